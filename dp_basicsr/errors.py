@@ -1,0 +1,25 @@
+"""What a user can do something about.
+
+Every error whose cause lies outside the program (an option, a file, a folder, the machine) is a :class:`UserError` with one
+readable message: what was expected, what came, how to mend it. Command lines run inside :func:`exit_on_user_error`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Iterator
+
+
+class UserError(ValueError):
+    """A mistake in the input or the surroundings; its message is all that the user needs to see."""
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turn a :class:`UserError` into one line on stderr and exit code 2; every other exception keeps its traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
