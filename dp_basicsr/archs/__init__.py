@@ -1,0 +1,6 @@
+"""Networks, registered in BasicSR's ARCH_REGISTRY when this package is imported."""
+
+from dp_basicsr.archs.perceptual_arch import ResNetFeatures, VGGFeatures
+from dp_basicsr.archs.rrdbnet_dp_arch import RRDBNetDP
+
+__all__ = ["RRDBNetDP", "ResNetFeatures", "VGGFeatures"]

@@ -1,0 +1,188 @@
+"""The frozen networks that a perceptual loss looks through: VGG (Eq. 4) and ResNet (Eq. 5)."""
+
+from __future__ import annotations
+
+from typing import Callable, Iterable, Sequence
+
+import torch
+from basicsr.archs.vgg_arch import NAMES, insert_bn
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+from torchvision import models
+
+from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone
+from dp_basicsr.errors import UserError
+
+# ImageNet statistics of RGB in [0, 1], torchvision's for every classification network.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# torchvision's ResNet family (all have conv1 ... layer4) and BasicSR's VGG names, with and without batch-norm.
+RESNET_TYPES = tuple(name for name in models.list_models(module=models) if "resn" in name)
+VGG_TYPES = tuple(sorted(NAMES)) + tuple(f"{name}_bn" for name in sorted(NAMES))
+RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+class FrozenFeatures(nn.Module):
+    """A network of named parts, run in order, that gives the outputs of some of them and never learns.
+
+    It stays in eval mode whatever ``train()`` is called on it or above it, and none of its weights has a gradient.
+
+    Args:
+        parts: The network, cut into named parts; what follows the last wanted one is dropped.
+        layers: Names of the parts whose outputs are wanted.
+        use_input_norm: Normalise RGB in [0, 1] by ImageNet's mean and standard deviation.
+        range_norm: Inputs are in [-1, 1] and are brought to [0, 1] first.
+
+    Raises:
+        ValueError: ``layers`` is empty or has a name that the network does not have.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, parts: dict[str, nn.Module], layers: Iterable[str], use_input_norm: bool, range_norm: bool
+    ) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        _check_layers(self.layers, parts)
+        last = max(list(parts).index(name) for name in self.layers)
+        self.parts = nn.ModuleDict(dict(list(parts.items())[: last + 1]))
+        self.use_input_norm = use_input_norm
+        self.range_norm = range_norm
+        self.register_buffer("mean", _per_channel(IMAGENET_MEAN, torch.ones(())), persistent=False)
+        self.register_buffer("std", _per_channel(IMAGENET_STD, torch.ones(())), persistent=False)
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> FrozenFeatures:
+        """Stay in eval mode: a loss must not change with the model's mode."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenFeatures:
+        """Move or cast; the statistics are made anew, because ``double()`` would keep float32's rounding of 0.485."""
+        super()._apply(fn, recurse)
+        self.mean, self.std = _per_channel(IMAGENET_MEAN, self.mean), _per_channel(IMAGENET_STD, self.std)
+        return self
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Features of ``x``, (N, 3, H, W), RGB in [0, 1] (in [-1, 1] with ``range_norm``), by name of layer."""
+        if self.range_norm:
+            x = (x + 1) / 2
+        if self.use_input_norm:
+            x = (x - self.mean) / self.std
+        features = {}
+        for name, part in self.parts.items():
+            x = part(x)
+            if name in self.layers:
+                features[name] = x
+        return features
+
+
+@ARCH_REGISTRY.register()
+class VGGFeatures(FrozenFeatures):
+    """Features of a VGG network by BasicSR's layer names: ``conv5_4`` is taken before its activation (Eq. 4).
+
+    Args:
+        layers: Names such as ``conv5_4``, ``relu3_3``, ``pool2``.
+        network: ``vgg11``, ``vgg13``, ``vgg16`` or ``vgg19``, each also with ``_bn``.
+        weights: ``imagenet``, the path of a torchvision state_dict, or ``random`` (seeded).
+        use_input_norm: See :class:`FrozenFeatures`.
+        range_norm: See :class:`FrozenFeatures`.
+
+    Raises:
+        ValueError: An unknown network or layer, or weights that cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[str],
+        network: str = "vgg19",
+        weights: str = "imagenet",
+        use_input_norm: bool = True,
+        range_norm: bool = False,
+    ) -> None:
+        _check_choice("VGG network", network, VGG_TYPES)
+        names = NAMES[network.removesuffix("_bn")]
+        names = insert_bn(names) if network.endswith("_bn") else names
+        layers = tuple(layers)
+        _check_layers(layers, names)
+        last = max(names.index(name) for name in layers)
+        net = load_backbone(network, weights).features[: last + 1]
+        if weights == "random":
+            initialise_randomly(net, network)
+        for module in net:
+            if isinstance(module, nn.ReLU):
+                module.inplace = False  # an in-place ReLU would overwrite the convolution's output that we hand out
+        super().__init__(dict(zip(names, net)), layers, use_input_norm, range_norm)
+        self.min_size = 2 ** sum(isinstance(part, nn.MaxPool2d) for part in self.parts.values())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """See :class:`FrozenFeatures`; ValueError where the image vanishes in the pooling."""
+        if min(x.shape[-2:]) < self.min_size:
+            raise ValueError(f"{self.layers} of a VGG needs images of at least {self.min_size} pixels a side, got {tuple(x.shape)}")
+        return super().forward(x)
+
+
+@ARCH_REGISTRY.register()
+class ResNetFeatures(FrozenFeatures):
+    """Features of a ResNet by torchvision's stages: the last bottleneck's output, after its ReLU (Eq. 5).
+
+    Args:
+        layers: ``layer1`` ... ``layer4`` (the paper's conv2_3, conv3_4, conv4_6 and conv5_3 for ResNet-50).
+        network: Any member of torchvision's ResNet family, for example ``resnet50``, ``resnext50_32x4d``.
+        weights: ``imagenet``, the path of a torchvision state_dict, or ``random`` (seeded).
+        use_input_norm: See :class:`FrozenFeatures`; the authors' released code does not normalise.
+        range_norm: See :class:`FrozenFeatures`.
+        batch_stats: Batch-norm uses the statistics of each batch in place of ImageNet's, as in the released code, which
+            left the network in train mode. The running statistics are dropped, so that nothing changes from call to call.
+
+    Raises:
+        ValueError: An unknown network or layer, or weights that cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[str],
+        network: str = "resnet50",
+        weights: str = "imagenet",
+        use_input_norm: bool = True,
+        range_norm: bool = False,
+        batch_stats: bool = False,
+    ) -> None:
+        _check_choice("ResNet network", network, RESNET_TYPES)
+        layers = tuple(layers)
+        _check_layers(layers, RESNET_STAGES)
+        net = load_backbone(network, weights)
+        parts: dict[str, nn.Module] = {"stem": nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)}
+        parts |= {stage: getattr(net, stage) for stage in RESNET_STAGES[: RESNET_STAGES.index(max(layers)) + 1]}
+        if weights == "random":
+            initialise_randomly(nn.Sequential(*parts.values()), network)
+        if batch_stats:
+            _use_batch_statistics(nn.Sequential(*parts.values()))
+        super().__init__(parts, layers, use_input_norm, range_norm)
+
+
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, 3, 1, 1)
+
+
+def _use_batch_statistics(net: nn.Module) -> None:
+    """Without running statistics batch-norm takes those of the batch, also in eval mode."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+
+
+def _check_choice(what: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{what}: expected one of {', '.join(choices)}; got {value!r}")
+
+
+def _check_layers(layers: tuple[str, ...], names: Iterable[str]) -> None:
+    if not layers:
+        raise UserError(f"expected at least one layer out of {', '.join(names)}; got none")
+    for layer in layers:
+        _check_choice("layer", layer, names)

@@ -1,0 +1,56 @@
+"""What a run starts or goes on from."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.utils import check_resume
+
+from dp_basicsr.errors import UserError
+
+
+def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the training state that this run resumes from, and point its networks to the same iteration.
+
+    ``--auto_resume`` takes the newest in the run's folder, otherwise ``path: resume_state`` names it.
+
+    Returns:
+        BasicSR's state (``iter``, ``epoch``, ``optimizers``, ``schedulers``) on the CPU, or None for a new run.
+
+    Raises:
+        UserError: The state is not there or cannot be read.
+    """
+    if opt["auto_resume"]:
+        states = sorted(Path(opt["path"]["training_states"]).glob("*.state"), key=lambda path: int(path.stem))
+        if states:
+            opt["path"]["resume_state"] = str(states[-1])
+    path = opt["path"].get("resume_state")
+    if path is None:
+        return None
+    state = read_state(Path(path))
+    check_resume(opt, state["iter"])
+    return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a training state without running code from it.
+
+    Raises:
+        UserError: No such file, damaged, or with more in it than a training state has.
+    """
+    try:
+        with torch.serialization.safe_globals([Counter]):  # MultiStepRestartLR keeps its milestones in one
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"training state {path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def require_networks(opt: dict[str, Any]) -> None:
+    """Refuse to start where a network that the options name is not there (UserError)."""
+    for key, path in opt["path"].items():
+        if key.startswith("pretrain_network") and path is not None and not Path(path).is_file():
+            raise UserError(f"path: {key}: no such file: {path}")

@@ -1,0 +1,169 @@
+"""From options to batches: datasets, loaders, and a training stream that can start at any iteration."""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Iterator
+
+import numpy as np
+import torch
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.data.data_sampler import EnlargedSampler
+from basicsr.data.prefetch_dataloader import CUDAPrefetcher
+from basicsr.utils import get_root_logger
+from torch.utils.data import DataLoader, Dataset
+
+from dp_basicsr.errors import UserError
+
+Batch = dict[str, Any]
+
+HOW_TO_GET_DATA = (
+    "the data of the paper is made by\n"
+    "  python scripts/download_datasets.py div2k\n"
+    "  python scripts/extract_subimages.py\n"
+    "and datasets/README.md shows the tree that is expected"
+)
+
+HOW_TO_GET_TEST_SETS = "datasets/README.md says where they come from and shows the tree that is expected"
+
+
+class SeededDataset(Dataset):
+    """A dataset whose random choices depend on (seed, epoch, place in the epoch) alone.
+
+    Not on the number of workers or processes, and not on where a run was interrupted. The program's own random state is left
+    as it was.
+
+    Args:
+        dataset: Any dataset that draws from Python's, NumPy's or torch's global generator (CPU), as BasicSR's do.
+        seed: ``manual_seed`` of the run.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Batch:
+        """The sample of ``(epoch, place, index)``."""
+        epoch, place, index = key
+        with _random_state(np.random.SeedSequence((self.seed, epoch, place))):
+            return self.dataset[index]
+
+
+@contextmanager
+def _random_state(seeds: np.random.SeedSequence) -> Iterator[None]:
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python_seed, numpy_seed, torch_seed = (int(word) for word in seeds.generate_state(3))
+    random.seed(python_seed)
+    np.random.seed(numpy_seed)
+    torch.default_generator.manual_seed(torch_seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class TrainSampler(EnlargedSampler):
+    """BasicSR's order of samples, with the keys of :class:`SeededDataset`, from any place in the epoch.
+
+    Attributes:
+        start: Samples of this process to leave out at the beginning of the epoch.
+    """
+
+    start = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        for number, index in islice(enumerate(super().__iter__()), self.start, None):
+            yield self.epoch, self.rank + number * self.num_replicas, index
+
+
+class TrainStream:
+    """Endless training batches. Iterating from iteration ``n`` gives what an uninterrupted run sees after ``n``.
+
+    Args:
+        opt: All options; reads ``datasets: train``, ``manual_seed``, ``rank``, ``world_size``, ``dist``, ``num_gpu``.
+
+    Raises:
+        UserError: There is not enough data for one batch.
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.opt = opt
+        self.dataset_opt = opt["datasets"]["train"]
+        self.dataset = build_dataset(self.dataset_opt)
+        ratio = self.dataset_opt.get("dataset_enlarge_ratio", 1)
+        self.sampler = TrainSampler(self.dataset, opt["world_size"], opt["rank"], ratio)
+        self.loader: DataLoader = build_dataloader(
+            SeededDataset(self.dataset, opt["manual_seed"]),
+            self.dataset_opt,
+            num_gpu=opt["num_gpu"],
+            dist=opt["dist"],
+            sampler=self.sampler,
+            seed=opt["manual_seed"],
+        )
+        self.iters_per_epoch = len(self.loader)
+        if self.iters_per_epoch == 0:
+            raise UserError(
+                f"datasets: train: {len(self.sampler)} samples per process do not fill one batch of "
+                f"{self.loader.batch_size}; lower batch_size_per_gpu or raise dataset_enlarge_ratio"
+            )
+
+    def epoch_of(self, iteration: int) -> int:
+        """The epoch that the batch after ``iteration`` iterations belongs to."""
+        return iteration // self.iters_per_epoch
+
+    def batches(self, iteration: int) -> Iterator[Batch]:
+        """Batches from just after ``iteration`` on, for ever."""
+        epoch, done = divmod(iteration, self.iters_per_epoch)
+        while True:
+            self.sampler.set_epoch(epoch)
+            self.sampler.start = done * (self.loader.batch_size or 1)
+            yield from self._one_epoch()
+            epoch, done = epoch + 1, 0
+
+    def _one_epoch(self) -> Iterator[Batch]:
+        if self.dataset_opt.get("prefetch_mode") != "cuda":
+            yield from self.loader
+            return
+        prefetcher = CUDAPrefetcher(self.loader, self.opt)
+        while (batch := prefetcher.next()) is not None:
+            yield batch
+
+
+def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:
+    """The data folders of a dataset's options that do not exist."""
+    roots = (dataset_opt.get("dataroot_gt"), dataset_opt.get("dataroot_lq"))
+    return [root for root in roots if root is not None and not Path(root).is_dir()]
+
+
+def require_training_data(opt: dict[str, Any]) -> None:
+    """Refuse to start without the training data: a UserError names the folder and the commands that make it."""
+    if "train" not in opt["datasets"]:
+        raise UserError("datasets: there is no `train`, which train.py needs")
+    missing = missing_folders(opt["datasets"]["train"])
+    if missing:
+        raise UserError(f"datasets: train: no such folder: {' and '.join(missing)}; {HOW_TO_GET_DATA}")
+
+
+def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
+    """Loaders of the sets of a phase (``val`` or ``test``) that are there; those that are not are named in the log."""
+    logger = get_root_logger()
+    loaders = []
+    for dataset_opt in opt["datasets"].values():
+        if dataset_opt["phase"] != phase:
+            continue
+        missing = missing_folders(dataset_opt)
+        if missing:
+            logger.warning(f"{dataset_opt['name']} is skipped: no such folder: {' and '.join(missing)}")
+            continue
+        dataset = build_dataset(dataset_opt)
+        loaders.append(build_dataloader(dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"]))
+        logger.info(f"{dataset_opt['name']}: {len(dataset)} images")
+    return loaders

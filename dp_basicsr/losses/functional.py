@@ -1,0 +1,68 @@
+"""The mathematics of Dual Perceptual Loss as pure functions (equations of Song et al., arXiv 2201.06383)."""
+
+from __future__ import annotations
+
+from typing import Literal, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Criterion = Literal["l1", "l2"]
+
+_DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}
+
+
+def feature_distance(
+    x: Mapping[str, Tensor], gt: Mapping[str, Tensor], layer_weights: Mapping[str, float], criterion: Criterion = "l1"
+) -> Tensor:
+    r"""Layer-weighted distance of two sets of features (Eq. 4 for VGG, Eq. 5 for ResNet).
+
+    .. math:: L = \sum_k \lambda_k \,\mathrm{mean}\,|\phi_k(x) - \phi_k(gt)|
+
+    Args:
+        x: Features of the super-resolved image by layer, any shapes.
+        gt: Features of the original, the same layers and shapes.
+        layer_weights: :math:`\lambda_k` by layer.
+        criterion: ``l1``, mean absolute difference, or ``l2``, mean squared difference.
+
+    Returns:
+        0-d tensor, >= 0 for weights >= 0; at least float32, also under autocast.
+    """
+    distance = _DISTANCES[criterion]
+    some = next(iter(x.values()))
+    with torch.autocast(some.device.type, enabled=False):
+        terms = [
+            weight * distance(_at_least_float32(x[layer]), _at_least_float32(gt[layer]))
+            for layer, weight in layer_weights.items()
+        ]
+    return torch.stack(terms).sum()
+
+
+def dynamic_weight(reference: Tensor, term: Tensor, mu: float, eps: float) -> Tensor:
+    r"""Weight that keeps a term in proportion to the reference (Eq. 9).
+
+    .. math:: w = \mathcal{D}\left(\frac{L_{ref}}{\mu L_{term} + \epsilon}\right)
+
+    ``mu`` divides: w * term is reference / mu up to eps, so a small mu means a heavy term. Detached: w changes the size of
+    the term's gradient, never its direction.
+
+    Args:
+        reference: L_VGG, 0-d.
+        term: L_Res, 0-d.
+        mu: > 0 (paper: 0.5).
+        eps: Tiny, only against a zero denominator.
+
+    Returns:
+        0-d tensor without gradient; 0 where both are 0 and eps > 0.
+    """
+    return reference.detach() / (mu * term.detach() + eps)
+
+
+def weighted_total(reference: Tensor, terms: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    r"""Sum of the reference and any number of weighted terms (Eq. 6; Eq. 8, L_VGG + w L_Res, is the case of one)."""
+    return reference + sum((w * term for w, term in zip(weights, terms, strict=True)), torch.zeros_like(reference))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,17 @@
+"""The model that trains ESRGAN's starting point with a pixel loss."""
+
+from __future__ import annotations
+
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import MODEL_REGISTRY
+
+from dp_basicsr.models.plugin_model import PluginModel
+
+
+@MODEL_REGISTRY.register()
+class PSNRModel(PluginModel, SRModel):
+    """BasicSR's SRModel on any device, for the L1-trained ("PSNR-oriented") generator that ESRGAN starts from."""
+
+    def get_current_log(self) -> dict[str, float]:
+        """SRModel has reduced its losses to numbers in the step already."""
+        return self.log_dict

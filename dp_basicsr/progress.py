@@ -1,0 +1,83 @@
+"""What a person sees of a run: log file, TensorBoard, wandb, and a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import contextmanager
+from typing import Any, Iterator, Mapping
+
+from basicsr.utils import get_env_info, get_root_logger, get_time_str, init_tb_logger, mkdir_and_rename
+from basicsr.utils.options import dict2str
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from dp_basicsr import __version__
+from dp_basicsr.errors import UserError
+
+# What the bar shows of the losses; all of them are in the log line.
+BAR_LOSSES = ("l_pix", "l_g_pix", "l_g_percep", "l_g_gan", "dp_weight")
+
+
+def start_log(opt: dict[str, Any], kind: str) -> logging.Logger:
+    """Open the run's log file (rank 0) and write versions and options into it."""
+    log_file = os.path.join(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log")
+    logger = get_root_logger(log_level=logging.INFO, log_file=log_file)
+    logger.info(f"dp_basicsr {__version__}{get_env_info()}")
+    logger.info(dict2str(opt))
+    return logger
+
+
+def open_tensorboard(opt: dict[str, Any], resuming: bool) -> Any:
+    """TensorBoard's writer on rank 0 (or None), with wandb behind it when asked.
+
+    Raises:
+        UserError: wandb is asked for without TensorBoard, or is not installed.
+    """
+    options = opt["logger"]
+    project = (options.get("wandb") or {}).get("project")
+    if opt["rank"] != 0 or "debug" in opt["name"]:
+        return None
+    if project and not options.get("use_tb_logger"):
+        raise UserError("logger: wandb takes its figures from TensorBoard: set use_tb_logger: true")
+    if not options.get("use_tb_logger"):
+        return None
+    if project:
+        _start_wandb(opt, project)
+    folder = os.path.join(opt["root_path"], "tb_logger", opt["name"])
+    if not resuming:
+        mkdir_and_rename(folder)
+    return init_tb_logger(folder)
+
+
+def _start_wandb(opt: dict[str, Any], project: str) -> None:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("logger: wandb is asked for but not installed: pip install wandb") from error
+    resume_id = opt["logger"]["wandb"].get("resume_id")
+    run = wandb.init(
+        project=project, name=opt["name"], id=resume_id, resume="allow" if resume_id else None, config=opt,
+        sync_tensorboard=True,
+    )  # fmt: skip
+    get_root_logger().info(f"wandb: project {project}, resume_id {run.id}")
+
+
+@contextmanager
+def progress_bar(opt: dict[str, Any], start_iter: int) -> Iterator[tqdm]:
+    """A bar with iteration and ETA, on rank 0 and on a terminal only; log lines go above it."""
+    total = int(opt["train"]["total_iter"])
+    hidden = opt["rank"] != 0 or not sys.stderr.isatty()
+    with tqdm(total=total, initial=start_iter, desc=opt["name"], unit="it", disable=hidden, dynamic_ncols=True) as bar:
+        if hidden:
+            yield bar
+            return
+        with logging_redirect_tqdm([get_root_logger()]):
+            yield bar
+
+
+def show_losses(bar: tqdm, losses: Mapping[str, float], waiting: float) -> None:
+    """Show the main losses and the share of time spent waiting for data (0 to 1) beside the bar."""
+    shown = {name: f"{losses[name]:.3g}" for name in BAR_LOSSES if name in losses}
+    bar.set_postfix({**shown, "data": f"{waiting:.0%}"}, refresh=False)

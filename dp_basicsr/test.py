@@ -1,0 +1,57 @@
+"""Test a model on the sets that are there: ``python dp_basicsr/test.py -opt options/test_esrgan_dp.yml``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: this folder's names (data, losses ...) must not be top-level modules
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from typing import Any, Sequence
+
+import dp_basicsr.archs
+import dp_basicsr.models  # noqa: F401  (the two imports register their members)
+import torch
+from basicsr.models import build_model
+from basicsr.utils import make_exp_dirs
+from dp_basicsr.checkpoint import require_networks
+from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, missing_folders
+from dp_basicsr.errors import UserError, exit_on_user_error
+from dp_basicsr.launch import leave_distributed
+from dp_basicsr.options import parse_options
+from dp_basicsr.progress import start_log
+
+
+def test(opt: dict[str, Any]) -> None:
+    """Upscale every image of the test sets, write the results, log the metrics.
+
+    Raises:
+        UserError: None of the sets is there, or the network's weights are not.
+    """
+    torch.backends.cudnn.benchmark = True
+    sets = [dataset for dataset in opt["datasets"].values() if dataset["phase"] == "test"]
+    if all(missing_folders(dataset) for dataset in sets):
+        names = ", ".join(dataset["name"] for dataset in sets)
+        raise UserError(f"none of the test sets ({names}) is there; {HOW_TO_GET_TEST_SETS}")
+    require_networks(opt)
+    make_exp_dirs(opt)
+    logger = start_log(opt, "test")
+    loaders = evaluation_loaders(opt, "test")
+    model = build_model(opt)
+    for loader in loaders:
+        logger.info(f"Testing {loader.dataset.opt['name']} ...")
+        model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line: see ``--help``."""
+    with exit_on_user_error():
+        try:
+            test(parse_options(__doc__, argv, is_train=False)[0])
+        finally:
+            leave_distributed()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Train a model from an option file: ``python dp_basicsr/train.py -opt options/train_esrgan_dp.yml``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: this folder's names (data, losses ...) must not be top-level modules
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from typing import Any, Sequence
+
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401  (the three imports register their members)
+import torch
+from basicsr.models import build_model
+from basicsr.utils import AvgTimer, MessageLogger, make_exp_dirs
+from basicsr.utils.options import copy_opt_file
+from dp_basicsr.checkpoint import find_resume_state, require_networks
+from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
+from dp_basicsr.errors import exit_on_user_error
+from dp_basicsr.launch import leave_distributed
+from dp_basicsr.options import parse_options
+from dp_basicsr.progress import open_tensorboard, progress_bar, show_losses, start_log
+
+
+def train(opt: dict[str, Any], option_file: str) -> None:
+    """Train until ``train: total_iter``, logging, saving and validating on the way.
+
+    Args:
+        opt: Options, completed by :func:`~dp_basicsr.options.parse_options`.
+        option_file: Where they come from; a copy is kept with the experiment.
+
+    Raises:
+        UserError: Missing data, weights or states; what to do is in the message.
+    """
+    torch.backends.cudnn.benchmark = True
+    require_training_data(opt)
+    require_networks(opt)
+    state = find_resume_state(opt)
+    if state is None:
+        make_exp_dirs(opt)
+    copy_opt_file(option_file, opt["path"]["experiments_root"])
+    logger = start_log(opt, "train")
+    tb_logger = open_tensorboard(opt, resuming=state is not None)
+    stream = TrainStream(opt)
+    val_loaders = evaluation_loaders(opt, "val") if opt.get("val") else []
+    model = build_model(opt)
+    iteration = 0
+    if state is not None:
+        model.resume_training(state)
+        iteration = state["iter"]
+        logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
+
+    every, total_iter = opt["logger"], int(opt["train"]["total_iter"])
+    val_freq, save_img = (opt["val"]["val_freq"], opt["val"]["save_img"]) if opt.get("val") else (0, False)
+    log_line = MessageLogger(opt, iteration + 1, tb_logger)
+    log_line.max_iters = total_iter + 1  # its ETA counts one iteration too few, and ends below zero
+    data_timer, iter_timer = AvgTimer(), AvgTimer()
+    logger.info(f"Start training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}")
+
+    def validate() -> None:
+        for loader in val_loaders:
+            model.validation(loader, iteration, tb_logger, save_img)
+
+    with progress_bar(opt, iteration) as bar:
+        batches = stream.batches(iteration)
+        while iteration < total_iter:
+            data_timer.start()
+            batch = next(batches)
+            data_timer.record()
+            epoch = stream.epoch_of(iteration)
+            iteration += 1
+            model.update_learning_rate(iteration, warmup_iter=opt["train"].get("warmup_iter", -1))
+            model.feed_data(batch)
+            model.optimize_parameters(iteration)
+            iter_timer.record()
+            bar.update()
+            if iteration % every["print_freq"] == 0:
+                seconds, waiting = iter_timer.get_avg_time(), data_timer.get_avg_time()
+                losses = model.get_current_log()
+                show_losses(bar, losses, waiting / seconds)
+                progress = {"epoch": epoch, "iter": iteration, "lrs": model.get_current_learning_rate()}
+                log_line(progress | {"time": seconds, "data_time": waiting} | losses)
+            if iteration % every["save_checkpoint_freq"] == 0:
+                logger.info("Saving models and training states.")
+                model.save(epoch, iteration)
+            if val_freq and iteration % val_freq == 0:
+                validate()
+                iter_timer.start()  # validation is not a part of the time per iteration
+
+    logger.info("End of training. Save the latest model.")
+    model.save(epoch=-1, current_iter=-1)  # BasicSR's name for net_g_latest.pth
+    if val_freq and iteration % val_freq != 0:
+        validate()
+    if tb_logger:
+        tb_logger.close()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line: see ``--help``."""
+    with exit_on_user_error():
+        try:
+            train(*parse_options(__doc__, argv, is_train=True))
+        finally:
+            leave_distributed()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The feature extractors against torchvision's networks and BasicSR's VGGFeatureExtractor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from basicsr.archs import vgg_arch
+from dp_basicsr.archs import ResNetFeatures, VGGFeatures
+from torchvision import models
+
+
+@pytest.mark.parametrize("network", ["vgg11", "vgg13_bn"])
+def test_vgg_gives_what_basicsr_s_extractor_gives(network: str, tmp_path: Path, monkeypatch) -> None:
+    """Same layers by the same names, also those whose ReLU follows in place."""
+    torch.save(getattr(models, network)(weights=None).state_dict(), tmp_path / "vgg.pth")
+    monkeypatch.setattr(vgg_arch, "VGG_PRETRAIN_PATH", str(tmp_path / "vgg.pth"))
+    layers = ["conv1_1", "relu1_1", "conv2_1", "pool2", "conv3_2"]
+    theirs = vgg_arch.VGGFeatureExtractor(layers, network)
+    ours = VGGFeatures(layers, network, str(tmp_path / "vgg.pth"))
+    x = torch.rand(1, 3, 32, 32)
+    expected = theirs(x)
+    for layer, value in ours(x).items():
+        torch.testing.assert_close(value, expected[layer], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
+def test_resnet_stages_are_after_their_relu(network: str) -> None:
+    features = ResNetFeatures(["layer1", "layer2"], network, "random")(torch.rand(1, 3, 32, 32))
+    assert list(features) == ["layer1", "layer2"]
+    assert all(value.min() >= 0 for value in features.values())
+    assert features["layer1"].shape[-1] == 8
+    assert features["layer2"].shape[-1] == 4
+
+
+def test_what_follows_the_last_layer_is_dropped() -> None:
+    assert list(ResNetFeatures(["layer2"], "resnet18", "random").parts) == ["stem", "layer1", "layer2"]
+    assert list(VGGFeatures(["pool1"], "vgg11", "random").parts) == ["conv1_1", "relu1_1", "pool1"]
+
+
+def test_batch_statistics_ignore_global_contrast() -> None:
+    """What sets the released reading apart: features of x and of x / 2 are (almost) the same."""
+    x = torch.rand(2, 3, 64, 64)
+    free = ResNetFeatures(["layer1"], "resnet18", "random", use_input_norm=False, batch_stats=True)
+    frozen = ResNetFeatures(["layer1"], "resnet18", "random", use_input_norm=False)
+    assert (free(x)["layer1"] - free(x / 2)["layer1"]).abs().mean() < 0.01 * free(x)["layer1"].mean()
+    assert (frozen(x)["layer1"] - frozen(x / 2)["layer1"]).abs().mean() > 0.3 * frozen(x)["layer1"].mean()
+
+
+def test_nothing_of_it_is_trained_or_leaves_eval_mode() -> None:
+    net = ResNetFeatures(["layer1"], "resnet18", "random").train()
+    assert not any(module.training for module in net.modules())
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    assert not {"mean", "std"} & net.state_dict().keys()

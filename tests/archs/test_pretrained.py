@@ -1,0 +1,125 @@
+"""Where weights are looked for, and what happens when they are not there: without the network, on files made here."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+import torch
+from basicsr.utils import get_root_logger
+from dp_basicsr.archs import ResNetFeatures, VGGFeatures, pretrained
+from dp_basicsr.archs.pretrained import find_weights, read_state_dict, weights_url
+from dp_basicsr.errors import UserError
+from torchvision import models
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A server on loopback that has resnet18's weights (made here) under a name with their checksum."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    torch.manual_seed(1)
+    torch.save(models.resnet18(weights=None).state_dict(), folder / "weights.pth")
+    digest = hashlib.sha256((folder / "weights.pth").read_bytes()).hexdigest()
+    file = (folder / "weights.pth").rename(folder / f"resnet18-{digest[:8]}.pth")
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{httpd.server_port}/{file.name}"
+    monkeypatch.setattr(pretrained, "weights_url", lambda network: url)
+    yield file
+    httpd.shutdown()
+
+
+def test_the_weights_are_those_of_the_paper_s_time() -> None:
+    assert weights_url("vgg19").endswith("/vgg19-dcbb9e9d.pth")
+    assert weights_url("resnet50").endswith("/resnet50-0676ba61.pth")
+
+
+def test_a_given_path_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "mine.pth").touch()
+    assert find_weights("vgg19", str(tmp_path / "mine.pth")) == tmp_path / "mine.pth"
+    with pytest.raises(UserError, match="no such file"):
+        find_weights("vgg19", "not/there.pth")
+
+
+def test_then_the_project_s_folder_then_the_hub_s_cache(tmp_path: Path) -> None:
+    cache = tmp_path / "torch_home/hub/checkpoints"
+    cache.mkdir(parents=True)
+    (cache / "vgg19-dcbb9e9d.pth").touch()
+    assert find_weights("vgg19", "imagenet") == cache / "vgg19-dcbb9e9d.pth"
+    project = Path("experiments/pretrained_models")
+    project.mkdir(parents=True)
+    (project / "vgg19-dcbb9e9d.pth").touch()
+    assert find_weights("vgg19", "imagenet") == project / "vgg19-dcbb9e9d.pth"
+
+
+def test_then_they_are_downloaded_into_the_cache_and_checked(server: Path, tmp_path: Path) -> None:
+    path = find_weights("resnet18", "imagenet")
+    assert path == tmp_path / "torch_home/hub/checkpoints" / server.name
+    assert path.read_bytes() == server.read_bytes()
+
+
+def test_a_wrong_checksum_leaves_nothing(server: Path, tmp_path: Path) -> None:
+    server.write_bytes(b"not these weights")
+    with pytest.raises(UserError, match=r"resnet18.*pth.*experiments/pretrained_models"):
+        find_weights("resnet18", "imagenet")
+    assert list((tmp_path / "torch_home").rglob("*.pth")) == []
+
+
+def test_offline_names_url_file_and_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "http://127.0.0.1:9/resnet50-0676ba61.pth"  # nobody listens there
+    monkeypatch.setattr(pretrained, "weights_url", lambda network: url)
+    with pytest.raises(UserError) as raised:
+        ResNetFeatures(["layer3"])
+    assert all(part in str(raised.value) for part in (url, "resnet50-0676ba61.pth", "experiments/pretrained_models"))
+
+
+def test_a_state_dict_is_loaded_whole_and_strictly(tmp_path: Path) -> None:
+    net = models.resnet18(weights=None).eval()
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    features = ResNetFeatures(["layer2"], "resnet18", str(tmp_path / "net.pth"), use_input_norm=False)
+    x = torch.rand(1, 3, 32, 32)
+    expected = net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x))))))
+    torch.testing.assert_close(features(x)["layer2"], expected)
+
+    state = net.state_dict()
+    del state["fc.bias"]
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(UserError, match=r"resnet18.*fc\.bias"):
+        ResNetFeatures(["layer2"], "resnet18", str(tmp_path / "net.pth"))
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("this must not run",)
+
+
+@pytest.mark.parametrize("content", ["code", "truncated", "tensor"])
+def test_a_file_that_is_no_state_dict_is_refused(content: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "weights.pth"
+    if content == "code":
+        path.write_bytes(pickle.dumps(_Evil()))
+    elif content == "truncated":
+        torch.save({"a": torch.rand(100)}, path)
+        path.write_bytes(path.read_bytes()[:300])
+    else:
+        torch.save(torch.rand(3), path)
+    with pytest.raises(UserError, match="weights.pth"):
+        read_state_dict(path)
+    assert "this must not run" not in capsys.readouterr().out
+
+
+def test_random_is_seeded_says_so_and_leaves_the_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(get_root_logger(), "warning", warnings.append)
+    before = torch.get_rng_state()
+    one, two = (VGGFeatures(["conv2_1"], "vgg11", "random") for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert ["RANDOM weights" in text for text in warnings] == [True, True]

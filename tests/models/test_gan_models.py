@@ -1,0 +1,171 @@
+"""The step of the two GAN models against BasicSR's own models and against the equations, in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401
+import pytest
+import torch
+from basicsr.models import build_model
+from dp_basicsr.losses import DPLoss
+from torch import nn
+from torch.nn import functional as F
+
+from tests.conftest import model_options, random_batch
+
+STOCK = {"ESRGANDPModel": "ESRGANModel", "SRGANDPModel": "SRGANModel"}
+
+
+def in_float64(model: Any) -> Any:
+    for net in (model.net_g, model.net_d, getattr(model, "net_g_ema", None), model.cri_perceptual):
+        if net is not None:
+            net.double()
+    return model
+
+
+def build(model_type: str, folder: Path, **train: Any) -> Any:
+    torch.manual_seed(0)
+    return in_float64(build_model(model_options(model_type, folder, **train)))
+
+
+def run(model: Any, iterations: int = 4) -> Any:
+    for iteration in range(1, iterations + 1):
+        model.update_learning_rate(iteration)
+        model.feed_data(random_batch(iteration, torch.float64))
+        model.optimize_parameters(iteration)
+    return model
+
+
+def largest_difference(one: nn.Module, other: nn.Module) -> float:
+    """Of all parameters, relative to the largest of each tensor."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+
+
+@pytest.mark.parametrize("ours", STOCK)
+@pytest.mark.parametrize("train", [{}, {"net_d_iters": 2}, {"net_d_init_iters": 2}, {"ema_decay": 0.9}, {"pixel_opt": None}])
+def test_steps_equal_basicsr_s_own_model(ours: str, train: dict[str, Any], tmp_path: Path) -> None:
+    """DPLoss drops into the stock models; after four steps ours has their parameters, with fewer passes."""
+    model, stock = run(build(ours, tmp_path, **train)), run(build(STOCK[ours], tmp_path, **train))
+    assert isinstance(stock.cri_perceptual, DPLoss)
+    assert largest_difference(model.net_g, stock.net_g) < 1e-9
+    assert largest_difference(model.net_d, stock.net_d) < 1e-9
+    if "ema_decay" in train:
+        assert largest_difference(model.net_g_ema, stock.net_g_ema) < 1e-9
+    log = model.get_current_log()
+    for name, value in stock.get_current_log().items():
+        assert log[name] == pytest.approx(value, rel=1e-9, abs=1e-15), name
+
+
+class PlainStep:
+    """Eq. 2, 3 with separate passes and binary cross-entropy on probabilities, on copies of a model's networks."""
+
+    def __init__(self, model: Any, relativistic: bool) -> None:
+        self.model, self.relativistic = model, relativistic
+        adam = {"lr": 1e-3, "betas": (0.9, 0.99)}
+        self.adam_g = torch.optim.Adam(model.net_g.parameters(), **adam)
+        self.adam_d = torch.optim.Adam(model.net_d.parameters(), **adam)
+
+    def step(self, lq: torch.Tensor, gt: torch.Tensor) -> None:
+        net_g, net_d = self.model.net_g, self.model.net_d
+        sr = net_g(lq)
+        l_dp, _ = self.model.cri_perceptual(sr, gt)
+        l_g = 1e-2 * (sr - gt).abs().mean() + 5e-3 * self.adversarial(net_d(gt).detach(), net_d(sr), for_g=True) + l_dp
+        grads_g = torch.autograd.grad(l_g, list(net_g.parameters()))
+        l_d = self.adversarial(net_d(gt), net_d(sr.detach()), for_g=False)
+        grads_d = torch.autograd.grad(l_d, list(net_d.parameters()))
+        for net, grads, adam in ((net_g, grads_g, self.adam_g), (net_d, grads_d, self.adam_d)):
+            for parameter, grad in zip(net.parameters(), grads, strict=True):
+                parameter.grad = grad
+            adam.step()
+
+    def adversarial(self, real: torch.Tensor, fake: torch.Tensor, for_g: bool) -> torch.Tensor:
+        if not self.relativistic:
+            if for_g:
+                return -F.logsigmoid(fake).mean()
+            return -F.logsigmoid(real).mean() - F.logsigmoid(-fake).mean()
+        if for_g:
+            d_real, d_fake = torch.sigmoid(real - fake.mean()), torch.sigmoid(fake - real.mean())
+            return -(torch.log(1 - d_real).mean() + torch.log(d_fake).mean()) / 2
+        d_real = torch.sigmoid(real - fake.detach().mean())
+        d_fake = torch.sigmoid(fake - real.detach().mean())
+        return -(torch.log(d_real).mean() + torch.log(1 - d_fake).mean()) / 2
+
+
+@pytest.mark.parametrize("ours", STOCK)
+def test_steps_equal_the_equations(ours: str, tmp_path: Path) -> None:
+    schedule = {"scheduler": {"type": "MultiStepLR", "milestones": [100], "gamma": 0.5}}
+    model = run(build(ours, tmp_path, **schedule))
+    other = build(ours, tmp_path)
+    plain = PlainStep(other, relativistic=ours == "ESRGANDPModel")
+    for iteration in range(1, 5):
+        plain.step(**random_batch(iteration, torch.float64))
+    assert largest_difference(model.net_g, other.net_g) < 1e-9
+    assert largest_difference(model.net_d, other.net_d) < 1e-9
+
+
+@pytest.mark.parametrize("ours", STOCK)
+def test_the_log_has_every_term(ours: str, tmp_path: Path) -> None:
+    model = run(build(ours, tmp_path), 1)
+    log = model.get_current_log()
+    image = ["l_g_pix", "l_g_vgg", "l_g_resnet", "dp_weight", "l_g_percep", "l_g_gan"]
+    assert list(log) == [*image, "l_d_real", "l_d_fake", "out_d_real", "out_d_fake"]
+    assert all(isinstance(value, float) for value in log.values())
+    assert log["l_g_percep"] == pytest.approx(log["l_g_vgg"] + log["dp_weight"] * log["l_g_resnet"], rel=1e-9)
+
+
+def test_each_network_sees_each_image_once(tmp_path: Path) -> None:
+    """One pass of D for the original and one for the result, where BasicSR's RaGAN step takes five."""
+    model = build("ESRGANDPModel", tmp_path)
+    calls = {"g": 0, "d": 0}
+    for name, net in (("g", model.net_g), ("d", model.net_d)):
+        net.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+    run(model, 1)
+    assert calls == {"g": 1, "d": 2}
+
+
+def test_the_generator_rests_while_the_discriminator_starts(tmp_path: Path) -> None:
+    model = build("ESRGANDPModel", tmp_path, net_d_init_iters=10)
+    before = [parameter.clone() for parameter in model.net_g.parameters()]
+    run(model, 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.net_g.parameters(), strict=True))
+    assert "l_g_gan" not in model.get_current_log()
+    assert not model.output.requires_grad
+
+
+def test_another_perceptual_loss_and_its_style_term(tmp_path: Path) -> None:
+    """Any BasicSR loss fits into perceptual_opt, also one that has a style term."""
+
+    class WithStyle(nn.Module):
+        def forward(self, x: torch.Tensor, gt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return (x - gt).abs().mean(), (x.mean() - gt.mean()) ** 2
+
+    model, stock = build("ESRGANDPModel", tmp_path), build("ESRGANModel", tmp_path)
+    model.cri_perceptual = stock.cri_perceptual = WithStyle()
+    run(model), run(stock)
+    assert {"l_g_percep", "l_g_style"} <= model.get_current_log().keys()
+    assert largest_difference(model.net_g, stock.net_g) < 1e-9
+
+
+def test_warm_start_from_a_psnr_trained_generator(tmp_path: Path) -> None:
+    psnr = build_model(model_options("PSNRModel", tmp_path, perceptual_opt=None, ema_decay=0.5))
+    psnr.feed_data(random_batch(0))
+    psnr.optimize_parameters(1)
+    psnr.save(0, 1)
+    opt = model_options("ESRGANDPModel", tmp_path, ema_decay=0.999)
+    opt["path"] |= {"pretrain_network_g": str(tmp_path / "net_g_1.pth"), "param_key_g": "params_ema"}
+    model = build_model(opt)
+    assert largest_difference(model.net_g, psnr.net_g_ema) == 0
+    assert largest_difference(model.net_g_ema, psnr.net_g_ema) == 0
+    assert psnr.get_current_log().keys() == {"l_pix"}
+
+
+def test_checkpoints_have_basicsr_s_form(tmp_path: Path) -> None:
+    model = run(build("ESRGANDPModel", tmp_path, ema_decay=0.9), 1)
+    model.save(0, 7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["7.state", "net_d_7.pth", "net_g_7.pth"]
+    assert torch.load(tmp_path / "net_g_7.pth", weights_only=True).keys() == {"params", "params_ema"}

@@ -1,0 +1,46 @@
+"""The first losses of a tiny run, compared with those of the file beside: whoever moves them does it knowingly.
+
+Written anew by ``python -m tests.test_golden``, which belongs into the CHANGELOG under *Numerics*.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401
+import pytest
+import torch
+from basicsr.models import build_model
+
+from tests.conftest import model_options, random_batch
+
+GOLDEN = Path(__file__).parent / "golden" / "first_losses.json"
+MODELS = ("ESRGANDPModel", "SRGANDPModel")
+
+
+def first_losses(model_type: str, folder: Path) -> list[dict[str, float]]:
+    torch.manual_seed(0)
+    model = build_model(model_options(model_type, folder))
+    losses = []
+    for iteration in (1, 2, 3):
+        model.update_learning_rate(iteration)
+        model.feed_data(random_batch(iteration))
+        model.optimize_parameters(iteration)
+        losses.append(model.get_current_log())
+    return losses
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_first_losses(model_type: str, tmp_path: Path) -> None:
+    expected = json.loads(GOLDEN.read_text())[model_type]
+    for step, losses in enumerate(first_losses(model_type, tmp_path)):
+        assert losses == pytest.approx(expected[step], rel=1e-3), f"iteration {step + 1}"
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        GOLDEN.write_text(json.dumps({name: first_losses(name, Path(folder)) for name in MODELS}, indent=1) + "\n")

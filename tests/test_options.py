@@ -1,0 +1,110 @@
+"""Option files and command lines: what is read, what is refused, and that nothing is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dp_basicsr.errors import UserError
+from dp_basicsr.options import override, parse_options, read_options
+
+MINIMAL = """
+name: small
+model_type: ESRGANDPModel
+scale: 4
+num_gpu: 0
+datasets:
+  val_2: {name: b, dataroot_gt: ~/gt}
+network_g: {type: RRDBNetDP}
+train: {total_iter: 10, optim_g: {lr: !!float 1e-4}, perceptual_opt: {eps: 1e-8}}
+logger: {print_freq: 100}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "options.yml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_numbers_with_exponents_are_numbers(file: Path) -> None:
+    """PyYAML reads `1e-4` as text, BasicSR's files write `!!float 1e-4`: both are numbers here."""
+    train = read_options(file)["train"]
+    assert train["optim_g"]["lr"] == 1e-4
+    assert train["perceptual_opt"]["eps"] == 1e-8
+    assert train["total_iter"] == 10
+    assert isinstance(train["total_iter"], int)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("3", 3), ("0.5", 0.5), ("true", True), ("~", None), ("[1, 2]", [1, 2]), ("{layer1: 1}", {"layer1": 1}),
+     ("-.5E+2", -50.0), ("net.pth", "net.pth"), ("a=b", "a=b"), ("1e", "1e")],
+)  # fmt: skip
+def test_override_reads_values_as_yaml(text: str, value: object, file: Path) -> None:
+    opt = read_options(file)
+    override(opt, [f"train:new={text}", f"name={text}"])
+    assert opt["train"]["new"] == value
+    assert type(opt["name"]) is type(value)
+
+
+@pytest.mark.parametrize("entry", ["train:total_iter", "=3", "trian:total_iter=3", "name:x=3", "train:a=[1"])
+def test_an_override_that_leads_nowhere_is_refused(entry: str, file: Path) -> None:
+    with pytest.raises(UserError, match="--force_yml"):
+        override(read_options(file), [entry])
+
+
+@pytest.mark.parametrize(
+    "code", ["name: !!python/object/apply:os.system ['touch ran']", "name: !!python/name:os.system"]
+)
+def test_option_files_cannot_run_code(code: str, file: Path, tmp_path: Path) -> None:
+    file.write_text(MINIMAL + code)
+    with pytest.raises(UserError, match="python/"):
+        read_options(file)
+    override_entry = "name=[__import__('os').system('touch ran')]"
+    file.write_text(MINIMAL)
+    opt = read_options(file)
+    override(opt, [override_entry])
+    assert opt["name"] == ["__import__('os').system('touch ran')"]
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("a: [1", "line"), ("- a", "mapping"), ("name: x", "missing model_type"), (None, "No such file")],
+)
+def test_what_is_no_option_file_is_refused(content: str | None, message: str, file: Path) -> None:
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_options(file)
+
+
+def test_derived_options(file: Path, tmp_path: Path) -> None:
+    opt, path = parse_options("", ["-opt", str(file), "--debug", "--local-rank=1"], is_train=True)
+    assert path == str(file)
+    assert opt["name"] == "debug_small"
+    assert opt["path"]["models"] == str(tmp_path / "experiments/debug_small/models")
+    assert opt["datasets"]["val_2"]["phase"] == "val"
+    assert opt["datasets"]["val_2"]["scale"] == 4
+    assert opt["datasets"]["val_2"]["dataroot_gt"] == str(Path.home() / "gt")
+    assert opt["logger"]["print_freq"] == 1
+    assert (opt["dist"], opt["rank"], opt["world_size"]) == (False, 0, 1)
+    assert isinstance(opt["manual_seed"], int)
+    test_opt, _ = parse_options("", ["-opt", str(file), "--local_rank", "0"], is_train=False)
+    assert test_opt["path"]["visualization"] == str(tmp_path / "results/small/visualization")
+
+
+def test_a_gpu_that_is_not_there_is_refused(file: Path) -> None:
+    with pytest.raises(UserError, match="num_gpu.*got 99"):
+        parse_options("", ["-opt", str(file), "--force_yml", "num_gpu=99"], is_train=True)
+
+
+def test_a_launcher_that_did_not_start_us_is_refused(file: Path) -> None:
+    with pytest.raises(UserError, match="torchrun"):
+        parse_options("", ["-opt", str(file), "--launcher", "pytorch"], is_train=True)
+    with pytest.raises(UserError, match="srun"):
+        parse_options("", ["-opt", str(file), "--launcher", "slurm"], is_train=True)

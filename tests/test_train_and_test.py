@@ -1,0 +1,151 @@
+"""The real command lines on a small run: train, stop, resume, test; two processes; what the user sees of mistakes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SMALL = """
+name: small
+model_type: ESRGANDPModel
+scale: 4
+num_gpu: 0
+manual_seed: 0
+datasets:
+  train:
+    name: pairs
+    type: PairedImageDataset
+    dataroot_gt: pairs/GT
+    dataroot_lq: pairs/LRbicx4
+    io_backend: {type: disk}
+    gt_size: 128
+    use_hflip: true
+    use_rot: true
+    num_worker_per_gpu: 1
+    batch_size_per_gpu: 2
+    dataset_enlarge_ratio: 2
+  val_1: &set {name: there, type: PairedImageDataset, dataroot_gt: pairs/GT, dataroot_lq: pairs/LRbicx4, io_backend: {type: disk}}
+  val_2: {<<: *set, name: not_there, dataroot_gt: datasets/nowhere}
+  test_1: *set
+  test_2: {<<: *set, name: not_there, dataroot_gt: datasets/nowhere}
+network_g: {type: RRDBNetDP, scale: 4, num_feat: 8, num_block: 1, num_grow_ch: 4}
+network_d: {type: VGGStyleDiscriminator, num_in_ch: 3, num_feat: 4, input_size: 128}
+path: {pretrain_network_g: ~}
+train:
+  ema_decay: 0.9
+  optim_g: &adam {type: Adam, lr: 1e-3, betas: [0.9, 0.99]}
+  optim_d: *adam
+  scheduler: {type: MultiStepLR, milestones: [5], gamma: 0.5}
+  total_iter: 7
+  pixel_opt: {type: L1Loss, loss_weight: 1e-2}
+  perceptual_opt: {type: DPLoss, vgg_type: vgg11, vgg_layer_weights: {conv2_1: 1}, resnet_type: resnet18,
+                   resnet_layer_weights: {layer1: 1}, vgg_weights: random, resnet_weights: random}
+  gan_opt: {type: GANLoss, gan_type: vanilla, loss_weight: 5e-3}
+val: {val_freq: 7, save_img: true, suffix: small, metrics: {psnr_rgb: {type: calculate_psnr, crop_border: 4}}}
+logger: {print_freq: 1, save_checkpoint_freq: 3, use_tb_logger: true}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, pairs: Path) -> Path:
+    (tmp_path / "small.yml").write_text(SMALL)
+    return tmp_path
+
+
+def run(*command: str, processes: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run one of the programs as its user does, from the current folder; with torchrun if there are processes."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    program, *arguments = command
+    line = [sys.executable, *torchrun, str(ROOT / "dp_basicsr" / program), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+
+
+def run_well(*command: str, processes: int = 0) -> str:
+    done = run(*command, processes=processes)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def losses_of(log: str) -> dict[int, str]:
+    """The losses of each iteration, as printed."""
+    return {int(number): losses for number, losses in re.findall(r"iter:\s+(\d+),.*?(l_g_pix:.*)", log)}
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = (torch.load(path, weights_only=True) for path in (one, other))
+    return all(torch.equal(a[kind][name], b[kind][name]) for kind in a for name in a[kind])
+
+
+def test_train_stop_resume_test(folder: Path) -> None:
+    """A run that stops at 4 (saved at 3) and goes on ends with the same bits as one that never stopped."""
+    whole = run_well("train.py", "-opt", "small.yml", "--force_yml", "name=whole")
+    run_well("train.py", "-opt", "small.yml", "--force_yml", "train:total_iter=4")
+    resumed = run_well("train.py", "-opt", "small.yml", "--auto_resume")
+
+    assert "Resuming training from epoch: 0, iter: 3" in resumed
+    assert losses_of(resumed).keys() == {4, 5, 6, 7}
+    assert losses_of(resumed).items() <= losses_of(whole).items()
+    models = folder / "experiments"
+    for name in ("net_g_latest.pth", "net_d_latest.pth", "net_g_6.pth"):
+        assert same_weights(models / "whole/models" / name, models / "small/models" / name)
+
+    assert "not_there is skipped: no such folder: datasets/nowhere" in whole
+    assert re.search(r"Validation there\s+# psnr_rgb: \d+\.\d+", whole)
+    assert len(list((models / "whole/visualization").rglob("*.png"))) == 4
+    assert len(list((models / "whole").glob("train_whole_*.log"))) == 1
+    assert (models / "whole/small.yml").read_text().endswith(SMALL)
+    assert list((folder / "tb_logger/whole").iterdir())
+
+    tested = run_well("test.py", "-opt", "small.yml", "--force_yml", "path:pretrain_network_g=experiments/whole/models/net_g_7.pth".replace("_7", "_latest"), "path:param_key_g=params_ema")
+    psnr = re.findall(r"# psnr_rgb: (\d+\.\d+)", whole)[-1]
+    assert f"# psnr_rgb: {psnr}" in tested
+    assert "not_there is skipped" in tested
+    assert len(list((folder / "results/small/visualization/there").glob("*_small.png"))) == 4
+
+
+def test_two_processes(folder: Path) -> None:
+    """torchrun on the CPU: found from the environment; rank 0 alone writes; the ranks hold one model."""
+    log = run_well("train.py", "-opt", "small.yml", "--force_yml", "datasets:train:batch_size_per_gpu=1", processes=2)
+    assert losses_of(log).keys() == set(range(1, 8))
+    assert len(list((folder / "experiments").iterdir())) == 1
+    resumed = run_well(
+        "train.py", "-opt", "small.yml", "--auto_resume", "--launcher", "pytorch", "--force_yml", "train:total_iter=8",
+        "datasets:train:batch_size_per_gpu=1", processes=2,
+    )  # fmt: skip
+    assert losses_of(resumed)[7] == losses_of(log)[7]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-opt", "nowhere.yml"], "nowhere.yml"),
+        (["-opt", str(ROOT / "options/train_esrgan_dp.yml")], "DIV2K_train_HR_sub.lmdb"),
+        (["-opt", "small.yml", "--force_yml", "path:pretrain_network_g=nowhere.pth"], "nowhere.pth"),
+        (["-opt", "small.yml", "--force_yml", "path:resume_state=nowhere.state"], "nowhere.state"),
+        (["-opt", "small.yml", "--force_yml", "trian:total_iter=3"], "trian"),
+    ],
+)
+def test_mistakes_are_one_message(arguments: list[str], message: str, folder: Path) -> None:
+    done = run("train.py", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "experiments").exists()
+
+
+def test_no_test_set_is_a_mistake(folder: Path) -> None:
+    done = run("test.py", "-opt", str(ROOT / "options/test_esrgan_dp.yml"))
+    assert done.returncode == 2
+    assert "Set5, Set14, BSD100, Urban100" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "results").exists()
