@@ -1,0 +1,62 @@
+"""What the package is and needs; how to install it is in README.md, tool settings are in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+PLOTS = ["matplotlib"]  # loss curves and the demo's picture
+WANDB = ["wandb"]  # logger: wandb
+DEV = [
+    *PLOTS,
+    "mypy",
+    "pre-commit",
+    "pytest>=8",
+    "ruff",
+    "setuptools",  # tests/test_package.py builds the wheel
+    "types-PyYAML",
+    "types-tqdm",
+]
+
+
+def read_version() -> str:
+    """``__version__`` of the package, read as text: importing it would need what is about to be installed."""
+    source = (ROOT / "dp_basicsr" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "(.+)"$', source, flags=re.MULTILINE)
+    if match is None:
+        raise ValueError('dp_basicsr/__init__.py: expected a line __version__ = "...", found none')
+    return match.group(1)
+
+
+setup(
+    name="dp_basicsr",
+    version=read_version(),
+    description="Dual Perceptual Loss for single image super-resolution (ESRGAN-DP), as a BasicSR plugin",
+    license="Apache-2.0",
+    keywords=["super-resolution", "perceptual loss", "ESRGAN", "BasicSR"],
+    packages=find_packages(include=["dp_basicsr", "dp_basicsr.*"]),
+    python_requires=">=3.10",
+    # Lower bounds only: today's releases must work, and a CUDA or CPU build is the user's choice.
+    install_requires=[
+        "basicsr>=1.4.2",
+        "lmdb",
+        "lpips",
+        "numpy",
+        "opencv-python",
+        "pyyaml",
+        "torch>=2.6",  # torch.load is weights_only unless told otherwise
+        "torchvision>=0.21",  # the release that goes with torch 2.6
+        "tqdm",
+    ],
+    extras_require={"dev": DEV, "plots": PLOTS, "wandb": WANDB},
+    entry_points={
+        "console_scripts": [
+            "dp-basicsr-train = dp_basicsr.train:main",
+            "dp-basicsr-test = dp_basicsr.test:main",
+        ]
+    },
+)

@@ -1,0 +1,186 @@
+"""The set-up files: the Makefile's guards, the build shim for Python 3.13, and the commands that CI runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import dp_basicsr
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIM = ROOT / "scripts" / "py313_basicsr_shim"
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make on the project's Makefile as a user would, whatever make started the tests."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PYTHON"))}
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+def run_python(code: str, *python_path: Path) -> str:
+    """What ``code`` prints in a Python with these folders on PYTHONPATH."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, python_path))}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+@needs_make
+def test_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.search(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
+    assert targets is not None
+    listed = re.findall(r"^  make (\w+)\t", run_make("help").stdout, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(targets.group(1).split())
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("target", "command"), [("demo", "scripts/demo.py"), ("test", "-m pytest"), ("lint", "-m mypy")]
+)
+def test_every_target_sets_up_first(target: str, command: str, tmp_path: Path) -> None:
+    commands = run_make("--dry-run", target, f"VENV={tmp_path / 'venv'}").stdout
+    assert "-m pip install torch torchvision" in commands
+    assert commands.index(".setup-done") < commands.index(
+        {"demo": "demo.py", "test": "-m pytest", "lint": "mypy"}[target]
+    )
+
+
+@needs_make
+def test_shim_is_on_the_path_of_one_install_only(tmp_path: Path) -> None:
+    commands = run_make("--dry-run", "setup", f"VENV={tmp_path / 'venv'}").stdout.replace("\\\n", "").splitlines()
+    with_shim = [line for line in commands if SHIM.name in line or "PYTHONPATH" in line]
+    assert len(with_shim) == 1
+    assert with_shim[0].startswith(f"PYTHONPATH='{SHIM}'")
+    assert "--no-deps 'basicsr" in with_shim[0]
+
+
+@needs_make
+def test_torch_index_reaches_the_torch_install_only(tmp_path: Path) -> None:
+    url = "https://download.pytorch.org/whl/cpu"
+    commands = run_make("--dry-run", "setup", f"VENV={tmp_path / 'venv'}", f"TORCH_INDEX={url}").stdout.splitlines()
+    assert [line.partition("-m pip ")[2] for line in commands if url in line] == [
+        f"install torch torchvision --index-url {url}"
+    ]
+
+
+@needs_make
+def test_old_python_is_refused_and_nothing_counts_as_done(tmp_path: Path) -> None:
+    old_python = tmp_path / "python3.9"
+    old_python.write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c \"import sys; sys.version_info = (3, 9); sys.version = '3.9.18 x'; $2\"\n"
+    )
+    old_python.chmod(0o755)
+    venv = tmp_path / "venv"
+    result = run_make("setup", f"PYTHON={old_python}", f"VENV={venv}")
+    assert result.returncode != 0
+    assert f"Python 3.10 or newer is needed, {old_python} is 3.9.18" in result.stderr
+    assert not venv.exists()
+
+
+@needs_make
+def test_interrupted_setup_does_not_count_as_done(tmp_path: Path) -> None:
+    """A stale environment whose pip fails half-way: the mark of the earlier set-up is gone."""
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    python = venv / "bin" / "python"
+    python.write_text('#!/bin/sh\ntest "$3" = --version\n')
+    python.chmod(0o755)
+    done = venv / ".setup-done"
+    done.touch()
+    os.utime(done, (0, 0))
+    assert run_make("setup", f"VENV={venv}").returncode != 0
+    assert not done.exists()
+
+
+@needs_make
+def test_clean_removes_no_folder_that_is_not_an_environment(tmp_path: Path) -> None:
+    precious = tmp_path / "photographs"
+    precious.mkdir()
+    commands = run_make("--dry-run", "clean", f"VENV={precious}").stdout.splitlines()
+    subprocess.run(["sh", "-c", commands[0]], check=True)
+    assert precious.exists()
+
+
+BARE_EXEC_IN_A_FUNCTION = """
+def version():
+    exec(compile("__version__ = '1.4.2'", "version.py", "exec"))
+    return locals()["__version__"]
+print(version())
+"""
+
+
+def test_shim_lets_a_bare_exec_write_into_a_function() -> None:
+    assert run_python(BARE_EXEC_IN_A_FUNCTION, SHIM) == "1.4.2\n"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="exec reaches locals() before Python 3.13")
+def test_without_the_shim_exec_is_pythons_own() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        run_python(BARE_EXEC_IN_A_FUNCTION)
+    assert "KeyError: '__version__'" in failure.value.stderr
+
+
+def test_shim_leaves_every_other_exec_as_it_is() -> None:
+    code = """
+def run():
+    here = 1
+    given = {}
+    exec("a = 1", given)
+    both = {}
+    exec("b = 2", {}, both)
+    nothing_global = {}
+    exec("c = here + 2", None, nothing_global | {"here": here})
+    try:
+        exec("raise RuntimeError('seen')")
+    except RuntimeError as error:
+        print(given["a"], both, error)
+run()
+exec("d = 4")
+print(d)
+"""
+    assert run_python(code, SHIM) == run_python(code) == "1 {'b': 2} seen\n4\n"
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="that is what the shim is for")
+def test_shim_does_nothing_before_python_313() -> None:
+    assert run_python("print(type(exec).__name__)", SHIM) == "builtin_function_or_method\n"
+
+
+def test_shim_still_runs_the_machines_own_sitecustomize(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('company certificates installed')\n")
+    assert run_python("print('ready')", SHIM, tmp_path) == "company certificates installed\nready\n"
+
+
+def test_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == dp_basicsr.__version__
+    assert citation["preferred-citation"]["title"].startswith("Dual Perceptual Loss")
+
+
+def test_workflow_and_pre_commit_run_the_commands_of_the_makefile() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    job = workflow["jobs"]["check"]
+    assert job["strategy"]["matrix"]["python"] == ["3.10", "3.13"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    assert [hook["entry"] for hook in hooks] == ["make lint"]
+
+
+def test_ci_script_can_be_run() -> None:
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_pytest_does_not_take_the_test_command_for_a_test() -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "--rootdir", str(ROOT), "dp_basicsr"]
+    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert "no tests collected" in collected.stdout
