@@ -10,8 +10,8 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Sequence
 
 _REMOVED_MODULE = "torchvision.transforms.functional_tensor"
 
@@ -19,8 +19,8 @@ _REMOVED_MODULE = "torchvision.transforms.functional_tensor"
 class _FunctionalTensorBridge(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Stands in for ``torchvision.transforms.functional_tensor``, which torchvision 0.17 removed.
 
-    ``basicsr.data.degradations`` takes ``rgb_to_grayscale`` from it, so that ``import basicsr`` fails without. The finder
-    stands *last* in ``sys.meta_path``: it is asked only where torchvision itself has no such module.
+    ``basicsr.data.degradations`` takes ``rgb_to_grayscale`` from it, so that ``import basicsr`` fails without. The
+    finder stands *last* in ``sys.meta_path``: it is asked only where torchvision itself has no such module.
     It can go when a BasicSR release imports from ``torchvision.transforms.functional``.
     """
 

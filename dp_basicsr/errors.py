@@ -1,14 +1,15 @@
 """What a user can do something about.
 
-Every error whose cause lies outside the program (an option, a file, a folder, the machine) is a :class:`UserError` with one
-readable message: what was expected, what came, how to mend it. Command lines run inside :func:`exit_on_user_error`.
+Every error whose cause lies outside the program (an option, a file, a folder, the machine) is a :class:`UserError` with
+one readable message: what was expected, what came, how to mend it. Command lines run inside
+:func:`exit_on_user_error`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Iterator
+from collections.abc import Iterator
 
 
 class UserError(ValueError):

@@ -24,7 +24,7 @@ def init_distributed(launcher: str, port: int | None = None) -> bool:
         port: Of the first process under SLURM. Default: MASTER_PORT, else 29500.
 
     Returns:
-        True if this process is one of a group. It talks NCCL, on the GPU of its local rank, where CUDA is there, else gloo.
+        True if this process is one of a group: by NCCL on the GPU of its local rank, by gloo where there is no CUDA.
 
     Raises:
         UserError: The launcher was named but has not set its environment variables.

@@ -6,8 +6,9 @@ import argparse
 import os
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -61,8 +62,8 @@ def override(opt: Options, entries: Sequence[str]) -> None:
 
     Args:
         opt: Options.
-        entries: ``a:b:c=value`` each; the value is read as YAML, so ``1e-4`` is a number and ``[1, 2]`` a list. The last key
-            may be new, the path to it must exist.
+        entries: ``a:b:c=value`` each; the value is read as YAML, so ``1e-4`` is a number and ``[1, 2]`` a list. The
+            last key may be new, the path to it must exist.
 
     Raises:
         UserError: An entry that cannot be read or leads nowhere. ``opt`` is then to be thrown away.
@@ -140,7 +141,9 @@ def _choose_device(opt: Options) -> None:
     if opt["num_gpu"] == "auto":
         opt["num_gpu"] = there
     elif not isinstance(opt["num_gpu"], int) or not 0 <= opt["num_gpu"] <= there:
-        raise UserError(f"num_gpu: expected auto or a number from 0 (CPU) to {there} (GPUs here), got {opt['num_gpu']!r}")
+        raise UserError(
+            f"num_gpu: expected auto or a number from 0 (CPU) to {there} (GPUs here), got {opt['num_gpu']!r}"
+        )
 
 
 def _seed(opt: Options) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 from basicsr.utils import get_env_info, get_root_logger, get_time_str, init_tb_logger, mkdir_and_rename
 from basicsr.utils.options import dict2str

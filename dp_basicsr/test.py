@@ -8,13 +8,15 @@ from pathlib import Path
 if not __package__:  # run as a file: this folder's names (data, losses ...) must not be top-level modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-import dp_basicsr.archs
-import dp_basicsr.models  # noqa: F401  (the two imports register their members)
 import torch
 from basicsr.models import build_model
 from basicsr.utils import make_exp_dirs
+
+import dp_basicsr.archs
+import dp_basicsr.models  # noqa: F401  (the two imports register their members)
 from dp_basicsr.checkpoint import require_networks
 from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, missing_folders
 from dp_basicsr.errors import UserError, exit_on_user_error
@@ -40,7 +42,7 @@ def test(opt: dict[str, Any]) -> None:
     loaders = evaluation_loaders(opt, "test")
     model = build_model(opt)
     for loader in loaders:
-        logger.info(f"Testing {loader.dataset.opt['name']} ...")
+        logger.info(f"Testing {loader.dataset.opt['name']} ...")  # type: ignore[attr-defined]
         model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import dp_basicsr  # noqa: F401  (bridges BasicSR before anything imports it)
 import numpy as np
 import pytest
 import torch
+
+import dp_basicsr  # noqa: F401  (bridges BasicSR before anything imports it)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from dp_basicsr.errors import UserError
 from dp_basicsr.options import override, parse_options, read_options
 
@@ -39,7 +40,7 @@ def test_numbers_with_exponents_are_numbers(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-4", 1e-4), ("3", 3), ("0.5", 0.5), ("true", True), ("~", None), ("[1, 2]", [1, 2]), ("{layer1: 1}", {"layer1": 1}),
+    [("1e-4", 1e-4), ("3", 3), ("0.5", 0.5), ("true", True), ("~", None), ("[1, 2]", [1, 2]), ("{a: 1}", {"a": 1}),
      ("-.5E+2", -50.0), ("net.pth", "net.pth"), ("a=b", "a=b"), ("1e", "1e")],
 )  # fmt: skip
 def test_override_reads_values_as_yaml(text: str, value: object, file: Path) -> None:

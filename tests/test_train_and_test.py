@@ -32,7 +32,12 @@ datasets:
     num_worker_per_gpu: 1
     batch_size_per_gpu: 2
     dataset_enlarge_ratio: 2
-  val_1: &set {name: there, type: PairedImageDataset, dataroot_gt: pairs/GT, dataroot_lq: pairs/LRbicx4, io_backend: {type: disk}}
+  val_1: &set
+    name: there
+    type: PairedImageDataset
+    dataroot_gt: pairs/GT
+    dataroot_lq: pairs/LRbicx4
+    io_backend: {type: disk}
   val_2: {<<: *set, name: not_there, dataroot_gt: datasets/nowhere}
   test_1: *set
   test_2: {<<: *set, name: not_there, dataroot_gt: datasets/nowhere}
@@ -105,7 +110,8 @@ def test_train_stop_resume_test(folder: Path) -> None:
     assert (models / "whole/small.yml").read_text().endswith(SMALL)
     assert list((folder / "tb_logger/whole").iterdir())
 
-    tested = run_well("test.py", "-opt", "small.yml", "--force_yml", "path:pretrain_network_g=experiments/whole/models/net_g_7.pth".replace("_7", "_latest"), "path:param_key_g=params_ema")
+    model = "path:pretrain_network_g=experiments/whole/models/net_g_latest.pth"
+    tested = run_well("test.py", "-opt", "small.yml", "--force_yml", model, "path:param_key_g=params_ema")
     psnr = re.findall(r"# psnr_rgb: (\d+\.\d+)", whole)[-1]
     assert f"# psnr_rgb: {psnr}" in tested
     assert "not_there is skipped" in tested

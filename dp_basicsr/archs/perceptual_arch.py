@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from basicsr.archs.vgg_arch import NAMES, insert_bn
@@ -115,13 +115,15 @@ class VGGFeatures(FrozenFeatures):
         for module in net:
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # an in-place ReLU would overwrite the convolution's output that we hand out
-        super().__init__(dict(zip(names, net)), layers, use_input_norm, range_norm)
+        super().__init__(dict(zip(names, net, strict=False)), layers, use_input_norm, range_norm)
         self.min_size = 2 ** sum(isinstance(part, nn.MaxPool2d) for part in self.parts.values())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """See :class:`FrozenFeatures`; ValueError where the image vanishes in the pooling."""
         if min(x.shape[-2:]) < self.min_size:
-            raise ValueError(f"{self.layers} of a VGG needs images of at least {self.min_size} pixels a side, got {tuple(x.shape)}")
+            raise ValueError(
+                f"{self.layers} of a VGG needs images of at least {self.min_size} pixels a side, got {tuple(x.shape)}"
+            )
         return super().forward(x)
 
 
@@ -136,7 +138,7 @@ class ResNetFeatures(FrozenFeatures):
         use_input_norm: See :class:`FrozenFeatures`; the authors' released code does not normalise.
         range_norm: See :class:`FrozenFeatures`.
         batch_stats: Batch-norm uses the statistics of each batch in place of ImageNet's, as in the released code, which
-            left the network in train mode. The running statistics are dropped, so that nothing changes from call to call.
+            left the network in train mode. The running statistics are dropped: nothing changes from call to call.
 
     Raises:
         ValueError: An unknown network or layer, or weights that cannot be had or do not fit.

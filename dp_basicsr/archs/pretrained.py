@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -67,7 +68,9 @@ def find_weights(network: str, source: str) -> Path:
     if source != "imagenet":
         path = Path(source).expanduser()
         if not path.is_file():
-            raise UserError(f"weights of {network}: expected `imagenet`, `random` or a file, got {source!r} (no such file)")
+            raise UserError(
+                f"weights of {network}: expected `imagenet`, `random` or a file, got {source!r} (no such file)"
+            )
         return path
     name = weights_url(network).rsplit("/", 1)[1]
     hub_cache = Path(torch.hub.get_dir()) / "checkpoints"
@@ -93,7 +96,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_backbone(network: str, source: str) -> nn.Module:
+def load_backbone(network: str, source: str) -> Any:
     """Build a torchvision network with its weights.
 
     Args:

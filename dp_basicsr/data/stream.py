@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +34,8 @@ HOW_TO_GET_TEST_SETS = "datasets/README.md says where they come from and shows t
 class SeededDataset(Dataset):
     """A dataset whose random choices depend on (seed, epoch, place in the epoch) alone.
 
-    Not on the number of workers or processes, and not on where a run was interrupted. The program's own random state is left
-    as it was.
+    Not on the number of workers or processes, and not on where a run was interrupted. The program's own random state is
+    left as it was.
 
     Args:
         dataset: Any dataset that draws from Python's, NumPy's or torch's global generator (CPU), as BasicSR's do.

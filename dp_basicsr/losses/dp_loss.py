@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, MutableMapping, Sequence
 from types import MappingProxyType
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -58,7 +59,9 @@ class WeightedTerm(PerceptualTerm):
     ) -> None:
         super().__init__(*term)
         if not (math.isfinite(mu) and mu > 0):
-            raise UserError(f"mu: expected a number > 0 (the paper's is {PAPER_MU}; mu divides L_Res's weight), got {mu!r}")
+            raise UserError(
+                f"mu: expected a number > 0 (the paper's is {PAPER_MU}; mu divides L_Res's weight), got {mu!r}"
+            )
         if not (math.isfinite(eps) and eps >= 0):
             raise UserError(f"eps: expected a tiny number >= 0, got {eps!r}")
         self.mu = mu
@@ -77,8 +80,9 @@ class WeightedTerm(PerceptualTerm):
 class DPLoss(nn.Module):
     r"""Dual Perceptual Loss: L_DP = L_VGG + w * L_Res, with w = detach(L_VGG / (mu * L_Res + eps)) (Eq. 8, 9).
 
-    It takes the place of any perceptual loss in BasicSR: ``forward(x, gt)`` returns ``(l_dp, None)``. In general (Eq. 6) it
-    is the sum of the VGG term, the reference, and any number of weighted terms; ``extra_networks`` adds to the one of Eq. 8.
+    It takes the place of any perceptual loss in BasicSR: ``forward(x, gt)`` returns ``(l_dp, None)``. In general
+    (Eq. 6) it is the sum of the VGG term, the reference, and any number of weighted terms: ``extra_networks`` adds to
+    the one of Eq. 8.
 
     Args:
         vgg_layer_weights: phi, BasicSR's layer names; ``conv*`` is before the activation.
@@ -137,24 +141,29 @@ class DPLoss(nn.Module):
         self.criterion: Criterion = criterion
         vgg = VGGFeatures(vgg_layer_weights, vgg_type, vgg_weights, use_input_norm, range_norm)
         self.reference = PerceptualTerm(vgg, vgg_layer_weights, criterion)
-        rule = {"mu": mu, "eps": eps, "dynamic_weighting": dynamic_weighting, "static_weight": static_weight}
-        self.weighted = nn.ModuleDict()
+        rule: dict[str, Any] = {
+            "mu": mu,
+            "eps": eps,
+            "dynamic_weighting": dynamic_weighting,
+            "static_weight": static_weight,
+        }
+        weighted: Any = nn.ModuleDict()
+        self.weighted: MutableMapping[str, WeightedTerm] = weighted
         if resnet_layer_weights:
-            resnet = {"network": resnet_type, "layer_weights": resnet_layer_weights, "weights": resnet_weights}
             norms = {"use_input_norm": resnet_use_input_norm, "batch_stats": resnet_batch_stats}
-            self._add_term("resnet", **resnet, **norms, **rule)
+            self._add_term("resnet", resnet_type, resnet_layer_weights, resnet_weights, **norms, **rule)
         for extra in extra_networks:
             options = {**rule, **extra}
-            self._add_term(options.pop("name", options.get("network")), **options)
+            self._add_term(options.pop("name", options["network"]), **options)
         self.terms: dict[str, Tensor] = {}
 
     def _add_term(
         self,
         name: str,
-        *,
         network: str,
         layer_weights: Mapping[str, float],
         weights: str = "imagenet",
+        *,
         use_input_norm: bool = True,
         batch_stats: bool = False,
         **rule: Any,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,8 +45,8 @@ def dynamic_weight(reference: Tensor, term: Tensor, mu: float, eps: float) -> Te
 
     .. math:: w = \mathcal{D}\left(\frac{L_{ref}}{\mu L_{term} + \epsilon}\right)
 
-    ``mu`` divides: w * term is reference / mu up to eps, so a small mu means a heavy term. Detached: w changes the size of
-    the term's gradient, never its direction.
+    ``mu`` divides: w * term is reference / mu up to eps, so a small mu means a heavy term. Detached: w changes the size
+    of the term's gradient, never its direction.
 
     Args:
         reference: L_VGG, 0-d.

@@ -17,7 +17,7 @@ class ESRGANDPModel(SRGANDPModel):
     """
 
     def generator_gan_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        """eta * L_Ra of G: originals should look less real than the mean result, results more than the mean original."""
+        """eta * L_Ra of G: originals less real than the mean result, results more real than the mean original."""
         l_g_real = self.cri_gan(real - fake.mean(), False, is_disc=False)
         l_g_fake = self.cri_gan(fake - real.mean(), True, is_disc=False)
         return (l_g_real + l_g_fake) / 2

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from basicsr.models.base_model import BaseModel
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
 class PluginModel(BaseModel):
     """Runs under torchrun on a CPU too, and reads the losses back from the device only when they are logged."""
 
-    log_dict: dict[str, Tensor]
+    log_dict: Any  # name of a loss -> 0-d tensor
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Move a network to the device; wrap it for several processes.

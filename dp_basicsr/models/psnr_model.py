@@ -12,6 +12,8 @@ from dp_basicsr.models.plugin_model import PluginModel
 class PSNRModel(PluginModel, SRModel):
     """BasicSR's SRModel on any device, for the L1-trained ("PSNR-oriented") generator that ESRGAN starts from."""
 
+    log_dict: dict[str, float]  # SRModel reduces its losses to numbers in the step already
+
     def get_current_log(self) -> dict[str, float]:
-        """SRModel has reduced its losses to numbers in the step already."""
+        """The last step's losses as numbers."""
         return self.log_dict

@@ -21,9 +21,9 @@ class SRGANDPModel(PluginModel, SRGANModel):
     """SRGAN-DP: L_G = lambda * L1 + eta * L_GAN + gamma * L_DP (Eq. 2) with the vanilla adversarial loss.
 
     The step computes the gradients of BasicSR's SRGANModel with fewer passes. D's weights do not change between G's
-    loss and D's, so each image goes through D once, and both losses read the same logits. The super-resolved image is cut
-    off from G as a leaf: each loss leaves its gradient on it and frees its graph before the next one starts, and one
-    backward through G takes the sum.
+    loss and D's, so each image goes through D once, and both losses read the same logits. The super-resolved image is
+    cut off from G as a leaf: each loss leaves its gradient on it and frees its graph before the next one starts, and
+    one backward through G takes the sum.
     """
 
     def optimize_parameters(self, current_iter: int) -> None:

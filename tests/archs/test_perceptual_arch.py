@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from basicsr.archs import vgg_arch
-from dp_basicsr.archs import ResNetFeatures, VGGFeatures
 from torchvision import models
+
+from dp_basicsr.archs import ResNetFeatures, VGGFeatures
 
 
 @pytest.mark.parametrize("network", ["vgg11", "vgg13_bn"])

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import pickle
 import threading
+from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 import torch
 from basicsr.utils import get_root_logger
+from torchvision import models
+
 from dp_basicsr.archs import ResNetFeatures, VGGFeatures, pretrained
 from dp_basicsr.archs.pretrained import find_weights, read_state_dict, weights_url
 from dp_basicsr.errors import UserError
-from torchvision import models
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from basicsr.archs.rrdbnet_arch import RRDBNet
+
 from dp_basicsr.archs import RRDBNetDP
 from dp_basicsr.errors import UserError
 

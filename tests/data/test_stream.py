@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from dp_basicsr.data.stream import SeededDataset, TrainStream, evaluation_loaders, require_training_data
 from dp_basicsr.errors import UserError
 
@@ -21,7 +22,15 @@ def options(pairs: Path, **changes: Any) -> dict[str, Any]:
         "num_worker_per_gpu": changes.pop("workers", 0), "batch_size_per_gpu": changes.pop("batch", 2),
         "dataset_enlarge_ratio": 2,
     }  # fmt: skip
-    return {"datasets": {"train": train}, "manual_seed": 1, "rank": 0, "world_size": 1, "dist": False, "num_gpu": 0, **changes}
+    return {
+        "datasets": {"train": train},
+        "manual_seed": 1,
+        "rank": 0,
+        "world_size": 1,
+        "dist": False,
+        "num_gpu": 0,
+        **changes,
+    }
 
 
 def take(opt: dict[str, Any], start: int, count: int) -> list[torch.Tensor]:
@@ -33,7 +42,9 @@ def test_it_goes_on_where_it_was_interrupted(pairs: Path) -> None:
     """Four iterations are an epoch here: 3 is inside one, 4 and 8 are borders."""
     whole = take(options(pairs), 0, 10)
     for start in (1, 3, 4, 7, 8):
-        assert all(torch.equal(a, b) for a, b in zip(whole[start:], take(options(pairs), start, 10 - start), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(whole[start:], take(options(pairs), start, 10 - start), strict=True)
+        )
 
 
 def test_workers_do_not_change_the_samples(pairs: Path) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import dp_basicsr.losses  # noqa: F401
 import pytest
 import torch
 from basicsr.losses import build_loss
 from basicsr.utils.registry import LOSS_REGISTRY
-from dp_basicsr.archs.perceptual_arch import IMAGENET_MEAN, IMAGENET_STD
-from dp_basicsr.errors import UserError
-from dp_basicsr.losses import DPLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
+
+import dp_basicsr.losses  # noqa: F401
+from dp_basicsr.archs.perceptual_arch import IMAGENET_MEAN, IMAGENET_STD
+from dp_basicsr.errors import UserError
+from dp_basicsr.losses import DPLoss
 
 RELEASED: dict[str, Any] = {
     "resnet_layer_weights": {"layer1": 1, "layer2": 1, "layer3": 1},
@@ -44,7 +45,7 @@ def images(size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 class SecondComputation:
-    """Eq. 4, 5, 8, 9 with torchvision's own networks, which are given the loss's weights, and plain tensor arithmetic."""
+    """Eq. 4, 5, 8, 9 with torchvision's own networks, given the loss's weights, and plain tensor arithmetic."""
 
     def __init__(self, loss: DPLoss, released: bool) -> None:
         self.released = released

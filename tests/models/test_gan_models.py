@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import dp_basicsr.archs
-import dp_basicsr.losses
-import dp_basicsr.models  # noqa: F401
 import pytest
 import torch
 from basicsr.models import build_model
-from dp_basicsr.losses import DPLoss
 from torch import nn
 from torch.nn import functional as F
 
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401
+from dp_basicsr.losses import DPLoss
 from tests.conftest import model_options, random_batch
 
 STOCK = {"ESRGANDPModel": "ESRGANModel", "SRGANDPModel": "SRGANModel"}
@@ -47,7 +47,9 @@ def largest_difference(one: nn.Module, other: nn.Module) -> float:
 
 
 @pytest.mark.parametrize("ours", STOCK)
-@pytest.mark.parametrize("train", [{}, {"net_d_iters": 2}, {"net_d_init_iters": 2}, {"ema_decay": 0.9}, {"pixel_opt": None}])
+@pytest.mark.parametrize(
+    "train", [{}, {"net_d_iters": 2}, {"net_d_init_iters": 2}, {"ema_decay": 0.9}, {"pixel_opt": None}]
+)
 def test_steps_equal_basicsr_s_own_model(ours: str, train: dict[str, Any], tmp_path: Path) -> None:
     """DPLoss drops into the stock models; after four steps ours has their parameters, with fewer passes."""
     model, stock = run(build(ours, tmp_path, **train)), run(build(STOCK[ours], tmp_path, **train))

@@ -1,0 +1,24 @@
+"""What the plugin adds to BasicSR's registries."""
+
+from __future__ import annotations
+
+import pytest
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY, Registry
+
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("registry", "names"),
+    [
+        (LOSS_REGISTRY, {"DPLoss"}),
+        (ARCH_REGISTRY, {"RRDBNetDP", "VGGFeatures", "ResNetFeatures"}),
+        (MODEL_REGISTRY, {"ESRGANDPModel", "SRGANDPModel", "PSNRModel"}),
+    ],
+)
+def test_members_are_registered_beside_basicsr_s_own(registry: Registry, names: set[str]) -> None:
+    members = set(registry.keys())
+    assert names <= members
+    assert names == {name for name, member in registry if member.__module__.startswith("dp_basicsr.")}
