@@ -49,17 +49,18 @@ class Extraction:
 
         ``DIV2K_train_HR_sub.lmdb`` and ``DIV2K_train_LR_bicubic_X4_sub.lmdb`` for the DIV2K run.
         """
-        folder = self.hr.parent if self.output is None else self.output
+        hr = _named(self.hr)
+        folder = hr.parent if self.output is None else self.output
         suffixes = {"lmdb": [".lmdb"], "png": [""], "both": [".lmdb", ""]}[self.form]
-        names = {1: self.hr.name} | {scale: self._lr_name(index) for index, scale in enumerate(self.scales)}
+        names = {1: hr.name} | {scale: self._lr_name(index) for index, scale in enumerate(self.scales)}
         return {scale: [folder / f"{name}_sub{suffix}" for suffix in suffixes] for scale, name in names.items()}
 
     def _lr_name(self, index: int) -> str:
         if not self.lr:
-            return f"{re.sub('HR$', 'LR', self.hr.name)}_bicubic_X{self.scales[index]}"
-        folder = self.lr[index]
+            return f"{re.sub('HR$', 'LR', _named(self.hr).name)}_bicubic_X{self.scales[index]}"
+        folder = _named(self.lr[index])
         # DIV2K keeps the scale in a folder of its own: DIV2K_train_LR_bicubic/X4
-        return f"{folder.parent.name}_{folder.name}" if re.fullmatch("[xX][0-9]+", folder.name) else folder.name
+        return f"{_named(folder.parent).name}_{folder.name}" if re.fullmatch("[xX][0-9]+", folder.name) else folder.name
 
     def check(self) -> None:
         """Raise a UserError where the settings do not fit together."""
@@ -102,6 +103,11 @@ def extract_subimages(what: Extraction, job: Job) -> Report:
         sinks = {scale: [_open_sink(path, job, stack) for path in paths] for scale, paths in outputs.items()}
         skipped = process_images(images, task, cut_image, write, job)
         return Report(commit_all([sink for group in sinks.values() for sink in group]), skipped)
+
+
+def _named(folder: Path) -> Path:
+    """``folder`` in a form that ends with its name: ``.`` and ``..`` do not."""
+    return folder if folder.name not in ("", "..") else folder.resolve()
 
 
 def _open_sink(path: Path, job: Job, stack: ExitStack) -> RecordSink:

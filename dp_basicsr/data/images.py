@@ -67,8 +67,10 @@ def read_image(path: Path, *, gray: bool = False) -> NDArray[np.uint8]:
 
 
 def encode_png(image: NDArray[np.uint8], compression: int = 1) -> bytes:
-    """Encode ``(H, W[, 3])`` BGR uint8 as PNG; compression 0 to 9, where 1 is what BasicSR puts into LMDB."""
-    return encode(image, ".png", [cv2.IMWRITE_PNG_COMPRESSION, compression])
+    """Encode ``(H, W[, 3])`` BGR uint8 as PNG; ``compression`` is zlib's level, 0 to 9; BasicSR's LMDBs have 1."""
+    # Asked for no level, OpenCV takes level 1 with one filter for all rows instead of trying every filter on each: on
+    # photographs twice as fast to write and faster to read, at the same size within a few percent.
+    return encode(image, ".png", [] if compression == 1 else [cv2.IMWRITE_PNG_COMPRESSION, compression])
 
 
 def encode(image: NDArray[np.uint8], suffix: str, parameters: list[int] | None = None) -> bytes:

@@ -40,7 +40,7 @@ def ordered_map(
 
     Raises:
         UserError: ``workers`` is below 1, or a worker was killed.
-        Exception: what ``function`` raised, from the worker's own traceback.
+        RuntimeError: ``function`` raised something else, which is the cause; the message names the task.
     """
     if workers < 1:
         raise UserError(f"expected at least 1 worker, got {workers}")
@@ -65,7 +65,13 @@ def ordered_map(
 
 
 def _take_first(pending: deque[tuple[Task, Future[Result]]]) -> Result:
-    result = pending[0][1].result()  # if this raises, the task is still pending and can be named
+    task, future = pending[0]  # taken out only afterwards: if a worker was killed, the message names what is pending
+    try:
+        result = future.result()
+    except (BrokenProcessPool, UserError):
+        raise
+    except Exception as error:
+        raise RuntimeError(f"a worker failed on {task}: {error!r}") from error
     pending.popleft()
     return result
 

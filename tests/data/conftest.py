@@ -18,7 +18,7 @@ def smooth_noise(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 200, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return image + rng.integers(0, 50, image.shape, dtype=np.uint8)
+    return np.asarray(image, np.uint8) + rng.integers(0, 50, image.shape, dtype=np.uint8)
 
 
 @pytest.fixture

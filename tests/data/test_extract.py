@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import lmdb
 import numpy as np
 import pytest
 
 import dp_basicsr  # noqa: F401  (makes basicsr importable)
 from dp_basicsr.data.extract import Extraction, extract_subimages
+from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.prepare import Job
 from dp_basicsr.data.subimages import Window, count_subimages
@@ -44,9 +44,9 @@ def test_basicsr_reads_what_is_written(image_folder: Any, form: Any, suffix: str
     ]
     count = count_subimages(SIZES.values(), WINDOW)
     assert [written.images for written in report.written] == [count, count]
-    dataset = paired_dataset(*(written.path for written in report.written), kind=kind)
+    dataset = paired_dataset(report.written[0].path, report.written[1].path, kind)
     assert len(dataset) == count
-    image = cv2.imread(str(hr / "0003.png"))
+    image = read_image(hr / "0003.png")
     for index in range(count):
         pair = dataset[index]
         gt, lq = (
@@ -67,7 +67,7 @@ def test_several_scales_and_both_forms_in_one_pass(image_folder: Any) -> None:
     with lmdb.open(str(out / "LR_bicubic_X3_sub.lmdb"), readonly=True, lock=False) as env, env.begin() as transaction:
         for path in (out / "LR_bicubic_X3_sub").iterdir():
             assert transaction.get(path.stem.encode()) == path.read_bytes()
-            assert cv2.imread(str(path)).shape == (16, 16, 3)
+            assert read_image(path).shape == (16, 16, 3)
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(image_folder: Any) -> None:
@@ -87,7 +87,7 @@ def test_div2ks_own_lr_is_cut_and_named_as_basicsr_names_it(image_folder: Any) -
     report = extract_subimages(Extraction(hr, window=WINDOW, lr=(lr,), form="png"), ONE)
     folder = report.written[1].path
     assert folder.name == "DIV2K_train_LR_bicubic_X4_sub"
-    np.testing.assert_array_equal(cv2.imread(str(folder / "0002_s001.png")), cv2.imread(str(lr / "0002x4.png")))
+    np.testing.assert_array_equal(read_image(folder / "0002_s001.png"), read_image(lr / "0002x4.png"))
 
 
 def bad_folder(image_folder: Any) -> Path:
@@ -170,6 +170,15 @@ def test_without_div2k_the_error_gives_the_command(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no folder datasets/DIV2K/DIV2K_train_HR: .*download_datasets\.py div2k"):
         extract_subimages(Extraction(), ONE)
+
+
+def test_folders_given_as_dots_still_have_names(image_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lr = image_folder("set_LR/X4", a=(12, 12))
+    monkeypatch.chdir(lr.parent)
+    assert Extraction(Path(), lr=(Path("X4"),)).output_paths() == {
+        1: [lr.parents[1] / "set_LR_sub.lmdb"],
+        4: [lr.parents[1] / "set_LR_X4_sub.lmdb"],
+    }
 
 
 def test_defaults_are_what_the_training_options_expect() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import dp_basicsr  # noqa: F401  (makes basicsr importable)
+from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
 
 SET5 = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "Set5"
@@ -25,8 +25,8 @@ def test_set5_is_matched_to_the_bit(scale: int) -> None:
         pytest.skip(f"the MATLAB-made reference images are not at {SET5}")
     differing = {}
     for path in sorted((SET5 / "GT").glob("*.png")):
-        reference = cv2.imread(str(SET5 / f"LRbicx{scale}" / path.name))
-        ours = downsample(cv2.imread(str(path)), scale)
+        reference = read_image(SET5 / f"LRbicx{scale}" / path.name)
+        ours = downsample(read_image(path), scale)
         assert ours.shape == reference.shape
         differing[path.name] = int(np.count_nonzero(ours != reference))
     assert len(differing) == 5

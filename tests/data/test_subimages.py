@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dp_basicsr.data.images import BadImage
 from dp_basicsr.data.imresize import downsample
@@ -58,8 +59,8 @@ def test_count_equals_what_is_cut(tmp_path: Path) -> None:
         assert len(cut.records[1]) == len(cut.records[2]) == count_subimages([shape], SMALL)
 
 
-def decode(data: bytes) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+def decode(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), np.uint8)
 
 
 def test_tiles_are_the_image_row_by_row_and_lr_is_each_tile_downsampled(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,25 @@ def test_a_parent_that_is_a_file_is_a_readable_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot make the folder"):
         StagedFolder(tmp_path / "file" / "a")
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 300 kB: to a writer the same as a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize("make", [LmdbWriter, FolderWriter])
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path, make: Callable[[Path], Any]) -> None:
+    writer = make(tmp_path / "a.lmdb")
+    writer.write([record("small")])
+    with pytest.raises(UserError, match=r"cannot write .*a\.lmdb.* MB free"):
+        writer.write([record("large", 1_000_000)])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
