@@ -1,0 +1,95 @@
+"""Whole folders of images: their LR by MATLAB's bicubic, and packing into an LMDB."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from dp_basicsr.data.folder_writer import FolderWriter
+from dp_basicsr.data.images import LOSSLESS_SUFFIXES, BadImage, BadImageError, encode, find_images, read_image
+from dp_basicsr.data.imresize import downsample
+from dp_basicsr.data.lmdb_writer import LmdbWriter
+from dp_basicsr.data.prepare import Job, Report, commit_all, process_images
+from dp_basicsr.data.records import Record, check_keys, png_record
+from dp_basicsr.errors import UserError
+
+
+@dataclass(frozen=True)
+class FileTask:
+    """One image file to encode (``scale`` 1) or to downsample."""
+
+    path: Path
+    compression: int
+    scale: int = 1
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def create_lmdb(folder: Path, output: Path, job: Job) -> Report:
+    """Pack the images of ``folder`` (8 bit, gray or colour) as PNG into the LMDB ``output``, keyed by name.
+
+    Raises:
+        UserError: as :func:`dp_basicsr.data.extract.extract_subimages`.
+    """
+    images = find_images(folder)
+    check_keys(path.name for path in images)
+    with ExitStack() as stack:
+        writer = LmdbWriter(output, overwrite=job.overwrite)
+        stack.callback(writer.discard)
+        skipped = process_images(
+            images,
+            lambda path, _: FileTask(path, job.compression),
+            pack_file,
+            lambda record: writer.write([record]),
+            job,
+        )
+        return Report(commit_all([writer]), skipped)
+
+
+def make_lr(folder: Path, output: Path, scale: int, job: Job) -> Report:
+    """Write the LR image of every image in ``folder`` under the same name into the folder ``output``.
+
+    Each is cropped at the bottom and the right to a multiple of ``scale`` and shrunk as MATLAB's bicubic ``imresize``
+    does. BasicSR pairs by the whole file name, so an HR image in a lossy format has no lossless LR and is a bad image.
+
+    Raises:
+        UserError: as :func:`dp_basicsr.data.extract.extract_subimages`.
+    """
+    if scale < 2:
+        raise UserError(f"expected a scale of at least 2, got {scale}")
+    images = find_images(folder)
+    with ExitStack() as stack:
+        writer = FolderWriter(output, overwrite=job.overwrite)
+        stack.callback(writer.discard)
+        skipped = process_images(
+            images,
+            lambda path, _: FileTask(path, job.compression, scale),
+            shrink_file,
+            lambda file: writer.write_file(*file),
+            job,
+        )
+        return Report(commit_all([writer]), skipped)
+
+
+def pack_file(task: FileTask) -> Record | BadImage:
+    """Decode one image and make its PNG record."""
+    try:
+        return png_record(task.path.stem, read_image(task.path, gray=True), task.compression)
+    except BadImageError as error:
+        return BadImage(task.path, str(error))
+
+
+def shrink_file(task: FileTask) -> tuple[str, bytes] | BadImage:
+    """Downsample one image; returns its name and the encoded LR file."""
+    try:
+        image = read_image(task.path, gray=True)
+        if min(image.shape[:2]) < task.scale:
+            raise BadImageError(f"is smaller than {task.scale} pixels")
+        suffix = task.path.suffix.lower()
+        if suffix not in LOSSLESS_SUFFIXES:
+            raise BadImageError(f"would have a lossy LR of the same name: convert it to {LOSSLESS_SUFFIXES[0]} first")
+        return task.path.name, encode(downsample(image, task.scale), suffix)
+    except BadImageError as error:
+        return BadImage(task.path, str(error))

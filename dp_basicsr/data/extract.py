@@ -1,0 +1,133 @@
+"""From a folder of HR images to everything that training needs: sub-images and their LR, as LMDBs or PNG folders."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dp_basicsr.data.folder_writer import FolderWriter
+from dp_basicsr.data.images import IMAGE_SUFFIXES, find_images
+from dp_basicsr.data.lmdb_writer import LmdbWriter
+from dp_basicsr.data.prepare import Job, Report, commit_all, process_images
+from dp_basicsr.data.records import RecordSink, check_keys
+from dp_basicsr.data.staging import refuse_existing
+from dp_basicsr.data.subimages import CutImage, ImageTask, Window, cut_image, subimage_key
+from dp_basicsr.errors import UserError
+
+OutputForm = Literal["lmdb", "png", "both"]
+
+DIV2K_HR = Path("datasets/DIV2K/DIV2K_train_HR")
+_MOST_WINDOWS = 9999  # of one image, for the length of its keys
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What to cut and where to put it. The defaults are the DIV2K run.
+
+    Attributes:
+        hr: folder of HR images (8-bit colour).
+        output: folder that the results are put into; None is the parent of ``hr``.
+        window: crop, step and threshold.
+        scales: LR to make for each sub-image.
+        lr: folders of given LR images, one a scale in the same order, to cut instead of downsampling; their files are
+            named as the HR ones or with DIV2K's ``x<scale>`` behind (``0001x4.png``).
+        form: LMDBs, PNG folders or both.
+    """
+
+    hr: Path = DIV2K_HR
+    output: Path | None = None
+    window: Window = field(default_factory=Window)
+    scales: tuple[int, ...] = (4,)
+    lr: tuple[Path, ...] = ()
+    form: OutputForm = "lmdb"
+
+    def output_paths(self) -> dict[int, list[Path]]:
+        """Where sub-images go, by scale; 1 is HR.
+
+        ``DIV2K_train_HR_sub.lmdb`` and ``DIV2K_train_LR_bicubic_X4_sub.lmdb`` for the DIV2K run.
+        """
+        hr = _named(self.hr)
+        folder = hr.parent if self.output is None else self.output
+        suffixes = {"lmdb": [".lmdb"], "png": [""], "both": [".lmdb", ""]}[self.form]
+        names = {1: hr.name} | {scale: self._lr_name(index) for index, scale in enumerate(self.scales)}
+        return {scale: [folder / f"{name}_sub{suffix}" for suffix in suffixes] for scale, name in names.items()}
+
+    def _lr_name(self, index: int) -> str:
+        if not self.lr:
+            return f"{re.sub('HR$', 'LR', _named(self.hr).name)}_bicubic_X{self.scales[index]}"
+        folder = _named(self.lr[index])
+        # DIV2K keeps the scale in a folder of its own: DIV2K_train_LR_bicubic/X4
+        return f"{_named(folder.parent).name}_{folder.name}" if re.fullmatch("[xX][0-9]+", folder.name) else folder.name
+
+    def check(self) -> None:
+        """Raise a UserError where the settings do not fit together."""
+        self.window.check(self.scales)
+        if not self.scales or len(set(self.scales)) != len(self.scales) or min(self.scales) < 2:
+            raise UserError(f"expected different scales of at least 2, got {list(self.scales)}")
+        if self.lr and len(self.lr) != len(self.scales):
+            raise UserError(f"expected one LR folder for each scale, got {len(self.lr)} for scales {list(self.scales)}")
+        paths = [path for group in self.output_paths().values() for path in group]
+        if len(set(paths)) != len(paths):
+            raise UserError(f"HR and LR would go to the same place: {', '.join(map(str, paths))}; rename a folder")
+        for folder in self.lr:
+            find_images(folder)
+
+
+def extract_subimages(what: Extraction, job: Job) -> Report:
+    """Decode every image of ``what.hr`` once and write its sub-images in all forms and scales.
+
+    Nothing is seen of the outputs before all of them are whole.
+
+    Raises:
+        UserError: settings that do not fit, outputs that exist (without ``job.overwrite``), names that collide,
+            images that cannot be used (without ``job.skip_bad``), a killed worker, a full disk.
+    """
+    images = _find_hr(what.hr)
+    what.check()
+    check_keys([path.name for path in images], suffix=subimage_key("", _MOST_WINDOWS - 1))
+    outputs = what.output_paths()
+    refuse_existing([path for paths in outputs.values() for path in paths], overwrite=job.overwrite)
+
+    def task(path: Path, check_only: bool) -> ImageTask:
+        return ImageTask(path, what.window, what.scales, _lr_paths(what, path), job.compression, check_only)
+
+    def write(cut: CutImage) -> None:
+        for scale, records in cut.records.items():
+            for sink in sinks[scale]:
+                sink.write(records)
+
+    with ExitStack() as stack:
+        sinks = {scale: [_open_sink(path, job, stack) for path in paths] for scale, paths in outputs.items()}
+        skipped = process_images(images, task, cut_image, write, job)
+        return Report(commit_all([sink for group in sinks.values() for sink in group]), skipped)
+
+
+def _named(folder: Path) -> Path:
+    """``folder`` in a form that ends with its name: ``.`` and ``..`` do not."""
+    return folder if folder.name not in ("", "..") else folder.resolve()
+
+
+def _open_sink(path: Path, job: Job, stack: ExitStack) -> RecordSink:
+    kind = LmdbWriter if path.suffix == ".lmdb" else FolderWriter
+    sink: RecordSink = kind(path, overwrite=job.overwrite)
+    stack.callback(sink.discard)
+    return sink
+
+
+def _find_hr(folder: Path) -> list[Path]:
+    if folder == DIV2K_HR and not folder.is_dir():
+        raise UserError(f"no folder {folder}: run `python scripts/download_datasets.py div2k`, or give --input")
+    return find_images(folder)
+
+
+def _lr_paths(what: Extraction, hr: Path) -> dict[int, Path]:
+    """The given LR image for each scale; where there is none, the name that was expected (the worker reports it)."""
+    found = {}
+    for folder, scale in zip(what.lr, what.scales, strict=False):
+        suffixes = dict.fromkeys([hr.suffix, *IMAGE_SUFFIXES])
+        names = [folder / f"{hr.stem}{mark}{suffix}" for mark in (f"x{scale}", "") for suffix in suffixes]
+        found[scale] = next((path for path in names if path.is_file()), names[0])
+    return found

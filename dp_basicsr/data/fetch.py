@@ -1,0 +1,170 @@
+"""Fetching one file over HTTP: resumed where it was cut, checked, and in its place only when it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import re
+import shutil
+import ssl
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dp_basicsr.errors import UserError
+
+_BLOCK = 1 << 20
+_TIMEOUT = 60  # seconds without a byte
+_ATTEMPTS = 4  # in a row that brought nothing new
+
+
+class _NotYetWholeError(Exception):
+    """The connection ended early; what came is kept."""
+
+
+_TRANSIENT = (
+    _NotYetWholeError,
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ssl.SSLError,
+    ConnectionError,
+    TimeoutError,
+)
+
+
+def fetch(url: str, path: Path, *, size: int | None = None, checksum: str | None = None, pause: float = 1.0) -> Path:
+    """Download ``url`` to ``path``, by way of ``<path>.part``, from which a later call goes on.
+
+    Args:
+        url: http or https.
+        path: the file to make; if it is there already it is only checked.
+        size: its length in bytes, where known.
+        checksum: ``sha256:<hex>`` or ``md5:<hex>``, where known.
+        pause: seconds before the second attempt, doubled for each further one.
+
+    Raises:
+        UserError: the server refuses or does not answer (the part is kept), length or checksum differ (the file is
+            removed), or the disk is full. Each names the address.
+    """
+    part = path.with_name(path.name + ".part")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _fetch_part(url, part, size, pause)
+        _check_file(url, part, size, checksum)
+        part.rename(path)
+    else:
+        _check_file(url, path, size, checksum)
+    return path
+
+
+def _fetch_part(url: str, part: Path, size: int | None, pause: float) -> None:
+    failures = 0
+    while True:
+        before = _length(part)
+        try:
+            _receive(url, part, size)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                raise UserError(f"{url} answered {error.code} {error.reason}") from error
+            reason: Exception = error
+        except _TRANSIENT as error:
+            reason = error
+        except OSError as error:
+            raise UserError(f"cannot write {part}: {error.strerror}") from error
+        failures = 0 if _length(part) > before else failures + 1
+        if failures == _ATTEMPTS:
+            kept = f"; {_length(part):,} bytes are kept, run the same command again to go on" if _length(part) else ""
+            raise UserError(f"could not fetch {url}: {getattr(reason, 'reason', reason)}{kept}")
+        time.sleep(pause * 2 ** (failures - 1) if failures else 0)
+
+
+def _receive(url: str, part: Path, size: int | None) -> None:
+    """One request for what is missing, appended to ``part``."""
+    offset = _length(part)
+    if size is not None and offset == size:
+        return
+    if size is not None and offset > size:
+        offset = 0
+    headers = {"User-Agent": "dp_basicsr", "Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and offset:  # nothing lies behind what we have: it is the whole file, or another one
+            _settle_416(error, part, offset)
+            return
+        raise
+    with response:
+        offset, total = _position(url, response, offset, size)
+        _append(response, part, offset, total)
+
+
+def _settle_416(error: urllib.error.HTTPError, part: Path, offset: int) -> None:
+    total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+    if not (total and int(total[1]) == offset):
+        part.unlink()
+        raise _NotYetWholeError("the part was longer than the file; starting again")
+
+
+def _position(url: str, response: http.client.HTTPResponse, offset: int, size: int | None) -> tuple[int, int | None]:
+    """Where the response's bytes belong, and the length of the whole file if it is known."""
+    if response.status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if not match or int(match[1]) != offset:
+            raise UserError(
+                f"{url} answered a request for bytes from {offset} with {response.headers.get('Content-Range')}"
+            )
+        total = int(match[2]) if match[2] != "*" else None
+    else:  # the server knows no ranges and begins anew
+        offset, length = 0, response.headers.get("Content-Length")
+        total = int(length) if length else None
+    if size is not None and total is not None and total != size:
+        raise UserError(f"{url} is {total:,} bytes long, expected {size:,}: it is not the file that was published")
+    return offset, total if total is not None else size
+
+
+def _append(response: http.client.HTTPResponse, part: Path, offset: int, total: int | None) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if total is not None and total - offset > free:
+        raise UserError(f"{part.name} needs {total - offset:,} more bytes, {free:,} are free in {part.parent}")
+    received = offset
+    with (
+        part.open("r+b" if part.exists() else "wb") as file,
+        tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
+    ):
+        file.seek(offset)
+        file.truncate()
+        while block := response.read(_BLOCK):
+            file.write(block)
+            received += len(block)
+            bar.update(len(block))
+    if total is not None and received < total:
+        raise _NotYetWholeError(f"the connection ended after {received:,} of {total:,} bytes")
+
+
+def _check_file(url: str, path: Path, size: int | None, checksum: str | None) -> None:
+    if size is not None and _length(path) != size:
+        found = f"{_length(path):,} bytes long, expected {size:,}"
+    elif checksum is not None and (digest := _digest(path, checksum.split(":")[0])) != checksum:
+        found = f"{digest}, expected {checksum}"
+    else:
+        return
+    path.unlink()
+    raise UserError(f"what came from {url} is {found}; it has been removed, run the same command again")
+
+
+def _digest(path: Path, name: str) -> str:
+    digest = hashlib.new(name, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return f"{name}:{digest.hexdigest()}"
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,62 @@
+"""Writing records as PNG files into a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from dp_basicsr.data.records import Record, Written
+from dp_basicsr.data.staging import StagedFolder
+from dp_basicsr.errors import UserError
+
+
+class FolderWriter:
+    """A folder of files that appears at ``path`` only when it is whole.
+
+    Args:
+        path: where it shall be.
+        overwrite: replace an existing one, at the end.
+
+    Raises:
+        UserError: as :class:`~dp_basicsr.data.staging.StagedFolder`.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        self._folder = StagedFolder(path, overwrite=overwrite)
+        self._images = 0
+        self._size = 0
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Write each record as ``<key>.png``."""
+        for record in records:
+            self.write_file(f"{record.key}.png", record.data)
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write one file.
+
+        Raises:
+            UserError: one of that name is there, or the disk refuses; the folder is discarded.
+        """
+        try:
+            with (self._folder.path / name).open("xb") as file:
+                file.write(data)
+        except OSError as error:
+            self.discard()
+            free = shutil.disk_usage(self._folder.final.parent).free
+            raise UserError(
+                f"cannot write {name} into {self._folder.final}: {error} ({free / 1e6:,.0f} MB free)"
+            ) from error
+        self._images += 1
+        self._size += len(data)
+
+    def close(self) -> None:
+        """Nothing is left to do: every file is closed as it is written."""
+
+    def commit(self) -> Written:
+        """Put the folder in its place."""
+        return Written(self._folder.commit(), self._images, self._size)
+
+    def discard(self) -> None:
+        """Remove everything, unless it was committed."""
+        self._folder.discard()

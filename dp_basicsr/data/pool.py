@@ -1,0 +1,90 @@
+"""A process pool for images: in order, with bounded memory, and no worker dies unnoticed or outlives its parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import cv2
+
+from dp_basicsr.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use (fewer than the machine has, under SLURM or in a container)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ordered_map(
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
+) -> Generator[Result, None, None]:
+    """Yield ``function(task)`` for each task, in order, computed in ``workers`` spawned processes.
+
+    Tasks are taken from ``tasks`` only as results are taken out: at most two a worker are under way, so memory is
+    bounded and a generator of tasks can react to earlier results.
+
+    Args:
+        function: importable from a module; its argument and result are pickled.
+        tasks: ``str(task)`` names the task in messages.
+        workers: number of processes, at least 1.
+
+    Raises:
+        UserError: ``workers`` is below 1, or a worker was killed.
+        RuntimeError: ``function`` raised something else, which is the cause; the message names the task.
+    """
+    if workers < 1:
+        raise UserError(f"expected at least 1 worker, got {workers}")
+    # Spawned, not forked: a fork copies the threads' locks of OpenCV, BLAS and tqdm in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
+    pending: deque[tuple[Task, Future[Result]]] = deque()
+    try:
+        for task in tasks:
+            pending.append((task, pool.submit(function, task)))
+            if len(pending) >= 2 * workers:
+                yield _take_first(pending)
+        while pending:
+            yield _take_first(pending)
+    except BrokenProcessPool:
+        names = ", ".join(str(task) for task, _ in pending) or "the last task"
+        raise UserError(
+            f"a worker process was killed at or near: {names}; if memory ran out, use fewer --workers (now {workers})"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _take_first(pending: deque[tuple[Task, Future[Result]]]) -> Result:
+    task, future = pending[0]  # taken out only afterwards: if a worker was killed, the message names what is pending
+    try:
+        result = future.result()
+    except (BrokenProcessPool, UserError):
+        raise
+    except Exception as error:
+        raise RuntimeError(f"a worker failed on {task}: {error!r}") from error
+    pending.popleft()
+    return result
+
+
+def _prepare_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent alone winds up
+    cv2.setNumThreads(1)  # the processes are the parallelism
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """A worker whose parent was killed would wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,107 @@
+"""What the data preparation commands share: the pool, naming bad images, putting results in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from dp_basicsr.data.images import BadImage
+from dp_basicsr.data.pool import available_cpus, ordered_map
+from dp_basicsr.data.records import RecordSink, Written
+from dp_basicsr.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_MOST_NAMED = 20  # bad images named in one message; the rest is counted
+
+
+@dataclass(frozen=True)
+class Job:
+    """How to go through a folder of images.
+
+    Attributes:
+        workers: processes; None takes as many as this process may use CPUs.
+        skip_bad: leave images out that cannot be used, instead of failing.
+        overwrite: replace outputs that exist, once the new ones are whole.
+        compression: of PNG, 0 to 9.
+    """
+
+    workers: int | None = None
+    skip_bad: bool = False
+    overwrite: bool = False
+    compression: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.compression <= 9:
+            raise UserError(f"expected a PNG compression from 0 to 9, got {self.compression}")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"expected at least 1 worker, got {self.workers}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and which images were left out."""
+
+    written: list[Written]
+    skipped: list[BadImage]
+
+    def __str__(self) -> str:
+        lines = [f"skipped: {image}" for image in self.skipped] + [f"wrote {written}" for written in self.written]
+        return "\n".join(lines + ([f"{len(self.skipped)} images skipped"] if self.skipped else []))
+
+
+def process_images(
+    paths: Sequence[Path],
+    make_task: Callable[[Path, bool], Task],
+    function: Callable[[Task], Result | BadImage],
+    consume: Callable[[Result], None],
+    job: Job,
+) -> list[BadImage]:
+    """Run ``function(make_task(path, check_only))`` on every image and hand the good results to ``consume``, in order.
+
+    Once an image was bad, without ``job.skip_bad``, the rest is only checked, so that one run names every bad image.
+
+    Returns:
+        The images that were left out (``job.skip_bad``).
+
+    Raises:
+        UserError: images were bad (without ``job.skip_bad``) or all of them were; a worker was killed.
+    """
+    bad: list[BadImage] = []
+
+    def tasks() -> Iterator[Task]:
+        for path in paths:
+            yield make_task(path, bool(bad) and not job.skip_bad)
+
+    with closing(ordered_map(function, tasks(), job.workers or available_cpus())) as results:
+        for result in tqdm(results, total=len(paths), unit="image", disable=None):
+            if isinstance(result, BadImage):
+                bad.append(result)
+            elif not bad or job.skip_bad:
+                consume(result)
+    _refuse_bad(bad, len(paths), job.skip_bad)
+    return bad
+
+
+def commit_all(sinks: Sequence[RecordSink]) -> list[Written]:
+    """Finish all sinks before the first is put in its place, so that a full disk leaves none without the others."""
+    for sink in sinks:
+        sink.close()
+    return [sink.commit() for sink in sinks]
+
+
+def _refuse_bad(bad: Sequence[BadImage], total: int, skip_bad: bool) -> None:
+    if not bad or (skip_bad and len(bad) < total):
+        return
+    named = [f"  {image}" for image in bad[:_MOST_NAMED]]
+    if len(bad) > _MOST_NAMED:
+        named.append(f"  and {len(bad) - _MOST_NAMED} more")
+    advice = "" if skip_bad else "; mend or remove them, or leave them out with --skip-bad"
+    head = f"{len(bad)} of {total} images cannot be used (nothing was written{advice}):"
+    raise UserError("\n".join([head, *named]))

@@ -1,0 +1,89 @@
+"""Folders that appear whole or not at all: written beside their place, renamed into it at the end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from dp_basicsr.errors import UserError
+
+
+class StagedFolder:
+    """A new folder ``final``, filled as ``<final>.partial`` in the same parent until :meth:`commit`.
+
+    As a context manager it is discarded at the end of the block unless it was committed, after an error and Ctrl-C
+    too. The partial folder is locked for as long as its process lives; what a killed process left behind is emptied
+    and used again.
+
+    Args:
+        final: where the folder shall be in the end; its parents are made.
+        overwrite: replace an existing ``final``, but only at :meth:`commit`, when the new one is whole.
+
+    Raises:
+        UserError: ``final`` exists and ``overwrite`` is false, another process is writing it, or the disk refuses.
+    """
+
+    def __init__(self, final: Path, *, overwrite: bool = False) -> None:
+        self.final = final
+        self.path = final.with_name(final.name + ".partial")
+        self._overwrite = overwrite
+        refuse_existing([final], overwrite=overwrite)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {self.path}: {error.strerror}") from error
+        self._take_over()
+
+    def _take_over(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between open and lock the other may have renamed the folder into place: then it is not ours to empty.
+            is_ours = self.path.exists() and os.path.samestat(os.fstat(self._lock), self.path.stat())
+        except BlockingIOError:
+            is_ours = False
+        if not is_ours:
+            os.close(self._lock)
+            raise UserError(f"another process is writing {self.final}: wait for it, or choose another output")
+        for entry in self.path.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+    def commit(self) -> Path:
+        """Move the folder to ``final`` (an old one is taken away only now) and return ``final``."""
+        refuse_existing([self.final], overwrite=self._overwrite)
+        old = self.final.with_name(self.final.name + ".old")
+        if self.final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            self.final.rename(old)
+        self.path.rename(self.final)
+        shutil.rmtree(old, ignore_errors=True)
+        self._release()
+        return self.final
+
+    def discard(self) -> None:
+        """Remove the partial folder. After :meth:`commit` it does nothing."""
+        if self._lock >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._release()
+
+    def _release(self) -> None:
+        os.close(self._lock)
+        self._lock = -1
+
+    def __enter__(self) -> StagedFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+
+def refuse_existing(paths: list[Path], *, overwrite: bool) -> None:
+    """Raise a :class:`UserError` that names every one of ``paths`` that is there already, unless ``overwrite``."""
+    existing = [str(path) for path in paths if path.exists()]
+    if existing and not overwrite:
+        raise UserError(f"there already: {', '.join(existing)}; remove it, choose another output, or give --overwrite")

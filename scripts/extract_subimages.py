@@ -1,0 +1,48 @@
+"""Cut a folder of HR images into sub-images and make their LR, ready for training. Without arguments: the DIV2K run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dp_basicsr.data.console import add_job_arguments, data_command, job_from
+from dp_basicsr.data.extract import DIV2K_HR, Extraction, extract_subimages
+from dp_basicsr.data.subimages import Window
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--input", type=Path, default=DIV2K_HR, help="folder of HR images, 8-bit colour")
+    parser.add_argument("--output", type=Path, help="folder to put the results into (default: the parent of --input)")
+    parser.add_argument("--crop-size", type=int, default=480, help="side of a sub-image in HR pixels")
+    parser.add_argument("--step", type=int, default=240, help="distance of two sub-images in HR pixels")
+    parser.add_argument("--thresh-size", type=int, default=0, help="a rest of at most so many pixels gets no sub-image")
+    parser.add_argument("--scale", type=int, nargs="+", default=[4], help="LR to make, one or several")
+    parser.add_argument(
+        "--lr-input",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="cut these LR folders, one a scale, instead of downsampling",
+    )
+    parser.add_argument(
+        "--format", choices=["lmdb", "png", "both"], default="lmdb", help="LMDBs, folders of PNG files or both"
+    )
+    add_job_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse(argv)
+    with data_command():
+        window = Window(args.crop_size, args.step, args.thresh_size)
+        what = Extraction(args.input, args.output, window, tuple(args.scale), tuple(args.lr_input), args.format)
+        print(extract_subimages(what, job_from(args)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,32 @@
+"""Make the LR images of a test set: cropped to a multiple of the scale, MATLAB's bicubic, same names."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dp_basicsr.data.console import add_job_arguments, data_command, job_from
+from dp_basicsr.data.convert import make_lr
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True, help="folder of HR images, e.g. datasets/Set5/GT")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make, e.g. datasets/Set5/LRbicx4")
+    parser.add_argument("--scale", type=int, default=4, help="HR size over LR size")
+    add_job_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse(argv)
+    with data_command():
+        print(make_lr(args.input, args.output, args.scale, job_from(args)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,90 @@
+"""Packing folders into LMDBs and making the LR of test sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+
+import dp_basicsr  # noqa: F401  (makes basicsr importable)
+from dp_basicsr.data.convert import create_lmdb, make_lr
+from dp_basicsr.data.images import read_image
+from dp_basicsr.data.imresize import downsample
+from dp_basicsr.data.prepare import Job
+from dp_basicsr.errors import UserError
+
+ONE = Job(workers=1)
+
+
+def test_create_lmdb_packs_every_image(image_folder: Any) -> None:
+    folder = image_folder("images", b=(20, 30), a=(10, 12))
+    cv2.imwrite(str(folder / "gray.png"), np.zeros((5, 6), np.uint8))
+    report = create_lmdb(folder, folder.parent / "x.lmdb", ONE)
+    assert (report.written[0].path / "meta_info.txt").read_text() == (
+        "a.png (10,12,3) 1\nb.png (20,30,3) 1\ngray.png (5,6,1) 1\n"
+    )
+    with lmdb.open(str(report.written[0].path), readonly=True, lock=False) as env, env.begin() as transaction:
+        (folder / "found.png").write_bytes(transaction.get(b"b") or b"")
+    np.testing.assert_array_equal(read_image(folder / "found.png"), read_image(folder / "b.png"))
+
+
+def test_create_lmdb_refuses_dotted_names_and_bad_images(image_folder: Any) -> None:
+    folder = image_folder("images", a=(10, 12))
+    (folder / "b.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="1 of 2 images cannot be used"):
+        create_lmdb(folder, folder.parent / "x.lmdb", ONE)
+    (folder / "c.1.png").write_bytes((folder / "a.png").read_bytes())
+    with pytest.raises(UserError, match="would be looked up as 'c'"):
+        create_lmdb(folder, folder.parent / "x.lmdb", ONE)
+    assert [path.name for path in folder.parent.iterdir()] == ["images"]
+
+
+def test_make_lr_keeps_names_and_basicsr_pairs_them(image_folder: Any) -> None:
+    from basicsr.data.paired_image_dataset import PairedImageDataset
+
+    gt = image_folder("Set/GT", odd=(43, 50), even=(40, 48))
+    cv2.imwrite(str(gt / "gray.bmp"), np.zeros((40, 44), np.uint8))
+    report = make_lr(gt, gt.parent / "LRbicx4", 4, ONE)
+    lr = report.written[0].path
+    assert sorted(path.name for path in lr.iterdir()) == ["even.png", "gray.bmp", "odd.png"]
+    np.testing.assert_array_equal(read_image(lr / "odd.png"), downsample(read_image(gt / "odd.png"), 4))
+    options = {
+        "dataroot_gt": str(gt),
+        "dataroot_lq": str(lr),
+        "io_backend": {"type": "disk"},
+        "phase": "val",
+        "scale": 4,
+    }
+    for pair in PairedImageDataset(options):
+        assert [4 * side for side in pair["lq"].shape[1:]] == list(pair["gt"].shape[1:])
+
+
+def test_make_lr_refuses_what_has_no_lossless_lr(image_folder: Any) -> None:
+    gt = image_folder("GT", a=(40, 40), tiny=(3, 40))
+    cv2.imwrite(str(gt / "b.jpg"), np.zeros((40, 40, 3), np.uint8))
+    with pytest.raises(UserError) as caught:
+        make_lr(gt, gt.parent / "LR", 4, ONE)
+    assert "2 of 3 images" in str(caught.value)
+    assert "b.jpg would have a lossy LR" in str(caught.value)
+    assert "tiny.png is smaller than 4 pixels" in str(caught.value)
+    with pytest.raises(UserError, match="scale of at least 2"):
+        make_lr(gt, gt.parent / "LR", 1, ONE)
+
+
+def test_make_lr_gives_the_published_set5(tmp_path: Path) -> None:
+    set5 = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "Set5"
+    if not set5.is_dir():
+        pytest.skip(f"the MATLAB-made reference images are not at {set5}")
+    make_lr(set5 / "GT", tmp_path / "LRbicx4", 4, ONE)
+    for path in (set5 / "LRbicx4").iterdir():
+        np.testing.assert_array_equal(read_image(tmp_path / "LRbicx4" / path.name), read_image(path))
+
+
+@pytest.mark.parametrize("settings", [{"compression": 10}, {"compression": -1}, {"workers": 0}])
+def test_job_settings_are_checked(settings: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="expected"):
+        Job(**settings)  # type: ignore[arg-type]

@@ -1,0 +1,157 @@
+"""Downloading, against a server on the loopback interface that behaves as badly as real ones do."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dp_basicsr.data.fetch import fetch
+from dp_basicsr.errors import UserError
+
+BODY = bytes(range(256)) * 4000
+SHA256 = "sha256:" + hashlib.sha256(BODY).hexdigest()
+
+
+@dataclass
+class Behaviour:
+    """What the server does; ``requests`` collects the Range header of each request."""
+
+    body: bytes = BODY
+    cut_after: int | None = None  # bytes of each response after which the connection is closed
+    knows_ranges: bool = True
+    sends_length: bool = True
+    status: int | None = None  # answer every request with this
+    failures: int = 0  # answer so many requests with 503 first
+    requests: list[str | None] = field(default_factory=list)
+
+
+class Handler(BaseHTTPRequestHandler):
+    behaviour: Behaviour
+
+    def do_GET(self) -> None:
+        server = self.behaviour
+        server.requests.append(self.headers.get("Range"))
+        if server.status or len(server.requests) <= server.failures:
+            return self.send_error(server.status or 503)
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if server.knows_ranges else None
+        start = int(wanted[1]) if wanted else 0
+        if wanted and start >= len(server.body):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(server.body)}")
+            return self.end_headers()
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(server.body) - 1}/{len(server.body)}")
+        if server.sends_length:
+            self.send_header("Content-Length", str(len(server.body) - start))
+        self.end_headers()
+        end = len(server.body) if server.cut_after is None else start + server.cut_after
+        self.wfile.write(server.body[start:end])
+        return None
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the test output quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, Behaviour]]:
+    handler = type("TestHandler", (Handler,), {"behaviour": Behaviour()})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http_server:
+        threading.Thread(target=http_server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{http_server.server_port}/file.zip", handler.behaviour  # type: ignore[attr-defined]
+        http_server.shutdown()
+
+
+Server = tuple[str, Behaviour]
+
+
+def get(server: Server, folder: Path, **expected: Any) -> Path:
+    return fetch(server[0], folder / "file.zip", pause=0, **expected)
+
+
+def test_a_file_arrives_whole_and_is_checked(server: Server, tmp_path: Path) -> None:
+    path = get(server, tmp_path / "new", size=len(BODY), checksum=SHA256)
+    assert path.read_bytes() == BODY
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.zip"]
+    get(server, tmp_path / "new", size=len(BODY), checksum=SHA256)
+    assert server[1].requests == [None]  # the second call only looked at the file
+
+
+def test_a_cut_connection_is_resumed_where_it_ended(server: Server, tmp_path: Path) -> None:
+    server[1].cut_after = 300_000
+    assert get(server, tmp_path, checksum=SHA256).read_bytes() == BODY
+    assert server[1].requests == [None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]
+
+
+def test_a_later_run_goes_on_with_the_part(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.zip.part").write_bytes(BODY[:1000])
+    assert get(server, tmp_path, checksum=SHA256).read_bytes() == BODY
+    assert server[1].requests == ["bytes=1000-"]
+
+
+def test_a_server_that_knows_no_ranges_starts_again(server: Server, tmp_path: Path) -> None:
+    server[1].knows_ranges = False
+    (tmp_path / "file.zip.part").write_bytes(b"x" * 2_000_000)  # longer than the file, to show that nothing of it stays
+    assert get(server, tmp_path).read_bytes() == BODY
+
+
+@pytest.mark.parametrize("known", [{}, {"size": len(BODY)}])
+def test_a_part_that_is_the_whole_file_is_recognised(server: Server, tmp_path: Path, known: dict[str, int]) -> None:
+    (tmp_path / "file.zip.part").write_bytes(BODY)
+    assert get(server, tmp_path, checksum=SHA256, **known).read_bytes() == BODY
+
+
+@pytest.mark.parametrize("known", [{}, {"size": len(BODY)}])
+def test_a_part_that_is_too_long_is_thrown_away(server: Server, tmp_path: Path, known: dict[str, int]) -> None:
+    (tmp_path / "file.zip.part").write_bytes(BODY + b"more")
+    assert get(server, tmp_path, checksum=SHA256, **known).read_bytes() == BODY
+
+
+def test_a_server_without_content_length_is_held_against_the_known_size(server: Server, tmp_path: Path) -> None:
+    server[1].sends_length = False
+    assert get(server, tmp_path, size=len(BODY)).read_bytes() == BODY
+
+
+def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
+    server[1].failures = 2
+    assert get(server, tmp_path).read_bytes() == BODY
+
+
+def test_a_connection_that_brings_nothing_is_given_up_and_the_part_kept(server: Server, tmp_path: Path) -> None:
+    server[1].cut_after = 0
+    (tmp_path / "file.zip.part").write_bytes(BODY[:1000])
+    with pytest.raises(UserError, match=r"could not fetch http.*1,000 bytes are kept, run the same command again"):
+        get(server, tmp_path)
+    assert (tmp_path / "file.zip.part").read_bytes() == BODY[:1000]
+
+
+def test_another_size_is_refused_before_it_is_fetched(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is 1,024,000 bytes long, expected 5"):
+        get(server, tmp_path, size=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_checksum_is_refused_and_removed(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is md5:[0-9a-f]{32}, expected md5:0.*has been removed"):
+        get(server, tmp_path, checksum="md5:0")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_file_is_named_with_the_servers_answer(server: Server, tmp_path: Path) -> None:
+    server[1].status = 404
+    with pytest.raises(UserError, match=r"http://127.*file\.zip answered 404 Not Found"):
+        get(server, tmp_path)
+    assert len(server[1].requests) == 1  # asking again would not help
+
+
+def test_no_server_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="could not fetch"):
+        fetch("http://127.0.0.1:9/file.zip", tmp_path / "file.zip", pause=0)

@@ -1,0 +1,83 @@
+"""What is read and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dp_basicsr.data.images import BadImageError, encode_png, find_images, read_image
+from dp_basicsr.errors import UserError
+
+COLOUR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def test_colour_comes_back_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode_png(COLOUR))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), COLOUR)
+
+
+def test_a_name_beyond_ascii_is_read(tmp_path: Path) -> None:
+    (tmp_path / "büld.png").write_bytes(encode_png(COLOUR))
+    np.testing.assert_array_equal(read_image(tmp_path / "büld.png"), COLOUR)
+
+
+def test_gray_only_where_it_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode_png(COLOUR[:, :, 0]))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", gray=True), COLOUR[:, :, 0])
+    with pytest.raises(BadImageError, match="is gray, expected three colour channels"):
+        read_image(tmp_path / "a.png")
+
+
+def test_sixteen_bits_and_alpha_are_refused(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "deep.png"), COLOUR.astype(np.uint16) * 257)
+    with pytest.raises(BadImageError, match="16 bits a channel, expected 8"):
+        read_image(tmp_path / "deep.png")
+    cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([COLOUR, COLOUR[:, :, :1]]))
+    with pytest.raises(BadImageError, match="colour with alpha"):
+        read_image(tmp_path / "alpha.png", gray=True)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.99])
+def test_a_file_that_is_cut_off_is_never_half_an_image(tmp_path: Path, suffix: str, share: float) -> None:
+    data = cv2.imencode(suffix, np.kron(COLOUR, np.ones((5, 5, 1), np.uint8)))[1].tobytes()
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(BadImageError):
+        read_image(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_says_so(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(BadImageError, match=r"is empty|no image|cut off"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    data = bytearray(encode_png(COLOUR))
+    data[len(data) // 2] ^= 0x10
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(BadImageError):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BadImageError, match="cannot be read"):
+        read_image(tmp_path / "none.png")
+
+
+def test_find_images_takes_images_only_and_sorts(tmp_path: Path) -> None:
+    for name in ["b.PNG", "a.jpg", "notes.txt", ".hidden.png"]:
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "c.png").touch()
+    assert [path.name for path in find_images(tmp_path)] == ["a.jpg", "b.PNG"]
+    with pytest.raises(UserError, match="no image in"):
+        find_images(tmp_path / "folder.png")
+    with pytest.raises(UserError, match="no folder"):
+        find_images(tmp_path / "missing")
