@@ -8,6 +8,10 @@ from pathlib import Path
 if not __package__:  # run as a file: this folder's names (data, losses ...) must not be top-level modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from dp_basicsr import archs, models  # noqa: F401  registers them; before basicsr, which it bridges
+
+# isort: split
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +19,6 @@ import torch
 from basicsr.models import build_model
 from basicsr.utils import make_exp_dirs
 
-import dp_basicsr.archs
-import dp_basicsr.models  # noqa: F401  (the two imports register their members)
 from dp_basicsr.checkpoint import require_networks
 from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, missing_folders
 from dp_basicsr.errors import UserError, exit_on_user_error
