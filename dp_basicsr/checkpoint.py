@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.errors import UserError
+
 import torch
 from basicsr.utils import check_resume
-
-from dp_basicsr.errors import UserError
 
 
 def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:

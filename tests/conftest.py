@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import dp_basicsr  # noqa: F401  (bridges BasicSR before anything imports it)
+
 import cv2
 import numpy as np
 import pytest
 import torch
-
-import dp_basicsr  # noqa: F401  (bridges BasicSR before anything imports it)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dp_basicsr import train
+
 import pytest
 import torch
-
-from dp_basicsr import train
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import lmdb
-
 from dp_basicsr.data.records import Record, Written
 from dp_basicsr.data.staging import StagedFolder
 from dp_basicsr.errors import UserError
+
+import lmdb
 
 _FIRST_MAP_SIZE = 64 << 20  # bytes; doubled whenever it is full, so that no one has to guess the size of the whole
 

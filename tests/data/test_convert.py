@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
-import lmdb
-import numpy as np
-import pytest
-
 import dp_basicsr  # noqa: F401  (makes basicsr importable)
 from dp_basicsr.data.convert import create_lmdb, make_lr
 from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.prepare import Job
 from dp_basicsr.errors import UserError
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
 
 ONE = Job(workers=1)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pytest
-from numpy.typing import NDArray
-
 import dp_basicsr  # noqa: F401  (makes basicsr importable)
 from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
 
 SET5 = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "Set5"
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
-import pytest
-
 from dp_basicsr.data.pool import available_cpus, ordered_map
 from dp_basicsr.errors import UserError
+
+import pytest
 
 
 def slow_square(number: int) -> int:
