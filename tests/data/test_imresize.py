@@ -12,20 +12,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-SET5 = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "Set5"
-
 
 def random_image(*shape: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_set5_is_matched_to_the_bit(scale: int) -> None:
-    if not SET5.is_dir():
-        pytest.skip(f"the MATLAB-made reference images are not at {SET5}")
+def test_set5_is_matched_to_the_bit(scale: int, set5: Path) -> None:
     differing = {}
-    for path in sorted((SET5 / "GT").glob("*.png")):
-        reference = read_image(SET5 / f"LRbicx{scale}" / path.name)
+    for path in sorted((set5 / "GT").glob("*.png")):
+        reference = read_image(set5 / f"LRbicx{scale}" / path.name)
         ours = downsample(read_image(path), scale)
         assert ours.shape == reference.shape
         differing[path.name] = int(np.count_nonzero(ours != reference))

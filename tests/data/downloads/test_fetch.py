@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.fetch import fetch
+from dp_basicsr.data.downloads.fetch import fetch
 from dp_basicsr.errors import UserError
 
 import pytest

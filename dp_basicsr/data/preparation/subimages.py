@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dp_basicsr.data.images import BadImage, BadImageError, read_image
 from dp_basicsr.data.imresize import downsample
-from dp_basicsr.data.records import Record, png_record
+from dp_basicsr.data.preparation.records import Record, png_record
 from dp_basicsr.errors import UserError
 
 import numpy as np
