@@ -29,8 +29,9 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
         beside.replace(path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         beside.unlink(missing_ok=True)
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be saved ({reason}); make room, then go on with --auto_resume") from error
+        raise UserError(
+            f"{path} cannot be saved ({first_line(error)}); mend that and go on with --auto_resume"
+        ) from error
 
 
 def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
@@ -45,14 +46,15 @@ def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         UserError: The state is not there or cannot be read.
     """
     if opt["auto_resume"]:
-        states = sorted(Path(opt["path"]["training_states"]).glob("*.state"), key=lambda path: int(path.stem))
+        states = [path for path in Path(opt["path"]["training_states"]).glob("*.state") if path.stem.isdecimal()]
         if states:
-            opt["path"]["resume_state"] = str(states[-1])
+            opt["path"]["resume_state"] = str(max(states, key=lambda path: int(path.stem)))
     path = opt["path"].get("resume_state")
     if path is None:
         return None
     state = read_state(Path(path))
     check_resume(opt, state["iter"])
+    require_networks(opt)
     return state
 
 
@@ -64,13 +66,29 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         with torch.serialization.safe_globals([Counter]):  # MultiStepRestartLR keeps its milestones in one
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"training state {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"training state {path} cannot be read ({first_line(error)}); name an earlier one by path:resume_state"
+        ) from error
+    if not isinstance(state, dict) or "iter" not in state:
+        raise UserError(f"{path} is no training state; they are called training_states/<iteration>.state")
+    return state
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def require_networks(opt: dict[str, Any]) -> None:
-    """Refuse to start where a network that the options name is not there (UserError)."""
+    """Refuse to start where a network that the options name is not there or cannot be read (UserError)."""
     for key, path in opt["path"].items():
-        if key.startswith("pretrain_network") and path is not None and not Path(path).is_file():
+        if not key.startswith("pretrain_network") or path is None:
+            continue
+        if not Path(path).is_file():
             raise UserError(f"path: {key}: no such file: {path}")
+        try:
+            torch.load(path, map_location="meta", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(f"path: {key}: {path} cannot be read ({first_line(error)})") from error

@@ -34,15 +34,15 @@ def plot_panels(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), squeeze=False, layout="constrained")
     for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
         for label, curve in curves.items():
             axis.plot(*zip(*curve, strict=True), label=label)
         axis.set_title(title)
         axis.set_xlabel("iteration")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.tight_layout()
+        axis.set_yscale("log" if all(value > 0 for curve in curves.values() for _, value in curve) else "linear")
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 

@@ -16,15 +16,16 @@ T = TypeVar("T")
 DEFAULT_PORT = 29500  # torch.distributed's own default
 
 
-def init_distributed(launcher: str, port: int | None = None) -> bool:
+def init_distributed(launcher: str, port: int | None = None, backend: str | None = None) -> bool:
     """Join the process group, if there is one.
 
     Args:
         launcher: ``none``, ``pytorch`` (torchrun) or ``slurm`` (srun). Under torchrun ``none`` is taken as ``pytorch``.
         port: Of the first process under SLURM. Default: MASTER_PORT, else 29500.
+        backend: Of torch.distributed; BasicSR's files name nccl. Default: nccl with CUDA, else gloo.
 
     Returns:
-        True if this process is one of a group: by NCCL on the GPU of its local rank, by gloo where there is no CUDA.
+        True if this process is one of a group; with CUDA on the GPU of its local rank.
 
     Raises:
         UserError: The launcher was named but has not set its environment variables.
@@ -42,7 +43,9 @@ def init_distributed(launcher: str, port: int | None = None) -> bool:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if backend == "nccl" and not torch.cuda.is_available():
+            backend = None
+        distributed.init_process_group(backend or ("nccl" if torch.cuda.is_available() else "gloo"))
     return True
 
 

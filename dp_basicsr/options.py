@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import random
 import re
@@ -21,6 +22,24 @@ from basicsr.utils.dist_util import get_dist_info
 Options = dict[str, Any]
 
 REQUIRED = ("name", "model_type", "scale", "num_gpu", "datasets", "network_g")
+
+# The keys that some code reads, by section ("" is the top).
+KNOWN = {
+    "": (
+        *REQUIRED, "manual_seed", "network_d", "path", "train", "val", "logger", "dist_params",
+        "find_unused_parameters",
+    ),
+    "path": (
+        "pretrain_network_g", "pretrain_network_d", "param_key_g", "param_key_d", "strict_load_g", "strict_load_d",
+        "resume_state", "ignore_resume_networks",
+    ),
+    "train": (
+        "ema_decay", "optim_g", "optim_d", "scheduler", "total_iter", "warmup_iter", "pixel_opt", "perceptual_opt",
+        "gan_opt", "ldl_opt", "net_d_iters", "net_d_init_iters",
+    ),
+    "val": ("val_freq", "save_img", "suffix", "pbar", "metrics"),
+    "logger": ("print_freq", "save_checkpoint_freq", "use_tb_logger", "wandb"),
+}  # fmt: skip
 
 # What `--debug` does: a name that TensorBoard skips, and every phase of a run within its first few iterations.
 DEBUG_FREQ = 8
@@ -106,7 +125,12 @@ def parse_command_line(description: str, argv: Sequence[str] | None) -> argparse
     parser.add_argument("--debug", action="store_true", help="log, save and validate every few iterations")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument(
-        "--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="override options; values are YAML"
+        "--force_yml",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY:KEY=VALUE",
+        help="override options; values are YAML",
     )
     return parser.parse_args(argv)
 
@@ -126,12 +150,15 @@ def parse_options(description: str, argv: Sequence[str] | None, is_train: bool) 
     override(opt, args.force_yml)
     opt["dist"] = init_distributed(args.launcher, **(opt.get("dist_params") or {}))
     opt["rank"], opt["world_size"] = get_dist_info()
+    refuse_misspelt(opt)
     opt["is_train"] = is_train
     opt["auto_resume"] = args.auto_resume
     opt["root_path"] = os.getcwd()
     _choose_device(opt)
     _seed(opt)
     _complete_datasets(opt)
+    if not isinstance(opt["name"], str) or not opt["name"] or opt["name"] != os.path.basename(opt["name"]):
+        raise UserError(f"name: expected the name of a folder, got {opt['name']!r}")
     if args.debug and not opt["name"].startswith("debug"):
         opt["name"] = f"debug_{opt['name']}"
     _complete_paths(opt)
@@ -140,6 +167,22 @@ def parse_options(description: str, argv: Sequence[str] | None, is_train: bool) 
         if opt.get("val"):
             opt["val"]["val_freq"] = DEBUG_FREQ
     return opt, args.opt
+
+
+def refuse_misspelt(opt: Options) -> None:
+    """Refuse a key that is almost one that the program reads: ``percetual_opt`` would train without the loss.
+
+    A key unlike all of them may be another plugin's, and passes; in ``path`` BasicSR would make a folder of it.
+
+    Raises:
+        UserError: With the right spelling.
+    """
+    for section, known in KNOWN.items():
+        for key in (opt if not section else opt.get(section)) or {}:
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.8)
+            if key not in known and (close or section == "path"):
+                hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
+                raise UserError(f"options: {section}{':' if section else ''}{key} is not known; {hint}")
 
 
 def _choose_device(opt: Options) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from typing import Any
 
 from dp_basicsr import __version__
@@ -21,13 +22,35 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 BAR_LOSSES = ("l_pix", "l_g_pix", "l_g_percep", "l_g_gan", "dp_weight")
 
 
-def start_log(opt: dict[str, Any], kind: str) -> logging.Logger:
-    """Open the run's log file (rank 0) and write versions and options into it."""
-    log_file = os.path.join(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log")
-    logger = get_root_logger(log_level=logging.INFO, log_file=log_file)
+def start_log(opt: dict[str, Any]) -> MemoryHandler:
+    """Begin to log, with versions and options (rank 0), before there is a folder for it.
+
+    Returns:
+        What :func:`write_log` puts into the run's file. Until then a run that cannot start has written nothing, and the
+        folder of an earlier run of that name is where it was.
+    """
+    logger = get_root_logger()
+    held = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    if opt["rank"] == 0:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(held)
     logger.info(f"dp_basicsr {__version__}{get_env_info()}")
     logger.info(dict2str(opt))
-    return logger
+    return held
+
+
+def write_log(opt: dict[str, Any], kind: str, held: MemoryHandler) -> None:
+    """Open the run's log file (rank 0), with what has been logged so far."""
+    if opt["rank"] != 0:
+        return
+    path = os.path.join(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log")
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))  # BasicSR's
+    logger = get_root_logger()
+    held.setTarget(file)
+    held.flush()
+    logger.removeHandler(held)
+    logger.addHandler(file)
 
 
 def open_tensorboard(opt: dict[str, Any], resuming: bool) -> Any:
@@ -81,4 +104,4 @@ def progress_bar(opt: dict[str, Any], start_iter: int) -> Iterator[tqdm]:
 def show_losses(bar: tqdm, losses: Mapping[str, float], waiting: float) -> None:
     """Show the main losses and the share of time spent waiting for data (0 to 1) beside the bar."""
     shown = {name: f"{losses[name]:.3g}" for name in BAR_LOSSES if name in losses}
-    bar.set_postfix({**shown, "data": f"{waiting:.0%}"}, refresh=False)
+    bar.set_postfix({"data": f"{waiting:.0%}", **shown}, refresh=False)

@@ -11,17 +11,18 @@ if not __package__:  # run as a file: this folder's names (data, losses ...) mus
 from collections.abc import Sequence
 from typing import Any
 
-from dp_basicsr import archs, models  # noqa: F401  registers their members
+import dp_basicsr.archs
+import dp_basicsr.models  # noqa: F401  (the two register their members)
 from dp_basicsr.checkpoint import require_networks
 from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, missing_folders
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.launch import leave_distributed
 from dp_basicsr.options import parse_options
-from dp_basicsr.progress import start_log
+from dp_basicsr.progress import start_log, write_log
 
 import torch
 from basicsr.models import build_model
-from basicsr.utils import make_exp_dirs
+from basicsr.utils import get_root_logger, make_exp_dirs
 
 
 def test(opt: dict[str, Any]) -> None:
@@ -35,11 +36,15 @@ def test(opt: dict[str, Any]) -> None:
     if all(missing_folders(dataset) for dataset in sets):
         names = ", ".join(dataset["name"] for dataset in sets)
         raise UserError(f"none of the test sets ({names}) is there; {HOW_TO_GET_TEST_SETS}")
+    if opt["path"].get("pretrain_network_g") is None:
+        raise UserError("path: pretrain_network_g: nothing to test; name a net_g_<iteration>.pth")
     require_networks(opt)
-    make_exp_dirs(opt)
-    logger = start_log(opt, "test")
+    held_log = start_log(opt)
+    logger = get_root_logger()
     loaders = evaluation_loaders(opt, "test")
     model = build_model(opt)
+    make_exp_dirs(opt)
+    write_log(opt, "test", held_log)
     for loader in loaders:
         logger.info(f"Testing {loader.dataset.opt['name']} ...")  # type: ignore[attr-defined]
         model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from pathlib import Path
 
@@ -11,13 +13,15 @@ if not __package__:  # run as a file: this folder's names (data, losses ...) mus
 from collections.abc import Sequence
 from typing import Any
 
-from dp_basicsr import archs, losses, models  # noqa: F401  registers their members
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401  (the three register their members)
 from dp_basicsr.checkpoint import find_resume_state, require_networks
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
-from dp_basicsr.errors import exit_on_user_error
+from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.launch import leave_distributed
 from dp_basicsr.options import parse_options
-from dp_basicsr.progress import open_tensorboard, progress_bar, show_losses, start_log
+from dp_basicsr.progress import open_tensorboard, progress_bar, show_losses, start_log, write_log
 
 import torch
 from basicsr.models import build_model
@@ -40,11 +44,8 @@ def train(opt: dict[str, Any], option_file: str) -> None:
     require_training_data(opt)
     require_networks(opt)
     state = find_resume_state(opt)
-    if state is None:
-        make_exp_dirs(opt)
-    copy_opt_file(option_file, opt["path"]["experiments_root"])
-    logger = start_log(opt, "train")
-    tb_logger = open_tensorboard(opt, resuming=state is not None)
+    held_log = start_log(opt)
+    logger = get_root_logger()
     stream = TrainStream(opt)
     val_loaders = evaluation_loaders(opt, "val") if opt.get("val") else []
     model = build_model(opt)
@@ -53,9 +54,27 @@ def train(opt: dict[str, Any], option_file: str) -> None:
         model.resume_training(state)
         iteration = state["iter"]
         logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
+    # Only what has started so far may write: an earlier run of this name is moved aside here.
+    make_folders(opt, option_file, resuming=state is not None)
+    write_log(opt, "train", held_log)
+    tb_logger = open_tensorboard(opt, resuming=state is not None)
     loop(opt, model, stream, val_loaders, tb_logger, iteration)
     if tb_logger:
         tb_logger.close()
+
+
+def make_folders(opt: dict[str, Any], option_file: str, resuming: bool) -> None:
+    """Make the experiment's folders (rank 0; an earlier one of a new run's name is renamed), with the option file."""
+    if opt["rank"] != 0:
+        return
+    try:
+        if not resuming:
+            make_exp_dirs(opt)
+        for folder in ("models", "training_states", "visualization"):
+            os.makedirs(opt["path"][folder], exist_ok=True)
+        copy_opt_file(option_file, opt["path"]["experiments_root"])
+    except OSError as error:
+        raise UserError(f"cannot make {opt['path']['experiments_root']}: {error}") from error
 
 
 def loop(
@@ -94,20 +113,32 @@ def loop(
             bar.update()
             if iteration % every["print_freq"] == 0:
                 times = {"time": iter_timer.get_avg_time(), "data_time": data_timer.get_avg_time()}
-                losses = model.get_current_log()
+                losses = finite(model.get_current_log(), iteration)
                 show_losses(bar, losses, times["data_time"] / times["time"])
                 log_line({"epoch": epoch, "iter": iteration, "lrs": model.get_current_learning_rate()} | times | losses)
             if iteration % every["save_checkpoint_freq"] == 0:
+                finite(model.get_current_log(), iteration)
                 logger.info("Saving models and training states.")
                 model.save(epoch, iteration)
             if val_freq and iteration % val_freq == 0:
                 validate()
                 iter_timer.start()  # validation is not a part of the time per iteration
 
-    logger.info("End of training. Save the latest model.")
+    logger.info(f"End of training, {total_iter} iterations. Save the latest model.")
     model.save(epoch=-1, current_iter=-1)  # BasicSR's name for net_g_latest.pth
     if val_freq and iteration % val_freq != 0:
         validate()
+
+
+def finite(losses: dict[str, float], iteration: int) -> dict[str, float]:
+    """Pass losses on; a UserError names those that are not finite, before they are saved or trained on for days."""
+    broken = [name for name, value in losses.items() if not math.isfinite(value)]
+    if broken:
+        raise UserError(
+            f"iteration {iteration}: {', '.join(broken)} not finite; go on from the last state (--auto_resume) with "
+            "another learning rate or loss weight"
+        )
+    return losses
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -115,6 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         try:
             train(*parse_options(__doc__, argv, is_train=True))
+        except KeyboardInterrupt:
+            print("interrupted; --auto_resume goes on from the last saved state", file=sys.stderr)
+            raise SystemExit(130) from None
         finally:
             leave_distributed()
 

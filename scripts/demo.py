@@ -10,9 +10,10 @@ from pathlib import Path
 
 from dp_basicsr import demo
 from dp_basicsr.curves import plot_panels, product, read_log
-from dp_basicsr.errors import exit_on_user_error
+from dp_basicsr.errors import UserError, exit_on_user_error
 
 OPTIONS = "options/train_demo.yml"
+RUNS = {"L1 stage": "demo_psnr", "ESRGAN-DP": "demo_esrgan_dp"}
 
 # The L1 stage that ESRGAN starts from, as overrides of the demo's option file: small patches, many steps.
 L1_STAGE = [
@@ -47,9 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = parser.parse_args(argv).weights
     start = time.monotonic()
     with exit_on_user_error():
+        if not Path(OPTIONS).is_file():
+            raise UserError(f"expected {OPTIONS} here: run the demo from the root of the project")
         for kind in ("experiments", "results", "tb_logger"):
-            for old in Path(kind).glob("demo*"):
-                shutil.rmtree(old)
+            for name in ("demo", *RUNS.values()):
+                shutil.rmtree(Path(kind, name), ignore_errors=True)
         demo.prepare_photographs()
         train(weights)
         show(weights)
@@ -68,7 +71,7 @@ def train(weights: str) -> None:
 def show(weights: str) -> None:
     """Test both stages on the held-out photographs; print the table, draw the picture and the curves."""
     folders = {}
-    for label, run in (("L1 stage", "demo_psnr"), ("ESRGAN-DP", "demo_esrgan_dp")):
+    for label, run in RUNS.items():
         model = f"path:pretrain_network_g=experiments/{run}/models/net_g_latest.pth"
         demo.run("dp_basicsr/test.py", "-opt", OPTIONS, "--force_yml", f"name={run}", model)
         folders[label] = Path("results", run, "visualization", "held_out")
@@ -82,9 +85,7 @@ def show(weights: str) -> None:
 
 def draw_curves(path: Path) -> None:
     """Draw the losses of both stages, and L_VGG against w * L_Res."""
-    first, second = (
-        read_log(next(Path("experiments", run).glob("train_*.log"))) for run in ("demo_psnr", "demo_esrgan_dp")
-    )
+    first, second = (read_log(next(Path("experiments", run).glob("train_*.log"))) for run in RUNS.values())
     weighted = product(second["dp_weight"], second["l_g_resnet"])
     plot_panels(
         {

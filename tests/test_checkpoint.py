@@ -45,7 +45,9 @@ def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
 def test_auto_resume_takes_the_newest(tmp_path: Path) -> None:
     assert find_resume_state(options(tmp_path)) is None
     for iteration in (5, 20, 100):
+        write_checkpoint({"params": {}}, tmp_path / f"net_g_{iteration}.pth")
         write_checkpoint({"iter": iteration}, tmp_path / f"{iteration}.state")
+    (tmp_path / "best.state").touch()
     opt = options(tmp_path)
     assert find_resume_state(opt) == {"iter": 100}
     assert opt["path"]["pretrain_network_g"] == str(tmp_path / "net_g_100.pth")
@@ -58,3 +60,18 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match=r"7\.state"):
         read_state(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"7\.state"):
+        read_state(path)
+    write_checkpoint({"params": {}}, path)
+    with pytest.raises(UserError, match="no training state"):
+        read_state(path)
+
+
+def test_networks_of_the_state_must_be_whole(tmp_path: Path) -> None:
+    write_checkpoint({"iter": 5}, tmp_path / "5.state")
+    with pytest.raises(UserError, match=r"no such file: .*net_g_5\.pth"):
+        find_resume_state(options(tmp_path))
+    (tmp_path / "net_g_5.pth").write_bytes(b"half of a file")
+    with pytest.raises(UserError, match=r"net_g_5\.pth cannot be read"):
+        find_resume_state(options(tmp_path))

@@ -117,3 +117,29 @@ def test_a_launcher_that_did_not_start_us_is_refused(file: Path) -> None:
         parse_options("", ["-opt", str(file), "--launcher", "pytorch"], is_train=True)
     with pytest.raises(UserError, match="srun"):
         parse_options("", ["-opt", str(file), "--launcher", "slurm"], is_train=True)
+
+
+def test_given_twice_it_adds_up(file: Path) -> None:
+    twice = ["-opt", str(file), "--force_yml", "name=two", "scale=2", "--force_yml", "num_gpu=0"]
+    opt, _ = parse_options("", twice, is_train=True)
+    assert (opt["name"], opt["scale"], opt["num_gpu"]) == ("two", 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("train:percetual_opt=1", "train:percetual_opt is not known; did you mean perceptual_opt"),
+        ("train:total_itr=2", "did you mean total_iter"),
+        ("modle_type=a", "did you mean model_type"),
+        ("path={anything: a}", "path:anything is not known; expected one of pretrain_network_g"),
+        ("name=a/b", "name: expected the name of a folder"),
+        ("name=5", "name: expected the name of a folder"),
+    ],
+)
+def test_misspelt_keys_and_names_are_refused(entry: str, message: str, file: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_options("", ["-opt", str(file), "--force_yml", entry], is_train=True)
+
+
+def test_another_plugin_s_keys_pass(file: Path) -> None:
+    parse_options("", ["-opt", str(file), "--force_yml", "my_section=1", "train:my_loss_opt={type: a}"], is_train=True)

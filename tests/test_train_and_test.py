@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dp_basicsr import train
+from dp_basicsr import test, train
 
 import pytest
 import torch
@@ -140,6 +140,9 @@ def test_two_processes(folder: Path) -> None:
         (["-opt", "small.yml", "--force_yml", "path:resume_state=nowhere.state"], "nowhere.state"),
         (["-opt", "small.yml", "--force_yml", "trian:total_iter=3"], "trian"),
         (["-opt", "small.yml", "--force_yml", "datasets:train:dataroot_gt=nowhere"], "extract_subimages.py"),
+        (["-opt", "small.yml", "--force_yml", "datasets:train:dataroot_gt=pairs"], "datasets: pairs"),
+        (["-opt", "small.yml", "--force_yml", "train:perceptual_opt:mu=-1"], "mu: expected a number > 0"),
+        (["-opt", "small.yml", "--force_yml", "datasets:train:prefetch_mode=cuda"], "prefetch_mode"),
     ],
 )
 def test_mistakes_are_one_message(
@@ -147,11 +150,45 @@ def test_mistakes_are_one_message(
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         train.main(arguments)
-    error = capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2
-    assert error.startswith("error: ")
-    assert message in error
+    assert [line for line in error if line.startswith("error: ")]
+    assert message in "\n".join(error)
     assert not (folder / "experiments").exists()
+
+
+def test_a_broken_image_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = folder / "pairs/GT/image2.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["-opt", "small.yml", "--force_yml", "datasets:train:num_worker_per_gpu=0"])
+    assert stopped.value.code == 2
+    assert "pairs/GT/image2.png" in capsys.readouterr().err
+
+
+def test_losses_that_are_not_finite_stop_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    no_workers = "datasets:train:num_worker_per_gpu=0"
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["-opt", "small.yml", "--force_yml", "train:optim_g:lr=1e30", no_workers])
+    assert stopped.value.code == 2
+    assert "l_g_percep" in capsys.readouterr().err
+    assert list((folder / "experiments").rglob("*.pth")) == []
+
+
+def test_a_run_that_cannot_start_leaves_the_earlier_one_alone(folder: Path) -> None:
+    earlier = folder / "experiments/small/models"
+    earlier.mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        train.main(["-opt", "small.yml", "--force_yml", "train:perceptual_opt:mu=-1"])
+    assert [path.name for path in (folder / "experiments").iterdir()] == ["small"]
+    assert list(earlier.iterdir()) == []
+
+
+def test_without_a_network_there_is_nothing_to_test(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        test.main(["-opt", "small.yml"])
+    assert stopped.value.code == 2
+    assert "pretrain_network_g" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

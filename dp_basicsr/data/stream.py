@@ -11,6 +11,7 @@ from typing import Any
 
 from dp_basicsr.errors import UserError
 
+import lmdb
 import numpy as np
 import torch
 from basicsr.data import build_dataloader, build_dataset
@@ -53,7 +54,11 @@ class SeededDataset(Dataset):
         """The sample of ``(epoch, place, index)``."""
         epoch, place, index = key
         with _random_state(np.random.SeedSequence((self.seed, epoch, place))):
-            return self.dataset[index]
+            try:
+                return self.dataset[index]
+            except Exception as error:
+                paths = getattr(self.dataset, "paths", None)  # BasicSR's paired datasets have them
+                raise UserError(f"sample {paths[index] if paths else index} cannot be used: {error}") from error
 
 
 @contextmanager
@@ -98,17 +103,21 @@ class TrainStream:
     def __init__(self, opt: dict[str, Any]) -> None:
         self.opt = opt
         self.dataset_opt = opt["datasets"]["train"]
-        self.dataset = build_dataset(self.dataset_opt)
+        self.dataset = _build(self.dataset_opt)
         ratio = self.dataset_opt.get("dataset_enlarge_ratio", 1)
         self.sampler = TrainSampler(self.dataset, opt["world_size"], opt["rank"], ratio)
+        workers = self.dataset_opt.get("num_worker_per_gpu")
+        persistent = self.dataset_opt.get("persistent_workers", False) and workers != 0
         self.loader: DataLoader = build_dataloader(
             SeededDataset(self.dataset, opt["manual_seed"]),
-            self.dataset_opt,
+            self.dataset_opt | {"persistent_workers": persistent},
             num_gpu=opt["num_gpu"],
             dist=opt["dist"],
             sampler=self.sampler,
             seed=opt["manual_seed"],
         )
+        if self.dataset_opt.get("prefetch_mode") == "cuda" and not torch.cuda.is_available():
+            raise UserError("datasets: train: prefetch_mode: cuda needs a GPU; ~ or cpu work everywhere")
         self.iters_per_epoch = len(self.loader)
         if self.iters_per_epoch == 0:
             raise UserError(
@@ -138,6 +147,14 @@ class TrainStream:
             yield batch
 
 
+def _build(dataset_opt: dict[str, Any]) -> Any:
+    """BasicSR's dataset; what it finds wrong with the files (counts, names, a broken LMDB) is a UserError."""
+    try:
+        return build_dataset(dataset_opt)
+    except (AssertionError, ValueError, OSError, lmdb.Error) as error:
+        raise UserError(f"datasets: {dataset_opt['name']}: {error}") from error
+
+
 def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:
     """The data folders of a dataset's options that do not exist."""
     roots = (dataset_opt.get("dataroot_gt"), dataset_opt.get("dataroot_lq"))
@@ -164,7 +181,7 @@ def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
         if missing:
             logger.warning(f"{dataset_opt['name']} is skipped: no such folder: {' and '.join(missing)}")
             continue
-        dataset = build_dataset(dataset_opt)
+        dataset = _build(dataset_opt)
         loaders.append(build_dataloader(dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"]))
         logger.info(f"{dataset_opt['name']}: {len(dataset)} images")
     return loaders
