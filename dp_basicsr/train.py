@@ -18,11 +18,12 @@ from basicsr.utils.options import copy_opt_file
 
 import dp_basicsr.archs
 import dp_basicsr.losses
-import dp_basicsr.models  # noqa: F401  (the three imports register their members)
+import dp_basicsr.models  # noqa: F401  (the three imports register their members, and so does metrics)
 from dp_basicsr.checkpoint import find_resume_state, require_networks
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
 from dp_basicsr.errors import exit_on_user_error
 from dp_basicsr.launch import leave_distributed
+from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
 from dp_basicsr.progress import open_tensorboard, progress_bar, show_losses, start_log
 
@@ -46,6 +47,7 @@ def train(opt: dict[str, Any], option_file: str) -> None:
     copy_opt_file(option_file, opt["path"]["experiments_root"])
     logger = start_log(opt, "train")
     tb_logger = open_tensorboard(opt, resuming=state is not None)
+    drop_unavailable(opt)
     stream = TrainStream(opt)
     val_loaders = evaluation_loaders(opt, "val") if opt.get("val") else []
     model = build_model(opt)
