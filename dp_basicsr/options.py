@@ -54,7 +54,14 @@ def read_options(path: str | Path) -> Options:
     missing = [key for key in REQUIRED if key not in opt]
     if missing:
         raise UserError(f"option file {path}: missing {', '.join(missing)}")
-    return opt
+    return _unshared(opt)
+
+
+def _unshared(value: Any) -> Any:
+    """Copy without YAML's aliases, which are one object in several places: completing one would change the others."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def override(opt: Options, entries: Sequence[str]) -> None:

@@ -8,6 +8,10 @@ from pathlib import Path
 if not __package__:  # run as a file: this folder's names (data, losses ...) must not be top-level modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from dp_basicsr import archs, models  # noqa: F401  registers them; before basicsr, which it bridges
+
+# isort: split
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,18 +19,18 @@ import torch
 from basicsr.models import build_model
 from basicsr.utils import make_exp_dirs
 
-import dp_basicsr.archs
-import dp_basicsr.models  # noqa: F401  (the two imports register their members)
 from dp_basicsr.checkpoint import require_networks
 from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, missing_folders
 from dp_basicsr.errors import UserError, exit_on_user_error
+from dp_basicsr.evaluation.test_run import evaluate_test_run, metrics_of
 from dp_basicsr.launch import leave_distributed
+from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
 from dp_basicsr.progress import start_log
 
 
 def test(opt: dict[str, Any]) -> None:
-    """Upscale every image of the test sets, write the results, log the metrics.
+    """Upscale every image of the test sets, write the results and their tables, log the metrics.
 
     Raises:
         UserError: None of the sets is there, or the network's weights are not.
@@ -39,11 +43,15 @@ def test(opt: dict[str, Any]) -> None:
     require_networks(opt)
     make_exp_dirs(opt)
     logger = start_log(opt, "test")
+    metrics = metrics_of(opt)
+    drop_unavailable(opt)
     loaders = evaluation_loaders(opt, "test")
     model = build_model(opt)
     for loader in loaders:
         logger.info(f"Testing {loader.dataset.opt['name']} ...")  # type: ignore[attr-defined]
         model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
+    if opt["rank"] == 0:
+        evaluate_test_run(opt, metrics)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

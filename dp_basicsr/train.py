@@ -8,6 +8,10 @@ from pathlib import Path
 if not __package__:  # run as a file: this folder's names (data, losses ...) must not be top-level modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from dp_basicsr import archs, losses, models  # noqa: F401  registers them; before basicsr, which it bridges
+
+# isort: split
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +20,6 @@ from basicsr.models import build_model
 from basicsr.utils import AvgTimer, MessageLogger, make_exp_dirs
 from basicsr.utils.options import copy_opt_file
 
-import dp_basicsr.archs
-import dp_basicsr.losses
-import dp_basicsr.models  # noqa: F401  (the three imports register their members, and so does metrics)
 from dp_basicsr.checkpoint import find_resume_state, require_networks
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
 from dp_basicsr.errors import exit_on_user_error
