@@ -38,6 +38,8 @@ setup(
     description="Dual Perceptual Loss for single image super-resolution (ESRGAN-DP), as a BasicSR plugin",
     license="Apache-2.0",
     keywords=["super-resolution", "perceptual loss", "ESRGAN", "BasicSR"],
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     packages=find_packages(include=["dp_basicsr", "dp_basicsr.*"]),
     python_requires=">=3.10",
     # Lower bounds only: today's releases must work, and a CUDA or CPU build is the user's choice.

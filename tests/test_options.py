@@ -38,6 +38,14 @@ def test_numbers_with_exponents_are_numbers(file: Path) -> None:
     assert isinstance(train["total_iter"], int)
 
 
+def test_an_alias_is_a_copy(file: Path) -> None:
+    """`val` and `test` may be one set in the file; each is completed with its own phase."""
+    aliases = MINIMAL.replace("datasets:", "datasets:\n  val_1: &set {name: a, dataroot_gt: gt}\n  test_1: *set")
+    file.write_text(aliases)
+    datasets = parse_options("", ["-opt", str(file)], is_train=False)[0]["datasets"]
+    assert (datasets["val_1"]["phase"], datasets["test_1"]["phase"]) == ("val", "test")
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("1e-4", 1e-4), ("3", 3), ("0.5", 0.5), ("true", True), ("~", None), ("[1, 2]", [1, 2]), ("{a: 1}", {"a": 1}),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dp_basicsr import train
 from dp_basicsr.evaluation.files import read_evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,24 +142,38 @@ def test_two_processes(folder: Path) -> None:
     ("arguments", "message"),
     [
         (["-opt", "nowhere.yml"], "nowhere.yml"),
-        (["-opt", str(ROOT / "options/train_esrgan_dp.yml")], "DIV2K_train_HR_sub.lmdb"),
         (["-opt", "small.yml", "--force_yml", "path:pretrain_network_g=nowhere.pth"], "nowhere.pth"),
         (["-opt", "small.yml", "--force_yml", "path:resume_state=nowhere.state"], "nowhere.state"),
         (["-opt", "small.yml", "--force_yml", "trian:total_iter=3"], "trian"),
+        (["-opt", "small.yml", "--force_yml", "datasets:train:dataroot_gt=nowhere"], "extract_subimages.py"),
     ],
 )
-def test_mistakes_are_one_message(arguments: list[str], message: str, folder: Path) -> None:
-    done = run("train.py", *arguments)
+def test_mistakes_are_one_message(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train.main(arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith("error: ")
+    assert message in error
+    assert not (folder / "experiments").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "message"),
+    [
+        ("train.py", "train_esrgan_dp.yml", "DIV2K_train_HR_sub.lmdb"),
+        ("test.py", "test_esrgan_dp.yml", "Set5, Set14, BSD100, Urban100"),
+    ],
+)
+def test_without_data_the_shipped_options_say_what_is_missing(
+    program: str, options: str, message: str, folder: Path
+) -> None:
+    done = run(program, "-opt", str(ROOT / "options" / options))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "experiments").exists()
-
-
-def test_no_test_set_is_a_mistake(folder: Path) -> None:
-    done = run("test.py", "-opt", str(ROOT / "options/test_esrgan_dp.yml"))
-    assert done.returncode == 2
-    assert "Set5, Set14, BSD100, Urban100" in done.stderr
-    assert "Traceback" not in done.stderr
     assert not (folder / "results").exists()
