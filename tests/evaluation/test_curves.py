@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from basicsr.utils import MessageLogger
 
-from dp_basicsr.curves import product, read_log
+from dp_basicsr.evaluation.curves import product, read_log
 
 
 def test_every_value_of_every_logged_iteration_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
