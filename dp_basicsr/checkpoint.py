@@ -1,16 +1,36 @@
-"""What a run starts or goes on from."""
+"""What a run leaves, and what it starts or goes on from."""
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.errors import UserError
+
 import torch
 from basicsr.utils import check_resume
 
-from dp_basicsr.errors import UserError
+
+def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write a file that is there whole or not at all: beside its place, onto the disk, then renamed.
+
+    Raises:
+        UserError: It cannot be written (disk full, no permission). What was at ``path`` before is still there.
+    """
+    beside = path.with_name(f"{path.name}.partial")
+    try:
+        with beside.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        beside.unlink(missing_ok=True)
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be saved ({reason}); make room, then go on with --auto_resume") from error
 
 
 def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.data.images import read_image
+from dp_basicsr.data.imresize import imresize, mod_crop
+from dp_basicsr.errors import UserError
+
 import cv2
 import numpy as np
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from numpy.typing import NDArray
-
-from dp_basicsr.data.images import read_image
-from dp_basicsr.data.imresize import imresize, mod_crop
-from dp_basicsr.errors import UserError
 
 Image = NDArray[np.uint8]  # (H, W, 3), BGR, 0 to 255
 

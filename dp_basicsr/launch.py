@@ -6,10 +6,10 @@ import os
 import subprocess
 from typing import TypeVar
 
+from dp_basicsr.errors import UserError
+
 import torch
 from torch import distributed
-
-from dp_basicsr.errors import UserError
 
 T = TypeVar("T")
 

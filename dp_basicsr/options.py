@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.errors import UserError
+from dp_basicsr.launch import agree_on, init_distributed
+
 import torch
 import yaml
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
-
-from dp_basicsr.errors import UserError
-from dp_basicsr.launch import agree_on, init_distributed
 
 Options = dict[str, Any]
 

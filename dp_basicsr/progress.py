@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from dp_basicsr import __version__
+from dp_basicsr.errors import UserError
+
 from basicsr.utils import get_env_info, get_root_logger, get_time_str, init_tb_logger, mkdir_and_rename
 from basicsr.utils.options import dict2str
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
-
-from dp_basicsr import __version__
-from dp_basicsr.errors import UserError
 
 # What the bar shows of the losses; all of them are in the log line.
 BAR_LOSSES = ("l_pix", "l_g_pix", "l_g_percep", "l_g_gan", "dp_weight")

@@ -8,17 +8,10 @@ from pathlib import Path
 if not __package__:  # run as a file: this folder's names (data, losses ...) must not be top-level modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dp_basicsr import archs, models  # noqa: F401  registers them; before basicsr, which it bridges
-
-# isort: split
-
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from basicsr.models import build_model
-from basicsr.utils import make_exp_dirs
-
+from dp_basicsr import archs, models  # noqa: F401  registers their members
 from dp_basicsr.checkpoint import require_networks
 from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, missing_folders
 from dp_basicsr.errors import UserError, exit_on_user_error
@@ -27,6 +20,10 @@ from dp_basicsr.launch import leave_distributed
 from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
 from dp_basicsr.progress import start_log
+
+import torch
+from basicsr.models import build_model
+from basicsr.utils import make_exp_dirs
 
 
 def test(opt: dict[str, Any]) -> None:

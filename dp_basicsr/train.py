@@ -8,18 +8,10 @@ from pathlib import Path
 if not __package__:  # run as a file: this folder's names (data, losses ...) must not be top-level modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dp_basicsr import archs, losses, models  # noqa: F401  registers them; before basicsr, which it bridges
-
-# isort: split
-
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from basicsr.models import build_model
-from basicsr.utils import AvgTimer, MessageLogger, make_exp_dirs
-from basicsr.utils.options import copy_opt_file
-
+from dp_basicsr import archs, losses, models  # noqa: F401  registers their members
 from dp_basicsr.checkpoint import find_resume_state, require_networks
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
 from dp_basicsr.errors import exit_on_user_error
@@ -27,6 +19,11 @@ from dp_basicsr.launch import leave_distributed
 from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
 from dp_basicsr.progress import open_tensorboard, progress_bar, show_losses, start_log
+
+import torch
+from basicsr.models import build_model
+from basicsr.utils import AvgTimer, MessageLogger, make_exp_dirs
+from basicsr.utils.options import copy_opt_file
 
 
 def train(opt: dict[str, Any], option_file: str) -> None:

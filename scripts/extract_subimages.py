@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dp_basicsr.data.console import add_job_arguments, data_command, job_from
-from dp_basicsr.data.extract import DIV2K_HR, Extraction, extract_subimages
-from dp_basicsr.data.subimages import Window
+from dp_basicsr.data.preparation.console import add_job_arguments, data_command, job_from
+from dp_basicsr.data.preparation.extract import DIV2K_HR, Extraction, extract_subimages
+from dp_basicsr.data.preparation.subimages import Window
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

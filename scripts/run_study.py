@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.evaluate import Method
 from dp_basicsr.studies.results import default_metrics, write_study
 from dp_basicsr.studies.runner import Job, Runner, make_jobs, shown
 from dp_basicsr.studies.study import NAMES, Smoke, Study, read_smoke, read_study
+
+import torch
 
 SMOKE_DATA = Path("datasets/demo/HR_sub.lmdb")
 

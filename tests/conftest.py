@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import dp_basicsr  # noqa: F401  (bridges BasicSR before anything imports it)
+
 import cv2
 import numpy as np
 import pytest
 import torch
-
-import dp_basicsr  # noqa: F401  (bridges BasicSR before anything imports it)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

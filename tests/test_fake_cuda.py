@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dp_basicsr.archs import RRDBNetDP
+from dp_basicsr.losses import DPLoss
+from dp_basicsr.models import ESRGANDPModel, SRGANDPModel
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dp_basicsr.archs import RRDBNetDP
-from dp_basicsr.losses import DPLoss
-from dp_basicsr.models import ESRGANDPModel, SRGANDPModel
 from tests.conftest import SMALL_DP_LOSS, model_options
 
 SMALL = {name: value for name, value in SMALL_DP_LOSS.items() if name != "type"}

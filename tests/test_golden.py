@@ -9,13 +9,14 @@ import json
 import tempfile
 from pathlib import Path
 
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401
+
 import pytest
 import torch
 from basicsr.models import build_model
 
-import dp_basicsr.archs
-import dp_basicsr.losses
-import dp_basicsr.models  # noqa: F401
 from tests.conftest import model_options, random_batch
 
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.json"

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-from basicsr.archs import build_network
-
 from dp_basicsr import options, progress, test, train
 from dp_basicsr.metrics import lpips_metric, scores
 from dp_basicsr.options import read_options
+
+import pytest
+import torch
+from basicsr.archs import build_network
 
 OPTIONS = Path(__file__).resolve().parents[1] / "options"
 FILES = sorted(path.name for path in OPTIONS.glob("*.yml"))

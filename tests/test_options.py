@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from dp_basicsr.errors import UserError
 from dp_basicsr.options import override, parse_options, read_options
+
+import pytest
 
 MINIMAL = """
 name: small

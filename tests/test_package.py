@@ -12,9 +12,9 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
-import pytest
-
 import dp_basicsr
+
+import pytest
 
 ROOT = Path(dp_basicsr.__file__).resolve().parents[1]
 KINDS = sorted(module.name for module in pkgutil.iter_modules(dp_basicsr.__path__, "dp_basicsr.") if module.ispkg)

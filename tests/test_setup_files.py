@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dp_basicsr
+
 import pytest
 import yaml
-
-import dp_basicsr
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIM = ROOT / "scripts" / "py313_basicsr_shim"

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-
 from dp_basicsr import train
 from dp_basicsr.evaluation.files import read_evaluation
+
+import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone
+from dp_basicsr.errors import UserError
+
 import torch
 from basicsr.archs.vgg_arch import NAMES, insert_bn
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torchvision import models
-
-from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone
-from dp_basicsr.errors import UserError
 
 # ImageNet statistics of RGB in [0, 1], torchvision's for every classification network.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+from dp_basicsr.errors import UserError
+
 import torch
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
 from torch import Tensor, nn
 from torchvision import models
-
-from dp_basicsr.errors import UserError
 
 # BasicSR's folder for pretrained networks, relative to where the program is started.
 PRETRAINED_DIR = Path("experiments/pretrained_models")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dp_basicsr.errors import UserError
+
 from basicsr.archs.rrdbnet_arch import RRDBNet
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
-
-from dp_basicsr.errors import UserError
 
 # Scale -> factors of the upsampling blocks (nearest interpolation, 3x3 convolution, LeakyReLU), section 3.1.
 UPSAMPLING = {2: (2,), 3: (3,), 4: (2, 2)}

@@ -1,4 +1,4 @@
-"""Data: preparing it (the commands in ``scripts/`` are thin shells over these modules) and reading it.
+"""Data: reading it (``stream``), preparing it (``preparation``), fetching it (``downloads``), MATLAB's ``imresize``.
 
 Importing this package imports neither torch nor basicsr: the preparation's worker processes start fast.
 """

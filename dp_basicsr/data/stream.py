@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.errors import UserError
+
 import numpy as np
 import torch
 from basicsr.data import build_dataloader, build_dataset
@@ -16,8 +18,6 @@ from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader, Dataset
-
-from dp_basicsr.errors import UserError
 
 Batch = dict[str, Any]
 

@@ -112,7 +112,7 @@ def panel_svg(title: str, curves: Mapping[str, Curve]) -> str:
     from matplotlib.figure import Figure
 
     ink = "#010203"  # no line has it; matplotlib cannot write "currentColor" itself
-    settings: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": title}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title}
     for part in ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"):
         settings[part] = ink
     with matplotlib.rc_context(settings):

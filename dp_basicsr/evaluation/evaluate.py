@@ -7,17 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
-
 from dp_basicsr.data.images import BadImageError, read_image
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
-from dp_basicsr.data.pool import available_cpus
+from dp_basicsr.data.preparation.pool import available_cpus
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.matching import TestSet, match_images
 from dp_basicsr.metrics import METRICS, Scores, measure, missing_metrics
 from dp_basicsr.metrics.scores import size_text
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
 
 BICUBIC = "Bicubic"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from basicsr.utils import get_root_logger
-
 from dp_basicsr.data.stream import missing_folders
 from dp_basicsr.evaluation.evaluate import BICUBIC, Method, evaluate
 from dp_basicsr.evaluation.files import markdown, write_evaluation
 from dp_basicsr.evaluation.matching import find_test_set
 from dp_basicsr.metrics import METRICS
+
+from basicsr.utils import get_root_logger
 
 FOLDER = "evaluation"  # in results/<name>/
 

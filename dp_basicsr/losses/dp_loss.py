@@ -7,13 +7,13 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import torch
-from basicsr.utils.registry import LOSS_REGISTRY
-from torch import Tensor, nn
-
 from dp_basicsr.archs.perceptual_arch import RESNET_TYPES, VGG_TYPES, FrozenFeatures, ResNetFeatures, VGGFeatures
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.functional import Criterion, dynamic_weight, feature_distance, weighted_total
+
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
 
 # The paper's best setting: phi = conv5_4 before activation, beta = conv4_6 (third row of Table 3), mu = 0.5 (Table 2).
 PAPER_PHI: Mapping[str, float] = MappingProxyType({"conv5_4": 1.0})

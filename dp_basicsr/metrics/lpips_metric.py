@@ -13,6 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from dp_basicsr.archs.pretrained import find_weights, read_state_dict
+from dp_basicsr.errors import UserError
+
 import lpips
 import numpy as np
 import torch
@@ -21,9 +24,6 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import METRIC_REGISTRY
 from numpy.typing import NDArray
 from torch import Tensor
-
-from dp_basicsr.archs.pretrained import find_weights, read_state_dict
-from dp_basicsr.errors import UserError
 
 # lpips' name of a backbone -> torchvision's.
 BACKBONES = MappingProxyType({"alex": "alexnet", "vgg": "vgg16"})

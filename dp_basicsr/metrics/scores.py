@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from dp_basicsr.errors import UserError
+from dp_basicsr.metrics.lpips_metric import calculate_lpips, why_not
+
 import numpy as np
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils import get_root_logger
 from numpy.typing import NDArray
-
-from dp_basicsr.errors import UserError
-from dp_basicsr.metrics.lpips_metric import calculate_lpips, why_not
 
 Scores = dict[str, float | None]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dp_basicsr.models.srgan_dp_model import SRGANDPModel
+
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
-
-from dp_basicsr.models.srgan_dp_model import SRGANDPModel
 
 
 @MODEL_REGISTRY.register()

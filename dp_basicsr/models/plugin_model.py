@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from dp_basicsr.checkpoint import write_checkpoint
 
 import torch
 from basicsr.models.base_model import BaseModel
+from basicsr.utils.dist_util import master_only
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
 class PluginModel(BaseModel):
-    """Runs under torchrun on a CPU too, and reads the losses back from the device only when they are logged."""
+    """Runs under torchrun on a CPU too, reads losses from the device only when logged, saves whole files or stops."""
 
     log_dict: Any  # name of a loss -> 0-d tensor
 
@@ -31,6 +35,40 @@ class PluginModel(BaseModel):
             broadcast_buffers=False,
             find_unused_parameters=self.opt.get("find_unused_parameters", False),
         )
+
+    @master_only
+    def save_network(
+        self, net: nn.Module | list[nn.Module], net_label: str, current_iter: int, param_key: str | list[str] = "params"
+    ) -> None:
+        """Save in BasicSR's form, ``{param_key: state_dict}``; BasicSR goes on without the file where that fails.
+
+        Raises:
+            UserError: See :func:`~dp_basicsr.checkpoint.write_checkpoint`.
+        """
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        states = [self.get_bare_model(bare).state_dict() for bare in nets]
+        on_cpu = [{name: value.cpu() for name, value in state.items()} for state in states]
+        iteration = "latest" if current_iter == -1 else current_iter
+        path = Path(self.opt["path"]["models"], f"{net_label}_{iteration}.pth")
+        write_checkpoint(dict(zip(keys, on_cpu, strict=True)), path)
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """Save optimizers and schedulers in BasicSR's form; there is none for the last model (-1).
+
+        Raises:
+            UserError: See :func:`~dp_basicsr.checkpoint.write_checkpoint`.
+        """
+        if current_iter == -1:
+            return
+        state = {
+            "epoch": epoch,
+            "iter": current_iter,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+        }
+        write_checkpoint(state, Path(self.opt["path"]["training_states"], f"{current_iter}.state"))
 
     def get_current_log(self) -> dict[str, float]:
         """The last step's losses as numbers, averaged over the processes. All processes must call it together."""

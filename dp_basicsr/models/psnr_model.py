@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dp_basicsr.models.plugin_model import PluginModel
+
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
-
-from dp_basicsr.models.plugin_model import PluginModel
 
 
 @MODEL_REGISTRY.register()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dp_basicsr.losses.dp_loss import DPLoss
+from dp_basicsr.models.plugin_model import PluginModel
+
 import torch
 from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
-
-from dp_basicsr.losses.dp_loss import DPLoss
-from dp_basicsr.models.plugin_model import PluginModel
 
 Losses = dict[str, Tensor]
 

@@ -6,12 +6,12 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
-
 from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import downsample, mod_crop
 from dp_basicsr.evaluation.evaluate import BICUBIC, Evaluation, Image, Measured, bicubic, read_pair
 from dp_basicsr.metrics import METRICS, Scores
+
+import cv2
 
 LOSSLESS = 101  # OpenCV's WebP quality above 100
 HANDY = 60e6  # pixels in all, up to which lossless images make a file that a browser opens at once (some 100 MB)

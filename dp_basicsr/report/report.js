@@ -48,9 +48,12 @@ class Viewer {
 
   fillChooser(side) {
     const chooser = this.figure.querySelector(`.choose-${side}`);
-    for (const layer of this.layers) chooser.add(new Option(layer.dataset.name));
+    for (const layer of this.layers) chooser.add(new Option(layer.dataset.name, layer.dataset.name));
     chooser.value = this.figure.dataset[side];
-    const show = () => this.layers.forEach((layer) => layer.classList.toggle(side, layer.dataset.name === chooser.value));
+    const show = () => {
+      for (const layer of this.layers) layer.classList.toggle(side, layer.dataset.name === chooser.value);
+      this.figure.querySelector(`.scores-${side}`).textContent = this.stage.querySelector(`.${side}`).dataset.scores;
+    };
     chooser.addEventListener("change", show);
     show();
   }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dp_basicsr.data.staging import StagedFolder
+from dp_basicsr.data.preparation.staging import StagedFolder
 from dp_basicsr.evaluation.evaluate import BICUBIC, Evaluation, Method, evaluate
 from dp_basicsr.evaluation.files import read_evaluation
 from dp_basicsr.evaluation.matching import find_test_set

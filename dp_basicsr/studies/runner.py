@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dp_basicsr.data.stream import missing_folders
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.files import JSON_NAME, read_evaluation
 from dp_basicsr.evaluation.test_run import FOLDER
 from dp_basicsr.options import override, read_options
 from dp_basicsr.studies.study import ROOT, Row, Smoke, Study
+
+import yaml
 
 _LAST_LINES = 5  # of a failed program's output, in the message
 

@@ -7,11 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 import dp_basicsr
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import BICUBIC
+
+import yaml
 
 ROOT = Path(dp_basicsr.__file__).resolve().parents[1]
 STUDIES = ROOT / "options" / "studies"

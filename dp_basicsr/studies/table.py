@@ -7,11 +7,11 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
-from scipy.stats import spearmanr
-
 from dp_basicsr.evaluation.files import table_lines
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.studies.study import PaperTable, Study, paper_source
+
+from scipy.stats import spearmanr
 
 # What the paper's three metrics are read as. It says Y, its own bicubic row is RGB on Set5 and Y on Set14; it names no
 # LPIPS backbone. So every table is written twice, and each number stands in one of the two.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dp_basicsr.archs import ResNetFeatures, VGGFeatures
+
 import pytest
 import torch
 from basicsr.archs import vgg_arch
 from torchvision import models
-
-from dp_basicsr.archs import ResNetFeatures, VGGFeatures
 
 
 @pytest.mark.parametrize("network", ["vgg11", "vgg13_bn"])

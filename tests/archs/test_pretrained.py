@@ -10,14 +10,14 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from dp_basicsr.archs import ResNetFeatures, VGGFeatures, pretrained
+from dp_basicsr.archs.pretrained import find_weights, read_state_dict, weights_url
+from dp_basicsr.errors import UserError
+
 import pytest
 import torch
 from basicsr.utils import get_root_logger
 from torchvision import models
-
-from dp_basicsr.archs import ResNetFeatures, VGGFeatures, pretrained
-from dp_basicsr.archs.pretrained import find_weights, read_state_dict, weights_url
-from dp_basicsr.errors import UserError
 
 
 @pytest.fixture

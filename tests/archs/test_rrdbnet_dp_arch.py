@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dp_basicsr.archs import RRDBNetDP
+from dp_basicsr.errors import UserError
+
 import pytest
 import torch
 from basicsr.archs.rrdbnet_arch import RRDBNet
-
-from dp_basicsr.archs import RRDBNetDP
-from dp_basicsr.errors import UserError
 
 SMALL = {"num_feat": 8, "num_block": 1, "num_grow_ch": 4}
 

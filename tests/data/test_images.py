@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dp_basicsr.data.images import BadImageError, encode_png, find_images, read_image
+from dp_basicsr.errors import UserError
+
 import cv2
 import numpy as np
 import pytest
-
-from dp_basicsr.data.images import BadImageError, encode_png, find_images, read_image
-from dp_basicsr.errors import UserError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 

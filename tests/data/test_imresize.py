@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pytest
-from numpy.typing import NDArray
-
 import dp_basicsr  # noqa: F401  (makes basicsr importable)
 from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
 
-SET5 = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "Set5"
+import numpy as np
+import pytest
+from numpy.typing import NDArray
 
 
 def random_image(*shape: int) -> NDArray[np.uint8]:
@@ -20,12 +18,10 @@ def random_image(*shape: int) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_set5_is_matched_to_the_bit(scale: int) -> None:
-    if not SET5.is_dir():
-        pytest.skip(f"the MATLAB-made reference images are not at {SET5}")
+def test_set5_is_matched_to_the_bit(scale: int, set5: Path) -> None:
     differing = {}
-    for path in sorted((SET5 / "GT").glob("*.png")):
-        reference = read_image(SET5 / f"LRbicx{scale}" / path.name)
+    for path in sorted((set5 / "GT").glob("*.png")):
+        reference = read_image(set5 / f"LRbicx{scale}" / path.name)
         ours = downsample(read_image(path), scale)
         assert ours.shape == reference.shape
         differing[path.name] = int(np.count_nonzero(ours != reference))

@@ -6,12 +6,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.data.stream import SeededDataset, TrainStream, evaluation_loaders, require_training_data
+from dp_basicsr.errors import UserError
+
 import numpy as np
 import pytest
 import torch
-
-from dp_basicsr.data.stream import SeededDataset, TrainStream, evaluation_loaders, require_training_data
-from dp_basicsr.errors import UserError
 
 
 def options(pairs: Path, **changes: Any) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from dp_basicsr.evaluation.curves import product, read_log
+
 import pytest
 from basicsr.utils import MessageLogger
-
-from dp_basicsr.evaluation.curves import product, read_log
 
 
 def test_every_value_of_every_logged_iteration_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

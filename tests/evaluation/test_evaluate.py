@@ -7,16 +7,17 @@ import json
 import re
 from pathlib import Path
 
-import cv2
-import numpy as np
-import pytest
-
 from dp_basicsr.data.imresize import downsample, mod_crop
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import BICUBIC, Method, evaluate
 from dp_basicsr.evaluation.files import mark_best, markdown, read_evaluation, write_evaluation
 from dp_basicsr.evaluation.matching import find_test_set
 from dp_basicsr.metrics import measure
+
+import cv2
+import numpy as np
+import pytest
+
 from scripts.evaluate import main
 
 PIXELS = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.matching import compile_pattern, find_test_set, match_images
+
 import cv2
 import numpy as np
 import pytest
-
-from dp_basicsr.errors import UserError
-from dp_basicsr.evaluation.matching import compile_pattern, find_test_set, match_images
 
 NAMES = ["baby", "bird", "butterfly"]
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import dp_basicsr.losses  # noqa: F401
+from dp_basicsr.archs.perceptual_arch import IMAGENET_MEAN, IMAGENET_STD
+from dp_basicsr.errors import UserError
+from dp_basicsr.losses import DPLoss
+
 import pytest
 import torch
 from basicsr.losses import build_loss
@@ -12,11 +17,6 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
-
-import dp_basicsr.losses  # noqa: F401
-from dp_basicsr.archs.perceptual_arch import IMAGENET_MEAN, IMAGENET_STD
-from dp_basicsr.errors import UserError
-from dp_basicsr.losses import DPLoss
 
 RELEASED: dict[str, Any] = {
     "resnet_layer_weights": {"layer1": 1, "layer2": 1, "layer3": 1},

@@ -7,15 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
+from dp_basicsr.errors import UserError
+from dp_basicsr.metrics import calculate_lpips, drop_unavailable, lpips_metric, measure
+
 import lpips
 import numpy as np
 import pytest
 import torch
 from basicsr.metrics import calculate_metric
 from torchvision import models
-
-from dp_basicsr.errors import UserError
-from dp_basicsr.metrics import calculate_lpips, drop_unavailable, lpips_metric, measure
 
 RNG = np.random.default_rng(0)
 IMAGE, OTHER = (RNG.integers(0, 256, (48, 56, 3), dtype=np.uint8) for _ in range(2))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
-import pytest
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
 from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import imresize, mod_crop
 from dp_basicsr.errors import UserError
 from dp_basicsr.metrics import METRICS, measure
+
+import numpy as np
+import pytest
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (40, 36, 3), dtype=np.uint8)

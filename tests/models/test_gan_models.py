@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401
+from dp_basicsr.losses import DPLoss
+
 import pytest
 import torch
 from basicsr.models import build_model
 from torch import nn
 from torch.nn import functional as F
 
-import dp_basicsr.archs
-import dp_basicsr.losses
-import dp_basicsr.models  # noqa: F401
-from dp_basicsr.losses import DPLoss
 from tests.conftest import model_options, random_batch
 
 STOCK = {"ESRGANDPModel": "ESRGANModel", "SRGANDPModel": "SRGANModel"}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY, Registry
-
 import dp_basicsr.archs
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401
+
+import pytest
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY, Registry
 
 
 @pytest.mark.parametrize(

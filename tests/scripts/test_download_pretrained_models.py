@@ -8,9 +8,10 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from dp_basicsr.archs import pretrained
+
 import pytest
 
-from dp_basicsr.archs import pretrained
 from scripts import download_pretrained_models as command
 
 

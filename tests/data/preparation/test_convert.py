@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import dp_basicsr  # noqa: F401  (makes basicsr importable)
+from dp_basicsr.data.images import read_image
+from dp_basicsr.data.imresize import downsample
+from dp_basicsr.data.preparation.convert import create_lmdb, make_lr
+from dp_basicsr.data.preparation.jobs import Job
+from dp_basicsr.errors import UserError
+
 import cv2
 import lmdb
 import numpy as np
 import pytest
-
-import dp_basicsr  # noqa: F401  (makes basicsr importable)
-from dp_basicsr.data.convert import create_lmdb, make_lr
-from dp_basicsr.data.images import read_image
-from dp_basicsr.data.imresize import downsample
-from dp_basicsr.data.prepare import Job
-from dp_basicsr.errors import UserError
 
 ONE = Job(workers=1)
 
@@ -75,10 +75,7 @@ def test_make_lr_refuses_what_has_no_lossless_lr(image_folder: Any) -> None:
         make_lr(gt, gt.parent / "LR", 1, ONE)
 
 
-def test_make_lr_gives_the_published_set5(tmp_path: Path) -> None:
-    set5 = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "Set5"
-    if not set5.is_dir():
-        pytest.skip(f"the MATLAB-made reference images are not at {set5}")
+def test_make_lr_gives_the_published_set5(set5: Path, tmp_path: Path) -> None:
     make_lr(set5 / "GT", tmp_path / "LRbicx4", 4, ONE)
     for path in (set5 / "LRbicx4").iterdir():
         np.testing.assert_array_equal(read_image(tmp_path / "LRbicx4" / path.name), read_image(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dp_basicsr.data.sources import SOURCES
+from dp_basicsr.data.downloads.sources import SOURCES
 
 
 def test_every_source_is_complete() -> None:

@@ -12,9 +12,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-import cv2
-
 from dp_basicsr.errors import UserError
+
+import cv2
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dp_basicsr.data.images import encode_png
 from dp_basicsr.errors import UserError
+
+import numpy as np
+from numpy.typing import NDArray
 
 LONGEST_KEY = 511  # bytes: MDB_MAXKEYSIZE of LMDB as it is built by default
 

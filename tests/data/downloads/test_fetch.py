@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from dp_basicsr.data.fetch import fetch
+from dp_basicsr.data.downloads.fetch import fetch
 from dp_basicsr.errors import UserError
+
+import pytest
 
 BODY = bytes(range(256)) * 4000
 SHA256 = "sha256:" + hashlib.sha256(BODY).hexdigest()

@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
-import pytest
-
-from dp_basicsr.data.pool import available_cpus, ordered_map
+from dp_basicsr.data.preparation.pool import available_cpus, ordered_map
 from dp_basicsr.errors import UserError
+
+import pytest
 
 
 def slow_square(number: int) -> int:
@@ -72,7 +72,7 @@ def test_at_least_one_worker() -> None:
 
 PARENT = """
 import os, time
-from dp_basicsr.data.pool import ordered_map
+from dp_basicsr.data.preparation.pool import ordered_map
 if __name__ == "__main__":
     for pid in ordered_map(eval, ["__import__('os').getpid()"] * 4, workers=1):
         print(pid, flush=True)

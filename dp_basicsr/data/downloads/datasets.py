@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dp_basicsr.data.archives import unpack_images
-from dp_basicsr.data.fetch import fetch
+from dp_basicsr.data.downloads.archives import unpack_images
+from dp_basicsr.data.downloads.fetch import fetch
+from dp_basicsr.data.downloads.sources import SOURCES, Source
 from dp_basicsr.data.images import find_images
-from dp_basicsr.data.sources import SOURCES, Source
 from dp_basicsr.errors import UserError
 
 
@@ -15,7 +15,7 @@ def download_dataset(name: str, root: Path, *, base_url: str | None = None, keep
     """Fetch the data set ``name`` into its place below ``root``; returns what was done and what comes next.
 
     Args:
-        name: a key of :data:`dp_basicsr.data.sources.SOURCES`.
+        name: a key of :data:`dp_basicsr.data.downloads.sources.SOURCES`.
         root: folder of the data sets.
         base_url: take the archive of the same file name from here instead (a mirror).
         keep_archive: leave the archive in ``root`` after it was unpacked.

@@ -12,9 +12,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dp_basicsr.errors import UserError
+
+from tqdm import tqdm
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte

@@ -9,11 +9,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from dp_basicsr.data import archives
-from dp_basicsr.data.archives import unpack_images
+from dp_basicsr.data.downloads import archives
+from dp_basicsr.data.downloads.archives import unpack_images
 from dp_basicsr.errors import UserError
+
+import pytest
 
 Entries = dict[str, bytes]
 GOOD = {

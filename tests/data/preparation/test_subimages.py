@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from dp_basicsr.data.images import BadImage
+from dp_basicsr.data.imresize import downsample
+from dp_basicsr.data.preparation.subimages import CutImage, ImageTask, Window, count_subimages, cut_image, window_starts
+from dp_basicsr.errors import UserError
+
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-
-from dp_basicsr.data.images import BadImage
-from dp_basicsr.data.imresize import downsample
-from dp_basicsr.data.subimages import CutImage, ImageTask, Window, count_subimages, cut_image, window_starts
-from dp_basicsr.errors import UserError
 
 SMALL = Window(48, 24)
 

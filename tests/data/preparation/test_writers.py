@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.data.preparation.folder_writer import FolderWriter
+from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
+from dp_basicsr.data.preparation.records import Record, check_keys, png_record
+from dp_basicsr.data.preparation.staging import StagedFolder
+from dp_basicsr.errors import UserError
+
 import lmdb
 import numpy as np
 import pytest
-
-from dp_basicsr.data.folder_writer import FolderWriter
-from dp_basicsr.data.lmdb_writer import LmdbWriter
-from dp_basicsr.data.records import Record, check_keys, png_record
-from dp_basicsr.data.staging import StagedFolder
-from dp_basicsr.errors import UserError
 
 
 def record(key: str, size: int = 1000) -> Record:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
-from dp_basicsr.data.prepare import Job
+from dp_basicsr.data.preparation.jobs import Job
 from dp_basicsr.errors import exit_on_user_error
 
 
@@ -22,7 +22,7 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def job_from(args: argparse.Namespace) -> Job:
-    """Turn parsed arguments into a :class:`~dp_basicsr.data.prepare.Job`."""
+    """Turn parsed arguments into a :class:`~dp_basicsr.data.preparation.jobs.Job`."""
     return Job(args.workers, args.skip_bad, args.overwrite, args.compression)
 
 

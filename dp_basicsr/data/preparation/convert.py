@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_basicsr.data.folder_writer import FolderWriter
 from dp_basicsr.data.images import LOSSLESS_SUFFIXES, BadImage, BadImageError, encode, find_images, read_image
 from dp_basicsr.data.imresize import downsample
-from dp_basicsr.data.lmdb_writer import LmdbWriter
-from dp_basicsr.data.prepare import Job, Report, commit_all, process_images
-from dp_basicsr.data.records import Record, check_keys, png_record
+from dp_basicsr.data.preparation.folder_writer import FolderWriter
+from dp_basicsr.data.preparation.jobs import Job, Report, commit_all, process_images
+from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
+from dp_basicsr.data.preparation.records import Record, check_keys, png_record
 from dp_basicsr.errors import UserError
 
 
@@ -31,7 +31,7 @@ def create_lmdb(folder: Path, output: Path, job: Job) -> Report:
     """Pack the images of ``folder`` (8 bit, gray or colour) as PNG into the LMDB ``output``, keyed by name.
 
     Raises:
-        UserError: as :func:`dp_basicsr.data.extract.extract_subimages`.
+        UserError: as :func:`dp_basicsr.data.preparation.extract.extract_subimages`.
     """
     images = find_images(folder)
     check_keys(path.name for path in images)
@@ -55,7 +55,7 @@ def make_lr(folder: Path, output: Path, scale: int, job: Job) -> Report:
     does. BasicSR pairs by the whole file name, so an HR image in a lossy format has no lossless LR and is a bad image.
 
     Raises:
-        UserError: as :func:`dp_basicsr.data.extract.extract_subimages`.
+        UserError: as :func:`dp_basicsr.data.preparation.extract.extract_subimages`.
     """
     if scale < 2:
         raise UserError(f"expected a scale of at least 2, got {scale}")

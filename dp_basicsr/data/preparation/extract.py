@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dp_basicsr.data.folder_writer import FolderWriter
 from dp_basicsr.data.images import IMAGE_SUFFIXES, find_images
-from dp_basicsr.data.lmdb_writer import LmdbWriter
-from dp_basicsr.data.prepare import Job, Report, commit_all, process_images
-from dp_basicsr.data.records import RecordSink, check_keys
-from dp_basicsr.data.staging import refuse_existing
-from dp_basicsr.data.subimages import CutImage, ImageTask, Window, cut_image, subimage_key
+from dp_basicsr.data.preparation.folder_writer import FolderWriter
+from dp_basicsr.data.preparation.jobs import Job, Report, commit_all, process_images
+from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
+from dp_basicsr.data.preparation.records import RecordSink, check_keys
+from dp_basicsr.data.preparation.staging import refuse_existing
+from dp_basicsr.data.preparation.subimages import CutImage, ImageTask, Window, cut_image, subimage_key
 from dp_basicsr.errors import UserError
 
 OutputForm = Literal["lmdb", "png", "both"]

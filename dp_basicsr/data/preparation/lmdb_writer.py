@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import lmdb
-
-from dp_basicsr.data.records import Record, Written
-from dp_basicsr.data.staging import StagedFolder
+from dp_basicsr.data.preparation.records import Record, Written
+from dp_basicsr.data.preparation.staging import StagedFolder
 from dp_basicsr.errors import UserError
+
+import lmdb
 
 _FIRST_MAP_SIZE = 64 << 20  # bytes; doubled whenever it is full, so that no one has to guess the size of the whole
 
@@ -29,7 +29,8 @@ class LmdbWriter:
         map_size: size of the memory map to start with, in bytes; it grows by itself.
 
     Raises:
-        UserError: the name does not end with ``.lmdb``, or as :class:`~dp_basicsr.data.staging.StagedFolder`.
+        UserError: the name does not end with ``.lmdb``, or as
+            :class:`~dp_basicsr.data.preparation.staging.StagedFolder`.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False, map_size: int = _FIRST_MAP_SIZE) -> None:

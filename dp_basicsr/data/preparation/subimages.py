@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dp_basicsr.data.images import BadImage, BadImageError, read_image
 from dp_basicsr.data.imresize import downsample
-from dp_basicsr.data.records import Record, png_record
+from dp_basicsr.data.preparation.records import Record, png_record
 from dp_basicsr.errors import UserError
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)

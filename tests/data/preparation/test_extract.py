@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import dp_basicsr  # noqa: F401  (makes basicsr importable)
+from dp_basicsr.data.images import read_image
+from dp_basicsr.data.imresize import downsample
+from dp_basicsr.data.preparation.extract import Extraction, extract_subimages
+from dp_basicsr.data.preparation.jobs import Job
+from dp_basicsr.data.preparation.subimages import Window, count_subimages
+from dp_basicsr.errors import UserError
+
 import lmdb
 import numpy as np
 import pytest
-
-import dp_basicsr  # noqa: F401  (makes basicsr importable)
-from dp_basicsr.data.extract import Extraction, extract_subimages
-from dp_basicsr.data.images import read_image
-from dp_basicsr.data.imresize import downsample
-from dp_basicsr.data.prepare import Job
-from dp_basicsr.data.subimages import Window, count_subimages
-from dp_basicsr.errors import UserError
 
 WINDOW = Window(48, 24)
 ONE = Job(workers=1)

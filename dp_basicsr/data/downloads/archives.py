@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from dp_basicsr.data.images import IMAGE_SUFFIXES
-from dp_basicsr.data.staging import StagedFolder
+from dp_basicsr.data.preparation.staging import StagedFolder
 from dp_basicsr.errors import UserError
 
 _BLOCK = 1 << 20

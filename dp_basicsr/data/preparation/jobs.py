@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from dp_basicsr.data.images import BadImage
-from dp_basicsr.data.pool import available_cpus, ordered_map
-from dp_basicsr.data.records import RecordSink, Written
+from dp_basicsr.data.preparation.pool import available_cpus, ordered_map
+from dp_basicsr.data.preparation.records import RecordSink, Written
 from dp_basicsr.errors import UserError
+
+from tqdm import tqdm
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from dp_basicsr.data.records import Record, Written
-from dp_basicsr.data.staging import StagedFolder
+from dp_basicsr.data.preparation.records import Record, Written
+from dp_basicsr.data.preparation.staging import StagedFolder
 from dp_basicsr.errors import UserError
 
 
@@ -19,7 +19,7 @@ class FolderWriter:
         overwrite: replace an existing one, at the end.
 
     Raises:
-        UserError: as :class:`~dp_basicsr.data.staging.StagedFolder`.
+        UserError: as :class:`~dp_basicsr.data.preparation.staging.StagedFolder`.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
