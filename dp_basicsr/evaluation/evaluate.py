@@ -125,11 +125,11 @@ def read_pair(image: Measured, scale: int) -> tuple[Image, Image]:
     Raises:
         UserError: A file cannot be read, or the result has another size than the original or its cropped form.
     """
-    whole = _read(image.gt)
+    whole = read_file(image.gt)
     gt = mod_crop(whole, scale)
     if image.result is None:
-        return bicubic(gt, _read(image.lr) if image.lr else None, scale, image.image), gt
-    result = _read(image.result)
+        return bicubic(gt, read_file(image.lr) if image.lr else None, scale, image.image), gt
+    result = read_file(image.result)
     if result.shape[:2] == whole.shape[:2]:  # some methods are published at the uncropped size
         result = mod_crop(result, scale)
     if result.shape[:2] != gt.shape[:2]:
@@ -165,7 +165,8 @@ def _measure(image: Measured, scale: int, metrics: tuple[str, ...]) -> Measured:
     return Measured(image.set_name, image.image, image.method, image.gt, image.lr, image.result, scores)
 
 
-def _read(path: Path) -> Image:
+def read_file(path: Path) -> Image:
+    """Read an image of a test set, gray or colour. UserError, with its path, where that cannot be."""
     try:
         return read_image(path, gray=True)
     except BadImageError as error:

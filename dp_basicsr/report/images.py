@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import downsample, mod_crop
-from dp_basicsr.evaluation.evaluate import BICUBIC, Evaluation, Image, Measured, bicubic, read_pair
+from dp_basicsr.evaluation.evaluate import BICUBIC, Evaluation, Image, Measured, bicubic, read_file, read_pair
 from dp_basicsr.metrics import METRICS, Scores
 
 import cv2
@@ -43,7 +43,7 @@ class Viewer:
 def choose_quality(evaluation: Evaluation) -> int:
     """Lossless, unless the images are so many that the page would not open well."""
     names = {(image.set_name, image.image): image.gt for image in evaluation.images}
-    pixels = sum(read_image(path, gray=True).shape[0] * read_image(path, gray=True).shape[1] for path in names.values())
+    pixels = sum(math.prod(read_file(path).shape[:2]) for path in names.values())
     return LOSSLESS if pixels * (len(evaluation.methods) + 1) <= HANDY else SMALLER
 
 
@@ -59,8 +59,8 @@ def make_viewer(images: Sequence[Measured], evaluation: Evaluation, quality: int
         UserError: A file is no longer there.
     """
     scale, first = evaluation.scale, images[0]
-    gt = mod_crop(read_image(first.gt, gray=True), scale)
-    lr = read_image(first.lr, gray=True) if first.lr else downsample(gt, scale)
+    gt = mod_crop(read_file(first.gt), scale)
+    lr = read_file(first.lr) if first.lr else downsample(gt, scale)
     sources = [Source("LR (nearest)", "", data_uri(lr, quality), nearest=True)]
     if BICUBIC not in evaluation.methods:
         sources.append(Source(BICUBIC, "", data_uri(bicubic(gt, lr, scale, first.image), quality)))
@@ -77,7 +77,8 @@ def scores_text(scores: Scores) -> str:
     for name, value in scores.items():
         if value is not None:
             label, _, unit = METRICS[name].label.partition(" [")
-            parts.append(f"{label} {METRICS[name].text(value)}{' ' + unit.rstrip(']') if unit else ''}")
+            words = [*label.split(), METRICS[name].text(value), *([unit.rstrip("]")] if unit else [])]
+            parts.append("\N{NO-BREAK SPACE}".join(words))
     return " · ".join(parts)
 
 
