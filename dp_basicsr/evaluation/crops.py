@@ -94,7 +94,7 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
     for axis in axes:
         axis.axis("off")
     figure.supxlabel("Metrics are those of the whole image.", fontsize=8)
-    figure.savefig(out, dpi=150)
+    figure.savefig(out, dpi=150, bbox_inches="tight")
 
 
 def score_lines(scores: Scores) -> list[str]:
