@@ -12,9 +12,6 @@ from dp_basicsr.evaluation.evaluate import Evaluation, Image, Measured, read_fil
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.metrics.scores import in_colour, size_text
 
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-
 
 @dataclass(frozen=True)
 class Crop:
@@ -76,6 +73,9 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
     """
     gt = in_colour(mod_crop(read_file(images[0].gt), evaluation.scale))
     crop.check(gt)
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
     shown = {image.method: (in_colour(read_pair(image, evaluation.scale)[0]), image.scores) for image in images}
     columns = max(2, -(-(len(shown) + 1) // 2))
     width = 2.3 * gt.shape[1] / gt.shape[0] * 2

@@ -39,9 +39,7 @@ def write_log(path: Path, iterations: range, rate: float) -> None:
     """A log as a run leaves it, with a validation after every second iteration."""
     lines = []
     for iteration in iterations:
-        head = (
-            f"INFO: [run..][epoch:  0, iter:{iteration:8,d}, lr:({rate:.3e},)] [eta: 0:00:01, time (data): 1.0 (0.1)] "
-        )
+        head = f"INFO: [run..][epoch:  0, iter:{iteration:8,d}, lr:({rate:.3e},)] [eta: 0:00:01] "
         lines.append(f"{head}l_g_vgg: 2.0e-01 l_g_resnet: 1.0e-01 dp_weight: 4.0e+00 l_d_real: 7.0e-01 ")
         if iteration % 2 == 0:
             best = f"Best: {iteration:.4f} @ {iteration} iter"

@@ -113,3 +113,21 @@ def test_mistakes_about_crops_are_named(
     with pytest.raises(SystemExit, match="2"):
         compare_crops.main([str(evaluation), *arguments])
     assert message in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(
+    evaluation: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+
+    def missing(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(compare_crops, "compare_crops", missing)
+    command = [str(evaluation), "image0", "--crop", "0,0,8,8"]
+    with pytest.raises(SystemExit, match="2"):
+        compare_crops.main(command)
+    assert "matplotlib is not installed: pip install '.[plots]'" in capsys.readouterr().err
+    error.name = "another"
+    with pytest.raises(ModuleNotFoundError):
+        compare_crops.main(command)
