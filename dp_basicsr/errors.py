@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from types import MappingProxyType
 
-
 # Modules that only some commands need -> the extra of setup.py that has them.
 EXTRAS = MappingProxyType({"matplotlib": "plots", "jinja2": "report"})
 
@@ -30,9 +29,10 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+        extra = EXTRAS.get(error.name or "")
+        if extra is None:
             raise
-        print(f"error: {error.name} is not installed: pip install '.[{EXTRAS[error.name]}]'", file=sys.stderr)
+        print(f"error: {error.name} is not installed: pip install '.[{extra}]'", file=sys.stderr)
         raise SystemExit(2) from None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

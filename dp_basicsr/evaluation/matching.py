@@ -123,10 +123,11 @@ def detect_pattern(stems: Collection[str], names: Collection[str], folder: Path)
     Raises:
         UserError: None fits any, or several fit all.
     """
-    if set(names) <= set(stems):
+    there = set(stems)
+    if set(names) <= there:
         return "{}"
     candidates = {(before, after) for name in names for stem in stems for before, after in _splits(stem, name)}
-    fits = {split: sum(f"{split[0]}{name}{split[1]}" in set(stems) for name in names) for split in candidates}
+    fits = {split: sum(f"{split[0]}{name}{split[1]}" in there for name in names) for split in candidates}
     most = max(fits.values(), default=0)
     if most == 0:
         raise UserError(
