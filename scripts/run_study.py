@@ -85,7 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         prepare(smoke)
         runner = Runner(torch.cuda.device_count() if args.gpus is None else args.gpus)
-        runner.run(jobs, args.retest)
+        try:
+            runner.run(jobs, args.retest)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from the last saved states", file=sys.stderr)
+            return 130
         folder = write_study(study, smoke, given, default_metrics(smoke))
         print((folder / "table.md").read_text(encoding="utf-8"))
         print(f"wrote {folder}")

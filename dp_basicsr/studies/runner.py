@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from dp_basicsr.data.stream import missing_folders
@@ -161,17 +163,19 @@ class Runner:
         self._stopping = threading.Event()
 
     def run(self, jobs: Sequence[Job], retest: bool) -> None:
-        """Train and test what is missing. A job that fails does not stop the others."""
+        """Train and test what is missing. A job that fails does not stop the others; Ctrl-C and SIGTERM end all."""
         for job in jobs:
             job.check_record()
         pool = ThreadPoolExecutor(self._slots.qsize())
+        previous = signal.signal(signal.SIGTERM, _leave)
         try:
             list(pool.map(lambda job: self._run_one(job, retest), jobs))
         finally:
             self._stopping.set()
-            for child in list(self._children):  # after Ctrl-C: no training outlives its study
+            for child in list(self._children):  # no training outlives its study
                 child.terminate()
             pool.shutdown(cancel_futures=True)
+            signal.signal(signal.SIGTERM, previous)
 
     def _run_one(self, job: Job, retest: bool) -> None:
         device = self._slots.get()
@@ -181,7 +185,7 @@ class Runner:
                 self._call(job, "training", job.train_command(), device)
             if job.name not in self.failed and (retest or not job.is_tested()):
                 self._call(job, "testing", job.test_command(), device)
-            if job.name not in self.failed:
+            if job.name not in self.failed and not self._stopping.is_set():
                 print(f"{job.name}: done", flush=True)
         finally:
             self._slots.put(device)
@@ -206,6 +210,10 @@ class Runner:
 def shown(command: Sequence[str]) -> str:
     """A command as one would type it."""
     return shlex.join(["python", *command[1:]])
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _command(program: str, options: Path, *arguments: str) -> list[str]:

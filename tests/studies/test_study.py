@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
-import subprocess
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 from dp_basicsr import test, train
@@ -84,7 +87,7 @@ def test_a_smoke_row_trains_and_is_tested(study: str, run: str, pairs: Path) -> 
     assert job.is_tested()
 
 
-def fake_programs(monkeypatch: pytest.MonkeyPatch, fails: str = "") -> Path:
+def fake_programs(monkeypatch: pytest.MonkeyPatch, fails: str = "", set_name: str = "Set5") -> Path:
     """train.py and test.py that only note that they were called, and leave what the real ones leave."""
     calls = Path("calls.txt").resolve()
     calls.touch()
@@ -107,11 +110,11 @@ else:
         return [sys.executable, "-c", code, program, name]
 
     monkeypatch.setattr(runner, "_command", command)
-    write_evaluation(made_up(26.0), Path("template"))
+    write_evaluation(made_up(26.0, set_name), Path("template"))
     return calls
 
 
-def made_up(psnr: float, name: str = "Set5") -> Evaluation:
+def made_up(psnr: float, name: str) -> Evaluation:
     scores = {"psnr_rgb": psnr, "psnr_y": psnr + 2, "ssim_rgb": 0.7, "ssim_y": 0.8}
     images = [Measured(name, "baby", method, Path("gt"), None, None, scores) for method in (BICUBIC, "Ours")]
     return Evaluation(4, METRICS, {}, tuple(images))
@@ -142,6 +145,20 @@ def test_a_failed_row_is_named_and_the_others_go_on(
     assert "test.py ESRGAN_DP_static_layer3" not in calls.read_text()
     row = next(line for line in output.out.splitlines() if line.startswith("| VGG + ResNet |"))
     assert "n/a / n/a / n/a<br>26.92 / 0.7711 / 0.1017<br>n/a / n/a / n/a" in row
+
+
+def test_table_5_has_a_column_for_each_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_programs(monkeypatch, set_name="BSD100")
+    assert main(["correlation", "--gpus", "0"]) == 0
+    table = capsys.readouterr().out
+    assert "|  | SRGAN-DP | ESRGAN-DP |" in table
+    row = next(line for line in table.splitlines() if line.startswith("| mu 1, conv2_3 |"))
+    cells = [cell.strip().split("<br>") for cell in row.strip("|").split("|")[1:]]
+    assert [cell[0] for cell in cells] == ["26.00 / 0.7000 / n/a"] * 2
+    assert [cell[1] for cell in cells] == ["25.95 / 0.7259 / 0.1447", "25.43 / 0.7007 / 0.1329"]
+    assert "| PSNR RGB [dB] | n/a | +1.00 |" in table  # ours are all equal here: no order
 
 
 def test_runs_share_out_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,20 +229,21 @@ def test_a_folder_that_no_study_made_is_left_alone() -> None:
         Runner(0).run([job], retest=False)
 
 
-def test_a_stopped_study_leaves_no_training_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
-    monkeypatch.setattr(runner, "_command", lambda *arguments: sleeper)
-    children: list[subprocess.Popen[bytes]] = []
-    wait = subprocess.Popen.wait
+def test_a_stopped_study_leaves_no_training_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sleeper = "import os, time; open('started', 'w').write(str(os.getpid())); time.sleep(60)"
+    monkeypatch.setattr(runner, "_command", lambda *arguments: [sys.executable, "-c", sleeper])
 
-    def interrupted(self: Runner, job: Job, retest: bool) -> None:
-        raise KeyboardInterrupt
+    def stop_when_started() -> None:
+        while not Path("started").is_file() or not Path("started").read_text():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    running = Runner(0)
-    monkeypatch.setattr(Runner, "_run_one", interrupted)
-    child = subprocess.Popen(sleeper)
-    running._children.add(child)
-    children.append(child)
-    with pytest.raises(KeyboardInterrupt):
-        running.run([smoke_job("mu", "SRGAN_DP_vgg")], retest=False)
-    assert wait(child, timeout=10) != 0
+    threading.Thread(target=stop_when_started, daemon=True).start()
+    with pytest.raises(SystemExit) as stopped:
+        main(["ablation", "--gpus", "0"])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(Path("started").read_text()), 0)
+    assert "done" not in capsys.readouterr().out
