@@ -22,12 +22,13 @@ from dp_basicsr.progress import open_tensorboard, progress_bar, show_losses, sta
 
 import torch
 from basicsr.models import build_model
-from basicsr.utils import AvgTimer, MessageLogger, make_exp_dirs
+from basicsr.utils import AvgTimer, MessageLogger, get_root_logger, make_exp_dirs
 from basicsr.utils.options import copy_opt_file
+from torch.utils.data import DataLoader
 
 
 def train(opt: dict[str, Any], option_file: str) -> None:
-    """Train until ``train: total_iter``, logging, saving and validating on the way.
+    """Set a run up, or take one up where it stopped, and train to its end.
 
     Args:
         opt: Options, completed by :func:`~dp_basicsr.options.parse_options`.
@@ -54,12 +55,26 @@ def train(opt: dict[str, Any], option_file: str) -> None:
         model.resume_training(state)
         iteration = state["iter"]
         logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
+    loop(opt, model, stream, val_loaders, tb_logger, iteration)
+    if tb_logger:
+        tb_logger.close()
 
+
+def loop(
+    opt: dict[str, Any],
+    model: Any,
+    stream: TrainStream,
+    val_loaders: Sequence[DataLoader],
+    tb_logger: Any,
+    iteration: int,
+) -> None:
+    """Train from just after ``iteration`` until ``train: total_iter``, logging, saving and validating on the way."""
     every, total_iter = opt["logger"], int(opt["train"]["total_iter"])
     val_freq, save_img = (opt["val"]["val_freq"], opt["val"]["save_img"]) if opt.get("val") else (0, False)
     log_line = MessageLogger(opt, iteration + 1, tb_logger)
     log_line.max_iters = total_iter + 1  # its ETA counts one iteration too few, and ends below zero
     data_timer, iter_timer = AvgTimer(), AvgTimer()
+    logger = get_root_logger()
     logger.info(f"Start training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}")
 
     def validate() -> None:
@@ -80,11 +95,10 @@ def train(opt: dict[str, Any], option_file: str) -> None:
             iter_timer.record()
             bar.update()
             if iteration % every["print_freq"] == 0:
-                seconds, waiting = iter_timer.get_avg_time(), data_timer.get_avg_time()
+                times = {"time": iter_timer.get_avg_time(), "data_time": data_timer.get_avg_time()}
                 losses = model.get_current_log()
-                show_losses(bar, losses, waiting / seconds)
-                progress = {"epoch": epoch, "iter": iteration, "lrs": model.get_current_learning_rate()}
-                log_line(progress | {"time": seconds, "data_time": waiting} | losses)
+                show_losses(bar, losses, times["data_time"] / times["time"])
+                log_line({"epoch": epoch, "iter": iteration, "lrs": model.get_current_learning_rate()} | times | losses)
             if iteration % every["save_checkpoint_freq"] == 0:
                 logger.info("Saving models and training states.")
                 model.save(epoch, iteration)
@@ -96,8 +110,6 @@ def train(opt: dict[str, Any], option_file: str) -> None:
     model.save(epoch=-1, current_iter=-1)  # BasicSR's name for net_g_latest.pth
     if val_freq and iteration % val_freq != 0:
         validate()
-    if tb_logger:
-        tb_logger.close()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
