@@ -9,14 +9,16 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
-PLOTS = ["matplotlib"]  # loss curves and the demo's picture
+PLOTS = ["matplotlib"]  # loss curves, figures, and the demo's picture
+REPORT = [*PLOTS, "Jinja2"]  # scripts/make_report.py
 WANDB = ["wandb"]  # logger: wandb
 DEV = [
-    *PLOTS,
+    *REPORT,
     "mypy",
     "pre-commit",
     "pytest>=8",
     "ruff",
+    "selenium",  # the report's tests, in a Chromium that is there (.ci/run installs one)
     "setuptools",  # tests/test_package.py builds the wheel
     "types-PyYAML",
     "types-tqdm",
@@ -41,6 +43,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["dp_basicsr", "dp_basicsr.*"]),
+    package_data={"dp_basicsr.report": ["report.*"], "dp_basicsr.studies": ["paper.yml"]},
     python_requires=">=3.10",
     # Lower bounds only: today's releases must work, and a CUDA or CPU build is the user's choice.
     install_requires=[
@@ -50,11 +53,12 @@ setup(
         "numpy",
         "opencv-python",
         "pyyaml",
+        "scipy",  # rank correlation (Table 5)
         "torch>=2.6",  # torch.load is weights_only unless told otherwise
         "torchvision>=0.21",  # the release that goes with torch 2.6
         "tqdm",
     ],
-    extras_require={"dev": DEV, "plots": PLOTS, "wandb": WANDB},
+    extras_require={"dev": DEV, "plots": PLOTS, "report": REPORT, "wandb": WANDB},
     entry_points={
         "console_scripts": [
             "dp-basicsr-train = dp_basicsr.train:main",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals([Counter]):  # MultiStepRestartLR keeps its milestones in one
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what a damaged file makes of torch.load is of any kind
         raise UserError(
             f"training state {path} cannot be read ({first_line(error)}); name an earlier one by path:resume_state"
         ) from error
@@ -90,5 +89,5 @@ def require_networks(opt: dict[str, Any]) -> None:
             raise UserError(f"path: {key}: no such file: {path}")
         try:
             torch.load(path, map_location="meta", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # what a damaged file makes of torch.load is of any kind
             raise UserError(f"path: {key}: {path} cannot be read ({first_line(error)})") from error

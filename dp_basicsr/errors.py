@@ -10,6 +10,10 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from types import MappingProxyType
+
+# Modules that only some commands need -> the extra of setup.py that has them.
+EXTRAS = MappingProxyType({"matplotlib": "plots", "jinja2": "report"})
 
 
 class UserError(ValueError):
@@ -18,9 +22,18 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a :class:`UserError` into one line on stderr and exit code 2; every other exception keeps its traceback."""
+    """Turn a :class:`UserError` into one line on stderr and exit code 2; every other exception keeps its traceback.
+
+    A module of an extra that is not installed is the user's to mend as well.
+    """
     try:
         yield
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        print(f"error: {error.name} is not installed: pip install '.[{extra}]'", file=sys.stderr)
+        raise SystemExit(2) from None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -16,7 +16,9 @@ import dp_basicsr.models  # noqa: F401  (the two register their members)
 from dp_basicsr.checkpoint import require_networks
 from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, missing_folders
 from dp_basicsr.errors import UserError, exit_on_user_error
+from dp_basicsr.evaluation.test_run import evaluate_test_run, metrics_of
 from dp_basicsr.launch import leave_distributed
+from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
 from dp_basicsr.progress import start_log, write_log
 
@@ -26,7 +28,7 @@ from basicsr.utils import get_root_logger, make_exp_dirs
 
 
 def test(opt: dict[str, Any]) -> None:
-    """Upscale every image of the test sets, write the results, log the metrics.
+    """Upscale every image of the test sets, write the results and their tables, log the metrics.
 
     Raises:
         UserError: None of the sets is there, or the network's weights are not.
@@ -41,6 +43,8 @@ def test(opt: dict[str, Any]) -> None:
     require_networks(opt)
     held_log = start_log(opt)
     logger = get_root_logger()
+    metrics = metrics_of(opt)
+    drop_unavailable(opt)
     loaders = evaluation_loaders(opt, "test")
     model = build_model(opt)
     make_exp_dirs(opt)
@@ -48,6 +52,8 @@ def test(opt: dict[str, Any]) -> None:
     for loader in loaders:
         logger.info(f"Testing {loader.dataset.opt['name']} ...")  # type: ignore[attr-defined]
         model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
+    if opt["rank"] == 0:
+        evaluate_test_run(opt, metrics)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from dp_basicsr.checkpoint import find_resume_state, require_networks
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.launch import leave_distributed
+from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
 from dp_basicsr.progress import open_tensorboard, progress_bar, show_losses, start_log, write_log
 
@@ -46,6 +47,7 @@ def train(opt: dict[str, Any], option_file: str) -> None:
     state = find_resume_state(opt)
     held_log = start_log(opt)
     logger = get_root_logger()
+    drop_unavailable(opt)
     stream = TrainStream(opt)
     val_loaders = evaluation_loaders(opt, "val") if opt.get("val") else []
     model = build_model(opt)

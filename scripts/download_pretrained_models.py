@@ -10,6 +10,9 @@ from dp_basicsr.archs.perceptual_arch import RESNET_TYPES, VGG_TYPES
 from dp_basicsr.archs.pretrained import PRETRAINED_DIR, download_weights, weights_url
 from dp_basicsr.errors import exit_on_user_error
 
+# alexnet and vgg16 are LPIPS's.
+NETWORKS = ("alexnet", *VGG_TYPES, *RESNET_TYPES)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
@@ -19,13 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="*",
         default=["vgg19", "resnet50"],
         metavar="NETWORK",
-        help=f"of torchvision: {', '.join(VGG_TYPES + RESNET_TYPES)} (default: vgg19 resnet50)",
+        help=f"of torchvision: {', '.join(NETWORKS)} (default: vgg19 resnet50)",
     )
     parser.add_argument("--output", type=Path, default=PRETRAINED_DIR, help="folder (default: %(default)s)")
     args = parser.parse_args(argv)
     for network in args.networks:
-        if network not in VGG_TYPES + RESNET_TYPES:
-            parser.error(f"unknown network {network!r}; expected one of {', '.join(VGG_TYPES + RESNET_TYPES)}")
+        if network not in NETWORKS:
+            parser.error(f"unknown network {network!r}; expected one of {', '.join(NETWORKS)}")
     with exit_on_user_error():
         for network in args.networks:
             target = args.output / weights_url(network).rsplit("/", 1)[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import dp_basicsr  # noqa: F401  (bridges BasicSR before anything imports it)
 
@@ -29,6 +30,15 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs in a folder of its own, without this machine's pretrained weights, and offline."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+
+    download = torch.hub.download_url_to_file
+
+    def refuse(url: str, *args: Any, **kwargs: Any) -> None:
+        if "127.0.0.1" not in url:
+            raise URLError(f"tests do not download {url}")
+        download(url, *args, **kwargs)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from dp_basicsr import test, train
+from dp_basicsr.evaluation.files import read_evaluation
 
 import pytest
 import torch
@@ -118,6 +119,11 @@ def test_train_stop_resume_test(folder: Path) -> None:
     assert f"# psnr_rgb: {psnr}" in tested
     assert "not_there is skipped" in tested
     assert len(list((folder / "results/small/visualization/there").glob("*_small.png"))) == 4
+    tables = read_evaluation(folder / "results/small/evaluation")
+    assert (tables.sets, tables.methods) == (["there"], ["Bicubic", "small"])
+    assert tables.average("there", "small")["psnr_rgb"] == pytest.approx(float(psnr), abs=1e-4)
+    assert tables.metrics == ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y")
+    assert "| Bicubic |" in tested
 
 
 def test_two_processes(folder: Path) -> None:

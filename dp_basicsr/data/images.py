@@ -51,12 +51,12 @@ def read_image(path: Path, *, gray: bool = False) -> NDArray[np.uint8]:
     """Read ``(H, W, 3)``, BGR, uint8, range [0, 255]; with ``gray`` also ``(H, W)``.
 
     16 bits and alpha are refused rather than dropped: what OpenCV would make of them in silence is not what is in the
-    file.
+    file. An alpha that is opaque everywhere says nothing and is left out.
 
     Raises:
         BadImageError: the file cannot be read, does not decode, is cut off, or is of another kind.
     """
-    image = _decode(_read_bytes(path))
+    image = _without_opaque_alpha(_decode(_read_bytes(path)))
     channels = 1 if image.ndim == 2 else image.shape[2]
     if image.dtype != np.uint8:
         raise BadImageError(f"has {8 * image.dtype.itemsize} bits a channel, expected 8")
@@ -99,6 +99,12 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
     if image is None:
         raise BadImageError("is no image that OpenCV can decode" if data else "is empty")
     return image  # type: ignore[return-value]
+
+
+def _without_opaque_alpha(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if image.ndim == 3 and image.shape[2] in (2, 4) and (image[..., -1] == np.iinfo(image.dtype).max).all():
+        return np.ascontiguousarray(image[..., :-1].squeeze(axis=2) if image.shape[2] == 2 else image[..., :-1])
+    return image
 
 
 def _is_image(path: Path) -> bool:

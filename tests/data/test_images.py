@@ -31,6 +31,11 @@ def test_gray_only_where_it_is_wanted(tmp_path: Path) -> None:
         read_image(tmp_path / "a.png")
 
 
+def test_an_opaque_alpha_is_left_out(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "opaque.png"), np.dstack([COLOUR, np.full_like(COLOUR[:, :, :1], 255)]))
+    assert np.array_equal(read_image(tmp_path / "opaque.png"), COLOUR)
+
+
 def test_sixteen_bits_and_alpha_are_refused(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "deep.png"), COLOUR.astype(np.uint16) * 257)
     with pytest.raises(BadImageError, match="16 bits a channel, expected 8"):

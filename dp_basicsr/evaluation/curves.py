@@ -1,0 +1,138 @@
+"""Training curves out of a run's log files: losses, w, learning rate, validation metrics."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.errors import UserError
+
+Curve = list[tuple[int, float]]
+Panels = dict[str, dict[str, Curve]]  # title of a panel -> label -> curve
+
+# A log line of BasicSR's MessageLogger: "[..][epoch:  0, iter:     100, lr:(1.000e-04,)] [eta: ...] l_g_pix: 1e-3 ..."
+_ITERATION = re.compile(r"\[epoch:\s*\d+, iter:\s*([\d,]+), lr:\(([^,)]+)")
+_VALUE = re.compile(r"(\w+): ([-+.\deE]+|nan|inf)(?= |$)")
+
+# And the lines of a validation: "Validation Set5", then "# psnr_rgb: 26.69  Best: 26.70 @ 5000 iter" for each metric.
+_VALIDATION = re.compile(r"Validation (.+)$")
+_METRIC = re.compile(r"# (\w+): ([-+.\deE]+|inf)(?:\s+Best: \S+ @ (\d+) iter)?")
+
+# What is drawn together, for the names that are in the log.
+_LOSS_PANELS = {
+    "Generator": ("l_pix", "l_g_pix", "l_g_percep", "l_g_gan"),
+    "L_VGG against w * L_Res": ("l_g_vgg", "dp_weight * l_g_resnet"),
+    "Dynamic weight w": ("dp_weight",),
+    "Discriminator": ("l_d_real", "l_d_fake"),
+    "Discriminator's output": ("out_d_real", "out_d_fake"),
+    "Learning rate": ("lr",),
+}
+
+
+def read_log(path: Path) -> dict[str, Curve]:
+    """Read (iteration, value) pairs of everything that a training log prints, by name.
+
+    ``lr`` is the learning rate; validation metrics are called ``<set>/<metric>``. BasicSR writes no iteration beside
+    them: it is that of the line before, or of the best value where that is later.
+    """
+    curves: dict[str, Curve] = defaultdict(list)
+    iteration, set_name = 0, ""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if found := _ITERATION.search(line):
+            iteration = int(found[1].replace(",", ""))
+            curves["lr"].append((iteration, float(found[2])))
+            for name, value in _VALUE.findall(line.rpartition("] ")[2]):
+                curves[name].append((iteration, float(value)))
+        elif found := _VALIDATION.search(line):
+            set_name = found[1].strip()
+        elif found := _METRIC.search(line):
+            at = max(iteration, int(found[3] or 0))
+            curves[f"{set_name}/{found[1]}"].append((at, float(found[2])))
+    return dict(curves)
+
+
+def read_run(folder: Path) -> dict[str, Curve]:
+    """Read all logs of a run, ``train_*.log``; where a resumed run repeats iterations, the later log counts.
+
+    Raises:
+        UserError: There is no log in ``folder``, or nothing in it yet.
+    """
+    merged: dict[str, dict[int, float]] = defaultdict(dict)
+    for path in sorted(folder.glob("train_*.log"), key=lambda log: log.stat().st_mtime):
+        for name, curve in read_log(path).items():
+            merged[name] |= dict(curve)
+    if not merged:
+        raise UserError(f"{folder}: expected a training's train_*.log with at least one line of losses in it")
+    return {name: sorted(points.items()) for name, points in merged.items()}
+
+
+def product(one: Sequence[tuple[int, float]], other: Sequence[tuple[int, float]]) -> Curve:
+    """Multiply two curves point by point, such as w and L_Res, at the iterations that both have."""
+    factors = dict(other)
+    return [(iteration, value * factors[iteration]) for iteration, value in one if iteration in factors]
+
+
+def training_panels(curves: Mapping[str, Curve]) -> Panels:
+    """What to draw of a run: its losses by kind, w, the learning rate, and each validation metric over the sets."""
+    known = dict(curves)
+    if {"dp_weight", "l_g_resnet"} <= known.keys():
+        known["dp_weight * l_g_resnet"] = product(known["dp_weight"], known["l_g_resnet"])
+    panels: Panels = {}
+    for title, names in _LOSS_PANELS.items():
+        panels[title] = {name: known[name] for name in names if name in known}
+    for name, curve in curves.items():
+        if "/" in name:
+            set_name, metric = name.rsplit("/", 1)
+            panels.setdefault(f"Validation: {metric}", {})[set_name] = curve
+    return {title: lines for title, lines in panels.items() if lines}
+
+
+def plot_panels(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
+    """Draw panels beside each other, at most four in a row, into the file ``path`` (.png, .svg, .pdf)."""
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+        _draw(axis, title, curves)
+    for axis in axes[len(panels) :]:
+        axis.axis("off")
+    figure.savefig(path, dpi=130)
+
+
+def panel_svg(title: str, curves: Mapping[str, Curve]) -> str:
+    """One panel as SVG to put into a page: text stays text, and everything but the lines has the page's colour."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    ink = "#010203"  # no line has it; matplotlib cannot write "currentColor" itself
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title}
+    for part in ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"):
+        settings[part] = ink
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+        _draw(figure.subplots(), title, curves)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace(ink, "currentColor")
+
+
+def _draw(axis: Any, title: str, curves: Mapping[str, Curve]) -> None:
+    for label, curve in curves.items():
+        marker = "o" if len(curve) < 20 else ""
+        axis.plot(*zip(*curve, strict=True), label=label, linewidth=1.4, marker=marker, markersize=3)
+    values = [value for curve in curves.values() for _, value in curve]
+    if min(values) > 0 and max(values) > 30 * min(values):
+        axis.set_yscale("log")  # or the small ones would lie on the axis
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("iteration", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8, framealpha=0)

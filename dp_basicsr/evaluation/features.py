@@ -1,0 +1,92 @@
+"""Fig. 3 of the paper: what VGG19 and ResNet-50 see in one image at points of the same depth and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dp_basicsr.archs.perceptual_arch import FrozenFeatures, VGGFeatures
+from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone
+from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.evaluate import read_file
+from dp_basicsr.metrics.scores import in_colour
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+# Both have seven convolutions and two halvings before them, end with a ReLU and have 256 channels (Fig. 3).
+VGG_LAYER = "relu3_3"
+RESNET_LAYER = "conv2_2"  # the second bottleneck of conv2, torchvision's layer1[1]
+CHANNELS = 256
+PAPER_CHANNELS = (1, 64, 256)  # counted from 1
+
+
+def resnet_features(weights: str) -> FrozenFeatures:
+    """ResNet-50 up to the second bottleneck of conv2, in eval mode, on normalised RGB.
+
+    Args:
+        weights: ``imagenet``, a path or ``random``, as everywhere.
+
+    Raises:
+        UserError: The weights cannot be had.
+    """
+    net = load_backbone("resnet50", weights)
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+    parts: dict[str, nn.Module] = {"stem": stem, "conv2_1": net.layer1[0], RESNET_LAYER: net.layer1[1]}
+    if weights == "random":
+        initialise_randomly(nn.Sequential(*parts.values()), "resnet50")
+    return FrozenFeatures(parts, [RESNET_LAYER], use_input_norm=True, range_norm=False)
+
+
+def feature_maps(image: NDArray[np.uint8], weights: str) -> dict[str, Tensor]:
+    """Features of one image through both networks.
+
+    Args:
+        image: ``(H, W, 3)`` BGR uint8.
+        weights: Of both networks.
+
+    Returns:
+        ``(256, about H / 4, about W / 4)`` by the name of the network and its layer.
+    """
+    rgb = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float().div(255)[None]
+    with torch.inference_mode():
+        return {
+            f"VGG19 {VGG_LAYER}": VGGFeatures([VGG_LAYER], "vgg19", weights)(rgb)[VGG_LAYER][0],
+            f"ResNet-50 {RESNET_LAYER}": resnet_features(weights)(rgb)[RESNET_LAYER][0],
+        }
+
+
+def plot_features(path: Path, out: Path, channels: Sequence[int] = PAPER_CHANNELS, weights: str = "imagenet") -> None:
+    """Draw an image and the chosen channels of both networks as one picture; random weights are named in it.
+
+    Args:
+        path: Of the image.
+        out: The picture to write (.png, .pdf, .svg).
+        channels: Counted from 1, as in the paper.
+        weights: ``imagenet`` or ``random``.
+
+    Raises:
+        UserError: The image cannot be read, a channel is not there, or the weights cannot be had.
+    """
+    wrong = [channel for channel in channels if not 1 <= channel <= CHANNELS]
+    if wrong:
+        raise UserError(f"channels: expected numbers from 1 to {CHANNELS}, got {wrong[0]}")
+    image = in_colour(read_file(path))
+    maps = feature_maps(image, weights)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * (1 + len(channels)), 6.4), layout="constrained")
+    axes = figure.subplots(len(maps), 1 + len(channels), squeeze=False)
+    for row, (name, features) in zip(axes, maps.items(), strict=True):
+        row[0].imshow(image[..., ::-1])
+        row[0].set_title(name)
+        for axis, channel in zip(row[1:], channels, strict=True):
+            axis.imshow(features[channel - 1].numpy(), cmap="gray")
+            axis.set_title(f"channel {channel}")
+        for axis in row:
+            axis.axis("off")
+    if weights == "random":
+        figure.suptitle("RANDOM WEIGHTS: not the features of Fig. 3", color="red")
+    figure.savefig(out, dpi=130)

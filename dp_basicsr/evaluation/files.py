@@ -1,0 +1,164 @@
+"""What an evaluation leaves on the disk: a CSV of all images, JSON, a Markdown table; all of them or none."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.data.preparation.staging import StagedFolder
+from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.evaluate import Evaluation, Measured
+from dp_basicsr.metrics import METRICS
+
+JSON_NAME = "evaluation.json"
+CSV_NAME = "per_image.csv"
+MARKDOWN_NAME = "table.md"
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = False) -> Path:
+    """Write ``per_image.csv``, ``evaluation.json`` and ``table.md`` into a new folder.
+
+    Args:
+        evaluation: What to write.
+        folder: To make; it appears when all is written.
+        overwrite: Replace the folder of an earlier evaluation; another folder is never replaced.
+
+    Raises:
+        UserError: The folder is there already, or the disk refuses.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / JSON_NAME).is_file():
+        raise UserError(f"{folder} holds something other than an evaluation: choose another folder")
+    with StagedFolder(folder, overwrite=overwrite) as staged:
+        texts = {
+            CSV_NAME: csv_text(evaluation),
+            JSON_NAME: json.dumps(as_json(evaluation, folder), indent=1, allow_nan=False) + "\n",
+            MARKDOWN_NAME: markdown(evaluation),
+        }
+        try:
+            for name, text in texts.items():
+                (staged.path / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write into {folder}: {error.strerror}") from error
+        return staged.commit()
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read what :func:`write_evaluation` wrote.
+
+    Raises:
+        UserError: There is no evaluation in ``folder``, or it is damaged.
+    """
+    path = folder / JSON_NAME
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        images = tuple(_read_image_entry(entry, folder) for entry in data["images"])
+        return Evaluation(data["scale"], tuple(data["metrics"]), data["missing"], images)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; scripts/evaluate.py and test.py make it") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no evaluation of ours ({error!r}); make it again") from error
+
+
+def as_json(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
+    """The evaluation as JSON holds it: n/a is null, an infinite PSNR "inf", paths are relative to ``folder``."""
+    averages = {
+        name: {method: _finite(evaluation.average(name, method)) for method in evaluation.methods}
+        for name in evaluation.sets
+    }
+    images = [
+        {
+            "set": image.set_name,
+            "image": image.image,
+            "method": image.method,
+            "gt": _relative(image.gt, folder),
+            "lr": _relative(image.lr, folder),
+            "result": _relative(image.result, folder),
+            "scores": _finite(image.scores),
+        }
+        for image in evaluation.images
+    ]
+    return {
+        "scale": evaluation.scale,
+        "crop_border": evaluation.scale,
+        "metrics": list(evaluation.metrics),
+        "missing": evaluation.missing,
+        "averages": averages,
+        "images": images,
+    }
+
+
+def csv_text(evaluation: Evaluation) -> str:
+    """One line for every image of every method; full precision, ``n/a`` where there is no value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["set", "image", "method", *evaluation.metrics])
+    for image in evaluation.images:
+        values = [image.scores[name] for name in evaluation.metrics]
+        writer.writerow(
+            [image.set_name, image.image, image.method, *("n/a" if value is None else value for value in values)]
+        )
+    return text.getvalue()
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """A table for every set: **best** and *second best* of each column, and how it was measured."""
+    lines = [f"x{evaluation.scale}; {evaluation.scale} pixels cut from every border; mean over the images of a set."]
+    if len(evaluation.methods) > 1:
+        lines.append("**Best**" + (", *second best*." if len(evaluation.methods) > 2 else "."))
+    for name in evaluation.sets:
+        averages = [evaluation.average(name, method) for method in evaluation.methods]
+        columns = [mark_best([one[metric] for one in averages], metric) for metric in evaluation.metrics]
+        count = len(evaluation.of(name, evaluation.methods[0]))
+        lines += ["", f"### {name} ({count} images)", ""]
+        lines += table_lines(["", *(METRICS[metric].label for metric in evaluation.metrics)],
+                             [[method, *(column[row] for column in columns)]
+                              for row, method in enumerate(evaluation.methods)])  # fmt: skip
+    lines += [f"\n{METRICS[name].label} is n/a: {reason}" for name, reason in evaluation.missing.items()]
+    return "\n".join(lines) + "\n"
+
+
+def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table: the first column is text, the others are numbers."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(_escape(cell) for cell in row)} |" for row in (head, rule, *rows)]
+
+
+def ranks(values: Sequence[float | None], metric: str) -> list[int | None]:
+    """The place of each value, 0 for the best; equal as printed is equal; None for n/a or where all are one."""
+    digits, sign = METRICS[metric].digits, -1 if METRICS[metric].higher_is_better else 1
+    printed = [None if value is None else sign * round(value, digits) for value in values]
+    order = sorted({value for value in printed if value is not None})
+    return [None if value is None or len(values) < 2 else order.index(value) for value in printed]
+
+
+def mark_best(values: Sequence[float | None], metric: str) -> list[str]:
+    """Values as Markdown, the best and the second best of at least three marked."""
+    marks = {0: "**", 1: "*" if len(values) > 2 else ""}
+    texts = (METRICS[metric].text(value) for value in values)
+    places = (marks.get(-1 if rank is None else rank, "") for rank in ranks(values, metric))
+    return [f"{mark}{text}{mark}" for text, mark in zip(texts, places, strict=True)]
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", r"\|")
+
+
+def _finite(scores: dict[str, float | None]) -> dict[str, float | str | None]:
+    return {name: "inf" if value == math.inf else value for name, value in scores.items()}
+
+
+def _relative(path: Path | None, folder: Path) -> str | None:
+    return None if path is None else Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _read_image_entry(entry: dict[str, Any], folder: Path) -> Measured:
+    paths = {key: Path(os.path.normpath(folder / entry[key])) if entry[key] else None for key in ("gt", "lr", "result")}
+    scores = {name: None if value is None else float(value) for name, value in entry["scores"].items()}
+    gt = paths["gt"] or Path()
+    return Measured(entry["set"], entry["image"], entry["method"], gt, paths["lr"], paths["result"], scores)

@@ -1,0 +1,1 @@
+"""The report: one HTML file that shows a training and its images, with nothing to install and no network."""

@@ -1,0 +1,196 @@
+"""Gathering what a run and an evaluation left on the disk, and writing it as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr import __version__
+from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.curves import panel_svg, read_run, training_panels
+from dp_basicsr.evaluation.evaluate import Evaluation
+from dp_basicsr.evaluation.files import JSON_NAME, ranks, read_evaluation
+from dp_basicsr.evaluation.test_run import FOLDER
+from dp_basicsr.metrics import METRICS
+from dp_basicsr.report.images import Viewer, choose_quality, make_viewer
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass
+class Cell:
+    """A cell of a table: as shown, as sorted, and its rank in its column (0 is the best, None is unranked)."""
+
+    text: str
+    value: float | str
+    rank: int | None = None
+
+
+@dataclass
+class Table:
+    """A sortable table; the first ``text_columns`` columns are text."""
+
+    name: str
+    head: list[str]
+    rows: list[list[Cell]]
+    text_columns: int = 1
+
+
+@dataclass
+class Report:
+    """What the page shows."""
+
+    title: str
+    averages: list[Table] = field(default_factory=list)
+    images: Table | None = None
+    viewers: dict[str, list[Viewer]] = field(default_factory=dict)
+    curves: dict[str, str] = field(default_factory=dict)
+    option_files: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def write_report(folders: Sequence[Path], out: Path, quality: int | None = None) -> Path:
+    """Write the report of runs and evaluations.
+
+    Args:
+        folders: Each a training's folder (experiments/<name>), a test's (results/<name>) or an evaluation's.
+        out: The HTML file to write; an older one is replaced when the new one is whole.
+        quality: 1 to 100 of the images' WebP, 101 lossless; None: lossless as long as the file stays handy.
+
+    Raises:
+        UserError: A folder has nothing to show, two evaluations are given, images are gone, or the disk refuses.
+    """
+    report = gather(folders, quality)
+    text = render(report)
+    partial = out.with_name(out.name + ".partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {out}: {error.strerror}") from error
+    return out
+
+
+def gather(folders: Sequence[Path], quality: int | None) -> Report:
+    """Read everything that the report shows."""
+    report = Report(title=", ".join(dict.fromkeys(_title(folder) for folder in folders)))
+    for folder in folders:
+        evaluation = next((one for one in (folder, folder / FOLDER) if (one / JSON_NAME).is_file()), None)
+        logs = any(folder.glob("train_*.log"))
+        if evaluation is None and not logs:
+            raise UserError(
+                f"{folder}: expected a training's folder with train_*.log, or an evaluation with {JSON_NAME} "
+                "(scripts/evaluate.py --out and test.py make one)"
+            )
+        if logs:
+            _add_training(report, folder)
+        if evaluation:
+            if report.averages:
+                raise UserError(
+                    f"{folder}: one report shows one evaluation; several methods go into one by evaluate.py"
+                )
+            _add_evaluation(report, read_evaluation(evaluation), quality)
+    return report
+
+
+def render(report: Report) -> str:
+    """The page: style, script and images are within."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html").render(
+        report=report,
+        style=(HERE / "report.css").read_text(encoding="utf-8"),
+        script=(HERE / "report.js").read_text(encoding="utf-8"),
+        version=__version__,
+        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def average_table(evaluation: Evaluation, set_name: str) -> Table:
+    """The mean of every method on a set, the best two of each column ranked."""
+    averages = [evaluation.average(set_name, method) for method in evaluation.methods]
+    columns = [_cells([one[metric] for one in averages], metric) for metric in evaluation.metrics]
+    rows = [
+        [Cell(method, method), *(column[number] for column in columns)]
+        for number, method in enumerate(evaluation.methods)
+    ]
+    count = len(evaluation.of(set_name, evaluation.methods[0]))
+    return Table(f"{set_name} ({count} image{'s' * (count != 1)})", ["Method", *_labels(evaluation)], rows)
+
+
+def image_table(evaluation: Evaluation) -> Table:
+    """Every image of every method."""
+    rows = [
+        [
+            *(Cell(text, text) for text in (image.set_name, image.image, image.method)),
+            *(_cells([image.scores[metric]], metric)[0] for metric in evaluation.metrics),
+        ]
+        for image in evaluation.images
+    ]
+    return Table("Per image", ["Set", "Image", "Method", *_labels(evaluation)], rows, text_columns=3)
+
+
+def _add_training(report: Report, folder: Path) -> None:
+    curves = read_run(folder)
+    for title, panel in training_panels(curves).items():
+        report.curves[title if title not in report.curves else f"{title} ({folder.name})"] = panel_svg(title, panel)
+    report.facts[f"Iterations of {folder.name}"] = f"{curves['lr'][-1][0]:,}"
+    for path in sorted(folder.glob("*.yml")):
+        report.option_files[path.name] = path.read_text(encoding="utf-8", errors="replace")
+    if any("RANDOM weights" in log.read_text(encoding="utf-8", errors="replace") for log in folder.glob("train_*.log")):
+        report.notes.append(
+            f"{folder.name} was trained through networks with RANDOM weights, for a trial or a demo: its losses "
+            "compare random features, not those of the paper."
+        )
+
+
+def _add_evaluation(report: Report, evaluation: Evaluation, quality: int | None) -> None:
+    report.averages = [average_table(evaluation, name) for name in evaluation.sets]
+    report.images = image_table(evaluation)
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for image in evaluation.images:
+        groups.setdefault((image.set_name, image.image), []).append(image)
+    chosen = choose_quality(evaluation) if quality is None else quality
+    for (set_name, _), images in groups.items():
+        report.viewers.setdefault(set_name, []).append(make_viewer(images, evaluation, chosen))
+    report.facts |= {
+        "Test sets": ", ".join(evaluation.sets),
+        "Images": str(len(groups)),
+        "Methods": ", ".join(evaluation.methods),
+        "Scale": f"x{evaluation.scale}",
+    }
+    report.notes += [
+        f"Measured on the 8-bit files, {evaluation.scale} pixels cut from every border. RGB is all three channels, Y "
+        "is BT.601's luma; a set's value is the mean over its images.",
+        "Images are shown as they are."
+        if chosen > 100
+        else f"Images are shown as WebP of quality {chosen}, to keep "
+        "this file small; the numbers were measured on the files themselves.",
+        *(f"{METRICS[name].label} is n/a: {reason}" for name, reason in evaluation.missing.items()),
+    ]
+
+
+def _cells(values: Sequence[float | None], metric: str) -> list[Cell]:
+    places = ranks(values, metric)
+    return [
+        Cell(METRICS[metric].text(value), "" if value is None else value, rank)
+        for value, rank in zip(values, places, strict=True)
+    ]
+
+
+def _labels(evaluation: Evaluation) -> list[str]:
+    return [METRICS[name].label for name in evaluation.metrics]
+
+
+def _title(folder: Path) -> str:
+    resolved = folder.resolve()
+    return resolved.parent.name if resolved.name == FOLDER else resolved.name

@@ -1,0 +1,90 @@
+"""Images as a page carries them: LR, bicubic, every method's result and the original, within the HTML itself."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dp_basicsr.data.imresize import downsample, mod_crop
+from dp_basicsr.evaluation.evaluate import BICUBIC, Evaluation, Image, Measured, bicubic, read_file, read_pair
+from dp_basicsr.metrics import METRICS, Scores
+
+import cv2
+
+LOSSLESS = 101  # OpenCV's WebP quality above 100
+HANDY = 60e6  # pixels in all, up to which lossless images make a file that a browser opens at once (some 100 MB)
+SMALLER = 90  # quality beyond
+
+
+@dataclass
+class Source:
+    """One version of an image: its name, its metrics as text, and the picture as a data URI."""
+
+    name: str
+    scores: str
+    uri: str
+    nearest: bool = False
+
+
+@dataclass
+class Viewer:
+    """All versions of an image; ``left`` and ``right`` are those that are compared first."""
+
+    name: str
+    width: int
+    height: int
+    sources: list[Source]
+    left: str
+    right: str
+
+
+def choose_quality(evaluation: Evaluation) -> int:
+    """Lossless, unless the images are so many that the page would not open well."""
+    names = {(image.set_name, image.image): image.gt for image in evaluation.images}
+    pixels = sum(math.prod(read_file(path).shape[:2]) for path in names.values())
+    return LOSSLESS if pixels * (len(evaluation.methods) + 1) <= HANDY else SMALLER
+
+
+def make_viewer(images: Sequence[Measured], evaluation: Evaluation, quality: int) -> Viewer:
+    """Put one image's versions together.
+
+    Args:
+        images: The same image of every method.
+        evaluation: Where they come from.
+        quality: Of WebP, 101 for lossless.
+
+    Raises:
+        UserError: A file is no longer there.
+    """
+    scale, first = evaluation.scale, images[0]
+    gt = mod_crop(read_file(first.gt), scale)
+    lr = read_file(first.lr) if first.lr else downsample(gt, scale)
+    sources = [Source("LR (nearest)", "", data_uri(lr, quality), nearest=True)]
+    if BICUBIC not in evaluation.methods:
+        sources.append(Source(BICUBIC, "", data_uri(bicubic(gt, lr, scale, first.image), quality)))
+    for image in images:
+        sources.append(Source(image.method, scores_text(image.scores), data_uri(read_pair(image, scale)[0], quality)))
+    sources.append(Source("Original", "", data_uri(gt, quality)))
+    results = [source.name for source in sources[1:-1] if source.name != BICUBIC]
+    return Viewer(first.image, gt.shape[1], gt.shape[0], sources, BICUBIC, (results or ["Original"])[-1])
+
+
+def scores_text(scores: Scores) -> str:
+    """The metrics that are there, short: ``PSNR Y 28.43 dB``."""
+    parts = []
+    for name, value in scores.items():
+        if value is not None:
+            label, _, unit = METRICS[name].label.partition(" [")
+            words = [*label.split(), METRICS[name].text(value), *([unit.rstrip("]")] if unit else [])]
+            parts.append("\N{NO-BREAK SPACE}".join(words))
+    return " · ".join(parts)
+
+
+def data_uri(image: Image, quality: int) -> str:
+    """``(H, W[, 3])`` BGR uint8 as a data URI of WebP."""
+    whole, data = cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, quality])
+    if not whole:
+        raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape} as WebP")
+    return "data:image/webp;base64," + base64.b64encode(data.tobytes()).decode("ascii")

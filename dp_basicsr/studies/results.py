@@ -1,0 +1,85 @@
+"""From a study's evaluations to the files of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dp_basicsr.data.preparation.staging import StagedFolder
+from dp_basicsr.evaluation.evaluate import BICUBIC, Evaluation, Method, evaluate
+from dp_basicsr.evaluation.files import read_evaluation
+from dp_basicsr.evaluation.matching import find_test_set
+from dp_basicsr.metrics import METRICS, Scores
+from dp_basicsr.options import override, read_options
+from dp_basicsr.studies.runner import make_job, present_sets
+from dp_basicsr.studies.study import ROOT, Smoke, Study, paper_tables
+from dp_basicsr.studies.table import study_csv, study_markdown
+
+Cells = dict[tuple[str, str], Scores]
+
+
+def write_study(study: Study, smoke: Smoke | None, given: Sequence[Method], metrics: tuple[str, ...]) -> Path:
+    """Write ``table.md`` and ``table.csv`` from what has been tested so far; what is not there yet is n/a.
+
+    Args:
+        study: The study.
+        smoke: Given for a smoke run.
+        given: Published methods' result images, for the rows of these names.
+        metrics: To measure on images that are not trained here.
+
+    Returns:
+        The folder, results/studies/<study>.
+
+    Raises:
+        UserError: Images of ``given`` are missing or do not fit.
+    """
+    cells = trained_cells(study, smoke) | image_cells(study, smoke, given, metrics)
+    columns = list(dict.fromkeys(column for _, column in cells)) if smoke else []
+    columns = columns or list(study.sets if study.columns == "sets" else study.bases)
+    paper = None if smoke else paper_tables()[study.table]
+    with StagedFolder(Path("results", "studies", f"{'smoke_' if smoke else ''}{study.name}"), overwrite=True) as staged:
+        (staged.path / "table.md").write_text(study_markdown(study, columns, cells, paper), encoding="utf-8")
+        (staged.path / "table.csv").write_text(study_csv(study, columns, cells, paper), encoding="utf-8")
+        return staged.commit()
+
+
+def trained_cells(study: Study, smoke: Smoke | None) -> Cells:
+    """What the rows that are trained here have been measured at."""
+    cells: Cells = {}
+    for row in study.rows:
+        if row.run and (job := make_job(study, row, smoke)).is_tested():
+            cells |= _cells(study, row.label, row.base, read_evaluation(job.evaluation), smoke)
+    return cells
+
+
+def image_cells(study: Study, smoke: Smoke | None, given: Sequence[Method], metrics: tuple[str, ...]) -> Cells:
+    """Measure bicubic and published images, on the sets that are there."""
+    labels = {row.label for row in study.rows if not row.run}
+    methods = [Method(BICUBIC, None)] if BICUBIC in labels else []
+    methods += [method for method in given if method.name in labels]
+    opt = read_options(ROOT / next(iter(study.bases.values()))["test"])
+    override(opt, smoke.test if smoke else ())
+    sets = [find_test_set(Path(one["dataroot_gt"]), Path(one["dataroot_lq"]), one["name"]) for one in present_sets(opt)]
+    if not (methods and sets):
+        return {}
+    evaluation = evaluate(sets, methods, opt["scale"], metrics)
+    cells: Cells = {}
+    for method in methods:
+        cells |= _cells(study, method.name, "", evaluation, smoke, method.name)
+    return cells
+
+
+def default_metrics(smoke: Smoke | None) -> tuple[str, ...]:
+    """All of them; without LPIPS, whose backbones may be a download, in a smoke run."""
+    return tuple(name for name in METRICS if not (smoke and name.startswith("lpips")))
+
+
+def _cells(
+    study: Study, label: str, base: str, evaluation: Evaluation, smoke: Smoke | None, method: str = ""
+) -> Mapping[tuple[str, str], Scores]:
+    method = method or evaluation.methods[-1]  # test.py puts its own behind bicubic
+    averages = {name: evaluation.average(name, method) for name in evaluation.sets}
+    if study.columns == "sets":
+        return {(label, name): scores for name, scores in averages.items()}
+    chosen = averages.get(next(iter(averages)) if smoke else study.sets[0])
+    return {(label, base): chosen} if chosen else {}

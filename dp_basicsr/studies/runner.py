@@ -1,0 +1,224 @@
+"""Training and testing the rows of a study: what is done is skipped, what was interrupted goes on."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from dp_basicsr.data.stream import missing_folders
+from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.files import JSON_NAME, read_evaluation
+from dp_basicsr.evaluation.test_run import FOLDER
+from dp_basicsr.options import override, read_options
+from dp_basicsr.studies.study import ROOT, Row, Smoke, Study
+
+import yaml
+
+_LAST_LINES = 5  # of a failed program's output, in the message
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and its test.
+
+    Attributes:
+        name: Of the run: experiments/<name>, results/<name>.
+        train_file, test_file: Option files.
+        train: Overrides of the training.
+        test: Overrides of the test.
+    """
+
+    name: str
+    train_file: Path
+    test_file: Path
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @property
+    def model(self) -> Path:
+        """The trained generator, which train.py writes at its very end."""
+        return Path("experiments", self.name, "models", "net_g_latest.pth")
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of the test's tables."""
+        return Path("results", self.name, FOLDER)
+
+    @property
+    def record(self) -> Path:
+        """What the run was started with, beside its folder, which train.py moves away when it starts anew."""
+        return Path("experiments", f"{self.name}.study.yml")
+
+    @property
+    def log(self) -> Path:
+        """The output of both programs."""
+        return Path("experiments", f"{self.name}.study.log")
+
+    def test_options(self) -> dict[str, Any]:
+        """The option file of the test, overridden."""
+        opt = read_options(self.test_file)
+        override(opt, self.test)
+        return opt
+
+    def is_trained(self) -> bool:
+        """Whether the training came to its end."""
+        return self.model.is_file()
+
+    def is_tested(self) -> bool:
+        """Whether the tables are newer than the model and have every set that is there now."""
+        path = self.evaluation / JSON_NAME
+        if not path.is_file() or not self.is_trained() or path.stat().st_mtime < self.model.stat().st_mtime:
+            return False
+        return {one["name"] for one in present_sets(self.test_options())} <= set(read_evaluation(self.evaluation).sets)
+
+    def train_command(self) -> list[str]:
+        """The training, which goes on from its newest state if there is one."""
+        return _command("train.py", self.train_file, "--auto_resume", f"name={self.name}", *self.train)
+
+    def test_command(self) -> list[str]:
+        """The test on all sets that are there."""
+        return _command(
+            "test.py", self.test_file, f"name={self.name}", f"path:pretrain_network_g={self.model}", *self.test
+        )
+
+    def check_record(self) -> None:
+        """Refuse to go on with a run that was started with other options (UserError)."""
+        if self.record.is_file():
+            if yaml.safe_load(self.record.read_text(encoding="utf-8")) != self._started_with():
+                raise UserError(
+                    f"experiments/{self.name} was trained with other options than the study has now ({self.record}): "
+                    "move the folder and this file away to train it anew"
+                )
+        elif self.record.with_name(self.name).exists():
+            raise UserError(f"experiments/{self.name} is there, but no study has made it: rename it")
+
+    def write_record(self) -> None:
+        """Note what the run is started with."""
+        self.record.parent.mkdir(parents=True, exist_ok=True)
+        self.record.write_text(yaml.safe_dump(self._started_with()), encoding="utf-8")
+
+    def _started_with(self) -> dict[str, Any]:
+        return {"options": self.train_file.name, "overrides": list(self.train)}
+
+
+def make_jobs(study: Study, smoke: Smoke | None) -> list[Job]:
+    """The trainings of a study, each once."""
+    jobs: dict[str, Job] = {}
+    for row in study.rows:
+        if row.run:
+            job = make_job(study, row, smoke)
+            jobs[job.name] = job
+    return list(jobs.values())
+
+
+def make_job(study: Study, row: Row, smoke: Smoke | None) -> Job:
+    """The training of a row."""
+    files = study.bases[row.base]
+    network = tuple(smoke.network[row.base]) if smoke else ()
+    return Job(
+        name=f"smoke_{row.run}" if smoke else row.run,
+        train_file=ROOT / files["train"],
+        test_file=ROOT / files["test"],
+        train=(*row.overrides, *(smoke.train if smoke else ()), *network),
+        test=(*(smoke.test if smoke else ()), *network),
+    )
+
+
+def present_sets(opt: dict[str, Any]) -> list[dict[str, Any]]:
+    """The test sets of an option file whose folders are there."""
+    return [dataset for dataset in opt["datasets"].values() if not missing_folders(dataset)]
+
+
+class Runner:
+    """Runs jobs, one on each GPU at a time, or one at a time on the CPU.
+
+    Args:
+        gpus: How many to use; 0 is the CPU. CUDA_VISIBLE_DEVICES, where set, says which.
+
+    Attributes:
+        failed: Why each job that failed did.
+    """
+
+    def __init__(self, gpus: int) -> None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        devices = visible.split(",") if visible else [str(number) for number in range(gpus)]
+        if len(devices) < gpus:
+            raise UserError(f"--gpus {gpus}: CUDA_VISIBLE_DEVICES={visible} names only {len(devices)}")
+        self.failed: dict[str, str] = {}
+        self._slots: queue.Queue[str] = queue.Queue()
+        for device in devices[:gpus] or [""]:  # "" hides the GPUs there may be
+            self._slots.put(device)
+        self._children: set[subprocess.Popen[bytes]] = set()
+        self._stopping = threading.Event()
+
+    def run(self, jobs: Sequence[Job], retest: bool) -> None:
+        """Train and test what is missing. A job that fails does not stop the others; Ctrl-C and SIGTERM end all."""
+        for job in jobs:
+            job.check_record()
+        pool = ThreadPoolExecutor(self._slots.qsize())
+        previous = signal.signal(signal.SIGTERM, _leave)
+        try:
+            list(pool.map(lambda job: self._run_one(job, retest), jobs))
+        finally:
+            self._stopping.set()
+            for child in list(self._children):  # no training outlives its study
+                child.terminate()
+            pool.shutdown(cancel_futures=True)
+            signal.signal(signal.SIGTERM, previous)
+
+    def _run_one(self, job: Job, retest: bool) -> None:
+        device = self._slots.get()
+        try:
+            if not job.is_trained():
+                job.write_record()
+                self._call(job, "training", job.train_command(), device)
+            if job.name not in self.failed and (retest or not job.is_tested()):
+                self._call(job, "testing", job.test_command(), device)
+            if job.name not in self.failed and not self._stopping.is_set():
+                print(f"{job.name}: done", flush=True)
+        finally:
+            self._slots.put(device)
+
+    def _call(self, job: Job, what: str, command: list[str], device: str) -> None:
+        if self._stopping.is_set():
+            return
+        where = f"GPU {device}" if device else "the CPU"
+        print(f"{job.name}: {what} on {where}, output in {job.log}", flush=True)
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": device}
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with job.log.open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as child:
+            self._children.add(child)
+            code = child.wait()
+            self._children.discard(child)
+        if code != 0 and not self._stopping.is_set():
+            lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+            self.failed[job.name] = f"{what} ended with code {code}: " + "\n  ".join(lines)
+            print(f"{job.name}: {self.failed[job.name]}", file=sys.stderr, flush=True)
+
+
+def shown(command: Sequence[str]) -> str:
+    """A command as one would type it."""
+    return shlex.join(["python", *command[1:]])
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _command(program: str, options: Path, *arguments: str) -> list[str]:
+    flags = [argument for argument in arguments if argument.startswith("--")]
+    entries = [argument for argument in arguments if not argument.startswith("--")]
+    paths = [os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+             for path in (ROOT / "dp_basicsr" / program, options)]  # fmt: skip
+    return [sys.executable, paths[0], "-opt", paths[1], *flags, "--force_yml", *entries]

@@ -1,0 +1,125 @@
+"""Studies as they are declared: a base option file and the overrides that make each row of a table of the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import dp_basicsr
+from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.evaluate import BICUBIC
+
+import yaml
+
+ROOT = Path(dp_basicsr.__file__).resolve().parents[1]
+STUDIES = ROOT / "options" / "studies"
+PAPER = Path(__file__).with_name("paper.yml")
+
+NAMES = ("mu", "beta", "networks", "correlation", "comparison", "ablation")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        label: As the paper's table has it.
+        base: Name of its base option files; empty for images that are not trained here.
+        run: Name of the training, under which other studies find it too; empty without one.
+        overrides: Of the base, as ``--force_yml`` takes them.
+    """
+
+    label: str
+    base: str = ""
+    run: str = ""
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def is_bicubic(self) -> bool:
+        """Whether the row is computed rather than trained or given."""
+        return self.label == BICUBIC
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table of the paper.
+
+    Attributes:
+        name: On the command line.
+        table: Its number in the paper.
+        title: What it varies.
+        sets: Test sets.
+        columns: What stands in the columns: the test sets, or the bases (Table 5, on one set).
+        bases: Option files ``train`` and ``test`` by the name of the base.
+        rows: In the paper's order.
+    """
+
+    name: str
+    table: int
+    title: str
+    sets: tuple[str, ...]
+    columns: Literal["sets", "bases"]
+    bases: dict[str, dict[str, str]]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table as the paper prints it: values in the order of ``metrics``, by row and column."""
+
+    metrics: tuple[str, ...]
+    rows: dict[str, dict[str, list[float]]]
+
+    def value(self, row: str, column: str, kind: str) -> float | None:
+        """The value of one metric (``psnr``, ``ssim``, ``lpips``), or None where the paper has none."""
+        values = self.rows.get(row, {}).get(column)
+        return values[self.metrics.index(kind)] if values and kind in self.metrics else None
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """Overrides that turn any row into a trial of seconds, see ``options/studies/smoke.yml``."""
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    network: dict[str, list[str]] = field(default_factory=dict)
+
+
+def read_study(name: str) -> Study:
+    """Read ``options/studies/<name>.yml``.
+
+    Raises:
+        UserError: There is no such study.
+    """
+    if name not in NAMES:
+        raise UserError(f"study: expected one of {', '.join(NAMES)}; got {name!r}")
+    data = _read(STUDIES / f"{name}.yml")
+    rows = tuple(Row(**{**row, "overrides": tuple(row.get("overrides", ()))}) for row in data.pop("rows"))
+    return Study(name=name, rows=rows, **{**data, "sets": tuple(data["sets"])})
+
+
+def read_smoke() -> Smoke:
+    """Read ``options/studies/smoke.yml``."""
+    data = _read(STUDIES / "smoke.yml")
+    return Smoke(tuple(data["train"]), tuple(data["test"]), data["network"])
+
+
+@lru_cache
+def paper_tables() -> dict[int, PaperTable]:
+    """The paper's tables by their numbers."""
+    tables = _read(PAPER)["tables"]
+    return {number: PaperTable(tuple(table["metrics"]), table["rows"]) for number, table in tables.items()}
+
+
+def paper_source() -> str:
+    """What the paper's numbers are cited as."""
+    return str(_read(PAPER)["source"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; run this from a checkout of the project") from error

@@ -1,0 +1,109 @@
+"""A study's table in the paper's form, each cell beside the paper's number and the difference."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+from dp_basicsr.evaluation.files import table_lines
+from dp_basicsr.metrics import METRICS, Scores
+from dp_basicsr.studies.study import PaperTable, Study, paper_source
+
+from scipy.stats import spearmanr
+
+# What the paper's three metrics are read as. It says Y, its own bicubic row is RGB on Set5 and Y on Set14; it names no
+# LPIPS backbone. So every table is written twice, and each number stands in one of the two.
+READINGS: Mapping[str, Mapping[str, str]] = {
+    "PSNR and SSIM on RGB, LPIPS with AlexNet": {"psnr": "psnr_rgb", "ssim": "ssim_rgb", "lpips": "lpips_alex"},
+    "PSNR and SSIM on Y, LPIPS with VGG-16": {"psnr": "psnr_y", "ssim": "ssim_y", "lpips": "lpips_vgg"},
+}
+
+SMOKE_NOTE = "SMOKE: small random networks after a few steps. These numbers mean nothing and compare with nothing."
+
+Cells = Mapping[tuple[str, str], Scores]  # (label of the row, column) -> what we measured
+
+
+def study_markdown(study: Study, columns: Sequence[str], cells: Cells, paper: PaperTable | None) -> str:
+    """The study's tables as Markdown.
+
+    Args:
+        study: The study.
+        columns: Heads of the columns.
+        cells: What was measured; a cell that is not there is n/a.
+        paper: The paper's table, or None for a smoke run, whose numbers never stand beside the paper's.
+    """
+    title = f"Table {study.table}: {study.title}"
+    lines = [f"# {title if paper else f'SMOKE of {title}'}", ""]
+    if paper:
+        lines += [f"Each cell: ours / the paper's / the difference. Paper: {paper_source()}."]
+    else:
+        lines += [f"**{SMOKE_NOTE}**"]
+    kinds = paper.metrics if paper else ("psnr", "ssim", "lpips")
+    labels = list(dict.fromkeys(row.label for row in study.rows))
+    for reading, names in READINGS.items():
+        lines += ["", f"## {reading}", "", f"{' / '.join(kind.upper() for kind in kinds)}", ""]
+        rows = [[label, *(_cell(cells, paper, names, kinds, label, column) for column in columns)] for label in labels]
+        lines += table_lines(["", *columns], rows)
+    if study.columns == "bases":
+        lines += ["", *rank_lines(labels, columns, cells, paper)]
+    return "\n".join(lines) + "\n"
+
+
+def study_csv(study: Study, columns: Sequence[str], cells: Cells, paper: PaperTable | None) -> str:
+    """One line a row, column and metric: ours, the paper's, the difference; the paper's are empty in a smoke run."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "column", "metric", "smoke" if paper is None else "ours", "paper", "difference"])
+    for label in dict.fromkeys(row.label for row in study.rows):
+        for column in columns:
+            for name in METRICS:
+                ours = cells.get((label, column), {}).get(name)
+                theirs = paper.value(label, column, name.split("_")[0]) if paper else None
+                writer.writerow(
+                    [label, column, name, *("" if v is None else v for v in (ours, theirs, _minus(ours, theirs)))]
+                )
+    return text.getvalue()
+
+
+def rank_lines(labels: Sequence[str], columns: Sequence[str], cells: Cells, paper: PaperTable | None) -> list[str]:
+    """Section 4.3.4's claim that the columns rank the rows alike: Spearman's correlation, 1 for the same order."""
+    lines = [f"## Rank correlation of {' and '.join(columns)}", "", f"Spearman's rho over {len(labels)} settings.", ""]
+    rows = []
+    for name, metric in METRICS.items():
+        ours = [[cells.get((label, column), {}).get(name) for label in labels] for column in columns]
+        row = [metric.label, _rho(*ours)]
+        if paper:
+            row.append(
+                _rho(*([paper.value(label, column, name.split("_")[0]) for label in labels] for column in columns))
+            )
+        rows.append(row)
+    return lines + table_lines(["", "smoke" if paper is None else "ours", *(["paper"] if paper else [])], rows)
+
+
+def _rho(one: Sequence[float | None], other: Sequence[float | None]) -> str:
+    if None in one or None in other or len(set(one)) == 1 or len(set(other)) == 1:
+        return "n/a"  # values are missing, or there is no order among equal ones
+    rho = float(spearmanr(one, other).statistic)
+    return "n/a" if math.isnan(rho) else f"{rho:+.2f}"
+
+
+def _cell(
+    cells: Cells, paper: PaperTable | None, names: Mapping[str, str], kinds: Sequence[str], label: str, column: str
+) -> str:
+    ours = [cells.get((label, column), {}).get(names[kind]) for kind in kinds]
+    lines = [_joined(kinds, names, ours)]
+    if paper:
+        theirs = [paper.value(label, column, kind) for kind in kinds]
+        lines += [_joined(kinds, names, theirs)]
+        lines += [_joined(kinds, names, [_minus(a, b) for a, b in zip(ours, theirs, strict=True)], sign=True)]
+    return "<br>".join(lines)
+
+
+def _joined(kinds: Sequence[str], names: Mapping[str, str], values: Sequence[float | None], sign: bool = False) -> str:
+    return " / ".join(METRICS[names[kind]].text(value, sign) for kind, value in zip(kinds, values, strict=True))
+
+
+def _minus(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or theirs is None else ours - theirs

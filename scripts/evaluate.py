@@ -1,0 +1,90 @@
+"""Measure any methods' images against the originals: PSNR and SSIM on RGB and on Y, LPIPS with both backbones.
+
+Images are paired by name; what all files of a folder have around the name (baby_RCAN_x4.png) is found by itself or
+given by --pattern. Several test sets: several --gt, and DIR of a --result then holds a folder for each, or has {set}
+in it.
+
+  python scripts/evaluate.py --gt datasets/Set5/GT --result RCAN=downloads/RCAN/Set5 --bicubic
+  python scripts/evaluate.py --gt datasets/Set5/GT datasets/Set14/GT --result ESRGAN=downloads/ESRGAN/{set}/x4 \\
+      --pattern ESRGAN={}_rlt --bicubic --out results/evaluation
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from dp_basicsr.errors import UserError, exit_on_user_error
+from dp_basicsr.evaluation.evaluate import BICUBIC, Method, evaluate
+from dp_basicsr.evaluation.files import markdown, write_evaluation
+from dp_basicsr.evaluation.matching import TestSet, find_test_set
+from dp_basicsr.metrics import METRICS
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--gt", nargs="+", action="extend", required=True, metavar="[SET=]DIR", help="originals, a folder a test set")
+    add("--lr", nargs="+", action="extend", default=[], metavar="DIR", help="their LR, in the order of --gt")
+    add("--result", action="append", default=[], metavar="NAME=DIR", help="a method's images; may be repeated")
+    add(
+        "--bicubic", action="store_true", help="measure bicubic too: of --lr, or of originals made small as MATLAB does"
+    )
+    add("--pattern", action="append", default=[], metavar="NAME=PATTERN",
+        help="file names of a method (or of GT, LR): {} is the image's name; or a regex with one group")  # fmt: skip
+    add("--scale", type=int, default=4, help="originals are cropped to a multiple, so many border pixels are left out")
+    add("--metrics", nargs="+", choices=METRICS, default=list(METRICS), metavar="METRIC", help=", ".join(METRICS))
+    add("--out", type=Path, help="folder to make: per_image.csv, evaluation.json, table.md (default: print the table)")
+    add("--overwrite", action="store_true", help="replace an earlier evaluation in --out")
+    return parser.parse_args(argv)
+
+
+def name_and_value(text: str, what: str) -> tuple[str, str]:
+    """Take ``NAME=VALUE`` apart."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UserError(f"{what}: expected NAME=VALUE, got {text!r}")
+    return name, value
+
+
+def test_sets(args: argparse.Namespace, patterns: dict[str, str]) -> list[TestSet]:
+    """The sets of the command line."""
+    if args.lr and len(args.lr) != len(args.gt):
+        raise UserError(f"--lr: expected a folder for each of the {len(args.gt)} folders of --gt, got {len(args.lr)}")
+    sets = []
+    for gt, lr in zip_longest(args.gt, args.lr):
+        name, folder = name_and_value(gt, "--gt") if "=" in gt else ("", gt)
+        gt_pattern, lr_pattern = patterns.get("GT", ""), patterns.get("LR", "")
+        sets.append(find_test_set(Path(folder), Path(lr) if lr else None, name, gt_pattern, lr_pattern))
+    return sets
+
+
+def methods(args: argparse.Namespace, patterns: dict[str, str]) -> list[Method]:
+    """The methods of the command line."""
+    results = [name_and_value(text, "--result") for text in args.result]
+    unknown = patterns.keys() - {name for name, _ in results} - {"GT", "LR"}
+    if unknown:
+        raise UserError(f"--pattern: no --result is called {', '.join(sorted(unknown))}")
+    if not (results or args.bicubic):
+        raise UserError("nothing to measure: give --result NAME=DIR, --bicubic or both")
+    first = [Method(BICUBIC, None)] if args.bicubic else []
+    return first + [Method(name, Path(folder), patterns.get(name, "")) for name, folder in results]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse(argv)
+    with exit_on_user_error():
+        patterns = dict(name_and_value(text, "--pattern") for text in args.pattern)
+        evaluation = evaluate(test_sets(args, patterns), methods(args, patterns), args.scale, tuple(args.metrics))
+        print(markdown(evaluation), end="")
+        if args.out:
+            print(f"\nwrote {write_evaluation(evaluation, args.out, overwrite=args.overwrite)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,47 @@
+"""Write one HTML file that shows a training, its results and its images: no network, no server.
+
+python scripts/make_report.py results/test_ESRGAN_DP_x4
+python scripts/make_report.py experiments/ESRGAN_DP_x4_DIV2K results/test_ESRGAN_DP_x4 --out report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dp_basicsr.errors import UserError, exit_on_user_error
+from dp_basicsr.report.build import write_report
+from dp_basicsr.report.images import LOSSLESS
+
+
+def quality(text: str) -> int | None:
+    """Read ``--quality``."""
+    if text in ("auto", "lossless"):
+        return None if text == "auto" else LOSSLESS
+    if not text.isdigit() or not 1 <= int(text) <= 100:
+        raise UserError(f"--quality: expected auto, lossless or a number from 1 to 100, got {text!r}")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="RUN_OR_EVAL_DIR",
+        help="a training's, a test's or an evaluation's folder",
+    )
+    parser.add_argument("--out", type=Path, help="the file to write (default: report.html in the last folder)")
+    parser.add_argument("--quality", default="auto", help="of the images: auto, lossless, or WebP's 1 to 100")
+    args = parser.parse_args(argv)
+    with exit_on_user_error():
+        out = write_report(args.folders, args.out or args.folders[-1] / "report.html", quality(args.quality))
+        print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,28 @@
+"""Fig. 3: one image as VGG19 (relu3_3) and ResNet-50 (second bottleneck of conv2) see it, in chosen channels."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dp_basicsr.errors import exit_on_user_error
+from dp_basicsr.evaluation.features import PAPER_CHANNELS, plot_features
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("image", type=Path, help="8-bit colour")
+    parser.add_argument("--channels", type=int, nargs="+", default=list(PAPER_CHANNELS), help="counted from 1, to 256")
+    parser.add_argument("--weights", choices=["imagenet", "random"], default="imagenet", help="of both networks")
+    parser.add_argument("--out", type=Path, default=Path("features.png"), help="the picture: .png, .pdf or .svg")
+    args = parser.parse_args(argv)
+    with exit_on_user_error():
+        plot_features(args.image, args.out, args.channels, args.weights)
+        print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,102 @@
+"""Run one of the paper's studies: train what is missing, test on the sets that are there, write the table.
+
+What is done is skipped and what was interrupted goes on, so the command is simply given again. A study:
+mu (Table 2), beta (3), networks (4), correlation (5), comparison (6), ablation (7); options/studies/*.yml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dp_basicsr.errors import UserError, exit_on_user_error
+from dp_basicsr.evaluation.evaluate import Method
+from dp_basicsr.studies.results import default_metrics, write_study
+from dp_basicsr.studies.runner import Job, Runner, make_jobs, shown
+from dp_basicsr.studies.study import NAMES, Smoke, Study, read_smoke, read_study
+
+import torch
+
+SMOKE_DATA = Path("datasets/demo/HR_sub.lmdb")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("study", choices=NAMES, help="which one")
+    add("--smoke", action="store_true", help="the whole path in minutes: demo data, small random networks; no results")
+    add("--gpus", type=int, help="trainings side by side, one on each GPU; 0: the CPU (default: all GPUs)")
+    add("--dry-run", action="store_true", help="show what would be run and do nothing")
+    add("--retest", action="store_true", help="test again what has been tested, for example with LPIPS now there")
+    add("--result", action="append", default=[], metavar="NAME=DIR",
+        help="published images for a row of `comparison`, as for evaluate.py; may be repeated")  # fmt: skip
+    add("--pattern", action="append", default=[], metavar="NAME=PATTERN", help="their file names, as for evaluate.py")
+    return parser.parse_args(argv)
+
+
+def show_plan(jobs: Sequence[Job], retest: bool) -> None:
+    """Print the commands that are still to run."""
+    for job in jobs:
+        job.check_record()
+        states = {"training": job.is_trained(), "test": not retest and job.is_tested()}
+        print(
+            f"# {job.name}: " + ", ".join(f"{what} {'is done' if done else 'to do'}" for what, done in states.items())
+        )
+        commands = {"training": job.train_command(), "test": job.test_command()}
+        for what, done in states.items():
+            if not done:
+                print(shown(commands[what]))
+
+
+def given_images(args: argparse.Namespace, study: Study) -> list[Method]:
+    """The published images of the command line."""
+    for text in (*args.result, *args.pattern):
+        if "=" not in text:
+            raise UserError(f"expected NAME=VALUE, got {text!r}")
+    patterns = dict(text.split("=", 1) for text in args.pattern)
+    methods = [Method(name, Path(folder), patterns.get(name, ""))
+               for name, folder in (text.split("=", 1) for text in args.result)]  # fmt: skip
+    rows = [row.label for row in study.rows if not row.run and not row.is_bicubic]
+    unknown = [method.name for method in methods if method.name not in rows]
+    if unknown:
+        raise UserError(f"--result {unknown[0]}: rows of {study.name} that take images: {', '.join(rows) or 'none'}")
+    return methods
+
+
+def prepare(smoke: Smoke | None) -> None:
+    """Make the demo's data for a smoke run, once."""
+    if smoke and not SMOKE_DATA.is_dir():
+        from dp_basicsr.demo import prepare_photographs
+
+        prepare_photographs()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 1 if a training or a test failed."""
+    args = parse(argv)
+    with exit_on_user_error():
+        study, smoke = read_study(args.study), read_smoke() if args.smoke else None
+        given, jobs = given_images(args, study), make_jobs(study, smoke)
+        if args.dry_run:
+            show_plan(jobs, args.retest)
+            return 0
+        prepare(smoke)
+        runner = Runner(torch.cuda.device_count() if args.gpus is None else args.gpus)
+        try:
+            runner.run(jobs, args.retest)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from the last saved states", file=sys.stderr)
+            return 130
+        folder = write_study(study, smoke, given, default_metrics(smoke))
+        print((folder / "table.md").read_text(encoding="utf-8"))
+        print(f"wrote {folder}")
+        for name, reason in runner.failed.items():
+            print(f"error: {name}: {reason.splitlines()[0]}", file=sys.stderr)
+        return 1 if runner.failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,88 @@
+"""Curves read from what BasicSR's MessageLogger writes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.curves import panel_svg, plot_panels, product, read_log, read_run, training_panels
+
+import pytest
+from basicsr.utils import MessageLogger
+
+
+def test_every_value_of_every_logged_iteration_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="basicsr")
+    log = tmp_path / "train.log"
+    handler = logging.FileHandler(log)
+    opt = {"name": "a_run", "logger": {"print_freq": 500, "use_tb_logger": False}, "train": {"total_iter": 4000}}
+    line = MessageLogger(opt, 1)
+    line.logger.addHandler(handler)
+    try:
+        for iteration in (500, 1000, 12500):
+            values = {"l_g_pix": iteration * 1e-6, "out_d_fake": -2.5, "dp_weight": 3.0}
+            head = {"epoch": 0, "iter": iteration, "lrs": [1e-4, 2e-4], "time": 1.0, "data_time": 0.5}
+            line(head | values)
+        line.logger.info("Validation set # psnr: 20.0")
+    finally:
+        line.logger.removeHandler(handler)
+    curves = read_log(log)
+    assert curves.keys() == {"lr", "l_g_pix", "out_d_fake", "dp_weight"}
+    assert curves["lr"] == [(500, 1e-4), (1000, 1e-4), (12500, 1e-4)]
+    assert curves["l_g_pix"] == [(n, pytest.approx(n * 1e-6)) for n in (500, 1000, 12500)]
+    assert product(curves["dp_weight"], curves["out_d_fake"])[0] == (500, -7.5)
+
+
+def write_log(path: Path, iterations: range, rate: float) -> None:
+    """A log as a run leaves it, with a validation after every second iteration."""
+    lines = []
+    for iteration in iterations:
+        head = f"INFO: [run..][epoch:  0, iter:{iteration:8,d}, lr:({rate:.3e},)] [eta: 0:00:01] "
+        lines.append(f"{head}l_g_vgg: 2.0e-01 l_g_resnet: 1.0e-01 dp_weight: 4.0e+00 l_d_real: 7.0e-01 ")
+        if iteration % 2 == 0:
+            best = f"Best: {iteration:.4f} @ {iteration} iter"
+            lines += [
+                "INFO: Validation held out",
+                f"\t # psnr_y: {iteration:.4f}\t{best}",
+                f"\t # ssim_y: 0.5000\t{best}",
+                "",
+            ]
+    path.write_text("\n".join(lines))
+
+
+def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
+    """What the second log repeats counts as the second log has it."""
+    write_log(tmp_path / "train_run_1.log", range(1, 6), 1e-4)
+    write_log(tmp_path / "train_run_2.log", range(5, 9), 5e-5)
+    os.utime(tmp_path / "train_run_1.log", (1, 1))
+    curves = read_run(tmp_path)
+    assert curves["lr"] == [*((n, 1e-4) for n in range(1, 5)), *((n, 5e-5) for n in range(5, 9))]
+    assert curves["held out/psnr_y"] == [(2, 2.0), (4, 4.0), (6, 6.0), (8, 8.0)]
+
+
+def test_panels_show_each_thing_that_was_logged(tmp_path: Path) -> None:
+    write_log(tmp_path / "train_run_1.log", range(1, 6), 1e-4)
+    panels = training_panels(read_run(tmp_path))
+    assert list(panels) == [
+        "L_VGG against w * L_Res", "Dynamic weight w", "Discriminator", "Learning rate",
+        "Validation: psnr_y", "Validation: ssim_y",
+    ]  # fmt: skip
+    both = panels["L_VGG against w * L_Res"]
+    assert both["dp_weight * l_g_resnet"][0] == (1, pytest.approx(0.4))
+    plot_panels(panels, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_panel_takes_the_colour_of_its_page() -> None:
+    svg = panel_svg("Learning rate", {"lr": [(1, 1e-4), (2, 5e-5)]})
+    assert svg.startswith("<svg")
+    assert "currentColor" in svg
+    assert "Learning rate" in svg
+    assert "#010203" not in svg
+
+
+def test_a_folder_without_a_log_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train_\*.log"):
+        read_run(tmp_path)

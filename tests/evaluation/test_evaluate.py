@@ -1,0 +1,146 @@
+"""Measuring folders of images, through the command line: what is in the files, what is marked, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+from dp_basicsr.data.imresize import downsample, mod_crop
+from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.evaluate import BICUBIC, Method, evaluate
+from dp_basicsr.evaluation.files import mark_best, markdown, read_evaluation, write_evaluation
+from dp_basicsr.evaluation.matching import find_test_set
+from dp_basicsr.metrics import measure
+
+import cv2
+import numpy as np
+import pytest
+
+from scripts.evaluate import main
+
+PIXELS = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y")
+NAMES = ["one", "two", "gray"]
+
+
+def smooth(seed: int, height: int, width: int, channels: int = 3) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, channels), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two sets with sizes that 4 does not divide and a gray original; a good method and a bad one."""
+    for name in ("A", "B"):
+        for number, image in enumerate(NAMES):
+            gt = smooth(number, 65, 50 + number, 1 if image == "gray" else 3)
+            cropped = mod_crop(gt, 4)
+            noisy = np.clip(cropped.astype(int) + np.random.default_rng(9).integers(-40, 41, cropped.shape), 0, 255)
+            for folder, file, pixels in (
+                ("gt", image, gt),
+                ("lr", image, downsample(gt, 4)),
+                ("good", f"{image}_good_x4", np.clip(cropped.astype(int) + 2, 0, 255)),
+                ("bad", f"{image}_bad_x4", noisy),
+            ):
+                target = tmp_path / folder / name / f"{file}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(target), pixels.astype(np.uint8))
+    return tmp_path
+
+
+def test_the_command_writes_whole_files(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = ["--result", "Good=good", "--result", "Bad=bad/{set}", "--bicubic", "--metrics", *PIXELS]
+    assert main(["--gt", "gt/A", "gt/B", "--lr", "lr/A", "lr/B", *results, "--out", "out"]) == 0
+    assert sorted(path.name for path in (data / "out").iterdir()) == ["evaluation.json", "per_image.csv", "table.md"]
+
+    table = (data / "out/table.md").read_text()
+    assert table in capsys.readouterr().out
+    for label in ("PSNR RGB [dB]", "PSNR Y [dB]", "SSIM RGB", "SSIM Y", "### A (3 images)", "### B (3 images)"):
+        assert label in table
+    good = next(line for line in table.splitlines() if line.startswith("| Good"))
+    assert good.count("**") == 8  # the best in all four columns
+    assert table.count("*second best*") == 1
+
+    rows = list(csv.DictReader((data / "out/per_image.csv").open()))
+    assert len(rows) == 2 * 3 * 3
+    row = next(row for row in rows if (row["set"], row["image"], row["method"]) == ("B", "two", "Bad"))
+    gt, bad = (cv2.imread(name) for name in ("gt/B/two.png", "bad/B/two_bad_x4.png"))
+    assert {name: float(row[name]) for name in PIXELS} == measure(bad, mod_crop(gt, 4), 4, PIXELS)
+
+    stored = json.loads((data / "out/evaluation.json").read_text())
+    assert stored["averages"]["B"]["Bad"]["psnr_y"] == pytest.approx(
+        np.mean([float(row["psnr_y"]) for row in rows if row["method"] == "Bad" and row["set"] == "B"])
+    )
+    assert (data / "out" / stored["images"][-1]["result"]).resolve() == data / "bad/B/two_bad_x4.png"
+
+
+def test_what_was_written_is_read_back(data: Path) -> None:
+    test_set = find_test_set(Path("gt/A"))
+    evaluation = evaluate(
+        [test_set], [Method("Same", Path("gt"), "{}"), Method(BICUBIC, None)], 4, (*PIXELS, "lpips_alex")
+    )
+    assert evaluation.average("A", "Same")["psnr_y"] == float("inf")
+    assert evaluation.average("A", BICUBIC)["lpips_alex"] is None
+    assert "alexnet" in evaluation.missing["lpips_alex"]
+    assert "LPIPS AlexNet is n/a: the ImageNet weights" in markdown(evaluation)
+    write_evaluation(evaluation, Path("out"))
+    read = read_evaluation(Path("out"))
+    assert read.average("A", "Same") == evaluation.average("A", "Same")
+    assert [image.scores for image in read.images] == [image.scores for image in evaluation.images]
+    assert read.missing == evaluation.missing
+
+
+def test_bicubic_from_lr_files_is_bicubic_of_the_original(data: Path) -> None:
+    given, made = (
+        evaluate([find_test_set(Path("gt/A"), lr)], [Method(BICUBIC, None)], 4, PIXELS) for lr in (Path("lr/A"), None)
+    )
+    assert given.average("A", BICUBIC) == made.average("A", BICUBIC)
+
+
+def test_the_best_are_marked() -> None:
+    assert mark_best([26.504, 26.501, 25.0, None], "psnr_y") == ["**26.50**", "**26.50**", "*25.00*", "n/a"]
+    assert mark_best([0.2, 0.1, 0.3], "lpips_alex") == ["*0.2000*", "**0.1000**", "0.3000"]
+    assert mark_best([0.1, 0.2], "ssim_y") == ["0.1000", "**0.2000**"]
+    assert mark_best([0.1], "ssim_y") == ["0.1000"]
+
+
+def test_an_earlier_evaluation_is_replaced_only_when_asked_and_nothing_else_ever(data: Path) -> None:
+    command = ["--gt", "gt/A", "--bicubic", "--metrics", "psnr_y", "--out"]
+    for arguments in ([*command, "out"], [*command, "out", "--overwrite"]):
+        main(arguments)
+    for arguments in ([*command, "out"], [*command, "gt", "--overwrite"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+    assert len(list((data / "gt").rglob("*.png"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to measure"),
+        (["--result", "Good"], "--result: expected NAME=VALUE"),
+        (["--result", "Good=good/A", "--pattern", "Bod={}"], "no --result is called Bod"),
+        (["--result", "Good=good/A", "--result", "Good=bad/A"], "two of the methods are called Good"),
+        (["--bicubic", "--lr", "lr/A", "lr/B"], "a folder for each of the 1 folders"),
+        (["--result", "Good=nowhere"], "no folder nowhere"),
+        (
+            ["--result", "LR=lr/A"],
+            r"gray.png: expected 52 x 64 pixels \(the original, cropped to a multiple of 4\), got",
+        ),
+        (["--bicubic", "--lr", "gt/A"], "LR of gray: expected 1/4 of the original's 52 x 64, got 52 x 65"),
+    ],
+)
+def test_mistakes_are_named(data: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--gt", "gt/A", "--metrics", "psnr_y", *arguments, "--out", "out"])
+    assert re.search(f"error: .*{message}", capsys.readouterr().err)
+    assert not list(data.glob("out*"))
+
+
+def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="evaluate.py and test.py make it"):
+        read_evaluation(tmp_path)
+    (tmp_path / "evaluation.json").write_text("{}")
+    with pytest.raises(UserError, match="no evaluation of ours"):
+        read_evaluation(tmp_path)

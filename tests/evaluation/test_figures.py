@@ -1,0 +1,133 @@
+"""The paper's figures: what stands in them, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dp_basicsr.archs.perceptual_arch import ResNetFeatures
+from dp_basicsr.evaluation.crops import Crop, score_lines
+from dp_basicsr.evaluation.evaluate import BICUBIC, Method, evaluate
+from dp_basicsr.evaluation.features import RESNET_LAYER, feature_maps, resnet_features
+from dp_basicsr.evaluation.files import write_evaluation
+from dp_basicsr.evaluation.matching import find_test_set
+
+import cv2
+import matplotlib.figure
+import numpy as np
+import pytest
+import torch
+
+from scripts import compare_crops, plot_features
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+
+
+def test_both_networks_give_maps_of_one_depth_and_shape() -> None:
+    """Fig. 3: 256 channels, after a ReLU, at a quarter of the size."""
+    maps = feature_maps(IMAGE, "random")
+    assert list(maps) == ["VGG19 relu3_3", "ResNet-50 conv2_2"]
+    assert {tuple(features.shape) for features in maps.values()} == {(256, 16, 12)}
+    assert all((features >= 0).all() for features in maps.values())
+
+
+def test_the_second_bottleneck_is_followed_by_the_third_of_the_stage() -> None:
+    """The third bottleneck on its output gives the stage that DPLoss takes."""
+    x = torch.rand(1, 3, 64, 64)
+    stage = ResNetFeatures(["layer1"], "resnet50", "random")
+    second = resnet_features("random")(x)[RESNET_LAYER]
+    assert torch.equal(stage.parts["layer1"][:2](stage.parts["stem"]((x - stage.mean) / stage.std)), second)
+
+
+@pytest.fixture
+def titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is written in figures that are saved."""
+    found: list[str] = []
+    save = matplotlib.figure.Figure.savefig
+
+    def note(self: matplotlib.figure.Figure, *args: object, **kwargs: object) -> None:
+        found.extend(axis.get_title() for axis in self.axes)
+        found.extend(text.get_text() for text in self.texts)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", note)
+    return found
+
+
+def test_random_weights_are_named_in_the_picture(titles: list[str]) -> None:
+    cv2.imwrite("image.png", IMAGE)
+    assert plot_features.main(["image.png", "--weights", "random", "--channels", "1", "256", "--out", "f.png"]) == 0
+    assert titles.count("channel 256") == 2
+    assert any("RANDOM" in title for title in titles)
+    assert cv2.imread("f.png").std() > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["image.png"], "put the file vgg19"),
+        (["image.png", "--channels", "0", "--weights", "random"], "from 1 to 256, got 0"),
+        (["nothing.png", "--weights", "random"], "nothing.png cannot be read"),
+    ],
+)
+def test_mistakes_about_features_are_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite("image.png", IMAGE)
+    with pytest.raises(SystemExit, match="2"):
+        plot_features.main(arguments)
+    assert message in capsys.readouterr().err
+    assert not Path("features.png").exists()
+
+
+@pytest.fixture
+def evaluation(pairs: Path) -> Path:
+    methods = [Method(BICUBIC, None), Method("Same", pairs / "GT")]
+    result = evaluate([find_test_set(pairs / "GT")], methods, 4, ("psnr_rgb", "psnr_y", "ssim_y"))
+    return write_evaluation(result, Path("evaluation"))
+
+
+def test_crops_stand_beside_each_other_with_their_metrics(evaluation: Path, titles: list[str]) -> None:
+    assert compare_crops.main([str(evaluation), "image2", "--crop", "10,20,32,24", "--out", "crops.png"]) == 0
+    assert titles[0] == "image2 (pairs)"
+    assert [title.splitlines()[0] for title in titles[1:4]] == [BICUBIC, "Same", "Original"]
+    assert "PSNR inf (RGB) inf (Y)" in titles[2]
+    assert Path("crops.png").stat().st_size > 10_000
+
+
+def test_a_crop_is_cut_in_pixels_of_the_original() -> None:
+    assert np.array_equal(Crop.parse("10,20,30,5").of(IMAGE), IMAGE[20:25, 10:40])
+    assert score_lines({"psnr_rgb": 26.694, "psnr_y": 28.43, "lpips_alex": None}) == ["PSNR 26.69 (RGB) 28.43 (Y)"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["image9", "--crop", "0,0,8,8"], "'image9' is missing; there are image0, image1"),
+        (["image0", "--crop", "140,0,8,8"], "does not lie within 144 x 160"),
+        (["image0", "--crop", "1,2,3"], "expected left,top,width,height"),
+    ],
+)
+def test_mistakes_about_crops_are_named(
+    evaluation: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare_crops.main([str(evaluation), *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(
+    evaluation: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+
+    def missing(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(compare_crops, "compare_crops", missing)
+    command = [str(evaluation), "image0", "--crop", "0,0,8,8"]
+    with pytest.raises(SystemExit, match="2"):
+        compare_crops.main(command)
+    assert "matplotlib is not installed: pip install '.[plots]'" in capsys.readouterr().err
+    error.name = "another"
+    with pytest.raises(ModuleNotFoundError):
+        compare_crops.main(command)

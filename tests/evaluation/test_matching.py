@@ -1,0 +1,82 @@
+"""Which file is which image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.matching import compile_pattern, find_test_set, match_images
+
+import cv2
+import numpy as np
+import pytest
+
+NAMES = ["baby", "bird", "butterfly"]
+
+
+def make(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        cv2.imwrite(str(folder / name), np.zeros((8, 8, 3), np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern"),
+    [
+        ("{}.png", ""),
+        ("{}_RCAN_x4.png", ""),
+        ("x4-{}-EnhanceNet.png", ""),
+        ("{}_RCAN_x4.png", "{}_RCAN_x4"),
+        ("{}_RCAN_x4.png", "{}_RCAN_x4.png"),
+        ("{}_SRF_4_HR.bmp", r"(.+)_SRF_\d_HR"),
+    ],
+)
+def test_the_name_is_found_in_what_is_around_it(tmp_path: Path, files: str, pattern: str) -> None:
+    folder = make(tmp_path / "results", *(files.format(name) for name in NAMES))
+    assert match_images(folder, NAMES, pattern) == {name: folder / files.format(name) for name in NAMES}
+
+
+def test_a_name_within_another_is_no_trap(tmp_path: Path) -> None:
+    names = ["1", "11", "img_1"]
+    folder = make(tmp_path / "results", *(f"{name}_x1.png" for name in names))
+    assert match_images(folder, names) == {name: folder / f"{name}_x1.png" for name in names}
+
+
+def test_a_pattern_chooses_among_several_methods_in_one_folder(tmp_path: Path) -> None:
+    folder = make(tmp_path / "image_SRF_4", *(f"img_001_SRF_4_{kind}.png" for kind in ("HR", "LR", "glasner")))
+    found = find_test_set(folder, folder, "Urban100", "{}_SRF_4_HR", "{}_SRF_4_LR")
+    assert list(found.gt) == ["img_001"]
+    assert found.lr == {"img_001": folder / "img_001_SRF_4_LR.png"}
+    assert list(match_images(folder, found.gt, "{}_SRF_4_glasner")) == ["img_001"]
+    with pytest.raises(UserError, match="fit several patterns.*--pattern"):
+        match_images(folder, found.gt)
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern", "message"),
+    [
+        (["baby_A.png", "bird_A.png"], "", r"named '\{\}_A'; missing: butterfly"),
+        (["baby.png", "bird.png", "butterfly.png", "head.png"], "", "without an original: head.png"),
+        (["baby_A.png", "bird_A.png", "butterfly_A.png", "notes.png"], "", "without an original: notes.png"),
+        (["1.png"], "", "no file is named like an original; there are: 1; originals: baby"),
+        (["baby.png"], "{}_x4", r"no file fits the pattern '\{\}_x4'; there are: baby.png"),
+        (["baby.png", "baby.bmp"], "{}", "baby.bmp and baby.png are both the image 'baby'"),
+    ],
+)
+def test_what_is_missing_or_too_much_is_named(tmp_path: Path, files: list[str], pattern: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        match_images(make(tmp_path / "results", *files), NAMES, pattern)
+
+
+@pytest.mark.parametrize("pattern", ["x4", "{}_{}", "(", "(a)(b)"])
+def test_a_pattern_without_exactly_one_name_is_refused(pattern: str) -> None:
+    with pytest.raises(UserError, match="pattern"):
+        compile_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("Set5/GT", "Set5"), ("Set14/GTmod12", "Set14"), ("Urban100", "Urban100"), ("B100/HR", "B100")]
+)
+def test_a_set_is_called_like_its_folder(tmp_path: Path, folder: str, name: str) -> None:
+    assert find_test_set(make(tmp_path / folder, "baby.png")).name == name

@@ -1,0 +1,119 @@
+"""LPIPS: the same number as the lpips package, found backbones, and no number where there is none."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import URLError
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.metrics import calculate_lpips, drop_unavailable, lpips_metric, measure
+
+import lpips
+import numpy as np
+import pytest
+import torch
+from basicsr.metrics import calculate_metric
+from torchvision import models
+
+RNG = np.random.default_rng(0)
+IMAGE, OTHER = (RNG.integers(0, 256, (48, 56, 3), dtype=np.uint8) for _ in range(2))
+
+
+@pytest.fixture(autouse=True)
+def no_memory() -> None:
+    """Other tests' networks and refusals are forgotten."""
+    lpips_metric.why_not.cache_clear()
+    lpips_metric.lpips_network.cache_clear()
+
+
+@pytest.fixture
+def alexnet(tmp_path: Path) -> Path:
+    """AlexNet's convolutions with random weights, as torchvision would save them, where the program looks first."""
+    torch.manual_seed(0)
+    features = models.alexnet(weights=None).features
+    state = {f"features.{name}": value for name, value in features.state_dict().items()}
+    path = tmp_path / "experiments" / "pretrained_models" / "alexnet-owt-7be5be79.pth"
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    return path
+
+
+def test_it_is_the_package_s_lpips(alexnet: Path) -> None:
+    """BGR to RGB, the range, the border and the linear weights: all as the lpips package has them."""
+    reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    backbone = torch.load(alexnet, weights_only=True)
+    names = {name: f"features.{name.split('.', 2)[2]}" for name in reference.state_dict() if name.startswith("net.")}
+    reference.load_state_dict({name: backbone[key] for name, key in names.items()}, strict=False)
+    pair = [lpips.im2tensor(image[4:-4, 4:-4, ::-1]) for image in (IMAGE, OTHER)]  # takes RGB
+    with torch.no_grad():
+        expected = float(reference(*pair))
+
+    options = {"type": "calculate_lpips", "crop_border": 4, "net": "alex", "better": "lower"}
+    assert calculate_metric({"img": IMAGE, "img2": OTHER}, options) == pytest.approx(expected, rel=1e-6)
+    assert calculate_lpips(IMAGE, OTHER, 4, weights=str(alexnet)) == pytest.approx(expected, rel=1e-6)
+    assert calculate_lpips(IMAGE, IMAGE, 4) == 0
+
+
+def test_gray_is_three_equal_channels(alexnet: Path) -> None:
+    gray, other = IMAGE[..., 0], OTHER[..., 0]
+    assert calculate_lpips(gray, other, 0) == calculate_lpips(*(np.dstack([x] * 3) for x in (gray, other)), 0)
+
+
+def test_loading_leaves_the_random_state_of_a_training_alone(alexnet: Path) -> None:
+    before = torch.get_rng_state()
+    calculate_lpips(IMAGE, OTHER, 0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No backbone on the machine and no network; notes what was asked for."""
+    asked: list[str] = []
+
+    def refuse(url: str, *args: object, **kwargs: object) -> None:
+        asked.append(url)
+        raise URLError("offline")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    return asked
+
+
+def test_without_a_backbone_there_is_no_number(offline: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN for BasicSR, None for our tables; said and asked for once, not with every image."""
+    said: list[str] = []
+    monkeypatch.setattr(lpips_metric, "get_root_logger", lambda: SimpleNamespace(warning=said.append))
+    assert math.isnan(calculate_lpips(IMAGE, OTHER, 4))
+    scores = measure(IMAGE, OTHER, 4, ("lpips_alex", "psnr_y"))
+    assert scores == {"lpips_alex": None, "psnr_y": pytest.approx(12.59, abs=0.1)}
+    assert len(offline) == 1
+    assert len(said) == 1
+    assert said[0].startswith("LPIPS (alex) is n/a")
+    assert "experiments/pretrained_models" in said[0]
+
+
+def test_validation_goes_on_with_the_other_metrics(offline: list[str]) -> None:
+    psnr = {"type": "calculate_psnr", "crop_border": 4}
+    opt = {"rank": 0, "val": {"metrics": {"psnr": psnr, "lpips": {"type": "calculate_lpips", "crop_border": 4}}}}
+    drop_unavailable(opt)
+    assert opt["val"]["metrics"] == {"psnr": psnr}
+    drop_unavailable({"rank": 0, "val": None})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"img": IMAGE[:-1], "crop_border": 4}, "one shape"),
+        ({"img": IMAGE, "crop_border": 4, "net": "squeeze"}, "alex, vgg"),
+        ({"img": IMAGE, "crop_border": 10}, "32 pixels"),
+    ],
+)
+def test_mistakes_are_named(alexnet: Path, call: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        calculate_lpips(img2=OTHER, **call)
+
+
+def test_a_file_that_does_not_fit_is_named(alexnet: Path) -> None:
+    with pytest.raises(UserError, match="does not hold the weights of vgg16"):
+        lpips_metric.lpips_network("vgg", str(alexnet), "cpu")

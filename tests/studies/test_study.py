@@ -1,0 +1,249 @@
+"""The studies: what they declare, how runs are skipped, resumed and refused, and what the tables say."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from dp_basicsr import test, train
+from dp_basicsr.evaluation.evaluate import BICUBIC, Evaluation, Measured
+from dp_basicsr.evaluation.files import write_evaluation
+from dp_basicsr.options import override, read_options
+from dp_basicsr.studies import runner
+from dp_basicsr.studies.runner import Job, Runner, make_job, make_jobs
+from dp_basicsr.studies.study import NAMES, ROOT, paper_tables, read_smoke, read_study
+from dp_basicsr.studies.table import rank_lines, study_csv, study_markdown
+
+import pytest
+import yaml
+
+from scripts.run_study import main
+
+METRICS = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_and_column_has_the_paper_s_numbers(name: str) -> None:
+    study = read_study(name)
+    table = paper_tables()[study.table]
+    assert list(dict.fromkeys(row.label for row in study.rows)) == list(table.rows)
+    columns = study.sets if study.columns == "sets" else tuple(study.bases)
+    for values in table.rows.values():
+        assert tuple(values) == columns
+        assert all(len(cell) == len(table.metrics) for cell in values.values())
+
+
+def test_paper_s_numbers_agree_where_its_tables_share_a_setting() -> None:
+    """Guards the data file against slips of the pen: the paper prints these twice."""
+    tables = paper_tables()
+    for number, row, other, same in ((2, "mu 0.5", 3, "conv2_3"), (6, "ESRGAN", 7, "VGG"),
+                                     (6, "ESRGAN-DP", 7, "VGG + ResNet + dynamic weight")):  # fmt: skip
+        assert tables[number].rows[row] == tables[other].rows[same]
+    for kind in ("psnr", "ssim", "lpips"):
+        assert tables[5].value("VGG loss only", "SRGAN-DP", kind) == tables[2].value("VGG loss only", "BSD100", kind)
+        assert tables[5].value("mu 0.5, conv4_6", "ESRGAN-DP", kind) == tables[6].value("ESRGAN-DP", "BSD100", kind)
+    assert tables[4].value("SRGAN-DP", "Set5", "lpips") == tables[3].value("conv4_6", "Set5", "lpips")
+    assert tables[4].value("SRGAN-DP", "Set5", "psnr") is None
+
+
+def test_a_run_is_the_same_in_every_study() -> None:
+    """What several tables need is trained once, under one name."""
+    runs: dict[str, tuple[object, ...]] = {}
+    for name in NAMES:
+        study = read_study(name)
+        for row in study.rows:
+            if row.run:
+                train_file = ROOT / study.bases[row.base]["train"]
+                opt = read_options(train_file)
+                override(opt, row.overrides)
+                assert opt["train"]["perceptual_opt"]["type"] == "DPLoss"
+                assert runs.setdefault(row.run, (train_file, opt)) == (train_file, opt)
+    assert len(runs) == 15
+
+
+def smoke_job(study: str, run: str) -> Job:
+    return next(job for job in make_jobs(read_study(study), read_smoke()) if job.name == f"smoke_{run}")
+
+
+@pytest.mark.parametrize(("study", "run"), [("mu", "SRGAN_DP_mu20_layer1"), ("ablation", "ESRGAN_DP_static_layer3")])
+def test_a_smoke_row_trains_and_is_tested(study: str, run: str, pairs: Path) -> None:
+    """With the real option files, overrides and programs; the demo's data is four small pairs here."""
+    job = smoke_job(study, run)
+    data = [f"datasets:train:dataroot_gt={pairs / 'GT'}", f"datasets:train:dataroot_lq={pairs / 'LRbicx4'}"]
+    data += ["datasets:train:io_backend:type=disk", "train:total_iter=1"]
+    data += ["train:perceptual_opt:vgg_type=vgg11", "train:perceptual_opt:vgg_layer_weights={conv5_2: 1}"]
+    target = Path("datasets/demo/test")
+    target.parent.mkdir(parents=True)
+    target.symlink_to(pairs)
+    train.main([*job.train_command()[2:], *data])
+    assert job.is_trained()
+    assert not job.is_tested()
+    test.main(job.test_command()[2:])
+    assert job.is_tested()
+
+
+def fake_programs(monkeypatch: pytest.MonkeyPatch, fails: str = "", set_name: str = "Set5") -> Path:
+    """train.py and test.py that only note that they were called, and leave what the real ones leave."""
+    calls = Path("calls.txt").resolve()
+    calls.touch()
+    code = f"""
+import os, shutil, sys
+program, job = sys.argv[1:3]
+with open({str(calls)!r}, "a") as file:
+    file.write(f"{{program}} {{job}} {{os.environ['CUDA_VISIBLE_DEVICES']}}\\n")
+if job == {fails!r}:
+    sys.exit("no memory left")
+if program == "train.py":
+    os.makedirs(f"experiments/{{job}}/models")
+    open(f"experiments/{{job}}/models/net_g_latest.pth", "w").close()
+else:
+    shutil.copytree("template", f"results/{{job}}/evaluation", copy_function=shutil.copyfile)
+"""
+
+    def command(program: str, options: Path, *arguments: str) -> list[str]:
+        name = next(argument.removeprefix("name=") for argument in arguments if argument.startswith("name="))
+        return [sys.executable, "-c", code, program, name]
+
+    monkeypatch.setattr(runner, "_command", command)
+    write_evaluation(made_up(26.0, set_name), Path("template"))
+    return calls
+
+
+def made_up(psnr: float, name: str) -> Evaluation:
+    scores = {"psnr_rgb": psnr, "psnr_y": psnr + 2, "ssim_rgb": 0.7, "ssim_y": 0.8}
+    images = [Measured(name, "baby", method, Path("gt"), None, None, scores) for method in (BICUBIC, "Ours")]
+    return Evaluation(4, METRICS, {}, tuple(images))
+
+
+def test_done_rows_are_skipped_and_changed_ones_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_programs(monkeypatch)
+    assert main(["ablation", "--gpus", "0"]) == 0
+    names = [row.run for row in read_study("ablation").rows]
+    assert calls.read_text().split() == [word for name in names for word in ("train.py", name, "test.py", name)]
+    assert main(["ablation", "--gpus", "0"]) == 0
+    assert len(calls.read_text().splitlines()) == 6
+
+    record = Path(f"experiments/{names[0]}.study.yml")
+    record.write_text(yaml.safe_dump(yaml.safe_load(record.read_text()) | {"overrides": ["train:total_iter=1"]}))
+    with pytest.raises(SystemExit, match="2"):
+        main(["ablation", "--gpus", "0"])
+
+
+def test_a_failed_row_is_named_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = fake_programs(monkeypatch, fails="ESRGAN_DP_static_layer3")
+    assert main(["ablation", "--gpus", "0"]) == 1
+    output = capsys.readouterr()
+    assert "ESRGAN_DP_static_layer3: training ended with code 1: no memory left" in output.err
+    assert "ESRGAN_DP_mu0.5_layer3: done" in output.out
+    assert "test.py ESRGAN_DP_static_layer3" not in calls.read_text()
+    row = next(line for line in output.out.splitlines() if line.startswith("| VGG + ResNet |"))
+    assert "n/a / n/a / n/a<br>26.92 / 0.7711 / 0.1017<br>n/a / n/a / n/a" in row
+
+
+def test_table_5_has_a_column_for_each_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_programs(monkeypatch, set_name="BSD100")
+    assert main(["correlation", "--gpus", "0"]) == 0
+    table = capsys.readouterr().out
+    assert "|  | SRGAN-DP | ESRGAN-DP |" in table
+    row = next(line for line in table.splitlines() if line.startswith("| mu 1, conv2_3 |"))
+    cells = [cell.strip().split("<br>") for cell in row.strip("|").split("|")[1:]]
+    assert [cell[0] for cell in cells] == ["26.00 / 0.7000 / n/a"] * 2
+    assert [cell[1] for cell in cells] == ["25.95 / 0.7259 / 0.1447", "25.43 / 0.7007 / 0.1329"]
+    assert "| PSNR RGB [dB] | n/a | +1.00 |" in table  # ours are all equal here: no order
+
+
+def test_runs_share_out_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_programs(monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
+    Runner(2).run(make_jobs(read_study("beta"), None), retest=False)
+    lines = [line.split() for line in calls.read_text().splitlines()]
+    assert len(lines) == 8
+    assert {device for *_, device in lines} == {"3", "5"}
+
+
+def test_dry_run_does_nothing_and_says_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mu", "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert output.count("train.py -opt") == output.count("test.py -opt") == 7
+    assert "train:perceptual_opt:mu=0.2" in output
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_cells_show_ours_the_paper_s_and_the_difference() -> None:
+    study = read_study("ablation")
+    ours = {("VGG", "Set5"): {"psnr_rgb": 26.0, "psnr_y": 28.0, "ssim_rgb": 0.75, "ssim_y": 0.8, "lpips_alex": 0.1}}
+    text = study_markdown(study, study.sets, ours, paper_tables()[7])
+    assert "26.00 / 0.7500 / 0.1000<br>26.50 / 0.7565 / 0.1080<br>-0.50 / -0.0065 / -0.0080" in text
+    assert "28.00 / 0.8000 / n/a<br>26.50 / 0.7565 / 0.1080<br>+1.50 / +0.0435 / n/a" in text
+    rows = list(csv.DictReader(study_csv(study, study.sets, ours, paper_tables()[7]).splitlines()))
+    assert len(rows) == 3 * 4 * 6
+    first = next(row for row in rows if row["metric"] == "psnr_rgb")
+    assert (first["ours"], first["paper"], float(first["difference"])) == ("26.0", "26.5", -0.5)
+
+
+def test_smoke_numbers_never_stand_beside_the_paper_s() -> None:
+    study = read_study("ablation")
+    cells = {("VGG", "demo"): {"psnr_rgb": 12.34, "ssim_rgb": 0.1}}
+    text = study_markdown(study, ["demo"], cells, None)
+    assert text.count("SMOKE") == 2
+    assert "12.34" in text
+    assert "26.50" not in text
+    assert "Song" not in text
+    assert all(row["paper"] == row["difference"] == "" for row in
+               csv.DictReader(study_csv(study, ["demo"], cells, None).splitlines()))  # fmt: skip
+
+
+def test_rank_correlation() -> None:
+    """The paper's own Table 5: LPIPS ranks 4 2 3 1 and 4 2 3 1 alike, PSNR 4 1 3 2 and 4 1 3 2 as well."""
+    labels, columns = list(paper_tables()[5].rows), ["SRGAN-DP", "ESRGAN-DP"]
+    values = {"SRGAN-DP": [1.0, 2.0, 3.0, 4.0], "ESRGAN-DP": [40.0, 30.0, 20.0, 10.0]}
+    cells = {(label, column): {"psnr_y": values[column][n]} for n, label in enumerate(labels) for column in columns}
+    lines = rank_lines(labels, columns, cells, paper_tables()[5])
+    assert next(line for line in lines if "PSNR Y" in line) == "| PSNR Y [dB] | -1.00 | +1.00 |"
+    assert next(line for line in lines if "LPIPS AlexNet" in line).startswith("| LPIPS AlexNet | n/a | +")
+
+
+def test_mistakes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["comparison", "--result", "ESRGAN-DP=x"], "rows of comparison that take images: DRN, EnhanceNet"),
+        (["ablation", "--result", "RCAN=x"], "rows of ablation that take images: none"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([*arguments, "--dry-run"])
+        assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_no_study_made_is_left_alone() -> None:
+    job = make_job(read_study("ablation"), read_study("ablation").rows[0], None)
+    Path("experiments", job.name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="no study has made it"):
+        Runner(0).run([job], retest=False)
+
+
+def test_a_stopped_study_leaves_no_training_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sleeper = "import os, time; open('started', 'w').write(str(os.getpid())); time.sleep(60)"
+    monkeypatch.setattr(runner, "_command", lambda *arguments: [sys.executable, "-c", sleeper])
+
+    def stop_when_started() -> None:
+        while not Path("started").is_file() or not Path("started").read_text():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_started, daemon=True).start()
+    with pytest.raises(SystemExit) as stopped:
+        main(["ablation", "--gpus", "0"])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(Path("started").read_text()), 0)
+    assert "done" not in capsys.readouterr().out
