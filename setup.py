@@ -11,13 +11,19 @@ ROOT = Path(__file__).resolve().parent
 
 PLOTS = ["matplotlib"]  # loss curves and the demo's picture
 WANDB = ["wandb"]  # logger: wandb
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # scripts/export_model.py --format onnx, and running the file
+WEBUI = ["gradio>=6"]  # python -m dp_basicsr.webui
 DEV = [
+    *EXPORT,
     *PLOTS,
+    *WEBUI,
     "mypy",
     "pre-commit",
     "pytest>=8",
     "ruff",
+    "selenium",  # tests/test_webui.py drives a browser
     "setuptools",  # tests/test_package.py builds the wheel
+    "spandrel",  # what chaiNNer and ComfyUI load models with: the tests' oracle
     "types-PyYAML",
     "types-tqdm",
 ]
@@ -47,16 +53,20 @@ setup(
         "lpips",
         "numpy",
         "opencv-python",
+        "pillow",
         "pyyaml",
+        "safetensors",
+        "tifffile",
         "torch>=2.6",  # torch.load is weights_only unless told otherwise
         "torchvision>=0.21",  # the release that goes with torch 2.6
         "tqdm",
     ],
-    extras_require={"dev": DEV, "plots": PLOTS, "wandb": WANDB},
+    extras_require={"dev": DEV, "export": EXPORT, "plots": PLOTS, "wandb": WANDB, "webui": WEBUI},
     entry_points={
         "console_scripts": [
             "dp-basicsr-train = dp_basicsr.train:main",
             "dp-basicsr-test = dp_basicsr.test:main",
+            "dp-basicsr-upscale = dp_basicsr.inference:main",
         ]
     },
 )
