@@ -60,7 +60,8 @@ def read_picture(path: Path, max_pixels: int | None = None) -> Picture:
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
-        raise BadImageError(f"is no image in {', '.join(READ_FORMATS)}" if data else "is empty") from error
+        reason = f"is no image, or of a kind that is not read (8 or 16 bits in {', '.join(READ_FORMATS)} are)"
+        raise BadImageError(reason if data else "is empty") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise BadImageError(f"cannot be read ({reason})") from error
@@ -120,7 +121,8 @@ def encode_picture(picture: Picture, suffix: str, quality: int = QUALITY) -> byt
 def _decode(image: Image.Image, data: bytes) -> Picture:
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG with its preview is MPO
         raise BadImageError(f"has {image.n_frames} frames or pages: save the one to upscale by itself")  # type: ignore[attr-defined]
-    orientation = image.getexif().get(_ORIENTATION, 1)
+    # Pillow and OpenCV turn a TIFF upright while they decode it, other formats are left as they lie.
+    orientation = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
     exif = _exif_without_orientation(image)
     icc = image.info.get("icc_profile")
     if _bits(image, data) == 16:
