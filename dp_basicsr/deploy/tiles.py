@@ -21,13 +21,13 @@ OnTile = Callable[[int, int], None]  # tiles done, of how many
 class Grid:
     """How an image is cut along one dimension.
 
-    Tiles of one size start at even distances, so that each has as much context as there can be. In the middle of
-    every overlap one tile fades into the next over half of ``overlap``; what lies outside of the fade, where a tile
-    sees the end of its picture instead of its neighbourhood, is not used.
+    As few tiles as there can be, all of one size, which is no larger than it has to be. In the middle of every overlap
+    one tile fades into the next over half of ``overlap``; what lies outside of the fade, where a tile sees the end of
+    its picture instead of its neighbourhood, is not used.
 
     Args:
         length: pixels of the image.
-        tile: pixels of a tile, the overlap included.
+        tile: pixels of a tile at most, the overlap included.
         overlap: pixels that neighbouring tiles share at least.
         multiple: starts and sizes are multiples of it (``length`` must be).
     """
@@ -38,21 +38,31 @@ class Grid:
     multiple: int = 1
 
     @property
-    def size(self) -> int:
-        """Pixels of a tile: no more than the image has, a multiple of ``multiple``."""
+    def largest(self) -> int:
+        """What ``tile`` comes to: no more than the image has, a multiple of ``multiple``."""
         return min(self.length, max(self.tile // self.multiple, 1) * self.multiple)
 
     @property
     def shared(self) -> int:
         """Pixels that are shared at least: no more than half a tile."""
-        return min(self.overlap, self.size // 2) // self.multiple * self.multiple
+        return min(self.overlap, self.largest // 2) // self.multiple * self.multiple
+
+    @property
+    def count(self) -> int:
+        """How many tiles there are."""
+        return max(math.ceil((self.length - self.shared) / (self.largest - self.shared)), 1)
+
+    @property
+    def size(self) -> int:
+        """Pixels of a tile: what that many need to cover the image and share ``shared``."""
+        covered = self.length + (self.count - 1) * self.shared
+        return math.ceil(covered / self.count / self.multiple) * self.multiple
 
     @property
     def starts(self) -> list[int]:
-        """Where the tiles start."""
+        """Where the tiles start: at even distances."""
         free = (self.length - self.size) // self.multiple
-        steps = math.ceil(free * self.multiple / (self.size - self.shared))
-        return [index * free // steps * self.multiple for index in range(steps)] + [free * self.multiple]
+        return [index * free // max(self.count - 1, 1) * self.multiple for index in range(self.count)]
 
     def weights(self, scale: int) -> Tensor:
         """(tiles, scale * size): the share of each tile in the result; over all tiles they add up to 1 everywhere."""

@@ -21,10 +21,11 @@ PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloa
 # Pixels that neighbouring tiles share. docs/inference.md has the seams that this leaves.
 OVERLAP = 32
 SMALLEST_TILE = 32
-# The fastest on CPUs (their caches, not their memory, decide); docs/inference.md has the measurement.
-CPU_TILE = 192
+# On CPUs: larger tiles compute less twice; this one takes 1.5 GB (64 features, x4). docs/inference.md has the figures.
+CPU_TILE = 384
 LARGEST_AUTO_TILE = 1024
-# Peak memory of RRDBNet a pixel of the tile, in feature maps of the output's size: measured, docs/inference.md.
+# Peak memory of RRDBNet for a pixel of the tile, in feature maps of the output's size: 2.5 measured on a CPU, and room
+# for a GPU's work space.
 MAPS_AT_PEAK = 4
 
 # How allocators say it where there is no exception type of its own: PyTorch's CPU and MPS, oneDNN, onnxruntime.
@@ -40,7 +41,7 @@ class Upscaler:
         precision: Arithmetic inside the network. Where fp16 or bf16 gives values that are not finite, the tile is
             computed again in fp32, and so is all that follows.
         tile: Pixels of a tile in the input; 0 for the whole image at once; None for what suits the device.
-        overlap: Pixels that neighbouring tiles share.
+        overlap: Pixels that neighbouring tiles share, as the network's layers see them.
         tell: Is called with a sentence where something had to be done differently.
 
     Raises:
@@ -66,7 +67,7 @@ class Upscaler:
         self.network = network
         self.device = find_device(device)
         self.precision = precision
-        self.overlap = overlap
+        self.overlap = overlap * network.multiple  # a folded network sees that much farther
         self.tell = tell
         self.module = network.module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.tile = self._auto_tile() if tile is None else tile
