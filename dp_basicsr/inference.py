@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = 0
         if todo:
             upscaler = upscaler_from(args)
-            print(f"{upscaler.network.title}, on {upscaler.device}, {upscaler.precision}")
+            print(upscaler.title)
             failed = upscale_all(todo, upscaler, args)
     summary = [f"wrote {len(todo) - failed} of {len(jobs)} images to {args.output}"]
     if len(todo) < len(jobs):

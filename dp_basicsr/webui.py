@@ -26,7 +26,7 @@ from dp_basicsr.errors import UserError
 try:  # here, because Gradio looks up the handlers' annotations among the module's names
     import gradio as gr
 except ImportError:
-    gr = None
+    gr = None  # type: ignore[assignment]
 
 POLL_SECONDS = 0.2
 MODEL_SUFFIXES = (".pth", ".safetensors", ".onnx")

@@ -74,14 +74,18 @@ def test_models_of_a_folder_without_discriminators(model: Path, tmp_path: Path) 
         find_models([model, model])
 
 
-@pytest.fixture
-def address(model: Path, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page, served by a process of its own."""
     pytest.importorskip("gradio")
-    command = [sys.executable, "-u", "-m", "dp_basicsr.webui", "--model_path", str(model), "--port", "0"]
+    if BROWSER is None or DRIVER is None:
+        pytest.skip("chromium and chromedriver are not installed (Debian: apt-get install chromium-driver)")
+    folder = tmp_path_factory.mktemp("page")
+    torch.save({"params": make_network().state_dict()}, folder / "model.pth")
+    command = [sys.executable, "-u", "-m", "dp_basicsr.webui", "--model_path", "model.pth", "--port", "0"]
     command += ["--tile", "32", "--max_megapixels", "0.3", "--device", "cpu"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
         found = next((match for line in lines if (match := re.match(r"open (http://\S+)", line))), None)
@@ -91,14 +95,12 @@ def address(model: Path, tmp_path: Path) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(timeout=30)
-    assert not list(tmp_path.glob("dp_basicsr_*")), "uploads and results go with the page"
+    assert not list(folder.glob("dp_basicsr_*")), "uploads and results go with the page"
 
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
     """Headless Chromium."""
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("chromium and chromedriver are not installed (Debian: apt-get install chromium-driver)")
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
@@ -138,7 +140,7 @@ def status(browser: Any, pattern: str) -> str:
     )
 
 
-def test_a_visit(address: str, browser: Any) -> None:
+def test_a_visit(address: str, browser: Any, model: Path) -> None:
     browser.get(address)
     small = write_image("small.png", 20, 30)
     upload(browser, small)

@@ -34,7 +34,7 @@ def open_onnx(path: Path, device: str = "cpu") -> LoadedNetwork:
     """Open an ONNX file: ours, or any with one input (N, 3, H, W) and one output of a whole multiple of its size.
 
     Raises:
-        UserError: No such file, onnxruntime is not installed, or not such a network.
+        UserError: No such file, onnxruntime is not installed or not built for the device, or not such a network.
     """
     try:
         import onnxruntime
@@ -44,8 +44,10 @@ def open_onnx(path: Path, device: str = "cpu") -> LoadedNetwork:
         raise UserError(f"model {path}: no such file")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors alone: what it tells of its optimisations is no user's concern
-    providers = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
-    usable = [name for name in (*providers, "CPUExecutionProvider") if name in onnxruntime.get_available_providers()]
+    wanted = [] if device == "cpu" else ["CUDAExecutionProvider"]
+    usable = [name for name in (*wanted, "CPUExecutionProvider") if name in onnxruntime.get_available_providers()]
+    if device.startswith("cuda") and "CUDAExecutionProvider" not in usable:
+        raise UserError(f"--device {device}: this onnxruntime has no CUDA: pip install onnxruntime-gpu")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=usable)
         module = OnnxModule(session)
@@ -56,5 +58,5 @@ def open_onnx(path: Path, device: str = "cpu") -> LoadedNetwork:
     if output.shape != (1, 3, scale * PROBE[2], scale * PROBE[3]) or scale < 1:
         raise UserError(f"model {path}: expected RGB in and RGB out, got {tuple(output.shape)} for {PROBE}")
     notes = dict(session.get_modelmeta().custom_metadata_map)
-    title = f"{path.name}: ONNX x{scale} on {session.get_providers()[0].removesuffix('ExecutionProvider')}"
+    title = f"{path.name}: ONNX x{scale} by onnxruntime, {session.get_providers()[0].removesuffix('ExecutionProvider')}"
     return LoadedNetwork(module, scale, int(notes.get("multiple", 1)), int(notes.get("num_feat", 64)), title, notes)

@@ -21,7 +21,7 @@ PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloa
 # Pixels that neighbouring tiles share. docs/inference.md has the seams that this leaves.
 OVERLAP = 32
 SMALLEST_TILE = 32
-# On CPUs: larger tiles compute less twice; this one takes 1.5 GB (64 features, x4). docs/inference.md has the figures.
+# On CPUs: larger tiles compute less twice; this one takes 1.4 GB (64 features, x4). docs/inference.md has the figures.
 CPU_TILE = 384
 LARGEST_AUTO_TILE = 1024
 # Peak memory of RRDBNet for a pixel of the tile, in feature maps of the output's size: 2.5 measured on a CPU, and room
@@ -65,12 +65,19 @@ class Upscaler:
         if (tile is not None and tile < 0) or overlap < 0:
             raise UserError(f"expected a tile and an overlap of at least 0, got tile {tile}, overlap {overlap}")
         self.network = network
-        self.device = find_device(device)
+        # An ONNX session has chosen its device when it was opened, and takes its images from the CPU.
+        self.device = find_device("cpu" if network.spec is None else device)
         self.precision = precision
         self.overlap = overlap * network.multiple  # a folded network sees that much farther
         self.tell = tell
         self.module = network.module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.tile = self._auto_tile() if tile is None else tile
+
+    @property
+    def title(self) -> str:
+        """What runs, where and how, for people."""
+        place = "" if self.network.spec is None else f", on {self.device}, {self.precision}"
+        return self.network.title + place
 
     @property
     def scale(self) -> int:

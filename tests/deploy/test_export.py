@@ -215,5 +215,7 @@ def test_onnx_files_are_not_mixed_with_weights_or_broken(network_file: Callable[
     Path("bad.onnx").write_bytes(b"not a model")
     with pytest.raises(UserError, match="bad.onnx: onnxruntime cannot run it"):
         load_network([Path("bad.onnx")])
+    with pytest.raises(UserError, match="--device cuda:0: this onnxruntime has no CUDA"):
+        load_network([Path("bad.onnx")], device="cuda:0")
     with pytest.raises(UserError, match="ONNX files cannot be interpolated"):
         load_network([Path("bad.onnx"), network_file()])
