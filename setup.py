@@ -12,14 +12,19 @@ ROOT = Path(__file__).resolve().parent
 PLOTS = ["matplotlib"]  # loss curves, figures, and the demo's picture
 REPORT = [*PLOTS, "Jinja2"]  # scripts/make_report.py
 WANDB = ["wandb"]  # logger: wandb
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # scripts/export_model.py --format onnx, and running the file
+WEBUI = ["gradio>=6"]  # python -m dp_basicsr.webui
 DEV = [
+    *EXPORT,
     *REPORT,
+    *WEBUI,
     "mypy",
     "pre-commit",
     "pytest>=8",
     "ruff",
-    "selenium",  # the report's tests, in a Chromium that is there (.ci/run installs one)
+    "selenium",  # the tests of the report and the page, in a Chromium that is there (.ci/run installs one)
     "setuptools",  # tests/test_package.py builds the wheel
+    "spandrel",  # what chaiNNer and ComfyUI load models with: the tests' oracle
     "types-PyYAML",
     "types-tqdm",
 ]
@@ -52,17 +57,28 @@ setup(
         "lpips",
         "numpy",
         "opencv-python",
+        "pillow",
         "pyyaml",
+        "safetensors",
         "scipy",  # rank correlation (Table 5)
+        "tifffile",
         "torch>=2.6",  # torch.load is weights_only unless told otherwise
         "torchvision>=0.21",  # the release that goes with torch 2.6
         "tqdm",
     ],
-    extras_require={"dev": DEV, "plots": PLOTS, "report": REPORT, "wandb": WANDB},
+    extras_require={
+        "dev": DEV,
+        "export": EXPORT,
+        "plots": PLOTS,
+        "report": REPORT,
+        "wandb": WANDB,
+        "webui": WEBUI,
+    },
     entry_points={
         "console_scripts": [
             "dp-basicsr-train = dp_basicsr.train:main",
             "dp-basicsr-test = dp_basicsr.test:main",
+            "dp-basicsr-upscale = dp_basicsr.inference:main",
         ]
     },
 )

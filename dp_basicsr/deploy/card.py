@@ -1,0 +1,141 @@
+"""The model card: a page of Markdown beside an exported network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.deploy.export import Format, spandrel_limit
+from dp_basicsr.deploy.network import LoadedNetwork
+from dp_basicsr.errors import UserError
+
+import yaml
+
+REPOSITORY_LICENSE = "Apache-2.0"
+UNSTATED = "not stated: ask whoever trained it before passing it on"
+
+# The metadata block on top is what model hubs read.
+_PAGE = """---
+license: {license}
+tags: [super-resolution, image-to-image, esrgan, dual-perceptual-loss]
+pipeline_tag: image-to-image
+---
+
+# {name}
+
+{title}, {parameters:,} parameters.
+It takes RGB images in [0, 1], (N, 3, H, W){multiple}, and gives (N, 3, {scale} H, {scale} W).
+
+Licence of the weights: {license_text}.
+
+## Training
+
+{training}
+
+## Metrics
+
+{metrics}
+
+## Use
+
+{use}
+
+{spandrel}
+
+## Limits
+
+It knows the kind of image, downsampling and noise that it was trained on; other blur, noise and compression come out
+sharpened. A network trained with perceptual and adversarial losses invents plausible detail: do not read text, faces or
+measurements from its output that the input does not have.
+"""
+
+_USE = """With this project: `dp-basicsr-upscale -i photo.png -o results --model_path {file}`
+
+{code}"""
+
+_CODE: dict[Format, str] = {
+    "onnx": """```python
+import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession("{file}")
+image = np.random.rand(1, 3, 64, 64).astype(np.float32)  # RGB in [0, 1]
+(result,) = session.run(None, {{"image": image}})
+```""",
+    "pth": """```python
+from dp_basicsr.deploy.network import load_network
+from pathlib import Path
+net = load_network([Path("{file}")]).module  # (N, 3, H, W), RGB in [0, 1]
+```""",
+}
+
+
+def write_card(
+    network: LoadedNetwork, kind: Format, output: Path, facts: dict[str, str], license_name: str, metrics: Path | None
+) -> Path:
+    """Write ``<output>.md``.
+
+    Args:
+        network: What was exported.
+        kind: As what.
+        output: Where to.
+        facts: See :func:`~dp_basicsr.deploy.export.describe`.
+        license_name: Licence of the weights; empty where nobody has said.
+        metrics: A Markdown file (the table that the evaluation writes), taken over as it is.
+
+    Raises:
+        UserError: ``metrics`` cannot be read.
+    """
+    spec = network.spec
+    assert spec is not None
+    limit = spandrel_limit(spec) if kind != "onnx" else None
+    page = _PAGE.format(
+        name=output.stem,
+        license=license_name.lower() or "other",
+        license_text=license_name or UNSTATED,
+        title=spec,
+        parameters=sum(parameter.numel() for parameter in network.module.parameters()),
+        multiple=f" with H and W multiples of {spec.multiple}" if spec.multiple > 1 else "",
+        scale=spec.scale,
+        training=_training(facts),
+        metrics=_metrics(metrics),
+        use=_USE.format(file=output.name, code=_CODE.get(kind, _CODE["pth"]).format(file=output.name)),
+        spandrel=_spandrel(kind, limit),
+    )
+    card = output.with_name(output.name + ".md")
+    card.write_text(page, encoding="utf-8")
+    return card
+
+
+def _training(facts: dict[str, str]) -> str:
+    """Source, iteration, data and losses, then all options."""
+    lines = [f"- file: `{facts['source']}` (SHA-256 `{facts['source_sha256']}`)"] if "source" in facts else []
+    lines += [f"- {name}: {facts[name]}" for name in ("interpolation", "iteration", "trained_by") if name in facts]
+    lines += [f"- data {name[8:]}: {value}" for name, value in facts.items() if name.startswith("dataset_")]
+    lines += [f"- exported by: {facts['exported_by']}"] if "exported_by" in facts else []
+    if "options" not in facts:
+        return "\n".join([*lines, "- options: not known (no option file beside the weights' `models/` folder)"])
+    options: dict[str, Any] = json.loads(facts["options"])
+    lines += [f"- experiment: {options['name']} ({options['model_type']})"]
+    losses = {name: value for name, value in (options.get("train") or {}).items() if name.endswith("_opt")}
+    lines += [f"- {name}: `{json.dumps(value)}`" for name, value in losses.items()]
+    block = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+    return "\n".join(
+        [*lines, "", "<details><summary>All options</summary>", "", f"```yaml\n{block}```", "", "</details>"]
+    )
+
+
+def _metrics(path: Path | None) -> str:
+    if path is None:
+        return "None were given at export (`--metrics FILE.md`: a table that names RGB or Y and the crop)."
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--metrics {path}: cannot be read ({error})") from error
+
+
+def _spandrel(kind: Format, limit: str | None) -> str:
+    if kind == "onnx":
+        return "Programs that run ONNX models (chaiNNer among them) open it; batch, height and width are free."
+    if limit:
+        return f"chaiNNer and ComfyUI, which load with spandrel, cannot open it: {limit}. Export it as ONNX for them."
+    return "chaiNNer, ComfyUI and every program on spandrel open it as an ESRGAN model."

@@ -1,0 +1,104 @@
+"""A picture as it stands in a file, and what upscaling makes of each part of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from dp_basicsr.deploy.tiles import OnTile, Pixels
+from dp_basicsr.deploy.upscaler import Upscaler, resize
+
+import cv2
+import numpy as np
+
+AlphaMode = Literal["model", "bicubic", "drop"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with all that is to be kept of it.
+
+    Attributes:
+        colour: (H, W, 3), RGB, uint8 or uint16; upright (EXIF's orientation is applied).
+        alpha: (H, W) of the same type, or None.
+        gray: the three colours are equal, and one is to be written.
+        icc: ICC profile.
+        exif: EXIF block, without orientation.
+    """
+
+    colour: Pixels
+    alpha: Pixels | None = None
+    gray: bool = False
+    icc: bytes | None = None
+    exif: bytes | None = None
+
+
+def upscale_picture(
+    picture: Picture,
+    upscaler: Upscaler,
+    *,
+    outscale: float | None = None,
+    alpha_mode: AlphaMode = "model",
+    on_tile: OnTile | None = None,
+) -> Picture:
+    """Upscale colours and alpha.
+
+    Args:
+        picture: The input.
+        upscaler: Gives the colours; with ``alpha_mode`` ``model`` also the alpha, as a gray image.
+        outscale: Size of the result over that of the input; the network's scale where None.
+        alpha_mode: How the alpha is enlarged, or that it is dropped. One that is the same everywhere stays so.
+        on_tile: is told after each tile.
+    """
+    height, width = picture.colour.shape[:2]
+    factor = upscaler.scale if outscale is None else outscale
+    size = max(round(height * factor), 1), max(round(width * factor), 1)
+    alpha = None if alpha_mode == "drop" else picture.alpha
+    two_passes = alpha is not None and alpha_mode == "model" and not _is_constant(alpha)
+    passes = 2 if two_passes else 1
+
+    colour = picture.colour if alpha is None else spread_colours(picture.colour, alpha)
+    colour = upscaler(colour, _part_of(on_tile, 0, passes))
+    if picture.gray:
+        colour = np.repeat(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)  # type: ignore[assignment]
+    if alpha is not None:
+        alpha = _upscale_alpha(alpha, upscaler, alpha_mode, _part_of(on_tile, 1, passes))
+        alpha = resize(alpha, *size)
+    return replace(picture, colour=resize(colour, *size), alpha=alpha)
+
+
+def spread_colours(colour: Pixels, alpha: Pixels) -> Pixels:
+    """Give wholly transparent pixels the colour of the nearest visible one.
+
+    What files hold there is arbitrary (often black), and a network would carry it over the edge as a dark fringe.
+    """
+    hidden = alpha == 0
+    if not hidden.any() or hidden.all():
+        return colour
+    _, labels = cv2.distanceTransformWithLabels(
+        hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    nearest = np.zeros((int(labels.max()) + 1, 3), colour.dtype)
+    nearest[labels[~hidden]] = colour[~hidden]
+    return np.where(hidden[:, :, None], nearest[labels], colour)
+
+
+def _upscale_alpha(alpha: Pixels, upscaler: Upscaler, mode: AlphaMode, on_tile: OnTile | None) -> Pixels:
+    height, width = (side * upscaler.scale for side in alpha.shape)
+    if _is_constant(alpha):
+        return np.full((height, width), alpha[0, 0], alpha.dtype)
+    if mode == "bicubic":
+        return cv2.resize(alpha, (width, height), interpolation=cv2.INTER_CUBIC)  # type: ignore[return-value]
+    enlarged = upscaler(np.repeat(alpha[:, :, None], 3, axis=2), on_tile)
+    return cv2.cvtColor(enlarged, cv2.COLOR_RGB2GRAY)  # type: ignore[return-value]
+
+
+def _is_constant(alpha: Pixels) -> bool:
+    return bool((alpha == alpha[0, 0]).all())
+
+
+def _part_of(on_tile: OnTile | None, number: int, passes: int) -> OnTile | None:
+    """The progress of one of several passes as that of the whole."""
+    if on_tile is None:
+        return None
+    return lambda done, total: on_tile(number * total + done, passes * total)

@@ -1,0 +1,143 @@
+"""Upscale images: ``python dp_basicsr/inference.py -i INPUT -o OUTPUT --model_path net_g_400000.pth``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: this folder's names (data, losses ...) must not be top-level modules
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+from collections.abc import Sequence
+from typing import get_args
+
+from dp_basicsr.data.console import data_command
+from dp_basicsr.deploy.batch import Job, find_jobs
+from dp_basicsr.deploy.files import FORMATS, QUALITY, read_picture, write_picture
+from dp_basicsr.deploy.network import load_network
+from dp_basicsr.deploy.picture import AlphaMode, upscale_picture
+from dp_basicsr.deploy.upscaler import OVERLAP, PRECISIONS, Upscaler
+from dp_basicsr.errors import UserError
+
+from PIL import Image
+from tqdm import tqdm
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("-i", "--input", required=True, help="image, folder, or glob in quotes ('photos/**/*.jpg')")
+    add("-o", "--output", type=Path, default=Path("results"), help="folder, or a file where the input is one image")
+    add_model_arguments(parser)
+    add("--outscale", type=float, help="size of the result over that of the input (default: the model's scale)")
+    add("--alpha", choices=get_args(AlphaMode), default="model", help="how transparency is enlarged, or to drop it")
+    add("--suffix", default="", help="put between name and extension")
+    add("--ext", default="auto", help=f"auto keeps the format; or {', '.join(name[1:] for name in FORMATS)}")
+    add("--quality", type=int, default=QUALITY, help="of JPEG and WebP, 1 to 100; WebP is lossless at 100")
+    add("--recursive", action="store_true", help="take the folders in the input folder too")
+    add("--overwrite", action="store_true", help="replace results that are there already")
+    return parser.parse_args(argv)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that :func:`upscaler_from` reads."""
+    add = parser.add_argument
+    add(
+        "--model_path", type=Path, nargs="+", required=True, metavar="FILE",
+        help=".pth, .safetensors or .onnx; two of the first kinds (PSNR model, GAN model) are interpolated",
+    )  # fmt: skip
+    add("--alpha_interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
+    add("--scale", type=int, help="only for x2 and x3 weights that do not tell which they are")
+    add("--tile", default="auto", help="pixels of a tile: auto, a number, or 0 for the whole image at once")
+    add("--tile_overlap", type=int, default=OVERLAP, help="pixels that neighbouring tiles share")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="arithmetic within the network")
+
+
+def upscaler_from(args: argparse.Namespace) -> Upscaler:
+    """Load the model that the arguments name.
+
+    Raises:
+        UserError: As :func:`~dp_basicsr.deploy.network.load_network` and :class:`~dp_basicsr.deploy.upscaler.Upscaler`.
+    """
+    if args.tile != "auto" and not args.tile.isdecimal():
+        raise UserError(f"--tile: expected auto or a number of pixels (0: no tiles), got {args.tile!r}")
+    network = load_network(args.model_path, alpha_interp=args.alpha_interp, scale=args.scale, device=args.device)
+    return Upscaler(
+        network,
+        device=args.device,
+        precision=args.precision,
+        tile=None if args.tile == "auto" else int(args.tile),
+        overlap=args.tile_overlap,
+        tell=warn,
+    )
+
+
+def warn(message: str) -> None:
+    """Print a line on stderr, above the progress bar."""
+    tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
+def upscale_file(job: Job, upscaler: Upscaler, args: argparse.Namespace, bar: tqdm) -> None:
+    """Upscale one image and write the result."""
+    picture = read_picture(job.source)
+    bar.set_postfix_str(job.source.name)
+    result = upscale_picture(
+        picture,
+        upscaler,
+        outscale=args.outscale,
+        alpha_mode=args.alpha,
+        on_tile=lambda done, total: bar.set_postfix_str(f"{job.source.name}, tile {done} of {total}"),
+    )
+    write_picture(result, job.target, args.quality)
+
+
+def upscale_all(jobs: Sequence[Job], upscaler: Upscaler, args: argparse.Namespace) -> int:
+    """Upscale every image; one that fails is named on stderr, and the rest go on.
+
+    Returns:
+        How many failed.
+    """
+    failed = 0
+    with tqdm(jobs, unit="image", disable=None, dynamic_ncols=True) as bar:
+        for job in bar:
+            try:
+                upscale_file(job, upscaler, args, bar)
+            except Exception as error:  # whatever it is, it is this image's, and it is told
+                failed += 1
+                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                tqdm.write(f"failed: {job.source} {kind}{error}", file=sys.stderr)
+    return failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: see ``--help``.
+
+    Returns:
+        0: all is there; 1: an image failed. Wrong usage exits with 2.
+    """
+    args = parse(argv)
+    Image.MAX_IMAGE_PIXELS = None  # the user's own files, however large
+    with data_command():
+        if not 1 <= args.quality <= 100 or (args.outscale is not None and not 0 < args.outscale <= 64):
+            raise UserError("expected --quality from 1 to 100 and --outscale above 0 and up to 64")
+        jobs = find_jobs(args.input, args.output, recursive=args.recursive, suffix=args.suffix, ext=args.ext)
+        todo = [job for job in jobs if args.overwrite or not job.target.exists()]
+        failed = 0
+        if todo:
+            upscaler = upscaler_from(args)
+            print(upscaler.title)
+            failed = upscale_all(todo, upscaler, args)
+    summary = [f"wrote {len(todo) - failed} of {len(jobs)} images to {args.output}"]
+    if len(todo) < len(jobs):
+        summary.append(f"kept {len(jobs) - len(todo)} that were there (--overwrite replaces them)")
+    if failed:
+        summary.append(f"{failed} FAILED, named above")
+    print(", ".join(summary))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

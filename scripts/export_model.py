@@ -1,0 +1,52 @@
+"""Export a trained generator as safetensors, .pth or ONNX, checked, with a model card beside it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from dp_basicsr.data.console import data_command
+from dp_basicsr.data.staging import refuse_existing
+from dp_basicsr.deploy.card import write_card
+from dp_basicsr.deploy.export import Format, describe, export_network, spandrel_limit
+from dp_basicsr.deploy.network import load_network
+from dp_basicsr.deploy.provenance import trace
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--model_path", type=Path, nargs="+", required=True, metavar="FILE", help="weights; two are interpolated")
+    add("--alpha_interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
+    add("--scale", type=int, help="only for x2 and x3 weights that do not tell which they are")
+    add("--format", choices=get_args(Format), required=True, help="what to write")
+    add("-o", "--output", type=Path, required=True, help="file to write; its model card goes to FILE.md")
+    add("--license", default="", help="licence of the weights, for the card, e.g. Apache-2.0")
+    add("--metrics", type=Path, help="Markdown file with a table of metrics and their protocol, for the card")
+    add("--overwrite", action="store_true", help="replace the files where they are there already")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse(argv)
+    output: Path = args.output
+    with data_command():
+        refuse_existing([output], overwrite=args.overwrite)
+        network = load_network(args.model_path, alpha_interp=args.alpha_interp, scale=args.scale)
+        facts = describe(network, trace(args.model_path[-1], network.notes))
+        difference = export_network(network, args.format, output, facts)
+        card = write_card(network, args.format, output, facts, args.license, args.metrics)
+        print(f"wrote {output} ({network.spec}) and {card}")
+        if args.format == "onnx":
+            print(f"onnxruntime against torch, relative to the largest value: {difference:.1e}")
+        elif network.spec and (limit := spandrel_limit(network.spec)):
+            print(f"note: spandrel (chaiNNer, ComfyUI) cannot open it: {limit}; export it as ONNX for these")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

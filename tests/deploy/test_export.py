@@ -1,0 +1,222 @@
+"""Exports, opened by those who will open them: spandrel (chaiNNer, ComfyUI), onnxruntime, BasicSR."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from dp_basicsr import __version__, inference
+from dp_basicsr.deploy import export
+from dp_basicsr.deploy.export import describe, export_network, spandrel_limit
+from dp_basicsr.deploy.network import LoadedNetwork, load_network
+from dp_basicsr.deploy.provenance import fingerprint, trace
+from dp_basicsr.errors import UserError
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from basicsr.archs.rrdbnet_arch import RRDBNet
+from PIL import Image
+
+from tests.deploy.conftest import make_network
+
+ROOT = Path(inference.__file__).resolve().parents[1]
+IMAGE = torch.rand(1, 3, 24, 20, generator=torch.Generator().manual_seed(9))
+EVERY = [
+    ("RRDBNetDP", 4, 32), ("RRDBNetDP", 2, 32), ("RRDBNetDP", 3, 32), ("RRDBNetDP", 4, 16),
+    ("RRDBNet", 2, 32), ("RRDBNet", 1, 32), ("MSRResNet", 4, 0),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def command() -> ModuleType:
+    """scripts/export_model.py as a module."""
+    spec = importlib.util.spec_from_file_location("export_model", ROOT / "scripts" / "export_model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load(arch: str, scale: int, growth: int = 32) -> LoadedNetwork:
+    torch.save({"params": make_network(arch, scale, num_grow_ch=growth).state_dict()}, "trained.pth")
+    ambiguous = arch == "RRDBNetDP" and scale < 4
+    return load_network([Path("trained.pth")], scale=scale if ambiguous else None)
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+@pytest.mark.parametrize(("arch", "scale", "growth"), EVERY)
+def test_spandrel_gives_the_same_pixels_or_the_limit_is_told(arch: str, scale: int, growth: int, kind: str) -> None:
+    spandrel = pytest.importorskip("spandrel")
+    network = load(arch, scale, growth)
+    assert export_network(network, kind, Path(f"out.{kind}"), describe(network, {})) == 0  # type: ignore[arg-type]
+    assert network.spec is not None
+    limit = spandrel_limit(network.spec)
+    assert (limit is None) == (arch != "MSRResNet" and growth == 32 and (arch, scale) != ("RRDBNetDP", 3))
+    try:
+        theirs = spandrel.ModelLoader().load_from_file(f"out.{kind}")
+        result = theirs.model(IMAGE)
+    except (spandrel.UnsupportedModelError, RuntimeError):
+        assert limit is not None
+        return
+    if limit is not None:  # what it opens all the same is not the network: it does not know x3
+        assert theirs.scale != scale
+        return
+    assert theirs.scale == scale
+    assert theirs.architecture.id == "ESRGAN"
+    difference = (result - network.module(IMAGE)).abs().max()
+    print(f"{arch} x{scale} {kind}: spandrel differs by {difference:.1e}")
+    assert difference < 1e-6
+
+
+@pytest.mark.parametrize(("arch", "scale"), [("RRDBNetDP", 4), ("RRDBNet", 2), ("MSRResNet", 3)])
+def test_onnxruntime_gives_the_same_pixels_at_any_size(arch: str, scale: int) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = load(arch, scale)
+    facts = describe(network, {"source": "trained.pth"})
+    assert export_network(network, "onnx", Path("out.onnx"), facts) < 2e-6
+    again = load_network([Path("out.onnx")])
+    assert (again.scale, again.multiple) == (scale, network.multiple)
+    assert facts.items() <= again.notes.items()
+    for shape in ((1, 3, 2, 6), (3, 3, 26, 22), (1, 3, 8 + network.multiple, 34)):
+        image = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(again.module(image), network.module(image), rtol=0, atol=1e-5)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (35, 41, 3), dtype=np.uint8)).save("in.png")
+    for model in ("out.onnx", "trained.pth"):
+        assert inference.main(["-i", "in.png", "-o", f"{model}.png", "--model_path", model, "--tile", "32"]) == 0
+    first, second = (np.asarray(Image.open(f"{model}.png")).astype(int) for model in ("out.onnx", "trained.pth"))
+    assert first.shape == (35 * scale, 41 * scale, 3)
+    assert np.abs(first - second).max() <= 1
+
+
+def test_basicsr_loads_the_pth_strictly_and_it_holds_nothing_else(tmp_path: Path) -> None:
+    network = load("RRDBNetDP", 4)
+    export_network(network, "pth", Path("out.pth"), describe(network, {"source": "trained.pth"}))
+    content = torch.load("out.pth", weights_only=True)
+    net = RRDBNet(3, 3, scale=4, num_feat=8, num_block=2, num_grow_ch=32).eval()
+    net.load_state_dict(content.pop("params"), strict=True)
+    assert torch.equal(net(IMAGE), network.module(IMAGE))
+    assert all(isinstance(value, (str, int)) for value in content.values())
+    assert (content["scale"], content["arch"], content["source"]) == (4, "RRDBNetDP", "trained.pth")
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_x3_is_known_again_without_being_told(kind: str) -> None:
+    network = load("RRDBNetDP", 3)
+    export_network(network, kind, Path(f"out.{kind}"), describe(network, {}))  # type: ignore[arg-type]
+    assert load_network([Path(f"out.{kind}")]).scale == 3
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A training run: option file, log, data, and its network at iteration 400."""
+    run, data = tmp_path / "experiments" / "mine", tmp_path / "HR"
+    (run / "models").mkdir(parents=True)
+    data.mkdir()
+    for name in ("a.png", "b.png"):
+        (data / name).write_bytes(name.encode())
+    options = {
+        "name": "mine", "model_type": "ESRGANDPModel", "scale": 4, "num_gpu": 0,
+        "datasets": {"train": {"name": "DIV2K", "dataroot_gt": str(data)}, "val": {"name": "Set5", "dataroot_gt": "x"}},
+        "network_g": {"type": "RRDBNetDP", "scale": 4},
+        "train": {"perceptual_opt": {"type": "DPLoss", "mu": 0.5}},
+    }  # fmt: skip
+    (run / "train.yml").write_text(yaml.safe_dump(options))
+    (run / "train_mine_1.log").write_text("2026 INFO: dp_basicsr 0.0.9\nVersion Information: ...")
+    torch.save({"params_ema": make_network().state_dict()}, run / "models" / "net_g_400.pth")
+    return run
+
+
+def test_provenance_is_that_of_the_run_and_survives_another_export(run_folder: Path) -> None:
+    path = run_folder / "models" / "net_g_400.pth"
+    network = load_network([path])
+    facts = trace(path, network.notes)
+    assert (facts["source"], facts["iteration"], facts["trained_by"]) == ("net_g_400.pth", "400", "dp_basicsr 0.0.9")
+    assert facts["exported_by"] == f"dp_basicsr {__version__}"
+    assert json.loads(facts["options"])["train"]["perceptual_opt"]["mu"] == 0.5
+    assert facts["dataset_DIV2K"].startswith("HR: 2 images, sha256 ")
+    assert "dataset_Set5" not in facts
+    export_network(network, "safetensors", Path("first.safetensors"), describe(network, facts))
+    again = load_network([Path("first.safetensors")])
+    assert trace(Path("first.safetensors"), again.notes).items() >= facts.items()
+
+
+def test_a_fingerprint_tells_data_sets_apart(tmp_path: Path) -> None:
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"22")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(content)
+    first, same, other = (fingerprint(tmp_path / name).partition(":")[2] for name in "abc")
+    assert first == same != other
+    (tmp_path / "a" / "meta_info.txt").write_text("x.png (4,4,3) 1\ny.png (4,4,3) 1\n")
+    assert "2 images" in fingerprint(tmp_path / "a")
+    assert fingerprint(tmp_path / "nowhere") == "nowhere: not on the machine that exported"
+
+
+def test_command_writes_file_and_card(
+    run_folder: Path, command: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("table.md").write_text("| Set5, Y, crop 4 | 30.1 dB |")
+    arguments = ["--model_path", str(run_folder / "models" / "net_g_400.pth"), "--format", "safetensors"]
+    arguments += ["-o", "deep/esrgan_dp.safetensors", "--license", "Apache-2.0", "--metrics", "table.md"]
+    assert command.main(arguments) == 0
+    assert "wrote deep/esrgan_dp.safetensors (RRDBNetDP x4" in capsys.readouterr().out
+    card = Path("deep/esrgan_dp.safetensors.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "apache-2.0"
+    for part in (
+        "# esrgan_dp", "30.1 dB", "iteration: 400", "DIV2K: HR: 2 images", '"mu": 0.5', "model_type: ESRGANDPModel",
+        "--model_path esrgan_dp.safetensors", "every program on spandrel open it",
+    ):  # fmt: skip
+        assert part in card
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    assert "there already: deep/esrgan_dp.safetensors" in capsys.readouterr().err
+    assert command.main([*arguments, "--overwrite"]) == 0
+
+
+def test_command_says_what_spandrel_cannot(
+    network_file: Callable[..., Path], command: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = network_file(arch="MSRResNet")
+    assert command.main(["--model_path", str(path), "--format", "pth", "-o", "out.pth"]) == 0
+    assert "note: spandrel (chaiNNer, ComfyUI) cannot open it: it does not know MSRResNet" in capsys.readouterr().out
+    card = Path("out.pth.md").read_text()
+    assert "cannot open it: it does not know MSRResNet" in card
+    assert "not stated: ask whoever trained it" in card
+    assert "options: not known" in card
+
+
+def test_an_export_that_differs_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = load("RRDBNetDP", 4)
+    monkeypatch.setattr(export, "_compare_weights", lambda *_: float("nan"))
+    with pytest.raises(UserError, match="differs from the network by nan; nothing was written"):
+        export_network(network, "pth", Path("out/out.pth"), {})
+    assert list(Path("out").iterdir()) == []
+
+
+def test_without_the_extra_onnx_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = load("RRDBNetDP", 4)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"pip install 'dp_basicsr\[export\]'"):
+        export_network(network, "onnx", Path("out.onnx"), {})
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"need onnxruntime: pip install 'dp_basicsr\[export\]'"):
+        load_network([Path("out.onnx")])
+
+
+def test_onnx_files_are_not_mixed_with_weights_or_broken(network_file: Callable[..., Path]) -> None:
+    pytest.importorskip("onnxruntime")
+    Path("bad.onnx").write_bytes(b"not a model")
+    with pytest.raises(UserError, match="bad.onnx: onnxruntime cannot run it"):
+        load_network([Path("bad.onnx")])
+    with pytest.raises(UserError, match="--device cuda:0: this onnxruntime has no CUDA"):
+        load_network([Path("bad.onnx")], device="cuda:0")
+    with pytest.raises(UserError, match="ONNX files cannot be interpolated"):
+        load_network([Path("bad.onnx"), network_file()])

@@ -1,0 +1,213 @@
+"""Tiles that leave no seam, memory that runs out, precision that is not enough."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dp_basicsr.deploy.network import LoadedNetwork
+from dp_basicsr.deploy.tiles import Grid, to_pixels, to_tensor, upscale_bands
+from dp_basicsr.deploy.upscaler import Upscaler, is_out_of_memory, resize
+from dp_basicsr.errors import UserError
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.deploy.conftest import make_network
+
+
+def photograph(height: int, width: int, dtype: Any = np.uint8) -> np.ndarray:
+    """(H, W, 3) with structure at several sizes."""
+    rng = np.random.default_rng(3)
+    image = sum(
+        cv2.resize(rng.random((height // cell + 2, width // cell + 2, 3)), (width, height), interpolation=2)
+        for cell in (2, 8, 32)
+    )
+    return (np.clip(image / 3, 0, 1) * np.iinfo(dtype).max).astype(dtype)
+
+
+def loaded(net: nn.Module, scale: int = 4, multiple: int = 1) -> LoadedNetwork:
+    return LoadedNetwork(net, scale, multiple, 8, "test", {}, spec=object())  # type: ignore[arg-type]
+
+
+def upscaler(net: nn.Module, scale: int = 4, multiple: int = 1, **options: Any) -> tuple[Upscaler, list[str]]:
+    told: list[str] = []
+    return Upscaler(loaded(net, scale, multiple), device="cpu", tell=told.append, **options), told
+
+
+@pytest.mark.parametrize("scale", [1, 3, 4])
+@pytest.mark.parametrize("multiple", [1, 2, 4])
+@pytest.mark.parametrize(("tile", "overlap"), [(16, 8), (24, 0), (20, 10), (8, 64), (64, 8), (3, 1)])
+def test_shares_of_all_tiles_add_up_to_one_everywhere(scale: int, multiple: int, tile: int, overlap: int) -> None:
+    for length in (4, 20, 24, 60, 64, 100):
+        grid = Grid(length, tile, overlap, multiple)
+        total = torch.zeros(length * scale, dtype=torch.float64)
+        weights = grid.weights(scale)
+        for start, share in zip(grid.starts, weights, strict=True):
+            total[start * scale : (start + grid.size) * scale] += share
+        assert weights.min() >= 0
+        torch.testing.assert_close(total, torch.ones_like(total), atol=1e-6, rtol=0)
+        assert all(start % multiple == 0 for start in grid.starts)
+        assert grid.starts[-1] + grid.size == length
+
+
+def test_a_pixelwise_network_is_tiled_exactly_and_bands_cover_the_image() -> None:
+    image = photograph(53, 41)
+    bands = list(upscale_bands(lambda tile: tile, image, 1, 16, 8, 1, None))
+    assert len(bands) > 3
+    assert np.array_equal(to_pixels(torch.cat(bands, dim=1), image.dtype), image)
+
+
+def test_a_tile_is_never_larger_than_asked_for() -> None:
+    seen = []
+
+    class Watch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(tuple(x.shape[2:]))
+            return x
+
+    result = upscaler(Watch(), 1, tile=32, overlap=8)[0](photograph(100, 70))
+    assert result.shape == (100, 70, 3)
+    assert set(seen) == {(31, 29)}, "five and three tiles, no larger than needed to share 8 pixels"
+
+
+@pytest.mark.parametrize(("arch", "scale", "multiple"), [("RRDBNetDP", 4, 1), ("RRDBNet", 2, 2), ("MSRResNet", 3, 1)])
+def test_tiled_equals_untiled_without_a_seam(arch: str, scale: int, multiple: int) -> None:
+    """In 16 bits, which show what 8 would hide."""
+    net, image = make_network(arch, scale), photograph(90, 75, np.uint16)
+    whole = upscaler(net, scale, multiple, tile=0)[0](image).astype(np.int64)
+    tiled = upscaler(net, scale, multiple, tile=64, overlap=24)[0](image).astype(np.int64)
+    difference = np.abs(whole - tiled)
+    print(f"{arch} x{scale}: tiled against untiled at most {difference.max() / 65535:.1e}")
+    assert whole.std() > 3000
+    assert difference.max() / 65535 < 1e-3
+    hard = upscaler(net, scale, multiple, tile=64, overlap=0)[0](image).astype(np.int64)
+    assert np.abs(whole - hard).max() > 20 * difference.max(), "without an overlap there must be a seam to see"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2), (5, 129)])
+@pytest.mark.parametrize(("arch", "scale", "multiple"), [("RRDBNetDP", 4, 1), ("RRDBNet", 1, 4), ("MSRResNet", 2, 1)])
+def test_tiny_and_odd_sizes(size: tuple[int, int], arch: str, scale: int, multiple: int) -> None:
+    result = upscaler(make_network(arch, scale), scale, multiple, tile=32)[0](photograph(*size))
+    assert result.shape == (size[0] * scale, size[1] * scale, 3)
+    assert result.dtype == np.uint8
+
+
+class Greedy(nn.Module):
+    """Enlarges by 2, but has memory for so many pixels only."""
+
+    def __init__(self, most: int, error: Exception) -> None:
+        super().__init__()
+        self.most, self.error = most, error
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] * x.shape[3] > self.most:
+            raise self.error
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("MPS backend out of memory (MPS allocated: ...)"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("tile", [0, 128, None])
+def test_out_of_memory_halves_the_tile_and_remembers(error: Exception, tile: int | None) -> None:
+    image = photograph(150, 200)
+    run, told = upscaler(Greedy(50 * 50, error), 2, tile=tile)
+    result = run(image)
+    assert np.array_equal(result, image.repeat(2, 0).repeat(2, 1))
+    assert run.tile <= 50
+    assert told
+    assert all("trying again with tiles of" in message for message in told)
+    run(image)
+    assert told[-1].endswith(f"tiles of {run.tile} pixels")
+    assert len(told) == len(set(told))
+
+
+def test_out_of_memory_ends_where_tiles_cannot_get_smaller() -> None:
+    run, _ = upscaler(Greedy(10, MemoryError()), 2, tile=64)
+    with pytest.raises(UserError, match="out of memory even with tiles of 32 pixels .MemoryError"):
+        run(photograph(70, 70))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    run, told = upscaler(Greedy(10, RuntimeError("mat1 and mat2 shapes cannot be multiplied")), 2)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(photograph(70, 70))
+    assert told == []
+    assert is_out_of_memory(RuntimeError("onnxruntime: Failed to allocate memory for requested buffer of size 1"))
+
+
+class Fragile(nn.Module):
+    """Overflows in fp16, as a network with large activations does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1, bias=False)
+        self.conv.weight.data = torch.eye(3)[:, :, None, None] * 1e5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) / 1e5
+
+
+def test_fp16_that_overflows_is_computed_again_in_fp32() -> None:
+    image = photograph(40, 40)
+    run, told = upscaler(Fragile(), 1, precision="fp16", tile=16)
+    assert np.array_equal(run(image), image)
+    assert told == ["fp16 gives values that are not finite: going on in fp32"]
+
+
+def test_a_network_that_is_broken_in_fp32_too_writes_nothing() -> None:
+    net = Fragile()
+    net.conv.weight.data *= float("inf")
+    with pytest.raises(UserError, match="not finite, in fp32 too"):
+        upscaler(net, 1)[0](photograph(8, 8))
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 6), ("fp16", 2)])
+def test_low_precision_is_close(precision: str, tolerance: int) -> None:
+    net, image = make_network(), photograph(24, 24)
+    exact = upscaler(net)[0](image).astype(int)
+    run, told = upscaler(net, precision=precision)
+    assert np.abs(run(image) - exact).max() <= tolerance
+    assert told == []
+
+
+def test_channels_last_and_inference_mode_change_nothing() -> None:
+    """Against the plain loop: no_grad, contiguous; equal to 1e-5 (issue 7)."""
+    net, image = make_network(), photograph(40, 52)
+    with torch.no_grad():
+        plain = net(to_tensor(image))
+    ours = upscaler(make_network())[0]._forward(to_tensor(image))
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp8"}, "expected one of fp32, bf16, fp16, got 'fp8'"),
+        ({"tile": -1}, "at least 0, got tile -1"),
+        ({"overlap": -1}, "at least 0, .* overlap -1"),
+        ({"device": "quantum"}, "--device quantum: not there"),
+        ({"device": "cuda:99"}, "--device cuda:99: not there"),
+    ],
+)
+def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Upscaler(loaded(Fragile()), **{"device": "cpu", **options})
+
+
+def test_resize_keeps_means_and_types() -> None:
+    image = photograph(60, 40, np.uint16)
+    small, large = resize(image, 20, 10), resize(image, 90, 100)
+    assert (small.shape, large.shape, small.dtype) == ((20, 10, 3), (90, 100, 3), np.uint16)
+    assert abs(small.mean() - image.mean()) < 50
+    assert abs(large.mean() - image.mean()) < 200
+    assert resize(image, 60, 40) is image

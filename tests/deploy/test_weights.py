@@ -1,0 +1,166 @@
+"""Weights from every kind of file there is; the oracle for foreign names is spandrel, which chaiNNer loads with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+from dp_basicsr.deploy.network import assemble, load_network
+from dp_basicsr.deploy.weights import interpolate, read_weights
+from dp_basicsr.errors import UserError
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.deploy.conftest import make_network
+
+StateDict = dict[str, Tensor]
+IMAGE = torch.rand(1, 3, 7, 9, generator=torch.Generator().manual_seed(5))
+
+
+def esrgan_names(state: StateDict) -> StateDict:
+    """BasicSR's names as the original ESRGAN code called them."""
+    pairs = [("conv_body", "trunk_conv"), ("body.", "RRDB_trunk."), (".rdb", ".RDB"), ("conv_up", "upconv")]
+    renamed = {}
+    for name, value in state.items():
+        for new, old in [*pairs, ("conv_hr", "HRconv")]:
+            name = name.replace(new, old)
+        renamed[name] = value
+    return renamed
+
+
+def oldest_names(state: StateDict) -> StateDict:
+    """BasicSR's names in the flat form of ESRGAN's first release, whose layers are numbered."""
+    blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("body."))
+    ups = sum(name.startswith("conv_up") and name.endswith("weight") for name in state)
+    fixed = {"conv_first": "model.0", "conv_body": f"model.1.sub.{blocks}"}
+    fixed |= {f"conv_up{number}": f"model.{3 * number}" for number in range(1, ups + 1)}
+    fixed |= {"conv_hr": f"model.{3 * ups + 2}", "conv_last": f"model.{3 * ups + 4}"}
+    renamed = {}
+    for name, value in state.items():
+        layer, _, kind = name.rpartition(".")
+        new = re.sub(r"^body\.(\d+)\.rdb(\d)\.conv(\d)$", r"model.1.sub.\1.RDB\2.conv\3.0", fixed.get(layer, layer))
+        renamed[f"{new}.{kind}"] = value
+    return renamed
+
+
+@pytest.mark.parametrize("wrap", ["params", "params_ema", "state_dict", "", "module"])
+def test_every_container_gives_the_same_weights(wrap: str) -> None:
+    state = make_network().state_dict()
+    content = {wrap: state} if wrap not in ("", "module") else state
+    if wrap == "module":
+        content = {f"module.{name}": value for name, value in state.items()}
+    torch.save(content, "net.pth")
+    found = read_weights(Path("net.pth")).state
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_averaged_weights_are_preferred() -> None:
+    last, averaged = make_network(scale=4).state_dict(), make_network(scale=4).state_dict()
+    averaged = {name: value + 1 for name, value in averaged.items()}
+    torch.save({"params": last, "params_ema": averaged}, "net.pth")
+    assert torch.equal(read_weights(Path("net.pth")).state["conv_last.bias"], averaged["conv_last.bias"])
+
+
+def test_safetensors_with_its_notes_and_half_precision_as_float32() -> None:
+    state = {name: value.half() for name, value in make_network().state_dict().items()}
+    save_file(state, "net.safetensors", metadata={"scale": "4"})
+    weights = read_weights(Path("net.safetensors"))
+    assert weights.notes == {"scale": "4"}
+    assert all(torch.equal(value, state[name].float()) for name, value in weights.state.items())
+
+
+@pytest.mark.parametrize("names", [esrgan_names, oldest_names])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_original_esrgan_files_give_the_pixels_that_spandrel_gives(
+    names: Callable[[StateDict], StateDict], scale: int
+) -> None:
+    spandrel = pytest.importorskip("spandrel")
+    torch.save(names(make_network(scale=scale).state_dict()), "old.pth")
+    theirs = spandrel.ModelLoader().load_from_file("old.pth")
+    ours = load_network([Path("old.pth")], scale=2 if scale == 2 else None)
+    assert ours.scale == theirs.scale == scale
+    torch.testing.assert_close(ours.module(IMAGE), theirs.model(IMAGE), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.8, 1.0])
+def test_interpolation_is_esrgans(alpha: float, network_file: Callable[..., Path]) -> None:
+    first = read_weights(network_file("psnr.pth", scale=4))
+    second = read_weights(network_file("gan.pth", scale=4))
+    second.state = {name: value * 3 + 0.1 for name, value in second.state.items()}
+    mixed = interpolate(first, second, alpha)
+    for name, value in mixed.state.items():  # net_interp.py of the original ESRGAN
+        torch.testing.assert_close(value, (1 - alpha) * first.state[name] + alpha * second.state[name])
+    share = Fraction(alpha).limit_denominator(100)
+    assert mixed.notes["interpolation"] == f"{float(1 - share):g} * psnr.pth + {float(share):g} * gan.pth"
+
+
+def test_interpolation_of_different_networks_names_what_differs(network_file: Callable[..., Path]) -> None:
+    first, second = network_file("a.pth"), network_file("b.pth", num_feat=12)
+    with pytest.raises(UserError, match=r"b.pth cannot be interpolated, .*conv_first.weight of shape \(12, 3, 3, 3\)"):
+        load_network([first, second])
+    with pytest.raises(UserError, match="from 0 .* to 1 .*got 1.5"):
+        load_network([first, first], alpha_interp=1.5)
+    with pytest.raises(UserError, match="needs two models"):
+        load_network([first], alpha_interp=0.5)
+
+
+class Harmless:
+    """Something that is not a tensor."""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"optimizers": [], "iter": 3}, "is a training state, not a network: give models/net_g"),
+        ({"params": {"layer": Harmless()}}, r"holds more than weights \(.*Harmless\)"),
+        ({"epoch": 3, "name": "x"}, "expected a generator's weights, got a mapping with epoch, name"),
+        ([1, 2], "expected a generator's weights, got list"),
+        ({"fc.weight": torch.ones(2)}, "expected the weights of RRDBNet .* got 1 tensors such as fc.weight"),
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
+        (b"PK\3\4 cut off", "is damaged or no checkpoint"),
+        (b"", "is damaged or no checkpoint"),
+    ],
+)
+def test_what_is_no_network_is_told_apart(content: object, message: str) -> None:
+    path = Path("net.pth")
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=message) as raised:
+        load_network([path])
+    assert "\n" not in str(raised.value)
+
+
+def test_damaged_safetensors_missing_file_and_nan() -> None:
+    Path("net.safetensors").write_bytes(b"no such thing")
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        load_network([Path("net.safetensors")])
+    with pytest.raises(UserError, match="nowhere.pth: no such file"):
+        load_network([Path("nowhere.pth")])
+    state = make_network().state_dict()
+    state["conv_hr.bias"][2] = float("nan")
+    torch.save(state, "nan.pth")
+    with pytest.raises(UserError, match="1 tensors hold NaN or infinity .conv_hr.bias"):
+        load_network([Path("nan.pth")])
+
+
+def test_a_mismatch_names_keys_and_shapes_in_one_message(network_file: Callable[..., Path]) -> None:
+    weights = read_weights(network_file())
+    del weights.state["conv_hr.bias"]
+    weights.state["extra.weight"] = torch.ones(3)
+    weights.state["body.1.rdb2.conv2.weight"] = torch.ones(32, 39, 3, 3)
+    with pytest.raises(UserError) as raised:
+        assemble(weights)
+    assert str(raised.value) == (
+        f"model {weights.path} looks like RRDBNetDP x4 (2 blocks, 8 features, growth 32), but has "
+        "missing: conv_hr.bias (8,); not known: extra.weight (3,); "
+        "body.1.rdb2.conv2.weight of shape (32, 39, 3, 3) instead of (32, 40, 3, 3)"
+    )
