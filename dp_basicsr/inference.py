@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from typing import get_args
 
-from dp_basicsr.data.console import data_command
+from dp_basicsr.data.preparation.console import data_command
 from dp_basicsr.deploy.batch import Job, find_jobs
 from dp_basicsr.deploy.files import FORMATS, QUALITY, read_picture, write_picture
 from dp_basicsr.deploy.network import load_network

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from dp_basicsr.data.console import data_command
 from dp_basicsr.data.images import BadImageError
+from dp_basicsr.data.preparation.console import data_command
 from dp_basicsr.deploy.files import read_picture, write_picture
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.deploy.picture import AlphaMode, upscale_picture

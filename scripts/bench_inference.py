@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.archs import RRDBNetDP
-from dp_basicsr.data.console import data_command
+from dp_basicsr.data.preparation.console import data_command
 from dp_basicsr.deploy.files import read_picture, write_picture
 from dp_basicsr.deploy.network import LoadedNetwork, NetworkSpec
 from dp_basicsr.deploy.picture import upscale_picture

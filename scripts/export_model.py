@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from dp_basicsr.data.console import data_command
-from dp_basicsr.data.staging import refuse_existing
+from dp_basicsr.data.preparation.console import data_command
+from dp_basicsr.data.preparation.staging import refuse_existing
 from dp_basicsr.deploy.card import write_card
 from dp_basicsr.deploy.export import Format, describe, export_network, spandrel_limit
 from dp_basicsr.deploy.network import load_network
