@@ -35,7 +35,8 @@ KNOWN = {
     ),
     "train": (
         "ema_decay", "optim_g", "optim_d", "scheduler", "total_iter", "warmup_iter", "pixel_opt", "perceptual_opt",
-        "gan_opt", "ldl_opt", "net_d_iters", "net_d_init_iters",
+        "gan_opt", "ldl_opt", "net_d_iters", "net_d_init_iters", "channels_last", "amp", "compile", "grad_accumulation",
+        "grad_clip",
     ),
     "val": ("val_freq", "save_img", "suffix", "pbar", "metrics"),
     "logger": ("print_freq", "save_checkpoint_freq", "use_tb_logger", "wandb"),

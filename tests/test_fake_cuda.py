@@ -47,10 +47,10 @@ def test_losses_of_a_step(model_class: type[SRGANDPModel], tmp_path: Path) -> No
     with FakeTensorMode(allow_non_fake_inputs=True):
         for net in (model.net_g, model.net_d, model.cri_pix, model.cri_perceptual, model.cri_gan):
             net.to("cuda")
-        model.gt = fake(2, 3, 128, 128)
+        gt = fake(2, 3, 128, 128)
         sr = model.net_g(fake(2, 3, 32, 32))
-        real, fake_logits = model.net_d(model.gt), model.net_d(sr)
-        total, losses = model.image_losses(sr)
+        real, fake_logits = model.net_d(gt), model.net_d(sr)
+        total, losses = model.image_losses(sr, gt)
         gan = [model.generator_gan_loss(real.detach(), fake_logits), *model.discriminator_losses(real, fake_logits)]
         assert {t.device.type for t in (total, *losses.values(), *gan)} == {"cuda"}
 

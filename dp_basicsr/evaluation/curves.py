@@ -135,4 +135,4 @@ def _draw(axis: Any, title: str, curves: Mapping[str, Curve]) -> None:
     axis.set_xlabel("iteration", fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8, framealpha=0)
+    axis.legend(fontsize=8, framealpha=0, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # off the lines

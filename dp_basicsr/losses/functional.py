@@ -34,7 +34,7 @@ def feature_distance(
     some = next(iter(x.values()))
     with torch.autocast(some.device.type, enabled=False):
         terms = [
-            weight * distance(_at_least_float32(x[layer]), _at_least_float32(gt[layer]))
+            weight * distance(at_least_float32(x[layer]), at_least_float32(gt[layer]))
             for layer, weight in layer_weights.items()
         ]
     return torch.stack(terms).sum()
@@ -65,5 +65,6 @@ def weighted_total(reference: Tensor, terms: Sequence[Tensor], weights: Sequence
     return reference + sum((w * term for w, term in zip(weights, terms, strict=True)), torch.zeros_like(reference))
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x``, as float32 where it is of half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

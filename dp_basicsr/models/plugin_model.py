@@ -14,6 +14,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
+def use_channels_last(net: nn.Module) -> None:
+    """Keep a network's weights, and so its features, in the order that convolutions are fastest in.
+
+    BasicSR's discriminators flatten their features by ``view``, which takes contiguous ones only: the last batch-norm
+    hands over a contiguous copy of its few pixels.
+    """
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    if norms:
+        norms[-1].register_forward_hook(lambda module, inputs, output: output.contiguous())
+
+
 class PluginModel(BaseModel):
     """Runs under torchrun on a CPU too, reads losses from the device only when logged, saves whole files or stops."""
 
@@ -26,15 +38,26 @@ class PluginModel(BaseModel):
         statistics in D, which no training step reads, and writing them between D's two forward passes would
         invalidate what the first has saved for its backward.
         """
+        net = net.to(self.device)
+        train = self.opt.get("train") or {}
+        if train.get("channels_last", False):
+            use_channels_last(net)
+        if train.get("compile", False):
+            net.compile()
         if not self.opt["dist"]:
             return super().model_to_device(net)
-        net = net.to(self.device)
         return DistributedDataParallel(
             net,
             device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
             broadcast_buffers=False,
             find_unused_parameters=self.opt.get("find_unused_parameters", False),
         )
+
+    def get_optimizer(self, optim_type: str, params: Any, lr: float, **settings: Any) -> torch.optim.Optimizer:
+        """BasicSR's optimizers; Adam in its fused form, one pass over the weights in place of a dozen."""
+        if optim_type == "Adam":
+            settings = {"fused": True, **settings}
+        return super().get_optimizer(optim_type, params, lr, **settings)
 
     @master_only
     def save_network(
@@ -60,15 +83,18 @@ class PluginModel(BaseModel):
         Raises:
             UserError: See :func:`~dp_basicsr.checkpoint.write_checkpoint`.
         """
-        if current_iter == -1:
-            return
-        state = {
+        if current_iter != -1:
+            path = Path(self.opt["path"]["training_states"], f"{current_iter}.state")
+            write_checkpoint(self.training_state(epoch, current_iter), path)
+
+    def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
+        """What a run goes on from, besides its networks."""
+        return {
             "epoch": epoch,
             "iter": current_iter,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
         }
-        write_checkpoint(state, Path(self.opt["path"]["training_states"], f"{current_iter}.state"))
 
     def get_current_log(self) -> dict[str, float]:
         """The last step's losses as numbers, averaged over the processes. All processes must call it together."""

@@ -8,6 +8,7 @@ from typing import Any
 import dp_basicsr.archs
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401
+from dp_basicsr.errors import UserError
 from dp_basicsr.losses import DPLoss
 
 import pytest
@@ -73,18 +74,23 @@ class PlainStep:
         self.adam_g = torch.optim.Adam(model.net_g.parameters(), **adam)
         self.adam_d = torch.optim.Adam(model.net_d.parameters(), **adam)
 
-    def step(self, lq: torch.Tensor, gt: torch.Tensor) -> None:
+    def step(self, lq: torch.Tensor, gt: torch.Tensor, parts: int = 1) -> None:
+        """One step of both networks on the mean of the parts' gradients."""
+        pairs = zip(lq.chunk(parts), gt.chunk(parts), strict=True)
+        gradients = [self.gradients(*pair) for pair in pairs]
+        for index, (net, adam) in enumerate(((self.model.net_g, self.adam_g), (self.model.net_d, self.adam_d))):
+            for number, parameter in enumerate(net.parameters()):
+                parameter.grad = sum(part[index][number] for part in gradients) / parts
+            adam.step()
+
+    def gradients(self, lq: torch.Tensor, gt: torch.Tensor) -> tuple[Any, Any]:
         net_g, net_d = self.model.net_g, self.model.net_d
         sr = net_g(lq)
         l_dp, _ = self.model.cri_perceptual(sr, gt)
         l_g = 1e-2 * (sr - gt).abs().mean() + 5e-3 * self.adversarial(net_d(gt).detach(), net_d(sr), for_g=True) + l_dp
         grads_g = torch.autograd.grad(l_g, list(net_g.parameters()))
         l_d = self.adversarial(net_d(gt), net_d(sr.detach()), for_g=False)
-        grads_d = torch.autograd.grad(l_d, list(net_d.parameters()))
-        for net, grads, adam in ((net_g, grads_g, self.adam_g), (net_d, grads_d, self.adam_d)):
-            for parameter, grad in zip(net.parameters(), grads, strict=True):
-                parameter.grad = grad
-            adam.step()
+        return grads_g, torch.autograd.grad(l_d, list(net_d.parameters()))
 
     def adversarial(self, real: torch.Tensor, fake: torch.Tensor, for_g: bool) -> torch.Tensor:
         if not self.relativistic:
@@ -100,13 +106,14 @@ class PlainStep:
 
 
 @pytest.mark.parametrize("ours", STOCK)
-def test_steps_equal_the_equations(ours: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_steps_equal_the_equations(ours: str, parts: int, tmp_path: Path) -> None:
     schedule = {"scheduler": {"type": "MultiStepLR", "milestones": [100], "gamma": 0.5}}
-    model = run(build(ours, tmp_path, **schedule))
+    model = run(build(ours, tmp_path, **schedule, grad_accumulation=parts))
     other = build(ours, tmp_path)
     plain = PlainStep(other, relativistic=ours == "ESRGANDPModel")
     for iteration in range(1, 5):
-        plain.step(**random_batch(iteration, torch.float64))
+        plain.step(**random_batch(iteration, torch.float64), parts=parts)
     assert largest_difference(model.net_g, other.net_g) < 1e-9
     assert largest_difference(model.net_d, other.net_d) < 1e-9
 
@@ -172,3 +179,46 @@ def test_checkpoints_have_basicsr_s_form(tmp_path: Path) -> None:
     model.save(0, 7)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["7.state", "net_d_7.pth", "net_g_7.pth"]
     assert torch.load(tmp_path / "net_g_7.pth", weights_only=True).keys() == {"params", "params_ema"}
+
+
+def test_channels_last_is_the_same_mathematics(tmp_path: Path) -> None:
+    model, plain = run(build("ESRGANDPModel", tmp_path, channels_last=True)), run(build("ESRGANDPModel", tmp_path))
+    assert model.net_d.conv1_0.weight.is_contiguous(memory_format=torch.channels_last)
+    assert largest_difference(model.net_g, plain.net_g) < 1e-9
+    assert largest_difference(model.net_d, plain.net_d) < 1e-9
+
+
+def test_compiled_is_the_same_mathematics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the eager backend, which needs no compiler; checkpoints keep BasicSR's names."""
+    compiled = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda net: compiled(net, backend="eager"))
+    model, plain = run(build("ESRGANDPModel", tmp_path, compile=True), 2), run(build("ESRGANDPModel", tmp_path), 2)
+    assert largest_difference(model.net_g, plain.net_g) < 1e-9
+    assert model.net_g.state_dict().keys() == plain.net_g.state_dict().keys()
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_half_precision_keeps_losses_and_w_in_float32(amp: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(model_options("ESRGANDPModel", tmp_path, amp=amp))
+    before = [parameter.clone() for parameter in model.net_g.parameters()]
+    model.feed_data(random_batch(0))
+    model.optimize_parameters(1)
+    assert model.output.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    assert {value.dtype for value in model.log_dict.values()} == {torch.float32}
+    assert model.scaler.is_enabled() == (amp == "fp16")
+    assert all(torch.isfinite(parameter).all() for parameter in model.net_g.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.net_g.parameters(), strict=True))
+
+
+def test_grad_clip_bounds_the_norm(tmp_path: Path) -> None:
+    model = run(build("ESRGANDPModel", tmp_path, grad_clip=1e-3), 1)
+    for net in (model.net_g, model.net_d):
+        norm = torch.linalg.vector_norm(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
+        assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("setting", [{"amp": "fp8"}, {"grad_accumulation": 0}])
+def test_settings_that_make_no_sense_are_refused(setting: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected"):
+        build_model(model_options("ESRGANDPModel", tmp_path, **setting))
