@@ -8,6 +8,7 @@ one readable message: what was expected, what came, how to mend it. Command line
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from types import MappingProxyType
@@ -35,5 +36,6 @@ def exit_on_user_error() -> Iterator[None]:
         print(f"error: {error.name} is not installed: pip install '.[{extra}]'", file=sys.stderr)
         raise SystemExit(2) from None
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun: once, not once a process
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

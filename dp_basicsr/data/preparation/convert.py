@@ -12,6 +12,7 @@ from dp_basicsr.data.preparation.folder_writer import FolderWriter
 from dp_basicsr.data.preparation.jobs import Job, Report, commit_all, process_images
 from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
 from dp_basicsr.data.preparation.records import Record, check_keys, png_record
+from dp_basicsr.data.preparation.staging import refuse_input
 from dp_basicsr.errors import UserError
 
 
@@ -34,6 +35,7 @@ def create_lmdb(folder: Path, output: Path, job: Job) -> Report:
         UserError: as :func:`dp_basicsr.data.preparation.extract.extract_subimages`.
     """
     images = find_images(folder)
+    refuse_input([folder], [output])
     check_keys(path.name for path in images)
     with ExitStack() as stack:
         writer = LmdbWriter(output, overwrite=job.overwrite)
@@ -60,6 +62,7 @@ def make_lr(folder: Path, output: Path, scale: int, job: Job) -> Report:
     if scale < 2:
         raise UserError(f"expected a scale of at least 2, got {scale}")
     images = find_images(folder)
+    refuse_input([folder], [output])
     with ExitStack() as stack:
         writer = FolderWriter(output, overwrite=job.overwrite)
         stack.callback(writer.discard)

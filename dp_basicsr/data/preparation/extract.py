@@ -13,7 +13,7 @@ from dp_basicsr.data.preparation.folder_writer import FolderWriter
 from dp_basicsr.data.preparation.jobs import Job, Report, commit_all, process_images
 from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
 from dp_basicsr.data.preparation.records import RecordSink, check_keys
-from dp_basicsr.data.preparation.staging import refuse_existing
+from dp_basicsr.data.preparation.staging import refuse_existing, refuse_input
 from dp_basicsr.data.preparation.subimages import CutImage, ImageTask, Window, cut_image, subimage_key
 from dp_basicsr.errors import UserError
 
@@ -89,7 +89,9 @@ def extract_subimages(what: Extraction, job: Job) -> Report:
     what.check()
     check_keys([path.name for path in images], suffix=subimage_key("", _MOST_WINDOWS - 1))
     outputs = what.output_paths()
-    refuse_existing([path for paths in outputs.values() for path in paths], overwrite=job.overwrite)
+    places = [path for paths in outputs.values() for path in paths]
+    refuse_input([what.hr, *what.lr], places)
+    refuse_existing(places, overwrite=job.overwrite)
 
     def task(path: Path, check_only: bool) -> ImageTask:
         return ImageTask(path, what.window, what.scales, _lr_paths(what, path), job.compression, check_only)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_basicsr.data.preparation.records import Record, Written
-from dp_basicsr.data.preparation.staging import StagedFolder
+from dp_basicsr.data.preparation.staging import StagedFolder, refuse_foreign
 from dp_basicsr.errors import UserError
 
 
@@ -19,10 +19,12 @@ class FolderWriter:
         overwrite: replace an existing one, at the end.
 
     Raises:
-        UserError: as :class:`~dp_basicsr.data.preparation.staging.StagedFolder`.
+        UserError: as :class:`~dp_basicsr.data.preparation.staging.StagedFolder`, or what would be replaced is no data.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        if overwrite:
+            refuse_foreign([path])
         self._folder = StagedFolder(path, overwrite=overwrite)
         self._images = 0
         self._size = 0

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dp_basicsr.data.preparation.records import Record, Written
-from dp_basicsr.data.preparation.staging import StagedFolder
+from dp_basicsr.data.preparation.staging import StagedFolder, refuse_foreign
 from dp_basicsr.errors import UserError
 
 import lmdb
@@ -36,6 +36,8 @@ class LmdbWriter:
     def __init__(self, path: Path, *, overwrite: bool = False, map_size: int = _FIRST_MAP_SIZE) -> None:
         if path.suffix != ".lmdb":
             raise UserError(f"an LMDB folder must end with .lmdb, got {path}")
+        if overwrite:
+            refuse_foreign([path])
         self._folder = StagedFolder(path, overwrite=overwrite)
         self._lines: list[str] = []
         self._size = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,18 @@ def test_make_lr_gives_the_published_set5(set5: Path, tmp_path: Path) -> None:
 def test_job_settings_are_checked(settings: dict[str, int]) -> None:
     with pytest.raises(UserError, match="expected"):
         Job(**settings)  # type: ignore[arg-type]
+
+
+def test_overwrite_spares_originals_and_what_is_not_data(image_folder: Callable[..., Path]) -> None:
+    own = image_folder("own", a=(16, 16))
+    before = (own / "a.png").read_bytes()
+    for output in (own, own.parent, own / "LR"):
+        with pytest.raises(UserError, match="overlap"):
+            make_lr(own, output, 4, Job(1, overwrite=True))
+    notes = own.parent / "LR" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.txt is something else"):
+        make_lr(own, notes.parent, 4, Job(1, overwrite=True))
+    assert notes.read_text() == "mine"
+    assert (own / "a.png").read_bytes() == before
