@@ -142,4 +142,7 @@ def test_misspelt_keys_and_names_are_refused(entry: str, message: str, file: Pat
 
 
 def test_another_plugin_s_keys_pass(file: Path) -> None:
-    parse_options("", ["-opt", str(file), "--force_yml", "my_section=1", "train:my_loss_opt={type: a}"], is_train=True)
+    entries = ["my_section=1", "train:my_loss_opt={type: a}"]
+    opt, _ = parse_options("", ["-opt", str(file), "--force_yml", *entries], is_train=True)
+    assert opt["my_section"] == 1
+    assert opt["train"]["my_loss_opt"] == {"type": "a"}
