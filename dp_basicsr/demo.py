@@ -7,17 +7,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dp_basicsr.data.images import read_image
-from dp_basicsr.data.imresize import imresize, mod_crop
+from dp_basicsr.data.imresize import mod_crop
 from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.evaluate import bicubic
+from dp_basicsr.metrics import METRICS, measure
 
 import cv2
 import numpy as np
-from basicsr.metrics import calculate_psnr, calculate_ssim
+from basicsr.metrics import calculate_psnr
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]  # (H, W, 3), BGR, 0 to 255
@@ -41,13 +42,8 @@ HELD_OUT = ("astronaut.png", "chelsea.png")
 CROP = 96
 CROPS = {"astronaut": (64, 176), "chelsea": (88, 128)}
 
-# One row of the table: name, and the function of (result, original).
-METRICS: Mapping[str, Any] = {
-    "PSNR RGB": lambda sr, gt: calculate_psnr(sr, gt, crop_border=SCALE),
-    "PSNR Y": lambda sr, gt: calculate_psnr(sr, gt, crop_border=SCALE, test_y_channel=True),
-    "SSIM RGB": lambda sr, gt: calculate_ssim(sr, gt, crop_border=SCALE),
-    "SSIM Y": lambda sr, gt: calculate_ssim(sr, gt, crop_border=SCALE, test_y_channel=True),
-}
+# The columns of the table, of dp_basicsr.metrics.
+MEASURED = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y")
 
 
 def write_photographs(folder: Path = DATA) -> None:
@@ -97,28 +93,29 @@ def read_results(folders: Mapping[str, Path]) -> dict[str, dict[str, Image]]:
     """Each held-out image by name: LR, bicubic, one result for each folder (by its label), and the original."""
     images = {}
     for path in sorted((DATA / "test/GT").glob("*.png")):
-        lr = read_image(DATA / "test/LRbicx4" / path.name)
+        gt, lr = read_image(path), read_image(DATA / "test/LRbicx4" / path.name)
         results = {label: read_image(next(folder.glob(f"{path.stem}_*.png"))) for label, folder in folders.items()}
-        images[path.stem] = {"LR": lr, "Bicubic": imresize(lr, SCALE), **results, "Original": read_image(path)}
+        images[path.stem] = {"LR": lr, "Bicubic": bicubic(gt, lr, SCALE, path.name), **results, "Original": gt}
     return images
 
 
 def metrics_table(images: Mapping[str, Mapping[str, Image]]) -> str:
     """PSNR and SSIM of each method on each image and on average, on RGB and on Y, 4 pixels cropped."""
     methods = [name for name in next(iter(images.values())) if name not in ("LR", "Original")]
-    rows = [f"{'image':<12}{'method':<12}" + "".join(f"{name:>10}" for name in METRICS)]
-    values = []
-    for name, shown in images.items():
-        values.append([[metric(shown[method], shown["Original"]) for metric in METRICS.values()] for method in methods])
-        rows += [_row(name, method, line) for method, line in zip(methods, values[-1], strict=True)]
-    rows += [_row("average", method, line) for method, line in zip(methods, np.mean(values, axis=0), strict=True)]
-    return "\n".join(rows)
-
-
-def _row(image: str, method: str, values: Sequence[float]) -> str:
-    return f"{image:<12}{method:<12}" + "".join(
-        f"{value:>10.{2 if name.startswith('PSNR') else 4}f}" for name, value in zip(METRICS, values, strict=True)
-    )
+    scores = {
+        (image, method): measure(shown[method], shown["Original"], SCALE, MEASURED)
+        for image, shown in images.items()
+        for method in methods
+    }
+    for method in methods:
+        lines = [scores[image, method] for image in images]
+        scores["average", method] = {name: float(np.mean([line[name] for line in lines])) for name in MEASURED}
+    head = f"{'image':<12}{'method':<12}" + "".join(f"{METRICS[name].label:>15}" for name in MEASURED)
+    rows = [
+        f"{image:<12}{method:<12}" + "".join(f"{METRICS[name].text(line[name]):>15}" for name in MEASURED)
+        for (image, method), line in scores.items()
+    ]
+    return "\n".join([head, *rows])
 
 
 def draw_comparison(images: Mapping[str, Mapping[str, Image]], note: str, path: Path) -> None:
@@ -142,7 +139,8 @@ def draw_comparison(images: Mapping[str, Mapping[str, Image]], note: str, path: 
             axis.imshow(crop[..., ::-1], interpolation="nearest")
             axis.set_title(label)
             if label not in ("LR", "Original"):
-                axis.set_title(f"{label}\n{METRICS['PSNR RGB'](image, shown['Original']):.2f} dB (RGB)")
+                psnr = calculate_psnr(image, shown["Original"], crop_border=SCALE)
+                axis.set_title(f"{label}\n{psnr:.2f} dB (RGB)")
         for axis in row:
             axis.axis("off")
     figure.supxlabel(note, fontsize=9)
