@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone
 from dp_basicsr.errors import UserError
@@ -11,6 +12,7 @@ import torch
 from basicsr.archs.vgg_arch import NAMES, insert_bn
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models
 
 # ImageNet statistics of RGB in [0, 1], torchvision's for every classification network.
@@ -112,9 +114,9 @@ class VGGFeatures(FrozenFeatures):
         net = load_backbone(network, weights).features[: last + 1]
         if weights == "random":
             initialise_randomly(net, network)
-        for module in net:
+        for before, (_, module) in pairwise(zip(names, net, strict=False)):
             if isinstance(module, nn.ReLU):
-                module.inplace = False  # an in-place ReLU would overwrite the convolution's output that we hand out
+                module.inplace = before[0] not in layers  # it would overwrite the features that are handed out
         super().__init__(dict(zip(names, net, strict=False)), layers, use_input_norm, range_norm)
         self.min_size = 2 ** sum(isinstance(part, nn.MaxPool2d) for part in self.parts.values())
 
@@ -139,6 +141,7 @@ class ResNetFeatures(FrozenFeatures):
         range_norm: See :class:`FrozenFeatures`.
         batch_stats: Batch-norm uses the statistics of each batch in place of ImageNet's, as in the released code, which
             left the network in train mode. The running statistics are dropped: nothing changes from call to call.
+            Without it batch-norm is a fixed scale and shift, and becomes a part of the convolution before it.
 
     Raises:
         ValueError: An unknown network or layer, or weights that cannot be had or do not fit.
@@ -164,6 +167,23 @@ class ResNetFeatures(FrozenFeatures):
         if batch_stats:
             _use_batch_statistics(nn.Sequential(*parts.values()))
         super().__init__(parts, layers, use_input_norm, range_norm)
+        self.foldable = not batch_stats
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """See :class:`FrozenFeatures`. The first call folds batch-norm, in the precision that the network then has."""
+        if self.foldable:
+            _fold_batch_norm(self.parts)
+            self.foldable = False
+        return super().forward(x)
+
+
+def _fold_batch_norm(net: nn.Module) -> None:
+    """Put each batch-norm in eval mode into the convolution that stands before it (torchvision's order of children)."""
+    for module in net.modules():
+        for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
+                setattr(module, norm_name, nn.Identity().eval())
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:

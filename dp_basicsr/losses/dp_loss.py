@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from dp_basicsr.archs.perceptual_arch import RESNET_TYPES, VGG_TYPES, FrozenFeatures, ResNetFeatures, VGGFeatures
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.functional import Criterion, dynamic_weight, feature_distance, weighted_total
+from dp_basicsr.losses.parallel import start_mean
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -51,11 +52,18 @@ class WeightedTerm(PerceptualTerm):
         eps: Against a zero denominator, >= 0 (0 is the released code: identical images then give NaN).
         dynamic_weighting: False: the weight is ``static_weight`` (Table 7, second row).
         static_weight: Used without dynamic weighting.
+        max_weight: The largest dynamic weight there may be, > 0; None: no limit, as in the paper.
         term: Of :class:`PerceptualTerm`.
     """
 
     def __init__(
-        self, *term: Any, mu: float, eps: float, dynamic_weighting: bool = True, static_weight: float = 1.0
+        self,
+        *term: Any,
+        mu: float,
+        eps: float,
+        dynamic_weighting: bool = True,
+        static_weight: float = 1.0,
+        max_weight: float | None = None,
     ) -> None:
         super().__init__(*term)
         if not (math.isfinite(mu) and mu > 0):
@@ -64,15 +72,18 @@ class WeightedTerm(PerceptualTerm):
             )
         if not (math.isfinite(eps) and eps >= 0):
             raise UserError(f"eps: expected a tiny number >= 0, got {eps!r}")
+        if max_weight is not None and not max_weight > 0:
+            raise UserError(f"max_weight: expected a number > 0, or ~ for no limit, got {max_weight!r}")
         self.mu = mu
         self.eps = eps
         self.dynamic_weighting = dynamic_weighting
         self.static_weight = static_weight
+        self.max_weight = max_weight
 
     def weight(self, reference: Tensor, term: Tensor) -> Tensor:
         """The weight w of this term, 0-d, without gradient."""
         if self.dynamic_weighting:
-            return dynamic_weight(reference, term, self.mu, self.eps)
+            return dynamic_weight(reference, term, self.mu, self.eps, self.max_weight)
         return torch.full_like(term, self.static_weight)
 
 
@@ -91,6 +102,9 @@ class DPLoss(nn.Module):
         eps: Against a zero denominator (the paper gives no figure).
         dynamic_weighting: False: L_VGG + static_weight * L_Res (Table 7, second row).
         static_weight: See ``dynamic_weighting``.
+        max_weight: The largest w there may be; None: no limit, as in the paper.
+        sync_weight: w is the ratio of the terms' means over all processes, that is of the whole mini-batch; False: each
+            process has the ratio of its own part, as the released code.
         loss_weight: gamma of Eq. 2.
         criterion: ``l1`` (Eq. 4, 5: mean absolute difference) or ``l2`` (mean squared difference).
         vgg_type: ``vgg11``, ``vgg13``, ``vgg16``, ``vgg19``, also with ``_bn``.
@@ -103,7 +117,7 @@ class DPLoss(nn.Module):
         resnet_weights: As ``vgg_weights``.
         extra_networks: Further terms, each a mapping with ``network`` (a VGG or ResNet type) and ``layer_weights``, and
             optionally ``name``, ``weights``, ``use_input_norm``, ``batch_stats`` (ResNet), ``mu``, ``eps``,
-            ``dynamic_weighting``, ``static_weight``, which default to the arguments above.
+            ``dynamic_weighting``, ``static_weight``, ``max_weight``, which default to the arguments above.
 
     Attributes:
         terms: Of the last call, detached 0-d tensors: ``l_vgg``, ``l_resnet``, ``weight``, and ``l_<name>``,
@@ -121,6 +135,8 @@ class DPLoss(nn.Module):
         eps: float = 1e-8,
         dynamic_weighting: bool = True,
         static_weight: float = 1.0,
+        max_weight: float | None = None,
+        sync_weight: bool = True,
         loss_weight: float = 1.0,
         criterion: Criterion = "l1",
         vgg_type: str = "vgg19",
@@ -137,6 +153,7 @@ class DPLoss(nn.Module):
         if criterion not in ("l1", "l2"):
             raise UserError(f"criterion: expected l1 or l2, got {criterion!r}")
         self.loss_weight = loss_weight
+        self.sync_weight = sync_weight
         self.range_norm = range_norm
         self.criterion: Criterion = criterion
         vgg = VGGFeatures(vgg_layer_weights, vgg_type, vgg_weights, use_input_norm, range_norm)
@@ -146,6 +163,7 @@ class DPLoss(nn.Module):
             "eps": eps,
             "dynamic_weighting": dynamic_weighting,
             "static_weight": static_weight,
+            "max_weight": max_weight,
         }
         weighted: Any = nn.ModuleDict()
         self.weighted: MutableMapping[str, WeightedTerm] = weighted
@@ -195,17 +213,56 @@ class DPLoss(nn.Module):
         """
         _check_images(x, gt)
         l_vgg = self.reference(x, gt)
-        others = {name: term(x, gt) for name, term in self.weighted.items()}
-        weights = {name: self.weighted[name].weight(l_vgg, l_other) for name, l_other in others.items()}
-        l_dp = weighted_total(l_vgg, list(others.values()), list(weights.values()))
-        self._remember(l_vgg, others, weights)
-        return self.loss_weight * l_dp, None
+        others = [term(x, gt) for term in self.weighted.values()]
+        own = torch.stack([l_vgg, *others]).detach()
+        weights = self._weigh(own, self._start_means(own)())
+        return self.loss_weight * weighted_total(l_vgg, others, weights), None
 
-    def _remember(self, l_vgg: Tensor, others: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-        self.terms = {"l_vgg": l_vgg.detach()}
-        for name, l_other in others.items():
-            self.terms[f"l_{name}"] = l_other.detach()
-            self.terms["weight" if name == "resnet" else f"weight_{name}"] = weights[name]
+    def backward(self, x: Tensor, gt: Tensor, scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> Tensor:
+        """Add the gradient of ``scale(forward(x, gt)[0])`` to ``x.grad``, with the memory of one network at a time.
+
+        w changes the size of a term's gradient and never its direction. So each network's graph is gone through, and
+        freed, before the next one's is built, and w meets the finished gradients at the image. Meanwhile the processes
+        average the terms: that takes no time of its own.
+
+        Args:
+            x: Super-resolved images as in :meth:`forward`, a leaf that requires a gradient.
+            gt: Originals as in :meth:`forward`.
+            scale: Linear; applied before the gradient is taken (a share of the mini-batch, fp16's scale).
+
+        Returns:
+            ``forward(x, gt)[0]``, without a graph.
+        """
+        _check_images(x, gt)
+        terms: list[PerceptualTerm] = [self.reference, *self.weighted.values()]
+        values: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for term in terms:
+            value = term(x, gt)
+            values.append(value.detach())
+            if len(values) == len(terms):
+                own = torch.stack(values)
+                finish = self._start_means(own)
+            gradients += torch.autograd.grad(scale(self.loss_weight * value), x)
+        weights = self._weigh(own, finish())
+        gradient = weighted_total(gradients[0], gradients[1:], weights)
+        x.grad = gradient if x.grad is None else x.grad + gradient
+        return self.loss_weight * weighted_total(values[0], values[1:], weights)
+
+    def _start_means(self, own: Tensor) -> Callable[[], Tensor]:
+        """Begin to average this process's terms over the processes, where that makes a difference to w."""
+        needed = self.sync_weight and any(term.dynamic_weighting for term in self.weighted.values())
+        return start_mean(own) if needed else lambda: own
+
+    def _weigh(self, own: Tensor, means: Tensor) -> list[Tensor]:
+        """The weights by the terms' means (L_VGG first); they and this process's terms are noted in ``terms``."""
+        self.terms = {"l_vgg": own[0]}
+        weights = []
+        for (name, term), value, mean in zip(self.weighted.items(), own[1:], means[1:], strict=True):
+            weights.append(term.weight(means[0], mean))
+            self.terms[f"l_{name}"] = value
+            self.terms["weight" if name == "resnet" else f"weight_{name}"] = weights[-1]
+        return weights
 
     @property
     def l_vgg(self) -> Tensor | None:

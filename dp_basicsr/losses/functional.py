@@ -40,7 +40,7 @@ def feature_distance(
     return torch.stack(terms).sum()
 
 
-def dynamic_weight(reference: Tensor, term: Tensor, mu: float, eps: float) -> Tensor:
+def dynamic_weight(reference: Tensor, term: Tensor, mu: float, eps: float, max_weight: float | None = None) -> Tensor:
     r"""Weight that keeps a term in proportion to the reference (Eq. 9).
 
     .. math:: w = \mathcal{D}\left(\frac{L_{ref}}{\mu L_{term} + \epsilon}\right)
@@ -53,11 +53,13 @@ def dynamic_weight(reference: Tensor, term: Tensor, mu: float, eps: float) -> Te
         term: L_Res, 0-d.
         mu: > 0 (paper: 0.5).
         eps: Tiny, only against a zero denominator.
+        max_weight: The largest w there may be (ours; the paper has none).
 
     Returns:
         0-d tensor without gradient; 0 where both are 0 and eps > 0.
     """
-    return reference.detach() / (mu * term.detach() + eps)
+    weight = reference.detach() / (mu * term.detach() + eps)
+    return weight if max_weight is None else weight.clamp(max=max_weight)
 
 
 def weighted_total(reference: Tensor, terms: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:

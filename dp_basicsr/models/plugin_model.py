@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dp_basicsr.checkpoint import write_checkpoint
+from dp_basicsr.errors import UserError
 
 import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.dist_util import master_only
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -30,6 +32,18 @@ class PluginModel(BaseModel):
     """Runs under torchrun on a CPU too, reads losses from the device only when logged, saves whole files or stops."""
 
     log_dict: Any  # name of a loss -> 0-d tensor
+    files: Sequence[str] = ()  # of the batch
+
+    def feed_data(self, data: Mapping[str, Any]) -> None:
+        """Take a batch: ``lq`` and ``gt``, (N, 3, H, W), RGB, float in [0, 1] or uint8, which the device converts."""
+        self.files = data.get("gt_path", ())
+        super().feed_data({name: self.as_float(data[name]) for name in ("lq", "gt") if name in data})
+
+    def as_float(self, images: Tensor) -> Tensor:
+        """Move images to the device; uint8 becomes float32 in [0, 1], in the bits of BasicSR's datasets."""
+        images = images.to(self.device, non_blocking=True)
+        # Divided by a tensor: by a number CUDA would multiply with 1 / 255, which rounds differently.
+        return images if images.is_floating_point() else images.float() / torch.full((), 255.0, device=self.device)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Move a network to the device; wrap it for several processes.
@@ -46,12 +60,24 @@ class PluginModel(BaseModel):
             net.compile()
         if not self.opt["dist"]:
             return super().model_to_device(net)
+        if train.get("sync_batch_norm", False):
+            net = self.synchronise_batch_norm(net)
         return DistributedDataParallel(
             net,
             device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
             broadcast_buffers=False,
             find_unused_parameters=self.opt.get("find_unused_parameters", False),
         )
+
+    def synchronise_batch_norm(self, net: nn.Module) -> nn.Module:
+        """Let D's batch-norm take its statistics from the batches of all processes: from the whole mini-batch.
+
+        Raises:
+            UserError: Not on a GPU; torch has it there alone.
+        """
+        if self.device.type != "cuda":
+            raise UserError("train: sync_batch_norm needs GPUs; on a CPU leave it false: each process has its own")
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **settings: Any) -> torch.optim.Optimizer:
         """BasicSR's optimizers; Adam in its fused form, one pass over the weights in place of a dozen."""

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from dp_basicsr.models.plugin_model import PluginModel
+from dp_basicsr.models.training_step import Losses, TrainingStep
 
+import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor
 
 
 @MODEL_REGISTRY.register()
-class PSNRModel(PluginModel, SRModel):
+class PSNRModel(TrainingStep, SRModel):
     """BasicSR's SRModel on any device, for the L1-trained ("PSNR-oriented") generator that ESRGAN starts from."""
 
-    log_dict: dict[str, float]  # SRModel reduces its losses to numbers in the step already
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One step on the batch in ``self.lq``, ``self.gt`` ((N, 3, H, W), RGB in [0, 1])."""
+        self.optimizer_g.zero_grad()
+        logs = []
+        for lq, gt, share in self.parts(self.net_g):
+            with self.autocast():
+                self.output = self.net_g(lq)
+                losses = self.losses(self.output, gt)
+            self.scaler.scale(torch.stack(list(losses.values())).sum() * share).backward()
+            logs.append(losses)
+        self.apply_gradients(current_iter, [self.optimizer_g], logs)
 
-    def get_current_log(self) -> dict[str, float]:
-        """The last step's losses as numbers."""
-        return self.log_dict
+    def losses(self, sr: Tensor, gt: Tensor) -> Losses:
+        """Those of the option file, by BasicSR's names in the log."""
+        losses: Losses = {}
+        if self.cri_pix:
+            losses["l_pix"] = self.cri_pix(sr.to(gt.dtype), gt)
+        if self.cri_perceptual:
+            l_percep, l_style = self.cri_perceptual(sr, gt)
+            losses |= {name: loss for name, loss in (("l_percep", l_percep), ("l_style", l_style)) if loss is not None}
+        return losses

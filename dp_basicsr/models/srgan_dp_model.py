@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
-
-from dp_basicsr.errors import UserError
 from dp_basicsr.losses.dp_loss import DPLoss
 from dp_basicsr.losses.functional import at_least_float32
-from dp_basicsr.models.plugin_model import PluginModel
+from dp_basicsr.models.training_step import Losses, TrainingStep
 
 import torch
 from basicsr.models.srgan_model import SRGANModel
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
-Losses = dict[str, Tensor]
-
-# `train: amp`
-AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from torch import Tensor
 
 # Names of DPLoss's terms in the log; those of extra networks get the same prefixes.
 LOG_PREFIXES = (("l_", "l_g_"), ("weight", "dp_weight"))
 
+# A discriminator whose losses stay below 1e-3 in ten looks in a row (ours) has won: what it teaches G vanishes.
+COLLAPSED_LOSS, COLLAPSED_LOOKS = 1e-3, 10
+
 
 @MODEL_REGISTRY.register()
-class SRGANDPModel(PluginModel, SRGANModel):
+class SRGANDPModel(TrainingStep, SRGANModel):
     """SRGAN-DP: L_G = lambda * L1 + eta * L_GAN + gamma * L_DP (Eq. 2) with the vanilla adversarial loss.
 
     The step computes the gradients of BasicSR's SRGANModel with fewer passes. D's weights do not change between G's
@@ -36,62 +29,25 @@ class SRGANDPModel(PluginModel, SRGANModel):
     one backward through G takes the sum.
     """
 
-    def init_training_settings(self) -> None:
-        """As BasicSR's, and ``train: amp``, the precision of the networks' forward passes.
-
-        Raises:
-            UserError: An ``amp`` that is not none, bf16 or fp16, or a ``grad_accumulation`` below 1.
-        """
-        train = self.opt["train"]
-        self.amp, self.grad_accumulation = train.get("amp", "none"), train.get("grad_accumulation", 1)
-        if self.amp not in AMP:
-            raise UserError(f"train: amp: expected one of {', '.join(AMP)}, got {self.amp!r}")
-        if not isinstance(self.grad_accumulation, int) or self.grad_accumulation < 1:
-            raise UserError(f"train: grad_accumulation: expected a number from 1 on, got {self.grad_accumulation!r}")
-        # fp16 alone has too small a range for gradients.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-        super().init_training_settings()
-        if self.cri_perceptual is not None and train.get("channels_last", False):
-            self.cri_perceptual.to(memory_format=torch.channels_last)
-
-    def autocast(self) -> torch.autocast:
-        """Run networks in ``train: amp``; losses are computed in float32 all the same."""
-        return torch.autocast(self.device.type, AMP[self.amp], enabled=self.amp != "none")
-
-    def apply_gradients(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Step the optimizers, with gradients cut to the norm ``train: grad_clip`` (of each network) if it is given."""
-        largest = self.opt["train"].get("grad_clip")
-        for optimizer in optimizers:
-            if largest:
-                self.scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], largest)
-            self.scaler.step(optimizer)
-        self.scaler.update()
+    collapsed_looks = 0
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One step of G and D on the batch in ``self.lq``, ``self.gt`` ((N, 3, H, W), RGB in [0, 1]).
 
         With ``train: grad_accumulation: n`` the batch goes through in n parts, whose gradients are averaged. Each part
-        then has its own w, its own means of D's logits and its own batch-norm, as the parts of several processes have.
+        then has its own w, its own means of D's logits and its own batch-norm.
         """
         update_g = current_iter % self.net_d_iters == 0 and current_iter > self.net_d_init_iters
         self.optimizer_g.zero_grad()
         self.optimizer_d.zero_grad()
-        parts = self.grad_accumulation
-        pairs = list(zip(self.lq.chunk(parts), self.gt.chunk(parts), strict=True))
-        logs = []
-        for number, (lq, gt) in enumerate(pairs, start=1):
-            with ExitStack() as stack:
-                for net in (self.net_g, self.net_d):
-                    if number < len(pairs) and isinstance(net, DistributedDataParallel):
-                        stack.enter_context(net.no_sync())  # the processes average once, with the last part
-                logs.append(self.accumulate(lq, gt, update_g, len(lq) / len(self.lq)))
-        self.apply_gradients([self.optimizer_d, self.optimizer_g] if update_g else [self.optimizer_d])
-        self.log_dict = {name: sum(log[name].detach() for log in logs) / len(logs) for name in logs[0]}
-        if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
+        statistics = [buffer.clone() for buffer in self.net_d.buffers()]
+        logs = [self.accumulate(*part, update_g) for part in self.parts(self.net_g, self.net_d)]
+        optimizers = [self.optimizer_d, self.optimizer_g] if update_g else [self.optimizer_d]
+        self.apply_gradients(current_iter, optimizers, logs)
+        for buffer, before in zip(self.net_d.buffers(), statistics, strict=True):
+            buffer.copy_(torch.where(self.applied == 1, buffer, before))  # D's statistics are a part of the step
 
-    def accumulate(self, lq: Tensor, gt: Tensor, update_g: bool, share: float) -> Losses:
+    def accumulate(self, lq: Tensor, gt: Tensor, share: float, update_g: bool) -> Losses:
         """Add the gradients of some pairs, ``share`` times, to those of D and (``update_g``) of G."""
         with self.autocast(), torch.set_grad_enabled(update_g):
             self.output = self.net_g(lq)
@@ -117,53 +73,52 @@ class SRGANDPModel(PluginModel, SRGANModel):
         return {"l_d_real": l_d_real, "l_d_fake": l_d_fake, "out_d_real": real.mean(), "out_d_fake": fake.mean()}
 
     def backward_generator(self, sr: Tensor, gt: Tensor, share: float) -> Losses:
-        """Add the image losses' gradient to the adversarial one on ``sr``, (N, 3, H, W), and send the sum through G."""
+        """Add the image losses' gradients to the adversarial one on ``sr``, (N, 3, H, W); send the sum through G."""
+
+        def scale(loss: Tensor) -> Tensor:
+            return self.scaler.scale(loss * share)
+
+        losses: Losses = {}
+        if self.cri_pix:
+            losses["l_g_pix"] = self.cri_pix(sr, gt)
+            scale(losses["l_g_pix"]).backward()
         with self.autocast():
-            total, losses = self.image_losses(sr, gt)
-        if losses:
-            self.scaler.scale(total * share).backward()
+            if isinstance(self.cri_perceptual, DPLoss):
+                l_g_percep = self.cri_perceptual.backward(sr, gt, scale)
+                losses |= log_names(self.cri_perceptual.terms) | {"l_g_percep": l_g_percep}
+            elif self.cri_perceptual:
+                named = zip(("l_g_percep", "l_g_style"), self.cri_perceptual(sr, gt), strict=True)
+                losses |= (others := {name: loss for name, loss in named if loss is not None})
+                scale(torch.stack(list(others.values())).sum()).backward()
         assert sr.grad is not None
         self.output.backward(sr.grad.to(self.output.dtype))
         return losses
 
-    def image_losses(self, sr: Tensor, gt: Tensor) -> tuple[Tensor, Losses]:
-        """Pixel and perceptual losses of ``sr`` against ``gt``: their sum, and each by its name in the log."""
-        total, losses = sr.new_zeros(()), {}
-        if self.cri_pix:
-            losses["l_g_pix"] = self.cri_pix(sr, gt)
-            total = total + losses["l_g_pix"]
-        if self.cri_perceptual:
-            l_g_percep, l_g_style = self.cri_perceptual(sr, gt)
-            losses |= self.dual_perceptual_terms()
-            for name, value in (("l_g_percep", l_g_percep), ("l_g_style", l_g_style)):
-                if value is not None:
-                    losses[name] = value
-                    total = total + value
-        return total, losses
-
-    def dual_perceptual_terms(self) -> Losses:
-        """``l_g_vgg``, ``l_g_resnet`` and ``dp_weight`` of the last call, where the perceptual loss is a DPLoss."""
-        if not isinstance(self.cri_perceptual, DPLoss):
-            return {}
-        terms = {}
-        for name, value in self.cri_perceptual.terms.items():
-            old, new = next(prefix for prefix in LOG_PREFIXES if name.startswith(prefix[0]))
-            terms[new + name.removeprefix(old)] = value
-        return terms
-
-    def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        """As every model's, and the gradient scaler's."""
-        return super().training_state(epoch, current_iter) | {"scaler": self.scaler.state_dict()}
-
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """As BasicSR's, and the gradient scaler, which BasicSR's own states do not have."""
-        super().resume_training(resume_state)
-        self.scaler.load_state_dict(resume_state.get("scaler") or self.scaler.state_dict())
-
     def generator_gan_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        """G's adversarial loss, eta times, from D's logits; ``real`` carries no gradient."""
+        """eta times G's adversarial loss, 0-d, from D's logits on originals (detached) and results, both (N, 1)."""
         return self.cri_gan(fake, True, is_disc=False)
 
     def discriminator_losses(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """D's losses on real and on fake logits."""
+        """D's losses on originals and on results, 0-d each; their sum is what D is trained on."""
         return self.cri_gan(real, True, is_disc=True), self.cri_gan(fake, False, is_disc=True)
+
+    def get_current_log(self) -> dict[str, float]:
+        """As every model's; warns of a discriminator that has won for good."""
+        log = super().get_current_log()
+        won = max(log["l_d_real"], log["l_d_fake"]) < COLLAPSED_LOSS
+        self.collapsed_looks = self.collapsed_looks + 1 if won else 0
+        if self.collapsed_looks == COLLAPSED_LOOKS:
+            get_root_logger().warning(
+                f"the discriminator has collapsed: its losses are below {COLLAPSED_LOSS} and G learns nothing from it; "
+                "lower its learning rate (train: optim_d: lr) or go back to an earlier checkpoint"
+            )
+        return log
+
+
+def log_names(terms: Losses) -> Losses:
+    """DPLoss's terms by their names in the log: ``l_g_vgg``, ``l_g_resnet``, ``dp_weight`` ..."""
+    named = {}
+    for name, value in terms.items():
+        old, new = next(prefix for prefix in LOG_PREFIXES if name.startswith(prefix[0]))
+        named[new + name.removeprefix(old)] = value
+    return named

@@ -54,3 +54,25 @@ def test_nothing_of_it_is_trained_or_leaves_eval_mode() -> None:
     assert not any(module.training for module in net.modules())
     assert not any(parameter.requires_grad for parameter in net.parameters())
     assert not {"mean", "std"} & net.state_dict().keys()
+
+
+@pytest.mark.parametrize("network", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_folded_batch_norm_is_the_same_network(
+    network: str, dtype: torch.dtype, tolerance: float, tmp_path: Path
+) -> None:
+    """Against torchvision's own network with statistics that are not those of a fresh one."""
+    plain = getattr(models, network)(weights=None).eval()
+    for number, norm in enumerate(module for module in plain.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        generator = torch.Generator().manual_seed(number)
+        for tensor in (norm.running_var, norm.running_mean, norm.weight.data, norm.bias.data):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    torch.save(plain.state_dict(), tmp_path / "net.pth")
+    folded = ResNetFeatures(["layer1", "layer2"], network, str(tmp_path / "net.pth"), use_input_norm=False).to(dtype)
+    plain.to(dtype)
+    x = torch.rand(1, 3, 64, 64, dtype=dtype)
+    first = plain.layer1(plain.maxpool(plain.relu(plain.bn1(plain.conv1(x)))))
+    features = folded(x)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    for value, expected in ((features["layer1"], first), (features["layer2"], plain.layer2(first))):
+        assert (value - expected).abs().max() <= tolerance * expected.abs().max()

@@ -182,9 +182,9 @@ def test_loss_weight_scales_the_value_but_not_the_terms() -> None:
 @pytest.mark.parametrize("batch_stats", [False, True])
 def test_frozen_networks_stay_as_they_are(batch_stats: bool) -> None:
     loss = small_loss(resnet_batch_stats=batch_stats)
-    before = {name: value.clone() for name, value in loss.state_dict().items()}
     x, gt = images()
-    first = loss.train()(x, gt)[0]
+    first = loss.train()(x, gt)[0]  # and batch-norm is folded
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
     first.backward()
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in loss.parameters())
     assert not any(module.training for module in loss.reference.features.modules())
@@ -268,6 +268,8 @@ def test_the_interface_and_its_defaults() -> None:
         "eps": 1e-8,
         "dynamic_weighting": True,
         "static_weight": 1.0,
+        "max_weight": None,
+        "sync_weight": True,
         "loss_weight": 1.0,
         "criterion": "l1",
         "vgg_type": "vgg19",
@@ -287,3 +289,33 @@ def test_basicsr_builds_it() -> None:
     assert isinstance(built, DPLoss)
     assert list(built.reference.features.parts)[-1] == "conv5_4"
     assert list(built.weighted["resnet"].features.parts)[-1] == "layer3"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, RELEASED, {"resnet_layer_weights": {}}, {"loss_weight": 0.5, "dynamic_weighting": False},
+     {"extra_networks": [{"network": "vgg11", "name": "b", "layer_weights": {"relu2_1": 1}, "weights": "random"}]}],
+)  # fmt: skip
+def test_backward_leaves_the_gradient_of_forward(options: dict[str, Any]) -> None:
+    """Network by network, w on the finished gradient: the same to rounding, added to what is on the image."""
+    loss = small_loss(**options)
+    x, gt = images()
+    expected, _ = loss(x, gt)
+    gradient = torch.autograd.grad(expected * 0.25, x)[0]
+    terms = dict(loss.terms)
+    x.grad = torch.ones_like(x)
+    value = loss.backward(x, gt, lambda value: value * 0.25)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(x.grad - 1, gradient, rtol=1e-9, atol=1e-14)
+    assert loss.terms == terms
+
+
+def test_the_weight_can_be_capped() -> None:
+    x, gt = images()
+    free, capped = small_loss(), small_loss(max_weight=0.125)
+    free(x, gt)
+    value, _ = capped(x, gt)
+    assert free.weight > 0.125
+    assert capped.weight == 0.125
+    assert value.item() == pytest.approx((capped.l_vgg + 0.125 * capped.l_resnet).item(), rel=1e-12)

@@ -1,0 +1,101 @@
+"""Keeping what is not finite out of a training run, and saying where it came from."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.losses.parallel import is_parallel
+
+import torch
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import get_dist_info
+from torch import Tensor, distributed, nn
+
+# On a GPU a step's verdict is read so many steps later, when it has long been there: nobody waits for the device.
+LAG = 2
+
+
+def not_finite(gradients: Sequence[Tensor], losses: Mapping[str, Tensor]) -> Tensor:
+    """1.0 where a gradient or a loss of any process is not finite, else 0.0: a 0-d float32, still on the device."""
+    norm = nn.utils.get_total_norm(gradients)
+    sound = torch.isfinite(torch.stack([norm.float(), *(loss.detach().float() for loss in losses.values())])).all()
+    flag = 1.0 - sound.float()
+    if is_parallel():
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    return flag
+
+
+def step_unless(flag: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Step, unless ``flag`` is 1: on the device where the optimizer can (fused Adam), else by looking at the flag."""
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if not flag.item():
+            optimizer.step()
+        return
+    optimizer.found_inf = flag  # type: ignore[attr-defined]  # as torch's GradScaler hands it over
+    optimizer.step()
+    del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is said of a step that was not applied: its losses by name, its flag, and the files of its batch."""
+
+    iteration: int
+    flag: Tensor
+    losses: Mapping[str, Tensor]
+    files: Sequence[str]
+    ready: torch.cuda.Event | None
+
+
+class StepGuard:
+    """Reports steps that were not applied, and stops the run after too many in a row.
+
+    Args:
+        limit: So many in a row end the run, at least 1.
+        device: Of the flags.
+    """
+
+    def __init__(self, limit: int, device: torch.device) -> None:
+        self.limit = limit
+        self.lag = LAG if device.type == "cuda" else 0
+        self.in_a_row = 0
+        self.steps: deque[Step] = deque()
+
+    def watch(self, iteration: int, flag: Tensor, losses: Mapping[str, Tensor], files: Sequence[str]) -> None:
+        """Take note of a step, and look at the one that is ``lag`` steps old.
+
+        Raises:
+            UserError: ``limit`` steps in a row were not applied. All processes raise it at the same step.
+        """
+        ready = None
+        if self.lag:
+            flag = flag.to("cpu", non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        self.steps.append(Step(iteration, flag, losses, files, ready))
+        if len(self.steps) > self.lag:
+            self._look(self.steps.popleft())
+
+    def _look(self, step: Step) -> None:
+        if step.ready is not None:
+            step.ready.synchronize()
+        if not step.flag.item():
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        terms = [name for name, value in step.losses.items() if not math.isfinite(value.item())]
+        if terms or get_dist_info()[0] == 0:
+            # An error, because BasicSR's logger keeps less than that from the other processes, whose files these are.
+            get_root_logger().error(
+                f"iteration {step.iteration}: {', '.join(terms) or 'a gradient'} not finite, the step is not applied; "
+                f"batch: {', '.join(step.files) or 'files not known'}"
+            )
+        if self.in_a_row >= self.limit:
+            raise UserError(
+                f"iteration {step.iteration}: {self.limit} steps in a row were not finite (train: max_nonfinite); the "
+                "last checkpoint is sound: go on from it (--auto_resume) with a lower learning rate or loss weight"
+            )

@@ -1,0 +1,117 @@
+"""What a training step of every model shares: precision, accumulation, clipping, and that only finite steps count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.models.plugin_model import PluginModel
+from dp_basicsr.models.step_guard import StepGuard, not_finite, step_unless
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Losses = dict[str, Tensor]
+
+# `train: amp`
+AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# `train: max_nonfinite`: ours; fp16's scale finds its place in fewer.
+MAX_NONFINITE = 10
+
+
+class TrainingStep(PluginModel):
+    """A model whose ``optimize_parameters`` goes through :meth:`parts` and ends with :meth:`apply_gradients`."""
+
+    def init_training_settings(self) -> None:
+        """As BasicSR's, with ``train:`` ``amp``, ``grad_accumulation`` and ``max_nonfinite``.
+
+        Raises:
+            UserError: An ``amp`` that is not none, bf16 or fp16, or a number below 1 of the other two.
+        """
+        train = self.opt["train"]
+        self.amp = train.get("amp", "none")
+        if self.amp not in AMP:
+            raise UserError(f"train: amp: expected one of {', '.join(AMP)}, got {self.amp!r}")
+        self.grad_accumulation = _at_least_1(train, "grad_accumulation", 1)
+        self.guard = StepGuard(_at_least_1(train, "max_nonfinite", MAX_NONFINITE), self.device)
+        # fp16 alone has too small a range for gradients.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+        self.applied = torch.ones((), device=self.device)  # 0 after a step that was not
+        super().init_training_settings()
+        if self.cri_perceptual is not None and train.get("channels_last", False):
+            self.cri_perceptual.to(memory_format=torch.channels_last)
+
+    def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
+        """As every model's, and the gradient scaler's."""
+        return super().training_state(epoch, current_iter) | {"scaler": self.scaler.state_dict()}
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """As BasicSR's, and the gradient scaler, which BasicSR's own states do not have."""
+        super().resume_training(resume_state)
+        self.scaler.load_state_dict(resume_state.get("scaler") or self.scaler.state_dict())
+
+    def autocast(self) -> torch.autocast:
+        """Run networks in ``train: amp``; losses are computed in float32 all the same."""
+        return torch.autocast(self.device.type, AMP[self.amp], enabled=self.amp != "none")
+
+    def parts(self, *nets: nn.Module) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """The batch in ``train: grad_accumulation`` parts: lq, gt and the part's share of the batch.
+
+        Several processes average the gradients of ``nets`` once, with the last part.
+        """
+        pairs = list(zip(self.lq.chunk(self.grad_accumulation), self.gt.chunk(self.grad_accumulation), strict=True))
+        for number, (lq, gt) in enumerate(pairs, start=1):
+            with ExitStack() as stack:
+                for net in nets:
+                    if number < len(pairs) and isinstance(net, DistributedDataParallel):
+                        stack.enter_context(net.no_sync())
+                yield lq, gt, len(lq) / len(self.lq)
+
+    def apply_gradients(
+        self, iteration: int, optimizers: Sequence[torch.optim.Optimizer], logs: Sequence[Losses]
+    ) -> None:
+        """Step the optimizers, if all gradients and losses are finite, and log the parts' mean losses.
+
+        Gradients are cut to the norm ``train: grad_clip`` (of each network) if it is given.
+
+        Raises:
+            UserError: ``train: max_nonfinite`` steps in a row were not finite.
+        """
+        self.log_dict = {name: sum(log[name].detach() for log in logs) / len(logs) for name in logs[0]}
+        gradients = []
+        for optimizer in optimizers:
+            self.scaler.unscale_(optimizer)
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            if self.opt["train"].get("grad_clip"):
+                nn.utils.clip_grad_norm_(parameters, self.opt["train"]["grad_clip"])
+            gradients += [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flag = not_finite(gradients, self.log_dict)
+        for optimizer in optimizers:
+            step_unless(flag, optimizer)
+        self.scaler.update()
+        self.applied = 1.0 - flag
+        if self.ema_decay > 0:
+            self.model_ema(self.ema_decay)
+        self.guard.watch(iteration, flag, self.log_dict, self.files)
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        """Move the EMA, ``ema += (1 - decay) * (weight - ema)``, unless the step was not applied."""
+        if decay == 0:  # BasicSR's way of copying
+            super().model_ema(decay)
+            return
+        ema = [parameter.data for parameter in self.net_g_ema.parameters()]
+        weights = [parameter.data for parameter in self.get_bare_model(self.net_g).parameters()]
+        difference = torch._foreach_sub(weights, ema)
+        torch._foreach_mul_(difference, (1 - decay) * self.applied.to(ema[0].dtype))
+        torch._foreach_add_(ema, difference)
+
+
+def _at_least_1(train: Mapping[str, Any], key: str, default: int) -> int:
+    value = train.get(key, default)
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"train: {key}: expected a number from 1 on, got {value!r}")
+    return value
