@@ -1,0 +1,127 @@
+"""The method on P processes with batch B / P: the gradients are those of one process with batch B (float64, gloo)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401
+from dp_basicsr.errors import UserError
+from dp_basicsr.losses import DPLoss
+
+import pytest
+import torch
+from basicsr.models import build_model
+from torch import Tensor, distributed, multiprocessing, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.conftest import SMALL_DP_LOSS, model_options
+
+BATCH = 8
+# Without batch-norm: each process has its own there, unless `sync_batch_norm` (GPUs alone) makes it one.
+NET_D = {"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 4}
+CASES: dict[str, dict[str, Any]] = {
+    "ESRGAN-DP": {"model_type": "ESRGANDPModel"},
+    "SRGAN-DP": {"model_type": "SRGANDPModel"},
+    "L1 and DPLoss": {"model_type": "PSNRModel"},
+    "accumulated": {"model_type": "ESRGANDPModel", "grad_accumulation": 2},
+    "each its own w": {"model_type": "PSNRModel", "perceptual_opt": {**SMALL_DP_LOSS, "sync_weight": False}},
+    "each its own mean": {
+        "model_type": "ESRGANDPModel",
+        "gan_opt": {"type": "GANLoss", "gan_type": "vanilla", "loss_weight": 5.0, "sync_mean": False},
+    },
+}
+SYNCHRONISED = [name for name in CASES if "its own" not in name]
+
+
+def batch() -> dict[str, Tensor]:
+    """Pairs that differ from each other, so that a part's ratio of the terms is not the whole's."""
+    generator = torch.Generator().manual_seed(0)
+    gt = torch.rand(BATCH, 3, 32, 32, generator=generator, dtype=torch.float64)
+    gt *= torch.linspace(0.1, 1, BATCH, dtype=torch.float64).view(-1, 1, 1, 1)
+    return {"lq": nn.functional.avg_pool2d(gt, 4), "gt": gt}
+
+
+def build(case: str, rank: int = 0, world_size: int = 1) -> Any:
+    train = copy.deepcopy(CASES[case])
+    opt = model_options(train.pop("model_type"), Path(), **train) | {"network_d": dict(NET_D)}
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)  # DistributedDataParallel takes the networks as they are built
+    try:
+        return build_model(opt | {"dist": world_size > 1, "rank": rank, "world_size": world_size})
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def gradients(case: str, rank: int = 0, world_size: int = 1) -> tuple[dict[str, Tensor], int]:
+    """Of G and D after one step on this process's share of the batch; and how often the processes averaged them."""
+    model = build(case, rank, world_size)
+    nets = {name: getattr(model, name) for name in ("net_g", "net_d") if hasattr(model, name)}
+    averaged = []
+    for net in nets.values():
+        if isinstance(net, DistributedDataParallel):
+            net.register_comm_hook(None, lambda _, bucket: averaged.append(0) or allreduce_hook(None, bucket))
+    model.feed_data({name: images[rank::world_size] for name, images in batch().items()})
+    model.optimize_parameters(1)
+    found = {
+        f"{name}.{key}": parameter.grad
+        for name, net in nets.items()
+        for key, parameter in model.get_bare_model(net).named_parameters()
+    }
+    return found, len(averaged)
+
+
+def work(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world_size)
+    torch.save({case: gradients(case, rank, world_size) for case in CASES}, f"{folder}/{rank}.pt")
+    model = build("ESRGAN-DP", rank, world_size)
+    before = copy.deepcopy(model.net_g.state_dict())
+    images = {name: images[rank::world_size] for name, images in batch().items()}
+    model.feed_data({**images, "gt": images["gt"] * (math.nan if rank == 1 else 1.0)})
+    model.optimize_parameters(1)
+    assert all(torch.equal(before[name], value) for name, value in model.net_g.state_dict().items()), "one is enough"
+    distributed.destroy_process_group()
+
+
+def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest, relative to the largest gradient of its tensor.
+
+    That of D's last bias is what two sums of 1e-2 leave of each other; 1e-6 stands in for it.
+    """
+    return max(
+        ((found[name] - value).abs().max() / value.abs().max().clamp(min=1e-6)).item()
+        for name, value in expected.items()
+    )
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_have_the_gradients_of_one(world_size: int, tmp_path: Path) -> None:
+    multiprocessing.start_processes(work, (world_size, str(tmp_path)), world_size, start_method="spawn")
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
+    buckets = 2  # all of G's gradients, and all of D's
+    for case in CASES:
+        expected, _ = gradients(case)
+        largest = max(difference(rank[case][0], expected) for rank in ranks)
+        assert math.isfinite(largest)
+        assert (largest < 1e-9) == (case in SYNCHRONISED), (case, largest)
+    assert {rank["accumulated"][1] for rank in ranks} == {buckets}, "averaged with the last part alone"
+
+
+def test_synchronised_batch_norm_needs_a_gpu(tmp_path: Path) -> None:
+    opt = model_options("ESRGANDPModel", tmp_path, sync_batch_norm=True) | {"dist": True, "world_size": 2}
+    with pytest.raises(UserError, match="sync_batch_norm needs GPUs"):
+        build_model(opt)
+
+
+def test_alone_nothing_is_averaged() -> None:
+    loss = DPLoss(**{key: value for key, value in SMALL_DP_LOSS.items() if key != "type"}).double()
+    images = batch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "all_reduce", lambda *args, **kwargs: pytest.fail("there is no group"))
+        assert loss(images["gt"], images["gt"].flip(0))[0] > 0

@@ -1,0 +1,110 @@
+"""Steps that are not finite: not applied, named, and counted."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401
+from dp_basicsr.errors import UserError
+from dp_basicsr.models import srgan_dp_model
+
+import pytest
+import torch
+from basicsr.models import build_model
+from torch import Tensor
+
+from tests.conftest import model_options, random_batch
+
+MODELS = ("ESRGANDPModel", "SRGANDPModel", "PSNRModel")
+ADAM = {"type": "Adam", "lr": 1e-3, "betas": [0.9, 0.99]}
+PLAIN = {**ADAM, "fused": False}  # has no step that the device can leave out
+
+
+def build(model_type: str, folder: Path, **train: Any) -> Any:
+    torch.manual_seed(0)
+    return build_model(model_options(model_type, folder, ema_decay=0.9, **train))
+
+
+def bad_batch() -> dict[str, Any]:
+    batch = random_batch(0)
+    batch["gt"][1, 0, 5, 5] = math.inf
+    return batch | {"gt_path": ["good.png", "broken.png"]}
+
+
+def step(model: Any, batch: dict[str, Any], iteration: int = 1) -> None:
+    model.feed_data(batch)
+    model.optimize_parameters(iteration)
+
+
+def state(model: Any) -> list[Tensor]:
+    """Everything that a step changes: weights, D's statistics, EMA and optimizers."""
+    nets = [model.net_g, model.net_g_ema, *([model.net_d] if hasattr(model, "net_d") else [])]
+    tensors = [value for net in nets for value in net.state_dict().values()]
+    for optimizer in model.optimizers:
+        tensors += [value for entry in optimizer.state.values() for value in entry.values() if value is not None]
+    return [tensor.clone() for tensor in tensors]
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("optim", [ADAM, PLAIN])
+def test_a_step_that_is_not_finite_leaves_no_trace(model_type: str, optim: dict[str, Any], tmp_path: Path) -> None:
+    """With a bad step in between, the same bits as without."""
+    model, untouched = (build(model_type, tmp_path, optim_g=dict(optim), optim_d=dict(optim)) for _ in range(2))
+    step(model, random_batch(1))
+    step(model, bad_batch())
+    step(model, random_batch(2))
+    step(untouched, random_batch(1))
+    step(untouched, random_batch(2))
+    assert all(torch.equal(a, b) for a, b in zip(state(model), state(untouched), strict=True))
+
+
+def test_term_iteration_and_files_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "basicsr")
+    step(build("ESRGANDPModel", tmp_path), bad_batch(), 17)
+    assert "iteration 17" in caplog.text
+    assert "l_g_pix" in caplog.text
+    assert "broken.png" in caplog.text
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_a_gradient_alone_is_enough(model_type: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = build(model_type, tmp_path)
+    model.net_g.conv_first.bias.register_hook(lambda gradient: gradient * math.nan)
+    before = state(model)
+    step(model, random_batch(1))
+    assert "a gradient not finite" in caplog.text
+    assert all(torch.equal(a, b) for a, b in zip(before, state(model), strict=False))
+
+
+def test_so_many_in_a_row_end_the_run(tmp_path: Path) -> None:
+    model = build("PSNRModel", tmp_path, max_nonfinite=2)
+    for iteration in (1, 3, 5):
+        step(model, bad_batch(), iteration)
+        step(model, random_batch(1), iteration + 1)
+    step(model, bad_batch(), 7)
+    with pytest.raises(UserError, match=r"iteration 8: 2 steps in a row.*max_nonfinite"):
+        step(model, bad_batch(), 8)
+
+
+def test_a_collapsed_discriminator_is_named_once(tmp_path: Path, monkeypatch, caplog) -> None:
+    model = build("ESRGANDPModel", tmp_path)
+    step(model, random_batch(1))
+    model.get_current_log()
+    assert "collapsed" not in caplog.text
+    monkeypatch.setattr(srgan_dp_model, "COLLAPSED_LOSS", 10.0)
+    for _ in range(2 * srgan_dp_model.COLLAPSED_LOOKS):
+        model.get_current_log()
+    assert caplog.text.count("the discriminator has collapsed") == 1
+
+
+def test_uint8_images_become_the_bits_of_basicsr_s_datasets(tmp_path: Path) -> None:
+    model = build("PSNRModel", tmp_path)
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    model.feed_data({"lq": values, "gt": values})
+    assert model.lq.dtype == torch.float32
+    assert (model.lq.numpy() == values.numpy().astype("float32") / 255.0).all()
