@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,8 +120,10 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
 
 def _refuse_too_many_pixels(data: bytes) -> None:
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            pixels = image.width * image.height
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a large image, and of what is about to be named as damaged
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                pixels = image.width * image.height
     except Image.DecompressionBombError as error:  # Pillow's own limit, which another program part may have lowered
         raise BadImageError(f"is refused before decoding: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:

@@ -133,7 +133,7 @@ class LmdbReader:
                 raise UserError(f"is not in {self.folder}, though its meta_info.txt names it")
             yield record
 
-    def keys(self) -> list[str]:
+    def stored_keys(self) -> list[str]:
         """The keys of all records that are there, sorted."""
         self.open()
         with self._env.begin() as transaction, transaction.cursor() as cursor:

@@ -223,6 +223,12 @@ def test_a_limit_of_pixels_is_held_before_decoding() -> None:
         read_picture(Path("large.png"), max_pixels=4_000_000)
 
 
+def test_without_a_limit_of_ours_pillow_s_holds() -> None:
+    Image.new("1", (60_000, 3_500)).save("larger.png")  # 26 MB of bits here, 630 MB decoded
+    with pytest.raises(BadImageError, match="decompression bomb"):
+        read_picture(Path("larger.png"))
+
+
 def test_a_failed_write_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path("out.png")
     path.write_bytes(b"the old one")
