@@ -107,8 +107,8 @@ class LmdbReader:
     """An LMDB mapped into memory for reading; get it by :func:`lmdb_reader`.
 
     LMDB must be opened once a process and not be taken over a fork, so it opens itself at the first record and again
-    in every process it finds itself in. Nothing is locked (what is read here is never written again) or read ahead
-    (records are taken at random).
+    in every process it finds itself in. Nothing is locked: what is read here is never written again. The system may
+    read ahead: a crop lies on some fifty pages beside each other, fetched one by one without.
     """
 
     def __init__(self, folder: str) -> None:
@@ -124,11 +124,14 @@ class LmdbReader:
         """The record of a key, mapped: valid and unchangeable within the block.
 
         Raises:
-            UserError: there is none, or the LMDB cannot be opened.
+            UserError: there is none, or the LMDB is damaged or cannot be opened.
         """
         self.open()
         with self._env.begin(buffers=True) as transaction:
-            record = transaction.get(key.encode("ascii"))
+            try:
+                record = transaction.get(key.encode("ascii"))
+            except lmdb.Error as error:
+                raise UserError(f"cannot be read from {self.folder}: {error}") from error
             if record is None:
                 raise UserError(f"is not in {self.folder}, though its meta_info.txt names it")
             yield record
@@ -151,7 +154,7 @@ class LmdbReader:
             self._env.close()  # the parent's: in this process only, and nothing is written at it
         path = Path(self.folder, "data.mdb")
         try:
-            self._env = lmdb.open(self.folder, readonly=True, lock=False, readahead=False)
+            self._env = lmdb.open(self.folder, readonly=True, lock=False, readahead=True)
             expected = self._env.stat()["psize"] * (self._env.info()["last_pgno"] + 1)
             size = path.stat().st_size
         except (lmdb.Error, OSError) as error:
