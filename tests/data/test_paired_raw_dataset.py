@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr import train
 from dp_basicsr.data.lmdb_records import from_planes, lmdb_reader, read_meta_info, to_planes
+from dp_basicsr.data.preparation.convert import create_lmdb
 from dp_basicsr.data.preparation.extract import Extraction, extract_subimages
 from dp_basicsr.data.preparation.jobs import Job
 from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
@@ -27,6 +29,7 @@ from torch.utils.data import DataLoader
 
 from tests.data.conftest import smooth_noise
 from tests.data.test_stream import options
+from tests.test_train_and_test import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +246,22 @@ def test_meta_info_says_which_form_and_basicsr_reads_the_key(
     info = read_meta_info(tmp_path / "a.lmdb")
     assert (info.shapes, info.raw) == ({"0001_s001": (480, 470, 3)}, form == "raw")
     assert paths_from_lmdb(str(tmp_path / "a.lmdb")) == ["0001_s001"]
+
+
+def test_a_run_on_raw_records_ends_with_the_weights_of_one_on_png(pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "small.yml").write_text(SMALL)
+    for name, form in (("png", "png"), ("raw", "raw")):
+        for folder in ("GT", "LRbicx4"):
+            create_lmdb(pairs / folder, tmp_path / name / f"{folder}.lmdb", Job(workers=1), form)  # type: ignore[arg-type]
+    for name, kind in (("png", "PairedImageDataset"), ("raw", "PairedRawDataset")):
+        data = [
+            f"type={kind}",
+            f"dataroot_gt={name}/GT.lmdb",
+            f"dataroot_lq={name}/LRbicx4.lmdb",
+            "io_backend:type=lmdb",
+        ]
+        settings = [f"name={name}", "train:total_iter=3", "val=~", "logger:use_tb_logger=false"]
+        settings += [f"datasets:train:{entry}" for entry in data]
+        train.main(["-opt", "small.yml", "--force_yml", *settings])
+    png, raw = (torch.load(f"experiments/{name}/models/net_g_latest.pth")["params"] for name in ("png", "raw"))
+    assert all(torch.equal(png[name], raw[name]) for name in png)
