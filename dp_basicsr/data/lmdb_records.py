@@ -137,10 +137,17 @@ class LmdbReader:
             yield record
 
     def stored_keys(self) -> list[str]:
-        """The keys of all records that are there, sorted."""
+        """The keys of all records that are there, sorted.
+
+        Raises:
+            UserError: the LMDB is damaged or cannot be opened.
+        """
         self.open()
-        with self._env.begin() as transaction, transaction.cursor() as cursor:
-            return [key.decode("ascii", "backslashreplace") for key in cursor.iternext(values=False)]
+        try:
+            with self._env.begin() as transaction, transaction.cursor() as cursor:
+                return [key.decode("ascii", "backslashreplace") for key in cursor.iternext(values=False)]
+        except lmdb.Error as error:
+            raise UserError(f"the LMDB {self.folder} is damaged: {error}; copy or make it again") from error
 
     def open(self) -> None:
         """Open it, unless it is open in this process already.
