@@ -124,7 +124,7 @@ def _refuse_too_many_pixels(data: bytes) -> None:
             warnings.simplefilter("ignore")  # of a large image, and of what is about to be named as damaged
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 pixels = image.width * image.height
-    except Image.DecompressionBombError as error:  # Pillow's own limit, which another program part may have lowered
+    except Image.DecompressionBombError as error:  # Pillow's own limit, where it is on
         raise BadImageError(f"is refused before decoding: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise BadImageError(f"is no image in {', '.join(_FORMATS)}" if data else "is empty") from error

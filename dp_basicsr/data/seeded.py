@@ -79,7 +79,7 @@ class SeededDataset(Dataset):
 def _readable(error: Exception) -> str:
     # What BasicSR says of a file that does not decode, is empty, or of a key that is not there.
     unclear = isinstance(error, cv2.error) or "NoneType" in str(error)
-    return "it is missing or does not decode" if unclear else str(error)
+    return "it is missing or does not decode" if unclear else " ".join(str(error).split())
 
 
 @contextmanager
