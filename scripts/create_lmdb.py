@@ -1,4 +1,4 @@
-"""Pack a folder of images that exists already into an LMDB of BasicSR's form."""
+"""Pack a folder of images into an LMDB, or convert an LMDB: records of BasicSR's form (PNG) or raw ones."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from dp_basicsr.data.preparation.convert import create_lmdb
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True, help="folder of images, 8 bit, gray or colour")
+    parser.add_argument("--input", type=Path, required=True, help="folder of images (8 bit, gray or colour) or an LMDB")
     parser.add_argument("--output", type=Path, required=True, help="the LMDB folder to make; its name ends with .lmdb")
+    parser.add_argument("--lmdb", choices=["png", "raw"], default="png", help="records to write: raw: PairedRawDataset")
     add_job_arguments(parser)
     return parser.parse_args(argv)
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parse(argv)
     with data_command():
-        print(create_lmdb(args.input, args.output, job_from(args)))
+        print(create_lmdb(args.input, args.output, job_from(args), args.lmdb))
     return 0
 
 

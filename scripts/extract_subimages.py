@@ -30,6 +30,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--format", choices=["lmdb", "png", "both"], default="lmdb", help="LMDBs, folders of PNG files or both"
     )
+    parser.add_argument(
+        "--lmdb", choices=["png", "raw"], default="png", help="records of the LMDBs: BasicSR's, or for PairedRawDataset"
+    )
     add_job_arguments(parser)
     return parser.parse_args(argv)
 
@@ -39,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     with data_command():
         window = Window(args.crop_size, args.step, args.thresh_size)
-        what = Extraction(args.input, args.output, window, tuple(args.scale), tuple(args.lr_input), args.format)
+        scales, lr = tuple(args.scale), tuple(args.lr_input)
+        what = Extraction(args.input, args.output, window, scales, lr, args.format, args.lmdb)
         print(extract_subimages(what, job_from(args)))
     return 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +12,13 @@ from dp_basicsr.errors import UserError
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LOSSLESS_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+MOST_PIXELS = 1 << 27  # of one image: 16384 x 8192, 0.4 GB decoded; a few kilobytes of PNG can claim more
+
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # Pillow's names for the suffixes above
 
 # A whole file contains these. Some OpenCV versions return the upper part of a cut-off file as if it were an image.
 _END_MARKS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
@@ -50,13 +56,23 @@ def find_images(folder: Path) -> list[Path]:
 def read_image(path: Path, *, gray: bool = False) -> NDArray[np.uint8]:
     """Read ``(H, W, 3)``, BGR, uint8, range [0, 255]; with ``gray`` also ``(H, W)``.
 
+    Raises:
+        BadImageError: the file cannot be read, or as :func:`decode_image`.
+    """
+    return decode_image(_read_bytes(path), gray=gray)
+
+
+def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.uint8]:
+    """Decode the content of an image file to what :func:`read_image` returns.
+
     16 bits and alpha are refused rather than dropped: what OpenCV would make of them in silence is not what is in the
     file. An alpha that is opaque everywhere says nothing and is left out.
 
     Raises:
-        BadImageError: the file cannot be read, does not decode, is cut off, or is of another kind.
+        BadImageError: it does not decode, is cut off, has more than :data:`MOST_PIXELS` (looked up in its head, before
+            anything is decoded), or is of another kind.
     """
-    image = _without_opaque_alpha(_decode(_read_bytes(path)))
+    image = _without_opaque_alpha(_decode(bytes(data)))
     channels = 1 if image.ndim == 2 else image.shape[2]
     if image.dtype != np.uint8:
         raise BadImageError(f"has {8 * image.dtype.itemsize} bits a channel, expected 8")
@@ -92,13 +108,28 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
     for start, end in _END_MARKS.items():
         if data.startswith(start) and end not in data:
             raise BadImageError("is cut off before its end")
+    _refuse_too_many_pixels(data)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:  # more pixels than OpenCV allows, for one
         raise BadImageError(f"is refused by OpenCV ({error.err})") from error
     if image is None:
-        raise BadImageError("is no image that OpenCV can decode" if data else "is empty")
+        raise BadImageError("is no image that OpenCV can decode")
     return image  # type: ignore[return-value]
+
+
+def _refuse_too_many_pixels(data: bytes) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a large image, and of what is about to be named as damaged
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                pixels = image.width * image.height
+    except Image.DecompressionBombError as error:  # Pillow's own limit, where it is on
+        raise BadImageError(f"is refused before decoding: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadImageError(f"is no image in {', '.join(_FORMATS)}" if data else "is empty") from error
+    if pixels > MOST_PIXELS:
+        raise BadImageError(f"has {pixels / 1e6:,.0f} megapixels, at most {MOST_PIXELS / 1e6:,.0f} are decoded")
 
 
 def _without_opaque_alpha(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
+from dp_basicsr.data.lmdb_records import is_raw, lmdb_reader
+from dp_basicsr.data.seeded import BadSamples, SeededDataset
 from dp_basicsr.errors import UserError
 
 import lmdb
-import numpy as np
 import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.utils import get_root_logger
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 Batch = dict[str, Any]
 
@@ -30,50 +30,6 @@ HOW_TO_GET_DATA = (
 )
 
 HOW_TO_GET_TEST_SETS = "datasets/README.md says where they come from and shows the tree that is expected"
-
-
-class SeededDataset(Dataset):
-    """A dataset whose random choices depend on (seed, epoch, place in the epoch) alone.
-
-    Not on the number of workers or processes, and not on where a run was interrupted. The program's own random state is
-    left as it was.
-
-    Args:
-        dataset: Any dataset that draws from Python's, NumPy's or torch's global generator (CPU), as BasicSR's do.
-        seed: ``manual_seed`` of the run.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        self.dataset = dataset
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, key: tuple[int, int, int]) -> Batch:
-        """The sample of ``(epoch, place, index)``."""
-        epoch, place, index = key
-        with _random_state(np.random.SeedSequence((self.seed, epoch, place))):
-            try:
-                return self.dataset[index]
-            except Exception as error:
-                paths = getattr(self.dataset, "paths", None)  # BasicSR's paired datasets have them
-                raise UserError(f"sample {paths[index] if paths else index} cannot be used: {error}") from error
-
-
-@contextmanager
-def _random_state(seeds: np.random.SeedSequence) -> Iterator[None]:
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    python_seed, numpy_seed, torch_seed = (int(word) for word in seeds.generate_state(3))
-    random.seed(python_seed)
-    np.random.seed(numpy_seed)
-    torch.default_generator.manual_seed(torch_seed)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
 
 
 class TrainSampler(EnlargedSampler):
@@ -125,6 +81,9 @@ class TrainStream:
                 f"{self.loader.batch_size}; lower batch_size_per_gpu or raise dataset_enlarge_ratio"
             )
 
+        on_bad, most = self.dataset_opt.get("on_bad_image", "stop"), self.dataset_opt.get("max_bad_share", 0.01)
+        self.bad_samples = BadSamples(on_bad, most, len(self.sampler))
+
     def epoch_of(self, iteration: int) -> int:
         """The epoch that the batch after ``iteration`` iterations belongs to."""
         return iteration // self.iters_per_epoch
@@ -140,19 +99,33 @@ class TrainStream:
 
     def _one_epoch(self) -> Iterator[Batch]:
         if self.dataset_opt.get("prefetch_mode") != "cuda":
-            yield from self.loader
+            yield from self.bad_samples.watch(self.loader)
             return
         prefetcher = CUDAPrefetcher(self.loader, self.opt)
-        while (batch := prefetcher.next()) is not None:
-            yield batch
+        yield from self.bad_samples.watch(iter(prefetcher.next, None))
 
 
 def _build(dataset_opt: dict[str, Any]) -> Any:
     """BasicSR's dataset; what it finds wrong with the files (counts, names, a broken LMDB) is a UserError."""
     try:
+        _refuse_bad_lmdbs(dataset_opt)
         return build_dataset(dataset_opt)
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         raise UserError(f"datasets: {dataset_opt['name']}: {error}") from error
+
+
+def _refuse_bad_lmdbs(dataset_opt: dict[str, Any]) -> None:
+    """Refuse LMDBs that are cut off, and raw records for BasicSR's datasets: a UserError says what to do."""
+    kind = dataset_opt["type"]
+    for root in (str(dataset_opt.get(name)) for name in ("dataroot_gt", "dataroot_lq")):
+        if not root.endswith(".lmdb"):
+            continue
+        lmdb_reader(root).open()
+        if kind != "PairedRawDataset" and is_raw(root):
+            raise UserError(
+                f"{root} has raw records, which {kind} cannot read: give type: PairedRawDataset (to train), or convert "
+                f"it by `python scripts/create_lmdb.py --input {root} --lmdb png --output NEW.lmdb`"
+            )
 
 
 def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:

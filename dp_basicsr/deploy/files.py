@@ -30,6 +30,7 @@ FORMATS = {
 WITH_ALPHA = ("PNG", "WEBP", "TIFF")
 WITH_16_BITS = ("PNG", "TIFF")
 QUALITY = 95
+MOST_PIXELS = 178_956_970  # Pillow's own limit, which some libraries switch off for the whole program
 
 _ORIENTATION = 0x0112
 # EXIF orientation -> transpose first, then flip vertically, then horizontally (Exif 2.32, 4.6.4).
@@ -41,7 +42,7 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _BLACK_IS_ZERO, _RGB = 1, 2
 
 
-def read_picture(path: Path, max_pixels: int | None = None) -> Picture:
+def read_picture(path: Path, max_pixels: int = MOST_PIXELS) -> Picture:
     """Read PNG, JPEG, WebP, TIFF, BMP or GIF: 8 or 16 bits, gray, palette, colour or CMYK, with alpha or without.
 
     A palette becomes RGB, black and white becomes gray, CMYK becomes sRGB through its profile. EXIF's orientation is
@@ -54,7 +55,7 @@ def read_picture(path: Path, max_pixels: int | None = None) -> Picture:
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
-            if max_pixels and image.width * image.height > max_pixels:
+            if image.width * image.height > max_pixels:
                 raise BadImageError(f"is {image.width} x {image.height}, more than {max_pixels / 1e6:g} megapixels")
             return _decode(image, data)
     except BadImageError:

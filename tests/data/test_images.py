@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
+from dp_basicsr.data import images
 from dp_basicsr.data.images import BadImageError, encode_png, find_images, read_image
 from dp_basicsr.errors import UserError
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -59,6 +63,35 @@ def test_a_file_that_is_cut_off_is_never_half_an_image(tmp_path: Path, suffix: s
 def test_what_is_no_image_says_so(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(BadImageError, match=r"is empty|no image|cut off"):
+        read_image(tmp_path / "a.png")
+
+
+def claim(width: int, height: int) -> bytes:
+    """A PNG file of a few hundred bytes whose head claims so many pixels, checksum and all."""
+    data = bytearray(encode_png(COLOUR))
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("limit", [89_478_485, None])  # Pillow's own, which some libraries switch off
+@pytest.mark.parametrize("side", [12_000, 60_000])  # beyond our limit, and beyond Pillow's as well
+def test_too_many_pixels_are_refused_before_decoding(
+    tmp_path: Path, side: int, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    (tmp_path / "bomb.png").write_bytes(claim(side, side))
+    with pytest.raises(BadImageError, match=r"megapixels, at most 134|refused before decoding: .*3600000000"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_an_image_just_below_the_limit_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(encode_png(COLOUR))
+    monkeypatch.setattr(images, "MOST_PIXELS", 20 * 30)
+    assert read_image(tmp_path / "a.png").shape == (20, 30, 3)
+    monkeypatch.setattr(images, "MOST_PIXELS", 20 * 30 - 1)
+    with pytest.raises(BadImageError, match="megapixels"):
         read_image(tmp_path / "a.png")
 
 

@@ -68,8 +68,8 @@ def test_every_epoch_and_seed_has_its_own_crops(pairs: Path) -> None:
 
 def test_the_program_s_random_state_is_left_alone() -> None:
     class Drawing(torch.utils.data.Dataset):
-        def __getitem__(self, index: int) -> tuple[float, float, float]:
-            return random.random(), np.random.rand(), torch.rand(()).item()
+        def __getitem__(self, index: int) -> dict[str, float]:
+            return {"python": random.random(), "numpy": np.random.rand(), "torch": torch.rand(()).item()}
 
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     dataset = SeededDataset(Drawing(), seed=0)

@@ -1,4 +1,4 @@
-"""Whole folders of images: their LR by MATLAB's bicubic, and packing into an LMDB."""
+"""Whole folders of images: their LR by MATLAB's bicubic, and packing into an LMDB, also from another LMDB."""
 
 from __future__ import annotations
 
@@ -11,39 +11,57 @@ from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation.folder_writer import FolderWriter
 from dp_basicsr.data.preparation.jobs import Job, Report, commit_all, process_images
 from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
-from dp_basicsr.data.preparation.records import Record, check_keys, png_record
+from dp_basicsr.data.preparation.records import Record, RecordForm, check_keys, make_record
 from dp_basicsr.data.preparation.staging import refuse_input
+from dp_basicsr.data.sources import ImageSource, find_sources
 from dp_basicsr.errors import UserError
 
 
 @dataclass(frozen=True)
 class FileTask:
-    """One image file to encode (``scale`` 1) or to downsample."""
+    """One image file to downsample."""
 
     path: Path
-    compression: int
-    scale: int = 1
+    scale: int
 
     def __str__(self) -> str:
         return str(self.path)
 
 
-def create_lmdb(folder: Path, output: Path, job: Job) -> Report:
-    """Pack the images of ``folder`` (8 bit, gray or colour) as PNG into the LMDB ``output``, keyed by name.
+@dataclass(frozen=True)
+class RecordTask:
+    """One image to make a record of."""
+
+    source: ImageSource
+    form: RecordForm
+    compression: int
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+
+def create_lmdb(place: Path, output: Path, job: Job, form: RecordForm = "png") -> Report:
+    """Pack the images of a folder or of another LMDB (8 bit, gray or colour) into the LMDB ``output``, keyed by name.
+
+    Args:
+        place: the folder or the LMDB, of either form.
+        output: what to make; its name ends with ``.lmdb``.
+        job: how.
+        form: what the records shall be.
 
     Raises:
         UserError: as :func:`dp_basicsr.data.preparation.extract.extract_subimages`.
     """
-    images = find_images(folder)
-    refuse_input([folder], [output])
-    check_keys(path.name for path in images)
+    images = find_sources(place)
+    refuse_input([place], [output])
+    check_keys(source.name for source in images)
     with ExitStack() as stack:
         writer = LmdbWriter(output, overwrite=job.overwrite)
         stack.callback(writer.discard)
         skipped = process_images(
             images,
-            lambda path, _: FileTask(path, job.compression),
-            pack_file,
+            lambda source, _: RecordTask(source, form, job.compression),
+            pack_image,
             lambda record: writer.write([record]),
             job,
         )
@@ -68,7 +86,7 @@ def make_lr(folder: Path, output: Path, scale: int, job: Job) -> Report:
         stack.callback(writer.discard)
         skipped = process_images(
             images,
-            lambda path, _: FileTask(path, job.compression, scale),
+            lambda path, _: FileTask(path, scale),
             shrink_file,
             lambda file: writer.write_file(*file),
             job,
@@ -76,12 +94,12 @@ def make_lr(folder: Path, output: Path, scale: int, job: Job) -> Report:
         return Report(commit_all([writer]), skipped)
 
 
-def pack_file(task: FileTask) -> Record | BadImage:
-    """Decode one image and make its PNG record."""
+def pack_image(task: RecordTask) -> Record | BadImage:
+    """Decode one image and make its record."""
     try:
-        return png_record(task.path.stem, read_image(task.path, gray=True), task.compression)
+        return make_record(task.form, task.source.key, task.source.read(gray=True), task.compression)
     except BadImageError as error:
-        return BadImage(task.path, str(error))
+        return BadImage(task.source.place, str(error))
 
 
 def shrink_file(task: FileTask) -> tuple[str, bytes] | BadImage:

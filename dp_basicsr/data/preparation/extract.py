@@ -12,7 +12,7 @@ from dp_basicsr.data.images import IMAGE_SUFFIXES, find_images
 from dp_basicsr.data.preparation.folder_writer import FolderWriter
 from dp_basicsr.data.preparation.jobs import Job, Report, commit_all, process_images
 from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
-from dp_basicsr.data.preparation.records import RecordSink, check_keys
+from dp_basicsr.data.preparation.records import RecordForm, RecordSink, check_keys
 from dp_basicsr.data.preparation.staging import refuse_existing, refuse_input
 from dp_basicsr.data.preparation.subimages import CutImage, ImageTask, Window, cut_image, subimage_key
 from dp_basicsr.errors import UserError
@@ -35,6 +35,7 @@ class Extraction:
         lr: folders of given LR images, one a scale in the same order, to cut instead of downsampling; their files are
             named as the HR ones or with DIV2K's ``x<scale>`` behind (``0001x4.png``).
         form: LMDBs, PNG folders or both.
+        lmdb: what the records of the LMDBs are: PNG files or raw pixels.
     """
 
     hr: Path = DIV2K_HR
@@ -43,6 +44,7 @@ class Extraction:
     scales: tuple[int, ...] = (4,)
     lr: tuple[Path, ...] = ()
     form: OutputForm = "lmdb"
+    lmdb: RecordForm = "png"
 
     def output_paths(self) -> dict[int, list[Path]]:
         """Where sub-images go, by scale; 1 is HR.
@@ -54,6 +56,10 @@ class Extraction:
         suffixes = {"lmdb": [".lmdb"], "png": [""], "both": [".lmdb", ""]}[self.form]
         names = {1: hr.name} | {scale: self._lr_name(index) for index, scale in enumerate(self.scales)}
         return {scale: [folder / f"{name}_sub{suffix}" for suffix in suffixes] for scale, name in names.items()}
+
+    def record_form(self, place: Path) -> RecordForm:
+        """The form of the records that go to one of the :meth:`output_paths`."""
+        return self.lmdb if place.suffix == ".lmdb" else "png"
 
     def _lr_name(self, index: int) -> str:
         if not self.lr:
@@ -92,19 +98,23 @@ def extract_subimages(what: Extraction, job: Job) -> Report:
     places = [path for paths in outputs.values() for path in paths]
     refuse_input([what.hr, *what.lr], places)
     refuse_existing(places, overwrite=job.overwrite)
+    forms = tuple(sorted({what.record_form(path) for path in places}))
 
     def task(path: Path, check_only: bool) -> ImageTask:
-        return ImageTask(path, what.window, what.scales, _lr_paths(what, path), job.compression, check_only)
+        return ImageTask(path, what.window, what.scales, _lr_paths(what, path), job.compression, check_only, forms)
 
     def write(cut: CutImage) -> None:
-        for scale, records in cut.records.items():
-            for sink in sinks[scale]:
-                sink.write(records)
+        for group, sink in sinks:
+            sink.write(cut.records[group])
 
     with ExitStack() as stack:
-        sinks = {scale: [_open_sink(path, job, stack) for path in paths] for scale, paths in outputs.items()}
+        sinks = [
+            ((scale, what.record_form(path)), _open_sink(path, job, stack))
+            for scale, paths in outputs.items()
+            for path in paths
+        ]
         skipped = process_images(images, task, cut_image, write, job)
-        return Report(commit_all([sink for group in sinks.values() for sink in group]), skipped)
+        return Report(commit_all([sink for _, sink in sinks]), skipped)
 
 
 def _named(folder: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from dp_basicsr.data.images import BadImage
@@ -15,6 +14,7 @@ from dp_basicsr.errors import UserError
 
 from tqdm import tqdm
 
+Item = TypeVar("Item")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -57,13 +57,13 @@ class Report:
 
 
 def process_images(
-    paths: Sequence[Path],
-    make_task: Callable[[Path, bool], Task],
+    items: Sequence[Item],
+    make_task: Callable[[Item, bool], Task],
     function: Callable[[Task], Result | BadImage],
     consume: Callable[[Result], None],
     job: Job,
 ) -> list[BadImage]:
-    """Run ``function(make_task(path, check_only))`` on every image and hand the good results to ``consume``, in order.
+    """Run ``function(make_task(item, check_only))`` on every image and hand the good results to ``consume``, in order.
 
     Once an image was bad, without ``job.skip_bad``, the rest is only checked, so that one run names every bad image.
 
@@ -76,16 +76,16 @@ def process_images(
     bad: list[BadImage] = []
 
     def tasks() -> Iterator[Task]:
-        for path in paths:
-            yield make_task(path, bool(bad) and not job.skip_bad)
+        for item in items:
+            yield make_task(item, bool(bad) and not job.skip_bad)
 
     with closing(ordered_map(function, tasks(), job.workers or available_cpus())) as results:
-        for result in tqdm(results, total=len(paths), unit="image", disable=None):
+        for result in tqdm(results, total=len(items), unit="image", disable=None):
             if isinstance(result, BadImage):
                 bad.append(result)
             elif not bad or job.skip_bad:
                 consume(result)
-    _refuse_bad(bad, len(paths), job.skip_bad)
+    _refuse_bad(bad, len(items), job.skip_bad)
     return bad
 
 

@@ -1,7 +1,7 @@
-"""Writing BasicSR's LMDB form.
+"""Writing LMDBs in BasicSR's form and in ours.
 
-``X.lmdb/`` holds ``data.mdb`` and ``lock.mdb`` (key: the image name without extension; value: the encoded file) and
-``meta_info.txt`` with a line ``name.png (height,width,channels) compression`` for each record, in the order of writing.
+``X.lmdb/`` holds ``data.mdb`` and ``lock.mdb`` (key: the image name without extension; value: a PNG file or pixels) and
+``meta_info.txt`` with a line for each record, in the order of writing; ``dp_basicsr.data.lmdb_records`` has the forms.
 """
 
 from __future__ import annotations

@@ -5,31 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from dp_basicsr.data.images import encode_png
+from dp_basicsr.data.lmdb_records import to_planes
 from dp_basicsr.errors import UserError
 
 import numpy as np
 from numpy.typing import NDArray
+
+RecordForm = Literal["png", "raw"]
 
 LONGEST_KEY = 511  # bytes: MDB_MAXKEYSIZE of LMDB as it is built by default
 
 
 @dataclass(frozen=True)
 class Record:
-    """One encoded image: name without extension, bytes of the file, (height, width, channels), PNG compression."""
+    """One image: name without extension, content, (height, width, channels), and how it is kept.
+
+    ``compression`` is that of the PNG file which ``data`` is; None where it is raw (``dp_basicsr.data.lmdb_records``).
+    """
 
     key: str
     data: bytes
     shape: tuple[int, int, int]
-    compression: int
+    compression: int | None
 
     @property
     def meta_line(self) -> str:
-        """The record's line in BasicSR's ``meta_info.txt``."""
+        """The record's line in ``meta_info.txt``: BasicSR's for PNG."""
         height, width, channels = self.shape
-        return f"{self.key}.png ({height},{width},{channels}) {self.compression}\n"
+        suffix, how = ("raw", "planes") if self.compression is None else ("png", str(self.compression))
+        return f"{self.key}.{suffix} ({height},{width},{channels}) {how}\n"
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,24 @@ class RecordSink(Protocol):
         """Remove everything that was not committed."""
 
 
+def make_record(form: RecordForm, key: str, image: NDArray[np.uint8], compression: int) -> Record:
+    """Make the record ``key`` of ``(H, W[, 3])`` BGR uint8; ``compression`` is PNG's."""
+    return raw_record(key, image) if form == "raw" else png_record(key, image, compression)
+
+
 def png_record(key: str, image: NDArray[np.uint8], compression: int) -> Record:
     """Encode ``(H, W[, 3])`` BGR uint8 as the PNG record ``key``."""
+    return Record(key, encode_png(image, compression), _shape(image), compression)
+
+
+def raw_record(key: str, image: NDArray[np.uint8]) -> Record:
+    """Lay ``(H, W[, 3])`` BGR uint8 out as the raw record ``key``."""
+    return Record(key, to_planes(image), _shape(image), None)
+
+
+def _shape(image: NDArray[np.uint8]) -> tuple[int, int, int]:
     shape: tuple[Any, ...] = (*image.shape, 1)
-    return Record(key, encode_png(image, compression), shape[:3], compression)
+    return shape[:3]
 
 
 def check_keys(names: Iterable[str], *, suffix: str = "") -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dp_basicsr.data.images import BadImage, BadImageError, read_image
 from dp_basicsr.data.imresize import downsample
-from dp_basicsr.data.preparation.records import Record, png_record
+from dp_basicsr.data.preparation.records import Record, RecordForm, make_record
 from dp_basicsr.errors import UserError
 
 import numpy as np
@@ -45,7 +45,7 @@ class ImageTask:
     """One HR image to be cut.
 
     ``lr_paths`` gives, for a scale, the LR image to cut; for a scale that is not in it, each sub-image is downsampled.
-    ``check_only`` decodes and checks but produces nothing.
+    ``forms`` are the records to make of each sub-image. ``check_only`` decodes and checks but produces nothing.
     """
 
     path: Path
@@ -54,6 +54,7 @@ class ImageTask:
     lr_paths: dict[int, Path] = field(default_factory=dict)
     compression: int = 1
     check_only: bool = False
+    forms: tuple[RecordForm, ...] = ("png",)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -61,9 +62,9 @@ class ImageTask:
 
 @dataclass(frozen=True)
 class CutImage:
-    """The sub-images of one image by scale: 1 is HR, the others their LR, in the same order with the same keys."""
+    """The sub-images of one image by scale (1 is HR, the others their LR) and form, in one order with the same keys."""
 
-    records: dict[int, list[Record]]
+    records: dict[tuple[int, RecordForm], list[Record]]
 
 
 def window_starts(size: int, window: Window) -> list[int]:
@@ -99,18 +100,19 @@ def cut_image(task: ImageTask) -> CutImage | BadImage:
         given = {scale: _read_lr(path, scale, hr, task.window) for scale, path in task.lr_paths.items()}
     except BadImageError as error:
         return BadImage(task.path, str(error))
-    records: dict[int, list[Record]] = {scale: [] for scale in (1, *task.scales)}
+    cut = CutImage({(scale, form): [] for scale in (1, *task.scales) for form in task.forms})
     if task.check_only:
-        return CutImage(records)
+        return cut
     crop = task.window.crop
     for index, (y, x) in enumerate(window_corners(hr.shape, task.window)):
         key = subimage_key(task.path.stem, index)
         tile = hr[y : y + crop, x : x + crop]
-        records[1].append(png_record(key, tile, task.compression))
+        images = {1: tile}
         for scale in task.scales:
-            lr = _cut_lr(given[scale], y, x, crop, scale) if scale in given else downsample(tile, scale)
-            records[scale].append(png_record(key, lr, task.compression))
-    return CutImage(records)
+            images[scale] = _cut_lr(given[scale], y, x, crop, scale) if scale in given else downsample(tile, scale)
+        for (scale, form), records in cut.records.items():
+            records.append(make_record(form, key, images[scale], task.compression))
+    return cut
 
 
 def _cut_lr(lr: NDArray[np.uint8], y: int, x: int, crop: int, scale: int) -> NDArray[np.uint8]:

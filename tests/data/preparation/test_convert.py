@@ -9,8 +9,10 @@ from typing import Any
 import dp_basicsr  # noqa: F401  (makes basicsr importable)
 from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import downsample
+from dp_basicsr.data.lmdb_records import lmdb_reader
 from dp_basicsr.data.preparation.convert import create_lmdb, make_lr
 from dp_basicsr.data.preparation.jobs import Job
+from dp_basicsr.data.sources import find_sources
 from dp_basicsr.errors import UserError
 
 import cv2
@@ -42,6 +44,41 @@ def test_create_lmdb_refuses_dotted_names_and_bad_images(image_folder: Any) -> N
     with pytest.raises(UserError, match="would be looked up as 'c'"):
         create_lmdb(folder, folder.parent / "x.lmdb", ONE)
     assert [path.name for path in folder.parent.iterdir()] == ["images"]
+
+
+def test_create_lmdb_converts_both_ways(image_folder: Any) -> None:
+    """From PNG files to PNG records to raw ones and back: the same pixels, and the first LMDB to the byte."""
+    folder = image_folder("images", b=(20, 30), a=(10, 12))
+    cv2.imwrite(str(folder / "gray.png"), np.zeros((5, 6), np.uint8))
+    png, raw, back = (folder.parent / name for name in ("png.lmdb", "raw.lmdb", "back.lmdb"))
+    create_lmdb(folder, png, ONE)
+    create_lmdb(png, raw, ONE, "raw")
+    create_lmdb(raw, back, ONE, "png")
+    assert (raw / "meta_info.txt").read_text() == (
+        "a.raw (10,12,3) planes\nb.raw (20,30,3) planes\ngray.raw (5,6,1) planes\n"
+    )
+    assert (back / "meta_info.txt").read_text() == (png / "meta_info.txt").read_text()
+    for form in (png, raw):
+        for source, path in zip(find_sources(form), sorted(folder.iterdir()), strict=True):
+            np.testing.assert_array_equal(source.read(gray=True), read_image(path, gray=True))
+    for record in ("a", "b", "gray"):
+        with lmdb_reader(png).record(record) as before, lmdb_reader(back).record(record) as after:
+            assert before == after
+    with lmdb_reader(raw).record("b") as pixels:  # red, green, blue, a plane each
+        assert bytes(pixels) == read_image(folder / "b.png")[:, :, ::-1].transpose(2, 0, 1).tobytes()
+
+
+def test_records_that_cannot_be_converted_are_named(image_folder: Any) -> None:
+    png = image_folder("images", a=(10, 12), b=(10, 12)).parent / "png.lmdb"
+    create_lmdb(png.parent / "images", png, ONE)
+    (png / "meta_info.txt").write_text("a.png (10,13,3) 1\nc.png (10,12,3) 1\n")
+    with pytest.raises(UserError) as caught:
+        create_lmdb(png, png.parent / "raw.lmdb", ONE, "raw")
+    assert f"{png}/a is 10 x 12 x 3, its meta_info.txt says 10 x 13 x 3" in str(caught.value)
+    assert f"{png}/c is not in {png}, though its meta_info.txt names it" in str(caught.value)
+    assert not (png.parent / "raw.lmdb").exists()
+    with pytest.raises(UserError, match="overlap"):
+        create_lmdb(png, png, Job(1, overwrite=True), "raw")
 
 
 def test_make_lr_keeps_names_and_basicsr_pairs_them(image_folder: Any) -> None:

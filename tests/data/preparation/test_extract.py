@@ -11,6 +11,7 @@ from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation.extract import Extraction, extract_subimages
 from dp_basicsr.data.preparation.jobs import Job
 from dp_basicsr.data.preparation.subimages import Window, count_subimages
+from dp_basicsr.data.sources import find_sources
 from dp_basicsr.errors import UserError
 
 import lmdb
@@ -68,6 +69,18 @@ def test_several_scales_and_both_forms_in_one_pass(image_folder: Any) -> None:
         for path in (out / "LR_bicubic_X3_sub").iterdir():
             assert transaction.get(path.stem.encode()) == path.read_bytes()
             assert read_image(path).shape == (16, 16, 3)
+
+
+def test_raw_lmdbs_and_png_folders_in_one_pass(image_folder: Any) -> None:
+    hr = image_folder("HR", **SIZES)
+    report = extract_subimages(Extraction(hr, window=WINDOW, form="both", lmdb="raw"), ONE)
+    assert len(report.written) == 4
+    for name in ("HR_sub", "LR_bicubic_X4_sub"):
+        raw, png = (find_sources(hr.parent / f"{name}{suffix}") for suffix in (".lmdb", ""))
+        assert all(source.raw for source in raw)
+        for one, other in zip(raw, png, strict=True):
+            assert one.key == other.key
+            np.testing.assert_array_equal(one.read(), other.read())
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(image_folder: Any) -> None:

@@ -56,7 +56,7 @@ def test_count_equals_what_is_cut(tmp_path: Path) -> None:
         cv2.imwrite(str(path), np.zeros((*shape, 3), np.uint8))
         cut = cut_image(ImageTask(path, SMALL, (2,)))
         assert isinstance(cut, CutImage)
-        assert len(cut.records[1]) == len(cut.records[2]) == count_subimages([shape], SMALL)
+        assert len(cut.records[1, "png"]) == len(cut.records[2, "png"]) == count_subimages([shape], SMALL)
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
@@ -70,7 +70,7 @@ def test_tiles_are_the_image_row_by_row_and_lr_is_each_tile_downsampled(tmp_path
     assert isinstance(cut, CutImage)
     corners = [(y, x) for y in (0, 24) for x in (0, 24, 48, 52)]
     keys = [f"0001_s{index:03d}" for index in range(1, 9)]
-    for scale, records in cut.records.items():
+    for (scale, _), records in cut.records.items():
         assert [record.key for record in records] == keys
         assert {record.shape for record in records} == {(48 // scale, 48 // scale, 3)}
         for (y, x), record in zip(corners, records, strict=True):
@@ -86,7 +86,7 @@ def test_a_given_lr_image_is_cut_at_the_same_place(tmp_path: Path) -> None:
     cut = cut_image(ImageTask(tmp_path / "hr.png", SMALL, (4,), {4: tmp_path / "lr.png"}))
     assert isinstance(cut, CutImage)
     corners = [(y, x) for y in (0, 6) for x in (0, 6, 12, 13)]
-    for (y, x), record in zip(corners, cut.records[4], strict=True):
+    for (y, x), record in zip(corners, cut.records[4, "png"], strict=True):
         np.testing.assert_array_equal(decode(record.data), lr[y : y + 12, x : x + 12])
 
 

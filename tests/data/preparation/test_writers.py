@@ -9,7 +9,7 @@ from typing import Any
 
 from dp_basicsr.data.preparation.folder_writer import FolderWriter
 from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
-from dp_basicsr.data.preparation.records import Record, check_keys, png_record
+from dp_basicsr.data.preparation.records import Record, check_keys, png_record, raw_record
 from dp_basicsr.data.preparation.staging import StagedFolder
 from dp_basicsr.errors import UserError
 
@@ -144,11 +144,12 @@ def full_disk() -> Iterator[None]:
 
 @pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("make", [LmdbWriter, FolderWriter])
-def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path, make: Callable[[Path], Any]) -> None:
+@pytest.mark.parametrize("large", [record("large", 1_000_000), raw_record("raw", np.zeros((480, 480, 3), np.uint8))])
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path, make: Callable[[Path], Any], large: Record) -> None:
     writer = make(tmp_path / "a.lmdb")
     writer.write([record("small")])
     with pytest.raises(UserError, match=r"cannot write .*a\.lmdb.* MB free"):
-        writer.write([record("large", 1_000_000)])
+        writer.write([large])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,79 @@
+"""Files that are damaged at random end in pixels or in one of our errors: never in another one, nor in a crash."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from dp_basicsr.data.images import BadImageError, decode_image
+from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
+from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
+from dp_basicsr.data.preparation.records import RecordForm, make_record
+from dp_basicsr.data.sources import find_sources
+from dp_basicsr.errors import UserError
+
+import cv2
+import numpy as np
+import pytest
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+
+
+def damage(content: bytes, rng: random.Random, head: int) -> bytes:
+    """Overwrite some bytes, every other of them within ``head`` bytes of a start of a page of 4096; cut one in six."""
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 3, 10))):
+        page = 4096 * rng.randrange(len(data) // 4096 + 1)
+        place = page + rng.randrange(head) if rng.random() < 0.5 else rng.randrange(len(data))
+        data[min(place, len(data) - 1)] = rng.randrange(256)
+    return bytes(data[: rng.randrange(len(data))] if rng.random() < 1 / 6 else data)
+
+
+KINDS = [(suffix, np.uint8) for suffix in (".png", ".jpg", ".bmp", ".tif", ".webp")]
+DEEP = [(".png", np.uint16), (".tif", np.uint16), (".tif", np.float32)]
+
+
+@pytest.mark.parametrize(("suffix", "depth"), [*KINDS, *DEEP])
+def test_an_image_decodes_or_is_refused(suffix: str, depth: type) -> None:
+    rng, content = random.Random(suffix), cv2.imencode(suffix, IMAGE.astype(depth))[1].tobytes()
+    refused = 0
+    for _ in range(100):
+        try:
+            assert decode_image(damage(content, rng, 64)).dtype == np.uint8
+        except BadImageError:
+            refused += 1
+    assert refused > 10  # the damage reaches it
+
+
+@pytest.mark.parametrize("form", ["png", "raw"])
+def test_an_lmdb_is_read_or_refused(tmp_path: Path, form: RecordForm) -> None:
+    path = tmp_path / "a.lmdb"
+    writer = LmdbWriter(path)
+    writer.write([make_record(form, f"k{number}", IMAGE, 1) for number in range(20)])
+    writer.close()
+    writer.commit()
+    rng, content, refused = random.Random(form), (path / "data.mdb").read_bytes(), 0
+    for _ in range(40):
+        (path / "data.mdb").write_bytes(damage(content, rng, 64))
+        for source in find_sources(path):
+            try:
+                source.read()
+            except BadImageError:
+                refused += 1
+        try:
+            lmdb_reader(path).stored_keys()
+        except UserError:
+            refused += 1
+    assert refused > 30
+
+
+def test_a_meta_info_is_read_or_refused(tmp_path: Path) -> None:
+    rng, content = random.Random(0), b"0001_s001.png (480,480,3) 1\n" * 5
+    refused = 0
+    for _ in range(300):
+        (tmp_path / "meta_info.txt").write_bytes(damage(content, rng, 64))
+        try:
+            assert all(len(shape) == 3 for shape in read_meta_info(tmp_path).shapes.values())
+        except UserError:
+            refused += 1
+    assert 30 < refused < 300

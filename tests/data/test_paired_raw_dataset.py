@@ -1,0 +1,267 @@
+"""Raw LMDBs give, undecoded, the very samples that BasicSR's own dataset decodes from PNG; and what they refuse."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr import train
+from dp_basicsr.data.lmdb_records import from_planes, lmdb_reader, read_meta_info, to_planes
+from dp_basicsr.data.preparation.convert import create_lmdb
+from dp_basicsr.data.preparation.extract import Extraction, extract_subimages
+from dp_basicsr.data.preparation.jobs import Job
+from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
+from dp_basicsr.data.preparation.records import Record, RecordForm, raw_record
+from dp_basicsr.data.preparation.subimages import Window
+from dp_basicsr.data.seeded import SeededDataset
+from dp_basicsr.data.stream import TrainStream
+from dp_basicsr.errors import UserError
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.data import build_dataset
+from torch.utils.data import DataLoader
+
+from tests.data.conftest import smooth_noise
+from tests.data.test_stream import options
+from tests.test_train_and_test import SMALL
+
+
+@pytest.fixture(scope="module")
+def lmdbs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders png and raw with the LMDBs gt_sub and gt_bicubic_X4_sub of the same 23 sub-images of 48 x 48."""
+    root = tmp_path_factory.mktemp("lmdbs")
+    (root / "gt").mkdir()
+    for number, (height, width) in enumerate([(72, 100), (96, 60), (96, 75)], 1):
+        cv2.imwrite(f"{root}/gt/{number:04d}.png", smooth_noise(height, width, number))
+    for form in ("png", "raw"):
+        extract_subimages(Extraction(root / "gt", root / form, Window(48, 24), lmdb=form), Job(workers=1))  # type: ignore[arg-type]
+    return root
+
+
+def dataset(root: Path, kind: str, **changes: Any) -> Any:
+    return build_dataset(
+        {
+            "name": "small", "type": kind, "phase": "train",
+            "scale": 4, "gt_size": 32, "use_hflip": True, "use_rot": True,
+            "dataroot_gt": str(root / "gt_sub.lmdb"), "dataroot_lq": str(root / "gt_bicubic_X4_sub.lmdb"),
+            "io_backend": {"type": "lmdb"}, **changes,
+        }
+    )  # fmt: skip
+
+
+def same(png: dict[str, Any], raw: dict[str, Any]) -> bool:
+    """BasicSR's float32 in [0, 1] is the raw sample over 255, to the bit."""
+    keys = png["lq_path"] == raw["lq_path"] and png["gt_path"] == raw["gt_path"]
+    assert raw["gt"].dtype == torch.uint8
+    return keys and all(torch.equal(png[name], raw[name].float() / 255) for name in ("lq", "gt"))
+
+
+@pytest.mark.parametrize("flags", [(True, True), (True, False), (False, True), (False, False)])
+def test_samples_are_basicsrs_to_the_bit(lmdbs: Path, flags: tuple[bool, bool]) -> None:
+    """Two hundred of each: from the global random state, and by the seeds of a run."""
+    changes = {"use_hflip": flags[0], "use_rot": flags[1]}
+    png, raw = (
+        dataset(lmdbs / "png", "PairedImageDataset", **changes),
+        dataset(lmdbs / "raw", "PairedRawDataset", **changes),
+    )
+    assert len(png) == len(raw) == 23
+    seeded = SeededDataset(png, 3), SeededDataset(raw, 3)
+    for number in range(200):
+        random.seed(number)
+        expected = png[number % 23], random.random()
+        random.seed(number)
+        got = raw[number % 23], random.random()
+        assert same(expected[0], got[0])
+        assert expected[1] == got[1]  # nothing more and nothing less was drawn
+        key = (number % 5, number, number % 23)
+        assert same(seeded[0][key], seeded[1][key])
+
+
+@pytest.mark.parametrize("gt_size", [8, 48])
+def test_the_smallest_and_the_whole_sub_image(lmdbs: Path, gt_size: int) -> None:
+    png, raw = (
+        SeededDataset(dataset(lmdbs / form, kind, gt_size=gt_size), 0)
+        for form, kind in (("png", "PairedImageDataset"), ("raw", "PairedRawDataset"))
+    )
+    samples = [raw[0, place, place] for place in range(23)]
+    assert all(same(png[0, place, place], sample) for place, sample in enumerate(samples))
+    samples[0]["gt"].zero_()  # a copy: the map could not be written to
+    assert same(png[0, 0, 0], raw[0, 0, 0])
+
+
+def test_samples_are_contiguous_planes(lmdbs: Path) -> None:
+    """Another memory layout would let convolutions choose another algorithm, depending on who collates."""
+    raw = dataset(lmdbs / "raw", "PairedRawDataset")
+    assert all(raw[0]["gt"].is_contiguous() and raw[0]["lq"].is_contiguous() for _ in range(20))
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_have_readers_of_their_own(lmdbs: Path, start: str) -> None:
+    raw = dataset(lmdbs / "raw", "PairedRawDataset")
+    seeded = SeededDataset(raw, 0)
+    keys = [(0, place, place % 23) for place in range(54)]
+    here = [seeded[key]["gt"] for key in keys]  # the parent's reader is open when the workers start
+    loader = DataLoader(seeded, batch_size=2, sampler=keys, num_workers=1, multiprocessing_context=start)
+    there = torch.cat([batch["gt"] for batch in loader])
+    assert torch.equal(torch.stack(here), there)
+    assert torch.equal(seeded[keys[0]]["gt"], here[0])  # and it still is
+
+
+def test_the_stream_reads_it(lmdbs: Path) -> None:
+    """By name in the options, as train.py does, with workers."""
+    streams = []
+    for form, kind in (("png", "PairedImageDataset"), ("raw", "PairedRawDataset")):
+        opt = options(lmdbs, workers=2)
+        roots = {"dataroot_gt": f"{lmdbs / form}/gt_sub.lmdb", "dataroot_lq": f"{lmdbs / form}/gt_bicubic_X4_sub.lmdb"}
+        opt["datasets"]["train"] |= {"type": kind, "io_backend": {"type": "lmdb"}, **roots}
+        streams.append(TrainStream(opt).batches(3))
+    for _ in range(5):
+        png, raw = (next(batches) for batches in streams)
+        assert torch.equal(png["gt"], raw["gt"].float() / 255)
+
+
+def test_two_datasets_share_a_reader_and_pickle(lmdbs: Path) -> None:
+    first, second = (dataset(lmdbs / "raw", "PairedRawDataset") for _ in range(2))
+    assert lmdb_reader(lmdbs / "raw" / "gt_sub.lmdb") is lmdb_reader(lmdbs / "png/../raw/gt_sub.lmdb")
+    for one in (first, second, pickle.loads(pickle.dumps(first))):
+        random.seed(0)
+        assert one[3]["gt_path"] == "0001_s004"
+
+
+def test_planes_come_back_as_they_were() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((5, 7, 3), (5, 7)):
+        image = rng.integers(0, 256, shape, dtype=np.uint8)
+        np.testing.assert_array_equal(from_planes(to_planes(image), (*shape, 1)[:3]), image)
+
+
+def test_png_records_are_refused_with_the_command(lmdbs: Path) -> None:
+    with pytest.raises(UserError, match=r"gt_bicubic_X4_sub.lmdb has PNG.*create_lmdb.py --input .* --lmdb raw"):
+        dataset(lmdbs / "png", "PairedRawDataset")
+    opt = options(lmdbs)
+    opt["datasets"]["train"] |= {
+        "dataroot_gt": f"{lmdbs}/raw/gt_sub.lmdb", "dataroot_lq": f"{lmdbs}/raw/gt_bicubic_X4_sub.lmdb",
+        "io_backend": {"type": "lmdb"},
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"raw records, which PairedImageDataset cannot read.*--lmdb png"):
+        TrainStream(opt)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phase": "val"}, "PairedRawDataset is for training"),
+        ({"mean": [0.5, 0.5, 0.5]}, "takes no mean"),
+        ({"color": "y"}, "takes no color"),
+        ({"io_backend": {"type": "disk"}}, "raw LMDBs alone"),
+    ],
+)
+def test_what_does_not_go_with_raw_records_is_refused(lmdbs: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataset(lmdbs / "raw", "PairedRawDataset", **changes)
+
+
+def write_lmdb(path: Path, *records: Record) -> None:
+    writer = LmdbWriter(path)
+    writer.write(records)
+    writer.close()
+    writer.commit()
+
+
+@pytest.mark.parametrize(
+    ("gt", "lq", "message"),
+    [
+        ((48, 48, 3), (10, 12, 3), r"GT = 4 x LQ, got GT \(3, 48, 48\) and LQ \(3, 10, 12\)"),
+        ((48, 48), (12, 12), "expected three planes"),
+        ((24, 24, 3), (6, 6, 3), "LQ is 6 x 6, less than the 8"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(tmp_path: Path, gt: Any, lq: Any, message: str) -> None:
+    write_lmdb(tmp_path / "gt_sub.lmdb", raw_record("a", np.zeros(gt, np.uint8)))
+    write_lmdb(tmp_path / "gt_bicubic_X4_sub.lmdb", raw_record("a", np.zeros(lq, np.uint8)))
+    with pytest.raises(UserError, match=message):
+        dataset(tmp_path, "PairedRawDataset")[0]
+    with pytest.raises(UserError, match="the first: sample a cannot be used"):
+        SeededDataset(dataset(tmp_path, "PairedRawDataset"), 0)[0, 0, 0]
+
+
+def test_records_that_are_not_what_meta_info_says(tmp_path: Path) -> None:
+    for name, side in (("gt_sub", 48), ("gt_bicubic_X4_sub", 12)):
+        path = tmp_path / f"{name}.lmdb"
+        write_lmdb(path, raw_record("a", np.zeros((side, side, 3), np.uint8)))
+        lines = f"a.raw ({side + 4},{side},3) planes\nb.raw ({side},{side},3) planes\n"
+        (path / "meta_info.txt").write_text(lines)
+    raw = SeededDataset(dataset(tmp_path, "PairedRawDataset"), 0)
+    with pytest.raises(UserError, match=r"sample a cannot be used: has 432 bytes, .* 12 x 16 x 3 of meta_info"):
+        raw[0, 0, 0]
+    with pytest.raises(UserError, match=r"sample b cannot be used: is not in .*gt_bicubic_X4_sub.lmdb, though"):
+        raw[0, 0, 1]
+
+
+@pytest.mark.parametrize("kind", ["PairedImageDataset", "PairedRawDataset"])
+def test_an_lmdb_that_is_cut_off_is_refused_before_it_is_read(lmdbs: Path, tmp_path: Path, kind: str) -> None:
+    """Its map would end within the records: a bus error kills the process."""
+    root = tmp_path / "lmdbs"
+    shutil.copytree(lmdbs / ("raw" if kind == "PairedRawDataset" else "png"), root)
+    opt = options(tmp_path)
+    roots = {"dataroot_gt": f"{root}/gt_sub.lmdb", "dataroot_lq": f"{root}/gt_bicubic_X4_sub.lmdb"}
+    opt["datasets"]["train"] |= {"type": kind, "io_backend": {"type": "lmdb"}, **roots}
+    TrainStream(opt)
+    with (root / "gt_sub.lmdb" / "data.mdb").open("r+b") as file:
+        file.truncate(100_000)
+    with pytest.raises(UserError, match=r"data.mdb is cut off: it has 100,000 of [0-9,]+ bytes"):
+        TrainStream(opt)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it is empty"),
+        ("a.png (1,2,3) 1\nnonsense\n", "line 2 is 'nonsense'"),
+        ("a.png (1,2,3) 1\nb.raw (1,2,3) planes\n", "has both"),
+        ("ä.png (1,2,3) 1\n", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_meta_info_of_no_known_form_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "meta_info.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_meta_info(tmp_path)
+
+
+@pytest.mark.parametrize(("form", "compression"), [("png", 1), ("raw", None)])
+def test_meta_info_says_which_form_and_basicsr_reads_the_key(
+    tmp_path: Path, form: RecordForm, compression: int | None
+) -> None:
+    from basicsr.data.data_util import paths_from_lmdb
+
+    write_lmdb(tmp_path / "a.lmdb", Record("0001_s001", b"x", (480, 470, 3), compression))
+    info = read_meta_info(tmp_path / "a.lmdb")
+    assert (info.shapes, info.raw) == ({"0001_s001": (480, 470, 3)}, form == "raw")
+    assert paths_from_lmdb(str(tmp_path / "a.lmdb")) == ["0001_s001"]
+
+
+def test_a_run_on_raw_records_ends_with_the_weights_of_one_on_png(pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "small.yml").write_text(SMALL)
+    for name, form in (("png", "png"), ("raw", "raw")):
+        for folder in ("GT", "LRbicx4"):
+            create_lmdb(pairs / folder, tmp_path / name / f"{folder}.lmdb", Job(workers=1), form)  # type: ignore[arg-type]
+    for name, kind in (("png", "PairedImageDataset"), ("raw", "PairedRawDataset")):
+        data = [
+            f"type={kind}",
+            f"dataroot_gt={name}/GT.lmdb",
+            f"dataroot_lq={name}/LRbicx4.lmdb",
+            "io_backend:type=lmdb",
+        ]
+        settings = [f"name={name}", "train:total_iter=3", "val=~", "logger:use_tb_logger=false"]
+        settings += [f"datasets:train:{entry}" for entry in data]
+        train.main(["-opt", "small.yml", "--force_yml", *settings])
+    png, raw = (torch.load(f"experiments/{name}/models/net_g_latest.pth")["params"] for name in ("png", "raw"))
+    assert all(torch.equal(png[name], raw[name]) for name in png)

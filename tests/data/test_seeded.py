@@ -1,0 +1,165 @@
+"""What happens to a sample that cannot be used: the run stops, or another takes its place, the same in every run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.data.seeded import BadSamples, SeededDataset
+from dp_basicsr.data.stream import TrainStream
+from dp_basicsr.errors import UserError
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch._utils import ExceptionWrapper
+from torch.utils.data import Dataset
+
+from tests.data.test_stream import options
+
+
+class Numbers(Dataset):
+    """Sample n is n, but for those that are bad."""
+
+    def __init__(self, size: int, *bad: int) -> None:
+        self.size, self.bad = size, bad
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index in self.bad:
+            raise ValueError("torn")
+        return {"index": index, "drawn": torch.rand(()).item()}
+
+
+def batches_of(opt: dict[str, Any], count: int) -> list[torch.Tensor]:
+    batches = TrainStream(opt).batches(0)
+    return [next(batches)["gt"] for _ in range(count)]
+
+
+@pytest.fixture
+def spoilt(pairs: Path) -> Path:
+    """``pairs`` with 20 images, of which image1 is cut off."""
+    for folder in (pairs / "GT", pairs / "LRbicx4"):
+        for number in range(4, 20):
+            (folder / f"image{number}.png").write_bytes((folder / f"image{number % 4}.png").read_bytes())
+    torn = pairs / "GT" / "image1.png"
+    torn.write_bytes(torn.read_bytes()[:100])
+    return pairs
+
+
+def test_the_replacement_depends_on_seed_epoch_and_place_alone() -> None:
+    first, second = (SeededDataset(Numbers(100, 7, 8), 0) for _ in range(2))
+    taken = [first[epoch, place, 7] for epoch in range(3) for place in range(30)]
+    assert taken == [second[epoch, place, 7] for epoch in range(3) for place in range(30)]
+    assert len({sample["index"] for sample in taken}) > 30
+    assert not {7, 8} & {sample["index"] for sample in taken}
+    assert all(sample["bad"].startswith("sample 7 cannot be used: torn") for sample in taken)
+
+
+def test_a_set_with_nothing_good_ends() -> None:
+    with pytest.raises(UserError, match="11 samples in a row; the first: sample 3 cannot be used: torn"):
+        SeededDataset(Numbers(5, *range(5)), 0)[0, 0, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stop_names_the_file_without_a_traceback(spoilt: Path, workers: int) -> None:
+    with pytest.raises(UserError) as caught:
+        batches_of(options(spoilt, workers=workers), 20)
+    message = str(caught.value)
+    assert message.startswith("sample ")
+    assert str(spoilt / "GT" / "image1.png") in message
+    assert "cannot be used: it is missing or does not decode; mend or remove it" in message
+
+
+def test_empty_files_are_named_too(pairs: Path) -> None:
+    for image in (pairs / "LRbicx4").iterdir():
+        image.write_bytes(b"")
+    with pytest.raises(UserError, match=r"^11 samples in a row; the first: sample .* does not decode$"):
+        batches_of(options(pairs), 1)
+
+
+def test_an_error_of_a_worker_is_shown_without_its_traceback() -> None:
+    def from_worker() -> Iterator[dict[str, Any]]:
+        try:
+            SeededDataset(Numbers(1, 0), 0)[0, 0, 0]
+        except UserError:
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+        yield {}
+
+    with pytest.raises(UserError, match="^11 samples in a row; the first: sample 0 cannot be used: torn$"):
+        list(BadSamples("stop", 0.01, 1).watch(from_worker()))
+
+
+def test_skip_logs_the_file_and_counts_the_same_for_all_workers(spoilt: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("basicsr").addHandler(caplog.handler)
+    runs = []
+    for workers in (0, 2):
+        opt = options(spoilt, workers=workers)
+        opt["datasets"]["train"] |= {"on_bad_image": "skip", "max_bad_share": 0.5}
+        stream = TrainStream(opt)
+        batches = stream.batches(0)
+        runs.append([next(batches) for _ in range(20)])  # an epoch: 20 images, twice, by two
+        assert (stream.bad_samples.count, stream.bad_samples.seen) == (2, 40)
+    logging.getLogger("basicsr").removeHandler(caplog.handler)
+    assert sum(str(spoilt / "GT" / "image1.png") in message for message in caplog.messages) == 4
+    assert "bad" not in runs[0][0]
+    assert all(torch.equal(a["gt"], b["gt"]) for a, b in zip(*runs, strict=True))
+
+
+def test_skip_stops_past_the_share(spoilt: Path) -> None:
+    opt = options(spoilt)
+    opt["datasets"]["train"] |= {"on_bad_image": "skip", "max_bad_share": 0.01}
+    with pytest.raises(UserError, match=r"2 samples cannot be used, more than max_bad_share: 0.01 .*image1.png"):
+        batches_of(opt, 20)
+
+
+def test_the_share_is_of_an_epoch_first_and_of_what_was_seen_later() -> None:
+    def batch(*skipped: str) -> dict[str, Any]:
+        return {"bad": list(skipped)}
+
+    skips = BadSamples("skip", 0.1, epoch=20)
+    good = (batch(*[""] * 10) for _ in range(3))
+    assert len(list(skips.watch([batch("a", "b"), *good, batch("c")]))) == 5
+    with pytest.raises(UserError, match="4 samples"):
+        list(skips.watch([batch("d")]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"on_bad_image": "ignore"}, "on_bad_image: .*ignore"), ({"max_bad_share": 2}, "max_bad_share: .* got 2")],
+)
+def test_impossible_settings_are_refused(pairs: Path, change: dict[str, Any], message: str) -> None:
+    opt = options(pairs)
+    opt["datasets"]["train"] |= change
+    with pytest.raises(UserError, match=message):
+        TrainStream(opt)
+
+
+def test_a_key_that_is_not_in_the_lmdb_is_named(image_folder: Any, tmp_path: Path) -> None:
+    from dp_basicsr.data.preparation.convert import create_lmdb
+    from dp_basicsr.data.preparation.jobs import Job
+
+    for name, side in (("GT", 40), ("LQ", 10)):
+        create_lmdb(image_folder(name, a=(side, side), b=(side, side)), tmp_path / f"{name}.lmdb", Job(workers=1))
+        (tmp_path / f"{name}.lmdb" / "meta_info.txt").write_text("a.png (40,40,3) 1\nnot_there.png (40,40,3) 1\n")
+    opt = options(tmp_path)
+    roots = {"dataroot_gt": f"{tmp_path}/GT.lmdb", "dataroot_lq": f"{tmp_path}/LQ.lmdb"}
+    opt["datasets"]["train"] |= {"io_backend": {"type": "lmdb"}, **roots}
+    with pytest.raises(UserError, match="sample not_there cannot be used: it is missing or does not decode"):
+        batches_of(opt, 2)
+
+
+def test_the_images_are_what_opencv_reads(pairs: Path) -> None:
+    """The replaced path of samples changes nothing in them."""
+    opt = options(pairs)
+    opt["datasets"]["train"] |= {"use_hflip": False, "use_rot": False, "on_bad_image": "skip"}
+    batch = next(TrainStream(opt).batches(0))
+    image = cv2.imread(batch["gt_path"][0])[:, :, ::-1]
+    crop = (batch["gt"][0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    windows = np.lib.stride_tricks.sliding_window_view(image, (32, 32, 3))[:, :, 0]
+    assert (windows == crop).all(axis=(2, 3, 4)).any()
