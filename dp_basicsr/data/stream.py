@@ -150,9 +150,13 @@ class TrainStream:
 def _build(dataset_opt: dict[str, Any]) -> Any:
     """BasicSR's dataset; what it finds wrong with the files (counts, names, a broken LMDB) is a UserError."""
     try:
-        return build_dataset(dataset_opt)
+        dataset = build_dataset(dataset_opt)
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         raise UserError(f"datasets: {dataset_opt['name']}: {error}") from error
+    if isinstance(getattr(dataset, "paths", None), list):
+        # BasicSR lists a folder as the file system does, which differs from machine to machine, and so between ranks.
+        dataset.paths.sort(key=str)
+    return dataset
 
 
 def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:
