@@ -1,0 +1,56 @@
+"""What the benchmark prints and writes: the same tables as Markdown and as JSON, with the machine named."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from dp_basicsr import __version__
+
+import torch
+
+from scripts.bench.measure import Table
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "CPU": cpu_name(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "GPU": gpu,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "dp_basicsr": __version__,
+    }
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return named[1] if named else platform.processor() or platform.machine()
+
+
+def markdown(where: dict[str, str], tables: Sequence[Table]) -> str:
+    """All tables, for people."""
+    lines = ["; ".join(f"{key} {value}" for key, value in where.items())]
+    for table in tables:
+        lines += ["", f"**{table.title}**", ""]
+        lines += [f"| {' | '.join(row)} |" for row in (table.header, ("---",) * len(table.header), *table.rows)]
+        lines += ["", table.note] if table.note else []
+    return "\n".join(lines) + "\n"
+
+
+def write(where: dict[str, str], tables: Sequence[Table], folder: Path) -> None:
+    """Write ``bench.md`` and ``bench.json`` into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.md").write_text(markdown(where, tables), encoding="utf-8")
+    content = {"machine": where, "tables": [asdict(table) for table in tables]}
+    (folder / "bench.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
