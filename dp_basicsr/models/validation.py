@@ -152,7 +152,7 @@ class ThreadedValidation(BaseModel):
             return self.output[0].float().cpu()
 
         multiple = FOLDED.get(scale, 1) if self.opt["network_g"]["type"] == "RRDBNet" else 1
-        overlap = val.get("tile_overlap", OVERLAP)
+        overlap = val.get("tile_overlap", OVERLAP) * multiple  # a folded network sees that much farther
         bands = blend_tiles(one_tile, whole.shape[-2], whole.shape[-1], scale, val["tile"], overlap, multiple)
         self.output, self.lq = torch.cat(list(bands), dim=1)[None], whole
 

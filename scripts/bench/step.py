@@ -76,12 +76,19 @@ def basicsr_model(quick: bool) -> Any:
 def builders(quick: bool) -> Mapping[str, Callable[[], Any]]:
     """Name of a candidate -> what makes its model; BasicSR's first."""
     ours = {name: partial(build_ours, quick, changes) for name, changes in VARIANTS.items()}
-    return {BASICSR: partial(basicsr_model, quick)} | ours
+    return {BASICSR: partial(basicsr_model, quick), **ours, "batch-norm not folded": partial(build_unfolded, quick)}
 
 
 def build_ours(quick: bool, changes: dict[str, Any]) -> Any:
     """ESRGANDPModel with ``changes`` in ``train:``."""
     return build_model(options(quick, **changes))
+
+
+def build_unfolded(quick: bool) -> Any:
+    """ESRGANDPModel whose ResNet keeps its batch-norms beside its convolutions."""
+    model = build_ours(quick, {})
+    model.cri_perceptual.weighted["resnet"].features.foldable = False
+    return model
 
 
 def step_of(model: Any, batch: int) -> Work:
