@@ -28,6 +28,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--rounds", type=int, default=5, help="rounds that count; batch 16 and validation take 3 at most"
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[4, 16], help="pairs in a training step")
+    parser.add_argument("--compile", action="store_true", help="also a compiled step: many minutes more on a CPU")
     parser.add_argument("--quick", action="store_true", help="tiny networks: shows that it runs, measures nothing")
     parser.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for bench.md and bench.json")
     args = parser.parse_args(argv)
@@ -42,7 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: see ``--help``."""
     args = parse(argv)
-    settings = Settings(args.quick, args.rounds, tuple(args.batch))
+    settings = Settings(args.quick, args.rounds, tuple(args.batch), args.compile)
     tables: list[Table] = []
     with data_command():
         for part in args.parts or PARTS:
