@@ -4,6 +4,7 @@
 #   TORCH_INDEX=URL     where torch comes from, for a CPU build or another CUDA: https://download.pytorch.org/whl/cpu,
 #                       https://download.pytorch.org/whl/cu128, ...; PyPI's build when not given
 #   VENV=.venv          the environment's folder
+#   BENCH="step --batch 16"   parts and options of make bench: python -m scripts.bench --help
 #   WEIGHTS=imagenet    make demo with the real VGG19 and ResNet-50 instead of random ones
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ DONE := $(VENV)/.setup-done
 # Only what is an environment, whatever folder VENV names.
 REMOVE_VENV := if test -e $(VENV)/pyvenv.cfg; then rm -rf $(VENV); fi
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test bench lint clean
 
 help: ## print this
 	@sed -n '/^#/!q; s/^#  \{0,1\}//p' Makefile
@@ -51,6 +52,9 @@ demo: setup ## prepare data, train, test and show a picture: minutes on a CPU, n
 
 test: setup ## run all tests
 	$(BIN)/python -m pytest
+
+bench: setup ## measure speed and memory beside BasicSR's: a quarter of an hour on a CPU that does nothing else
+	$(BIN)/python -m scripts.bench $(BENCH)
 
 lint: setup ## check style, format and types
 	$(BIN)/python -m ruff check .

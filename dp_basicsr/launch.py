@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dp_basicsr.errors import UserError
 
@@ -56,6 +56,15 @@ def agree_on(value: T) -> T:
     values = [value]
     distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def gather(value: T) -> list[T]:
+    """Every process' value, in the order of the ranks, on every process."""
+    if not distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def leave_distributed() -> None:

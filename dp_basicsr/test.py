@@ -17,7 +17,7 @@ from dp_basicsr.checkpoint import require_networks
 from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, missing_folders
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.test_run import evaluate_test_run, metrics_of
-from dp_basicsr.launch import leave_distributed
+from dp_basicsr.launch import agree_on, leave_distributed
 from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
 from dp_basicsr.progress import start_log, write_log
@@ -48,6 +48,7 @@ def test(opt: dict[str, Any]) -> None:
     loaders = evaluation_loaders(opt, "test")
     model = build_model(opt)
     make_exp_dirs(opt)
+    agree_on(None)  # the others wait until rank 0 has moved an earlier run's folder aside
     write_log(opt, "test", held_log)
     for loader in loaders:
         logger.info(f"Testing {loader.dataset.opt['name']} ...")  # type: ignore[attr-defined]

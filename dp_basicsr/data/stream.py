@@ -109,9 +109,13 @@ def _build(dataset_opt: dict[str, Any]) -> Any:
     """BasicSR's dataset; what it finds wrong with the files (counts, names, a broken LMDB) is a UserError."""
     try:
         _refuse_bad_lmdbs(dataset_opt)
-        return build_dataset(dataset_opt)
+        dataset = build_dataset(dataset_opt)
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         raise UserError(f"datasets: {dataset_opt['name']}: {error}") from error
+    if isinstance(getattr(dataset, "paths", None), list):
+        # BasicSR lists a folder as the file system does, which differs from machine to machine, and so between ranks.
+        dataset.paths.sort(key=str)
+    return dataset
 
 
 def _refuse_bad_lmdbs(dataset_opt: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 Pixels = NDArray[Any]  # uint8 or uint16
 Forward = Callable[[Tensor], Tensor]
+OneTile = Callable[[slice, slice], Tensor]  # rows, columns -> their result
 OnTile = Callable[[int, int], None]  # tiles done, of how many
 
 
@@ -92,13 +93,13 @@ def to_pixels(image: Tensor, dtype: np.dtype) -> Pixels:
 def upscale_bands(
     forward: Forward, pixels: Pixels, scale: int, tile: int, overlap: int, multiple: int, on_tile: OnTile | None
 ) -> Iterator[Tensor]:
-    """Upscale an image and give the result from top to bottom, a band for each row of tiles.
+    """Upscale the pixels of an image and give the result from top to bottom, a band for each row of tiles.
 
     Args:
         forward: (1, 3, h, w) float32 in [0, 1] -> (1, 3, scale * h, scale * w) float32, on the CPU.
         pixels: (H, W, 3), uint8 or uint16; H and W are multiples of ``multiple``.
         scale: of ``forward``.
-        tile: see :class:`Grid`; 0 takes the whole image at once.
+        tile: see :func:`blend_tiles`.
         overlap: see :class:`Grid`.
         multiple: see :class:`Grid`.
         on_tile: is told after each tile.
@@ -106,7 +107,39 @@ def upscale_bands(
     Yields:
         (3, h, scale * W) float32; all h add up to scale * H.
     """
+
+    def one_tile(rows: slice, columns: slice) -> Tensor:
+        return forward(to_tensor(pixels[rows, columns]))[0]
+
     height, width = pixels.shape[:2]
+    yield from blend_tiles(one_tile, height, width, scale, tile, overlap, multiple, on_tile)
+
+
+def blend_tiles(
+    one_tile: OneTile,
+    height: int,
+    width: int,
+    scale: int,
+    tile: int,
+    overlap: int,
+    multiple: int = 1,
+    on_tile: OnTile | None = None,
+) -> Iterator[Tensor]:
+    """Put the result of an image together from those of its tiles, a band for each row of tiles.
+
+    Args:
+        one_tile: rows and columns of the image -> their result, (3, scale * h, scale * w) float32, on the CPU.
+        height: of the image, a multiple of ``multiple``.
+        width: likewise.
+        scale: of ``one_tile``.
+        tile: see :class:`Grid`; 0 takes the whole image at once.
+        overlap: see :class:`Grid`.
+        multiple: see :class:`Grid`.
+        on_tile: is told after each tile.
+
+    Yields:
+        (3, h, scale * width) float32; all h add up to scale * height.
+    """
     rows = Grid(height, tile or height, overlap, multiple)
     columns = Grid(width, tile or width, overlap, multiple)
     row_weights, column_weights = rows.weights(scale), columns.weights(scale)
@@ -117,7 +150,7 @@ def upscale_bands(
         band = torch.zeros(3, rows.size * scale, width * scale)
         band[:, : carried.shape[1]] = carried
         for column, x in enumerate(columns.starts):
-            result = forward(to_tensor(pixels[y : y + rows.size, x : x + columns.size]))[0]
+            result = one_tile(slice(y, y + rows.size), slice(x, x + columns.size))
             weight = row_weights[row][:, None] * column_weights[column]
             band[:, :, x * scale : (x + columns.size) * scale].addcmul_(result, weight)
             if on_tile:

@@ -7,6 +7,7 @@ looked for where the networks of the loss are, see :func:`dp_basicsr.archs.pretr
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,8 @@ BACKBONES = MappingProxyType({"alex": "alexnet", "vgg": "vgg16"})
 
 # Below this side an image vanishes in AlexNet's pooling; VGG takes less, but one rule serves both.
 MIN_SIDE = 32
+
+_ALONE = threading.Lock()
 
 
 @METRIC_REGISTRY.register()
@@ -60,12 +63,14 @@ def calculate_lpips(
     """
     if img.shape != img2.shape:
         raise UserError(f"LPIPS: expected images of one shape, got {img.shape} and {img2.shape}")
-    if why_not(net, weights):
-        return math.nan
-    device = _device()
-    pair = [_to_tensor(reorder_image(image, input_order), crop_border).to(device) for image in (img, img2)]
-    with torch.inference_mode():
-        return float(lpips_network(net, weights, device)(*pair))
+    # One image at a time: validation measures in threads, loading is not safe there, and memory would multiply.
+    with _ALONE:
+        if why_not(net, weights):
+            return math.nan
+        device = _device()
+        pair = [_to_tensor(reorder_image(image, input_order), crop_border).to(device) for image in (img, img2)]
+        with torch.inference_mode():
+            return float(lpips_network(net, weights, device)(*pair))
 
 
 @lru_cache

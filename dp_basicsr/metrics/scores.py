@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.launch import gather
 from dp_basicsr.metrics.lpips_metric import calculate_lpips, why_not
 
 import numpy as np
@@ -77,16 +78,17 @@ def missing_metrics(metrics: tuple[str, ...]) -> dict[str, str]:
 def drop_unavailable(opt: dict[str, Any]) -> None:
     """Take out of ``val: metrics:`` what cannot be computed here; the log says what and why.
 
-    BasicSR adds every metric up over the images and keeps the best sum, where a missing value would look like one.
+    BasicSR adds every metric up over the images and keeps the best sum, where a missing value would look like one. The
+    images are split over the processes: what one of them cannot compute, none does. All must call it together.
 
     Raises:
         UserError: An LPIPS entry names no known backbone.
     """
     metrics = (opt.get("val") or {}).get("metrics") or {}
     for name, metric in list(metrics.items()):
-        if metric["type"] != calculate_lpips.__name__ or opt["rank"] != 0:
+        if metric["type"] != calculate_lpips.__name__:
             continue
-        if why_not(metric.get("net", "alex"), metric.get("weights", "imagenet")):
+        if any(gather(why_not(metric.get("net", "alex"), metric.get("weights", "imagenet")))):
             get_root_logger().warning(f"val: metrics: {name} is left out")
             del metrics[name]
 

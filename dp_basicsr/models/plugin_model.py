@@ -8,9 +8,9 @@ from typing import Any
 
 from dp_basicsr.checkpoint import write_checkpoint
 from dp_basicsr.errors import UserError
+from dp_basicsr.models.validation import ThreadedValidation
 
 import torch
-from basicsr.models.base_model import BaseModel
 from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,7 +28,7 @@ def use_channels_last(net: nn.Module) -> None:
         norms[-1].register_forward_hook(lambda module, inputs, output: output.contiguous())
 
 
-class PluginModel(BaseModel):
+class PluginModel(ThreadedValidation):
     """Runs under torchrun on a CPU too, reads losses from the device only when logged, saves whole files or stops."""
 
     log_dict: Any  # name of a loss -> 0-d tensor

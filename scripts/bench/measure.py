@@ -30,6 +30,7 @@ class Settings:
     quick: bool = False  # tiny networks and images, to see that everything runs: the figures mean nothing
     rounds: int = 5
     batches: tuple[int, ...] = (4, 16)
+    compile: bool = False  # also torch.compile, whose first step takes a CPU many minutes
 
 
 @dataclass(frozen=True)

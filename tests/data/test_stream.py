@@ -91,3 +91,15 @@ def test_missing_folders_are_named(pairs: Path) -> None:
     with pytest.raises(UserError, match=r"datasets/not_there(?s:.*)extract_subimages\.py"):
         require_training_data(opt)
     assert evaluation_loaders(opt, "val") == []
+
+
+def test_the_order_of_the_file_system_does_not_matter(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine may list the same folder in another order, and its ranks must not take other samples for it."""
+    from basicsr.data import data_util
+
+    listing = data_util.scandir
+    orders = []
+    for reverse in (False, True):
+        monkeypatch.setattr(data_util, "scandir", lambda *args, r=reverse: iter(sorted(listing(*args), reverse=r)))
+        orders.append([path["lq_path"] for path in TrainStream(options(pairs)).dataset.paths])
+    assert orders[0] == orders[1] == sorted(orders[0])

@@ -1,0 +1,231 @@
+"""Validation for which the network hardly waits: reading, images and metrics in threads, big images in tiles."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.data.images import encode_png
+from dp_basicsr.deploy.tiles import blend_tiles
+from dp_basicsr.errors import UserError
+from dp_basicsr.launch import gather
+
+import numpy as np
+import torch
+from basicsr.metrics import calculate_metric
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import tensor2img
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+Values = dict[str, float]  # metric -> its value on one image
+
+# `val: threads` and `val: tile_overlap` where the options do not say.
+THREADS = 2
+OVERLAP = 16
+
+# BasicSR's RRDBNet folds the image by pixel-unshuffle: scale -> what sizes must be multiples of.
+FOLDED = {2: 2, 1: 4}
+
+
+class ThreadedValidation(BaseModel):
+    """Validates as BasicSR's models do, to the same numbers and files, without making the network wait for them.
+
+    The next image is read and the ones before are measured and saved in threads. Of several processes each has a share
+    of the images; all then know all values, and rank 0 logs their mean. ``val:`` ``threads`` is how many images are
+    measured at a time, ``tile`` and ``tile_overlap`` (LR pixels) bound the memory that the network takes.
+
+    Attributes:
+        interrupted: Asked before every image. True ends the validation, without a result, on all processes.
+    """
+
+    interrupted: Callable[[], bool] = staticmethod(lambda: False)
+    lq: Tensor
+    output: Tensor
+
+    def validation(
+        self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False
+    ) -> bool:
+        """Run the network on every image, save the results if asked, log each metric's mean and remember the best.
+
+        Means are taken in the order of the images, so that they have the same bits whatever the number of processes.
+        All processes must call it together.
+
+        Returns:
+            Whether it went through; False where it was interrupted.
+
+        Raises:
+            UserError: An image that cannot be read, measured or written, on whichever process; it is named.
+        """
+        measured: dict[int, Values] = {}
+        error: UserError | None = None
+        try:
+            measured = self._validate_share(dataloader, current_iter, save_img)
+        except UserError as caught:  # the others wait below: they get to know, too
+            error = caught
+        own = measured, None if error is None else str(error)
+        shares = gather(own) if self.opt["dist"] else [own]
+        for _, message in shares:
+            if message is not None:
+                raise UserError(message) from error
+        values = {index: value for share, _ in shares for index, value in share.items()}
+        dataset: Any = dataloader.dataset
+        if len(values) < len(dataset):
+            return False
+        if self.opt["val"].get("metrics"):
+            self._take_results([values[index] for index in range(len(dataset))], dataset.opt["name"], current_iter)
+            if self.opt["rank"] == 0:
+                self._log_validation_metric_values(current_iter, dataset.opt["name"], tb_logger)
+        return True
+
+    def _take_results(self, values: list[Values], dataset_name: str, current_iter: int | str) -> None:
+        """Set ``metric_results`` to the means, and ``best_metric_results``, the same on all processes."""
+        self._initialize_best_metric_results(dataset_name)
+        self.metric_results = {}
+        for metric in self.opt["val"]["metrics"]:
+            total = 0.0
+            for value in values:  # not sum(): from Python 3.12 on it rounds otherwise than BasicSR's addition
+                total += value[metric]
+            self.metric_results[metric] = total / len(values)
+            self._update_best_metric_result(dataset_name, metric, self.metric_results[metric], current_iter)
+
+    def _validate_share(self, dataloader: DataLoader, current_iter: int | str, save_img: bool) -> dict[int, Values]:
+        """This process' images: index -> values. Fewer than there are if it was interrupted."""
+        dataset: Any = dataloader.dataset
+        val, rank = self.opt["val"], self.opt["rank"]
+        indices = range(rank, len(dataset), self.opt["world_size"])
+        threads = val.get("threads", THREADS)
+        on_device = partial(torch.cuda.set_device, torch.cuda.current_device()) if self.device.type == "cuda" else None
+        bar = tqdm(total=len(indices), unit="image", disable=not val.get("pbar", False) or rank != 0)
+        measured: dict[int, Values] = {}
+        waiting: deque[tuple[int, str, Future[Values]]] = deque()
+
+        def take_oldest() -> None:
+            index, name, values = waiting.popleft()
+            measured[index] = values.result()
+            bar.set_description(f"Test {name}", refresh=False)
+            bar.update()
+
+        with bar, ThreadPoolExecutor(threads, initializer=on_device) as workers:
+            for index, sample in read_ahead(dataloader, indices):
+                if self.interrupted():
+                    break
+                name = Path(sample["lq_path"][0]).stem
+                result, gt = self._upscale(name, sample)
+                path = self._image_path(name, dataset.opt["name"], current_iter) if save_img else None
+                if len(waiting) > threads:  # or images would pile up where the network is faster
+                    take_oldest()
+                waiting.append((index, name, workers.submit(self._measure, name, result, gt, path)))
+            while waiting:
+                take_oldest()
+        return measured
+
+    def _upscale(self, name: str, sample: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Result and original (None if the set has none), (1, 3, H, W) in [0, 1] on the CPU."""
+        self.feed_data(sample)
+        try:
+            self.test()
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"validation of {name}: out of memory; `val: tile: 256` or less bounds it") from error
+        visuals = self.get_current_visuals()
+        del self.lq, self.output
+        return visuals["result"], visuals["gt"] if "gt" in sample else None
+
+    def test(self) -> None:
+        """Set ``self.output`` to the network's result for ``self.lq``; with ``val: tile`` from tiles, on the CPU."""
+        val = self.opt.get("val") or {}
+        whole, scale = self.lq, self.opt["scale"]
+        if not val.get("tile"):
+            super().test()
+            return
+
+        def one_tile(rows: slice, columns: slice) -> Tensor:
+            self.lq = whole[..., rows, columns]
+            super(ThreadedValidation, self).test()
+            return self.output[0].float().cpu()
+
+        multiple = FOLDED.get(scale, 1) if self.opt["network_g"]["type"] == "RRDBNet" else 1
+        overlap = val.get("tile_overlap", OVERLAP) * multiple  # a folded network sees that much farther
+        bands = blend_tiles(one_tile, whole.shape[-2], whole.shape[-1], scale, val["tile"], overlap, multiple)
+        self.output, self.lq = torch.cat(list(bands), dim=1)[None], whole
+
+    def _image_path(self, name: str, dataset_name: str, current_iter: int | str) -> Path:
+        """Where BasicSR saves a result."""
+        folder = Path(self.opt["path"]["visualization"])
+        if self.opt["is_train"]:
+            return folder / name / f"{name}_{current_iter}.png"
+        return folder / dataset_name / f"{name}_{self.opt['val'].get('suffix') or self.opt['name']}.png"
+
+    def _measure(self, name: str, result: Tensor, gt: Tensor | None, path: Path | None) -> Values:
+        """Save one result and measure it, in a thread."""
+        with naming(name):
+            images = {"img": tensor2img([result])}
+            if gt is not None:
+                images["img2"] = tensor2img([gt])
+            if path is not None:
+                write_image(images["img"], path)
+            metrics = self.opt["val"].get("metrics") or {}
+            return {metric: float(calculate_metric(images, opt)) for metric, opt in metrics.items()}
+
+
+def read_ahead(dataloader: DataLoader, indices: range) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Give each index and its sample, a batch of one; the next one is read meanwhile.
+
+    A thread of its own does all the reading: BasicSR's datasets open their files at the first use.
+
+    Raises:
+        UserError: A sample that cannot be had; the message has its files.
+    """
+    dataset: Any = dataloader.dataset
+
+    def read(index: int) -> dict[str, Any]:
+        try:
+            return dataloader.collate_fn([dataset[index]])
+        except Exception as error:
+            paths = getattr(dataset, "paths", None)  # BasicSR's paired datasets have them
+            raise UserError(f"image {paths[index] if paths else index} cannot be used: {error}") from error
+
+    coming: deque[tuple[int, Future[dict[str, Any]]]] = deque()
+    with ThreadPoolExecutor(1) as reader:
+        for index in indices:
+            coming.append((index, reader.submit(read, index)))
+            if len(coming) > 1:
+                first, sample = coming.popleft()
+                yield first, sample.result()
+        for last, sample in coming:
+            yield last, sample.result()
+
+
+@contextmanager
+def naming(image: str) -> Iterator[None]:
+    """Put the image's name into what goes wrong in here. What a metric refuses is the user's to mend (UserError)."""
+    try:
+        yield
+    except (AssertionError, ValueError) as error:  # BasicSR's metrics assert what they are given
+        raise UserError(f"validation of {image}: {error}") from error
+    except Exception as error:
+        raise RuntimeError(f"validation of {image}: {error}") from error
+
+
+def write_image(image: NDArray[np.uint8], path: Path) -> None:
+    """Write ``(H, W[, 3])`` BGR uint8 as the PNG that BasicSR writes: whole, or not at all.
+
+    Raises:
+        UserError: It cannot be written (disk full, no permission).
+    """
+    beside = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(encode_png(image))
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):  # nor was it made, where its folder cannot be written
+            beside.unlink()
+        raise UserError(f"{path} cannot be written ({error.strerror})") from error

@@ -1,0 +1,60 @@
+"""Measure speed and memory beside BasicSR's, in turns: `make bench`, or `python -m scripts.bench [PART ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from dp_basicsr.data.preparation.console import data_command
+
+from scripts.bench.measure import Settings, Table
+from scripts.bench.report import machine, markdown, write
+
+# Each is a module beside this one, whose `measure` returns tables.
+PARTS = ("step", "operations", "profiling", "validation", "inference")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.bench", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all if none is named)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds that count; batch 16 and validation take 3 at most"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[4, 16], help="pairs in a training step")
+    parser.add_argument("--compile", action="store_true", help="also a compiled step: many minutes more on a CPU")
+    parser.add_argument("--quick", action="store_true", help="tiny networks: shows that it runs, measures nothing")
+    parser.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for bench.md and bench.json")
+    args = parser.parse_args(argv)
+    unknown = [part for part in args.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if args.rounds < 1 or min(args.batch) < 2:
+        parser.error("expected --rounds of at least 1 and --batch of at least 2 (D has batch-norm)")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: see ``--help``."""
+    args = parse(argv)
+    settings = Settings(args.quick, args.rounds, tuple(args.batch), args.compile)
+    tables: list[Table] = []
+    with data_command():
+        for part in args.parts or PARTS:
+            start = time.perf_counter()
+            tables += import_module(f"scripts.bench.{part}").measure(settings)
+            print(f"{part}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        where = machine()
+        print(markdown(where, tables))
+        write(where, tables, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

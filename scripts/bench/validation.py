@@ -1,0 +1,108 @@
+"""Validating a set: our threads beside BasicSR's loop, on the same images, with the metrics of the shipped options."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401  (the three register their members)
+from dp_basicsr.options import read_options
+
+import cv2
+import numpy as np
+import torch
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.models import build_model
+from basicsr.models.sr_model import SRModel
+from torch.utils.data import DataLoader
+
+from scripts.bench.measure import ROOT, Settings, Table, Work, compare, in_turns, own_peak, peak_memory
+
+BASICSR = "BasicSR's loop"
+OURS = "ours, 2 threads"
+
+# LR pixels: as many as Set14's images have, in several shapes.
+SIZES = [(120, 128), (90, 144), (128, 96), (64, 64), (125, 90), (72, 128)]
+
+# For peak memory: one image, and the candidates with what they set in `val:`.
+BIG = (384, 384)
+CANDIDATES: dict[str, dict[str, Any]] = {BASICSR: {}, OURS: {}, "ours, tile: 128": {"tile": 128}}
+
+FILES = {"generator": "train_esrgan_dp.yml", "SRResNet": "train_srgan_dp.yml"}
+
+
+def write_pairs(folder: Path, sizes: list[tuple[int, int]]) -> DataLoader:
+    """Random smooth images of ``sizes`` (LR pixels) and their originals, x4."""
+    rng = np.random.default_rng(0)
+    for number, (height, width) in enumerate(sizes):
+        coarse = rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+        gt = cv2.resize(coarse, (4 * width, 4 * height), interpolation=cv2.INTER_CUBIC)
+        for name, image in (("gt", gt), ("lq", cv2.resize(gt, (width, height), interpolation=cv2.INTER_AREA))):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / name / f"{number}.png"), image)
+    options = {
+        "name": "pairs", "type": "PairedImageDataset", "phase": "val", "scale": 4, "io_backend": {"type": "disk"},
+        "dataroot_gt": str(folder / "gt"), "dataroot_lq": str(folder / "lq"),
+    }  # fmt: skip
+    return build_dataloader(build_dataset(options), options)
+
+
+def build(network: str, folder: Path, quick: bool, **val: Any) -> Any:
+    """A model that only validates, with PSNR and SSIM as the option file has them, and writes its images."""
+    opt = read_options(ROOT / "options" / FILES[network])
+    if quick:
+        opt["network_g"] |= {"num_feat": 8, "num_block": 1}
+    metrics = {name: one for name, one in opt["val"]["metrics"].items() if one["type"] != "calculate_lpips"}
+    opt |= {"num_gpu": min(torch.cuda.device_count(), 1), "dist": False, "rank": 0, "world_size": 1, "is_train": False}
+    opt["path"] = {"visualization": str(folder / "results")}
+    opt["val"] |= {"metrics": metrics, "pbar": False, "suffix": None} | val
+    return build_model(opt)
+
+
+def run_of(candidate: str, model: Any, loader: DataLoader) -> Work:
+    """A validation of all images, with metrics and files."""
+    if candidate == BASICSR:
+        return lambda: SRModel.nondist_validation(model, loader, 0, None, True)
+    return lambda: model.validation(loader, 0, None, True)
+
+
+def measure(settings: Settings) -> list[Table]:
+    """Seconds for the set with each generator, and the peak memory on one big image, whole and in tiles."""
+    tables = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        loader = write_pairs(folder, [(20, 24), (24, 16)] if settings.quick else SIZES)
+        for network in FILES:
+            models = {one: build(network, folder, settings.quick) for one in (BASICSR, OURS)}
+            models[OURS].net_g.load_state_dict(models[BASICSR].net_g.state_dict())
+            works = {one: run_of(one, model, loader) for one, model in models.items()}
+            seconds = in_turns(works, min(settings.rounds, 3))
+            same = models[BASICSR].metric_results == models[OURS].metric_results
+            note = f"{len(loader)} images; metrics {'equal bit for bit' if same else 'DIFFER'}."
+            tables.append(compare(f"Validation, {network}: network, PSNR and SSIM, PNG files", seconds, None, note))
+    if not settings.quick:
+        peaks = {one: peak_memory("validation", one) for one in CANDIDATES}
+        rows = [(one, f"{peak:.0f} MB") for one, peak in peaks.items()]
+        title = f"Validation, peak memory on an image of {BIG[1]} x {BIG[0]} LR pixels"
+        tables.append(Table(title, ("", "peak memory"), rows, {one: {"peak_mb": peak} for one, peak in peaks.items()}))
+    return tables
+
+
+def main() -> None:
+    """Validate one big image as one candidate does and print the peak memory of the process."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("candidate", choices=list(CANDIDATES))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        loader = write_pairs(Path(name), [BIG])
+        model = build("generator", Path(name), False, **CANDIDATES[args.candidate])
+        run_of(args.candidate, model, loader)()
+        print(own_peak())
+
+
+if __name__ == "__main__":
+    main()

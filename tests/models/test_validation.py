@@ -1,0 +1,249 @@
+"""Validation in threads, in tiles and split over processes, against BasicSR's own loop on the same images."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock, call
+
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401
+from dp_basicsr.errors import UserError
+from dp_basicsr.models import validation
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.models import build_model
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import METRIC_REGISTRY
+from torch.utils.data import DataLoader
+
+from tests.conftest import model_options
+from tests.deploy.conftest import make_network
+
+ROOT = Path(__file__).resolve().parents[2]
+METRICS = {
+    "psnr": {"type": "calculate_psnr", "crop_border": 4},
+    "ssim_y": {"type": "calculate_ssim", "crop_border": 4, "test_y_channel": True},
+}
+SIZES = [(36, 40), (20, 52), (64, 24), (30, 30), (41, 27)]  # LR, of every shape
+
+
+@pytest.fixture
+def loader(tmp_path: Path) -> DataLoader:
+    """Five pairs of different sizes, as train.py's evaluation_loaders gives them."""
+    return make_loader(tmp_path)
+
+
+def make_loader(folder: Path) -> DataLoader:
+    rng = np.random.default_rng(0)
+    for number, (height, width) in enumerate(SIZES):
+        gt = cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (4 * width, 4 * height), interpolation=2)
+        for name, image in (("gt", gt), ("lq", cv2.resize(gt, (width, height), interpolation=cv2.INTER_AREA))):
+            (folder / "set" / name).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / "set" / name / f"image{number}.png"), image)
+    options = {
+        "name": "five", "type": "PairedImageDataset", "phase": "val", "scale": 4, "io_backend": {"type": "disk"},
+        "dataroot_gt": str(folder / "set/gt"), "dataroot_lq": str(folder / "set/lq"),
+    }  # fmt: skip
+    return build_dataloader(build_dataset(options), options)
+
+
+def make_model(folder: Path, val: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """A small model whose network has an output that looks like an image."""
+    train, arch = changes.pop("train", {}), changes.pop("arch", "RRDBNetDP")
+    opt = model_options("ESRGANDPModel", folder, **train) | changes
+    size = {"num_in_ch": 3, "num_out_ch": 3, "num_block": 2, "num_grow_ch": 32}
+    opt["network_g"] |= {"type": arch, "scale": opt["scale"], **size}
+    opt["path"]["visualization"] = str(folder / "visualization")
+    opt["val"] = {"metrics": METRICS, "suffix": None} | (val or {})
+    model = build_model(opt)
+    state = make_network(arch, opt["scale"]).state_dict()
+    for net in (model.net_g, getattr(model, "net_g_ema", None)):
+        if net is not None:
+            model.get_bare_model(net).load_state_dict(state)
+    return model
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("ema", [0, 0.5])
+@pytest.mark.parametrize(("is_train", "suffix"), [(True, None), (False, None), (False, "end")])
+def test_numbers_and_files_are_basicsr_s(
+    ema: float, is_train: bool, suffix: str | None, loader: DataLoader, tmp_path: Path
+) -> None:
+    """The same bits and bytes as BasicSR's loop, on sizes that differ; the network trains on afterwards."""
+    val = {"suffix": suffix, "threads": 3}
+    theirs, ours = (make_model(tmp_path / name, val, train={"ema_decay": ema}) for name in ("theirs", "ours"))
+    for model in (theirs, ours):
+        model.opt["is_train"] = is_train
+        if ema:  # what is measured is the averaged network
+            torch.nn.init.zeros_(model.net_g.conv_last.weight)
+    SRModel.nondist_validation(theirs, loader, 7, None, True)
+    assert ours.validation(loader, 7, None, True)
+    assert ours.metric_results == theirs.metric_results
+    assert 5 < ours.metric_results["psnr"] < 60
+    assert ours.best_metric_results == theirs.best_metric_results
+    written = files(tmp_path / "ours/visualization")
+    assert len(written) == len(SIZES)
+    assert written == files(tmp_path / "theirs/visualization")
+    assert ours.net_g.training
+
+
+def test_nothing_is_written_unless_asked(loader: DataLoader, tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    assert model.validation(loader, 1, None, False)
+    assert not (tmp_path / "visualization").exists()
+    model.opt["val"]["metrics"] = None
+    assert model.validation(loader, 1, None, True)
+    assert len(files(tmp_path / "visualization")) == len(SIZES)
+
+
+def test_best_is_remembered_and_shown(loader: DataLoader, tmp_path: Path) -> None:
+    model, board = make_model(tmp_path), Mock()
+    model.validation(loader, 1, board)
+    best = model.metric_results["psnr"]
+    torch.nn.init.zeros_(model.net_g.conv_last.weight)
+    torch.nn.init.constant_(model.net_g.conv_last.bias, -1)  # black
+    model.validation(loader, 2, board)
+    assert model.metric_results["psnr"] < best
+    assert model.best_metric_results["five"]["psnr"] == {"better": "higher", "val": best, "iter": 1}
+    assert call("metrics/five/psnr", best, 1) in board.add_scalar.mock_calls
+
+
+@pytest.mark.parametrize(("arch", "scale"), [("RRDBNetDP", 4), ("RRDBNet", 2)])  # the second takes even sizes alone
+def test_tiles_bound_what_the_network_sees_and_leave_no_seam(arch: str, scale: int, tmp_path: Path) -> None:
+    network: dict[str, Any] = {"arch": arch, "scale": scale}
+    whole = make_model(tmp_path / "whole", **network)
+    tiled = make_model(tmp_path / "tiled", {"tile": 65, "tile_overlap": 24}, **network)
+    hard = make_model(tmp_path / "hard", {"tile": 65, "tile_overlap": 0}, **network)
+    seen = []
+    tiled.net_g.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[2:]))
+    sample = {
+        "lq": torch.nn.functional.interpolate(torch.rand(1, 3, 45, 40), scale_factor=2, mode="bicubic").clip(0, 1)
+    }
+    outputs = []
+    for model in (whole, tiled, hard):
+        model.feed_data(sample)
+        model.test()
+        outputs.append(model.output)
+        assert torch.equal(model.lq, sample["lq"])
+    assert len(seen) > 1
+    assert max(max(size) for size in seen) <= 65
+    difference = (outputs[1] - outputs[0]).abs().max()
+    assert difference < 1e-3
+    assert (outputs[2] - outputs[0]).abs().max() > 20 * difference, "without an overlap there must be a seam to see"
+    assert tiled.net_g.training
+
+
+def test_the_network_goes_on_while_a_metric_is_computed(loader: DataLoader, tmp_path: Path) -> None:
+    """The first image's metric waits until the network has had the second: else it would wait in vain."""
+    second_image, seen = threading.Event(), []
+
+    def slow_metric(img: np.ndarray, img2: np.ndarray, **_: Any) -> float:
+        return float(second_image.wait(timeout=60))
+
+    METRIC_REGISTRY._obj_map["slow_metric"] = slow_metric
+    try:
+        model = make_model(tmp_path, {"metrics": {"slow": {"type": "slow_metric"}}})
+        model.net_g.register_forward_hook(lambda *_: (seen.append(1), second_image.set() if len(seen) > 1 else None)[0])
+        assert model.validation(loader, 1, None)
+    finally:
+        del METRIC_REGISTRY._obj_map["slow_metric"]
+    assert model.metric_results == {"slow": 1.0}
+
+
+def test_images_do_not_pile_up(loader: DataLoader, tmp_path: Path) -> None:
+    """At most `threads` and one are waiting to be measured, however slow that is."""
+    waiting, most = [], []
+    model = make_model(tmp_path, {"threads": 1})
+    measure, upscale = model._measure, model._upscale
+
+    def counted(*args: Any) -> Any:
+        values = measure(*args)
+        waiting.pop()
+        return values
+
+    def upscaled(*args: Any) -> Any:
+        result = upscale(*args)
+        waiting.append(1)
+        most.append(len(waiting))
+        return result
+
+    model._measure, model._upscale = counted, upscaled
+    assert model.validation(loader, 1, None)
+    assert max(most) <= 3
+    assert len(most) == len(SIZES)
+
+
+def test_a_file_that_cannot_be_written_is_named(loader: DataLoader, tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    (tmp_path / "visualization").mkdir()
+    (tmp_path / "visualization/image3").write_text("in the way")
+    with pytest.raises(UserError, match=r"validation of image3: .*image3_1\.png cannot be written"):
+        model.validation(loader, 1, None, True)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_an_image_that_cannot_be_read_is_named(loader: DataLoader, tmp_path: Path) -> None:
+    (tmp_path / "set/gt/image2.png").write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match=r"image .*gt/image2\.png"):
+        make_model(tmp_path).validation(loader, 1, None)
+
+
+def test_what_a_metric_refuses_is_named(loader: DataLoader, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "set/gt/image4.png"), np.zeros((40, 40, 3), np.uint8))
+    with pytest.raises(UserError, match="validation of image4: Image shapes are different"):
+        make_model(tmp_path).validation(loader, 1, None)
+
+
+def test_a_mistake_of_the_program_is_not_hidden(loader: DataLoader, tmp_path: Path, monkeypatch: Any) -> None:
+    def broken(images: Any, opt: Any) -> float:
+        raise KeyError("oops")
+
+    monkeypatch.setattr(validation, "calculate_metric", broken)
+    with pytest.raises(RuntimeError, match=r"validation of image\d: 'oops'"):
+        make_model(tmp_path).validation(loader, 1, None)
+
+
+def test_interrupted_it_leaves_no_result(loader: DataLoader, tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    answers = iter([False, False, True])
+    model.interrupted = lambda: next(answers)
+    assert model.validation(loader, 1, None) is False
+    assert not hasattr(model, "best_metric_results")
+    model.interrupted = lambda: False
+    assert model.validation(loader, 2, None) is True
+    assert model.best_metric_results["five"]["psnr"]["iter"] == 2
+
+
+def test_it_leaves_the_random_state_of_a_training_alone(loader: DataLoader, tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    before = torch.get_rng_state()
+    model.validation(loader, 1, None)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_split_over_processes_the_numbers_are_those_of_one() -> None:
+    """Five images on two processes, bit for bit; then an error and an interruption on one of them, which both see."""
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "tests.models.validation_worker",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,44 @@
+"""Run by test_validation.py under torchrun: the same validation alone and split over the ranks."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.launch import agree_on, gather
+
+import pytest
+from torch import distributed
+
+from tests.models.test_validation import SIZES, files, make_loader, make_model
+
+
+def main() -> None:
+    distributed.init_process_group("gloo")
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    shared = Path(agree_on(tempfile.mkdtemp()))
+    loader = make_loader(Path(tempfile.mkdtemp()))
+    alone = make_model(shared / f"alone{rank}")
+    split = make_model(shared / "split", dist=True, rank=rank, world_size=world_size)
+    for iteration in (1, 2):
+        assert alone.validation(loader, iteration, None, True)
+        assert split.validation(loader, iteration, None, True)
+        assert split.metric_results == alone.metric_results, (split.metric_results, alone.metric_results)
+    assert gather(split.best_metric_results) == [alone.best_metric_results] * world_size
+    written = files(shared / "split/visualization")
+    assert len(written) == 2 * len(SIZES)
+    assert written == files(shared / f"alone{rank}/visualization")
+    assert split.net_g.training
+
+    (shared / "split/visualization/image3/image3_3.png.partial").mkdir(exist_ok=True)  # rank 1's
+    with pytest.raises(UserError, match="image3"):
+        split.validation(loader, 3, None, True)
+    split.interrupted = lambda: rank == 1
+    assert split.validation(loader, 4, None) is False
+    assert split.best_metric_results == alone.best_metric_results
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
