@@ -23,7 +23,7 @@ def use_channels_last(net: nn.Module) -> None:
     hands over a contiguous copy of its few pixels.
     """
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)]
     if norms:
         norms[-1].register_forward_hook(lambda module, inputs, output: output.contiguous())
 
@@ -54,14 +54,14 @@ class PluginModel(ThreadedValidation):
         """
         net = net.to(self.device)
         train = self.opt.get("train") or {}
+        if train.get("sync_batch_norm", False) and self.opt["dist"]:
+            net = self.synchronise_batch_norm(net)
         if train.get("channels_last", False):
             use_channels_last(net)
         if train.get("compile", False):
             net.compile()
         if not self.opt["dist"]:
             return super().model_to_device(net)
-        if train.get("sync_batch_norm", False):
-            net = self.synchronise_batch_norm(net)
         return DistributedDataParallel(
             net,
             device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
