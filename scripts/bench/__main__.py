@@ -15,7 +15,7 @@ from scripts.bench.measure import Settings, Table
 from scripts.bench.report import machine, markdown, write
 
 # Each is a module beside this one, whose `measure` returns tables.
-PARTS = ("step", "operations", "profiling", "validation", "inference")
+PARTS = ("step", "operations", "profiling", "data", "validation", "inference")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

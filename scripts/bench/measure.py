@@ -44,17 +44,25 @@ class Table:
     note: str = ""
 
 
-def in_turns(candidates: Mapping[str, Work], rounds: int) -> dict[str, list[float]]:
+def in_turns(
+    candidates: Mapping[str, Any], rounds: int, timer: Callable[[Any], float] | None = None
+) -> dict[str, list[float]]:
     """Seconds of each candidate in each round, after rounds that are not counted.
 
     Every round runs all of them, and starts with another one, so that what else the machine does hits all alike.
+
+    Args:
+        candidates: what is done in a round, by name: work for the timer.
+        rounds: that count.
+        timer: does the work and gives its seconds, see :func:`seconds_of`, which is the default.
     """
+    timer = timer or seconds_of
     names = list(candidates)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-WARM_UP, rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            taken = seconds_of(candidates[name])
+            taken = timer(candidates[name])
             if number >= 0:
                 seconds[name].append(taken)
     return seconds

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 import dp_basicsr.archs
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401  (the three register their members)
+from dp_basicsr.memory import keep_freed_memory
 from dp_basicsr.options import read_options
 
 import torch
@@ -18,20 +22,22 @@ from basicsr.archs import vgg_arch
 from basicsr.models import build_model
 from torchvision.models import vgg19
 
-from scripts.bench.measure import ROOT, Settings, Table, Work, compare, in_turns, own_peak, peak_memory
+from scripts.bench.measure import ROOT, Settings, Table, Work, compare, in_turns, own_peak, seconds_of
 
 BASICSR = "BasicSR's ESRGANModel, VGG19"
 OURS = "ESRGANDPModel, VGG19 + ResNet-50"
 
 COMPILED = "compile: true"
+GIVEN_BACK = "freed memory given back"
 
 # Ours with one thing changed: what stands in `train:`. An optimisation that is the default is switched off here.
 VARIANTS: dict[str, dict[str, Any]] = {
     OURS: {},
-    "channels_last: true": {"channels_last": True},
-    "channels_last: true, amp: bf16": {"channels_last": True, "amp": "bf16"},
+    "channels_last: false": {"channels_last": False},
+    "amp: bf16": {"amp": "bf16"},
     COMPILED: {"compile": True},
     "fused Adam off": {"optim_g": {"fused": False}, "optim_d": {"fused": False}},
+    GIVEN_BACK: {},
 }
 
 # `--quick`: everything as small as it can be.
@@ -64,6 +70,7 @@ def options(quick: bool, **changes: Any) -> dict[str, Any]:
 def basicsr_model(quick: bool) -> Any:
     """BasicSR's ESRGANModel with its own PerceptualLoss (VGG19 conv5_4), randomly initialised as ours."""
     opt = options(quick) | {"model_type": "ESRGANModel"}
+    del opt["train"]["gan_opt"]["sync_mean"]  # ours
     if quick:  # VGG19 alone takes seconds to build
         opt["train"]["perceptual_opt"] = None
         return build_model(opt)
@@ -96,38 +103,76 @@ def build_unfolded(quick: bool) -> Any:
 
 def step_of(model: Any, batch: int) -> Work:
     """A training step of ``model`` on ``batch`` random pairs of 32 x 32 and 128 x 128 pixels."""
-    pairs = {"lq": torch.rand(batch, 3, 32, 32), "gt": torch.rand(batch, 3, 128, 128)}
-    model.feed_data(pairs)
+    model.feed_data({"lq": torch.rand(batch, 3, 32, 32), "gt": torch.rand(batch, 3, 128, 128)})
     return lambda: model.optimize_parameters(1)
 
 
+class Candidate:
+    """A candidate in a process of its own, as its user runs it: what it does to its memory is its own affair.
+
+    Args:
+        name: of :func:`builders`.
+        batch: pairs of 32 x 32 and 128 x 128 pixels.
+        quick: see :class:`~scripts.bench.measure.Settings`.
+    """
+
+    def __init__(self, name: str, batch: int, quick: bool) -> None:
+        command = [sys.executable, "-m", "scripts.bench.step", name, str(batch), *(["--quick"] if quick else [])]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, what: str) -> float:
+        """The seconds of a ``step``, or the ``peak`` of its memory in MB."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and said why on stderr
+            print(what, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self.process.args!r} ended with exit code {self.process.wait()}")
+        return float(answer)
+
+    def end(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def serve(name: str, batch: int, quick: bool, lines: Iterable[str], answers: TextIO) -> None:
+    """Answer each line, ``step`` or ``peak``, as :meth:`Candidate.ask` says."""
+    if name not in (BASICSR, GIVEN_BACK) and not torch.cuda.is_available():
+        keep_freed_memory()  # as train.py does
+    step = step_of(builders(quick)[name](), batch)
+    for line in lines:
+        print(own_peak() if line.strip() == "peak" else seconds_of(step), file=answers, flush=True)
+
+
 def measure(settings: Settings) -> list[Table]:
-    """A table for each batch size: BasicSR's step, ours, and ours with one thing changed at a time."""
-    wanted = [name for name in builders(settings.quick) if settings.compile or name != COMPILED]
-    models = {name: builders(settings.quick)[name]() for name in wanted}
+    """A table for each batch size: BasicSR's step, ours, and for small ones ours with one thing changed at a time."""
     tables = []
     for batch in settings.batches:
-        rounds = settings.rounds if batch < 16 else min(settings.rounds, 3)  # a step takes a CPU ten seconds there
-        seconds = in_turns({name: step_of(model, batch) for name, model in models.items()}, rounds)
-        flags = ["--batch", str(batch), *(["--quick"] if settings.quick else [])]
-        # The variants' memory is compared at one size: each is a process of its own, which takes its time.
-        measured = [OURS] if settings.quick else wanted if batch == settings.batches[0] else [BASICSR, OURS]
-        memory = {name: peak_memory("step", name, *flags) for name in measured}
-        tables.append(compare(f"Training step, batch {batch}", seconds, memory, "float32 unless said otherwise."))
+        large = batch >= 16  # a step takes a CPU ten seconds and 7 GB there
+        wanted = [name for name in builders(settings.quick) if settings.compile or name != COMPILED]
+        candidates = {name: Candidate(name, batch, settings.quick) for name in (wanted[:2] if large else wanted)}
+        try:
+            seconds = in_turns(candidates, settings.rounds, lambda candidate: candidate.ask("step"))
+            memory = {name: candidate.ask("peak") for name, candidate in candidates.items()}
+        finally:
+            for candidate in candidates.values():
+                candidate.end()
+        note = "float32 unless said otherwise, each candidate in a process of its own."
+        tables.append(compare(f"Training step, batch {batch}", seconds, memory, note))
     return tables
 
 
 def main() -> None:
-    """Take two steps of one candidate and print the peak memory of the process."""
+    """Be one candidate: answer each line ``step`` on stdin with the step's seconds, ``peak`` with the memory's MB."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("candidate", choices=list(builders(False)))
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("batch", type=int)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    step = step_of(builders(args.quick)[args.candidate](), args.batch)
-    for _ in range(2):  # the first makes Adam's memory
-        step()
-    print(own_peak())
+    answers, sys.stdout = sys.stdout, sys.stderr  # BasicSR prints
+    serve(args.candidate, args.batch, args.quick, sys.stdin, answers)
 
 
 if __name__ == "__main__":
