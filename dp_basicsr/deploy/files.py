@@ -30,7 +30,7 @@ FORMATS = {
 WITH_ALPHA = ("PNG", "WEBP", "TIFF")
 WITH_16_BITS = ("PNG", "TIFF")
 QUALITY = 95
-MOST_PIXELS = 178_956_970  # Pillow's own limit, which some libraries switch off for the whole program
+MOST_PIXELS = 1 << 30  # OpenCV's own limit, 3 GB decoded: inference.py switches Pillow's lower one off
 
 _ORIENTATION = 0x0112
 # EXIF orientation -> transpose first, then flip vertically, then horizontally (Exif 2.32, 4.6.4).
