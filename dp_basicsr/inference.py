@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: all is there; 1: an image failed. Wrong usage exits with 2.
     """
     args = parse(argv)
-    Image.MAX_IMAGE_PIXELS = None  # the user's own files, however large
+    Image.MAX_IMAGE_PIXELS = None  # the user's own files, up to 2^30 pixels
     with data_command():
         if not 1 <= args.quality <= 100 or (args.outscale is not None and not 0 < args.outscale <= 64):
             raise UserError("expected --quality from 1 to 100 and --outscale above 0 and up to 64")
