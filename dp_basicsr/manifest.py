@@ -18,6 +18,9 @@ from dp_basicsr.errors import UserError
 
 SUFFIX = ".sha256"
 
+# Not net_g_latest.pth, nor the best of a metric, whatever that is called.
+_OF_A_CHECKPOINT = re.compile(r"net_[a-z]+_(\d+)\.pth|(\d+)\.(?:state|sha256)")
+
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 
@@ -86,21 +89,18 @@ def check_manifest(path: Path) -> None:
             raise UserError(f"{file.name} is damaged: the checksum of its {size} bytes is not that in {path.name}")
 
 
-def delete_older(state: Path, keep: int) -> None:
-    """Leave the ``keep`` newest checkpoints up to that of ``state``, which is whole.
+def delete_older(state: Path, models: Path, keep: int) -> None:
+    """Leave the ``keep`` newest checkpoints up to that of ``state``, which is whole, and any of later iterations.
 
-    Only what a manifest names is deleted, and it last, so that a deletion that is interrupted is done the next time.
+    Of an older one its networks go first, so that a deletion that is interrupted is seen and done the next time.
     """
-    newest = int(state.stem)
-    older = sorted(
-        (path for path in state.parent.glob(f"*{SUFFIX}") if path.stem.isdecimal() and int(path.stem) < newest),
-        key=lambda path: int(path.stem),
-        reverse=True,
-    )
-    for manifest in older[max(keep - 1, 0) :]:
-        try:
-            files = read_manifest(manifest)
-        except UserError:
-            continue  # damaged: what belongs to it is not known
-        for path in (*files, manifest):
-            path.unlink(missing_ok=True)
+    files: dict[int, list[Path]] = {}
+    for path in [*models.iterdir(), *state.parent.iterdir()]:
+        if match := _OF_A_CHECKPOINT.fullmatch(path.name):
+            files.setdefault(int(match[1] or match[2]), []).append(path)
+    started = [iteration for iteration in files if (state.parent / f"{iteration}.state") in files[iteration]]
+    kept = sorted(iteration for iteration in started if iteration <= int(state.stem))[-max(keep, 1) :]
+    for iteration in sorted(files):
+        if iteration < kept[0]:
+            for path in sorted(files[iteration], key=lambda path: (path.parent != models, path.suffix == SUFFIX)):
+                path.unlink(missing_ok=True)

@@ -151,7 +151,6 @@ def test_sha256sum_reads_the_manifest(run: Path) -> None:
 
 
 def test_a_manifest_names_no_file_outside(run: Path) -> None:
-    """Neither is such a file read, nor deleted when the checkpoint is old."""
     outside = run.parent / "outside"
     outside.write_text("keep me")
     manifest = save(run, 5)[2]
@@ -159,17 +158,20 @@ def test_a_manifest_names_no_file_outside(run: Path) -> None:
     manifest.write_text(line + manifest.read_text())
     with pytest.raises(UserError, match="outside"):
         check_manifest(manifest)
-    state = save(run, 6)[1]
-    delete_older(state, keep=1)
-    assert outside.exists()
 
 
-def test_keep_last_leaves_the_newest_and_what_it_does_not_know(run: Path) -> None:
-    files = {iteration: save(run, iteration, manifest=iteration != 1) for iteration in (1, 2, 3, 10, 20)}
-    delete_older(files[10][1], keep=2)
-    left = {iteration for iteration, paths in files.items() if paths[1].exists()}
-    assert left == {1, 3, 10, 20}  # 1 has no manifest, 20 is from another try beyond this iteration
-    assert not any(path.exists() for path in files[2])
+def test_keep_last_leaves_the_newest(run: Path) -> None:
+    """And what lies beyond this iteration, from another try; not what an earlier kill or deletion left."""
+    files = {iteration: save(run, iteration, manifest=iteration != 2) for iteration in (1, 2, 3, 10, 20)}
+    files[1][0].unlink()
+    orphan = run / "models/net_d_2.pth"
+    others = [run / "models" / name for name in ("net_g_latest.pth", "net_g_best_set_5_psnr_1.pth")]
+    for path in (orphan, *others):
+        path.touch()
+    delete_older(files[10][1], run / "models", keep=2)
+    assert {iteration for iteration, paths in files.items() if paths[1].exists()} == {3, 10, 20}
+    assert not any(path.exists() for path in (*files[1], *files[2], orphan))
+    assert all(path.exists() for path in others)
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class CheckpointedModel(BaseModel):
         write_manifest(state, self._checksums)
         keep = self.opt["logger"].get("keep_last")
         if keep:
-            delete_older(state, keep)
+            delete_older(state, Path(self.opt["path"]["models"]), keep)
 
     def _state_path(self, current_iter: int) -> Path:
         return Path(self.opt["path"]["training_states"], f"{current_iter}.state")

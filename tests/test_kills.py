@@ -1,0 +1,243 @@
+"""Nothing is lost: a run that is killed anywhere, any number of times, ends with the bits of one that never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.interruption import EXIT_AGAIN
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TOTAL = 24
+
+OPTIONS = f"""
+name: small
+model_type: ESRGANDPModel
+scale: 4
+num_gpu: 0
+manual_seed: 3
+datasets:
+  train:
+    name: pairs
+    type: PairedImageDataset
+    dataroot_gt: GT
+    dataroot_lq: LRbicx4
+    io_backend: {{type: disk}}
+    gt_size: 32
+    use_hflip: true
+    use_rot: true
+    num_worker_per_gpu: 0
+    batch_size_total: 2
+    dataset_enlarge_ratio: 2.5
+  val: {{name: held_out, type: PairedImageDataset, dataroot_gt: GT, dataroot_lq: LRbicx4, io_backend: {{type: disk}}}}
+network_g: {{type: NoisyRRDBNet, scale: 4, num_feat: 4, num_block: 1, num_grow_ch: 4}}
+network_d: {{type: UNetDiscriminatorSN, num_in_ch: 3, num_feat: 4}}
+path: {{pretrain_network_g: ~}}
+train:
+  ema_decay: 0.9
+  optim_g: &adam {{type: Adam, lr: 1e-3, betas: [0.9, 0.99]}}
+  optim_d: *adam
+  scheduler: {{type: MultiStepLR, milestones: [5, 11], gamma: 0.5}}
+  warmup_iter: 3
+  total_iter: {TOTAL}
+  pixel_opt: {{type: L1Loss, loss_weight: 1e-2}}
+  perceptual_opt: {{type: DPLoss, vgg_type: vgg11, vgg_layer_weights: {{conv2_1: 1}}, resnet_type: resnet18,
+                   resnet_layer_weights: {{layer1: 1}}, vgg_weights: random, resnet_weights: random}}
+  gan_opt: {{type: GANLoss, gan_type: vanilla, loss_weight: 5e-3}}
+val: {{val_freq: 4, save_img: false, metrics: {{psnr: {{type: counted_psnr, crop_border: 4}}}}}}
+logger: {{print_freq: 1, save_checkpoint_freq: 3, use_tb_logger: true, keep_last: 2, keep_best: true}}
+"""
+
+# A save of this run: G, D, state and manifest are each synced, renamed, and their folder synced; then the four files
+# of an old checkpoint are deleted.
+EVENTS_OF_A_SAVE = 4 * 3 + 4
+
+
+class Server:
+    """Orders for :mod:`tests.train_server`."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.train_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment,
+        )  # fmt: skip
+
+    def __call__(self, folder: Path, *overrides: str, **order: Any) -> list[int]:
+        argv = ["-opt", "small.yml", "--auto_resume", *(("--force_yml", *overrides) if overrides else ())]
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps({"folder": str(folder), "argv": argv, **order}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    assert server.process.stdin
+    server.process.stdin.close()
+    server.process.wait(timeout=60)
+
+
+def prepare(folder: Path) -> Path:
+    """A folder with options and data (three pairs: 7 samples an epoch and a half of mini-batches left over)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "small.yml").write_text(OPTIONS)
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        gt = cv2.resize(rng.integers(0, 256, (9, 8, 3), dtype=np.uint8), (64, 72), interpolation=cv2.INTER_CUBIC)
+        for name, image in (("GT", gt), ("LRbicx4", cv2.resize(gt, (16, 18), interpolation=cv2.INTER_AREA))):
+            (folder / name).mkdir(exist_ok=True)
+            cv2.imwrite(str(folder / name / f"image{number}.png"), image)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return prepare(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stopped."""
+    folder = prepare(tmp_path_factory.mktemp("undisturbed"))
+    assert server(folder) == [0], (folder / "output").read_text()
+    return folder
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], set[bytes]]:
+    """Every figure that the run has sent to TensorBoard, as bits of float32."""
+    found: dict[tuple[str, int], set[bytes]] = {}
+    for path in (folder / "tb_logger/small").iterdir():
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                bits = np.float32(value.tensor.float_val[0]).tobytes()
+                found.setdefault((value.tag, event.step), set()).add(bits)
+    return found
+
+
+def difference(one: Any, other: Any, where: str = "") -> str | None:
+    """Where two nested structures are not the same, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        same = isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        return None if same else where
+    if isinstance(one, dict | list | tuple):
+        if type(one) is not type(other) or len(one) != len(other):
+            return where
+        keys = one.keys() if isinstance(one, dict) else range(len(one))
+        if isinstance(one, dict) and one.keys() != other.keys():
+            return where
+        return next(filter(None, (difference(one[key], other[key], f"{where}/{key}") for key in keys)), None)
+    return None if one == other else where
+
+
+def load(path: Path) -> Any:
+    from collections import Counter
+
+    with torch.serialization.safe_globals([Counter]):
+        return torch.load(path, weights_only=True)
+
+
+def assert_same(folder: Path, undisturbed: Path) -> None:
+    """G, D, EMA, optimizers, schedulers, random states, best metrics and all logged figures are the same bits."""
+    files = [f"training_states/{TOTAL}.state", "models/net_g_best_held_out_psnr.pth"]
+    files += [f"models/net_{net}_{name}.pth" for net in "gd" for name in (TOTAL, "latest")]
+    for file in files:
+        one, other = (load(run / "experiments/small" / file) for run in (folder, undisturbed))
+        assert difference(one, other, file) is None
+    figures, expected = scalars(folder), scalars(undisturbed)
+    assert figures == expected
+    assert all(len(values) == 1 for values in figures.values())
+    assert {step for tag, step in figures if tag == "losses/l_g_percep"} == set(range(1, TOTAL + 1))
+    assert {step for tag, step in figures if tag == "metrics/held_out/psnr"} == set(range(4, TOTAL + 1, 4))
+    names = {path.name for path in (folder / "experiments/small").rglob("*") if path.is_file()}
+    assert not [name for name in names if name.endswith(".partial")]
+
+
+def test_killed_at_every_moment_of_a_save(server: Server, folder: Path, undisturbed: Path) -> None:
+    """Seventeen kills, on each side of every sync, renaming and deletion, with and without a worker for the data."""
+    assert server(folder, at=["disk", 12 + 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
+    for moment in range(1, EVENTS_OF_A_SAVE + 1):
+        workers = f"datasets:train:num_worker_per_gpu={moment % 2}"
+        codes = server(folder, workers, at=["disk", moment], signals=[signal.SIGKILL])
+        assert codes == [-signal.SIGKILL], f"{moment}: {(folder / 'output').read_text()[-2000:]}"
+    assert server(folder) == [0], (folder / "output").read_text()
+    assert_same(folder, undisturbed)
+    assert len(list((folder / "experiments/small/training_states").glob("*.state"))) == 2  # keep_last
+    assert "archived" not in " ".join(os.listdir(folder / "experiments"))
+
+
+def test_killed_during_validation_and_in_a_step(server: Server, folder: Path, undisturbed: Path) -> None:
+    """Six kills. What was validated when the run died is validated anew: same figures, same best iteration."""
+    for at in (["step", 4], ["metric", 1], ["metric", 2], ["metric", 5], ["step", 3], ["metric", 9]):
+        assert server(folder, at=at, signals=[signal.SIGKILL]) == [-signal.SIGKILL]
+    assert server(folder) == [0], (folder / "output").read_text()
+    assert_same(folder, undisturbed)
+
+
+def test_killed_at_random_times(server: Server, folder: Path, undisturbed: Path) -> None:
+    """Wherever a run is: while it starts, trains, saves, validates, ends."""
+    times = random.Random(0)
+    start = time.perf_counter()
+    server(folder, at=["step", 12], signals=[signal.SIGKILL])
+    half = time.perf_counter() - start
+    for _ in range(8):
+        server(folder, kill_after=times.uniform(0.2, 1.0) * half)
+    assert server(folder) == [0], (folder / "output").read_text()
+    assert_same(folder, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_ends_the_step_and_saves(number: int, server: Server, folder: Path, undisturbed: Path) -> None:
+    assert server(folder, at=["step", 5], signals=[number]) == [EXIT_AGAIN]
+    assert (folder / "experiments/small/training_states/5.sha256").exists()
+    message = f"{signal.Signals(number).name}: stopped after iteration 5, which is saved"
+    assert message in (folder / "output").read_text()
+    assert server(folder, at=["metric", 2], signals=[number]) == [EXIT_AGAIN]  # the validation of iteration 8
+    assert (folder / "experiments/small/training_states/8.sha256").exists()
+    assert server(folder) == [0], (folder / "output").read_text()
+    assert_same(folder, undisturbed)
+
+
+def test_a_second_signal_stops_at_once(server: Server, folder: Path) -> None:
+    assert server(folder, at=["step", 5], signals=[signal.SIGTERM, signal.SIGINT]) == [-signal.SIGINT]
+    assert not (folder / "experiments/small/training_states/5.state").exists()
+
+
+def test_a_second_run_of_the_name_is_refused(server: Server, folder: Path, undisturbed: Path) -> None:
+    """With --auto_resume or without: the first goes on undisturbed."""
+    assert server(folder, at=["step", 5], rival=True) == [0]
+    assert (folder / "rival").read_text() == "2"
+    assert re.search(r"error: .*experiments/small is in use by process \d+ on ", (folder / "output").read_text())
+    assert_same(folder, undisturbed)
+    assert sorted(os.listdir(folder / "experiments")) == ["small"]
+
+
+def test_processes_stop_together(server: Server, folder: Path, tmp_path: Path) -> None:
+    """A signal to one of two processes: both leave after the same iteration, and go on with the same bits."""
+    whole = prepare(tmp_path / "whole")
+    assert server(whole, processes=2) == [0, 0], (whole / "output").read_text()
+    for rank in (1, 0):
+        codes = server(folder, processes=2, rank=rank, at=["step", 4], signals=[signal.SIGTERM])
+        assert codes == [EXIT_AGAIN, EXIT_AGAIN], (folder / "output").read_text()
+    codes = server(folder, processes=2, rank=1, at=["disk", 1], signals=[signal.SIGTERM])
+    assert server(folder, processes=2) == [0, 0], (folder / "output").read_text()
+    assert_same(folder, whole)
