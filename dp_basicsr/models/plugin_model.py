@@ -7,7 +7,7 @@ from typing import Any
 from dp_basicsr.models.checkpointed_model import CheckpointedModel
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -31,9 +31,9 @@ class PluginModel(CheckpointedModel):
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Move a network to the device; wrap it for several processes.
 
-        BasicSR always asks for a CUDA device here. Buffers are not broadcast: the only ones are batch-norm's running
-        statistics in D, which no training step reads, and writing them between D's two forward passes would
-        invalidate what the first has saved for its backward.
+        BasicSR always asks for a CUDA device here. Buffers are broadcast here alone: batch-norm's running statistics
+        in D are read by no training step, spectral norm's vectors stay the same on all processes, and writing them
+        between D's two forward passes would invalidate what the first has saved for its backward.
         """
         net = net.to(self.device)
         train = self.opt.get("train") or {}
@@ -43,6 +43,8 @@ class PluginModel(CheckpointedModel):
             net.compile()
         if not self.opt["dist"]:
             return super().model_to_device(net)
+        for buffer in net.buffers():  # once: spectral norm's vectors are drawn at random, and each step reads them
+            distributed.broadcast(buffer, src=0)
         return DistributedDataParallel(
             net,
             device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
