@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.interruption import EXIT_AGAIN
+from dp_basicsr.manifest import check_manifest
+from dp_basicsr.run_lock import run_lock
 
 import cv2
 import numpy as np
@@ -156,13 +159,17 @@ def load(path: Path) -> Any:
         return torch.load(path, weights_only=True)
 
 
+def assert_same_files(folder: Path, undisturbed: Path, files: list[str]) -> None:
+    for file in files:
+        one, other = (load(run / "experiments/small" / file) for run in (folder, undisturbed))
+        assert difference(one, other, file) is None
+
+
 def assert_same(folder: Path, undisturbed: Path) -> None:
     """G, D, EMA, optimizers, schedulers, random states, best metrics and all logged figures are the same bits."""
     files = [f"training_states/{TOTAL}.state", "models/net_g_best_held_out_psnr.pth"]
     files += [f"models/net_{net}_{name}.pth" for net in "gd" for name in (TOTAL, "latest")]
-    for file in files:
-        one, other = (load(run / "experiments/small" / file) for run in (folder, undisturbed))
-        assert difference(one, other, file) is None
+    assert_same_files(folder, undisturbed, files)
     figures, expected = scalars(folder), scalars(undisturbed)
     assert figures == expected
     assert all(len(values) == 1 for values in figures.values())
@@ -217,6 +224,13 @@ def test_a_signal_ends_the_step_and_saves(number: int, server: Server, folder: P
     assert_same(folder, undisturbed)
 
 
+def test_a_signal_to_the_whole_group_spares_the_loader_s_workers(server: Server, folder: Path) -> None:
+    """As a terminal, systemd and torchrun send it: the step that is under way gets its samples."""
+    workers = "datasets:train:num_worker_per_gpu=2"
+    assert server(folder, workers, at=["step", 5], signals=[signal.SIGTERM], group=True) == [EXIT_AGAIN]
+    assert (folder / "experiments/small/training_states/5.sha256").exists()
+
+
 def test_a_second_signal_stops_at_once(server: Server, folder: Path) -> None:
     assert server(folder, at=["step", 5], signals=[signal.SIGTERM, signal.SIGINT]) == [-signal.SIGINT]
     assert not (folder / "experiments/small/training_states/5.state").exists()
@@ -231,13 +245,115 @@ def test_a_second_run_of_the_name_is_refused(server: Server, folder: Path, undis
     assert sorted(os.listdir(folder / "experiments")) == ["small"]
 
 
+def test_every_process_says_that_the_name_is_taken(server: Server, folder: Path) -> None:
+    with run_lock(str(folder / "experiments/small")):
+        assert server(folder, processes=2) == [2, 2]
+    assert not (folder / "experiments").exists()
+
+
 def test_processes_stop_together(server: Server, folder: Path, tmp_path: Path) -> None:
     """A signal to one of two processes: both leave after the same iteration, and go on with the same bits."""
     whole = prepare(tmp_path / "whole")
     assert server(whole, processes=2) == [0, 0], (whole / "output").read_text()
-    for rank in (1, 0):
-        codes = server(folder, processes=2, rank=rank, at=["step", 4], signals=[signal.SIGTERM])
+    for rank, at in ((1, ["step", 5]), (0, ["metric", 2])):  # in training, and in validation
+        codes = server(folder, processes=2, rank=rank, at=at, signals=[signal.SIGTERM])
         assert codes == [EXIT_AGAIN, EXIT_AGAIN], (folder / "output").read_text()
-    codes = server(folder, processes=2, rank=1, at=["disk", 1], signals=[signal.SIGTERM])
     assert server(folder, processes=2) == [0, 0], (folder / "output").read_text()
     assert_same(folder, whole)
+
+
+def test_another_number_of_processes_goes_on_with_the_next_sample(server: Server, folder: Path) -> None:
+    assert server(folder, processes=2, at=["step", 5], signals=[signal.SIGTERM]) == [EXIT_AGAIN, EXIT_AGAIN]
+    assert server(folder) == [0], (folder / "output").read_text()
+    output = (folder / "output").read_text()
+    assert "Not the bits of a run that never stopped: processes: 2 before, 1 now" in output
+    assert "batch_size:" not in output.split("Not the bits")[1]
+    assert {step for tag, step in scalars(folder) if tag == "losses/l_g_pix"} == set(range(1, TOTAL + 1))
+
+
+def whole_checkpoints(folder: Path) -> list[int]:
+    """The iterations whose checkpoints are whole; nothing else may lie around."""
+    states = folder / "experiments/small/training_states"
+    assert list((folder / "experiments").rglob("*.partial")) == []
+    manifests = sorted(states.glob("*.sha256"), key=lambda path: int(path.stem))
+    for manifest in manifests:
+        check_manifest(manifest)
+    return [int(path.stem) for path in manifests]
+
+
+def test_a_full_disk_stops_with_the_last_checkpoint_intact(
+    server: Server, folder: Path, undisturbed: Path, request: pytest.FixtureRequest
+) -> None:
+    """On a file system of 1.2 MB; with room again the run goes on to the same bits."""
+    mount = shutil.which("mount")
+    disk = folder / "experiments"
+    disk.mkdir()
+    if (
+        mount is None
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk], check=False).returncode
+    ):
+        pytest.skip("a small file system cannot be mounted here: not root")
+    request.addfinalizer(lambda: subprocess.run(["umount", disk], check=False))
+    keep_all = "logger:keep_last=100"
+    assert server(folder, keep_all) == [2]
+    error = (folder / "output").read_text().splitlines()[-1]
+    assert re.match(r"error: .*experiments/small/\S+ cannot be saved \(.*free on its disk\); what was saved", error)
+    assert whole_checkpoints(folder)
+    assert "Traceback" not in (folder / "output").read_text()
+    subprocess.run([mount, "-o", "remount,size=64m", disk], check=True)
+    assert server(folder) == [0], (folder / "output").read_text()
+    assert_same(folder, undisturbed)
+
+
+def test_a_quota_stops_with_the_last_checkpoint_intact(server: Server, folder: Path) -> None:
+    """RLIMIT_FSIZE, which no file may exceed."""
+    assert server(folder, at=["step", 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
+    largest = max(path.stat().st_size for path in (folder / "experiments").rglob("*.pth"))
+    assert server(folder, limit=largest - 1) == [2]
+    error = (folder / "output").read_text().splitlines()[-1]
+    assert re.match(r"error: .*experiments/small/models/net_\S+ cannot be saved \(", error)
+    assert whole_checkpoints(folder) == [3]
+
+
+def test_a_folder_that_cannot_be_written_stops_with_one_message(server: Server, folder: Path) -> None:
+    """A file where the folder belongs stands for a read-only one, which root can write to."""
+    (folder / "experiments").touch()
+    assert server(folder) == [2]
+    assert (folder / "output").read_text().startswith("error: cannot write ")
+    (folder / "experiments").unlink()
+    assert server(folder, at=["step", 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
+    models = folder / "experiments/small/models"
+    models.rename(folder / "moved")
+    models.touch()
+    assert server(folder) == [2]
+    assert (folder / "output").read_text().splitlines()[-1].startswith("error: none of the checkpoints")
+
+
+def test_torchrun_saves_when_it_is_stopped(folder: Path, server: Server, tmp_path: Path) -> None:
+    """SIGTERM to one of its workers, later to itself: a whole checkpoint each time, with the bits of a run without.
+
+    torchrun itself then ends with code 1: its own way to say that its workers did not come to their end.
+    """
+    networks = "network_g:type=RRDBNetDP", "val:metrics={psnr: {type: calculate_psnr, crop_border: 4}}"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        str(ROOT / "dp_basicsr/train.py"), "-opt", "small.yml", "--auto_resume",
+        "--force_yml", *networks, "train:total_iter=1000000",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for to_a_worker in (True, False):
+        with (folder / "output").open("w") as output:
+            torchrun = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=environment)
+        while len(re.findall(r"iter: .*l_g_pix", text := (folder / "output").read_text())) < 4:
+            assert torchrun.poll() is None, text
+            time.sleep(0.1)
+        workers = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+        os.kill(int(workers[1]) if to_a_worker else torchrun.pid, signal.SIGTERM)
+        assert torchrun.wait(timeout=60) == 1
+        last = whole_checkpoints(folder)[-1]
+        assert f"SIGTERM: stopped after iteration {last}, which is saved" in (folder / "output").read_text()
+
+    whole = prepare(tmp_path / "whole")
+    total = f"train:total_iter={last}", f"logger:save_checkpoint_freq={last}"
+    assert server(whole, *networks, *total, processes=2) == [0, 0], (whole / "output").read_text()
+    assert_same_files(folder, whole, [f"training_states/{last}.state", f"models/net_g_{last}.pth"])

@@ -47,7 +47,7 @@ class Events:
             return
         for number, signal_number in enumerate(self.order.get("signals", [])):
             time.sleep(1.2 * number)
-            os.kill(os.getpid(), signal_number)
+            os.kill(0 if self.order.get("group") else os.getpid(), signal_number)
         if "rival" in self.order:
             code = os.waitstatus_to_exitcode(os.waitpid(start(self.order | {"at": None}, {}), 0)[1])
             Path("rival").write_text(str(code))
@@ -98,6 +98,8 @@ def start(order: Order, environment: dict[str, str]) -> int:
         os.chdir(order["folder"])
         output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1), os.dup2(output, 2)
+        if order.get("group"):
+            os.setpgrp()
         if "limit" in order:
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
         durable.RETRY_AFTER = 0.1
