@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 from dp_basicsr import durable
-from dp_basicsr.checkpoint import find_resume_state, read_state
+from dp_basicsr.checkpoint import facts_of_run, find_resume_state, inexact, read_state
 from dp_basicsr.durable import write_checkpoint
 from dp_basicsr.errors import UserError
 from dp_basicsr.manifest import check_manifest, delete_older, write_manifest
@@ -172,6 +172,27 @@ def test_keep_last_leaves_the_newest(run: Path) -> None:
     assert {iteration for iteration, paths in files.items() if paths[1].exists()} == {3, 10, 20}
     assert not any(path.exists() for path in (*files[1], *files[2], orphan))
     assert all(path.exists() for path in others)
+
+
+def test_what_will_not_be_exact_is_said() -> None:
+    opt = {"world_size": 2, "num_gpu": 0, "manual_seed": 1}
+    position = {"batch_size": 4, "epoch_size": 10}
+    facts = facts_of_run(opt)
+    assert list(inexact(opt, {"iter": 3, "run": facts, "position": position}, position)) == []
+    other = {"iter": 3, "run": facts | {"processes": 4, "torch": "2.6.0"}, "position": position | {"batch_size": 8}}
+    lines = "\n".join(inexact(opt, other, position))
+    assert all(part in lines for part in ("processes: 4 before, 2 now", "torch: 2.6.0 before", "batch_size: 8 before"))
+    assert "BasicSR's or an older" in next(inexact(opt, {"iter": 3}, position))
+
+
+def test_the_seed_of_the_state_is_taken(run: Path) -> None:
+    """A run without manual_seed has drawn one, on which the samples depend."""
+    state = run / "training_states/5.state"
+    save(run, 5, manifest=False)
+    write_checkpoint({"iter": 5, "run": {"manual_seed": 4711}}, state)
+    opt = options(run)
+    find_resume_state(opt)
+    assert opt["manual_seed"] == 4711
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:

@@ -251,14 +251,19 @@ def test_every_process_says_that_the_name_is_taken(server: Server, folder: Path)
     assert not (folder / "experiments").exists()
 
 
-def test_processes_stop_together(server: Server, folder: Path, tmp_path: Path) -> None:
-    """A signal to one of two processes: both leave after the same iteration, and go on with the same bits."""
+@pytest.mark.parametrize(("processes", "deterministic"), [(2, "false"), (3, "true")])
+def test_processes_stop_together(
+    processes: int, deterministic: str, server: Server, folder: Path, tmp_path: Path
+) -> None:
+    """A signal to one of them: all leave after the same iteration, and go on with the same bits."""
+    settings = f"datasets:train:batch_size_total={processes}", f"deterministic={deterministic}"
     whole = prepare(tmp_path / "whole")
-    assert server(whole, processes=2) == [0, 0], (whole / "output").read_text()
+    assert server(whole, *settings, processes=processes) == [0] * processes, (whole / "output").read_text()
     for rank, at in ((1, ["step", 5]), (0, ["metric", 2])):  # in training, and in validation
-        codes = server(folder, processes=2, rank=rank, at=at, signals=[signal.SIGTERM])
-        assert codes == [EXIT_AGAIN, EXIT_AGAIN], (folder / "output").read_text()
-    assert server(folder, processes=2) == [0, 0], (folder / "output").read_text()
+        codes = server(folder, *settings, processes=processes, rank=rank, at=at, signals=[signal.SIGTERM])
+        assert codes == [EXIT_AGAIN] * processes, (folder / "output").read_text()
+    assert server(folder, *settings, processes=processes) == [0] * processes, (folder / "output").read_text()
+    assert "Not the bits" not in (folder / "output").read_text()
     assert_same(folder, whole)
 
 

@@ -49,7 +49,8 @@ class PluginModel(CheckpointedModel):
             net,
             device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
             broadcast_buffers=False,
-            find_unused_parameters=self.opt.get("find_unused_parameters", False),
+            # Without, DDP orders gradients anew after a run's first step, and sums of three and more round otherwise.
+            find_unused_parameters=self.opt.get("find_unused_parameters", self.opt.get("deterministic", False)),
         )
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **settings: Any) -> torch.optim.Optimizer:
