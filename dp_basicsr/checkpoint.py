@@ -29,15 +29,22 @@ def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         UserError: The state is not there or not whole; or there are checkpoints, but none of them is whole.
     """
-    path = on_rank_0(lambda: _newest_whole(opt) if opt["auto_resume"] else None) or opt["path"].get("resume_state")
+    path = on_rank_0(lambda: _choose(opt))
     if path is None:
         return None
-    opt["path"]["resume_state"] = str(path)
+    opt["path"]["resume_state"] = path
     state = read_state(Path(path))
     check_resume(opt, state["iter"])
     require_networks(opt)
     _take_seed(opt, state)
     return state
+
+
+def _choose(opt: dict[str, Any]) -> str | None:
+    newest, named = _newest_whole(opt) if opt["auto_resume"] else None, opt["path"].get("resume_state")
+    if newest is None and named is not None and manifest_path(Path(named)).exists():
+        check_manifest(manifest_path(Path(named)))
+    return newest or named
 
 
 def _newest_whole(opt: dict[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401  (the three register their members)
 from dp_basicsr.checkpoint import find_resume_state, inexact, require_networks
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
-from dp_basicsr.durable import no_room_is_user_error, remove_partial_files
+from dp_basicsr.durable import first_line, no_room_is_user_error, remove_partial_files
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.interruption import Interruption
 from dp_basicsr.launch import leave_distributed, on_rank_0
@@ -78,9 +78,19 @@ def train(opt: dict[str, Any], option_file: str) -> None:
 
 
 def go_on(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
-    """Take the state up, and say what will not be as in a run that never stopped."""
-    model.resume_training(state)
+    """Take the state up, and say what will not be as in a run that never stopped.
+
+    Raises:
+        UserError: The state is of another model.
+    """
     logger, iteration = get_root_logger(), state["iter"]
+    try:
+        model.resume_training(state)
+    except Exception as error:  # what another model's state makes of that is of any kind
+        raise UserError(
+            f"the state of iteration {iteration} does not fit these options ({first_line(error)}): go on with those it was "
+            "made with, or start anew without --auto_resume"
+        ) from error
     logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
     for reason in inexact(opt, state, stream.position(iteration)):
         logger.warning(f"Not the bits of a run that never stopped: {reason}.")

@@ -245,6 +245,21 @@ def test_a_second_run_of_the_name_is_refused(server: Server, folder: Path, undis
     assert sorted(os.listdir(folder / "experiments")) == ["small"]
 
 
+def test_keep_best_is_the_network_of_the_best_iteration(server: Server, folder: Path, undisturbed: Path) -> None:
+    run = undisturbed / "experiments/small"
+    best = load(run / f"training_states/{TOTAL}.state")["best_metric_results"]["held_out"]["psnr"]["iter"]
+    assert server(folder, f"train:total_iter={best}") == [0], (folder / "output").read_text()
+    there = load(folder / "experiments/small/models/net_g_latest.pth")
+    assert difference(load(run / "models/net_g_best_held_out_psnr.pth"), there) is None
+
+
+def test_a_state_of_another_model_is_one_message(server: Server, folder: Path) -> None:
+    assert server(folder, at=["step", 4], signals=[signal.SIGTERM]) == [EXIT_AGAIN]
+    assert server(folder, "model_type=PSNRModel", "train:perceptual_opt=null") == [2]
+    error = (folder / "output").read_text().splitlines()[-1]
+    assert error.startswith("error: the state of iteration 4 does not fit these options")
+
+
 def test_every_process_says_that_the_name_is_taken(server: Server, folder: Path) -> None:
     with run_lock(str(folder / "experiments/small")):
         assert server(folder, processes=2) == [2, 2]

@@ -30,10 +30,8 @@ def test_a_live_run_keeps_its_lock_and_a_dead_one_does_not(tmp_path: Path) -> No
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout
         holder.stdout.readline()
-        with (
-            pytest.raises(UserError, match=r"experiments/run is in use by process 123 on somewhere"),
-            run_lock(str(folder)),
-        ):
+        in_use = pytest.raises(UserError, match="experiments/run is in use by process 123 on somewhere")
+        with in_use, run_lock(str(folder)):
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait()
