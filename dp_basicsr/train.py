@@ -88,8 +88,8 @@ def go_on(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str,
         model.resume_training(state)
     except Exception as error:  # what another model's state makes of that is of any kind
         raise UserError(
-            f"the state of iteration {iteration} does not fit these options ({first_line(error)}): go on with those it was "
-            "made with, or start anew without --auto_resume"
+            f"the state of iteration {iteration} does not fit these options ({first_line(error)}): go on with those it "
+            "was made with, or start anew without --auto_resume"
         ) from error
     logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
     for reason in inexact(opt, state, stream.position(iteration)):
