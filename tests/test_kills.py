@@ -165,16 +165,16 @@ def assert_same_files(folder: Path, undisturbed: Path, files: list[str]) -> None
         assert difference(one, other, file) is None
 
 
-def assert_same(folder: Path, undisturbed: Path) -> None:
+def assert_same(folder: Path, undisturbed: Path, total: int = TOTAL) -> None:
     """G, D, EMA, optimizers, schedulers, random states, best metrics and all logged figures are the same bits."""
-    files = [f"training_states/{TOTAL}.state", "models/net_g_best_held_out_psnr.pth"]
-    files += [f"models/net_{net}_{name}.pth" for net in "gd" for name in (TOTAL, "latest")]
+    files = [f"training_states/{total}.state", "models/net_g_best_held_out_psnr.pth"]
+    files += [f"models/net_{net}_{name}.pth" for net in "gd" for name in (total, "latest")]
     assert_same_files(folder, undisturbed, files)
     figures, expected = scalars(folder), scalars(undisturbed)
     assert figures == expected
     assert all(len(values) == 1 for values in figures.values())
-    assert {step for tag, step in figures if tag == "losses/l_g_percep"} == set(range(1, TOTAL + 1))
-    assert {step for tag, step in figures if tag == "metrics/held_out/psnr"} == set(range(4, TOTAL + 1, 4))
+    assert {step for tag, step in figures if tag == "losses/l_g_percep"} == set(range(1, total + 1))
+    assert {step for tag, step in figures if tag == "metrics/held_out/psnr"} == set(range(4, total + 1, 4))
     names = {path.name for path in (folder / "experiments/small").rglob("*") if path.is_file()}
     assert not [name for name in names if name.endswith(".partial")]
 
@@ -193,8 +193,11 @@ def test_killed_at_every_moment_of_a_save(server: Server, folder: Path, undistur
 
 
 def test_killed_during_validation_and_in_a_step(server: Server, folder: Path, undisturbed: Path) -> None:
-    """Six kills. What was validated when the run died is validated anew: same figures, same best iteration."""
-    for at in (["step", 4], ["metric", 1], ["metric", 2], ["metric", 5], ["step", 3], ["metric", 9]):
+    """Seven kills. What was validated when the run died is validated anew: same figures, same best iteration.
+
+    The validation of 12, which has a checkpoint of its own, is hit twice: the second time it is the first thing done.
+    """
+    for at in (["step", 4], ["metric", 1], ["metric", 2], ["metric", 5], ["step", 3], ["metric", 5], ["metric", 2]):
         assert server(folder, at=at, signals=[signal.SIGKILL]) == [-signal.SIGKILL]
     assert server(folder) == [0], (folder / "output").read_text()
     assert_same(folder, undisturbed)
@@ -212,14 +215,14 @@ def test_killed_at_random_times(server: Server, folder: Path, undisturbed: Path)
     assert_same(folder, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_ends_the_step_and_saves(number: int, server: Server, folder: Path, undisturbed: Path) -> None:
-    assert server(folder, at=["step", 5], signals=[number]) == [EXIT_AGAIN]
-    assert (folder / "experiments/small/training_states/5.sha256").exists()
-    message = f"{signal.Signals(number).name}: stopped after iteration 5, which is saved"
-    assert message in (folder / "output").read_text()
-    assert server(folder, at=["metric", 2], signals=[number]) == [EXIT_AGAIN]  # the validation of iteration 8
-    assert (folder / "experiments/small/training_states/8.sha256").exists()
+def test_signals_end_the_step_and_save(server: Server, folder: Path, undisturbed: Path) -> None:
+    """In training, and in validation, which the run that goes on makes anew."""
+    signals = ((signal.SIGTERM, "step", 5, 5), (signal.SIGINT, "metric", 2, 8), (signal.SIGUSR1, "step", 3, 11))
+    for number, event, place, last in signals:
+        assert server(folder, at=[event, place], signals=[number]) == [EXIT_AGAIN]
+        assert whole_checkpoints(folder)[-1] == last
+        message = f"{number.name}: stopped after iteration {last}, which is saved"
+        assert message in (folder / "output").read_text()
     assert server(folder) == [0], (folder / "output").read_text()
     assert_same(folder, undisturbed)
 
@@ -272,7 +275,7 @@ def test_processes_stop_together(
     processes: int, deterministic: str, server: Server, folder: Path, tmp_path: Path
 ) -> None:
     """A signal to one of them: all leave after the same iteration, and go on with the same bits."""
-    settings = f"datasets:train:batch_size_total={processes}", f"deterministic={deterministic}"
+    settings = f"datasets:train:batch_size_total={processes}", f"deterministic={deterministic}", "train:total_iter=12"
     whole = prepare(tmp_path / "whole")
     assert server(whole, *settings, processes=processes) == [0] * processes, (whole / "output").read_text()
     for rank, at in ((1, ["step", 5]), (0, ["metric", 2])):  # in training, and in validation
@@ -280,16 +283,16 @@ def test_processes_stop_together(
         assert codes == [EXIT_AGAIN] * processes, (folder / "output").read_text()
     assert server(folder, *settings, processes=processes) == [0] * processes, (folder / "output").read_text()
     assert "Not the bits" not in (folder / "output").read_text()
-    assert_same(folder, whole)
+    assert_same(folder, whole, total=12)
 
 
 def test_another_number_of_processes_goes_on_with_the_next_sample(server: Server, folder: Path) -> None:
     assert server(folder, processes=2, at=["step", 5], signals=[signal.SIGTERM]) == [EXIT_AGAIN, EXIT_AGAIN]
-    assert server(folder) == [0], (folder / "output").read_text()
+    assert server(folder, "train:total_iter=12") == [0], (folder / "output").read_text()
     output = (folder / "output").read_text()
     assert "Not the bits of a run that never stopped: processes: 2 before, 1 now" in output
     assert "batch_size:" not in output.split("Not the bits")[1]
-    assert {step for tag, step in scalars(folder) if tag == "losses/l_g_pix"} == set(range(1, TOTAL + 1))
+    assert {step for tag, step in scalars(folder) if tag == "losses/l_g_pix"} == set(range(1, 13))
 
 
 def whole_checkpoints(folder: Path) -> list[int]:
