@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dp_basicsr.errors import UserError
@@ -65,6 +66,20 @@ def gather(value: T) -> list[T]:
     values: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+def on_rank_0(function: Callable[[], T]) -> T:
+    """Call a function on rank 0 alone; every process gets what it returns, or its UserError."""
+    outcome: tuple[Any, UserError | None] = (None, None)
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        try:
+            outcome = (function(), None)
+        except UserError as error:
+            outcome = (None, error)
+    value, failure = agree_on(outcome)
+    if failure is not None:
+        raise failure
+    return value
 
 
 def leave_distributed() -> None:
