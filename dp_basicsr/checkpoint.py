@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.loading import load
 
 import torch
 from basicsr.utils import check_resume
@@ -63,13 +64,8 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: No such file, damaged, or with more in it than a training state has.
     """
-    try:
-        with torch.serialization.safe_globals([Counter]):  # MultiStepRestartLR keeps its milestones in one
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file makes of torch.load is of any kind
-        raise UserError(
-            f"training state {path} cannot be read ({first_line(error)}); name an earlier one by path:resume_state"
-        ) from error
+    advice = "name an earlier one by path:resume_state"
+    state = load(path, "training state", advice, allowed=[Counter])  # MultiStepRestartLR keeps its milestones in one
     if not isinstance(state, dict) or "iter" not in state:
         raise UserError(f"{path} is no training state; they are called training_states/<iteration>.state")
     return state
@@ -87,7 +83,4 @@ def require_networks(opt: dict[str, Any]) -> None:
             continue
         if not Path(path).is_file():
             raise UserError(f"path: {key}: no such file: {path}")
-        try:
-            torch.load(path, map_location="meta", weights_only=True)
-        except Exception as error:  # what a damaged file makes of torch.load is of any kind
-            raise UserError(f"path: {key}: {path} cannot be read ({first_line(error)})") from error
+        load(path, f"path: {key}:", map_location="meta")

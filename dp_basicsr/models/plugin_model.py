@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.checkpoint import write_checkpoint
+from dp_basicsr.errors import UserError
+from dp_basicsr.loading import load
 
 import torch
 from basicsr.models.base_model import BaseModel
@@ -58,6 +60,18 @@ class PluginModel(BaseModel):
         if optim_type == "Adam":
             settings = {"fused": True, **settings}
         return super().get_optimizer(optim_type, params, lr, **settings)
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
+        """Load as BasicSR does, which leaves what may be in the file to torch's environment variables.
+
+        Raises:
+            UserError: The file holds more than weights, or not those of this network.
+        """
+        load(load_path, "network", map_location="meta")
+        try:
+            super().load_network(net, load_path, strict, param_key)
+        except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"network {load_path} does not fit: {' '.join(str(error).split())}") from error
 
     @master_only
     def save_network(
