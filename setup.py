@@ -18,6 +18,8 @@ DEV = [
     *EXPORT,
     *REPORT,
     *WEBUI,
+    "hypothesis",  # tests/test_fuzz_*.py
+    "jsonschema",  # the tests' reader of options/schema.json
     "mypy",
     "pre-commit",
     "pytest>=8",
@@ -58,6 +60,7 @@ setup(
         "numpy",
         "opencv-python",
         "pillow",
+        "pydantic>=2.7",  # option files are checked by its models; descriptions from docstrings
         "pyyaml",
         "safetensors",
         "scipy",  # rank correlation (Table 5)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.durable import first_line
 from dp_basicsr.errors import UserError
 from dp_basicsr.launch import on_rank_0
+from dp_basicsr.loading import load
 from dp_basicsr.manifest import SUFFIX, check_manifest, manifest_path
 
 import torch
@@ -96,13 +96,8 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: No such file, damaged, or with more in it than a training state has.
     """
-    try:
-        with torch.serialization.safe_globals([Counter]):  # MultiStepRestartLR keeps its milestones in one
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file makes of torch.load is of any kind
-        raise UserError(
-            f"training state {path} cannot be read ({first_line(error)}); name an earlier one by path:resume_state"
-        ) from error
+    advice = "name an earlier one by path:resume_state"
+    state = load(path, "training state", advice, allowed=[Counter])  # MultiStepRestartLR keeps its milestones in one
     if not isinstance(state, dict) or not isinstance(state.get("iter"), int):
         raise UserError(f"{path} is no training state; they are called training_states/<iteration>.state")
     return state
@@ -112,16 +107,13 @@ def require_networks(opt: dict[str, Any]) -> None:
     """Refuse to start where a network that the options name is not there or cannot be read (UserError)."""
     for key, path in opt["path"].items():
         if key.startswith("pretrain_network") and path is not None:
-            _require_network(Path(path), f"path: {key}: ")
+            _require_network(Path(path), f"path: {key}:")
 
 
-def _require_network(path: Path, where: str = "") -> None:
+def _require_network(path: Path, where: str = "network") -> None:
     if not path.is_file():
-        raise UserError(f"{where}no such file: {path}")
-    try:
-        torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # what a damaged file makes of torch.load is of any kind
-        raise UserError(f"{where}{path} cannot be read ({first_line(error)})") from error
+        raise UserError(f"{where} no such file: {path}")
+    load(path, where, map_location="meta")
 
 
 def _take_seed(opt: dict[str, Any], state: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import dp_basicsr.archs
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401  (the three register their members)
+from dp_basicsr.check import check
 from dp_basicsr.checkpoint import find_resume_state, inexact, require_networks
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
 from dp_basicsr.durable import first_line, no_room_is_user_error, remove_partial_files
@@ -196,7 +197,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line: see ``--help``."""
     with exit_on_user_error():
         try:
-            train(*parse_options(__doc__, argv, is_train=True))
+            opt, option_file = parse_options(__doc__, argv, is_train=True)
+            if opt["check"] is not None:
+                check(opt)
+            else:
+                train(opt, option_file)
         except KeyboardInterrupt:
             print("interrupted; --auto_resume goes on from the last saved state", file=sys.stderr)
             raise SystemExit(130) from None

@@ -175,9 +175,11 @@ def test_a_broken_image_is_named(folder: Path, capsys: pytest.CaptureFixture[str
 def test_losses_that_are_not_finite_stop_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     no_workers = "datasets:train:num_worker_per_gpu=0"
     with pytest.raises(SystemExit) as stopped:
-        train.main(["-opt", "small.yml", "--force_yml", "train:optim_g:lr=1e30", no_workers])
+        train.main(["-opt", "small.yml", "--force_yml", "train:optim_g:lr=1e30", "train:max_nonfinite=3", no_workers])
     assert stopped.value.code == 2
-    assert "l_g_percep" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.search(r"iteration 2: l_g_\w+, .*not finite, the step is not applied; batch: pairs/GT/image\d.png", said)
+    assert "iteration 4: 3 steps in a row were not finite" in said
     assert list((folder / "experiments").rglob("*.pth")) == []
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.error import URLError
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.loading import load
 
 import torch
 from basicsr.utils import get_root_logger
@@ -85,11 +86,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: The file is damaged, holds more than tensors, or is no state_dict.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file makes of torch.load is of any kind
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read as a state_dict ({reason}); delete it and fetch it again") from error
+    state = load(path, "state_dict", "delete it and fetch it again")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds {type(state).__name__}, expected a state_dict: names and tensors alone")
     return state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.loading import load
 
 import torch
 from torch import Tensor
@@ -151,15 +151,7 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def _read_torch(path: Path) -> tuple[Any, dict[str, str]]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"holds more than weights ({name[1]})" if name else "is damaged or no checkpoint"
-        raise UserError(f"model {path} {reason}; only files of plain tensors are read, as no code is run") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"model {path} is damaged or no checkpoint ({reason})") from error
+    content = load(path, "model")
     if isinstance(content, dict) and "optimizers" in content:
         raise UserError(f"model {path} is a training state, not a network: give models/net_g_*.pth of the same run")
     if not isinstance(content, dict):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.loading import load
 from dp_basicsr.models.checkpointed_model import CheckpointedModel
 from dp_basicsr.models.validation import ThreadedValidation
 
@@ -85,6 +86,18 @@ class PluginModel(CheckpointedModel, ThreadedValidation):
         if optim_type == "Adam":
             settings = {"fused": True, **settings}
         return super().get_optimizer(optim_type, params, lr, **settings)
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
+        """Load as BasicSR does, which leaves what may be in the file to torch's environment variables.
+
+        Raises:
+            UserError: The file holds more than weights, or not those of this network.
+        """
+        load(load_path, "network", map_location="meta")
+        try:
+            super().load_network(net, load_path, strict, param_key)
+        except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"network {load_path} does not fit: {' '.join(str(error).split())}") from error
 
     def get_current_log(self) -> dict[str, float]:
         """The last step's losses as numbers, averaged over the processes. All processes must call it together."""

@@ -1,0 +1,75 @@
+"""The one way in which files of torch are read: tensors and plain values, and never code."""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.errors import UserError
+
+import torch
+
+
+def load(path: str | Path, what: str, advice: str = "", map_location: str = "cpu", allowed: Sequence[type] = ()) -> Any:
+    """Read what ``torch.save`` has written, without running code from it (``weights_only=True``).
+
+    Args:
+        path: The file.
+        what: Begins the message.
+        advice: Ends it: how to mend that.
+        map_location: Where the tensors go; ``meta`` reads their shapes alone.
+        allowed: Classes beside tensors and plain values that may be in the file.
+
+    Returns:
+        The content.
+
+    Raises:
+        UserError: One line: no such file, damaged, or with something else in it, whose name it says.
+    """
+    try:
+        with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of old forms of files, and fails by itself where it must
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # what a damaged file makes of torch.load is of any kind
+        reason = _reason(Path(path), error)
+        raise UserError(f"{what} {path} {reason}{f'; {advice}' if advice else ''}") from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"cannot be read ({error.strerror or error})"
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        name = named[1] if named else _first_global(path)
+        if name:
+            return f"cannot be read: it holds more than weights ({name}), and no code is run from a file"
+    if "TorchScript" in str(error):
+        return "cannot be read: it holds more than weights (a TorchScript program), and no code is run from a file"
+    return f"cannot be read: it is damaged or no checkpoint ({_first_line(error)})"
+
+
+def _first_global(path: Path) -> str | None:
+    """The first class or function that a bare pickle of another protocol names; torch.load does not read so far."""
+    strings: list[str] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(path.read_bytes()):
+            if opcode.name == "GLOBAL":
+                return str(argument).replace(" ", ".")
+            if opcode.name == "STACK_GLOBAL" and len(strings) > 1:
+                return f"{strings[-2]}.{strings[-1]}"
+            if isinstance(argument, str):
+                strings.append(argument)
+    except Exception:  # no pickle
+        return None
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    """What an exception says, in one line; torch's advice to load the file unsafely is left out."""
+    text = str(error).partition("\n")[0].partition(" In PyTorch 2.6")[0]
+    return text or type(error).__name__

@@ -1,0 +1,219 @@
+"""Options checked whole, before anything is written: every problem is found, and all are told at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.options.problems import Path, Problem, choose, joined, nearest, report
+from dp_basicsr.options.reading import Options, shown
+from dp_basicsr.options.rules import View, find_conflicts, find_missing
+from dp_basicsr.options.schema import DATASETS, FOREIGN, Dataset, OptionFile, Section
+from dp_basicsr.options.signatures import Kind, kinds, model_of, takes_more
+
+from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
+from pydantic import ValidationError
+
+# BasicSR's models that read the same keys as ours.
+RELATED = ("SRModel", "SRGANModel", "ESRGANModel")
+
+# pydantic's words for a type -> a user's.
+WORDS = (
+    ("Input should be ", ""),
+    ("a valid dictionary", "a section of keys"),
+    ("a valid integer", "a whole number"),
+    ("a valid number", "a number"),
+    ("a valid boolean", "true or false"),
+    ("a valid string", "text"),
+    ("a valid list", "a list"),
+    ("a valid tuple", "a list"),
+    ("an object", "a section of keys"),
+    ("an instance of Mapping", "a section of keys"),
+    ("an instance of Sequence", "a list"),
+    ("Value error, ", ""),
+    ("List should have ", ""),
+    ("Dictionary should have ", ""),
+    (" after validation", ""),
+    ("Keys should be strings", "text as key"),
+    ("greater than or equal to", "a number >="),
+    ("less than or equal to", "a number <="),
+    ("greater than", "a number >"),
+    ("less than", "a number <"),
+)
+
+
+def check_options(
+    opt: Options, file: str, entries: Sequence[str], is_train: bool, may_miss_data: bool = False
+) -> list[str]:
+    """Check all options of a run, as read and overridden, before they are completed.
+
+    Args:
+        opt: Options; they are not changed.
+        file: Where they come from, for the messages.
+        entries: Overrides that have been applied, likewise.
+        is_train: For train.py; otherwise for test.py, which needs fewer keys.
+        may_miss_data: Hand over what is missing, rather than raise, where nothing else is wrong.
+
+    Returns:
+        A message about files and folders that are missing, or none; never one without ``may_miss_data``.
+
+    Raises:
+        UserError: All problems in one message.
+    """
+    problems = find_problems(opt, is_train, {entry.partition("=")[0] for entry in entries})
+    if problems and not (may_miss_data and all(one.missing for one in problems)):
+        raise UserError(report(file, problems, entries))
+    return [report(file, problems, entries)] if problems else []
+
+
+def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()) -> list[Problem]:
+    """All that is wrong with options; ``overridden``: keys that the command line has set, ``a:b:c`` each."""
+    view = View(opt)
+    problems = [*_environment(), *_validate(OptionFile, opt, (), _is_open(opt)), *_model_type(opt)]
+    for name, kind in kinds().items():
+        path = tuple(name.split(":"))
+        entry = view.at(*path)
+        if name == "val:metrics":
+            for metric, value in entry.items() if isinstance(entry, dict) else ():
+                problems += _check_entry(kind, value, (*path, metric))
+        elif entry is not None:
+            problems += _check_entry(kind, entry, path)
+    datasets = opt.get("datasets")
+    for name, dataset in datasets.items() if isinstance(datasets, dict) else ():
+        problems += _check_dataset(name, dataset)
+    view.wrong = {one.path for one in problems}
+    problems += find_conflicts(view, is_train, overridden)
+    problems += find_missing(view, is_train)
+    return _unique(problems)
+
+
+def _environment() -> Iterator[Problem]:
+    """What would make BasicSR's own torch.load run code from a file."""
+    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    if os.environ.get(name, "0").lower() in ("1", "y", "yes", "true"):
+        yield Problem((), f"the environment has {name}, with which a file of weights can run code; expected it unset")
+
+
+def _is_open(opt: Options) -> bool:
+    """Whether a model that is not ours, and may read keys of its own, is asked for."""
+    name = opt.get("model_type")
+    if not isinstance(name, str) or name not in MODEL_REGISTRY:
+        return False
+    ours = MODEL_REGISTRY._obj_map[name].__module__.startswith("dp_basicsr.")
+    return not ours and name not in RELATED
+
+
+def _model_type(opt: Options) -> Iterator[Problem]:
+    name = opt.get("model_type")
+    if isinstance(name, str) and name not in MODEL_REGISTRY:
+        yield Problem(("model_type",), f"expected a model, got {shown(name)}{choose(name, MODEL_REGISTRY.keys())}")
+
+
+def _check_entry(kind: Kind, entry: Any, path: Path) -> list[Problem]:
+    """A mapping whose ``type`` names a class, against the signature of that class."""
+    if not isinstance(entry, dict):
+        return []  # OptionFile has said so
+    name = entry.get("type")
+    if not isinstance(name, str):
+        text = "missing" if "type" not in entry else f"got {shown(name)}"
+        return [Problem((*path, "type"), f"expected the type of the {kind.what}, {text}{choose('', kind.classes)}")]
+    if name not in kind.classes:
+        return [Problem((*path, "type"), f"expected a {kind.what}, got {shown(name)}{choose(name, kind.classes)}")]
+    member = kind.classes[name]
+    is_open = takes_more(member) and kind.what != "metric"  # BasicSR's metrics swallow what they do not know
+    return _validate(model_of(member, kind.given, kind.more), entry, path, is_open)
+
+
+def _check_dataset(name: Any, dataset: Any) -> list[Problem]:
+    path: Path = ("datasets", name)
+    if not isinstance(dataset, dict):
+        return []
+    problems = []
+    if not isinstance(name, str) or name.split("_")[0] not in ("train", "val", "test"):
+        problems.append(Problem(path, f"expected train, val, val_1, test_1 ..., got {shown(name, quotes=False)}"))
+    kind = dataset.get("type")
+    names = [*DATASET_REGISTRY.keys(), *DATASETS]
+    if isinstance(kind, str) and kind not in names:
+        problems.append(Problem((*path, "type"), f"expected a dataset, got {shown(kind)}{choose(kind, names)}"))
+    model = DATASETS.get(kind) if isinstance(kind, str) else None
+    return problems + _validate(model or Dataset, dataset, path, is_open=model is None)
+
+
+def _validate(model: type[Section], value: Any, path: Path, is_open: bool) -> list[Problem]:
+    """What pydantic finds, in our words; an ``is_open`` section may have keys that are unlike all known ones."""
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        found = [(_real_path(one["loc"], value, one["type"]), one) for one in error.errors(include_url=False)]
+    else:
+        return []
+    problems = []
+    for where, group in groupby(found, key=lambda pair: pair[0]):
+        errors = [one for _, one in group]
+        text = _text(model, where, errors, is_open)
+        if text:
+            problems.append(Problem((*path, *where), text))
+    return problems
+
+
+def _real_path(loc: Path, value: Any, kind: str) -> Path:
+    """pydantic's place without its names for the branches of a union; that of a missing key ends with the key."""
+    path: list[Any] = []
+    for key in loc:
+        in_list = isinstance(value, list) and isinstance(key, int) and key < len(value)
+        if in_list or (isinstance(value, dict) and key in value):
+            value = value[key]
+            path.append(key)
+    return (*path, loc[-1]) if kind == "missing" else tuple(path)
+
+
+def _text(model: type[Section], where: Path, errors: Sequence[Any], is_open: bool) -> str:
+    """The words for a place's errors; none for a key that is not ours to judge."""
+    kind = errors[0]["type"]
+    if kind == "extra_forbidden":
+        return _unknown(where[-1], _section_at(model, where[:-1]), is_open)
+    if kind == "missing":
+        field = _section_at(model, where[:-1]).model_fields[where[-1]]
+        return f"expected {field.description or 'a value'}, got nothing: it is missing"
+    expected = " or ".join(dict.fromkeys(_expected(one) for one in errors))
+    value = errors[0]["input"]
+    hint = ""
+    if any(one["type"] == "literal_error" for one in errors) and isinstance(value, str):
+        names = [name for one in errors for name in str(one.get("ctx", {}).get("expected", "")).split("'")[1::2]]
+        close = nearest(value, names)
+        hint = f"; did you mean {close}?" if close else ""
+    return f"expected {expected}, got {shown(value)}{hint}"
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    text = str(error["msg"])
+    for theirs, ours in WORDS:
+        text = text.replace(theirs, ours)
+    return re.sub(r" or instance of \w+", "", text)
+
+
+def _section_at(model: type[Section], where: Path) -> type[Section]:
+    """The model of a section within a section."""
+    for key in where:
+        annotation = model.model_fields[key].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        model = next(one for one in options if isinstance(one, type) and issubclass(one, Section))
+    return model
+
+
+def _unknown(key: Any, section: type[Section], is_open: bool) -> str:
+    is_path, known = section.__name__ == "Paths", section.model_fields
+    if isinstance(key, str) and key.startswith(FOREIGN) and not is_path:
+        return ""
+    if is_open and not is_path and not nearest(key, known, cutoff=0.8):
+        return ""
+    return f"expected a known key, got one that no code reads{choose(key, known)}"
+
+
+def _unique(problems: Sequence[Problem]) -> list[Problem]:
+    """One problem for each place, in the order of the places' first keys."""
+    return list({joined(one.path): one for one in reversed(problems)}.values())[::-1]

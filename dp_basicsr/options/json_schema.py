@@ -1,0 +1,110 @@
+"""The option files' JSON schema, for editors: ``python -m dp_basicsr.options.json_schema`` writes options/schema.json.
+
+It is made from the models that the programs check by, so that an editor completes the keys and underlines what
+they would refuse. Rules about several values are not in it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.options.schema import DATASETS, Dataset, OptionFile
+from dp_basicsr.options.signatures import VALUES, Kind, kinds, model_of
+
+from pydantic import BaseModel
+
+FILE = Path(__file__).resolve().parents[2] / "options" / "schema.json"
+
+# The classes whose keys are listed; any other name of a class passes, with any keys.
+SHOWN = {
+    "network_g": ("RRDBNetDP", "RRDBNet", "MSRResNet"),
+    "network_d": ("VGGStyleDiscriminator", "UNetDiscriminatorSN"),
+    "train:pixel_opt": ("L1Loss", "MSELoss", "CharbonnierLoss"),
+    "train:perceptual_opt": ("DPLoss", "PerceptualLoss"),
+    "train:gan_opt": ("GANLoss",),
+    "train:optim_g": ("Adam",),
+    "train:optim_d": ("Adam",),
+    "train:scheduler": ("MultiStepLR", "CosineAnnealingRestartLR"),
+    "val:metrics": ("calculate_psnr", "calculate_ssim", "calculate_lpips"),
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of an option file."""
+    schema = OptionFile.model_json_schema()
+    definitions = schema["$defs"]
+    for path, names in SHOWN.items():
+        *section, key = path.split(":")
+        properties = (definitions[section[0].capitalize()] if section else schema)["properties"]
+        entry = _by_type({name: _signature(kinds()[path], name, definitions) for name in names})
+        if path == "val:metrics":
+            entry = {"type": "object", "additionalProperties": entry}
+        _replace(properties, key, entry)
+    sets = {name: _defined(model, definitions) for name, model in DATASETS.items()}
+    any_set = {**_by_type(sets), "required": ["name", "type"]}
+    any_set["properties"]["type"]["description"] = Dataset.model_fields["type"].description
+    patterns = {"^(train|val|test)(_.*)?$": any_set}
+    description = schema["properties"]["datasets"]["description"]
+    schema["properties"]["datasets"] = {
+        "type": "object", "description": description, "patternProperties": patterns, "additionalProperties": False,
+    }  # fmt: skip
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_without_titles(schema)}
+
+
+def _signature(kind: Kind, name: str, definitions: dict[str, Any]) -> dict[str, str]:
+    reference = _defined(model_of(kind.classes[name], kind.given, kind.more), definitions)
+    if kind.what == "optimizer":  # torch's own signature grows with its versions; the file stays the same
+        schema = definitions[name]
+        schema["properties"] = {
+            key: value for key, value in schema["properties"].items() if key in (*VALUES[name], "type")
+        }
+        schema["additionalProperties"] = True
+    return reference
+
+
+def _defined(model: type[BaseModel], definitions: dict[str, Any]) -> dict[str, str]:
+    """Put a model's schema, and those it uses, among the definitions; a reference to it."""
+    schema = model.model_json_schema()
+    definitions.update(schema.pop("$defs", {}))
+    definitions[model.__name__] = schema
+    return {"$ref": f"#/$defs/{model.__name__}"}
+
+
+def _by_type(schemas: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """A mapping whose keys are those of the schema that its ``type`` names."""
+    rules = [
+        {"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": schema}
+        for name, schema in schemas.items()
+    ]
+    kind = {"type": "string", "anyOf": [{"enum": list(schemas)}, {}]}  # the names are offered, others pass
+    return {"type": "object", "properties": {"type": kind}, "required": ["type"], "allOf": rules}
+
+
+def _replace(properties: dict[str, Any], key: str, entry: dict[str, Any]) -> None:
+    """Put ``entry`` in the place of "any mapping", with what the model says about the key."""
+    old = properties[key]
+    description = {"description": old["description"]}
+    properties[key] = (
+        {"anyOf": [entry, {"type": "null"}], **description} if "anyOf" in old else {**entry, **description}
+    )
+
+
+def _without_titles(value: Any) -> Any:
+    """pydantic's titles only repeat the keys."""
+    if isinstance(value, dict):
+        return {
+            key: _without_titles(one) for key, one in value.items() if not (key == "title" and isinstance(one, str))
+        }
+    return [_without_titles(one) for one in value] if isinstance(value, list) else value
+
+
+def as_text() -> str:
+    """The content of options/schema.json."""
+    return json.dumps(json_schema(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(as_text(), encoding="utf-8")
+    print(f"written: {FILE}")

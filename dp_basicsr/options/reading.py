@@ -1,0 +1,152 @@
+"""Reading option files and overrides: YAML, safely, as a tree of plain values of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.errors import UserError
+
+import yaml
+
+Options = dict[str, Any]
+
+# A shipped file has some 150 values. Aliases of aliases make millions out of a few lines; no option file needs them.
+MAX_VALUES = 100_000
+
+# What torch counts in; Python would not even print one of 5000 digits.
+MAX_INT = 2**63
+
+
+LONGEST = 60  # characters of a value in a message
+
+
+def shown(value: Any, quotes: bool = True) -> str:
+    """A value in a message: one line, printable, not too long."""
+    try:
+        text = value if isinstance(value, str) and not quotes and value.isprintable() else repr(value)
+    except ValueError:  # a number of thousands of digits within a YAML set
+        text = f"a {type(value).__name__} that cannot be printed"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader (no object is ever constructed), with YAML 1.2's floats: ``1e-4`` is a number.
+
+    A key that is given twice is an error here; PyYAML silently takes the last.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[misc]
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"{key.value!r} is given twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def read_options(path: str | Path) -> Options:
+    """Read an option file. What its keys are is for :func:`~dp_basicsr.options.checking.check_options` to judge.
+
+    Raises:
+        UserError: No such file, no valid YAML (with line and column), or not a mapping.
+    """
+    opt = parse_yaml(_text_of(path), f"option file {path}")
+    if not isinstance(opt, dict):
+        raise UserError(f"option file {path}: expected a mapping of options, got {type(opt).__name__}")
+    return opt
+
+
+def _text_of(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"option file {path}: {error.strerror}; the shipped ones are in options/") from error
+    except ValueError as error:  # bytes that are no UTF-8, or a path with a zero byte
+        raise UserError(f"option file {path} is not valid YAML: {error}") from error
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """The value of a YAML text, in which nothing is one object in two places.
+
+    Raises:
+        UserError: Not valid, nested too deeply, more than MAX_VALUES values, or numbers from MAX_INT on. The message
+            begins with ``what``.
+    """
+    try:
+        return _Copier().copy(yaml.load(text, Loader=_Loader))
+    except RecursionError:
+        raise UserError(f"{what} is not valid YAML: nested too deeply, or an alias within itself") from None
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise UserError(f"{what} is not valid YAML: {error.problem or error.context}{where}") from error
+    except Exception as error:  # PyYAML lets what int() and datetime() say of a broken value through
+        raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+class _Copier:
+    """Copies without YAML's aliases, which are one object in several places: completing one would change the others."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def copy(self, value: Any) -> Any:
+        self.count += 1
+        if self.count > MAX_VALUES:
+            raise UserError(f"expected at most {MAX_VALUES} values, got more by aliases of aliases")
+        if isinstance(value, int) and abs(value) >= MAX_INT:
+            raise UserError("expected whole numbers of at most 63 bits, got a larger one")
+        if isinstance(value, dict):
+            return {self.copy(key): self.copy(item) for key, item in value.items()}
+        return [self.copy(item) for item in value] if isinstance(value, list) else value
+
+
+def compose(path: str | Path) -> yaml.Node | None:
+    """The nodes of an option file that :func:`read_options` has read, with their lines."""
+    return yaml.compose(_text_of(path), Loader=_Loader)
+
+
+def split_entry(entry: str) -> tuple[tuple[str, ...], str]:
+    """``a:b=value`` as ``(("a", "b"), "value")``; UserError for anything else."""
+    path, equals, text = entry.partition("=")
+    keys = tuple(key.strip() for key in path.split(":"))
+    if not equals or not keys[-1]:
+        raise UserError(f"--force_yml: expected key:key=value, for example train:ema_decay=0.999; got {shown(entry)}")
+    return keys, text
+
+
+def override(opt: Options, entries: Sequence[str]) -> None:
+    """Set options from the command line, in place.
+
+    Args:
+        opt: Options.
+        entries: ``a:b:c=value`` each; the value is read as YAML, so ``1e-4`` is a number and ``[1, 2]`` a list. The
+            last key may be new, the path to it must exist.
+
+    Raises:
+        UserError: An entry that cannot be read or leads nowhere. ``opt`` is then to be thrown away.
+    """
+    for entry in entries:
+        (*parents, last), text = split_entry(entry)
+        where = f"--force_yml {shown(entry, quotes=False)}"
+        section = opt
+        for key in parents:
+            if not isinstance(section.get(key), dict):
+                there = ", ".join(shown(name, quotes=False) for name in section)
+                raise UserError(f"{where}: there is no section {key!r}; here are: {there}")
+            section = section[key]
+        section[last] = parse_yaml(text, f"{where}: the value")

@@ -1,0 +1,250 @@
+"""Values that are right by themselves, and not together; and files that are not there."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Collection, Iterator
+from itertools import pairwise
+from typing import Any
+
+from dp_basicsr.data.stream import HOW_TO_GET_DATA, HOW_TO_GET_TEST_SETS
+from dp_basicsr.options.problems import Path, Problem, choose
+from dp_basicsr.options.reading import Options, shown
+from dp_basicsr.options.schema import DATASETS
+
+import torch
+from basicsr.archs.vgg_arch import NAMES, insert_bn
+from basicsr.models.srgan_model import SRGANModel
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+
+
+class View:
+    """Options, of which rules about several values see those that are right.
+
+    Attributes:
+        wrong: Paths of the values that are known to be wrong.
+    """
+
+    def __init__(self, opt: Options) -> None:
+        self.opt = opt
+        self.wrong: set[Path] = set()
+
+    def at(self, *path: Any) -> Any:
+        """The value at a path, right or wrong; None where there is none."""
+        value: Any = self.opt
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def get(self, *path: Any, default: Any = None) -> Any:
+        """The value at a path; ``default`` where there is none, None where it, or what it is in, is wrong."""
+        if any(bad == path[: len(bad)] for bad in self.wrong):
+            return None
+        value = self.at(*path)
+        if isinstance(value, list) and any(path == bad[: len(path)] for bad in self.wrong):
+            return None
+        return default if value is None else value
+
+
+def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> Iterator[Problem]:
+    """All rules about values.
+
+    Args:
+        opt: Options.
+        is_train: For train.py, which needs more keys.
+        overridden: Keys that the command line has set.
+    """
+    yield from _gpus(opt)
+    yield from _network_scale(opt)
+    yield from _io_backends(opt)
+    yield from _layers(opt)
+    yield from _tiles(opt)
+    yield from _schedule(opt, cut_short="train:total_iter" in overridden)
+    yield from _restart_weights(opt)
+    yield from _wandb(opt)
+    if is_train:
+        yield from _needed_to_train(opt)
+        yield from _patches(opt)
+        yield from _losses(opt)
+        yield from _batch(opt)
+
+
+def _gpus(opt: View) -> Iterator[Problem]:
+    wanted, there = opt.get("num_gpu"), torch.cuda.device_count()
+    if isinstance(wanted, int) and wanted > there:
+        yield Problem(("num_gpu",), f"expected auto or a number from 0 (CPU) to {there} (GPUs here), got {wanted}")
+
+
+def _network_scale(opt: View) -> Iterator[Problem]:
+    """The generator enlarges by the scale of the data, whatever its class calls it."""
+    scale, network = opt.get("scale"), opt.get("network_g", "type")
+    if not isinstance(scale, int) or network not in ARCH_REGISTRY:
+        return
+    parameters = inspect.signature(ARCH_REGISTRY._obj_map[network]).parameters
+    for key in ("scale", "upscale"):
+        if key not in parameters:
+            continue
+        default = parameters[key].default
+        own = opt.get("network_g", key, default=default if isinstance(default, int) else None)
+        if isinstance(own, int) and own != scale:
+            yield Problem(("network_g", key), f"expected {scale}, the scale of the data, got {own}")
+
+
+def _io_backends(opt: View) -> Iterator[Problem]:
+    """BasicSR takes an LMDB by the ending of its name."""
+    for name in opt.get("datasets") or ():
+        kind = opt.get("datasets", name, "io_backend", "type")
+        if kind not in ("disk", "lmdb"):
+            continue
+        for root in ("dataroot_gt", "dataroot_lq"):
+            path = opt.get("datasets", name, root)
+            if path is not None and path.endswith(".lmdb") != (kind == "lmdb"):
+                form = "a name ending in .lmdb" if kind == "lmdb" else "a folder of images, not an LMDB,"
+                yield Problem(("datasets", name, root), f"expected {form} for io_backend: {kind}, got {shown(path)}")
+
+
+def _layers(opt: View) -> Iterator[Problem]:
+    """phi of DPLoss are layers of its VGG."""
+    if opt.get("train", "perceptual_opt", "type") != "DPLoss":
+        return
+    network = opt.get("train", "perceptual_opt", "vgg_type", default="vgg19")
+    if not isinstance(network, str):
+        return
+    names = NAMES[network.removesuffix("_bn")]
+    names = insert_bn(names) if network.endswith("_bn") else names
+    path: Path = ("train", "perceptual_opt", "vgg_layer_weights")
+    for layer in opt.get(*path) or ():
+        if layer not in names:
+            yield Problem((*path, layer), f"expected a layer of {network}, got {shown(layer)}{choose(layer, names)}")
+
+
+def _tiles(opt: View) -> Iterator[Problem]:
+    tile, overlap = opt.get("val", "tile"), opt.get("val", "tile_overlap", default=16)
+    if isinstance(tile, int) and isinstance(overlap, int) and 2 * overlap >= tile:
+        yield Problem(("val", "tile"), f"expected more than twice tile_overlap ({overlap}), got {tile}")
+
+
+def _schedule(opt: View, cut_short: bool) -> Iterator[Problem]:
+    """Milestones rise, and come before the end, unless the command line has cut the run short for a trial."""
+    total, scheduler = opt.get("train", "total_iter"), ("train", "scheduler")
+    milestones = opt.get(*scheduler, "milestones")
+    if isinstance(milestones, list):
+        if any(later <= earlier for earlier, later in pairwise(milestones)):
+            yield Problem((*scheduler, "milestones"), f"expected iterations that rise, got {shown(milestones)}")
+        late = [one for one in milestones if total is not None and one > total]
+        if late and not cut_short:
+            yield Problem(
+                (*scheduler, "milestones"), f"expected iterations up to train:total_iter ({total}), got {shown(late)}"
+            )
+    periods = opt.get(*scheduler, "periods")
+    if isinstance(periods, list) and total is not None and sum(periods) < total:
+        yield Problem(
+            (*scheduler, "periods"), f"expected a sum of at least train:total_iter ({total}), got {sum(periods)}"
+        )
+    warmup = opt.get("train", "warmup_iter")
+    if warmup is not None and total is not None and warmup > total and not cut_short:
+        yield Problem(("train", "warmup_iter"), f"expected up to train:total_iter ({total}), got {warmup}")
+
+
+def _restart_weights(opt: View) -> Iterator[Problem]:
+    """One weight for each restart of the learning rate; both have one by default."""
+    path = ("train", "scheduler", "restart_weights")
+    cosine = opt.get("train", "scheduler", "type") == "CosineAnnealingRestartLR"
+    key = "periods" if cosine else "restarts"
+    restarts, weights = opt.get(*path[:2], key, default=None if cosine else [0]), opt.get(*path, default=[1])
+    if isinstance(restarts, list) and isinstance(weights, list) and len(restarts) != len(weights):
+        yield Problem(path, f"expected {len(restarts)}, one for each of {key}, got {len(weights)}")
+
+
+def _wandb(opt: View) -> Iterator[Problem]:
+    if opt.get("logger", "wandb", "project") and opt.get("logger", "use_tb_logger", default=False) is False:
+        yield Problem(("logger", "use_tb_logger"), "expected true: wandb takes its figures from TensorBoard, got false")
+
+
+def _is_gan(opt: View) -> bool:
+    model = MODEL_REGISTRY._obj_map.get(opt.get("model_type"))
+    return isinstance(model, type) and issubclass(model, SRGANModel)
+
+
+def _needed_to_train(opt: View) -> Iterator[Problem]:
+    """What train.py reads without asking whether it is there."""
+    needed: list[Path] = [("train",), ("logger",), ("datasets", "train")]
+    needed += [("logger", "save_checkpoint_freq")]
+    needed += [("val", "val_freq")] if opt.get("val") else []
+    needed += [("network_d",), ("train", "optim_d"), ("train", "gan_opt")] if _is_gan(opt) else []
+    train = ("datasets", "train")
+    if opt.get(*train, "type") in DATASETS:
+        needed += [(*train, key) for key in ("num_worker_per_gpu", "gt_size", "use_hflip", "use_rot")]
+    for path in needed:
+        if isinstance(opt.at(*path[:-1]), dict) and opt.at(*path) is None:
+            yield Problem(path, "expected a value, which training needs, got nothing: it is missing")
+    batch_sizes = [opt.at(*train, key) for key in ("batch_size_per_gpu", "batch_size_total")]
+    if isinstance(opt.at(*train), dict) and batch_sizes == [None, None]:
+        yield Problem(
+            (*train, "batch_size_per_gpu"), "expected a value, which training needs, got nothing: it is missing"
+        )
+
+
+def _patches(opt: View) -> Iterator[Problem]:
+    """The patch is whole LR pixels, and of the size that the discriminator is made for."""
+    size, scale = opt.get("datasets", "train", "gt_size"), opt.get("scale")
+    path = ("datasets", "train", "gt_size")
+    if isinstance(size, int) and isinstance(scale, int) and size % scale:
+        yield Problem(path, f"expected a multiple of scale ({scale}), got {size}")
+    elif isinstance(size, int) and opt.get("network_d", "type") == "VGGStyleDiscriminator" and _is_gan(opt):
+        taken = opt.get("network_d", "input_size", default=128)
+        if taken is not None and size != taken:
+            yield Problem(path, f"expected {taken}, what network_d takes (its input_size: 128 or 256), got {size}")
+
+
+def _losses(opt: View) -> Iterator[Problem]:
+    if not isinstance(opt.at("train"), dict):
+        return
+    if opt.at("train", "pixel_opt") is None and opt.at("train", "perceptual_opt") is None:
+        yield Problem(("train", "pixel_opt"), "expected a pixel loss or a perceptual_opt, got neither")
+    model = MODEL_REGISTRY._obj_map.get(opt.get("model_type"))
+    ours = isinstance(model, type) and model.__module__.startswith("dp_basicsr.")
+    if ours and opt.at("train", "ldl_opt") is not None:
+        yield Problem(("train", "ldl_opt"), f"expected none: {opt.get('model_type')} does not compute it")
+
+
+def _batch(opt: View) -> Iterator[Problem]:
+    batch, parts = opt.get("datasets", "train", "batch_size_per_gpu"), opt.get("train", "grad_accumulation", default=1)
+    if isinstance(batch, int) and isinstance(parts, int) and parts > batch:
+        yield Problem(("train", "grad_accumulation"), f"expected up to batch_size_per_gpu ({batch}), got {parts}")
+    if opt.get("datasets", "train", "prefetch_mode") == "cuda" and not torch.cuda.is_available():
+        path = ("datasets", "train", "prefetch_mode")
+        yield Problem(path, "expected ~ or cpu, which work everywhere, got cuda: there is no GPU here")
+
+
+def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
+    """Files and folders that a run starts from; validation and test sets that are not there are skipped by the run."""
+    for key in ("dataroot_gt", "dataroot_lq") if is_train else ():
+        root = opt.get("datasets", "train", key)
+        if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root)):
+            text = f"expected a folder, got {shown(root)}: no such folder"
+            yield Problem(("datasets", "train", key), text, missing=True, help=HOW_TO_GET_DATA)
+    for key in ("pretrain_network_g", "pretrain_network_d", *(["resume_state"] if is_train else [])):
+        file = opt.get("path", key)
+        if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
+            yield Problem(("path", key), f"expected a file, got {shown(file)}: no such file", missing=True)
+    yield from _missing_for_test(opt) if not is_train else ()
+    meta = opt.get("datasets", "train", "meta_info_file") if is_train else None
+    if isinstance(meta, str) and not os.path.isfile(meta):
+        path = ("datasets", "train", "meta_info_file")
+        yield Problem(path, f"expected a file, got {shown(meta)}: no such file", missing=True)
+
+
+def _missing_for_test(opt: View) -> Iterator[Problem]:
+    """A test needs a network, and one of its sets."""
+    if opt.at("path", "pretrain_network_g") is None:
+        text = "expected a net_g_<iteration>.pth, got none: there is nothing to test"
+        yield Problem(("path", "pretrain_network_g"), text, missing=True)
+    tests = [name for name in opt.get("datasets") or () if str(name).startswith("test")]
+    roots = {name: [opt.get("datasets", name, key) for key in ("dataroot_gt", "dataroot_lq")] for name in tests}
+    if not any(all(isinstance(root, str) and os.path.isdir(os.path.expanduser(root)) for root in roots[name] if root)
+               for name in tests):  # fmt: skip
+        names = ", ".join(str(opt.get("datasets", name, "name")) for name in tests)
+        text = f"expected a test set that is there, got none of them ({names})"
+        yield Problem(("datasets",), text, missing=True, help=HOW_TO_GET_TEST_SETS)
