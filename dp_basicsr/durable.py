@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from dp_basicsr.errors import UserError
 
 import torch
-from basicsr.utils import get_root_logger
+from basicsr.utils import get_root_logger, get_time_str
 from basicsr.utils.misc import sizeof_fmt
 
 # Seconds until a write that failed is tried once more: a moment without network storage is not the end of a run.
@@ -117,6 +117,12 @@ def remove_partial_files(folder: str | Path) -> None:
     """Remove what a killed process was writing."""
     for path in Path(folder).glob(f"*{PARTIAL}"):
         path.unlink(missing_ok=True)
+
+
+def await_archive_name(folder: str | Path) -> None:
+    """Wait until BasicSR's name for an earlier folder, which counts seconds, is free: runs may die within one."""
+    while Path(f"{folder}_archived_{get_time_str()}").exists():
+        time.sleep(0.1)
 
 
 def free_space(folder: Path) -> str:

@@ -11,6 +11,7 @@ from logging.handlers import MemoryHandler
 from typing import Any
 
 from dp_basicsr import __version__
+from dp_basicsr.durable import await_archive_name
 from dp_basicsr.errors import UserError
 
 from basicsr.utils import get_env_info, get_root_logger, get_time_str, init_tb_logger, mkdir_and_rename
@@ -82,6 +83,7 @@ def open_tensorboard(opt: dict[str, Any], resuming: bool) -> Any:
         _start_wandb(opt, project)
     folder = os.path.join(opt["root_path"], "tb_logger", opt["name"])
     if not resuming:
+        await_archive_name(folder)
         mkdir_and_rename(folder)
     return init_tb_logger(folder)
 

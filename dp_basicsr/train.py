@@ -19,7 +19,7 @@ import dp_basicsr.models  # noqa: F401  (the three register their members)
 from dp_basicsr.check import check
 from dp_basicsr.checkpoint import find_resume_state, inexact, require_networks
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
-from dp_basicsr.durable import first_line, no_room_is_user_error, remove_partial_files
+from dp_basicsr.durable import await_archive_name, first_line, no_room_is_user_error, remove_partial_files
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.interruption import Interruption
 from dp_basicsr.launch import leave_distributed, on_rank_0
@@ -103,6 +103,7 @@ def make_folders(opt: dict[str, Any], option_file: str, resuming: bool) -> None:
     """Make the experiment's folders (an earlier one of a new run's name is renamed), with the option file."""
     try:
         if not resuming:
+            await_archive_name(opt["path"]["experiments_root"])
             make_exp_dirs(opt)
         for folder in ("models", "training_states", "visualization"):
             os.makedirs(opt["path"][folder], exist_ok=True)
