@@ -1,60 +1,93 @@
-"""What a run leaves, and what it starts or goes on from."""
+"""What a run starts or goes on from."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.durable import first_line
 from dp_basicsr.errors import UserError
+from dp_basicsr.launch import on_rank_0
+from dp_basicsr.manifest import SUFFIX, check_manifest, manifest_path
 
 import torch
-from basicsr.utils import check_resume
-
-
-def write_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write a file that is there whole or not at all: beside its place, onto the disk, then renamed.
-
-    Raises:
-        UserError: It cannot be written (disk full, no permission). What was at ``path`` before is still there.
-    """
-    beside = path.with_name(f"{path.name}.partial")
-    try:
-        with beside.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        beside.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be saved ({first_line(error)}); mend that and go on with --auto_resume"
-        ) from error
+from basicsr.utils import check_resume, get_root_logger
 
 
 def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """Read the training state that this run resumes from, and point its networks to the same iteration.
+    """Read the training state that this run resumes from, point its networks to the same iteration, take its seed.
 
-    ``--auto_resume`` takes the newest in the run's folder, otherwise ``path: resume_state`` names it.
+    ``--auto_resume`` takes the newest in the run's folder whose checkpoint is whole, and logs why it passed over newer
+    ones. Without any in the folder, ``path: resume_state`` names one.
 
     Returns:
-        BasicSR's state (``iter``, ``epoch``, ``optimizers``, ``schedulers``) on the CPU, or None for a new run.
+        The state that :class:`~dp_basicsr.models.checkpointed_model.CheckpointedModel` (or BasicSR) saved, on the CPU,
+        or None for a new run.
 
     Raises:
-        UserError: The state is not there or cannot be read.
+        UserError: The state is not there or not whole; or there are checkpoints, but none of them is whole.
     """
-    if opt["auto_resume"]:
-        states = [path for path in Path(opt["path"]["training_states"]).glob("*.state") if path.stem.isdecimal()]
-        if states:
-            opt["path"]["resume_state"] = str(max(states, key=lambda path: int(path.stem)))
-    path = opt["path"].get("resume_state")
+    path = on_rank_0(lambda: _choose(opt))
     if path is None:
         return None
+    opt["path"]["resume_state"] = path
     state = read_state(Path(path))
     check_resume(opt, state["iter"])
     require_networks(opt)
+    _take_seed(opt, state)
     return state
+
+
+def _choose(opt: dict[str, Any]) -> str | None:
+    newest, named = _newest_whole(opt) if opt["auto_resume"] else None, opt["path"].get("resume_state")
+    if newest is None and named is not None and manifest_path(Path(named)).exists():
+        check_manifest(manifest_path(Path(named)))
+    return newest or named
+
+
+def _newest_whole(opt: dict[str, Any]) -> str | None:
+    folder = Path(opt["path"]["training_states"])
+    files = [path for suffix in (".state", SUFFIX) for path in folder.glob(f"*{suffix}")]
+    iterations = sorted({int(path.stem) for path in files if path.stem.isdecimal()}, reverse=True)
+    reasons = []
+    for iteration in iterations:
+        state = folder / f"{iteration}.state"
+        try:
+            require_whole(opt, state)
+        except UserError as error:
+            get_root_logger().warning(f"The checkpoint of iteration {iteration} is passed over: {error}")
+            reasons.append(f"{iteration}: {error}")
+        else:
+            return str(state)
+    if reasons:
+        raise UserError(
+            f"none of the checkpoints in {folder.parent} is whole ({'; '.join(reasons)}); name a state by "
+            "path:resume_state, or start anew without --auto_resume"
+        )
+    return None
+
+
+def require_whole(opt: dict[str, Any], state: Path) -> None:
+    """Refuse a checkpoint that is not as it was written.
+
+    One without a manifest, as BasicSR's, is whole if its state and the networks of the options can be loaded.
+
+    Raises:
+        UserError: What is missing or damaged.
+    """
+    if manifest_path(state).exists():
+        check_manifest(manifest_path(state))
+        return
+    iteration = read_state(state)["iter"]
+    if str(iteration) != state.stem:
+        raise UserError(f"{state} is of iteration {iteration}")
+    ignored = opt["path"].get("ignore_resume_networks") or ()
+    for key in opt:
+        if key.startswith("network_") and key not in ignored:
+            name = f"net_{key.removeprefix('network_')}_{iteration}.pth"
+            _require_network(Path(opt["path"]["models"], name))
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -70,24 +103,66 @@ def read_state(path: Path) -> dict[str, Any]:
         raise UserError(
             f"training state {path} cannot be read ({first_line(error)}); name an earlier one by path:resume_state"
         ) from error
-    if not isinstance(state, dict) or "iter" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("iter"), int):
         raise UserError(f"{path} is no training state; they are called training_states/<iteration>.state")
     return state
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def require_networks(opt: dict[str, Any]) -> None:
     """Refuse to start where a network that the options name is not there or cannot be read (UserError)."""
     for key, path in opt["path"].items():
-        if not key.startswith("pretrain_network") or path is None:
-            continue
-        if not Path(path).is_file():
-            raise UserError(f"path: {key}: no such file: {path}")
-        try:
-            torch.load(path, map_location="meta", weights_only=True)
-        except Exception as error:  # what a damaged file makes of torch.load is of any kind
-            raise UserError(f"path: {key}: {path} cannot be read ({first_line(error)})") from error
+        if key.startswith("pretrain_network") and path is not None:
+            _require_network(Path(path), f"path: {key}: ")
+
+
+def _require_network(path: Path, where: str = "") -> None:
+    if not path.is_file():
+        raise UserError(f"{where}no such file: {path}")
+    try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # what a damaged file makes of torch.load is of any kind
+        raise UserError(f"{where}{path} cannot be read ({first_line(error)})") from error
+
+
+def _take_seed(opt: dict[str, Any], state: dict[str, Any]) -> None:
+    """Go on with the state's seed: the samples' crops depend on it, and a run without ``manual_seed`` has drawn one."""
+    seed = state.get("run", {}).get("manual_seed")
+    if seed is not None and seed != opt["manual_seed"]:
+        get_root_logger().info(f"manual_seed: {seed}, as in the state.")
+        opt["manual_seed"] = seed
+
+
+def facts_of_run(opt: dict[str, Any]) -> dict[str, Any]:
+    """What the bits of a run depend on, besides its options, data and code; and its seed."""
+    return {
+        "manual_seed": opt.get("manual_seed"),
+        "processes": opt["world_size"],
+        "threads": torch.get_num_threads(),
+        "device": "cpu" if opt["num_gpu"] == 0 else torch.cuda.get_device_name(),
+        "torch": str(torch.__version__),
+        "deterministic": opt.get("deterministic", False),
+    }
+
+
+def inexact(opt: dict[str, Any], state: dict[str, Any], position: dict[str, int]) -> Iterator[str]:
+    """Why a run that goes on will not have the bits of one that was never stopped, a line each.
+
+    Args:
+        opt: Options of this run.
+        state: What it goes on from.
+        position: Of this run's training stream.
+    """
+    if "run" not in state:
+        yield "the state is BasicSR's or an older version's, without random states and best metrics"
+        return
+    now = facts_of_run(opt)
+    for name, before in state["run"].items():
+        if now.get(name) != before and name != "manual_seed":
+            what = ": each process draws new random numbers" if name == "processes" else ""
+            yield f"{name}: {before} before, {now.get(name)} now{what}"
+    for name in ("batch_size", "epoch_size"):
+        before = state["position"].get(name)
+        if before != position[name]:
+            yield f"{name}: {before} before, {position[name]} now: other batches from the next sample on"
+    if (now["device"] != "cpu" or now["processes"] > 2) and not now["deterministic"]:
+        yield "deterministic: false: GPUs, and three or more processes, add in another order each time"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from dp_basicsr.errors import UserError
 
@@ -56,6 +57,20 @@ def agree_on(value: T) -> T:
     values = [value]
     distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def on_rank_0(function: Callable[[], T]) -> T:
+    """Call a function on rank 0 alone; every process gets what it returns, or its UserError."""
+    outcome: tuple[Any, UserError | None] = (None, None)
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        try:
+            outcome = (function(), None)
+        except UserError as error:
+            outcome = (None, error)
+    value, failure = agree_on(outcome)
+    if failure is not None:
+        raise failure
+    return value
 
 
 def leave_distributed() -> None:

@@ -6,11 +6,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from typing import Any
 
 from dp_basicsr import __version__
+from dp_basicsr.durable import await_archive_name
 from dp_basicsr.errors import UserError
 
 from basicsr.utils import get_env_info, get_root_logger, get_time_str, init_tb_logger, mkdir_and_rename
@@ -39,12 +40,23 @@ def start_log(opt: dict[str, Any]) -> MemoryHandler:
     return held
 
 
+class _LogFile(logging.FileHandler):
+    """Goes on without the file where that cannot be written: whether a run must stop for it, its checkpoints decide."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not self.told:
+            print(f"{self.baseFilename} cannot be written ({sys.exc_info()[1]}); lines are here alone", file=sys.stderr)
+        self.told = True
+
+
 def write_log(opt: dict[str, Any], kind: str, held: MemoryHandler) -> None:
     """Open the run's log file (rank 0), with what has been logged so far."""
     if opt["rank"] != 0:
         return
     path = os.path.join(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log")
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = _LogFile(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))  # BasicSR's
     logger = get_root_logger()
     held.setTarget(file)
@@ -71,8 +83,16 @@ def open_tensorboard(opt: dict[str, Any], resuming: bool) -> Any:
         _start_wandb(opt, project)
     folder = os.path.join(opt["root_path"], "tb_logger", opt["name"])
     if not resuming:
+        await_archive_name(folder)
         mkdir_and_rename(folder)
     return init_tb_logger(folder)
+
+
+def close_tensorboard(tb_logger: Any) -> None:
+    """Close the writer, if there is one. On a full disk it cannot: that has been said by then."""
+    if tb_logger:
+        with suppress(OSError):
+            tb_logger.close()
 
 
 def _start_wandb(opt: dict[str, Any], project: str) -> None:

@@ -11,20 +11,31 @@ if not __package__:  # run as a file: this folder's names (data, losses ...) mus
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dp_basicsr.archs
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401  (the three register their members)
-from dp_basicsr.checkpoint import find_resume_state, require_networks
+from dp_basicsr.checkpoint import find_resume_state, inexact, require_networks
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
+from dp_basicsr.durable import await_archive_name, first_line, no_room_is_user_error, remove_partial_files
 from dp_basicsr.errors import UserError, exit_on_user_error
-from dp_basicsr.launch import leave_distributed
+from dp_basicsr.interruption import Interruption
+from dp_basicsr.launch import leave_distributed, on_rank_0
 from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
-from dp_basicsr.progress import open_tensorboard, progress_bar, show_losses, start_log, write_log
+from dp_basicsr.progress import (
+    close_tensorboard,
+    open_tensorboard,
+    progress_bar,
+    show_losses,
+    start_log,
+    write_log,
+)
+from dp_basicsr.randomness import same_random_state_after, set_determinism
+from dp_basicsr.run_lock import run_lock
 
-import torch
 from basicsr.models import build_model
 from basicsr.utils import AvgTimer, MessageLogger, get_root_logger, make_exp_dirs
 from basicsr.utils.options import copy_opt_file
@@ -39,97 +50,146 @@ def train(opt: dict[str, Any], option_file: str) -> None:
         option_file: Where they come from; a copy is kept with the experiment.
 
     Raises:
-        UserError: Missing data, weights or states; what to do is in the message.
+        UserError: Missing data, weights or states, or a full disk; what to do is in the message.
+        SystemExit: A signal stopped the run: :data:`~dp_basicsr.interruption.EXIT_AGAIN`.
     """
-    torch.backends.cudnn.benchmark = True
+    set_determinism(opt.get("deterministic", False))
     require_training_data(opt)
     require_networks(opt)
-    state = find_resume_state(opt)
-    held_log = start_log(opt)
-    logger = get_root_logger()
-    drop_unavailable(opt)
-    stream = TrainStream(opt)
-    val_loaders = evaluation_loaders(opt, "val") if opt.get("val") else []
-    model = build_model(opt)
-    iteration = 0
-    if state is not None:
+    with run_lock(opt["path"]["experiments_root"]):
+        held_log = start_log(opt)
+        state = find_resume_state(opt)
+        drop_unavailable(opt)
+        stream = TrainStream(opt, origin=state and state.get("position"))
+        val_loaders = evaluation_loaders(opt, "val") if opt.get("val") else []
+        model = build_model(opt)
+        if state is not None:
+            go_on(opt, model, stream, state)
+        # Only what has started so far may write: an earlier run of this name is moved aside here.
+        on_rank_0(lambda: make_folders(opt, option_file, resuming=state is not None))
+        write_log(opt, "train", held_log)
+        tb_logger = open_tensorboard(opt, resuming=state is not None)
+        try:
+            with no_room_is_user_error(), Interruption(opt["dist"]) as interruption:
+                model.interrupted = interruption.noted  # for a validation, which may stop between two images
+                loop(Run(opt, model, stream, val_loaders, tb_logger, interruption, state["iter"] if state else 0))
+        finally:
+            close_tensorboard(tb_logger)
+
+
+def go_on(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
+    """Take the state up, and say what will not be as in a run that never stopped.
+
+    Raises:
+        UserError: The state is of another model.
+    """
+    logger, iteration = get_root_logger(), state["iter"]
+    try:
         model.resume_training(state)
-        iteration = state["iter"]
-        logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
-    # Only what has started so far may write: an earlier run of this name is moved aside here.
-    make_folders(opt, option_file, resuming=state is not None)
-    write_log(opt, "train", held_log)
-    tb_logger = open_tensorboard(opt, resuming=state is not None)
-    loop(opt, model, stream, val_loaders, tb_logger, iteration)
-    if tb_logger:
-        tb_logger.close()
+    except Exception as error:  # what another model's state makes of that is of any kind
+        raise UserError(
+            f"the state of iteration {iteration} does not fit these options ({first_line(error)}): go on with those it "
+            "was made with, or start anew without --auto_resume"
+        ) from error
+    logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
+    for reason in inexact(opt, state, stream.position(iteration)):
+        logger.warning(f"Not the bits of a run that never stopped: {reason}.")
 
 
 def make_folders(opt: dict[str, Any], option_file: str, resuming: bool) -> None:
-    """Make the experiment's folders (rank 0; an earlier one of a new run's name is renamed), with the option file."""
-    if opt["rank"] != 0:
-        return
+    """Make the experiment's folders (an earlier one of a new run's name is renamed), with the option file."""
     try:
         if not resuming:
+            await_archive_name(opt["path"]["experiments_root"])
             make_exp_dirs(opt)
         for folder in ("models", "training_states", "visualization"):
             os.makedirs(opt["path"][folder], exist_ok=True)
+            remove_partial_files(opt["path"][folder])
         copy_opt_file(option_file, opt["path"]["experiments_root"])
     except OSError as error:
         raise UserError(f"cannot make {opt['path']['experiments_root']}: {error}") from error
 
 
-def loop(
-    opt: dict[str, Any],
-    model: Any,
-    stream: TrainStream,
-    val_loaders: Sequence[DataLoader],
-    tb_logger: Any,
-    iteration: int,
-) -> None:
-    """Train from just after ``iteration`` until ``train: total_iter``, logging, saving and validating on the way."""
-    every, total_iter = opt["logger"], int(opt["train"]["total_iter"])
-    val_freq, save_img = (opt["val"]["val_freq"], opt["val"]["save_img"]) if opt.get("val") else (0, False)
-    log_line = MessageLogger(opt, iteration + 1, tb_logger)
+@dataclass
+class Run:
+    """What the loop works with, and the three things that it does besides a step."""
+
+    opt: dict[str, Any]
+    model: Any
+    stream: TrainStream
+    val_loaders: Sequence[DataLoader]
+    tb_logger: Any
+    interruption: Interruption
+    iteration: int  # the last one that is done
+
+    def save(self) -> None:
+        """Save a checkpoint, after the figures up to here, so that a run which goes on from it misses none."""
+        if self.tb_logger:
+            self.tb_logger.flush()
+        get_root_logger().info("Saving models and training states.")
+        epoch = self.stream.epoch_of(self.iteration - 1)
+        self.model.save(epoch, self.iteration, self.stream.position(self.iteration))
+
+    def validate(self) -> None:
+        """Validate on all sets, unless a signal comes: then a run that goes on from here does it anew."""
+        with same_random_state_after():
+            for loader in self.val_loaders:
+                self.model.validation(loader, self.iteration, self.tb_logger, self.opt["val"]["save_img"])
+        if self.interruption.agreed(now=True):
+            self.leave()
+        if self.opt["logger"].get("keep_best", False):
+            self.model.save_best(self.iteration)
+
+    def leave(self) -> None:
+        """End the program, with a checkpoint of where it is."""
+        self.save()
+        self.interruption.leave(self.iteration)
+
+
+def loop(run: Run) -> None:
+    """Train from just after ``run.iteration`` until ``train: total_iter``, logging, saving, validating on the way."""
+    opt, model, every, total_iter = run.opt, run.model, run.opt["logger"], int(run.opt["train"]["total_iter"])
+    val_freq = opt["val"]["val_freq"] if opt.get("val") else 0
+    log_line = MessageLogger(opt, run.iteration + 1, run.tb_logger)
     log_line.max_iters = total_iter + 1  # its ETA counts one iteration too few, and ends below zero
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     logger = get_root_logger()
-    logger.info(f"Start training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}")
+    logger.info(f"Start training from epoch: {run.stream.epoch_of(run.iteration)}, iter: {run.iteration}")
+    if run.iteration and val_freq and run.iteration % val_freq == 0:
+        run.validate()  # its checkpoint is from before: whether it was validated then is not known
 
-    def validate() -> None:
-        for loader in val_loaders:
-            model.validation(loader, iteration, tb_logger, save_img)
-
-    with progress_bar(opt, iteration) as bar:
-        batches = stream.batches(iteration)
-        while iteration < total_iter:
+    with progress_bar(opt, run.iteration) as bar:
+        batches = run.stream.batches(run.iteration)
+        while run.iteration < total_iter:
             data_timer.start()
             batch = next(batches)
             data_timer.record()
-            epoch = stream.epoch_of(iteration)
-            iteration += 1
-            model.update_learning_rate(iteration, warmup_iter=opt["train"].get("warmup_iter", -1))
+            epoch = run.stream.epoch_of(run.iteration)
+            run.iteration += 1
+            model.update_learning_rate(run.iteration, warmup_iter=opt["train"].get("warmup_iter", -1))
             model.feed_data(batch)
-            model.optimize_parameters(iteration)
+            model.optimize_parameters(run.iteration)
             iter_timer.record()
             bar.update()
-            if iteration % every["print_freq"] == 0:
+            if run.iteration % every["print_freq"] == 0:
                 times = {"time": iter_timer.get_avg_time(), "data_time": data_timer.get_avg_time()}
-                losses = finite(model.get_current_log(), iteration)
+                losses = finite(model.get_current_log(), run.iteration)
                 show_losses(bar, losses, times["data_time"] / times["time"])
-                log_line({"epoch": epoch, "iter": iteration, "lrs": model.get_current_learning_rate()} | times | losses)
-            if iteration % every["save_checkpoint_freq"] == 0:
-                finite(model.get_current_log(), iteration)
-                logger.info("Saving models and training states.")
-                model.save(epoch, iteration)
-            if val_freq and iteration % val_freq == 0:
-                validate()
+                line = {"epoch": epoch, "iter": run.iteration, "lrs": model.get_current_learning_rate()}
+                log_line(line | times | losses)
+            if run.iteration % every["save_checkpoint_freq"] == 0:
+                finite(model.get_current_log(), run.iteration)
+                run.save()
+            if run.interruption.agreed():
+                run.leave()
+            if val_freq and run.iteration % val_freq == 0:
+                run.validate()
                 iter_timer.start()  # validation is not a part of the time per iteration
 
     logger.info(f"End of training, {total_iter} iterations. Save the latest model.")
     model.save(epoch=-1, current_iter=-1)  # BasicSR's name for net_g_latest.pth
-    if val_freq and iteration % val_freq != 0:
-        validate()
+    if val_freq and run.iteration % val_freq != 0:
+        run.validate()
 
 
 def finite(losses: dict[str, float], iteration: int) -> dict[str, float]:

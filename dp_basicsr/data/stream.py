@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.interruption import outlive_signals
 
 import lmdb
 import numpy as np
@@ -79,15 +80,25 @@ def _random_state(seeds: np.random.SeedSequence) -> Iterator[None]:
 class TrainSampler(EnlargedSampler):
     """BasicSR's order of samples, with the keys of :class:`SeededDataset`, from any place in the epoch.
 
+    BasicSR makes an epoch longer until the processes can share it, so that the order depends on their number. Here the
+    few samples that cannot be shared are left out at its end instead.
+
     Attributes:
-        start: Samples of this process to leave out at the beginning of the epoch.
+        start: Places at the beginning of the epoch to leave out.
     """
 
     start = 0
 
+    def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: float) -> None:
+        super().__init__(dataset, num_replicas, rank, ratio)
+        self.total_size = math.ceil(len(dataset) * ratio)  # type: ignore[arg-type]
+        self.num_samples = self.total_size // num_replicas
+
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        for number, index in islice(enumerate(super().__iter__()), self.start, None):
-            yield self.epoch, self.rank + number * self.num_replicas, index
+        order = torch.randperm(self.total_size, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        each = (self.total_size - self.start) // self.num_replicas
+        for place in range(self.start + self.rank, self.start + each * self.num_replicas, self.num_replicas):
+            yield self.epoch, place, order[place] % len(self.dataset)
 
 
 class TrainStream:
@@ -95,29 +106,25 @@ class TrainStream:
 
     Args:
         opt: All options; reads ``datasets: train``, ``manual_seed``, ``rank``, ``world_size``, ``dist``, ``num_gpu``.
+        origin: The :meth:`position` of the run that this one goes on from. Only what it has not seen of its epoch is
+            left of it, whatever the mini-batch was.
+
+    Attributes:
+        batch_size: Samples of an iteration, of all processes together.
 
     Raises:
         UserError: There is not enough data for one batch.
     """
 
-    def __init__(self, opt: dict[str, Any]) -> None:
+    def __init__(self, opt: dict[str, Any], origin: Mapping[str, int] | None = None) -> None:
         self.opt = opt
-        self.dataset_opt = opt["datasets"]["train"]
+        self.dataset_opt = opt["datasets"]["train"] | {"batch_size_per_gpu": _batch_size_per_gpu(opt)}
+        self.origin = {"iter": 0, "epoch": 0, "sample": 0, **(origin or {})}
         self.dataset = _build(self.dataset_opt)
         ratio = self.dataset_opt.get("dataset_enlarge_ratio", 1)
         self.sampler = TrainSampler(self.dataset, opt["world_size"], opt["rank"], ratio)
-        workers = self.dataset_opt.get("num_worker_per_gpu")
-        persistent = self.dataset_opt.get("persistent_workers", False) and workers != 0
-        self.loader: DataLoader = build_dataloader(
-            SeededDataset(self.dataset, opt["manual_seed"]),
-            self.dataset_opt | {"persistent_workers": persistent},
-            num_gpu=opt["num_gpu"],
-            dist=opt["dist"],
-            sampler=self.sampler,
-            seed=opt["manual_seed"],
-        )
-        if self.dataset_opt.get("prefetch_mode") == "cuda" and not torch.cuda.is_available():
-            raise UserError("datasets: train: prefetch_mode: cuda needs a GPU; ~ or cpu work everywhere")
+        self.loader = self._build_loader()
+        self.batch_size = (self.loader.batch_size or 1) * opt["world_size"]
         self.iters_per_epoch = len(self.loader)
         if self.iters_per_epoch == 0:
             raise UserError(
@@ -125,18 +132,57 @@ class TrainStream:
                 f"{self.loader.batch_size}; lower batch_size_per_gpu or raise dataset_enlarge_ratio"
             )
 
+    def _build_loader(self) -> DataLoader:
+        prefetch_mode, workers = self.dataset_opt.get("prefetch_mode"), self.dataset_opt.get("num_worker_per_gpu")
+        if prefetch_mode == "cuda" and not torch.cuda.is_available():
+            raise UserError("datasets: train: prefetch_mode: cuda needs a GPU; ~ or cpu work everywhere")
+        if prefetch_mode == "cpu" and workers == 0:
+            raise UserError(
+                "datasets: train: prefetch_mode: cpu without workers reads in a thread, which shares its random state "
+                "with the training: set num_worker_per_gpu to 1 or more, or prefetch_mode to ~"
+            )
+        loader: DataLoader = build_dataloader(
+            SeededDataset(self.dataset, self.opt["manual_seed"]),
+            self.dataset_opt
+            | {"persistent_workers": self.dataset_opt.get("persistent_workers", False) and workers != 0},
+            num_gpu=self.opt["num_gpu"],
+            dist=self.opt["dist"],
+            sampler=self.sampler,
+            seed=self.opt["manual_seed"],
+        )
+        # Each start of a loader draws a seed for its workers, who need none: not from the training's random state.
+        loader.generator = torch.Generator()
+        loader.worker_init_fn = outlive_signals
+        return loader
+
+    def position(self, iteration: int) -> dict[str, int]:
+        """Where the stream is after ``iteration`` iterations, for a checkpoint.
+
+        Returns:
+            ``iter``, ``epoch``, ``sample`` (how many of the epoch's are consumed, over all processes), and what
+            decides on the rest: ``batch_size`` and ``epoch_size``.
+        """
+        sizes = {"batch_size": self.batch_size, "epoch_size": self.sampler.total_size}
+        epoch, sample = self.origin["epoch"], self.origin["sample"]
+        done = iteration - self.origin["iter"]
+        left = max(self.sampler.total_size - sample, 0) // self.batch_size
+        if done < left:
+            return {"iter": iteration, "epoch": epoch, "sample": sample + done * self.batch_size, **sizes}
+        epochs, done = divmod(done - left, self.iters_per_epoch)
+        return {"iter": iteration, "epoch": epoch + 1 + epochs, "sample": done * self.batch_size, **sizes}
+
     def epoch_of(self, iteration: int) -> int:
         """The epoch that the batch after ``iteration`` iterations belongs to."""
-        return iteration // self.iters_per_epoch
+        return self.position(iteration)["epoch"]
 
     def batches(self, iteration: int) -> Iterator[Batch]:
         """Batches from just after ``iteration`` on, for ever."""
-        epoch, done = divmod(iteration, self.iters_per_epoch)
+        position = self.position(iteration)
+        epoch, self.sampler.start = position["epoch"], position["sample"]
         while True:
             self.sampler.set_epoch(epoch)
-            self.sampler.start = done * (self.loader.batch_size or 1)
             yield from self._one_epoch()
-            epoch, done = epoch + 1, 0
+            epoch, self.sampler.start = epoch + 1, 0
 
     def _one_epoch(self) -> Iterator[Batch]:
         if self.dataset_opt.get("prefetch_mode") != "cuda":
@@ -145,6 +191,17 @@ class TrainStream:
         prefetcher = CUDAPrefetcher(self.loader, self.opt)
         while (batch := prefetcher.next()) is not None:
             yield batch
+
+
+def _batch_size_per_gpu(opt: dict[str, Any]) -> int:
+    """``batch_size_per_gpu``, or the share of ``batch_size_total``, which stays the same on any number of processes."""
+    dataset_opt = opt["datasets"]["train"]
+    total, processes = dataset_opt.get("batch_size_total"), opt["world_size"] if opt["dist"] else max(opt["num_gpu"], 1)
+    if total is None:
+        return dataset_opt["batch_size_per_gpu"]
+    if total < processes or total % processes:
+        raise UserError(f"datasets: train: batch_size_total: {total} cannot be shared by {processes} processes")
+    return total // processes
 
 
 def _build(dataset_opt: dict[str, Any]) -> Any:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from dp_basicsr.checkpoint import write_checkpoint
+from dp_basicsr.models.checkpointed_model import CheckpointedModel
 
 import torch
-from basicsr.models.base_model import BaseModel
-from basicsr.utils.dist_util import master_only
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -26,7 +23,7 @@ def use_channels_last(net: nn.Module) -> None:
         norms[-1].register_forward_hook(lambda module, inputs, output: output.contiguous())
 
 
-class PluginModel(BaseModel):
+class PluginModel(CheckpointedModel):
     """Runs under torchrun on a CPU too, reads losses from the device only when logged, saves whole files or stops."""
 
     log_dict: Any  # name of a loss -> 0-d tensor
@@ -34,9 +31,9 @@ class PluginModel(BaseModel):
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Move a network to the device; wrap it for several processes.
 
-        BasicSR always asks for a CUDA device here. Buffers are not broadcast: the only ones are batch-norm's running
-        statistics in D, which no training step reads, and writing them between D's two forward passes would
-        invalidate what the first has saved for its backward.
+        BasicSR always asks for a CUDA device here. Buffers are broadcast here alone: batch-norm's running statistics
+        in D are read by no training step, spectral norm's vectors stay the same on all processes, and writing them
+        between D's two forward passes would invalidate what the first has saved for its backward.
         """
         net = net.to(self.device)
         train = self.opt.get("train") or {}
@@ -46,11 +43,14 @@ class PluginModel(BaseModel):
             net.compile()
         if not self.opt["dist"]:
             return super().model_to_device(net)
+        for buffer in net.buffers():  # once: spectral norm's vectors are drawn at random, and each step reads them
+            distributed.broadcast(buffer, src=0)
         return DistributedDataParallel(
             net,
             device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
             broadcast_buffers=False,
-            find_unused_parameters=self.opt.get("find_unused_parameters", False),
+            # Without, DDP orders gradients anew after a run's first step, and sums of three and more round otherwise.
+            find_unused_parameters=self.opt.get("find_unused_parameters", self.opt.get("deterministic", False)),
         )
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **settings: Any) -> torch.optim.Optimizer:
@@ -58,43 +58,6 @@ class PluginModel(BaseModel):
         if optim_type == "Adam":
             settings = {"fused": True, **settings}
         return super().get_optimizer(optim_type, params, lr, **settings)
-
-    @master_only
-    def save_network(
-        self, net: nn.Module | list[nn.Module], net_label: str, current_iter: int, param_key: str | list[str] = "params"
-    ) -> None:
-        """Save in BasicSR's form, ``{param_key: state_dict}``; BasicSR goes on without the file where that fails.
-
-        Raises:
-            UserError: See :func:`~dp_basicsr.checkpoint.write_checkpoint`.
-        """
-        nets = net if isinstance(net, list) else [net]
-        keys = param_key if isinstance(param_key, list) else [param_key]
-        states = [self.get_bare_model(bare).state_dict() for bare in nets]
-        on_cpu = [{name: value.cpu() for name, value in state.items()} for state in states]
-        iteration = "latest" if current_iter == -1 else current_iter
-        path = Path(self.opt["path"]["models"], f"{net_label}_{iteration}.pth")
-        write_checkpoint(dict(zip(keys, on_cpu, strict=True)), path)
-
-    @master_only
-    def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """Save optimizers and schedulers in BasicSR's form; there is none for the last model (-1).
-
-        Raises:
-            UserError: See :func:`~dp_basicsr.checkpoint.write_checkpoint`.
-        """
-        if current_iter != -1:
-            path = Path(self.opt["path"]["training_states"], f"{current_iter}.state")
-            write_checkpoint(self.training_state(epoch, current_iter), path)
-
-    def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        """What a run goes on from, besides its networks."""
-        return {
-            "epoch": epoch,
-            "iter": current_iter,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
-        }
 
     def get_current_log(self) -> dict[str, float]:
         """The last step's losses as numbers, averaged over the processes. All processes must call it together."""

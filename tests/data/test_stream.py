@@ -20,7 +20,7 @@ def options(pairs: Path, **changes: Any) -> dict[str, Any]:
         "dataroot_gt": str(pairs / "GT"), "dataroot_lq": str(pairs / "LRbicx4"), "io_backend": {"type": "disk"},
         "gt_size": 32, "use_hflip": True, "use_rot": True,
         "num_worker_per_gpu": changes.pop("workers", 0), "batch_size_per_gpu": changes.pop("batch", 2),
-        "dataset_enlarge_ratio": 2,
+        "dataset_enlarge_ratio": 2, **changes.pop("train", {}),
     }  # fmt: skip
     return {
         "datasets": {"train": train},
@@ -58,6 +58,55 @@ def test_processes_share_the_samples_of_one(pairs: Path) -> None:
     ranks = [take(options(pairs, batch=1, rank=rank, world_size=2, dist=True), 0, 4) for rank in (0, 1)]
     for batch, first, second in zip(one, *ranks, strict=True):
         assert torch.equal(batch, torch.cat([first, second]))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_batch_size_total_is_the_same_on_any_number_of_processes(processes: int, pairs: Path) -> None:
+    """Also where the processes cannot share an epoch evenly: 13 samples, mini-batches of 12."""
+    opt = {"dataset_enlarge_ratio": 3.25, "batch_size_total": 12}
+    one = take(options(pairs, train=opt), 0, 3)
+    ranks = [
+        take(options(pairs, train=opt, rank=rank, world_size=processes, dist=True), 0, 3) for rank in range(processes)
+    ]
+    for batch, *parts in zip(one, *ranks, strict=True):
+        together = torch.stack(parts, dim=1).flatten(0, 1)  # the samples are dealt out like cards
+        assert torch.equal(batch, together)
+
+
+def test_a_total_that_the_processes_cannot_share_is_refused(pairs: Path) -> None:
+    with pytest.raises(UserError, match="batch_size_total: 4 cannot be shared by 3 processes"):
+        TrainStream(options(pairs, train={"batch_size_total": 4}, world_size=3, dist=True))
+
+
+def test_another_mini_batch_goes_on_with_the_samples_that_were_not_seen(pairs: Path) -> None:
+    """Of an epoch of 13, three mini-batches of 2 are seen; 7 samples are left, which is two mini-batches of 3."""
+    order = torch.cat(take(options(pairs, batch=1, train={"dataset_enlarge_ratio": 3.25}), 0, 13))
+    before = TrainStream(options(pairs, batch=2, train={"dataset_enlarge_ratio": 3.25}))
+    opt = options(pairs, batch=3, train={"dataset_enlarge_ratio": 3.25})
+    stream = TrainStream(opt, origin=before.position(3))
+    batches = stream.batches(3)
+    assert torch.equal(torch.cat([next(batches)["gt"] for _ in range(2)]), order[6:12])
+    assert [stream.epoch_of(iteration) for iteration in (3, 4, 5, 8, 9)] == [0, 0, 1, 1, 2]
+    again = TrainStream(opt, origin=stream.position(4))  # a run that was interrupted once more
+    assert torch.equal(next(again.batches(4))["gt"], order[9:12])
+    assert [again.position(iteration) for iteration in (5, 9)] == [stream.position(iteration) for iteration in (5, 9)]
+
+
+def test_a_position_after_a_smaller_data_set_starts_the_next_epoch(pairs: Path) -> None:
+    origin = {"iter": 9, "epoch": 0, "sample": 18, "epoch_size": 100, "batch_size": 2}
+    assert TrainStream(options(pairs), origin=origin).position(9)["epoch"] == 1
+
+
+def test_starting_a_loader_draws_nothing_from_the_program_s_random_state(pairs: Path) -> None:
+    before = torch.get_rng_state()
+    take(options(pairs), 0, 6)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_prefetching_in_a_thread_is_refused_without_workers(pairs: Path) -> None:
+    with pytest.raises(UserError, match="num_worker_per_gpu"):
+        TrainStream(options(pairs, train={"prefetch_mode": "cpu"}))
+    take(options(pairs, workers=1, train={"prefetch_mode": "cpu"}), 0, 1)
 
 
 def test_every_epoch_and_seed_has_its_own_crops(pairs: Path) -> None:

@@ -1,0 +1,155 @@
+"""How a model saves, and goes on from what it saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.checkpoint import facts_of_run
+from dp_basicsr.durable import write_checkpoint
+from dp_basicsr.launch import on_rank_0
+from dp_basicsr.manifest import delete_older, write_manifest
+from dp_basicsr.randomness import gather_random_states, set_random_state
+
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import set_random_seed
+from basicsr.utils.dist_util import master_only
+from torch import nn
+
+
+class CheckpointedModel(BaseModel):
+    """Saves whole checkpoints or stops the run, and goes on from one with the same bits.
+
+    A step is atomic: checkpoints are made between steps only, when no gradient is being accumulated, so that there is
+    no such state to save.
+    """
+
+    best_metric_results: dict[str, dict[str, Any]]
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self._saved_iter: int | None = None
+        self._checksums: dict[Path, str] = {}
+        self._random_states: list[dict[str, Any]] = []
+        self._position: dict[str, int] = {}
+        super().__init__(opt)
+
+    def save(self, epoch: int, current_iter: int, position: Mapping[str, int] | None = None) -> None:
+        """Save networks and training state in BasicSR's files, then the manifest that makes them a checkpoint.
+
+        All processes call it together. An iteration that is saved already is left as it is. With ``logger: keep_last``
+        older checkpoints are deleted once this one is on the disk.
+
+        Args:
+            epoch: Of this iteration.
+            current_iter: The last iteration that was done; -1 saves the networks as ``latest``, without a state.
+            position: Of the training stream, see :meth:`~dp_basicsr.data.stream.TrainStream.position`.
+
+        Raises:
+            UserError: It cannot be written, on every process. Earlier checkpoints are whole.
+        """
+        if current_iter == self._saved_iter:
+            return
+        self._random_states = gather_random_states()
+        self._position = dict(position or {})
+        self._checksums = {}
+        save_files = super().save
+        on_rank_0(lambda: save_files(epoch, current_iter))
+        if current_iter != -1:
+            on_rank_0(lambda: self._seal(current_iter))
+            self._saved_iter = current_iter
+
+    def _seal(self, current_iter: int) -> None:
+        state = self._state_path(current_iter)
+        write_manifest(state, self._checksums)
+        keep = self.opt["logger"].get("keep_last")
+        if keep:
+            delete_older(state, Path(self.opt["path"]["models"]), keep)
+
+    def _state_path(self, current_iter: int) -> Path:
+        return Path(self.opt["path"]["training_states"], f"{current_iter}.state")
+
+    @master_only
+    def save_network(
+        self,
+        net: nn.Module | list[nn.Module],
+        net_label: str,
+        current_iter: int | str,
+        param_key: str | list[str] = "params",
+    ) -> None:
+        """Save in BasicSR's form, ``{param_key: state_dict}``; BasicSR goes on without the file where that fails.
+
+        Raises:
+            UserError: See :func:`~dp_basicsr.durable.write_whole`.
+        """
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        states = [self.get_bare_model(bare).state_dict() for bare in nets]
+        on_cpu = [{name: value.cpu() for name, value in state.items()} for state in states]
+        name = "latest" if current_iter == -1 else current_iter
+        path = Path(self.opt["path"]["models"], f"{net_label}_{name}.pth")
+        self._checksums[path] = write_checkpoint(dict(zip(keys, on_cpu, strict=True)), path)
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """Save what a run goes on from besides its networks; there is nothing for the last model (-1).
+
+        Raises:
+            UserError: See :func:`~dp_basicsr.durable.write_whole`.
+        """
+        if current_iter != -1:
+            path = self._state_path(current_iter)
+            self._checksums[path] = write_checkpoint(self.training_state(epoch, current_iter), path)
+
+    def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
+        """BasicSR's state, and what makes going on exact. Lists, numbers and tensors: ``weights_only`` loads it."""
+        return {
+            "epoch": epoch,
+            "iter": current_iter,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "position": self._position,
+            "random": self._random_states,
+            "run": facts_of_run(self.opt),
+            "best_metric_results": plain(getattr(self, "best_metric_results", {})),
+        }
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Take up BasicSR's state, best metrics and random states.
+
+        On another number of processes than the state is from, each draws new random numbers.
+        """
+        super().resume_training(resume_state)
+        self._saved_iter = resume_state["iter"]
+        metrics = ((self.opt.get("val") or {}).get("metrics") or {}).keys()
+        best = resume_state.get("best_metric_results", {})
+        self.best_metric_results = {name: record for name, record in best.items() if record.keys() == metrics}
+        states = resume_state.get("random", [])
+        if len(states) == self.opt["world_size"]:
+            set_random_state(states[self.opt["rank"]])
+        else:
+            own = self.opt["rank"] + self.opt["world_size"] * resume_state["iter"]
+            set_random_seed(self.opt.get("manual_seed", 0) + own)
+
+    def save_best(self, current_iter: int) -> None:
+        """Save G as ``net_g_best_<set>_<metric>.pth`` for each figure that ``current_iter`` is the best iteration of.
+
+        Raises:
+            UserError: It cannot be written, on every process.
+        """
+        on_rank_0(lambda: self._save_best(current_iter))
+
+    def _save_best(self, current_iter: int) -> None:
+        ema = getattr(self, "net_g_ema", None)
+        nets, keys = ([self.net_g], ["params"]) if ema is None else ([self.net_g, ema], ["params", "params_ema"])
+        for dataset, record in getattr(self, "best_metric_results", {}).items():
+            for metric, figure in record.items():
+                if figure["iter"] == current_iter:
+                    self.save_network(nets, f"net_g_best_{dataset}", metric, keys)
+
+
+def plain(values: Any) -> Any:
+    """Nested dictionaries with NumPy's numbers as Python's."""
+    if isinstance(values, dict):
+        return {name: plain(value) for name, value in values.items()}
+    return values.item() if hasattr(values, "item") else values
