@@ -36,6 +36,7 @@ def exit_on_user_error() -> Iterator[None]:
         print(f"error: {error.name} is not installed: pip install '.[{extra}]'", file=sys.stderr)
         raise SystemExit(2) from None
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun: once, not once a process
+        # torchrun, srun: once a machine, not once a process; in a process group `launch.in_group` says it once in all.
+        if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.launch import agree_on, init_distributed
+from dp_basicsr.launch import agree_on, goes_on, init_distributed
 
 import torch
 import yaml
@@ -149,11 +149,10 @@ def parse_options(description: str, argv: Sequence[str] | None, is_train: bool) 
     args = parse_command_line(description, argv)
     opt = read_options(args.opt)
     override(opt, args.force_yml)
-    opt["dist"] = init_distributed(args.launcher, **(opt.get("dist_params") or {}))
+    opt["dist"] = init_distributed(args.launcher, cpu=opt["num_gpu"] == 0, **(opt.get("dist_params") or {}))
     opt["rank"], opt["world_size"] = get_dist_info()
     refuse_misspelt(opt)
     opt["is_train"] = is_train
-    opt["auto_resume"] = args.auto_resume
     opt["root_path"] = os.getcwd()
     _choose_device(opt)
     _seed(opt)
@@ -163,6 +162,7 @@ def parse_options(description: str, argv: Sequence[str] | None, is_train: bool) 
     if args.debug and not opt["name"].startswith("debug"):
         opt["name"] = f"debug_{opt['name']}"
     _complete_paths(opt)
+    opt["auto_resume"] = is_train and goes_on(args.auto_resume, opt["path"]["experiments_root"])
     if is_train and "debug" in opt["name"]:
         opt["logger"] |= {"print_freq": 1, "save_checkpoint_freq": DEBUG_FREQ}
         if opt.get("val"):

@@ -19,10 +19,10 @@ import dp_basicsr.models  # noqa: F401  (the three register their members)
 from dp_basicsr.checkpoint import find_resume_state, require_networks
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
 from dp_basicsr.errors import UserError, exit_on_user_error
-from dp_basicsr.launch import leave_distributed
+from dp_basicsr.launch import beat, in_group, mark_experiment
 from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
-from dp_basicsr.progress import open_tensorboard, progress_bar, show_losses, start_log, write_log
+from dp_basicsr.progress import describe_batch, open_tensorboard, progress_bar, show_losses, start_log, write_log
 
 import torch
 from basicsr.models import build_model
@@ -75,6 +75,7 @@ def make_folders(opt: dict[str, Any], option_file: str, resuming: bool) -> None:
         for folder in ("models", "training_states", "visualization"):
             os.makedirs(opt["path"][folder], exist_ok=True)
         copy_opt_file(option_file, opt["path"]["experiments_root"])
+        mark_experiment(opt["path"]["experiments_root"])
     except OSError as error:
         raise UserError(f"cannot make {opt['path']['experiments_root']}: {error}") from error
 
@@ -94,6 +95,8 @@ def loop(
     log_line.max_iters = total_iter + 1  # its ETA counts one iteration too few, and ends below zero
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     logger = get_root_logger()
+    batch_size = opt["world_size"] * (stream.loader.batch_size or 1)
+    logger.info(describe_batch(opt, batch_size))
     logger.info(f"Start training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}")
 
     def validate() -> None:
@@ -108,6 +111,7 @@ def loop(
             data_timer.record()
             epoch = stream.epoch_of(iteration)
             iteration += 1
+            beat(iteration)
             model.update_learning_rate(iteration, warmup_iter=opt["train"].get("warmup_iter", -1))
             model.feed_data(batch)
             model.optimize_parameters(iteration)
@@ -117,6 +121,7 @@ def loop(
                 times = {"time": iter_timer.get_avg_time(), "data_time": data_timer.get_avg_time()}
                 losses = finite(model.get_current_log(), iteration)
                 show_losses(bar, losses, times["data_time"] / times["time"])
+                times["img_per_s"] = batch_size / times["time"]
                 log_line({"epoch": epoch, "iter": iteration, "lrs": model.get_current_learning_rate()} | times | losses)
             if iteration % every["save_checkpoint_freq"] == 0:
                 finite(model.get_current_log(), iteration)
@@ -145,14 +150,12 @@ def finite(losses: dict[str, float], iteration: int) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: see ``--help``."""
-    with exit_on_user_error():
+    with exit_on_user_error(), in_group():
         try:
             train(*parse_options(__doc__, argv, is_train=True))
         except KeyboardInterrupt:
             print("interrupted; --auto_resume goes on from the last saved state", file=sys.stderr)
             raise SystemExit(130) from None
-        finally:
-            leave_distributed()
 
 
 if __name__ == "__main__":
