@@ -16,13 +16,12 @@ import contextlib
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import NoReturn, TypeVar
 
@@ -65,17 +64,17 @@ class Heartbeat:
     Args:
         store: A connection of its own to the store that all processes share.
         rank: Of this process.
-        world_size: Number of processes.
+        places: Host and process id of every rank.
         timeout: Seconds after which a process that does not answer or stays behind is given up.
     """
 
-    def __init__(self, store: Store, rank: int, world_size: int, timeout: float) -> None:
+    def __init__(self, store: Store, rank: int, places: Sequence[tuple[str, int]], timeout: float) -> None:
         self.store, self.rank, self.timeout = store, rank, timeout
-        self.own = Pulse(socket.gethostname(), os.getpid())
-        self.keys = [f"pulse/{number}" for number in range(world_size)]
+        self.seen = [Pulse(*place) for place in places]
+        self.own = Pulse(*places[rank])
+        self.keys = [f"pulse/{number}" for number in range(len(places))]
         now = time.monotonic()
-        self.seen = [Pulse("a host that has not said its name", 0) for _ in self.keys]
-        self.moved = [now] * world_size  # when each pulse was last seen to move
+        self.moved = [now] * len(places)  # when each pulse was last seen to move
         self.advanced = self.answered = now  # when this process came to its iteration; when the store last answered
         self.failing = threading.Lock()  # whoever takes it ends this process
         self.stopped = threading.Event()
@@ -87,11 +86,19 @@ class Heartbeat:
         self.own.iteration, self.advanced = iteration, time.monotonic()
 
     def leave(self, reason: str = "") -> None:
-        """End regularly, or for a ``reason`` that ends the others too. Rank 0, which may hold the store, goes last."""
+        """End regularly, or for a ``reason`` that ends the others too.
+
+        The others do not end before rank 0, which may be saving: torchrun takes the first end with an exit code as a
+        failure, and stops the rest. Rank 0 gives them time to see that it has come to its end: the store may go with
+        it.
+        """
         self.own.ended, self.own.at_fault = reason or "done", bool(reason)
         _within(PATIENCE, self._post)
         if self.rank == 0:
-            self._outlast(PATIENCE if reason else self.timeout)
+            self._outlast(range(1, len(self.seen)), PATIENCE if reason else self.timeout)
+            time.sleep(2 * PULSE)
+        elif not reason:
+            self._outlast([0], self.timeout)
         self.stopped.set()
 
     def fail(self, error: Exception) -> NoReturn:
@@ -195,20 +202,18 @@ class Heartbeat:
         self.own.ended, self.own.at_fault = reason, at_fault
         _within(PULSE, self._post)
         if self.rank == 0:
-            self._outlast(PATIENCE)
+            self._outlast(range(1, len(self.seen)), PATIENCE)
         for child in multiprocessing.active_children():  # the loader's workers
             child.terminate()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
-    def _outlast(self, limit: float) -> None:
-        """Wait until all others have ended or are lost: the store may end with this process."""
-        end = time.monotonic() + limit
+    def _outlast(self, ranks: Iterable[int], limit: float) -> None:
+        """Wait until these processes have ended or are lost."""
+        ranks, end = list(ranks), time.monotonic() + limit
         while time.monotonic() < end:
-            gone = [one.ended or time.monotonic() - moved > PATIENCE
-                    for one, moved in zip(self.seen, self.moved, strict=True)]  # fmt: skip
-            if all(gone[1:]):
+            if all(self.seen[rank].ended or time.monotonic() - self.moved[rank] > PATIENCE for rank in ranks):
                 return
             time.sleep(PULSE / 4)
 

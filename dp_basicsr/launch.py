@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -94,13 +95,14 @@ def _join(backend: str, timeout: float) -> None:
         ) from error
     if world_size > 1:
         run = agree_on(uuid.uuid4().hex)  # torchrun may keep one store for all its restarts
+        places = gather((socket.gethostname(), os.getpid()))
         store = TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             wait_for_workers=False,
             timeout=timedelta(seconds=timeout),
         )
-        _heartbeat = Heartbeat(PrefixStore(run, store), rank, world_size, timeout)
+        _heartbeat = Heartbeat(PrefixStore(run, store), rank, places, timeout)
 
 
 def _choose_gpu() -> None:
@@ -156,6 +158,15 @@ def agree_on(value: T) -> T:
     return values[0]
 
 
+def gather(value: T) -> list[T]:
+    """The value of every process, by rank, on every process."""
+    if not distributed.is_initialized():
+        return [value]
+    values = [value] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
 def goes_on(asked: bool, experiment: str) -> bool:
     """Whether this run goes on from its newest state: asked to, or its job was started before. Same on every process.
 
@@ -166,12 +177,7 @@ def goes_on(asked: bool, experiment: str) -> bool:
         asked: ``--auto_resume``.
         experiment: The run's folder.
     """
-    known = asked or restarted(Path(experiment))
-    if not distributed.is_initialized():
-        return known
-    answers = [False] * distributed.get_world_size()
-    distributed.all_gather_object(answers, known)
-    return any(answers)
+    return any(gather(asked or restarted(Path(experiment))))
 
 
 def restarted(experiment: Path) -> bool:

@@ -1,6 +1,6 @@
 """Run by test_launch.py as one of several processes under (fake) srun or torchrun: works with the others for a while.
 
-Arguments: launcher, what this rank does in iteration 3 (work, hang, mistake), iterations, timeout.
+Arguments: launcher, what this rank does in iteration 3 (work, hang, mistake, save), iterations, timeout.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ def work(what: str, iterations: int, timeout: float) -> None:
             raise UserError("this image is broken")
         if iteration == 3 and what == "hang":
             time.sleep(3600)
+        if iteration == 3 and what == "save":
+            if distributed.get_rank() == 0:
+                time.sleep(3)
+                Path("saved").touch()
+            raise SystemExit(75)
         beat(iteration)
         value = torch.ones(1)
         distributed.all_reduce(value)

@@ -146,6 +146,15 @@ def test_a_process_with_an_error_of_its_own_is_quoted(processes: Processes) -> N
     assert "Traceback" not in said
 
 
+def test_rank_0_saves_in_peace(tmp_path: Path) -> None:
+    """All are asked to stop: those that have nothing to save must not end first, torchrun would stop rank 0."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *WORKER[1:], "none"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*line, "save", "5", "300"], capture_output=True, text=True, env=environment, timeout=60)
+    assert (tmp_path / "saved").exists()
+    assert "exitcode  : 75" in done.stderr
+
+
 def test_torchrun_without_restarts_ends_with_its_dead(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *WORKER[1:], "none"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
