@@ -112,7 +112,7 @@ class Heartbeat:
                 traceback.print_exception(error)
                 self._end(f"{type(error).__name__}: {error}", at_fault=True, code=1)
             self._say(lost or str(error), "lost" if lost else f"error/{zlib.crc32(str(error).encode())}")
-            self._end(lost or str(error), at_fault=not lost, code=TRY_AGAIN if lost else 2)
+            self._end(lost or str(error), at_fault=not lost, code=self._code() if lost else 2)
 
     def causes(self, patience: float) -> str:
         """Which processes are lost, in words; empty if none is.
@@ -160,6 +160,10 @@ class Heartbeat:
             time.sleep(PULSE / 4)
         return self.behind()
 
+    def _code(self) -> int:
+        """Exit code where others were lost; after an error of one of them a new start would come to the same end."""
+        return 1 if any(one.at_fault for one in self.seen) else TRY_AGAIN
+
     def _talk(self) -> None:
         """Thread: post this process's pulse, read the others'. May hang where the store does."""
         while not self.stopped.wait(PULSE):
@@ -190,7 +194,7 @@ class Heartbeat:
             lost = self.causes(self.timeout) or self.behind()
             if lost and not self.stopped.is_set() and self.failing.acquire(blocking=False):
                 self._say(lost, "lost")
-                self._end(lost, at_fault=False, code=TRY_AGAIN)
+                self._end(lost, at_fault=False, code=self._code())
 
     def _say(self, message: str, key: str) -> None:
         """Print an error once, not once a process; where the store cannot tell, too often rather than not at all."""
