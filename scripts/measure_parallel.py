@@ -1,6 +1,7 @@
 """Time the training step on 1, 2 and 4 processes of this machine, the mini-batch in all the same, in turns.
 
-Prints seconds of a step, CPU seconds of a step (all processes together), and the throughput beside the first line's.
+Prints seconds of a step, CPU seconds of a step (all processes together), seconds of the gradients' all-reduce alone,
+what the model of docs/scaling.md makes of them, and the throughput beside the first line's.
 """
 
 from __future__ import annotations
@@ -55,8 +56,14 @@ def work(args: argparse.Namespace) -> None:
         model.optimize_parameters(2 + iteration)
     spent = (torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64) - start) / args.steps
     distributed.all_reduce(spent)
+    gradients = torch.zeros(sum(weight.numel() for net in (model.net_g, model.net_d) for weight in net.parameters()))
+    before = time.perf_counter()
+    for _ in range(args.steps):
+        distributed.all_reduce(gradients)
+    taken = (time.perf_counter() - before) / args.steps if opt["world_size"] > 1 else 0.0
     if opt["rank"] == 0:
-        print(json.dumps({"seconds": spent[0].item() / opt["world_size"], "cpu_seconds": spent[1].item()}))
+        seconds, cpu_seconds = spent[0].item() / opt["world_size"], spent[1].item()
+        print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "all_reduce": taken}))
 
 
 def measure(processes: int, threads: int, args: argparse.Namespace) -> dict[str, float]:
@@ -88,14 +95,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"{args.batch} pairs in all, {args.blocks} blocks, {args.rounds} rounds of {args.steps} steps; median (spread)"
     )
-    print("\n| processes x threads | seconds | CPU seconds | throughput |\n|---|---|---|---|")
-    base = taken[CASES[0]]
+    medians = {
+        case: {key: statistics.median(result[key] for result in results) for key in results[0]}
+        for case, results in taken.items()
+    }
+    work_of_one = medians[1, 1]["cpu_seconds"]
+    head = "processes x threads | seconds | CPU seconds | all-reduce, seconds | by the model, seconds | throughput"
+    print(f"\n| {head} |\n|---|---|---|---|---|---|")
     for (processes, threads), results in taken.items():
-        ratios = [one["seconds"] / ours["seconds"] for one, ours in zip(base, results, strict=True)]
-        seconds, cpu = (statistics.median(result[key] for result in results) for key in ("seconds", "cpu_seconds"))
+        ratios = [one["seconds"] / ours["seconds"] for one, ours in zip(taken[CASES[0]], results, strict=True)]
+        mine = medians[processes, threads]
+        modelled = work_of_one / min(processes * threads, os.cpu_count() or 1) + mine["all_reduce"]
         print(
-            f"| {processes} x {threads} | {seconds:.2f} | {cpu:.2f} | {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f}) |"
+            f"| {processes} x {threads} | {mine['seconds']:.2f} | {mine['cpu_seconds']:.2f} | {mine['all_reduce']:.2f} "
+            f"| {modelled:.2f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
     return 0
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
-import sys
 from pathlib import Path
+
+from dp_basicsr.options import parse_command_line
 
 import pytest
 
@@ -64,6 +66,8 @@ def test_train_starts_one_process_a_task(programs: None) -> None:
     command = "python dp_basicsr/train.py -opt options/x.yml --launcher slurm --auto_resume --force_yml name=a b"
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == [command, command, "rank 0", "rank 1"]
+    args = parse_command_line("", shlex.split(command)[2:])
+    assert (args.opt, args.launcher, args.auto_resume) == ("options/x.yml", "slurm", True)
 
 
 @pytest.mark.parametrize(
@@ -85,17 +89,3 @@ def test_without_arguments_the_usage_is_shown(script: Path, programs: None) -> N
     done = run(script.name)
     assert done.returncode != 0
     assert "usage: sbatch" in done.stderr
-
-
-def test_train_for_real(tmp_path: Path) -> None:
-    """The script, the fake srun and the real train.py, which says that the file is not there."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, text in {"srun": SRUN, "python": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'}.items():
-        (folder / name).write_text(text, encoding="utf-8")
-        (folder / name).chmod(0o755)
-    line = ["bash", "scripts/slurm/train.sbatch", str(tmp_path / "nowhere.yml")]
-    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "4712"}
-    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
-    assert done.returncode == 2
-    assert re.findall("^error: .*nowhere.yml", done.stderr, re.MULTILINE) == ["error: option file " + line[-1]]
