@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dp_basicsr import launch
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.launch import first_host, goes_on, init_distributed, mark_experiment, slurm_port
+from dp_basicsr.progress import describe_batch
 
 import pytest
 import torch
@@ -283,3 +284,28 @@ def test_an_elastic_job_knows_its_own_run_again(tmp_path: Path, monkeypatch: pyt
     assert goes_on(False, str(tmp_path))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 2")
     assert not goes_on(False, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("per_process", "processes", "parts", "expected"),
+    [
+        (16, 1, 1, ["1 process(es)", "x 16 pairs = 16 pairs, the paper's 16", "400000 iterations see 6,400,000 pairs"]),
+        (8, 4, 2, ["4 process(es)", "x 8 pairs in 2 parts = 32 pairs, 2 times the paper's 16", "see 12,800,000 pairs"]),
+    ],
+)
+def test_the_mini_batch_is_stated(per_process: int, processes: int, parts: int, expected: list[str]) -> None:
+    """And that the learning rate is not scaled with it. Accumulation splits the batch, it does not add to it."""
+    train = {"total_iter": 400_000, "optim_g": {"lr": 1e-4}, "optim_d": {"lr": 2e-4}, "grad_accumulation": parts}
+    line = describe_batch({"world_size": processes, "train": train}, per_process * processes)
+    assert all(part in line for part in expected)
+    assert "as written (G 0.0001, D 0.0002), not scaled" in line
+
+
+@pytest.mark.parametrize(("variable", "said"), [("0", True), ("1", False)])
+def test_a_mistake_before_there_is_a_group_is_said_once_a_machine(
+    variable: str, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_LOCALID", variable)
+    with pytest.raises(SystemExit, match="2"), exit_on_user_error():
+        raise UserError("no such file")
+    assert ("error: no such file" in capsys.readouterr().err) is said
