@@ -178,7 +178,7 @@ class Heartbeat:
         self.store.set(self.keys[self.rank], json.dumps(asdict(self.own)))
 
     def _read(self) -> None:
-        there = [key for key in self.keys if self.store.check([key])]
+        there = [key for key, one in zip(self.keys, self.seen, strict=True) if one.number or self.store.check([key])]
         for key, text in zip(there, self.store.multi_get(there), strict=True):
             rank, pulse = self.keys.index(key), Pulse(**json.loads(text))
             if pulse.number != self.seen[rank].number:

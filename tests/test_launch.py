@@ -85,7 +85,7 @@ def test_srun_trains_and_rank_0_alone_writes(pairs: Path, tmp_path: Path, proces
     for folder in folders:
         folder.mkdir()
         (folder / "small.yml").write_text(SMALL.replace("pairs/", f"{pairs}/"))
-    half = ["datasets:train:batch_size_per_gpu=1", "train:total_iter=3"]
+    half = ["datasets:train:batch_size_per_gpu=1", "train:total_iter=3", "val=null"]
     command = [sys.executable, str(ROOT / "dp_basicsr/train.py"), "-opt", "small.yml", "--launcher", "slurm",
                "--force_yml", *half]  # fmt: skip
     processes.start(command, command, folders=folders, TORCH_HOME=str(tmp_path))
