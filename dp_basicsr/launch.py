@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +94,12 @@ def _join(backend: str, timeout: float) -> None:
             f"rank {rank} of {world_size}: the processes have not come together at {where}: {reason} (another program "
             "on that port? a firewall? dist_params: port is the port under SLURM, dist_params: timeout the time)"
         ) from error
+    if rank == 0 and returns_are_lost():
+        print(
+            "warning: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all hosts: without, torchrun does not "
+            "let a host back in that was lost",
+            file=sys.stderr,
+        )
     if world_size > 1:
         run = agree_on(uuid.uuid4().hex)  # torchrun may keep one store for all its restarts
         places = gather((socket.gethostname(), os.getpid()))
@@ -103,6 +110,12 @@ def _join(backend: str, timeout: float) -> None:
             timeout=timedelta(seconds=timeout),
         )
         _heartbeat = Heartbeat(PrefixStore(run, store), rank, places, timeout)
+
+
+def returns_are_lost() -> bool:
+    """Whether torchrun, on several hosts and with restarts, keeps the first round's store for all the others."""
+    hosts, restarts = (int(os.environ.get(name, "0")) for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
+    return hosts > 1 and restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _choose_gpu() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dp_basicsr import launch
 from dp_basicsr.errors import UserError, exit_on_user_error
-from dp_basicsr.launch import first_host, goes_on, init_distributed, mark_experiment, slurm_port
+from dp_basicsr.launch import first_host, goes_on, init_distributed, mark_experiment, returns_are_lost, slurm_port
 from dp_basicsr.progress import describe_batch
 
 import pytest
@@ -309,3 +309,16 @@ def test_a_mistake_before_there_is_a_group_is_said_once_a_machine(
     with pytest.raises(SystemExit, match="2"), exit_on_user_error():
         raise UserError("no such file")
     assert ("error: no such file" in capsys.readouterr().err) is said
+
+
+@pytest.mark.parametrize(
+    ("hosts", "restarts", "shared", "expected"),
+    [("2", "3", "True", True), ("2", "3", "False", False), ("1", "3", "True", False), ("2", "0", "True", False)],
+)
+def test_a_store_that_keeps_a_lost_host_out_is_seen(
+    hosts: str, restarts: str, shared: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROUP_WORLD_SIZE", hosts)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+    assert returns_are_lost() is expected
