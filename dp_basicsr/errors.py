@@ -16,6 +16,10 @@ from types import MappingProxyType
 # Modules that only some commands need -> the extra of setup.py that has them.
 EXTRAS = MappingProxyType({"matplotlib": "plots", "jinja2": "report"})
 
+# The exit code of a run that a signal stopped, or the end of another process: nothing is wrong with it, and the same
+# command with --auto_resume goes on (EX_TEMPFAIL of sysexits.h).
+EXIT_AGAIN = 75
+
 
 class UserError(ValueError):
     """A mistake in the input or the surroundings; its message is all that the user needs to see."""
@@ -36,6 +40,7 @@ def exit_on_user_error() -> Iterator[None]:
         print(f"error: {error.name} is not installed: pip install '.[{extra}]'", file=sys.stderr)
         raise SystemExit(2) from None
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun: once, not once a process
+        # torchrun, srun: once a machine, not once a process; in a process group `launch.in_group` says it once in all.
+        if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -9,12 +9,11 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from dp_basicsr.errors import EXIT_AGAIN
+
 import torch
 from basicsr.utils import get_root_logger
 from torch import distributed
-
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command with --auto_resume goes on.
-EXIT_AGAIN = 75
 
 # SIGTERM: schedulers, torchrun, systemd. SIGINT: Ctrl-C. SIGUSR1: SLURM's warning (`sbatch --signal=USR1@120`).
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -1,38 +1,67 @@
-"""Several processes: who started them, and how they find each other."""
+"""Several processes: who started them, how they find each other, and how they end together."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
-from collections.abc import Callable
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import EXIT_AGAIN, UserError
+from dp_basicsr.heartbeat import PATIENCE, Heartbeat
 
 import torch
 from torch import distributed
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 T = TypeVar("T")
 
 DEFAULT_PORT = 29500  # torch.distributed's own default
+TIMEOUT = 600.0  # seconds; NCCL's own default
+
+# Jobs on one node must not meet on one port: each SLURM job has four of its own, one for each of its steps.
+SLURM_PORTS = range(12288, 28672)
+STEPS_A_JOB = 4
+
+# Where this job leaves its torchrun id, so that it knows its own run again.
+JOB_ID_FILE = "job_id"
+
+_heartbeat: Heartbeat | None = None
 
 
-def init_distributed(launcher: str, port: int | None = None, backend: str | None = None) -> bool:
+def init_distributed(
+    launcher: str,
+    port: int | None = None,
+    backend: str | None = None,
+    timeout: float = TIMEOUT,
+    *,
+    cpu: bool = False,
+) -> bool:
     """Join the process group, if there is one.
 
     Args:
         launcher: ``none``, ``pytorch`` (torchrun) or ``slurm`` (srun). Under torchrun ``none`` is taken as ``pytorch``.
-        port: Of the first process under SLURM. Default: MASTER_PORT, else 29500.
+        port: Of the first process under SLURM. Default: MASTER_PORT, else one that belongs to the job.
         backend: Of torch.distributed; BasicSR's files name nccl. Default: nccl with CUDA, else gloo.
+        timeout: Seconds after which a process that does not come, does not answer or stays behind is given up.
+        cpu: Leave the GPUs alone, if there are any (``num_gpu: 0``).
 
     Returns:
         True if this process is one of a group; with CUDA on the GPU of its local rank.
 
     Raises:
-        UserError: The launcher was named but has not set its environment variables.
+        UserError: The launcher was named but has not set its environment variables; the others do not come in time.
     """
     if launcher == "none" and not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         return False
+    if not timeout > 0:
+        raise UserError(f"dist_params: timeout: expected seconds > 0, got {timeout!r}")
     if launcher == "slurm":
         _take_over_slurm(port)
     missing = sorted({"RANK", "WORLD_SIZE", "LOCAL_RANK"} - os.environ.keys())
@@ -41,13 +70,96 @@ def init_distributed(launcher: str, port: int | None = None, backend: str | None
             f"--launcher {launcher}: {', '.join(missing)} not set; start with "
             "`torchrun --nproc_per_node=N dp_basicsr/train.py -opt ...`"
         )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    on_gpu = torch.cuda.is_available() and not cpu
+    if on_gpu:
+        _choose_gpu()
     if not distributed.is_initialized():
-        if backend == "nccl" and not torch.cuda.is_available():
-            backend = None
-        distributed.init_process_group(backend or ("nccl" if torch.cuda.is_available() else "gloo"))
+        if backend is None or not on_gpu:
+            backend = "nccl" if on_gpu else "gloo"
+        _join(backend, timeout)
     return True
+
+
+def _join(backend: str, timeout: float) -> None:
+    """Form the process group, and begin to watch over each other."""
+    global _heartbeat
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        # Later than the heartbeat gives up, which can say who is lost.
+        distributed.init_process_group(backend, timeout=timedelta(seconds=timeout + 2 * PATIENCE))
+    except (distributed.DistError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"rank {rank} of {world_size}: the processes have not come together at {where}: {reason} (another program "
+            "on that port? a firewall? dist_params: port is the port under SLURM, dist_params: timeout the time)"
+        ) from error
+    if rank == 0 and returns_are_lost():
+        print(
+            "warning: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all hosts: without, torchrun does not "
+            "let a host back in that was lost",
+            file=sys.stderr,
+        )
+    if world_size > 1:
+        run = agree_on(uuid.uuid4().hex)  # torchrun may keep one store for all its restarts
+        places = gather((socket.gethostname(), os.getpid()))
+        store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout),
+        )
+        _heartbeat = Heartbeat(PrefixStore(run, store), rank, places, timeout)
+
+
+def returns_are_lost() -> bool:
+    """Whether torchrun, on several hosts and with restarts, keeps the first round's store for all the others."""
+    hosts, restarts = (int(os.environ.get(name, "0")) for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
+    return hosts > 1 and restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _choose_gpu() -> None:
+    """The GPU of the local rank; srun may show each task its own GPUs alone, which count from 0."""
+    local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local_rank >= gpus and "LOCAL_WORLD_SIZE" in os.environ:  # torchrun shows all of them to everybody
+        raise UserError(f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}: there are {gpus} GPUs here")
+    torch.cuda.set_device(local_rank % gpus)
+
+
+def beat(iteration: int) -> None:
+    """Tell the other processes, if there are any, that the training loop has its batch of this iteration."""
+    if _heartbeat is not None:
+        _heartbeat.beat(iteration)
+
+
+@contextmanager
+def in_group() -> Iterator[None]:
+    """Leave the process group at the end, however it comes.
+
+    Where one of several processes fails, all end: the error is printed once, with the process that caused it.
+    """
+    stopped: int | str | None = None
+    try:
+        yield
+    except Exception as error:
+        if _heartbeat is not None:
+            _heartbeat.fail(error)
+        raise
+    except SystemExit as error:
+        stopped = error.code
+        raise
+    finally:
+        leave_distributed("" if stopped in (None, 0, EXIT_AGAIN) else f"exit code {stopped}")
+
+
+def leave_distributed(reason: str = "") -> None:
+    """Leave the process group, if this process is in one; a ``reason`` means that the others cannot go on without."""
+    global _heartbeat
+    if _heartbeat is not None:
+        _heartbeat.leave(reason)
+        _heartbeat = None
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def agree_on(value: T) -> T:
@@ -60,7 +172,7 @@ def agree_on(value: T) -> T:
 
 
 def gather(value: T) -> list[T]:
-    """Every process' value, in the order of the ranks, on every process."""
+    """The value of every process, by rank, on every process."""
     if not distributed.is_initialized():
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
@@ -82,24 +194,78 @@ def on_rank_0(function: Callable[[], T]) -> T:
     return value
 
 
-def leave_distributed() -> None:
-    """Leave the process group, if this process is in one."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+def goes_on(asked: bool, experiment: str) -> bool:
+    """Whether this run goes on from its newest state: asked to, or its job was started before. Same on every process.
+
+    torchrun counts its restarts (``--max-restarts``), but not those for a node that comes or goes, nor those before its
+    own host came back: what any process knows counts, and so does the job's own folder.
+
+    Args:
+        asked: ``--auto_resume``.
+        experiment: The run's folder.
+    """
+    return any(gather(asked or restarted(Path(experiment))))
+
+
+def restarted(experiment: Path) -> bool:
+    """Whether this process knows that its job was started before: by torchrun, or by SLURM (``--requeue``)."""
+    counts = [os.environ.get(name) or "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
+    if any(count.isdecimal() and int(count) > 0 for count in counts):
+        return True
+    mark = experiment / JOB_ID_FILE
+    return bool(job_id()) and mark.is_file() and mark.read_text(encoding="utf-8") == job_id()
+
+
+def job_id() -> str:
+    """torchrun's ``--rdzv-id``, the same for all rounds of a job on all its hosts; empty without."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return "" if name == "none" else name
+
+
+def mark_experiment(experiment: str) -> None:
+    """Leave the job's id in its experiment's folder, for :func:`goes_on`."""
+    if job_id():
+        Path(experiment, JOB_ID_FILE).write_text(job_id(), encoding="utf-8")
 
 
 def _take_over_slurm(port: int | None) -> None:
-    """Translate srun's variables into those that torch.distributed reads."""
-    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-    missing = sorted({*names.values(), "SLURM_NODELIST"} - os.environ.keys())
+    """Translate srun's variables into those that torch.distributed reads.
+
+    The step's own variables come before the allocation's, of which srun may use a part.
+    """
+    ntasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
+    nodelist = "SLURM_STEP_NODELIST" if "SLURM_STEP_NODELIST" in os.environ else "SLURM_NODELIST"
+    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": ntasks, "LOCAL_RANK": "SLURM_LOCALID"}
+    missing = sorted({*names.values(), nodelist} - os.environ.keys())
     if missing:
         raise UserError(f"--launcher slurm: {', '.join(missing)} not set; start with srun")
     os.environ |= {name: os.environ[slurm] for name, slurm in names.items()}
-    nodes = ["scontrol", "show", "hostnames", os.environ["SLURM_NODELIST"]]
-    try:
-        os.environ["MASTER_ADDR"] = subprocess.run(nodes, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError) as error:
-        raise UserError(f"--launcher slurm: `{' '.join(nodes)}` does not name the first host ({error})") from error
+    os.environ["MASTER_ADDR"] = first_host(os.environ[nodelist])
     if port is not None:
         os.environ["MASTER_PORT"] = str(port)
-    os.environ.setdefault("MASTER_PORT", str(DEFAULT_PORT))
+    os.environ.setdefault("MASTER_PORT", str(slurm_port()))
+    if "OMP_NUM_THREADS" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
+        torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))  # else every task takes all cores of the node
+
+
+def first_host(nodelist: str) -> str:
+    """The first of SLURM's hosts, ``node[03-07,12]``.
+
+    Raises:
+        UserError: `scontrol`, which alone knows all the forms, does not name it.
+    """
+    if not set("[],") & set(nodelist):
+        return nodelist
+    command = ["scontrol", "show", "hostnames", nodelist]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise UserError(f"--launcher slurm: `{' '.join(command)}` does not name the first host ({error})") from error
+
+
+def slurm_port() -> int:
+    """A port that no other job or step on this node takes: neighbouring jobs have neighbouring numbers."""
+    job, step = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_STEP_ID", "0")
+    if not (job.isdecimal() and step.isdecimal()):
+        return DEFAULT_PORT
+    return SLURM_PORTS[(int(job) * STEPS_A_JOB + int(step) % STEPS_A_JOB) % len(SLURM_PORTS)]

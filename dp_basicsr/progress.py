@@ -14,6 +14,7 @@ from dp_basicsr import __version__
 from dp_basicsr.durable import await_archive_name
 from dp_basicsr.errors import UserError
 
+import torch
 from basicsr.utils import get_env_info, get_root_logger, get_time_str, init_tb_logger, mkdir_and_rename
 from basicsr.utils.options import dict2str
 from tqdm import tqdm
@@ -21,6 +22,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 # What the bar shows of the losses; all of them are in the log line.
 BAR_LOSSES = ("l_pix", "l_g_pix", "l_g_percep", "l_g_gan", "dp_weight")
+
+PAPER_BATCH = 16  # pairs of an iteration (paper, section 4.1)
 
 
 def start_log(opt: dict[str, Any]) -> MemoryHandler:
@@ -125,3 +128,24 @@ def show_losses(bar: tqdm, losses: Mapping[str, float], waiting: float) -> None:
     """Show the main losses and the share of time spent waiting for data (0 to 1) beside the bar."""
     shown = {name: f"{losses[name]:.3g}" for name in BAR_LOSSES if name in losses}
     bar.set_postfix({"data": f"{waiting:.0%}", **shown}, refresh=False)
+
+
+def describe_batch(opt: dict[str, Any], batch_size: int) -> str:
+    """The mini-batch of all processes together beside the paper's, and what that means for the learning rate.
+
+    Args:
+        opt: Options of the run.
+        batch_size: Pairs of an iteration, on all processes together.
+    """
+    processes, parts = opt["world_size"], opt["train"].get("grad_accumulation", 1)
+    threads = f"{torch.get_num_threads()} CPU thread(s) each"
+    share = "the paper's" if batch_size == PAPER_BATCH else f"{batch_size / PAPER_BATCH:g} times the paper's"
+    rates = {key: opt["train"][f"optim_{key}"]["lr"] for key in "gd" if opt["train"].get(f"optim_{key}")}
+    return (
+        f"Mini-batch: {processes} process(es), {threads}, x {batch_size // processes} pairs"
+        + (f" in {parts} parts" if parts > 1 else "")
+        + f" = {batch_size} pairs, {share} {PAPER_BATCH}; {int(opt['train']['total_iter'])} iterations see "
+        f"{int(opt['train']['total_iter']) * batch_size:,} pairs. The learning rate is taken as written ("
+        + ", ".join(f"{key.upper()} {rate:g}" for key, rate in rates.items())
+        + "), not scaled with the mini-batch."
+    )

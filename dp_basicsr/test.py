@@ -17,7 +17,7 @@ from dp_basicsr.checkpoint import require_networks
 from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, missing_folders
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.test_run import evaluate_test_run, metrics_of
-from dp_basicsr.launch import agree_on, leave_distributed
+from dp_basicsr.launch import agree_on, in_group
 from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
 from dp_basicsr.progress import start_log, write_log
@@ -59,11 +59,8 @@ def test(opt: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: see ``--help``."""
-    with exit_on_user_error():
-        try:
-            test(parse_options(__doc__, argv, is_train=False)[0])
-        finally:
-            leave_distributed()
+    with exit_on_user_error(), in_group():
+        test(parse_options(__doc__, argv, is_train=False)[0])
 
 
 if __name__ == "__main__":

@@ -22,12 +22,13 @@ from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_trai
 from dp_basicsr.durable import await_archive_name, first_line, no_room_is_user_error, remove_partial_files
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.interruption import Interruption
-from dp_basicsr.launch import leave_distributed, on_rank_0
+from dp_basicsr.launch import beat, in_group, mark_experiment, on_rank_0
 from dp_basicsr.memory import keep_freed_memory
 from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
 from dp_basicsr.progress import (
     close_tensorboard,
+    describe_batch,
     open_tensorboard,
     progress_bar,
     show_losses,
@@ -52,7 +53,7 @@ def train(opt: dict[str, Any], option_file: str) -> None:
 
     Raises:
         UserError: Missing data, weights or states, or a full disk; what to do is in the message.
-        SystemExit: A signal stopped the run: :data:`~dp_basicsr.interruption.EXIT_AGAIN`.
+        SystemExit: A signal stopped the run: :data:`~dp_basicsr.errors.EXIT_AGAIN`.
     """
     set_determinism(opt.get("deterministic", False))
     if opt["num_gpu"] == 0:
@@ -109,6 +110,7 @@ def make_folders(opt: dict[str, Any], option_file: str, resuming: bool) -> None:
             os.makedirs(opt["path"][folder], exist_ok=True)
             remove_partial_files(opt["path"][folder])
         copy_opt_file(option_file, opt["path"]["experiments_root"])
+        mark_experiment(opt["path"]["experiments_root"])
     except OSError as error:
         raise UserError(f"cannot make {opt['path']['experiments_root']}: {error}") from error
 
@@ -157,6 +159,7 @@ def loop(run: Run) -> None:
     log_line.max_iters = total_iter + 1  # its ETA counts one iteration too few, and ends below zero
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     logger = get_root_logger()
+    logger.info(describe_batch(opt, run.stream.batch_size))
     logger.info(f"Start training from epoch: {run.stream.epoch_of(run.iteration)}, iter: {run.iteration}")
     if run.iteration and val_freq and run.iteration % val_freq == 0:
         run.validate()  # its checkpoint is from before: whether it was validated then is not known
@@ -169,6 +172,7 @@ def loop(run: Run) -> None:
             data_timer.record()
             epoch = run.stream.epoch_of(run.iteration)
             run.iteration += 1
+            beat(run.iteration)
             model.update_learning_rate(run.iteration, warmup_iter=opt["train"].get("warmup_iter", -1))
             model.feed_data(batch)
             model.optimize_parameters(run.iteration)
@@ -178,6 +182,7 @@ def loop(run: Run) -> None:
                 times = {"time": iter_timer.get_avg_time(), "data_time": data_timer.get_avg_time()}
                 losses = model.get_current_log()
                 show_losses(bar, losses, times["data_time"] / times["time"])
+                times["img_per_s"] = run.stream.batch_size / times["time"]
                 line = {"epoch": epoch, "iter": run.iteration, "lrs": model.get_current_learning_rate()}
                 log_line(line | times | losses)
             if run.iteration % every["save_checkpoint_freq"] == 0:
@@ -196,7 +201,7 @@ def loop(run: Run) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: see ``--help``."""
-    with exit_on_user_error():
+    with exit_on_user_error(), in_group():
         try:
             opt, option_file = parse_options(__doc__, argv, is_train=True)
             if opt["check"] is not None:
@@ -206,8 +211,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         except KeyboardInterrupt:
             print("interrupted; --auto_resume goes on from the last saved state", file=sys.stderr)
             raise SystemExit(130) from None
-        finally:
-            leave_distributed()
 
 
 if __name__ == "__main__":

@@ -29,12 +29,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("study", choices=NAMES, help="which one")
     add("--smoke", action="store_true", help="the whole path in minutes: demo data, small random networks; no results")
     add("--gpus", type=int, help="trainings side by side, one on each GPU; 0: the CPU (default: all GPUs)")
+    add("--part", type=part, default=(1, 1), metavar="K/N",
+        help="the K-th of N parts of the trainings, for N machines side by side; writes no table")  # fmt: skip
     add("--dry-run", action="store_true", help="show what would be run and do nothing")
     add("--retest", action="store_true", help="test again what has been tested, for example with LPIPS now there")
     add("--result", action="append", default=[], metavar="NAME=DIR",
         help="published images for a row of `comparison`, as for evaluate.py; may be repeated")  # fmt: skip
     add("--pattern", action="append", default=[], metavar="NAME=PATTERN", help="their file names, as for evaluate.py")
     return parser.parse_args(argv)
+
+
+def part(text: str) -> tuple[int, int]:
+    """Read ``K/N``."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected K/N, for example 2/7, got {text!r}")
+    return int(number), int(count)
 
 
 def show_plan(jobs: Sequence[Job], retest: bool) -> None:
@@ -66,6 +76,13 @@ def given_images(args: argparse.Namespace, study: Study) -> list[Method]:
     return methods
 
 
+def report(runner: Runner) -> int:
+    """Name what has failed; returns the exit code."""
+    for name, reason in runner.failed.items():
+        print(f"error: {name}: {reason.splitlines()[0]}", file=sys.stderr)
+    return 1 if runner.failed else 0
+
+
 def prepare(smoke: Smoke | None) -> None:
     """Make the demo's data for a smoke run, once."""
     if smoke and not SMOKE_DATA.is_dir():
@@ -79,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     with exit_on_user_error():
         study, smoke = read_study(args.study), read_smoke() if args.smoke else None
-        given, jobs = given_images(args, study), make_jobs(study, smoke)
+        number, count = args.part
+        given, jobs = given_images(args, study), make_jobs(study, smoke)[number - 1 :: count]
         if args.dry_run:
             show_plan(jobs, args.retest)
             return 0
@@ -90,12 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("stopped; the same command goes on from the last saved states", file=sys.stderr)
             return 130
+        if count > 1:
+            print(f"part {number} of {count} is done; run_study.py {study.name} writes the table when all are")
+            return report(runner)
         folder = write_study(study, smoke, given, default_metrics(smoke))
         print((folder / "table.md").read_text(encoding="utf-8"))
         print(f"wrote {folder}")
-        for name, reason in runner.failed.items():
-            print(f"error: {name}: {reason.splitlines()[0]}", file=sys.stderr)
-        return 1 if runner.failed else 0
+        return report(runner)
 
 
 if __name__ == "__main__":

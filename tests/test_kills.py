@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.interruption import EXIT_AGAIN
+from dp_basicsr.errors import EXIT_AGAIN
 from dp_basicsr.manifest import check_manifest
 from dp_basicsr.run_lock import run_lock
 

@@ -11,7 +11,7 @@ import os
 import random
 from collections.abc import Sequence
 
-from dp_basicsr.launch import agree_on, init_distributed
+from dp_basicsr.launch import agree_on, goes_on, init_distributed
 from dp_basicsr.options.reading import Options, override, read_options
 
 import torch
@@ -73,10 +73,9 @@ def parse_options(description: str, argv: Sequence[str] | None, is_train: bool) 
     opt = read_options(args.opt)
     override(opt, args.force_yml)
     missing = check_options(opt, args.opt, args.force_yml, is_train, may_miss_data=only_check)
-    opt["dist"] = init_distributed(args.launcher, **(opt.get("dist_params") or {}))
+    opt["dist"] = init_distributed(args.launcher, cpu=opt["num_gpu"] == 0, **(opt.get("dist_params") or {}))
     opt["rank"], opt["world_size"] = get_dist_info()
     opt["is_train"] = is_train
-    opt["auto_resume"] = args.auto_resume
     opt["check"] = missing if only_check else None
     opt["root_path"] = os.getcwd()
     if opt["num_gpu"] == "auto":
@@ -86,6 +85,7 @@ def parse_options(description: str, argv: Sequence[str] | None, is_train: bool) 
     if args.debug and not opt["name"].startswith("debug"):
         opt["name"] = f"debug_{opt['name']}"
     _complete_paths(opt)
+    opt["auto_resume"] = is_train and goes_on(args.auto_resume, opt["path"]["experiments_root"])
     if is_train and "debug" in opt["name"]:
         opt["logger"] |= {"print_freq": 1, "save_checkpoint_freq": DEBUG_FREQ}
         if opt.get("val"):

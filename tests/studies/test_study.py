@@ -178,6 +178,22 @@ def test_dry_run_does_nothing_and_says_everything(capsys: pytest.CaptureFixture[
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_parts_of_a_study_are_all_of_it_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the tasks of a SLURM array take: nothing twice, nothing left out."""
+    shown = []
+    for number in (1, 2, 3):
+        assert main(["mu", "--dry-run", "--part", f"{number}/3"]) == 0
+        shown += [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("# ")]
+    assert sorted(shown) == sorted(f"# {job.name}" for job in make_jobs(read_study("mu"), None))
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "1/"])
+def test_a_part_that_there_is_not_is_refused(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["mu", "--dry-run", "--part", part])
+    assert "expected K/N" in capsys.readouterr().err
+
+
 def test_cells_show_ours_the_paper_s_and_the_difference() -> None:
     study = read_study("ablation")
     ours = {("VGG", "Set5"): {"psnr_rgb": 26.0, "psnr_y": 28.0, "ssim_rgb": 0.75, "ssim_y": 0.8, "lpips_alex": 0.1}}

@@ -1,0 +1,259 @@
+"""What a run costs on one to many GPUs, as docs/scaling.md has it: a model, printed as Markdown. Nothing is trained.
+
+Operations are counted on the networks of the option file; rates of GPUs, networks and disks are assumptions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401  (the three register their members)
+from dp_basicsr.options import read_options
+
+import torch
+from basicsr.models import build_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+ROOT = Path(__file__).resolve().parents[1]
+GPUS = (1, 2, 4, 8, 16, 32, 64)
+
+ITERATIONS = 400_000  # paper
+PAPER_BATCH = 16  # paper
+BUCKET_BYTES = 25 * 2**20  # DistributedDataParallel's default: gradients are sent in buckets of this size
+
+# A sample of the paper's data: a sub-image of 480 x 480 and its LR of 120 x 120, 3 bytes a pixel.
+RAW_BYTES = 3 * (480**2 + 120**2)
+# DIV2K's 800 training images are a download of 3.5 GB (datasets/README.md) for 800 x about 2.8 million pixels.
+PNG_BYTES = round(RAW_BYTES * 3.5e9 / (800 * 2.8e6 * 3))
+# What a crop touches of a raw record, in pages of 4 KiB: 128 lines of 1440 bytes and 32 of 360 lie side by side.
+CROP_BYTES = 4096 * (math.ceil(128 * 1440 / 4096) + 1 + math.ceil(32 * 360 / 4096) + 1)
+# CPU seconds of one sample of BasicSR's PairedImageDataset from its LMDB of PNG records, on a core of a 2-core x86
+# machine: 46 sub-images of scikit-image's photographs.
+PNG_SECONDS = 6.3e-3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one training step needs.
+
+    Attributes:
+        generator, discriminator, perceptual: Floating point operations of a forward pass of one pair (a multiplication
+            and an addition are two); perceptual is both networks together, on one image.
+        operations: Calls that a device is given in a whole step, whatever the mini-batch.
+        parameters_g, parameters_d: Of the networks.
+    """
+
+    generator: float
+    discriminator: float
+    perceptual: float
+    operations: int
+    parameters_g: int
+    parameters_d: int
+
+    @property
+    def flop(self) -> float:
+        """Of a step, for one pair. A backward pass to the weights and the input is two forward passes, to one of the
+        two it is one: G 1 + 2; D 2 + 2 * 2 for its own loss and 1 for G's; the perceptual networks 2 + 1.
+        """
+        return 3 * self.generator + 7 * self.discriminator + 3 * self.perceptual
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of G and D in float32, which every step averages over the processes."""
+        return 4 * (self.parameters_g + self.parameters_d)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Networks, and Adam's two moments of each weight."""
+        return 3 * self.gradient_bytes
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Assumptions.
+
+    Attributes:
+        flop_rate: Sustained operations a second of a GPU.
+        network: Bytes a second between two nodes.
+        inside: Bytes a second between the GPUs of a node.
+        gpus_a_node: How many there are.
+        latency: Seconds of a message.
+        launch: Seconds until an operation is on its way to the GPU.
+        disk: Bytes a second that the data's storage delivers to all nodes together.
+    """
+
+    flop_rate: float
+    network: float
+    inside: float = 50e9
+    gpus_a_node: int = 8
+    latency: float = 20e-6
+    launch: float = 5e-6
+    disk: float = 1e9
+
+
+class Counter(TorchDispatchMode):
+    """Counts floating point operations, and calls that are not mere views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flop, self.calls = 0.0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        self.flop += count(*args, **(kwargs or {}), out_val=result) if count else 0
+        aliases = [one.alias_info for one in func._schema.returns]
+        self.calls += not any(alias is not None and not alias.is_write for alias in aliases)
+        return result
+
+
+def counted(call: Callable[[], Any]) -> Counter:
+    """What a call does."""
+    with Counter() as counter:
+        call()
+    return counter
+
+
+def count_cost(model: Any, gt_size: int = 128, scale: int = 4) -> Cost:
+    """Count the networks of a model (on the CPU) for one pair of ``gt_size`` HR pixels a side."""
+    gt, lq = torch.rand(1, 3, gt_size, gt_size), torch.rand(1, 3, gt_size // scale, gt_size // scale)
+    with torch.no_grad():
+        generator, discriminator, perceptual = (
+            counted(call).flop
+            for call in (lambda: model.net_g(lq), lambda: model.net_d(gt), lambda: model.cri_perceptual(gt, gt))
+        )
+    model.feed_data({"lq": lq, "gt": gt})
+    model.optimize_parameters(1)  # Adam makes its moments
+    step = counted(lambda: model.optimize_parameters(2))
+    sizes = [sum(weight.numel() for weight in net.parameters()) for net in (model.net_g, model.net_d)]
+    return Cost(generator, discriminator, perceptual / 2, step.calls, *sizes)
+
+
+def all_reduce_seconds(size: float, gpus: int, rate: float, latency: float) -> float:
+    """Of a ring: every process sends and takes 2 (P - 1) / P of the data, in 2 (P - 1) messages a bucket."""
+    buckets = math.ceil(size / BUCKET_BYTES)
+    return 2 * (gpus - 1) * (size / gpus / rate + buckets * latency)
+
+
+def step_parts(cost: Cost, machines: Machines, gpus: int, pairs: float) -> dict[str, float]:
+    """Seconds of a step by what they are spent on.
+
+    ``compute`` and ``launch`` go on at the same time, and so does reading from ``disk``; ``network`` comes on top: how
+    much of it the backward pass hides depends on the machine.
+
+    Args:
+        cost: Of the step.
+        machines: Assumptions.
+        gpus: Their number.
+        pairs: Of the mini-batch of all GPUs together.
+    """
+    rate = machines.inside if gpus <= machines.gpus_a_node else machines.network
+    return {
+        "compute": cost.flop * pairs / gpus / machines.flop_rate,
+        "launch": cost.operations * machines.launch,
+        "disk": pairs * PNG_BYTES / machines.disk,
+        "network": all_reduce_seconds(cost.gradient_bytes, gpus, rate, machines.latency),
+    }
+
+
+def step_seconds(parts: dict[str, float]) -> float:
+    """Of a step whose network time is not hidden at all."""
+    return max(parts["compute"], parts["launch"], parts["disk"]) + parts["network"]
+
+
+def run_hours(seconds: float, iterations: int = ITERATIONS) -> float:
+    """Of a whole run, by the seconds of a step."""
+    return iterations * seconds / 3600
+
+
+def bound_by(parts: dict[str, float]) -> str:
+    """What the most of a step is spent on."""
+    return max(parts, key=lambda name: parts[name])
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def cost_tables(cost: Cost) -> str:
+    """Operations of a pair, and bytes of a step."""
+    networks = (("G", cost.generator, 3), ("D", cost.discriminator, 7), ("VGG and ResNet", cost.perceptual, 3))
+    rows = [(name, f"{one / 1e9:.1f}", times, f"{times * one / 1e9:.1f}") for name, one, times in networks]
+    operations = table(
+        ("network", "GFLOP, one forward pass", "times", "GFLOP of a step"),
+        [*rows, ("all", "", "", f"**{cost.flop / 1e9:.1f}**")],
+    )
+    sizes = (
+        (f"gradients of a step: {cost.parameters_g:,} + {cost.parameters_d:,} weights", cost.gradient_bytes),
+        ("a checkpoint: networks and two moments of each weight", cost.checkpoint_bytes),
+        (f"samples of a mini-batch of {PAPER_BATCH}, PNG records (about)", PAPER_BATCH * PNG_BYTES),
+        (f"samples of a mini-batch of {PAPER_BATCH}, raw records", PAPER_BATCH * RAW_BYTES),
+        (f"pages that {PAPER_BATCH} crops touch of raw records", PAPER_BATCH * CROP_BYTES),
+    )
+    calls = f"A step gives the device {cost.operations:,} operations, whatever the mini-batch."
+    megabytes = table(("what", "MB"), [(what, f"{size / 1e6:.1f}") for what, size in sizes])
+    return f"{operations}\n\n{calls}\n\n{megabytes}"
+
+
+def run_table(cost: Cost, machines: Machines) -> str:
+    """Hours of a run on any number of GPUs, with the paper's mini-batch and with as many pairs on every GPU."""
+    rows = []
+    for gpus in GPUS:
+        row: list[object] = [gpus]
+        for pairs in (PAPER_BATCH, PAPER_BATCH * gpus):
+            if pairs < gpus:
+                row += ["n/a", "a GPU without a pair"]
+                continue
+            parts = step_parts(cost, machines, gpus, pairs)
+            row += [f"{run_hours(step_seconds(parts)):.1f}", bound_by(parts)]
+        rows.append(row)
+    head = ("GPUs", f"hours, {PAPER_BATCH} pairs in all", "most in", f"hours, {PAPER_BATCH} pairs a GPU", "most in")
+    return table(head, rows)
+
+
+def feed_table(cost: Cost, rates: Sequence[float]) -> str:
+    """What the data's storage and the CPU cores must deliver to a GPU that never waits."""
+    rows = []
+    for rate in rates:
+        pairs = rate / cost.flop
+        rows.append(
+            (f"{rate / 1e12:g} TFLOP/s", f"{pairs:.0f}", f"{pairs * PNG_BYTES / 1e6:.0f}", f"{pairs * PNG_SECONDS:.1f}",
+             f"{pairs * CROP_BYTES / 1e6:.0f}", f"{Machines(rate, 1).disk / (pairs * PNG_BYTES):.0f}")
+        )  # fmt: skip
+    return table(
+        ("GPU", "pairs/s", "PNG records, MB/s", "CPU cores that decode", "raw crops, MB/s", "GPUs that 1 GB/s feeds"),
+        rows,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--tflops", type=float, nargs="+", default=[10, 50], help="sustained TFLOP/s of a GPU")
+    parser.add_argument("--gbits", type=float, nargs="+", default=[10, 100], help="network between nodes, Gbit/s")
+    args = parser.parse_args(argv)
+    opt = read_options(ROOT / "options/train_esrgan_dp.yml")
+    opt |= {"num_gpu": 0, "is_train": True, "dist": False, "rank": 0, "world_size": 1}
+    opt["train"]["perceptual_opt"] |= {"vgg_weights": "random", "resnet_weights": "random"}  # as many operations
+    cost = count_cost(build_model(opt))
+    print(cost_tables(cost))
+    print(f"\n{feed_table(cost, [rate * 1e12 for rate in args.tflops])}")
+    for rate in args.tflops:
+        for network in args.gbits:
+            print(f"\nGPUs of {rate:g} TFLOP/s, {network:g} Gbit/s between nodes of 8 (a model, not a run):\n")
+            print(run_table(cost, Machines(rate * 1e12, network / 8 * 1e9)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,84 @@
+"""The model of what a run costs: its formulas against what a step really does, and its limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dp_basicsr.models import ESRGANDPModel
+
+import pytest
+
+from scripts.scaling_model import (
+    GPUS,
+    PAPER_BATCH,
+    Cost,
+    Machines,
+    all_reduce_seconds,
+    bound_by,
+    cost_tables,
+    count_cost,
+    counted,
+    feed_table,
+    run_hours,
+    run_table,
+    step_parts,
+    step_seconds,
+)
+from tests.conftest import model_options, random_batch
+
+# Of the paper's networks, as the script counts them.
+PAPER = Cost(36.7e9, 4.5e9, 14.9e9, 5800, 16_697_987, 14_499_401)
+FAST = Machines(50e12, 12.5e9)
+
+
+def test_the_formula_is_what_a_step_does(tmp_path: Path) -> None:
+    """3 G + 7 D + 3 perceptual forward passes, within the first layers, whose input needs no gradient."""
+    model = ESRGANDPModel(model_options("ESRGANDPModel", tmp_path))
+    cost = count_cost(model)
+    batch = random_batch(0)
+    model.feed_data(batch)
+    step = counted(lambda: model.optimize_parameters(3))
+    assert cost.flop * len(batch["gt"]) == pytest.approx(step.flop, rel=0.05)
+    assert cost.operations == pytest.approx(step.calls, rel=0.05)
+    assert cost.gradient_bytes == 4 * sum(
+        weight.numel() for net in (model.net_g, model.net_d) for weight in net.parameters()
+    )
+
+
+def test_a_ring_s_traffic() -> None:
+    """Nothing for one; for many twice the data, and messages without end."""
+    assert all_reduce_seconds(1e9, 1, 1e9, 1e-3) == 0
+    assert all_reduce_seconds(1e9, 2, 1e9, 0) == pytest.approx(1)
+    assert all_reduce_seconds(1e9, 1000, 1e9, 0) == pytest.approx(2, rel=0.01)
+    assert all_reduce_seconds(1, 65, 1e9, 1e-3) == pytest.approx(0.128)
+
+
+def test_more_gpus_never_compute_longer_and_need_more_of_the_rest() -> None:
+    parts = [step_parts(PAPER, FAST, gpus, PAPER_BATCH * gpus) for gpus in GPUS]
+    assert len({part["compute"] for part in parts}) == 1
+    assert [part["disk"] for part in parts] == sorted(part["disk"] for part in parts)
+    assert [part["network"] for part in parts] == sorted(part["network"] for part in parts)
+    fixed = [step_parts(PAPER, FAST, gpus, PAPER_BATCH)["compute"] for gpus in GPUS]
+    assert fixed == sorted(fixed, reverse=True)
+
+
+def test_what_a_step_is_bound_by() -> None:
+    slow_network, slow_disk = Machines(50e12, 0.1e9), Machines(50e12, 12.5e9, disk=1e6)
+    assert bound_by(step_parts(PAPER, Machines(1e12, 12.5e9), 1, PAPER_BATCH)) == "compute"
+    assert bound_by(step_parts(PAPER, slow_network, 16, PAPER_BATCH)) == "network"
+    assert bound_by(step_parts(PAPER, slow_disk, 1, PAPER_BATCH)) == "disk"
+    assert bound_by(step_parts(PAPER, Machines(1e18, 1e18), 1, PAPER_BATCH)) == "launch"
+
+
+def test_hours() -> None:
+    parts = {"compute": 0.5, "launch": 0.9, "disk": 0.1, "network": 0.1}
+    assert step_seconds(parts) == pytest.approx(1.0)
+    assert run_hours(1.0, iterations=3600) == 1
+
+
+def test_tables_are_markdown() -> None:
+    for text in (cost_tables(PAPER), feed_table(PAPER, [1e13]), run_table(PAPER, FAST)):
+        for block in text.split("\n\n"):
+            widths = {line.count("|") for line in block.splitlines()}
+            assert len(widths) == 1
+    assert "| 64 | n/a | a GPU without a pair |" in run_table(PAPER, FAST)

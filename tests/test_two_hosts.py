@@ -1,0 +1,195 @@
+"""Runs that lose a process or a machine come back by themselves and end as if nothing had happened.
+
+Two network namespaces, joined by a virtual cable and each with a host name of its own, are the two machines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.test_train_and_test import ROOT, SMALL, losses_of, same_weights
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", "--max-restarts=3"]
+TRAIN = [str(ROOT / "dp_basicsr/train.py"), "-opt", "small.yml"]
+TOTAL = 12
+HALF = ["--force_yml", "datasets:train:batch_size_per_gpu=1", "datasets:train:num_worker_per_gpu=0",
+        f"train:total_iter={TOTAL}", "val=null", "dist_params={timeout: 60}"]  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+MODEL = "models/net_g_latest.pth"
+LIMIT = 120
+
+
+def ip(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["ip", *words], capture_output=True, text=True, check=True)
+
+
+class Host:
+    """One of the two machines: a network namespace with one end of the cable.
+
+    Args:
+        number: 1 or 2, the last part of its address.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.space, self.device = f"dp{os.getpid()}h{number}", f"dp{os.getpid()}v{number}"
+        self.number, self.address = number, f"10.77.31.{number}"
+        self.agents: list[subprocess.Popen[bytes]] = []
+
+    def connect(self) -> None:
+        """Take this machine's end of the cable."""
+        ip("link", "set", self.device, "netns", self.space)
+        for command in (["addr", "add", f"{self.address}/24", "dev", self.device], ["link", "set", self.device, "up"],
+                        ["link", "set", "lo", "up"]):  # fmt: skip
+            ip("-n", self.space, *command)
+
+    def torchrun(self, nodes: str, log: Path, *rendezvous: str) -> subprocess.Popen[bytes]:
+        """Start torchrun here; the first machine holds the rendezvous."""
+        conf = [
+            "keep_alive_interval=1",
+            "keep_alive_max_attempt=3",
+            "last_call_timeout=1",
+            f"is_host={2 - self.number}",
+        ]
+        line = ["ip", "netns", "exec", self.space, "unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"',
+                f"host{self.number}", *TORCHRUN, f"--nnodes={nodes}", "--rdzv-backend=c10d", "--rdzv-id=two-hosts",
+                "--rdzv-endpoint=10.77.31.1:29400", f"--local-addr={self.address}",
+                f"--rdzv-conf={','.join([*conf, *rendezvous])}", *TRAIN, *HALF]  # fmt: skip
+        own = {"GLOO_SOCKET_IFNAME": self.device, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        with log.open("ab") as file:
+            agent = subprocess.Popen(line, stdout=file, stderr=file, env=ENVIRONMENT | own)
+        self.agents.append(agent)
+        return agent
+
+    def crash(self) -> None:
+        """SIGKILL all that runs here."""
+        for pid in ip("netns", "pids", self.space).stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        for agent in self.agents:
+            agent.wait()
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[Host, Host]]:
+    """The two machines; nothing is left of them."""
+    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "hostname"))):
+        pytest.skip("two hosts are network namespaces: needs root, ip (iproute2), unshare and hostname")
+    pair = Host(1), Host(2)
+    try:
+        try:
+            for host in pair:
+                ip("netns", "add", host.space)
+            ip("link", "add", pair[0].device, "type", "veth", "peer", "name", pair[1].device)
+            for host in pair:
+                host.connect()
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"network namespaces are not to be had here: {error.stderr.strip()}")
+        yield pair
+    finally:
+        for host in pair:
+            with suppress(subprocess.CalledProcessError):
+                host.crash()
+            subprocess.run(["ip", "netns", "del", host.space], capture_output=True, check=False)
+            subprocess.run(["ip", "link", "del", host.device], capture_output=True, check=False)
+
+
+def until(happened: Callable[[], object]) -> None:
+    end = time.monotonic() + LIMIT
+    while not happened():
+        assert time.monotonic() < end, "it does not come to this"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Trains on two processes of this machine, once, on the images that each test makes anew, always the same."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    def train(pairs: Path) -> Path:
+        if not (folder / "small.yml").is_file():
+            (folder / "small.yml").write_text(SMALL)
+            shutil.copytree(pairs, folder / "pairs")
+            line = [*TORCHRUN, "--standalone", "--nproc_per_node=2", *TRAIN, *HALF]
+            subprocess.run(line, check=True, capture_output=True, env=ENVIRONMENT, cwd=folder, timeout=LIMIT)
+        return folder / "experiments/small"
+
+    return train
+
+
+@pytest.fixture
+def experiment(pairs: Path, tmp_path: Path) -> Path:
+    (tmp_path / "small.yml").write_text(SMALL)
+    return tmp_path / "experiments/small"
+
+
+def workers(agent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()]
+
+
+def is_saved(experiment: Path, iteration: int) -> bool:
+    return (experiment / "training_states" / f"{iteration}.state").is_file()
+
+
+def written_losses(experiment: Path) -> dict[int, str]:
+    """The losses of each iteration; of one that was trained twice, the second."""
+    logs = sorted(experiment.glob("train_small_*.log"), key=lambda path: path.stat().st_mtime_ns)
+    return {number: line for path in logs for number, line in losses_of(path.read_text()).items()}
+
+
+def test_a_killed_process_comes_back(experiment: Path, pairs: Path, undisturbed: Callable[[Path], Path]) -> None:
+    """torchrun --max-restarts: from the last checkpoint, without --auto_resume, to the same bits."""
+    line = [*TORCHRUN, "--standalone", "--nproc_per_node=2", *TRAIN, *HALF]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as agent:
+        until(lambda: is_saved(experiment, 3))
+        os.kill(workers(agent.pid)[-1], signal.SIGKILL)
+        log = agent.communicate(timeout=LIMIT)[1]
+    assert agent.returncode == 0, log
+    assert "Resuming training from" in log
+    reference = undisturbed(pairs)
+    assert written_losses(experiment) == written_losses(reference)
+    assert same_weights(experiment / MODEL, reference / MODEL)
+
+
+def test_a_host_is_killed_and_brought_back(
+    hosts: tuple[Host, Host], experiment: Path, tmp_path: Path, pairs: Path, undisturbed: Callable[[Path], Path]
+) -> None:
+    _, second = hosts
+    logs = [tmp_path / "host1.log", tmp_path / "host2.log"]
+    agent, _ = (host.torchrun("2", log) for host, log in zip(hosts, logs, strict=True))
+    until(lambda: is_saved(experiment, 3))
+    second.crash()
+    until(lambda: re.search(r"error: rank \d on host2 .* not answered", logs[0].read_text()))
+    back = second.torchrun("2", logs[1])
+    codes = [agent.wait(LIMIT), back.wait(LIMIT)]
+    said = "".join(log.read_text() for log in logs)
+    assert codes == [0, 0], said
+    assert "Resuming training from" in said
+    reference = undisturbed(pairs)
+    assert written_losses(experiment) == written_losses(reference)
+    assert same_weights(experiment / MODEL, reference / MODEL)
+
+
+def test_one_host_goes_on_alone(hosts: tuple[Host, Host], experiment: Path, tmp_path: Path) -> None:
+    """Elastic, --nnodes=1:2: the group forms again with the host that is left."""
+    logs = [tmp_path / "host1.log", tmp_path / "host2.log"]
+    agent, _ = (host.torchrun("1:2", log, "last_call_timeout=6") for host, log in zip(hosts, logs, strict=True))
+    until(lambda: is_saved(experiment, 3))
+    hosts[1].crash()
+    code = agent.wait(LIMIT)
+    said = logs[0].read_text()
+    assert code == 0, said
+    assert "2 process(es)" in said
+    assert "1 process(es)" in said.partition("Resuming training from")[2]
+    assert max(written_losses(experiment)) == TOTAL
+    assert (experiment / MODEL).is_file()
