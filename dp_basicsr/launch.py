@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from dp_basicsr.heartbeat import PATIENCE, Heartbeat
 
 import torch
 from torch import distributed
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 T = TypeVar("T")
 
@@ -28,6 +30,9 @@ TIMEOUT = 600.0  # seconds; NCCL's own default
 # Jobs on one node must not meet on one port: each SLURM job has four of its own, one for each of its steps.
 SLURM_PORTS = range(12288, 28672)
 STEPS_A_JOB = 4
+
+# Seconds between two looks at whether the others have come.
+POLL = 0.02
 
 # Where this job leaves its torchrun id, so that it knows its own run again.
 JOB_ID_FILE = "job_id"
@@ -85,9 +90,12 @@ def _join(backend: str, timeout: float) -> None:
     global _heartbeat
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    later = timedelta(seconds=timeout + 2 * PATIENCE)  # than the heartbeat gives up, which can say who is lost
     try:
-        # Later than the heartbeat gives up, which can say who is lost.
-        distributed.init_process_group(backend, timeout=timedelta(seconds=timeout + 2 * PATIENCE))
+        store, _, _ = next(rendezvous("env://", timeout=later))
+        name = _name_of_this_start(store, rank, world_size, later.total_seconds())
+        own = PrefixStore(name, store)
+        distributed.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=later)
     except (distributed.DistError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -101,15 +109,39 @@ def _join(backend: str, timeout: float) -> None:
             file=sys.stderr,
         )
     if world_size > 1:
-        run = agree_on(uuid.uuid4().hex)  # torchrun may keep one store for all its restarts
         places = gather((socket.gethostname(), os.getpid()))
-        store = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            wait_for_workers=False,
-            timeout=timedelta(seconds=timeout),
-        )
-        _heartbeat = Heartbeat(PrefixStore(run, store), rank, places, timeout)
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        pulses = TCPStore(address, port, wait_for_workers=False, timeout=timedelta(seconds=timeout))
+        _heartbeat = Heartbeat(PrefixStore(name, pulses), rank, places, timeout)
+
+
+def _name_of_this_start(store: Store, rank: int, world_size: int, timeout: float) -> str:
+    """A name that the processes which are starting now agree on, and no earlier ones had.
+
+    torchrun keeps one store for all its restarts. What earlier processes have left in it would be taken for that of
+    those which start now: a dead one's address, for one. So each process leaves a mark of its own. Rank 0 makes a name
+    of the marks that it sees, and another one when a mark turns out to have been an earlier process'; a process agrees
+    to a name that its own mark is in.
+
+    Raises:
+        DistStoreError: They have not agreed in ``timeout`` seconds.
+    """
+    mark, ranks = uuid.uuid4().hex, range(world_size)
+    store.set(f"mark/{rank}", mark)
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if rank == 0 and store.check([f"mark/{other}" for other in ranks]):
+            store.set("marks", "".join(store.get(f"mark/{other}").decode() for other in ranks))
+        marks = store.get("marks").decode() if store.check(["marks"]) else ""
+        name = hashlib.sha256(marks.encode()).hexdigest()
+        if mark in marks:
+            store.set(f"{name}/agreed/{rank}", "")
+            if rank == 0 and store.check([f"{name}/agreed/{other}" for other in ranks]):
+                store.set(f"{name}/all", "")
+            if store.check([f"{name}/all"]):
+                return name
+        time.sleep(POLL)
+    raise distributed.DistStoreError(f"the {world_size} processes have not agreed in {timeout:g} seconds")
 
 
 def returns_are_lost() -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dp_basicsr import launch
@@ -18,6 +19,7 @@ from dp_basicsr.progress import describe_batch
 
 import pytest
 import torch
+from torch.distributed import DistStoreError, HashStore
 
 from tests.test_train_and_test import ROOT, SMALL, losses_of, run_well
 
@@ -322,3 +324,29 @@ def test_a_store_that_keeps_a_lost_host_out_is_seen(
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
     assert returns_are_lost() is expected
+
+
+def names_of_starts(store: HashStore, late: int) -> set[str]:
+    """What three processes (threads here) agree on, one of which comes later than the others."""
+
+    def start(rank: int) -> str:
+        time.sleep(0.3 * (rank == late))
+        return launch._name_of_this_start(store, rank, 3, timeout=30)
+
+    with ThreadPoolExecutor(3) as pool:
+        return set(pool.map(start, range(3)))
+
+
+def test_a_start_has_a_name_that_no_earlier_one_had() -> None:
+    """All restarts of torchrun share a store: what is left in it must not be taken for that of the living."""
+    store = HashStore()
+    names = [names_of_starts(store, late) for late in (0, 1, 2, 0)]
+    assert [len(name) for name in names] == [1, 1, 1, 1]
+    assert len(set().union(*names)) == 4
+
+
+def test_processes_that_do_not_start_are_given_up() -> None:
+    store = HashStore()
+    names_of_starts(store, 0)
+    with pytest.raises(DistStoreError, match="the 3 processes have not agreed"):
+        launch._name_of_this_start(store, 0, 3, timeout=0.3)
