@@ -15,6 +15,7 @@ import random
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -47,7 +48,10 @@ class Events:
             return
         for number, signal_number in enumerate(self.order.get("signals", [])):
             time.sleep(1.2 * number)
-            os.kill(0 if self.order.get("group") else os.getpid(), signal_number)
+            if self.order.get("group"):  # from another process: what its parent sends, a loader's worker obeys
+                subprocess.run(["kill", f"-{signal_number}", "--", f"-{os.getpgrp()}"], check=False)
+            else:
+                os.kill(os.getpid(), signal_number)
         if "after" in self.order:  # SIGALRM that nobody handles: the kernel ends the process there and then, as SIGKILL
             signal.setitimer(signal.ITIMER_REAL, self.order["after"])
         if "rival" in self.order:
