@@ -128,7 +128,13 @@ class Run:
     iteration: int  # the last one that is done
 
     def save(self) -> None:
-        """Save a checkpoint, after the figures up to here, so that a run which goes on from it misses none."""
+        """Save a checkpoint, after the figures up to here, so that a run which goes on from it misses none.
+
+        None is made where steps have ceased to be finite: the weights may be past saving already, and an older one is not.
+        """
+        if not self.model.guard.is_sound():
+            get_root_logger().warning(f"Iteration {self.iteration} is not saved: its step was not finite.")
+            return
         if self.tb_logger:
             self.tb_logger.flush()
         get_root_logger().info("Saving models and training states.")

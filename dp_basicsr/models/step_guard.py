@@ -80,6 +80,16 @@ class StepGuard:
         if len(self.steps) > self.lag:
             self._look(self.steps.popleft())
 
+    def is_sound(self) -> bool:
+        """Whether the last step was applied; waits for the device. All processes are told the same.
+
+        Raises:
+            UserError: As :meth:`watch`.
+        """
+        while self.steps:
+            self._look(self.steps.popleft())
+        return self.in_a_row == 0
+
     def _look(self, step: Step) -> None:
         if step.ready is not None:
             step.ready.synchronize()

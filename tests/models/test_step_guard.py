@@ -86,7 +86,9 @@ def test_so_many_in_a_row_end_the_run(tmp_path: Path) -> None:
     for iteration in (1, 3, 5):
         step(model, bad_batch(), iteration)
         step(model, random_batch(1), iteration + 1)
+        assert model.guard.is_sound()
     step(model, bad_batch(), 7)
+    assert not model.guard.is_sound()
     with pytest.raises(UserError, match=r"iteration 8: 2 steps in a row.*max_nonfinite"):
         step(model, bad_batch(), 8)
 
