@@ -130,9 +130,10 @@ class Run:
     def save(self) -> None:
         """Save a checkpoint, after the figures up to here, so that a run which goes on from it misses none.
 
-        None is made where steps have ceased to be finite: the weights may be past saving already, and an older one is not.
+        None is made where our model's steps have ceased to be finite: the weights may be past saving, an older one is not.
         """
-        if not self.model.guard.is_sound():
+        guard = getattr(self.model, "guard", None)
+        if guard is not None and not guard.is_sound():
             get_root_logger().warning(f"Iteration {self.iteration} is not saved: its step was not finite.")
             return
         if self.tb_logger:
