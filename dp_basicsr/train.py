@@ -133,7 +133,8 @@ class Run:
             self.tb_logger.flush()
         get_root_logger().info("Saving models and training states.")
         epoch = self.stream.epoch_of(self.iteration - 1)
-        self.model.save(epoch, self.iteration, self.stream.position(self.iteration))
+        self.model.position = self.stream.position(self.iteration)
+        self.model.save(epoch, self.iteration)  # BasicSR's models, which may train here too, take no more
 
     def validate(self) -> None:
         """Validate on all sets, unless a signal comes: then a run that goes on from here does it anew."""
