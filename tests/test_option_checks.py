@@ -128,7 +128,8 @@ def test_a_mistake_is_named(entry: str, message: str) -> None:
         "datasets:train:on_bad_image=skip", "datasets:train:max_bad_share=0.1", "datasets:train:batch_size_total=16",
         "train:max_nonfinite=3", "train:sync_batch_norm=true", "train:grad_clip=1", "train:gan_opt:sync_mean=false",
         "val:tile=128", "val:tile_overlap=8", "val:threads=1", "logger:keep_last=3", "logger:keep_best=true",
-        "datasets:train:dataset_enlarge_ratio=2.5", "train:total_iter=4e5", "train:total_iter=4", "val=~", "manual_seed=~", "x_mine={a: 1}", "train:x-mine=1",
+        "datasets:train:dataset_enlarge_ratio=2.5",
+        "train:total_iter=4e5", "train:total_iter=4", "val=~", "manual_seed=~", "x_mine={a: 1}", "train:x-mine=1",
         "datasets:train:x_mine=1", "train:pixel_opt={type: CharbonnierLoss, eps: 1e-6}",
     ],
 )  # fmt: skip
