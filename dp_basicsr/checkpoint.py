@@ -10,7 +10,7 @@ from typing import Any
 from dp_basicsr.errors import UserError
 from dp_basicsr.launch import on_rank_0
 from dp_basicsr.loading import load
-from dp_basicsr.manifest import SUFFIX, check_manifest, manifest_path
+from dp_basicsr.manifest import SUFFIX, check_manifest, manifest_path, read_manifest
 
 import torch
 from basicsr.utils import check_resume, get_root_logger
@@ -35,6 +35,7 @@ def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     opt["path"]["resume_state"] = path
     state = read_state(Path(path))
     check_resume(opt, state["iter"])
+    _leave_out_unsaved(opt, Path(path), state["iter"])
     require_networks(opt)
     _take_seed(opt, state)
     return state
@@ -85,9 +86,24 @@ def require_whole(opt: dict[str, Any], state: Path) -> None:
         raise UserError(f"{state} is of iteration {iteration}")
     ignored = opt["path"].get("ignore_resume_networks") or ()
     for key in opt:
-        if key.startswith("network_") and key not in ignored:
-            name = f"net_{key.removeprefix('network_')}_{iteration}.pth"
-            _require_network(Path(opt["path"]["models"], name))
+        if key.startswith("network_") and opt[key] is not None and key not in ignored:
+            _require_network(_saved_network(opt, key, iteration))
+
+
+def _saved_network(opt: dict[str, Any], key: str, iteration: int) -> Path:
+    """BasicSR's file of a network (``network_g`` ...) of this run."""
+    return Path(opt["path"]["models"], f"net_{key.removeprefix('network_')}_{iteration}.pth")
+
+
+def _leave_out_unsaved(opt: dict[str, Any], state: Path, iteration: int) -> None:
+    """BasicSR wants a file of every network of the options; not every model has them all (PSNRModel has no D)."""
+    manifest = manifest_path(state)
+    saved = {path.name for path in read_manifest(manifest)} if manifest.exists() else None
+    for key in [key for key in opt if key.startswith("network_")]:
+        path = _saved_network(opt, key, iteration)
+        unsaved = opt[key] is None or (saved is not None and path.name not in saved)
+        if unsaved and opt["path"].get(f"pretrain_{key}") == str(path):  # not one of ignore_resume_networks
+            opt["path"][f"pretrain_{key}"] = None
 
 
 def read_state(path: Path) -> dict[str, Any]:

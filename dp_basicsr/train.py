@@ -130,7 +130,7 @@ class Run:
     def save(self) -> None:
         """Save a checkpoint, after the figures up to here, so that a run which goes on from it misses none.
 
-        None is made where our model's steps have ceased to be finite: the weights may be past saving, an older one is not.
+        None is made where our model's steps have ceased to be finite: its weights may be past saving.
         """
         guard = getattr(self.model, "guard", None)
         if guard is not None and not guard.is_sound():
@@ -140,7 +140,8 @@ class Run:
             self.tb_logger.flush()
         get_root_logger().info("Saving models and training states.")
         epoch = self.stream.epoch_of(self.iteration - 1)
-        self.model.save(epoch, self.iteration, self.stream.position(self.iteration))
+        self.model.position = self.stream.position(self.iteration)
+        self.model.save(epoch, self.iteration)  # BasicSR's models, which may train here too, take no more
 
     def validate(self) -> None:
         """Validate on all sets, unless a signal comes: then a run that goes on from here does it anew."""

@@ -183,6 +183,19 @@ def test_what_will_not_be_exact_is_said() -> None:
     assert "BasicSR's or an older" in next(inexact(opt, {"iter": 3}, position))
 
 
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_network_that_the_model_does_not_have_is_not_asked_for(manifest: bool, run: Path) -> None:
+    """An L1 stage by overrides of a GAN's file: network_d stands in the options, or is null. One that is kept stays."""
+    save(run, 5, manifest)
+    (run / "own.pth").write_bytes((run / "models/net_g_5.pth").read_bytes())
+    opt = options(run) | {"network_d": {} if manifest else None, "network_e": {}}
+    opt["path"] |= {"ignore_resume_networks": ["network_e"], "pretrain_network_e": str(run / "own.pth")}
+    assert find_resume_state(opt) is not None
+    assert opt["path"]["pretrain_network_g"] == str(run / "models/net_g_5.pth")
+    assert opt["path"]["pretrain_network_d"] is None
+    assert opt["path"]["pretrain_network_e"] == str(run / "own.pth")
+
+
 def test_the_seed_of_the_state_is_taken(run: Path) -> None:
     """A run without manual_seed has drawn one, on which the samples depend."""
     state = run / "training_states/5.state"

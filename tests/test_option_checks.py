@@ -90,6 +90,8 @@ def test_the_shipped_files_are_right(file: str) -> None:
         ("datasets:train:prefetch_mode=gpu", "prefetch_mode: expected 'cpu' or 'cuda', got 'gpu'"),
         ("datasets:train:on_bad_image=ignore", "on_bad_image: expected 'stop' or 'skip', got 'ignore'"),
         ("datasets:train:max_bad_share=2", "max_bad_share: expected a number <= 1, got 2"),
+        ("val:threads=0", "val:threads: expected a number >= 1, got 0"),
+        ("train:max_nonfinite=0", "train:max_nonfinite: expected a number >= 1, got 0"),
         ("val:metrics:lpips_alex:net=resnet", "val:metrics:lpips_alex:net: expected 'alex' or 'vgg', got 'resnet'"),
         # what does not go together
         ("datasets:train:gt_size=126", "gt_size: expected a multiple of scale .4., got 126"),
@@ -109,6 +111,7 @@ def test_the_shipped_files_are_right(file: str) -> None:
         ("train:grad_accumulation=32", "grad_accumulation: expected up to batch_size_per_gpu .16., got 32"),
         ("train:ldl_opt={type: L1Loss}", "ldl_opt: expected none: ESRGANDPModel does not compute it"),
         ("logger={print_freq: 1, save_checkpoint_freq: 1, wandb: {project: a}}", "use_tb_logger: expected true"),
+        ("model_type=SRGANDPModel", "train:gan_opt:sync_mean: expected none: SRGANDPModel's loss takes no means"),
         ("val:tile=20", "val:tile: expected more than twice tile_overlap .16., got 20"),
     ],
 )  # fmt: skip
@@ -125,6 +128,7 @@ def test_a_mistake_is_named(entry: str, message: str) -> None:
         "datasets:train:on_bad_image=skip", "datasets:train:max_bad_share=0.1", "datasets:train:batch_size_total=16",
         "train:max_nonfinite=3", "train:sync_batch_norm=true", "train:grad_clip=1", "train:gan_opt:sync_mean=false",
         "val:tile=128", "val:tile_overlap=8", "val:threads=1", "logger:keep_last=3", "logger:keep_best=true",
+        "datasets:train:dataset_enlarge_ratio=2.5",
         "train:total_iter=4e5", "train:total_iter=4", "val=~", "manual_seed=~", "x_mine={a: 1}", "train:x-mine=1",
         "datasets:train:x_mine=1", "train:pixel_opt={type: CharbonnierLoss, eps: 1e-6}",
     ],
@@ -218,7 +222,18 @@ def test_basicsr_s_own_classes_pass() -> None:
     entries = ["network_g={type: SwinIR, upscale: 4, img_size: 48, embed_dim: 60, depths: [6, 6], mlp_ratio: 2}",
                "train:perceptual_opt={type: PerceptualLoss, layer_weights: {conv5_4: 1}, style_weight: 0}",
                "network_d={type: UNetDiscriminatorSN, num_in_ch: 3}"]  # fmt: skip
-    assert problems("model_type=ESRGANModel", *entries) == []
+    entries += ["model_type=ESRGANModel", "train:channels_last=false"]
+    entries += ["train:gan_opt={type: GANLoss, gan_type: vanilla, loss_weight: 5e-3}"]
+    assert problems(*entries) == []
+
+
+def test_what_basicsr_s_models_do_not_do_is_refused() -> None:
+    """They would train as if it were not asked for, and GANLoss knows no sync_mean."""
+    asked = ["train:amp=bf16", "val:tile=128", "logger:keep_best=true", "train:max_nonfinite=10"]
+    found = problems("model_type=ESRGANModel", *asked)
+    assert [re.findall(r"(\S+): expected none: ESRGANModel", one)[0] for one in found] == [
+        "train:gan_opt:sync_mean", "train:channels_last", "train:amp", "val:tile", "logger:keep_best",
+    ]  # fmt: skip
 
 
 def test_torch_s_way_around_safe_loading_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dp_basicsr.checkpoint import facts_of_run
@@ -26,15 +27,15 @@ class CheckpointedModel(BaseModel):
     """
 
     best_metric_results: dict[str, dict[str, Any]]
+    position: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self._saved_iter: int | None = None
         self._checksums: dict[Path, str] = {}
         self._random_states: list[dict[str, Any]] = []
-        self._position: dict[str, int] = {}
         super().__init__(opt)
 
-    def save(self, epoch: int, current_iter: int, position: Mapping[str, int] | None = None) -> None:
+    def save(self, epoch: int, current_iter: int) -> None:
         """Save networks and training state in BasicSR's files, then the manifest that makes them a checkpoint.
 
         All processes call it together. An iteration that is saved already is left as it is. With ``logger: keep_last``
@@ -43,7 +44,6 @@ class CheckpointedModel(BaseModel):
         Args:
             epoch: Of this iteration.
             current_iter: The last iteration that was done; -1 saves the networks as ``latest``, without a state.
-            position: Of the training stream, see :meth:`~dp_basicsr.data.stream.TrainStream.position`.
 
         Raises:
             UserError: It cannot be written, on every process. Earlier checkpoints are whole.
@@ -51,7 +51,6 @@ class CheckpointedModel(BaseModel):
         if current_iter == self._saved_iter:
             return
         self._random_states = gather_random_states()
-        self._position = dict(position or {})
         self._checksums = {}
         save_files = super().save
         on_rank_0(lambda: save_files(epoch, current_iter))
@@ -108,7 +107,7 @@ class CheckpointedModel(BaseModel):
             "iter": current_iter,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
-            "position": self._position,
+            "position": dict(self.position),
             "random": self._random_states,
             "run": facts_of_run(self.opt),
             "best_metric_results": plain(getattr(self, "best_metric_results", {})),
@@ -119,6 +118,9 @@ class CheckpointedModel(BaseModel):
 
         On another number of processes than the state is from, each draws new random numbers.
         """
+        for optimizer, saved in zip(self.optimizers, resume_state["optimizers"], strict=False):
+            for group in saved["param_groups"]:  # how Adam computes is this run's matter; BasicSR's is not fused
+                group["fused"] = optimizer.defaults.get("fused")
         super().resume_training(resume_state)
         self._saved_iter = resume_state["iter"]
         metrics = ((self.opt.get("val") or {}).get("metrics") or {}).keys()

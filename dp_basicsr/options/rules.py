@@ -9,14 +9,23 @@ from itertools import pairwise
 from typing import Any
 
 from dp_basicsr.data.stream import HOW_TO_GET_DATA, HOW_TO_GET_TEST_SETS
+from dp_basicsr.models.esrgan_dp_model import ESRGANDPModel
 from dp_basicsr.options.problems import Path, Problem, choose
 from dp_basicsr.options.reading import Options, shown
-from dp_basicsr.options.schema import DATASETS
+from dp_basicsr.options.schema import DATASETS, Logger, Section, Train, Val
 
 import torch
 from basicsr.archs.vgg_arch import NAMES, insert_bn
 from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+
+# Sections, and their keys that our models read and BasicSR's do not.
+OURS: tuple[tuple[str, type[Section], tuple[str, ...]], ...] = (
+    ("train", Train, ("channels_last", "amp", "compile", "grad_accumulation", "grad_clip", "max_nonfinite",
+                      "sync_batch_norm")),
+    ("val", Val, ("tile", "tile_overlap", "threads")),
+    ("logger", Logger, ("keep_last", "keep_best")),
+)  # fmt: skip
 
 
 class View:
@@ -63,6 +72,7 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
     yield from _schedule(opt, cut_short="train:total_iter" in overridden)
     yield from _restart_weights(opt)
     yield from _wandb(opt)
+    yield from _ours_alone(opt)
     if is_train:
         yield from _needed_to_train(opt)
         yield from _patches(opt)
@@ -160,6 +170,23 @@ def _restart_weights(opt: View) -> Iterator[Problem]:
 def _wandb(opt: View) -> Iterator[Problem]:
     if opt.get("logger", "wandb", "project") and opt.get("logger", "use_tb_logger", default=False) is False:
         yield Problem(("logger", "use_tb_logger"), "expected true: wandb takes its figures from TensorBoard, got false")
+
+
+def _ours_alone(opt: View) -> Iterator[Problem]:
+    """What BasicSR's own models would leave undone without a word; its losses do not know sync_mean."""
+    model = MODEL_REGISTRY._obj_map.get(opt.get("model_type"))
+    if not isinstance(model, type) or not model.__module__.startswith(("basicsr.", "dp_basicsr.")):
+        return  # another package's model may read any key
+    if opt.get("train", "gan_opt", "sync_mean") is not None and not issubclass(model, ESRGANDPModel):
+        yield Problem(("train", "gan_opt", "sync_mean"), f"expected none: {model.__name__}'s loss takes no means")
+    if model.__module__.startswith("dp_basicsr."):
+        return
+    for section, fields, keys in OURS:
+        for key in keys:
+            value = opt.get(section, key)
+            if value is not None and value != fields.model_fields[key].default:
+                text = f"expected none: {model.__name__} does not read it, our models do; got {shown(value)}"
+                yield Problem((section, key), text)
 
 
 def _is_gan(opt: View) -> bool:

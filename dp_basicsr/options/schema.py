@@ -83,7 +83,7 @@ class Dataset(Section):
     """pairs a step of each process"""
     batch_size_total: Annotated[int, Field(ge=1)] | None = None
     """pairs a step of all processes together, in place of batch_size_per_gpu"""
-    dataset_enlarge_ratio: Positive = 1.0
+    dataset_enlarge_ratio: Annotated[float, Field(ge=1)] = 1
     """how many times an epoch takes each image"""
     persistent_workers: bool = False
     """workers live on from epoch to epoch"""
@@ -214,7 +214,7 @@ class Train(Section):
     """parts that the batch goes through in"""
     grad_clip: Positive | None = None
     """largest norm of each network's gradient"""
-    max_nonfinite: Count = 10
+    max_nonfinite: Annotated[int, Field(ge=1)] = 10
     """steps in a row that may be not finite, and are skipped, before the run stops"""
     sync_batch_norm: bool = False
     """the discriminator's batch-norm over all processes (CUDA)"""
