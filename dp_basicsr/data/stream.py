@@ -17,7 +17,7 @@ import lmdb
 import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.data_sampler import EnlargedSampler
-from basicsr.data.prefetch_dataloader import CUDAPrefetcher
+from basicsr.data.prefetch_dataloader import CUDAPrefetcher, PrefetchDataLoader, PrefetchGenerator
 from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader, Dataset
 
@@ -144,10 +144,26 @@ class TrainStream:
 
     def _one_epoch(self) -> Iterator[Batch]:
         if self.dataset_opt.get("prefetch_mode") != "cuda":
-            yield from self.bad_samples.watch(self.loader)
+            in_thread = isinstance(self.loader, PrefetchDataLoader)
+            yield from self.bad_samples.watch(_from_thread(self.loader) if in_thread else self.loader)
             return
         prefetcher = CUDAPrefetcher(self.loader, self.opt)
         yield from self.bad_samples.watch(iter(prefetcher.next, None))
+
+
+def _from_thread(loader: PrefetchDataLoader) -> Iterator[Batch]:
+    """Batches of BasicSR's fetching thread, which would die of an error and leave the training waiting for ever."""
+
+    def outcomes() -> Iterator[Batch | Exception]:
+        try:
+            yield from DataLoader.__iter__(loader)
+        except Exception as error:
+            yield error
+
+    for outcome in PrefetchGenerator(outcomes(), loader.num_prefetch_queue):
+        if isinstance(outcome, Exception):
+            raise outcome
+        yield outcome
 
 
 def _batch_size_per_gpu(opt: dict[str, Any]) -> int:

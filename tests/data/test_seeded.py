@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,26 @@ def test_stop_names_the_file_without_a_traceback(spoilt: Path, workers: int) -> 
     assert message.startswith("sample ")
     assert str(spoilt / "GT" / "image1.png") in message
     assert "cannot be used: it is missing or does not decode; mend or remove it" in message
+
+
+def test_the_fetching_thread_hands_its_error_on(pairs: Path) -> None:
+    """BasicSR's (prefetch_mode: cpu) would die of it, and the training wait for its next batch for ever."""
+    for path in (pairs / "GT").iterdir():
+        path.write_bytes(b"torn")
+    opt = options(pairs, workers=1, train={"prefetch_mode": "cpu", "on_bad_image": "skip"})
+    said = []
+
+    def train() -> None:
+        try:
+            batches_of(opt, 1)
+        except UserError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert len(said) == 1
+    assert said[0].startswith("11 samples in a row; the first: sample ")
 
 
 def test_empty_files_are_named_too(pairs: Path) -> None:
