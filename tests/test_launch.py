@@ -158,6 +158,15 @@ def test_rank_0_saves_in_peace(tmp_path: Path) -> None:
     assert "exitcode  : 75" in done.stderr
 
 
+def test_torchrun_starts_the_group_again() -> None:
+    """One store may serve all rounds: a process that comes back early must not meet the addresses of the dead."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*line, *WORKER[1:], "none", "restart", "5", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=90)
+    assert done.returncode == 0, done.stderr
+
+
 def test_torchrun_without_restarts_ends_with_its_dead(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *WORKER[1:], "none"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
