@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from dp_basicsr.manifest import SUFFIX, check_manifest, manifest_path
 
 import torch
 from basicsr.utils import check_resume, get_root_logger
+
+MOST = 2**31  # iterations, samples and seeds are below
 
 
 def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
@@ -42,7 +45,7 @@ def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
 
 def _choose(opt: dict[str, Any]) -> str | None:
     newest, named = _newest_whole(opt) if opt["auto_resume"] else None, opt["path"].get("resume_state")
-    if newest is None and named is not None and manifest_path(Path(named)).exists():
+    if newest is None and named is not None and os.path.lexists(manifest_path(Path(named))):
         check_manifest(manifest_path(Path(named)))
     return newest or named
 
@@ -77,7 +80,7 @@ def require_whole(opt: dict[str, Any], state: Path) -> None:
     Raises:
         UserError: What is missing or damaged.
     """
-    if manifest_path(state).exists():
+    if os.path.lexists(manifest_path(state)):  # a link to nowhere was a manifest, too
         check_manifest(manifest_path(state))
         return
     iteration = read_state(state)["iter"]
@@ -98,9 +101,17 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     advice = "name an earlier one by path:resume_state"
     state = load(path, "training state", advice, allowed=[Counter])  # MultiStepRestartLR keeps its milestones in one
-    if not isinstance(state, dict) or not isinstance(state.get("iter"), int):
+    if not isinstance(state, dict) or not _is_count(state.get("iter")):
         raise UserError(f"{path} is no training state; they are called training_states/<iteration>.state")
+    position, run = state.get("position", {}), state.get("run", {})
+    counts = isinstance(position, dict) and all(map(_is_count, position.values()))
+    if not (counts and isinstance(run, dict) and _is_count(run.get("manual_seed") or 0)):
+        raise UserError(f"{path} is not as a run writes it: position or run is damaged; {advice}")
     return state
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MOST
 
 
 def require_networks(opt: dict[str, Any]) -> None:
@@ -153,7 +164,7 @@ def inexact(opt: dict[str, Any], state: dict[str, Any], position: dict[str, int]
             what = ": each process draws new random numbers" if name == "processes" else ""
             yield f"{name}: {before} before, {now.get(name)} now{what}"
     for name in ("batch_size", "epoch_size"):
-        before = state["position"].get(name)
+        before = state.get("position", {}).get(name)
         if before != position[name]:
             yield f"{name}: {before} before, {position[name]} now: other batches from the next sample on"
     if (now["device"] != "cpu" or now["processes"] > 2) and not now["deterministic"]:

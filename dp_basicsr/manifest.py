@@ -53,6 +53,8 @@ def read_manifest(path: Path) -> dict[Path, str]:
     """
     root = path.parent.parent
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError("it is no file")
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path.name} cannot be read ({error})") from error
@@ -75,9 +77,9 @@ def check_manifest(path: Path) -> None:
         UserError: One is missing, cannot be read, or is not what was written.
     """
     for file, checksum in read_manifest(path).items():
-        if not file.is_file():
-            raise UserError(f"{file.name} is missing")
         try:
+            if not file.is_file():
+                raise UserError(f"{file.name} is missing")
             with file.open("rb") as content:
                 found = hashlib.sha256()
                 while block := content.read(1 << 20):

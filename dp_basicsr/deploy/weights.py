@@ -164,11 +164,16 @@ def _as_state_dict(content: Any, path: Path) -> StateDict:
     if isinstance(content, dict):
         content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
     state = content if isinstance(content, dict) else {}
-    tensors = {name: value.float() for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {name: value.float() for name, value in state.items() if _is_weight(name, value)}
     if not tensors:
         found = f"a mapping with {shorten([str(key) for key in state])}" if state else type(content).__name__
         raise UserError(f"model {path}: expected a generator's weights, got {found}")
     return tensors
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    """Whether an item of a file is a weight by its name: other numbers than real ones are none."""
+    return isinstance(name, str) and isinstance(value, Tensor) and not value.is_complex()
 
 
 def _strip_prefixes(state: StateDict) -> StateDict:
