@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,7 @@ def _newest_whole(opt: dict[str, Any]) -> str | None:
             require_whole(opt, state)
         except UserError as error:
             get_root_logger().warning(f"The checkpoint of iteration {iteration} is passed over: {error}")
-            reasons.append(f"{iteration}: {error}")
+            reasons.append(f"{iteration}: {textwrap.shorten(str(error), 200)}")
         else:
             return str(state)
     if reasons:
@@ -80,17 +81,26 @@ def require_whole(opt: dict[str, Any], state: Path) -> None:
     Raises:
         UserError: What is missing or damaged.
     """
-    if os.path.lexists(manifest_path(state)):  # a link to nowhere was a manifest, too
-        check_manifest(manifest_path(state))
+    manifest = manifest_path(state)
+    if os.path.lexists(manifest):  # a link to nowhere was a manifest, too
+        checked = check_manifest(manifest)
+        for network in _networks(opt, int(state.stem)):
+            if network not in checked:
+                raise UserError(f"{manifest.name} is damaged: it does not name {network.name}")
         return
     iteration = read_state(state)["iter"]
     if str(iteration) != state.stem:
         raise UserError(f"{state} is of iteration {iteration}")
+    for network in _networks(opt, iteration):
+        _require_network(network)
+
+
+def _networks(opt: dict[str, Any], iteration: int) -> Iterator[Path]:
+    """The files of the options' networks in the checkpoint of an iteration."""
     ignored = opt["path"].get("ignore_resume_networks") or ()
     for key in opt:
         if key.startswith("network_") and key not in ignored:
-            name = f"net_{key.removeprefix('network_')}_{iteration}.pth"
-            _require_network(Path(opt["path"]["models"], name))
+            yield Path(opt["path"]["models"], f"net_{key.removeprefix('network_')}_{iteration}.pth")
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -98,4 +98,4 @@ def _first_global(path: Path) -> str | None:
 def _first_line(error: Exception) -> str:
     """What an exception says, in one line; torch's advice to load the file unsafely is left out."""
     text = str(error).partition("\n")[0].partition(" In PyTorch 2.6")[0]
-    return text or type(error).__name__
+    return text[:300] or type(error).__name__
