@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ from dp_basicsr.manifest import SUFFIX, check_manifest, manifest_path, read_mani
 
 import torch
 from basicsr.utils import check_resume, get_root_logger
+
+MOST = 2**31  # iterations, samples and seeds are below
 
 
 def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
@@ -43,7 +47,7 @@ def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
 
 def _choose(opt: dict[str, Any]) -> str | None:
     newest, named = _newest_whole(opt) if opt["auto_resume"] else None, opt["path"].get("resume_state")
-    if newest is None and named is not None and manifest_path(Path(named)).exists():
+    if newest is None and named is not None and os.path.lexists(manifest_path(Path(named))):
         check_manifest(manifest_path(Path(named)))
     return newest or named
 
@@ -59,7 +63,7 @@ def _newest_whole(opt: dict[str, Any]) -> str | None:
             require_whole(opt, state)
         except UserError as error:
             get_root_logger().warning(f"The checkpoint of iteration {iteration} is passed over: {error}")
-            reasons.append(f"{iteration}: {error}")
+            reasons.append(f"{iteration}: {textwrap.shorten(str(error), 200)}")
         else:
             return str(state)
     if reasons:
@@ -78,16 +82,27 @@ def require_whole(opt: dict[str, Any], state: Path) -> None:
     Raises:
         UserError: What is missing or damaged.
     """
-    if manifest_path(state).exists():
-        check_manifest(manifest_path(state))
+    manifest = manifest_path(state)
+    if os.path.lexists(manifest):  # a link to nowhere was a manifest, too
+        checked = check_manifest(manifest)
+        for network in _networks(opt, int(state.stem)):
+            # Not every model has all networks of the options: what was not saved (G always is) is not there either.
+            if network not in checked and (network.name.startswith("net_g_") or network.exists()):
+                raise UserError(f"{manifest.name} is damaged: it does not name {network.name}")
         return
     iteration = read_state(state)["iter"]
     if str(iteration) != state.stem:
         raise UserError(f"{state} is of iteration {iteration}")
+    for network in _networks(opt, iteration):
+        _require_network(network)
+
+
+def _networks(opt: dict[str, Any], iteration: int) -> Iterator[Path]:
+    """The files of the options' networks in the checkpoint of an iteration."""
     ignored = opt["path"].get("ignore_resume_networks") or ()
     for key in opt:
         if key.startswith("network_") and opt[key] is not None and key not in ignored:
-            _require_network(_saved_network(opt, key, iteration))
+            yield _saved_network(opt, key, iteration)
 
 
 def _saved_network(opt: dict[str, Any], key: str, iteration: int) -> Path:
@@ -114,9 +129,17 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     advice = "name an earlier one by path:resume_state"
     state = load(path, "training state", advice, allowed=[Counter])  # MultiStepRestartLR keeps its milestones in one
-    if not isinstance(state, dict) or not isinstance(state.get("iter"), int):
+    if not isinstance(state, dict) or not _is_count(state.get("iter")):
         raise UserError(f"{path} is no training state; they are called training_states/<iteration>.state")
+    position, run = state.get("position", {}), state.get("run", {})
+    counts = isinstance(position, dict) and all(map(_is_count, position.values()))
+    if not (counts and isinstance(run, dict) and _is_count(run.get("manual_seed") or 0)):
+        raise UserError(f"{path} is not as a run writes it: position or run is damaged; {advice}")
     return state
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MOST
 
 
 def require_networks(opt: dict[str, Any]) -> None:
@@ -169,7 +192,7 @@ def inexact(opt: dict[str, Any], state: dict[str, Any], position: dict[str, int]
             what = ": each process draws new random numbers" if name == "processes" else ""
             yield f"{name}: {before} before, {now.get(name)} now{what}"
     for name in ("batch_size", "epoch_size"):
-        before = state["position"].get(name)
+        before = state.get("position", {}).get(name)
         if before != position[name]:
             yield f"{name}: {before} before, {position[name]} now: other batches from the next sample on"
     if (now["device"] != "cpu" or now["processes"] > 2) and not now["deterministic"]:

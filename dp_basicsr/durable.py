@@ -135,4 +135,4 @@ def free_space(folder: Path) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    return str(error).partition("\n")[0][:300] or type(error).__name__

@@ -8,6 +8,7 @@ one readable message: what was expected, what came, how to mend it. Command line
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -25,12 +26,20 @@ class UserError(ValueError):
     """A mistake in the input or the surroundings; its message is all that the user needs to see."""
 
 
+def readable(text: str) -> str:
+    """A text whose names of files may hold anything, as a terminal can show it."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
+
+
 @contextlib.contextmanager
-def exit_on_user_error() -> Iterator[None]:
+def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
     """Turn a :class:`UserError` into one line on stderr and exit code 2; every other exception keeps its traceback.
 
-    A module of an extra that is not installed is the user's to mend as well.
+    A module of an extra that is not installed is the user's to mend as well, and so is what the system says of a path:
+    a name that is too long, a file where a folder belongs. Ctrl-C gives exit code 130 and ``interrupted``.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
     try:
         yield
     except ModuleNotFoundError as error:
@@ -39,8 +48,18 @@ def exit_on_user_error() -> Iterator[None]:
             raise
         print(f"error: {error.name} is not installed: pip install '.[{extra}]'", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        raise SystemExit(130) from None
+    except (OSError, RuntimeError) as error:
+        path = getattr(error, "filename", None)
+        if path is None and not str(error).startswith("Symlink loop"):  # pathlib's, until Python 3.13
+            raise
+        said = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        print(f"error: {readable(said)}", file=sys.stderr)
+        raise SystemExit(2) from None
     except UserError as error:
         # torchrun, srun: once a machine, not once a process; in a process group `launch.in_group` says it once in all.
         if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {readable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -18,7 +18,7 @@ from dp_basicsr.deploy.files import FORMATS, QUALITY, read_picture, write_pictur
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.deploy.picture import AlphaMode, upscale_picture
 from dp_basicsr.deploy.upscaler import OVERLAP, PRECISIONS, Upscaler
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, readable
 
 from PIL import Image
 from tqdm import tqdm
@@ -108,7 +108,7 @@ def upscale_all(jobs: Sequence[Job], upscaler: Upscaler, args: argparse.Namespac
             except Exception as error:  # whatever it is, it is this image's, and it is told
                 failed += 1
                 kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-                tqdm.write(f"failed: {job.source} {kind}{error}", file=sys.stderr)
+                tqdm.write(readable(f"failed: {job.source} {kind}{error}").replace("\n", "\\n"), file=sys.stderr)
     return failed
 
 

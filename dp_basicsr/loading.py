@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import pickletools
 import re
+import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import UserError
 
 import torch
+from torch import Tensor
 
 
 def load(path: str | Path, what: str, advice: str = "", map_location: str = "cpu", allowed: Sequence[type] = ()) -> Any:
@@ -32,12 +35,35 @@ def load(path: str | Path, what: str, advice: str = "", map_location: str = "cpu
         UserError: One line: no such file, damaged, or with something else in it, whose name it says.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError("it is a folder, or no file on a disk")  # a pipe would be waited for
         with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of old forms of files, and fails by itself where it must
-            return torch.load(path, map_location=map_location, weights_only=True)
+            content = torch.load(path, map_location=map_location, weights_only=True)
+        _require_plain(content, map_location)
+        return content
     except Exception as error:  # what a damaged file makes of torch.load is of any kind
         reason = _reason(Path(path), error)
         raise UserError(f"{what} {path} {reason}{f'; {advice}' if advice else ''}") from error
+
+
+def _require_plain(content: Any, device: str) -> None:
+    """Refuse tensors that are not what trainers save: on the device, dense, no larger than their storage.
+
+    A few bytes can claim a sparse or repeating tensor of any size, and the first copy of it takes the memory.
+    """
+    left = [content]
+    while left:
+        value = left.pop()
+        if isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, (list, tuple)):
+            left += value
+        elif isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type != device:
+                raise ValueError(f"a tensor of kind {value.layout} on {value.device}")
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError(f"a tensor of shape {tuple(value.shape)} without the values for it")
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -72,4 +98,4 @@ def _first_global(path: Path) -> str | None:
 def _first_line(error: Exception) -> str:
     """What an exception says, in one line; torch's advice to load the file unsafely is left out."""
     text = str(error).partition("\n")[0].partition(" In PyTorch 2.6")[0]
-    return text or type(error).__name__
+    return text[:300] or type(error).__name__

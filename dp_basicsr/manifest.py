@@ -53,6 +53,8 @@ def read_manifest(path: Path) -> dict[Path, str]:
     """
     root = path.parent.parent
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError("it is no file")
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path.name} cannot be read ({error})") from error
@@ -68,16 +70,17 @@ def read_manifest(path: Path) -> dict[Path, str]:
     return checksums
 
 
-def check_manifest(path: Path) -> None:
-    """Read all files of a checkpoint.
+def check_manifest(path: Path) -> set[Path]:
+    """Read all files of a checkpoint, and return them.
 
     Raises:
         UserError: One is missing, cannot be read, or is not what was written.
     """
-    for file, checksum in read_manifest(path).items():
-        if not file.is_file():
-            raise UserError(f"{file.name} is missing")
+    checksums = read_manifest(path)
+    for file, checksum in checksums.items():
         try:
+            if not file.is_file():
+                raise UserError(f"{file.name} is missing")
             with file.open("rb") as content:
                 found = hashlib.sha256()
                 while block := content.read(1 << 20):
@@ -87,6 +90,7 @@ def check_manifest(path: Path) -> None:
         if found.hexdigest() != checksum:
             size = file.stat().st_size
             raise UserError(f"{file.name} is damaged: the checksum of its {size} bytes is not that in {path.name}")
+    return set(checksums)
 
 
 def delete_older(state: Path, models: Path, keep: int) -> None:

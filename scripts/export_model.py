@@ -9,7 +9,7 @@ from typing import get_args
 
 from dp_basicsr.data.preparation.console import data_command
 from dp_basicsr.data.preparation.staging import refuse_existing
-from dp_basicsr.deploy.card import write_card
+from dp_basicsr.deploy.card import read_metrics, write_card
 from dp_basicsr.deploy.export import Format, describe, export_network, spandrel_limit
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.deploy.provenance import trace
@@ -36,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     output: Path = args.output
     with data_command():
         refuse_existing([output], overwrite=args.overwrite)
+        metrics = read_metrics(args.metrics)  # before anything is written
         network = load_network(args.model_path, alpha_interp=args.alpha_interp, scale=args.scale)
         facts = describe(network, trace(args.model_path[-1], network.notes))
         difference = export_network(network, args.format, output, facts)
-        card = write_card(network, args.format, output, facts, args.license, args.metrics)
+        card = write_card(network, args.format, output, facts, args.license, metrics)
         print(f"wrote {output} ({network.spec}) and {card}")
         if args.format == "onnx":
             print(f"onnxruntime against torch, relative to the largest value: {difference:.1e}")

@@ -19,7 +19,7 @@ def quality(text: str) -> int | None:
     """Read ``--quality``."""
     if text in ("auto", "lossless"):
         return None if text == "auto" else LOSSLESS
-    if not text.isdigit() or not 1 <= int(text) <= 100:
+    if not text.isdecimal() or len(text) > 3 or not 1 <= int(text) <= 100:
         raise UserError(f"--quality: expected auto, lossless or a number from 1 to 100, got {text!r}")
     return int(text)
 

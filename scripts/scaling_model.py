@@ -242,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tflops", type=float, nargs="+", default=[10, 50], help="sustained TFLOP/s of a GPU")
     parser.add_argument("--gbits", type=float, nargs="+", default=[10, 100], help="network between nodes, Gbit/s")
     args = parser.parse_args(argv)
+    if not all(rate > 0 for rate in (*args.tflops, *args.gbits)):
+        parser.error("expected --tflops and --gbits above 0")
     opt = read_options(ROOT / "options/train_esrgan_dp.yml")
     opt |= {"num_gpu": 0, "is_train": True, "dist": False, "rank": 0, "world_size": 1}
     opt["train"]["perceptual_opt"] |= {"vgg_weights": "random", "resnet_weights": "random"}  # as many operations

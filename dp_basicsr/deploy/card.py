@@ -70,7 +70,7 @@ net = load_network([Path("{file}")]).module  # (N, 3, H, W), RGB in [0, 1]
 
 
 def write_card(
-    network: LoadedNetwork, kind: Format, output: Path, facts: dict[str, str], license_name: str, metrics: Path | None
+    network: LoadedNetwork, kind: Format, output: Path, facts: dict[str, str], license_name: str, metrics: str
 ) -> Path:
     """Write ``<output>.md``.
 
@@ -80,10 +80,7 @@ def write_card(
         output: Where to.
         facts: See :func:`~dp_basicsr.deploy.export.describe`.
         license_name: Licence of the weights; empty where nobody has said.
-        metrics: A Markdown file (the table that the evaluation writes), taken over as it is.
-
-    Raises:
-        UserError: ``metrics`` cannot be read.
+        metrics: See :func:`read_metrics`.
     """
     spec = network.spec
     assert spec is not None
@@ -97,7 +94,7 @@ def write_card(
         multiple=f" with H and W multiples of {spec.multiple}" if spec.multiple > 1 else "",
         scale=spec.scale,
         training=_training(facts),
-        metrics=_metrics(metrics),
+        metrics=metrics,
         use=_USE.format(file=output.name, code=_CODE.get(kind, _CODE["pth"]).format(file=output.name)),
         spandrel=_spandrel(kind, limit),
     )
@@ -124,13 +121,23 @@ def _training(facts: dict[str, str]) -> str:
     )
 
 
-def _metrics(path: Path | None) -> str:
+def read_metrics(path: Path | None) -> str:
+    """The table of metrics for a card, or that there is none.
+
+    Raises:
+        UserError: ``path`` cannot be read.
+    """
     if path is None:
         return "None were given at export (`--metrics FILE.md`: a table that names RGB or Y and the crop)."
     try:
-        return path.read_text(encoding="utf-8").strip()
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError("no such file")
+        text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--metrics {path}: cannot be read ({error})") from error
+    if not text:
+        raise UserError(f"--metrics {path}: expected a table, got an empty file")
+    return text
 
 
 def _spandrel(kind: Format, limit: str | None) -> str:

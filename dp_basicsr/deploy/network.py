@@ -144,8 +144,8 @@ def find_spec(weights: Weights, scale: int | None = None) -> NetworkSpec:
             f"got {len(state)} tensors such as {shorten(list(state), 3)}"
         )
     num_feat, channels = state["conv_first.weight"].shape[:2]
-    blocks = [int(match[1]) for name in state if (match := re.match(r"body\.(\d+)\.", name))]
-    num_block = 1 + max(blocks, default=0)
+    # Counted: the largest number of a file of rubbish may be any, and so many blocks would be built.
+    num_block = max(len({match[1] for name in state if (match := re.match(r"body\.(\d+)\.", name))}), 1)
     growth = _find_shape(state, r"body\.\d+\.rdb\d\.conv[1-4]\.weight")
     colours = (_find_shape(state, r"conv_last\.weight") or (3,))[0]
     if colours != 3 or channels % 3:

@@ -61,7 +61,9 @@ def read_weights(path: Path) -> Weights:
     state = rename_keys(_strip_prefixes(_as_state_dict(content, path)))
     broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if broken:
-        raise UserError(f"model {path}: {len(broken)} tensors hold NaN or infinity ({broken[0]}, ...): training failed")
+        raise UserError(
+            f"model {path}: {len(broken)} tensors hold NaN or infinity ({shorten(broken, 1)}): training failed"
+        )
     return Weights(state, path, notes)
 
 
@@ -97,12 +99,12 @@ def compare_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
 def shorten(names: list[str], limit: int = 4) -> str:
     """The first few of a list, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(name if len(name) < 80 else f"{name[:80]}..." for name in names[:limit]) + more
 
 
 def rename_keys(state: StateDict) -> StateDict:
     """Translate the original ESRGAN's names to BasicSR's; BasicSR's own stay as they are."""
-    if any(name.startswith("model.1.sub.") for name in state):
+    if any(re.match(r"model\.1\.sub\.\d+\.", name) for name in state):
         return _rename_oldest(state)
     renamed = {}
     for name, value in state.items():
@@ -116,7 +118,7 @@ def rename_keys(state: StateDict) -> StateDict:
 
 def _rename_oldest(state: StateDict) -> StateDict:
     """``model.N`` of the first ESRGAN release: one flat sequence, numbered with its layers without weights."""
-    trunk = sorted({int(name.split(".")[3]) for name in state if name.startswith("model.1.sub.")})
+    trunk = sorted({int(match[1]) for name in state if (match := re.match(r"model\.1\.sub\.(\d+)\.", name))})
     tail = sorted({int(name.split(".")[1]) for name in state if re.match(r"model\.\d+\.(weight|bias)$", name)})
     layers = {"model.0": "conv_first", f"model.1.sub.{trunk[-1]}": "conv_body"}
     *ups, hr, last = [number for number in tail if number > 1] if len(tail) > 2 else [-1, -1]
@@ -132,8 +134,11 @@ def _rename_oldest(state: StateDict) -> StateDict:
 
 
 def _refuse_impostors(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(64)
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise UserError(f"model {path} cannot be read ({error.strerror})") from error
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"model {path} is a Git LFS pointer, not the weights: run `git lfs pull`, or download the file")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
@@ -164,11 +169,16 @@ def _as_state_dict(content: Any, path: Path) -> StateDict:
     if isinstance(content, dict):
         content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
     state = content if isinstance(content, dict) else {}
-    tensors = {name: value.float() for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {name: value.float() for name, value in state.items() if _is_weight(name, value)}
     if not tensors:
         found = f"a mapping with {shorten([str(key) for key in state])}" if state else type(content).__name__
         raise UserError(f"model {path}: expected a generator's weights, got {found}")
     return tensors
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    """Whether an item of a file is a weight by its name: other numbers than real ones are none."""
+    return isinstance(name, str) and isinstance(value, Tensor) and not value.is_complex()
 
 
 def _strip_prefixes(state: StateDict) -> StateDict:

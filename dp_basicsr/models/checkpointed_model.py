@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,10 +10,12 @@ from typing import Any
 
 from dp_basicsr.checkpoint import facts_of_run
 from dp_basicsr.durable import write_checkpoint
+from dp_basicsr.errors import UserError
 from dp_basicsr.launch import on_rank_0
 from dp_basicsr.manifest import delete_older, write_manifest
 from dp_basicsr.randomness import gather_random_states, set_random_state
 
+import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import master_only
@@ -117,11 +120,17 @@ class CheckpointedModel(BaseModel):
         """Take up BasicSR's state, best metrics and random states.
 
         On another number of processes than the state is from, each draws new random numbers.
+
+        Raises:
+            UserError: Optimizers or schedulers are of another model. Much else that is wrong is an error of any kind.
         """
         for optimizer, saved in zip(self.optimizers, resume_state["optimizers"], strict=False):
             for group in saved["param_groups"]:  # how Adam computes is this run's matter; BasicSR's is not fused
                 group["fused"] = optimizer.defaults.get("fused")
+        before = self._kinds()
         super().resume_training(resume_state)
+        if not holds(before, self._kinds()) or not all(map(fits, self.optimizers)):
+            raise UserError("its optimizers or schedulers are of another model")
         self._saved_iter = resume_state["iter"]
         metrics = ((self.opt.get("val") or {}).get("metrics") or {}).keys()
         best = resume_state.get("best_metric_results", {})
@@ -132,6 +141,10 @@ class CheckpointedModel(BaseModel):
         else:
             own = self.opt["rank"] + self.opt["world_size"] * resume_state["iter"]
             set_random_seed(self.opt.get("manual_seed", 0) + own)
+
+    def _kinds(self) -> list[Any]:
+        groups = [kinds(optimizer.param_groups) for optimizer in self.optimizers]
+        return groups + [kinds(scheduler.state_dict()) for scheduler in self.schedulers]
 
     def save_best(self, current_iter: int) -> None:
         """Save G as ``net_g_best_<set>_<metric>.pth`` for each figure that ``current_iter`` is the best iteration of.
@@ -148,6 +161,37 @@ class CheckpointedModel(BaseModel):
             for metric, figure in record.items():
                 if figure["iter"] == current_iter:
                     self.save_network(nets, f"net_g_best_{dataset}", metric, keys)
+
+
+def kinds(value: Any) -> Any:
+    """What a value is made of, without the numbers in it; milestones may be others, and an unset flag is one."""
+    if isinstance(value, Counter):
+        return "milestones", all(isinstance(number, int) for pair in value.items() for number in pair)
+    if isinstance(value, dict):
+        return {name: kinds(part) for name, part in value.items() if name != "params"}
+    if isinstance(value, (list, tuple)):
+        return {place: kinds(part) for place, part in enumerate(value)} | {"length": len(value)}
+    if value is None or isinstance(value, bool):
+        return "flag"
+    return "number" if isinstance(value, (int, float)) else type(value).__name__
+
+
+def holds(expected: Any, found: Any) -> bool:
+    """Whether all that :func:`kinds` expects is there; another version of torch may have put more beside it."""
+    if not isinstance(expected, dict) or not isinstance(found, dict):
+        return bool(expected == found)
+    return all(name in found and holds(kind, found[name]) for name, kind in expected.items())
+
+
+def fits(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it keeps the same of each weight, in the weight's shape or as one number."""
+    kept = [(weight, optimizer.state.get(weight, {})) for group in optimizer.param_groups for weight in group["params"]]
+    names = {frozenset(state) for _, state in kept if state}
+    return len(names) <= 1 and all(
+        isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape in (torch.Size(), weight.shape)
+        for weight, state in kept
+        for value in state.values()
+    )
 
 
 def plain(values: Any) -> Any:

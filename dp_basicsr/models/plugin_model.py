@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,7 +98,7 @@ class PluginModel(CheckpointedModel, ThreadedValidation):
         try:
             super().load_network(net, load_path, strict, param_key)
         except (RuntimeError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"network {load_path} does not fit: {' '.join(str(error).split())}") from error
+            raise UserError(f"network {load_path} does not fit: {textwrap.shorten(str(error), 400)}") from error
 
     def get_current_log(self) -> dict[str, float]:
         """The last step's losses as numbers, averaged over the processes. All processes must call it together."""

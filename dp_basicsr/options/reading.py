@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +71,8 @@ def read_options(path: str | Path) -> Options:
 
 def _text_of(path: str | Path) -> str:
     try:
+        if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+            raise OSError(errno.EINVAL, "no file on a disk")  # a pipe would be waited for
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"option file {path}: {error.strerror}; the shipped ones are in options/") from error

@@ -28,8 +28,8 @@ def _folder_name(value: str) -> str:
     return value
 
 
-Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
-FromZero = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+Count = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_whole)]
+FromZero = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

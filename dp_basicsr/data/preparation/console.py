@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
-import sys
 from collections.abc import Iterator
 from types import FrameType
 
@@ -31,11 +30,8 @@ def data_command() -> Iterator[None]:
     """Run a command: UserError gives exit code 2, Ctrl-C 130, SIGTERM 143, each after partial results were removed."""
     previous = signal.signal(signal.SIGTERM, _leave)
     try:
-        with exit_on_user_error():
+        with exit_on_user_error("interrupted: what was not whole has been removed"):
             yield
-    except KeyboardInterrupt:
-        print("interrupted: what was not whole has been removed", file=sys.stderr)
-        raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
 
