@@ -14,15 +14,14 @@ from typing import Any
 
 from dp_basicsr.archs.pretrained import PRETRAINED_DIR, weights_url
 from dp_basicsr.checkpoint import require_networks
-from dp_basicsr.data.stream import Batch, TrainStream
+from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
+from dp_basicsr.durable import first_line
 from dp_basicsr.errors import UserError
+from dp_basicsr.progress import PAPER_BATCH
 
 import torch
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
-
-# The paper's mini-batch.
-PAPER_BATCH = 16
 
 
 def check(opt: dict[str, Any]) -> None:
@@ -110,10 +109,7 @@ def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, fl
 
 def batch_size(opt: dict[str, Any]) -> int:
     """Pairs a step of this process: of each GPU's under DataParallel, as BasicSR counts."""
-    data = opt["datasets"]["train"]
-    if data.get("batch_size_total"):
-        return int(data["batch_size_total"]) // int(opt["world_size"])
-    return int(data["batch_size_per_gpu"]) * (1 if opt["dist"] else max(1, opt["num_gpu"]))
+    return batch_size_per_gpu(opt) * (1 if opt["dist"] else max(1, opt["num_gpu"]))
 
 
 def try_step(opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]]:
@@ -148,11 +144,6 @@ def try_step(opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]
         ) from error
     except Exception as error:  # what classes that are handed an impossible value say is of any kind
         raise UserError(f"a step cannot be done: {type(error).__name__}: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return str(error).partition("\n")[0]
 
 
 def summary(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ def run(capsys: pytest.CaptureFixture[str], *entries: str) -> tuple[int, str, st
     """Exit code, output and errors; nothing may have been written."""
     before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
     code = 0
+    for handler in logging.getLogger("basicsr").handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.stream = sys.stderr  # an earlier test's, which is closed
     try:
         train.main(["-opt", "small.yml", "--check", *(["--force_yml", *entries] if entries else [])])
     except SystemExit as stopped:

@@ -74,7 +74,7 @@ class TrainStream:
 
     def __init__(self, opt: dict[str, Any], origin: Mapping[str, int] | None = None) -> None:
         self.opt = opt
-        self.dataset_opt = opt["datasets"]["train"] | {"batch_size_per_gpu": _batch_size_per_gpu(opt)}
+        self.dataset_opt = opt["datasets"]["train"] | {"batch_size_per_gpu": batch_size_per_gpu(opt)}
         self.origin = {"iter": 0, "epoch": 0, "sample": 0, **(origin or {})}
         self.dataset = _build(self.dataset_opt)
         ratio = self.dataset_opt.get("dataset_enlarge_ratio", 1)
@@ -166,7 +166,7 @@ def _from_thread(loader: PrefetchDataLoader) -> Iterator[Batch]:
         yield outcome
 
 
-def _batch_size_per_gpu(opt: dict[str, Any]) -> int:
+def batch_size_per_gpu(opt: dict[str, Any]) -> int:
     """``batch_size_per_gpu``, or the share of ``batch_size_total``, which stays the same on any number of processes."""
     dataset_opt = opt["datasets"]["train"]
     total, processes = dataset_opt.get("batch_size_total"), opt["world_size"] if opt["dist"] else max(opt["num_gpu"], 1)
