@@ -270,7 +270,7 @@ class Logger(Section):
 class DistParams(Section):
     """``dist_params``."""
 
-    backend: Literal["nccl", "gloo", "mpi"] | None = None
+    backend: Literal["nccl", "gloo"] | None = None
     """of torch.distributed; ~: nccl with CUDA, otherwise gloo"""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """of the first process, under SLURM"""
