@@ -23,6 +23,7 @@ DEV = [
     "mypy",
     "pre-commit",
     "pytest>=8",
+    "pytest-xdist",  # make test: two processes
     "ruff",
     "selenium",  # the tests of the report and the page, in a Chromium that is there (.ci/run installs one)
     "setuptools",  # tests/test_package.py builds the wheel

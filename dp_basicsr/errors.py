@@ -19,7 +19,7 @@ EXTRAS = MappingProxyType({"matplotlib": "plots", "jinja2": "report"})
 
 # The exit code of a run that a signal stopped, or the end of another process: nothing is wrong with it, and the same
 # command with --auto_resume goes on (EX_TEMPFAIL of sysexits.h).
-EXIT_AGAIN = 75
+EXIT_RETRY = 75
 
 
 class UserError(ValueError):

@@ -12,13 +12,13 @@ import argparse
 from collections.abc import Sequence
 from typing import get_args
 
-from dp_basicsr.data.preparation.console import data_command
-from dp_basicsr.deploy.batch import Job, find_jobs
+from dp_basicsr.deploy.batch import UpscaleJob, find_jobs
 from dp_basicsr.deploy.files import FORMATS, QUALITY, read_picture, write_picture
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.deploy.picture import AlphaMode, upscale_picture
 from dp_basicsr.deploy.upscaler import OVERLAP, PRECISIONS, Upscaler
 from dp_basicsr.errors import UserError, readable
+from dp_basicsr.utils.console import data_command
 
 from PIL import Image
 from tqdm import tqdm
@@ -80,7 +80,7 @@ def warn(message: str) -> None:
     tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
-def upscale_file(job: Job, upscaler: Upscaler, args: argparse.Namespace, bar: tqdm) -> None:
+def upscale_file(job: UpscaleJob, upscaler: Upscaler, args: argparse.Namespace, bar: tqdm) -> None:
     """Upscale one image and write the result."""
     picture = read_picture(job.source)
     bar.set_postfix_str(job.source.name)
@@ -94,7 +94,7 @@ def upscale_file(job: Job, upscaler: Upscaler, args: argparse.Namespace, bar: tq
     write_picture(result, job.target, args.quality)
 
 
-def upscale_all(jobs: Sequence[Job], upscaler: Upscaler, args: argparse.Namespace) -> int:
+def upscale_all(jobs: Sequence[UpscaleJob], upscaler: Upscaler, args: argparse.Namespace) -> int:
     """Upscale every image; one that fails is named on stderr, and the rest go on.
 
     Returns:

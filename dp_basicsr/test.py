@@ -13,14 +13,15 @@ from typing import Any
 
 import dp_basicsr.archs
 import dp_basicsr.models  # noqa: F401  (the two register their members)
-from dp_basicsr.checkpoint import require_networks
+from dp_basicsr.checkpoint.resume import require_networks
 from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, missing_folders
+from dp_basicsr.distributed.collectives import agree_on
+from dp_basicsr.distributed.launch import in_group
 from dp_basicsr.errors import UserError, exit_on_user_error
-from dp_basicsr.evaluation.test_run import evaluate_test_run, metrics_of
-from dp_basicsr.launch import agree_on, in_group
+from dp_basicsr.evaluation.after_test import evaluate_test_run, metrics_of
 from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
-from dp_basicsr.progress import start_log, write_log
+from dp_basicsr.training.progress import start_log, write_log
 
 import torch
 from basicsr.models import build_model

@@ -16,17 +16,16 @@ from typing import Any
 import dp_basicsr.archs
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401  (the three register their members)
-from dp_basicsr.check import check
-from dp_basicsr.checkpoint import find_resume_state, inexact, require_networks
+from dp_basicsr.checkpoint.resume import find_resume_state, require_networks, resume_warnings
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
-from dp_basicsr.durable import await_archive_name, first_line, no_room_is_user_error, remove_partial_files
+from dp_basicsr.distributed.collectives import on_rank_0
+from dp_basicsr.distributed.launch import beat, in_group, mark_experiment
 from dp_basicsr.errors import UserError, exit_on_user_error
-from dp_basicsr.interruption import Interruption
-from dp_basicsr.launch import beat, in_group, mark_experiment, on_rank_0
-from dp_basicsr.memory import keep_freed_memory
 from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
-from dp_basicsr.progress import (
+from dp_basicsr.training.dry_run import check
+from dp_basicsr.training.malloc import keep_freed_memory
+from dp_basicsr.training.progress import (
     close_tensorboard,
     describe_batch,
     open_tensorboard,
@@ -35,8 +34,10 @@ from dp_basicsr.progress import (
     start_log,
     write_log,
 )
-from dp_basicsr.randomness import same_random_state_after, set_determinism
-from dp_basicsr.run_lock import run_lock
+from dp_basicsr.training.random_state import same_random_state_after, set_determinism
+from dp_basicsr.training.run_lock import run_lock
+from dp_basicsr.training.signals import Interruption
+from dp_basicsr.utils.atomic_io import await_archive_name, first_line, no_room_is_user_error, remove_partial_files
 
 from basicsr.models import build_model
 from basicsr.utils import AvgTimer, MessageLogger, get_root_logger, make_exp_dirs
@@ -53,7 +54,7 @@ def train(opt: dict[str, Any], option_file: str) -> None:
 
     Raises:
         UserError: Missing data, weights or states, or a full disk; what to do is in the message.
-        SystemExit: A signal stopped the run: :data:`~dp_basicsr.errors.EXIT_AGAIN`.
+        SystemExit: A signal stopped the run: :data:`~dp_basicsr.errors.EXIT_RETRY`.
     """
     set_determinism(opt.get("deterministic", False))
     if opt["num_gpu"] == 0:
@@ -68,7 +69,7 @@ def train(opt: dict[str, Any], option_file: str) -> None:
         val_loaders = evaluation_loaders(opt, "val") if opt.get("val") else []
         model = build_model(opt)
         if state is not None:
-            go_on(opt, model, stream, state)
+            resume(opt, model, stream, state)
         # Only what has started so far may write: an earlier run of this name is moved aside here.
         on_rank_0(lambda: make_folders(opt, option_file, resuming=state is not None))
         write_log(opt, "train", held_log)
@@ -81,7 +82,7 @@ def train(opt: dict[str, Any], option_file: str) -> None:
             close_tensorboard(tb_logger)
 
 
-def go_on(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
+def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
     """Take the state up, and say what will not be as in a run that never stopped.
 
     Raises:
@@ -96,7 +97,7 @@ def go_on(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str,
             "was made with, or start anew without --auto_resume"
         ) from error
     logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
-    for reason in inexact(opt, state, stream.position(iteration)):
+    for reason in resume_warnings(opt, state, stream.position(iteration)):
         logger.warning(f"Not the bits of a run that never stopped: {reason}.")
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dp_basicsr.data.images import BadImageError
-from dp_basicsr.data.preparation.console import data_command
 from dp_basicsr.deploy.files import read_picture, write_picture
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.deploy.picture import AlphaMode, upscale_picture
-from dp_basicsr.deploy.tiles import OnTile
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.console import data_command
+from dp_basicsr.utils.tiles import OnTile
 
 from PIL import Image
 

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dp_basicsr.data.checking import PairedSet, Problem, check_set, paired_sets, table
-from dp_basicsr.data.preparation.console import data_command
+from dp_basicsr.data.preparation.check import BadData, PairedSet, check_set, paired_sets, table
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.console import data_command
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -39,7 +39,7 @@ def find_sets(args: argparse.Namespace) -> Iterator[tuple[str, PairedSet]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 2 when something is wrong."""
     args = parse(argv)
-    problems: list[Problem] = []
+    problems: list[BadData] = []
     with data_command():
         for name, place in find_sets(args):
             checked = check_set(place, args.workers)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_basicsr.errors import exit_on_user_error
+from dp_basicsr.evaluation.after_test import FOLDER
 from dp_basicsr.evaluation.crops import Crop, compare_crops, images_of
 from dp_basicsr.evaluation.files import JSON_NAME, read_evaluation
-from dp_basicsr.evaluation.test_run import FOLDER
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dp_basicsr.data.preparation.console import add_job_arguments, data_command, job_from
 from dp_basicsr.data.preparation.convert import create_lmdb
+from dp_basicsr.data.preparation.jobs import add_job_arguments, job_from
+from dp_basicsr.utils.console import data_command
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

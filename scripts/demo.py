@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dp_basicsr import demo
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.curves import plot_panels, product, read_log
+from dp_basicsr.studies import demo
 
 OPTIONS = "options/train_demo.yml"
 RUNS = {"L1 stage": "demo_psnr", "ESRGAN-DP": "demo_esrgan_dp"}

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from dp_basicsr.data.downloads.catalogue import SOURCES
 from dp_basicsr.data.downloads.datasets import download_dataset
-from dp_basicsr.data.downloads.sources import SOURCES
-from dp_basicsr.data.preparation.console import data_command
+from dp_basicsr.utils.console import data_command
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

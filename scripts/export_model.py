@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from dp_basicsr.data.preparation.console import data_command
-from dp_basicsr.data.preparation.staging import refuse_existing
 from dp_basicsr.deploy.card import read_metrics, write_card
 from dp_basicsr.deploy.export import Format, describe, export_network, spandrel_limit
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.deploy.provenance import trace
+from dp_basicsr.utils.console import data_command
+from dp_basicsr.utils.staging import refuse_existing
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dp_basicsr.data.preparation.console import add_job_arguments, data_command, job_from
 from dp_basicsr.data.preparation.extract import DIV2K_HR, Extraction, extract_subimages
+from dp_basicsr.data.preparation.jobs import add_job_arguments, job_from
 from dp_basicsr.data.preparation.subimages import Window
+from dp_basicsr.utils.console import data_command
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

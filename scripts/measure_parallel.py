@@ -20,7 +20,7 @@ from typing import Any
 import dp_basicsr.archs
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401  (the three register their members)
-from dp_basicsr.launch import in_group, init_distributed
+from dp_basicsr.distributed.launch import in_group, init_distributed
 from dp_basicsr.options import read_options
 
 import torch

@@ -14,7 +14,7 @@ from pathlib import Path
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.evaluate import Method
 from dp_basicsr.studies.results import default_metrics, write_study
-from dp_basicsr.studies.runner import Job, Runner, make_jobs, shown
+from dp_basicsr.studies.runner import Runner, StudyRun, make_jobs, shown
 from dp_basicsr.studies.study import NAMES, Smoke, Study, read_smoke, read_study
 
 import torch
@@ -47,7 +47,7 @@ def part(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def show_plan(jobs: Sequence[Job], retest: bool) -> None:
+def show_plan(jobs: Sequence[StudyRun], retest: bool) -> None:
     """Print the commands that are still to run."""
     for job in jobs:
         job.check_record()
@@ -86,7 +86,7 @@ def report(runner: Runner) -> int:
 def prepare(smoke: Smoke | None) -> None:
     """Make the demo's data for a smoke run, once."""
     if smoke and not SMOKE_DATA.is_dir():
-        from dp_basicsr.demo import prepare_photographs
+        from dp_basicsr.studies.demo import prepare_photographs
 
         prepare_photographs()
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.checkpoint.test_fuzz_checkpoints import SMALL, no_hang
 from tests.deploy.conftest import make_network
-from tests.test_fuzz_checkpoints import SMALL, no_hang
-from tests.test_fuzz_options import judge
+from tests.options.test_fuzz_options import judge
 
 ROOT = Path(__file__).resolve().parents[1]
 

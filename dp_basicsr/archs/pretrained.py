@@ -7,7 +7,7 @@ from typing import Any
 from urllib.error import URLError
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.loading import load
+from dp_basicsr.utils.safe_load import load
 
 import torch
 from basicsr.utils import get_root_logger

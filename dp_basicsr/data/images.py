@@ -17,7 +17,7 @@ from PIL import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LOSSLESS_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
-MOST_PIXELS = 1 << 27  # of one image: 16384 x 8192, 0.4 GB decoded; a few kilobytes of PNG can claim more
+MAX_PIXELS = 1 << 27  # of one image: 16384 x 8192, 0.4 GB decoded; a few kilobytes of PNG can claim more
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # Pillow's names for the suffixes above
 
@@ -70,7 +70,7 @@ def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.
     file. An alpha that is opaque everywhere says nothing and is left out.
 
     Raises:
-        BadImageError: it does not decode, is cut off, has more than :data:`MOST_PIXELS` (looked up in its head, before
+        BadImageError: it does not decode, is cut off, has more than :data:`MAX_PIXELS` (looked up in its head, before
             anything is decoded), or is of another kind.
     """
     image = _without_opaque_alpha(_decode(bytes(data)))
@@ -131,8 +131,8 @@ def _refuse_too_many_pixels(data: bytes) -> None:
         raise BadImageError(f"is refused before decoding: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise BadImageError(f"is no image in {', '.join(_FORMATS)}" if data else "is empty") from error
-    if pixels > MOST_PIXELS:
-        raise BadImageError(f"has {pixels / 1e6:,.0f} megapixels, at most {MOST_PIXELS / 1e6:,.0f} are decoded")
+    if pixels > MAX_PIXELS:
+        raise BadImageError(f"has {pixels / 1e6:,.0f} megapixels, at most {MAX_PIXELS / 1e6:,.0f} are decoded")
 
 
 def _without_opaque_alpha(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 Batch = dict[str, Any]
 
 ON_BAD_IMAGE = ("stop", "skip")
-_MOST_IN_A_ROW = 10  # replacements that are bad as well: then it is not one image, it is the disk
+_MAX_CONSECUTIVE_BAD = 10  # replacements that are bad as well: then it is not one image, it is the disk
 _WORKER_PREFIX = f"{UserError.__module__}.{UserError.__qualname__}: "
 
 
@@ -51,7 +51,7 @@ class SeededDataset(Dataset):
         """
         epoch, place, index = key
         bad: list[str] = []
-        while len(bad) <= _MOST_IN_A_ROW:
+        while len(bad) <= _MAX_CONSECUTIVE_BAD:
             seeds = np.random.SeedSequence((self.seed, epoch, place, *([len(bad)] if bad else [])))
             if bad:
                 index = int(seeds.generate_state(4)[3]) % len(self)

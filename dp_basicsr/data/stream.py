@@ -10,8 +10,8 @@ from typing import Any
 import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
 from dp_basicsr.data.lmdb_records import is_raw, lmdb_reader
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
+from dp_basicsr.data.worker_signals import outlive_signals
 from dp_basicsr.errors import UserError
-from dp_basicsr.interruption import outlive_signals
 
 import lmdb
 import torch

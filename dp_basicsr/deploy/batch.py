@@ -14,14 +14,16 @@ from dp_basicsr.errors import UserError
 
 
 @dataclass(frozen=True)
-class Job:
+class UpscaleJob:
     """One image to upscale, and the file to write."""
 
     source: Path
     target: Path
 
 
-def find_jobs(source: str, output: Path, *, recursive: bool = False, suffix: str = "", ext: str = "auto") -> list[Job]:
+def find_jobs(
+    source: str, output: Path, *, recursive: bool = False, suffix: str = "", ext: str = "auto"
+) -> list[UpscaleJob]:
     """List the images behind ``source`` and the files that mirror them below ``output``.
 
     Args:
@@ -39,11 +41,13 @@ def find_jobs(source: str, output: Path, *, recursive: bool = False, suffix: str
         raise UserError(f"--ext {ext}: expected auto or one of {', '.join(name[1:] for name in FORMATS)}")
     path = Path(source).expanduser()
     if path.is_file():
-        jobs = [Job(path, output if output.suffix.lower() in FORMATS else output / _rename(path, suffix, ext).name)]
+        jobs = [
+            UpscaleJob(path, output if output.suffix.lower() in FORMATS else output / _rename(path, suffix, ext).name)
+        ]
     else:
         root = path if path.is_dir() else _root_of_glob(path)
         images = [image for image in _list(path, recursive) if not _is_below(image, output, root)]
-        jobs = [Job(image, output / _rename(image.relative_to(root), suffix, ext)) for image in images]
+        jobs = [UpscaleJob(image, output / _rename(image.relative_to(root), suffix, ext)) for image in images]
     if not jobs:
         ending = f"expected files that end in {', '.join(IMAGE_SUFFIXES)}"
         more = "" if recursive or not path.is_dir() else "; --recursive takes the folders in it as well"
@@ -82,7 +86,7 @@ def _is_below(image: Path, output: Path, root: Path) -> bool:
     return folder != Path(os.path.abspath(root)) and folder in Path(os.path.abspath(image)).parents
 
 
-def _refuse_collisions(jobs: list[Job]) -> None:
+def _refuse_collisions(jobs: list[UpscaleJob]) -> None:
     sources = {os.path.realpath(job.source) for job in jobs}
     by_target = defaultdict(list)
     for job in jobs:

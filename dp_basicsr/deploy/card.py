@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.deploy.export import Format, spandrel_limit
-from dp_basicsr.deploy.network import LoadedNetwork
+from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.errors import UserError
 
 import yaml

@@ -9,7 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from dp_basicsr.deploy.network import LoadedNetwork, NetworkSpec, load_network
+from dp_basicsr.deploy.loaded_network import LoadedNetwork, NetworkSpec
+from dp_basicsr.deploy.network import load_network
 from dp_basicsr.errors import UserError
 
 import torch

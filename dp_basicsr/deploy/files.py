@@ -15,7 +15,7 @@ from typing import Any
 
 from dp_basicsr.data.images import BadImageError
 from dp_basicsr.deploy.picture import Picture
-from dp_basicsr.deploy.tiles import Pixels
+from dp_basicsr.utils.tiles import Pixels
 
 import cv2
 import numpy as np
@@ -30,7 +30,7 @@ FORMATS = {
 WITH_ALPHA = ("PNG", "WEBP", "TIFF")
 WITH_16_BITS = ("PNG", "TIFF")
 QUALITY = 95
-MOST_PIXELS = 1 << 30  # OpenCV's own limit, 3 GB decoded: inference.py switches Pillow's lower one off
+MAX_PIXELS = 1 << 30  # OpenCV's own limit, 3 GB decoded: inference.py switches Pillow's lower one off
 
 _ORIENTATION = 0x0112
 # EXIF orientation -> transpose first, then flip vertically, then horizontally (Exif 2.32, 4.6.4).
@@ -42,7 +42,7 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _BLACK_IS_ZERO, _RGB = 1, 2
 
 
-def read_picture(path: Path, max_pixels: int = MOST_PIXELS) -> Picture:
+def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """Read PNG, JPEG, WebP, TIFF, BMP or GIF: 8 or 16 bits, gray, palette, colour or CMYK, with alpha or without.
 
     A palette becomes RGB, black and white becomes gray, CMYK becomes sRGB through its profile. EXIF's orientation is

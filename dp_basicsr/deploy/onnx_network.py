@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.deploy.network import LoadedNetwork
+from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.errors import UserError
 
 import numpy as np

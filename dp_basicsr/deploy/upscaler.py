@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Callable
 from typing import Literal
 
-from dp_basicsr.deploy.network import LoadedNetwork
-from dp_basicsr.deploy.tiles import OnTile, Pixels, to_pixels, upscale_bands
+from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.tiles import OnTile, Pixels, to_pixels, upscale_bands
 
 import cv2
 import numpy as np

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.loading import load
+from dp_basicsr.utils.safe_load import load
 
 import torch
 from torch import Tensor

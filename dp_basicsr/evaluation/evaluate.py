@@ -9,11 +9,11 @@ from pathlib import Path
 
 from dp_basicsr.data.images import BadImageError, read_image
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
-from dp_basicsr.data.preparation.pool import available_cpus
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.matching import TestSet, match_images
 from dp_basicsr.metrics import METRICS, Scores, measure, missing_metrics
 from dp_basicsr.metrics.scores import size_text
+from dp_basicsr.utils.pool import available_cpus
 
 import numpy as np
 from numpy.typing import NDArray

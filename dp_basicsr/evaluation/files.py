@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.preparation.staging import StagedFolder
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import Evaluation, Measured
 from dp_basicsr.metrics import METRICS
+from dp_basicsr.utils.staging import StagedFolder
 
 JSON_NAME = "evaluation.json"
 CSV_NAME = "per_image.csv"

@@ -10,7 +10,7 @@ from pathlib import Path
 from dp_basicsr.data.images import IMAGE_SUFFIXES, find_images
 from dp_basicsr.errors import UserError
 
-_MOST_NAMED = 5  # files named in one message; the rest is counted
+_MAX_NAMED = 5  # files named in one message; the rest is counted
 
 # A folder of originals that is called like this carries its set's name one level up: datasets/Set5/GT.
 _GENERIC_FOLDER = re.compile(r"(gt|hr|original|originals)(_?mod_?\d+)?|image_srf_\d", re.IGNORECASE)
@@ -151,5 +151,5 @@ def _splits(stem: str, name: str) -> Iterable[tuple[str, str]]:
 
 
 def _some(names: Collection[str]) -> str:
-    listed = ", ".join(list(names)[:_MOST_NAMED])
-    return listed + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
+    listed = ", ".join(list(names)[:_MAX_NAMED])
+    return listed + (f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else "")

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from dp_basicsr.archs.perceptual_arch import RESNET_TYPES, VGG_TYPES, FrozenFeatures, ResNetFeatures, VGGFeatures
+from dp_basicsr.distributed.collectives import start_mean
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.functional import Criterion, dynamic_weight, feature_distance, weighted_total
-from dp_basicsr.losses.parallel import start_mean
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError
-from dp_basicsr.launch import gather
 from dp_basicsr.metrics.lpips_metric import calculate_lpips, why_not
 
 import numpy as np
@@ -88,7 +88,7 @@ def drop_unavailable(opt: dict[str, Any]) -> None:
     for name, metric in list(metrics.items()):
         if metric["type"] != calculate_lpips.__name__:
             continue
-        if any(gather(why_not(metric.get("net", "alex"), metric.get("weights", "imagenet")))):
+        if any(all_gather(why_not(metric.get("net", "alex"), metric.get("weights", "imagenet")))):
             get_root_logger().warning(f"val: metrics: {name} is left out")
             del metrics[name]
 

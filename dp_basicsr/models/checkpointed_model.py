@@ -8,12 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dp_basicsr.checkpoint import facts_of_run
-from dp_basicsr.durable import write_checkpoint
+from dp_basicsr.checkpoint.manifest import delete_older, write_manifest
+from dp_basicsr.checkpoint.resume import run_metadata
+from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.errors import UserError
-from dp_basicsr.launch import on_rank_0
-from dp_basicsr.manifest import delete_older, write_manifest
-from dp_basicsr.randomness import gather_random_states, set_random_state
+from dp_basicsr.training.random_state import gather_random_states, set_random_state
+from dp_basicsr.utils.atomic_io import write_checkpoint
 
 import torch
 from basicsr.models.base_model import BaseModel
@@ -82,7 +82,7 @@ class CheckpointedModel(BaseModel):
         """Save in BasicSR's form, ``{param_key: state_dict}``; BasicSR goes on without the file where that fails.
 
         Raises:
-            UserError: See :func:`~dp_basicsr.durable.write_whole`.
+            UserError: See :func:`~dp_basicsr.utils.atomic_io.atomic_write`.
         """
         nets = net if isinstance(net, list) else [net]
         keys = param_key if isinstance(param_key, list) else [param_key]
@@ -97,7 +97,7 @@ class CheckpointedModel(BaseModel):
         """Save what a run goes on from besides its networks; there is nothing for the last model (-1).
 
         Raises:
-            UserError: See :func:`~dp_basicsr.durable.write_whole`.
+            UserError: See :func:`~dp_basicsr.utils.atomic_io.atomic_write`.
         """
         if current_iter != -1:
             path = self._state_path(current_iter)
@@ -112,7 +112,7 @@ class CheckpointedModel(BaseModel):
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "position": dict(self.position),
             "random": self._random_states,
-            "run": facts_of_run(self.opt),
+            "run": run_metadata(self.opt),
             "best_metric_results": plain(getattr(self, "best_metric_results", {})),
         }
 

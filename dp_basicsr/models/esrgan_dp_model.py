@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dp_basicsr.losses.parallel import mean_over_processes
+from dp_basicsr.distributed.collectives import mean_over_processes
 from dp_basicsr.models.srgan_dp_model import SRGANDPModel
 
 import torch

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.loading import load
 from dp_basicsr.models.checkpointed_model import CheckpointedModel
 from dp_basicsr.models.validation import ThreadedValidation
+from dp_basicsr.utils.safe_load import load
 
 import torch
 from torch import Tensor, distributed, nn

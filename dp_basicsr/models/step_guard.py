@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dp_basicsr.distributed.collectives import is_parallel
 from dp_basicsr.errors import UserError
-from dp_basicsr.losses.parallel import is_parallel
 
 import torch
 from basicsr.utils import get_root_logger

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.images import encode_png
-from dp_basicsr.deploy.tiles import blend_tiles
+from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError
-from dp_basicsr.launch import gather
+from dp_basicsr.utils.tiles import blend_tiles
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class ThreadedValidation(BaseModel):
         except UserError as caught:  # the others wait below: they get to know, too
             error = caught
         own = measured, None if error is None else str(error)
-        shares = gather(own) if self.opt["dist"] else [own]
+        shares = all_gather(own) if self.opt["dist"] else [own]
         for _, message in shares:
             if message is not None:
                 raise UserError(message) from error

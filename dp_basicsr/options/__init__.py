@@ -11,7 +11,8 @@ import os
 import random
 from collections.abc import Sequence
 
-from dp_basicsr.launch import agree_on, goes_on, init_distributed
+from dp_basicsr.distributed.collectives import agree_on
+from dp_basicsr.distributed.launch import init_distributed, should_resume
 from dp_basicsr.options.reading import Options, override, read_options
 
 import torch
@@ -64,7 +65,7 @@ def parse_options(description: str, argv: Sequence[str] | None, is_train: bool) 
 
     Raises:
         UserError: See :func:`read_options`, :func:`override`, :func:`~dp_basicsr.options.checking.check_options`,
-            :func:`~dp_basicsr.launch.init_distributed`.
+            :func:`~dp_basicsr.distributed.launch.init_distributed`.
     """
     from dp_basicsr.options.checking import check_options  # pydantic and BasicSR's registries: not for every import
 
@@ -85,7 +86,7 @@ def parse_options(description: str, argv: Sequence[str] | None, is_train: bool) 
     if args.debug and not opt["name"].startswith("debug"):
         opt["name"] = f"debug_{opt['name']}"
     _complete_paths(opt)
-    opt["auto_resume"] = is_train and goes_on(args.auto_resume, opt["path"]["experiments_root"])
+    opt["auto_resume"] = is_train and should_resume(args.auto_resume, opt["path"]["experiments_root"])
     if is_train and "debug" in opt["name"]:
         opt["logger"] |= {"print_freq": 1, "save_checkpoint_freq": DEBUG_FREQ}
         if opt.get("val"):

@@ -10,10 +10,10 @@ from typing import Any
 
 from dp_basicsr import __version__
 from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.after_test import FOLDER
 from dp_basicsr.evaluation.curves import panel_svg, read_run, training_panels
 from dp_basicsr.evaluation.evaluate import Evaluation
 from dp_basicsr.evaluation.files import JSON_NAME, ranks, read_evaluation
-from dp_basicsr.evaluation.test_run import FOLDER
 from dp_basicsr.metrics import METRICS
 from dp_basicsr.report.images import Viewer, choose_quality, make_viewer
 
@@ -64,7 +64,7 @@ def write_report(folders: Sequence[Path], out: Path, quality: int | None = None)
     Raises:
         UserError: A folder has nothing to show, two evaluations are given, images are gone, or the disk refuses.
     """
-    report = gather(folders, quality)
+    report = collect(folders, quality)
     text = render(report)
     partial = out.with_name(out.name + ".partial")
     try:
@@ -77,7 +77,7 @@ def write_report(folders: Sequence[Path], out: Path, quality: int | None = None)
     return out
 
 
-def gather(folders: Sequence[Path], quality: int | None) -> Report:
+def collect(folders: Sequence[Path], quality: int | None) -> Report:
     """Read everything that the report shows."""
     report = Report(title=", ".join(dict.fromkeys(_title(folder) for folder in folders)))
     for folder in folders:

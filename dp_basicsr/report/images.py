@@ -19,7 +19,7 @@ SMALLER = 90  # quality beyond
 
 
 @dataclass
-class Source:
+class Panel:
     """One version of an image: its name, its metrics as text, and the picture as a data URI."""
 
     name: str
@@ -35,7 +35,7 @@ class Viewer:
     name: str
     width: int
     height: int
-    sources: list[Source]
+    sources: list[Panel]
     left: str
     right: str
 
@@ -61,12 +61,12 @@ def make_viewer(images: Sequence[Measured], evaluation: Evaluation, quality: int
     scale, first = evaluation.scale, images[0]
     gt = mod_crop(read_file(first.gt), scale)
     lr = read_file(first.lr) if first.lr else downsample(gt, scale)
-    sources = [Source("LR (nearest)", "", data_uri(lr, quality), nearest=True)]
+    sources = [Panel("LR (nearest)", "", data_uri(lr, quality), nearest=True)]
     if BICUBIC not in evaluation.methods:
-        sources.append(Source(BICUBIC, "", data_uri(bicubic(gt, lr, scale, first.image), quality)))
+        sources.append(Panel(BICUBIC, "", data_uri(bicubic(gt, lr, scale, first.image), quality)))
     for image in images:
-        sources.append(Source(image.method, scores_text(image.scores), data_uri(read_pair(image, scale)[0], quality)))
-    sources.append(Source("Original", "", data_uri(gt, quality)))
+        sources.append(Panel(image.method, scores_text(image.scores), data_uri(read_pair(image, scale)[0], quality)))
+    sources.append(Panel("Original", "", data_uri(gt, quality)))
     results = [source.name for source in sources[1:-1] if source.name != BICUBIC]
     return Viewer(first.image, gt.shape[1], gt.shape[0], sources, BICUBIC, (results or ["Original"])[-1])
 

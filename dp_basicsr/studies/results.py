@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dp_basicsr.data.preparation.staging import StagedFolder
 from dp_basicsr.evaluation.evaluate import BICUBIC, Evaluation, Method, evaluate
 from dp_basicsr.evaluation.files import read_evaluation
 from dp_basicsr.evaluation.matching import find_test_set
@@ -14,6 +13,7 @@ from dp_basicsr.options import override, read_options
 from dp_basicsr.studies.runner import make_job, present_sets
 from dp_basicsr.studies.study import ROOT, Smoke, Study, paper_tables
 from dp_basicsr.studies.table import study_csv, study_markdown
+from dp_basicsr.utils.staging import StagedFolder
 
 Cells = dict[tuple[str, str], Scores]
 

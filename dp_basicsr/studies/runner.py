@@ -18,8 +18,8 @@ from typing import Any
 
 from dp_basicsr.data.stream import missing_folders
 from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.after_test import FOLDER
 from dp_basicsr.evaluation.files import JSON_NAME, read_evaluation
-from dp_basicsr.evaluation.test_run import FOLDER
 from dp_basicsr.options import override, read_options
 from dp_basicsr.studies.study import ROOT, Row, Smoke, Study
 
@@ -29,7 +29,7 @@ _LAST_LINES = 5  # of a failed program's output, in the message
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyRun:
     """One training and its test.
 
     Attributes:
@@ -112,9 +112,9 @@ class Job:
         return {"options": self.train_file.name, "overrides": list(self.train)}
 
 
-def make_jobs(study: Study, smoke: Smoke | None) -> list[Job]:
+def make_jobs(study: Study, smoke: Smoke | None) -> list[StudyRun]:
     """The trainings of a study, each once."""
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, StudyRun] = {}
     for row in study.rows:
         if row.run:
             job = make_job(study, row, smoke)
@@ -122,11 +122,11 @@ def make_jobs(study: Study, smoke: Smoke | None) -> list[Job]:
     return list(jobs.values())
 
 
-def make_job(study: Study, row: Row, smoke: Smoke | None) -> Job:
+def make_job(study: Study, row: Row, smoke: Smoke | None) -> StudyRun:
     """The training of a row."""
     files = study.bases[row.base]
     network = tuple(smoke.network[row.base]) if smoke else ()
-    return Job(
+    return StudyRun(
         name=f"smoke_{row.run}" if smoke else row.run,
         train_file=ROOT / files["train"],
         test_file=ROOT / files["test"],
@@ -162,7 +162,7 @@ class Runner:
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopping = threading.Event()
 
-    def run(self, jobs: Sequence[Job], retest: bool) -> None:
+    def run(self, jobs: Sequence[StudyRun], retest: bool) -> None:
         """Train and test what is missing. A job that fails does not stop the others; Ctrl-C and SIGTERM end all."""
         for job in jobs:
             job.check_record()
@@ -177,7 +177,7 @@ class Runner:
             pool.shutdown(cancel_futures=True)
             signal.signal(signal.SIGTERM, previous)
 
-    def _run_one(self, job: Job, retest: bool) -> None:
+    def _run_one(self, job: StudyRun, retest: bool) -> None:
         device = self._slots.get()
         try:
             if not job.is_trained():
@@ -190,7 +190,7 @@ class Runner:
         finally:
             self._slots.put(device)
 
-    def _call(self, job: Job, what: str, command: list[str], device: str) -> None:
+    def _call(self, job: StudyRun, what: str, command: list[str], device: str) -> None:
         if self._stopping.is_set():
             return
         where = f"GPU {device}" if device else "the CPU"

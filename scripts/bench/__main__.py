@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from dp_basicsr.data.preparation.console import data_command
+from dp_basicsr.utils.console import data_command
 
 from scripts.bench.measure import Settings, Table
 from scripts.bench.report import machine, markdown, write

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dp_basicsr.archs import RRDBNetDP
 from dp_basicsr.deploy.files import read_picture, write_picture
-from dp_basicsr.deploy.network import LoadedNetwork, NetworkSpec
+from dp_basicsr.deploy.loaded_network import LoadedNetwork, NetworkSpec
 from dp_basicsr.deploy.picture import upscale_picture
-from dp_basicsr.deploy.tiles import to_tensor
 from dp_basicsr.deploy.upscaler import Upscaler
+from dp_basicsr.utils.tiles import to_tensor
 
 import cv2
 import numpy as np

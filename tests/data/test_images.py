@@ -88,9 +88,9 @@ def test_too_many_pixels_are_refused_before_decoding(
 
 def test_an_image_just_below_the_limit_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(encode_png(COLOUR))
-    monkeypatch.setattr(images, "MOST_PIXELS", 20 * 30)
+    monkeypatch.setattr(images, "MAX_PIXELS", 20 * 30)
     assert read_image(tmp_path / "a.png").shape == (20, 30, 3)
-    monkeypatch.setattr(images, "MOST_PIXELS", 20 * 30 - 1)
+    monkeypatch.setattr(images, "MAX_PIXELS", 20 * 30 - 1)
     with pytest.raises(BadImageError, match="megapixels"):
         read_image(tmp_path / "a.png")
 

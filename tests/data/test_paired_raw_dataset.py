@@ -12,7 +12,7 @@ from dp_basicsr import train
 from dp_basicsr.data.lmdb_records import from_planes, lmdb_reader, read_meta_info, to_planes
 from dp_basicsr.data.preparation.convert import create_lmdb
 from dp_basicsr.data.preparation.extract import Extraction, extract_subimages
-from dp_basicsr.data.preparation.jobs import Job
+from dp_basicsr.data.preparation.jobs import PrepJob
 from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
 from dp_basicsr.data.preparation.records import Record, RecordForm, raw_record
 from dp_basicsr.data.preparation.subimages import Window
@@ -40,7 +40,7 @@ def lmdbs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (height, width) in enumerate([(72, 100), (96, 60), (96, 75)], 1):
         cv2.imwrite(f"{root}/gt/{number:04d}.png", smooth_noise(height, width, number))
     for form in ("png", "raw"):
-        extract_subimages(Extraction(root / "gt", root / form, Window(48, 24), lmdb=form), Job(workers=1))  # type: ignore[arg-type]
+        extract_subimages(Extraction(root / "gt", root / form, Window(48, 24), lmdb=form), PrepJob(workers=1))  # type: ignore[arg-type]
     return root
 
 
@@ -252,7 +252,7 @@ def test_a_run_on_raw_records_ends_with_the_weights_of_one_on_png(pairs: Path, t
     (tmp_path / "small.yml").write_text(SMALL)
     for name, form in (("png", "png"), ("raw", "raw")):
         for folder in ("GT", "LRbicx4"):
-            create_lmdb(pairs / folder, tmp_path / name / f"{folder}.lmdb", Job(workers=1), form)  # type: ignore[arg-type]
+            create_lmdb(pairs / folder, tmp_path / name / f"{folder}.lmdb", PrepJob(workers=1), form)  # type: ignore[arg-type]
     for name, kind in (("png", "PairedImageDataset"), ("raw", "PairedRawDataset")):
         data = [
             f"type={kind}",

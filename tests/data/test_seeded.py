@@ -163,10 +163,10 @@ def test_impossible_settings_are_refused(pairs: Path, change: dict[str, Any], me
 
 def test_a_key_that_is_not_in_the_lmdb_is_named(image_folder: Any, tmp_path: Path) -> None:
     from dp_basicsr.data.preparation.convert import create_lmdb
-    from dp_basicsr.data.preparation.jobs import Job
+    from dp_basicsr.data.preparation.jobs import PrepJob
 
     for name, side in (("GT", 40), ("LQ", 10)):
-        create_lmdb(image_folder(name, a=(side, side), b=(side, side)), tmp_path / f"{name}.lmdb", Job(workers=1))
+        create_lmdb(image_folder(name, a=(side, side), b=(side, side)), tmp_path / f"{name}.lmdb", PrepJob(workers=1))
         (tmp_path / f"{name}.lmdb" / "meta_info.txt").write_text("a.png (40,40,3) 1\nnot_there.png (40,40,3) 1\n")
     opt = options(tmp_path)
     roots = {"dataroot_gt": f"{tmp_path}/GT.lmdb", "dataroot_lq": f"{tmp_path}/LQ.lmdb"}

@@ -12,7 +12,8 @@ from types import ModuleType
 from dp_basicsr import __version__, inference
 from dp_basicsr.deploy import export
 from dp_basicsr.deploy.export import describe, export_network, spandrel_limit
-from dp_basicsr.deploy.network import LoadedNetwork, load_network
+from dp_basicsr.deploy.loaded_network import LoadedNetwork
+from dp_basicsr.deploy.network import load_network
 from dp_basicsr.deploy.provenance import fingerprint, trace
 from dp_basicsr.errors import UserError
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from dp_basicsr.deploy.network import NetworkSpec, load_network
+from dp_basicsr.deploy.loaded_network import NetworkSpec
+from dp_basicsr.deploy.network import load_network
 from dp_basicsr.errors import UserError
 
 import pytest

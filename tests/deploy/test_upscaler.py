@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dp_basicsr.deploy.network import LoadedNetwork
-from dp_basicsr.deploy.tiles import Grid, to_pixels, to_tensor, upscale_bands
+from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.deploy.upscaler import Upscaler, is_out_of_memory, resize
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.tiles import Grid, to_pixels, to_tensor, upscale_bands
 
 import cv2
 import numpy as np

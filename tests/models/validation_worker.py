@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from dp_basicsr.distributed.collectives import agree_on, all_gather
 from dp_basicsr.errors import UserError
-from dp_basicsr.launch import agree_on, gather
 
 import pytest
 from torch import distributed
@@ -25,7 +25,7 @@ def main() -> None:
         assert alone.validation(loader, iteration, None, True)
         assert split.validation(loader, iteration, None, True)
         assert split.metric_results == alone.metric_results, (split.metric_results, alone.metric_results)
-    assert gather(split.best_metric_results) == [alone.best_metric_results] * world_size
+    assert all_gather(split.best_metric_results) == [alone.best_metric_results] * world_size
     written = files(shared / "split/visualization")
     assert len(written) == 2 * len(SIZES)
     assert written == files(shared / f"alone{rank}/visualization")

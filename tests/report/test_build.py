@@ -9,7 +9,7 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import BICUBIC, Method, evaluate
 from dp_basicsr.evaluation.files import write_evaluation
 from dp_basicsr.evaluation.matching import find_test_set
-from dp_basicsr.report.build import gather, write_report
+from dp_basicsr.report.build import collect, write_report
 
 import cv2
 import numpy as np
@@ -77,7 +77,7 @@ def test_the_page_is_whole(run: Path, evaluation: Path) -> None:
 def test_the_shown_image_is_the_file_itself(evaluation: Path, pairs: Path) -> None:
     import base64
 
-    report = gather([evaluation], None)
+    report = collect([evaluation], None)
     viewer = report.viewers["pairs"][0]
     assert [source.name for source in viewer.sources] == ["LR (nearest)", BICUBIC, "Soft <&>", "Sharp", "Original"]
     data = np.frombuffer(base64.b64decode(viewer.sources[-1].uri.split(",")[1]), np.uint8)
@@ -85,7 +85,7 @@ def test_the_shown_image_is_the_file_itself(evaluation: Path, pairs: Path) -> No
 
 
 def test_the_best_is_ranked_and_random_networks_are_named(run: Path, evaluation: Path) -> None:
-    report = gather([run, evaluation], 50)
+    report = collect([run, evaluation], 50)
     table = report.averages[0]
     assert [row[1].rank for row in table.rows] == [1, 0]
     assert [row[3].text for row in table.rows] == ["n/a", "n/a"]
@@ -100,7 +100,7 @@ def test_a_training_alone_has_a_report(run: Path) -> None:
 
 def test_mistakes_are_named(pairs: Path, evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="one evaluation"):
-        gather([evaluation, evaluation], None)
+        collect([evaluation, evaluation], None)
     for command, message in (
         ([str(pairs)], "train_.*log, or an evaluation"),
         ([str(evaluation), "--quality", "0"], "auto"),

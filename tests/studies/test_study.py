@@ -15,7 +15,7 @@ from dp_basicsr.evaluation.evaluate import BICUBIC, Evaluation, Measured
 from dp_basicsr.evaluation.files import write_evaluation
 from dp_basicsr.options import override, read_options
 from dp_basicsr.studies import runner
-from dp_basicsr.studies.runner import Job, Runner, make_job, make_jobs
+from dp_basicsr.studies.runner import Runner, StudyRun, make_job, make_jobs
 from dp_basicsr.studies.study import NAMES, ROOT, paper_tables, read_smoke, read_study
 from dp_basicsr.studies.table import rank_lines, study_csv, study_markdown
 
@@ -66,7 +66,7 @@ def test_a_run_is_the_same_in_every_study() -> None:
     assert len(runs) == 15
 
 
-def smoke_job(study: str, run: str) -> Job:
+def smoke_job(study: str, run: str) -> StudyRun:
     return next(job for job in make_jobs(read_study(study), read_smoke()) if job.name == f"smoke_{run}")
 
 

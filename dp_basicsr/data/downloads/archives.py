@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from dp_basicsr.data.images import IMAGE_SUFFIXES
-from dp_basicsr.data.preparation.staging import StagedFolder
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.staging import StagedFolder
 
 _BLOCK = 1 << 20
 _LARGEST = 64 << 30  # bytes unpacked: an order of magnitude above DIV2K's 3.5 GB, far below what a zip bomb aims at

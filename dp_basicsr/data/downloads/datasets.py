@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dp_basicsr.data.downloads.archives import unpack_images
+from dp_basicsr.data.downloads.catalogue import SOURCES, DatasetSource
 from dp_basicsr.data.downloads.fetch import fetch
-from dp_basicsr.data.downloads.sources import SOURCES, Source
 from dp_basicsr.data.images import find_images
 from dp_basicsr.errors import UserError
 
@@ -15,7 +15,7 @@ def download_dataset(name: str, root: Path, *, base_url: str | None = None, keep
     """Fetch the data set ``name`` into its place below ``root``; returns what was done and what comes next.
 
     Args:
-        name: a key of :data:`dp_basicsr.data.downloads.sources.SOURCES`.
+        name: a key of :data:`dp_basicsr.data.downloads.catalogue.SOURCES`.
         root: folder of the data sets.
         base_url: take the archive of the same file name from here instead (a mirror).
         keep_archive: leave the archive in ``root`` after it was unpacked.
@@ -43,7 +43,7 @@ def download_dataset(name: str, root: Path, *, base_url: str | None = None, keep
     return f"{target}: {source.images} images{next_step}"
 
 
-def _check_existing(target: Path, source: Source) -> None:
+def _check_existing(target: Path, source: DatasetSource) -> None:
     found = len(find_images(target))
     if found != source.images:
         raise UserError(f"{target} is there with {found} images, expected {source.images}: move it away first")

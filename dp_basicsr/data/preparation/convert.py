@@ -9,12 +9,12 @@ from pathlib import Path
 from dp_basicsr.data.images import LOSSLESS_SUFFIXES, BadImage, BadImageError, encode, find_images, read_image
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation.folder_writer import FolderWriter
-from dp_basicsr.data.preparation.jobs import Job, Report, commit_all, process_images
+from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, commit_all, process_images
 from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
 from dp_basicsr.data.preparation.records import Record, RecordForm, check_keys, make_record
-from dp_basicsr.data.preparation.staging import refuse_input
 from dp_basicsr.data.sources import ImageSource, find_sources
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.staging import refuse_input
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RecordTask:
         return str(self.source)
 
 
-def create_lmdb(place: Path, output: Path, job: Job, form: RecordForm = "png") -> Report:
+def create_lmdb(place: Path, output: Path, job: PrepJob, form: RecordForm = "png") -> PrepReport:
     """Pack the images of a folder or of another LMDB (8 bit, gray or colour) into the LMDB ``output``, keyed by name.
 
     Args:
@@ -65,10 +65,10 @@ def create_lmdb(place: Path, output: Path, job: Job, form: RecordForm = "png") -
             lambda record: writer.write([record]),
             job,
         )
-        return Report(commit_all([writer]), skipped)
+        return PrepReport(commit_all([writer]), skipped)
 
 
-def make_lr(folder: Path, output: Path, scale: int, job: Job) -> Report:
+def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
     """Write the LR image of every image in ``folder`` under the same name into the folder ``output``.
 
     Each is cropped at the bottom and the right to a multiple of ``scale`` and shrunk as MATLAB's bicubic ``imresize``
@@ -91,7 +91,7 @@ def make_lr(folder: Path, output: Path, scale: int, job: Job) -> Report:
             lambda file: writer.write_file(*file),
             job,
         )
-        return Report(commit_all([writer]), skipped)
+        return PrepReport(commit_all([writer]), skipped)
 
 
 def pack_image(task: RecordTask) -> Record | BadImage:

@@ -10,17 +10,17 @@ from typing import Literal
 
 from dp_basicsr.data.images import IMAGE_SUFFIXES, find_images
 from dp_basicsr.data.preparation.folder_writer import FolderWriter
-from dp_basicsr.data.preparation.jobs import Job, Report, commit_all, process_images
+from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, commit_all, process_images
 from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
 from dp_basicsr.data.preparation.records import RecordForm, RecordSink, check_keys
-from dp_basicsr.data.preparation.staging import refuse_existing, refuse_input
 from dp_basicsr.data.preparation.subimages import CutImage, ImageTask, Window, cut_image, subimage_key
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.staging import refuse_existing, refuse_input
 
 OutputForm = Literal["lmdb", "png", "both"]
 
 DIV2K_HR = Path("datasets/DIV2K/DIV2K_train_HR")
-_MOST_WINDOWS = 9999  # of one image, for the length of its keys
+_MAX_WINDOWS = 9999  # of one image, for the length of its keys
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Extraction:
             find_images(folder)
 
 
-def extract_subimages(what: Extraction, job: Job) -> Report:
+def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
     """Decode every image of ``what.hr`` once and write its sub-images in all forms and scales.
 
     Nothing is seen of the outputs before all of them are whole.
@@ -93,7 +93,7 @@ def extract_subimages(what: Extraction, job: Job) -> Report:
     """
     images = _find_hr(what.hr)
     what.check()
-    check_keys([path.name for path in images], suffix=subimage_key("", _MOST_WINDOWS - 1))
+    check_keys([path.name for path in images], suffix=subimage_key("", _MAX_WINDOWS - 1))
     outputs = what.output_paths()
     places = [path for paths in outputs.values() for path in paths]
     refuse_input([what.hr, *what.lr], places)
@@ -114,7 +114,7 @@ def extract_subimages(what: Extraction, job: Job) -> Report:
             for path in paths
         ]
         skipped = process_images(images, task, cut_image, write, job)
-        return Report(commit_all([sink for _, sink in sinks]), skipped)
+        return PrepReport(commit_all([sink for _, sink in sinks]), skipped)
 
 
 def _named(folder: Path) -> Path:
@@ -122,7 +122,7 @@ def _named(folder: Path) -> Path:
     return folder if folder.name not in ("", "..") else folder.resolve()
 
 
-def _open_sink(path: Path, job: Job, stack: ExitStack) -> RecordSink:
+def _open_sink(path: Path, job: PrepJob, stack: ExitStack) -> RecordSink:
     kind = LmdbWriter if path.suffix == ".lmdb" else FolderWriter
     sink: RecordSink = kind(path, overwrite=job.overwrite)
     stack.callback(sink.discard)

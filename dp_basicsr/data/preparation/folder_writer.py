@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_basicsr.data.preparation.records import Record, Written
-from dp_basicsr.data.preparation.staging import StagedFolder, refuse_foreign
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.staging import StagedFolder, refuse_foreign
 
 
 class FolderWriter:
@@ -19,7 +19,7 @@ class FolderWriter:
         overwrite: replace an existing one, at the end.
 
     Raises:
-        UserError: as :class:`~dp_basicsr.data.preparation.staging.StagedFolder`, or what would be replaced is no data.
+        UserError: as :class:`~dp_basicsr.utils.staging.StagedFolder`, or what would be replaced is no data.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:

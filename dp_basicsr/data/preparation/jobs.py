@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
 from dp_basicsr.data.images import BadImage
-from dp_basicsr.data.preparation.pool import available_cpus, ordered_map
 from dp_basicsr.data.preparation.records import RecordSink, Written
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.pool import available_cpus, ordered_map
 
 from tqdm import tqdm
 
@@ -18,11 +19,11 @@ Item = TypeVar("Item")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_MOST_NAMED = 20  # bad images named in one message; the rest is counted
+_MAX_NAMED = 20  # bad images named in one message; the rest is counted
 
 
 @dataclass(frozen=True)
-class Job:
+class PrepJob:
     """How to go through a folder of images.
 
     Attributes:
@@ -44,8 +45,21 @@ class Job:
             raise UserError(f"expected at least 1 worker, got {self.workers}")
 
 
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that :func:`job_from` reads."""
+    parser.add_argument("--workers", type=int, help="processes (default: the CPUs that this process may use)")
+    parser.add_argument("--compression", type=int, default=1, help="of PNG, 0 (none) to 9 (slowest)")
+    parser.add_argument("--skip-bad", action="store_true", help="name and leave out images that cannot be used")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing output, once the new one is whole")
+
+
+def job_from(args: argparse.Namespace) -> PrepJob:
+    """Turn parsed arguments into a :class:`~dp_basicsr.data.preparation.jobs.PrepJob`."""
+    return PrepJob(args.workers, args.skip_bad, args.overwrite, args.compression)
+
+
 @dataclass(frozen=True)
-class Report:
+class PrepReport:
     """What was written, and which images were left out."""
 
     written: list[Written]
@@ -61,7 +75,7 @@ def process_images(
     make_task: Callable[[Item, bool], Task],
     function: Callable[[Task], Result | BadImage],
     consume: Callable[[Result], None],
-    job: Job,
+    job: PrepJob,
 ) -> list[BadImage]:
     """Run ``function(make_task(item, check_only))`` on every image and hand the good results to ``consume``, in order.
 
@@ -99,9 +113,9 @@ def commit_all(sinks: Sequence[RecordSink]) -> list[Written]:
 def _refuse_bad(bad: Sequence[BadImage], total: int, skip_bad: bool) -> None:
     if not bad or (skip_bad and len(bad) < total):
         return
-    named = [f"  {image}" for image in bad[:_MOST_NAMED]]
-    if len(bad) > _MOST_NAMED:
-        named.append(f"  and {len(bad) - _MOST_NAMED} more")
+    named = [f"  {image}" for image in bad[:_MAX_NAMED]]
+    if len(bad) > _MAX_NAMED:
+        named.append(f"  and {len(bad) - _MAX_NAMED} more")
     advice = "" if skip_bad else "; mend or remove them, or leave them out with --skip-bad"
     head = f"{len(bad)} of {total} images cannot be used (nothing was written{advice}):"
     raise UserError("\n".join([head, *named]))

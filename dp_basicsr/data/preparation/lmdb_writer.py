@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dp_basicsr.data.preparation.records import Record, Written
-from dp_basicsr.data.preparation.staging import StagedFolder, refuse_foreign
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.staging import StagedFolder, refuse_foreign
 
 import lmdb
 
@@ -30,7 +30,7 @@ class LmdbWriter:
 
     Raises:
         UserError: the name does not end with ``.lmdb``, or as
-            :class:`~dp_basicsr.data.preparation.staging.StagedFolder`.
+            :class:`~dp_basicsr.utils.staging.StagedFolder`.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False, map_size: int = _FIRST_MAP_SIZE) -> None:

@@ -11,7 +11,7 @@ from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.lmdb_records import lmdb_reader
 from dp_basicsr.data.preparation.convert import create_lmdb, make_lr
-from dp_basicsr.data.preparation.jobs import Job
+from dp_basicsr.data.preparation.jobs import PrepJob
 from dp_basicsr.data.sources import find_sources
 from dp_basicsr.errors import UserError
 
@@ -20,7 +20,7 @@ import lmdb
 import numpy as np
 import pytest
 
-ONE = Job(workers=1)
+ONE = PrepJob(workers=1)
 
 
 def test_create_lmdb_packs_every_image(image_folder: Any) -> None:
@@ -78,7 +78,7 @@ def test_records_that_cannot_be_converted_are_named(image_folder: Any) -> None:
     assert f"{png}/c is not in {png}, though its meta_info.txt names it" in str(caught.value)
     assert not (png.parent / "raw.lmdb").exists()
     with pytest.raises(UserError, match="overlap"):
-        create_lmdb(png, png, Job(1, overwrite=True), "raw")
+        create_lmdb(png, png, PrepJob(1, overwrite=True), "raw")
 
 
 def test_make_lr_keeps_names_and_basicsr_pairs_them(image_folder: Any) -> None:
@@ -122,7 +122,7 @@ def test_make_lr_gives_the_published_set5(set5: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [{"compression": 10}, {"compression": -1}, {"workers": 0}])
 def test_job_settings_are_checked(settings: dict[str, int]) -> None:
     with pytest.raises(UserError, match="expected"):
-        Job(**settings)  # type: ignore[arg-type]
+        PrepJob(**settings)  # type: ignore[arg-type]
 
 
 def test_overwrite_spares_originals_and_what_is_not_data(image_folder: Callable[..., Path]) -> None:
@@ -130,11 +130,11 @@ def test_overwrite_spares_originals_and_what_is_not_data(image_folder: Callable[
     before = (own / "a.png").read_bytes()
     for output in (own, own.parent, own / "LR"):
         with pytest.raises(UserError, match="overlap"):
-            make_lr(own, output, 4, Job(1, overwrite=True))
+            make_lr(own, output, 4, PrepJob(1, overwrite=True))
     notes = own.parent / "LR" / "notes.txt"
     notes.parent.mkdir()
     notes.write_text("mine")
     with pytest.raises(UserError, match=r"notes\.txt is something else"):
-        make_lr(own, notes.parent, 4, Job(1, overwrite=True))
+        make_lr(own, notes.parent, 4, PrepJob(1, overwrite=True))
     assert notes.read_text() == "mine"
     assert (own / "a.png").read_bytes() == before

@@ -9,7 +9,7 @@ import dp_basicsr  # noqa: F401  (makes basicsr importable)
 from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation.extract import Extraction, extract_subimages
-from dp_basicsr.data.preparation.jobs import Job
+from dp_basicsr.data.preparation.jobs import PrepJob
 from dp_basicsr.data.preparation.subimages import Window, count_subimages
 from dp_basicsr.data.sources import find_sources
 from dp_basicsr.errors import UserError
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 WINDOW = Window(48, 24)
-ONE = Job(workers=1)
+ONE = PrepJob(workers=1)
 SIZES = {"0001": (72, 100), "0002": (48, 48), "0003": (96, 60)}
 
 
@@ -88,7 +88,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(image_folder: Any) 
     infos = []
     for workers in (1, 3):
         out = hr.parent / str(workers)
-        extract_subimages(Extraction(hr, out, WINDOW), Job(workers=workers))
+        extract_subimages(Extraction(hr, out, WINDOW), PrepJob(workers=workers))
         infos.append((out / "HR_sub.lmdb" / "meta_info.txt").read_text())
     assert infos[0] == infos[1]
     assert infos[0].splitlines() == sorted(infos[0].splitlines())
@@ -122,7 +122,7 @@ def test_every_bad_image_is_named_and_counted_and_nothing_is_written(image_folde
 
 
 def test_skip_bad_leaves_them_out_and_reports_them(image_folder: Any) -> None:
-    report = extract_subimages(Extraction(bad_folder(image_folder), window=WINDOW), Job(workers=1, skip_bad=True))
+    report = extract_subimages(Extraction(bad_folder(image_folder), window=WINDOW), PrepJob(workers=1, skip_bad=True))
     assert [image.path.stem for image in report.skipped] == ["broken", "small"]
     assert [written.images for written in report.written] == [1 + 4, 1 + 4]
     assert "2 images skipped" in str(report)
@@ -131,7 +131,7 @@ def test_skip_bad_leaves_them_out_and_reports_them(image_folder: Any) -> None:
 def test_nothing_but_bad_images_is_an_error_also_with_skip_bad(image_folder: Any) -> None:
     hr = image_folder("HR", a=(40, 40))
     with pytest.raises(UserError, match="1 of 1 images cannot be used"):
-        extract_subimages(Extraction(hr, window=WINDOW), Job(workers=1, skip_bad=True))
+        extract_subimages(Extraction(hr, window=WINDOW), PrepJob(workers=1, skip_bad=True))
     assert names(hr.parent) == ["HR"]
 
 
@@ -141,7 +141,7 @@ def test_existing_outputs_are_all_named_before_any_work(image_folder: Any) -> No
         (hr.parent / name).mkdir()
     with pytest.raises(UserError, match=r"there already: .*HR_sub\.lmdb, .*LR_bicubic_X4_sub\.lmdb"):
         extract_subimages(Extraction(hr, window=WINDOW), ONE)
-    report = extract_subimages(Extraction(hr, window=WINDOW), Job(workers=1, overwrite=True))
+    report = extract_subimages(Extraction(hr, window=WINDOW), PrepJob(workers=1, overwrite=True))
     assert all((written.path / "data.mdb").is_file() for written in report.written)
     assert len(names(hr.parent)) == 3
 

@@ -1,0 +1,1 @@
+"""Checkpoints: which files belong together, and how to resume from them."""

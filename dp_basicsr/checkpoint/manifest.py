@@ -1,0 +1,110 @@
+"""Which files make a checkpoint: ``training_states/<iteration>.sha256``, written last.
+
+It has the form of ``sha256sum``, with paths relative to the experiment's folder: there, ``sha256sum -c
+training_states/5000.sha256`` checks a checkpoint without this program. A checkpoint is whole if each file that its
+manifest names is there with that checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.utils.atomic_io import atomic_write
+
+SUFFIX = ".sha256"
+
+# Not net_g_latest.pth, nor the best of a metric, whatever that is called.
+_OF_A_CHECKPOINT = re.compile(r"net_[a-z]+_(\d+)\.pth|(\d+)\.(?:state|sha256)")
+
+_LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
+
+
+def manifest_path(state: Path) -> Path:
+    """The manifest of a training state's checkpoint."""
+    return state.with_suffix(SUFFIX)
+
+
+def write_manifest(state: Path, checksums: Mapping[Path, str]) -> None:
+    """Seal a checkpoint. The state's line is the last: a manifest that is cut anywhere does not count.
+
+    Args:
+        state: ``training_states/<iteration>.state``, already written.
+        checksums: SHA-256 of each of the checkpoint's files, the state's among them.
+
+    Raises:
+        UserError: See :func:`~dp_basicsr.utils.atomic_io.atomic_write`.
+    """
+    in_order = [path for path in checksums if path != state] + [state]
+    names = {path: os.path.relpath(path, state.parent.parent) for path in in_order}
+    text = "".join(f"{checksums[path]}  {names[path]}\n" for path in in_order)
+    atomic_write(manifest_path(state), lambda file: file.write(text.encode()))
+
+
+def read_manifest(path: Path) -> dict[Path, str]:
+    """The files of a checkpoint and their checksums.
+
+    Raises:
+        UserError: It cannot be read, is damaged, or names a file outside the experiment's folder.
+    """
+    root = path.parent.parent
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError("it is no file")
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.name} cannot be read ({error})") from error
+    checksums = {}
+    for line in lines:
+        match = _LINE.fullmatch(line)
+        name = PurePosixPath(match[2]) if match else None
+        if match is None or name is None or name.is_absolute() or ".." in name.parts:
+            raise UserError(f"{path.name} is damaged: {line[:80]!r} is no checksum of a file of this experiment")
+        checksums[root / name] = match[1]
+    if path.with_suffix(".state") not in checksums:
+        raise UserError(f"{path.name} is damaged: it ends before the training state")
+    return checksums
+
+
+def check_manifest(path: Path) -> set[Path]:
+    """Read all files of a checkpoint, and return them.
+
+    Raises:
+        UserError: One is missing, cannot be read, or is not what was written.
+    """
+    checksums = read_manifest(path)
+    for file, checksum in checksums.items():
+        try:
+            if not file.is_file():
+                raise UserError(f"{file.name} is missing")
+            with file.open("rb") as content:
+                found = hashlib.sha256()
+                while block := content.read(1 << 20):
+                    found.update(block)
+        except OSError as error:
+            raise UserError(f"{file.name} cannot be read ({error.strerror})") from error
+        if found.hexdigest() != checksum:
+            size = file.stat().st_size
+            raise UserError(f"{file.name} is damaged: the checksum of its {size} bytes is not that in {path.name}")
+    return set(checksums)
+
+
+def delete_older(state: Path, models: Path, keep: int) -> None:
+    """Leave the ``keep`` newest checkpoints up to that of ``state``, which is whole, and any of later iterations.
+
+    Of an older one its networks go first, so that a deletion that is interrupted is seen and done the next time.
+    """
+    files: dict[int, list[Path]] = {}
+    for path in [*models.iterdir(), *state.parent.iterdir()]:
+        if match := _OF_A_CHECKPOINT.fullmatch(path.name):
+            files.setdefault(int(match[1] or match[2]), []).append(path)
+    started = [iteration for iteration in files if (state.parent / f"{iteration}.state") in files[iteration]]
+    kept = sorted(iteration for iteration in started if iteration <= int(state.stem))[-max(keep, 1) :]
+    for iteration in sorted(files):
+        if iteration < kept[0]:
+            for path in sorted(files[iteration], key=lambda path: (path.parent != models, path.suffix == SUFFIX)):
+                path.unlink(missing_ok=True)

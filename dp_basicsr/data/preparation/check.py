@@ -1,0 +1,227 @@
+"""Going through every pair of a data set before days are spent on it: what does not decode, fit or belong there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.data.images import BadImageError, find_images
+from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
+from dp_basicsr.data.sources import ImageSource, find_sources
+from dp_basicsr.errors import UserError
+from dp_basicsr.utils.pool import available_cpus, ordered_map
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class PairedSet:
+    """A GT and its LQ, each a folder or an LMDB.
+
+    Attributes:
+        gt: folder or LMDB.
+        lq: folder or LMDB.
+        scale: GT size over LQ size.
+        gt_size: side of a training crop in GT pixels; None for a test set, of whose GT BasicSR cuts off the rest of
+            fewer than ``scale`` pixels beyond scale x LQ, and takes gray as colour.
+        template: BasicSR's ``filename_tmpl``: the LQ's name from the GT's, ``{}x4`` for DIV2K's own LR images.
+        names: the GT files that count (``meta_info_file``); None for all.
+    """
+
+    gt: Path
+    lq: Path
+    scale: int
+    gt_size: int | None = None
+    template: str = "{}"
+    names: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.gt} and {self.lq}"
+
+
+@dataclass(frozen=True)
+class BadData:
+    """What is wrong (``decoding``, ``size``, ...), with which file or record, and how."""
+
+    kind: str
+    place: str
+    text: str
+
+
+@dataclass
+class Checked:
+    """What was found in one set."""
+
+    pairs: int = 0
+    problems: list[BadData] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        kinds = Counter(problem.kind for problem in self.problems)
+        found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing wrong"
+        return f"{self.pairs:,} pairs: {found}"
+
+
+@dataclass(frozen=True)
+class PairTask:
+    """One pair to be read."""
+
+    gt: ImageSource
+    lq: ImageSource
+    scale: int
+    gt_size: int | None
+
+    def __str__(self) -> str:
+        return str(self.gt)
+
+
+@dataclass(frozen=True)
+class ReadPair:
+    """The problems of one pair, and a digest of its pixels where both were read."""
+
+    gt: str
+    problems: tuple[BadData, ...]
+    digest: bytes | None
+
+
+def paired_sets(opt: dict[str, Any]) -> Iterator[tuple[str, PairedSet]]:
+    """The name and the place of every set with GT and LQ in the options of an option file.
+
+    Raises:
+        UserError: a ``meta_info_file`` cannot be read.
+    """
+    for key, dataset in opt["datasets"].items():
+        roots = [dataset.get(name) for name in ("dataroot_gt", "dataroot_lq")]
+        if None in roots:
+            continue
+        gt, lq = (Path(root).expanduser() for root in roots)
+        gt_size = dataset.get("gt_size") if key.split("_")[0] == "train" else None
+        names = _names_in(dataset.get("meta_info_file"))
+        template = dataset.get("filename_tmpl") or "{}"
+        yield f"{key} ({dataset.get('name')})", PairedSet(gt, lq, opt["scale"], gt_size, template, names)
+
+
+def _names_in(meta_info_file: str | None) -> tuple[str, ...] | None:
+    if meta_info_file is None:
+        return None
+    try:
+        lines = Path(meta_info_file).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"meta_info_file {meta_info_file} cannot be read: {error}") from error
+    return tuple(line.split(" ")[0] for line in lines if line.strip())
+
+
+def check_set(what: PairedSet, workers: int | None = None) -> Checked:
+    """Read every pair of ``what`` in ``workers`` processes (None: one a CPU).
+
+    Raises:
+        UserError: a worker was killed. What is wrong with the set itself is returned, a missing folder too.
+    """
+    checked = Checked()
+    try:
+        gt, lq = find_sources(what.gt), find_sources(what.lq)
+        checked.problems += [problem for place in (what.gt, what.lq) for problem in _check_place(place)]
+    except UserError as error:
+        checked.problems.append(BadData("set", str(what), str(error)))
+        return checked
+    tasks, unpaired = _pair(what, gt, lq)
+    checked.problems += unpaired
+    first: dict[bytes, str] = {}
+    with closing(ordered_map(read_pair, tasks, workers or available_cpus())) as results:
+        for pair in tqdm(results, total=len(tasks), unit="pair", disable=None):
+            checked.pairs += 1
+            checked.problems += pair.problems
+            if pair.digest is not None and first.setdefault(pair.digest, pair.gt) != pair.gt:
+                checked.problems.append(BadData("duplicate", pair.gt, f"has the same pixels as {first[pair.digest]}"))
+    return checked
+
+
+def read_pair(task: PairTask) -> ReadPair:
+    """Read both images of a pair and hold them against each other."""
+    whole = task.gt_size is None
+    problems: list[BadData] = []
+    images: list[NDArray[np.uint8]] = []
+    for source in (task.gt, task.lq):
+        try:
+            images.append(source.read(gray=whole))
+        except BadImageError as error:
+            problems.append(BadData("unreadable", str(source), str(error)))
+    if len(images) < 2:
+        return ReadPair(str(task.gt), tuple(problems), None)
+    text = _misfit(images[0], images[1], task)
+    if text:
+        problems.append(BadData("size", str(task.gt), text))
+    digest = hashlib.blake2b(digest_size=16)
+    for image in images:
+        digest.update(repr(image.shape).encode() + image.tobytes())
+    return ReadPair(str(task.gt), tuple(problems), digest.digest())
+
+
+def _misfit(gt: NDArray[np.uint8], lq: NDArray[np.uint8], task: PairTask) -> str | None:
+    (height, width), (lq_height, lq_width), scale = gt.shape[:2], lq.shape[:2], task.scale
+    rest = scale - 1 if task.gt_size is None else 0
+    sizes = f"is {width} x {height}, its LQ {lq_width} x {lq_height}"
+    if not (0 <= height - scale * lq_height <= rest and 0 <= width - scale * lq_width <= rest):
+        return f"{sizes}: not {scale} times as large"
+    if task.gt_size is not None and min(height, width) < task.gt_size:
+        return f"{sizes}: smaller than gt_size {task.gt_size}"
+    return None
+
+
+def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tuple[list[PairTask], list[BadData]]:
+    """Pair as BasicSR does: records by key, files by the GT's whole name with the template around its stem."""
+    if what.names is not None:
+        there = {source.name: source for source in gt}
+        missing = [name for name in what.names if name not in there]
+        gt = [there[name] for name in what.names if name in there]
+    else:
+        missing = []
+    reason = "is not there, though meta_info_file names it"
+    problems = [BadData("missing", str(what.gt / name), reason) for name in missing]
+    left = {source.name: source for source in lq}
+    tasks = []
+    for source in gt:
+        suffix = source.name[len(source.key) :]
+        partner = left.pop(f"{what.template.format(source.key)}{suffix}", None)
+        if partner is None:
+            problems.append(BadData("missing", str(source), f"has no LQ in {what.lq}"))
+        else:
+            tasks.append(PairTask(source, partner, what.scale, what.gt_size))
+    if what.names is None:
+        problems += [BadData("missing", str(source), f"has no GT in {what.gt}") for source in left.values()]
+    return tasks, problems
+
+
+def _check_place(place: Path) -> Iterator[BadData]:
+    """Hold the records of an LMDB against its meta_info.txt (missing ones are found when they are read).
+
+    In a folder BasicSR takes every file that is not hidden for an image.
+    """
+    if place.suffix != ".lmdb":
+        files = {path for path in place.iterdir() if path.is_file() and not path.name.startswith(".")}
+        for path in sorted(files - set(find_images(place))):
+            yield BadData("foreign", str(path), "is no image, and BasicSR would try to read it")
+        return
+    info = read_meta_info(place)
+    for key in info.repeated:
+        yield BadData("meta_info", str(place / key), "has more than one line in meta_info.txt")
+    for key in lmdb_reader(place).stored_keys():
+        if key not in info.shapes:
+            yield BadData("meta_info", str(place / key), "is a record without a line in meta_info.txt")
+
+
+def table(problems: Iterable[BadData]) -> str:
+    """Lay problems out as a Markdown table, one a row."""
+    rows = [(problem.kind, problem.place, " ".join(problem.text.split())) for problem in problems]
+    if not rows:
+        return ""
+    widths = [max(len(row[column]) for row in [("problem", "where", ""), *rows]) for column in (0, 1)]
+    lines = [f"| {'problem':<{widths[0]}} | {'where':<{widths[1]}} | what |"]
+    lines.append(f"|{'-' * (widths[0] + 2)}|{'-' * (widths[1] + 2)}|---|")
+    return "\n".join(lines + [f"| {kind:<{widths[0]}} | {place:<{widths[1]}} | {text} |" for kind, place, text in rows])

@@ -1,0 +1,1 @@
+"""Several processes: start, process group, collectives."""

@@ -1,0 +1,59 @@
+"""SLURM: translate the variables of srun into those that torch.distributed reads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from dp_basicsr.errors import UserError
+
+import torch
+
+DEFAULT_PORT = 29500  # torch.distributed's own default
+
+# Jobs on one node must not meet on one port: each SLURM job has four of its own, one for each of its steps.
+SLURM_PORTS = range(12288, 28672)
+STEPS_A_JOB = 4
+
+
+def adopt_slurm(port: int | None) -> None:
+    """Translate srun's variables into those that torch.distributed reads.
+
+    The step's own variables come before the allocation's, of which srun may use a part.
+    """
+    ntasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
+    nodelist = "SLURM_STEP_NODELIST" if "SLURM_STEP_NODELIST" in os.environ else "SLURM_NODELIST"
+    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": ntasks, "LOCAL_RANK": "SLURM_LOCALID"}
+    missing = sorted({*names.values(), nodelist} - os.environ.keys())
+    if missing:
+        raise UserError(f"--launcher slurm: {', '.join(missing)} not set; start with srun")
+    os.environ |= {name: os.environ[slurm] for name, slurm in names.items()}
+    os.environ["MASTER_ADDR"] = first_host(os.environ[nodelist])
+    if port is not None:
+        os.environ["MASTER_PORT"] = str(port)
+    os.environ.setdefault("MASTER_PORT", str(slurm_port()))
+    if "OMP_NUM_THREADS" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
+        torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))  # else every task takes all cores of the node
+
+
+def first_host(nodelist: str) -> str:
+    """The first of SLURM's hosts, ``node[03-07,12]``.
+
+    Raises:
+        UserError: `scontrol`, which alone knows all the forms, does not name it.
+    """
+    if not set("[],") & set(nodelist):
+        return nodelist
+    command = ["scontrol", "show", "hostnames", nodelist]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise UserError(f"--launcher slurm: `{' '.join(command)}` does not name the first host ({error})") from error
+
+
+def slurm_port() -> int:
+    """A port that no other job or step on this node takes: neighbouring jobs have neighbouring numbers."""
+    job, step = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_STEP_ID", "0")
+    if not (job.isdecimal() and step.isdecimal()):
+        return DEFAULT_PORT
+    return SLURM_PORTS[(int(job) * STEPS_A_JOB + int(step) % STEPS_A_JOB) % len(SLURM_PORTS)]

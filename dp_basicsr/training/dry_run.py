@@ -1,0 +1,204 @@
+"""``train.py --check``: one step of a run, as a trial that writes nothing, and what the whole run will take."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.archs.pretrained import PRETRAINED_DIR, weights_url
+from dp_basicsr.checkpoint.resume import require_networks
+from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
+from dp_basicsr.errors import UserError
+from dp_basicsr.training.progress import PAPER_BATCH
+from dp_basicsr.utils.atomic_io import first_line
+
+import torch
+from basicsr.models import build_model
+from basicsr.utils import get_root_logger
+
+
+def check(opt: dict[str, Any]) -> None:
+    """Try one step of a run whose options are right, and print what the run will take.
+
+    Args:
+        opt: Options, completed by :func:`~dp_basicsr.options.parse_options`; ``check`` has what is missing.
+
+    Raises:
+        UserError: The model cannot be built or trained, or files are missing. In the second case the step has been
+            tried on random images (weights), so that a run can be planned before its data is there.
+    """
+    missing = list(opt["check"])
+    trial = trial_options(opt, without_files=bool(missing))
+    if not missing:
+        require_networks(trial)
+    with quiet_log():
+        batch, source, loading = first_batch(trial, missing)
+        try:
+            seconds, losses = try_step(trial, batch)
+        except UserError as error:
+            raise UserError("\n".join([*missing, str(error)])) from error
+    if opt["rank"] == 0:
+        print("\n".join([summary(opt, batch, source, loading, seconds, losses), *downloads(opt)]), flush=True)
+    broken = [name for name, value in losses.items() if not math.isfinite(value)]
+    if broken:
+        missing.append(f"{', '.join(broken)} not finite: lower the learning rate or the loss weights")
+    if missing:
+        raise UserError("\n".join(missing))
+
+
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """Without the networks' layers and the warnings of a trial, which are for a run's log."""
+    logger = get_root_logger()
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def trial_options(opt: dict[str, Any], without_files: bool) -> dict[str, Any]:
+    """A copy for the trial: no worker processes, no downloads, and no files that may be missing."""
+    trial = deepcopy(opt)
+    trial["datasets"]["train"] |= {"num_worker_per_gpu": 0, "persistent_workers": False, "prefetch_mode": None}
+    for loss in perceptual_losses(trial):  # the same operations, whatever the weights are
+        loss |= {"weights": "random"} if "network" in loss else {"vgg_weights": "random", "resnet_weights": "random"}
+    if without_files:
+        for key in ("pretrain_network_g", "pretrain_network_d", "resume_state"):
+            trial["path"][key] = None
+    return trial
+
+
+def perceptual_losses(opt: dict[str, Any]) -> list[dict[str, Any]]:
+    """The options of a DPLoss, and of each of its extra networks, whose weights may be downloads."""
+    loss = opt["train"].get("perceptual_opt") or {}
+    if loss.get("type") != "DPLoss":
+        return []
+    return [loss, *loss.get("extra_networks", ())]
+
+
+def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, float]:
+    """A batch of the run's own data if it is there, otherwise of random images.
+
+    Returns:
+        The batch, what it is, and seconds that loading it took (0 for random images). What is wrong with data that
+        is there is added to ``missing``.
+    """
+    if not missing:
+        try:
+            stream = TrainStream(opt)
+            start = time.perf_counter()
+            batch = next(stream.batches(0))
+            return batch, "pairs of the data", time.perf_counter() - start
+        except UserError as error:
+            missing.append(str(error))
+    data, scale = opt["datasets"]["train"], opt["scale"]
+    channels, size = opt["network_g"].get("num_in_ch", 3), data["gt_size"]
+    shape = (batch_size(opt), channels)
+    lq, gt = torch.rand(*shape, size // scale, size // scale), torch.rand(*shape, size, size)
+    return {"lq": lq, "gt": gt}, "random pairs", 0.0
+
+
+def batch_size(opt: dict[str, Any]) -> int:
+    """Pairs a step of this process: of each GPU's under DataParallel, as BasicSR counts."""
+    return batch_size_per_gpu(opt) * (1 if opt["dist"] else max(1, opt["num_gpu"]))
+
+
+def try_step(opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]]:
+    """Build the model and train it twice on a batch, in memory alone.
+
+    Returns:
+        Seconds of the second step (the first also sets memory and kernels up), and its losses.
+
+    Raises:
+        UserError: What went wrong, in one line.
+    """
+    train = opt["train"]
+    every, first = int(train.get("net_d_iters", 1)), int(train.get("net_d_init_iters", 0))
+    iteration = (first // every + 1) * every  # the next that updates the generator too
+    seconds = 0.0
+    try:
+        model = build_model(opt)
+        for _ in range(2):
+            start = time.perf_counter()
+            model.feed_data(batch)
+            model.optimize_parameters(iteration)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+        return seconds, model.get_current_log()
+    except UserError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"a step does not fit into the GPU's memory ({first_line(error)}); lower batch_size_per_gpu, or set "
+            "train: amp: bf16, or grad_accumulation"
+        ) from error
+    except Exception as error:  # what classes that are handed an impossible value say is of any kind
+        raise UserError(f"a step cannot be done: {type(error).__name__}: {first_line(error)}") from error
+
+
+def summary(
+    opt: dict[str, Any], batch: Batch, source: str, loading: float, seconds: float, losses: dict[str, float]
+) -> str:
+    """The trial and the estimate, in a few lines."""
+    own, processes, total = len(batch["lq"]), int(opt["world_size"]), int(opt["train"]["total_iter"])
+    whole = own * processes
+    data = f", one batch loaded in {loading:.2f} s by one process" if loading else ""
+    relation = "" if whole == PAPER_BATCH else f", the paper's is {PAPER_BATCH}"
+    shape = " x ".join(map(str, batch["lq"].shape))
+    return "\n".join(
+        [
+            f"{opt['name']}: one step of {opt['model_type']} on {own} {source} (lq {shape}){data}",
+            f"  losses: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}",
+            f"  time:   {seconds:.3g} s an iteration, {duration(seconds * total)} for {total} iterations, "
+            "without validation",
+            f"  memory: {memory(opt)}",
+            f"  batch:  {whole} ({own} on each of {processes} process{'es' if processes > 1 else ''}{relation}), "
+            f"{whole / seconds:.3g} pairs a second",
+        ]
+    )
+
+
+def memory(opt: dict[str, Any]) -> str:
+    """The most that this process has had, of the GPU's memory or of the machine's."""
+    if opt["num_gpu"] and torch.cuda.is_available():
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of the GPU at the most"
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"{peak / 2**30:.2f} GiB at the most, with {torch.get_num_threads()} thread(s)"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def downloads(opt: dict[str, Any]) -> list[str]:
+    """The ImageNet weights that the run would download at its start."""
+    notes = []
+    for loss in perceptual_losses(opt):
+        kinds = (("vgg_type", "vgg19", "vgg_weights"), ("resnet_type", "resnet50", "resnet_weights"))
+        extra = (("network", None, "weights"),) if "network" in loss else kinds
+        for kind, default, weights in extra:
+            network = str(loss.get(kind, default))
+            if loss.get(weights, "imagenet") == "imagenet" and not _is_here(network):
+                notes.append(f"  note:   the ImageNet weights of {network} are not here: the run downloads them first")
+    return notes
+
+
+def _is_here(network: str) -> bool:
+    name = weights_url(network).rsplit("/", 1)[1]
+    return any((folder / name).is_file() for folder in (PRETRAINED_DIR, Path(torch.hub.get_dir()) / "checkpoints"))

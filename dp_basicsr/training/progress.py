@@ -1,0 +1,151 @@
+"""What a person sees of a run: log file, TensorBoard, wandb, and a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from logging.handlers import MemoryHandler
+from typing import Any
+
+from dp_basicsr import __version__
+from dp_basicsr.errors import UserError
+from dp_basicsr.utils.atomic_io import await_archive_name
+
+import torch
+from basicsr.utils import get_env_info, get_root_logger, get_time_str, init_tb_logger, mkdir_and_rename
+from basicsr.utils.options import dict2str
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+# What the bar shows of the losses; all of them are in the log line.
+BAR_LOSSES = ("l_pix", "l_g_pix", "l_g_percep", "l_g_gan", "dp_weight")
+
+PAPER_BATCH = 16  # pairs of an iteration (paper, section 4.1)
+
+
+def start_log(opt: dict[str, Any]) -> MemoryHandler:
+    """Begin to log, with versions and options (rank 0), before there is a folder for it.
+
+    Returns:
+        What :func:`write_log` puts into the run's file. Until then a run that cannot start has written nothing, and the
+        folder of an earlier run of that name is where it was.
+    """
+    logger = get_root_logger()
+    held = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    if opt["rank"] == 0:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(held)
+    logger.info(f"dp_basicsr {__version__}{get_env_info()}")
+    logger.info(dict2str(opt))
+    return held
+
+
+class _LogFile(logging.FileHandler):
+    """Goes on without the file where that cannot be written: whether a run must stop for it, its checkpoints decide."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not self.told:
+            print(f"{self.baseFilename} cannot be written ({sys.exc_info()[1]}); lines are here alone", file=sys.stderr)
+        self.told = True
+
+
+def write_log(opt: dict[str, Any], kind: str, held: MemoryHandler) -> None:
+    """Open the run's log file (rank 0), with what has been logged so far."""
+    if opt["rank"] != 0:
+        return
+    path = os.path.join(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log")
+    file = _LogFile(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))  # BasicSR's
+    logger = get_root_logger()
+    held.setTarget(file)
+    held.flush()
+    logger.removeHandler(held)
+    logger.addHandler(file)
+
+
+def open_tensorboard(opt: dict[str, Any], resuming: bool) -> Any:
+    """TensorBoard's writer on rank 0 (or None), with wandb behind it when asked.
+
+    Raises:
+        UserError: wandb is asked for without TensorBoard, or is not installed.
+    """
+    options = opt["logger"]
+    project = (options.get("wandb") or {}).get("project")
+    if opt["rank"] != 0 or "debug" in opt["name"]:
+        return None
+    if project and not options.get("use_tb_logger"):
+        raise UserError("logger: wandb takes its figures from TensorBoard: set use_tb_logger: true")
+    if not options.get("use_tb_logger"):
+        return None
+    if project:
+        _start_wandb(opt, project)
+    folder = os.path.join(opt["root_path"], "tb_logger", opt["name"])
+    if not resuming:
+        await_archive_name(folder)
+        mkdir_and_rename(folder)
+    return init_tb_logger(folder)
+
+
+def close_tensorboard(tb_logger: Any) -> None:
+    """Close the writer, if there is one. On a full disk it cannot: that has been said by then."""
+    if tb_logger:
+        with suppress(OSError):
+            tb_logger.close()
+
+
+def _start_wandb(opt: dict[str, Any], project: str) -> None:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("logger: wandb is asked for but not installed: pip install wandb") from error
+    resume_id = opt["logger"]["wandb"].get("resume_id")
+    run = wandb.init(
+        project=project, name=opt["name"], id=resume_id, resume="allow" if resume_id else None, config=opt,
+        sync_tensorboard=True,
+    )  # fmt: skip
+    get_root_logger().info(f"wandb: project {project}, resume_id {run.id}")
+
+
+@contextmanager
+def progress_bar(opt: dict[str, Any], start_iter: int) -> Iterator[tqdm]:
+    """A bar with iteration and ETA, on rank 0 and on a terminal only; log lines go above it."""
+    total = int(opt["train"]["total_iter"])
+    hidden = opt["rank"] != 0 or not sys.stderr.isatty()
+    with tqdm(total=total, initial=start_iter, desc=opt["name"], unit="it", disable=hidden, dynamic_ncols=True) as bar:
+        if hidden:
+            yield bar
+            return
+        with logging_redirect_tqdm([get_root_logger()]):
+            yield bar
+
+
+def show_losses(bar: tqdm, losses: Mapping[str, float], waiting: float) -> None:
+    """Show the main losses and the share of time spent waiting for data (0 to 1) beside the bar."""
+    shown = {name: f"{losses[name]:.3g}" for name in BAR_LOSSES if name in losses}
+    bar.set_postfix({"data": f"{waiting:.0%}", **shown}, refresh=False)
+
+
+def describe_batch(opt: dict[str, Any], batch_size: int) -> str:
+    """The mini-batch of all processes together beside the paper's, and what that means for the learning rate.
+
+    Args:
+        opt: Options of the run.
+        batch_size: Pairs of an iteration, on all processes together.
+    """
+    processes, parts = opt["world_size"], opt["train"].get("grad_accumulation", 1)
+    threads = f"{torch.get_num_threads()} CPU thread(s) each"
+    share = "the paper's" if batch_size == PAPER_BATCH else f"{batch_size / PAPER_BATCH:g} times the paper's"
+    rates = {key: opt["train"][f"optim_{key}"]["lr"] for key in "gd" if opt["train"].get(f"optim_{key}")}
+    return (
+        f"Mini-batch: {processes} process(es), {threads}, x {batch_size // processes} pairs"
+        + (f" in {parts} parts" if parts > 1 else "")
+        + f" = {batch_size} pairs, {share} {PAPER_BATCH}; {int(opt['train']['total_iter'])} iterations see "
+        f"{int(opt['train']['total_iter']) * batch_size:,} pairs. The learning rate is taken as written ("
+        + ", ".join(f"{key.upper()} {rate:g}" for key, rate in rates.items())
+        + "), not scaled with the mini-batch."
+    )

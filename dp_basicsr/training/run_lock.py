@@ -1,0 +1,88 @@
+"""One run of a name at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from dp_basicsr.distributed.collectives import on_rank_0
+from dp_basicsr.errors import UserError
+
+from basicsr.utils import get_root_logger
+
+
+@contextlib.contextmanager
+def run_lock(folder: str) -> Iterator[None]:
+    """Hold the lock of an experiment's folder (rank 0), which is a file beside it: the folder itself may be moved away.
+
+    It is a POSIX record lock: the kernel takes it away when the process dies, it reaches over NFS, and a loader's
+    worker that outlives its parent for a moment does not hold it (as it would a ``flock``).
+
+    Raises:
+        UserError: Another run has it, on every process; the message says which.
+    """
+    path = Path(folder).with_name(f".{Path(folder).name}.lock")
+    handle = None
+
+    def acquire() -> None:
+        nonlocal handle
+        handle = _acquire(path)
+
+    on_rank_0(acquire)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+            with contextlib.suppress(OSError):  # there is an experiment in it
+                path.parent.rmdir()
+
+
+def _acquire(path: Path) -> int | None:
+    """Open and lock; None where the file system has no locks."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue  # an ending run has just taken the empty folder away
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, handle):
+                break
+        except OSError as error:
+            holder = os.read(handle, 200).decode(errors="replace").strip()
+            os.close(handle)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise _in_use(path, holder) from None
+            get_root_logger().warning(f"{path} cannot be locked ({error.strerror}): start no second run of this name")
+            return None
+        os.close(handle)  # the run that ended meanwhile has deleted this file: another may hold a new one
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+    return handle
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _in_use(path: Path, holder: str) -> UserError:
+    name = path.name.removeprefix(".").removesuffix(".lock")
+    return UserError(
+        f"{path.with_name(name)} is in use by {holder or 'another process'}: wait for its end, stop it, or give this "
+        "run another name"
+    )

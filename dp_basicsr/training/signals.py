@@ -1,0 +1,109 @@
+"""Signals that ask a run to stop: it ends its step, saves, and leaves with a code that says "start me again"."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+from dp_basicsr.errors import EXIT_RETRY
+
+import torch
+from basicsr.utils import get_root_logger
+from torch import distributed
+
+# SIGTERM: schedulers, torchrun, systemd. SIGINT: Ctrl-C. SIGUSR1: SLURM's warning (`sbatch --signal=USR1@120`).
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+# Seconds in which a signal that comes again is still the first: a launcher and a terminal may both send it.
+SAME_SIGNAL = 1.0
+
+
+class Interruption:
+    """Notes a signal, and tells all processes of a run at the same iteration. A second one stops at once.
+
+    Signals are taken inside of the ``with`` block, in the main thread. Across processes the agreement is one number on
+    the CPU, sent after one iteration and read after the next, so that nobody waits for it.
+
+    Args:
+        dist: Whether this process is one of a group.
+    """
+
+    def __init__(self, dist: bool) -> None:
+        self._signal = 0  # of this process
+        self._agreed = 0  # of any process, known to all
+        self._since = 0.0
+        self._pid = os.getpid()
+        self._group: Any = distributed.new_group(backend="gloo") if dist else None
+        self._pending: tuple[Any, torch.Tensor] | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if kind is None or kind is SystemExit:  # otherwise another process may never answer
+            self._read()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a forked child of the run: only SIGTERM, by which its parent ends it, is for it
+            if number == signal.SIGTERM:
+                _stop_at_once(number)
+            return
+        if not self._signal:
+            self._signal, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > SAME_SIGNAL:
+            _stop_at_once(number)
+
+    def noted(self) -> bool:
+        """Whether this process knows of a signal; for what may end before its time, as a validation."""
+        return bool(self._signal or self._agreed)
+
+    def agreed(self, now: bool = False) -> bool:
+        """Whether to stop: the same on all processes, which call it equally often.
+
+        Args:
+            now: Wait for what the other processes know at this moment. Otherwise they may follow one call later.
+        """
+        if self._group is None:
+            self._agreed = self._signal
+            return self.noted()
+        self._read()
+        if not self._agreed:
+            signal_here = torch.tensor([self._signal])
+            work = distributed.all_reduce(signal_here, distributed.ReduceOp.MAX, group=self._group, async_op=True)
+            self._pending = (work, signal_here)
+            if now:
+                self._read()
+        return self._agreed != 0
+
+    def _read(self) -> None:
+        """Take in the answer to the last question, if there is one."""
+        if self._pending is not None:
+            work, answer = self._pending
+            self._pending = None
+            work.wait()
+            self._agreed = int(answer.item())
+
+    def leave(self, iteration: int) -> None:
+        """End the program after ``iteration``, which is saved."""
+        get_root_logger().warning(
+            f"{signal.Signals(self._agreed).name}: stopped after iteration {iteration}, which is saved; the same "
+            "command with --auto_resume goes on"
+        )
+        raise SystemExit(EXIT_RETRY)
+
+
+def _stop_at_once(number: int) -> None:
+    """End as the signal alone would have: a shell sees 128 + its number."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

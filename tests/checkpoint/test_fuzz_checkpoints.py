@@ -1,0 +1,342 @@
+"""Damaged and wrong checkpoints: a run goes on from what is whole, or stops with one readable message; nothing else.
+
+DP_BASICSR_FUZZ=5000 tries so many of each; without it a few dozen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from dp_basicsr import train
+from dp_basicsr.deploy.network import load_network
+from dp_basicsr.errors import UserError, readable
+from dp_basicsr.options import parse_options
+
+import pytest
+import torch
+from basicsr.utils import get_root_logger
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from tests.deploy.conftest import make_network
+from tests.options.test_fuzz_options import CASES, fuzz, judge, sections
+
+few = settings(fuzz, max_examples=CASES if "DP_BASICSR_FUZZ" in os.environ else 40, phases=[Phase.generate])
+
+LONGEST_CASE = 20  # seconds until a case counts as hanging
+
+SMALL = """
+name: small
+model_type: PSNRModel
+scale: 4
+num_gpu: 0
+manual_seed: 0
+datasets:
+  train:
+    {name: pairs, type: PairedImageDataset, dataroot_gt: pairs/GT, dataroot_lq: pairs/LRbicx4, gt_size: 32,
+     io_backend: {type: disk}, use_hflip: true, use_rot: true, num_worker_per_gpu: 0, batch_size_per_gpu: 1,
+     dataset_enlarge_ratio: 2}
+network_g: {type: RRDBNetDP, scale: 4, num_feat: 8, num_block: 1, num_grow_ch: 4}
+path: {pretrain_network_g: ~}
+train:
+  optim_g: {type: Adam, lr: 1e-3}
+  scheduler: {type: MultiStepLR, milestones: [3], gamma: 0.5}
+  total_iter: 4
+  pixel_opt: {type: L1Loss}
+logger: {print_freq: 1, save_checkpoint_freq: 2, use_tb_logger: false}
+"""
+
+RUN = Path("experiments/small")
+STATE, MANIFEST, NETWORK = "training_states/4.state", "training_states/4.sha256", "models/net_g_4.pth"
+NEWEST = (STATE, MANIFEST, NETWORK)
+FILES = (*NEWEST, *(name.replace("4", "2") for name in NEWEST))
+
+
+class Files(dict[str, bytes]):
+    """Names and contents; hypothesis does not print them."""
+
+    def __repr__(self) -> str:
+        return "Files(...)"
+
+
+class HangError(BaseException):
+    """A case that does not end: no `except Exception` takes it for an answer."""
+
+
+@contextmanager
+def no_hang() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise HangError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(LONGEST_CASE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def start(*arguments: str) -> tuple[str, dict[str, Any]]:
+    """Train by the real program; what was refused, or ``right``, and the options as it has completed them."""
+    opt, logger = {}, get_root_logger()
+    try:
+        with no_hang():
+            opt, file = parse_options("", ["-opt", "small.yml", *arguments], is_train=True)
+            train.train(opt, file)
+    except UserError as error:
+        return str(error), opt
+    finally:
+        for handler in logger.handlers[1:]:
+            handler.close()
+            logger.removeHandler(handler)
+    return "right", opt
+
+
+@pytest.fixture
+def whole(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    """A run with checkpoints of iterations 2 and 4; the content of its files."""
+    monkeypatch.setattr("dp_basicsr.utils.atomic_io.RETRY_AFTER", 0.0)
+    Path("small.yml").write_text(SMALL)
+    assert start()[0] == "right"
+    return Files({name: (RUN / name).read_bytes() for name in FILES})
+
+
+def put_back(files: Files) -> None:
+    """The run as it was, whatever the last case has left."""
+    shutil.rmtree("experiments", ignore_errors=True)
+    for name, content in files.items():
+        (RUN / name).parent.mkdir(parents=True, exist_ok=True)
+        (RUN / name).write_bytes(content)
+
+
+def outside() -> list[Path]:
+    """All files but the experiment's."""
+    return sorted(path for path in Path().rglob("*") if path.parts[0] != "experiments")
+
+
+def flip(data: st.DataObject, content: bytes) -> bytes:
+    """Overwrite, put in or leave out bytes, half of them near the file's two ends; cut it, or make it longer."""
+    changed = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.one_of(st.integers(0, len(changed)), st.integers(0, 400), st.integers(-1200, -1)))
+        place = max(min(place, len(changed)) % (len(changed) + 1), 0)
+        new = data.draw(st.binary(min_size=1, max_size=8))
+        how = data.draw(st.sampled_from(["over", "over", "over", "in", "out", "cut", "longer"]))
+        if how == "cut":
+            del changed[place:]
+        elif how == "longer":
+            changed += new * data.draw(st.integers(1, 100))
+        else:
+            changed[place : place + {"over": len(new), "in": 0, "out": 3 * len(new)}[how]] = (
+                b"" if how == "out" else new
+            )
+    return bytes(changed)
+
+
+REPLACED = ["gone", "empty", "folder", "pipe", "loop", "nowhere", "endless", "other", "copy", "line", "bytes", "bytes"]
+
+
+def damage(data: st.DataObject, path: Path, others: list[Path]) -> None:
+    """Put something else in the place of a file."""
+    how, other = data.draw(st.sampled_from(REPLACED)), data.draw(st.sampled_from(others)).absolute()
+    content = path.read_bytes() if path.is_file() else b""
+    lines = content.splitlines(keepends=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    if how == "folder":
+        path.mkdir()
+    elif how == "pipe":
+        os.mkfifo(path)
+    elif how in ("loop", "nowhere", "other", "endless"):
+        path.symlink_to({"loop": path.name, "nowhere": "nowhere", "other": other, "endless": "/dev/zero"}[how])
+    elif how == "copy" and other.is_file():
+        shutil.copy(other, path)
+    elif how == "line" and lines:
+        place = data.draw(st.integers(0, len(lines) - 1))
+        new = data.draw(
+            st.sampled_from([b"", lines[place] * 2, b"0" * 64 + b"  a" * 300 + b"\n", b"f" * 64 + b"  /\n"])
+        )
+        path.write_bytes(b"".join([*lines[:place], new, *lines[place + 1 :]]))
+    elif how == "bytes":
+        path.write_bytes(flip(data, content))
+    elif how == "empty":
+        path.touch()
+
+
+def intact(iteration: int, files: Files) -> bool:
+    """Whether a checkpoint's state and network have the bytes that were written."""
+    return all((RUN / name).read_bytes() == files[name] for name in (
+        f"training_states/{iteration}.state", f"models/net_g_{iteration}.pth"
+    ))  # fmt: skip
+
+
+@few
+@given(data=st.data())
+def test_auto_resume_takes_what_is_whole_or_nothing(whole: Files, data: st.DataObject) -> None:
+    """Never a checkpoint of which a byte has changed, as long as its manifest is there."""
+    put_back(whole)
+    before = outside()
+    names = data.draw(st.lists(st.sampled_from((*NEWEST, *FILES)), min_size=1, max_size=3))
+    for name in names:
+        damage(data, RUN / name, [RUN / other for other in FILES])
+    message, opt = start("--auto_resume", "--force_yml", "train:total_iter=5")
+    judge(readable(message))
+    assert outside() == before
+    if message == "right":
+        chosen = Path(opt["path"]["resume_state"])
+        assert chosen.parent == RUN.absolute() / "training_states"  # it has not started anew
+        if chosen.with_suffix(".sha256").is_file():
+            assert intact(int(chosen.stem), whole)
+    if not set(names) & set(FILES[3:]):  # that of iteration 2 is whole
+        # A folder in the place of a file is named when the run comes to write that anew.
+        assert message == "right" or "start anew" in message or "cannot be saved" in message
+
+
+@few
+@given(data=st.data())
+def test_a_state_that_is_named(whole: Files, data: st.DataObject) -> None:
+    """``path: resume_state``, with and without its manifest; and ``pretrain_network_g`` for a new run."""
+    put_back(whole)
+    shutil.rmtree("given", ignore_errors=True)
+    RUN.rename("given")
+    key, name = data.draw(st.sampled_from([("resume_state", STATE), ("pretrain_network_g", NETWORK)]))
+    if key == "resume_state":
+        (RUN / "models").mkdir(parents=True)
+        shutil.copy(Path("given", NETWORK), RUN / "models")
+    if data.draw(st.booleans()):
+        Path("given", MANIFEST).unlink()
+    damage(data, Path("given", name), [Path("given", other) for other in FILES])
+    before = outside()
+    message, _ = start("--force_yml", "train:total_iter=5", f"path:{key}=given/{name}")
+    judge(readable(message))
+    assert outside() == before
+
+
+# What may stand in a file that torch.load reads: tensors of every kind, huge ones that take a few bytes, and rubbish.
+TENSORS = st.sampled_from([
+    lambda: torch.ones(0), lambda: torch.tensor(2.0), lambda: torch.full((3,), float("nan")), lambda: torch.ones(8, 3),
+    lambda: torch.ones(3, dtype=torch.complex64), lambda: torch.ones(3, dtype=torch.bool), lambda: torch.ones(2).half(),
+    lambda: torch.arange(4), lambda: torch.ones(1).expand(10**6, 10**6), lambda: torch.ones(1).expand(8, 3, 3, 3),
+    lambda: torch.sparse_coo_tensor(size=(10**9, 10**9)), lambda: torch.empty(3, device="meta"),
+    lambda: torch.nn.Parameter(torch.ones(3)), lambda: torch.ones(3).to(torch.float8_e4m3fn),
+])  # fmt: skip
+OTHER_TENSORS = st.sampled_from(
+    [torch.Tensor.double, torch.zeros_like, lambda one: one[None], lambda one: one * float("inf")]
+)
+PLAIN = st.one_of(
+    st.sampled_from([None, True, 0, -1, 1, 3, 10**6, -(10**6), 2**31, 10**30, 0.5, float("nan"), float("inf")]),
+    st.sampled_from(["", "4", "small", "\n\x1b[1m", "x" * 3000, b"", b"ab", torch.float16, torch.Size([2])]),
+    st.integers(), st.floats(), st.text(max_size=6), TENSORS.map(lambda make: make()),
+)  # fmt: skip
+KEYS = st.one_of(
+    st.sampled_from(["params", "params_ema", "state_dict", "iter", "optimizers", "position", "run", "random", "scale"]),
+    st.sampled_from(["conv_first.weight", "body.0.rdb1.conv1.weight", "body.99999999.x", "model.1.sub.x.", "a" * 2000]),
+    st.sampled_from(["model.1.sub.0.", "module.", "conv_last.weight", "upconv1.weight", "model.2.weight", "\n"]),
+    st.text(max_size=6), st.integers(-2, 3), st.booleans(), st.none(),
+)  # fmt: skip
+VALUES = st.recursive(
+    PLAIN,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(KEYS, inner, max_size=3),
+        st.dictionaries(st.integers(), st.integers(), max_size=2).map(Counter),
+        st.lists(inner, max_size=2).map(tuple),
+    ),
+    max_leaves=4,
+)
+
+
+def change(data: st.DataObject, content: Any) -> Any:
+    """Replace, delete, rename or add values of a file's content, or all of it."""
+    if data.draw(st.integers(0, 9)) == 0:
+        return data.draw(VALUES)
+    content = deepcopy(content)
+    for _ in range(data.draw(st.integers(1, 3))):
+        section = data.draw(st.sampled_from([part for part in sections(content) if part] or [[None]]))
+        keys = list(section) if isinstance(section, dict) else list(range(len(section)))
+        key, how = (
+            data.draw(st.sampled_from(keys)),
+            data.draw(st.sampled_from(["delete", "wrap", "rename", "new", "new"])),
+        )
+        if how == "delete":
+            del section[key]
+        elif how == "wrap":
+            section[key] = [section[key]]
+        elif how == "rename" and isinstance(section, dict):
+            section[data.draw(KEYS)] = section.pop(key)
+        elif isinstance(section[key], torch.Tensor) and data.draw(st.booleans()):
+            section[key] = data.draw(OTHER_TENSORS)(section[key])
+        else:
+            section[key] = data.draw(VALUES)
+    return content
+
+
+def store(data: st.DataObject, content: Any, path: Path) -> None:
+    """By torch.save, in its present or its old form."""
+    torch.save(content, path, _use_new_zipfile_serialization=data.draw(st.booleans()))
+
+
+def seal(iteration: int) -> None:
+    """A manifest for what is there now."""
+    names = (f"models/net_g_{iteration}.pth", f"training_states/{iteration}.state")
+    lines = [f"{hashlib.sha256((RUN / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (RUN / f"training_states/{iteration}.sha256").write_text("".join(lines))
+
+
+@few
+@given(data=st.data())
+def test_a_state_with_other_content(whole: Files, data: st.DataObject) -> None:
+    """One that torch reads, and which is wrong: of another model, another program, or nonsense; sealed or not."""
+    put_back(whole)
+    before = outside()
+    name = data.draw(st.sampled_from([STATE, STATE, STATE, NETWORK]))
+    store(data, change(data, torch.load(RUN / name, weights_only=True)), RUN / name)
+    if data.draw(st.booleans()):
+        seal(4)
+    else:
+        (RUN / MANIFEST).unlink()
+    arguments = ["--auto_resume"] if data.draw(st.booleans()) else ["--force_yml", f"path:resume_state={RUN / STATE}"]
+    message, _ = start(*arguments, *([] if "--force_yml" in arguments else ["--force_yml"]), "train:total_iter=5")
+    judge(readable(message))
+    assert outside() == before
+
+
+def load(path: Path) -> str:
+    """As inference.py and export_model.py do; one image is upscaled."""
+    try:
+        with no_hang(), torch.inference_mode():
+            network = load_network([path])
+            assert network.module(torch.rand(1, 3, 8, 8)).shape == (1, 3, 8 * network.scale, 8 * network.scale)
+    except UserError as error:
+        return str(error)
+    return "right"
+
+
+@few
+@given(data=st.data())
+def test_any_network_is_loaded_or_refused(data: st.DataObject) -> None:
+    arch, scale = data.draw(st.sampled_from([("RRDBNetDP", 4), ("RRDBNet", 2), ("MSRResNet", 3)]))
+    state = dict(make_network(arch, scale, num_grow_ch=4).state_dict())
+    path = Path(f"net.{data.draw(st.sampled_from(['pth', 'pth', 'safetensors']))}")
+    if path.suffix == ".safetensors":
+        save_file(state, path, {"scale": "2"})
+        path.write_bytes(flip(data, path.read_bytes()))
+    else:
+        content = {"params": state, "params_ema": state} if data.draw(st.booleans()) else state
+        store(data, change(data, content), path)
+        if data.draw(st.integers(0, 3)) == 0:
+            path.write_bytes(flip(data, path.read_bytes()))
+    judge(readable(load(path)))

@@ -1,0 +1,237 @@
+"""Checkpoints: whole or not there, found by what is in them, and read without running code."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import resource
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from dp_basicsr.checkpoint.manifest import check_manifest, delete_older, write_manifest
+from dp_basicsr.checkpoint.resume import find_resume_state, read_state, resume_warnings, run_metadata
+from dp_basicsr.errors import UserError
+from dp_basicsr.utils import atomic_io
+from dp_basicsr.utils.atomic_io import write_checkpoint
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic_io, "RETRY_AFTER", 0.0)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of an experiment."""
+    for name in ("models", "training_states"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    return tmp_path / "run"
+
+
+def options(run: Path, auto_resume: bool = True) -> dict:
+    return {
+        "auto_resume": auto_resume,
+        "manual_seed": 1,
+        "network_g": {},
+        "path": {"models": str(run / "models"), "training_states": str(run / "training_states"), "resume_state": None},
+    }
+
+
+def save(run: Path, iteration: int, manifest: bool = True) -> list[Path]:
+    """A checkpoint as a model writes it."""
+    net, state = run / f"models/net_g_{iteration}.pth", run / f"training_states/{iteration}.state"
+    checksums = {
+        net: write_checkpoint({"params": {"a": torch.full((1000,), iteration)}}, net),
+        state: write_checkpoint({"iter": iteration, "optimizers": [torch.ones(1000)]}, state),
+    }
+    if manifest:
+        write_manifest(state, checksums)
+    return [net, state, state.with_suffix(".sha256")]
+
+
+def test_a_full_disk_stops_the_run_and_spares_the_last_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "net_g_latest.pth"
+    write_checkpoint({"params": {"a": torch.ones(3)}}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="net_g_latest.pth cannot be saved.*B free on its disk"):
+            write_checkpoint({"params": {"a": torch.ones(100_000)}}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert torch.equal(torch.load(path, weights_only=True)["params"]["a"], torch.ones(3))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_once_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [OSError(errno.EDQUOT, "Disk quota exceeded")]
+    fsync = atomic_io.os.fsync
+    monkeypatch.setattr(
+        atomic_io.os, "fsync", lambda handle: fsync(handle) if not failures else raise_it(failures.pop())
+    )
+    checksum = write_checkpoint({"iter": 1}, tmp_path / "1.state")
+    assert failures == []
+    assert hashlib.sha256((tmp_path / "1.state").read_bytes()).hexdigest() == checksum
+
+
+def raise_it(error: Exception) -> None:
+    raise error
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone/1\.state"):
+        write_checkpoint({"iter": 1}, tmp_path / "gone" / "1.state")
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_auto_resume_takes_the_newest(manifest: bool, run: Path) -> None:
+    assert find_resume_state(options(run)) is None
+    for iteration in (5, 20, 100):
+        save(run, iteration, manifest)
+    (run / "training_states/best.state").touch()
+    opt = options(run)
+    state = find_resume_state(opt)
+    assert state is not None
+    assert state["iter"] == 100
+    assert opt["path"]["pretrain_network_g"] == str(run / "models/net_g_100.pth")
+    assert find_resume_state(options(run, auto_resume=False)) is None
+
+
+SEALED = [
+    (how, file) for how in ("gone", "empty", "cut", "flipped") for file in (0, 1, 2) if (how, file) != ("gone", 2)
+]
+UNSEALED = [("gone", 0), ("empty", 0), ("cut", 0), ("empty", 1), ("cut", 1)]  # what cannot be loaded
+
+
+@pytest.mark.parametrize(
+    ("manifest", "how", "file"), [(True, *case) for case in SEALED] + [(False, *c) for c in UNSEALED]
+)
+def test_auto_resume_passes_over_what_is_not_whole(
+    manifest: bool, how: str, file: int, run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever happens to a file of the newest checkpoint, the one before is taken and the log says why."""
+    save(run, 5, manifest)
+    path = save(run, 20, manifest)[file]
+    content = path.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    path.write_bytes({"gone": b"", "empty": b"", "cut": content[:middle], "flipped": flipped}[how])
+    if how == "gone":
+        path.unlink()
+    monkeypatch.setattr(logging.getLogger("basicsr"), "propagate", True)
+    state = find_resume_state(options(run))
+    assert state is not None
+    assert state["iter"] == 5
+    assert "iteration 20 is passed over" in caplog.text
+    assert path.name in caplog.text
+
+
+def test_checkpoints_of_which_none_is_whole_are_an_error(run: Path) -> None:
+    """A run never starts anew over them without being asked to."""
+    for iteration in (5, 20):
+        save(run, iteration)[0].unlink()
+    with pytest.raises(UserError, match=r"none of the checkpoints.*20: net_g_20\.pth is missing.*5: net_g_5\.pth"):
+        find_resume_state(options(run))
+
+
+def test_sha256sum_reads_the_manifest(run: Path) -> None:
+    save(run, 5)
+    program = shutil.which("sha256sum")
+    if program is None:
+        pytest.skip("there is no sha256sum here")
+    subprocess.run([program, "-c", "training_states/5.sha256"], cwd=run, check=True, capture_output=True)
+
+
+def test_a_manifest_names_no_file_outside(run: Path) -> None:
+    outside = run.parent / "outside"
+    outside.write_text("keep me")
+    manifest = save(run, 5)[2]
+    line = f"{hashlib.sha256(b'keep me').hexdigest()}  ../outside\n"
+    manifest.write_text(line + manifest.read_text())
+    with pytest.raises(UserError, match="outside"):
+        check_manifest(manifest)
+
+
+def test_keep_last_leaves_the_newest(run: Path) -> None:
+    """And what lies beyond this iteration, from another try; not what an earlier kill or deletion left."""
+    files = {iteration: save(run, iteration, manifest=iteration != 2) for iteration in (1, 2, 3, 10, 20)}
+    files[1][0].unlink()
+    orphan = run / "models/net_d_2.pth"
+    others = [run / "models" / name for name in ("net_g_latest.pth", "net_g_best_set_5_psnr_1.pth")]
+    for path in (orphan, *others):
+        path.touch()
+    delete_older(files[10][1], run / "models", keep=2)
+    assert {iteration for iteration, paths in files.items() if paths[1].exists()} == {3, 10, 20}
+    assert not any(path.exists() for path in (*files[1], *files[2], orphan))
+    assert all(path.exists() for path in others)
+
+
+def test_what_will_not_be_exact_is_said() -> None:
+    opt = {"world_size": 2, "num_gpu": 0, "manual_seed": 1}
+    position = {"batch_size": 4, "epoch_size": 10}
+    facts = run_metadata(opt)
+    assert list(resume_warnings(opt, {"iter": 3, "run": facts, "position": position}, position)) == []
+    other = {"iter": 3, "run": facts | {"processes": 4, "torch": "2.6.0"}, "position": position | {"batch_size": 8}}
+    lines = "\n".join(resume_warnings(opt, other, position))
+    assert all(part in lines for part in ("processes: 4 before, 2 now", "torch: 2.6.0 before", "batch_size: 8 before"))
+    assert "BasicSR's or an older" in next(resume_warnings(opt, {"iter": 3}, position))
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_network_that_the_model_does_not_have_is_not_asked_for(manifest: bool, run: Path) -> None:
+    """An L1 stage by overrides of a GAN's file: network_d stands in the options, or is null. One that is kept stays."""
+    save(run, 5, manifest)
+    (run / "own.pth").write_bytes((run / "models/net_g_5.pth").read_bytes())
+    opt = options(run) | {"network_d": {} if manifest else None, "network_e": {}}
+    opt["path"] |= {"ignore_resume_networks": ["network_e"], "pretrain_network_e": str(run / "own.pth")}
+    assert find_resume_state(opt) is not None
+    assert opt["path"]["pretrain_network_g"] == str(run / "models/net_g_5.pth")
+    assert opt["path"]["pretrain_network_d"] is None
+    assert opt["path"]["pretrain_network_e"] == str(run / "own.pth")
+
+
+def test_the_seed_of_the_state_is_taken(run: Path) -> None:
+    """A run without manual_seed has drawn one, on which the samples depend."""
+    state = run / "training_states/5.state"
+    save(run, 5, manifest=False)
+    write_checkpoint({"iter": 5, "run": {"manual_seed": 4711}}, state)
+    opt = options(run)
+    find_resume_state(opt)
+    assert opt["manual_seed"] == 4711
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "7.state"
+    write_checkpoint({"iter": 7, "optimizers": [torch.ones(1000)]}, path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"7\.state"):
+        read_state(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"7\.state"):
+        read_state(path)
+    write_checkpoint({"params": {}}, path)
+    with pytest.raises(UserError, match="no training state"):
+        read_state(path)
+
+
+def test_the_state_named_must_be_whole(run: Path) -> None:
+    path = save(run, 5)[0]
+    opt = options(run, auto_resume=False)
+    opt["path"]["resume_state"] = str(run / "training_states/5.state")
+    path.write_bytes(b"half of a file")
+    with pytest.raises(UserError, match=r"net_g_5\.pth"):
+        find_resume_state(opt)
+    path.unlink()
+    with pytest.raises(UserError, match=r"net_g_5\.pth"):
+        find_resume_state(opt)
+    opt["path"]["resume_state"] = "nowhere.state"
+    with pytest.raises(UserError, match=r"nowhere\.state"):
+        find_resume_state(opt)

@@ -1,0 +1,33 @@
+"""The table of sources agrees with itself and with the published counts."""
+
+from __future__ import annotations
+
+import re
+
+from dp_basicsr.data.downloads.catalogue import SOURCES
+
+
+def test_every_source_is_complete() -> None:
+    for name, source in SOURCES.items():
+        assert source.url.startswith("https://"), name
+        assert source.file_name.endswith((".zip", ".tar.gz")), name
+        assert source.by_hand, name
+        assert not source.target.is_absolute(), name
+        if source.checksum:
+            assert re.fullmatch(r"sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", source.checksum), name
+        # An address is pinned: by a checksum, or by the revision that is part of it.
+        assert source.checksum or re.search(r"/resolve/[0-9a-f]{40}/", source.url), name
+
+
+def test_counts_and_places_are_those_of_the_option_files() -> None:
+    places = {name: (str(source.target), source.images) for name, source in SOURCES.items()}
+    assert places["div2k"] == ("DIV2K/DIV2K_train_HR", 800)
+    assert places["div2k_lr_x4"] == ("DIV2K/DIV2K_train_LR_bicubic/X4", 800)
+    for name, folder, count in [("set5", "Set5", 5), ("set14", "Set14", 14), ("bsd100", "BSD100", 100)]:
+        assert places[name] == (f"{folder}/GT", count)
+    assert places["urban100"] == ("Urban100/GT", 100)
+
+
+def test_no_two_sources_share_an_archive_or_a_place() -> None:
+    assert len({source.file_name for source in SOURCES.values()}) == len(SOURCES)
+    assert len({source.target for source in SOURCES.values()}) == len(SOURCES)

@@ -1,0 +1,158 @@
+"""Every fault that is put into a data set is named; a whole one has none, in every form."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.data.preparation.check import PairedSet, check_set, paired_sets, table
+from dp_basicsr.data.preparation.convert import create_lmdb
+from dp_basicsr.data.preparation.jobs import PrepJob
+from dp_basicsr.errors import UserError
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+
+from scripts import check_dataset
+from tests.data.conftest import ImageFolder, smooth_noise
+
+ONE = PrepJob(workers=1)
+
+
+@pytest.fixture
+def good(image_folder: ImageFolder, tmp_path: Path) -> Path:
+    """GT and LQ, x4, of five pairs."""
+    image_folder("GT", **{f"i{number}": (40, 48) for number in range(5)})
+    image_folder("LQ", **{f"i{number}": (10, 12) for number in range(5)})
+    return tmp_path
+
+
+def check(root: Path, gt_size: int | None = 32, suffix: str = "", **changes: Any) -> list[tuple[str, str, str]]:
+    """Kind, name and text of the problems, sorted."""
+    what = PairedSet(root / f"GT{suffix}", root / f"LQ{suffix}", 4, gt_size, **changes)
+    return sorted((problem.kind, Path(problem.place).name, problem.text) for problem in check_set(what, 1).problems)
+
+
+def test_a_whole_set_has_no_problem_in_any_form(good: Path) -> None:
+    for name in ("GT", "LQ"):
+        create_lmdb(good / name, good / f"{name}.lmdb", ONE)
+        create_lmdb(good / name, good / f"{name}_raw.lmdb", ONE, "raw")
+    for suffix in ("", ".lmdb", "_raw.lmdb"):
+        checked = check_set(PairedSet(good / f"GT{suffix}", good / f"LQ{suffix}", 4, 40), 1)
+        assert (checked.pairs, checked.problems) == (5, [])
+        assert str(checked) == "5 pairs: nothing wrong"
+    assert table([]) == ""
+
+
+def test_every_fault_in_folders_is_named(good: Path) -> None:
+    gt, lq = good / "GT", good / "LQ"
+    (gt / "i0.png").write_bytes((gt / "i0.png").read_bytes()[:200])  # cut off
+    cv2.imwrite(str(lq / "i1.png"), np.zeros((10, 12, 3), np.uint16))  # 16 bits
+    cv2.imwrite(str(gt / "i2.png"), smooth_noise(40, 44, 9))  # not four times its LQ
+    cv2.imwrite(str(gt / "i3.png"), smooth_noise(28, 48, 8))  # too small for the crop
+    cv2.imwrite(str(lq / "i3.png"), smooth_noise(7, 12, 8))
+    for folder in (gt, lq):
+        shutil.copy(folder / "i4.png", folder / "i5.png")  # the same pair under two names
+    cv2.imwrite(str(gt / "gray.png"), np.zeros((40, 48), np.uint8))
+    cv2.imwrite(str(lq / "gray.png"), np.zeros((10, 12), np.uint8))
+    shutil.copy(gt / "i4.png", gt / "alone.png")
+    shutil.copy(lq / "i4.png", lq / "orphan.png")
+    (gt / "notes.txt").write_text("mine")
+    assert [(kind, name) for kind, name, _ in check(good)] == [
+        ("duplicate", "i5.png"),
+        ("foreign", "notes.txt"),
+        ("missing", "alone.png"),
+        ("missing", "orphan.png"),
+        ("size", "i2.png"),
+        ("size", "i3.png"),
+        ("unreadable", "gray.png"),
+        ("unreadable", "gray.png"),
+        ("unreadable", "i0.png"),
+        ("unreadable", "i1.png"),
+    ]
+    texts = "\n".join(text for _, _, text in check(good))
+    for expected in (
+        f"has the same pixels as {gt}/i4.png", "is 44 x 40, its LQ 12 x 10: not 4 times as large",
+        "smaller than gt_size 32", "is gray", "is cut off", "16 bits a channel",
+    ):  # fmt: skip
+        assert expected in texts
+
+
+def test_every_fault_in_an_lmdb_is_named(good: Path) -> None:
+    for name in ("GT", "LQ"):
+        create_lmdb(good / name, good / f"{name}.lmdb", ONE)
+    with lmdb.open(str(good / "GT.lmdb")) as env, env.begin(write=True) as transaction:
+        transaction.delete(b"i0")
+        transaction.put(b"extra", b"x")
+        transaction.put(b"i1", transaction.get(b"i1")[:100])
+    info = good / "GT.lmdb" / "meta_info.txt"
+    info.write_text(info.read_text().replace("i2.png (40,48,3)", "i2.png (44,48,3)") + "i3.png (40,48,3) 1\n")
+    assert check(good, suffix=".lmdb") == [
+        ("meta_info", "extra", "is a record without a line in meta_info.txt"),
+        ("meta_info", "i3", "has more than one line in meta_info.txt"),
+        ("unreadable", "i0", f"is not in {good}/GT.lmdb, though its meta_info.txt names it"),
+        ("unreadable", "i1", "is cut off before its end"),
+        ("unreadable", "i2", "is 40 x 48 x 3, its meta_info.txt says 44 x 48 x 3"),
+    ]
+
+
+def test_a_test_set_may_have_a_rest_and_gray_images(good: Path) -> None:
+    cv2.imwrite(str(good / "GT" / "i0.png"), smooth_noise(43, 49, 0))
+    cv2.imwrite(str(good / "GT" / "i1.png"), np.zeros((40, 48), np.uint8))
+    cv2.imwrite(str(good / "GT" / "i2.png"), smooth_noise(44, 48, 0))
+    assert [name for _, name, _ in check(good, None)] == ["i2.png"]
+    assert [name for _, name, _ in check(good)] == ["i0.png", "i2.png", "i1.png"]
+
+
+def test_names_and_templates_of_basicsr(good: Path) -> None:
+    for path in (good / "LQ").iterdir():
+        path.rename(path.with_name(f"{path.stem}x4.png"))
+    assert len(check(good)) == 10
+    assert check(good, template="{}x4") == []
+    (good / "LQ" / "i0x4.png").unlink()
+    assert check(good, template="{}x4", names=("i1.png", "i2.png")) == []
+    assert [name for _, name, _ in check(good, template="{}x4", names=("i0.png", "i9.png"))] == ["i0.png", "i9.png"]
+
+
+def test_a_set_that_is_not_there_or_broken_is_a_problem(good: Path) -> None:
+    assert check(good, suffix="_nowhere")[0][2].startswith("no folder")
+    (good / "GT.lmdb").mkdir()
+    assert "meta_info.txt cannot be read" in check(good, suffix=".lmdb")[0][2]
+
+
+def test_all_sets_of_an_option_file(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a.png (4,4,3)\nb.png (4,4,3)\n")
+    roots = {"dataroot_gt": "~/GT", "dataroot_lq": "LQ"}
+    train = {"name": "t", "gt_size": 64, "meta_info_file": str(tmp_path / "names.txt"), **roots}
+    val = {"name": "v", "gt_size": 64, "filename_tmpl": "{}x4", **roots}
+    single = {"name": "s", "dataroot_lq": "LQ"}
+    found = dict(paired_sets({"scale": 4, "datasets": {"train": train, "val_1": val, "test": single}}))
+    assert found == {
+        "train (t)": PairedSet(Path.home() / "GT", Path("LQ"), 4, 64, "{}", ("a.png", "b.png")),
+        "val_1 (v)": PairedSet(Path.home() / "GT", Path("LQ"), 4, None, "{}x4"),
+    }
+    with pytest.raises(UserError, match="meta_info_file nowhere"):
+        list(paired_sets({"scale": 4, "datasets": {"train": train | {"meta_info_file": "nowhere"}}}))
+
+
+def test_the_command_s_exit_code_and_table(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--gt", str(good / "GT"), "--lq", str(good / "LQ"), "--gt-size", "40", "--workers", "1"]
+    assert check_dataset.main(arguments) == 0
+    assert capsys.readouterr().out == f"{good / 'GT'}: 5 pairs: nothing wrong\n"
+    (good / "LQ" / "i3.png").unlink()
+    option_file = good / "set.yml"
+    roots = f"{{name: mine, dataroot_gt: {good / 'GT'}, dataroot_lq: {good / 'LQ'}}}"
+    option_file.write_text(
+        f"{{name: x, model_type: x, scale: 4, num_gpu: 0, network_g: {{}}, datasets: {{val: {roots}}}}}"
+    )
+    assert check_dataset.main(["-opt", str(option_file), "--workers", "1"]) == 2
+    out = capsys.readouterr().out
+    assert out.startswith("val (mine): 4 pairs: 1 missing\n\n| problem |")
+    assert f"| {good / 'GT' / 'i3.png'} | has no LQ in {good / 'LQ'} |" in out
+    for wrong in ([], ["--gt", "a"], ["-opt", "a", "--gt", "b", "--lq", "c"]):
+        with pytest.raises(SystemExit) as stopped:
+            check_dataset.main(wrong)
+        assert stopped.value.code == 2

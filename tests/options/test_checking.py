@@ -1,0 +1,257 @@
+"""What is wrong with an option file is found before anything is written: all of it, each with its line and a hint."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.options import override, parse_options, read_options
+from dp_basicsr.options.checking import check_options, find_problems
+from dp_basicsr.studies.runner import make_jobs
+from dp_basicsr.studies.study import read_smoke, read_study
+
+import pytest
+from basicsr.models.base_model import BaseModel
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options"
+TRAIN = OPTIONS / "train_esrgan_dp.yml"
+DEMO = OPTIONS / "train_demo.yml"
+
+
+def problems(*entries: str, file: Path = TRAIN, is_train: bool = True) -> list[str]:
+    """What is wrong with an option file after some overrides, apart from data that is not on this machine."""
+    opt = read_options(file)
+    override(opt, entries)
+    found = find_problems(opt, is_train, {entry.partition("=")[0] for entry in entries})
+    return [f"{':'.join(map(str, one.path))}: {one.text}" for one in found if not one.missing]
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in OPTIONS.glob("*.yml")))
+def test_the_shipped_files_are_right(file: str) -> None:
+    assert problems(file=OPTIONS / file, is_train=file.startswith("train")) == []
+    assert problems(file=OPTIONS / file, is_train=False) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        # keys
+        ("train:percetual_opt=1", "train:percetual_opt: .*did you mean perceptual_opt"),
+        ("train:use_shuffle=true", "train:use_shuffle: expected a known key"),
+        ("modle_type=a", "modle_type: .*did you mean model_type"),
+        ("path:anything=a", "path:anything: .*there are: pretrain_network_g"),
+        ("path:x_anything=a", "path:x_anything"),
+        ("logger:wandb:projekt=a", "logger:wandb:projekt: .*project"),
+        ("network_g:num_featt=8", "network_g:num_featt: .*num_feat"),
+        ("train:pixel_opt:loss_wieght=1", "train:pixel_opt:loss_wieght: .*loss_weight"),
+        ("train:optim_d:betta=1", "train:optim_d:betta: .*betas"),
+        ("train:scheduler:milestone=[1]", "train:scheduler:milestone: .*milestones"),
+        ("val:metrics:psnr_y:crop_boarder=4", "val:metrics:psnr_y:crop_boarder: .*crop_border"),
+        ("datasets:train:gtsize=1", "datasets:train:gtsize: .*gt_size"),
+        ("datasets:val_1:io_backend:typ=1", "datasets:val_1:io_backend:typ: .*type"),
+        # names
+        ("name=a/b", "name: expected the name of a folder, got 'a/b'"),
+        ("name=5", "name: expected text, got 5"),
+        ("name=..", "name: expected the name of a folder"),
+        ("datasets:val_1:name=../../x", "datasets:val_1:name: expected the name of a folder"),
+        ("val:suffix=../x", "val:suffix: expected the name of a folder"),
+        ("model_type=ESRGANDP", "model_type: expected a model, got 'ESRGANDP'; did you mean ESRGANDPModel"),
+        ("network_g:type=RRDBNett", "network_g:type: expected a network, .*RRDBNet"),
+        ("train:gan_opt:type=GanLoss", "train:gan_opt:type: expected a loss, .*GANLoss"),
+        ("train:optim_g:type=AdamW", "train:optim_g:type: expected a optimizer, .*Adam"),
+        ("train:scheduler:type=StepLR", "train:scheduler:type: .*MultiStepLR"),
+        ("val:metrics:psnr_y:type=psnr", "val:metrics:psnr_y:type: expected a metric"),
+        ("datasets:train:type=PairedImagesDataset", "datasets:train:type: expected a dataset, .*PairedImageDataset"),
+        ("datasets:valid=~", "datasets:valid: expected "),
+        ("train:gan_opt:gan_type=vanila", "train:gan_opt:gan_type: .*did you mean vanilla"),
+        ("train:perceptual_opt:vgg_layer_weights={conv5_5: 1}", "conv5_5: expected a layer .*did you mean conv5_"),
+        ("train:perceptual_opt:resnet_layer_weights={layer5: 1}", "resnet_layer_weights:layer5: .*layer"),
+        # types and ranges
+        ("train=3", "train: expected a section of keys, got 3$"),
+        ("train:total_iter=ten", "train:total_iter: expected a whole number, got 'ten'"),
+        ("train:total_iter=0", "train:total_iter: expected a number >= 1, got 0"),
+        ("train:total_iter=1.5", "train:total_iter: expected a whole number, got 1.5"),
+        ("train:total_iter=~", "train:total_iter: expected a whole number, got None"),
+        ("logger:print_freq=-1", "logger:print_freq: expected a number >= 1, got -1"),
+        ("train:ema_decay=1", "train:ema_decay: expected a number < 1, got 1"),
+        ("train:amp=fp8", "train:amp: expected 'none', 'bf16' or 'fp16', got 'fp8'"),
+        ("train:channels_last=1", "train:channels_last: expected true or false, got 1"),
+        ("train:optim_g:lr=fast", "train:optim_g:lr: expected a number, got 'fast'"),
+        ("train:optim_g:lr=.nan", "train:optim_g:lr: expected a finite number, got nan"),
+        ("train:optim_g:betas=[0.9]", "train:optim_g:betas: expected at least 2 items"),
+        ("train:perceptual_opt:mu=-1", "train:perceptual_opt:mu: expected a number > 0, got -1"),
+        ("train:pixel_opt:reduction=none", "train:pixel_opt:reduction: expected 'mean' or 'sum', got 'none'"),
+        ("network_g:num_block=0", "network_g:num_block: expected a number >= 1, got 0"),
+        ("num_gpu=99", "num_gpu: expected auto or a number from 0"),
+        ("num_gpu=all", "num_gpu: expected 'auto' or a whole number, got 'all'"),
+        ("datasets:train:prefetch_mode=gpu", "prefetch_mode: expected 'cpu' or 'cuda', got 'gpu'"),
+        ("datasets:train:on_bad_image=ignore", "on_bad_image: expected 'stop' or 'skip', got 'ignore'"),
+        ("datasets:train:max_bad_share=2", "max_bad_share: expected a number <= 1, got 2"),
+        ("val:threads=0", "val:threads: expected a number >= 1, got 0"),
+        ("train:max_nonfinite=0", "train:max_nonfinite: expected a number >= 1, got 0"),
+        ("val:metrics:lpips_alex:net=resnet", "val:metrics:lpips_alex:net: expected 'alex' or 'vgg', got 'resnet'"),
+        # what does not go together
+        ("datasets:train:gt_size=126", "gt_size: expected a multiple of scale .4., got 126"),
+        ("datasets:train:gt_size=256", "gt_size: expected 128, what network_d takes"),
+        ("network_d:input_size=192", "network_d:input_size: expected 128 or 256, got 192"),
+        ("scale=2", "network_g:scale: expected 2, the scale of the data, got 4"),
+        ("network_g={type: RRDBNetDP, scale: 8}", "network_g:scale: expected 2, 3 or 4, got 8"),
+        ("train:scheduler:milestones=[2, 1]", "milestones: expected iterations that rise"),
+        ("train:scheduler:milestones=[500000]", "milestones: expected iterations up to train:total_iter .400000."),
+        ("train:scheduler={type: CosineAnnealingRestartLR, periods: [9]}", "periods: expected a sum of at least"),
+        ("train:scheduler:restart_weights=[1, 1]", "restart_weights: expected 1, one for each of restarts, got 2"),
+        ("datasets:train:dataroot_gt=datasets/x", "dataroot_gt: expected a name ending in .lmdb"),
+        ("datasets:val_1:dataroot_gt=x.lmdb", "datasets:val_1:dataroot_gt: expected a folder of images"),
+        ("network_d=~", "network_d: expected a value, which training needs"),
+        ("train:gan_opt=~", "train:gan_opt: expected a value, which training needs"),
+        ("datasets:train:batch_size_per_gpu=~", "batch_size_per_gpu: expected a value, which training needs"),
+        ("train:grad_accumulation=32", "grad_accumulation: expected up to batch_size_per_gpu .16., got 32"),
+        ("train:ldl_opt={type: L1Loss}", "ldl_opt: expected none: ESRGANDPModel does not compute it"),
+        ("logger={print_freq: 1, save_checkpoint_freq: 1, wandb: {project: a}}", "use_tb_logger: expected true"),
+        ("model_type=SRGANDPModel", "train:gan_opt:sync_mean: expected none: SRGANDPModel's loss takes no means"),
+        ("val:tile=20", "val:tile: expected more than twice tile_overlap .16., got 20"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named(entry: str, message: str) -> None:
+    found = problems(entry)
+    assert len(found) == 1, found
+    assert re.match(f"(.*:)?{message}", found[0])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "deterministic=true", "dist_params={backend: gloo, port: 29501, timeout: 600}",
+        "datasets:train:on_bad_image=skip", "datasets:train:max_bad_share=0.1", "datasets:train:batch_size_total=16",
+        "train:max_nonfinite=3", "train:sync_batch_norm=true", "train:grad_clip=1", "train:gan_opt:sync_mean=false",
+        "val:tile=128", "val:tile_overlap=8", "val:threads=1", "logger:keep_last=3", "logger:keep_best=true",
+        "datasets:train:dataset_enlarge_ratio=2.5",
+        "train:total_iter=4e5", "train:total_iter=4", "val=~", "manual_seed=~", "x_mine={a: 1}", "train:x-mine=1",
+        "datasets:train:x_mine=1", "train:pixel_opt={type: CharbonnierLoss, eps: 1e-6}",
+    ],
+)  # fmt: skip
+def test_what_is_right_passes(entry: str) -> None:
+    """Every key that the programs read beside the shipped ones; a run that is cut short; other programs' keys."""
+    assert problems(entry) == []
+
+
+@pytest.mark.parametrize("entry", ["datasets=true", "datasets=[test]", "datasets={test: 3}", "path=3", "train=3"])
+def test_a_value_in_the_place_of_a_section(entry: str) -> None:
+    """Found by fuzzing: rules about several values must not look into it."""
+    for is_train in (True, False):
+        assert "expected a section of keys" in " ".join(problems(entry, is_train=is_train))
+
+
+def test_all_at_once_each_with_its_place(tmp_path: Path) -> None:
+    text = DEMO.read_text().replace("gt_size:", "gtsize:").replace("num_block: 2", "num_block: two")
+    text = text.replace("name: held_out", "name: held_out\n    nmae: a").replace("print_freq: 5", "print_freq: 0")
+    file = tmp_path / "bad.yml"
+    file.write_text(text)
+    lines = text.splitlines()
+    with pytest.raises(UserError) as caught:
+        parse_options("", ["-opt", str(file), "--force_yml", "train:total_itr=3", "scale=four"], is_train=True)
+    message = str(caught.value).splitlines()
+    assert message[0] == f"{file}: 10 problems"
+    for words in ("gtsize:", "num_block: two", "nmae: a", "print_freq: 0", "dataroot_gt: datasets/demo/HR"):
+        line = next(number for number, one in enumerate(lines, start=1) if words in one)
+        assert [one for one in message if one.startswith(f"{file}:{line}: ")], words
+    assert "--force_yml train:total_itr=3: train:total_itr: " in str(caught.value)
+    assert "--force_yml scale=four: scale: expected a whole number, got 'four'" in message
+    section = lines.index("  train:") + 1
+    assert [one for one in message if one.startswith(f"{file}:{section}: datasets:train:gt_size: expected a value")]
+
+
+def test_the_line_of_a_merged_key_is_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text(TRAIN.read_text().replace("type: disk", "type: dsk"))
+    line = (tmp_path / "a.yml").read_text().splitlines().index("      type: dsk") + 1
+    with pytest.raises(UserError) as caught:
+        parse_options("", ["-opt", "a.yml"], is_train=True)
+    for name in ("val_1", "val_2", "val_4"):
+        assert f"a.yml:{line}: datasets:{name}:io_backend:type: expected 'disk', 'lmdb'" in str(caught.value)
+
+
+def test_missing_files_are_named_with_the_rest(tmp_path: Path) -> None:
+    entries = ["path:pretrain_network_g=no.pth", "path:resume_state=no.state", "train:foo=1"]
+    with pytest.raises(UserError) as caught:
+        parse_options("", ["-opt", str(TRAIN), "--force_yml", *entries], is_train=True)
+    for words in ("dataroot_gt: ", "dataroot_lq: ", "'no.pth': no such file", "'no.state': no such file", "train:foo"):
+        assert words in str(caught.value)
+    assert str(caught.value).count("extract_subimages.py") == 1, "how to make the data is said once"
+
+
+def test_where_only_data_is_missing_a_check_goes_on() -> None:
+    missing = check_options(read_options(TRAIN), str(TRAIN), [], is_train=True, may_miss_data=True)
+    assert len(missing) == 1
+    assert missing[0].count("no such folder") == 2
+    opt = read_options(TRAIN)
+    override(opt, ["train:total_iter=-1"])
+    with pytest.raises(UserError, match="total_iter"):
+        check_options(opt, str(TRAIN), ["train:total_iter=-1"], is_train=True, may_miss_data=True)
+
+
+def test_checking_changes_nothing() -> None:
+    opt = read_options(TRAIN)
+    find_problems(opt, is_train=True)
+    assert opt == read_options(TRAIN)
+
+
+def test_another_plugin_s_model_may_have_keys_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OtherModel(BaseModel):
+        pass
+
+    class OtherNet:
+        def __init__(self, width: int, names: "NotImported", **more: int) -> None:  # type: ignore[name-defined]  # noqa: F821, UP037
+            pass
+
+    monkeypatch.setitem(MODEL_REGISTRY._obj_map, "OtherModel", OtherModel)
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, "OtherNet", OtherNet)
+    entries = [
+        "my_section=1",
+        "train:my_loss_opt={type: a}",
+        "network_g={type: OtherNet, width: 1, names: 2, depth: 3}",
+    ]
+    assert problems("model_type=OtherModel", *entries) == []
+    assert len(problems("model_type=OtherModel", *entries, "train:percetual_opt=1", "network_g:wdth=1")) == 2
+    assert len(problems(*entries)) == 2, "our own models read no such keys"
+
+
+def test_basicsr_s_own_classes_pass() -> None:
+    entries = ["network_g={type: SwinIR, upscale: 4, img_size: 48, embed_dim: 60, depths: [6, 6], mlp_ratio: 2}",
+               "train:perceptual_opt={type: PerceptualLoss, layer_weights: {conv5_4: 1}, style_weight: 0}",
+               "network_d={type: UNetDiscriminatorSN, num_in_ch: 3}"]  # fmt: skip
+    entries += ["model_type=ESRGANModel", "train:channels_last=false"]
+    entries += ["train:gan_opt={type: GANLoss, gan_type: vanilla, loss_weight: 5e-3}"]
+    assert problems(*entries) == []
+
+
+def test_what_basicsr_s_models_do_not_do_is_refused() -> None:
+    """They would train as if it were not asked for, and GANLoss knows no sync_mean."""
+    asked = ["train:amp=bf16", "val:tile=128", "logger:keep_best=true", "train:max_nonfinite=10"]
+    found = problems("model_type=ESRGANModel", *asked)
+    assert [re.findall(r"(\S+): expected none: ESRGANModel", one)[0] for one in found] == [
+        "train:gan_opt:sync_mean", "train:channels_last", "train:amp", "val:tile", "logger:keep_best",
+    ]  # fmt: skip
+
+
+def test_torch_s_way_around_safe_loading_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BasicSR's own torch.load would obey it."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" in problems()[0]
+
+
+@pytest.mark.parametrize("is_smoke", [False, True])
+@pytest.mark.parametrize("name", ["ablation", "beta", "comparison", "correlation", "mu", "networks"])
+def test_the_studies_overrides_are_right(name: str, is_smoke: bool) -> None:
+    for job in make_jobs(read_study(name), read_smoke() if is_smoke else None):
+        assert problems(*job.train, file=job.train_file) == []
+        assert problems(*job.test, file=job.test_file, is_train=False) == []
+
+
+def test_the_overrides_for_x3_are_right() -> None:
+    """docs/training.md, Other scales."""
+    text = (OPTIONS.parent / "docs/training.md").read_text(encoding="utf-8")
+    entries = shlex.split(text.partition("--force_yml scale=3")[2].partition("```")[0].replace("\\\n", " "))
+    assert problems("scale=3", *entries) == []

@@ -1,0 +1,228 @@
+"""Broken option files and overrides: each is either right, or refused in one readable message; nothing else happens.
+
+DP_BASICSR_FUZZ=5000 tries so many of each; without it a few hundred.
+"""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.options import parse_options, read_options
+from dp_basicsr.options.schema import OptionFile, Train, Val
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options"
+FILES = sorted(OPTIONS.glob("*.yml"))
+TEXTS = {file.name: file.read_text(encoding="utf-8") for file in FILES}
+CASES = int(os.environ.get("DP_BASICSR_FUZZ", "100"))
+LONGEST_LINE = 700  # of a message; the list of the known keys is the longest
+
+fuzz = settings(
+    max_examples=CASES,
+    deadline=None,
+    derandomize="DP_BASICSR_FUZZ" not in os.environ,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+# Values that have broken programs before, and any others.
+SCALARS = st.one_of(
+    st.sampled_from([None, True, False, 0, -1, 1, 2, 3, 4, 128, 1e-4, 5e3, -0.5, 1e400, -1e400, float("nan"), 10**400]),
+    st.sampled_from(["", ".", "..", "a/b", "train", "auto", "0", "1e", "x" * 5000, "\0", "\n", "\u202e", "😀"]),
+    st.sampled_from(["RRDBNetDP", "DPLoss", "PairedDataset", "Adam", "MultiStepLR", "lmdb", "~/x", "=", "<<", b"b"]),
+    st.integers(), st.floats(), st.text(max_size=8), st.dates(), st.binary(max_size=4),
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.one_of(st.text(max_size=6), st.integers()), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+KNOWN_KEYS = [
+    *OptionFile.model_fields,
+    *Train.model_fields,
+    *Val.model_fields,
+    "type",
+    "name",
+    "io_backend",
+    "x_a",
+    "<<",
+]
+KEYS = st.one_of(st.sampled_from(KNOWN_KEYS), st.text(max_size=8), st.integers(-1, 3), st.none(), st.booleans())
+
+
+@pytest.fixture(autouse=True)
+def everything_is_there() -> None:
+    """What the shipped files name, so that what is right is completed too."""
+    for opt in map(read_options, FILES):
+        for dataset in opt["datasets"].values():
+            for root in ("dataroot_gt", "dataroot_lq"):
+                Path(dataset[root]).mkdir(parents=True, exist_ok=True)
+        if network := opt["path"]["pretrain_network_g"]:
+            Path(network).parent.mkdir(parents=True, exist_ok=True)
+            Path(network).touch()
+    Path("fuzzed.yml").touch()
+
+
+def outcome(argv: list[str], is_train: bool) -> str:
+    """What was refused, or ``right``; any other exception is a failure of the test."""
+    try:
+        parse_options("", argv, is_train)
+    except UserError as error:
+        return str(error)
+    return "right"
+
+
+def judge(message: str) -> None:
+    """One readable message: text that a terminal shows as it is, in lines of bearable length, that says something."""
+    assert message == "right" or len(message) > 20
+    for line in message.splitlines():
+        assert len(line) <= LONGEST_LINE, line
+        assert line.isprintable(), repr(line)
+
+
+def judge_run(text: str | bytes, entries: list[str], is_train: bool) -> str:
+    """Write an option file, read and check it with overrides, and see that nothing else was written."""
+    before = sorted(Path().rglob("*"))
+    Path("fuzzed.yml").write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    message = outcome(["-opt", "fuzzed.yml", *(["--force_yml", *entries] if entries else [])], is_train)
+    judge(message)
+    assert sorted(Path().rglob("*")) == before
+    return message
+
+
+def sections(value: Any) -> list[Any]:
+    """Every mapping and list within a value, itself first."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    found = [value] if isinstance(value, (dict, list)) else []
+    return found + [one for item in inner for one in sections(item)]
+
+
+def mutate(data: st.DataObject, opt: dict[str, Any]) -> None:
+    """Delete, rename, retype, replace or add something, somewhere."""
+    section = data.draw(st.sampled_from(sections(opt)))
+    key = data.draw(st.sampled_from(sorted(section, key=repr) if isinstance(section, dict) else range(len(section))))
+    action = data.draw(st.sampled_from(["delete", "rename", "value", "as text", "wrap", "add", "misspell"]))
+    if action == "delete":
+        del section[key]
+    elif action == "value":
+        section[key] = data.draw(VALUES)
+    elif action == "as text":
+        section[key] = str(section[key])
+    elif action == "wrap":
+        section[key] = [section[key]]
+    elif isinstance(section, dict):
+        if action == "add":
+            section[data.draw(KEYS)] = data.draw(VALUES)
+        elif action == "rename":
+            section[data.draw(KEYS)] = section.pop(key)
+        else:
+            section[f"{str(key)[:3]}{data.draw(st.sampled_from('ae_1'))}{str(key)[3:]}"] = section.pop(key)
+
+
+@fuzz
+@given(data=st.data())
+def test_changed_values(data: st.DataObject) -> None:
+    opt = deepcopy(read_options(data.draw(st.sampled_from(FILES))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        assume(any(sections(opt)))
+        if all(sections(opt)):
+            mutate(data, opt)
+    try:
+        text = yaml.safe_dump(opt, sort_keys=False)
+    except ValueError:  # a number that Python does not write out
+        assume(False)
+    judge_run(text, [], data.draw(st.booleans()))
+
+
+ODD = [": ", "- ", "[", "{", "}", "&a ", "*a", "!!int ", "!!python/", "'", "<<: *val ", "? ", "| ", "%", "@", "`"]
+
+
+@fuzz
+@given(data=st.data())
+def test_changed_text(data: st.DataObject) -> None:
+    """Lines deleted, doubled, moved, and characters put in: what an editor's slip, or a bad merge, leaves."""
+    lines = TEXTS[data.draw(st.sampled_from(sorted(TEXTS)))].splitlines(keepends=True)
+    for _ in range(data.draw(st.integers(1, 5))):
+        place, other = (data.draw(st.integers(0, len(lines) - 1)) for _ in range(2))
+        action = data.draw(st.sampled_from(["delete", "double", "move", "indent", "insert"]))
+        line = lines.pop(place)
+        if action == "double":
+            lines[place:place] = [line, line]
+        elif action == "move":
+            lines.insert(other, line)
+        elif action == "indent":
+            lines.insert(place, data.draw(st.sampled_from(["", " ", "  ", "\t"])) + line.lstrip())
+        elif action == "insert":
+            column = data.draw(st.integers(0, len(line)))
+            odd = data.draw(st.one_of(st.sampled_from(ODD), st.text(max_size=3)))
+            lines.insert(place, line[:column] + odd + line[column:])
+        if not lines:
+            break
+    judge_run("".join(lines), [], data.draw(st.booleans()))
+
+
+@fuzz
+@given(data=st.data())
+def test_changed_bytes(data: st.DataObject) -> None:
+    content = bytearray(TEXTS[data.draw(st.sampled_from(sorted(TEXTS)))].encode())
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, len(content)))
+        content[place : place + data.draw(st.integers(0, 40))] = data.draw(st.binary(max_size=6))
+    judge_run(bytes(content), [], is_train=True)
+
+
+@fuzz
+@given(content=st.one_of(st.text(max_size=200), st.binary(max_size=200)))
+def test_any_content(content: str | bytes) -> None:
+    judge_run(content, [], is_train=True)
+
+
+TOP = ["name", "scale", "num_gpu", "manual_seed", "train", "network_g", "path", "dist_params", "datasets:train", "new"]
+DEEP = ["train:total_iter", "train:optim_g", "train:optim_g:lr", "train:scheduler:milestones", "val:metrics:psnr_y",
+        "train:perceptual_opt:mu", "train:perceptual_opt:vgg_layer_weights", "datasets:val_1:io_backend", "val:tile",
+        "datasets:train:gt_size", "datasets:new", "network_g:num_feat", "network_d:input_size", "val:metrics",
+        "logger:wandb", "path:resume_state"]  # fmt: skip
+PATHS = st.sampled_from([*TOP, *DEEP])
+YAML_TEXT = st.one_of(
+    st.sampled_from(["", "~", "[", "{a: 1", "&a [*a]", "*b", "!!int x", "1e-4", "2020-13-45", "? a", "[" * 1000]),
+    st.sampled_from(["{type: RRDBNet}", "[1, 2, 1]", "{1: 2}", "{[1]: 2}", ".inf", "<<", "{<<: 1}"]),
+    st.sampled_from(["=", "0x" + "f" * 5000, "9" * 5000]),
+    st.sampled_from(["!!python/object/apply:os.system [touch ran]", "__import__('os').system('touch ran')"]),
+    VALUES.map(repr), st.text(max_size=12), st.text(alphabet=string.printable, max_size=20),
+)  # fmt: skip
+
+
+@fuzz
+@given(
+    entries=st.lists(
+        st.one_of(st.tuples(PATHS, YAML_TEXT).map("=".join), st.text(max_size=15)), min_size=1, max_size=3
+    ),
+    is_train=st.booleans(),
+)
+def test_any_override(entries: list[str], is_train: bool) -> None:
+    assume(not any(entry.startswith("-") for entry in entries))  # argparse would take it for an option
+    judge_run(TEXTS["train_esrgan_dp.yml"], entries, is_train)
+
+
+@pytest.mark.parametrize("wrong", [lambda: judge("short"), lambda: judge("a" * 1000), lambda: judge("\x1b[1m" * 9)])
+def test_the_judge_can_fail(wrong: Callable[[], None]) -> None:
+    with pytest.raises(AssertionError):
+        wrong()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_unchanged_files_are_right(file: Path) -> None:
+    """The tests above can come to the end."""
+    assert outcome(["-opt", str(file)], is_train=file.name.startswith("train")) == "right"

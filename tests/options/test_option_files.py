@@ -1,0 +1,154 @@
+"""Every shipped option file runs, and every key in it is read by some code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr import options, test, train
+from dp_basicsr.metrics import lpips_metric, scores
+from dp_basicsr.options import read_options
+from dp_basicsr.training import progress
+
+import pytest
+import torch
+from basicsr.archs import build_network
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options"
+FILES = sorted(path.name for path in OPTIONS.glob("*.yml"))
+
+
+class Watched(dict):
+    """A dict that notes which of its keys are looked up, by their address in the file, also in copies and by ``**``.
+
+    Going through all items is not looking up a key, or one that nobody knows would count as read.
+    """
+
+    def __init__(self, content: dict[str, Any], address: str, seen: set[str]) -> None:
+        super().__init__({key: watch(value, f"{address}{key}:", seen) for key, value in content.items()})
+        self.address, self.seen = address, seen
+
+    def __getitem__(self, key: Any) -> Any:
+        self.seen.add(f"{self.address}{key}")
+        return super().__getitem__(key)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self.seen.add(f"{self.address}{key}")
+        return super().get(key, default)
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        self.seen.add(f"{self.address}{key}")
+        return super().pop(key, *default)
+
+    def __iter__(self) -> Iterator[Any]:  # overridden, so that ** and dict() go through __getitem__
+        return super().__iter__()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watched:
+        return Watched(dict(super().items()), self.address, self.seen)
+
+    def copy(self) -> Watched:
+        return self.__deepcopy__({})
+
+
+def watch(value: Any, address: str, seen: set[str]) -> Any:
+    return Watched(value, address, seen) if isinstance(value, dict) else value
+
+
+def leaves(opt: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in opt.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}:")
+        else:
+            yield f"{prefix}{key}"
+
+
+SMALL_NETWORKS = ["network_g:num_feat=8", "network_g:num_block=1"]
+SMALL_TRAINING = [
+    "train:total_iter=1",
+    "val:val_freq=1",
+    "logger:print_freq=1",
+    "datasets:train:num_worker_per_gpu=0",
+    "datasets:train:persistent_workers=false",
+    "datasets:train:batch_size_per_gpu=2",
+    "datasets:train:io_backend:type=disk",
+]
+RANDOM = ["train:perceptual_opt:vgg_weights=random", "train:perceptual_opt:resnet_weights=random"]
+
+
+def overrides(file: str, pairs: Path) -> list[str]:
+    """Small networks, a start from a small checkpoint, one small step, and four small pairs as every dataset."""
+    opt = read_options(OPTIONS / file)
+    data = [f"datasets:{name}:dataroot_gt={pairs / 'GT'}" for name in opt["datasets"]]
+    data += [f"datasets:{name}:dataroot_lq={pairs / 'LRbicx4'}" for name in opt["datasets"]]
+    state = build_network(opt["network_g"] | {"num_feat": 8, "num_block": 1}).state_dict()
+    torch.save({"params": state, "params_ema": state}, "start.pth")
+    training = SMALL_TRAINING if "train" in opt else []
+    random = RANDOM if "perceptual_opt" in opt.get("train", {}) else []
+    return [*data, *SMALL_NETWORKS, "path:pretrain_network_g=start.pth", *training, *random]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_key_is_read(file: str, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real program, small: train one step and validate, or test; each key of the file is looked up on the way."""
+    seen: set[str] = set()
+    monkeypatch.setattr(options, "read_options", lambda path: Watched(read_options(path), "", seen))
+    monkeypatch.setattr(progress, "dict2str", lambda opt: "")  # prints every key
+    monkeypatch.setattr(lpips_metric, "why_not", lambda net, weights: None)
+    monkeypatch.setattr(lpips_metric, "lpips_network", lambda net, weights, device: lambda x, y: (x - y).abs().mean())
+    monkeypatch.setattr(scores, "why_not", lambda net, weights: None)
+    command_line = ["-opt", str(OPTIONS / file), "--force_yml", *overrides(file, pairs)]
+    sets = read_options(OPTIONS / file)["datasets"]
+    if "train" in sets:
+        train.main(command_line)
+    if any(name.startswith("test") for name in sets):
+        test.main(command_line)
+    only_with_wandb = {"logger:wandb:resume_id"}  # read by progress._start_wandb
+    assert set(leaves(read_options(OPTIONS / file))) - seen - only_with_wandb == set()
+
+
+def test_a_key_that_no_code_reads_is_found() -> None:
+    """The test above can fail."""
+    opt = Watched({"a": {"b": 1, "use_shuffle": True}}, "", seen := set())
+    assert list(opt["a"].copy().items()) == [("b", 1), ("use_shuffle", True)]
+    assert opt["a"].get("b") == 1
+    assert set(leaves(opt)) - seen == {"a:use_shuffle"}
+    assert dict(**opt["a"]) == {"b": 1, "use_shuffle": True}
+    assert set(leaves(opt)) - seen == set()
+
+
+PAPER = {
+    "total_iter": 400_000, "milestones": [50_000, 100_000, 200_000, 300_000], "gamma": 0.5, "lr": 1e-4,
+    "betas": [0.9, 0.99], "batch": 16, "gt_size": 128, "lambda": 1e-2, "eta": 5e-3, "dp": 1.0, "warmup": -1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["train_esrgan_dp.yml", "train_esrgan_dp_released.yml", "train_srgan_dp.yml"])
+def test_the_schedule_is_the_paper_s(file: str) -> None:
+    opt = read_options(OPTIONS / file)
+    train, data = opt["train"], opt["datasets"]["train"]
+    for adam in (train["optim_g"], train["optim_d"]):
+        assert (adam["lr"], adam["betas"]) == (PAPER["lr"], PAPER["betas"])
+    assert {
+        "total_iter": train["total_iter"], "milestones": train["scheduler"]["milestones"],
+        "gamma": train["scheduler"]["gamma"], "lr": train["optim_g"]["lr"], "betas": train["optim_g"]["betas"],
+        "batch": data["batch_size_per_gpu"], "gt_size": data["gt_size"], "lambda": train["pixel_opt"]["loss_weight"],
+        "eta": train["gan_opt"]["loss_weight"], "dp": train["perceptual_opt"]["loss_weight"],
+        "warmup": train["warmup_iter"],
+    } == PAPER  # fmt: skip
+    sets = [dataset["name"] for key, dataset in opt["datasets"].items() if key.startswith("val")]
+    assert sets == ["Set5", "Set14", "BSD100", "Urban100"]
+
+
+def test_the_two_readings_differ_where_the_released_code_does() -> None:
+    paper, released = (
+        read_options(OPTIONS / file)["train"]["perceptual_opt"]
+        for file in ("train_esrgan_dp.yml", "train_esrgan_dp_released.yml")
+    )
+    different = {key: released[key] for key in paper if released[key] != paper[key]}
+    assert different.pop("sync_weight") is False
+    assert different == {
+        "resnet_layer_weights": {"layer1": 1, "layer2": 1, "layer3": 1},
+        "resnet_use_input_norm": False,
+        "resnet_batch_stats": True,
+    }

@@ -1,0 +1,124 @@
+"""`train.py --check`: tells what is wrong, tries a step, estimates, and writes nothing."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr import train
+from dp_basicsr.training import dry_run
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import model_options
+
+
+@pytest.fixture
+def options(pairs: Path, tmp_path: Path) -> Path:
+    opt: dict[str, Any] = model_options("SRGANDPModel", tmp_path)
+    for key in ("dist", "rank", "world_size", "is_train", "path"):
+        del opt[key]
+    opt["datasets"] = {
+        "train": {
+            "name": "pairs", "type": "PairedImageDataset", "dataroot_gt": "pairs/GT", "dataroot_lq": "pairs/LRbicx4",
+            "io_backend": {"type": "disk"}, "gt_size": 128, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 2,
+            "batch_size_per_gpu": 2,
+        }
+    }  # fmt: skip
+    opt["logger"] = {"print_freq": 1, "save_checkpoint_freq": 1, "use_tb_logger": True}
+    (tmp_path / "small.yml").write_text(yaml.safe_dump(opt))
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *entries: str) -> tuple[int, str, str]:
+    """Exit code, output and errors; nothing may have been written."""
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    code = 0
+    for handler in logging.getLogger("basicsr").handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.stream = sys.stderr  # an earlier test's, which is closed
+    try:
+        train.main(["-opt", "small.yml", "--check", *(["--force_yml", *entries] if entries else [])])
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+    return code, *capsys.readouterr()
+
+
+def test_a_run_that_is_right(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "train:net_d_init_iters=3")
+    assert (code, err) == (0, "")
+    assert "one step of SRGANDPModel on 2 pairs of the data (lq 2 x 3 x 32 x 32)" in out
+    for words in ("l_g_percep", "l_d_fake", "s an iteration", "for 4 iterations", "GiB", "the paper's is 16"):
+        assert words in out
+    assert out.count("\n") == 5
+
+
+def test_without_the_data_it_plans_all_the_same(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = ["datasets:train:dataroot_gt=nowhere", "path={pretrain_network_g: no.pth}"]
+    code, out, err = run(capsys, *entries)
+    assert code == 2
+    assert "on 2 random pairs (lq 2 x 3 x 32 x 32)" in out
+    assert "'nowhere': no such folder" in err
+    assert "'no.pth': no such file" in err
+
+
+def test_data_that_is_broken(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pairs/GT/image1.png").unlink()
+    code, out, err = run(capsys)
+    assert code == 2
+    assert "on 2 random pairs" in out
+    assert "datasets: pairs" in err
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("train:total_itr=3", "did you mean total_iter"),
+        ("network_g:num_in_ch=4", "a step cannot be done: RuntimeError"),
+        ("train:optim_g:lr=1e38", "not finite"),
+        ("path={pretrain_network_g: small.yml}", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_one_message(
+    entry: str, message: str, options: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, entry)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_imagenet_weights_are_not_downloaded(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The trial has random ones, and says what the run would fetch; those that are there are not named."""
+    weights = ["train:perceptual_opt:vgg_weights=imagenet", "train:perceptual_opt:resnet_weights=imagenet"]
+    extra = "train:perceptual_opt:extra_networks=[{network: resnet34, layer_weights: {layer1: 1}}]"
+    code, out, _ = run(capsys, *weights, extra)
+    assert code == 0
+    assert [line.split()[5] for line in out.splitlines() if "note:" in line] == ["vgg11", "resnet18", "resnet34"]
+    here = Path(torch.hub.get_dir(), "checkpoints", dry_run.weights_url("vgg11").rsplit("/", 1)[1])
+    here.parent.mkdir(parents=True)
+    here.touch()
+    notes = dry_run.downloads({"train": {"perceptual_opt": {"type": "DPLoss", "vgg_type": "vgg11"}}})
+    assert [note.split()[5] for note in notes] == ["resnet50"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(59, "59 seconds"), (119, "119 seconds"), (120, "2.0 minutes"), (7200, "2.0 hours"), (4.4e6, "50.9 days")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert dry_run.duration(seconds) == words
+
+
+def test_batches_of_several_processes() -> None:
+    data: dict[str, Any] = {"batch_size_per_gpu": 4}
+    opt = {"datasets": {"train": data}, "dist": False, "num_gpu": 2, "world_size": 1}
+    assert dry_run.batch_size(opt) == 8
+    assert dry_run.batch_size(opt | {"dist": True, "world_size": 4}) == 4
+    data["batch_size_total"] = 16
+    assert dry_run.batch_size(opt | {"dist": True, "world_size": 4}) == 4

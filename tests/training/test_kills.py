@@ -1,0 +1,382 @@
+"""Nothing is lost: a run that is killed anywhere, any number of times, ends with the bits of one that never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.checkpoint.manifest import check_manifest
+from dp_basicsr.errors import EXIT_RETRY
+from dp_basicsr.training.run_lock import run_lock
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TOTAL = 24
+
+OPTIONS = f"""
+name: small
+model_type: ESRGANDPModel
+scale: 4
+num_gpu: 0
+manual_seed: 3
+datasets:
+  train:
+    name: pairs
+    type: PairedImageDataset
+    dataroot_gt: GT
+    dataroot_lq: LRbicx4
+    io_backend: {{type: disk}}
+    gt_size: 32
+    use_hflip: true
+    use_rot: true
+    num_worker_per_gpu: 0
+    batch_size_total: 2
+    dataset_enlarge_ratio: 2.5
+  val: {{name: held_out, type: PairedImageDataset, dataroot_gt: GT, dataroot_lq: LRbicx4, io_backend: {{type: disk}}}}
+network_g: {{type: NoisyRRDBNet, scale: 4, num_feat: 4, num_block: 1, num_grow_ch: 4}}
+network_d: {{type: UNetDiscriminatorSN, num_in_ch: 3, num_feat: 4}}
+path: {{pretrain_network_g: ~}}
+train:
+  ema_decay: 0.9
+  optim_g: &adam {{type: Adam, lr: 1e-3, betas: [0.9, 0.99]}}
+  optim_d: *adam
+  scheduler: {{type: MultiStepLR, milestones: [5, 11], gamma: 0.5}}
+  warmup_iter: 3
+  total_iter: {TOTAL}
+  pixel_opt: {{type: L1Loss, loss_weight: 1e-2}}
+  perceptual_opt: {{type: DPLoss, vgg_type: vgg11, vgg_layer_weights: {{conv2_1: 1}}, resnet_type: resnet18,
+                   resnet_layer_weights: {{layer1: 1}}, vgg_weights: random, resnet_weights: random}}
+  gan_opt: {{type: GANLoss, gan_type: vanilla, loss_weight: 5e-3}}
+val: {{val_freq: 4, save_img: false, metrics: {{psnr: {{type: counted_psnr, crop_border: 4}}}}}}
+logger: {{print_freq: 1, save_checkpoint_freq: 3, use_tb_logger: true, keep_last: 2, keep_best: true}}
+"""
+
+# A save of this run: G, D, state and manifest are each synced, renamed, and their folder synced; then the four files
+# of an old checkpoint are deleted.
+EVENTS_OF_A_SAVE = 4 * 3 + 4
+
+
+class Server:
+    """Orders for :mod:`tests.training.train_server`."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.training.train_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, env=environment,
+        )  # fmt: skip
+
+    def __call__(self, folder: Path, *overrides: str, **order: Any) -> list[int]:
+        argv = ["-opt", "small.yml", "--auto_resume", *(("--force_yml", *overrides) if overrides else ())]
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps({"folder": str(folder), "argv": argv, **order}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    assert server.process.stdin
+    server.process.stdin.close()
+    server.process.wait(timeout=60)
+
+
+def prepare(folder: Path) -> Path:
+    """A folder with options and data (three pairs: 7 samples an epoch and a half of mini-batches left over)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "small.yml").write_text(OPTIONS)
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        gt = cv2.resize(rng.integers(0, 256, (9, 8, 3), dtype=np.uint8), (64, 72), interpolation=cv2.INTER_CUBIC)
+        for name, image in (("GT", gt), ("LRbicx4", cv2.resize(gt, (16, 18), interpolation=cv2.INTER_AREA))):
+            (folder / name).mkdir(exist_ok=True)
+            cv2.imwrite(str(folder / name / f"image{number}.png"), image)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return prepare(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stopped."""
+    folder = prepare(tmp_path_factory.mktemp("undisturbed"))
+    assert server(folder) == [0], (folder / "output").read_text()
+    return folder
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], set[bytes]]:
+    """Every figure that the run has sent to TensorBoard but its speed, as bits of float32."""
+    found: dict[tuple[str, int], set[bytes]] = {}
+    for path in (folder / "tb_logger/small").iterdir():
+        for event in EventFileLoader(str(path)).Load():
+            for value in (one for one in event.summary.value if one.tag != "img_per_s"):
+                bits = np.float32(value.tensor.float_val[0]).tobytes()
+                found.setdefault((value.tag, event.step), set()).add(bits)
+    return found
+
+
+def difference(one: Any, other: Any, where: str = "") -> str | None:
+    """Where two nested structures are not the same, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        same = isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        return None if same else where
+    if isinstance(one, dict | list | tuple):
+        if type(one) is not type(other) or len(one) != len(other):
+            return where
+        keys = one.keys() if isinstance(one, dict) else range(len(one))
+        if isinstance(one, dict) and one.keys() != other.keys():
+            return where
+        return next(filter(None, (difference(one[key], other[key], f"{where}/{key}") for key in keys)), None)
+    return None if one == other else where
+
+
+def load(path: Path) -> Any:
+    from collections import Counter
+
+    with torch.serialization.safe_globals([Counter]):
+        return torch.load(path, weights_only=True)
+
+
+def assert_same_files(folder: Path, undisturbed: Path, files: list[str]) -> None:
+    for file in files:
+        one, other = (load(run / "experiments/small" / file) for run in (folder, undisturbed))
+        assert difference(one, other, file) is None
+
+
+def assert_same(folder: Path, undisturbed: Path, total: int = TOTAL) -> None:
+    """G, D, EMA, optimizers, schedulers, random states, best metrics and all logged figures are the same bits."""
+    files = [f"training_states/{total}.state", "models/net_g_best_held_out_psnr.pth"]
+    files += [f"models/net_{net}_{name}.pth" for net in "gd" for name in (total, "latest")]
+    assert_same_files(folder, undisturbed, files)
+    figures, expected = scalars(folder), scalars(undisturbed)
+    assert figures == expected
+    assert all(len(values) == 1 for values in figures.values())
+    assert {step for tag, step in figures if tag == "losses/l_g_percep"} == set(range(1, total + 1))
+    assert {step for tag, step in figures if tag == "metrics/held_out/psnr"} == set(range(4, total + 1, 4))
+    names = {path.name for path in (folder / "experiments/small").rglob("*") if path.is_file()}
+    assert not [name for name in names if name.endswith(".partial")]
+
+
+def test_killed_at_every_moment_of_a_save(server: Server, folder: Path, undisturbed: Path) -> None:
+    """Seventeen kills, on each side of every sync, renaming and deletion, with and without a worker for the data."""
+    assert server(folder, at=["disk", 12 + 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
+    for moment in range(1, EVENTS_OF_A_SAVE + 1):
+        workers = f"datasets:train:num_worker_per_gpu={moment % 2}"
+        codes = server(folder, workers, at=["disk", moment], signals=[signal.SIGKILL])
+        assert codes == [-signal.SIGKILL], f"{moment}: {(folder / 'output').read_text()[-2000:]}"
+    assert server(folder) == [0], (folder / "output").read_text()
+    assert_same(folder, undisturbed)
+    assert len(list((folder / "experiments/small/training_states").glob("*.state"))) == 2  # keep_last
+    assert "archived" not in " ".join(os.listdir(folder / "experiments"))
+
+
+def test_killed_during_validation_and_in_a_step(server: Server, folder: Path, undisturbed: Path) -> None:
+    """Seven kills. What was validated when the run died is validated anew: same figures, same best iteration.
+
+    The validation of 12, which has a checkpoint of its own, is hit twice: the second time it is the first thing done.
+    """
+    for at in (["step", 4], ["metric", 1], ["metric", 2], ["metric", 5], ["step", 3], ["metric", 5], ["metric", 2]):
+        assert server(folder, at=at, signals=[signal.SIGKILL]) == [-signal.SIGKILL]
+    assert server(folder) == [0], (folder / "output").read_text()
+    assert_same(folder, undisturbed)
+
+
+def test_killed_at_random_times(server: Server, folder: Path, undisturbed: Path) -> None:
+    """Wherever a run is: while it starts, and in the tenth of a second after one of its steps."""
+    times = random.Random(0)
+    for _ in range(4):
+        server(folder, kill_after=times.uniform(0, 0.4))
+        codes = server(folder, at=["step", times.randint(2, 6)], after=times.uniform(0.001, 0.1))
+        assert codes in ([-signal.SIGALRM], [0])
+    assert server(folder) == [0], (folder / "output").read_text()
+    assert_same(folder, undisturbed)
+
+
+def test_signals_end_the_step_and_save(server: Server, folder: Path, undisturbed: Path) -> None:
+    """In training, and in validation, which the run that goes on makes anew."""
+    signals = ((signal.SIGTERM, "step", 5, 5), (signal.SIGINT, "metric", 2, 8), (signal.SIGUSR1, "step", 3, 11))
+    for number, event, place, last in signals:
+        assert server(folder, at=[event, place], signals=[number]) == [EXIT_RETRY]
+        assert whole_checkpoints(folder)[-1] == last
+        message = f"{number.name}: stopped after iteration {last}, which is saved"
+        assert message in (folder / "output").read_text()
+    assert server(folder) == [0], (folder / "output").read_text()
+    assert_same(folder, undisturbed)
+
+
+def test_a_signal_to_the_whole_group_spares_the_loader_s_workers(server: Server, folder: Path) -> None:
+    """As a terminal, systemd and torchrun send it: the step that is under way gets its samples."""
+    workers = "datasets:train:num_worker_per_gpu=2"
+    assert server(folder, workers, at=["step", 5], signals=[signal.SIGTERM], group=True) == [EXIT_RETRY]
+    assert (folder / "experiments/small/training_states/5.sha256").exists()
+
+
+def test_a_second_signal_stops_at_once(server: Server, folder: Path) -> None:
+    assert server(folder, at=["step", 5], signals=[signal.SIGTERM, signal.SIGINT]) == [-signal.SIGINT]
+    assert not (folder / "experiments/small/training_states/5.state").exists()
+
+
+def test_a_second_run_of_the_name_is_refused(server: Server, folder: Path, undisturbed: Path) -> None:
+    """With --auto_resume or without: the first goes on undisturbed."""
+    assert server(folder, at=["step", 5], rival=True) == [0]
+    assert (folder / "rival").read_text() == "2"
+    assert re.search(r"error: .*experiments/small is in use by process \d+ on ", (folder / "output").read_text())
+    assert_same(folder, undisturbed)
+    assert sorted(os.listdir(folder / "experiments")) == ["small"]
+
+
+def test_keep_best_is_the_network_of_the_best_iteration(server: Server, folder: Path, undisturbed: Path) -> None:
+    run = undisturbed / "experiments/small"
+    figures = {step: max(bits) for (tag, step), bits in scalars(undisturbed).items() if tag == "metrics/held_out/psnr"}
+    best = max(figures, key=lambda step: np.frombuffer(figures[step], np.float32)[0])
+    assert server(folder, f"train:total_iter={best}") == [0], (folder / "output").read_text()
+    there = load(folder / "experiments/small/models/net_g_latest.pth")
+    assert difference(load(run / "models/net_g_best_held_out_psnr.pth"), there) is None
+
+
+def test_a_state_of_another_model_is_one_message(server: Server, folder: Path) -> None:
+    assert server(folder, at=["step", 4], signals=[signal.SIGTERM]) == [EXIT_RETRY]
+    assert server(folder, "model_type=PSNRModel", "train:perceptual_opt=null") == [2]
+    error = (folder / "output").read_text().splitlines()[-1]
+    assert error.startswith("error: the state of iteration 4 does not fit these options")
+
+
+def test_every_process_says_that_the_name_is_taken(server: Server, folder: Path) -> None:
+    with run_lock(str(folder / "experiments/small")):
+        assert server(folder, processes=2) == [2, 2]
+    assert not (folder / "experiments").exists()
+
+
+@pytest.mark.parametrize(("processes", "deterministic"), [(2, "false"), (3, "true")])
+def test_processes_stop_together(
+    processes: int, deterministic: str, server: Server, folder: Path, tmp_path: Path
+) -> None:
+    """A signal to one of them: all leave after the same iteration, and go on with the same bits."""
+    settings = f"datasets:train:batch_size_total={processes}", f"deterministic={deterministic}", "train:total_iter=12"
+    whole = prepare(tmp_path / "whole")
+    assert server(whole, *settings, processes=processes) == [0] * processes, (whole / "output").read_text()
+    for rank, at in ((1, ["step", 5]), (0, ["metric", 2])):  # in training, and in validation
+        codes = server(folder, *settings, processes=processes, rank=rank, at=at, signals=[signal.SIGTERM])
+        assert codes == [EXIT_RETRY] * processes, (folder / "output").read_text()
+    assert server(folder, *settings, processes=processes) == [0] * processes, (folder / "output").read_text()
+    assert "Not the bits" not in (folder / "output").read_text()
+    assert_same(folder, whole, total=12)
+
+
+def test_another_number_of_processes_goes_on_with_the_next_sample(server: Server, folder: Path) -> None:
+    assert server(folder, processes=2, at=["step", 5], signals=[signal.SIGTERM]) == [EXIT_RETRY, EXIT_RETRY]
+    assert server(folder, "train:total_iter=12") == [0], (folder / "output").read_text()
+    output = (folder / "output").read_text()
+    assert "Not the bits of a run that never stopped: processes: 2 before, 1 now" in output
+    assert "batch_size:" not in output.split("Not the bits")[1]
+    assert {step for tag, step in scalars(folder) if tag == "losses/l_g_pix"} == set(range(1, 13))
+
+
+def whole_checkpoints(folder: Path) -> list[int]:
+    """The iterations whose checkpoints are whole; nothing else may lie around."""
+    states = folder / "experiments/small/training_states"
+    assert list((folder / "experiments").rglob("*.partial")) == []
+    manifests = sorted(states.glob("*.sha256"), key=lambda path: int(path.stem))
+    for manifest in manifests:
+        check_manifest(manifest)
+    return [int(path.stem) for path in manifests]
+
+
+def test_a_full_disk_stops_with_the_last_checkpoint_intact(
+    server: Server, folder: Path, undisturbed: Path, request: pytest.FixtureRequest
+) -> None:
+    """On a file system of 1.2 MB; with room again the run goes on to the same bits."""
+    mount = shutil.which("mount")
+    disk = folder / "experiments"
+    disk.mkdir()
+    if (
+        mount is None
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk], check=False).returncode
+    ):
+        pytest.skip("a small file system cannot be mounted here: not root")
+    request.addfinalizer(lambda: subprocess.run(["umount", disk], check=False))
+    keep_all = "logger:keep_last=100"
+    assert server(folder, keep_all) == [2]
+    error = (folder / "output").read_text().splitlines()[-1]
+    assert re.match(r"error: .*experiments/small/\S+ cannot be saved \(.*free on its disk\); what was saved", error)
+    assert whole_checkpoints(folder)
+    assert "Traceback" not in (folder / "output").read_text()
+    subprocess.run([mount, "-o", "remount,size=64m", disk], check=True)
+    assert server(folder) == [0], (folder / "output").read_text()
+    assert_same(folder, undisturbed)
+
+
+def test_a_quota_stops_with_the_last_checkpoint_intact(server: Server, folder: Path) -> None:
+    """RLIMIT_FSIZE, which no file may exceed."""
+    assert server(folder, at=["step", 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
+    largest = max(path.stat().st_size for path in (folder / "experiments").rglob("*.pth"))
+    assert server(folder, limit=largest - 1) == [2]
+    error = (folder / "output").read_text().splitlines()[-1]
+    assert re.match(r"error: .*experiments/small/models/net_\S+ cannot be saved \(", error)
+    assert whole_checkpoints(folder) == [3]
+
+
+def test_a_folder_that_cannot_be_written_stops_with_one_message(server: Server, folder: Path) -> None:
+    """A file where the folder belongs stands for a read-only one, which root can write to."""
+    (folder / "experiments").touch()
+    assert server(folder) == [2]
+    assert (folder / "output").read_text().startswith("error: cannot write ")
+    (folder / "experiments").unlink()
+    assert server(folder, at=["step", 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
+    models = folder / "experiments/small/models"
+    models.rename(folder / "moved")
+    models.touch()
+    assert server(folder) == [2]
+    assert (folder / "output").read_text().splitlines()[-1].startswith("error: none of the checkpoints")
+
+
+def test_torchrun_saves_when_it_is_stopped(folder: Path, server: Server, tmp_path: Path) -> None:
+    """SIGTERM to one of its workers, later to itself: a whole checkpoint each time, with the bits of a run without.
+
+    torchrun itself then ends with code 1: its own way to say that its workers did not come to their end.
+    """
+    networks = "network_g:type=RRDBNetDP", "val:metrics={psnr: {type: calculate_psnr, crop_border: 4}}"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        str(ROOT / "dp_basicsr/train.py"), "-opt", "small.yml", "--auto_resume",
+        "--force_yml", *networks, "train:total_iter=1000000",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for to_a_worker in (True, False):
+        with (folder / "output").open("w") as output:
+            torchrun = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=environment)
+        while len(re.findall(r"iter: .*l_g_pix", text := (folder / "output").read_text())) < 4:
+            assert torchrun.poll() is None, text
+            time.sleep(0.1)
+        workers = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+        os.kill(int(workers[1]) if to_a_worker else torchrun.pid, signal.SIGTERM)
+        assert torchrun.wait(timeout=60) == 1
+        last = whole_checkpoints(folder)[-1]
+        assert f"SIGTERM: stopped after iteration {last}, which is saved" in (folder / "output").read_text()
+
+    whole = prepare(tmp_path / "whole")
+    total = f"train:total_iter={last}", f"logger:save_checkpoint_freq={last}"
+    assert server(whole, *networks, *total, processes=2) == [0, 0], (whole / "output").read_text()
+    assert_same_files(folder, whole, [f"training_states/{last}.state", f"models/net_g_{last}.pth"])

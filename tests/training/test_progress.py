@@ -1,0 +1,65 @@
+"""What a person sees: the bar on a terminal, plain lines elsewhere, wandb when asked."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.training import progress
+from dp_basicsr.training.progress import open_tensorboard, progress_bar, show_losses
+
+import pytest
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def options(tmp_path: Path, rank: int = 0, **logger: Any) -> dict[str, Any]:
+    return {"name": "run", "rank": rank, "train": {"total_iter": 10}, "logger": logger, "root_path": str(tmp_path)}
+
+
+@pytest.mark.parametrize(("terminal", "rank", "shown"), [(True, 0, True), (False, 0, False), (True, 1, False)])
+def test_the_bar_is_for_rank_0_on_a_terminal(
+    terminal: bool, rank: int, shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with progress_bar(options(tmp_path, rank), start_iter=4) as bar:
+        show_losses(bar, {"l_g_percep": 0.123456, "l_d_real": 0.5}, waiting=0.25)
+        bar.update()
+        bar.refresh()
+    text = stderr.getvalue()
+    assert all(part in text for part in ("5/10", "l_g_percep=0.123", "data=25%")) == shown
+
+
+def test_wandb_gets_tensorboard_s_figures_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    fake = SimpleNamespace(init=lambda **arguments: calls.append(arguments) or SimpleNamespace(id="abc"))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    wandb = {"project": "sr", "resume_id": "abc"}
+    writer = open_tensorboard(options(tmp_path, use_tb_logger=True, wandb=wandb), resuming=False)
+    writer.close()
+    assert calls[0]["project"] == "sr"
+    assert calls[0]["sync_tensorboard"]
+    assert (calls[0]["id"], calls[0]["resume"]) == ("abc", "allow")
+
+
+def test_wandb_without_tensorboard_or_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        open_tensorboard(options(tmp_path, use_tb_logger=True, wandb={"project": "sr"}), resuming=False)
+    with pytest.raises(UserError, match="use_tb_logger: true"):
+        open_tensorboard(options(tmp_path, use_tb_logger=False, wandb={"project": "sr"}), resuming=False)
+
+
+def test_other_ranks_and_debug_runs_write_no_tensorboard(tmp_path: Path) -> None:
+    assert open_tensorboard(options(tmp_path, rank=1, use_tb_logger=True), resuming=False) is None
+    debug = options(tmp_path, use_tb_logger=True) | {"name": "debug_run"}
+    assert progress.open_tensorboard(debug, resuming=False) is None
+    assert not (tmp_path / "tb_logger").exists()

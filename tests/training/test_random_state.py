@@ -1,0 +1,44 @@
+"""Random states as data."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from dp_basicsr.training.random_state import random_state, same_random_state_after, set_determinism, set_random_state
+
+import numpy as np
+import torch
+
+
+def draw() -> tuple[float, ...]:
+    """Numbers of every generator; Gaussian ones are made in pairs, of which the second is a part of the state."""
+    return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(()).item()
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
+    draw()
+    torch.save(random_state(), tmp_path / "state")
+    expected = [draw(), draw()]
+    set_random_state(torch.load(tmp_path / "state", weights_only=True))
+    assert [draw(), draw()] == expected
+
+
+def test_what_is_drawn_inside_does_not_count() -> None:
+    before = random_state()
+    with same_random_state_after():
+        draw()
+    inside = draw()
+    set_random_state(before)
+    assert draw() == inside
+
+
+def test_deterministic_can_be_switched() -> None:
+    try:
+        set_determinism(True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+    finally:
+        set_determinism(False)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark

@@ -1,0 +1,36 @@
+"""Signals and the loader's workers. What a run does about them: test_kills.py."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import subprocess
+import time
+from multiprocessing.connection import Connection
+
+from dp_basicsr.data.worker_signals import outlive_signals
+
+import pytest
+
+
+def work(pipe: Connection) -> None:
+    outlive_signals()
+    while True:
+        pipe.send(pipe.recv())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_worker_outlives_signals_of_others_and_obeys_its_parent(number: signal.Signals) -> None:
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=work, args=(theirs,), daemon=True)
+    worker.start()
+    for question in (1, 2):  # also a second signal
+        ours.send(question)
+        assert ours.recv() == question
+        subprocess.run(["kill", f"-{number.value}", str(worker.pid)], check=True)
+        time.sleep(0.1)
+    ours.send("still there")
+    assert ours.recv() == "still there"
+    worker.terminate()
+    worker.join(timeout=20)
+    assert worker.exitcode == 0

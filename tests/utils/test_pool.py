@@ -1,0 +1,104 @@
+"""The pool: order, bounded lookahead, and every way in which a worker can fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.utils.pool import available_cpus, ordered_map
+
+import pytest
+
+
+def slow_square(number: int) -> int:
+    time.sleep(0.02 * (number % 3))
+    return number * number
+
+
+def die_at_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def fail_at_three(number: int) -> int:
+    if number == 3:
+        raise KeyError("a mistake in the program")
+    return number
+
+
+def test_results_come_in_the_order_of_the_tasks() -> None:
+    assert list(ordered_map(slow_square, range(20), workers=2)) == [number * number for number in range(20)]
+
+
+def test_tasks_are_taken_only_as_results_are_taken_out() -> None:
+    taken = []
+
+    def tasks() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    with closing(ordered_map(slow_square, tasks(), workers=1)) as results:
+        for count, _ in enumerate(results, start=1):
+            assert len(taken) <= count + 1
+            if count == 5:
+                break
+    assert len(taken) < 10
+
+
+def test_a_killed_worker_is_an_error_that_names_the_task() -> None:
+    with pytest.raises(UserError, match=r"a worker process was killed at or near: .*3.*fewer --workers \(now 1\)"):
+        list(ordered_map(die_at_three, range(5), workers=1))
+
+
+def test_a_mistake_in_a_worker_is_not_swallowed() -> None:
+    with pytest.raises(RuntimeError, match=r"a worker failed on 3: KeyError.*a mistake in the program") as caught:
+        list(ordered_map(fail_at_three, range(5), workers=1))
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_at_least_one_worker() -> None:
+    assert available_cpus() >= 1
+    with pytest.raises(UserError, match="at least 1 worker"):
+        list(ordered_map(slow_square, [1], workers=0))
+
+
+PARENT = """
+import os, time
+from dp_basicsr.utils.pool import ordered_map
+if __name__ == "__main__":
+    for pid in ordered_map(eval, ["__import__('os').getpid()"] * 4, workers=1):
+        print(pid, flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for the worker in /proc")
+def test_workers_do_not_outlive_a_killed_parent(tmp_path: os.PathLike[str]) -> None:
+    script = os.path.join(tmp_path, "parent.py")
+    with open(script, "w") as file:
+        file.write(PARENT)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while _is_alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_alive(worker)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,140 @@
+"""No file that is loaded runs code: it is refused in one line that names what is in it."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.archs.pretrained import read_state_dict
+from dp_basicsr.checkpoint.resume import read_state, require_networks
+from dp_basicsr.deploy.weights import read_weights
+from dp_basicsr.errors import UserError
+from dp_basicsr.models import PSNRModel
+from dp_basicsr.utils.safe_load import load
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import model_options
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Evil:
+    """Unpickling it makes a file called ``ran``."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch ran",)
+
+
+def zipped(content: Any, path: Path) -> None:
+    torch.save(content, path)
+
+
+def legacy(content: Any, path: Path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def bare(protocol: int) -> Callable[[Any, Path], None]:
+    return lambda content, path: path.write_bytes(pickle.dumps(content, protocol)) and None
+
+
+FORMS = {"zip": zipped, "legacy": legacy, **{f"pickle{number}": bare(number) for number in (0, 2, 4, 5)}}
+SYSTEM = f"{os.system.__module__}.system"
+
+
+def readers() -> dict[str, Callable[[Path], Any]]:
+    return {
+        "any": lambda path: load(path, "file"),
+        "shapes alone": lambda path: load(path, "file", map_location="meta"),
+        "training state": read_state,
+        "backbone": read_state_dict,
+        "deployed": read_weights,
+        "start": lambda path: require_networks({"path": {"pretrain_network_g": str(path)}}),
+    }
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("reader", readers())
+def test_a_program_in_a_file_is_named_and_not_run(reader: str, form: str) -> None:
+    path = Path("evil.state" if "state" in reader else "evil.pth")
+    FORMS[form]({"params": Evil(), "iter": 3}, path)
+    with pytest.raises(UserError) as caught:
+        readers()[reader](path)
+    assert SYSTEM in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not Path("ran").exists()
+
+
+def test_the_program_would_have_run() -> None:
+    """The test above can fail."""
+    legacy({"params": Evil()}, Path("evil.pth"))
+    torch.load("evil.pth", weights_only=False)
+    assert Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [(nn.Linear(1, 1), "Linear"), ({"when": datetime.datetime(2022, 1, 1)}, "datetime"), ({"a": Path("b")}, "pathlib")],
+)
+def test_other_classes_are_named(content: Any, name: str) -> None:
+    torch.save(content, "file.pth")
+    with pytest.raises(UserError, match=rf"holds more than weights \(\S*{name}") as caught:
+        load("file.pth", "file")
+    assert "weights_only" not in str(caught.value), "torch's advice to run it is not passed on"
+
+
+def test_torchscript_and_damage_are_named() -> None:
+    torch.jit.script(nn.Linear(1, 1)).save("script.pth")
+    with pytest.raises(UserError, match="TorchScript"):
+        load("script.pth", "file")
+    for content in (b"", b"no checkpoint", Path("script.pth").read_bytes()[:100]):
+        Path("damaged.pth").write_bytes(content)
+        with pytest.raises(UserError, match="damaged or no checkpoint"):
+            load("damaged.pth", "file", "make it anew")
+    with pytest.raises(UserError, match="No such file.*; make it anew"):
+        load("nowhere.pth", "file", "make it anew")
+
+
+def test_basicsr_loads_for_us_as_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BasicSR's load_network does not say weights_only, so that this variable would let it run code."""
+    legacy({"params": Evil()}, Path("evil.pth"))
+    options = model_options("PSNRModel", tmp_path, perceptual_opt=None)
+    options["path"]["pretrain_network_g"] = "evil.pth"
+    for value in ("0", "1"):
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", value)
+        with pytest.raises(UserError, match=SYSTEM):
+            PSNRModel(options)
+    assert not Path("ran").exists()
+
+
+def test_a_network_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    options = model_options("PSNRModel", tmp_path, perceptual_opt=None)
+    options["path"]["pretrain_network_g"] = "other.pth"
+    for content in ({"params": nn.Linear(1, 1).state_dict()}, {"weights": {}}, [1], {"params": 3}):
+        torch.save(content, "other.pth")
+        with pytest.raises(UserError, match="other.pth does not fit") as caught:
+            PSNRModel(options)
+        assert "\n" not in str(caught.value)
+
+
+def test_there_is_one_way_to_load() -> None:
+    """Nobody but loading.py calls torch.load, nobody unpickles, and it says weights_only=True."""
+    calls = {}
+    for folder in ("dp_basicsr", "scripts"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                    "torch.load", "torch.jit.load", "pickle.load", "pickle.loads", "joblib.load", "np.load",
+                    "numpy.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec",
+                ):  # fmt: skip
+                    calls[path.relative_to(ROOT).as_posix()] = ast.unparse(node)
+    assert list(calls) == ["dp_basicsr/utils/safe_load.py"]
+    assert "weights_only=True" in calls["dp_basicsr/utils/safe_load.py"]
