@@ -9,10 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from dp_basicsr.data.images import IMAGE_SUFFIXES
 from dp_basicsr.errors import UserError
-
-LMDB_FILES = ("data.mdb", "lock.mdb", "meta_info.txt")
 
 
 class StagedFolder:
@@ -94,14 +91,6 @@ def refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
         raise UserError(f"there already: {names}; remove it, choose another output, or give --overwrite")
 
 
-def refuse_foreign(paths: Sequence[Path]) -> None:
-    """Raise a :class:`UserError` where one of ``paths``, about to be replaced, holds what no data command writes."""
-    for path in (path for path in paths if path.exists()):
-        foreign = [path] if not path.is_dir() else [entry for entry in path.iterdir() if not _is_data(entry)]
-        if foreign:
-            raise UserError(f"--overwrite replaces images and LMDBs alone, and {foreign[0]} is something else")
-
-
 def refuse_input(folders: Sequence[Path], outputs: Sequence[Path]) -> None:
     """Raise a :class:`UserError` where an output is, holds or lies in one of the input ``folders``."""
     for folder in (path.resolve() for path in folders):
@@ -109,7 +98,3 @@ def refuse_input(folders: Sequence[Path], outputs: Sequence[Path]) -> None:
             place = output.resolve()
             if place == folder or place in folder.parents or folder in place.parents:
                 raise UserError(f"the output {output} and the input {folder} overlap: choose another output")
-
-
-def _is_data(path: Path) -> bool:
-    return path.is_file() and (path.suffix.lower() in IMAGE_SUFFIXES or path.name in LMDB_FILES)

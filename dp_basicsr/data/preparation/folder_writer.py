@@ -6,9 +6,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from dp_basicsr.data.images import IMAGE_SUFFIXES
 from dp_basicsr.data.preparation.records import Record, Written
 from dp_basicsr.errors import UserError
-from dp_basicsr.utils.staging import StagedFolder, refuse_foreign
+from dp_basicsr.utils.staging import StagedFolder
+
+LMDB_FILES = ("data.mdb", "lock.mdb", "meta_info.txt")
 
 
 class FolderWriter:
@@ -24,7 +27,7 @@ class FolderWriter:
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         if overwrite:
-            refuse_foreign([path])
+            refuse_foreign(path)
         self._folder = StagedFolder(path, overwrite=overwrite)
         self._images = 0
         self._size = 0
@@ -62,3 +65,19 @@ class FolderWriter:
     def discard(self) -> None:
         """Remove everything, unless it was committed."""
         self._folder.discard()
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse to replace ``path`` if it holds anything but images and LMDB files.
+
+    Raises:
+        UserError: The path is a file, or an entry is none of these.
+    """
+    if path.exists():
+        foreign = [path] if not path.is_dir() else [entry for entry in path.iterdir() if not _is_data(entry)]
+        if foreign:
+            raise UserError(f"--overwrite replaces only images and LMDBs, and {foreign[0]} is something else")
+
+
+def _is_data(path: Path) -> bool:
+    return path.is_file() and (path.suffix.lower() in IMAGE_SUFFIXES or path.name in LMDB_FILES)

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dp_basicsr.data.preparation.folder_writer import refuse_foreign
 from dp_basicsr.data.preparation.records import Record, Written
 from dp_basicsr.errors import UserError
-from dp_basicsr.utils.staging import StagedFolder, refuse_foreign
+from dp_basicsr.utils.staging import StagedFolder
 
 import lmdb
 
@@ -37,7 +38,7 @@ class LmdbWriter:
         if path.suffix != ".lmdb":
             raise UserError(f"an LMDB folder must end with .lmdb, got {path}")
         if overwrite:
-            refuse_foreign([path])
+            refuse_foreign(path)
         self._folder = StagedFolder(path, overwrite=overwrite)
         self._lines: list[str] = []
         self._size = 0

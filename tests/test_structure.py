@@ -1,0 +1,73 @@
+"""The layout of the package: which rooms there are, and which way imports point."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import dp_basicsr
+
+PACKAGE = Path(dp_basicsr.__file__).parent
+
+# From the ground up. A room imports from lower levels, and within its level in one direction only.
+LEVELS = (
+    {"__init__", "compat", "errors"},
+    {"utils"},
+    {"distributed"},
+    {"archs", "checkpoint", "data"},
+    {"losses", "metrics", "training"},
+    {"evaluation", "models"},
+    {"deploy", "options", "report", "studies"},
+    {"inference", "test", "train", "webui"},
+)
+LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+ROOT_MODULES = LEVELS[0] | LEVELS[-1]
+
+
+@cache
+def imported_files(path: Path) -> set[Path]:
+    """Files of the package that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: expected an absolute import, got a relative one"
+            names.update((str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)))
+    places = [PACKAGE.parent.joinpath(*name.split(".")) for name in names if name.split(".")[0] == PACKAGE.name]
+    candidates = {file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")}
+    return {file for file in candidates if file.is_file()} - {path}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def folder_of(path: Path) -> str:
+    """The folder of a file; each module at the root counts as one."""
+    return path.stem if path.parent == PACKAGE else path.parent.relative_to(PACKAGE).as_posix()
+
+
+def test_every_module_is_in_a_room() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT_MODULES
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(LEVEL_OF) - ROOT_MODULES
+
+
+def test_imports_point_down() -> None:
+    upwards = [
+        f"{path.relative_to(PACKAGE)} imports {target.relative_to(PACKAGE)}"
+        for path in PACKAGE.rglob("*.py")
+        for target in imported_files(path)
+        if LEVEL_OF[room_of(target)] > LEVEL_OF[room_of(path)]
+    ]
+    assert upwards == []
+
+
+def test_no_circle_between_folders() -> None:
+    graph: defaultdict[str, set[str]] = defaultdict(set)
+    for path in PACKAGE.rglob("*.py"):
+        graph[folder_of(path)] |= {folder_of(target) for target in imported_files(path)} - {folder_of(path)}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the folders
