@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.error import URLError
 
 import dp_basicsr  # noqa: F401  (bridges BasicSR before anything imports it)
@@ -12,8 +13,51 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+OnDevice = TypeVar("OnDevice", Tensor, nn.Module)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+_current_device = torch.device("cpu")
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """Run a test on the CPU, and again on a GPU where there is one.
+
+    A file takes it for all its tests by ``pytestmark = pytest.mark.usefixtures("device")``; :func:`on_device` and
+    :func:`model_options` follow it. On the GPU float32 is float32 (no TF32), and every operation is deterministic.
+    """
+    global _current_device
+    _current_device = torch.device(request.param)
+    on_gpu = request.param == "cuda"
+    if on_gpu:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    torch.use_deterministic_algorithms(on_gpu)
+    yield _current_device
+    torch.use_deterministic_algorithms(False)
+    _current_device = torch.device("cpu")
+
+
+def current_device() -> torch.device:
+    """Return the device of the running test, for helpers that build on it."""
+    return _current_device
+
+
+def on_device(value: OnDevice) -> OnDevice:
+    """Move a tensor or a network to the device of the running test."""
+    return value.to(_current_device)
+
+
+def needs_gpus(count: int, what: str) -> pytest.MarkDecorator:
+    """Skip a test of something that only CUDA has, unless there are that many GPUs."""
+    return pytest.mark.skipif(torch.cuda.device_count() < count, reason=f"{what}: needs {count} CUDA GPU(s)")
 
 
 @pytest.fixture(scope="session")
@@ -66,13 +110,13 @@ SMALL_DP_LOSS: dict[str, Any] = {
 
 
 def model_options(model_type: str, folder: Path, **train: Any) -> dict[str, Any]:
-    """Complete options of a small model on the CPU, as options.parse_options gives them."""
+    """Complete options of a small model on the test's device, as options.parse_options gives them."""
     adam = {"type": "Adam", "lr": 1e-3, "weight_decay": 0, "betas": [0.9, 0.99]}
     return {
         "name": "small",
         "model_type": model_type,
         "scale": 4,
-        "num_gpu": 0,
+        "num_gpu": int(_current_device.type == "cuda"),
         "dist": False,
         "rank": 0,
         "world_size": 1,
@@ -95,7 +139,7 @@ def model_options(model_type: str, folder: Path, **train: Any) -> dict[str, Any]
 
 
 def random_batch(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Two random pairs: lq (2, 3, 32, 32) and gt (2, 3, 128, 128) in [0, 1]."""
+    """Two random pairs on the CPU: lq (2, 3, 32, 32) and gt (2, 3, 128, 128) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "lq": torch.rand(2, 3, 32, 32, generator=generator, dtype=dtype),

@@ -16,7 +16,10 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from tests.conftest import current_device
 from tests.deploy.conftest import make_network
+
+pytestmark = pytest.mark.usefixtures("device")
 
 ROOT = Path(inference.__file__).resolve().parents[1]
 RNG = np.random.default_rng(1)
@@ -40,9 +43,10 @@ def photos() -> Path:
 
 
 def run(*arguments: object) -> int:
-    """Run the command in this process; returns the exit code."""
+    """Run the command in this process, on the test's device; returns the exit code."""
+    device = [] if "--device" in arguments else ["--device", str(current_device())]
     try:
-        return inference.main([str(argument) for argument in arguments])
+        return inference.main([*map(str, arguments), *device])
     except SystemExit as end:
         return int(str(end.code))
 
@@ -51,14 +55,20 @@ def files(folder: str) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
 
 
-def test_as_a_file_from_anywhere_it_equals_the_network(model: str, tmp_path: Path) -> None:
+def test_as_a_file_from_anywhere_it_equals_the_network(model: str, device: torch.device, tmp_path: Path) -> None:
     image = RNG.integers(0, 256, (9, 7, 3), dtype=np.uint8)
     cv2.imwrite("in.png", image[:, :, ::-1])
     command = [sys.executable, str(ROOT / "dp_basicsr" / "inference.py"), "-i", "in.png", "-o", "out"]
-    done = subprocess.run([*command, "--model_path", model], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--model_path", model, "--device", str(device)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
-        "model.pth: RRDBNetDP x4 (2 blocks, 8 features, growth 32), on cpu, fp32\nwrote 1 of 1 images to out\n"
+        f"model.pth: RRDBNetDP x4 (2 blocks, 8 features, growth 32), on {device}, fp32\nwrote 1 of 1 images to out\n"
     )
     with torch.no_grad():
         expected = make_network()(torch.from_numpy(image / np.float32(255)).permute(2, 0, 1)[None])[0]

@@ -93,11 +93,13 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(torch.equal(a[kind][name], b[kind][name]) for kind in a for name in a[kind])
 
 
-def test_train_stop_resume_test(folder: Path) -> None:
-    """A run that stops at 4 (saved at 3) and goes on ends with the same bits as one that never stopped."""
-    whole = run_well("train.py", "-opt", "small.yml", "--force_yml", "name=whole")
-    run_well("train.py", "-opt", "small.yml", "--force_yml", "train:total_iter=4")
-    resumed = run_well("train.py", "-opt", "small.yml", "--auto_resume")
+def test_train_stop_resume_test(folder: Path, device: torch.device) -> None:
+    """A run that stops at 4 (saved at 3) and resumes ends with the same bits as one that never stopped."""
+    gpus = f"num_gpu={int(device.type == 'cuda')}"
+    options = ("-opt", "small.yml", "--force_yml", gpus, "deterministic=true")
+    whole = run_well("train.py", *options, "name=whole")
+    run_well("train.py", *options, "train:total_iter=4")
+    resumed = run_well("train.py", *options, "--auto_resume")
 
     assert "Resuming training from epoch: 0, iter: 3" in resumed
     assert losses_of(resumed).keys() == {4, 5, 6, 7}
@@ -114,7 +116,7 @@ def test_train_stop_resume_test(folder: Path) -> None:
     assert list((folder / "tb_logger/whole").iterdir())
 
     model = "path:pretrain_network_g=experiments/whole/models/net_g_latest.pth"
-    tested = run_well("test.py", "-opt", "small.yml", "--force_yml", model, "path:param_key_g=params_ema")
+    tested = run_well("test.py", "-opt", "small.yml", "--force_yml", gpus, model, "path:param_key_g=params_ema")
     psnr = re.findall(r"# psnr_rgb: (\d+\.\d+)", whole)[-1]
     assert f"# psnr_rgb: {psnr}" in tested
     assert "not_there is skipped" in tested

@@ -11,6 +11,10 @@ import torch
 from basicsr.archs import vgg_arch
 from torchvision import models
 
+from tests.conftest import on_device
+
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.mark.parametrize("network", ["vgg11", "vgg13_bn"])
 def test_vgg_gives_what_basicsr_s_extractor_gives(network: str, tmp_path: Path, monkeypatch) -> None:
@@ -18,9 +22,9 @@ def test_vgg_gives_what_basicsr_s_extractor_gives(network: str, tmp_path: Path, 
     torch.save(getattr(models, network)(weights=None).state_dict(), tmp_path / "vgg.pth")
     monkeypatch.setattr(vgg_arch, "VGG_PRETRAIN_PATH", str(tmp_path / "vgg.pth"))
     layers = ["conv1_1", "relu1_1", "conv2_1", "pool2", "conv3_2"]
-    theirs = vgg_arch.VGGFeatureExtractor(layers, network)
-    ours = VGGFeatures(layers, network, str(tmp_path / "vgg.pth"))
-    x = torch.rand(1, 3, 32, 32)
+    theirs = on_device(vgg_arch.VGGFeatureExtractor(layers, network))
+    ours = on_device(VGGFeatures(layers, network, str(tmp_path / "vgg.pth")))
+    x = on_device(torch.rand(1, 3, 32, 32))
     expected = theirs(x)
     for layer, value in ours(x).items():
         torch.testing.assert_close(value, expected[layer], rtol=1e-6, atol=1e-6)
@@ -28,7 +32,8 @@ def test_vgg_gives_what_basicsr_s_extractor_gives(network: str, tmp_path: Path, 
 
 @pytest.mark.parametrize("network", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
 def test_resnet_stages_are_after_their_relu(network: str) -> None:
-    features = ResNetFeatures(["layer1", "layer2"], network, "random")(torch.rand(1, 3, 32, 32))
+    net = on_device(ResNetFeatures(["layer1", "layer2"], network, "random"))
+    features = net(on_device(torch.rand(1, 3, 32, 32)))
     assert list(features) == ["layer1", "layer2"]
     assert all(value.min() >= 0 for value in features.values())
     assert features["layer1"].shape[-1] == 8
@@ -42,9 +47,9 @@ def test_what_follows_the_last_layer_is_dropped() -> None:
 
 def test_batch_statistics_ignore_global_contrast() -> None:
     """What sets the released reading apart: features of x and of x / 2 are (almost) the same."""
-    x = torch.rand(2, 3, 64, 64)
-    free = ResNetFeatures(["layer1"], "resnet18", "random", use_input_norm=False, batch_stats=True)
-    frozen = ResNetFeatures(["layer1"], "resnet18", "random", use_input_norm=False)
+    x = on_device(torch.rand(2, 3, 64, 64))
+    free = on_device(ResNetFeatures(["layer1"], "resnet18", "random", use_input_norm=False, batch_stats=True))
+    frozen = on_device(ResNetFeatures(["layer1"], "resnet18", "random", use_input_norm=False))
     assert (free(x)["layer1"] - free(x / 2)["layer1"]).abs().mean() < 0.01 * free(x)["layer1"].mean()
     assert (frozen(x)["layer1"] - frozen(x / 2)["layer1"]).abs().mean() > 0.3 * frozen(x)["layer1"].mean()
 
@@ -69,8 +74,8 @@ def test_folded_batch_norm_is_the_same_network(
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
     torch.save(plain.state_dict(), tmp_path / "net.pth")
     folded = ResNetFeatures(["layer1", "layer2"], network, str(tmp_path / "net.pth"), use_input_norm=False).to(dtype)
-    plain.to(dtype)
-    x = torch.rand(1, 3, 64, 64, dtype=dtype)
+    folded, plain = on_device(folded), on_device(plain.to(dtype))
+    x = on_device(torch.rand(1, 3, 64, 64, dtype=dtype))
     first = plain.layer1(plain.maxpool(plain.relu(plain.bn1(plain.conv1(x)))))
     features = folded(x)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())

@@ -24,6 +24,7 @@ import yaml
 from basicsr.archs.rrdbnet_arch import RRDBNet
 from PIL import Image
 
+from tests.conftest import on_device
 from tests.deploy.conftest import make_network
 
 ROOT = Path(inference.__file__).resolve().parents[1]
@@ -51,6 +52,7 @@ def load(arch: str, scale: int, growth: int = 32) -> LoadedNetwork:
     return load_network([Path("trained.pth")], scale=scale if ambiguous else None)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 @pytest.mark.parametrize(("arch", "scale", "growth"), EVERY)
 def test_spandrel_gives_the_same_pixels_or_the_limit_is_told(arch: str, scale: int, growth: int, kind: str) -> None:
@@ -62,7 +64,7 @@ def test_spandrel_gives_the_same_pixels_or_the_limit_is_told(arch: str, scale: i
     assert (limit is None) == (arch != "MSRResNet" and growth == 32 and (arch, scale) != ("RRDBNetDP", 3))
     try:
         theirs = spandrel.ModelLoader().load_from_file(f"out.{kind}")
-        result = theirs.model(IMAGE)
+        result = on_device(theirs.model)(on_device(IMAGE))
     except (spandrel.UnsupportedModelError, RuntimeError):
         assert limit is not None
         return
@@ -71,7 +73,7 @@ def test_spandrel_gives_the_same_pixels_or_the_limit_is_told(arch: str, scale: i
         return
     assert theirs.scale == scale
     assert theirs.architecture.id == "ESRGAN"
-    difference = (result - network.module(IMAGE)).abs().max()
+    difference = (result - on_device(network.module)(on_device(IMAGE))).abs().max()
     print(f"{arch} x{scale} {kind}: spandrel differs by {difference:.1e}")
     assert difference < 1e-6
 

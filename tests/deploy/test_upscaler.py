@@ -15,7 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.conftest import current_device, on_device
 from tests.deploy.conftest import make_network
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 def photograph(height: int, width: int, dtype: Any = np.uint8) -> np.ndarray:
@@ -34,7 +37,8 @@ def loaded(net: nn.Module, scale: int = 4, multiple: int = 1) -> LoadedNetwork:
 
 def upscaler(net: nn.Module, scale: int = 4, multiple: int = 1, **options: Any) -> tuple[Upscaler, list[str]]:
     told: list[str] = []
-    return Upscaler(loaded(net, scale, multiple), device="cpu", tell=told.append, **options), told
+    device = str(current_device())
+    return Upscaler(loaded(net, scale, multiple), device=device, tell=told.append, **options), told
 
 
 @pytest.mark.parametrize("scale", [1, 3, 4])
@@ -184,7 +188,7 @@ def test_channels_last_and_inference_mode_change_nothing() -> None:
     """Against the plain loop: no_grad, contiguous; equal to 1e-5 (issue 7)."""
     net, image = make_network(), photograph(40, 52)
     with torch.no_grad():
-        plain = net(to_tensor(image))
+        plain = on_device(net)(on_device(to_tensor(image))).cpu()
     ours = upscaler(make_network())[0]._forward(to_tensor(image))
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5)
 

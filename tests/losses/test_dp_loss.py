@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
+from tests.conftest import on_device
+
+pytestmark = pytest.mark.usefixtures("device")
+
 RELEASED: dict[str, Any] = {
     "resnet_layer_weights": {"layer1": 1, "layer2": 1, "layer3": 1},
     "resnet_use_input_norm": False,
@@ -35,12 +39,12 @@ def small_loss(**options: Any) -> DPLoss:
         "vgg_weights": "random",
         "resnet_weights": "random",
     }
-    return DPLoss(**{**small, **options}).double()
+    return on_device(DPLoss(**{**small, **options}).double())
 
 
 def images(size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    x, gt = torch.rand(2, 2, 3, size, size, generator=generator, dtype=torch.float64)
+    x, gt = on_device(torch.rand(2, 2, 3, size, size, generator=generator, dtype=torch.float64))
     return x.requires_grad_(), gt
 
 
@@ -49,8 +53,8 @@ class SecondComputation:
 
     def __init__(self, loss: DPLoss, released: bool) -> None:
         self.released = released
-        self.vgg = models.vgg11(weights=None).features[:7].double()  # up to conv3_1, before its activation
-        self.resnet = models.resnet18(weights=None).double()
+        self.vgg = on_device(models.vgg11(weights=None).features[:7].double())  # up to conv3_1, before its activation
+        self.resnet = on_device(models.resnet18(weights=None).double())
         copy_by_order(loss.reference, self.vgg)
         stages = [self.resnet.layer1, self.resnet.layer2, self.resnet.layer3]
         copy_by_order(loss.weighted["resnet"], nn.Sequential(self.resnet.conv1, self.resnet.bn1, *stages))
@@ -73,7 +77,7 @@ class SecondComputation:
 
 
 def normalise(x: Tensor) -> Tensor:
-    mean, std = (torch.tensor(values, dtype=x.dtype).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (x.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (x - mean) / std
 
 
@@ -213,10 +217,10 @@ def test_terms_are_detached_scalars() -> None:
 
 
 @pytest.mark.parametrize("reading", READINGS)
-def test_float32_under_autocast(reading: str) -> None:
+def test_float32_under_autocast(reading: str, device: torch.device) -> None:
     loss = small_loss(**READINGS[reading]).float()
     x, gt = (image.float() for image in images())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         value, _ = loss(x, gt)
     assert {value.dtype, *(term.dtype for term in loss.terms.values())} == {torch.float32}
     assert value.item() == pytest.approx(loss(x, gt)[0].item(), rel=0.05)

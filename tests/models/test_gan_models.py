@@ -17,7 +17,9 @@ from basicsr.models import build_model
 from torch import nn
 from torch.nn import functional as F
 
-from tests.conftest import model_options, random_batch
+from tests.conftest import model_options, on_device, random_batch
+
+pytestmark = pytest.mark.usefixtures("device")
 
 STOCK = {"ESRGANDPModel": "ESRGANModel", "SRGANDPModel": "SRGANModel"}
 
@@ -113,7 +115,8 @@ def test_steps_equal_the_equations(ours: str, parts: int, tmp_path: Path) -> Non
     other = build(ours, tmp_path)
     plain = PlainStep(other, relativistic=ours == "ESRGANDPModel")
     for iteration in range(1, 5):
-        plain.step(**random_batch(iteration, torch.float64), parts=parts)
+        batch = {name: on_device(images) for name, images in random_batch(iteration, torch.float64).items()}
+        plain.step(**batch, parts=parts)
     assert largest_difference(model.net_g, other.net_g) < 1e-9
     assert largest_difference(model.net_d, other.net_d) < 1e-9
 

@@ -29,6 +29,8 @@ from torch.utils.data import DataLoader
 from tests.conftest import model_options
 from tests.deploy.conftest import make_network
 
+pytestmark = pytest.mark.usefixtures("device")
+
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = {
     "psnr": {"type": "calculate_psnr", "crop_border": 4},
@@ -136,8 +138,8 @@ def test_tiles_bound_what_the_network_sees_and_leave_no_seam(arch: str, scale: i
     for model in (whole, tiled, hard):
         model.feed_data(sample)
         model.test()
-        outputs.append(model.output)
-        assert torch.equal(model.lq, sample["lq"])
+        outputs.append(model.output.cpu())
+        assert torch.equal(model.lq.cpu(), sample["lq"])
     assert len(seen) > 1
     assert max(max(size) for size in seen) <= 65
     difference = (outputs[1] - outputs[0]).abs().max()
