@@ -147,8 +147,24 @@ class TrainStream:
             in_thread = isinstance(self.loader, PrefetchDataLoader)
             yield from self.bad_samples.watch(_from_thread(self.loader) if in_thread else self.loader)
             return
-        prefetcher = CUDAPrefetcher(self.loader, self.opt)
+        prefetcher = RecordingPrefetcher(self.loader, self.opt)
         yield from self.bad_samples.watch(iter(prefetcher.next, None))
+
+
+class RecordingPrefetcher(CUDAPrefetcher):
+    """BasicSR's prefetcher, which keeps a batch's memory until the training stream has read it.
+
+    Batches are allocated on the copying stream. Without ``record_stream`` the allocator would give a dropped batch's
+    memory to the next copy while kernels of the training stream, which Python runs ahead of, still read it.
+    """
+
+    def next(self) -> Batch | None:
+        """Return the next batch, or None at the end of the epoch."""
+        batch: Batch | None = super().next()
+        for value in (batch or {}).values():
+            if isinstance(value, torch.Tensor):
+                value.record_stream(torch.cuda.current_stream())
+        return batch
 
 
 def _from_thread(loader: PrefetchDataLoader) -> Iterator[Batch]:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
-from dp_basicsr.data.stream import SeededDataset, TrainStream, evaluation_loaders, require_training_data
+from dp_basicsr.data.stream import (
+    RecordingPrefetcher,
+    SeededDataset,
+    TrainStream,
+    evaluation_loaders,
+    require_training_data,
+)
 from dp_basicsr.errors import UserError
 
 import numpy as np
 import pytest
 import torch
+
+from tests.conftest import needs_gpus
 
 
 def options(pairs: Path, **changes: Any) -> dict[str, Any]:
@@ -152,3 +162,33 @@ def test_the_order_of_the_file_system_does_not_matter(pairs: Path, monkeypatch: 
         monkeypatch.setattr(data_util, "scandir", lambda *args, r=reverse: iter(sorted(listing(*args), reverse=r)))
         orders.append([path["lq_path"] for path in TrainStream(options(pairs)).dataset.paths])
     assert orders[0] == orders[1] == sorted(orders[0])
+
+
+def test_prefetched_tensors_are_recorded_on_the_training_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On imitated streams: the allocator learns which stream reads each tensor that the prefetcher hands out."""
+    training_stream, recorded = Mock(), []
+    monkeypatch.setattr(torch.cuda, "Stream", Mock)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: training_stream)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: recorded.append((tensor, stream)))
+    loader = [{"lq": torch.zeros(1), "gt": torch.ones(1), "lq_path": ["a.png"]} for _ in range(2)]
+    prefetcher = RecordingPrefetcher(loader, {"num_gpu": 0})
+    batches = list(iter(prefetcher.next, None))
+    assert len(batches) == 2
+    handed_out = [batch[name] for batch in batches for name in ("lq", "gt")]
+    assert [tensor for tensor, _ in recorded] == handed_out
+    assert {stream for _, stream in recorded} == {training_stream}
+
+
+@needs_gpus(1, "prefetch_mode: cuda")
+@pytest.mark.parametrize("pin_memory", [True, False])
+def test_prefetched_batches_last_until_a_busy_gpu_has_read_them(pairs: Path, pin_memory: bool) -> None:
+    expected = take(options(pairs), 0, 8)
+    opt = options(pairs, num_gpu=1, train={"prefetch_mode": "cuda", "pin_memory": pin_memory})
+    batches, copies = TrainStream(opt).batches(0), []
+    for _ in expected:
+        batch = next(batches)
+        torch.cuda._sleep(100_000_000)  # the copy below is queued behind it, and the batch dropped before it runs
+        copies.append(batch["gt"].clone())
+        del batch
+    assert all(torch.equal(copy.cpu(), gt) for copy, gt in zip(copies, expected, strict=True))
