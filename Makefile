@@ -1,35 +1,35 @@
-# `make demo` and `make test` do everything, set-up included. Variables:
+# `make demo` and `make test` set everything up first. Variables:
 #
-#   PYTHON=python3.13   the interpreter to make the environment with (3.10 or newer)
-#   TORCH_INDEX=URL     where torch comes from, for a CPU build or another CUDA: https://download.pytorch.org/whl/cpu,
-#                       https://download.pytorch.org/whl/cu128, ...; PyPI's build when not given
+#   PYTHON=python3.13   the interpreter of the environment (3.10 or newer)
+#   TORCH_INDEX=URL     another torch build than PyPI's: https://download.pytorch.org/whl/cpu,
+#                       https://download.pytorch.org/whl/cu128, ...
 #   VENV=.venv          the environment's folder
-#   BENCH="step --batch 16"   parts and options of make bench: python -m scripts.bench --help
+#   BENCH="step --batch 16"   arguments of make bench; python -m scripts.bench --help lists them
 #   WEIGHTS=imagenet    make demo with the real VGG19 and ResNet-50 instead of random ones
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.setup-done
-# Only what is an environment, whatever folder VENV names.
+# Remove VENV only if it is an environment.
 REMOVE_VENV := if test -e $(VENV)/pyvenv.cfg; then rm -rf $(VENV); fi
 
-.PHONY: help setup demo test bench lint clean
+.PHONY: help setup demo test bench lint docs clean
 
-help: ## print this
+help: ## print this help
 	@sed -n '/^#/!q; s/^#  \{0,1\}//p' Makefile
 	@echo
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
-setup: $(DONE) ## make the environment with all that is needed; an instant when it is there
+setup: $(DONE) ## create the environment; does nothing if it exists
 ifneq ($(origin PYTHON),file)
 	@test "$$($(PYTHON) -V)" = "$$($(BIN)/python -V)" || \
-		{ echo "error: $(VENV) is made with $$($(BIN)/python -V): make clean first, or another VENV=folder" >&2; exit 1; }
+		{ echo "error: $(VENV) was made with $$($(BIN)/python -V): run make clean first, or give another VENV=" >&2; exit 1; }
 endif
 
-# Only the last line says "done": after an interruption, wherever it came, the next run goes on.
-# torch comes before BasicSR, whose setup.py asks for it: an isolated build would fetch it a second time. The PYTHONPATH
-# is for Python 3.13 and newer, and for this one line; the file there says why.
+# The mark is written last, so that an interrupted set-up is continued by the next run.
+# torch comes before BasicSR, whose setup.py imports it: an isolated build would download it a second time. PYTHONPATH is
+# needed from Python 3.13 on, in this line only; the file there says why.
 $(DONE): setup.py pyproject.toml Makefile
 	@rm -f $@
 	@$(BIN)/python -m pip --version 2>/dev/null || { \
@@ -42,18 +42,18 @@ $(DONE): setup.py pyproject.toml Makefile
 		$(BIN)/python -m pip install --no-build-isolation --no-deps 'basicsr>=1.4.2'
 	$(BIN)/python -m pip install --no-build-isolation --editable '.[dev]'
 	@reason=$$($(BIN)/python -c 'import cv2' 2>&1) || { \
-		echo "$$reason" | tail -n 1; echo 'OpenCV misses a system library: its build without windows takes the place.'; \
+		echo "$$reason" | tail -n 1; echo 'OpenCV lacks a system library: installing its headless build instead.'; \
 		$(BIN)/python -m pip install --force-reinstall --no-deps opencv-python-headless; }
 	$(BIN)/python -c 'import dp_basicsr, basicsr, cv2'
 	@touch $@
 
-demo: setup ## prepare data, train, test and show a picture: minutes on a CPU, nothing downloaded
+demo: setup ## prepare data, train, test, draw a picture: minutes on a CPU, offline
 	$(BIN)/python scripts/demo.py $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 test: setup ## run all tests
 	$(BIN)/python -m pytest
 
-bench: setup ## measure speed and memory beside BasicSR's: a quarter of an hour on a CPU that does nothing else
+bench: setup ## compare speed and memory with BasicSR's: 15 minutes on an idle CPU
 	$(BIN)/python -m scripts.bench $(BENCH)
 
 lint: setup ## check style, format and types
@@ -61,7 +61,10 @@ lint: setup ## check style, format and types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-clean: ## remove the environment, builds and caches; data and experiments stay
+docs: setup ## build the documentation as a site, into site/; fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+clean: ## remove the environment, builds and caches, but no data or experiments
 	$(REMOVE_VENV)
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""What the package is and needs; how to install it is in README.md, tool settings are in pyproject.toml."""
+"""Package metadata and dependencies. docs/installation.md says how to install; pyproject.toml has the tool settings."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ REPORT = [*PLOTS, "Jinja2"]  # scripts/make_report.py
 WANDB = ["wandb"]  # logger: wandb
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # scripts/export_model.py --format onnx, and running the file
 WEBUI = ["gradio>=6"]  # python -m dp_basicsr.webui
+DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"]  # make docs; MkDocs 2 has no themes or plugins
 DEV = [
+    *DOCS,
     *EXPORT,
     *REPORT,
     *WEBUI,
-    "hypothesis",  # tests/test_fuzz_*.py
-    "jsonschema",  # the tests' reader of options/schema.json
+    "hypothesis",  # fuzz tests
+    "jsonschema",  # tests of options/schema.json
     "mypy",
     "pre-commit",
     "pytest>=8",
     "pytest-xdist",  # make test: two processes
     "ruff",
-    "selenium",  # the tests of the report and the page, in a Chromium that is there (.ci/run installs one)
+    "selenium",  # browser tests of the report and the page; needs Chromium, which .ci/run installs
     "setuptools",  # tests/test_package.py builds the wheel
-    "spandrel",  # what chaiNNer and ComfyUI load models with: the tests' oracle
+    "spandrel",  # the model loader of chaiNNer and ComfyUI, as a reference in tests
     "types-PyYAML",
     "types-tqdm",
 ]
 
 
 def read_version() -> str:
-    """``__version__`` of the package, read as text: importing it would need what is about to be installed."""
+    """Read ``__version__`` as text: importing the package needs dependencies that may not be installed yet."""
     source = (ROOT / "dp_basicsr" / "__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "(.+)"$', source, flags=re.MULTILINE)
     if match is None:
@@ -53,7 +55,7 @@ setup(
     packages=find_packages(include=["dp_basicsr", "dp_basicsr.*"]),
     package_data={"dp_basicsr.report": ["report.*"], "dp_basicsr.studies": ["paper.yml"]},
     python_requires=">=3.10",
-    # Lower bounds only: today's releases must work, and a CUDA or CPU build is the user's choice.
+    # Lower bounds only: current releases must work, and the user chooses a CUDA or CPU build.
     install_requires=[
         "basicsr>=1.4.2",
         "lmdb",
@@ -72,6 +74,7 @@ setup(
     ],
     extras_require={
         "dev": DEV,
+        "docs": DOCS,
         "export": EXPORT,
         "plots": PLOTS,
         "report": REPORT,

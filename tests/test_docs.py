@@ -1,0 +1,97 @@
+"""The documents: links lead somewhere, and the files, options and code they show exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+DOCUMENTS = [*PAGES, *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "datasets/README.md"))]
+
+every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def text_without_code(path: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def code_blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    headings = re.findall(r"^#+ (.+)$", text_without_code(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_document
+def test_links_lead_to_files_and_headings(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_without_code(path)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+@every_document
+def test_files_that_are_named_exist(path: Path) -> None:
+    names = re.findall(
+        r"\b(?:dp_basicsr|scripts|tests|options)/[\w./]*\.(?:py|yml|json|sbatch)\b", path.read_text("utf-8")
+    )
+    assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
+@every_document
+def test_commands_have_the_options_that_are_shown(path: Path) -> None:
+    package = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "dp_basicsr").rglob("*.py"))
+    for block in code_blocks(path, "(?:bash)?"):
+        for command in block.replace("\\\n", " ").splitlines():
+            script = re.search(r"python.* ((?:scripts|dp_basicsr)/\w+\.py)(.*)", command.partition(" #")[0])
+            if script:
+                source = (ROOT / script[1]).read_text(encoding="utf-8") + package
+                flags = re.findall(r"(?<!\S)--?[a-z][\w-]*", script[2])
+                assert [flag for flag in flags if f'"{flag}"' not in source] == [], command
+
+
+@every_document
+def test_code_blocks_can_be_parsed(path: Path) -> None:
+    for block in code_blocks(path, "python"):
+        compile(block, str(path), "exec")
+    for block in code_blocks(path, "yaml"):
+        yaml.safe_load(block)
+
+
+def page_names(nav: Any) -> list[str]:
+    """The files of MkDocs' ``nav``."""
+    if isinstance(nav, str):
+        return [nav]
+    entries = nav.values() if isinstance(nav, dict) else nav
+    return [name for entry in entries for name in page_names(entry)]
+
+
+def test_every_page_is_in_the_site() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(page_names(site["nav"])) == [page.relative_to(ROOT / "docs").as_posix() for page in PAGES]
+
+
+@pytest.mark.parametrize("room", ["archs", "losses", "models"])
+def test_every_public_name_has_its_api_entry(room: str) -> None:
+    source = (ROOT / f"dp_basicsr/{room}/__init__.py").read_text(encoding="utf-8")
+    public = ast.literal_eval(source.partition("__all__ = ")[2])
+    page = (ROOT / f"docs/api/{room}.md").read_text(encoding="utf-8")
+    assert [name for name in public if f"::: dp_basicsr.{room}.{name}\n" not in page] == []
+
+
+def test_pictures_are_small() -> None:
+    pictures = [*(ROOT / "docs/images").iterdir()]
+    assert [picture.name for picture in pictures if picture.stat().st_size > 200_000] == []
+    assert pictures
