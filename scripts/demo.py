@@ -1,4 +1,4 @@
-"""Train ESRGAN with Dual Perceptual Loss on a few photographs, test it, show a picture: minutes, on a CPU, offline."""
+"""Train ESRGAN with Dual Perceptual Loss on a few photographs, test it, draw a picture: minutes on a CPU, offline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dp_basicsr.studies import demo
 OPTIONS = "options/train_demo.yml"
 RUNS = {"L1 stage": "demo_psnr", "ESRGAN-DP": "demo_esrgan_dp"}
 
-# The L1 stage that ESRGAN starts from, as overrides of the demo's option file: small patches, many steps.
+# Overrides of the demo's option file for the L1 stage that ESRGAN starts from: small patches, many steps.
 L1_STAGE = [
     "name=demo_psnr",
     "model_type=PSNRModel",
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     with exit_on_user_error():
         if not Path(OPTIONS).is_file():
-            raise UserError(f"expected {OPTIONS} here: run the demo from the root of the project")
+            raise UserError(f"expected {OPTIONS} in the current folder: run the demo from the root of the project")
         for kind in ("experiments", "results", "tb_logger"):
             for name in ("demo", *RUNS.values()):
                 shutil.rmtree(Path(kind, name), ignore_errors=True)
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(weights: str) -> None:
-    """First L1, then Dual Perceptual Loss with the relativistic GAN, as ESRGAN is trained."""
+    """Train with L1, then with Dual Perceptual Loss and the relativistic GAN, as ESRGAN is trained."""
     demo.run("dp_basicsr/train.py", "-opt", OPTIONS, "--force_yml", *L1_STAGE)
     networks = [f"train:perceptual_opt:{name}_weights={weights}" for name in ("vgg", "resnet")]
     start = "path:pretrain_network_g=experiments/demo_psnr/models/net_g_latest.pth"
@@ -84,7 +84,7 @@ def show(weights: str) -> None:
 
 
 def draw_curves(path: Path) -> None:
-    """Draw the losses of both stages, and L_VGG against w * L_Res."""
+    """Draw the losses of both stages, and L_VGG beside w * L_Res."""
     first, second = (read_log(next(Path("experiments", run).glob("train_*.log"))) for run in RUNS.values())
     weighted = product(second["dp_weight"], second["l_g_resnet"])
     plot_panels(

@@ -1,4 +1,4 @@
-"""Fetch the perceptual networks ahead, for machines that train without a network."""
+"""Download the perceptual networks in advance, for machines without network access."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dp_basicsr.archs.perceptual_arch import RESNET_TYPES, VGG_TYPES
 from dp_basicsr.archs.pretrained import PRETRAINED_DIR, download_weights, weights_url
 from dp_basicsr.errors import exit_on_user_error
 
-# alexnet and vgg16 are LPIPS's.
+# alexnet and vgg16 are the backbones of LPIPS.
 NETWORKS = ("alexnet", *VGG_TYPES, *RESNET_TYPES)
 
 
@@ -22,18 +22,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="*",
         default=["vgg19", "resnet50"],
         metavar="NETWORK",
-        help=f"of torchvision: {', '.join(NETWORKS)} (default: vgg19 resnet50)",
+        help=f"torchvision's {', '.join(NETWORKS)} (default: vgg19 resnet50)",
     )
     parser.add_argument("--output", type=Path, default=PRETRAINED_DIR, help="folder (default: %(default)s)")
     args = parser.parse_args(argv)
     for network in args.networks:
         if network not in NETWORKS:
-            parser.error(f"unknown network {network!r}; expected one of {', '.join(NETWORKS)}")
+            parser.error(f"expected one of {', '.join(NETWORKS)}, got {network!r}")
     with exit_on_user_error():
         for network in args.networks:
             target = args.output / weights_url(network).rsplit("/", 1)[1]
             if target.is_file():
-                print(f"{target} is there already")
+                print(f"{target} already exists")
             else:
                 print(f"wrote {download_weights(network, args.output)}")
     return 0

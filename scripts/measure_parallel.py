@@ -1,7 +1,7 @@
-"""Time the training step on 1, 2 and 4 processes of this machine, the mini-batch in all the same, in turns.
+"""Time the training step on 1, 2 and 4 processes of this machine with the same total mini-batch.
 
-Prints seconds of a step, CPU seconds of a step (all processes together), seconds of the gradients' all-reduce alone,
-what the model of docs/scaling.md makes of them, and the throughput beside the first line's.
+Prints the seconds and CPU seconds (of all processes together) of a step, the seconds of the gradients' all-reduce, the
+prediction of the model in docs/scaling.md, and the throughput relative to the first line.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CASES = ((1, 2), (2, 1), (1, 1), (4, 1))
 
 
 def model_options(blocks: int) -> dict[str, Any]:
-    """The paper's ESRGAN-DP on the CPU, with that many of its 23 blocks, and random perceptual networks."""
+    """The paper's ESRGAN-DP on the CPU, with ``blocks`` RRDBs and random perceptual networks."""
     opt = read_options(ROOT / "options/train_esrgan_dp.yml")
     opt |= {"num_gpu": 0, "is_train": True, "dist": False, "rank": 0, "world_size": 1}
     opt["network_g"]["num_block"] = blocks
@@ -43,7 +43,7 @@ def model_options(blocks: int) -> dict[str, Any]:
 
 
 def work(args: argparse.Namespace) -> None:
-    """One of the processes: train on random pairs; rank 0 prints what a step took."""
+    """Run one of the processes: train on random pairs; rank 0 prints the times of a step."""
     opt = model_options(args.blocks)
     opt["dist"] = init_distributed("pytorch", cpu=True)
     opt["rank"], opt["world_size"] = distributed.get_rank(), distributed.get_world_size()
@@ -67,7 +67,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def measure(processes: int, threads: int, args: argparse.Namespace) -> dict[str, float]:
-    """Start a group and take down what it prints."""
+    """Start a process group and return the times that it prints."""
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", __file__,
             "--worker", f"--batch={args.batch}", f"--blocks={args.blocks}", f"--steps={args.steps}"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
@@ -78,10 +78,10 @@ def measure(processes: int, threads: int, args: argparse.Namespace) -> dict[str,
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--batch", type=int, default=4, help="pairs of an iteration, on all processes together")
-    parser.add_argument("--blocks", type=int, default=23, help="of RRDBNet; the paper's have 23")
-    parser.add_argument("--steps", type=int, default=3, help="counted steps of each start, after one that is not")
-    parser.add_argument("--rounds", type=int, default=3, help="starts of each group")
+    parser.add_argument("--batch", type=int, default=4, help="mini-batch of all processes together")
+    parser.add_argument("--blocks", type=int, default=23, help="RRDBs of the generator; the paper has 23")
+    parser.add_argument("--steps", type=int, default=3, help="steps of each start, after one that does not count")
+    parser.add_argument("--rounds", type=int, default=3, help="starts of each process group")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:

@@ -1,4 +1,4 @@
-"""What a run costs on one to many GPUs, as docs/scaling.md has it: a model, printed as Markdown. Nothing is trained.
+"""Model the cost of a run on 1 to 64 GPUs and print the tables of docs/scaling.md. Nothing is trained.
 
 Operations are counted on the networks of the option file; rates of GPUs, networks and disks are assumptions.
 """
@@ -27,28 +27,28 @@ GPUS = (1, 2, 4, 8, 16, 32, 64)
 
 ITERATIONS = 400_000  # paper
 PAPER_BATCH = 16  # paper
-BUCKET_BYTES = 25 * 2**20  # DistributedDataParallel's default: gradients are sent in buckets of this size
+BUCKET_BYTES = 25 * 2**20  # size of DistributedDataParallel's gradient buckets by default
 
 # A sample of the paper's data: a sub-image of 480 x 480 and its LR of 120 x 120, 3 bytes a pixel.
 RAW_BYTES = 3 * (480**2 + 120**2)
-# DIV2K's 800 training images are a download of 3.5 GB (datasets/README.md) for 800 x about 2.8 million pixels.
+# DIV2K's 800 training images, about 2.8 million pixels each, are a download of 3.5 GB (datasets/README.md).
 PNG_BYTES = round(RAW_BYTES * 3.5e9 / (800 * 2.8e6 * 3))
-# What a crop touches of a raw record, in pages of 4 KiB: 128 lines of 1440 bytes and 32 of 360 lie side by side.
+# Pages of 4 KiB of a raw record that a crop touches: 128 lines of 1440 bytes and 32 of 360 are contiguous.
 CROP_BYTES = 4096 * (math.ceil(128 * 1440 / 4096) + 1 + math.ceil(32 * 360 / 4096) + 1)
-# CPU seconds of one sample of BasicSR's PairedImageDataset from its LMDB of PNG records, on a core of a 2-core x86
-# machine: 46 sub-images of scikit-image's photographs.
+# CPU seconds of one sample of BasicSR's PairedImageDataset from an LMDB of PNG records, measured on one core of a
+# 2-core x86 machine with 46 sub-images of scikit-image's photographs.
 PNG_SECONDS = 6.3e-3
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one training step needs.
+    """Cost of one training step.
 
     Attributes:
-        generator, discriminator, perceptual: Floating point operations of a forward pass of one pair (a multiplication
-            and an addition are two); perceptual is both networks together, on one image.
-        operations: Calls that a device is given in a whole step, whatever the mini-batch.
-        parameters_g, parameters_d: Of the networks.
+        generator, discriminator, perceptual: Floating point operations of a forward pass of one pair (two for a
+            multiply-add); perceptual is both networks together, on one image.
+        operations: Kernel launches of a step, which do not depend on the mini-batch.
+        parameters_g, parameters_d: Number of weights.
     """
 
     generator: float
@@ -60,34 +60,36 @@ class Cost:
 
     @property
     def flop(self) -> float:
-        """Of a step, for one pair. A backward pass to the weights and the input is two forward passes, to one of the
-        two it is one: G 1 + 2; D 2 + 2 * 2 for its own loss and 1 for G's; the perceptual networks 2 + 1.
+        """Operations of a step for one pair.
+
+        A backward pass costs a forward pass for the gradient to the weights, and one for the gradient to the input:
+        G 1 + 2; D 2 + 2 * 2 for its own loss and 1 for G's; the perceptual networks 2 + 1.
         """
         return 3 * self.generator + 7 * self.discriminator + 3 * self.perceptual
 
     @property
     def gradient_bytes(self) -> int:
-        """Of G and D in float32, which every step averages over the processes."""
+        """Bytes of the gradients of G and D in float32, which each step averages over the processes."""
         return 4 * (self.parameters_g + self.parameters_d)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Networks, and Adam's two moments of each weight."""
+        """Bytes of the networks and of Adam's two moments for each weight."""
         return 3 * self.gradient_bytes
 
 
 @dataclass(frozen=True)
 class Machines:
-    """Assumptions.
+    """Assumptions about the hardware.
 
     Attributes:
-        flop_rate: Sustained operations a second of a GPU.
-        network: Bytes a second between two nodes.
-        inside: Bytes a second between the GPUs of a node.
-        gpus_a_node: How many there are.
-        latency: Seconds of a message.
-        launch: Seconds until an operation is on its way to the GPU.
-        disk: Bytes a second that the data's storage delivers to all nodes together.
+        flop_rate: Sustained operations per second of a GPU.
+        network: Bytes per second between two nodes.
+        inside: Bytes per second between the GPUs of a node.
+        gpus_a_node: GPUs per node.
+        latency: Seconds per message.
+        launch: Seconds to launch an operation on the GPU.
+        disk: Bytes per second that the data's storage delivers to all nodes together.
     """
 
     flop_rate: float
@@ -100,7 +102,7 @@ class Machines:
 
 
 class Counter(TorchDispatchMode):
-    """Counts floating point operations, and calls that are not mere views."""
+    """Count floating point operations, and calls that are not just views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +118,7 @@ class Counter(TorchDispatchMode):
 
 
 def counted(call: Callable[[], Any]) -> Counter:
-    """What a call does."""
+    """Count the operations of a call."""
     with Counter() as counter:
         call()
     return counter
@@ -138,22 +140,22 @@ def count_cost(model: Any, gt_size: int = 128, scale: int = 4) -> Cost:
 
 
 def all_reduce_seconds(size: float, gpus: int, rate: float, latency: float) -> float:
-    """Of a ring: every process sends and takes 2 (P - 1) / P of the data, in 2 (P - 1) messages a bucket."""
+    """Seconds of a ring all-reduce: each process sends 2 (P - 1) / P of the data in 2 (P - 1) messages per bucket."""
     buckets = math.ceil(size / BUCKET_BYTES)
     return 2 * (gpus - 1) * (size / gpus / rate + buckets * latency)
 
 
 def step_parts(cost: Cost, machines: Machines, gpus: int, pairs: float) -> dict[str, float]:
-    """Seconds of a step by what they are spent on.
+    """Seconds of each part of a step.
 
-    ``compute`` and ``launch`` go on at the same time, and so does reading from ``disk``; ``network`` comes on top: how
-    much of it the backward pass hides depends on the machine.
+    ``compute``, ``launch`` and ``disk`` overlap; ``network`` is added, since how much of it the backward pass hides
+    depends on the machine.
 
     Args:
-        cost: Of the step.
-        machines: Assumptions.
-        gpus: Their number.
-        pairs: Of the mini-batch of all GPUs together.
+        cost: Cost of the step.
+        machines: Assumptions about the hardware.
+        gpus: Number of GPUs.
+        pairs: Mini-batch of all GPUs together.
     """
     rate = machines.inside if gpus <= machines.gpus_a_node else machines.network
     return {
@@ -165,28 +167,28 @@ def step_parts(cost: Cost, machines: Machines, gpus: int, pairs: float) -> dict[
 
 
 def step_seconds(parts: dict[str, float]) -> float:
-    """Of a step whose network time is not hidden at all."""
+    """Seconds of a step whose network time is not hidden at all."""
     return max(parts["compute"], parts["launch"], parts["disk"]) + parts["network"]
 
 
 def run_hours(seconds: float, iterations: int = ITERATIONS) -> float:
-    """Of a whole run, by the seconds of a step."""
+    """Hours of a run, from the seconds of a step."""
     return iterations * seconds / 3600
 
 
 def bound_by(parts: dict[str, float]) -> str:
-    """What the most of a step is spent on."""
+    """The part that takes most of a step."""
     return max(parts, key=lambda name: parts[name])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def cost_tables(cost: Cost) -> str:
-    """Operations of a pair, and bytes of a step."""
+    """Tables of the operations for a pair and of the bytes of a step."""
     networks = (("G", cost.generator, 3), ("D", cost.discriminator, 7), ("VGG and ResNet", cost.perceptual, 3))
     rows = [(name, f"{one / 1e9:.1f}", times, f"{times * one / 1e9:.1f}") for name, one, times in networks]
     operations = table(
@@ -206,7 +208,7 @@ def cost_tables(cost: Cost) -> str:
 
 
 def run_table(cost: Cost, machines: Machines) -> str:
-    """Hours of a run on any number of GPUs, with the paper's mini-batch and with as many pairs on every GPU."""
+    """Hours of a run on each number of GPUs, with the paper's mini-batch in all and with as many pairs per GPU."""
     rows = []
     for gpus in GPUS:
         row: list[object] = [gpus]
@@ -222,7 +224,7 @@ def run_table(cost: Cost, machines: Machines) -> str:
 
 
 def feed_table(cost: Cost, rates: Sequence[float]) -> str:
-    """What the data's storage and the CPU cores must deliver to a GPU that never waits."""
+    """What storage and CPU cores must deliver so that a GPU never waits."""
     rows = []
     for rate in rates:
         pairs = rate / cost.flop
@@ -246,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("expected --tflops and --gbits above 0")
     opt = read_options(ROOT / "options/train_esrgan_dp.yml")
     opt |= {"num_gpu": 0, "is_train": True, "dist": False, "rank": 0, "world_size": 1}
-    opt["train"]["perceptual_opt"] |= {"vgg_weights": "random", "resnet_weights": "random"}  # as many operations
+    opt["train"]["perceptual_opt"] |= {"vgg_weights": "random", "resnet_weights": "random"}  # the same operations
     cost = count_cost(build_model(opt))
     print(cost_tables(cost))
     print(f"\n{feed_table(cost, [rate * 1e12 for rate in args.tflops])}")

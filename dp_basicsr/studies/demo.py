@@ -1,4 +1,4 @@
-"""The demo: the whole path in small, on photographs that need no download. ``scripts/demo.py`` runs it step by step."""
+"""The demo's photographs, which need no download, its table and its picture; ``scripts/demo.py`` runs it."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ TRAINING = (
 )
 HELD_OUT = ("astronaut.png", "chelsea.png")
 
-# Where the picture's crops are: (top, left) of 96 x 96 pixels of the original.
+# The crops in the picture: (top, left) of 96 x 96 pixels of the original.
 CROP = 96
 CROPS = {"astronaut": (64, 176), "chelsea": (88, 128)}
 
-# The columns of the table, of dp_basicsr.metrics.
+# The columns of the table, names of dp_basicsr.metrics.METRICS.
 MEASURED = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y")
 
 
 def write_photographs(folder: Path = DATA) -> None:
-    """Copy the photographs as PNG: ``folder/HR`` to train on, ``folder/test/GT`` (cropped to a multiple of 4) held out.
+    """Write the photographs as PNG, cropped to a multiple of 4: ``folder/HR`` to train on, ``folder/test/GT`` held out.
 
     Raises:
-        UserError: This scikit-image does not carry them.
+        UserError: The installed scikit-image does not contain them.
     """
     import skimage
 
@@ -65,9 +65,9 @@ def write_photographs(folder: Path = DATA) -> None:
 
 
 def prepare_photographs(folder: Path = DATA) -> None:
-    """Make the demo's data by the real scripts, anew.
+    """Create the demo's data with the project's own scripts, replacing ``folder``.
 
-    ``folder`` then has ``HR_sub.lmdb`` and ``LR_bicubic_X4_sub.lmdb`` to train on, ``test/GT`` and ``test/LRbicx4``.
+    It then has ``HR_sub.lmdb`` and ``LR_bicubic_X4_sub.lmdb`` to train on, ``test/GT`` and ``test/LRbicx4``.
     """
     shutil.rmtree(folder, ignore_errors=True)
     write_photographs(folder)
@@ -76,21 +76,21 @@ def prepare_photographs(folder: Path = DATA) -> None:
 
 
 def run(*command: object) -> None:
-    """Show a command as its user would type it, and run it from the current folder.
+    """Print a command as a user would type it, and run it in the current folder.
 
     Raises:
-        UserError: It failed; its own message is on the screen already.
+        UserError: It failed; it has printed its own message.
     """
     words = [str(word) for word in command]
     print(f"\n$ python {shlex.join(words)}", flush=True)
-    # Waiting threads give their core away: on a shared machine the default, spinning, is many times slower.
+    # Let waiting threads yield their core: spinning, the default, is many times slower on a shared machine.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     if subprocess.run([sys.executable, *words], check=False, env=environment).returncode != 0:
         raise UserError(f"{words[0]} failed; see above")
 
 
 def read_results(folders: Mapping[str, Path]) -> dict[str, dict[str, Image]]:
-    """Each held-out image by name: LR, bicubic, one result for each folder (by its label), and the original."""
+    """Read each held-out image: LR, bicubic, one result from each folder (by its label), and the original."""
     images = {}
     for path in sorted((DATA / "test/GT").glob("*.png")):
         gt, lr = read_image(path), read_image(DATA / "test/LRbicx4" / path.name)
@@ -100,7 +100,7 @@ def read_results(folders: Mapping[str, Path]) -> dict[str, dict[str, Image]]:
 
 
 def metrics_table(images: Mapping[str, Mapping[str, Image]]) -> str:
-    """PSNR and SSIM of each method on each image and on average, on RGB and on Y, 4 pixels cropped."""
+    """Format PSNR and SSIM of each method, on RGB and on Y, per image and on average, 4 border pixels cropped."""
     methods = [name for name in next(iter(images.values())) if name not in ("LR", "Original")]
     scores = {
         (image, method): measure(shown[method], shown["Original"], SCALE, MEASURED)
@@ -119,15 +119,17 @@ def metrics_table(images: Mapping[str, Mapping[str, Image]]) -> str:
 
 
 def draw_comparison(images: Mapping[str, Mapping[str, Image]], note: str, path: Path) -> None:
-    """One picture: each original with its crop marked, and that crop of LR, bicubic, each result and the original."""
+    """Draw each original with its crop marked, and that crop of LR, bicubic, each result and the original."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import patches, pyplot
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns = 1 + len(next(iter(images.values())))
     size = (2.6 * columns, 3.1 * len(images))
-    figure, axes = pyplot.subplots(len(images), columns, figsize=size, squeeze=False, layout="constrained")
+    layout = ConstrainedLayoutEngine(hspace=0.06)
+    figure, axes = pyplot.subplots(len(images), columns, figsize=size, squeeze=False, layout=layout)
     for row, (name, shown) in zip(axes, images.items(), strict=True):
         top, left = CROPS[name]
         row[0].imshow(shown["Original"][..., ::-1])

@@ -1,4 +1,4 @@
-"""Measure speed and memory beside BasicSR's, in turns: `make bench`, or `python -m scripts.bench [PART ...]`."""
+"""Compare speed and memory with BasicSR's: `make bench`, or `python -m scripts.bench [PART ...]`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dp_basicsr.utils.console import data_command
 from scripts.bench.measure import Settings, Table
 from scripts.bench.report import machine, markdown, write
 
-# Each is a module beside this one, whose `measure` returns tables.
+# Modules of this package; the `measure` of each returns tables.
 PARTS = ("step", "operations", "profiling", "data", "validation", "inference")
 
 
@@ -23,25 +23,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.bench", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all if none is named)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument(
-        "--rounds", type=int, default=5, help="rounds that count; batch 16 and validation take 3 at most"
+        "--rounds", type=int, default=5, help="rounds that count; at most 3 for batch 16 and validation"
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[4, 16], help="pairs in a training step")
-    parser.add_argument("--compile", action="store_true", help="also a compiled step: many minutes more on a CPU")
+    parser.add_argument("--compile", action="store_true", help="also time a compiled step: many minutes more on a CPU")
     parser.add_argument("--quick", action="store_true", help="tiny networks: shows that it runs, measures nothing")
     parser.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for bench.md and bench.json")
     args = parser.parse_args(argv)
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
-        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
+        parser.error(f"expected parts out of {', '.join(PARTS)}, got {', '.join(unknown)}")
     if args.rounds < 1 or min(args.batch) < 2:
         parser.error("expected --rounds of at least 1 and --batch of at least 2 (D has batch-norm)")
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: see ``--help``."""
+    """Run the command; returns the exit code."""
     args = parse(argv)
     settings = Settings(args.quick, args.rounds, tuple(args.batch), args.compile)
     tables: list[Table] = []

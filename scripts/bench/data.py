@@ -1,4 +1,4 @@
-"""The data path, per core: samples per second beside BasicSR's dataset, and preparation beside its three steps."""
+"""Compare the data path with BasicSR's, per core: training samples, and preparation with its three steps."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ OUR_FORMS = {
     "extract_subimages.py, PNG records": "png",
     "extract_subimages.py --lmdb raw": "raw",
 }
-FOLDERS = ("basicsr", "png", "raw")  # where each of the three leaves its LMDBs
+FOLDERS = ("basicsr", "png", "raw")  # output folder of each
 SCALE = 4
 RAW_ROUNDS = 20
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Without the threads of OpenCV and torch, in this process and in those it starts."""
+    """Use one thread in OpenCV and torch inside the block."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -55,9 +55,9 @@ def one_thread() -> Iterator[None]:
 
 
 def core_seconds(work: Work) -> float:
-    """Seconds of a core that ``work`` takes, those of the processes it waits for included.
+    """CPU seconds of ``work``, including those of the child processes that it waits for.
 
-    What else the machine does hardly changes them, and the number of workers does not matter.
+    Other load on the machine hardly changes them, nor does the number of workers.
     """
 
     def taken() -> float:
@@ -70,7 +70,7 @@ def core_seconds(work: Work) -> float:
 
 
 def cores_in_turns(candidates: Mapping[str, Work], rounds: int) -> dict[str, list[float]]:
-    """:func:`core_seconds` of each candidate in each round, after one that is not counted."""
+    """:func:`core_seconds` of each candidate in each round, after one that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds + 1):
         for name, work in candidates.items():
@@ -79,7 +79,7 @@ def cores_in_turns(candidates: Mapping[str, Work], rounds: int) -> dict[str, lis
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """Images of noise at all sizes, the larger the stronger: PNG makes as much of it as of a photograph (0.6)."""
+    """Write noise at all scales, stronger at larger ones: PNG compresses it like a photograph (to 0.6)."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     height, width = size
@@ -92,7 +92,7 @@ def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 
 def basicsr_steps(hr: Path, window: Window, output: Path) -> None:
-    """Cut to PNG files, downsample these to PNG files, pack both: as BasicSR's scripts, with its functions."""
+    """Extract PNG sub-images, downsample them to PNG files, pack both: BasicSR's scripts, with its functions."""
     folders = {name: output / name for name in ("HR_sub", "LR_bicubic_X4_sub")}
     for folder in folders.values():
         folder.mkdir(parents=True)
@@ -113,7 +113,7 @@ def basicsr_steps(hr: Path, window: Window, output: Path) -> None:
 
 
 def our_step(hr: Path, window: Window, form: str, output: Path) -> None:
-    """Everything in one go by the command, its start and its worker's included."""
+    """Run our command, which does all of it; its start and its worker's count."""
     sizes = ["--crop-size", str(window.crop), "--step", str(window.step), "--workers", "1", "--lmdb", form]
     command = [sys.executable, str(ROOT / "scripts/extract_subimages.py"), "--input", str(hr), "--output", str(output)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -121,24 +121,24 @@ def our_step(hr: Path, window: Window, form: str, output: Path) -> None:
 
 
 def anew(work: Callable[[Path], None], output: Path) -> None:
-    """Do ``work`` into an ``output`` that is not there yet."""
+    """Run ``work`` on an ``output`` that does not exist yet."""
     shutil.rmtree(output, ignore_errors=True)
     work(output)
 
 
 def pixels(place: Path) -> list[NDArray[np.uint8]]:
-    """All images of a folder or LMDB, by name."""
+    """All images of a folder or LMDB, in the order of their names."""
     return [source.read() for source in find_sources(place)]
 
 
 def largest_difference(first: Path, second: Path) -> int:
-    """Between the pixels of two folders or LMDBs of the same images."""
+    """The largest difference between the pixels of two folders or LMDBs of the same images."""
     pairs = zip(pixels(first), pixels(second), strict=True)
     return max(int(np.abs(one.astype(int) - other).max()) for one, other in pairs)
 
 
 def measure_preparation(settings: Settings, root: Path, window: Window) -> Table:
-    """Seconds from HR images to LMDBs of sub-images and their LR; the outputs stay in ``root``."""
+    """Time the way from HR images to LMDBs of sub-images and their LR; the outputs stay in ``root``."""
     count, size = (2, (96, 128)) if settings.quick else (4, (1356, 2040))
     write_photographs(root / "HR", count, size)
     works = {BASICSR: partial(basicsr_steps, root / "HR", window)}
@@ -159,7 +159,7 @@ def measure_preparation(settings: Settings, root: Path, window: Window) -> Table
 
 
 def measure_loader(settings: Settings, root: Path) -> Table:
-    """Seconds a sample: 128 px crop of a sub-image, from the LMDBs that the preparation has left in ``root``."""
+    """Time a sample, a 128 px crop of a sub-image, from the LMDBs that the preparation left in ``root``."""
     gt_size = 32 if settings.quick else 128
     kinds = ("PairedImageDataset", "PairedImageDataset", "PairedRawDataset")
     theirs, png, raw = (dataset(kind, root / name, gt_size) for kind, name in zip(kinds, FOLDERS, strict=True))
@@ -170,7 +170,7 @@ def measure_loader(settings: Settings, root: Path) -> Table:
         "PairedImageDataset, as train.py seeds it": partial(seeded_sample, SeededDataset(theirs, 0)),
         "PairedRawDataset, as train.py seeds it": partial(seeded_sample, SeededDataset(raw, 0)),
     }
-    # A raw sample is over so soon that a round of it would be as short as what disturbs it.
+    # A raw sample is so fast that a single pass over the set would be dominated by noise.
     times = {name: RAW_ROUNDS if name.startswith("PairedRaw") else 1 for name in samples}
     rounds = cores_in_turns(
         {name: partial(take, sample, times[name] * list(places)) for name, sample in samples.items()}, settings.rounds
@@ -183,7 +183,7 @@ def measure_loader(settings: Settings, root: Path) -> Table:
 
 
 def dataset(kind: str, root: Path, gt_size: int) -> Any:
-    """A training set on two of the LMDBs that were made."""
+    """A training set on the LMDBs in ``root``."""
     return build_dataset(
         {
             "name": kind, "type": kind, "phase": "train", "scale": SCALE, "gt_size": gt_size,
@@ -194,23 +194,23 @@ def dataset(kind: str, root: Path, gt_size: int) -> Any:
 
 
 def seeded_sample(seeded: SeededDataset, place: int) -> dict[str, Any]:
-    """The sample of image ``place`` at that place of the first epoch."""
+    """The sample of image ``place`` at this place of the first epoch."""
     return seeded[0, place, place]
 
 
 def take(sample: Callable[[int], Any], places: Sequence[int]) -> None:
-    """Load the samples of ``places``, one after the other."""
+    """Load the samples of ``places`` in order."""
     for place in places:
         sample(place)
 
 
 def equal(png: dict[str, Any], raw: dict[str, Any]) -> bool:
-    """Whether BasicSR's float32 and our uint8 are the same pixels, to the bit."""
+    """Whether BasicSR's float32 and our uint8 samples hold the same pixels, bit for bit."""
     return all(torch.equal(png[name], raw[name].float() / 255) for name in ("lq", "gt"))
 
 
 def measure(settings: Settings) -> list[Table]:
-    """A table of the preparation and one of the loader, on images made for it."""
+    """Tables of the preparation and of the loader, on generated images."""
     window = Window(48, 24) if settings.quick else Window()
     with tempfile.TemporaryDirectory() as name, one_thread():
         return [measure_preparation(settings, Path(name), window), measure_loader(settings, Path(name))]

@@ -1,4 +1,4 @@
-"""The upscaling command's path beside BasicSR's plain loop, from file to file."""
+"""Compare the upscaling command with BasicSR's plain loop, from file to file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scripts.bench.measure import Settings, Table, compare, in_turns
 
 
 def plain_loop(net: torch.nn.Module, device: torch.device, source: Path, target: Path) -> None:
-    """One image through BasicSR's functions as its inference script strings them together: no_grad, whole image."""
+    """Upscale one image as BasicSR's inference script does: no_grad, whole image."""
     image = cv2.imread(str(source), cv2.IMREAD_COLOR).astype(np.float32) / 255  # type: ignore[union-attr]
     with torch.no_grad():
         result = net(img2tensor(image).unsqueeze(0).to(device))
@@ -29,7 +29,7 @@ def plain_loop(net: torch.nn.Module, device: torch.device, source: Path, target:
 
 
 def networks(blocks: int) -> tuple[torch.nn.Module, Upscaler]:
-    """The same generator twice: as BasicSR runs it, and in our upscaler."""
+    """The same generator as BasicSR runs it and in our upscaler."""
     torch.manual_seed(0)
     plain = RRDBNetDP(num_block=blocks).eval()
     spec = NetworkSpec("RRDBNetDP", 4, 64, blocks, 32)
@@ -40,7 +40,7 @@ def networks(blocks: int) -> tuple[torch.nn.Module, Upscaler]:
 
 
 def measure(settings: Settings) -> list[Table]:
-    """Seconds for a random image with the paper's generator, x4."""
+    """Seconds for a random image, x4, with the paper's generator."""
     size, blocks = (24, 1) if settings.quick else (96, 23)
     plain, upscaler = networks(blocks)
     pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)

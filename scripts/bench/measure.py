@@ -1,4 +1,4 @@
-"""How the benchmark measures: candidates in turns, the device's work included, peak memory in a process of its own."""
+"""Time candidates in turns, with the device's work included, and measure their peak memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Rounds that are not counted: cuDNN chooses its kernels in the first ones.
+# Rounds that do not count: cuDNN chooses its kernels in the first ones.
 WARM_UP = 3 if torch.cuda.is_available() else 1
 
 Work = Callable[[], object]
@@ -25,17 +25,17 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line asks for."""
+    """Settings of the command line."""
 
-    quick: bool = False  # tiny networks and images, to see that everything runs: the figures mean nothing
+    quick: bool = False  # tiny networks and images: shows that everything runs, the figures mean nothing
     rounds: int = 5
     batches: tuple[int, ...] = (4, 16)
-    compile: bool = False  # also torch.compile, whose first step takes a CPU many minutes
+    compile: bool = False  # also torch.compile, whose first step takes many minutes on a CPU
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a benchmark has found: cells for people, and the figures that they come from."""
+    """Results of a benchmark: formatted cells, and the figures behind them."""
 
     title: str
     header: tuple[str, ...]
@@ -47,14 +47,14 @@ class Table:
 def in_turns(
     candidates: Mapping[str, Any], rounds: int, timer: Callable[[Any], float] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round, after rounds that are not counted.
+    """Seconds of each candidate in each round, after the warm-up rounds.
 
-    Every round runs all of them, and starts with another one, so that what else the machine does hits all alike.
+    Every round runs all candidates and starts with another one, so that other load on the machine affects all alike.
 
     Args:
-        candidates: what is done in a round, by name: work for the timer.
-        rounds: that count.
-        timer: does the work and gives its seconds, see :func:`seconds_of`, which is the default.
+        candidates: Work for the timer, by name.
+        rounds: Number of rounds that count.
+        timer: Does the work and returns its seconds; default: :func:`seconds_of`.
     """
     timer = timer or seconds_of
     names = list(candidates)
@@ -69,7 +69,7 @@ def in_turns(
 
 
 def seconds_of(work: Work) -> float:
-    """Seconds from when ``work`` starts until it and what it has given to the GPU are done."""
+    """Seconds until ``work``, and what it has queued on the GPU, is done."""
     if not torch.cuda.is_available():
         start = time.perf_counter()
         work()
@@ -86,13 +86,13 @@ def seconds_of(work: Work) -> float:
 def compare(
     title: str, seconds: Mapping[str, Sequence[float]], memory: Mapping[str, float] | None = None, note: str = ""
 ) -> Table:
-    """Lay candidates side by side: median, ratio to the first one round by round (median, smallest, largest), peak MB.
+    """Compare candidates: median, ratio to the first one round by round (median, smallest, largest), peak MB.
 
     Args:
-        title: what they all did.
-        seconds: from :func:`in_turns`; the first is what the others are compared with.
-        memory: from :func:`peak_memory`, of as many as were measured.
-        note: what else is to be said.
+        title: Title of the table.
+        seconds: From :func:`in_turns`; the first candidate is the reference.
+        memory: From :func:`peak_memory`, for any of the candidates.
+        note: Printed below the table.
     """
     memory = memory or {}
     base = next(iter(seconds.values()))
@@ -113,7 +113,7 @@ def compare(
 def peak_memory(module: str, *arguments: str) -> float:
     """Peak memory in MB of ``python -m scripts.bench.<module> <arguments>``, which prints :func:`own_peak` at its end.
 
-    A process reports the most it has ever had: each candidate needs its own.
+    A process reports its peak since it started, so each candidate needs its own.
     """
     command = [sys.executable, "-m", f"scripts.bench.{module}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
@@ -123,10 +123,10 @@ def peak_memory(module: str, *arguments: str) -> float:
 
 
 def own_peak() -> float:
-    """Peak memory of this process in MB: of the GPU's where there is one, otherwise all that it held in RAM."""
+    """Peak memory of this process in MB: the GPU's if there is one, otherwise its RAM."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would hand a child on Linux the peak of the process that started it
+    if status.exists():  # on Linux, getrusage reports the parent's peak to a child
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS: bytes

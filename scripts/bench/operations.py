@@ -1,4 +1,4 @@
-"""What a step has to compute, how fast this machine multiplies matrices, and the limit that follows."""
+"""Count the operations of a step, measure this machine's rate, and compute the limit that follows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from scripts.bench.step import BASICSR, OURS, builders, step_of
 
 
 class Counter(TorchDispatchMode):
-    """Counts operations, two for a multiply-add, of all convolutions and matrix products that run inside.
+    """Count the operations of convolutions and matrix products, two for a multiply-add.
 
-    torch's FlopCounterMode also tells modules apart, for which its hooks cannot stand the step's ``autograd.grad``.
+    torch's FlopCounterMode also tracks modules, and its hooks fail on the step's ``autograd.grad``.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Counter(TorchDispatchMode):
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator and add what it costs."""
+        """Run an operator and add its cost."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         count = flop_registry.get(func.overloadpacket)
@@ -33,14 +33,14 @@ class Counter(TorchDispatchMode):
 
 
 def operations_of(work: Work) -> float:
-    """GFLOP of ``work``: convolutions and matrix products, which are nearly all there is."""
+    """GFLOP of the convolutions and matrix products in ``work``, which are nearly all of it."""
     with Counter() as counter:
         work()
     return counter.total / 1e9
 
 
 def passes(net: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
-    """GFLOP of a network's forward pass on an image of ``shape``, of its gradient to the image, and to the weights."""
+    """GFLOP of a network on an image of ``shape``: forward, gradient to the image, gradient to the weights."""
     image = torch.rand(shape, device=next(net.parameters()).device)
     weights = [weight for weight in net.parameters() if weight.requires_grad]
 
@@ -65,7 +65,7 @@ def passes(net: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
 
 
 def networks(settings: Settings) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    """Every network of the step, and what one image of it is."""
+    """Every network of the step with the shape of its input."""
     model = builders(settings.quick)[OURS]()
     low, high = (1, 3, 32, 32), (1, 3, 128, 128)
     loss = model.cri_perceptual
@@ -78,7 +78,7 @@ def networks(settings: Settings) -> dict[str, tuple[nn.Module, tuple[int, ...]]]
 
 
 def count(settings: Settings) -> tuple[Table, dict[str, float]]:
-    """What each network's passes take, and what both steps execute: GFLOP for a pair."""
+    """GFLOP for a pair: of each network's passes, and of both steps."""
     columns = ("forward", "to the image", "to the weights")
     found = {name: passes(*network) for name, network in networks(settings).items()}
     rows = [(name, *(f"{one[key]:.1f}" if key in one else "" for key in columns)) for name, one in found.items()]
@@ -93,7 +93,7 @@ def count(settings: Settings) -> tuple[Table, dict[str, float]]:
 
 
 def rates(settings: Settings) -> dict[str, float]:
-    """GFLOP per second of this machine, the best of several: a large float32 matrix product, and G's convolutions."""
+    """Best GFLOP/s of this machine in a large float32 matrix product and in G's convolutions."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size, batch = (256, 1) if settings.quick else (3072, 4)
     left, right = (torch.rand(size, size, device=device) for _ in range(2))
@@ -106,7 +106,7 @@ def rates(settings: Settings) -> dict[str, float]:
 
 
 def measure(settings: Settings) -> list[Table]:
-    """The operations, the machine's rate, and the seconds that a step takes at least."""
+    """Tables of the operations and of the shortest possible step at this machine's rate."""
     table, steps = count(settings)
     found = rates(settings)
     rows = [

@@ -1,4 +1,4 @@
-"""Where the time of our training step goes."""
+"""Profile our training step by operator."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch.profiler import ProfilerActivity, profile
 from scripts.bench.measure import Settings, Table
 from scripts.bench.step import OURS, builders, step_of
 
-# Lines of the table; the rest is one more.
+# Operators in the table; one more line sums up the others.
 SHOWN = 12
 
 
 def measure(settings: Settings) -> list[Table]:
-    """The share of each operator in a step, by the time that it takes itself."""
+    """The share of each operator's own time in a step."""
     step = step_of(builders(settings.quick)[OURS](), settings.batches[0])
     step()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])

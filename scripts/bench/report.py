@@ -18,7 +18,7 @@ from scripts.bench.measure import Table
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """The hardware and versions that the figures depend on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "CPU": cpu_name(),
@@ -32,14 +32,14 @@ def machine() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor as the system names it."""
+    """Name of the processor."""
     info = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     return named[1] if named else platform.processor() or platform.machine()
 
 
 def markdown(where: dict[str, str], tables: Sequence[Table]) -> str:
-    """All tables, for people."""
+    """Format the machine and all tables as Markdown."""
     lines = ["; ".join(f"{key} {value}" for key, value in where.items())]
     for table in tables:
         lines += ["", f"**{table.title}**", ""]

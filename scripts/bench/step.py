@@ -1,4 +1,4 @@
-"""A training step with both perceptual networks beside BasicSR's own ESRGAN step with VGG19 alone."""
+"""Compare our training step, with both perceptual networks, with BasicSR's ESRGAN step with VGG19 alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OURS = "ESRGANDPModel, VGG19 + ResNet-50"
 COMPILED = "compile: true"
 GIVEN_BACK = "freed memory given back"
 
-# Ours with one thing changed: what stands in `train:`. An optimisation that is the default is switched off here.
+# Ours with one change each in `train:`; optimisations that are the default are switched off.
 VARIANTS: dict[str, dict[str, Any]] = {
     OURS: {},
     "channels_last: false": {"channels_last": False},
@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     GIVEN_BACK: {},
 }
 
-# `--quick`: everything as small as it can be.
+# `--quick`: everything as small as possible.
 QUICK_NETWORKS: dict[str, dict[str, Any]] = {
     "network_g": {"num_feat": 8, "num_block": 1, "num_grow_ch": 4},
     "network_d": {"num_feat": 4},
@@ -52,7 +52,7 @@ QUICK_LOSS = {
 
 
 def options(quick: bool, **changes: Any) -> dict[str, Any]:
-    """The paper's networks and losses, without data, for one process; ``changes`` go into ``train:``."""
+    """The paper's networks and losses for one process without data; ``changes`` go into ``train:``."""
     opt = read_options(ROOT / "options/train_esrgan_dp.yml")
     gpus = min(torch.cuda.device_count(), 1)
     opt |= {"num_gpu": gpus, "dist": False, "rank": 0, "world_size": 1, "is_train": True}
@@ -68,7 +68,7 @@ def options(quick: bool, **changes: Any) -> dict[str, Any]:
 
 
 def basicsr_model(quick: bool) -> Any:
-    """BasicSR's ESRGANModel with its own PerceptualLoss (VGG19 conv5_4), randomly initialised as ours."""
+    """BasicSR's ESRGANModel with its PerceptualLoss (VGG19 conv5_4), randomly initialised like ours."""
     opt = options(quick) | {"model_type": "ESRGANModel"}
     del opt["train"]["gan_opt"]["sync_mean"]  # ours
     if quick:  # VGG19 alone takes seconds to build
@@ -84,7 +84,7 @@ def basicsr_model(quick: bool) -> Any:
 
 
 def builders(quick: bool) -> Mapping[str, Callable[[], Any]]:
-    """Name of a candidate -> what makes its model; BasicSR's first."""
+    """Functions that build the model of each candidate, by name; BasicSR's first."""
     ours = {name: partial(build_ours, quick, changes) for name, changes in VARIANTS.items()}
     return {BASICSR: partial(basicsr_model, quick), **ours, "batch-norm not folded": partial(build_unfolded, quick)}
 
@@ -95,7 +95,7 @@ def build_ours(quick: bool, changes: dict[str, Any]) -> Any:
 
 
 def build_unfolded(quick: bool) -> Any:
-    """ESRGANDPModel whose ResNet keeps its batch-norms beside its convolutions."""
+    """ESRGANDPModel whose ResNet keeps its batch-norms separate from its convolutions."""
     model = build_ours(quick, {})
     model.cri_perceptual.weighted["resnet"].features.foldable = False
     return model
@@ -108,12 +108,12 @@ def step_of(model: Any, batch: int) -> Work:
 
 
 class Candidate:
-    """A candidate in a process of its own, as its user runs it: what it does to its memory is its own affair.
+    """A candidate in its own process, so that memory settings of one do not affect another.
 
     Args:
-        name: of :func:`builders`.
-        batch: pairs of 32 x 32 and 128 x 128 pixels.
-        quick: see :class:`~scripts.bench.measure.Settings`.
+        name: A key of :func:`builders`.
+        batch: Number of pairs of 32 x 32 and 128 x 128 pixels.
+        quick: See :class:`~scripts.bench.measure.Settings`.
     """
 
     def __init__(self, name: str, batch: int, quick: bool) -> None:
@@ -121,10 +121,10 @@ class Candidate:
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, what: str) -> float:
-        """The seconds of a ``step``, or the ``peak`` of its memory in MB."""
+        """Ask for the seconds of a ``step`` or the ``peak`` memory in MB."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended, and said why on stderr
+        with contextlib.suppress(BrokenPipeError):  # it has ended; the reason is on stderr
             print(what, file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
@@ -147,10 +147,10 @@ def serve(name: str, batch: int, quick: bool, lines: Iterable[str], answers: Tex
 
 
 def measure(settings: Settings) -> list[Table]:
-    """A table for each batch size: BasicSR's step, ours, and for small ones ours with one thing changed at a time."""
+    """A table for each batch size: BasicSR's step, ours, and for small batches ours with one change each."""
     tables = []
     for batch in settings.batches:
-        large = batch >= 16  # a step takes a CPU ten seconds and 7 GB there
+        large = batch >= 16  # a step takes ten seconds and 7 GB on a CPU
         wanted = [name for name in builders(settings.quick) if settings.compile or name != COMPILED]
         candidates = {name: Candidate(name, batch, settings.quick) for name in (wanted[:2] if large else wanted)}
         try:
@@ -159,13 +159,13 @@ def measure(settings: Settings) -> list[Table]:
         finally:
             for candidate in candidates.values():
                 candidate.end()
-        note = "float32 unless said otherwise, each candidate in a process of its own."
+        note = "float32 unless stated otherwise, each candidate in its own process."
         tables.append(compare(f"Training step, batch {batch}", seconds, memory, note))
     return tables
 
 
 def main() -> None:
-    """Be one candidate: answer each line ``step`` on stdin with the step's seconds, ``peak`` with the memory's MB."""
+    """Run one candidate: answer each line ``step`` on stdin with its seconds, ``peak`` with its memory in MB."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("candidate", choices=list(builders(False)))
     parser.add_argument("batch", type=int)

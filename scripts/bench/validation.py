@@ -1,4 +1,4 @@
-"""Validating a set: our threads beside BasicSR's loop, on the same images, with the metrics of the shipped options."""
+"""Compare our validation with BasicSR's loop on the same images, with the metrics of the shipped options."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from scripts.bench.measure import ROOT, Settings, Table, Work, compare, in_turns
 BASICSR = "BasicSR's loop"
 OURS = "ours, 2 threads"
 
-# LR pixels: as many as Set14's images have, in several shapes.
+# LR (height, width) in several shapes, about as large as Set14's.
 SIZES = [(120, 128), (90, 144), (128, 96), (64, 64), (125, 90), (72, 128)]
 
-# For peak memory: one image, and the candidates with what they set in `val:`.
+# For peak memory: the size of the image, and what each candidate sets in `val:`.
 BIG = (384, 384)
 CANDIDATES: dict[str, dict[str, Any]] = {BASICSR: {}, OURS: {}, "ours, tile: 128": {"tile": 128}}
 
@@ -36,7 +36,7 @@ FILES = {"generator": "train_esrgan_dp.yml", "SRResNet": "train_srgan_dp.yml"}
 
 
 def write_pairs(folder: Path, sizes: list[tuple[int, int]]) -> DataLoader:
-    """Random smooth images of ``sizes`` (LR pixels) and their originals, x4."""
+    """Write random smooth images of ``sizes`` (LR pixels) and their originals, x4; returns their loader."""
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate(sizes):
         coarse = rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
@@ -52,7 +52,7 @@ def write_pairs(folder: Path, sizes: list[tuple[int, int]]) -> DataLoader:
 
 
 def build(network: str, folder: Path, quick: bool, **val: Any) -> Any:
-    """A model that only validates, with PSNR and SSIM as the option file has them, and writes its images."""
+    """Build a model for validation with the option file's PSNR and SSIM."""
     opt = read_options(ROOT / "options" / FILES[network])
     if quick:
         opt["network_g"] |= {"num_feat": 8, "num_block": 1}
@@ -64,14 +64,14 @@ def build(network: str, folder: Path, quick: bool, **val: Any) -> Any:
 
 
 def run_of(candidate: str, model: Any, loader: DataLoader) -> Work:
-    """A validation of all images, with metrics and files."""
+    """A validation of all images, including metrics and files."""
     if candidate == BASICSR:
         return lambda: SRModel.nondist_validation(model, loader, 0, None, True)
     return lambda: model.validation(loader, 0, None, True)
 
 
 def measure(settings: Settings) -> list[Table]:
-    """Seconds for the set with each generator, and the peak memory on one big image, whole and in tiles."""
+    """Seconds for the set with each generator, and peak memory on one large image, whole and in tiles."""
     tables = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -93,7 +93,7 @@ def measure(settings: Settings) -> list[Table]:
 
 
 def main() -> None:
-    """Validate one big image as one candidate does and print the peak memory of the process."""
+    """Validate one large image as one candidate does, and print the peak memory of the process."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("candidate", choices=list(CANDIDATES))
     args = parser.parse_args()

@@ -31,7 +31,7 @@ def test_it_fetches_checks_and_does_not_fetch_twice(
         server.shutdown()
     assert (tmp_path / "experiments/pretrained_models" / name).read_bytes() == content
     assert command.main(["vgg19"]) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
         command.main(["resnet50", "--output", str(tmp_path / "other")])
     assert stopped.value.code == 2

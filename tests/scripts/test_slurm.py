@@ -73,7 +73,7 @@ def test_train_starts_one_process_a_task(programs: None) -> None:
 @pytest.mark.parametrize(
     ("code", "count", "requeued"), [("75", "0", True), ("75", "7", True), ("75", "50", False), ("2", "0", False)]
 )
-def test_a_run_that_can_go_on_is_requeued(code: str, count: str, requeued: bool, programs: None) -> None:
+def test_run_that_can_resume_is_requeued(code: str, count: str, requeued: bool, programs: None) -> None:
     done = run("train.sbatch", "options/x.yml", CODE=code, SLURM_RESTART_COUNT=count)
     assert done.returncode == int(code)
     assert ("scontrol requeue 4711" in done.stdout) is requeued
