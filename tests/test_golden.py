@@ -22,6 +22,10 @@ from tests.conftest import model_options, random_batch
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.json"
 MODELS = ("ESRGANDPModel", "SRGANDPModel")
 
+# Adam's first steps are the signs of the gradients: one near zero that rounds to the other side on another CPU (0.5 %
+# in D's logits of iteration 2 were seen between Intel and AMD) moves its weight the other way.
+TOLERANCES = (1e-3, 2e-2, 2e-2)
+
 
 def first_losses(model_type: str, folder: Path) -> list[dict[str, float]]:
     torch.manual_seed(0)
@@ -39,7 +43,7 @@ def first_losses(model_type: str, folder: Path) -> list[dict[str, float]]:
 def test_first_losses(model_type: str, tmp_path: Path) -> None:
     expected = json.loads(GOLDEN.read_text())[model_type]
     for step, losses in enumerate(first_losses(model_type, tmp_path)):
-        assert losses == pytest.approx(expected[step], rel=1e-3), f"iteration {step + 1}"
+        assert losses == pytest.approx(expected[step], rel=TOLERANCES[step]), f"iteration {step + 1}"
 
 
 if __name__ == "__main__":
