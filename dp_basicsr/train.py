@@ -25,6 +25,7 @@ from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.options import parse_options
 from dp_basicsr.training.dry_run import check
 from dp_basicsr.training.malloc import keep_freed_memory
+from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
 from dp_basicsr.training.progress import (
     close_tensorboard,
     describe_batch,
@@ -61,7 +62,8 @@ def train(opt: dict[str, Any], option_file: str) -> None:
         keep_freed_memory()
     require_training_data(opt)
     require_networks(opt)
-    with run_lock(opt["path"]["experiments_root"]):
+    intact = "; saved checkpoints are intact: continue with --auto_resume"
+    with run_lock(opt["path"]["experiments_root"]), out_of_memory_is_user_error(opt, intact):
         held_log = start_log(opt)
         state = find_resume_state(opt)
         drop_unavailable(opt)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.memory import is_out_of_memory
 from dp_basicsr.utils.tiles import OnTile, Pixels, to_pixels, upscale_bands
 
 import cv2
@@ -27,9 +28,6 @@ LARGEST_AUTO_TILE = 1024
 # Peak memory of RRDBNet for a pixel of the tile, in feature maps of the output's size: 2.5 measured on a CPU, and room
 # for a GPU's work space.
 MAPS_AT_PEAK = 4
-
-# How allocators say it where there is no exception type of its own: PyTorch's CPU and MPS, oneDNN, onnxruntime.
-MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation", "allocate memory")
 
 
 class Upscaler:
@@ -165,13 +163,6 @@ def find_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise UserError(f"--device {name}: not there ({reason}); expected auto, cpu, cuda, cuda:1 or mps") from error
     return device
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of PyTorch, oneDNN, onnxruntime or numpy says that memory ran out."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(message in str(error).lower() for message in MEMORY_MESSAGES)
 
 
 def resize(image: Pixels, height: int, width: int) -> Pixels:

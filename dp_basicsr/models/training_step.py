@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from dp_basicsr.errors import UserError
@@ -11,8 +12,10 @@ from dp_basicsr.models.plugin_model import PluginModel
 from dp_basicsr.models.step_guard import StepGuard, not_finite, step_unless
 
 import torch
+from basicsr.archs.rrdbnet_arch import RRDB
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 Losses = dict[str, Tensor]
 
@@ -27,10 +30,11 @@ class TrainingStep(PluginModel):
     """A model whose ``optimize_parameters`` goes through :meth:`parts` and ends with :meth:`apply_gradients`."""
 
     def init_training_settings(self) -> None:
-        """As BasicSR's, with ``train:`` ``amp``, ``grad_accumulation`` and ``max_nonfinite``.
+        """As BasicSR's, with ``train:`` ``amp``, ``checkpointing``, ``grad_accumulation`` and ``max_nonfinite``.
 
         Raises:
-            UserError: An ``amp`` that is not none, bf16 or fp16, or a number below 1 of the other two.
+            UserError: An ``amp`` that is not none, bf16 or fp16, a number below 1 of the last two, or a generator
+                that cannot be checkpointed.
         """
         train = self.opt["train"]
         self.amp = train.get("amp", "none")
@@ -41,6 +45,8 @@ class TrainingStep(PluginModel):
         # fp16 alone has too small a range for gradients.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self.applied = torch.ones((), device=self.device)  # 0 after a step that was not
+        if train.get("checkpointing", False):
+            checkpoint_blocks(self.get_bare_model(self.net_g))
         super().init_training_settings()
         if self.cri_perceptual is not None and train.get("channels_last", False):
             self.cri_perceptual.to(memory_format=torch.channels_last)
@@ -108,6 +114,21 @@ class TrainingStep(PluginModel):
         difference = torch._foreach_sub(weights, ema)
         torch._foreach_mul_(difference, (1 - decay) * self.applied.to(ema[0].dtype))
         torch._foreach_add_(ema, difference)
+
+
+def checkpoint_blocks(net: nn.Module) -> None:
+    """Recompute the inside of each RRDB in the backward pass instead of keeping its activations.
+
+    The numbers stay the same. RRDBs draw no random numbers, so no random state is kept for the second pass.
+
+    Raises:
+        UserError: ``net`` has no RRDBs.
+    """
+    blocks = [module for module in net.modules() if isinstance(module, RRDB)]
+    if not blocks:
+        raise UserError(f"train: checkpointing: expected a network of RRDBs, as RRDBNetDP, got {type(net).__name__}")
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def _at_least_1(train: Mapping[str, Any], key: str, default: int) -> int:

@@ -21,8 +21,8 @@ from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
 # Sections, and their keys that our models read and BasicSR's do not.
 OURS: tuple[tuple[str, type[Section], tuple[str, ...]], ...] = (
-    ("train", Train, ("channels_last", "amp", "compile", "grad_accumulation", "grad_clip", "max_nonfinite",
-                      "sync_batch_norm")),
+    ("train", Train, ("channels_last", "amp", "compile", "checkpointing", "grad_accumulation", "grad_clip",
+                      "max_nonfinite", "sync_batch_norm")),
     ("val", Val, ("tile", "tile_overlap", "threads")),
     ("logger", Logger, ("keep_last", "keep_best")),
 )  # fmt: skip

@@ -210,6 +210,8 @@ class Train(Section):
     """precision of the forward passes"""
     compile: bool = False
     """torch.compile of the networks"""
+    checkpointing: bool = False
+    """activations of RRDBs are computed anew in the backward pass: less memory, slower"""
     grad_accumulation: Annotated[int, Field(ge=1)] = 1
     """parts that the batch goes through in"""
     grad_clip: Positive | None = None

@@ -16,6 +16,7 @@ from dp_basicsr.archs.pretrained import PRETRAINED_DIR, weights_url
 from dp_basicsr.checkpoint.resume import require_networks
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
 from dp_basicsr.errors import UserError
+from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
 from dp_basicsr.training.progress import PAPER_BATCH
 from dp_basicsr.utils.atomic_io import first_line
 
@@ -126,22 +127,18 @@ def try_step(opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]
     iteration = (first // every + 1) * every  # the next that updates the generator too
     seconds = 0.0
     try:
-        model = build_model(opt)
-        for _ in range(2):
-            start = time.perf_counter()
-            model.feed_data(batch)
-            model.optimize_parameters(iteration)
-            if model.device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
-        return seconds, model.get_current_log()
+        with out_of_memory_is_user_error(opt):
+            model = build_model(opt)
+            for _ in range(2):
+                start = time.perf_counter()
+                model.feed_data(batch)
+                model.optimize_parameters(iteration)
+                if model.device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds = time.perf_counter() - start
+            return seconds, model.get_current_log()
     except UserError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"a step does not fit into the GPU's memory ({first_line(error)}); lower batch_size_per_gpu, or set "
-            "train: amp: bf16, or grad_accumulation"
-        ) from error
     except Exception as error:  # what classes that are handed an impossible value say is of any kind
         raise UserError(f"a step cannot be done: {type(error).__name__}: {first_line(error)}") from error
 

@@ -200,6 +200,51 @@ def test_compiled_is_the_same_mathematics(tmp_path: Path, monkeypatch: pytest.Mo
     assert model.net_g.state_dict().keys() == plain.net_g.state_dict().keys()
 
 
+@pytest.mark.parametrize("train", [{}, {"grad_accumulation": 2, "channels_last": True}])
+def test_checkpointing_is_the_same_mathematics(train: dict[str, Any], tmp_path: Path) -> None:
+    """With the activations of one RRDB at a time: each runs twice in a step, and once in validation."""
+    model, plain = (
+        build("ESRGANDPModel", tmp_path, checkpointing=True, **train),
+        build("ESRGANDPModel", tmp_path, **train),
+    )
+    calls = []
+    model.net_g.body[0].rdb1.conv1.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    run(model), run(plain)
+    assert len(calls) == 2 * 4 * train.get("grad_accumulation", 1)
+    assert largest_difference(model.net_g, plain.net_g) < 1e-9
+    assert largest_difference(model.net_d, plain.net_d) < 1e-9
+    assert model.net_g.state_dict().keys() == plain.net_g.state_dict().keys()
+    calls.clear()
+    model.test()
+    assert len(calls) == 1
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass(tmp_path: Path) -> None:
+    """Bytes that autograd saves in G's forward pass, weights not counted."""
+    saved = {}
+    for checkpointing in (False, True):
+        model = build("ESRGANDPModel", tmp_path, checkpointing=checkpointing)
+        weights, found = {parameter.data_ptr() for parameter in model.net_g.parameters()}, {}
+
+        def note(tensor: torch.Tensor, weights: Any = weights, found: Any = found) -> torch.Tensor:
+            if tensor.data_ptr() not in weights:
+                found[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        model.feed_data(random_batch(0, torch.float64))
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            model.net_g(model.lq)
+        saved[checkpointing] = sum(found.values())
+    assert saved[True] < 0.7 * saved[False]
+
+
+def test_checkpointing_needs_rrdbs(tmp_path: Path) -> None:
+    opt = model_options("SRGANDPModel", tmp_path, checkpointing=True)
+    opt["network_g"] = {"type": "MSRResNet", "num_feat": 8, "num_block": 1}
+    with pytest.raises(UserError, match="checkpointing: expected a network of RRDBs.*MSRResNet"):
+        build_model(opt)
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_half_precision_keeps_losses_and_w_in_float32(amp: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

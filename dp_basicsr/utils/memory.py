@@ -1,0 +1,16 @@
+"""Recognise errors that say memory ran out."""
+
+from __future__ import annotations
+
+import torch
+
+# How allocators say it where there is no exception type: PyTorch's CPU and MPS, cuDNN, cuBLAS, oneDNN, onnxruntime.
+MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation", "allocate memory",
+                   "alloc_failed")  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception of PyTorch, oneDNN, onnxruntime or numpy says that memory ran out."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(message in str(error).lower() for message in MEMORY_MESSAGES)

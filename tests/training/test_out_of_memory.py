@@ -1,0 +1,79 @@
+"""A step that does not fit into memory: one message with the options that help, and checkpoints as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr import train
+from dp_basicsr.checkpoint.manifest import check_manifest
+from dp_basicsr.errors import UserError
+from dp_basicsr.models import SRGANDPModel
+from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import model_options
+
+ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation ...")
+OPTIONS: dict[str, Any] = {"train": {}, "datasets": {"train": {"gt_size": 128, "batch_size_per_gpu": 4}}, "num_gpu": 1,
+                           "dist": False, "world_size": 1}  # fmt: skip
+
+
+@pytest.fixture
+def options(pairs: Path, tmp_path: Path) -> None:
+    opt = model_options("SRGANDPModel", tmp_path)
+    for key in ("dist", "rank", "world_size", "is_train", "path"):
+        del opt[key]
+    opt["datasets"] = {
+        "train": {
+            "name": "pairs", "type": "PairedImageDataset", "dataroot_gt": "pairs/GT", "dataroot_lq": "pairs/LRbicx4",
+            "io_backend": {"type": "disk"}, "gt_size": 128, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 0,
+            "batch_size_per_gpu": 2,
+        }
+    }  # fmt: skip
+    opt["logger"] = {"print_freq": 1, "save_checkpoint_freq": 2, "use_tb_logger": False}
+    Path("small.yml").write_text(yaml.safe_dump(opt))
+
+
+@pytest.mark.usefixtures("options")
+def test_a_run_stops_with_the_options_that_help_and_resumes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = SRGANDPModel.optimize_parameters
+
+    def greedy(model: SRGANDPModel, iteration: int) -> None:
+        if iteration == 4:
+            raise ERROR
+        step(model, iteration)
+
+    monkeypatch.setattr(SRGANDPModel, "optimize_parameters", greedy)
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["-opt", "small.yml"])
+    monkeypatch.setattr(SRGANDPModel, "optimize_parameters", step)
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    expected = (
+        "Tried to allocate 2.00 GiB", "checkpointing: true (now false)", "amp: bf16 (now none)",
+        "grad_accumulation (now 1)", "batch_size_per_gpu (now 2)", "gt_size (now 128)", "--auto_resume",
+    )  # fmt: skip
+    assert [words for words in expected if words not in line] == []
+    run = Path("experiments/small")
+    assert sorted(path.name for path in (run / "training_states").iterdir()) == ["2.sha256", "2.state"]
+    check_manifest(run / "training_states/2.sha256")
+    train.main(["-opt", "small.yml", "--auto_resume"])
+    assert (run / "training_states/4.state").is_file()
+
+
+@pytest.mark.parametrize("error", [ERROR, MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_gpu_s_memory_and_the_machine_s_are_alike(error: Exception) -> None:
+    with pytest.raises(UserError, match="does not fit into memory"), out_of_memory_is_user_error(OPTIONS):
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), UserError("validation of a: out of memory")])
+def test_other_errors_pass(error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)), out_of_memory_is_user_error(OPTIONS):
+        raise error
