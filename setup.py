@@ -14,7 +14,12 @@ REPORT = [*PLOTS, "Jinja2"]  # scripts/make_report.py
 WANDB = ["wandb"]  # logger: wandb
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # scripts/export_model.py --format onnx, and running the file
 WEBUI = ["gradio>=6"]  # python -m dp_basicsr.webui
-DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"]  # make docs; MkDocs 2 has no themes or plugins
+DOCS = [  # make docs
+    "mkdocs<2",  # MkDocs 2 has no themes or plugins
+    "mkdocs-material",
+    "mkdocstrings[python]",
+    'pymdown-extensions<12.1; python_version < "3.11"',  # the last mkdocstrings for Python 3.10 fails with newer ones
+]
 DEV = [
     *DOCS,
     *EXPORT,
