@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone
 from dp_basicsr.errors import UserError
@@ -169,11 +170,20 @@ class ResNetFeatures(FrozenFeatures):
         super().__init__(parts, layers, use_input_norm, range_norm)
         self.foldable = not batch_stats
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """See :class:`FrozenFeatures`. The first call folds batch-norm, in the precision that the network then has."""
+    def fold(self) -> None:
+        """Make batch-norm a part of the convolutions before it, in the precision that the network has now."""
         if self.foldable:
             _fold_batch_norm(self.parts)
             self.foldable = False
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Fold, and compile what is left: a compiler cannot follow modules that are replaced."""
+        self.fold()
+        super().compile(*args, **kwargs)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """See :class:`FrozenFeatures`. The first call folds batch-norm."""
+        self.fold()
         return super().forward(x)
 
 

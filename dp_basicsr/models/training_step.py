@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+from dp_basicsr.archs.perceptual_arch import FrozenFeatures
 from dp_basicsr.errors import UserError
 from dp_basicsr.models.plugin_model import PluginModel
 from dp_basicsr.models.step_guard import StepGuard, not_finite, step_unless
@@ -50,6 +51,10 @@ class TrainingStep(PluginModel):
         super().init_training_settings()
         if self.cri_perceptual is not None and train.get("channels_last", False):
             self.cri_perceptual.to(memory_format=torch.channels_last)
+        if self.cri_perceptual is not None and train.get("compile", False):
+            for module in self.cri_perceptual.modules():
+                if isinstance(module, FrozenFeatures):
+                    module.compile()
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
         """As every model's, and the gradient scaler's."""

@@ -138,6 +138,7 @@ class ThreadedValidation(BaseModel):
         del self.lq, self.output
         return visuals["result"], visuals["gt"] if "gt" in sample else None
 
+    @torch.compiler.set_stance("force_eager")  # images have many sizes: a compiled network would be compiled for each
     def test(self) -> None:
         """Set ``self.output`` to the network's result for ``self.lq``; with ``val: tile`` from tiles, on the CPU."""
         val = self.opt.get("val") or {}

@@ -209,7 +209,7 @@ class Train(Section):
     amp: Literal["none", "bf16", "fp16"] = "none"
     """precision of the forward passes"""
     compile: bool = False
-    """torch.compile of the networks"""
+    """torch.compile of G, D and the perceptual networks; validation runs G uncompiled"""
     checkpointing: bool = False
     """activations of RRDBs are computed anew in the backward pass: less memory, slower"""
     grad_accumulation: Annotated[int, Field(ge=1)] = 1

@@ -191,15 +191,6 @@ def test_channels_last_is_the_same_mathematics(tmp_path: Path) -> None:
     assert largest_difference(model.net_d, plain.net_d) < 1e-9
 
 
-def test_compiled_is_the_same_mathematics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the eager backend, which needs no compiler; checkpoints keep BasicSR's names."""
-    compiled = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda net: compiled(net, backend="eager"))
-    model, plain = run(build("ESRGANDPModel", tmp_path, compile=True), 2), run(build("ESRGANDPModel", tmp_path), 2)
-    assert largest_difference(model.net_g, plain.net_g) < 1e-9
-    assert model.net_g.state_dict().keys() == plain.net_g.state_dict().keys()
-
-
 @pytest.mark.parametrize("train", [{}, {"grad_accumulation": 2, "channels_last": True}])
 def test_checkpointing_is_the_same_mathematics(train: dict[str, Any], tmp_path: Path) -> None:
     """With the activations of one RRDB at a time: each runs twice in a step, and once in validation."""

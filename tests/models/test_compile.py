@@ -1,0 +1,93 @@
+"""``train: compile``: every network of the step is one graph, compiled once; by a backend that needs no compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dp_basicsr.archs
+import dp_basicsr.losses
+import dp_basicsr.models  # noqa: F401
+
+import pytest
+import torch
+from basicsr.models import build_model
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from tests.conftest import model_options, on_device, random_batch
+from tests.models.test_gan_models import largest_difference
+from tests.models.test_validation import METRICS, SIZES, make_loader, make_model
+
+pytestmark = pytest.mark.usefixtures("device")
+
+# D sees an original, which needs no gradient, and a result, which does: a graph for each. So do VGG and ResNet.
+GRAPHS = {"RRDBNetDP": 1, "VGGStyleDiscriminator": 2, "VGGFeatures": 2, "ResNetFeatures": 2}
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """Compile without any graph break (or fail), and count the graphs of each network's class."""
+    found: dict[str, int] = {}
+    compile_module = nn.Module.compile
+
+    def compile_counting(net: nn.Module) -> None:
+        def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+            found[type(net).__name__] = found.get(type(net).__name__, 0) + 1
+            return graph.forward
+
+        compile_module(net, backend=backend, fullgraph=True)
+
+    torch.compiler.reset()
+    monkeypatch.setattr(nn.Module, "compile", compile_counting)
+    yield found
+    torch.compiler.reset()
+
+
+def build(folder: Path, **train: Any) -> Any:
+    torch.manual_seed(0)
+    return build_model(model_options("ESRGANDPModel", folder, **train))
+
+
+def train_steps(model: Any, count: int) -> None:
+    for iteration in range(1, count + 1):
+        model.feed_data(random_batch(iteration))
+        model.optimize_parameters(iteration)
+
+
+@pytest.mark.parametrize("train", [{}, {"channels_last": True, "checkpointing": True}])
+def test_every_network_of_a_step_is_compiled_once(
+    train: dict[str, Any], graphs: dict[str, int], tmp_path: Path
+) -> None:
+    """And computes what it computes without; checkpoints keep their names."""
+    model, plain = build(tmp_path, compile=True, **train), build(tmp_path, **train)
+    train_steps(plain, 1)
+    assert graphs == {}
+    train_steps(model, 1)
+    assert graphs == GRAPHS
+    assert largest_difference(model.net_g, plain.net_g) < 1e-3
+    train_steps(model, 3)
+    assert graphs == GRAPHS
+    assert model.net_g.state_dict().keys() == plain.net_g.state_dict().keys()
+
+
+def test_validation_compiles_nothing(graphs: dict[str, int], tmp_path: Path) -> None:
+    """Images of five shapes, before and after a step."""
+    model = make_model(tmp_path, train={"compile": True})
+    for iteration in (1, 2):
+        assert model.validation(make_loader(tmp_path), iteration, None)
+        train_steps(model, 1)
+    assert len(set(SIZES)) == 5
+    assert model.metric_results.keys() == METRICS.keys()
+    assert graphs["RRDBNetDP"] == 1
+
+
+@pytest.mark.parametrize("arch", ["MSRResNet", "UNetDiscriminatorSN"])
+def test_the_other_networks_of_the_option_files_are_one_graph(arch: str, graphs: dict[str, int]) -> None:
+    options = {"MSRResNet": {"num_feat": 8, "num_block": 1}, "UNetDiscriminatorSN": {"num_in_ch": 3, "num_feat": 4}}
+    net = on_device(ARCH_REGISTRY.get(arch)(**options[arch]))
+    net.compile()
+    for _ in range(2):
+        net(on_device(torch.rand(1, 3, 32, 32)))
+    assert graphs == {arch: 1}
