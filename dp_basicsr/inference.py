@@ -12,16 +12,10 @@ import argparse
 from collections.abc import Sequence
 from typing import get_args
 
-from dp_basicsr.deploy.batch import UpscaleJob, find_jobs
-from dp_basicsr.deploy.files import FORMATS, QUALITY, read_picture, write_picture
-from dp_basicsr.deploy.network import load_network
-from dp_basicsr.deploy.picture import AlphaMode, upscale_picture
-from dp_basicsr.deploy.upscaler import OVERLAP, PRECISIONS, Upscaler
-from dp_basicsr.errors import UserError, readable
-from dp_basicsr.utils.console import data_command
-
-from PIL import Image
-from tqdm import tqdm
+from dp_basicsr.deploy.batch import find_jobs
+from dp_basicsr.deploy.choices import FORMATS, OVERLAP, QUALITY, AlphaMode, Precision
+from dp_basicsr.errors import UserError
+from dp_basicsr.utils.console import data_command, require_paths
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -42,7 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that :func:`upscaler_from` reads."""
+    """Add the arguments that :func:`~dp_basicsr.deploy.run.upscaler_from` reads."""
     add = parser.add_argument
     add(
         "--model_path", type=Path, nargs="+", required=True, metavar="FILE",
@@ -53,63 +47,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tile", default="auto", help="pixels of a tile: auto, a number, or 0 for the whole image at once")
     add("--tile_overlap", type=int, default=OVERLAP, help="pixels that neighbouring tiles share")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="arithmetic within the network")
-
-
-def upscaler_from(args: argparse.Namespace) -> Upscaler:
-    """Load the model that the arguments name.
-
-    Raises:
-        UserError: As :func:`~dp_basicsr.deploy.network.load_network` and :class:`~dp_basicsr.deploy.upscaler.Upscaler`.
-    """
-    if args.tile != "auto" and not args.tile.isdecimal():
-        raise UserError(f"--tile: expected auto or a number of pixels (0: no tiles), got {args.tile!r}")
-    network = load_network(args.model_path, alpha_interp=args.alpha_interp, scale=args.scale, device=args.device)
-    return Upscaler(
-        network,
-        device=args.device,
-        precision=args.precision,
-        tile=None if args.tile == "auto" else int(args.tile),
-        overlap=args.tile_overlap,
-        tell=warn,
-    )
-
-
-def warn(message: str) -> None:
-    """Print a line on stderr, above the progress bar."""
-    tqdm.write(f"warning: {message}", file=sys.stderr)
-
-
-def upscale_file(job: UpscaleJob, upscaler: Upscaler, args: argparse.Namespace, bar: tqdm) -> None:
-    """Upscale one image and write the result."""
-    picture = read_picture(job.source)
-    bar.set_postfix_str(job.source.name)
-    result = upscale_picture(
-        picture,
-        upscaler,
-        outscale=args.outscale,
-        alpha_mode=args.alpha,
-        on_tile=lambda done, total: bar.set_postfix_str(f"{job.source.name}, tile {done} of {total}"),
-    )
-    write_picture(result, job.target, args.quality)
-
-
-def upscale_all(jobs: Sequence[UpscaleJob], upscaler: Upscaler, args: argparse.Namespace) -> int:
-    """Upscale every image; one that fails is named on stderr, and the rest go on.
-
-    Returns:
-        How many failed.
-    """
-    failed = 0
-    with tqdm(jobs, unit="image", disable=None, dynamic_ncols=True) as bar:
-        for job in bar:
-            try:
-                upscale_file(job, upscaler, args, bar)
-            except Exception as error:  # whatever it is, it is this image's, and it is told
-                failed += 1
-                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-                tqdm.write(readable(f"failed: {job.source} {kind}{error}").replace("\n", "\\n"), file=sys.stderr)
-    return failed
+    add("--precision", choices=get_args(Precision), default="fp32", help="arithmetic within the network")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: all is there; 1: an image failed. Wrong usage exits with 2.
     """
     args = parse(argv)
-    Image.MAX_IMAGE_PIXELS = None  # the user's own files, up to 2^30 pixels
     with data_command():
         if not 1 <= args.quality <= 100 or (args.outscale is not None and not 0 < args.outscale <= 64):
             raise UserError("expected --quality from 1 to 100 and --outscale above 0 and up to 64")
@@ -127,9 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         todo = [job for job in jobs if args.overwrite or not job.target.exists()]
         failed = 0
         if todo:
-            upscaler = upscaler_from(args)
-            print(upscaler.title)
-            failed = upscale_all(todo, upscaler, args)
+            require_paths(args.model_path, "model")
+            from dp_basicsr.deploy.run import upscale_all  # takes seconds: torch
+
+            failed = upscale_all(todo, args)
     summary = [f"wrote {len(todo) - failed} of {len(jobs)} images to {args.output}"]
     if len(todo) < len(jobs):
         summary.append(f"kept {len(jobs) - len(todo)} that were there (--overwrite replaces them)")

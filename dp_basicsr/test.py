@@ -9,59 +9,26 @@ if not __package__:  # run as a file: this folder's names (data, losses ...) mus
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from collections.abc import Sequence
-from typing import Any
 
-import dp_basicsr.archs
-import dp_basicsr.models  # noqa: F401  (the two register their members)
-from dp_basicsr.checkpoint.resume import require_networks
-from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, missing_folders
-from dp_basicsr.distributed.collectives import agree_on
-from dp_basicsr.distributed.launch import in_group
-from dp_basicsr.errors import UserError, exit_on_user_error
-from dp_basicsr.evaluation.after_test import evaluate_test_run, metrics_of
-from dp_basicsr.metrics import drop_unavailable
-from dp_basicsr.options import parse_options
-from dp_basicsr.training.progress import start_log, write_log
-
-import torch
-from basicsr.models import build_model
-from basicsr.utils import get_root_logger, make_exp_dirs
-
-
-def test(opt: dict[str, Any]) -> None:
-    """Upscale every image of the test sets, write the results and their tables, log the metrics.
-
-    Raises:
-        UserError: None of the sets is there, or the network's weights are not.
-    """
-    torch.backends.cudnn.benchmark = True
-    sets = [dataset for dataset in opt["datasets"].values() if dataset["phase"] == "test"]
-    if all(missing_folders(dataset) for dataset in sets):
-        names = ", ".join(dataset["name"] for dataset in sets)
-        raise UserError(f"none of the test sets ({names}) is there; {HOW_TO_GET_TEST_SETS}")
-    if opt["path"].get("pretrain_network_g") is None:
-        raise UserError("path: pretrain_network_g: nothing to test; name a net_g_<iteration>.pth")
-    require_networks(opt)
-    held_log = start_log(opt)
-    logger = get_root_logger()
-    metrics = metrics_of(opt)
-    drop_unavailable(opt)
-    loaders = evaluation_loaders(opt, "test")
-    model = build_model(opt)
-    make_exp_dirs(opt)
-    agree_on(None)  # the others wait until rank 0 has moved an earlier run's folder aside
-    write_log(opt, "test", held_log)
-    for loader in loaders:
-        logger.info(f"Testing {loader.dataset.opt['name']} ...")  # type: ignore[attr-defined]
-        model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
-    if opt["rank"] == 0:
-        evaluate_test_run(opt, metrics)
+from dp_basicsr.errors import exit_on_user_error
+from dp_basicsr.options import parse_command_line, read_given_options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: see ``--help``."""
-    with exit_on_user_error(), in_group():
-        test(parse_options(__doc__, argv, is_train=False)[0])
+    args = parse_command_line(__doc__, argv, is_train=False)
+    with exit_on_user_error():
+        opt = read_given_options(args)
+
+        # Only now, because torch and BasicSR take seconds to import. The first two register their members.
+        import dp_basicsr.archs
+        import dp_basicsr.models  # noqa: F401
+        from dp_basicsr.distributed.launch import in_group
+        from dp_basicsr.evaluation.run import run_test
+        from dp_basicsr.options.completion import complete_options
+
+        with in_group():
+            run_test(complete_options(opt, args))
 
 
 if __name__ == "__main__":

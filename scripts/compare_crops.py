@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_basicsr.errors import exit_on_user_error
-from dp_basicsr.evaluation.after_test import FOLDER
-from dp_basicsr.evaluation.crops import Crop, compare_crops, images_of
-from dp_basicsr.evaluation.files import JSON_NAME, read_evaluation
+from dp_basicsr.utils.console import require_paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("crops.png"), help="the picture: .png, .pdf or .svg")
     args = parser.parse_args(argv)
     with exit_on_user_error():
+        require_paths([args.evaluation], "evaluation")
+        from dp_basicsr.evaluation.after_test import FOLDER
+        from dp_basicsr.evaluation.crops import Crop, compare_crops, images_of
+        from dp_basicsr.evaluation.files import JSON_NAME, read_evaluation
+
         inner = args.evaluation / FOLDER
         evaluation = read_evaluation(inner if (inner / JSON_NAME).is_file() else args.evaluation)
         images = images_of(evaluation, args.image, args.set)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.curves import plot_panels, product, read_log
-from dp_basicsr.studies import demo
 
 OPTIONS = "options/train_demo.yml"
 RUNS = {"L1 stage": "demo_psnr", "ESRGAN-DP": "demo_esrgan_dp"}
@@ -50,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exit_on_user_error():
         if not Path(OPTIONS).is_file():
             raise UserError(f"expected {OPTIONS} in the current folder: run the demo from the root of the project")
+        from dp_basicsr.studies import demo  # takes seconds: torch
+
         for kind in ("experiments", "results", "tb_logger"):
             for name in ("demo", *RUNS.values()):
                 shutil.rmtree(Path(kind, name), ignore_errors=True)
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(weights: str) -> None:
     """Train with L1, then with Dual Perceptual Loss and the relativistic GAN, as ESRGAN is trained."""
+    from dp_basicsr.studies import demo
+
     demo.run("dp_basicsr/train.py", "-opt", OPTIONS, "--force_yml", *L1_STAGE)
     networks = [f"train:perceptual_opt:{name}_weights={weights}" for name in ("vgg", "resnet")]
     start = "path:pretrain_network_g=experiments/demo_psnr/models/net_g_latest.pth"
@@ -70,6 +73,8 @@ def train(weights: str) -> None:
 
 def show(weights: str) -> None:
     """Test both stages on the held-out photographs; print the table, draw the picture and the curves."""
+    from dp_basicsr.studies import demo
+
     folders = {}
     for label, run in RUNS.items():
         model = f"path:pretrain_network_g=experiments/{run}/models/net_g_latest.pth"

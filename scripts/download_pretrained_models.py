@@ -6,12 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dp_basicsr.archs.perceptual_arch import RESNET_TYPES, VGG_TYPES
-from dp_basicsr.archs.pretrained import PRETRAINED_DIR, download_weights, weights_url
-from dp_basicsr.errors import exit_on_user_error
-
-# alexnet and vgg16 are the backbones of LPIPS.
-NETWORKS = ("alexnet", *VGG_TYPES, *RESNET_TYPES)
+from dp_basicsr.errors import UserError, exit_on_user_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,20 +17,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="*",
         default=["vgg19", "resnet50"],
         metavar="NETWORK",
-        help=f"torchvision's {', '.join(NETWORKS)} (default: vgg19 resnet50)",
+        help="one of torchvision's VGG or ResNet networks, or alexnet (default: vgg19 resnet50)",
     )
-    parser.add_argument("--output", type=Path, default=PRETRAINED_DIR, help="folder (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="folder (default: experiments/pretrained_models)")
     args = parser.parse_args(argv)
-    for network in args.networks:
-        if network not in NETWORKS:
-            parser.error(f"expected one of {', '.join(NETWORKS)}, got {network!r}")
     with exit_on_user_error():
+        from dp_basicsr.archs import pretrained
+        from dp_basicsr.archs.perceptual_arch import RESNET_TYPES, VGG_TYPES
+
+        networks = ("alexnet", *VGG_TYPES, *RESNET_TYPES)  # alexnet and vgg16 are the backbones of LPIPS
         for network in args.networks:
-            target = args.output / weights_url(network).rsplit("/", 1)[1]
+            if network not in networks:
+                raise UserError(f"expected one of {', '.join(networks)}, got {network!r}")
+        folder = args.output or pretrained.PRETRAINED_DIR
+        for network in args.networks:
+            target = folder / pretrained.weights_url(network).rsplit("/", 1)[1]
             if target.is_file():
                 print(f"{target} already exists")
             else:
-                print(f"wrote {download_weights(network, args.output)}")
+                print(f"wrote {pretrained.download_weights(network, folder)}")
     return 0
 
 

@@ -17,10 +17,10 @@ from itertools import zip_longest
 from pathlib import Path
 
 from dp_basicsr.errors import UserError, exit_on_user_error
-from dp_basicsr.evaluation.evaluate import BICUBIC, Method, evaluate
-from dp_basicsr.evaluation.files import markdown, write_evaluation
-from dp_basicsr.evaluation.matching import TestSet, find_test_set
-from dp_basicsr.metrics import METRICS
+from dp_basicsr.evaluation.matching import BICUBIC, Method, TestSet, find_test_set
+
+# The keys of dp_basicsr.metrics.METRICS, which takes seconds to import.
+METRICS = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y", "lpips_alex", "lpips_vgg")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -79,7 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     with exit_on_user_error():
         patterns = dict(name_and_value(text, "--pattern") for text in args.pattern)
-        evaluation = evaluate(test_sets(args, patterns), methods(args, patterns), args.scale, tuple(args.metrics))
+        sets, measured = test_sets(args, patterns), methods(args, patterns)
+        from dp_basicsr.evaluation.evaluate import evaluate
+        from dp_basicsr.evaluation.files import markdown, write_evaluation
+
+        evaluation = evaluate(sets, measured, args.scale, tuple(args.metrics))
         print(markdown(evaluation), end="")
         if args.out:
             print(f"\nwrote {write_evaluation(evaluation, args.out, overwrite=args.overwrite)}")

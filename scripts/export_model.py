@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from dp_basicsr.deploy.card import read_metrics, write_card
-from dp_basicsr.deploy.export import Format, describe, export_network, spandrel_limit
-from dp_basicsr.deploy.network import load_network
-from dp_basicsr.deploy.provenance import trace
-from dp_basicsr.utils.console import data_command
+from dp_basicsr.deploy.choices import ExportFormat
+from dp_basicsr.utils.console import data_command, require_paths
 from dp_basicsr.utils.staging import refuse_existing
 
 
@@ -22,7 +19,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model_path", type=Path, nargs="+", required=True, metavar="FILE", help="weights; two are interpolated")
     add("--alpha_interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
     add("--scale", type=int, help="only for x2 and x3 weights that do not tell which they are")
-    add("--format", choices=get_args(Format), required=True, help="what to write")
+    add("--format", choices=get_args(ExportFormat), required=True, help="what to write")
     add("-o", "--output", type=Path, required=True, help="file to write; its model card goes to FILE.md")
     add("--license", default="", help="licence of the weights, for the card, e.g. Apache-2.0")
     add("--metrics", type=Path, help="Markdown file with a table of metrics and their protocol, for the card")
@@ -35,7 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     output: Path = args.output
     with data_command():
+        require_paths(args.model_path, "model")
         refuse_existing([output], overwrite=args.overwrite)
+        from dp_basicsr.deploy.card import read_metrics, write_card
+        from dp_basicsr.deploy.export import describe, export_network, spandrel_limit
+        from dp_basicsr.deploy.network import load_network
+        from dp_basicsr.deploy.provenance import trace
+
         metrics = read_metrics(args.metrics)  # before anything is written
         network = load_network(args.model_path, alpha_interp=args.alpha_interp, scale=args.scale)
         facts = describe(network, trace(args.model_path[-1], network.notes))

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_basicsr.errors import UserError, exit_on_user_error
-from dp_basicsr.report.build import write_report
-from dp_basicsr.report.images import LOSSLESS
+from dp_basicsr.report import LOSSLESS
+from dp_basicsr.utils.console import require_paths
 
 
 def quality(text: str) -> int | None:
@@ -38,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quality", default="auto", help="of the images: auto, lossless, or WebP's 1 to 100")
     args = parser.parse_args(argv)
     with exit_on_user_error():
-        out = write_report(args.folders, args.out or args.folders[-1] / "report.html", quality(args.quality))
+        encoding = quality(args.quality)
+        require_paths(args.folders, "folder")
+        from dp_basicsr.report.build import write_report
+
+        out = write_report(args.folders, args.out or args.folders[-1] / "report.html", encoding)
         print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0
 

@@ -17,15 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import dp_basicsr.archs
-import dp_basicsr.losses
-import dp_basicsr.models  # noqa: F401  (the three register their members)
-from dp_basicsr.distributed.launch import in_group, init_distributed
 from dp_basicsr.options import read_options
-
-import torch
-from basicsr.models import build_model
-from torch import distributed
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,6 +36,15 @@ def model_options(blocks: int) -> dict[str, Any]:
 
 def work(args: argparse.Namespace) -> None:
     """Run one of the processes: train on random pairs; rank 0 prints the times of a step."""
+    import dp_basicsr.archs
+    import dp_basicsr.losses
+    import dp_basicsr.models  # noqa: F401  (the three register their members)
+    from dp_basicsr.distributed.launch import init_distributed
+
+    import torch
+    from basicsr.models import build_model
+    from torch import distributed
+
     opt = model_options(args.blocks)
     opt["dist"] = init_distributed("pytorch", cpu=True)
     opt["rank"], opt["world_size"] = distributed.get_rank(), distributed.get_world_size()
@@ -85,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
+        from dp_basicsr.distributed.launch import in_group
+
         with in_group():
             work(args)
         return 0

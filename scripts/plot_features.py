@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_basicsr.errors import exit_on_user_error
-from dp_basicsr.evaluation.features import PAPER_CHANNELS, plot_features
+from dp_basicsr.utils.console import require_paths
+
+PAPER_CHANNELS = (1, 64, 256)  # counted from 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,6 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("features.png"), help="the picture: .png, .pdf or .svg")
     args = parser.parse_args(argv)
     with exit_on_user_error():
+        require_paths([args.image], "image")
+        from dp_basicsr.evaluation.features import plot_features
+
         plot_features(args.image, args.out, args.channels, args.weights)
         print(f"wrote {args.out}")
     return 0

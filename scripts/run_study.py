@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dp_basicsr.errors import UserError, exit_on_user_error
-from dp_basicsr.evaluation.evaluate import Method
-from dp_basicsr.studies.results import default_metrics, write_study
-from dp_basicsr.studies.runner import Runner, StudyRun, make_jobs, shown
+from dp_basicsr.evaluation.matching import Method
 from dp_basicsr.studies.study import NAMES, Smoke, Study, read_smoke, read_study
-
-import torch
 
 SMOKE_DATA = Path("datasets/demo/HR_sub.lmdb")
 
@@ -47,20 +43,6 @@ def part(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def show_plan(jobs: Sequence[StudyRun], retest: bool) -> None:
-    """Print the commands that are still to run."""
-    for job in jobs:
-        job.check_record()
-        states = {"training": job.is_trained(), "test": not retest and job.is_tested()}
-        print(
-            f"# {job.name}: " + ", ".join(f"{what} {'is done' if done else 'to do'}" for what, done in states.items())
-        )
-        commands = {"training": job.train_command(), "test": job.test_command()}
-        for what, done in states.items():
-            if not done:
-                print(shown(commands[what]))
-
-
 def given_images(args: argparse.Namespace, study: Study) -> list[Method]:
     """The published images of the command line."""
     for text in (*args.result, *args.pattern):
@@ -76,11 +58,11 @@ def given_images(args: argparse.Namespace, study: Study) -> list[Method]:
     return methods
 
 
-def report(runner: Runner) -> int:
-    """Name what has failed; returns the exit code."""
-    for name, reason in runner.failed.items():
+def report(failed: Mapping[str, str]) -> int:
+    """Name what has failed and why; returns the exit code."""
+    for name, reason in failed.items():
         print(f"error: {name}: {reason.splitlines()[0]}", file=sys.stderr)
-    return 1 if runner.failed else 0
+    return 1 if failed else 0
 
 
 def prepare(smoke: Smoke | None) -> None:
@@ -97,7 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exit_on_user_error():
         study, smoke = read_study(args.study), read_smoke() if args.smoke else None
         number, count = args.part
-        given, jobs = given_images(args, study), make_jobs(study, smoke)[number - 1 :: count]
+        given = given_images(args, study)
+        from dp_basicsr.studies.results import default_metrics, write_study
+        from dp_basicsr.studies.runner import Runner, make_jobs, show_plan
+
+        import torch
+
+        jobs = make_jobs(study, smoke)[number - 1 :: count]
         if args.dry_run:
             show_plan(jobs, args.retest)
             return 0
@@ -110,11 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
         if count > 1:
             print(f"part {number} of {count} is done; run_study.py {study.name} writes the table when all are")
-            return report(runner)
+            return report(runner.failed)
         folder = write_study(study, smoke, given, default_metrics(smoke))
         print((folder / "table.md").read_text(encoding="utf-8"))
         print(f"wrote {folder}")
-        return report(runner)
+        return report(runner.failed)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.error import URLError
 
-import dp_basicsr  # noqa: F401  (bridges BasicSR before anything imports it)
+from dp_basicsr.options import parse_command_line, read_given_options
+from dp_basicsr.options.completion import complete_options
 
 import cv2
 import numpy as np
@@ -109,8 +110,14 @@ SMALL_DP_LOSS: dict[str, Any] = {
 }
 
 
+def parse_options(argv: Sequence[str], is_train: bool = True) -> dict[str, Any]:
+    """Options as train.py (test.py) completes them."""
+    args = parse_command_line("", argv, is_train)
+    return complete_options(read_given_options(args), args)
+
+
 def model_options(model_type: str, folder: Path, **train: Any) -> dict[str, Any]:
-    """Complete options of a small model on the test's device, as options.parse_options gives them."""
+    """Complete options of a small model on the test's device, as complete_options gives them."""
     adam = {"type": "Adam", "lr": 1e-3, "weight_decay": 0, "betas": [0.9, 0.99]}
     return {
         "name": "small",

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from dp_basicsr import inference
+from dp_basicsr.deploy import run as run_module
 
 import cv2
 import numpy as np
@@ -126,7 +127,7 @@ def test_an_error_nobody_foresaw_is_told_with_its_type(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("by chance")
 
-    monkeypatch.setattr(inference, "write_picture", fail)
+    monkeypatch.setattr(run_module, "write_picture", fail)
     assert run("-i", photos, "-o", "out", "--model_path", model) == 1
     assert "failed: photos/b.jpg ZeroDivisionError: by chance" in capsys.readouterr().err
 

@@ -15,8 +15,9 @@ from typing import Any
 from urllib.parse import urljoin
 
 from dp_basicsr import inference
+from dp_basicsr.deploy.page import Cancelled, Page, Result
 from dp_basicsr.errors import UserError
-from dp_basicsr.webui import Cancelled, Page, Result, find_models
+from dp_basicsr.webui import find_models
 
 import numpy as np
 import pytest

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dp_basicsr.data.images import IMAGE_SUFFIXES
-from dp_basicsr.deploy.files import FORMATS
+from dp_basicsr.deploy.choices import FORMATS
 from dp_basicsr.errors import UserError
 
 

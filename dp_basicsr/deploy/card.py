@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.deploy.export import Format, spandrel_limit
+from dp_basicsr.deploy.choices import ExportFormat
+from dp_basicsr.deploy.export import spandrel_limit
 from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.errors import UserError
 
@@ -54,7 +55,7 @@ _USE = """With this project: `dp-basicsr-upscale -i photo.png -o results --model
 
 {code}"""
 
-_CODE: dict[Format, str] = {
+_CODE: dict[ExportFormat, str] = {
     "onnx": """```python
 import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession("{file}")
@@ -70,7 +71,7 @@ net = load_network([Path("{file}")]).module  # (N, 3, H, W), RGB in [0, 1]
 
 
 def write_card(
-    network: LoadedNetwork, kind: Format, output: Path, facts: dict[str, str], license_name: str, metrics: str
+    network: LoadedNetwork, kind: ExportFormat, output: Path, facts: dict[str, str], license_name: str, metrics: str
 ) -> Path:
     """Write ``<output>.md``.
 
@@ -140,7 +141,7 @@ def read_metrics(path: Path | None) -> str:
     return text
 
 
-def _spandrel(kind: Format, limit: str | None) -> str:
+def _spandrel(kind: ExportFormat, limit: str | None) -> str:
     if kind == "onnx":
         return "Programs that run ONNX models (chaiNNer among them) open it; batch, height and width are free."
     if limit:

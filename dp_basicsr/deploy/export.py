@@ -7,16 +7,15 @@ import io
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from dp_basicsr.deploy.choices import ExportFormat
 from dp_basicsr.deploy.loaded_network import LoadedNetwork, NetworkSpec
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.errors import UserError
 
 import torch
 from torch import Tensor
-
-Format = Literal["safetensors", "pth", "onnx"]
 
 # (N, H, W) at which ONNX is held against torch: one, odd, not square, a batch. Folded networks take multiples.
 CHECK_SIZES = ((1, 1, 1), (1, 16, 16), (1, 17, 23), (2, 31, 8))
@@ -40,7 +39,7 @@ def describe(network: LoadedNetwork, provenance: dict[str, str]) -> dict[str, st
     return provenance | {name: str(value) for name, value in built.items()}
 
 
-def export_network(network: LoadedNetwork, kind: Format, output: Path, facts: dict[str, str]) -> float:
+def export_network(network: LoadedNetwork, kind: ExportFormat, output: Path, facts: dict[str, str]) -> float:
     """Write a network to ``output``, checked before it takes its place.
 
     Args:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.images import BadImageError
+from dp_basicsr.deploy.choices import FORMATS, QUALITY
 from dp_basicsr.deploy.picture import Picture
 from dp_basicsr.utils.tiles import Pixels
 
@@ -24,12 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
-FORMATS = {
-    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP",
-}  # fmt: skip
 WITH_ALPHA = ("PNG", "WEBP", "TIFF")
 WITH_16_BITS = ("PNG", "TIFF")
-QUALITY = 95
 MAX_PIXELS = 1 << 30  # OpenCV's own limit, 3 GB decoded: inference.py switches Pillow's lower one off
 
 _ORIENTATION = 0x0112
@@ -73,7 +70,7 @@ def write_picture(picture: Picture, path: Path, quality: int = QUALITY) -> None:
 
     Args:
         picture: 16 bits stay 16 in PNG and TIFF and are rounded to 8 in the others.
-        path: See :data:`FORMATS`.
+        path: See :data:`~dp_basicsr.deploy.choices.FORMATS`.
         quality: Of JPEG and WebP; 100 is lossless WebP.
 
     Raises:

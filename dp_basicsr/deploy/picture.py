@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from dp_basicsr.deploy.choices import AlphaMode
 from dp_basicsr.deploy.upscaler import Upscaler, resize
 from dp_basicsr.utils.tiles import OnTile, Pixels
 
 import cv2
 import numpy as np
-
-AlphaMode = Literal["model", "bicubic", "drop"]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal
 
+from dp_basicsr.deploy.choices import OVERLAP, Precision
 from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.memory import is_out_of_memory
@@ -16,11 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Precision = Literal["fp32", "bf16", "fp16"]
-PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Pixels that neighbouring tiles share. docs/inference.md has the seams that this leaves.
-OVERLAP = 32
 SMALLEST_TILE = 32
 # On CPUs: larger tiles compute less twice; this one takes 1.4 GB (64 features, x4). docs/inference.md has the figures.
 CPU_TILE = 384

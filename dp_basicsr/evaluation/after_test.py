@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.stream import missing_folders
-from dp_basicsr.evaluation.evaluate import BICUBIC, Method, evaluate
+from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.files import markdown, write_evaluation
-from dp_basicsr.evaluation.matching import find_test_set
+from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.metrics import METRICS
 
 from basicsr.utils import get_root_logger

@@ -10,7 +10,7 @@ from pathlib import Path
 from dp_basicsr.data.images import BadImageError, read_image
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
 from dp_basicsr.errors import UserError
-from dp_basicsr.evaluation.matching import TestSet, match_images
+from dp_basicsr.evaluation.matching import Method, TestSet
 from dp_basicsr.metrics import METRICS, Scores, measure, missing_metrics
 from dp_basicsr.metrics.scores import size_text
 from dp_basicsr.utils.pool import available_cpus
@@ -19,33 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-BICUBIC = "Bicubic"
-
 Image = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method's result images.
-
-    Attributes:
-        name: In tables.
-        folder: Of its images, or of one folder for each test set; ``{set}`` in it stands for the set's name. None is
-            bicubic enlargement, computed here.
-        pattern: Of its file names; found by itself when empty.
-    """
-
-    name: str
-    folder: Path | None
-    pattern: str = ""
-
-    def images(self, test_set: TestSet) -> dict[str, Path]:
-        """The method's file of every image of a set; empty for bicubic. UserError where some are missing or extra."""
-        if self.folder is None:
-            return {}
-        folder = Path(str(self.folder).replace("{set}", test_set.name))
-        inner = folder / test_set.name
-        return match_images(inner if inner.is_dir() else folder, test_set.gt, self.pattern)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 VGG_LAYER = "relu3_3"
 RESNET_LAYER = "conv2_2"  # the second bottleneck of conv2, torchvision's layer1[1]
 CHANNELS = 256
-PAPER_CHANNELS = (1, 64, 256)  # counted from 1
 
 
 def resnet_features(weights: str) -> FrozenFeatures:
@@ -58,7 +57,7 @@ def feature_maps(image: NDArray[np.uint8], weights: str) -> dict[str, Tensor]:
         }
 
 
-def plot_features(path: Path, out: Path, channels: Sequence[int] = PAPER_CHANNELS, weights: str = "imagenet") -> None:
+def plot_features(path: Path, out: Path, channels: Sequence[int], weights: str = "imagenet") -> None:
     """Draw an image and the chosen channels of both networks as one picture; random weights are named in it.
 
     Args:

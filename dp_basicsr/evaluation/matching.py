@@ -10,6 +10,8 @@ from pathlib import Path
 from dp_basicsr.data.images import IMAGE_SUFFIXES, find_images
 from dp_basicsr.errors import UserError
 
+BICUBIC = "Bicubic"  # the method that is computed here
+
 _MAX_NAMED = 5  # files named in one message; the rest is counted
 
 # A folder of originals that is called like this carries its set's name one level up: datasets/Set5/GT.
@@ -25,6 +27,30 @@ class TestSet:
     name: str
     gt: Mapping[str, Path]
     lr: Mapping[str, Path] | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's result images.
+
+    Attributes:
+        name: In tables.
+        folder: Of its images, or of one folder for each test set; ``{set}`` in it stands for the set's name. None is
+            bicubic enlargement, computed here.
+        pattern: Of its file names; found by itself when empty.
+    """
+
+    name: str
+    folder: Path | None
+    pattern: str = ""
+
+    def images(self, test_set: TestSet) -> dict[str, Path]:
+        """The method's file of every image of a set; empty for bicubic. UserError where some are missing or extra."""
+        if self.folder is None:
+            return {}
+        folder = Path(str(self.folder).replace("{set}", test_set.name))
+        inner = folder / test_set.name
+        return match_images(inner if inner.is_dir() else folder, test_set.gt, self.pattern)
 
 
 def find_test_set(

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dp_basicsr.data.imresize import downsample, mod_crop
-from dp_basicsr.evaluation.evaluate import BICUBIC, Evaluation, Image, Measured, bicubic, read_file, read_pair
+from dp_basicsr.evaluation.evaluate import Evaluation, Image, Measured, bicubic, read_file, read_pair
+from dp_basicsr.evaluation.matching import BICUBIC
 from dp_basicsr.metrics import METRICS, Scores
+from dp_basicsr.report import LOSSLESS
 
 import cv2
 
-LOSSLESS = 101  # OpenCV's WebP quality above 100
 HANDY = 60e6  # pixels in all, up to which lossless images make a file that a browser opens at once (some 100 MB)
 SMALLER = 90  # quality beyond
 

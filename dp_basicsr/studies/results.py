@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dp_basicsr.evaluation.evaluate import BICUBIC, Evaluation, Method, evaluate
+from dp_basicsr.evaluation.evaluate import Evaluation, evaluate
 from dp_basicsr.evaluation.files import read_evaluation
-from dp_basicsr.evaluation.matching import find_test_set
+from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.options import override, read_options
 from dp_basicsr.studies.runner import make_job, present_sets

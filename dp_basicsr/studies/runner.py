@@ -207,6 +207,20 @@ class Runner:
             print(f"{job.name}: {self.failed[job.name]}", file=sys.stderr, flush=True)
 
 
+def show_plan(jobs: Sequence[StudyRun], retest: bool) -> None:
+    """Print the commands that are still to run."""
+    for job in jobs:
+        job.check_record()
+        states = {"training": job.is_trained(), "test": not retest and job.is_tested()}
+        print(
+            f"# {job.name}: " + ", ".join(f"{what} {'is done' if done else 'to do'}" for what, done in states.items())
+        )
+        commands = {"training": job.train_command(), "test": job.test_command()}
+        for what, done in states.items():
+            if not done:
+                print(shown(commands[what]))
+
+
 def shown(command: Sequence[str]) -> str:
     """A command as one would type it."""
     return shlex.join(["python", *command[1:]])

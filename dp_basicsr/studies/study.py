@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import dp_basicsr
 from dp_basicsr.errors import UserError
-from dp_basicsr.evaluation.evaluate import BICUBIC
+from dp_basicsr.evaluation.matching import BICUBIC
 
 import yaml
 

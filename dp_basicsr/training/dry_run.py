@@ -29,7 +29,8 @@ def check(opt: dict[str, Any]) -> None:
     """Try one step of a run whose options are right, and print what the run will take.
 
     Args:
-        opt: Options, completed by :func:`~dp_basicsr.options.parse_options`; ``check`` has what is missing.
+        opt: Options, completed by :func:`~dp_basicsr.options.completion.complete_options`; ``check`` has what is
+            missing.
 
     Raises:
         UserError: The model cannot be built or trained, or files are missing. In the second case the step has been

@@ -11,9 +11,6 @@ from pathlib import Path
 
 from dp_basicsr.utils.console import data_command
 
-from scripts.bench.measure import Settings, Table
-from scripts.bench.report import machine, markdown, write
-
 # Modules of this package; the `measure` of each returns tables.
 PARTS = ("step", "operations", "profiling", "data", "validation", "inference")
 
@@ -43,9 +40,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parse(argv)
-    settings = Settings(args.quick, args.rounds, tuple(args.batch), args.compile)
-    tables: list[Table] = []
     with data_command():
+        from scripts.bench.measure import Settings, Table  # takes seconds: torch
+        from scripts.bench.report import machine, markdown, write
+
+        settings = Settings(args.quick, args.rounds, tuple(args.batch), args.compile)
+        tables: list[Table] = []
         for part in args.parts or PARTS:
             start = time.perf_counter()
             tables += import_module(f"scripts.bench.{part}").measure(settings)

@@ -17,10 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dp_basicsr import train
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.errors import UserError, readable
-from dp_basicsr.options import parse_options
+from dp_basicsr.training.run import train
 
 import pytest
 import torch
@@ -29,6 +28,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from tests.conftest import parse_options
 from tests.deploy.conftest import make_network
 from tests.options.test_fuzz_options import CASES, fuzz, judge, sections
 
@@ -93,8 +93,8 @@ def start(*arguments: str) -> tuple[str, dict[str, Any]]:
     opt, logger = {}, get_root_logger()
     try:
         with no_hang():
-            opt, file = parse_options("", ["-opt", "small.yml", *arguments], is_train=True)
-            train.train(opt, file)
+            opt = parse_options(["-opt", "small.yml", *arguments])
+            train(opt, "small.yml")
     except UserError as error:
         return str(error), opt
     finally:

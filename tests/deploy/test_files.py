@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.images import BadImageError
-from dp_basicsr.deploy.files import FORMATS, encode_picture, read_picture, write_picture
+from dp_basicsr.deploy.choices import FORMATS
+from dp_basicsr.deploy.files import encode_picture, read_picture, write_picture
 from dp_basicsr.deploy.picture import Picture
 
 import cv2

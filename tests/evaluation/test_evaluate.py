@@ -9,9 +9,9 @@ from pathlib import Path
 
 from dp_basicsr.data.imresize import downsample, mod_crop
 from dp_basicsr.errors import UserError
-from dp_basicsr.evaluation.evaluate import BICUBIC, Method, evaluate
+from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.files import mark_best, markdown, read_evaluation, write_evaluation
-from dp_basicsr.evaluation.matching import find_test_set
+from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.metrics import measure
 
 import cv2

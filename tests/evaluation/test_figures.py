@@ -6,10 +6,10 @@ from pathlib import Path
 
 from dp_basicsr.archs.perceptual_arch import ResNetFeatures
 from dp_basicsr.evaluation.crops import Crop, score_lines
-from dp_basicsr.evaluation.evaluate import BICUBIC, Method, evaluate
+from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.features import RESNET_LAYER, feature_maps, resnet_features
 from dp_basicsr.evaluation.files import write_evaluation
-from dp_basicsr.evaluation.matching import find_test_set
+from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 
 import cv2
 import matplotlib.figure
@@ -66,7 +66,7 @@ def test_random_weights_are_named_in_the_picture(titles: list[str]) -> None:
     [
         (["image.png"], "put the file vgg19"),
         (["image.png", "--channels", "0", "--weights", "random"], "from 1 to 256, got 0"),
-        (["nothing.png", "--weights", "random"], "nothing.png cannot be read"),
+        (["nothing.png", "--weights", "random"], "image nothing.png: no such file or folder"),
     ],
 )
 def test_mistakes_about_features_are_named(
@@ -123,7 +123,7 @@ def test_a_missing_extra_is_named(
     def missing(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(compare_crops, "compare_crops", missing)
+    monkeypatch.setattr("dp_basicsr.evaluation.crops.compare_crops", missing)
     command = [str(evaluation), "image0", "--crop", "0,0,8,8"]
     with pytest.raises(SystemExit, match="2"):
         compare_crops.main(command)

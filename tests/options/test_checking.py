@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.options import override, parse_options, read_options
+from dp_basicsr.options import override, read_options
 from dp_basicsr.options.checking import check_options, find_problems
 from dp_basicsr.studies.runner import make_jobs
 from dp_basicsr.studies.study import read_smoke, read_study
@@ -15,6 +15,8 @@ from dp_basicsr.studies.study import read_smoke, read_study
 import pytest
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+
+from tests.conftest import parse_options
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 TRAIN = OPTIONS / "train_esrgan_dp.yml"
@@ -152,7 +154,7 @@ def test_all_at_once_each_with_its_place(tmp_path: Path) -> None:
     file.write_text(text)
     lines = text.splitlines()
     with pytest.raises(UserError) as caught:
-        parse_options("", ["-opt", str(file), "--force_yml", "train:total_itr=3", "scale=four"], is_train=True)
+        parse_options(["-opt", str(file), "--force_yml", "train:total_itr=3", "scale=four"])
     message = str(caught.value).splitlines()
     assert message[0] == f"{file}: 10 problems"
     for words in ("gtsize:", "num_block: two", "nmae: a", "print_freq: 0", "dataroot_gt: datasets/demo/HR"):
@@ -168,7 +170,7 @@ def test_the_line_of_a_merged_key_is_where_it_stands(tmp_path: Path) -> None:
     (tmp_path / "a.yml").write_text(TRAIN.read_text().replace("type: disk", "type: dsk"))
     line = (tmp_path / "a.yml").read_text().splitlines().index("      type: dsk") + 1
     with pytest.raises(UserError) as caught:
-        parse_options("", ["-opt", "a.yml"], is_train=True)
+        parse_options(["-opt", "a.yml"])
     for name in ("val_1", "val_2", "val_4"):
         assert f"a.yml:{line}: datasets:{name}:io_backend:type: expected 'disk', 'lmdb'" in str(caught.value)
 
@@ -176,7 +178,7 @@ def test_the_line_of_a_merged_key_is_where_it_stands(tmp_path: Path) -> None:
 def test_missing_files_are_named_with_the_rest(tmp_path: Path) -> None:
     entries = ["path:pretrain_network_g=no.pth", "path:resume_state=no.state", "train:foo=1"]
     with pytest.raises(UserError) as caught:
-        parse_options("", ["-opt", str(TRAIN), "--force_yml", *entries], is_train=True)
+        parse_options(["-opt", str(TRAIN), "--force_yml", *entries])
     for words in ("dataroot_gt: ", "dataroot_lq: ", "'no.pth': no such file", "'no.state': no such file", "train:foo"):
         assert words in str(caught.value)
     assert str(caught.value).count("extract_subimages.py") == 1, "how to make the data is said once"

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.options import parse_options, read_options
+from dp_basicsr.options import read_options
 from dp_basicsr.options.schema import OptionFile, Train, Val
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+
+from tests.conftest import parse_options
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 FILES = sorted(OPTIONS.glob("*.yml"))
@@ -78,7 +80,7 @@ def everything_is_there() -> None:
 def outcome(argv: list[str], is_train: bool) -> str:
     """What was refused, or ``right``; any other exception is a failure of the test."""
     try:
-        parse_options("", argv, is_train)
+        parse_options(argv, is_train)
     except UserError as error:
         return str(error)
     return "right"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.options import override, parse_options, read_options
+from dp_basicsr.options import override, read_options
 
 import pytest
+
+from tests.conftest import parse_options
 
 MINIMAL = """
 name: small
@@ -53,7 +55,7 @@ def test_an_alias_is_a_copy(file: Path) -> None:
     aliases = MINIMAL.replace("val_2:", "val_2: &set").replace("network_g:", "  test_1: *set\nnetwork_g:")
     file.write_text(aliases)
     here = ["path={pretrain_network_g: options.yml}", "datasets:test_1:dataroot_gt=.", "datasets:test_1:dataroot_lq=."]
-    datasets = parse_options("", ["-opt", str(file), "--force_yml", *here], is_train=False)[0]["datasets"]
+    datasets = parse_options(["-opt", str(file), "--force_yml", *here], is_train=False)["datasets"]
     assert (datasets["val_2"]["phase"], datasets["test_1"]["phase"]) == ("val", "test")
 
 
@@ -123,8 +125,7 @@ def test_what_is_no_option_file_is_refused(content: str | None, message: str, fi
 
 
 def test_derived_options(file: Path, tmp_path: Path) -> None:
-    opt, path = parse_options("", ["-opt", str(file), "--debug", "--local-rank=1"], is_train=True)
-    assert path == str(file)
+    opt = parse_options(["-opt", str(file), "--debug", "--local-rank=1"])
     assert opt["name"] == "debug_small"
     assert opt["path"]["models"] == str(tmp_path / "experiments/debug_small/models")
     assert opt["datasets"]["val_2"]["phase"] == "val"
@@ -134,25 +135,25 @@ def test_derived_options(file: Path, tmp_path: Path) -> None:
     assert (opt["dist"], opt["rank"], opt["world_size"]) == (False, 0, 1)
     assert isinstance(opt["manual_seed"], int)
     here = ["path={pretrain_network_g: options.yml}", f"datasets:test_1={TEST_SET}"]
-    test_opt, _ = parse_options("", ["-opt", str(file), "--local_rank", "0", "--force_yml", *here], is_train=False)
+    test_opt = parse_options(["-opt", str(file), "--local_rank", "0", "--force_yml", *here], is_train=False)
     assert test_opt["path"]["visualization"] == str(tmp_path / "results/small/visualization")
 
 
 def test_a_gpu_that_is_not_there_is_refused(file: Path) -> None:
     with pytest.raises(UserError, match="num_gpu.*got 99"):
-        parse_options("", ["-opt", str(file), "--force_yml", "num_gpu=99"], is_train=True)
+        parse_options(["-opt", str(file), "--force_yml", "num_gpu=99"])
 
 
 def test_a_launcher_that_did_not_start_us_is_refused(file: Path) -> None:
     with pytest.raises(UserError, match="torchrun"):
-        parse_options("", ["-opt", str(file), "--launcher", "pytorch"], is_train=True)
+        parse_options(["-opt", str(file), "--launcher", "pytorch"])
     with pytest.raises(UserError, match="srun"):
-        parse_options("", ["-opt", str(file), "--launcher", "slurm"], is_train=True)
+        parse_options(["-opt", str(file), "--launcher", "slurm"])
 
 
 def test_given_twice_it_adds_up(file: Path) -> None:
     twice = ["-opt", str(file), "--force_yml", "name=two", "manual_seed=2", "--force_yml", "num_gpu=0"]
-    opt, _ = parse_options("", twice, is_train=True)
+    opt = parse_options(twice)
     assert (opt["name"], opt["manual_seed"], opt["num_gpu"]) == ("two", 2, 0)
 
 
@@ -166,6 +167,6 @@ def test_an_alias_within_an_override_is_a_copy(file: Path) -> None:
 
 def test_only_training_has_a_check(file: Path) -> None:
     with pytest.raises(SystemExit):
-        parse_options("", ["-opt", str(file), "--check"], is_train=False)
-    assert parse_options("", ["-opt", str(file), "--check"], is_train=True)[0]["check"] == []
-    assert parse_options("", ["-opt", str(file)], is_train=True)[0]["check"] is None
+        parse_options(["-opt", str(file), "--check"], is_train=False)
+    assert parse_options(["-opt", str(file), "--check"])["check"] == []
+    assert parse_options(["-opt", str(file)])["check"] is None

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.evaluation.evaluate import BICUBIC, Method, evaluate
+from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.files import write_evaluation
-from dp_basicsr.evaluation.matching import find_test_set
+from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.report.build import write_report
 
 import cv2

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.evaluation.evaluate import BICUBIC, Method, evaluate
+from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.files import write_evaluation
-from dp_basicsr.evaluation.matching import find_test_set
+from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.report.build import collect, write_report
 
 import cv2

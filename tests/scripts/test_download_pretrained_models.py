@@ -25,8 +25,7 @@ def test_it_fetches_checks_and_does_not_fetch_twice(
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "public"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        for module in (pretrained, command):
-            monkeypatch.setattr(module, "weights_url", lambda network: f"http://127.0.0.1:{server.server_port}/{name}")
+        monkeypatch.setattr(pretrained, "weights_url", lambda network: f"http://127.0.0.1:{server.server_port}/{name}")
         assert command.main(["vgg19"]) == 0
         server.shutdown()
     assert (tmp_path / "experiments/pretrained_models" / name).read_bytes() == content

@@ -5,19 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from dp_basicsr.models import ESRGANDPModel
+from dp_basicsr.training.cost import Cost, count_cost, counted
 
 import pytest
 
 from scripts.scaling_model import (
     GPUS,
     PAPER_BATCH,
-    Cost,
     Machines,
     all_reduce_seconds,
     bound_by,
     cost_tables,
-    count_cost,
-    counted,
     feed_table,
     run_hours,
     run_table,

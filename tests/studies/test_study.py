@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 from dp_basicsr import test, train
-from dp_basicsr.evaluation.evaluate import BICUBIC, Evaluation, Measured
+from dp_basicsr.evaluation.evaluate import Evaluation, Measured
 from dp_basicsr.evaluation.files import write_evaluation
+from dp_basicsr.evaluation.matching import BICUBIC
 from dp_basicsr.options import override, read_options
 from dp_basicsr.studies import runner
 from dp_basicsr.studies.runner import Runner, StudyRun, make_job, make_jobs

@@ -281,7 +281,7 @@ def test_processes_stop_together(
         codes = server(folder, *settings, processes=processes, rank=rank, at=at, signals=[signal.SIGTERM])
         assert codes == [EXIT_RETRY] * processes, (folder / "output").read_text()
     assert server(folder, *settings, processes=processes) == [0] * processes, (folder / "output").read_text()
-    assert "Not the bits" not in (folder / "output").read_text()
+    assert "not bit-exact" not in (folder / "output").read_text()
     assert_same(folder, whole, total=12)
 
 
@@ -289,8 +289,8 @@ def test_another_number_of_processes_goes_on_with_the_next_sample(server: Server
     assert server(folder, processes=2, at=["step", 5], signals=[signal.SIGTERM]) == [EXIT_RETRY, EXIT_RETRY]
     assert server(folder, "train:total_iter=12") == [0], (folder / "output").read_text()
     output = (folder / "output").read_text()
-    assert "Not the bits of a run that never stopped: processes: 2 before, 1 now" in output
-    assert "batch_size:" not in output.split("Not the bits")[1]
+    assert "Resume is not bit-exact: processes: 2 before, 1 now" in output
+    assert "batch_size:" not in output.split("not bit-exact")[1]
     assert {step for tag, step in scalars(folder) if tag == "losses/l_g_pix"} == set(range(1, 13))
 
 

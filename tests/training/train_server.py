@@ -22,6 +22,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import dp_basicsr.losses
+import dp_basicsr.models
+import dp_basicsr.options.completion
+import dp_basicsr.training.dry_run
+import dp_basicsr.training.run  # noqa: F401  (train.main imports these; the children must not wait for it)
 from dp_basicsr import train
 from dp_basicsr.archs.rrdbnet_dp_arch import RRDBNetDP
 from dp_basicsr.utils import atomic_io

@@ -1,0 +1,50 @@
+"""Test a model: upscale the sets that are there, log the metrics, write the tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dp_basicsr.checkpoint.resume import require_networks
+from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, missing_folders
+from dp_basicsr.distributed.collectives import agree_on
+from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.after_test import evaluate_test_run, metrics_of
+from dp_basicsr.metrics import drop_unavailable
+from dp_basicsr.training.progress import start_log, write_log
+
+import torch
+from basicsr.models import build_model
+from basicsr.utils import get_root_logger, make_exp_dirs
+
+
+def run_test(opt: dict[str, Any]) -> None:
+    """Upscale every image of the test sets, write the results and their tables, log the metrics.
+
+    Args:
+        opt: Options, completed by :func:`~dp_basicsr.options.completion.complete_options`.
+
+    Raises:
+        UserError: None of the sets is there, or the network's weights are not.
+    """
+    torch.backends.cudnn.benchmark = True
+    sets = [dataset for dataset in opt["datasets"].values() if dataset["phase"] == "test"]
+    if all(missing_folders(dataset) for dataset in sets):
+        names = ", ".join(dataset["name"] for dataset in sets)
+        raise UserError(f"none of the test sets ({names}) is there; {HOW_TO_GET_TEST_SETS}")
+    if opt["path"].get("pretrain_network_g") is None:
+        raise UserError("path: pretrain_network_g: nothing to test; name a net_g_<iteration>.pth")
+    require_networks(opt)
+    held_log = start_log(opt)
+    logger = get_root_logger()
+    metrics = metrics_of(opt)
+    drop_unavailable(opt)
+    loaders = evaluation_loaders(opt, "test")
+    model = build_model(opt)
+    make_exp_dirs(opt)
+    agree_on(None)  # the others wait until rank 0 has moved an earlier run's folder aside
+    write_log(opt, "test", held_log)
+    for loader in loaders:
+        logger.info(f"Testing {loader.dataset.opt['name']} ...")  # type: ignore[attr-defined]
+        model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
+    if opt["rank"] == 0:
+        evaluate_test_run(opt, metrics)

@@ -1,0 +1,91 @@
+"""Complete the options of a run: processes, seed, paths and the other entries that BasicSR expects."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+
+from dp_basicsr.distributed.collectives import agree_on
+from dp_basicsr.distributed.launch import init_distributed, should_resume
+from dp_basicsr.options.checking import check_options
+from dp_basicsr.options.reading import Options
+
+import torch
+from basicsr.utils import set_random_seed
+from basicsr.utils.dist_util import get_dist_info
+
+# What `--debug` does: a name that TensorBoard skips, and every phase of a run within its first few iterations.
+DEBUG_FREQ = 8
+
+
+def complete_options(opt: Options, args: argparse.Namespace) -> Options:
+    """Check options, join the other processes if there are any, and add BasicSR's derived entries, in place.
+
+    Args:
+        opt: Options, as read and overridden.
+        args: Of :func:`~dp_basicsr.options.parse_command_line`.
+
+    Returns:
+        ``opt`` with ``dist``, ``rank``, ``path`` and so on. Experiments and results go below the current folder, where
+        relative data paths are looked for as well. ``check`` is None, or with ``--check`` the list of what is missing,
+        which a trial step can do without.
+
+    Raises:
+        UserError: See :func:`~dp_basicsr.options.checking.check_options` and
+            :func:`~dp_basicsr.distributed.launch.init_distributed`.
+    """
+    is_train = args.is_train
+    only_check = is_train and args.check
+    missing = check_options(opt, args.opt, args.force_yml, is_train, may_miss_data=only_check)
+    opt["dist"] = init_distributed(args.launcher, cpu=opt["num_gpu"] == 0, **(opt.get("dist_params") or {}))
+    opt["rank"], opt["world_size"] = get_dist_info()
+    opt["is_train"] = is_train
+    opt["check"] = missing if only_check else None
+    opt["root_path"] = os.getcwd()
+    if opt["num_gpu"] == "auto":
+        opt["num_gpu"] = torch.cuda.device_count()
+    _seed(opt)
+    _complete_datasets(opt)
+    if args.debug and not opt["name"].startswith("debug"):
+        opt["name"] = f"debug_{opt['name']}"
+    _complete_paths(opt)
+    opt["auto_resume"] = is_train and should_resume(args.auto_resume, opt["path"]["experiments_root"])
+    if is_train and "debug" in opt["name"]:
+        opt["logger"] |= {"print_freq": 1, "save_checkpoint_freq": DEBUG_FREQ}
+        if opt.get("val"):
+            opt["val"]["val_freq"] = DEBUG_FREQ
+    return opt
+
+
+def _seed(opt: Options) -> None:
+    """One seed for the run, the same on every process; each process then has a random state of its own."""
+    if opt.get("manual_seed") is None:
+        opt["manual_seed"] = agree_on(random.randint(1, 10000))
+    set_random_seed(opt["manual_seed"] + opt["rank"])
+
+
+def _complete_datasets(opt: Options) -> None:
+    """``val_1`` and ``test_2`` are sets of phase ``val`` and ``test``; all have the model's scale."""
+    for key, dataset in opt["datasets"].items():
+        dataset["phase"] = key.split("_")[0]
+        dataset["scale"] = opt["scale"]
+        for root in ("dataroot_gt", "dataroot_lq"):
+            if dataset.get(root) is not None:
+                dataset[root] = os.path.expanduser(dataset[root])
+
+
+def _complete_paths(opt: Options) -> None:
+    """BasicSR's folders: experiments/<name>/{models,training_states,visualization}, results/<name>/visualization."""
+    path = opt.setdefault("path", None) or {}
+    opt["path"] = path
+    for key, value in path.items():
+        if value is not None and ("resume_state" in key or "pretrain_network" in key):
+            path[key] = os.path.expanduser(value)
+    kind = "experiments" if opt["is_train"] else "results"
+    root = os.path.join(opt["root_path"], kind, opt["name"])
+    path |= {f"{kind}_root": root, "log": root, "visualization": os.path.join(root, "visualization")}
+    if opt["is_train"]:
+        path["models"] = os.path.join(root, "models")
+        path["training_states"] = os.path.join(root, "training_states")
+        path.setdefault("resume_state", None)

@@ -1,0 +1,108 @@
+"""The training loop: one step after the other; log, save and validate on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dp_basicsr.data.stream import TrainStream
+from dp_basicsr.distributed.launch import beat
+from dp_basicsr.training.progress import describe_batch, progress_bar, show_losses
+from dp_basicsr.training.random_state import same_random_state_after
+from dp_basicsr.training.signals import Interruption
+
+from basicsr.utils import AvgTimer, MessageLogger, get_root_logger
+from torch.utils.data import DataLoader
+
+
+@dataclass
+class Run:
+    """What the loop works with, and what it does besides a step: save, validate, leave."""
+
+    opt: dict[str, Any]
+    model: Any
+    stream: TrainStream
+    val_loaders: Sequence[DataLoader]
+    tb_logger: Any
+    interruption: Interruption
+    iteration: int  # the last one that is done
+
+    def save(self) -> None:
+        """Save a checkpoint, unless the step was not finite: the weights may be lost then.
+
+        TensorBoard's figures are written first, so that a run that resumes here misses none.
+        """
+        guard = getattr(self.model, "guard", None)
+        if guard is not None and not guard.is_sound():
+            get_root_logger().warning(f"Iteration {self.iteration} is not saved: its step was not finite.")
+            return
+        if self.tb_logger:
+            self.tb_logger.flush()
+        get_root_logger().info("Saving models and training states.")
+        epoch = self.stream.epoch_of(self.iteration - 1)
+        self.model.position = self.stream.position(self.iteration)
+        self.model.save(epoch, self.iteration)  # BasicSR's models, which may train here too, take no more
+
+    def validate(self) -> None:
+        """Validate on all sets. A signal ends it early; the resumed run then validates again."""
+        with same_random_state_after():
+            for loader in self.val_loaders:
+                self.model.validation(loader, self.iteration, self.tb_logger, self.opt["val"]["save_img"])
+        if self.interruption.agreed(now=True):
+            self.leave()
+        if self.opt["logger"].get("keep_best", False):
+            self.model.save_best(self.iteration)
+
+    def leave(self) -> None:
+        """Save a checkpoint and end the program."""
+        self.save()
+        self.interruption.leave(self.iteration)
+
+
+def loop(run: Run) -> None:
+    """Train from just after ``run.iteration`` until ``train: total_iter``, logging, saving, validating on the way."""
+    opt, model, every, total_iter = run.opt, run.model, run.opt["logger"], int(run.opt["train"]["total_iter"])
+    val_freq = opt["val"]["val_freq"] if opt.get("val") else 0
+    log_line = MessageLogger(opt, run.iteration + 1, run.tb_logger)
+    log_line.max_iters = total_iter + 1  # its ETA counts one iteration too few, and ends below zero
+    data_timer, iter_timer = AvgTimer(), AvgTimer()
+    logger = get_root_logger()
+    logger.info(describe_batch(opt, run.stream.batch_size))
+    logger.info(f"Start training from epoch: {run.stream.epoch_of(run.iteration)}, iter: {run.iteration}")
+    if run.iteration and val_freq and run.iteration % val_freq == 0:
+        run.validate()  # the checkpoint was saved before its validation, which may not have happened
+
+    with progress_bar(opt, run.iteration) as bar:
+        batches = run.stream.batches(run.iteration)
+        while run.iteration < total_iter:
+            data_timer.start()
+            batch = next(batches)
+            data_timer.record()
+            epoch = run.stream.epoch_of(run.iteration)
+            run.iteration += 1
+            beat(run.iteration)
+            model.update_learning_rate(run.iteration, warmup_iter=opt["train"].get("warmup_iter", -1))
+            model.feed_data(batch)
+            model.optimize_parameters(run.iteration)
+            iter_timer.record()
+            bar.update()
+            if run.iteration % every["print_freq"] == 0:
+                times = {"time": iter_timer.get_avg_time(), "data_time": data_timer.get_avg_time()}
+                losses = model.get_current_log()
+                show_losses(bar, losses, times["data_time"] / times["time"])
+                times["img_per_s"] = run.stream.batch_size / times["time"]
+                line = {"epoch": epoch, "iter": run.iteration, "lrs": model.get_current_learning_rate()}
+                log_line(line | times | losses)
+            if run.iteration % every["save_checkpoint_freq"] == 0:
+                run.save()
+            if run.interruption.agreed():
+                run.leave()
+            if val_freq and run.iteration % val_freq == 0:
+                run.validate()
+                iter_timer.start()  # validation is not a part of the time per iteration
+
+    logger.info(f"End of training, {total_iter} iterations. Save the latest model.")
+    model.save(epoch=-1, current_iter=-1)  # BasicSR's name for net_g_latest.pth
+    if val_freq and run.iteration % val_freq != 0:
+        run.validate()

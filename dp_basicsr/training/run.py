@@ -1,0 +1,97 @@
+"""A training run: check what it needs, resume or start anew, build the model, train."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from dp_basicsr.checkpoint.resume import find_resume_state, require_networks, resume_warnings
+from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
+from dp_basicsr.distributed.collectives import on_rank_0
+from dp_basicsr.distributed.launch import mark_experiment
+from dp_basicsr.errors import UserError
+from dp_basicsr.metrics import drop_unavailable
+from dp_basicsr.training.loop import Run, loop
+from dp_basicsr.training.malloc import keep_freed_memory
+from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
+from dp_basicsr.training.progress import close_tensorboard, open_tensorboard, start_log, write_log
+from dp_basicsr.training.random_state import set_determinism
+from dp_basicsr.training.run_lock import run_lock
+from dp_basicsr.training.signals import Interruption
+from dp_basicsr.utils.atomic_io import await_archive_name, first_line, no_room_is_user_error, remove_partial_files
+
+from basicsr.models import build_model
+from basicsr.utils import get_root_logger, make_exp_dirs
+from basicsr.utils.options import copy_opt_file
+
+
+def train(opt: dict[str, Any], option_file: str) -> None:
+    """Start or resume a run and train to its end.
+
+    Args:
+        opt: Options, completed by :func:`~dp_basicsr.options.completion.complete_options`.
+        option_file: Where they come from; a copy is kept with the experiment.
+
+    Raises:
+        UserError: Missing data, weights or states, or a full disk; the message says what to do.
+        SystemExit: A signal stopped the run: :data:`~dp_basicsr.errors.EXIT_RETRY`.
+    """
+    set_determinism(opt.get("deterministic", False))
+    if opt["num_gpu"] == 0:
+        keep_freed_memory()
+    require_training_data(opt)
+    require_networks(opt)
+    intact = "; saved checkpoints are intact: continue with --auto_resume"
+    with run_lock(opt["path"]["experiments_root"]), out_of_memory_is_user_error(opt, intact):
+        held_log = start_log(opt)
+        state = find_resume_state(opt)
+        drop_unavailable(opt)
+        stream = TrainStream(opt, origin=state and state.get("position"))
+        val_loaders = evaluation_loaders(opt, "val") if opt.get("val") else []
+        model = build_model(opt)
+        if state is not None:
+            resume(opt, model, stream, state)
+        # Nothing is written before this point: an earlier run of this name is moved aside here.
+        on_rank_0(lambda: make_folders(opt, option_file, resuming=state is not None))
+        write_log(opt, "train", held_log)
+        tb_logger = open_tensorboard(opt, resuming=state is not None)
+        try:
+            with no_room_is_user_error(), Interruption(opt["dist"]) as interruption:
+                model.interrupted = interruption.noted  # lets a validation stop between two images
+                loop(Run(opt, model, stream, val_loaders, tb_logger, interruption, state["iter"] if state else 0))
+        finally:
+            close_tensorboard(tb_logger)
+
+
+def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
+    """Restore the training state and warn where resuming is not bit-exact.
+
+    Raises:
+        UserError: The state belongs to another model.
+    """
+    logger, iteration = get_root_logger(), state["iter"]
+    try:
+        model.resume_training(state)
+    except Exception as error:  # another model's state fails in any way
+        raise UserError(
+            f"the state of iteration {iteration} does not fit these options ({first_line(error)}): resume with the "
+            "options it was saved with, or start anew without --auto_resume"
+        ) from error
+    logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
+    for reason in resume_warnings(opt, state, stream.position(iteration)):
+        logger.warning(f"Resume is not bit-exact: {reason}.")
+
+
+def make_folders(opt: dict[str, Any], option_file: str, resuming: bool) -> None:
+    """Make the experiment's folders, with the option file; a new run renames an earlier one of its name."""
+    try:
+        if not resuming:
+            await_archive_name(opt["path"]["experiments_root"])
+            make_exp_dirs(opt)
+        for folder in ("models", "training_states", "visualization"):
+            os.makedirs(opt["path"][folder], exist_ok=True)
+            remove_partial_files(opt["path"][folder])
+        copy_opt_file(option_file, opt["path"]["experiments_root"])
+        mark_experiment(opt["path"]["experiments_root"])
+    except OSError as error:
+        raise UserError(f"cannot make {opt['path']['experiments_root']}: {error}") from error
