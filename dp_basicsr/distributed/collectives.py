@@ -36,6 +36,31 @@ def start_mean(values: Tensor) -> Callable[[], Tensor]:
     return finish
 
 
+def start_maximum(value: int) -> Callable[[], int]:
+    """Begin to find the largest ``value`` of all processes.
+
+    It takes the group that the gradients take: a gloo group beside NCCL would need a network interface of its own.
+
+    Returns:
+        What gives the largest: it waits for the other processes, and on GPUs for the work queued before, not after.
+    """
+    on_gpu = distributed.get_backend() == "nccl"
+    largest = torch.full((), value, device="cuda" if on_gpu else "cpu")
+    work = distributed.all_reduce(largest, distributed.ReduceOp.MAX, async_op=True)
+    wait: Callable[[], object] = work.wait
+    if on_gpu:
+        work.wait()  # the stream waits, the program does not
+        largest, ready = largest.to("cpu", non_blocking=True), torch.cuda.Event()
+        ready.record()
+        wait = ready.synchronize
+
+    def finish() -> int:
+        wait()
+        return int(largest)
+
+    return finish
+
+
 class _Mean(torch.autograd.Function):
     """The mean of a tensor over the processes; its gradient is the mean of their gradients.
 

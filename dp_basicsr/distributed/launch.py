@@ -92,11 +92,12 @@ def _join(backend: str, timeout: float) -> None:
         name = _name_of_this_start(store, rank, world_size, later.total_seconds())
         own = PrefixStore(name, store)
         distributed.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=later)
-    except (distributed.DistError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:  # torch's DistError, and what gloo says
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"rank {rank} of {world_size}: the processes have not come together at {where}: {reason} (another program "
-            "on that port? a firewall? dist_params: port is the port under SLURM, dist_params: timeout the time)"
+            "on that port? a firewall? dist_params: port is the port under SLURM, dist_params: timeout the time; with "
+            f"several network cards name the shared one: {backend.upper()}_SOCKET_IFNAME=eth0)"
         ) from error
     if rank == 0 and returns_are_lost():
         print(

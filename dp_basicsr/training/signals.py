@@ -6,14 +6,14 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from dp_basicsr.distributed.collectives import start_maximum
 from dp_basicsr.errors import EXIT_RETRY
 
-import torch
 from basicsr.utils import get_root_logger
-from torch import distributed
 
 # SIGTERM: schedulers, torchrun, systemd. SIGINT: Ctrl-C. SIGUSR1: SLURM's warning (`sbatch --signal=USR1@120`).
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -25,8 +25,8 @@ SAME_SIGNAL = 1.0
 class Interruption:
     """Notes a signal, and tells all processes of a run at the same iteration. A second one stops at once.
 
-    Signals are taken inside of the ``with`` block, in the main thread. Across processes the agreement is one number on
-    the CPU, sent after one iteration and read after the next, so that nobody waits for it.
+    Signals are taken inside of the ``with`` block, in the main thread. Across processes the agreement is one
+    number, sent after one iteration and read after the next, so that nobody waits for it.
 
     Args:
         dist: Whether this process is one of a group.
@@ -37,8 +37,8 @@ class Interruption:
         self._agreed = 0  # of any process, known to all
         self._since = 0.0
         self._pid = os.getpid()
-        self._group: Any = distributed.new_group(backend="gloo") if dist else None
-        self._pending: tuple[Any, torch.Tensor] | None = None
+        self._dist = dist
+        self._pending: Callable[[], int] | None = None
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -74,14 +74,12 @@ class Interruption:
         Args:
             now: Wait for what the other processes know at this moment. Otherwise they may follow one call later.
         """
-        if self._group is None:
+        if not self._dist:
             self._agreed = self._signal
             return self.noted()
         self._read()
         if not self._agreed:
-            signal_here = torch.tensor([self._signal])
-            work = distributed.all_reduce(signal_here, distributed.ReduceOp.MAX, group=self._group, async_op=True)
-            self._pending = (work, signal_here)
+            self._pending = start_maximum(self._signal)
             if now:
                 self._read()
         return self._agreed != 0
@@ -89,10 +87,8 @@ class Interruption:
     def _read(self) -> None:
         """Take in the answer to the last question, if there is one."""
         if self._pending is not None:
-            work, answer = self._pending
-            self._pending = None
-            work.wait()
-            self._agreed = int(answer.item())
+            finish, self._pending = self._pending, None
+            self._agreed = finish()
 
     def leave(self, iteration: int) -> None:
         """End the program after ``iteration``, which is saved."""

@@ -1,13 +1,18 @@
-"""Run by test_distributed.py under torchrun: three steps on a batch of each rank's own, then the ranks compare."""
+"""Run by test_ddp.py under torchrun: three steps on a batch of each rank's own, then the ranks compare.
+
+The argument is the backend: gloo on the CPU, or nccl with a GPU for each rank.
+"""
 
 from __future__ import annotations
 
 import copy
+import sys
 import tempfile
 from pathlib import Path
 
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401
+from dp_basicsr.distributed.collectives import start_maximum
 
 import torch
 from basicsr.models import build_model
@@ -26,12 +31,15 @@ def same_on_all_ranks(values: torch.Tensor) -> bool:
     return all(torch.equal(gathered[0], other) for other in gathered)
 
 
-def main() -> None:
-    distributed.init_process_group("gloo")
+def main(backend: str) -> None:
+    distributed.init_process_group(backend)
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    answer = start_maximum(rank)
     for model_type in ("ESRGANDPModel", "SRGANDPModel"):
         torch.manual_seed(rank)  # DDP gives every rank the networks of rank 0
-        opt = model_options(model_type, Path(tempfile.gettempdir()))
+        opt = model_options(model_type, Path(tempfile.gettempdir())) | {"num_gpu": int(backend == "nccl")}
         model = build_model(opt | {"dist": True, "rank": rank, "world_size": world_size})
         alone = build_model(copy.deepcopy(opt))
         alone.net_g.load_state_dict(model.net_g.module.state_dict())
@@ -49,8 +57,9 @@ def main() -> None:
                     torch.testing.assert_close(gradients(net), mean / world_size, rtol=1e-4, atol=1e-7)
         log = model.get_current_log()
         assert rank != 0 or log["l_g_percep"] > 0
+    assert answer() == world_size - 1
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -259,6 +260,18 @@ def test_processes_that_do_not_come_are_told_apart_from_a_bug(monkeypatch: pytes
     monkeypatch.setattr(launch, "PATIENCE", 0)
     with pytest.raises(UserError, match=r"rank 1 of 2: the processes have not come together at 127\.0\.0\.1:\d+"):
         init_distributed("slurm", timeout=0.5)
+
+
+def test_a_network_card_that_is_not_there_is_a_user_s_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
+    with pytest.raises(UserError, match=r"nosuch0 .*GLOO_SOCKET_IFNAME=eth0"):
+        init_distributed("none", cpu=True)
 
 
 @pytest.mark.parametrize("timeout", [0, -1])

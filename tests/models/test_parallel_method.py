@@ -20,7 +20,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.conftest import SMALL_DP_LOSS, model_options
+from tests.conftest import SMALL_DP_LOSS, model_options, needs_gpus
 
 BATCH = 8
 # Without batch-norm: each process has its own there, unless `sync_batch_norm` (GPUs alone) makes it one.
@@ -36,20 +36,24 @@ CASES: dict[str, dict[str, Any]] = {
         "gan_opt": {"type": "GANLoss", "gan_type": "vanilla", "loss_weight": 5.0, "sync_mean": False},
     },
 }
-SYNCHRONISED = [name for name in CASES if "its own" not in name]
+# BasicSR's discriminator, whose batch-norm takes the statistics of all processes' images on GPUs.
+ON_GPUS: dict[str, dict[str, Any]] = {"one batch-norm": {"model_type": "ESRGANDPModel", "sync_batch_norm": True}}
+SYNCHRONISED = [name for name in CASES | ON_GPUS if "its own" not in name]
 
 
-def batch() -> dict[str, Tensor]:
+def batch(size: int = 32) -> dict[str, Tensor]:
     """Pairs that differ from each other, so that a part's ratio of the terms is not the whole's."""
     generator = torch.Generator().manual_seed(0)
-    gt = torch.rand(BATCH, 3, 32, 32, generator=generator, dtype=torch.float64)
+    gt = torch.rand(BATCH, 3, size, size, generator=generator, dtype=torch.float64)
     gt *= torch.linspace(0.1, 1, BATCH, dtype=torch.float64).view(-1, 1, 1, 1)
     return {"lq": nn.functional.avg_pool2d(gt, 4), "gt": gt}
 
 
-def build(case: str, rank: int = 0, world_size: int = 1) -> Any:
-    train = copy.deepcopy(CASES[case])
-    opt = model_options(train.pop("model_type"), Path(), **train) | {"network_d": dict(NET_D)}
+def build(case: str, rank: int = 0, world_size: int = 1, num_gpu: int = 0) -> Any:
+    train = copy.deepcopy((CASES | ON_GPUS)[case])
+    opt = model_options(train.pop("model_type"), Path(), **train) | {"num_gpu": num_gpu}
+    if case in CASES:
+        opt["network_d"] = dict(NET_D)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)  # DistributedDataParallel takes the networks as they are built
     try:
@@ -58,29 +62,34 @@ def build(case: str, rank: int = 0, world_size: int = 1) -> Any:
         torch.set_default_dtype(torch.float32)
 
 
-def gradients(case: str, rank: int = 0, world_size: int = 1) -> tuple[dict[str, Tensor], int]:
+def gradients(case: str, rank: int = 0, world_size: int = 1, num_gpu: int = 0) -> tuple[dict[str, Tensor], int]:
     """Of G and D after one step on this process's share of the batch; and how often the processes averaged them."""
-    model = build(case, rank, world_size)
+    model = build(case, rank, world_size, num_gpu)
     nets = {name: getattr(model, name) for name in ("net_g", "net_d") if hasattr(model, name)}
     averaged = []
     for net in nets.values():
         if isinstance(net, DistributedDataParallel):
             net.register_comm_hook(None, lambda _, bucket: averaged.append(0) or allreduce_hook(None, bucket))
-    model.feed_data({name: images[rank::world_size] for name, images in batch().items()})
+    size = 32 if case in CASES else 128  # what the discriminator takes
+    model.feed_data({name: images[rank::world_size] for name, images in batch(size).items()})
     model.optimize_parameters(1)
     found = {
-        f"{name}.{key}": parameter.grad
+        f"{name}.{key}": parameter.grad.cpu()
         for name, net in nets.items()
         for key, parameter in model.get_bare_model(net).named_parameters()
     }
     return found, len(averaged)
 
 
-def work(rank: int, world_size: int, folder: str) -> None:
+def work(rank: int, world_size: int, folder: str, backend: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world_size)
-    torch.save({case: gradients(case, rank, world_size) for case in CASES}, f"{folder}/{rank}.pt")
-    model = build("ESRGAN-DP", rank, world_size)
+    num_gpu = int(backend == "nccl")
+    if num_gpu:
+        torch.cuda.set_device(rank)
+    distributed.init_process_group(backend, f"file://{folder}/meet", rank=rank, world_size=world_size)
+    cases = CASES | (ON_GPUS if num_gpu else {})
+    torch.save({case: gradients(case, rank, world_size, num_gpu) for case in cases}, f"{folder}/{rank}.pt")
+    model = build("ESRGAN-DP", rank, world_size, num_gpu)
     before = copy.deepcopy(model.net_g.state_dict())
     images = {name: images[rank::world_size] for name, images in batch().items()}
     model.feed_data({**images, "gt": images["gt"] * (math.nan if rank == 1 else 1.0)})
@@ -100,12 +109,14 @@ def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     )
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_processes_have_the_gradients_of_one(world_size: int, tmp_path: Path) -> None:
-    multiprocessing.start_processes(work, (world_size, str(tmp_path)), world_size, start_method="spawn")
+@pytest.mark.parametrize(
+    ("world_size", "backend"), [(2, "gloo"), (4, "gloo"), pytest.param(2, "nccl", marks=needs_gpus(2, "NCCL"))]
+)
+def test_processes_have_the_gradients_of_one(world_size: int, backend: str, tmp_path: Path) -> None:
+    multiprocessing.start_processes(work, (world_size, str(tmp_path), backend), world_size, start_method="spawn")
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
     buckets = 2  # all of G's gradients, and all of D's
-    for case in CASES:
+    for case in ranks[0]:
         expected, _ = gradients(case)
         largest = max(difference(rank[case][0], expected) for rank in ranks)
         assert math.isfinite(largest)
