@@ -70,6 +70,19 @@ def test_code_blocks_can_be_parsed(path: Path) -> None:
         yaml.safe_load(block)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [page for page in PAGES if page.parent.name == "docs" and page.name != "index.md"],
+    ids=lambda path: path.name,
+)
+def test_pages_begin_with_their_use_and_end_with_their_limits(path: Path) -> None:
+    title, first, *_ = text_without_code(path).split("\n\n")
+    assert title.startswith("# ")
+    assert not first.startswith("#")
+    headings = re.findall(r"^## (.+)$", text_without_code(path), flags=re.MULTILINE)
+    assert (headings[0], headings[-1]) == ("Use", "Limits")
+
+
 def page_names(nav: Any) -> list[str]:
     """The files of MkDocs' ``nav``."""
     if isinstance(nav, str):
