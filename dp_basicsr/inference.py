@@ -36,7 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that :func:`~dp_basicsr.deploy.run.upscaler_from` reads."""
+    """Add the arguments that ``upscaler_from`` reads."""
     add = parser.add_argument
     add(
         "--model_path", type=Path, nargs="+", required=True, metavar="FILE",

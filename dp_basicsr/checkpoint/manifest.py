@@ -37,7 +37,7 @@ def write_manifest(state: Path, checksums: Mapping[Path, str]) -> None:
         checksums: SHA-256 of each of the checkpoint's files, the state's among them.
 
     Raises:
-        UserError: See :func:`~dp_basicsr.utils.atomic_io.atomic_write`.
+        UserError: See ``atomic_write``.
     """
     in_order = [path for path in checksums if path != state] + [state]
     names = {path: os.path.relpath(path, state.parent.parent) for path in in_order}

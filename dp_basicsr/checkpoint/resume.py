@@ -27,7 +27,7 @@ def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     ones. Without any in the folder, ``path: resume_state`` names one.
 
     Returns:
-        The state that :class:`~dp_basicsr.models.checkpointed_model.CheckpointedModel` (or BasicSR) saved, on the CPU,
+        The state that ``CheckpointedModel`` (or BasicSR) saved, on the CPU,
         or None for a new run.
 
     Raises:

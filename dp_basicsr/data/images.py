@@ -58,19 +58,19 @@ def read_image(path: Path, *, gray: bool = False) -> NDArray[np.uint8]:
     """Read ``(H, W, 3)``, BGR, uint8, range [0, 255]; with ``gray`` also ``(H, W)``.
 
     Raises:
-        BadImageError: the file cannot be read, or as :func:`decode_image`.
+        BadImageError: the file cannot be read, or as ``decode_image``.
     """
     return decode_image(_read_bytes(path), gray=gray)
 
 
 def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.uint8]:
-    """Decode the content of an image file to what :func:`read_image` returns.
+    """Decode the content of an image file to what ``read_image`` returns.
 
     16 bits and alpha are refused rather than dropped: what OpenCV would make of them in silence is not what is in the
     file. An alpha that is opaque everywhere says nothing and is left out.
 
     Raises:
-        BadImageError: it does not decode, is cut off, has more than :data:`MAX_PIXELS` (looked up in its head, before
+        BadImageError: it does not decode, is cut off, has more than ``MAX_PIXELS`` (looked up in its head, before
             anything is decoded), or is of another kind.
     """
     image = _without_opaque_alpha(_decode(bytes(data)))

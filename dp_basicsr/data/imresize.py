@@ -50,7 +50,7 @@ def downsample(image: NDArray[Any], scale: int) -> NDArray[Any]:
     """Make the LR image: crop to a multiple of ``scale``, then shrink by it.
 
     Args:
-        image: ``(H, W)`` or ``(H, W, C)``, as in :func:`imresize`.
+        image: ``(H, W)`` or ``(H, W, C)``, as in ``imresize``.
         scale: integer factor, at least 1.
 
     Returns:

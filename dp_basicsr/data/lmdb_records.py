@@ -98,13 +98,13 @@ def view_planes(record: Any, shape: Shape) -> NDArray[np.uint8]:
 
 
 def from_planes(record: Any, shape: Shape) -> NDArray[np.uint8]:
-    """Copy a raw record as OpenCV has images: ``(H, W, 3)`` BGR or ``(H, W)``; see :func:`view_planes`."""
+    """Copy a raw record as OpenCV has images: ``(H, W, 3)`` BGR or ``(H, W)``; see ``view_planes``."""
     planes = view_planes(record, shape)
     return planes[0].copy() if len(planes) == 1 else np.ascontiguousarray(planes[::-1].transpose(1, 2, 0))
 
 
 class LmdbReader:
-    """An LMDB mapped into memory for reading; get it by :func:`lmdb_reader`.
+    """An LMDB mapped into memory for reading; get it by ``lmdb_reader``.
 
     LMDB must be opened once a process and not be taken over a fork, so it opens itself at the first record and again
     in every process it finds itself in. Nothing is locked: what is read here is never written again. The system may

@@ -47,7 +47,7 @@ class PairedRawDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample that Python's global random state gives; see :meth:`sample`."""
+        """The sample that Python's global random state gives; see ``sample``."""
         return self.sample(index, random)
 
     def sample(self, index: int, rng: random.Random | ModuleType) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class ImageSource:
         """Read ``(H, W, 3)`` BGR uint8, with ``gray`` also ``(H, W)``.
 
         Raises:
-            BadImageError: as :func:`~dp_basicsr.data.images.read_image`, or the record is missing or of another shape.
+            BadImageError: as ``read_image``, or the record is missing or of another shape.
         """
         if self.shape is None:
             return read_image(self.path, gray=gray)

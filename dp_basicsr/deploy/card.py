@@ -79,9 +79,9 @@ def write_card(
         network: What was exported.
         kind: As what.
         output: Where to.
-        facts: See :func:`~dp_basicsr.deploy.export.describe`.
+        facts: See ``describe``.
         license_name: Licence of the weights; empty where nobody has said.
-        metrics: See :func:`read_metrics`.
+        metrics: See ``read_metrics``.
     """
     spec = network.spec
     assert spec is not None

@@ -48,7 +48,7 @@ def export_network(network: LoadedNetwork, kind: ExportFormat, output: Path, fac
             ``facts``, nothing but tensors, strings and numbers. ``onnx``: dynamic batch, height and width, ``facts``
             as metadata; needs the extra ``export``.
         output: The file.
-        facts: See :func:`describe`.
+        facts: See ``describe``.
 
     Returns:
         The largest difference found, relative to the largest value: 0 for weights, which must be the same bits.

@@ -70,7 +70,7 @@ def write_picture(picture: Picture, path: Path, quality: int = QUALITY) -> None:
 
     Args:
         picture: 16 bits stay 16 in PNG and TIFF and are rounded to 8 in the others.
-        path: See :data:`~dp_basicsr.deploy.choices.FORMATS`.
+        path: See ``FORMATS``.
         quality: Of JPEG and WebP; 100 is lossless WebP.
 
     Raises:
@@ -91,7 +91,7 @@ def write_picture(picture: Picture, path: Path, quality: int = QUALITY) -> None:
 
 
 def encode_picture(picture: Picture, suffix: str, quality: int = QUALITY) -> bytes:
-    """Encode a picture in the format of ``suffix``; see :func:`write_picture`."""
+    """Encode a picture in the format of ``suffix``; see ``write_picture``."""
     kind = FORMATS[suffix.lower()]
     if picture.alpha is not None and kind not in WITH_ALPHA:
         raise BadImageError(f"has transparency, which {kind} cannot keep: give --ext png or --alpha drop")

@@ -1,4 +1,4 @@
-"""The page to upscale images with: what it does (:class:`Page`), and how it looks (:func:`build`, with Gradio)."""
+"""The page to upscale images with: what it does (``Page``), and how it looks (``build``, with Gradio)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Page:
         models: Name shown -> file.
         folder: Where results go; nothing else is served.
         max_pixels: Largest input.
-        device: See :class:`~dp_basicsr.deploy.upscaler.Upscaler`.
+        device: See ``Upscaler``.
         tile: Likewise.
     """
 
@@ -77,7 +77,7 @@ class Page:
 
         Raises:
             UserError: No image, too large, of a kind that cannot be kept.
-            Cancelled: :meth:`cancel` was called for this session.
+            Cancelled: ``cancel`` was called for this session.
         """
         if image is None:
             raise UserError("choose an image first")

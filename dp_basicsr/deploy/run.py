@@ -21,7 +21,7 @@ def upscaler_from(args: argparse.Namespace) -> Upscaler:
     """Load the model that the arguments name.
 
     Raises:
-        UserError: As :func:`~dp_basicsr.deploy.network.load_network` and :class:`~dp_basicsr.deploy.upscaler.Upscaler`.
+        UserError: As ``load_network`` and ``Upscaler``.
     """
     if args.tile != "auto" and not args.tile.isdecimal():
         raise UserError(f"--tile: expected auto or a number of pixels (0: no tiles), got {args.tile!r}")

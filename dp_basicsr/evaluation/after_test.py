@@ -28,13 +28,13 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...]) -> Path | N
 
     Args:
         opt: test.py's options after the test.
-        metrics: From :func:`metrics_of`.
+        metrics: From ``metrics_of``.
 
     Returns:
         The folder ``results/<name>/evaluation``, or None where there is nothing to measure, as the log then says.
 
     Raises:
-        UserError: As :func:`~dp_basicsr.evaluation.evaluate.evaluate`.
+        UserError: As ``evaluate``.
     """
     logger = get_root_logger()
     sets = [dataset for dataset in opt["datasets"].values() if dataset["phase"] == "test"]

@@ -41,7 +41,7 @@ class Evaluation:
 
     Attributes:
         scale: HR size over LR size.
-        metrics: Names out of :data:`~dp_basicsr.metrics.METRICS`, in the order of the tables.
+        metrics: Names out of ``METRICS``, in the order of the tables.
         missing: Those that could not be computed, and why.
         images: In the order of sets, images, methods.
     """

@@ -49,7 +49,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = 
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Read what :func:`write_evaluation` wrote.
+    """Read what ``write_evaluation`` wrote.
 
     Raises:
         UserError: There is no evaluation in ``folder``, or it is damaged.

@@ -62,7 +62,7 @@ def find_test_set(
         gt: Folder of originals.
         lr: Folder of their LR.
         name: Of the set; taken from the folder when empty (``datasets/Set5/GT`` is Set5).
-        gt_pattern: Which files are originals and what in them is the image's name, see :func:`compile_pattern`; all
+        gt_pattern: Which files are originals and what in them is the image's name, see ``compile_pattern``; all
             files, by their whole names, when empty.
         lr_pattern: The same for the LR; found from the names when empty.
 
@@ -81,7 +81,7 @@ def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dic
     Args:
         folder: Of images.
         names: Of the originals.
-        pattern: See :func:`compile_pattern`; files that do not fit it are left alone. When empty, what all files have
+        pattern: See ``compile_pattern``; files that do not fit it are left alone. When empty, what all files have
             around the names (``baby_RCAN_x4`` for ``baby``) is found, and every file must fit.
 
     Returns:

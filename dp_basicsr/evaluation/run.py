@@ -21,7 +21,7 @@ def run_test(opt: dict[str, Any]) -> None:
     """Upscale every image of the test sets, write the results and their tables, log the metrics.
 
     Args:
-        opt: Options, completed by :func:`~dp_basicsr.options.completion.complete_options`.
+        opt: Options, completed by ``complete_options``.
 
     Raises:
         UserError: None of the sets is there, or the network's weights are not.

@@ -1,7 +1,7 @@
 """LPIPS (Zhang et al., CVPR 2018) as a BasicSR metric, with its backbones found like every other pretrained network.
 
 The ``lpips`` package carries its own linear weights, but asks torchvision to download the backbones. Here they are
-looked for where the networks of the loss are, see :func:`dp_basicsr.archs.pretrained.find_weights`.
+looked for where the networks of the loss are, see ``dp_basicsr.archs.pretrained.find_weights``.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def measure(
             reads every file in colour.
         gt: The same height and width.
         crop_border: Pixels cut from every border (the paper: 4 at x4, the scale in general).
-        metrics: Names out of :data:`METRICS`.
+        metrics: Names out of ``METRICS``.
 
     Returns:
         Each metric's value; infinite PSNR for identical images; None for LPIPS where its backbone cannot be had.

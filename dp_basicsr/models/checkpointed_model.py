@@ -82,7 +82,7 @@ class CheckpointedModel(BaseModel):
         """Save in BasicSR's form, ``{param_key: state_dict}``; BasicSR goes on without the file where that fails.
 
         Raises:
-            UserError: See :func:`~dp_basicsr.utils.atomic_io.atomic_write`.
+            UserError: See ``atomic_write``.
         """
         nets = net if isinstance(net, list) else [net]
         keys = param_key if isinstance(param_key, list) else [param_key]
@@ -97,7 +97,7 @@ class CheckpointedModel(BaseModel):
         """Save what a run goes on from besides its networks; there is nothing for the last model (-1).
 
         Raises:
-            UserError: See :func:`~dp_basicsr.utils.atomic_io.atomic_write`.
+            UserError: See ``atomic_write``.
         """
         if current_iter != -1:
             path = self._state_path(current_iter)
@@ -177,7 +177,7 @@ def kinds(value: Any) -> Any:
 
 
 def holds(expected: Any, found: Any) -> bool:
-    """Whether all that :func:`kinds` expects is there; another version of torch may have put more beside it."""
+    """Whether all that ``kinds`` expects is there; another version of torch may have put more beside it."""
     if not isinstance(expected, dict) or not isinstance(found, dict):
         return bool(expected == found)
     return all(name in found and holds(kind, found[name]) for name, kind in expected.items())

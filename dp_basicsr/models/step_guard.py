@@ -84,7 +84,7 @@ class StepGuard:
         """Whether the last step was applied; waits for the device. All processes are told the same.
 
         Raises:
-            UserError: As :meth:`watch`.
+            UserError: As ``watch``.
         """
         while self.steps:
             self._look(self.steps.popleft())

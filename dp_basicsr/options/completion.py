@@ -24,7 +24,7 @@ def complete_options(opt: Options, args: argparse.Namespace) -> Options:
 
     Args:
         opt: Options, as read and overridden.
-        args: Of :func:`~dp_basicsr.options.parse_command_line`.
+        args: Of ``parse_command_line``.
 
     Returns:
         ``opt`` with ``dist``, ``rank``, ``path`` and so on. Experiments and results go below the current folder, where
@@ -32,8 +32,8 @@ def complete_options(opt: Options, args: argparse.Namespace) -> Options:
         which a trial step can do without.
 
     Raises:
-        UserError: See :func:`~dp_basicsr.options.checking.check_options` and
-            :func:`~dp_basicsr.distributed.launch.init_distributed`.
+        UserError: See ``check_options`` and
+            ``init_distributed``.
     """
     is_train = args.is_train
     only_check = is_train and args.check

@@ -58,7 +58,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_options(path: str | Path) -> Options:
-    """Read an option file. What its keys are is for :func:`~dp_basicsr.options.checking.check_options` to judge.
+    """Read an option file. What its keys are is for ``check_options`` to judge.
 
     Raises:
         UserError: No such file, no valid YAML (with line and column), or not a mapping.
@@ -119,7 +119,7 @@ class _Copier:
 
 
 def compose(path: str | Path) -> yaml.Node | None:
-    """The nodes of an option file that :func:`read_options` has read, with their lines."""
+    """The nodes of an option file that ``read_options`` has read, with their lines."""
     return yaml.compose(_text_of(path), Loader=_Loader)
 
 

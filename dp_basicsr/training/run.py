@@ -29,12 +29,12 @@ def train(opt: dict[str, Any], option_file: str) -> None:
     """Start or resume a run and train to its end.
 
     Args:
-        opt: Options, completed by :func:`~dp_basicsr.options.completion.complete_options`.
+        opt: Options, completed by ``complete_options``.
         option_file: Where they come from; a copy is kept with the experiment.
 
     Raises:
         UserError: Missing data, weights or states, or a full disk; the message says what to do.
-        SystemExit: A signal stopped the run: :data:`~dp_basicsr.errors.EXIT_RETRY`.
+        SystemExit: A signal stopped the run: ``EXIT_RETRY``.
     """
     set_determinism(opt.get("deterministic", False))
     if opt["num_gpu"] == 0:

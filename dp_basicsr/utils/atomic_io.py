@@ -40,7 +40,7 @@ class _HashedFile:
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> str:
-    """Save by ``torch.save``; see :func:`atomic_write`."""
+    """Save by ``torch.save``; see ``atomic_write``."""
     return atomic_write(path, lambda file: torch.save(content, file))
 
 

@@ -13,7 +13,7 @@ from dp_basicsr.errors import UserError
 
 
 class StagedFolder:
-    """A new folder ``final``, filled as ``<final>.partial`` in the same parent until :meth:`commit`.
+    """A new folder ``final``, filled as ``<final>.partial`` in the same parent until ``commit``.
 
     As a context manager it is discarded at the end of the block unless it was committed, after an error and Ctrl-C
     too. The partial folder is locked for as long as its process lives; what a killed process left behind is emptied
@@ -21,7 +21,7 @@ class StagedFolder:
 
     Args:
         final: where the folder shall be in the end; its parents are made.
-        overwrite: replace an existing ``final``, but only at :meth:`commit`, when the new one is whole.
+        overwrite: replace an existing ``final``, but only at ``commit``, when the new one is whole.
 
     Raises:
         UserError: ``final`` exists and ``overwrite`` is false, another process is writing it, or the disk refuses.
@@ -65,7 +65,7 @@ class StagedFolder:
         return self.final
 
     def discard(self) -> None:
-        """Remove the partial folder. After :meth:`commit` it does nothing."""
+        """Remove the partial folder. After ``commit`` it does nothing."""
         if self._lock >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
             self._release()
@@ -84,7 +84,7 @@ class StagedFolder:
 
 
 def refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise a :class:`UserError` that names every one of ``paths`` that is there already, unless ``overwrite``."""
+    """Raise a ``UserError`` that names every one of ``paths`` that is there already, unless ``overwrite``."""
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
         names = ", ".join(map(str, existing))
@@ -92,7 +92,7 @@ def refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
 
 
 def refuse_input(folders: Sequence[Path], outputs: Sequence[Path]) -> None:
-    """Raise a :class:`UserError` where an output is, holds or lies in one of the input ``folders``."""
+    """Raise a ``UserError`` where an output is, holds or lies in one of the input ``folders``."""
     for folder in (path.resolve() for path in folders):
         for output in outputs:
             place = output.resolve()

@@ -99,9 +99,9 @@ def upscale_bands(
         forward: (1, 3, h, w) float32 in [0, 1] -> (1, 3, scale * h, scale * w) float32, on the CPU.
         pixels: (H, W, 3), uint8 or uint16; H and W are multiples of ``multiple``.
         scale: of ``forward``.
-        tile: see :func:`blend_tiles`.
-        overlap: see :class:`Grid`.
-        multiple: see :class:`Grid`.
+        tile: see ``blend_tiles``.
+        overlap: see ``Grid``.
+        multiple: see ``Grid``.
         on_tile: is told after each tile.
 
     Yields:
@@ -132,9 +132,9 @@ def blend_tiles(
         height: of the image, a multiple of ``multiple``.
         width: likewise.
         scale: of ``one_tile``.
-        tile: see :class:`Grid`; 0 takes the whole image at once.
-        overlap: see :class:`Grid`.
-        multiple: see :class:`Grid`.
+        tile: see ``Grid``; 0 takes the whole image at once.
+        overlap: see ``Grid``.
+        multiple: see ``Grid``.
         on_tile: is told after each tile.
 
     Yields:

@@ -70,7 +70,7 @@ def core_seconds(work: Work) -> float:
 
 
 def cores_in_turns(candidates: Mapping[str, Work], rounds: int) -> dict[str, list[float]]:
-    """:func:`core_seconds` of each candidate in each round, after one that does not count."""
+    """``core_seconds`` of each candidate in each round, after one that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds + 1):
         for name, work in candidates.items():

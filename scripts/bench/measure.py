@@ -54,7 +54,7 @@ def in_turns(
     Args:
         candidates: Work for the timer, by name.
         rounds: Number of rounds that count.
-        timer: Does the work and returns its seconds; default: :func:`seconds_of`.
+        timer: Does the work and returns its seconds; default: ``seconds_of``.
     """
     timer = timer or seconds_of
     names = list(candidates)
@@ -90,8 +90,8 @@ def compare(
 
     Args:
         title: Title of the table.
-        seconds: From :func:`in_turns`; the first candidate is the reference.
-        memory: From :func:`peak_memory`, for any of the candidates.
+        seconds: From ``in_turns``; the first candidate is the reference.
+        memory: From ``peak_memory``, for any of the candidates.
         note: Printed below the table.
     """
     memory = memory or {}
@@ -111,7 +111,7 @@ def compare(
 
 
 def peak_memory(module: str, *arguments: str) -> float:
-    """Peak memory in MB of ``python -m scripts.bench.<module> <arguments>``, which prints :func:`own_peak` at its end.
+    """Peak memory in MB of ``python -m scripts.bench.<module> <arguments>``, which prints ``own_peak`` at its end.
 
     A process reports its peak since it started, so each candidate needs its own.
     """

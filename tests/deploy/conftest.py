@@ -32,7 +32,7 @@ def make_network(arch: str = "RRDBNetDP", scale: int = 4, num_feat: int = 8, num
 
 @pytest.fixture
 def network_file(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes BasicSR's kind of file of a small network (see :func:`make_network`)."""
+    """A function that writes BasicSR's kind of file of a small network (see ``make_network``)."""
 
     def write(name: str = "net_g_latest.pth", **size: str | int) -> Path:
         path = tmp_path / name

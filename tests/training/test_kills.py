@@ -73,7 +73,7 @@ EVENTS_OF_A_SAVE = 4 * 3 + 4
 
 
 class Server:
-    """Orders for :mod:`tests.training.train_server`."""
+    """Orders for ``tests.training.train_server``."""
 
     def __init__(self) -> None:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

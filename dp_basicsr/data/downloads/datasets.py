@@ -15,7 +15,7 @@ def download_dataset(name: str, root: Path, *, base_url: str | None = None, keep
     """Fetch the data set ``name`` into its place below ``root``; returns what was done and what comes next.
 
     Args:
-        name: a key of :data:`dp_basicsr.data.downloads.catalogue.SOURCES`.
+        name: a key of ``dp_basicsr.data.downloads.catalogue.SOURCES``.
         root: folder of the data sets.
         base_url: take the archive of the same file name from here instead (a mirror).
         keep_archive: leave the archive in ``root`` after it was unpacked.

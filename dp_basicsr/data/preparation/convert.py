@@ -50,7 +50,7 @@ def create_lmdb(place: Path, output: Path, job: PrepJob, form: RecordForm = "png
         form: what the records shall be.
 
     Raises:
-        UserError: as :func:`dp_basicsr.data.preparation.extract.extract_subimages`.
+        UserError: as ``dp_basicsr.data.preparation.extract.extract_subimages``.
     """
     images = find_sources(place)
     refuse_input([place], [output])
@@ -75,7 +75,7 @@ def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
     does. BasicSR pairs by the whole file name, so an HR image in a lossy format has no lossless LR and is a bad image.
 
     Raises:
-        UserError: as :func:`dp_basicsr.data.preparation.extract.extract_subimages`.
+        UserError: as ``dp_basicsr.data.preparation.extract.extract_subimages``.
     """
     if scale < 2:
         raise UserError(f"expected a scale of at least 2, got {scale}")

@@ -58,7 +58,7 @@ class Extraction:
         return {scale: [folder / f"{name}_sub{suffix}" for suffix in suffixes] for scale, name in names.items()}
 
     def record_form(self, place: Path) -> RecordForm:
-        """The form of the records that go to one of the :meth:`output_paths`."""
+        """The form of the records that go to one of the ``output_paths``."""
         return self.lmdb if place.suffix == ".lmdb" else "png"
 
     def _lr_name(self, index: int) -> str:

@@ -22,7 +22,7 @@ class FolderWriter:
         overwrite: replace an existing one, at the end.
 
     Raises:
-        UserError: as :class:`~dp_basicsr.utils.staging.StagedFolder`, or what would be replaced is no data.
+        UserError: as ``StagedFolder``, or what would be replaced is no data.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:

@@ -46,7 +46,7 @@ class PrepJob:
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that :func:`job_from` reads."""
+    """Add the arguments that ``job_from`` reads."""
     parser.add_argument("--workers", type=int, help="processes (default: the CPUs that this process may use)")
     parser.add_argument("--compression", type=int, default=1, help="of PNG, 0 (none) to 9 (slowest)")
     parser.add_argument("--skip-bad", action="store_true", help="name and leave out images that cannot be used")
@@ -54,7 +54,7 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def job_from(args: argparse.Namespace) -> PrepJob:
-    """Turn parsed arguments into a :class:`~dp_basicsr.data.preparation.jobs.PrepJob`."""
+    """Turn parsed arguments into a ``PrepJob``."""
     return PrepJob(args.workers, args.skip_bad, args.overwrite, args.compression)
 
 

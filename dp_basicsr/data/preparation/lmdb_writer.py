@@ -31,7 +31,7 @@ class LmdbWriter:
 
     Raises:
         UserError: the name does not end with ``.lmdb``, or as
-            :class:`~dp_basicsr.utils.staging.StagedFolder`.
+            ``StagedFolder``.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False, map_size: int = _FIRST_MAP_SIZE) -> None:

@@ -52,7 +52,7 @@ class Written:
 
 
 class RecordSink(Protocol):
-    """What takes records. Nothing of them is seen before :meth:`commit`; :meth:`discard` after it does nothing."""
+    """What takes records. Nothing of them is seen before ``commit``; ``discard`` after it does nothing."""
 
     def write(self, records: Sequence[Record]) -> None:
         """Add the records, all of them or none. Raises UserError when the disk refuses."""
