@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.input_size import InputSize
 
 from basicsr.archs.rrdbnet_arch import RRDBNet
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -46,6 +47,7 @@ class RRDBNetDP(RRDBNet):
             raise UserError(f"RRDBNetDP: scale is one of {sorted(UPSAMPLING)}, got {scale!r}")
         super().__init__(num_in_ch, num_out_ch, 4, num_feat, num_block, num_grow_ch)  # 4: no pixel-unshuffle
         self.scale = scale
+        self.input_size = InputSize()  # any: unlike BasicSR's RRDBNet, no scale needs pixel-unshuffle
         if len(UPSAMPLING[scale]) == 1:
             del self.conv_up2
 

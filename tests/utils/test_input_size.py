@@ -1,0 +1,72 @@
+"""Padding for networks that do not take every size."""
+
+from __future__ import annotations
+
+from dp_basicsr.archs import RRDBNetDP
+from dp_basicsr.utils.input_size import InputSize, input_size, run_padded
+
+import pytest
+import torch
+from basicsr.archs.rrdbnet_arch import RRDBNet
+from basicsr.archs.srresnet_arch import MSRResNet
+from basicsr.archs.swinir_arch import SwinIR
+from spandrel import SizeRequirements
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel
+
+SMALL = {"num_feat": 4, "num_block": 1, "num_grow_ch": 4}
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 7])
+@pytest.mark.parametrize("minimum", [0, 5, 16])
+@pytest.mark.parametrize("square", [False, True])
+def test_padded_size_is_spandrels(multiple: int, minimum: int, square: bool) -> None:
+    theirs = SizeRequirements(minimum, multiple, square)
+    for height, width in ((1, 1), (5, 30), (16, 17), (28, 28)):
+        add_width, add_height = theirs.get_padding(width, height)
+        assert InputSize(multiple, minimum, square).fit(height, width) == (height + add_height, width + add_width)
+
+
+def swinir() -> nn.Module:
+    return SwinIR(
+        img_size=8, window_size=4, depths=[2], embed_dim=8, num_heads=[2], upscale=2, upsampler="pixelshuffle"
+    )
+
+
+@pytest.mark.parametrize(
+    ("net", "scale", "multiple"),
+    [
+        (RRDBNet(3, 3, scale=2, **SMALL), 2, 2),
+        (RRDBNet(3, 3, scale=1, **SMALL), 1, 4),
+        (RRDBNet(3, 3, scale=4, **SMALL), 4, 1),
+        (RRDBNetDP(3, 3, scale=2, **SMALL), 2, 1),
+        (MSRResNet(3, 3, 4, 1, upscale=3), 3, 1),
+        (nn.Sequential(nn.PixelUnshuffle(3), nn.PixelShuffle(3)), 1, 3),
+        (swinir(), 2, 4),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
+)
+def test_requirements_are_derived_and_any_size_runs(net: nn.Module, scale: int, multiple: int) -> None:
+    size = input_size(net.eval())
+    assert size == InputSize(multiple)
+    assert input_size(DataParallel(net)) == size
+    images = torch.rand(2, 3, 9, 13)
+    with torch.no_grad():
+        result = run_padded(net, images, size, scale)
+        assert result.shape == (2, 3, 9 * scale, 13 * scale)
+        fitting = torch.rand(1, 3, 3 * multiple, 4 * multiple)
+        assert torch.equal(run_padded(net, fitting, size, scale), net(fitting))
+
+
+def test_minimum_and_square_are_met() -> None:
+    seen = []
+
+    def watch(images: Tensor) -> Tensor:
+        seen.append(images)
+        return images
+
+    images = torch.rand(1, 3, 2, 19)
+    result = run_padded(watch, images, InputSize(8, minimum=16, square=True), 1)
+    assert seen[0].shape == (1, 3, 24, 24)
+    assert torch.equal(seen[0][..., 5, :19], images[..., 1, :]), "the last row is repeated"
+    assert torch.equal(result, images)
