@@ -139,7 +139,7 @@ def build(page: Page) -> Any:
         UserError: Gradio is not installed.
     """
     if gr is None:
-        raise UserError("the page needs Gradio: pip install 'dp_basicsr[webui]'")
+        raise UserError("the page needs Gradio: pip install '.[webui]'")
 
     def run(image: str | None, model: str, alpha: AlphaMode, request: gr.Request) -> Iterator[list[Any]]:
         session = str(request.session_hash)
