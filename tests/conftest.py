@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.error import URLError
@@ -16,7 +18,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.imitated_gpu import DEVICE as IMITATED
+from tests.imitated_gpu import imitated_gpu
+
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+if os.environ.get("IMITATE_GPU"):
+    DEVICES = ("imitated",)
 
 OnDevice = TypeVar("OnDevice", Tensor, nn.Module)
 
@@ -28,20 +35,21 @@ _current_device = torch.device("cpu")
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """Run a test on the CPU, and again on a GPU where there is one.
+    """Run a test on the CPU, and again on a GPU where there is one; with IMITATE_GPU=1 on an imitated one.
 
     A file takes it for all its tests by ``pytestmark = pytest.mark.usefixtures("device")``; :func:`on_device` and
     :func:`model_options` follow it. On the GPU float32 is float32 (no TF32), and every operation is deterministic.
     """
     global _current_device
-    _current_device = torch.device(request.param)
-    on_gpu = request.param == "cuda"
+    imitated, on_gpu = request.param == "imitated", request.param == "cuda"
     if on_gpu:
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
         monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     torch.use_deterministic_algorithms(on_gpu)
-    yield _current_device
+    _current_device = IMITATED if imitated else torch.device(request.param)
+    with imitated_gpu() if imitated else nullcontext():
+        yield _current_device
     torch.use_deterministic_algorithms(False)
     _current_device = torch.device("cpu")
 
@@ -123,7 +131,7 @@ def model_options(model_type: str, folder: Path, **train: Any) -> dict[str, Any]
         "name": "small",
         "model_type": model_type,
         "scale": 4,
-        "num_gpu": int(_current_device.type == "cuda"),
+        "num_gpu": int(_current_device.type != "cpu"),
         "dist": False,
         "rank": 0,
         "world_size": 1,

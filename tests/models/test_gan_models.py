@@ -211,21 +211,21 @@ def test_checkpointing_is_the_same_mathematics(train: dict[str, Any], tmp_path: 
 
 
 def test_checkpointing_keeps_less_for_the_backward_pass(tmp_path: Path) -> None:
-    """Bytes that autograd saves in G's forward pass, weights not counted."""
+    """Numbers that autograd saves in G's forward pass, weights not counted."""
     saved = {}
     for checkpointing in (False, True):
         model = build("ESRGANDPModel", tmp_path, checkpointing=checkpointing)
-        weights, found = {parameter.data_ptr() for parameter in model.net_g.parameters()}, {}
+        found: list[int] = []
 
-        def note(tensor: torch.Tensor, weights: Any = weights, found: Any = found) -> torch.Tensor:
-            if tensor.data_ptr() not in weights:
-                found[tensor.data_ptr()] = tensor.numel()
+        def note(tensor: torch.Tensor, found: list[int] = found) -> torch.Tensor:
+            if not isinstance(tensor, nn.Parameter):
+                found.append(tensor.numel())
             return tensor
 
         model.feed_data(random_batch(0, torch.float64))
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             model.net_g(model.lq)
-        saved[checkpointing] = sum(found.values())
+        saved[checkpointing] = sum(found)
     assert saved[True] < 0.7 * saved[False]
 
 
@@ -237,7 +237,9 @@ def test_checkpointing_needs_rrdbs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_half_precision_keeps_losses_and_w_in_float32(amp: str, tmp_path: Path) -> None:
+def test_half_precision_keeps_losses_and_w_in_float32(amp: str, device: torch.device, tmp_path: Path) -> None:
+    if device.type == "meta":
+        pytest.skip("autocast is not imitated")
     torch.manual_seed(0)
     model = build_model(model_options("ESRGANDPModel", tmp_path, amp=amp))
     before = [parameter.clone() for parameter in model.net_g.parameters()]
