@@ -211,7 +211,7 @@ def test_checkpointing_is_the_same_mathematics(train: dict[str, Any], tmp_path: 
 
 
 def test_checkpointing_keeps_less_for_the_backward_pass(tmp_path: Path) -> None:
-    """Numbers that autograd saves in G's forward pass, weights not counted."""
+    """Numbers that autograd saves in the forward pass of G's RRDBs, weights not counted: their inputs alone."""
     saved = {}
     for checkpointing in (False, True):
         model = build("ESRGANDPModel", tmp_path, checkpointing=checkpointing)
@@ -222,11 +222,11 @@ def test_checkpointing_keeps_less_for_the_backward_pass(tmp_path: Path) -> None:
                 found.append(tensor.numel())
             return tensor
 
-        model.feed_data(random_batch(0, torch.float64))
+        features = on_device(torch.rand(2, 8, 32, 32, dtype=torch.float64)).requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            model.net_g(model.lq)
+            model.net_g.body(features)
         saved[checkpointing] = sum(found)
-    assert saved[True] < 0.7 * saved[False]
+    assert 0 < saved[True] < 0.1 * saved[False]
 
 
 def test_checkpointing_needs_rrdbs(tmp_path: Path) -> None:
