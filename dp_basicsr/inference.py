@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from typing import get_args
 
-from dp_basicsr.deploy.batch import find_jobs
+from dp_basicsr.deploy.batch import describe_left_out, find_jobs
 from dp_basicsr.deploy.choices import FORMATS, OVERLAP, QUALITY, AlphaMode, Precision
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.console import data_command, require_paths
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with data_command():
         if not 1 <= args.quality <= 100 or (args.outscale is not None and not 0 < args.outscale <= 64):
             raise UserError("expected --quality from 1 to 100 and --outscale above 0 and up to 64")
-        jobs = find_jobs(args.input, args.output, recursive=args.recursive, suffix=args.suffix, ext=args.ext)
+        jobs, left_out = find_jobs(args.input, args.output, recursive=args.recursive, suffix=args.suffix, ext=args.ext)
         todo = [job for job in jobs if args.overwrite or not job.target.exists()]
         failed = 0
         if todo:
@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = [f"wrote {len(todo) - failed} of {len(jobs)} images to {args.output}"]
     if len(todo) < len(jobs):
         summary.append(f"kept {len(jobs) - len(todo)} that were there (--overwrite replaces them)")
+    if left_out:
+        summary.append(describe_left_out(left_out))
     if failed:
         summary.append(f"{failed} FAILED, named above")
     print(", ".join(summary))

@@ -90,6 +90,22 @@ def test_a_folder_is_mirrored(model: str, photos: Path) -> None:
     assert files("globbed") == ["a.png", "b.png", "in/c.png", "in/deep/d.png"]
 
 
+def test_every_suffix_that_can_be_read_is_taken_and_the_rest_is_counted(
+    model: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = Image.open(photos / "a.png")
+    for name, kind in (("g.gif", "GIF"), ("j.jfif", "JPEG"), ("k.JPE", "JPEG"), ("p.apng", "PNG")):
+        pixels.save(photos / name, kind)
+    (photos / "phone.heic").touch()
+    assert run("-i", photos, "-o", "out", "--model_path", model) == 0
+    assert files("out") == ["a.png", "b.jpg", "g.png", "j.jfif", "k.JPE", "p.png"]
+    summary = "wrote 6 of 6 images to out, left out 2 files (1 .txt, 1 .heic) and 1 folder (--recursive includes it)"
+    assert summary in capsys.readouterr().out
+    assert run("-i", photos / "*.[gj]*", "-o", "globbed", "--model_path", model) == 0
+    assert files("globbed") == ["b.jpg", "g.png", "j.jfif"]
+    assert "left out" not in capsys.readouterr().out
+
+
 def test_output_within_the_input_is_no_input(model: str, photos: Path) -> None:
     for _ in range(2):
         assert run("-i", photos, "-o", photos / "out", "--model_path", model, "--recursive") == 0
@@ -115,7 +131,8 @@ def test_a_failed_image_is_named_and_the_rest_go_on(
     assert run("-i", photos, "-o", "out", "--model_path", model, "--ext", "jpg") == 1
     out, err = capsys.readouterr()
     assert files("out") == ["b.jpg"]
-    assert "wrote 1 of 3 images to out, 2 FAILED, named above" in out
+    left_out = "left out 1 file (1 .txt) and 1 folder (--recursive includes it)"
+    assert f"wrote 1 of 3 images to out, {left_out}, 2 FAILED, named above" in out
     assert "failed: photos/a.png cannot be read (" in err
     assert "failed: photos/c.png has transparency, which JPEG cannot keep: give --ext png or --alpha drop" in err
     assert "Traceback" not in err
@@ -137,7 +154,9 @@ def test_an_error_nobody_foresaw_is_told_with_its_type(
     [
         (["-i", "nothing"], "input nothing: no such file"),
         (["-i", "photos/in/deep/*.png"], "no such file"),
-        (["-i", "empty"], "no image in empty: expected files that end in .png, .* --recursive takes"),
+        (["-i", "photos/*.txt"], r"no image in photos/\*.txt: expected .* .png, .*; left out 1 file \(1 .txt\)"),
+        (["-i", "empty"], "no image in empty: expected files that end in .png"),
+        (["-i", "upper"], r"no image in upper: .* .gif, .apng; left out 1 folder \(--recursive includes it\)"),
         (["-i", "photos", "-o", "photos"], "photos/a.png is an input and would be replaced: give --suffix"),
         (["-i", "photos/a.png", "-o", "photos/a.png"], "is an input and would be replaced"),
         (["-i", "twins", "--ext", "png"], "twins/a.jpg, twins/a.png would all become results/a.png"),
@@ -154,8 +173,8 @@ def test_an_error_nobody_foresaw_is_told_with_its_type(
 def test_wrong_usage_is_exit_code_two_and_one_line(
     arguments: list[str], message: str, model: str, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("empty").mkdir()
-    Path("twins").mkdir()
+    for name in ("empty", "twins", "upper/lower"):
+        Path(name).mkdir(parents=True)
     for name in ("a.png", "a.jpg"):
         shutil.copy(photos / "a.png", Path("twins", name))
     assert run("--model_path", model, *arguments) == 2
@@ -234,3 +253,19 @@ def test_profile_is_kept_and_orientation_applied(model: str) -> None:
     assert result.size == (6 * 4, 9 * 4)
     assert result.info["icc_profile"] == icc
     assert result.getexif().get(0x0112) is None
+
+
+def test_exif_that_cannot_be_kept_is_dropped_with_a_warning(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exif, pixels = Image.Exif(), Image.fromarray(RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    exif[0x0112], exif[0x010F] = 6, "a camera" * 10_000
+    Path("in").mkdir()
+    pixels.save("in/long.png", exif=exif)
+    cut_off = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x0f\0\x02\xff\xff\xff\xff\0\0"
+    pixels.save("in/cut.webp", exif=cut_off)
+    assert run("-i", "in", "-o", "out", "--model_path", model, "--ext", "jpg") == 0
+    err = capsys.readouterr().err
+    assert re.search(r"warning: in/long.png: EXIF of 80,0\d\d bytes is dropped: JPEG holds 64 KB\n", err)
+    assert re.search(r"^warning: Corrupt EXIF data", err, re.MULTILINE)
+    assert Image.open("out/long.jpg").size == (24, 36)
+    assert len(Image.open("out/long.jpg").getexif()) == 0
+    assert Image.open("out/cut.jpg").size == (36, 24)

@@ -1,15 +1,15 @@
-"""Which files are upscaled and where the results go."""
+"""Find the images to upscale and name their results."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_basicsr.data.images import IMAGE_SUFFIXES
-from dp_basicsr.deploy.choices import FORMATS
+from dp_basicsr.deploy.choices import FORMATS, READ_SUFFIXES
 from dp_basicsr.errors import UserError
 
 
@@ -23,50 +23,71 @@ class UpscaleJob:
 
 def find_jobs(
     source: str, output: Path, *, recursive: bool = False, suffix: str = "", ext: str = "auto"
-) -> list[UpscaleJob]:
+) -> tuple[list[UpscaleJob], list[Path]]:
     """List the images behind ``source`` and the files that mirror them below ``output``.
 
     Args:
-        source: An image, a folder, or a glob (``photos/**/*.jpg``); a folder's hidden files and files that are no
-            images are left out.
-        output: A folder; with a single image also the file to write.
-        recursive: Take the folders in a folder as well.
-        suffix: Goes between name and extension.
-        ext: ``auto`` keeps the extension (PNG where the format is only read), else png, jpg, webp, tif, bmp.
+        source: An image, a folder, or a glob (``photos/**/*.jpg``). Hidden files of a folder are ignored.
+        output: A folder; for a single image also the file to write.
+        recursive: Include the subfolders of a folder.
+        suffix: Inserted between name and extension.
+        ext: ``auto`` keeps the extension (PNG for formats that are only read); otherwise one of ``FORMATS``.
+
+    Returns:
+        The jobs, and what was left out: files of other types, and the subfolders without ``recursive``.
 
     Raises:
-        UserError: Nothing there, or two results with one name, or a result on the place of an image.
+        UserError: No image was found, two results have the same name, or a result would replace an input.
     """
     if ext != "auto" and f".{ext.lower().lstrip('.')}" not in FORMATS:
         raise UserError(f"--ext {ext}: expected auto or one of {', '.join(name[1:] for name in FORMATS)}")
     path = Path(source).expanduser()
+    left_out: list[Path] = []
     if path.is_file():
         jobs = [
             UpscaleJob(path, output if output.suffix.lower() in FORMATS else output / _rename(path, suffix, ext).name)
         ]
     else:
         root = path if path.is_dir() else _root_of_glob(path)
-        images = [image for image in _list(path, recursive) if not _is_below(image, output, root)]
+        found = _list(path, recursive)
+        images = [file for file in found if file.suffix.lower() in READ_SUFFIXES and file.is_file()]
+        left_out = sorted(set(found) - set(images))
+        images = [image for image in images if not _is_below(image, output, root)]
         jobs = [UpscaleJob(image, output / _rename(image.relative_to(root), suffix, ext)) for image in images]
     if not jobs:
-        ending = f"expected files that end in {', '.join(IMAGE_SUFFIXES)}"
-        more = "" if recursive or not path.is_dir() else "; --recursive takes the folders in it as well"
-        raise UserError(f"no image in {source}: {ending}{more}" if path.is_dir() else f"input {source}: no such file")
+        if not left_out and not path.is_dir():
+            raise UserError(f"input {source}: no such file")
+        also = f"; {describe_left_out(left_out)}" if left_out else ""
+        raise UserError(f"no image in {source}: expected files that end in {', '.join(READ_SUFFIXES)}{also}")
     _refuse_collisions(jobs)
-    return jobs
+    return jobs, left_out
+
+
+def describe_left_out(paths: Sequence[Path]) -> str:
+    """Describe what was left out: ``left out 3 files (2 .txt, 1 .heic) and 1 folder (--recursive includes it)``."""
+    folders = sum(path.is_dir() for path in paths)
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in paths if not path.is_dir())
+    parts = []
+    if kinds:
+        count = len(paths) - folders
+        names = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
+        parts.append(f"{count} file{'s' * (count > 1)} ({names}{', ...' * (len(kinds) > 5)})")
+    if folders:
+        parts.append(f"{folders} folder{'s' * (folders > 1)} (--recursive includes {'them' if folders > 1 else 'it'})")
+    return f"left out {' and '.join(parts)}"
 
 
 def _list(path: Path, recursive: bool) -> list[Path]:
+    """List files, and without ``recursive`` the subfolders of a folder."""
     if path.is_dir():
         below = path.rglob("*") if recursive else path.iterdir()
         found = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    else:
-        found = [Path(name) for name in glob.glob(str(path), recursive=True)]
-    return sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        return sorted(file for file in found if not (recursive and file.is_dir()))
+    return sorted(file for name in glob.glob(str(path), recursive=True) if not (file := Path(name)).is_dir())
 
 
 def _root_of_glob(pattern: Path) -> Path:
-    """The folder before the first part with a wildcard: results mirror what comes after it."""
+    """Return the folder before the first part with a wildcard: results mirror what follows it."""
     plain = []
     for part in pattern.parts[:-1]:
         if glob.has_magic(part):
@@ -81,7 +102,7 @@ def _rename(path: Path, suffix: str, ext: str) -> Path:
 
 
 def _is_below(image: Path, output: Path, root: Path) -> bool:
-    """Whether an image is an earlier result: the output folder may lie within the input folder."""
+    """Return whether an image is an earlier result: the output folder may lie within the input folder."""
     folder = Path(os.path.abspath(output))
     return folder != Path(os.path.abspath(root)) and folder in Path(os.path.abspath(image)).parents
 

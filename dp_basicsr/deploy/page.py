@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 from dp_basicsr.data.images import BadImageError
 from dp_basicsr.deploy.choices import AlphaMode
-from dp_basicsr.deploy.files import read_picture, write_picture
+from dp_basicsr.deploy.decode import read_picture
+from dp_basicsr.deploy.encode import write_picture
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.deploy.picture import upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler

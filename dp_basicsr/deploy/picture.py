@@ -1,25 +1,28 @@
-"""A picture as it stands in a file, and what upscaling makes of each part of it."""
+"""An image as a file holds it, and how each part of it is upscaled."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from dp_basicsr.deploy.choices import AlphaMode
-from dp_basicsr.deploy.upscaler import Upscaler, resize
 from dp_basicsr.utils.tiles import OnTile, Pixels
 
 import cv2
 import numpy as np
 
+if TYPE_CHECKING:
+    from dp_basicsr.deploy.upscaler import Upscaler
+
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with all that is to be kept of it.
+    """An image and its metadata.
 
     Attributes:
         colour: (H, W, 3), RGB, uint8 or uint16; upright (EXIF's orientation is applied).
         alpha: (H, W) of the same type, or None.
-        gray: the three colours are equal, and one is to be written.
+        gray: The three channels are equal, and one is written.
         icc: ICC profile.
         exif: EXIF block, without orientation.
     """
@@ -43,10 +46,10 @@ def upscale_picture(
 
     Args:
         picture: The input.
-        upscaler: Gives the colours; with ``alpha_mode`` ``model`` also the alpha, as a gray image.
-        outscale: Size of the result over that of the input; the network's scale where None.
-        alpha_mode: How the alpha is enlarged, or that it is dropped. One that is the same everywhere stays so.
-        on_tile: is told after each tile.
+        upscaler: Upscales the colours; with ``alpha_mode`` ``model`` also the alpha, as a gray image.
+        outscale: Size of the result over that of the input; None: the network's scale.
+        alpha_mode: How to upscale the alpha, or to drop it. A uniform alpha stays uniform.
+        on_tile: Called after each tile.
     """
     height, width = picture.colour.shape[:2]
     factor = upscaler.scale if outscale is None else outscale
@@ -66,9 +69,9 @@ def upscale_picture(
 
 
 def spread_colours(colour: Pixels, alpha: Pixels) -> Pixels:
-    """Give wholly transparent pixels the colour of the nearest visible one.
+    """Give fully transparent pixels the colour of the nearest visible one.
 
-    What files hold there is arbitrary (often black), and a network would carry it over the edge as a dark fringe.
+    Their colours in files are arbitrary (often black), and a network would spread them over the edge as a dark fringe.
     """
     hidden = alpha == 0
     if not hidden.any() or hidden.all():
@@ -79,6 +82,14 @@ def spread_colours(colour: Pixels, alpha: Pixels) -> Pixels:
     nearest = np.zeros((int(labels.max()) + 1, 3), colour.dtype)
     nearest[labels[~hidden]] = colour[~hidden]
     return np.where(hidden[:, :, None], nearest[labels], colour)
+
+
+def resize(image: Pixels, height: int, width: int) -> Pixels:
+    """Resize (H, W[, 3]) to another size: area averaging to shrink, Lanczos to enlarge."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)  # type: ignore[return-value]
 
 
 def _upscale_alpha(alpha: Pixels, upscaler: Upscaler, mode: AlphaMode, on_tile: OnTile | None) -> Pixels:
@@ -96,7 +107,7 @@ def _is_constant(alpha: Pixels) -> bool:
 
 
 def _part_of(on_tile: OnTile | None, number: int, passes: int) -> OnTile | None:
-    """The progress of one of several passes as that of the whole."""
+    """Convert the progress of one pass into that of all passes."""
     if on_tile is None:
         return None
     return lambda done, total: on_tile(number * total + done, passes * total)

@@ -1,27 +1,36 @@
-"""Upscale the images of a command line."""
+"""Upscale the images of a command line: reading, network and writing overlap."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from dp_basicsr.deploy.batch import UpscaleJob
-from dp_basicsr.deploy.files import read_picture, write_picture
+from dp_basicsr.deploy.decode import read_picture
+from dp_basicsr.deploy.encode import write_picture
 from dp_basicsr.deploy.network import load_network
-from dp_basicsr.deploy.picture import upscale_picture
+from dp_basicsr.deploy.picture import Picture, upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError, readable
 
 from PIL import Image
 from tqdm import tqdm
 
+WAITING = 1  # images that are read ahead, and results that wait to be written: bounds the memory
+
+T = TypeVar("T")
+
 
 def upscaler_from(args: argparse.Namespace) -> Upscaler:
     """Load the model that the arguments name.
 
     Raises:
-        UserError: As ``load_network`` and ``Upscaler``.
+        UserError: See ``load_network`` and ``Upscaler``.
     """
     if args.tile != "auto" and not args.tile.isdecimal():
         raise UserError(f"--tile: expected auto or a number of pixels (0: no tiles), got {args.tile!r}")
@@ -37,22 +46,8 @@ def upscaler_from(args: argparse.Namespace) -> Upscaler:
 
 
 def warn(message: str) -> None:
-    """Print a line on stderr, above the progress bar."""
-    tqdm.write(f"warning: {message}", file=sys.stderr)
-
-
-def upscale_file(job: UpscaleJob, upscaler: Upscaler, args: argparse.Namespace, bar: tqdm) -> None:
-    """Upscale one image and write the result."""
-    picture = read_picture(job.source)
-    bar.set_postfix_str(job.source.name)
-    result = upscale_picture(
-        picture,
-        upscaler,
-        outscale=args.outscale,
-        alpha_mode=args.alpha,
-        on_tile=lambda done, total: bar.set_postfix_str(f"{job.source.name}, tile {done} of {total}"),
-    )
-    write_picture(result, job.target, args.quality)
+    """Print a warning on stderr, above the progress bar."""
+    tqdm.write(readable(f"warning: {message}"), file=sys.stderr)
 
 
 def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
@@ -65,12 +60,58 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
     upscaler = upscaler_from(args)
     print(upscaler.title)
     failed = 0
-    with tqdm(jobs, unit="image", disable=None, dynamic_ncols=True) as bar:
-        for job in bar:
+    with (
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(2) as pool,
+        tqdm(total=len(jobs), unit="image", disable=None, dynamic_ncols=True) as bar,
+    ):
+        warnings.showwarning = lambda message, *_: warn(str(message))  # Pillow's, about damaged metadata
+        reads = _lag((job, pool.submit(read_picture, job.source, tell=_warn_about(job))) for job in jobs)
+        writes = _lag((job, _upscale(job, reading, upscaler, args, pool, bar)) for job, reading in reads)
+        for job, writing in writes:
             try:
-                upscale_file(job, upscaler, args, bar)
+                writing.result()
             except Exception as error:  # any error concerns this image alone and is reported
                 failed += 1
                 kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
                 tqdm.write(readable(f"failed: {job.source} {kind}{error}").replace("\n", "\\n"), file=sys.stderr)
+            bar.update()
     return failed
+
+
+def _lag(items: Iterable[T]) -> Iterator[T]:
+    """Yield each item after ``WAITING`` more have been started."""
+    started: deque[T] = deque()
+    for item in items:
+        started.append(item)
+        if len(started) > WAITING:
+            yield started.popleft()
+    yield from started
+
+
+def _upscale(
+    job: UpscaleJob,
+    reading: Future[Picture],
+    upscaler: Upscaler,
+    args: argparse.Namespace,
+    pool: ThreadPoolExecutor,
+    bar: tqdm,
+) -> Future[None]:
+    """Upscale an image that is being read and start to write the result."""
+    try:
+        result = upscale_picture(
+            reading.result(),
+            upscaler,
+            outscale=args.outscale,
+            alpha_mode=args.alpha,
+            on_tile=lambda done, total: bar.set_postfix_str(f"{job.source.name}, tile {done} of {total}"),
+        )
+    except Exception as error:
+        failure: Future[None] = Future()
+        failure.set_exception(error)
+        return failure
+    return pool.submit(write_picture, result, job.target, args.quality, _warn_about(job))
+
+
+def _warn_about(job: UpscaleJob) -> Callable[[str], None]:
+    return lambda message: warn(f"{job.source}: {message}")

@@ -9,9 +9,8 @@ from dp_basicsr.deploy.choices import OVERLAP, Precision
 from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.memory import is_out_of_memory
-from dp_basicsr.utils.tiles import OnTile, Pixels, to_pixels, upscale_bands
+from dp_basicsr.utils.tiles import Floats, OnTile, Pixels, to_pixels, upscale_bands
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -111,9 +110,9 @@ class Upscaler:
         return result
 
     @torch.inference_mode()
-    def _forward(self, image: Tensor) -> Tensor:
-        """(1, 3, h, w) float32 on the CPU -> (1, 3, scale * h, scale * w) float32 on the CPU, finite."""
-        image = image.to(self.device, memory_format=torch.channels_last)
+    def _forward(self, floats: Floats) -> Floats:
+        """(1, 3, h, w) in [0, 1] -> (1, 3, scale * h, scale * w), finite."""
+        image = torch.from_numpy(floats).to(self.device, memory_format=torch.channels_last)
         result = self._run(image)
         if not torch.isfinite(result).all() and self.precision != "fp32":
             self.tell(f"{self.precision} gives values that are not finite: going on in fp32")
@@ -121,7 +120,7 @@ class Upscaler:
             result = self._run(image)
         if not torch.isfinite(result).all():
             raise UserError("the network gives values that are not finite, in fp32 too: its weights are not usable")
-        return result.cpu()
+        return result.cpu().numpy()
 
     def _run(self, image: Tensor) -> Tensor:
         with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
@@ -160,14 +159,6 @@ def find_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise UserError(f"--device {name}: not there ({reason}); expected auto, cpu, cuda, cuda:1 or mps") from error
     return device
-
-
-def resize(image: Pixels, height: int, width: int) -> Pixels:
-    """Resize (H, W[, 3]) to another size: the mean of the area where it shrinks, Lanczos where it grows."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)  # type: ignore[return-value]
 
 
 def _pad(pixels: Pixels, multiple: int) -> Pixels:

@@ -13,7 +13,7 @@ from typing import Any
 from dp_basicsr.data.images import encode_png
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError
-from dp_basicsr.utils.tiles import blend_tiles
+from dp_basicsr.utils.tiles import Floats, blend_tiles
 
 import numpy as np
 import torch
@@ -147,15 +147,15 @@ class ThreadedValidation(BaseModel):
             super().test()
             return
 
-        def one_tile(rows: slice, columns: slice) -> Tensor:
+        def one_tile(rows: slice, columns: slice) -> Floats:
             self.lq = whole[..., rows, columns]
             super(ThreadedValidation, self).test()
-            return self.output[0].float().cpu()
+            return self.output[0].float().cpu().numpy()
 
         multiple = FOLDED.get(scale, 1) if self.opt["network_g"]["type"] == "RRDBNet" else 1
         overlap = val.get("tile_overlap", OVERLAP) * multiple  # a folded network sees that much farther
         bands = blend_tiles(one_tile, whole.shape[-2], whole.shape[-1], scale, val["tile"], overlap, multiple)
-        self.output, self.lq = torch.cat(list(bands), dim=1)[None], whole
+        self.output, self.lq = torch.from_numpy(np.concatenate(list(bands), axis=1))[None], whole
 
     def _image_path(self, name: str, dataset_name: str, current_iter: int | str) -> Path:
         """Where BasicSR saves a result."""

@@ -1,4 +1,7 @@
-"""Upscaling in tiles, row by row of tiles: memory is bounded by the tile and one band of the result."""
+"""Upscaling in tiles, one row of tiles at a time: memory is bounded by the tile and one band of the result.
+
+Works on NumPy arrays, so that programs that run a network without torch need not import it.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 Pixels = NDArray[Any]  # uint8 or uint16
-Forward = Callable[[Tensor], Tensor]
-OneTile = Callable[[slice, slice], Tensor]  # rows, columns -> their result
+Floats = NDArray[np.float32]
+Forward = Callable[[Floats], Floats]
+OneTile = Callable[[slice, slice], Floats]  # rows, columns -> their result
 OnTile = Callable[[int, int], None]  # tiles done, of how many
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How an image is cut along one dimension.
+    """Division of an image into tiles along one dimension.
 
-    As few tiles as there can be, all of one size, which is no larger than it has to be. In the middle of every overlap
-    one tile fades into the next over half of ``overlap``; what lies outside of the fade, where a tile sees the end of
-    its picture instead of its neighbourhood, is not used.
+    There are as few tiles as possible, all of one size, which is no larger than necessary. In the middle of every
+    overlap one tile fades into the next over half of ``overlap``. What lies outside the fade is discarded: there a tile
+    sees its border instead of its neighbourhood.
 
     Args:
-        length: pixels of the image.
-        tile: pixels of a tile at most, the overlap included.
-        overlap: pixels that neighbouring tiles share at least.
-        multiple: starts and sizes are multiples of it (``length`` must be).
+        length: Pixels of the image.
+        tile: Largest size of a tile in pixels, overlap included.
+        overlap: Smallest number of pixels that neighbouring tiles share.
+        multiple: Starts and sizes are multiples of it (``length`` must be).
     """
 
     length: int
@@ -40,76 +42,75 @@ class Grid:
 
     @property
     def largest(self) -> int:
-        """What ``tile`` comes to: no more than the image has, a multiple of ``multiple``."""
+        """``tile``, limited to the image and rounded down to a multiple of ``multiple``."""
         return min(self.length, max(self.tile // self.multiple, 1) * self.multiple)
 
     @property
     def shared(self) -> int:
-        """Pixels that are shared at least: no more than half a tile."""
+        """Smallest number of shared pixels: no more than half a tile."""
         return min(self.overlap, self.largest // 2) // self.multiple * self.multiple
 
     @property
     def count(self) -> int:
-        """How many tiles there are."""
+        """Number of tiles."""
         return max(math.ceil((self.length - self.shared) / (self.largest - self.shared)), 1)
 
     @property
     def size(self) -> int:
-        """Pixels of a tile: what that many need to cover the image and share ``shared``."""
+        """Pixels of a tile: what ``count`` tiles need to cover the image and share ``shared``."""
         covered = self.length + (self.count - 1) * self.shared
         return math.ceil(covered / self.count / self.multiple) * self.multiple
 
     @property
     def starts(self) -> list[int]:
-        """Where the tiles start: at even distances."""
+        """First pixel of each tile, evenly spaced."""
         free = (self.length - self.size) // self.multiple
         return [index * free // max(self.count - 1, 1) * self.multiple for index in range(self.count)]
 
-    def weights(self, scale: int) -> Tensor:
-        """(tiles, scale * size): the share of each tile in the result; over all tiles they add up to 1 everywhere."""
-        starts = torch.tensor(self.starts, dtype=torch.float64)
+    def weights(self, scale: int) -> Floats:
+        """(tiles, scale * size): the share of each tile in the result. Over all tiles they add up to 1 everywhere."""
+        starts = np.array(self.starts, np.float64)
         middles = (starts[1:] + starts[:-1] + self.size) / 2 * scale
         fade = max(self.shared / 2 * scale, 1e-6)
-        pixels = starts[:, None] * scale + torch.arange(self.size * scale) + 0.5
-        ones, zeros = torch.ones(1, pixels.shape[1]), torch.zeros(1, pixels.shape[1])
-        # Each tile takes over from the one before and hands over to the one after.
-        enter = ((pixels[1:] - middles[:, None]) / fade + 0.5).clamp(0, 1)
-        leave = ((pixels[:-1] - middles[:, None]) / fade + 0.5).clamp(0, 1)
-        return (torch.cat([ones, enter]) - torch.cat([leave, zeros])).float()
+        pixels = starts[:, None] * scale + np.arange(self.size * scale) + 0.5
+        ones, zeros = np.ones_like(pixels[:1]), np.zeros_like(pixels[:1])
+        # Each tile takes over from the previous one and hands over to the next.
+        enter = ((pixels[1:] - middles[:, None]) / fade + 0.5).clip(0, 1)
+        leave = ((pixels[:-1] - middles[:, None]) / fade + 0.5).clip(0, 1)
+        return (np.concatenate([ones, enter]) - np.concatenate([leave, zeros])).astype(np.float32)
 
 
-def to_tensor(pixels: Pixels) -> Tensor:
+def to_floats(pixels: Pixels) -> Floats:
     """(H, W, 3) uint8 or uint16 -> (1, 3, H, W) float32 in [0, 1]."""
-    floats = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
-    return torch.from_numpy(floats).permute(2, 0, 1).unsqueeze(0)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(np.iinfo(pixels.dtype).max)
 
 
-def to_pixels(image: Tensor, dtype: np.dtype) -> Pixels:
+def to_pixels(image: Floats, dtype: np.dtype) -> Pixels:
     """(3, H, W) float in [0, 1] (clipped) -> (H, W, 3) of ``dtype``, rounded."""
-    scaled = image.clamp(0, 1).mul(np.iinfo(dtype).max).round_()
-    return scaled.permute(1, 2, 0).numpy().astype(dtype)
+    scaled = image.clip(0, 1) * np.float32(np.iinfo(dtype).max)
+    return np.rint(scaled, out=scaled).transpose(1, 2, 0).astype(dtype)
 
 
 def upscale_bands(
     forward: Forward, pixels: Pixels, scale: int, tile: int, overlap: int, multiple: int, on_tile: OnTile | None
-) -> Iterator[Tensor]:
-    """Upscale the pixels of an image and give the result from top to bottom, a band for each row of tiles.
+) -> Iterator[Floats]:
+    """Upscale the pixels of an image and yield the result from top to bottom, a band for each row of tiles.
 
     Args:
-        forward: (1, 3, h, w) float32 in [0, 1] -> (1, 3, scale * h, scale * w) float32, on the CPU.
+        forward: (1, 3, h, w) float32 in [0, 1] -> (1, 3, scale * h, scale * w) float32.
         pixels: (H, W, 3), uint8 or uint16; H and W are multiples of ``multiple``.
-        scale: of ``forward``.
-        tile: see ``blend_tiles``.
-        overlap: see ``Grid``.
-        multiple: see ``Grid``.
-        on_tile: is told after each tile.
+        scale: Of ``forward``.
+        tile: See ``blend_tiles``.
+        overlap: See ``Grid``.
+        multiple: See ``Grid``.
+        on_tile: Called after each tile.
 
     Yields:
         (3, h, scale * W) float32; all h add up to scale * H.
     """
 
-    def one_tile(rows: slice, columns: slice) -> Tensor:
-        return forward(to_tensor(pixels[rows, columns]))[0]
+    def one_tile(rows: slice, columns: slice) -> Floats:
+        return forward(to_floats(pixels[rows, columns]))[0]
 
     height, width = pixels.shape[:2]
     yield from blend_tiles(one_tile, height, width, scale, tile, overlap, multiple, on_tile)
@@ -124,37 +125,39 @@ def blend_tiles(
     overlap: int,
     multiple: int = 1,
     on_tile: OnTile | None = None,
-) -> Iterator[Tensor]:
-    """Put the result of an image together from those of its tiles, a band for each row of tiles.
+) -> Iterator[Floats]:
+    """Blend the results of tiles into that of the image and yield a band for each row of tiles.
 
     Args:
-        one_tile: rows and columns of the image -> their result, (3, scale * h, scale * w) float32, on the CPU.
-        height: of the image, a multiple of ``multiple``.
-        width: likewise.
-        scale: of ``one_tile``.
-        tile: see ``Grid``; 0 takes the whole image at once.
-        overlap: see ``Grid``.
-        multiple: see ``Grid``.
-        on_tile: is told after each tile.
+        one_tile: Rows and columns of the image -> their result, (C, scale * h, scale * w) float32.
+        height: Of the image, a multiple of ``multiple``.
+        width: Likewise.
+        scale: Of ``one_tile``.
+        tile: See ``Grid``; 0 takes the whole image at once.
+        overlap: See ``Grid``.
+        multiple: See ``Grid``.
+        on_tile: Called after each tile.
 
     Yields:
-        (3, h, scale * width) float32; all h add up to scale * height.
+        (C, h, scale * width) float32; all h add up to scale * height.
     """
     rows = Grid(height, tile or height, overlap, multiple)
     columns = Grid(width, tile or width, overlap, multiple)
     row_weights, column_weights = rows.weights(scale), columns.weights(scale)
     ends = [start * scale for start in rows.starts[1:]] + [height * scale]
     total = len(rows.starts) * len(columns.starts)
-    carried = torch.zeros(3, 0, width * scale)
+    band = np.zeros((1, 0, 1), np.float32)
     for row, y in enumerate(rows.starts):
-        band = torch.zeros(3, rows.size * scale, width * scale)
-        band[:, : carried.shape[1]] = carried
+        carried = band  # rows that the previous row of tiles shares with this one
         for column, x in enumerate(columns.starts):
             result = one_tile(slice(y, y + rows.size), slice(x, x + columns.size))
+            if column == 0:
+                band = np.zeros((len(result), rows.size * scale, width * scale), np.float32)
+                band[:, : carried.shape[1]] = carried
             weight = row_weights[row][:, None] * column_weights[column]
-            band[:, :, x * scale : (x + columns.size) * scale].addcmul_(result, weight)
+            band[:, :, x * scale : (x + columns.size) * scale] += result * weight
             if on_tile:
                 on_tile(row * len(columns.starts) + column + 1, total)
         finished = ends[row] - y * scale
-        carried = band[:, finished:].clone()
         yield band[:, :finished]
+        band = band[:, finished:]

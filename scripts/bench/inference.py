@@ -6,11 +6,12 @@ import tempfile
 from pathlib import Path
 
 from dp_basicsr.archs import RRDBNetDP
-from dp_basicsr.deploy.files import read_picture, write_picture
+from dp_basicsr.deploy.decode import read_picture
+from dp_basicsr.deploy.encode import write_picture
 from dp_basicsr.deploy.loaded_network import LoadedNetwork, NetworkSpec
 from dp_basicsr.deploy.picture import upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
-from dp_basicsr.utils.tiles import to_tensor
+from dp_basicsr.utils.tiles import to_floats
 
 import cv2
 import numpy as np
@@ -52,9 +53,10 @@ def measure(settings: Settings) -> list[Table]:
             "ours": lambda: write_picture(upscale_picture(read_picture(source), upscaler), target),
         }
         seconds = in_turns(works, settings.rounds)
-    corner = to_tensor(pixels[:64, :64])
+    corner = to_floats(pixels[:64, :64])
     with torch.no_grad():
-        difference = float((plain(corner.to(upscaler.device)).cpu() - upscaler._forward(corner)).abs().max())
+        expected = plain(torch.from_numpy(corner).to(upscaler.device)).cpu().numpy()
+    difference = float(np.abs(expected - upscaler._forward(corner)).max())
     note = f"{blocks} blocks, 64 features; the networks' outputs differ by at most {difference:.1e}."
     table = compare(f"Inference, {size} x {size} pixels, x4, file to file", seconds, None, note)
     table.figures["difference"] = difference

@@ -10,7 +10,8 @@ from typing import Any
 
 from dp_basicsr.data.images import BadImageError
 from dp_basicsr.deploy.choices import FORMATS
-from dp_basicsr.deploy.files import encode_picture, read_picture, write_picture
+from dp_basicsr.deploy.decode import read_picture
+from dp_basicsr.deploy.encode import encode_picture, write_picture
 from dp_basicsr.deploy.picture import Picture
 
 import cv2
@@ -140,6 +141,25 @@ def test_16_bit_tiff_is_turned_upright(orientation: int) -> None:
     assert np.array_equal(read_picture(Path("in.tif")).colour >> 8, np.asarray(expected))
 
 
+@pytest.mark.parametrize(
+    ("damaged", "error"),
+    [
+        (b"\x01\x1a\0\x01", "TypeError"),  # the resolution as a byte
+        (b"\x01\x32\0\x05", "AttributeError"),  # the date as a fraction
+    ],
+)
+def test_exif_that_pillow_cannot_write_again_is_dropped_with_a_warning(damaged: bytes, error: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.0
+    Image.fromarray(RGB).save("in.jpg", exif=exif.tobytes().replace(b"\x01\x1a\0\x05", damaged))
+    told: list[str] = []
+    picture = read_picture(Path("in.jpg"), tell=told.append)
+    assert picture.exif is None
+    assert picture.colour.shape == (9, 6, 3), "its orientation is applied"
+    assert len(told) == 1
+    assert told[0].startswith(f"EXIF is dropped: it is damaged ({error}: ")
+
+
 def _with_orientation(array: np.ndarray, orientation: int) -> Image.Image:
     image = Image.fromarray(array)
     image.getexif()[0x0112] = orientation
@@ -202,12 +222,12 @@ def _cut(path: str) -> None:
         (
             "text.png",
             lambda path: Path(path).write_text("hello"),
-            "of a kind that is not read .*PNG, JPEG, WEBP, TIFF",
+            "is not an image of a supported type .*PNG, JPEG, WEBP, TIFF",
         ),
         (
             "float.tif",
             lambda path: tifffile.imwrite(path, RGB16[:, :, 0].astype(np.float32)),
-            "32 bits a channel or floats",
+            "32 bits per channel or floats",
         ),
         ("none.png", lambda path: None, "No such file"),
     ],
