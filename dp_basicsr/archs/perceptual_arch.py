@@ -1,12 +1,12 @@
-"""The frozen networks that a perceptual loss looks through: VGG (Eq. 4) and ResNet (Eq. 5)."""
+"""The frozen networks of a perceptual loss: VGG (Eq. 4), ResNet (Eq. 5), and any other."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any
 
-from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone
+from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone, require_weights
 from dp_basicsr.errors import UserError
 
 import torch
@@ -23,19 +23,21 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # torchvision's ResNet family (all have conv1 ... layer4) and BasicSR's VGG names, with and without batch-norm.
 RESNET_TYPES = tuple(name for name in models.list_models(module=models) if "resn" in name)
 VGG_TYPES = tuple(sorted(NAMES)) + tuple(f"{name}_bn" for name in sorted(NAMES))
+MAX_NAMED = 40  # choices in one message
 RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class FrozenFeatures(nn.Module):
     """A network of named parts, run in order, that gives the outputs of some of them and never learns.
 
-    It stays in eval mode whatever ``train()`` is called on it or above it, and none of its weights has a gradient.
+    It stays in eval mode when ``train()`` is called on it or its parent, and none of its weights has a gradient.
 
     Args:
         parts: The network, cut into named parts; what follows the last wanted one is dropped.
         layers: Names of the parts whose outputs are wanted.
-        use_input_norm: Normalise RGB in [0, 1] by ImageNet's mean and standard deviation.
+        use_input_norm: Normalise RGB in [0, 1] by ``mean`` and ``std``.
         range_norm: Inputs are in [-1, 1] and are brought to [0, 1] first.
+        mean, std: ImageNet's, by default.
 
     Raises:
         ValueError: ``layers`` is empty or has a name that the network does not have.
@@ -45,17 +47,25 @@ class FrozenFeatures(nn.Module):
     std: Tensor
 
     def __init__(
-        self, parts: dict[str, nn.Module], layers: Iterable[str], use_input_norm: bool, range_norm: bool
+        self,
+        parts: dict[str, nn.Module],
+        layers: Iterable[str],
+        use_input_norm: bool,
+        range_norm: bool,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
         self.layers = tuple(layers)
-        _check_layers(self.layers, parts)
+        check_layers(self.layers, parts)
         last = max(list(parts).index(name) for name in self.layers)
         self.parts = nn.ModuleDict(dict(list(parts.items())[: last + 1]))
+        require_weights(self.parts)
         self.use_input_norm = use_input_norm
         self.range_norm = range_norm
-        self.register_buffer("mean", _per_channel(IMAGENET_MEAN, torch.ones(())), persistent=False)
-        self.register_buffer("std", _per_channel(IMAGENET_STD, torch.ones(())), persistent=False)
+        self.statistics = (tuple(mean), tuple(std))
+        for name, values in zip(("mean", "std"), self.statistics, strict=True):
+            self.register_buffer(name, _per_channel(values, torch.ones(())), persistent=False)
         self.requires_grad_(False)
         self.train(False)
 
@@ -66,15 +76,18 @@ class FrozenFeatures(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenFeatures:
         """Move or cast; the statistics are made anew, because ``double()`` would keep float32's rounding of 0.485."""
         super()._apply(fn, recurse)
-        self.mean, self.std = _per_channel(IMAGENET_MEAN, self.mean), _per_channel(IMAGENET_STD, self.std)
+        self.mean, self.std = (_per_channel(values, self.mean) for values in self.statistics)
         return self
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Bring images, (N, 3, H, W), from [0, 1] or [-1, 1] to what the network takes."""
+        if self.range_norm:
+            x = (x + 1) / 2
+        return (x - self.mean) / self.std if self.use_input_norm else x
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Features of ``x``, (N, 3, H, W), RGB in [0, 1] (in [-1, 1] with ``range_norm``), by name of layer."""
-        if self.range_norm:
-            x = (x + 1) / 2
-        if self.use_input_norm:
-            x = (x - self.mean) / self.std
+        x = self.normalise(x)
         features = {}
         for name, part in self.parts.items():
             x = part(x)
@@ -110,7 +123,7 @@ class VGGFeatures(FrozenFeatures):
         names = NAMES[network.removesuffix("_bn")]
         names = insert_bn(names) if network.endswith("_bn") else names
         layers = tuple(layers)
-        _check_layers(layers, names)
+        check_layers(layers, names)
         last = max(names.index(name) for name in layers)
         net = load_backbone(network, weights).features[: last + 1]
         if weights == "random":
@@ -142,7 +155,7 @@ class ResNetFeatures(FrozenFeatures):
         range_norm: See :class:`FrozenFeatures`.
         batch_stats: Batch-norm uses the statistics of each batch in place of ImageNet's, as in the released code, which
             left the network in train mode. The running statistics are dropped: nothing changes from call to call.
-            Without it batch-norm is a fixed scale and shift, and becomes a part of the convolution before it.
+            Without it batch-norm is a fixed scale and shift, and is folded into the convolution before it.
 
     Raises:
         ValueError: An unknown network or layer, or weights that cannot be had or do not fit.
@@ -159,32 +172,29 @@ class ResNetFeatures(FrozenFeatures):
     ) -> None:
         _check_choice("ResNet network", network, RESNET_TYPES)
         layers = tuple(layers)
-        _check_layers(layers, RESNET_STAGES)
+        check_layers(layers, RESNET_STAGES)
         net = load_backbone(network, weights)
         parts: dict[str, nn.Module] = {"stem": nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)}
         parts |= {stage: getattr(net, stage) for stage in RESNET_STAGES[: RESNET_STAGES.index(max(layers)) + 1]}
         if weights == "random":
             initialise_randomly(nn.Sequential(*parts.values()), network)
         if batch_stats:
-            _use_batch_statistics(nn.Sequential(*parts.values()))
+            use_batch_statistics(nn.Sequential(*parts.values()))
         super().__init__(parts, layers, use_input_norm, range_norm)
-        self.foldable = not batch_stats
-
-    def fold(self) -> None:
-        """Make batch-norm a part of the convolutions before it, in the precision that the network has now."""
-        if self.foldable:
+        # In a tuple, so that it is no submodule: what float64 is folded from, since float32 would round the products.
+        self.unfolded: tuple[nn.ModuleDict, ...] = ()
+        if not batch_stats:
+            self.unfolded = (copy.deepcopy(self.parts),)
             _fold_batch_norm(self.parts)
-            self.foldable = False
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Fold, and compile what is left: a compiler cannot follow modules that are replaced."""
-        self.fold()
-        super().compile(*args, **kwargs)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """See :class:`FrozenFeatures`. The first call folds batch-norm."""
-        self.fold()
-        return super().forward(x)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ResNetFeatures:
+        """Move or cast; a cast to float64 folds batch-norm anew."""
+        super()._apply(fn, recurse)
+        weight = next(self.parts.parameters())
+        if self.unfolded and weight.dtype == torch.float64:
+            self.parts, self.unfolded = self.unfolded[0].to(weight), ()
+            _fold_batch_norm(self.parts)
+        return self
 
 
 def _fold_batch_norm(net: nn.Module) -> None:
@@ -200,7 +210,7 @@ def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, 3, 1, 1)
 
 
-def _use_batch_statistics(net: nn.Module) -> None:
+def use_batch_statistics(net: nn.Module) -> None:
     """Without running statistics batch-norm takes those of the batch, also in eval mode."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -210,10 +220,12 @@ def _use_batch_statistics(net: nn.Module) -> None:
 
 def _check_choice(what: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
-        raise UserError(f"{what}: expected one of {', '.join(choices)}; got {value!r}")
+        names = list(choices)
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        raise UserError(f"{what}: expected one of {', '.join(names[:MAX_NAMED])}{more}; got {value!r}")
 
 
-def _check_layers(layers: tuple[str, ...], names: Iterable[str]) -> None:
+def check_layers(layers: tuple[str, ...], names: Iterable[str]) -> None:
     if not layers:
         raise UserError(f"expected at least one layer out of {', '.join(names)}; got none")
     for layer in layers:

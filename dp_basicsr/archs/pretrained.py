@@ -21,6 +21,9 @@ PRETRAINED_DIR = Path("experiments/pretrained_models")
 # What torchvision shipped when the paper was written (torch 1.7), and what its code loads with pretrained=True.
 WEIGHTS_ENTRY = "IMAGENET1K_V1"
 
+# The classifiers of torchvision's networks, which no feature needs.
+HEADS = frozenset({"fc", "classifier", "head", "heads", "AuxLogits", "aux1", "aux2"})
+
 # Seed of `weights: random`, so that two runs with random networks are comparable.
 RANDOM_SEED = 0
 
@@ -95,35 +98,63 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def load_backbone(network: str, source: str) -> Any:
     """Build a torchvision network with its weights.
 
+    A checkpoint without the classifier, as self-supervised training leaves it, is taken: what it does not hold stays on
+    the meta device, and :func:`require_weights` refuses it where it is needed.
+
     Args:
         network: torchvision's name, for example ``resnet50``.
         source: ``imagenet``, a path (see :func:`find_weights`), or ``random``: the network stays on the meta device,
             for the caller to take the part it needs and fill it by :func:`initialise_randomly`.
 
     Raises:
-        UserError: The weights cannot be had, or do not fit the network key by key.
+        UserError: The weights cannot be had, or are those of another network.
     """
     with torch.device("meta"):  # no time or memory for weights that are replaced at once
         net = models.get_model(network, weights=None)
     if source == "random":
         return net
     path = find_weights(network, source)
+    state = {name: value for name, value in read_state_dict(path).items() if name.partition(".")[0] not in HEADS}
     try:
-        net.load_state_dict(read_state_dict(path), strict=True, assign=True)
+        _, unexpected = net.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         raise UserError(f"{path} does not hold the weights of {network}: {' '.join(str(error).split())}") from error
+    children = {name for name, _ in net.named_children()}
+    foreign = [name for name in unexpected if name.partition(".")[0] in children]
+    if foreign or len(unexpected) == len(state):
+        named = ", ".join((foreign or list(state))[:3])
+        raise UserError(f"{path} does not hold the weights of {network}, but {named or 'nothing'}")
     return net
+
+
+def require_weights(net: nn.Module) -> None:
+    """Refuse a network with tensors on the meta device, which its file does not hold (UserError)."""
+    missing = [name for name, value in net.state_dict().items() if value.is_meta]
+    if missing:
+        raise UserError(f"the weights of the perceptual network lack {len(missing)} tensors: {', '.join(missing[:3])}")
+
+
+def random_network(network: str) -> nn.Module:
+    """Build a torchvision network with its own random initialisation, seeded; the global random state is untouched."""
+    warn_random(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        return models.get_model(network, weights=None)  # type: ignore[no-any-return]
+
+
+def warn_random(network: str) -> None:
+    """Say in the log of every run that a network's features are not those of the paper."""
+    get_root_logger().warning(
+        f"{network}: RANDOM weights (as the options ask). Its features are not ImageNet's: for trials and demos only."
+    )
 
 
 def initialise_randomly(net: nn.Module, network: str) -> nn.Module:
     """Fill a network from the meta device as torchvision initialises it, seeded; the global random state is untouched.
 
-    He initialisation for convolutions, identity for batch-norm. A warning goes to the log of every run, because the
-    features of a random network are not those of the paper.
+    He initialisation for convolutions, identity for batch-norm.
     """
-    get_root_logger().warning(
-        f"{network}: RANDOM weights (as the options ask). Its features are not ImageNet's: for trials and demos only."
-    )
+    warn_random(network)
     generator = torch.Generator().manual_seed(RANDOM_SEED)
     net.to_empty(device="cpu")
     for module in net.modules():

@@ -67,6 +67,23 @@ def weighted_total(reference: Tensor, terms: Sequence[Tensor], weights: Sequence
     return reference + sum((w * term for w, term in zip(weights, terms, strict=True)), torch.zeros_like(reference))
 
 
+def gradient_shares(gradients: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    r"""Share of each term in the sum of the terms' gradient norms at the image.
+
+    .. math:: s_i = \frac{w_i \lVert g_i \rVert_2}{\sum_j w_j \lVert g_j \rVert_2}, \qquad w_0 = 1
+
+    Args:
+        gradients: Of the reference and of each term, before weighting, all of the image's shape.
+        weights: Of each term, 0-d.
+
+    Returns:
+        (n,) shares in [0, 1] that sum to 1; NaN where all gradients are 0.
+    """
+    norms = torch.stack([gradient.norm() for gradient in gradients])
+    weighted = torch.stack([torch.ones_like(norms[0]), *(weight.to(norms) for weight in weights)]) * norms
+    return weighted / weighted.sum()
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """``x``, as float32 where it is of half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

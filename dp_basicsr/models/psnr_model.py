@@ -23,7 +23,7 @@ class PSNRModel(TrainingStep, SRModel):
                 self.output = self.net_g(lq)
                 losses = self.losses(self.output, gt)
             self.scaler.scale(torch.stack(list(losses.values())).sum() * share).backward()
-            logs.append(losses)
+            logs.append((share, losses))
         self.apply_gradients(current_iter, [self.optimizer_g], logs)
 
     def losses(self, sr: Tensor, gt: Tensor) -> Losses:

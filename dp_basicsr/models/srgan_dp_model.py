@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dp_basicsr.errors import UserError
 from dp_basicsr.losses.dp_loss import DPLoss
 from dp_basicsr.losses.functional import at_least_float32
+from dp_basicsr.losses.ldl_loss import ldl_loss
 from dp_basicsr.models.training_step import Losses, TrainingStep
 
 import torch
@@ -13,7 +15,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
 # Names of DPLoss's terms in the log; those of extra networks get the same prefixes.
-LOG_PREFIXES = (("l_", "l_g_"), ("weight", "dp_weight"))
+LOG_PREFIXES = (("l_", "l_g_"), ("weight", "dp_weight"), ("share", "dp_share"))
 
 # A discriminator whose losses stay below 1e-3 in ten looks in a row (ours) has won: what it teaches G vanishes.
 COLLAPSED_LOSS, COLLAPSED_LOOKS = 1e-3, 10
@@ -31,6 +33,13 @@ class SRGANDPModel(TrainingStep, SRGANModel):
 
     collapsed_looks = 0
 
+    def init_training_settings(self) -> None:
+        """As BasicSR's; ``ldl_opt`` needs the EMA generator (UserError)."""
+        train = self.opt["train"]
+        if train.get("ldl_opt") and not train.get("ema_decay", 0) > 0:
+            raise UserError("train: ldl_opt: expected ema_decay > 0, whose generator it compares with, got none")
+        super().init_training_settings()
+
     def optimize_parameters(self, current_iter: int) -> None:
         """One step of G and D on the batch in ``self.lq``, ``self.gt`` ((N, 3, H, W), RGB in [0, 1]).
 
@@ -41,7 +50,8 @@ class SRGANDPModel(TrainingStep, SRGANModel):
         self.optimizer_g.zero_grad()
         self.optimizer_d.zero_grad()
         statistics = [buffer.clone() for buffer in self.net_d.buffers()]
-        logs = [self.accumulate(*part, update_g) for part in self.parts(self.net_g, self.net_d)]
+        parts = self.parts(self.net_g, self.net_d)
+        logs = [(share, self.accumulate(lq, gt, share, update_g)) for lq, gt, share in parts]
         optimizers = [self.optimizer_d, self.optimizer_g] if update_g else [self.optimizer_d]
         self.apply_gradients(current_iter, optimizers, logs)
         for buffer, before in zip(self.net_d.buffers(), statistics, strict=True):
@@ -61,7 +71,7 @@ class SRGANDPModel(TrainingStep, SRGANModel):
             sr.grad = torch.autograd.grad(self.scaler.scale(l_g_gan * share), sr, retain_graph=True)[0]
         log_d = self.backward_discriminator(real, fake, share)
         if update_g:
-            log = self.backward_generator(sr, gt, share)
+            log = self.backward_generator(lq, sr, gt, share)
             log["l_g_gan"] = l_g_gan
         return log | log_d
 
@@ -72,7 +82,7 @@ class SRGANDPModel(TrainingStep, SRGANModel):
         torch.autograd.backward(self.scaler.scale((l_d_real + l_d_fake) * share), inputs=list(self.net_d.parameters()))
         return {"l_d_real": l_d_real, "l_d_fake": l_d_fake, "out_d_real": real.mean(), "out_d_fake": fake.mean()}
 
-    def backward_generator(self, sr: Tensor, gt: Tensor, share: float) -> Losses:
+    def backward_generator(self, lq: Tensor, sr: Tensor, gt: Tensor, share: float) -> Losses:
         """Add the image losses' gradients to the adversarial one on ``sr``, (N, 3, H, W); send the sum through G."""
 
         def scale(loss: Tensor) -> Tensor:
@@ -82,6 +92,11 @@ class SRGANDPModel(TrainingStep, SRGANModel):
         if self.cri_pix:
             losses["l_g_pix"] = self.cri_pix(sr, gt)
             scale(losses["l_g_pix"]).backward()
+        if self.cri_ldl:
+            with torch.no_grad(), self.autocast():
+                ema = at_least_float32(self.net_g_ema(lq))
+            losses["l_g_ldl"] = ldl_loss(self.cri_ldl, sr, gt, ema)
+            scale(losses["l_g_ldl"]).backward()
         with self.autocast():
             if isinstance(self.cri_perceptual, DPLoss):
                 l_g_percep = self.cri_perceptual.backward(sr, gt, scale)

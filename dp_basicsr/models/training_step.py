@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from dp_basicsr.archs.perceptual_arch import FrozenFeatures
 from dp_basicsr.errors import UserError
+from dp_basicsr.losses.dual_perceptual_loss import DualPerceptualLoss
 from dp_basicsr.models.plugin_model import PluginModel
 from dp_basicsr.models.step_guard import StepGuard, not_finite, step_unless
 
@@ -51,10 +51,8 @@ class TrainingStep(PluginModel):
         super().init_training_settings()
         if self.cri_perceptual is not None and train.get("channels_last", False):
             self.cri_perceptual.to(memory_format=torch.channels_last)
-        if self.cri_perceptual is not None and train.get("compile", False):
-            for module in self.cri_perceptual.modules():
-                if isinstance(module, FrozenFeatures):
-                    module.compile()
+        if isinstance(self.cri_perceptual, DualPerceptualLoss) and train.get("compile", False):
+            self.cri_perceptual.compile_networks()
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
         """As every model's, and the gradient scaler's."""
@@ -70,11 +68,12 @@ class TrainingStep(PluginModel):
         return torch.autocast(self.device.type, AMP[self.amp], enabled=self.amp != "none")
 
     def parts(self, *nets: nn.Module) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """The batch in ``train: grad_accumulation`` parts: lq, gt and the part's share of the batch.
+        """The batch in ``train: grad_accumulation`` parts, as even as possible: lq, gt and the part's share.
 
         Several processes average the gradients of ``nets`` once, with the last part.
         """
-        pairs = list(zip(self.lq.chunk(self.grad_accumulation), self.gt.chunk(self.grad_accumulation), strict=True))
+        n = self.grad_accumulation
+        pairs = list(zip(self.lq.tensor_split(n), self.gt.tensor_split(n), strict=True))
         for number, (lq, gt) in enumerate(pairs, start=1):
             with ExitStack() as stack:
                 for net in nets:
@@ -83,16 +82,18 @@ class TrainingStep(PluginModel):
                 yield lq, gt, len(lq) / len(self.lq)
 
     def apply_gradients(
-        self, iteration: int, optimizers: Sequence[torch.optim.Optimizer], logs: Sequence[Losses]
+        self, iteration: int, optimizers: Sequence[torch.optim.Optimizer], logs: Sequence[tuple[float, Losses]]
     ) -> None:
-        """Step the optimizers, if all gradients and losses are finite, and log the parts' mean losses.
+        """Step the optimizers, if all gradients and losses are finite, and log the batch's mean losses.
+
+        ``logs`` has each part's share of the batch and its losses.
 
         Gradients are cut to the norm ``train: grad_clip`` (of each network) if it is given.
 
         Raises:
             UserError: ``train: max_nonfinite`` steps in a row were not finite.
         """
-        self.log_dict = {name: sum(log[name].detach() for log in logs) / len(logs) for name in logs[0]}
+        self.log_dict = {name: sum(share * log[name].detach() for share, log in logs) for name in logs[0][1]}
         gradients = []
         for optimizer in optimizers:
             self.scaler.unscale_(optimizer)

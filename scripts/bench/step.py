@@ -97,7 +97,8 @@ def build_ours(quick: bool, changes: dict[str, Any]) -> Any:
 def build_unfolded(quick: bool) -> Any:
     """ESRGANDPModel whose ResNet keeps its batch-norms separate from its convolutions."""
     model = build_ours(quick, {})
-    model.cri_perceptual.weighted["resnet"].features.foldable = False
+    features = model.cri_perceptual.weighted["resnet"].features
+    features.parts = features.unfolded[0]
     return model
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr.archs import ResNetFeatures, VGGFeatures, pretrained
 from dp_basicsr.archs.pretrained import find_weights, read_state_dict, weights_url
@@ -81,7 +82,7 @@ def test_offline_names_url_file_and_folder(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(part in str(raised.value) for part in (url, "resnet50-0676ba61.pth", "experiments/pretrained_models"))
 
 
-def test_a_state_dict_is_loaded_whole_and_strictly(tmp_path: Path) -> None:
+def test_a_state_dict_gives_torchvision_s_features(tmp_path: Path) -> None:
     net = models.resnet18(weights=None).eval()
     torch.save(net.state_dict(), tmp_path / "net.pth")
     features = ResNetFeatures(["layer2"], "resnet18", str(tmp_path / "net.pth"), use_input_norm=False)
@@ -89,10 +90,33 @@ def test_a_state_dict_is_loaded_whole_and_strictly(tmp_path: Path) -> None:
     expected = net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x))))))
     torch.testing.assert_close(features(x)["layer2"], expected)
 
-    state = net.state_dict()
-    del state["fc.bias"]
-    torch.save(state, tmp_path / "net.pth")
-    with pytest.raises(UserError, match=r"resnet18.*fc\.bias"):
+
+def without(state: dict[str, torch.Tensor], *prefixes: str) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith(prefixes)}
+
+
+def test_a_checkpoint_without_its_head_is_taken(tmp_path: Path) -> None:
+    """Self-supervised ResNets come without fc, and some with a projector; what is not read may be missing too."""
+    state = models.resnet18(weights=None).state_dict()
+    torch.save(state, tmp_path / "all.pth")
+    torch.save(without(state, "fc", "layer4") | {"projector.0.weight": torch.ones(2, 2)}, tmp_path / "body.pth")
+    whole, body = (ResNetFeatures(["layer3"], "resnet18", str(tmp_path / name)) for name in ("all.pth", "body.pth"))
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(whole(x)["layer3"], body(x)["layer3"])
+
+
+@pytest.mark.parametrize(
+    ("network", "kept", "named"),
+    [
+        ("resnet18", lambda state: without(state, "layer2.1.conv2"), r"layer2\.1\.conv2"),
+        ("resnet34", lambda state: state, r"resnet18.*layer1\.2"),  # what resnet18 has of it would fit
+        ("resnet50", lambda state: state, "resnet18"),
+        ("resnet18", lambda state: {f"encoder.{name}": value for name, value in state.items()}, r"encoder\."),
+    ],
+)
+def test_a_checkpoint_that_misses_what_is_read_is_refused(network: str, kept: Any, named: str, tmp_path: Path) -> None:
+    torch.save(kept(models.get_model(network, weights=None).state_dict()), tmp_path / "net.pth")
+    with pytest.raises(UserError, match=named):
         ResNetFeatures(["layer2"], "resnet18", str(tmp_path / "net.pth"))
 
 

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import dp_basicsr.losses  # noqa: F401
-from dp_basicsr.archs.perceptual_arch import IMAGENET_MEAN, IMAGENET_STD
+from dp_basicsr.archs.perceptual_arch import IMAGENET_MEAN, IMAGENET_STD, ResNetFeatures
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses import DPLoss
 
@@ -57,7 +57,8 @@ class SecondComputation:
         self.resnet = on_device(models.resnet18(weights=None).double())
         copy_by_order(loss.reference, self.vgg)
         stages = [self.resnet.layer1, self.resnet.layer2, self.resnet.layer3]
-        copy_by_order(loss.weighted["resnet"], nn.Sequential(self.resnet.conv1, self.resnet.bn1, *stages))
+        unfolded = ResNetFeatures(["layer3"], "resnet18", "random", batch_stats=True)  # the same seeded weights
+        copy_by_order(unfolded, nn.Sequential(self.resnet.conv1, self.resnet.bn1, *stages))
         self.resnet.train(released)
 
     def l_vgg(self, x: Tensor, gt: Tensor) -> Tensor:
@@ -253,7 +254,8 @@ def test_an_image_too_small_for_the_layer_is_refused() -> None:
         ({"vgg_layer_weights": {"conv9_9": 1}}, "conv3_1.*conv9_9"),
         ({"vgg_layer_weights": {}}, "at least one layer"),
         ({"resnet_layer_weights": {"conv4_6": 1}}, "layer3.*conv4_6"),
-        ({"extra_networks": [{"network": "alexnet", "layer_weights": {"a": 1}}]}, "resnet50.*alexnet"),
+        ({"extra_networks": [{"network": "alexnot", "layer_weights": {"a": 1}}]}, "resnet50.*alexnot"),
+        ({"extra_terms": [{"network": "alexnet", "layer_weights": {"features.99": 1}}]}, r"features\.12.*features\.99"),
     ],
 )
 def test_wrong_options_name_what_is_expected(options: dict[str, Any], message: str) -> None:
@@ -264,7 +266,7 @@ def test_wrong_options_name_what_is_expected(options: dict[str, Any], message: s
 def test_the_interface_and_its_defaults() -> None:
     """Others call these names: the paper's reading is the default."""
     defaults = {name: p.default for name, p in inspect.signature(DPLoss).parameters.items()}
-    assert defaults.pop("extra_networks") == ()
+    assert defaults.pop("extra_networks") == defaults.pop("extra_terms") == ()
     assert defaults == {
         "vgg_layer_weights": {"conv5_4": 1},
         "resnet_layer_weights": {"layer3": 1},
@@ -284,6 +286,9 @@ def test_the_interface_and_its_defaults() -> None:
         "range_norm": False,
         "vgg_weights": "imagenet",
         "resnet_weights": "imagenet",
+        "reference": "vgg",
+        "input_channels": None,
+        "log_gradient_shares": False,
     }
 
 

@@ -1,0 +1,174 @@
+"""Features of any classification network of torchvision or timm, beside VGG and ResNet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.archs.perceptual_arch import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    RESNET_TYPES,
+    VGG_TYPES,
+    FrozenFeatures,
+    ResNetFeatures,
+    VGGFeatures,
+    check_layers,
+    use_batch_statistics,
+)
+from dp_basicsr.archs.pretrained import RANDOM_SEED, load_backbone, random_network, warn_random
+from dp_basicsr.errors import UserError
+
+import torch
+from torch import Tensor
+from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+TIMM = "timm/"  # before the name of one of timm's models
+
+TORCHVISION_TYPES = tuple(models.list_models(module=models))
+
+
+def build_features(
+    network: str,
+    layers: Iterable[str],
+    weights: str = "imagenet",
+    *,
+    use_input_norm: bool = True,
+    range_norm: bool = False,
+    batch_stats: bool = False,
+) -> FrozenFeatures:
+    """Build the frozen features of a network by its name.
+
+    Args:
+        network: A VGG (layers: BasicSR's names), a ResNet (``layer1`` ... ``layer4``), any other classification network
+            of torchvision (the node names of ``torchvision.models.feature_extraction``, for example ``features.3`` of
+            ``convnext_tiny``), or ``timm/<name>`` (the names of its ``feature_info``, for example ``stages.1``).
+        layers: Names of the outputs that are wanted.
+        weights: ``imagenet`` (timm: the model's own pretrained weights), a path, or ``random`` (seeded).
+        use_input_norm: Normalise RGB in [0, 1] as the network was trained: by ImageNet's statistics, or timm's own.
+        range_norm: Images are in [-1, 1] instead of [0, 1].
+        batch_stats: Batch-norm uses the statistics of each batch.
+
+    Raises:
+        UserError: An unknown network or layer, or weights that cannot be had or do not fit.
+    """
+    layers = tuple(layers)
+    if network in VGG_TYPES and not batch_stats:
+        return VGGFeatures(layers, network, weights, use_input_norm, range_norm)
+    if network in RESNET_TYPES:
+        return ResNetFeatures(layers, network, weights, use_input_norm, range_norm, batch_stats)
+    if network.startswith(TIMM):
+        return TimmFeatures(layers, network.removeprefix(TIMM), weights, use_input_norm, range_norm, batch_stats)
+    if network in TORCHVISION_TYPES:
+        return NodeFeatures(layers, network, weights, use_input_norm, range_norm, batch_stats)
+    names = ", ".join(VGG_TYPES + RESNET_TYPES)
+    raise UserError(
+        f"network: expected one of {names}, another classification network of torchvision, or timm/<name>; "
+        f"got {network!r}"
+    )
+
+
+class NodeFeatures(FrozenFeatures):
+    """Features of a classification network of torchvision by its node names; arguments as :func:`build_features`."""
+
+    def __init__(
+        self,
+        layers: Iterable[str],
+        network: str,
+        weights: str = "imagenet",
+        use_input_norm: bool = True,
+        range_norm: bool = False,
+        batch_stats: bool = False,
+    ) -> None:
+        layers = tuple(layers)
+        with torch.device("meta"):
+            nodes = get_graph_node_names(models.get_model(network, weights=None).eval())[1]
+        # A module's name stands for its last node.
+        modules = dict.fromkeys(".".join(node.split(".")[:depth]) for depth in (2, 1, 3, 4, 5) for node in nodes)
+        check_layers(layers, modules)
+        net = random_network(network) if weights == "random" else load_backbone(network, weights)
+        net.eval()
+        part = create_feature_extractor(net, list(layers), suppress_diff_warning=True)
+        if batch_stats:
+            use_batch_statistics(part)
+        super().__init__({"net": part}, ("net",), use_input_norm, range_norm)
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """See :class:`~dp_basicsr.archs.perceptual_arch.FrozenFeatures`."""
+        return dict(self.parts["net"](self.normalise(x)))
+
+
+class TimmFeatures(FrozenFeatures):
+    """Features of one of timm's models (the extra ``timm``); arguments as :func:`build_features`.
+
+    A vision transformer takes images whose sides are multiples of its patch.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[str],
+        network: str,
+        weights: str = "imagenet",
+        use_input_norm: bool = True,
+        range_norm: bool = False,
+        batch_stats: bool = False,
+    ) -> None:
+        layers = tuple(layers)
+        with torch.device("meta"):
+            whole = _create(network, pretrained=False)
+        names = [info["module"] for info in whole.feature_info]
+        check_layers(layers, names)
+        layers = tuple(sorted(layers, key=names.index))
+        wanted = {"features_only": True, "out_indices": [names.index(layer) for layer in layers]}
+        part = _with_weights(network, weights, wanted)
+        if batch_stats:
+            use_batch_statistics(part)
+        config = whole.pretrained_cfg
+        mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
+        super().__init__({"net": part}, ("net",), use_input_norm, range_norm, mean, std)
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """See :class:`~dp_basicsr.archs.perceptual_arch.FrozenFeatures`."""
+        return dict(zip(self.layers, self.parts["net"](self.normalise(x)), strict=True))
+
+
+def _with_weights(network: str, weights: str, options: dict[str, Any]) -> Any:
+    """One of timm's models with its own weights, those of a file, or random ones.
+
+    Raises:
+        UserError: The weights cannot be had or do not fit.
+    """
+    if weights == "random":
+        warn_random(f"{TIMM}{network}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_SEED)
+            return _create(network, pretrained=False, **options)
+    if weights != "imagenet":
+        if not Path(weights).expanduser().is_file():
+            raise UserError(
+                f"weights of {TIMM}{network}: expected `imagenet`, `random` or a file, got {weights!r} (no such file)"
+            )
+        options = options | {"pretrained_cfg_overlay": {"file": str(Path(weights).expanduser())}}
+    try:
+        return _create(network, pretrained=True, **options)
+    except Exception as error:  # what a hub or a file of another network makes of it is of any kind
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the weights of {TIMM}{network} ({weights}) cannot be had or do not fit: {reason}") from error
+
+
+def _create(network: str, **options: Any) -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"network: {TIMM}{network}: timm is not installed: pip install '.[timm]'") from error
+    if not timm.is_model(network.partition(".")[0]):
+        close = timm.list_models(f"*{network[:6]}*")[:5]
+        raise UserError(f"network: {TIMM}{network}: expected a model of timm ({', '.join(close)} ...), got {network!r}")
+    try:
+        return timm.create_model(network, dynamic_img_size=True, **options)  # transformers alone have it
+    except TypeError:
+        return timm.create_model(network, **options)

@@ -1,0 +1,310 @@
+"""Dual Perceptual Loss, and its general form: any number of terms, each in proportion to one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal
+
+from dp_basicsr.archs.any_network_arch import build_features
+from dp_basicsr.distributed.collectives import start_mean
+from dp_basicsr.errors import UserError
+from dp_basicsr.losses.functional import Criterion, gradient_shares, weighted_total
+from dp_basicsr.losses.terms import PAPER_MU, PerceptualTerm, RegisteredTerm, WeightRule
+
+import torch
+from torch import Tensor, nn
+
+# The paper's best setting: phi = conv5_4 before activation, beta = conv4_6 (third row of Table 3).
+PAPER_PHI: Mapping[str, float] = MappingProxyType({"conv5_4": 1.0})
+PAPER_BETA: Mapping[str, float] = MappingProxyType({"layer3": 1.0})
+
+Channels = Literal["repeat"] | Sequence[int] | Sequence[Sequence[int]] | None
+
+RULE = ("mu", "eps", "dynamic_weighting", "static_weight", "max_weight")
+
+
+class DualPerceptualLoss(nn.Module):
+    r"""Dual Perceptual Loss: L_DP = L_VGG + w * L_Res, w = detach(L_VGG / (mu * L_Res + eps)) (Eq. 8, 9).
+
+    In general (Eq. 6) it is the sum of a reference and any number of terms, each with a w of its own. The terms'
+    networks are frozen and hidden from ``parameters()``, ``state_dict()`` and ``requires_grad_``; ``to()`` moves them.
+
+    Args:
+        vgg_layer_weights: phi, BasicSR's layer names; ``conv*`` is before the activation. Empty: no VGG term, if
+            ``reference`` names another one.
+        resnet_layer_weights: beta, ``layer1`` ... ``layer4``; empty: no ResNet term (Table 7, first row).
+        mu: Divides the dynamic weight, so that w * L_Res is L_VGG / mu (Table 2: 0.5).
+        eps: Keeps the denominator from 0 (the paper gives no figure).
+        dynamic_weighting: False: L_VGG + static_weight * L_Res (Table 7, second row).
+        static_weight: See ``dynamic_weighting``.
+        max_weight: Upper limit of w; None: no limit, as in the paper.
+        sync_weight: w is the ratio of the terms' means over all processes, that is over the whole mini-batch; False:
+            each process has the ratio of its own part, as in the released code. Without gradients, as in a validation
+            on one process, nothing is synchronised.
+        loss_weight: gamma of Eq. 2.
+        criterion: ``l1`` (Eq. 4, 5: mean absolute difference) or ``l2`` (mean squared difference) of features.
+        vgg_type: ``vgg11``, ``vgg13``, ``vgg16``, ``vgg19``, also with ``_bn``.
+        resnet_type: Any of torchvision's ResNet family.
+        use_input_norm: ImageNet's mean and standard deviation before VGG.
+        resnet_use_input_norm: The same before ResNet; false in the released code.
+        resnet_batch_stats: Batch-norm on the statistics of each batch; true in the released code.
+        range_norm: Images are in [-1, 1] instead of [0, 1].
+        vgg_weights: ``imagenet``, the path of a torchvision state_dict, or ``random``.
+        resnet_weights: As ``vgg_weights``.
+        extra_networks: The same as ``extra_terms``; its older name.
+        extra_terms: Further terms, each a mapping, of one of two forms. ``type``: a loss of BasicSR's LOSS_REGISTRY,
+            with its own options beside it. Or ``network`` and ``layer_weights``, and optionally ``weights``,
+            ``use_input_norm``, ``batch_stats`` (see :func:`~dp_basicsr.archs.any_network_arch.build_features`). Both
+            take ``name`` (default: the type or network), ``mu``, ``eps``, ``dynamic_weighting``, ``static_weight`` and
+            ``max_weight``, which default to the arguments above.
+        reference: Name of the term that the others are kept in proportion to: ``vgg``, ``resnet`` or an extra term.
+        input_channels: What a term sees of images that do not have three channels: ``repeat`` (gray, three times),
+            three indices (``[3, 2, 1]``), or several triples, over which a term's value is averaged.
+        log_gradient_shares: :meth:`backward` adds each term's share of the gradient norm at the image to ``terms``.
+
+    Attributes:
+        terms: Of the last call, detached 0-d tensors: ``l_<name>`` of each term, ``weight`` of the ResNet and
+            ``weight_<name>`` of the others but the reference, ``share_<name>`` with ``log_gradient_shares``. Empty
+            before the first call. ``loss_weight`` is not in them.
+
+    Raises:
+        UserError: An unknown name, a value out of range, or weights that cannot be had (a ValueError).
+    """
+
+    def __init__(
+        self,
+        vgg_layer_weights: Mapping[str, float] = PAPER_PHI,
+        resnet_layer_weights: Mapping[str, float] = PAPER_BETA,
+        mu: float = PAPER_MU,
+        eps: float = 1e-8,
+        dynamic_weighting: bool = True,
+        static_weight: float = 1.0,
+        max_weight: float | None = None,
+        sync_weight: bool = True,
+        loss_weight: float = 1.0,
+        criterion: Criterion = "l1",
+        vgg_type: str = "vgg19",
+        resnet_type: str = "resnet50",
+        use_input_norm: bool = True,
+        resnet_use_input_norm: bool = True,
+        resnet_batch_stats: bool = False,
+        range_norm: bool = False,
+        vgg_weights: str = "imagenet",
+        resnet_weights: str = "imagenet",
+        extra_networks: Sequence[Mapping[str, Any]] = (),
+        extra_terms: Sequence[Mapping[str, Any]] = (),
+        reference: str = "vgg",
+        input_channels: Channels = None,
+        log_gradient_shares: bool = False,
+    ) -> None:
+        super().__init__()
+        if criterion not in ("l1", "l2"):
+            raise UserError(f"criterion: expected l1 or l2, got {criterion!r}")
+        self.loss_weight = loss_weight
+        self.sync_weight = sync_weight
+        self.range_norm = range_norm
+        self.criterion: Criterion = criterion
+        self.input_channels = _triples(input_channels)
+        self.log_gradient_shares = log_gradient_shares
+        # A plain dict: modules that nn.Module does not register stay out of everybody's parameters and checkpoints.
+        self.all_terms: dict[str, PerceptualTerm | RegisteredTerm] = {}
+        self.rules: dict[str, WeightRule] = {}
+        self.reference_name = reference
+        rule = (mu, eps, dynamic_weighting, static_weight, max_weight)
+        own: list[Mapping[str, Any]] = []
+        if vgg_layer_weights or reference == "vgg":
+            own.append({"name": "vgg", "network": vgg_type, "layer_weights": vgg_layer_weights,
+                        "weights": vgg_weights, "use_input_norm": use_input_norm})  # fmt: skip
+        if resnet_layer_weights:
+            own.append({"name": "resnet", "network": resnet_type, "layer_weights": resnet_layer_weights,
+                        "weights": resnet_weights, "use_input_norm": resnet_use_input_norm,
+                        "batch_stats": resnet_batch_stats})  # fmt: skip
+        for entry in (*own, *extra_networks, *extra_terms):
+            self._add_term(dict(zip(RULE, rule, strict=True)) | dict(entry))
+        if reference not in self.all_terms:
+            raise UserError(f"reference: expected one of {', '.join(self.all_terms)}, got {reference!r}")
+        self.terms: dict[str, Tensor] = {}
+
+    def _add_term(self, entry: dict[str, Any]) -> None:
+        kind, network = entry.pop("type", None), entry.pop("network", None)
+        if (kind is None) == (network is None):
+            raise UserError(f"extra_terms: expected `type` or `network` in each entry, got {kind!r} and {network!r}")
+        name = str(entry.pop("name", kind or network))
+        if name in self.all_terms:
+            raise UserError(f"extra_terms: the name {name!r} is taken; give this one another `name`")
+        self.rules[name] = WeightRule(**{key: entry.pop(key) for key in RULE})
+        if kind is not None:
+            self.all_terms[name] = RegisteredTerm(kind, entry, self.range_norm)
+            return
+        layer_weights = entry.pop("layer_weights", {})
+        features = build_features(network, layer_weights, range_norm=self.range_norm, **entry)
+        self.all_terms[name] = PerceptualTerm(features, layer_weights, self.criterion)
+
+    @property
+    def reference(self) -> PerceptualTerm | RegisteredTerm:
+        """The term that the others are kept in proportion to."""
+        return self.all_terms[self.reference_name]
+
+    @property
+    def weighted(self) -> dict[str, PerceptualTerm | RegisteredTerm]:
+        """The other terms by name."""
+        return {name: term for name, term in self.all_terms.items() if name != self.reference_name}
+
+    def compile_networks(self) -> None:
+        """Compile the feature networks (``torch.compile``)."""
+        for term in self.all_terms.values():
+            if isinstance(term, PerceptualTerm):
+                term.features.compile()
+
+    def forward(self, x: Tensor, gt: Tensor) -> Tensor:
+        """Compare images.
+
+        Args:
+            x: Super-resolved images, (N, 3, H, W), RGB in [0, 1] ([-1, 1] with ``range_norm``); with
+                ``input_channels`` (N, C, H, W).
+            gt: Originals, the same shape; no gradient flows to them.
+
+        Returns:
+            ``loss_weight * L_DP``, a 0-d tensor of at least float32.
+
+        Raises:
+            UserError: Shapes that differ or do not fit, no images, or integers (a ValueError).
+        """
+        self._check_images(x, gt)
+        reference = self._value(self.reference, x, gt)
+        others = [self._value(term, x, gt) for term in self.weighted.values()]
+        own = torch.stack([reference, *others]).detach()
+        weights = self._weigh(own, self._start_means(own, torch.is_grad_enabled() and x.requires_grad)())
+        return self.loss_weight * weighted_total(reference, others, weights)
+
+    def backward(self, x: Tensor, gt: Tensor, scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> Tensor:
+        """Add the gradient of ``scale(forward(x, gt))`` to ``x.grad``, with the memory of one term at a time.
+
+        w changes the size of a term's gradient and never its direction. So each term's graph is used and freed before
+        the next one is built, and w meets the finished gradients at the image, while the processes average the terms.
+
+        Args:
+            x: Super-resolved images as in :meth:`forward`, a leaf that requires a gradient.
+            gt: Originals as in :meth:`forward`.
+            scale: Linear; applied before the gradient is taken (a share of the mini-batch, fp16's scale).
+
+        Returns:
+            ``forward(x, gt)``, without a graph.
+        """
+        self._check_images(x, gt)
+        terms = [self.reference, *self.weighted.values()]
+        values: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for term in terms:
+            value = self._value(term, x, gt)
+            values.append(value.detach())
+            if len(values) == len(terms):
+                own = torch.stack(values)
+                finish = self._start_means(own, True)
+            gradients += torch.autograd.grad(scale(self.loss_weight * value), x)
+        weights = self._weigh(own, finish())
+        if self.log_gradient_shares:
+            shares = gradient_shares(gradients, weights)
+            self.terms |= {f"share_{name}": share for name, share in zip(self._names(), shares, strict=True)}
+        gradient = weighted_total(gradients[0], gradients[1:], weights)
+        x.grad = gradient if x.grad is None else x.grad + gradient
+        return self.loss_weight * weighted_total(values[0], values[1:], weights)
+
+    def _value(self, term: nn.Module, x: Tensor, gt: Tensor) -> Tensor:
+        """A term's value, 0-d: of the images, or the mean over the triples of ``input_channels``."""
+        if self.input_channels is None:
+            return term(x, gt)  # type: ignore[no-any-return]
+        values = [term(x[:, triple], gt[:, triple]) for triple in self.input_channels]
+        return torch.stack(values).mean()
+
+    def _names(self) -> list[str]:
+        return [self.reference_name, *self.weighted]
+
+    def _start_means(self, own: Tensor, with_gradient: bool) -> Callable[[], Tensor]:
+        """Begin to average this process's terms over the processes, where that makes a difference to w."""
+        dynamic = any(self.rules[name].dynamic_weighting for name in self.weighted)
+        return start_mean(own) if self.sync_weight and dynamic and with_gradient else lambda: own
+
+    def _weigh(self, own: Tensor, means: Tensor) -> list[Tensor]:
+        """The weights by the terms' means, the reference's first; note them and this process's values in ``terms``."""
+        self.terms = {f"l_{name}": value for name, value in zip(self._names(), own, strict=True)}
+        weights = []
+        for name, mean in zip(self.weighted, means[1:], strict=True):
+            weights.append(self.rules[name].weight(means[0], mean))
+            self.terms["weight" if name == "resnet" else f"weight_{name}"] = weights[-1]
+        return weights
+
+    @property
+    def l_vgg(self) -> Tensor | None:
+        """L_VGG of the last call, detached, 0-d; None before it or without a VGG."""
+        return self.terms.get("l_vgg")
+
+    @property
+    def l_resnet(self) -> Tensor | None:
+        """L_Res of the last call, detached, 0-d; None before it or without a ResNet."""
+        return self.terms.get("l_resnet")
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The weight w of the last call, detached, 0-d; None before it or without a ResNet."""
+        return self.terms.get("weight")
+
+    def _check_images(self, x: Tensor, gt: Tensor) -> None:
+        got = f"got x {tuple(x.shape)} {x.dtype} and gt {tuple(gt.shape)} {gt.dtype}"
+        if x.shape != gt.shape or x.dim() != 4:
+            raise UserError(f"DPLoss: expected x and gt of one shape (N, 3, H, W), {got}")
+        if not (x.is_floating_point() and gt.is_floating_point()):
+            raise UserError(f"DPLoss: expected floating-point images, in [0, 1] or with range_norm in [-1, 1], {got}")
+        if x.numel() == 0:
+            raise UserError(f"DPLoss: expected at least one image and one pixel, {got}")
+        channels = x.size(1)
+        if self.input_channels is None and channels != 3:
+            way_out = "input_channels: repeat (gray) or three indices of channels ([3, 2, 1]) select them"
+            raise UserError(f"DPLoss: expected images of shape (N, 3, H, W), {got}; {way_out}")
+        if self.input_channels is not None:
+            self._check_channels(self.input_channels, channels)
+
+    def _check_channels(self, triples: Sequence[Sequence[int]], channels: int) -> None:
+        if list(triples) == [_REPEAT] and channels != 1:
+            raise UserError(f"input_channels: repeat: expected gray images, of 1 channel, got {channels} channels")
+        if max(map(max, triples)) >= channels:
+            raise UserError(f"input_channels: expected indices below {channels}, the images' channels, got {triples}")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DualPerceptualLoss:
+        """Move or cast; the hidden terms too."""
+        super()._apply(fn, recurse)
+        for term in self.all_terms.values():
+            term._apply(fn, recurse)
+        return self
+
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *args: Any) -> None:
+        """Drop what earlier versions saved of the frozen networks: it is not part of the state."""
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+_REPEAT = [0, 0, 0]
+
+
+def _triples(channels: Channels) -> list[list[int]] | None:
+    """``input_channels`` as a list of triples of indices.
+
+    Raises:
+        UserError: It is neither ``repeat`` nor one or several triples of indices >= 0.
+    """
+    if channels is None:
+        return None
+    triples: Any = [_REPEAT] if channels == "repeat" else channels
+    if isinstance(triples, Sequence) and triples and all(isinstance(index, int) for index in triples):
+        triples = [triples]
+    valid = isinstance(triples, Sequence) and not isinstance(triples, str) and len(triples) > 0
+    if not valid or not all(_is_triple(triple) for triple in triples):
+        raise UserError(f"input_channels: expected repeat, or triples of indices such as [3, 2, 1], got {channels!r}")
+    return [list(triple) for triple in triples]
+
+
+def _is_triple(triple: Any) -> bool:
+    whole = isinstance(triple, Sequence) and len(triple) == 3 and all(type(index) is int for index in triple)
+    return whole and min(triple) >= 0

@@ -1,0 +1,39 @@
+"""LPIPS as a loss (Zhang et al., CVPR 2018)."""
+
+from __future__ import annotations
+
+from dp_basicsr.archs.pretrained import find_weights, random_network, read_state_dict
+from dp_basicsr.errors import UserError
+from dp_basicsr.metrics.lpips_metric import BACKBONES, build_network
+
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+
+
+@LOSS_REGISTRY.register()
+class LPIPSLoss(nn.Module):
+    """LPIPS version 0.1, with the ``lpips`` package's network and linear weights, frozen.
+
+    Args:
+        loss_weight: Factor of the value.
+        net: Backbone, ``alex`` or ``vgg``.
+        weights: Of the backbone: ``imagenet``, the path of a torchvision state_dict, or ``random`` (seeded).
+
+    Raises:
+        UserError: An unknown backbone, or weights that cannot be had or do not fit.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, net: str = "alex", weights: str = "imagenet") -> None:
+        super().__init__()
+        if net not in BACKBONES:
+            raise UserError(f"LPIPSLoss: net: expected one of {', '.join(BACKBONES)}, got {net!r}")
+        if weights == "random":
+            backbone = random_network(BACKBONES[net]).state_dict()
+        else:
+            backbone = read_state_dict(find_weights(BACKBONES[net], weights))
+        self.loss_weight = loss_weight
+        self.network = build_network(net, backbone, weights)
+
+    def forward(self, x: Tensor, gt: Tensor) -> Tensor:
+        """Mean distance, 0-d, of ``x`` and ``gt``, (N, 3, H, W), RGB in [0, 1]."""
+        return self.loss_weight * self.network(2 * x - 1, 2 * gt - 1).mean()

@@ -1,0 +1,152 @@
+"""The terms of a perceptual loss, and the rule that gives a term its weight beside the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dp_basicsr.archs.perceptual_arch import FrozenFeatures
+from dp_basicsr.errors import UserError
+from dp_basicsr.losses.functional import Criterion, dynamic_weight, feature_distance
+from dp_basicsr.training.random_state import same_random_state_after
+
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+
+PAPER_MU = 0.5  # the best of Table 2
+
+# Images that a registered loss is tried on: two of the paper's patches, seeded, and the noise between them.
+PROBE_SHAPE, PROBE_NOISE, PROBE_SEED = (2, 3, 128, 128), 0.1, 0
+
+
+@dataclass(frozen=True)
+class WeightRule:
+    """How a term is weighted beside the reference.
+
+    Args:
+        mu: Divides the dynamic weight (Eq. 9), > 0.
+        eps: Keeps the denominator of Eq. 9 from 0, >= 0; with 0, as in the released code, identical images give NaN.
+        dynamic_weighting: False uses ``static_weight`` (Table 7, second row).
+        static_weight: The weight without dynamic weighting, >= 0.
+        max_weight: Upper limit of the dynamic weight, > 0; None for no limit, as in the paper.
+
+    Raises:
+        UserError: A value out of range.
+    """
+
+    mu: float
+    eps: float
+    dynamic_weighting: bool = True
+    static_weight: float = 1.0
+    max_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.mu) and self.mu > 0):
+            raise UserError(f"mu: expected a number > 0 (the paper's is {PAPER_MU}; mu divides w), got {self.mu!r}")
+        if not (_is_number(self.eps) and self.eps >= 0):
+            raise UserError(f"eps: expected a tiny number >= 0, got {self.eps!r}")
+        if not (_is_number(self.static_weight) and self.static_weight >= 0):
+            raise UserError(f"static_weight: expected a number >= 0, got {self.static_weight!r}")
+        if self.max_weight is not None and not (_is_number(self.max_weight) and self.max_weight > 0):
+            raise UserError(f"max_weight: expected a number > 0, or ~ for no limit, got {self.max_weight!r}")
+
+    def weight(self, reference: Tensor, term: Tensor) -> Tensor:
+        """The weight w of a term from its value and the reference's: 0-d, without gradient."""
+        if self.dynamic_weighting:
+            return dynamic_weight(reference, term, self.mu, self.eps, self.max_weight)
+        return torch.full_like(term, self.static_weight)
+
+
+class PerceptualTerm(nn.Module):
+    """Distance of two images in the features of one frozen network (Eq. 4, 5).
+
+    Args:
+        features: The network; its layers are those of ``layer_weights``.
+        layer_weights: Weight of each layer.
+        criterion: ``l1`` or ``l2``.
+    """
+
+    def __init__(self, features: FrozenFeatures, layer_weights: Mapping[str, float], criterion: Criterion) -> None:
+        super().__init__()
+        self.features = features
+        self.layer_weights = dict(layer_weights)
+        self.criterion = criterion
+
+    def forward(self, x: Tensor, gt: Tensor) -> Tensor:
+        """0-d distance of ``x`` and ``gt``, both (N, 3, H, W); the gradient flows to ``x`` alone."""
+        with torch.no_grad():
+            gt_features = self.features(gt)
+        return feature_distance(self.features(x), gt_features, self.layer_weights, self.criterion)
+
+
+class RegisteredTerm(nn.Module):
+    """A loss of BasicSR's LOSS_REGISTRY as a term.
+
+    It is built and tried without touching the global random state, frozen, kept in eval mode, and computed in at least
+    float32 under autocast.
+
+    Args:
+        kind: Its name in the registry; BasicSR's suffix rule applies.
+        range_norm: Images are in [-1, 1]; the loss gets them in [0, 1].
+        options: Of the loss.
+
+    Raises:
+        UserError: An unknown name or option, or a loss that is no distance: not called as ``loss(x, gt)``, below 0,
+            higher for identical images (a similarity), or without a gradient.
+    """
+
+    def __init__(self, kind: str, options: Mapping[str, Any], range_norm: bool = False) -> None:
+        super().__init__()
+        self.kind = kind
+        self.range_norm = range_norm
+        with same_random_state_after():
+            torch.manual_seed(PROBE_SEED)  # projections that a loss draws are the same in a resumed run
+            try:
+                self.loss = LOSS_REGISTRY.get(kind)(**options)
+            except (KeyError, TypeError) as error:
+                raise UserError(f"extra_terms: {kind}: {error}") from error
+            self.loss.requires_grad_(False).eval()
+            self._require_distance()
+
+    def train(self, mode: bool = True) -> RegisteredTerm:
+        """Stay in eval mode: a loss must not change with the model's mode."""
+        return super().train(False)
+
+    def forward(self, x: Tensor, gt: Tensor) -> Tensor:
+        """0-d value for ``x`` and ``gt``, (N, 3, H, W); NaN where it is below 0, so that the step is left out."""
+        if self.range_norm:
+            x, gt = (x + 1) / 2, (gt + 1) / 2
+        value = self._call(x, gt.detach())
+        return torch.where(value >= 0, value, torch.nan)
+
+    def _call(self, x: Tensor, gt: Tensor) -> Tensor:
+        """The loss's tensor, or the sum of BasicSR's tuple, of which a part may be None."""
+        with torch.autocast(x.device.type, enabled=False):
+            found = self.loss(x, gt)
+        parts = [part for part in (found if isinstance(found, tuple) else (found,)) if part is not None]
+        return torch.stack([part.reshape(()) for part in parts]).sum()
+
+    def _require_distance(self) -> None:
+        """Try the loss on a pair of noisy images and on a pair of identical ones."""
+        generator = torch.Generator().manual_seed(PROBE_SEED)
+        gt = torch.rand(PROBE_SHAPE, generator=generator)
+        x = (gt + PROBE_NOISE * torch.randn(PROBE_SHAPE, generator=generator)).clamp(0, 1).requires_grad_()
+        expected = f"extra_terms: {self.kind}: expected a loss that is 0 or more and lowest for identical images"
+        try:
+            apart, same = self._call(x, gt), self._call(gt, gt).item()
+        except Exception as error:  # what another package's class makes of two images is of any kind
+            text = f"extra_terms: {self.kind} cannot be computed as loss(x, gt) on images {PROBE_SHAPE} in [0, 1]"
+            raise UserError(f"{text}: {error}") from error
+        if min(apart.item(), same) < 0:
+            raise UserError(f"{expected}, got {apart.item():g} for noisy and {same:g} for identical ones")
+        if same > apart.item():
+            raise UserError(f"{expected}, got a similarity: {apart.item():g} for noisy, {same:g} for identical ones")
+        if not apart.requires_grad:
+            raise UserError(f"extra_terms: {self.kind}: expected a loss with a gradient, got one without")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
