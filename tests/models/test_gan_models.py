@@ -13,6 +13,7 @@ from dp_basicsr.losses import DPLoss
 
 import pytest
 import torch
+from basicsr.losses.loss_util import get_refined_artifact_map
 from basicsr.models import build_model
 from torch import nn
 from torch.nn import functional as F
@@ -105,6 +106,62 @@ class PlainStep:
         d_real = torch.sigmoid(real - fake.detach().mean())
         d_fake = torch.sigmoid(fake - real.detach().mean())
         return -(torch.log(d_real).mean() + torch.log(1 - d_fake).mean()) / 2
+
+
+@pytest.mark.parametrize("ours", STOCK)
+def test_ldl_is_that_of_basicsr_s_realesrgan_model(ours: str, tmp_path: Path) -> None:
+    """Value and gradient of the artifact map's loss beside the others, as the lines of RealESRGANModel compute them."""
+    model = build(ours, tmp_path, ldl_opt={"type": "LDLLoss", "loss_weight": 2.0}, ema_decay=0.5)
+    plain = build(ours, tmp_path, ema_decay=0.5)
+    run(model, 1), run(plain, 1)  # the first step leaves an EMA that differs from G
+    for one in (model, plain):
+        one.net_g.load_state_dict(build(ours, tmp_path).net_g.state_dict())
+        one.feed_data(random_batch(5, torch.float64))
+        one.optimizer_g.zero_grad()
+    plain.net_d.load_state_dict(model.net_d.state_dict())
+    plain.net_g_ema.load_state_dict(model.net_g_ema.state_dict())
+    log = model.accumulate(model.lq, model.gt, 1.0, update_g=True)
+    plain.accumulate(plain.lq, plain.gt, 1.0, update_g=True)
+
+    sr, gt, ema = plain.net_g(plain.lq), plain.gt, plain.net_g_ema(plain.lq)
+    weight = get_refined_artifact_map(gt, sr, ema, 7)
+    expected = 2.0 * (torch.mul(weight, sr) - torch.mul(weight, gt)).abs().mean()
+    expected.backward()  # onto the gradients of the other losses
+    assert log["l_g_ldl"].item() == pytest.approx(expected.item(), rel=1e-12)
+    assert expected > 0
+    for a, b in zip(model.net_g.parameters(), plain.net_g.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-15)
+
+
+def test_ldl_needs_an_ema(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ldl_opt.*ema_decay > 0"):
+        build("ESRGANDPModel", tmp_path, ldl_opt={"type": "L1Loss"})
+
+
+@pytest.mark.parametrize(("pairs", "parts", "sizes"), [(5, 4, [2, 1, 1, 1]), (4, 4, [1, 1, 1, 1]), (3, 2, [2, 1])])
+def test_parts_are_even_and_count_by_their_size(pairs: int, parts: int, sizes: list[int], tmp_path: Path) -> None:
+    model = build("SRGANDPModel", tmp_path, grad_accumulation=parts)
+    batch = random_batch(1, torch.float64)
+    model.feed_data({name: images[[0] * pairs] for name, images in batch.items()})
+    found = list(model.parts())
+    assert [len(lq) for lq, _, _ in found] == sizes
+    model.apply_gradients(1, [], [(share, {"l": torch.tensor(float(len(lq)))}) for lq, _, share in found])
+    assert model.log_dict["l"].item() == pytest.approx(sum(size * size for size in sizes) / pairs)
+
+
+def test_further_terms_are_logged_by_their_names(tmp_path: Path) -> None:
+    opt = model_options("ESRGANDPModel", tmp_path)
+    opt["train"]["perceptual_opt"] |= {
+        "log_gradient_shares": True,
+        "extra_terms": [{"type": "LPIPSLoss", "name": "lpips", "weights": "random"}, {"type": "CharbonnierLoss"}],
+    }
+    torch.manual_seed(0)
+    log = run(build_model(opt), 1, torch.float32).get_current_log()
+    names = ["vgg", "resnet", "lpips", "CharbonnierLoss"]
+    assert {f"l_g_{name}" for name in names} | {f"dp_share_{name}" for name in names} <= set(log)
+    assert {"dp_weight", "dp_weight_lpips", "dp_weight_CharbonnierLoss"} <= set(log)
+    assert log["dp_weight_lpips"] * log["l_g_lpips"] == pytest.approx(log["l_g_vgg"] / 0.5, rel=1e-4)
+    assert sum(log[f"dp_share_{name}"] for name in names) == pytest.approx(1, rel=1e-5)
 
 
 @pytest.mark.parametrize("ours", STOCK)

@@ -13,7 +13,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY,
 @pytest.mark.parametrize(
     ("registry", "names"),
     [
-        (LOSS_REGISTRY, {"DPLoss"}),
+        (LOSS_REGISTRY, {"DPLoss", "LDLLoss", "LPIPSLoss"}),
         (ARCH_REGISTRY, {"RRDBNetDP", "VGGFeatures", "ResNetFeatures"}),
         (MODEL_REGISTRY, {"ESRGANDPModel", "SRGANDPModel", "PSNRModel"}),
     ],

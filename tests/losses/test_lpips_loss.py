@@ -1,0 +1,41 @@
+"""LPIPSLoss against the lpips package, and without the backbone's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.losses import LPIPSLoss
+
+import lpips
+import pytest
+import torch
+from torchvision import models
+
+
+@pytest.mark.parametrize(("net", "network"), [("alex", "alexnet"), ("vgg", "vgg16")])
+def test_it_is_the_package_s_lpips(net: str, network: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reference = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    backbone = models.get_model(network, weights=None).features
+    slices = torch.nn.Sequential(*[layer for part in reference.net.children() for layer in part.children()])
+    slices.load_state_dict(backbone[: len(slices)].state_dict())
+    state = {f"features.{name}": value for name, value in backbone.state_dict().items()}
+    torch.save(state, tmp_path / "backbone.pth")
+
+    x, gt = torch.rand(2, 2, 3, 64, 64)
+    loss = LPIPSLoss(loss_weight=0.5, net=net, weights=str(tmp_path / "backbone.pth"))
+    x.requires_grad_()
+    value = loss(x, gt)
+    expected = 0.5 * reference(x, gt, normalize=True).mean()
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
+    gradients = [torch.autograd.grad(one, x)[0] for one in (value, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match="alexnet.*could not be downloaded"):
+        LPIPSLoss()
+    with pytest.raises(UserError, match="alex, vgg.*'squeeze'"):
+        LPIPSLoss(net="squeeze")
