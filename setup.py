@@ -13,6 +13,7 @@ PLOTS = ["matplotlib"]  # loss curves, figures, and the demo's picture
 REPORT = [*PLOTS, "Jinja2"]  # scripts/make_report.py
 WANDB = ["wandb"]  # logger: wandb
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # scripts/export_model.py --format onnx, and running the file
+TIMM = ["timm"]  # feature networks of the loss: network: timm/<name>
 WEBUI = ["gradio>=6"]  # python -m dp_basicsr.webui
 DOCS = [  # make docs
     "mkdocs<2",  # MkDocs 2 has no themes or plugins
@@ -24,6 +25,7 @@ DEV = [
     *DOCS,
     *EXPORT,
     *REPORT,
+    *TIMM,
     *WEBUI,
     "hypothesis",  # fuzz tests
     "jsonschema",  # tests of options/schema.json
@@ -83,6 +85,7 @@ setup(
         "export": EXPORT,
         "plots": PLOTS,
         "report": REPORT,
+        "timm": TIMM,
         "wandb": WANDB,
         "webui": WEBUI,
     },
