@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dp_basicsr.data.stream import TrainStream
-from dp_basicsr.distributed.launch import beat
+from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.training.progress import describe_batch, progress_bar, show_losses
 from dp_basicsr.training.random_state import same_random_state_after
 from dp_basicsr.training.signals import Interruption
@@ -55,8 +55,9 @@ class Run:
             self.model.save_best(self.iteration)
 
     def leave(self) -> None:
-        """Save a checkpoint and end the program."""
+        """Save a checkpoint and end the program, on all processes together: torchrun stops the rest after the first."""
         self.save()
+        agree_on(None)  # rank 0 may still be saving
         self.interruption.leave(self.iteration)
 
 
@@ -81,7 +82,6 @@ def loop(run: Run) -> None:
             data_timer.record()
             epoch = run.stream.epoch_of(run.iteration)
             run.iteration += 1
-            beat(run.iteration)
             model.update_learning_rate(run.iteration, warmup_iter=opt["train"].get("warmup_iter", -1))
             model.feed_data(batch)
             model.optimize_parameters(run.iteration)

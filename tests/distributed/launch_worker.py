@@ -1,6 +1,6 @@
 """Run by test_launch.py as one of several processes under (fake) srun or torchrun: works with the others for a while.
 
-Arguments: launcher, what this rank does in iteration 3 (work, hang, mistake, save, restart), iterations, timeout.
+Arguments: launcher, what this process does in iteration 3, iterations, timeout.
 """
 
 from __future__ import annotations
@@ -10,41 +10,46 @@ import sys
 import time
 from pathlib import Path
 
-from dp_basicsr.distributed import heartbeat
-from dp_basicsr.distributed.launch import beat, in_group, init_distributed
+from dp_basicsr.distributed.collectives import on_rank_0
+from dp_basicsr.distributed.launch import in_group, init_distributed
 from dp_basicsr.errors import UserError, exit_on_user_error
 
 import torch
 from torch import distributed
 
-heartbeat.PULSE, heartbeat.PATIENCE = 0.2, 2.0
+
+def act(what: str) -> None:
+    if what == "mistake":
+        raise UserError("this image is broken")
+    if what == "bug":
+        raise ZeroDivisionError("by chance")
+    if what == "memory":
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    if what == "mistake of rank 0":
+        on_rank_0(lambda: act("mistake"))
+    if what == "mistake of rank 1" and distributed.get_rank() == 1:
+        act("mistake")
+    if what == "hang":
+        time.sleep(3600)
 
 
 def work(what: str, iterations: int, timeout: float) -> None:
     torch.set_num_threads(1)
-    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if again and os.environ["RANK"] == "1":
-        time.sleep(2)  # rank 0 is there first, and must not take what the first round has left for news
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if restarted and os.environ["RANK"] == os.environ["LATE"]:
+        time.sleep(1)  # the other one must not take what the first start has left in the store for news
     init_distributed(sys.argv[1], timeout=timeout)
     for iteration in range(1, iterations + 1):
-        if iteration == 3 and what == "mistake":
-            raise UserError("this image is broken")
-        if iteration == 3 and what == "restart" and not again and distributed.get_rank() == 1:
-            os._exit(9)
-        if iteration == 3 and what == "hang":
-            time.sleep(3600)
-        if iteration == 3 and what == "save":
-            if distributed.get_rank() == 0:
-                time.sleep(3)
-                Path("saved").touch()
-            raise SystemExit(75)
-        beat(iteration)
+        if iteration == 3:
+            act(what)
+            if what == "restart" and not restarted and distributed.get_rank() == 1:
+                os._exit(9)
         value = torch.ones(1)
         distributed.all_reduce(value)
         assert value.item() == distributed.get_world_size()
         if distributed.get_rank() == 0:
             Path("iteration").write_text(str(iteration))
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 if __name__ == "__main__":

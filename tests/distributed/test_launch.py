@@ -6,27 +6,25 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dp_basicsr.distributed import launch
-from dp_basicsr.distributed.launch import init_distributed, mark_experiment, returns_are_lost, should_resume
+from dp_basicsr.distributed.launch import init_distributed, mark_experiment, should_resume
 from dp_basicsr.distributed.slurm import SLURM_PORTS, first_host, slurm_port
-from dp_basicsr.errors import UserError, exit_on_user_error
+from dp_basicsr.errors import EXIT_RETRY, ProcessError, UserError, exit_on_user_error
 from dp_basicsr.training.progress import describe_batch
 
 import pytest
 import torch
-from torch.distributed import DistStoreError, HashStore
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.test_train_and_test import ROOT, SMALL, losses_of, run_well
+from tests.distributed.processes import Processes, processes_in, run_program
+from tests.test_train_and_test import ROOT, SMALL, losses_of
 
-WORKER = [sys.executable, str(ROOT / "tests/distributed/launch_worker.py")]
-SLURM_JOB = iter(range(os.getpid() * 10, os.getpid() * 10 + 1000))
+WORKER = str(ROOT / "tests/distributed/launch_worker.py")
 
 
 @pytest.fixture
@@ -41,145 +39,156 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
 
 
-class Processes:
-    """Plain processes with SLURM's variables, as srun starts them; none outlives its test."""
-
-    def __init__(self) -> None:
-        self.all: list[subprocess.Popen[str]] = []
-
-    def start(self, *commands: list[str], folders: list[Path] | None = None, **environment: str) -> None:
-        job = str(next(SLURM_JOB))
-        for rank, command in enumerate(commands):
-            variables = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NTASKS": str(len(commands)),
-                         "SLURM_NODELIST": "node[1-2]", "SLURM_JOB_ID": job, "SLURM_STEP_ID": "0",
-                         "SLURM_CPUS_PER_TASK": "1", "PYTHONPATH": str(ROOT)}  # fmt: skip
-            self.all.append(
-                subprocess.Popen(
-                    command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                    cwd=folders[rank] if folders else None, env={**os.environ, **variables, **environment},
-                )
-            )  # fmt: skip
-
-    def ends(self, *ranks: int, limit: float = 60) -> tuple[list[int], str]:
-        """Exit codes and all that was said, of processes that must end by themselves."""
-        outputs = [self.all[rank].communicate(timeout=limit)[1] for rank in ranks]
-        return [self.all[rank].returncode for rank in ranks], "".join(outputs)
-
-
 @pytest.fixture
-def processes(scontrol: None) -> Iterator[Processes]:
-    made = Processes()
-    yield made
-    for process in made.all:
-        process.kill()
-        process.wait()
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    with processes_in(tmp_path) as made:
+        yield made
+
+
+def worker(what: str = "work", iterations: int = 100_000, timeout: float = 300) -> list[str]:
+    """A process of launch_worker.py."""
+    return [WORKER, "none", what, str(iterations), str(timeout)]
 
 
 def until(path: Path, value: int) -> None:
-    """Wait until the processes have come to an iteration."""
+    """Wait until the processes have reached an iteration."""
     end = time.monotonic() + 60
     while not path.is_file() or int(path.read_text() or 0) < value:
-        assert time.monotonic() < end, "the processes do not come to their work"
+        assert time.monotonic() < end, "the processes do not reach their work"
         time.sleep(0.02)
 
 
-def test_srun_trains_and_rank_0_alone_writes(pairs: Path, tmp_path: Path, processes: Processes) -> None:
+def test_srun_trains_and_rank_0_alone_writes(pairs: Path, tmp_path: Path, scontrol: None) -> None:
     """Two plain processes in two folders: one model, the losses of torchrun's two; nothing in the second folder."""
     folders = [tmp_path / "host1", tmp_path / "host2"]
     for folder in folders:
         folder.mkdir()
         (folder / "small.yml").write_text(SMALL.replace("pairs/", f"{pairs}/"))
-    half = ["datasets:train:batch_size_per_gpu=1", "train:total_iter=3", "val=null"]
-    command = [sys.executable, str(ROOT / "dp_basicsr/train.py"), "-opt", "small.yml", "--launcher", "slurm",
-               "--force_yml", *half]  # fmt: skip
-    processes.start(command, command, folders=folders, TORCH_HOME=str(tmp_path))
-    codes, log = processes.ends(0, 1)
-    assert codes == [0, 0], log
+    half = [
+        "datasets:train:batch_size_per_gpu=1",
+        "datasets:train:num_worker_per_gpu=0",
+        "train:total_iter=3",
+        "val=null",
+    ]
+    command = [str(ROOT / "dp_basicsr/train.py"), "-opt", "small.yml", "--force_yml", *half]
+    with processes_in(tmp_path) as srun:
+        slurm = {"SLURM_PROCID": "{rank}", "SLURM_LOCALID": "{rank}", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0",
+                 "SLURM_NODELIST": "node[1-2]", "SLURM_JOB_ID": str(os.getpid()), "PATH": os.environ["PATH"],
+                 "SLURM_CPUS_PER_TASK": "1"}  # fmt: skip
+        by_slurm = [*command[:3], "--launcher", "slurm", *command[3:]]
+        srun.start(by_slurm, by_slurm, folders=folders, **slurm)
+        codes, outputs = srun.ends(0, 1)
+        assert codes == [0, 0], outputs
     assert (folders[0] / "experiments/small/models/net_g_latest.pth").is_file()
     assert [path.name for path in folders[1].rglob("*")] == ["small.yml"]
 
-    (tmp_path / "small.yml").write_text(SMALL)
-    torchrun = run_well("train.py", "-opt", "small.yml", "--force_yml", *half, "name=torchrun", processes=2)
-    (own,) = (folders[0] / "experiments/small").glob("train_small_*.log")
-    assert losses_of(own.read_text()) == losses_of(torchrun)
-    assert "2 process(es), 1 CPU thread(s) each, x 1 pairs = 2 pairs, 0.125 times the paper's 16" in torchrun
-    assert "G 0.001, D 0.001), not scaled" in torchrun
-    assert re.search(r"img_per_s: \d", torchrun)
+    with processes_in(tmp_path) as torchrun:
+        torchrun.start(*[[*command, "name=torchrun"]] * 2, folders=[folders[0]] * 2)
+        codes, outputs = torchrun.ends(0, 1)
+        assert codes == [0, 0], outputs
+    own, other = (
+        next((folders[0] / "experiments" / name).glob("train_*.log")).read_text() for name in ("small", "torchrun")
+    )
+    assert losses_of(own) == losses_of(other)
+    assert len(losses_of(own)) == 3
+    assert "2 process(es), 1 CPU thread(s) each, x 1 pairs = 2 pairs, 0.125 times the paper's 16" in own
+    assert "G 0.001, D 0.001), not scaled" in own
+    assert re.search(r"img_per_s: \d", own)
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_killed_process_is_named(lost: int, tmp_path: Path, processes: Processes) -> None:
-    """SIGKILL, the out-of-memory killer's: the others end long before the timeout. Rank 0 holds the group's store."""
-    worker = [*WORKER, "slurm", "work", "100000", "300"]
-    processes.start(worker, worker, worker)
+@pytest.mark.parametrize(("lost", "code"), [(1, EXIT_RETRY), (0, 1)])
+def test_a_killed_process_ends_the_others(lost: int, code: int, tmp_path: Path, processes: Processes) -> None:
+    """SIGKILL, the out-of-memory killer's: the others end long before the timeout, and one of them says why.
+
+    Rank 0 takes the store with it: whether it failed by its own error is not known then.
+    """
+    processes.start(worker(), worker(), worker())
     until(tmp_path / "iteration", 5)
     processes.all[lost].kill()
-    codes, said = processes.ends(*{0, 1, 2} - {lost})
-    assert codes == [75, 75]
-    assert re.search(rf"error: rank {lost} on \S+ \(pid {processes.all[lost].pid}, iteration \d+\).*not answered", said)
-    assert f"rank {3 - lost} on" not in said.replace(f"rank {lost} on", "")
+    codes, outputs = processes.ends(*{0, 1, 2} - {lost})
+    assert codes == [code, code]
+    (said,) = filter(None, outputs)
+    assert re.fullmatch(r"error: another process has ended or does not answer \(\w.*\); .* --auto_resume\n", said)
 
 
-def test_a_stopped_process_is_named(tmp_path: Path, processes: Processes) -> None:
-    """SIGSTOP, as a host that is off: no connection ends. With rank 0 the group's store does not answer either."""
-    worker = [*WORKER, "slurm", "work", "100000", "3"]
-    processes.start(worker, worker)
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_process_that_does_not_answer_ends_the_others(stopped: int, tmp_path: Path, processes: Processes) -> None:
+    """SIGSTOP, as a host that is off: no connection ends. With rank 0 the store does not answer either."""
+    processes.start(worker(timeout=2), worker(timeout=2))
     until(tmp_path / "iteration", 5)
-    processes.all[0].send_signal(signal.SIGSTOP)
-    codes, said = processes.ends(1)
-    assert codes == [75]
-    assert re.search(rf"error: rank 0 on \S+ \(pid {processes.all[0].pid}, iteration \d+\).*not answered", said)
+    pid = processes.all[stopped].pid
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+    (code,), (said,) = processes.ends(1 - stopped, limit=20)
+    assert code == (EXIT_RETRY if stopped else 1)
+    assert said.startswith("error: another process has ended or does not answer (Timed out")
 
 
-def test_a_hanging_process_is_named(processes: Processes) -> None:
-    """Its pulse goes on, its training loop does not."""
-    worker = [*WORKER, "slurm", "work", "100000", "3"]
-    processes.start(worker, [*WORKER, "slurm", "hang", "100000", "3"])
-    codes, said = processes.ends(0, 1)
-    assert codes[0] == 75
-    assert re.search(r"error: rank 1 on \S+ \(pid \d+, iteration 2\) hangs: .* in iteration 3 for \d+ s", said)
+def test_a_process_that_hangs_ends_the_others(processes: Processes) -> None:
+    processes.start(worker(timeout=2), worker("hang", timeout=2))
+    (code,), (said,) = processes.ends(0, limit=20)
+    assert code == EXIT_RETRY
+    assert said.startswith("error: another process has ended or does not answer (Timed out")
 
 
-def test_a_process_with_an_error_of_its_own_is_quoted(processes: Processes) -> None:
-    """One rank's broken image ends all of them, with one message."""
-    worker = [*WORKER, "slurm", "work", "100000", "300"]
-    processes.start(worker, worker, [*WORKER, "slurm", "mistake", "100000", "300"])
-    codes, said = processes.ends(0, 1, 2)
-    assert codes == [1, 1, 2]  # not 75: a supervisor would start it for ever
-    assert "error: this image is broken\n" in said
-    assert "rank 2" in said
-    assert "Traceback" not in said
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("what", "code", "message"),
+    [
+        ("mistake", 2, "error: this image is broken"),
+        ("bug", 1, "ZeroDivisionError: by chance"),
+        ("memory", 1, "OutOfMemoryError: CUDA out of memory"),
+    ],
+)
+def test_the_error_of_one_process_is_the_message(
+    what: str, code: int, message: str, rank: int, processes: Processes
+) -> None:
+    """Whichever it is; the exit codes of the others are not 75: a supervisor would start the run for ever."""
+    processes.start(*(worker(what if number == rank else "work") for number in range(3)))
+    codes, outputs = processes.ends(0, 1, 2)
+    assert codes == [code if number == rank else 1 for number in range(3)]
+    assert message in outputs.pop(rank)
+    if rank:
+        assert outputs == ["", ""]
+    else:  # the store is gone with rank 0
+        assert outputs[1] == ""
 
 
-def test_rank_0_saves_in_peace(tmp_path: Path) -> None:
-    """All are asked to stop: those that have nothing to save must not end first, torchrun would stop rank 0."""
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *WORKER[1:], "none"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*line, "save", "5", "300"], capture_output=True, text=True, env=environment, timeout=60)
-    assert (tmp_path / "saved").exists()
-    assert "exitcode  : 75" in done.stderr
+def test_an_error_of_all_processes_is_printed_once(processes: Processes) -> None:
+    processes.start(*[worker("mistake of rank 0")] * 3)
+    codes, outputs = processes.ends(0, 1, 2)
+    assert codes == [2, 2, 2]
+    assert "".join(outputs) == "error: this image is broken\n"
 
 
-def test_torchrun_starts_the_group_again() -> None:
-    """One store may serve all rounds: a process that comes back early must not meet the addresses of the dead."""
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*line, *WORKER[1:], "none", "restart", "5", "300"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=90)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def torchrun() -> Iterator[LaunchConfig]:
+    """torchrun with one restart on two processes, in this process; its signal handlers go with the test."""
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
+    yield LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, monitor_interval=0.05, start_method="forkserver",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="test", local_addr="localhost",
+    )  # fmt: skip
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
-def test_torchrun_without_restarts_ends_with_its_dead(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *WORKER[1:], "none"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*line, "work", "100000", "300"], stderr=subprocess.PIPE, text=True, env=environment) as run:
-        until(tmp_path / "iteration", 5)
-        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        victim = next(pid for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
-        os.kill(int(victim), signal.SIGKILL)
-        said = run.communicate(timeout=60)[1]
-    assert run.returncode == 1
-    assert re.search(rf"exitcode\s*: -9 \(pid: {victim}\)", said)
+def test_torchrun_names_the_process_and_its_error(torchrun: LaunchConfig, tmp_path: Path) -> None:
+    torchrun.max_restarts = 0
+    command = worker("mistake of rank 1", iterations=5)
+    with pytest.raises(ChildFailedError, match=r"rank +: 1 [\s\S]*exitcode +: 2 [\s\S]*this image is broken"):
+        elastic_launch(torchrun, run_program)(command, str(tmp_path), str(tmp_path / "output"), {})
+    assert (tmp_path / "output").read_text() == "error: this image is broken\n"
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_torchrun_starts_the_group_again(late: str, torchrun: LaunchConfig, tmp_path: Path) -> None:
+    """One store serves both starts: a process that is early must not find the addresses of the first start."""
+    command = worker("restart", iterations=5)
+    elastic_launch(torchrun, run_program)(command, str(tmp_path), str(tmp_path / "output"), {"LATE": late})
+    assert int((tmp_path / "iteration").read_text()) == 5
 
 
 def test_a_host_without_brackets_needs_no_scontrol(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,16 +258,15 @@ def test_the_gpu_of_a_process(
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="nproc_per_node=4: there are 2 GPUs"):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)  # this process has a GPU, but it is the one that prints
+    with pytest.raises(UserError, match="nproc_per_node=4: expected at most one process per GPU, and there are 2"):
         init_distributed("none")
 
 
 def test_processes_that_do_not_come_are_told_apart_from_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm(monkeypatch, SLURM_PROCID="1", SLURM_NTASKS="2", SLURM_NODELIST="127.0.0.1", SLURM_JOB_ID=str(os.getpid()))
-    monkeypatch.setattr(launch, "PATIENCE", 0)
-    with pytest.raises(UserError, match=r"rank 1 of 2: the processes have not come together at 127\.0\.0\.1:\d+"):
+    with pytest.raises(ProcessError, match=r"rank 1 of 2: the processes have not come together at 127\.0\.0\.1:\d+"):
         init_distributed("slurm", timeout=0.5)
 
 
@@ -337,39 +345,19 @@ def test_a_mistake_before_there_is_a_group_is_said_once_a_machine(
 
 
 @pytest.mark.parametrize(
-    ("hosts", "restarts", "shared", "expected"),
+    ("hosts", "restarts", "shared", "refused"),
     [("2", "3", "True", True), ("2", "3", "False", False), ("1", "3", "True", False), ("2", "0", "True", False)],
 )
-def test_a_store_that_keeps_a_lost_host_out_is_seen(
-    hosts: str, restarts: str, shared: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_store_that_keeps_a_lost_host_out_is_refused(
+    hosts: str, restarts: str, shared: str, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    slurm(monkeypatch)
+    monkeypatch.setattr(launch, "_join", lambda backend, timeout: None)
     monkeypatch.setenv("GROUP_WORLD_SIZE", hosts)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
-    assert returns_are_lost() is expected
-
-
-def names_of_starts(store: HashStore, late: int) -> set[str]:
-    """What three processes (threads here) agree on, one of which comes later than the others."""
-
-    def start(rank: int) -> str:
-        time.sleep(0.3 * (rank == late))
-        return launch._name_of_this_start(store, rank, 3, timeout=30)
-
-    with ThreadPoolExecutor(3) as pool:
-        return set(pool.map(start, range(3)))
-
-
-def test_a_start_has_a_name_that_no_earlier_one_had() -> None:
-    """All restarts of torchrun share a store: what is left in it must not be taken for that of the living."""
-    store = HashStore()
-    names = [names_of_starts(store, late) for late in (0, 1, 2, 0)]
-    assert [len(name) for name in names] == [1, 1, 1, 1]
-    assert len(set().union(*names)) == 4
-
-
-def test_processes_that_do_not_start_are_given_up() -> None:
-    store = HashStore()
-    names_of_starts(store, 0)
-    with pytest.raises(DistStoreError, match="the 3 processes have not agreed"):
-        launch._name_of_this_start(store, 0, 3, timeout=0.3)
+    if not refused:
+        assert init_distributed("slurm")
+        return
+    with pytest.raises(UserError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all hosts"):
+        init_distributed("slurm")

@@ -113,7 +113,8 @@ def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     ("world_size", "backend"), [(2, "gloo"), (4, "gloo"), pytest.param(2, "nccl", marks=needs_gpus(2, "NCCL"))]
 )
 def test_processes_have_the_gradients_of_one(world_size: int, backend: str, tmp_path: Path) -> None:
-    multiprocessing.start_processes(work, (world_size, str(tmp_path), backend), world_size, start_method="spawn")
+    method = "spawn" if backend == "nccl" else "forkserver"
+    multiprocessing.start_processes(work, (world_size, str(tmp_path), backend), world_size, start_method=method)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
     buckets = 2  # all of G's gradients, and all of D's
     for case in ranks[0]:

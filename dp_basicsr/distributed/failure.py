@@ -1,0 +1,115 @@
+"""End all processes of a group when one of them fails, and report its error once.
+
+torch notices that a process is gone or does not answer: a collective operation then raises in the others. What torch
+does not say is whether a new start can succeed, so a process that fails by its own error notes it in the store that all
+processes share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import re
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
+
+from dp_basicsr.errors import EXIT_RETRY, message_for_user
+
+from torch.distributed import DistError, Store  # type: ignore[attr-defined]
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+T = TypeVar("T")
+
+STORE_SECONDS = 3.0  # to wait for the store: its host may be the one that is lost
+LINGER_SECONDS = 1.0  # for which rank 0, which may hold the store, outlives an error
+FAILED = "failed"  # key in the store
+
+
+def fail(error: Exception, store: Store) -> NoReturn:
+    """Report ``error``, which may have come from another process, and end this process.
+
+    Exit code 2 after an error that the user can fix, 1 after any other. A process that has lost another one exits with
+    :data:`~dp_basicsr.errors.EXIT_RETRY`, or with 1 where that one failed by its own error or took the store with it: a
+    new start may fail again.
+    """
+    code = _lost(error, store) if is_loss(error) else _failed(error, store)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.environ.get("RANK") == "0":
+        time.sleep(LINGER_SECONDS)
+    for child in multiprocessing.active_children():  # the loader's workers
+        child.terminate()
+    os._exit(code)  # Python's own exit waits for process groups that cannot finish
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether an exception says that another process is gone or does not answer."""
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
+def _failed(error: Exception, store: Store) -> int:
+    """Report an error of this process; return the exit code."""
+    message = message_for_user(error)
+    get_error_handler().record_exception(error)  # for torchrun's summary
+    _ask(lambda: store.add(FAILED, 1))
+    if message is None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        return 1
+    key = f"said/{zlib.crc32(message.encode())}"
+    if _ask(lambda: store.add(key, 1)) in (1, None):  # all processes may have this error
+        print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _lost(error: Exception, store: Store) -> int:
+    """Report that another process is lost, unless that one has reported its own error; return the exit code."""
+    other_failed = _ask(lambda: store.check([FAILED]))
+    if other_failed:
+        return 1
+    is_gone = other_failed is None  # the store, and with it rank 0
+    if os.environ.get("RANK") == "1" if is_gone else _ask(lambda: store.add("said/lost", 1)) in (1, None):
+        print(
+            f"error: another process has ended or does not answer ({first_sentence(error)}); saved checkpoints are "
+            "intact: continue with --auto_resume",
+            file=sys.stderr,
+        )
+    return 1 if is_gone else EXIT_RETRY
+
+
+def first_sentence(error: Exception) -> str:
+    """What torch says of the connection, without the place in its source."""
+    return re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0].partition("\n")[0]
+
+
+def _ask(call: Callable[[], T]) -> T | None:
+    """Return the store's answer to ``call``; None where the store is gone or its host does not answer."""
+    answers: list[T] = []
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError):
+            answers.append(call())
+
+    thread = threading.Thread(target=ask, daemon=True)
+    with _no_stderr():  # torch prints a stack trace where the store is gone
+        thread.start()
+        thread.join(STORE_SECONDS)
+    return answers[0] if answers else None
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Discard what this process writes to stderr, C++ included."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,78 @@
+"""Processes for tests: forked from one that has imported torch, so that they start at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+# torch._dynamo: DistributedDataParallel and the optimizers import it, which takes seconds.
+CONTEXT.set_forkserver_preload(
+    ["torch._dynamo", "dp_basicsr.models", "dp_basicsr.options.completion", "dp_basicsr.training.run"]
+)
+
+
+def run_program(words: Sequence[str], folder: str, output: str, environment: dict[str, str]) -> None:
+    """Run a Python file as ``python FILE ARGUMENTS`` does, in this process."""
+    os.environ.update(environment)
+    os.chdir(folder)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1), os.dup2(file, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    sys.argv = list(words)
+    runpy.run_path(words[0], run_name="__main__")
+
+
+class Processes:
+    """Processes of one run, as several ``python FILE ARGUMENTS``.
+
+    Attributes:
+        all: By rank.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.all: list[multiprocessing.process.BaseProcess] = []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = str(free.getsockname()[1])
+
+    def start(self, *commands: Sequence[str], folders: Sequence[Path] = (), **environment: str) -> None:
+        """Start a process for each command, with torchrun's variables unless ``environment`` has others."""
+        for rank, words in enumerate(commands):
+            variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(commands)),
+                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port}  # fmt: skip
+            own = {name: value.format(rank=rank) for name, value in (environment or variables).items()}
+            folder = folders[rank] if folders else self.folder
+            arguments = (list(words), str(folder), str(self.output(rank)), own)
+            process = CONTEXT.Process(target=run_program, args=arguments)
+            process.start()
+            self.all.append(process)
+
+    def output(self, rank: int) -> Path:
+        return self.folder / f"output_{rank}"
+
+    def ends(self, *ranks: int, limit: float = 60) -> tuple[list[int | None], list[str]]:
+        """Exit codes and outputs of processes that must end by themselves."""
+        for rank in ranks:
+            self.all[rank].join(limit)
+            assert self.all[rank].exitcode is not None, f"rank {rank} does not end: {self.output(rank).read_text()}"
+        return [self.all[rank].exitcode for rank in ranks], [self.output(rank).read_text() for rank in ranks]
+
+
+@contextmanager
+def processes_in(folder: Path) -> Iterator[Processes]:
+    """Processes, none of which outlives the block."""
+    made = Processes(folder)
+    try:
+        yield made
+    finally:
+        for process in made.all:
+            process.kill()
+            process.join()
