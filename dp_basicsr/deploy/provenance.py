@@ -1,7 +1,8 @@
-"""Where a network comes from: the run, its options, its data."""
+"""Find out where a network comes from: its run, options and data. Only facts of this project's own runs are taken."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -10,79 +11,128 @@ from typing import Any
 
 from dp_basicsr import __version__
 from dp_basicsr.errors import UserError
-from dp_basicsr.options import read_options
+from dp_basicsr.options import Options, read_options
+
+# What is published of an option file. Paths, logger and keys of no section are left out.
+_TOP = ("name", "model_type", "scale", "manual_seed", "deterministic", "network_g", "network_d")
+_TRAIN_SET = ("name", "type", "gt_size", "batch_size_per_gpu", "batch_size_total", "use_hflip", "use_rot", "color")
+# Facts of an earlier export that the next one keeps.
+_KEPT = ("source", "source_sha256", "iteration", "trained_by", "interpolation")
+_SECRET = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
 
 
-def run_options(path: Path) -> dict[str, Any] | None:
-    """The options of the run that wrote ``experiments/<name>/models/<path>``: the copy that training keeps there.
+def run_options(path: Path) -> Options | None:
+    """Return the options of the run that wrote ``experiments/<name>/models/<path>``, from the copy in its folder.
 
     Returns:
-        The newest option file's content; None where there is none.
+        The newest file with ``name``, ``model_type``, ``network_g`` and ``datasets``; None if there is none.
     """
-    files = sorted(path.resolve().parent.parent.glob("*.yml"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files if path.resolve().parent.name == "models" else []:
-        try:
-            return read_options(file)
-        except UserError:
-            continue
+    if path.resolve().parent.name != "models":
+        return None
+    for file in sorted(path.resolve().parent.parent.glob("*.yml"), key=lambda file: file.stat().st_mtime, reverse=True):
+        with contextlib.suppress(UserError):
+            options = read_options(file)
+            kinds = {"name": str, "model_type": str, "network_g": dict, "datasets": dict}
+            if all(isinstance(options.get(key), kind) for key, kind in kinds.items()):
+                return options
     return None
 
 
 def trace(path: Path, notes: dict[str, str]) -> dict[str, str]:
-    """What is known about a network's training, as text.
+    """Return what is known about a network's training, as text.
 
     Args:
         path: The file of weights.
-        notes: What the file says itself (an earlier export); it is kept, and wins.
+        notes: What the file says about itself. Facts of an earlier export by this project are kept, and win.
 
     Returns:
-        ``source``, ``source_sha256``, ``exported_by`` always; ``iteration``, ``options`` (JSON), ``trained_by`` and
-        ``dataset_<name>`` (fingerprint of the training images) where the run's folder is there.
+        ``source``, ``source_sha256``, ``exported_by`` always; ``iteration`` if the name has it. ``options`` (JSON),
+        ``trained_by`` and ``dataset_<name>`` (fingerprint of the training images) if a run of this project wrote it.
     """
-    found = {
-        "source": path.name,
-        "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "exported_by": f"dp_basicsr {__version__}",
-    }
+    found = {"source": path.name, "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     iteration = re.search(r"net_g_(\d+)$", path.stem)
     if iteration:
         found["iteration"] = iteration[1]
-    options = run_options(path)
-    if options is not None:
-        found["options"] = json.dumps(options, default=str)
-        found |= _trained_by(path)
-        for name, dataset in options["datasets"].items():
-            root = dataset.get("dataroot_gt") if isinstance(dataset, dict) else None
-            if root is not None and name.split("_")[0] == "train":
-                found[f"dataset_{dataset.get('name', name)}"] = fingerprint(Path(root).expanduser())
-    kept = {name: value for name, value in notes.items() if name != "format"}
+    version, options = _trained_by(path), run_options(path)
+    if version and options:
+        found |= {"trained_by": f"dp_basicsr {version}", "options": json.dumps(publishable(options), default=str)}
+        found |= _fingerprints(options)
+    kept = _earlier_facts(notes)
     if "source" in kept:  # exported before: the first source is the one that was trained
-        found = {name: value for name, value in found.items() if name == "exported_by"}
-    return {**found, **kept, "exported_by": found["exported_by"]}
+        found = {}
+    return {**found, **kept, "exported_by": f"dp_basicsr {__version__}"}
+
+
+def publishable(options: Options) -> dict[str, Any]:
+    """Return the known keys of an option file that describe the training, without paths and secrets."""
+    from dp_basicsr.options.schema import Train  # pydantic
+
+    chosen = {key: options[key] for key in _TOP if key in options}
+    for key, section, known in (
+        ("datasets", (options.get("datasets") or {}).get("train"), _TRAIN_SET),
+        ("train", options.get("train"), tuple(Train.model_fields)),
+    ):
+        if isinstance(section, dict):
+            kept = {name: value for name, value in section.items() if name in known}
+            chosen[key] = {"train": kept} if key == "datasets" else kept
+    return _clean(chosen)  # type: ignore[no-any-return]
 
 
 def fingerprint(root: Path) -> str:
-    """What identifies a set of images: how many, and a SHA-256 over their names and sizes.
+    """Return what identifies a set of images: their number, and a SHA-256 over names and sizes.
 
-    An LMDB is known by its ``meta_info.txt`` (name, shape and compression of every record), a folder by the names
-    and lengths of its files.
+    For an LMDB it is taken from its ``meta_info.txt`` (name, shape and compression of every record), for a folder from
+    the names and lengths of its files.
     """
     meta_info = root / "meta_info.txt"
     if meta_info.is_file():
-        lines = meta_info.read_text(encoding="utf-8").splitlines()
+        lines = meta_info.read_text(encoding="utf-8", errors="replace").splitlines()
     elif root.is_dir():
         files = (path for path in root.rglob("*") if path.is_file())
         lines = sorted(f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files)
     else:
         return f"{root.name}: not on the machine that exported"
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(lines).encode(errors="replace")).hexdigest()
     return f"{root.name}: {len(lines)} images, sha256 {digest} over names and sizes"
 
 
-def _trained_by(path: Path) -> dict[str, str]:
-    """The version in the newest training log."""
+def _fingerprints(options: Options) -> dict[str, str]:
+    found = {}
+    for phase, dataset in options["datasets"].items():
+        root = dataset.get("dataroot_gt") if isinstance(dataset, dict) else None
+        if str(phase).split("_")[0] == "train" and isinstance(root, str):
+            with contextlib.suppress(OSError):
+                found[f"dataset_{dataset.get('name', phase)}"] = fingerprint(Path(root).expanduser())
+    return found
+
+
+def _earlier_facts(notes: dict[str, str]) -> dict[str, str]:
+    """Return what an earlier export of this project wrote; the metadata of other programs is not taken over."""
+    kept = {name: notes[name] for name in ("interpolation",) if name in notes}
+    if not notes.get("exported_by", "").startswith("dp_basicsr "):
+        return kept
+    kept |= {name: value for name, value in notes.items() if name in _KEPT or name.startswith("dataset_")}
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        options = publishable(json.loads(notes.get("options", "")))
+        kept |= {"options": json.dumps(options)} if {"name", "model_type"} <= options.keys() else {}
+    return kept
+
+
+def _clean(value: Any) -> Any:
+    """Remove secrets, and replace paths and addresses, at any depth."""
+    if isinstance(value, dict):
+        return {str(key): _clean(item) for key, item in value.items() if not _SECRET.search(str(key))}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return "(path)" if isinstance(value, str) and re.search(r"[/\\]", value) else value
+
+
+def _trained_by(path: Path) -> str | None:
+    """Return the version of this project in the newest training log beside ``models/``."""
+    if path.resolve().parent.name != "models":
+        return None
     for log in sorted(path.resolve().parent.parent.glob("train_*.log"), reverse=True):
         version = re.search(r"dp_basicsr (\d\S*)", log.read_text(encoding="utf-8", errors="replace")[:4000])
         if version:
-            return {"trained_by": f"dp_basicsr {version[1]}"}
-    return {}
+            return version[1]
+    return None

@@ -151,6 +151,55 @@ def test_provenance_is_that_of_the_run_and_survives_another_export(run_folder: P
     assert trace(Path("first.safetensors"), again.notes).items() >= facts.items()
 
 
+def test_published_options_hold_neither_secrets_nor_paths(run_folder: Path) -> None:
+    path = run_folder / "models" / "net_g_400.pth"
+    options = yaml.safe_load((run_folder / "train.yml").read_text())
+    options["wandb_key"] = options["train"]["wandb_key"] = options["network_g"]["api_token"] = "s3cret"
+    options["logger"] = {"wandb": {"project": "s3cret"}}
+    options["path"] = {"pretrain_network_g": "/home/someone/private.pth"}
+    options["train"]["perceptual_opt"]["vgg_weights"] = "/home/someone/vgg.pth"
+    options["datasets"]["train"] |= {"gt_size": 128, "meta_info_file": "/home/someone/list.txt"}
+    (run_folder / "train.yml").write_text(yaml.safe_dump(options))
+    facts = trace(path, {})
+    assert not any(word in str(facts) for word in ("s3cret", "someone", str(run_folder)))
+    published = json.loads(facts["options"])
+    assert published["datasets"] == {"train": {"name": "DIV2K", "gt_size": 128}}
+    assert published["train"] == {"perceptual_opt": {"type": "DPLoss", "mu": 0.5, "vgg_weights": "(path)"}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: env\nchannels: [conda-forge]\ndependencies: [python=3.11]\nwandb_key: s3cret\n",
+        "name: x\nmodel_type: M\nnetwork_g: {}\ndatasets: {train: {dataroot_gt: [a, b]}, 3: 4}\nwandb_key: s3cret\n",
+        "name: x\nmodel_type: M\nnetwork_g: {}\ndatasets: []\n",
+        "[1, 2]",
+        "a: [",
+    ],
+)
+@pytest.mark.parametrize("with_log", [True, False])
+def test_option_files_of_others_are_no_provenance(
+    run_folder: Path, command: ModuleType, text: str, with_log: bool
+) -> None:
+    (run_folder / "train.yml").write_text(text)
+    if not with_log:
+        (run_folder / "train_mine_1.log").write_text("2026 INFO: some other trainer 1.0")
+    weights = str(run_folder / "models" / "net_g_400.pth")
+    assert command.main(["--model_path", weights, "--format", "safetensors", "-o", "out.safetensors"]) == 0
+    notes = load_network([Path("out.safetensors")]).notes
+    assert "s3cret" not in str(notes) + Path("out.safetensors.md").read_text()
+    assert with_log or "options" not in notes
+    assert "dataset_train" not in notes
+
+
+def test_metadata_of_others_is_not_passed_on() -> None:
+    notes = {"exported_by": "somebody", "wandb_key": "s3cret", "options": "not JSON", "source": "x", "format": "pt"}
+    facts = trace(Path(__file__), notes)
+    assert facts.keys() == {"source", "source_sha256", "exported_by"}
+    assert facts["source"] == "test_export.py"
+    assert "options" not in trace(Path(__file__), notes | {"exported_by": "dp_basicsr 0.1"})
+
+
 def test_a_fingerprint_tells_data_sets_apart(tmp_path: Path) -> None:
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"22")):
         (tmp_path / name).mkdir()
