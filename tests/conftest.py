@@ -64,6 +64,12 @@ def on_device(value: OnDevice) -> OnDevice:
     return value.to(_current_device)
 
 
+def needs_autocast(device: torch.device) -> None:
+    """Skip a test of half precision on an imitated GPU."""
+    if device == IMITATED:
+        pytest.skip("autocast is not imitated")
+
+
 def needs_gpus(count: int, what: str) -> pytest.MarkDecorator:
     """Skip a test of something that only CUDA has, unless there are that many GPUs."""
     return pytest.mark.skipif(torch.cuda.device_count() < count, reason=f"{what}: needs {count} CUDA GPU(s)")

@@ -26,6 +26,7 @@ FACTORIES = {torch.full, torch.ones, torch.zeros, torch.empty, torch.tensor, tor
 
 # Operators whose result is a number on the CPU, or has a shape that depends on values: the program waits for the GPU.
 WAITING = {ATEN._local_scalar_dense, ATEN.equal, ATEN.nonzero, ATEN.masked_select, ATEN._unique2}
+COPYING = {ATEN._to_copy, ATEN.to}
 
 
 class GPUTensor(Tensor):
@@ -41,6 +42,9 @@ class GPUTensor(Tensor):
         made.on_cpu = on_cpu
         return made
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec)
+
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
@@ -50,7 +54,7 @@ class GPUTensor(Tensor):
         mixed = {type(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim() > 0}
         if len(mixed) > 1 and func.overloadpacket is not ATEN.copy_:
             raise RuntimeError(f"Expected all tensors to be on the same device: {func}")
-        copies = func.overloadpacket is ATEN._to_copy and kwargs.get("device") == CPU
+        copies = func.overloadpacket in COPYING and CPU in tree_leaves((args, kwargs))
         if func.overloadpacket in WAITING or (copies and not kwargs.get("non_blocking")):
             cls.waits.append(str(func))
         result = func(*tree_map(_near, args), **tree_map(_near, kwargs))
@@ -101,7 +105,7 @@ def imitated_gpu() -> Iterator[list[str]]:
         model.device = DEVICE if opt["num_gpu"] else CPU
 
     GPUTensor.waits = []
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         with (
             _Transfers(),
@@ -113,4 +117,4 @@ def imitated_gpu() -> Iterator[list[str]]:
         ):
             yield GPUTensor.waits
     finally:
-        torch.__future__.set_overwrite_module_params_on_conversion(False)
+        torch.__future__.set_swap_module_params_on_conversion(False)

@@ -31,6 +31,7 @@ class Settings:
     rounds: int = 5
     batches: tuple[int, ...] = (4, 16)
     compile: bool = False  # also torch.compile, whose first step takes many minutes on a CPU
+    minutes: float = 30  # of each run of `soak`
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,12 @@ def seconds_of(work: Work) -> float:
     end.record()
     torch.cuda.synchronize()
     return begin.elapsed_time(end) / 1000
+
+
+def seconds_in_a_row(work: Work, times: int) -> float:
+    """Seconds of each ``work`` in a row of ``times``, after one that does not count."""
+    work()
+    return seconds_of(lambda: [work() for _ in range(times)]) / times
 
 
 def compare(

@@ -22,12 +22,16 @@ from basicsr.archs import vgg_arch
 from basicsr.models import build_model
 from torchvision.models import vgg19
 
-from scripts.bench.measure import ROOT, Settings, Table, Work, compare, in_turns, own_peak, seconds_of
+from scripts.bench.measure import ROOT, Settings, Table, Work, compare, in_turns, own_peak, seconds_in_a_row
 
 BASICSR = "BasicSR's ESRGANModel, VGG19"
 OURS = "ESRGANDPModel, VGG19 + ResNet-50"
 
+# A turn has several steps in a row, as a run: the first after a rest is slower, and does not count.
+STEPS_IN_A_TURN = 20 if torch.cuda.is_available() else 2
+
 COMPILED = "compile: true"
+TOGETHER = "amp: bf16, compile: true"
 GIVEN_BACK = "freed memory given back"
 
 # Ours with one change each in `train:`; optimisations that are the default are switched off.
@@ -36,7 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "channels_last: false": {"channels_last": False},
     "amp: bf16": {"amp": "bf16"},
     COMPILED: {"compile": True},
-    "fused Adam off": {"optim_g": {"fused": False}, "optim_d": {"fused": False}},
+    TOGETHER: {"amp": "bf16", "compile": True},
+    "checkpointing: true": {"checkpointing": True},
     GIVEN_BACK: {},
 }
 
@@ -122,7 +127,7 @@ class Candidate:
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, what: str) -> float:
-        """Ask for the seconds of a ``step`` or the ``peak`` memory in MB."""
+        """Ask for the seconds of a ``step`` (the mean of a turn) or the ``peak`` memory in MB."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended; the reason is on stderr
@@ -142,9 +147,9 @@ def serve(name: str, batch: int, quick: bool, lines: Iterable[str], answers: Tex
     """Answer each line, ``step`` or ``peak``, as :meth:`Candidate.ask` says."""
     if name not in (BASICSR, GIVEN_BACK) and not torch.cuda.is_available():
         keep_freed_memory()  # as train.py does
-    step = step_of(builders(quick)[name](), batch)
+    step, steps = step_of(builders(quick)[name](), batch), 1 if quick else STEPS_IN_A_TURN
     for line in lines:
-        print(own_peak() if line.strip() == "peak" else seconds_of(step), file=answers, flush=True)
+        print(own_peak() if line.strip() == "peak" else seconds_in_a_row(step, steps), file=answers, flush=True)
 
 
 def measure(settings: Settings) -> list[Table]:
@@ -152,15 +157,19 @@ def measure(settings: Settings) -> list[Table]:
     tables = []
     for batch in settings.batches:
         large = batch >= 16  # a step takes ten seconds and 7 GB on a CPU
-        wanted = [name for name in builders(settings.quick) if settings.compile or name != COMPILED]
+        rounds = min(settings.rounds, 3) if large else settings.rounds
+        wanted = [name for name in builders(settings.quick) if settings.compile or name not in (COMPILED, TOGETHER)]
         candidates = {name: Candidate(name, batch, settings.quick) for name in (wanted[:2] if large else wanted)}
         try:
-            seconds = in_turns(candidates, settings.rounds, lambda candidate: candidate.ask("step"))
+            seconds = in_turns(candidates, rounds, lambda candidate: candidate.ask("step"))
             memory = {name: candidate.ask("peak") for name, candidate in candidates.items()}
         finally:
             for candidate in candidates.values():
                 candidate.end()
-        note = "float32 unless stated otherwise, each candidate in its own process."
+        note = (
+            f"{STEPS_IN_A_TURN} steps a turn, after one that does not count; float32 unless stated otherwise; each "
+            "candidate in its own process."
+        )
         tables.append(compare(f"Training step, batch {batch}", seconds, memory, note))
     return tables
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import current_device, on_device
+from tests.conftest import current_device, needs_autocast, needs_gpus, on_device
 from tests.deploy.conftest import make_network
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -136,6 +136,23 @@ def test_out_of_memory_halves_the_tile_and_remembers(error: Exception, tile: int
     assert len(told) == len(set(told))
 
 
+@needs_gpus(1, "CUDA out of memory")
+def test_a_gpu_s_memory_that_runs_out_halves_the_tile() -> None:
+    """A real lack of memory: one layer of the output is 200 MB, and the process may have 600 MB."""
+    net, image, told = make_network(num_feat=32), photograph(320, 320), []
+    expected = Upscaler(loaded(make_network(num_feat=32)), device="cpu", tile=128)(image).astype(int)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(600 * 2**20 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        run = Upscaler(loaded(net), device="cuda", tile=0, tell=told.append)
+        result = run(image).astype(int)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert told
+    assert 0 < run.tile < 320
+    assert np.abs(result - expected).max() <= 2
+
+
 def test_out_of_memory_ends_where_tiles_cannot_get_smaller() -> None:
     run, _ = upscaler(Greedy(10, MemoryError()), 2, tile=64)
     with pytest.raises(UserError, match="out of memory even with tiles of 32 pixels .MemoryError"):
@@ -161,7 +178,8 @@ class Fragile(nn.Module):
         return self.conv(x) / 1e5
 
 
-def test_fp16_that_overflows_is_computed_again_in_fp32() -> None:
+def test_fp16_that_overflows_is_computed_again_in_fp32(device: torch.device) -> None:
+    needs_autocast(device)
     image = photograph(40, 40)
     run, told = upscaler(Fragile(), 1, precision="fp16", tile=16)
     assert np.array_equal(run(image), image)

@@ -18,7 +18,7 @@ from basicsr.models import build_model
 from torch import nn
 from torch.nn import functional as F
 
-from tests.conftest import model_options, on_device, random_batch
+from tests.conftest import model_options, needs_autocast, on_device, random_batch
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -295,8 +295,7 @@ def test_checkpointing_needs_rrdbs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_half_precision_keeps_losses_and_w_in_float32(amp: str, device: torch.device, tmp_path: Path) -> None:
-    if device.type == "meta":
-        pytest.skip("autocast is not imitated")
+    needs_autocast(device)
     torch.manual_seed(0)
     model = build_model(model_options("ESRGANDPModel", tmp_path, amp=amp))
     before = [parameter.clone() for parameter in model.net_g.parameters()]

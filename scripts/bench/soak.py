@@ -1,0 +1,146 @@
+"""Train for minutes, and fit the slope of what must not grow: memory, file descriptors, threads, time per iteration."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from dp_basicsr.data.preparation.subimages import Window
+from dp_basicsr.errors import EXIT_RETRY
+
+import numpy as np
+
+from scripts.bench.data import our_step, write_photographs
+from scripts.bench.measure import ROOT, Settings, Table
+from scripts.bench.validation import write_pairs
+
+# Kinds of records and the dataset that reads them.
+FORMS = {"raw": "PairedRawDataset", "png": "PairedImageDataset"}
+
+# Iterations between two validations and between two checkpoints, and between two lines of the log.
+EVERY, LINE = 200, 10
+
+# Small networks, so that minutes are thousands of iterations.
+NETWORKS = (
+    "network_g={type: RRDBNetDP, scale: 4, num_feat: 8, num_block: 1, num_grow_ch: 4}",
+    "network_d={type: UNetDiscriminatorSN, num_in_ch: 3, num_feat: 4}",
+    "train:perceptual_opt={type: DPLoss, vgg_type: vgg11, vgg_layer_weights: {conv2_1: 1}, vgg_weights: random, "
+    "resnet_type: resnet18, resnet_layer_weights: {layer1: 1}, resnet_weights: random}",
+)
+UNITS = {"memory": "MB", "file descriptors": "", "threads": "", "iteration": "ms"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look at a run: process and loader workers together."""
+
+    seconds: float
+    iteration: int
+    memory: float  # MB, without mapped files
+    descriptors: int
+    threads: int
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """A process and all below it."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield from descendants(int(child))
+
+
+def look(pid: int, log: Path) -> Sample:
+    """Read what the system says of a run, and its iteration from its log."""
+    memory, descriptors, threads = 0, 0, 0
+    for one in descendants(pid):
+        status = Path(f"/proc/{one}/status").read_text()
+        memory += int(re.findall(r"RssAnon:\s+(\d+)", status)[0])
+        threads += int(re.findall(r"Threads:\s+(\d+)", status)[0])
+        descriptors += len(os.listdir(f"/proc/{one}/fd"))
+    iterations = re.findall(r"iter:\s*([\d,]+)", log.read_text())
+    return Sample(time.monotonic(), int(iterations[-1].replace(",", "")), memory / 1024, descriptors, threads)
+
+
+def command(folder: Path, form: str) -> list[str]:
+    """The training command on the LMDBs in ``folder/<form>``, with validation, checkpoints and two workers."""
+    data = [f"datasets:train:dataroot_gt={folder / form}/HR_sub.lmdb", f"datasets:train:type={FORMS[form]}",
+            f"datasets:train:dataroot_lq={folder / form}/LR_bicubic_X4_sub.lmdb", "datasets:train:gt_size=32",
+            "datasets:train:num_worker_per_gpu=2", "datasets:train:dataset_enlarge_ratio=1",
+            f"datasets:val:dataroot_gt={folder}/gt", f"datasets:val:dataroot_lq={folder}/lq"]  # fmt: skip
+    often = [f"val:val_freq={EVERY}", f"logger:save_checkpoint_freq={EVERY}", f"logger:print_freq={LINE}",
+             "logger:keep_last=2", "train:total_iter=1000000000", f"name=soak_{form}"]  # fmt: skip
+    train = [sys.executable, str(ROOT / "dp_basicsr/train.py"), "-opt", str(ROOT / "options/train_demo.yml")]
+    return [*train, "--force_yml", *NETWORKS, *data, *often]
+
+
+def watch(folder: Path, form: str, minutes: float) -> list[Sample]:
+    """Train for ``minutes`` after the first validation and checkpoint, and look 200 times, or once a second.
+
+    Raises:
+        RuntimeError: The run does not start, or does not end as one that is stopped.
+    """
+    with (folder / f"{form}.txt").open("w+") as output:
+        run = subprocess.Popen(command(folder, form), cwd=folder, stdout=output, stderr=output)
+        samples: list[Sample] = []
+        try:
+            while run.poll() is None and not list(folder.glob(f"experiments/soak_{form}/training_states/*.sha256")):
+                time.sleep(0.1)
+            log = next(folder.glob(f"experiments/soak_{form}/*.log"), Path())
+            end = time.monotonic() + 60 * minutes
+            while run.poll() is None and time.monotonic() < end:
+                samples.append(look(run.pid, log))
+                time.sleep(max(1, 60 * minutes / 200))
+            run.send_signal(signal.SIGTERM)
+            code = run.wait(timeout=300)
+        finally:
+            run.kill()
+        if code != EXIT_RETRY or len(samples) < 3:
+            output.seek(0)
+            raise RuntimeError(f"the run ended with {code} after {len(samples)} looks:\n{output.read()[-2000:]}")
+    return samples
+
+
+def slopes(samples: list[Sample]) -> dict[str, tuple[float, float, float]]:
+    """For each quantity: its start, its end, and its slope per 1000 iterations, by least squares."""
+    seconds, iterations, *quantities = np.array([astuple(sample) for sample in samples], dtype=float).T
+    moves = np.flatnonzero(np.diff(iterations, prepend=-1))  # looks that found a new line of the log
+    seconds, iterations = seconds[moves], iterations[moves]
+    series = [quantity[moves] for quantity in quantities]
+    series.append(1000 * np.diff(seconds, prepend=np.nan) / np.diff(iterations, prepend=np.nan))
+    found = {}
+    for name, values in zip(UNITS, series, strict=True):
+        known = np.isfinite(values)
+        slope = np.polyfit(iterations[known] / 1000, values[known], 1)[0]
+        third = max(1, known.sum() // 3)
+        found[name] = (float(values[known][:third].mean()), float(values[known][-third:].mean()), float(slope))
+    return found
+
+
+def measure(settings: Settings) -> list[Table]:
+    """A table for each kind of records."""
+    tables = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_pairs(folder, [(24, 32), (32, 24)])
+        write_photographs(folder / "HR", 2, (200, 280))
+        for form in FORMS:
+            our_step(folder / "HR", Window(96, 48), form, folder / form)
+            samples = watch(folder, form, settings.minutes)
+            iterations = samples[-1].iteration - samples[0].iteration
+            rows, found = [], slopes(samples)
+            for quantity, (start, end, slope) in found.items():
+                unit = UNITS[quantity]
+                rows.append((quantity, f"{start:.4g} {unit}", f"{end:.4g} {unit}", f"{slope:+.2g} {unit}"))
+            header = ("", "first third", "last third", "slope per 1000 iterations")
+            title = f"Soak, {form} records: {iterations} iterations in {settings.minutes:g} minutes"
+            note = f"Process and 2 loader workers; validation and checkpoint every {EVERY} iterations; keep_last: 2."
+            tables.append(Table(title, header, rows, {"samples": [astuple(one) for one in samples]}, note))
+    return tables
