@@ -53,7 +53,7 @@ demo: setup ## prepare data, train, test, draw a picture: minutes on a CPU, offl
 test: setup ## run all tests
 	$(BIN)/python -m pytest
 
-bench: setup ## compare speed and memory with BasicSR's: 15 minutes on an idle CPU
+bench: setup ## compare speed and memory with BasicSR's: 20 minutes on an idle CPU
 	$(BIN)/python -m scripts.bench $(BENCH)
 
 lint: setup ## check style, format and types

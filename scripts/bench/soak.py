@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -53,18 +54,20 @@ def descendants(pid: int) -> Iterator[int]:
     """A process and all below it."""
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            yield from descendants(int(child))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            for child in children.read_text().split():
+                yield from descendants(int(child))
 
 
 def look(pid: int, log: Path) -> Sample:
     """Read what the system says of a run, and its iteration from its log."""
     memory, descriptors, threads = 0, 0, 0
     for one in descendants(pid):
-        status = Path(f"/proc/{one}/status").read_text()
-        memory += int(re.findall(r"RssAnon:\s+(\d+)", status)[0])
-        threads += int(re.findall(r"Threads:\s+(\d+)", status)[0])
-        descriptors += len(os.listdir(f"/proc/{one}/fd"))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):  # a worker that has just ended
+            status = Path(f"/proc/{one}/status").read_text()
+            memory += int(re.findall(r"RssAnon:\s+(\d+)", status)[0])
+            threads += int(re.findall(r"Threads:\s+(\d+)", status)[0])
+            descriptors += len(os.listdir(f"/proc/{one}/fd"))
     iterations = re.findall(r"iter:\s*([\d,]+)", log.read_text())
     return Sample(time.monotonic(), int(iterations[-1].replace(",", "")), memory / 1024, descriptors, threads)
 
@@ -73,7 +76,7 @@ def command(folder: Path, form: str) -> list[str]:
     """The training command on the LMDBs in ``folder/<form>``, with validation, checkpoints and two workers."""
     data = [f"datasets:train:dataroot_gt={folder / form}/HR_sub.lmdb", f"datasets:train:type={FORMS[form]}",
             f"datasets:train:dataroot_lq={folder / form}/LR_bicubic_X4_sub.lmdb", "datasets:train:gt_size=32",
-            "datasets:train:num_worker_per_gpu=2", "datasets:train:dataset_enlarge_ratio=1",
+            "datasets:train:num_worker_per_gpu=2",
             f"datasets:val:dataroot_gt={folder}/gt", f"datasets:val:dataroot_lq={folder}/lq"]  # fmt: skip
     often = [f"val:val_freq={EVERY}", f"logger:save_checkpoint_freq={EVERY}", f"logger:print_freq={LINE}",
              "logger:keep_last=2", "train:total_iter=1000000000", f"name=soak_{form}"]  # fmt: skip

@@ -153,13 +153,15 @@ def serve(name: str, batch: int, quick: bool, lines: Iterable[str], answers: Tex
 
 
 def measure(settings: Settings) -> list[Table]:
-    """A table for each batch size: BasicSR's step, ours, and for small batches ours with one change each."""
+    """A table for each batch size: BasicSR's step and ours; with small batches, also ours with one change each."""
     tables = []
     for batch in settings.batches:
         large = batch >= 16  # a step takes ten seconds and 7 GB on a CPU
         rounds = min(settings.rounds, 3) if large else settings.rounds
         wanted = [name for name in builders(settings.quick) if settings.compile or name not in (COMPILED, TOGETHER)]
-        candidates = {name: Candidate(name, batch, settings.quick) for name in (wanted[:2] if large else wanted)}
+        if large or settings.quick:
+            wanted = wanted[:2]
+        candidates = {name: Candidate(name, batch, settings.quick) for name in wanted}
         try:
             seconds = in_turns(candidates, rounds, lambda candidate: candidate.ask("step"))
             memory = {name: candidate.ask("peak") for name, candidate in candidates.items()}

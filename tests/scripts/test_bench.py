@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from scripts.bench.__main__ import PARTS, main
-from scripts.bench.measure import compare, in_turns
+from scripts.bench.measure import compare, in_turns, seconds_in_a_row
 from scripts.bench.operations import operations_of, passes
+from scripts.bench.step import builders, step_of
 
 
 def tables_of(text: str) -> dict[str, list[list[str]]]:
@@ -54,6 +57,12 @@ def test_every_part_runs_and_table_and_json_agree(tmp_path: Path, capsys: pytest
     assert "DIFFER" not in printed
 
 
+@pytest.mark.parametrize("name", builders(True))
+def test_every_candidate_trains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net: None)  # a compiler takes minutes
+    step_of(builders(True)[name](), 2)()
+
+
 def test_ratios_are_taken_round_by_round() -> None:
     """A slow round hits both, and must not widen the spread."""
     table = compare("title", {"first": [1.0, 10.0], "second": [0.5, 5.0]}, {"second": 12.0})
@@ -67,10 +76,15 @@ def test_turns_start_with_another_candidate_each_time() -> None:
     assert order[-4:] == ["a", "b", "b", "a"]
 
 
+def test_the_first_step_of_a_turn_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, seconds = [0.0], iter([9.0, 1.0, 3.0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    assert seconds_in_a_row(lambda: clock.append(clock.pop() + next(seconds)), 2) == 2.0
+
+
 def test_operations_are_those_that_a_convolution_has() -> None:
     """2 x 9 x channels in x channels out for every pixel, and as many for each gradient."""
-    import torch
-
     conv = torch.nn.Conv2d(4, 8, 3, padding=1, bias=False)
     expected = 2 * 9 * 4 * 8 * 16 * 16 / 1e9
     found = passes(conv, (1, 4, 16, 16))

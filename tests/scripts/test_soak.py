@@ -1,0 +1,55 @@
+"""The soak benchmark: it watches a real run, and its slopes are those of what it saw."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from dp_basicsr.data.preparation.subimages import Window
+
+import pytest
+
+from scripts.bench import soak
+from scripts.bench.data import our_step, write_photographs
+from scripts.bench.soak import Sample, descendants, slopes, watch
+from scripts.bench.validation import write_pairs
+
+
+def test_slopes_are_per_1000_iterations() -> None:
+    """10 MB and one descriptor more every 100 iterations, 20 ms an iteration; the second look found no new line."""
+    looks = [Sample(2.0 * number, 100 * number, 500 + 10 * number, 40 + number, 8) for number in range(10)]
+    looks.insert(1, Sample(0.5, 0, 500, 40, 8))
+    found = slopes(looks)
+    assert [pytest.approx(slope, abs=1e-9) for _, _, slope in found.values()] == [100, 10, 0, 0]
+    assert found["iteration"] == pytest.approx((20, 20, 0))
+    assert found["memory"][:2] == (510, 580)
+
+
+def test_processes_below_a_process_are_found() -> None:
+    child = [sys.executable, "-c", "import time; time.sleep(60)"]
+    parent = "import subprocess, sys; subprocess.Popen(sys.argv[1:]); print('started', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", parent, *child], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+        assert run.stdout
+        run.stdout.readline()
+        found = list(descendants(run.pid))
+        assert len(found) == 2
+        subprocess.run(["kill", *map(str, reversed(found))], check=True)
+
+
+def test_a_run_is_watched_and_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "EVERY", 10)
+    monkeypatch.setattr(soak, "LINE", 5)
+    write_pairs(tmp_path, [(16, 16)])
+    write_photographs(tmp_path / "HR", 1, (96, 128))
+    our_step(tmp_path / "HR", Window(96, 32), "raw", tmp_path / "raw")
+    samples = watch(tmp_path, "raw", 0.06)
+    assert samples[-1].iteration > samples[0].iteration >= 10
+    assert all(sample.threads >= 3 and sample.descriptors > 10 and sample.memory > 100 for sample in samples)
+
+
+def test_a_run_that_ends_by_itself_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = [sys.executable, "-c", "print('no such folder'); raise SystemExit(2)"]
+    monkeypatch.setattr(soak, "command", lambda folder, form: failing)
+    with pytest.raises(RuntimeError, match="ended with 2 after 0 looks:\nno such folder"):
+        watch(tmp_path, "raw", 0.01)
