@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from dp_basicsr import test, train
@@ -13,6 +10,8 @@ from dp_basicsr.evaluation.files import read_evaluation
 
 import pytest
 import torch
+
+from tests.distributed.processes import processes_in
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,19 +67,27 @@ def folder(tmp_path: Path, pairs: Path) -> Path:
     return tmp_path
 
 
-def run(*command: str, processes: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run one of the programs as its user does, from the current folder; with torchrun if there are processes."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    program, *arguments = command
-    line = [sys.executable, *torchrun, str(ROOT / "dp_basicsr" / program), *arguments]
-    return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+def run(*command: str, processes: int = 0) -> tuple[int | None, str]:
+    """Run one of the programs in processes of its own, with torchrun's variables if ``processes``.
+
+    Returns:
+        The first process' exit code and output.
+    """
+    line = [str(ROOT / "dp_basicsr" / command[0]), *command[1:]]
+    with processes_in(Path.cwd()) as started:
+        if processes:
+            started.start(*[line] * processes)
+        else:
+            started.start(line, OMP_NUM_THREADS="1")
+        codes, outputs = started.ends(*range(max(processes, 1)), limit=300)
+    assert len(set(codes)) == 1, outputs
+    return codes[0], outputs[0]
 
 
 def run_well(*command: str, processes: int = 0) -> str:
-    done = run(*command, processes=processes)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    code, output = run(*command, processes=processes)
+    assert code == 0, output
+    return output
 
 
 def losses_of(log: str) -> dict[int, str]:
@@ -129,7 +136,7 @@ def test_train_stop_resume_test(folder: Path, device: torch.device) -> None:
 
 
 def test_two_processes(folder: Path) -> None:
-    """torchrun on the CPU: found from the environment; rank 0 alone writes; the ranks hold one model."""
+    """With torchrun's variables: the group is found; rank 0 alone writes; a resumed run has the same losses."""
     log = run_well("train.py", "-opt", "small.yml", "--force_yml", "datasets:train:batch_size_per_gpu=1", processes=2)
     assert losses_of(log).keys() == set(range(1, 8))
     assert len(list((folder / "experiments").iterdir())) == 1
@@ -224,10 +231,10 @@ def test_without_a_network_there_is_nothing_to_test(folder: Path, capsys: pytest
 def test_without_data_the_shipped_options_say_what_is_missing(
     program: str, options: str, message: str, folder: Path
 ) -> None:
-    done = run(program, "-opt", str(ROOT / "options" / options))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    code, output = run(program, "-opt", str(ROOT / "options" / options))
+    assert code == 2
+    assert output.startswith("error: ")
+    assert message in output
+    assert "Traceback" not in output
     assert not (folder / "experiments").exists()
     assert not (folder / "results").exists()

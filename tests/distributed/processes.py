@@ -7,6 +7,7 @@ import os
 import runpy
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,13 @@ from pathlib import Path
 CONTEXT = multiprocessing.get_context("forkserver")
 # torch._dynamo: DistributedDataParallel and the optimizers import it, which takes seconds.
 CONTEXT.set_forkserver_preload(
-    ["torch._dynamo", "dp_basicsr.models", "dp_basicsr.options.completion", "dp_basicsr.training.run"]
+    [
+        "torch._dynamo",
+        "torch.utils.tensorboard",
+        "dp_basicsr.models",
+        "dp_basicsr.options.completion",
+        "dp_basicsr.training.run",
+    ]
 )
 
 
@@ -32,12 +39,16 @@ def run_program(words: Sequence[str], folder: str, output: str, environment: dic
 class Processes:
     """Processes of one run, as several ``python FILE ARGUMENTS``.
 
+    Args:
+        folder: Where they run.
+        outputs: For a file of what each prints.
+
     Attributes:
         all: By rank.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, outputs: Path) -> None:
+        self.folder, self.outputs = folder, outputs
         self.all: list[multiprocessing.process.BaseProcess] = []
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -56,7 +67,7 @@ class Processes:
             self.all.append(process)
 
     def output(self, rank: int) -> Path:
-        return self.folder / f"output_{rank}"
+        return self.outputs / str(rank)
 
     def ends(self, *ranks: int, limit: float = 60) -> tuple[list[int | None], list[str]]:
         """Exit codes and outputs of processes that must end by themselves."""
@@ -69,10 +80,11 @@ class Processes:
 @contextmanager
 def processes_in(folder: Path) -> Iterator[Processes]:
     """Processes, none of which outlives the block."""
-    made = Processes(folder)
-    try:
-        yield made
-    finally:
-        for process in made.all:
-            process.kill()
-            process.join()
+    with tempfile.TemporaryDirectory() as outputs:
+        made = Processes(folder, Path(outputs))
+        try:
+            yield made
+        finally:
+            for process in made.all:
+                process.kill()
+                process.join()

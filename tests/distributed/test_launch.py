@@ -161,20 +161,6 @@ def test_an_error_of_all_processes_is_printed_once(processes: Processes) -> None
     assert "".join(outputs) == "error: this image is broken\n"
 
 
-@pytest.fixture
-def torchrun() -> Iterator[LaunchConfig]:
-    """torchrun with one restart on two processes, in this process; its signal handlers go with the test."""
-    handlers = {
-        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    }
-    yield LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, monitor_interval=0.05, start_method="forkserver",
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="test", local_addr="localhost",
-    )  # fmt: skip
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
 def test_torchrun_names_the_process_and_its_error(torchrun: LaunchConfig, tmp_path: Path) -> None:
     torchrun.max_restarts = 0
     command = worker("mistake of rank 1", iterations=5)

@@ -10,13 +10,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from tests.distributed.processes import processes_in, run_program
 from tests.test_train_and_test import ROOT, SMALL, losses_of, same_weights
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", "--max-restarts=3"]
@@ -119,8 +123,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Pa
         if not (folder / "small.yml").is_file():
             (folder / "small.yml").write_text(SMALL)
             shutil.copytree(pairs, folder / "pairs")
-            line = [*TORCHRUN, "--standalone", "--nproc_per_node=2", *TRAIN, *HALF]
-            subprocess.run(line, check=True, capture_output=True, env=ENVIRONMENT, cwd=folder, timeout=LIMIT)
+            with processes_in(folder) as processes:
+                processes.start(*[[*TRAIN, *HALF]] * 2)
+                codes, outputs = processes.ends(0, 1, limit=LIMIT)
+                assert codes == [0, 0], outputs
         return folder / "experiments/small"
 
     return train
@@ -130,10 +136,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Pa
 def experiment(pairs: Path, tmp_path: Path) -> Path:
     (tmp_path / "small.yml").write_text(SMALL)
     return tmp_path / "experiments/small"
-
-
-def workers(agent: int) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()]
 
 
 def is_saved(experiment: Path, iteration: int) -> bool:
@@ -146,15 +148,25 @@ def written_losses(experiment: Path) -> dict[int, str]:
     return {number: line for path in logs for number, line in losses_of(path.read_text()).items()}
 
 
-def test_a_killed_process_comes_back(experiment: Path, pairs: Path, undisturbed: Callable[[Path], Path]) -> None:
+def train_and_be_killed(state: str, *arguments: Any) -> None:
+    """Train; on the first start rank 1 kills itself once ``state`` is saved."""
+
+    def kill_after_state() -> None:
+        until(Path(state).is_file)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+        threading.Thread(target=kill_after_state, daemon=True).start()
+    run_program(*arguments)
+
+
+def test_a_killed_process_comes_back(
+    experiment: Path, pairs: Path, tmp_path: Path, torchrun: LaunchConfig, undisturbed: Callable[[Path], Path]
+) -> None:
     """torchrun --max-restarts: from the last checkpoint, without --auto_resume, to the same bits."""
-    line = [*TORCHRUN, "--standalone", "--nproc_per_node=2", *TRAIN, *HALF]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as agent:
-        until(lambda: is_saved(experiment, 3))
-        os.kill(workers(agent.pid)[-1], signal.SIGKILL)
-        log = agent.communicate(timeout=LIMIT)[1]
-    assert agent.returncode == 0, log
-    assert "Resuming training from" in log
+    state, output = experiment / "training_states/3.state", tmp_path / "output"
+    elastic_launch(torchrun, train_and_be_killed)(str(state), [*TRAIN, *HALF], str(tmp_path), str(output), {})
+    assert "Resuming training from" in output.read_text()
     reference = undisturbed(pairs)
     assert written_losses(experiment) == written_losses(reference)
     assert same_weights(experiment / MODEL, reference / MODEL)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from tests.conftest import model_options
 from tests.deploy.conftest import make_network
+from tests.distributed.processes import processes_in
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -236,16 +234,9 @@ def test_it_leaves_the_random_state_of_a_training_alone(loader: DataLoader, tmp_
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_split_over_processes_the_numbers_are_those_of_one() -> None:
+def test_split_over_processes_the_numbers_are_those_of_one(tmp_path: Path) -> None:
     """Five images on two processes, bit for bit; then an error and an interruption on one of them, which both see."""
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "tests.models.validation_worker",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    with processes_in(tmp_path) as processes:
+        processes.start(*[[str(ROOT / "tests/models/validation_worker.py")]] * 2)
+        codes, outputs = processes.ends(0, 1)
+    assert codes == [0, 0], outputs
