@@ -14,12 +14,12 @@ DONE := $(VENV)/.setup-done
 # Remove VENV only if it is an environment.
 REMOVE_VENV := if test -e $(VENV)/pyvenv.cfg; then rm -rf $(VENV); fi
 
-.PHONY: help setup demo test bench lint docs clean
+.PHONY: help setup demo test bench gpu-report lint docs clean
 
 help: ## print this help
 	@sed -n '/^#/!q; s/^#  \{0,1\}//p' Makefile
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 setup: $(DONE) ## create the environment; does nothing if it exists
 ifneq ($(origin PYTHON),file)
@@ -55,6 +55,9 @@ test: setup ## run all tests, in two processes of one thread each
 
 bench: setup ## compare speed and memory with BasicSR's: 20 minutes on an idle CPU
 	$(BIN)/python -m scripts.bench $(BENCH)
+
+gpu-report: setup ## test and measure everything on this machine's GPU, into results/gpu; exits with 2 without one
+	$(BIN)/python -m scripts.gpu_report
 
 lint: setup ## check style, format and types
 	$(BIN)/python -m ruff check .

@@ -48,9 +48,9 @@ def markdown(where: dict[str, str], tables: Sequence[Table]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(where: dict[str, str], tables: Sequence[Table], folder: Path) -> None:
-    """Write ``bench.md`` and ``bench.json`` into ``folder``."""
+def write(where: dict[str, str], tables: Sequence[Table], folder: Path, name: str = "bench") -> None:
+    """Write ``<name>.md`` and ``<name>.json`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.md").write_text(markdown(where, tables), encoding="utf-8")
+    (folder / f"{name}.md").write_text(markdown(where, tables), encoding="utf-8")
     content = {"machine": where, "tables": [asdict(table) for table in tables]}
-    (folder / "bench.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

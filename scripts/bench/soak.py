@@ -33,6 +33,7 @@ EVERY, LINE = 200, 10
 NETWORKS = (
     "network_g={type: RRDBNetDP, scale: 4, num_feat: 8, num_block: 1, num_grow_ch: 4}",
     "network_d={type: UNetDiscriminatorSN, num_in_ch: 3, num_feat: 4}",
+    "datasets:train:gt_size=32",
     "train:perceptual_opt={type: DPLoss, vgg_type: vgg11, vgg_layer_weights: {conv2_1: 1}, vgg_weights: random, "
     "resnet_type: resnet18, resnet_layer_weights: {layer1: 1}, resnet_weights: random}",
 )
@@ -72,26 +73,34 @@ def look(pid: int, log: Path) -> Sample:
     return Sample(time.monotonic(), int(iterations[-1].replace(",", "")), memory / 1024, descriptors, threads)
 
 
-def command(folder: Path, form: str) -> list[str]:
-    """The training command on the LMDBs in ``folder/<form>``, with validation, checkpoints and two workers."""
-    data = [f"datasets:train:dataroot_gt={folder / form}/HR_sub.lmdb", f"datasets:train:type={FORMS[form]}",
-            f"datasets:train:dataroot_lq={folder / form}/LR_bicubic_X4_sub.lmdb", "datasets:train:gt_size=32",
-            "datasets:train:num_worker_per_gpu=2",
+def prepare(folder: Path, form: str) -> list[str]:
+    """Write training LMDBs of ``form`` and validation pairs into ``folder``; returns the overrides that read them."""
+    if not (folder / "HR").exists():
+        write_pairs(folder, [(24, 32), (32, 24)])
+        write_photographs(folder / "HR", 2, (240, 320))
+    our_step(folder / "HR", Window(160, 80), form, folder / form)
+    return [f"datasets:train:dataroot_gt={folder / form}/HR_sub.lmdb", f"datasets:train:type={FORMS[form]}",
+            f"datasets:train:dataroot_lq={folder / form}/LR_bicubic_X4_sub.lmdb",
+            "datasets:train:num_worker_per_gpu=2", "datasets:train:dataset_enlarge_ratio=100",
             f"datasets:val:dataroot_gt={folder}/gt", f"datasets:val:dataroot_lq={folder}/lq"]  # fmt: skip
-    often = [f"val:val_freq={EVERY}", f"logger:save_checkpoint_freq={EVERY}", f"logger:print_freq={LINE}",
-             "logger:keep_last=2", "train:total_iter=1000000000", f"name=soak_{form}"]  # fmt: skip
-    train = [sys.executable, str(ROOT / "dp_basicsr/train.py"), "-opt", str(ROOT / "options/train_demo.yml")]
-    return [*train, "--force_yml", *NETWORKS, *data, *often]
 
 
-def watch(folder: Path, form: str, minutes: float) -> list[Sample]:
+def train_command(*overrides: str, options: str = "train_demo.yml") -> list[str]:
+    """The command that trains by a shipped option file with overrides."""
+    return [sys.executable, str(ROOT / "dp_basicsr/train.py"), "-opt", str(ROOT / "options" / options), "--force_yml",
+            *overrides]  # fmt: skip
+
+
+def watch(folder: Path, form: str, data: list[str], minutes: float) -> list[Sample]:
     """Train for ``minutes`` after the first validation and checkpoint, and look 200 times, or once a second.
 
     Raises:
         RuntimeError: The run does not start, or does not end as one that is stopped.
     """
+    often = [f"val:val_freq={EVERY}", f"logger:save_checkpoint_freq={EVERY}", f"logger:print_freq={LINE}",
+             "logger:keep_last=2", "train:total_iter=1000000000", f"name=soak_{form}"]  # fmt: skip
     with (folder / f"{form}.txt").open("w+") as output:
-        run = subprocess.Popen(command(folder, form), cwd=folder, stdout=output, stderr=output)
+        run = subprocess.Popen(train_command(*NETWORKS, *data, *often), cwd=folder, stdout=output, stderr=output)
         samples: list[Sample] = []
         try:
             while run.poll() is None and not list(folder.glob(f"experiments/soak_{form}/training_states/*.sha256")):
@@ -132,11 +141,8 @@ def measure(settings: Settings) -> list[Table]:
     tables = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_pairs(folder, [(24, 32), (32, 24)])
-        write_photographs(folder / "HR", 2, (200, 280))
         for form in FORMS:
-            our_step(folder / "HR", Window(96, 48), form, folder / form)
-            samples = watch(folder, form, settings.minutes)
+            samples = watch(folder, form, prepare(folder, form), settings.minutes)
             iterations = samples[-1].iteration - samples[0].iteration
             rows, found = [], slopes(samples)
             for quantity, (start, end, slope) in found.items():

@@ -6,14 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dp_basicsr.data.preparation.subimages import Window
-
 import pytest
 
 from scripts.bench import soak
-from scripts.bench.data import our_step, write_photographs
-from scripts.bench.soak import Sample, descendants, slopes, watch
-from scripts.bench.validation import write_pairs
+from scripts.bench.soak import Sample, descendants, prepare, slopes, watch
 
 
 def test_slopes_are_per_1000_iterations() -> None:
@@ -40,16 +36,13 @@ def test_processes_below_a_process_are_found() -> None:
 def test_a_run_is_watched_and_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "EVERY", 10)
     monkeypatch.setattr(soak, "LINE", 5)
-    write_pairs(tmp_path, [(16, 16)])
-    write_photographs(tmp_path / "HR", 1, (96, 128))
-    our_step(tmp_path / "HR", Window(96, 32), "raw", tmp_path / "raw")
-    samples = watch(tmp_path, "raw", 0.06)
+    samples = watch(tmp_path, "raw", prepare(tmp_path, "raw"), 0.06)
     assert samples[-1].iteration > samples[0].iteration >= 10
     assert all(sample.threads >= 3 and sample.descriptors > 10 and sample.memory > 100 for sample in samples)
 
 
 def test_a_run_that_ends_by_itself_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = [sys.executable, "-c", "print('no such folder'); raise SystemExit(2)"]
-    monkeypatch.setattr(soak, "command", lambda folder, form: failing)
+    monkeypatch.setattr(soak, "train_command", lambda *overrides: failing)
     with pytest.raises(RuntimeError, match="ended with 2 after 0 looks:\nno such folder"):
-        watch(tmp_path, "raw", 0.01)
+        watch(tmp_path, "raw", [], 0.01)

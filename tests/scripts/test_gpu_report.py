@@ -1,0 +1,31 @@
+"""`make gpu-report`: refused without a GPU, and rehearsed on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts import gpu_report
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        gpu_report.main([])
+    assert stopped.value.code == 2
+    assert "error: expected a CUDA GPU, got none" in capsys.readouterr().err
+    assert not Path("results").exists()
+
+
+def test_the_report_is_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests, bit-exact resume and a run; the parts of the benchmark are rehearsed by test_bench.py."""
+    monkeypatch.setattr(gpu_report, "PARTS", ())
+    assert gpu_report.main(["--rehearse", "--out", str(tmp_path)]) == 0
+    suite, resume, run = json.loads((tmp_path / "report.json").read_text())["tables"]
+    assert suite["rows"][0] == ["cpu", "5", "0", "0", "0"]
+    assert resume["figures"] == {"net_g": {"same_bits": True}, "net_d": {"same_bits": True}}
+    assert run["figures"]["seconds"] > run["figures"]["data_seconds"] > 0
+    assert "no figure here means anything" in (tmp_path / "report.md").read_text()
