@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,3 +181,28 @@ def lmdb_reader(folder: str | Path) -> LmdbReader:
     if reader is None:
         reader = _readers[path] = LmdbReader(path)
     return reader
+
+
+class LmdbClient:
+    """BasicSR's file client for LMDBs, through the one reader of each LMDB in a process.
+
+    BasicSR opens an LMDB for each dataset, and lmdb refuses to open one twice in a process: two validation sets, or
+    training and validation, could not share one.
+
+    Args:
+        roots: LMDB folders.
+        names: What the dataset calls them, in the same order: ``lq``, ``gt``.
+    """
+
+    def __init__(self, roots: str | Sequence[str], names: str | Sequence[str]) -> None:
+        roots, names = ([value] if isinstance(value, str) else value for value in (roots, names))
+        self._readers = {name: lmdb_reader(root) for name, root in zip(names, roots, strict=True)}
+
+    def get(self, key: str, client_key: str = "default") -> bytes:
+        """Return the record of a key.
+
+        Raises:
+            UserError: It is missing, or the LMDB is damaged.
+        """
+        with self._readers[client_key].record(key) as record:
+            return bytes(record)

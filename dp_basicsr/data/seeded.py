@@ -78,8 +78,11 @@ class SeededDataset(Dataset):
 
 def _readable(error: Exception) -> str:
     # What BasicSR says of a file that does not decode, is empty, or of a key that is not there.
-    unclear = isinstance(error, cv2.error) or "NoneType" in str(error)
-    return "it is missing or does not decode" if unclear else " ".join(str(error).split())
+    if isinstance(error, cv2.error) or "NoneType" in str(error):
+        return "it is missing or does not decode"
+    text = " ".join(" ".join(map(str, error.args or [error])).split())
+    advice = "cut the GT to a multiple of the scale (extract_subimages.py --crop), or make the LQ again by make_lr.py"
+    return f"{text} {advice}" if text.startswith("Scale mismatches.") else text
 
 
 @contextmanager

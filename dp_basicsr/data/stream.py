@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
-from dp_basicsr.data.lmdb_records import is_raw, lmdb_reader
+from dp_basicsr.data.lmdb_records import LmdbClient, is_raw, lmdb_reader
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
 from dp_basicsr.data.worker_signals import outlive_signals
 from dp_basicsr.errors import UserError
@@ -77,6 +78,11 @@ class TrainStream:
         self.dataset_opt = opt["datasets"]["train"] | {"batch_size_per_gpu": batch_size_per_gpu(opt)}
         self.origin = {"iter": 0, "epoch": 0, "sample": 0, **(origin or {})}
         self.dataset = _build(self.dataset_opt)
+        if len(self.dataset) == 0:
+            roots = " and ".join(
+                dict.fromkeys(str(self.dataset_opt.get(key)) for key in ("dataroot_gt", "dataroot_lq"))
+            )
+            raise UserError(f"datasets: train: no image directly in {roots} (subfolders are not searched)")
         ratio = self.dataset_opt.get("dataset_enlarge_ratio", 1)
         self.sampler = TrainSampler(self.dataset, opt["world_size"], opt["rank"], ratio)
         self.loader = self._build_loader()
@@ -195,6 +201,9 @@ def batch_size_per_gpu(opt: dict[str, Any]) -> int:
 
 def _build(dataset_opt: dict[str, Any]) -> Any:
     """BasicSR's dataset; what it finds wrong with the files (counts, names, a broken LMDB) is a UserError."""
+    # BasicSR asks for these keys by `in` alone, and would open or format None.
+    unset = [key for key in ("meta_info_file", "filename_tmpl") if dataset_opt.get(key, "") is None]
+    dataset_opt = {key: value for key, value in dataset_opt.items() if key not in unset}
     try:
         _refuse_bad_lmdbs(dataset_opt)
         dataset = build_dataset(dataset_opt)
@@ -203,7 +212,32 @@ def _build(dataset_opt: dict[str, Any]) -> Any:
     if isinstance(getattr(dataset, "paths", None), list):
         # BasicSR lists a folder as the file system does, which differs from machine to machine, and so between ranks.
         dataset.paths.sort(key=str)
+        _check_paths(dataset, dataset_opt)
+    backend = getattr(dataset, "io_backend_opt", None) or {}
+    if "db_paths" in backend:
+        roots, names = backend["db_paths"], backend.get("client_keys", "default")
+        dataset.file_client = LmdbClient(roots, names)
     return dataset
+
+
+def _check_paths(dataset: Any, dataset_opt: dict[str, Any]) -> None:
+    """Drop blank lines of a ``meta_info_file``; refuse files that are missing and an LQ that two GT would share."""
+    meta_info_file = dataset_opt.get("meta_info_file")
+    if meta_info_file is None or (dataset_opt.get("io_backend") or {}).get("type") != "disk":
+        return
+    name = f"datasets: {dataset_opt['name']}: meta_info_file {meta_info_file}"
+    pairs = [paths if isinstance(paths, dict) else {"lq_path": paths} for paths in dataset.paths]
+    kept = [pair for pair in pairs if not any(path.endswith(os.sep) for path in pair.values())]  # of a blank line
+    ids = {id(pair) for pair in kept}
+    missing = [path for pair in kept for path in pair.values() if not os.path.isfile(path)]
+    if missing:
+        raise UserError(f"{name}: expected one file name a line, {len(missing)} files are missing, first {missing[0]}")
+    first: dict[str, str] = {}
+    for pair in kept:
+        lq, gt = pair.get("lq_path", ""), pair.get("gt_path", "")
+        if gt and first.setdefault(lq, gt) != gt:
+            raise UserError(f"{name}: {first[lq]} and {gt} would both be paired with {lq}: rename one of them")
+    dataset.paths = [paths for paths, pair in zip(dataset.paths, pairs, strict=True) if id(pair) in ids]
 
 
 def _refuse_bad_lmdbs(dataset_opt: dict[str, Any]) -> None:
@@ -247,6 +281,9 @@ def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
             logger.warning(f"{dataset_opt['name']} is skipped: no such folder: {' and '.join(missing)}")
             continue
         dataset = _build(dataset_opt)
+        if len(dataset) == 0:
+            logger.warning(f"{dataset_opt['name']} is skipped: no image directly in its folders")
+            continue
         loaders.append(build_dataloader(dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"]))
         logger.info(f"{dataset_opt['name']}: {len(dataset)} images")
     return loaders

@@ -39,6 +39,8 @@ def run_test(opt: dict[str, Any]) -> None:
     metrics = metrics_of(opt)
     drop_unavailable(opt)
     loaders = evaluation_loaders(opt, "test")
+    if not loaders:
+        raise UserError(f"none of the test sets has an image; {HOW_TO_GET_TEST_SETS}")
     model = build_model(opt)
     make_exp_dirs(opt)
     agree_on(None)  # the others wait until rank 0 has moved an earlier run's folder aside

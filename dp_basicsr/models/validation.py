@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,15 +14,17 @@ from typing import Any
 from dp_basicsr.data.images import encode_png
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.input_size import RRDBNET_FOLDS, InputSize, input_size, pad, run_padded
 from dp_basicsr.utils.tiles import Floats, blend_tiles
 
 import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
-from basicsr.utils import tensor2img
+from basicsr.utils import get_root_logger, tensor2img
+from basicsr.utils.registry import METRIC_REGISTRY
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -30,9 +33,6 @@ Values = dict[str, float]  # metric -> its value on one image
 # `val: threads` and `val: tile_overlap` where the options do not say.
 THREADS = 2
 OVERLAP = 16
-
-# BasicSR's RRDBNet folds the image by pixel-unshuffle: scale -> what sizes must be multiples of.
-FOLDED = {2: 2, 1: 4}
 
 
 class ThreadedValidation(BaseModel):
@@ -49,6 +49,8 @@ class ThreadedValidation(BaseModel):
     interrupted: Callable[[], bool] = staticmethod(lambda: False)
     lq: Tensor
     output: Tensor
+    net_g: nn.Module
+    _said_unmeasured: frozenset[str] = frozenset()
 
     def validation(
         self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False
@@ -64,6 +66,7 @@ class ThreadedValidation(BaseModel):
         Raises:
             UserError: An image that cannot be read, measured or written, on whichever process; it is named.
         """
+        self._say_what_is_not_measured(dataloader.dataset)
         measured: dict[int, Values] = {}
         error: UserError | None = None
         try:
@@ -79,17 +82,27 @@ class ThreadedValidation(BaseModel):
         dataset: Any = dataloader.dataset
         if len(values) < len(dataset):
             return False
-        if self.opt["val"].get("metrics"):
+        if any(values.values()):
             self._take_results([values[index] for index in range(len(dataset))], dataset.opt["name"], current_iter)
             if self.opt["rank"] == 0:
                 self._log_validation_metric_values(current_iter, dataset.opt["name"], tb_logger)
         return True
 
+    def _say_what_is_not_measured(self, dataset: Any) -> None:
+        """Log once for each set without originals which metrics it is not measured by."""
+        name = dataset.opt["name"]
+        if dataset.opt.get("dataroot_gt") or name in self._said_unmeasured:
+            return
+        self._said_unmeasured = self._said_unmeasured | {name}
+        metrics = (self.opt["val"].get("metrics") or {}).keys() - usable_metrics(self.opt, has_original=False).keys()
+        if metrics:
+            get_root_logger().warning(f"{name} has no originals (dataroot_gt): no {', '.join(sorted(metrics))} for it")
+
     def _take_results(self, values: list[Values], dataset_name: str, current_iter: int | str) -> None:
         """Set ``metric_results`` to the means, and ``best_metric_results``, the same on all processes."""
         self._initialize_best_metric_results(dataset_name)
         self.metric_results = {}
-        for metric in self.opt["val"]["metrics"]:
+        for metric in values[0]:
             total = 0.0
             for value in values:  # not sum(): from Python 3.12 on it rounds otherwise than BasicSR's addition
                 total += value[metric]
@@ -141,21 +154,27 @@ class ThreadedValidation(BaseModel):
     @torch.compiler.set_stance("force_eager")  # images have many sizes: a compiled network would be compiled for each
     def test(self) -> None:
         """Set ``self.output`` to the network's result for ``self.lq``; with ``val: tile`` from tiles, on the CPU."""
-        val = self.opt.get("val") or {}
-        whole, scale = self.lq, self.opt["scale"]
-        if not val.get("tile"):
-            super().test()
-            return
+        val, scale, whole = self.opt.get("val") or {}, self.opt["scale"], self.lq
+        size, (height, width) = input_size(self.net_g), whole.shape[-2:]
+
+        def forward(images: Tensor) -> Tensor:
+            self.lq = images
+            super(ThreadedValidation, self).test()
+            return self.output
 
         def one_tile(rows: slice, columns: slice) -> Floats:
-            self.lq = whole[..., rows, columns]
-            super(ThreadedValidation, self).test()
-            return self.output[0].float().cpu().numpy()
+            return run_padded(forward, padded[..., rows, columns], size, scale)[0].float().cpu().numpy()
 
-        multiple = FOLDED.get(scale, 1) if self.opt["network_g"]["type"] == "RRDBNet" else 1
-        overlap = val.get("tile_overlap", OVERLAP) * multiple  # a folded network sees that much farther
-        bands = blend_tiles(one_tile, whole.shape[-2], whole.shape[-1], scale, val["tile"], overlap, multiple)
-        self.output, self.lq = torch.from_numpy(np.concatenate(list(bands), axis=1))[None], whole
+        if not val.get("tile"):
+            self.output, self.lq = run_padded(forward, whole, size, scale), whole
+            return
+        rows, columns = InputSize(size.multiple).fit(height, width)
+        padded = pad(whole, rows, columns)
+        fold = RRDBNET_FOLDS.get(scale, 1) if self.opt["network_g"]["type"] == "RRDBNet" else 1
+        overlap = val.get("tile_overlap", OVERLAP) * fold  # a folded network sees that much farther
+        bands = blend_tiles(one_tile, rows, columns, scale, val["tile"], overlap, size.multiple)
+        blended = np.concatenate(list(bands), axis=1)[:, : height * scale, : width * scale]
+        self.output, self.lq = torch.from_numpy(np.ascontiguousarray(blended))[None], whole
 
     def _image_path(self, name: str, dataset_name: str, current_iter: int | str) -> Path:
         """Where BasicSR saves a result."""
@@ -172,8 +191,17 @@ class ThreadedValidation(BaseModel):
                 images["img2"] = tensor2img([gt])
             if path is not None:
                 write_image(images["img"], path)
-            metrics = self.opt["val"].get("metrics") or {}
+            metrics = usable_metrics(self.opt, has_original=gt is not None)
             return {metric: float(calculate_metric(images, opt)) for metric, opt in metrics.items()}
+
+
+def usable_metrics(opt: dict[str, Any], has_original: bool) -> dict[str, dict[str, Any]]:
+    """Return ``val: metrics``; for images without an original only those that need none, such as NIQE."""
+    metrics = (opt.get("val") or {}).get("metrics") or {}
+    if has_original:
+        return metrics
+    functions = {name: METRIC_REGISTRY.get(metric["type"]) for name, metric in metrics.items()}
+    return {name: metrics[name] for name in metrics if "img2" not in inspect.signature(functions[name]).parameters}
 
 
 def read_ahead(dataloader: DataLoader, indices: range) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -78,5 +78,9 @@ def run_padded(forward: Callable[[Tensor], Tensor], images: Tensor, size: InputS
     padded_height, padded_width = size.fit(height, width)
     if (padded_height, padded_width) == (height, width):
         return forward(images)
-    padded = F.pad(images, (0, padded_width - width, 0, padded_height - height), mode="replicate")
-    return forward(padded)[..., : height * scale, : width * scale]
+    return forward(pad(images, padded_height, padded_width))[..., : height * scale, : width * scale]
+
+
+def pad(images: Tensor, height: int, width: int) -> Tensor:
+    """Repeat the last row and column of (N, C, H, W) float images until they are ``height`` x ``width``."""
+    return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]), mode="replicate")

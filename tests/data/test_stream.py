@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+from dp_basicsr.data.preparation.convert import create_lmdb
+from dp_basicsr.data.preparation.jobs import PrepJob
 from dp_basicsr.data.stream import (
     RecordingPrefetcher,
     SeededDataset,
@@ -17,9 +20,11 @@ from dp_basicsr.data.stream import (
 )
 from dp_basicsr.errors import UserError
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from basicsr.utils import get_root_logger
 
 from tests.conftest import needs_gpus
 
@@ -192,3 +197,85 @@ def test_prefetched_batches_last_until_a_busy_gpu_has_read_them(pairs: Path, pin
         copies.append(batch["gt"].clone())
         del batch
     assert all(torch.equal(copy.cpu(), gt) for copy, gt in zip(copies, expected, strict=True))
+
+
+def evaluation_options(pairs: Path, phase: str = "val", **changes: Any) -> dict[str, Any]:
+    """Options with the training set and one validation set, ``changes`` being the latter's."""
+    opt = options(pairs)
+    opt["datasets"]["val"] = opt["datasets"]["train"] | {"phase": phase} | changes
+    return opt
+
+
+def test_an_empty_validation_set_is_skipped_by_name(
+    pairs: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pairs / "empty").mkdir()
+    empty = {"name": "nothing", "dataroot_gt": str(pairs / "empty"), "dataroot_lq": str(pairs / "empty")}
+    monkeypatch.setattr(get_root_logger(), "propagate", True)
+    assert evaluation_loaders(evaluation_options(pairs, **empty), "val") == []
+    assert "nothing is skipped: no image" in caplog.text
+
+
+def test_training_images_in_subfolders_alone_are_explained(pairs: Path) -> None:
+    for name in ("GT", "LRbicx4"):
+        (pairs / "outer" / name).mkdir(parents=True)
+        (pairs / name).rename(pairs / "outer" / name / "inner")
+    with pytest.raises(UserError, match=r"no image directly in .*subfolders are not searched"):
+        TrainStream(options(pairs / "outer"))
+
+
+@pytest.mark.parametrize("key", ["meta_info_file", "filename_tmpl"])
+@pytest.mark.parametrize("kind", ["PairedImageDataset", "SingleImageDataset"])
+def test_keys_without_a_value_are_as_good_as_absent(pairs: Path, kind: str, key: str) -> None:
+    (loader,) = evaluation_loaders(evaluation_options(pairs, type=kind, **{key: None}), "val")
+    assert len(loader.dataset) == 4  # type: ignore[arg-type]
+    assert loader.dataset[3]["lq"].shape == (3, 40, 36)
+
+
+def test_a_blank_line_of_a_meta_info_file_is_no_image(pairs: Path) -> None:
+    listed = pairs / "meta.txt"
+    listed.write_text("image1.png (160,144,3)\n\nimage3.png (160,144,3)\n\n")
+    for kind in ("PairedImageDataset", "SingleImageDataset"):
+        opt = evaluation_options(pairs, type=kind, meta_info_file=str(listed))
+        (loader,) = evaluation_loaders(opt, "val")
+        assert len(loader.dataset) == 2  # type: ignore[arg-type]
+
+
+def test_a_meta_info_file_never_makes_a_wrong_pair(pairs: Path) -> None:
+    """BasicSR drops the subfolder from the LQ's name: two GT of one name would share an LQ."""
+    for folder in ("a", "b"):
+        (pairs / "GT" / folder).mkdir()
+        shutil.copy(pairs / "GT/image0.png", pairs / "GT" / folder)
+    listed = pairs / "meta.txt"
+    listed.write_text("a/image0.png\nb/image0.png\n")
+    train = {"meta_info_file": str(listed)}
+    with pytest.raises(UserError, match=r"a/image0\.png and .*b/image0\.png would both be paired with .*image0\.png"):
+        TrainStream(options(pairs, train=train))
+    listed.write_text("a/image0.png\nimage1.png\n")
+    assert len(TrainStream(options(pairs, train=train)).dataset) == 2
+    listed.write_text("image0.png\nimage 9.png\n")
+    with pytest.raises(UserError, match=r"2 files are missing, first .*/image$"):
+        TrainStream(options(pairs, train=train))
+
+
+def test_one_lmdb_serves_several_sets_and_training(pairs: Path) -> None:
+    for name in ("GT", "LRbicx4"):
+        create_lmdb(pairs / name, pairs / f"{name}.lmdb", PrepJob(workers=1))
+    lmdbs = {"dataroot_gt": f"{pairs}/GT.lmdb", "dataroot_lq": f"{pairs}/LRbicx4.lmdb", "io_backend": {"type": "lmdb"}}
+    opt = evaluation_options(pairs, **lmdbs)
+    opt["datasets"]["val_2"] = opt["datasets"]["val"] | {"type": "SingleImageDataset"}
+    opt["datasets"]["train"] |= lmdbs
+    plain = take(options(pairs), 0, 1)[0]
+    assert torch.equal(next(TrainStream(opt).batches(0))["gt"], plain)
+    first, second = evaluation_loaders(opt, "val")
+    assert torch.equal(first.dataset[1]["lq"], second.dataset[1]["lq"])
+    helped = opt | {"datasets": {"train": opt["datasets"]["train"] | {"num_worker_per_gpu": 1}}}
+    assert torch.equal(next(TrainStream(helped).batches(0))["gt"], plain)
+
+
+def test_a_gt_that_is_no_multiple_of_the_scale_is_named_with_advice(pairs: Path) -> None:
+    for number in range(4):
+        path = pairs / f"GT/image{number}.png"
+        cv2.imwrite(str(path), cv2.imread(str(path))[:158])
+    with pytest.raises(UserError, match=r"GT/image\d\.png cannot be used: Scale mismatches\. GT \(158, 144\).*--crop"):
+        next(TrainStream(options(pairs)).batches(0))

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from tests.conftest import model_options
 from tests.deploy.conftest import make_network
 from tests.distributed.processes import processes_in
+from tests.utils.test_input_size import swinir
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -144,6 +145,46 @@ def test_tiles_bound_what_the_network_sees_and_leave_no_seam(arch: str, scale: i
     assert difference < 1e-3
     assert (outputs[2] - outputs[0]).abs().max() > 20 * difference, "without an overlap there must be a seam to see"
     assert tiled.net_g.training
+
+
+@pytest.mark.parametrize("tile", [0, 24])
+@pytest.mark.parametrize(("arch", "scale", "multiple"), [("RRDBNet", 2, 2), ("RRDBNet", 1, 4), ("SwinIR", 2, 4)])
+def test_networks_that_need_certain_sizes_take_any(
+    arch: str, scale: int, multiple: int, tile: int, tmp_path: Path
+) -> None:
+    """The result is that of the padded image, cropped; that of tiles is close to it."""
+    torch.manual_seed(0)
+    model = make_model(tmp_path, {"tile": tile}, arch="RRDBNet", scale=scale)
+    if arch == "SwinIR":
+        model.net_g = swinir().to(model.device)
+    lq = torch.nn.functional.interpolate(torch.rand(1, 3, 9, 7), size=(37, 29), mode="bicubic").clip(0, 1)
+    model.feed_data({"lq": lq})
+    model.test()
+    assert torch.equal(model.lq.cpu(), lq)
+    padded = torch.nn.functional.pad(lq, (0, -29 % multiple, 0, -37 % multiple), mode="replicate")
+    with torch.no_grad():
+        expected = model.net_g.eval()(padded.to(model.device)).cpu()[..., : 37 * scale, : 29 * scale]
+    assert model.output.shape == expected.shape
+    assert (model.output.cpu() - expected).abs().mean() <= (0.05 if tile else 0)
+
+
+def test_a_set_without_originals_is_upscaled_and_not_measured(
+    loader: DataLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"name": "bare", "type": "SingleImageDataset", "phase": "val", "scale": 4, "io_backend": {"type": "disk"},
+               "dataroot_lq": str(tmp_path / "set/lq")}  # fmt: skip
+    bare = build_dataloader(build_dataset(options), options)
+    mean = {"type": "mean_of_result"}
+    monkeypatch.setitem(METRIC_REGISTRY._obj_map, "mean_of_result", lambda img, **_: float(img.mean()))
+    model, warnings = make_model(tmp_path, {"metrics": METRICS | {"mean": mean}}), Mock()
+    monkeypatch.setattr(validation, "get_root_logger", lambda: Mock(warning=warnings))
+    for iteration in (1, 2):
+        assert model.validation(bare, iteration, None, True)
+    assert model.metric_results.keys() == {"mean"}
+    assert warnings.mock_calls == [call("bare has no originals (dataroot_gt): no psnr, ssim_y for it")]
+    assert len(files(tmp_path / "visualization")) == 2 * len(SIZES)
+    model.opt["val"]["metrics"] = METRICS
+    assert model.validation(bare, 3, None)
 
 
 def test_the_network_goes_on_while_a_metric_is_computed(loader: DataLoader, tmp_path: Path) -> None:
