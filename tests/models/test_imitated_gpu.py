@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 import torch
 from basicsr.models import build_model
 
-from tests.conftest import SMALL_DP_LOSS, model_options, random_batch
+from tests import conftest
+from tests.conftest import SMALL_DP_LOSS, model_options, on_device, random_batch
 from tests.imitated_gpu import DEVICE, imitated_gpu
 
 SMALL = {name: value for name, value in SMALL_DP_LOSS.items() if name != "type"}
@@ -49,6 +51,13 @@ def test_the_loss(released: bool) -> None:
         value, _ = loss.to(DEVICE)(x.to(DEVICE), gt.to(DEVICE))
         assert value.device == DEVICE
         assert value.item() == expected
+
+
+def test_helpers_follow_the_device_of_the_test(device: torch.device) -> None:
+    """Else whole files would be tested on the CPU twice: pytest must not import conftest.py under a second name."""
+    copies = [name for name, module in sys.modules.items() if str(getattr(module, "__file__", "")) == conftest.__file__]
+    assert copies == ["tests.conftest"]
+    assert on_device(torch.ones(1)).device.type == device.type
 
 
 def test_a_tensor_left_on_the_cpu_is_refused() -> None:
