@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import warnings
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 LOSSLESS_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 1 << 27  # of one image: 16384 x 8192, 0.4 GB decoded; a few kilobytes of PNG can claim more
 
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # Pillow's names for the suffixes above
+_ORIENTATION = 0x0112  # the EXIF tag
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # Pillow's names for the suffixes above
 
 # A whole file contains these. Some OpenCV versions return the upper part of a cut-off file as if it were an image.
 _END_MARKS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
@@ -54,6 +57,14 @@ def find_images(folder: Path) -> list[Path]:
     return paths
 
 
+def left_out(folder: Path) -> str:
+    """Count the files and folders of ``folder`` that ``find_images`` leaves out, by suffix; "" where there are none."""
+    others = [path for path in folder.iterdir() if not (_is_image(path) or path.name.startswith("."))]
+    kinds = Counter("folder" if path.is_dir() else path.suffix.lower() or "no suffix" for path in others)
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    return f"{folder}: left out {len(others)} that are no images ({counts})" if others else ""
+
+
 def read_image(path: Path, *, gray: bool = False) -> NDArray[np.uint8]:
     """Read ``(H, W, 3)``, BGR, uint8, range [0, 255]; with ``gray`` also ``(H, W)``.
 
@@ -67,7 +78,8 @@ def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.
     """Decode the content of an image file to what ``read_image`` returns.
 
     16 bits and alpha are refused rather than dropped: what OpenCV would make of them in silence is not what is in the
-    file. An alpha that is opaque everywhere says nothing and is left out.
+    file. An alpha that is opaque everywhere says nothing and is left out. An EXIF orientation is applied, as OpenCV
+    does where BasicSR reads images.
 
     Raises:
         BadImageError: it does not decode, is cut off, has more than ``MAX_PIXELS`` (looked up in its head, before
@@ -111,9 +123,13 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
     for start, end in _END_MARKS.items():
         if data.startswith(start) and end not in data:
             raise BadImageError("is cut off before its end")
-    _refuse_too_many_pixels(data)
+    orientation = _inspect(data)
+    buffer = np.frombuffer(data, np.uint8)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+        if image is not None and orientation != 1:  # which OpenCV ignores for IMREAD_UNCHANGED alone
+            alpha = _without_opaque_alpha(image).shape[2:] in ((2,), (4,))  # type: ignore[arg-type]
+            image = image if alpha else cv2.imdecode(buffer, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error as error:  # more pixels than OpenCV allows, for one
         raise BadImageError(f"is refused by OpenCV ({error.err})") from error
     if image is None:
@@ -121,18 +137,23 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
     return image  # type: ignore[return-value]
 
 
-def _refuse_too_many_pixels(data: bytes) -> None:
+def _inspect(data: bytes) -> int:
+    """Refuse an image of too many pixels by its head, and return its EXIF orientation (1: upright)."""
+    orientation = 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a large image, and of what is about to be named as damaged
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 pixels = image.width * image.height
+                with suppress(Exception):  # a broken EXIF block, on which Pillow raises anything, turns nothing
+                    orientation = image.getexif().get(_ORIENTATION, 1)
     except Image.DecompressionBombError as error:  # Pillow's own limit, where it is on
         raise BadImageError(f"is refused before decoding: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise BadImageError(f"is no image in {', '.join(_FORMATS)}" if data else "is empty") from error
     if pixels > MAX_PIXELS:
         raise BadImageError(f"has {pixels / 1e6:,.0f} megapixels, at most {MAX_PIXELS / 1e6:,.0f} are decoded")
+    return orientation
 
 
 def _without_opaque_alpha(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

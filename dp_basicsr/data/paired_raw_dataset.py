@@ -77,9 +77,10 @@ class PairedRawDataset(Dataset):
         """BasicSR's paired_random_crop, on planes."""
         scale, gt_size = self.opt["scale"], self.opt["gt_size"]
         size = gt_size // scale
-        channels, height, width = lq.shape
+        lq, gt = (np.broadcast_to(image, (3, *image.shape[1:])) if len(image) == 1 else image for image in (lq, gt))
+        channels, height, width = lq.shape  # gray is colour of three equal planes, as where OpenCV decodes a PNG
         if gt.shape != (3, scale * height, scale * width) or channels != 3:
-            raise UserError(f"expected three planes and GT = {scale} x LQ, got GT {gt.shape} and LQ {lq.shape}")
+            raise UserError(f"expected one or three planes and GT = {scale} x LQ, got GT {gt.shape} and LQ {lq.shape}")
         if min(height, width) < size:
             raise UserError(f"LQ is {width} x {height}, less than the {size} of gt_size / scale")
         top, left = rng.randint(0, height - size), rng.randint(0, width - size)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -76,6 +78,17 @@ class SeededDataset(Dataset):
         return " or ".join(dict.fromkeys(path.values())) if isinstance(path, dict) else str(path)
 
 
+def _reason_of_dead_worker(text: str) -> str | None:
+    """What to tell the user where shared memory or memory ended a loader's worker; None for other errors."""
+    fewer = "lower datasets: train: num_worker_per_gpu (0 needs none) or the mini-batch"
+    if any(sign in text for sign in ("Bus error", "shared memory", "shm", "No space left on device")):
+        free = f"{shutil.disk_usage('/dev/shm').free / 1e6:,.0f} MB are free" if os.path.isdir("/dev/shm") else "full"
+        return f"shared memory (/dev/shm, {free}) is too small for the batches: docker run --shm-size=8g, or {fewer}"
+    if "killed by signal: Killed" in text or "exited unexpectedly" in text:
+        return f"a loader's worker was killed, which is what happens when memory runs out: {fewer}"
+    return None
+
+
 def _readable(error: Exception) -> str:
     # What BasicSR says of a file that does not decode, is empty, or of a key that is not there.
     if isinstance(error, cv2.error) or "NoneType" in str(error):
@@ -138,6 +151,11 @@ class BadSamples:
                 yield batch
         except UserError as error:
             raise UserError(str(error).rpartition(_WORKER_PREFIX)[2].rstrip()) from error
+        except RuntimeError as error:  # torch's, of a worker that was killed or that got no shared memory
+            reason = _reason_of_dead_worker(str(error))
+            if reason is None:
+                raise
+            raise UserError(reason) from None
 
     def _note(self, bad: list[str]) -> None:
         self.seen += len(bad)

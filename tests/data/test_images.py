@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
 from dp_basicsr.data import images
-from dp_basicsr.data.images import BadImageError, encode_png, find_images, read_image
+from dp_basicsr.data.images import BadImageError, encode_png, find_images, left_out, read_image
 from dp_basicsr.errors import UserError
 
 import cv2
 import numpy as np
 import pytest
+from basicsr.utils import imfrombytes
 from PIL import Image
+
+from tests.data.conftest import smooth_noise
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -119,3 +123,35 @@ def test_find_images_takes_images_only_and_sorts(tmp_path: Path) -> None:
         find_images(tmp_path / "folder.png")
     with pytest.raises(UserError, match="no folder"):
         find_images(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".gif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("gray", [False, True])
+def test_images_are_turned_as_basicsr_turns_them(tmp_path: Path, suffix: str, orientation: int, gray: bool) -> None:
+    pixels = smooth_noise(24, 40, 1)
+    path = tmp_path / f"a{suffix}"
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    kind = {".jpe": "JPEG", ".jfif": "JPEG", ".jpg": "JPEG", ".tif": "TIFF"}.get(suffix, suffix[1:].upper())
+    Image.fromarray(pixels[..., 0] if gray else pixels).save(buffer, kind, exif=exif)
+    path.write_bytes(buffer.getvalue())
+    theirs = np.round(imfrombytes(path.read_bytes(), float32=True) * 255).astype(np.uint8)
+    ours = read_image(path, gray=True)
+    assert np.array_equal(np.repeat(ours[..., None], 3, 2) if ours.ndim == 2 else ours, theirs)
+    assert find_images(tmp_path) == [path]
+
+
+def test_a_broken_exif_block_turns_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(smooth_noise(24, 40, 1)).save(path, exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    assert read_image(path).shape == (24, 40, 3)
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    assert left_out(tmp_path) == ""
+    for name in ("a.png", ".hidden", "b.HEIC", "c.heic", "notes"):
+        (tmp_path / name).touch()
+    (tmp_path / "sub").mkdir()
+    assert left_out(tmp_path) == f"{tmp_path}: left out 4 that are no images (2 .heic, 1 folder, 1 no suffix)"

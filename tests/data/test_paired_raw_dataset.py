@@ -178,7 +178,7 @@ def write_lmdb(path: Path, *records: Record) -> None:
     ("gt", "lq", "message"),
     [
         ((48, 48, 3), (10, 12, 3), r"GT = 4 x LQ, got GT \(3, 48, 48\) and LQ \(3, 10, 12\)"),
-        ((48, 48), (12, 12), "expected three planes"),
+        ((48, 48, 2), (12, 12, 2), "expected one or three planes"),
         ((24, 24, 3), (6, 6, 3), "LQ is 6 x 6, less than the 8"),
     ],
 )
@@ -265,3 +265,18 @@ def test_a_run_on_raw_records_ends_with_the_weights_of_one_on_png(pairs: Path, t
         train.main(["-opt", "small.yml", "--force_yml", *settings])
     png, raw = (torch.load(f"experiments/{name}/models/net_g_latest.pth")["params"] for name in ("png", "raw"))
     assert all(torch.equal(png[name], raw[name]) for name in png)
+
+
+def test_gray_among_colour_is_read_as_from_png(tmp_path: Path) -> None:
+    for name, side in (("gt_sub", 48), ("gt_bicubic_X4_sub", 12)):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(f"{tmp_path}/{name}/colour.png", smooth_noise(side, side, 1))
+        cv2.imwrite(f"{tmp_path}/{name}/gray.png", smooth_noise(side, side, 2)[..., 0])
+        for form in ("png", "raw"):
+            create_lmdb(tmp_path / name, tmp_path / form / f"{name}.lmdb", PrepJob(workers=1), form)  # type: ignore[arg-type]
+    png, raw = dataset(tmp_path / "png", "PairedImageDataset"), dataset(tmp_path / "raw", "PairedRawDataset")
+    for index in range(2):
+        random.seed(index)
+        expected = png[index]
+        random.seed(index)
+        assert same(expected, raw[index])

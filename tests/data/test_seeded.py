@@ -184,3 +184,29 @@ def test_the_images_are_what_opencv_reads(pairs: Path) -> None:
     crop = (batch["gt"][0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     windows = np.lib.stride_tricks.sliding_window_view(image, (32, 32, 3))[:, :, 0]
     assert (windows == crop).all(axis=(2, 3, 4)).any()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that dataloader's", "--shm-size"),
+        ("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)", "--shm-size"),
+        ("DataLoader worker (pid 9) is killed by signal: Killed.", "memory runs out"),
+    ],
+)
+def test_a_worker_without_memory_is_one_message(text: str, expected: str) -> None:
+    def batches() -> Iterator[dict[str, Any]]:
+        yield {"bad": [""]}
+        raise RuntimeError(text)
+
+    with pytest.raises(UserError, match=f"{expected}.*num_worker_per_gpu|num_worker_per_gpu.*{expected}"):
+        list(BadSamples("stop", 0, 4).watch(batches()))
+
+
+def test_other_errors_of_workers_keep_their_traceback() -> None:
+    def batches() -> Iterator[dict[str, Any]]:
+        raise RuntimeError("a mistake of the program")
+        yield {}
+
+    with pytest.raises(RuntimeError, match="a mistake of the program"):
+        list(BadSamples("stop", 0, 4).watch(batches()))

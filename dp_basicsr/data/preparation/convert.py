@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_basicsr.data.images import LOSSLESS_SUFFIXES, BadImage, BadImageError, encode, find_images, read_image
+from dp_basicsr.data.images import LOSSLESS_SUFFIXES, BadImage, BadImageError, encode, find_images, left_out, read_image
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation.folder_writer import FolderWriter
 from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, commit_all, process_images
@@ -65,7 +65,8 @@ def create_lmdb(place: Path, output: Path, job: PrepJob, form: RecordForm = "png
             lambda record: writer.write([record]),
             job,
         )
-        return PrepReport(commit_all([writer]), skipped)
+        others = "" if place.suffix == ".lmdb" else left_out(place)
+        return PrepReport(commit_all([writer]), skipped, others)
 
 
 def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
@@ -91,7 +92,7 @@ def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
             lambda file: writer.write_file(*file),
             job,
         )
-        return PrepReport(commit_all([writer]), skipped)
+        return PrepReport(commit_all([writer]), skipped, left_out(folder))
 
 
 def pack_image(task: RecordTask) -> Record | BadImage:

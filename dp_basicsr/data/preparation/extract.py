@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dp_basicsr.data.images import IMAGE_SUFFIXES, find_images
+from dp_basicsr.data.images import IMAGE_SUFFIXES, find_images, left_out
 from dp_basicsr.data.preparation.folder_writer import FolderWriter
 from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, commit_all, process_images
 from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
-from dp_basicsr.data.preparation.records import RecordForm, RecordSink, check_keys
+from dp_basicsr.data.preparation.records import RecordForm, RecordSink, check_keys, check_stems
 from dp_basicsr.data.preparation.subimages import CutImage, ImageTask, Window, cut_image, subimage_key
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.staging import refuse_existing, refuse_input
@@ -93,7 +93,9 @@ def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
     """
     images = _find_hr(what.hr)
     what.check()
-    check_keys([path.name for path in images], suffix=subimage_key("", _MAX_WINDOWS - 1))
+    check_stems(path.name for path in images)
+    if what.form != "png":
+        check_keys([path.name for path in images], suffix=subimage_key("", _MAX_WINDOWS - 1))
     outputs = what.output_paths()
     places = [path for paths in outputs.values() for path in paths]
     refuse_input([what.hr, *what.lr], places)
@@ -114,7 +116,7 @@ def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
             for path in paths
         ]
         skipped = process_images(images, task, cut_image, write, job)
-        return PrepReport(commit_all([sink for _, sink in sinks]), skipped)
+        return PrepReport(commit_all([sink for _, sink in sinks]), skipped, left_out(what.hr))
 
 
 def _named(folder: Path) -> Path:

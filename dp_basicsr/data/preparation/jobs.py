@@ -60,13 +60,15 @@ def job_from(args: argparse.Namespace) -> PrepJob:
 
 @dataclass(frozen=True)
 class PrepReport:
-    """What was written, and which images were left out."""
+    """What was written, which images were skipped, and a line on files that are no images."""
 
     written: list[Written]
     skipped: list[BadImage]
+    left_out: str = ""
 
     def __str__(self) -> str:
         lines = [f"skipped: {image}" for image in self.skipped] + [f"wrote {written}" for written in self.written]
+        lines += [self.left_out] if self.left_out else []
         return "\n".join(lines + ([f"{len(self.skipped)} images skipped"] if self.skipped else []))
 
 

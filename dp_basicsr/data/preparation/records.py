@@ -112,6 +112,20 @@ def check_keys(names: Iterable[str], *, suffix: str = "") -> None:
         _check_key(name, suffix)
 
 
+def check_stems(names: Iterable[str]) -> None:
+    """Refuse image file names that differ in their extension alone: their results would share a name.
+
+    Raises:
+        UserError: Two names have one stem; both are named.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        stem = Path(name).stem
+        if stem in seen:
+            raise UserError(f"{seen[stem]} and {name} would both be written as '{stem}': rename one of them")
+        seen[stem] = name
+
+
 def _key_as_read(name: str) -> str:
     return name.split(".")[0]
 

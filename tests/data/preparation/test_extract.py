@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import dp_basicsr  # noqa: F401  (makes basicsr importable)
-from dp_basicsr.data.images import read_image
+from dp_basicsr.data.images import encode_png, read_image
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation.extract import Extraction, extract_subimages
 from dp_basicsr.data.preparation.jobs import PrepJob
@@ -17,6 +17,8 @@ from dp_basicsr.errors import UserError
 import lmdb
 import numpy as np
 import pytest
+
+from tests.data.conftest import smooth_noise
 
 WINDOW = Window(48, 24)
 ONE = PrepJob(workers=1)
@@ -199,3 +201,18 @@ def test_defaults_are_what_the_training_options_expect() -> None:
         1: [Path("datasets/DIV2K/DIV2K_train_HR_sub.lmdb")],
         4: [Path("datasets/DIV2K/DIV2K_train_LR_bicubic_X4_sub.lmdb")],
     }
+
+
+def test_names_that_no_lmdb_takes_make_png_folders(tmp_path: Path) -> None:
+    (tmp_path / "hr").mkdir()
+    for name in ("a.b.png", "a.c.png", "bäume.png"):
+        (tmp_path / "hr" / name).write_bytes(encode_png(smooth_noise(16, 16, 1)))
+    (tmp_path / "hr/notes.txt").touch()
+    report = extract_subimages(Extraction(tmp_path / "hr", window=Window(16, 16), form="png"), PrepJob(workers=1))
+    assert sorted(path.name for path in (tmp_path / "hr_sub").iterdir()) == [
+        "a.b_s001.png", "a.c_s001.png", "bäume_s001.png",
+    ]  # fmt: skip
+    assert "left out 1 that are no images (1 .txt)" in str(report)
+    (tmp_path / "hr/a.b.bmp").touch()
+    with pytest.raises(UserError, match=r"a\.b\.bmp and a\.b\.png would both be written as 'a\.b'"):
+        extract_subimages(Extraction(tmp_path / "hr", window=Window(16, 16), form="png"), PrepJob(workers=1))
