@@ -123,7 +123,7 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
     for start, end in _END_MARKS.items():
         if data.startswith(start) and end not in data:
             raise BadImageError("is cut off before its end")
-    orientation = _inspect(data)
+    orientation = exif_orientation(data)
     buffer = np.frombuffer(data, np.uint8)
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
@@ -137,8 +137,12 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
     return image  # type: ignore[return-value]
 
 
-def _inspect(data: bytes) -> int:
-    """Refuse an image of too many pixels by its head, and return its EXIF orientation (1: upright)."""
+def exif_orientation(data: bytes) -> int:
+    """Return the EXIF orientation (1: upright) of an image file's content.
+
+    Raises:
+        BadImageError: It is no image, or has more than ``MAX_PIXELS``.
+    """
     orientation = 1
     try:
         with warnings.catch_warnings():

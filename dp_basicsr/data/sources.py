@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_basicsr.data.images import BadImageError, decode_image, find_images, read_image
+from dp_basicsr.data.images import BadImageError, decode_image, exif_orientation, find_images, read_image
 from dp_basicsr.data.lmdb_records import Shape, from_planes, lmdb_reader, read_meta_info
 from dp_basicsr.errors import UserError
 
@@ -41,6 +41,10 @@ class ImageSource:
     def name(self) -> str:
         """The file's name with extension; of a record, the name it would have as a PNG file."""
         return self.path.name if self.shape is None else f"{self.key}.png"
+
+    def is_turned(self) -> bool:
+        """Whether it is a file with an EXIF orientation that is not upright."""
+        return self.shape is None and exif_orientation(self.path.read_bytes()) != 1
 
     def read(self, *, gray: bool = False) -> NDArray[np.uint8]:
         """Read ``(H, W, 3)`` BGR uint8, with ``gray`` also ``(H, W)``.

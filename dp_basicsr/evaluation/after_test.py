@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.stream import missing_folders
 from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.files import markdown, write_evaluation
-from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
+from dp_basicsr.evaluation.matching import BICUBIC, Method, TestSet
 from dp_basicsr.metrics import METRICS
 
 from basicsr.utils import get_root_logger
+from torch.utils.data import DataLoader
 
 FOLDER = "evaluation"  # in results/<name>/
 
@@ -23,12 +25,13 @@ def metrics_of(opt: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in METRICS if not name.startswith("lpips_") or name.split("_")[1] in backbones)
 
 
-def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...]) -> Path | None:
-    """Measure the saved images of every set that is there, and bicubic beside them.
+def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Sequence[DataLoader]) -> Path | None:
+    """Measure the saved images of every set that was tested, and bicubic beside them.
 
     Args:
         opt: test.py's options after the test.
         metrics: From ``metrics_of``.
+        loaders: Of the sets that were tested.
 
     Returns:
         The folder ``results/<name>/evaluation``, or None where there is nothing to measure, as the log then says.
@@ -37,18 +40,24 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...]) -> Path | N
         UserError: As ``evaluate``.
     """
     logger = get_root_logger()
-    sets = [dataset for dataset in opt["datasets"].values() if dataset["phase"] == "test"]
-    sets = [one for one in sets if one.get("dataroot_gt") and not missing_folders(one) and not _is_lmdb(one)]
+    sets = [found for found in map(tested_images, loaders) if found.gt]
     if not (sets and opt["val"]["save_img"]):
         logger.info("No tables: they need `val: save_img: true` and originals in folders of images.")
         return None
-    found = [find_test_set(Path(one["dataroot_gt"]), Path(one["dataroot_lq"]), one["name"]) for one in sets]
-    ours = Method(opt["val"].get("suffix") or opt["name"], Path(opt["path"]["visualization"]) / "{set}")
-    evaluation = evaluate(found, [Method(BICUBIC, None), ours], opt["scale"], metrics)
+    suffix = opt["val"].get("suffix") or opt["name"]
+    pattern = f"(.+)_{re.escape(suffix)}"
+    ours = Method(suffix, Path(opt["path"]["visualization"]) / "{set}", pattern)
+    evaluation = evaluate(sets, [Method(BICUBIC, None), ours], opt["scale"], metrics)
     folder = write_evaluation(evaluation, Path(opt["path"]["results_root"]) / FOLDER)
     logger.info(f"{folder}:\n{markdown(evaluation)}")
     return folder
 
 
-def _is_lmdb(dataset: dict[str, Any]) -> bool:
-    return dataset["dataroot_gt"].endswith(".lmdb")
+def tested_images(loader: DataLoader) -> TestSet:
+    """The files of a set, by the names under which their results are saved; none where it has no originals in files."""
+    dataset: Any = loader.dataset
+    pairs = [
+        pair for pair in getattr(dataset, "paths", []) if isinstance(pair, dict) and Path(pair["gt_path"]).is_file()
+    ]
+    gt, lr = ({Path(pair["lq_path"]).stem: Path(pair[key]) for pair in pairs} for key in ("gt_path", "lq_path"))
+    return TestSet(dataset.opt["name"], gt, lr)

@@ -49,4 +49,4 @@ def run_test(opt: dict[str, Any]) -> None:
         logger.info(f"Testing {loader.dataset.opt['name']} ...")  # type: ignore[attr-defined]
         model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
     if opt["rank"] == 0:
-        evaluate_test_run(opt, metrics)
+        evaluate_test_run(opt, metrics, loaders)

@@ -16,6 +16,7 @@ from dp_basicsr.data.sources import ImageSource, find_sources
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.pool import available_cpus, ordered_map
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -102,7 +103,9 @@ def paired_sets(opt: dict[str, Any]) -> Iterator[tuple[str, PairedSet]]:
             continue
         gt, lq = (Path(root).expanduser() for root in roots)
         gt_size = dataset.get("gt_size") if key.split("_")[0] == "train" else None
-        names = _names_in(dataset.get("meta_info_file"))
+        names = (
+            None if gt.suffix == ".lmdb" else _names_in(dataset.get("meta_info_file"))
+        )  # as BasicSR, which ignores it
         template = dataset.get("filename_tmpl") or "{}"
         yield f"{key} ({dataset.get('name')})", PairedSet(gt, lq, opt["scale"], gt_size, template, names)
 
@@ -125,8 +128,12 @@ def check_set(what: PairedSet, workers: int | None = None) -> Checked:
     """
     checked = Checked()
     try:
-        gt, lq = find_sources(what.gt), find_sources(what.lq)
-        checked.problems += [problem for place in (what.gt, what.lq) for problem in _check_place(place)]
+        if what.names is None:
+            gt, lq = find_sources(what.gt), find_sources(what.lq)
+            checked.problems += [problem for place in (what.gt, what.lq) for problem in _check_place(place)]
+        else:
+            gt = [ImageSource(what.gt / name, Path(name).stem) for name in what.names]
+            lq = [ImageSource(path, path.stem) for path in find_images(what.lq)]
     except UserError as error:
         checked.problems.append(BadData("set", str(what), str(error)))
         return checked
@@ -155,12 +162,24 @@ def read_pair(task: PairTask) -> ReadPair:
     if len(images) < 2:
         return ReadPair(str(task.gt), tuple(problems), None)
     text = _misfit(images[0], images[1], task)
+    turned = [source for source in (task.gt, task.lq) if source.is_turned()]
     if text:
-        problems.append(BadData("size", str(task.gt), text))
+        hint = f"; the EXIF orientation of {' and '.join(map(str, turned))} is applied" if turned else ""
+        problems.append(BadData("size", str(task.gt), text + hint))
+    elif turned and not _same_way_up(*images):
+        text = f"{' and '.join(map(str, turned))} is turned by its EXIF orientation, and the other image is not"
+        problems.append(BadData("orientation", str(task.gt), text))
     digest = hashlib.blake2b(digest_size=16)
     for image in images:
         digest.update(repr(image.shape).encode() + image.tobytes())
     return ReadPair(str(task.gt), tuple(problems), digest.digest())
+
+
+def _same_way_up(gt: NDArray[np.uint8], lq: NDArray[np.uint8]) -> bool:
+    """Whether the pair fits better as it is than with one image turned or mirrored."""
+    small_gt, small_lq = (cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA).astype(float) for image in (gt, lq))
+    ways = [np.rot90(image, times) for image in (small_lq, small_lq[:, ::-1]) for times in range(4)]
+    return int(np.argmin([np.abs(small_gt - way).mean() for way in ways])) == 0
 
 
 def _misfit(gt: NDArray[np.uint8], lq: NDArray[np.uint8], task: PairTask) -> str | None:
@@ -176,23 +195,22 @@ def _misfit(gt: NDArray[np.uint8], lq: NDArray[np.uint8], task: PairTask) -> str
 
 def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tuple[list[PairTask], list[BadData]]:
     """Pair as BasicSR does: records by key, files by the GT's whole name with the template around its stem."""
-    if what.names is not None:
-        there = {source.name: source for source in gt}
-        missing = [name for name in what.names if name not in there]
-        gt = [there[name] for name in what.names if name in there]
-    else:
-        missing = []
-    reason = "is not there, though meta_info_file names it"
-    problems = [BadData("missing", str(what.gt / name), reason) for name in missing]
-    left = {source.name: source for source in lq}
-    tasks = []
+    problems, tasks = [], []
+    left, taken = {source.name: source for source in lq}, {}
     for source in gt:
+        if what.names is not None and not source.path.is_file():
+            problems.append(BadData("missing", str(source), "is not there, though meta_info_file names it"))
+            continue
         suffix = source.name[len(source.key) :]
-        partner = left.pop(f"{what.template.format(source.key)}{suffix}", None)
-        if partner is None:
-            problems.append(BadData("missing", str(source), f"has no LQ in {what.lq}"))
-        else:
+        name = f"{what.template.format(source.key)}{suffix}"
+        partner = left.pop(name, None)
+        if partner is not None:
+            taken[name] = source
             tasks.append(PairTask(source, partner, what.scale, what.gt_size))
+        elif name in taken:
+            problems.append(BadData("shared", str(source), f"would be paired with the LQ of {taken[name]}"))
+        else:
+            problems.append(BadData("missing", str(source), f"has no LQ in {what.lq}"))
     if what.names is None:
         problems += [BadData("missing", str(source), f"has no GT in {what.gt}") for source in left.values()]
     return tasks, problems

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.preparation.check import PairedSet, check_set, paired_sets, table
-from dp_basicsr.data.preparation.convert import create_lmdb
+from dp_basicsr.data.preparation.convert import create_lmdb, make_lr
 from dp_basicsr.data.preparation.jobs import PrepJob
 from dp_basicsr.errors import UserError
 
@@ -15,6 +15,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+from PIL import Image
 
 from scripts import check_dataset
 from tests.data.conftest import ImageFolder, smooth_noise
@@ -156,3 +157,30 @@ def test_the_command_s_exit_code_and_table(good: Path, capsys: pytest.CaptureFix
         with pytest.raises(SystemExit) as stopped:
             check_dataset.main(wrong)
         assert stopped.value.code == 2
+
+
+def test_a_meta_info_file_is_read_as_training_reads_it(good: Path) -> None:
+    """With subfolders, whose name the LQ does not carry; two GT of one name would share an LQ."""
+    for folder in ("a", "b"):
+        (good / "GT" / folder).mkdir()
+        shutil.copy(good / "GT/i0.png", good / "GT" / folder)
+    assert check(good, names=("a/i0.png", "i1.png")) == []
+    assert [kind for kind, _, _ in check(good, names=("a/i0.png", "b/i0.png"))] == ["shared"]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("turn_both", [False, True])
+def test_a_pair_of_which_one_image_is_turned_by_exif_is_named(
+    tmp_path: Path, orientation: int, turn_both: bool
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    gt = smooth_noise(48, 48, 1)
+    for name, pixels in (("GT", gt), ("LQ", cv2.resize(gt, (12, 12), interpolation=cv2.INTER_AREA))):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "a.png", exif=exif if name == "GT" or turn_both else None)
+    found = check(tmp_path)
+    assert [kind for kind, _, _ in found] == ([] if turn_both else ["orientation"])
+    make_lr(tmp_path / "GT", tmp_path / "made", 4, ONE)
+    what = PairedSet(tmp_path / "GT", tmp_path / "made", 4, 32)
+    assert check_set(what, 1).problems == [], "our own LR image is turned as training turns the GT"

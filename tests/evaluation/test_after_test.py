@@ -1,0 +1,51 @@
+"""The tables after a test: of exactly the images that were tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dp_basicsr.archs  # noqa: F401  (makes basicsr importable)
+from dp_basicsr.evaluation.after_test import evaluate_test_run
+
+import cv2
+import pytest
+
+from tests.data.conftest import smooth_noise
+
+
+def options(root: Path) -> dict[str, Any]:
+    path = {"visualization": str(root / "visualization"), "results_root": str(root)}
+    return {"name": "run", "scale": 4, "val": {"save_img": True, "suffix": None}, "path": path}
+
+
+def make_set(root: Path, names: tuple[str, ...], tested: int) -> Any:
+    """A loader of the first ``tested`` images, whose results are saved."""
+    for folder, side in (("gt", 32), ("lq", 8), ("visualization/set", 32)):
+        (root / folder).mkdir(parents=True)
+        for number, name in enumerate(names):
+            file = f"{name}_run.png" if folder.startswith("vis") else f"{name}.png"
+            if number < tested or not folder.startswith("vis"):
+                cv2.imwrite(str(root / folder / file), smooth_noise(side, side, number))
+    paths = [{"gt_path": f"{root}/gt/{name}.png", "lq_path": f"{root}/lq/{name}.png"} for name in names[:tested]]
+    return SimpleNamespace(dataset=SimpleNamespace(paths=paths, opt={"name": "set"}))
+
+
+@pytest.mark.parametrize(
+    ("names", "tested"),
+    [(("a", "b", "c"), 2), (("a", "a_run", "a_run_run"), 3), (("1", "11", "1_1"), 3)],
+    ids=["subset", "names that contain the suffix", "names within names"],
+)
+def test_tables_are_of_what_was_tested(tmp_path: Path, names: tuple[str, ...], tested: int) -> None:
+    loader = make_set(tmp_path, names, tested)
+    folder = evaluate_test_run(options(tmp_path), ("psnr_rgb",), [loader])
+    assert folder is not None
+    lines = (folder / "per_image.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * tested  # bicubic and ours
+    assert {line.split(",")[1] for line in lines[1:]} == set(names[:tested])
+
+
+def test_sets_without_originals_have_no_tables(tmp_path: Path) -> None:
+    bare = SimpleNamespace(dataset=SimpleNamespace(paths=[str(tmp_path / "a.png")], opt={"name": "bare"}))
+    assert evaluate_test_run(options(tmp_path), ("psnr_rgb",), [bare]) is None
