@@ -215,7 +215,7 @@ class DualPerceptualLoss(nn.Module):
         """A term's value, 0-d: of the images, or the mean over the triples of ``input_channels``."""
         if self.input_channels is None:
             return term(x, gt)  # type: ignore[no-any-return]
-        values = [term(x[:, triple], gt[:, triple]) for triple in self.input_channels]
+        values = [term(_channels(x, triple), _channels(gt, triple)) for triple in self.input_channels]
         return torch.stack(values).mean()
 
     def _names(self) -> list[str]:
@@ -308,3 +308,8 @@ def _triples(channels: Channels) -> list[list[int]] | None:
 def _is_triple(triple: Any) -> bool:
     whole = isinstance(triple, Sequence) and len(triple) == 3 and all(type(index) is int for index in triple)
     return whole and min(triple) >= 0
+
+
+def _channels(images: Tensor, numbers: Sequence[int]) -> Tensor:
+    """Those channels of ``images``. A list as an index would be copied to the GPU, and every step would wait for it."""
+    return torch.stack([images[:, number] for number in numbers], dim=1)
