@@ -10,6 +10,7 @@ from typing import Any
 
 import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
 from dp_basicsr.data.lmdb_records import LmdbClient, is_raw, lmdb_reader
+from dp_basicsr.data.lmdb_walk import refuse_damaged
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
 from dp_basicsr.data.worker_signals import outlive_signals
 from dp_basicsr.errors import UserError
@@ -247,6 +248,7 @@ def _refuse_bad_lmdbs(dataset_opt: dict[str, Any]) -> None:
         if not root.endswith(".lmdb"):
             continue
         lmdb_reader(root).open()
+        refuse_damaged(root)
         if kind != "PairedRawDataset" and is_raw(root):
             raise UserError(
                 f"{root} has raw records, which {kind} cannot read: give type: PairedRawDataset (to train), or convert "

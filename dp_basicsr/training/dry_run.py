@@ -14,7 +14,7 @@ from typing import Any
 
 from dp_basicsr.archs.pretrained import PRETRAINED_DIR, weights_url
 from dp_basicsr.checkpoint.resume import require_networks
-from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
+from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu, evaluation_loaders
 from dp_basicsr.errors import UserError
 from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
 from dp_basicsr.training.progress import PAPER_BATCH
@@ -23,6 +23,7 @@ from dp_basicsr.utils.atomic_io import first_line
 import torch
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
+from torch.utils.data import DataLoader, Dataset
 
 
 def check(opt: dict[str, Any]) -> None:
@@ -115,7 +116,7 @@ def batch_size(opt: dict[str, Any]) -> int:
 
 
 def try_step(opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]]:
-    """Build the model and train it twice on a batch, in memory alone.
+    """Build the model, train it twice on a batch and validate a corner of each set, in memory alone.
 
     Returns:
         Seconds of the second step (the first also sets memory and kernels up), and its losses.
@@ -137,11 +138,49 @@ def try_step(opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]
                 if model.device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds = time.perf_counter() - start
-            return seconds, model.get_current_log()
+            losses = model.get_current_log()
+            try_validation(opt, model)
+            return seconds, losses
     except UserError:
         raise
     except Exception as error:  # what classes that are handed an impossible value say is of any kind
         raise UserError(f"a step cannot be done: {type(error).__name__}: {first_line(error)}") from error
+
+
+def try_validation(opt: dict[str, Any], model: Any) -> None:
+    """Validate a corner of the first image of each set, so that no run fails at its first validation.
+
+    Raises:
+        UserError: A set cannot be read or validated.
+    """
+    if not opt.get("val"):
+        return
+    metrics = opt["val"].get("metrics") or {}  # LPIPS may need a download
+    opt["val"]["metrics"] = {name: one for name, one in metrics.items() if one["type"] != "calculate_lpips"}
+    for loader in evaluation_loaders(opt, "val"):
+        model.validation(DataLoader(FirstCorner(loader.dataset, opt["scale"])), 0, None, save_img=False)
+
+
+class FirstCorner(Dataset):
+    """The first sample of a dataset, cropped to ``CORNER``: LR pixels, odd and large enough for every metric."""
+
+    CORNER = (121, 127)
+
+    def __init__(self, dataset: Any, scale: int) -> None:
+        self.dataset, self.scale, self.opt = dataset, scale, dataset.opt
+        self.paths = list(getattr(dataset, "paths", []))[:1]
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Batch:
+        """The sample; ``lq`` and ``gt`` are (C, H, W) as the dataset gives them."""
+        sample = dict(self.dataset[index])
+        for key, scale in (("lq", 1), ("gt", self.scale)):
+            if key in sample:
+                height, width = (scale * side for side in self.CORNER)
+                sample[key] = sample[key][..., :height, :width]
+        return sample
 
 
 def summary(

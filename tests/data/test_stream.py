@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import struct
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -279,3 +280,25 @@ def test_a_gt_that_is_no_multiple_of_the_scale_is_named_with_advice(pairs: Path)
         cv2.imwrite(str(path), cv2.imread(str(path))[:158])
     with pytest.raises(UserError, match=r"GT/image\d\.png cannot be used: Scale mismatches\. GT \(158, 144\).*--crop"):
         next(TrainStream(options(pairs)).batches(0))
+
+
+def test_an_lmdb_with_damaged_inner_pages_is_refused_at_the_start(pairs: Path) -> None:
+    """Whichever page is filled with rubbish: the run is refused or reads on, and the process survives."""
+    for name in ("GT", "LRbicx4"):
+        create_lmdb(pairs / name, pairs / f"{name}.lmdb", PrepJob(workers=1), "raw")
+    lmdbs = {"dataroot_gt": f"{pairs}/GT.lmdb", "dataroot_lq": f"{pairs}/LRbicx4.lmdb", "io_backend": {"type": "lmdb"}}
+    opt = options(pairs, train=lmdbs | {"type": "PairedRawDataset"})
+    data = (pairs / "GT.lmdb/data.mdb").read_bytes()
+    heads = [struct.unpack_from("<QHH", data, 4096 * page) for page in range(len(data) // 4096)]
+    tree = [page for page, (number, _, flags) in enumerate(heads) if page > 1 and number == page and flags in (1, 2)]
+    assert tree
+    refused = 0
+    for page in tree:
+        damaged = bytearray(data)
+        damaged[4096 * page + 64 : 4096 * (page + 1)] = b"\x7f" * (4096 - 64)
+        (pairs / "GT.lmdb/data.mdb").write_bytes(damaged)
+        try:
+            TrainStream(opt)
+        except UserError as error:
+            refused += "GT.lmdb is damaged" in str(error)
+    assert refused

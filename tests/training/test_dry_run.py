@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,42 @@ def test_batches_of_several_processes() -> None:
     assert dry_run.batch_size(opt | {"dist": True, "world_size": 4}) == 4
     data["batch_size_total"] = 16
     assert dry_run.batch_size(opt | {"dist": True, "world_size": 4}) == 4
+
+
+def add_validation(folder: Path, dataset: dict[str, Any]) -> None:
+    """Put one validation set, and metrics, into the option file."""
+    opt = yaml.safe_load((folder / "small.yml").read_text())
+    roots = {"dataroot_gt": "pairs/GT", "dataroot_lq": "pairs/LRbicx4"}
+    opt["datasets"]["val"] = {
+        "name": "v",
+        "type": "PairedImageDataset",
+        "io_backend": {"type": "disk"},
+        **roots,
+    } | dataset
+    opt["val"] = {"val_freq": 2, "save_img": False, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 4}}}
+    (folder / "small.yml").write_text(yaml.safe_dump(opt))
+
+
+def test_a_validation_that_works_is_tried(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_validation(options, {})
+    assert run(capsys)[::2] == (0, "")
+    opt = yaml.safe_load((options / "small.yml").read_text())
+    opt["datasets"]["val"] |= {"type": "SingleImageDataset", "meta_info_file": None}
+    del opt["datasets"]["val"]["dataroot_gt"]
+    (options / "small.yml").write_text(yaml.safe_dump(opt))
+    assert run(capsys)[::2] == (0, "")
+
+
+def test_a_validation_that_would_fail_hours_later_is_refused(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (options / "few").mkdir()
+    shutil.copy(options / "pairs/LRbicx4/image0.png", options / "few")
+    add_validation(options, {"dataroot_lq": "few"})
+    code, _, err = run(capsys)
+    assert code == 2
+    assert "different number of images" in err
+    for number in range(1, 4):
+        shutil.copy(options / "pairs/GT/image0.png", options / f"few/image{number}.png")
+    (options / "few/image0.png").write_bytes(b"rubbish")
+    code, _, err = run(capsys)
+    assert code == 2
+    assert "image0.png" in err
