@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 
 Batch = dict[str, Any]
 
-ON_BAD_IMAGE = ("stop", "skip")
 _MAX_CONSECUTIVE_BAD = 10  # replacements that are bad as well: then it is not one image, it is the disk
 _WORKER_PREFIX = f"{UserError.__module__}.{UserError.__qualname__}: "
 
@@ -123,16 +122,9 @@ class BadSamples:
         on_bad_image: ``stop`` or ``skip``.
         most: ``max_bad_share``, 0 to 1.
         epoch: Samples of this process in an epoch.
-
-    Raises:
-        UserError: ``on_bad_image`` or ``most`` is none of these.
     """
 
     def __init__(self, on_bad_image: str, most: float, epoch: int) -> None:
-        if on_bad_image not in ON_BAD_IMAGE:
-            raise UserError(f"datasets: train: on_bad_image: {' or '.join(ON_BAD_IMAGE)}, not {on_bad_image!r}")
-        if type(most) not in (int, float) or not 0 <= most <= 1:
-            raise UserError(f"datasets: train: max_bad_share: expected a number from 0 to 1, got {most!r}")
         self.on_bad_image = on_bad_image
         self.most = most
         self.epoch = epoch

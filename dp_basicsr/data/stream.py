@@ -14,6 +14,7 @@ from dp_basicsr.data.lmdb_walk import refuse_damaged
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
 from dp_basicsr.data.worker_signals import outlive_signals
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils import option_schema
 
 import lmdb
 import torch
@@ -77,6 +78,7 @@ class TrainStream:
     def __init__(self, opt: dict[str, Any], origin: Mapping[str, int] | None = None) -> None:
         self.opt = opt
         self.dataset_opt = opt["datasets"]["train"] | {"batch_size_per_gpu": batch_size_per_gpu(opt)}
+        option_schema.add_defaults(option_schema.Dataset, self.dataset_opt)
         self.origin = {"iter": 0, "epoch": 0, "sample": 0, **(origin or {})}
         self.dataset = _build(self.dataset_opt)
         if len(self.dataset) == 0:
@@ -84,7 +86,7 @@ class TrainStream:
                 dict.fromkeys(str(self.dataset_opt.get(key)) for key in ("dataroot_gt", "dataroot_lq"))
             )
             raise UserError(f"datasets: train: no image directly in {roots} (subfolders are not searched)")
-        ratio = self.dataset_opt.get("dataset_enlarge_ratio", 1)
+        ratio = self.dataset_opt["dataset_enlarge_ratio"]
         self.sampler = TrainSampler(self.dataset, opt["world_size"], opt["rank"], ratio)
         self.loader = self._build_loader()
         self.batch_size = (self.loader.batch_size or 1) * opt["world_size"]
@@ -94,7 +96,7 @@ class TrainStream:
                 f"datasets: train: {len(self.sampler)} samples per process do not fill one batch of "
                 f"{self.loader.batch_size}; lower batch_size_per_gpu or raise dataset_enlarge_ratio"
             )
-        on_bad, most = self.dataset_opt.get("on_bad_image", "stop"), self.dataset_opt.get("max_bad_share", 0.01)
+        on_bad, most = self.dataset_opt["on_bad_image"], self.dataset_opt["max_bad_share"]
         self.bad_samples = BadSamples(on_bad, most, len(self.sampler))
 
     def _build_loader(self) -> DataLoader:
@@ -108,8 +110,7 @@ class TrainStream:
             )
         loader: DataLoader = build_dataloader(
             SeededDataset(self.dataset, self.opt["manual_seed"]),
-            self.dataset_opt
-            | {"persistent_workers": self.dataset_opt.get("persistent_workers", False) and workers != 0},
+            self.dataset_opt | {"persistent_workers": self.dataset_opt["persistent_workers"] and workers != 0},
             num_gpu=self.opt["num_gpu"],
             dist=self.opt["dist"],
             sampler=self.sampler,

@@ -9,6 +9,7 @@ from typing import Any
 from dp_basicsr.errors import UserError
 from dp_basicsr.models.checkpointed_model import CheckpointedModel
 from dp_basicsr.models.validation import ThreadedValidation
+from dp_basicsr.utils.option_schema import add_all_defaults
 from dp_basicsr.utils.safe_load import load
 
 import torch
@@ -34,6 +35,10 @@ class PluginModel(CheckpointedModel, ThreadedValidation):
     log_dict: Any  # name of a loss -> 0-d tensor
     files: Sequence[str] = ()  # of the batch
 
+    def __init__(self, opt: dict[str, Any]) -> None:
+        add_all_defaults(opt)  # our programs have done so, BasicSR's train.py has not
+        super().__init__(opt)
+
     def feed_data(self, data: Mapping[str, Any]) -> None:
         """Take a batch: ``lq`` and ``gt``, (N, 3, H, W), RGB, float in [0, 1] or uint8, which the device converts."""
         self.files = data.get("gt_path", ())
@@ -54,11 +59,11 @@ class PluginModel(CheckpointedModel, ThreadedValidation):
         """
         net = net.to(self.device)
         train = self.opt.get("train") or {}
-        if train.get("sync_batch_norm", False) and self.opt["dist"]:
+        if train.get("sync_batch_norm") and self.opt["dist"]:
             net = self.synchronise_batch_norm(net)
-        if train.get("channels_last", False):
+        if train.get("channels_last"):
             use_channels_last(net)
-        if train.get("compile", False):
+        if train.get("compile"):
             net.compile()
         if not self.opt["dist"]:
             return super().model_to_device(net)
@@ -69,7 +74,7 @@ class PluginModel(CheckpointedModel, ThreadedValidation):
             device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
             broadcast_buffers=False,
             # Without, DDP orders gradients anew after a run's first step, and sums of three and more round otherwise.
-            find_unused_parameters=self.opt.get("find_unused_parameters", self.opt.get("deterministic", False)),
+            find_unused_parameters=self.opt.get("find_unused_parameters", self.opt["deterministic"]),
         )
 
     def synchronise_batch_norm(self, net: nn.Module) -> nn.Module:

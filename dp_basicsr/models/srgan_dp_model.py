@@ -36,7 +36,7 @@ class SRGANDPModel(TrainingStep, SRGANModel):
     def init_training_settings(self) -> None:
         """As BasicSR's; ``ldl_opt`` needs the EMA generator (UserError)."""
         train = self.opt["train"]
-        if train.get("ldl_opt") and not train.get("ema_decay", 0) > 0:
+        if train.get("ldl_opt") and not train["ema_decay"] > 0:
             raise UserError("train: ldl_opt: expected ema_decay > 0, whose generator it compares with, got none")
         super().init_training_settings()
 

@@ -30,10 +30,6 @@ from tqdm import tqdm
 
 Values = dict[str, float]  # metric -> its value on one image
 
-# `val: threads` and `val: tile_overlap` where the options do not say.
-THREADS = 2
-OVERLAP = 16
-
 
 class ThreadedValidation(BaseModel):
     """Validates as BasicSR's models do, to the same numbers and files, without making the network wait for them.
@@ -114,9 +110,9 @@ class ThreadedValidation(BaseModel):
         dataset: Any = dataloader.dataset
         val, rank = self.opt["val"], self.opt["rank"]
         indices = range(rank, len(dataset), self.opt["world_size"])
-        threads = val.get("threads", THREADS)
+        threads = val["threads"]
         on_device = partial(torch.cuda.set_device, torch.cuda.current_device()) if self.device.type == "cuda" else None
-        bar = tqdm(total=len(indices), unit="image", disable=not val.get("pbar", False) or rank != 0)
+        bar = tqdm(total=len(indices), unit="image", disable=not val["pbar"] or rank != 0)
         measured: dict[int, Values] = {}
         waiting: deque[tuple[int, str, Future[Values]]] = deque()
 
@@ -171,7 +167,7 @@ class ThreadedValidation(BaseModel):
         rows, columns = InputSize(size.multiple).fit(height, width)
         padded = pad(whole, rows, columns)
         fold = RRDBNET_FOLDS.get(scale, 1) if self.opt["network_g"]["type"] == "RRDBNet" else 1
-        overlap = val.get("tile_overlap", OVERLAP) * fold  # a folded network sees that much farther
+        overlap = val["tile_overlap"] * fold  # a folded network sees that much farther
         bands = blend_tiles(one_tile, rows, columns, scale, val["tile"], overlap, size.multiple)
         blended = np.concatenate(list(bands), axis=1)[:, : height * scale, : width * scale]
         self.output, self.lq = torch.from_numpy(np.ascontiguousarray(blended))[None], whole

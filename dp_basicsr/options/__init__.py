@@ -1,8 +1,8 @@
 """Option files and command lines: read safely, overridden, checked whole, completed into what BasicSR expects.
 
-Read in this order: ``reading.py`` (YAML), ``schema.py`` (our keys), ``signatures.py`` (the keys of registered classes),
-``rules.py`` (values that do not go together), ``checking.py`` (all of it, and the message), ``completion.py`` (what a
-run adds). Importing this package imports neither torch nor basicsr.
+Read in this order: ``reading.py`` (YAML), ``utils/option_schema.py`` (our keys), ``signatures.py`` (the keys of
+registered classes), ``rules.py`` (values that do not go together), ``checking.py`` (all of it, and the message),
+``completion.py`` (what a run adds). Importing this package imports neither torch nor basicsr.
 """
 
 from __future__ import annotations

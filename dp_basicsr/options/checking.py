@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import deepcopy
 from itertools import groupby
 from typing import Any
 
@@ -12,8 +13,17 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.options.problems import Path, Problem, choose, joined, nearest, report
 from dp_basicsr.options.reading import Options, shown
 from dp_basicsr.options.rules import View, find_conflicts, find_missing
-from dp_basicsr.options.schema import DATASETS, FOREIGN, Dataset, OptionFile, Section
 from dp_basicsr.options.signatures import Kind, kinds, model_of, takes_more
+from dp_basicsr.utils.option_schema import (
+    DATASETS,
+    FOREIGN,
+    Dataset,
+    OptionFile,
+    Section,
+    add_all_defaults,
+    add_defaults,
+    section_in,
+)
 
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 from pydantic import ValidationError
@@ -72,7 +82,9 @@ def check_options(
 
 def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()) -> list[Problem]:
     """All that is wrong with options; ``overridden``: keys that the command line has set, ``a:b:c`` each."""
-    view = View(opt)
+    completed = deepcopy(opt)
+    add_all_defaults(completed)
+    view = View(completed)
     problems = [*_environment(), *_validate(OptionFile, opt, (), _is_open(opt)), *_model_type(opt)]
     for name, kind in kinds().items():
         path = tuple(name.split(":"))
@@ -114,7 +126,7 @@ def _model_type(opt: Options) -> Iterator[Problem]:
 
 
 def _check_entry(kind: Kind, entry: Any, path: Path) -> list[Problem]:
-    """A mapping whose ``type`` names a class, against the signature of that class."""
+    """Check a mapping whose ``type`` names a class against that class's signature, and add its defaults."""
     if not isinstance(entry, dict):
         return []  # OptionFile has said so
     name = entry.get("type")
@@ -125,7 +137,10 @@ def _check_entry(kind: Kind, entry: Any, path: Path) -> list[Problem]:
         return [Problem((*path, "type"), f"expected a {kind.what}, got {shown(name)}{choose(name, kind.classes)}")]
     member = kind.classes[name]
     is_open = takes_more(member) and kind.what != "metric"  # BasicSR's metrics swallow what they do not know
-    return _validate(model_of(member, kind.given, kind.more), entry, path, is_open)
+    model = model_of(member, kind.given, kind.more)
+    problems = _validate(model, entry, path, is_open)
+    add_defaults(model, entry)
+    return problems
 
 
 def _check_dataset(name: Any, dataset: Any) -> list[Problem]:
@@ -199,9 +214,7 @@ def _expected(error: Mapping[str, Any]) -> str:
 def _section_at(model: type[Section], where: Path) -> type[Section]:
     """The model of a section within a section."""
     for key in where:
-        annotation = model.model_fields[key].annotation
-        options = getattr(annotation, "__args__", (annotation,))
-        model = next(one for one in options if isinstance(one, type) and issubclass(one, Section))
+        model = section_in(model.model_fields[key].annotation) or model
     return model
 
 

@@ -10,6 +10,7 @@ from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.distributed.launch import init_distributed, should_resume
 from dp_basicsr.options.checking import check_options
 from dp_basicsr.options.reading import Options
+from dp_basicsr.utils.option_schema import add_all_defaults
 
 import torch
 from basicsr.utils import set_random_seed
@@ -38,6 +39,7 @@ def complete_options(opt: Options, args: argparse.Namespace) -> Options:
     is_train = args.is_train
     only_check = is_train and args.check
     missing = check_options(opt, args.opt, args.force_yml, is_train, may_miss_data=only_check)
+    add_all_defaults(opt)
     opt["dist"] = init_distributed(args.launcher, cpu=opt["num_gpu"] == 0, **(opt.get("dist_params") or {}))
     opt["rank"], opt["world_size"] = get_dist_info()
     opt["is_train"] = is_train

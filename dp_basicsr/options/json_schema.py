@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.options.schema import DATASETS, Dataset, OptionFile
 from dp_basicsr.options.signatures import VALUES, Kind, kinds, model_of
+from dp_basicsr.utils.option_schema import DATASETS, Dataset, OptionFile
 
 from pydantic import BaseModel
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Collection, Iterator
 from itertools import pairwise
@@ -12,12 +11,12 @@ from dp_basicsr.data.stream import HOW_TO_GET_DATA, HOW_TO_GET_TEST_SETS
 from dp_basicsr.models.esrgan_dp_model import ESRGANDPModel
 from dp_basicsr.options.problems import Path, Problem, choose
 from dp_basicsr.options.reading import Options, shown
-from dp_basicsr.options.schema import DATASETS, Logger, Section, Train, Val
+from dp_basicsr.utils.option_schema import DATASETS, Logger, Section, Train, Val
 
 import torch
 from basicsr.archs.vgg_arch import NAMES, insert_bn
 from basicsr.models.srgan_model import SRGANModel
-from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import MODEL_REGISTRY
 
 # Sections, and their keys that our models read and BasicSR's do not.
 OURS: tuple[tuple[str, type[Section], tuple[str, ...]], ...] = (
@@ -46,14 +45,14 @@ class View:
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
-    def get(self, *path: Any, default: Any = None) -> Any:
-        """The value at a path; ``default`` where there is none, None where it, or what it is in, is wrong."""
+    def get(self, *path: Any) -> Any:
+        """The value at a path; None where there is none, or where it, or what it is in, is wrong."""
         if any(bad == path[: len(bad)] for bad in self.wrong):
             return None
         value = self.at(*path)
         if isinstance(value, list) and any(path == bad[: len(path)] for bad in self.wrong):
             return None
-        return default if value is None else value
+        return value
 
 
 def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> Iterator[Problem]:
@@ -88,16 +87,10 @@ def _gpus(opt: View) -> Iterator[Problem]:
 
 def _network_scale(opt: View) -> Iterator[Problem]:
     """The generator enlarges by the scale of the data, whatever its class calls it."""
-    scale, network = opt.get("scale"), opt.get("network_g", "type")
-    if not isinstance(scale, int) or network not in ARCH_REGISTRY:
-        return
-    parameters = inspect.signature(ARCH_REGISTRY._obj_map[network]).parameters
+    scale = opt.get("scale")
     for key in ("scale", "upscale"):
-        if key not in parameters:
-            continue
-        default = parameters[key].default
-        own = opt.get("network_g", key, default=default if isinstance(default, int) else None)
-        if isinstance(own, int) and own != scale:
+        own = opt.get("network_g", key)
+        if isinstance(scale, int) and isinstance(own, int) and own != scale:
             yield Problem(("network_g", key), f"expected {scale}, the scale of the data, got {own}")
 
 
@@ -118,7 +111,7 @@ def _layers(opt: View) -> Iterator[Problem]:
     """phi of DPLoss are layers of its VGG."""
     if opt.get("train", "perceptual_opt", "type") != "DPLoss":
         return
-    network = opt.get("train", "perceptual_opt", "vgg_type", default="vgg19")
+    network = opt.get("train", "perceptual_opt", "vgg_type")
     if not isinstance(network, str):
         return
     names = NAMES[network.removesuffix("_bn")]
@@ -130,7 +123,7 @@ def _layers(opt: View) -> Iterator[Problem]:
 
 
 def _tiles(opt: View) -> Iterator[Problem]:
-    tile, overlap = opt.get("val", "tile"), opt.get("val", "tile_overlap", default=16)
+    tile, overlap = opt.get("val", "tile"), opt.get("val", "tile_overlap")
     if isinstance(tile, int) and isinstance(overlap, int) and 2 * overlap >= tile:
         yield Problem(("val", "tile"), f"expected more than twice tile_overlap ({overlap}), got {tile}")
 
@@ -162,13 +155,13 @@ def _restart_weights(opt: View) -> Iterator[Problem]:
     path = ("train", "scheduler", "restart_weights")
     cosine = opt.get("train", "scheduler", "type") == "CosineAnnealingRestartLR"
     key = "periods" if cosine else "restarts"
-    restarts, weights = opt.get(*path[:2], key, default=None if cosine else [0]), opt.get(*path, default=[1])
-    if isinstance(restarts, list) and isinstance(weights, list) and len(restarts) != len(weights):
+    restarts, weights = opt.get(*path[:2], key), opt.get(*path)
+    if isinstance(restarts, (list, tuple)) and isinstance(weights, (list, tuple)) and len(restarts) != len(weights):
         yield Problem(path, f"expected {len(restarts)}, one for each of {key}, got {len(weights)}")
 
 
 def _wandb(opt: View) -> Iterator[Problem]:
-    if opt.get("logger", "wandb", "project") and opt.get("logger", "use_tb_logger", default=False) is False:
+    if opt.get("logger", "wandb", "project") and opt.get("logger", "use_tb_logger") is False:
         yield Problem(("logger", "use_tb_logger"), "expected true: wandb takes its figures from TensorBoard, got false")
 
 
@@ -220,7 +213,7 @@ def _patches(opt: View) -> Iterator[Problem]:
     if isinstance(size, int) and isinstance(scale, int) and size % scale:
         yield Problem(path, f"expected a multiple of scale ({scale}), got {size}")
     elif isinstance(size, int) and opt.get("network_d", "type") == "VGGStyleDiscriminator" and _is_gan(opt):
-        taken = opt.get("network_d", "input_size", default=128)
+        taken = opt.get("network_d", "input_size")
         if taken is not None and size != taken:
             yield Problem(path, f"expected {taken}, what network_d takes (its input_size: 128 or 256), got {size}")
 
@@ -237,7 +230,7 @@ def _losses(opt: View) -> Iterator[Problem]:
 
 
 def _batch(opt: View) -> Iterator[Problem]:
-    batch, parts = opt.get("datasets", "train", "batch_size_per_gpu"), opt.get("train", "grad_accumulation", default=1)
+    batch, parts = opt.get("datasets", "train", "batch_size_per_gpu"), opt.get("train", "grad_accumulation")
     if isinstance(batch, int) and isinstance(parts, int) and parts > batch:
         yield Problem(("train", "grad_accumulation"), f"expected up to batch_size_per_gpu ({batch}), got {parts}")
     if opt.get("datasets", "train", "prefetch_mode") == "cuda" and not torch.cuda.is_available():

@@ -20,7 +20,7 @@ import dp_basicsr.metrics
 import dp_basicsr.models  # noqa: F401  (these, and BasicSR's below, register their members)
 from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES
 from dp_basicsr.archs.rrdbnet_dp_arch import UPSAMPLING
-from dp_basicsr.options.schema import Count, Decay, FromZero, NonNegative, Positive, Section
+from dp_basicsr.utils.option_schema import Count, Decay, FromZero, NonNegative, Positive, Section
 
 import basicsr.archs
 import basicsr.data
@@ -65,7 +65,7 @@ def kinds() -> dict[str, Kind]:
     """The kind of each key of an option file whose value has a ``type``; registries are read anew at every call."""
     network, loss = Kind("network", _members(ARCH_REGISTRY)), Kind("loss", _members(LOSS_REGISTRY))
     optimizer = Kind("optimizer", {"Adam": torch.optim.Adam}, ("params",))  # BasicSR 1.4.2 knows no other
-    gan = Kind("loss", loss.classes, more=(("sync_mean", bool, True),))
+    gan = Kind("loss", loss.classes, more=(("sync_mean", bool, None),))
     return {
         "network_g": network,
         "network_d": network,

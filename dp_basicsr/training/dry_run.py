@@ -125,7 +125,7 @@ def try_step(opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]
         UserError: What went wrong, in one line.
     """
     train = opt["train"]
-    every, first = int(train.get("net_d_iters", 1)), int(train.get("net_d_init_iters", 0))
+    every, first = train["net_d_iters"], train["net_d_init_iters"]
     iteration = (first // every + 1) * every  # the next that updates the generator too
     seconds = 0.0
     try:
@@ -187,7 +187,7 @@ def summary(
     opt: dict[str, Any], batch: Batch, source: str, loading: float, seconds: float, losses: dict[str, float]
 ) -> str:
     """The trial and the estimate, in a few lines."""
-    own, processes, total = len(batch["lq"]), int(opt["world_size"]), int(opt["train"]["total_iter"])
+    own, processes, total = len(batch["lq"]), int(opt["world_size"]), opt["train"]["total_iter"]
     whole = own * processes
     data = f", one batch loaded in {loading:.2f} s by one process" if loading else ""
     relation = "" if whole == PAPER_BATCH else f", the paper's is {PAPER_BATCH}"

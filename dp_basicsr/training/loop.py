@@ -51,7 +51,7 @@ class Run:
                 self.model.validation(loader, self.iteration, self.tb_logger, self.opt["val"]["save_img"])
         if self.interruption.agreed(now=True):
             self.leave()
-        if self.opt["logger"].get("keep_best", False):
+        if self.opt["logger"]["keep_best"]:
             self.model.save_best(self.iteration)
 
     def leave(self) -> None:
@@ -63,7 +63,7 @@ class Run:
 
 def loop(run: Run) -> None:
     """Train from just after ``run.iteration`` until ``train: total_iter``, logging, saving, validating on the way."""
-    opt, model, every, total_iter = run.opt, run.model, run.opt["logger"], int(run.opt["train"]["total_iter"])
+    opt, model, every, total_iter = run.opt, run.model, run.opt["logger"], run.opt["train"]["total_iter"]
     val_freq = opt["val"]["val_freq"] if opt.get("val") else 0
     log_line = MessageLogger(opt, run.iteration + 1, run.tb_logger)
     log_line.max_iters = total_iter + 1  # its ETA counts one iteration too few, and ends below zero
@@ -82,7 +82,7 @@ def loop(run: Run) -> None:
             data_timer.record()
             epoch = run.stream.epoch_of(run.iteration)
             run.iteration += 1
-            model.update_learning_rate(run.iteration, warmup_iter=opt["train"].get("warmup_iter", -1))
+            model.update_learning_rate(run.iteration, warmup_iter=opt["train"]["warmup_iter"])
             model.feed_data(batch)
             model.optimize_parameters(run.iteration)
             iter_timer.record()

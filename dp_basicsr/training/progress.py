@@ -114,7 +114,7 @@ def _start_wandb(opt: dict[str, Any], project: str) -> None:
 @contextmanager
 def progress_bar(opt: dict[str, Any], start_iter: int) -> Iterator[tqdm]:
     """A bar with iteration and ETA, on rank 0 and on a terminal only; log lines go above it."""
-    total = int(opt["train"]["total_iter"])
+    total = opt["train"]["total_iter"]
     hidden = opt["rank"] != 0 or not sys.stderr.isatty()
     with tqdm(total=total, initial=start_iter, desc=opt["name"], unit="it", disable=hidden, dynamic_ncols=True) as bar:
         if hidden:
@@ -137,15 +137,15 @@ def describe_batch(opt: dict[str, Any], batch_size: int) -> str:
         opt: Options of the run.
         batch_size: Pairs of an iteration, on all processes together.
     """
-    processes, parts = opt["world_size"], opt["train"].get("grad_accumulation", 1)
+    processes, parts = opt["world_size"], opt["train"]["grad_accumulation"]
     threads = f"{torch.get_num_threads()} CPU thread(s) each"
     share = "the paper's" if batch_size == PAPER_BATCH else f"{batch_size / PAPER_BATCH:g} times the paper's"
     rates = {key: opt["train"][f"optim_{key}"]["lr"] for key in "gd" if opt["train"].get(f"optim_{key}")}
     return (
         f"Mini-batch: {processes} process(es), {threads}, x {batch_size // processes} pairs"
         + (f" in {parts} parts" if parts > 1 else "")
-        + f" = {batch_size} pairs, {share} {PAPER_BATCH}; {int(opt['train']['total_iter'])} iterations see "
-        f"{int(opt['train']['total_iter']) * batch_size:,} pairs. The learning rate is taken as written ("
+        + f" = {batch_size} pairs, {share} {PAPER_BATCH}; {opt['train']['total_iter']} iterations see "
+        f"{opt['train']['total_iter'] * batch_size:,} pairs. The learning rate is taken as written ("
         + ", ".join(f"{key.upper()} {rate:g}" for key, rate in rates.items())
         + "), not scaled with the mini-batch."
     )

@@ -36,7 +36,7 @@ def train(opt: dict[str, Any], option_file: str) -> None:
         UserError: Missing data, weights or states, or a full disk; the message says what to do.
         SystemExit: A signal stopped the run: ``EXIT_RETRY``.
     """
-    set_determinism(opt.get("deterministic", False))
+    set_determinism(opt["deterministic"])
     if opt["num_gpu"] == 0:
         keep_freed_memory()
     require_training_data(opt)

@@ -150,17 +150,6 @@ def test_the_share_is_of_an_epoch_first_and_of_what_was_seen_later() -> None:
         list(skips.watch([batch("d")]))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"on_bad_image": "ignore"}, "on_bad_image: .*ignore"), ({"max_bad_share": 2}, "max_bad_share: .* got 2")],
-)
-def test_impossible_settings_are_refused(pairs: Path, change: dict[str, Any], message: str) -> None:
-    opt = options(pairs)
-    opt["datasets"]["train"] |= change
-    with pytest.raises(UserError, match=message):
-        TrainStream(opt)
-
-
 def test_a_key_that_is_not_in_the_lmdb_is_named(image_folder: Any, tmp_path: Path) -> None:
     from dp_basicsr.data.preparation.convert import create_lmdb
     from dp_basicsr.data.preparation.jobs import PrepJob

@@ -312,9 +312,3 @@ def test_grad_clip_bounds_the_norm(tmp_path: Path) -> None:
     for net in (model.net_g, model.net_d):
         norm = torch.linalg.vector_norm(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
         assert norm.item() == pytest.approx(1e-3, rel=1e-3)
-
-
-@pytest.mark.parametrize("setting", [{"amp": "fp8"}, {"grad_accumulation": 0}])
-def test_settings_that_make_no_sense_are_refused(setting: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected"):
-        build_model(model_options("ESRGANDPModel", tmp_path, **setting))

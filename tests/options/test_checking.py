@@ -80,6 +80,7 @@ def test_the_shipped_files_are_right(file: str) -> None:
         ("logger:print_freq=-1", "logger:print_freq: expected a number >= 1, got -1"),
         ("train:ema_decay=1", "train:ema_decay: expected a number < 1, got 1"),
         ("train:amp=fp8", "train:amp: expected 'none', 'bf16' or 'fp16', got 'fp8'"),
+        ("train:grad_accumulation=0", "train:grad_accumulation: expected a number >= 1, got 0"),
         ("train:channels_last=1", "train:channels_last: expected true or false, got 1"),
         ("train:optim_g:lr=fast", "train:optim_g:lr: expected a number, got 'fast'"),
         ("train:optim_g:lr=.nan", "train:optim_g:lr: expected a finite number, got nan"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dp_basicsr.options import override, read_options
 from dp_basicsr.options.json_schema import FILE, json_schema
-from dp_basicsr.options.schema import DATASETS, DistParams, IoBackend, Logger, OptionFile, Paths, Train, Val, Wandb
+from dp_basicsr.utils.option_schema import DATASETS, DistParams, IoBackend, Logger, OptionFile, Paths, Train, Val, Wandb
 
 import pytest
 

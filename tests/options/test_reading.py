@@ -170,3 +170,15 @@ def test_only_training_has_a_check(file: Path) -> None:
         parse_options(["-opt", str(file), "--check"], is_train=False)
     assert parse_options(["-opt", str(file), "--check"])["check"] == []
     assert parse_options(["-opt", str(file)])["check"] is None
+
+
+def test_the_run_reads_the_schema_s_defaults_and_whole_counts(file: Path) -> None:
+    """Code that reads a key has no default of its own."""
+    opt = parse_options(["-opt", str(file), "--force_yml", "val={val_freq: 5, save_img: false}"])
+    train, data = opt["train"], opt["datasets"]["train"]
+    assert (train["amp"], train["grad_accumulation"], train["max_nonfinite"]) == ("none", 1, 10)
+    assert (opt["val"]["threads"], opt["val"]["tile_overlap"], opt["logger"]["keep_best"]) == (2, 16, False)
+    assert (data["on_bad_image"], data["max_bad_share"], data["dataset_enlarge_ratio"]) == ("stop", 0.01, 1)
+    assert repr(opt["logger"]["save_checkpoint_freq"]) == "5000"
+    assert "tile" not in opt["val"]
+    assert "mean" not in data, "what is nothing by default stays absent: BasicSR asks whether a key is there"

@@ -1,14 +1,14 @@
-"""Our sections of an option file: every key, its type and range, and what it is for. A new key is one line here.
+"""The keys of an option file: type, range, default and meaning. A new key is one line here.
 
-Defaults are for the reader (and for editors): the code that reads a key has the one that counts. What goes to a
-registered class (networks, losses, metrics, optimizers, schedulers) is in ``signatures.py``.
+This is the only place with defaults: :func:`add_defaults` puts them into the options that the code reads. The keys of
+registered classes (networks, losses, metrics, optimizers, schedulers) come from the classes' own signatures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -295,8 +295,8 @@ class OptionFile(Section):
     """of every random choice; ~: a random one"""
     deterministic: bool = False
     """deterministic algorithms on CUDA, slower"""
-    find_unused_parameters: bool = False
-    """of DistributedDataParallel"""
+    find_unused_parameters: bool | None = None
+    """of DistributedDataParallel; ~: the value of deterministic"""
     dist_params: DistParams | None = None
     """of several processes"""
     datasets: dict[str, Entry]
@@ -313,3 +313,39 @@ class OptionFile(Section):
     """validation and test"""
     logger: Logger | None = None
     """what is logged and kept"""
+
+
+def section_in(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, also where the field may be None."""
+    choices = (annotation, *get_args(annotation))
+    return next((one for one in choices if isinstance(one, type) and issubclass(one, Section)), None)
+
+
+def add_defaults(section: type[Section], values: dict[str, Any]) -> None:
+    """Add the defaults to a section and the sections in it, and make counts such as ``5e3`` whole, in place.
+
+    A key whose default is None stays absent. Nothing is checked: wrong values stay as they are.
+    """
+    for key, value in list(values.items()):
+        annotation = section.model_fields[key].annotation if key in section.model_fields else None
+        inner = section_in(annotation)
+        if inner is not None and isinstance(value, dict):
+            add_defaults(inner, value)
+        elif _takes_int(annotation):
+            values[key] = _whole(value)
+    for key, field in section.model_fields.items():
+        if not field.is_required() and field.default is not None:
+            values.setdefault(key, field.default)
+
+
+def _takes_int(annotation: Any) -> bool:
+    return annotation is int or any(map(_takes_int, get_args(annotation)))
+
+
+def add_all_defaults(opt: dict[str, Any]) -> None:
+    """Complete all sections of an option file, and its datasets by their types; see :func:`add_defaults`."""
+    add_defaults(OptionFile, opt)
+    datasets = opt.get("datasets")
+    for dataset in datasets.values() if isinstance(datasets, dict) else ():
+        if isinstance(dataset, dict):
+            add_defaults(DATASETS.get(str(dataset.get("type")), Dataset), dataset)
