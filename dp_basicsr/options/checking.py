@@ -13,7 +13,7 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.options.problems import Path, Problem, choose, joined, nearest, report
 from dp_basicsr.options.reading import Options, shown
 from dp_basicsr.options.rules import View, find_conflicts, find_missing
-from dp_basicsr.options.signatures import Kind, kinds, model_of, takes_more
+from dp_basicsr.options.signatures import Kind, kinds, members_of, model_of, takes_more
 from dp_basicsr.utils.option_schema import (
     DATASETS,
     FOREIGN,
@@ -113,16 +113,18 @@ def _environment() -> Iterator[Problem]:
 def _is_open(opt: Options) -> bool:
     """Whether a model that is not ours, and may read keys of its own, is asked for."""
     name = opt.get("model_type")
-    if not isinstance(name, str) or name not in MODEL_REGISTRY:
+    models = members_of(MODEL_REGISTRY)
+    if not isinstance(name, str) or name not in models:
         return False
-    ours = MODEL_REGISTRY._obj_map[name].__module__.startswith("dp_basicsr.")
+    ours = models[name].__module__.startswith("dp_basicsr.")
     return not ours and name not in RELATED
 
 
 def _model_type(opt: Options) -> Iterator[Problem]:
     name = opt.get("model_type")
-    if isinstance(name, str) and name not in MODEL_REGISTRY:
-        yield Problem(("model_type",), f"expected a model, got {shown(name)}{choose(name, MODEL_REGISTRY.keys())}")
+    models = members_of(MODEL_REGISTRY)
+    if isinstance(name, str) and name not in models:
+        yield Problem(("model_type",), f"expected a model, got {shown(name)}{choose(name, models)}")
 
 
 def _check_entry(kind: Kind, entry: Any, path: Path) -> list[Problem]:
@@ -151,7 +153,7 @@ def _check_dataset(name: Any, dataset: Any) -> list[Problem]:
     if not isinstance(name, str) or name.split("_")[0] not in ("train", "val", "test"):
         problems.append(Problem(path, f"expected train, val, val_1, test_1 ..., got {shown(name, quotes=False)}"))
     kind = dataset.get("type")
-    names = [*DATASET_REGISTRY.keys(), *DATASETS]
+    names = [*members_of(DATASET_REGISTRY), *DATASETS]
     if isinstance(kind, str) and kind not in names:
         problems.append(Problem((*path, "type"), f"expected a dataset, got {shown(kind)}{choose(kind, names)}"))
     model = DATASETS.get(kind) if isinstance(kind, str) else None

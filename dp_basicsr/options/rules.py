@@ -11,6 +11,7 @@ from dp_basicsr.data.stream import HOW_TO_GET_DATA, HOW_TO_GET_TEST_SETS
 from dp_basicsr.models.esrgan_dp_model import ESRGANDPModel
 from dp_basicsr.options.problems import Path, Problem, choose
 from dp_basicsr.options.reading import Options, shown
+from dp_basicsr.options.signatures import members_of
 from dp_basicsr.utils.option_schema import DATASETS, Logger, Section, Train, Val
 
 import torch
@@ -167,7 +168,7 @@ def _wandb(opt: View) -> Iterator[Problem]:
 
 def _ours_alone(opt: View) -> Iterator[Problem]:
     """What BasicSR's own models would leave undone without a word; its losses do not know sync_mean."""
-    model = MODEL_REGISTRY._obj_map.get(opt.get("model_type"))
+    model = members_of(MODEL_REGISTRY).get(opt.get("model_type"))
     if not isinstance(model, type) or not model.__module__.startswith(("basicsr.", "dp_basicsr.")):
         return  # another package's model may read any key
     if opt.get("train", "gan_opt", "sync_mean") is not None and not issubclass(model, ESRGANDPModel):
@@ -183,7 +184,7 @@ def _ours_alone(opt: View) -> Iterator[Problem]:
 
 
 def _is_gan(opt: View) -> bool:
-    model = MODEL_REGISTRY._obj_map.get(opt.get("model_type"))
+    model = members_of(MODEL_REGISTRY).get(opt.get("model_type"))
     return isinstance(model, type) and issubclass(model, SRGANModel)
 
 
@@ -223,7 +224,7 @@ def _losses(opt: View) -> Iterator[Problem]:
         return
     if opt.at("train", "pixel_opt") is None and opt.at("train", "perceptual_opt") is None:
         yield Problem(("train", "pixel_opt"), "expected a pixel loss or a perceptual_opt, got neither")
-    model = MODEL_REGISTRY._obj_map.get(opt.get("model_type"))
+    model = members_of(MODEL_REGISTRY).get(opt.get("model_type"))
     ours = isinstance(model, type) and model.__module__.startswith("dp_basicsr.")
     if ours and opt.at("train", "ldl_opt") is not None:
         yield Problem(("train", "ldl_opt"), f"expected none: {opt.get('model_type')} does not compute it")

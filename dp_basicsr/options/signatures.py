@@ -63,7 +63,7 @@ _SCHEDULERS = {
 
 def kinds() -> dict[str, Kind]:
     """The kind of each key of an option file whose value has a ``type``; registries are read anew at every call."""
-    network, loss = Kind("network", _members(ARCH_REGISTRY)), Kind("loss", _members(LOSS_REGISTRY))
+    network, loss = Kind("network", members_of(ARCH_REGISTRY)), Kind("loss", members_of(LOSS_REGISTRY))
     optimizer = Kind("optimizer", {"Adam": torch.optim.Adam}, ("params",))  # BasicSR 1.4.2 knows no other
     gan = Kind("loss", loss.classes, more=(("sync_mean", bool, None),))
     return {
@@ -78,14 +78,14 @@ def kinds() -> dict[str, Kind]:
         "train:scheduler": Kind("scheduler", _SCHEDULERS, ("optimizer", "last_epoch")),
         "val:metrics": Kind(
             "metric",
-            _members(METRIC_REGISTRY),
+            members_of(METRIC_REGISTRY),
             ("img", "img2"),
             (("better", Literal["higher", "lower"], "higher"),),
         ),
     }
 
 
-def _members(registry: Any) -> dict[str, Callable[..., Any]]:
+def members_of(registry: Any) -> dict[str, Callable[..., Any]]:
     """BasicSR registers what other packages may name as well as ``<name>_basicsr``, and finds it by both names."""
     members = dict(iter(registry))  # a Registry has keys(), and so looks like a mapping, but is none
     return {name.removesuffix("_basicsr"): member for name, member in members.items()} | members
@@ -173,7 +173,7 @@ def model_of(
             continue
         default = REQUIRED if parameter.default is parameter.empty else parameter.default
         default = dict(default) if isinstance(default, Mapping) else default
-        size = Size if name.startswith("num_") else None
+        size = Size if name.startswith("num_") and not isinstance(default, (list, tuple)) else None
         fields[name] = (named.get(name) or size or _our_hint(hints, name, member) or _type_of(default), default)
     return create_model(member.__name__, __base__=Section, __doc__=f"Signature of {member.__name__}.", **fields)
 

@@ -83,6 +83,10 @@ class Dataset(Section):
     """pairs a step of each process"""
     batch_size_total: Annotated[int, Field(ge=1)] | None = None
     """pairs a step of all processes together, in place of batch_size_per_gpu"""
+    dataroot_flow: str | None = None
+    """folder of the optical flow, of BasicSR's video sets"""
+    use_shuffle: Literal[True] | None = None
+    """training data is always shuffled"""
     dataset_enlarge_ratio: Annotated[float, Field(ge=1)] = 1
     """how many times an epoch takes each image"""
     persistent_workers: bool = False

@@ -131,7 +131,8 @@ def test_a_mistake_is_named(entry: str, message: str) -> None:
         "datasets:train:on_bad_image=skip", "datasets:train:max_bad_share=0.1", "datasets:train:batch_size_total=16",
         "train:max_nonfinite=3", "train:sync_batch_norm=true", "train:grad_clip=1", "train:gan_opt:sync_mean=false",
         "val:tile=128", "val:tile_overlap=8", "val:threads=1", "logger:keep_last=3", "logger:keep_best=true",
-        "datasets:train:dataset_enlarge_ratio=2.5",
+        "datasets:train:dataset_enlarge_ratio=2.5", "datasets:train:use_shuffle=true", "datasets:train:dataroot_flow=~",
+        "datasets:val_1:type=RealESRGANPairedDataset", "network_g={type: SwinIR, upscale: 4, num_heads: [6, 6, 6, 6]}",
         "train:total_iter=4e5", "train:total_iter=4", "val=~", "manual_seed=~", "x_mine={a: 1}", "train:x-mine=1",
         "datasets:train:x_mine=1", "train:pixel_opt={type: CharbonnierLoss, eps: 1e-6}",
     ],
@@ -258,3 +259,10 @@ def test_the_overrides_for_x3_are_right() -> None:
     text = (OPTIONS.parent / "docs/training.md").read_text(encoding="utf-8")
     entries = shlex.split(text.partition("--force_yml scale=3")[2].partition("```")[0].replace("\\\n", " "))
     assert problems("scale=3", *entries) == []
+
+
+def test_models_that_basicsr_registers_with_a_suffix_are_found() -> None:
+    """Real-ESRGAN's model reads keys of its own at the top level."""
+    entries = ["model_type=RealESRGANModel", "train:channels_last=false"]
+    entries += ["train:gan_opt={type: GANLoss, gan_type: vanilla}"]
+    assert problems(*entries, "resize_prob=[0.2, 0.7, 0.1]", "l1_gt_usm=true", "queue_size=180") == []
