@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
+from dp_basicsr.data.images import IMAGE_SUFFIXES
 from dp_basicsr.data.lmdb_records import LmdbClient, is_raw, lmdb_reader
 from dp_basicsr.data.lmdb_walk import refuse_damaged
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
@@ -16,6 +17,7 @@ from dp_basicsr.data.worker_signals import outlive_signals
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils import option_schema
 
+import cv2
 import lmdb
 import torch
 from basicsr.data import build_dataloader, build_dataset
@@ -214,12 +216,22 @@ def _build(dataset_opt: dict[str, Any]) -> Any:
     if isinstance(getattr(dataset, "paths", None), list):
         # BasicSR lists a folder as the file system does, which differs from machine to machine, and so between ranks.
         dataset.paths.sort(key=str)
+        _refuse_foreign_files(dataset, dataset_opt)
         _check_paths(dataset, dataset_opt)
     backend = getattr(dataset, "io_backend_opt", None) or {}
     if "db_paths" in backend:
         roots, names = backend["db_paths"], backend.get("client_keys", "default")
         dataset.file_client = LmdbClient(roots, names)
     return dataset
+
+
+def _refuse_foreign_files(dataset: Any, dataset_opt: dict[str, Any]) -> None:
+    """Refuse files such as Thumbs.db: BasicSR takes every file of a folder, and would fail when it comes to them."""
+    paths = [path for entry in dataset.paths for path in (entry.values() if isinstance(entry, dict) else [entry])]
+    for path in paths:
+        unusual = os.path.splitext(str(path))[1].lower() not in IMAGE_SUFFIXES
+        if unusual and os.path.isfile(path) and not cv2.haveImageReader(str(path)):
+            raise UserError(f"datasets: {dataset_opt['name']}: expected images, {path} is none: remove it")
 
 
 def _check_paths(dataset: Any, dataset_opt: dict[str, Any]) -> None:

@@ -302,3 +302,16 @@ def test_an_lmdb_with_damaged_inner_pages_is_refused_at_the_start(pairs: Path) -
         except UserError as error:
             refused += "GT.lmdb is damaged" in str(error)
     assert refused
+
+
+def test_a_file_that_is_no_image_is_refused_at_the_start(pairs: Path) -> None:
+    """In validation it would end the run hours later; an image of an unusual name is one."""
+    for name in ("GT", "LRbicx4"):
+        (pairs / name / "image3.png").rename(pairs / name / "image3.picture")
+    (loader,) = evaluation_loaders(evaluation_options(pairs), "val")
+    assert len(loader.dataset) == 4  # type: ignore[arg-type]
+    for name in ("GT", "LRbicx4"):
+        (pairs / name / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    for build in (lambda: evaluation_loaders(evaluation_options(pairs), "val"), lambda: TrainStream(options(pairs))):
+        with pytest.raises(UserError, match=r"Thumbs\.db is none: remove it"):
+            build()
