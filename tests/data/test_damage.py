@@ -5,6 +5,7 @@ DP_BASICSR_FUZZ=5000 tries so many of each; without it 100.
 
 from __future__ import annotations
 
+import io
 import os
 import random
 from pathlib import Path
@@ -19,6 +20,7 @@ from dp_basicsr.errors import UserError
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 CASES = int(os.environ.get("DP_BASICSR_FUZZ", "100"))
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
@@ -34,7 +36,7 @@ def damage(content: bytes, rng: random.Random, head: int) -> bytes:
     return bytes(data[: rng.randrange(len(data))] if rng.random() < 1 / 6 else data)
 
 
-KINDS = [(suffix, np.uint8) for suffix in (".png", ".jpg", ".bmp", ".tif", ".webp")]
+KINDS = [(suffix, np.uint8) for suffix in (".png", ".jpg", ".bmp", ".tif", ".webp", ".gif")]
 DEEP = [(".png", np.uint16), (".tif", np.uint16), (".tif", np.float32)]
 
 
@@ -48,6 +50,21 @@ def test_an_image_decodes_or_is_refused(suffix: str, depth: type) -> None:
         except BadImageError:
             refused += 1
     assert refused > CASES // 10  # the damage reaches it
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "WEBP", "TIFF"])
+def test_an_image_with_damaged_exif_decodes_or_is_refused(suffix: str) -> None:
+    exif, buffer, rng, read = Image.Exif(), io.BytesIO(), random.Random(suffix), 0
+    exif[0x0112] = 6
+    Image.fromarray(IMAGE).save(buffer, suffix, exif=exif)
+    for _ in range(CASES):
+        try:
+            image = decode_image(damage(buffer.getvalue(), rng, 96))
+        except BadImageError:
+            continue
+        assert image.dtype == np.uint8
+        read += 1
+    assert read
 
 
 @pytest.mark.parametrize("form", ["png", "raw"])

@@ -1,0 +1,118 @@
+"""Data that users of related projects reported: each trains, or is refused at the start by a message that names it."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+from dp_basicsr.data.preparation.convert import create_lmdb
+from dp_basicsr.data.preparation.jobs import PrepJob
+from dp_basicsr.data.stream import TrainStream, evaluation_loaders
+from dp_basicsr.errors import UserError
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from tests.data.test_stream import evaluation_options, options, take
+
+
+def test_a_list_of_another_data_set(pairs: Path) -> None:
+    """BasicSR#618: meta_info_DIV2K800sub_GT.txt beside images that were never cut."""
+    (pairs / "list.txt").write_text("image0_s001.png (480,480,3)\nimage0_s002.png (480,480,3)\n")
+    with pytest.raises(UserError, match=r"list\.txt: .*4 files are missing, first .*image0_s001\.png"):
+        TrainStream(options(pairs, train={"meta_info_file": str(pairs / "list.txt")}))
+
+
+def test_counts_that_differ_name_the_set(pairs: Path) -> None:
+    """BasicSR#243: the message was the same for training and validation."""
+    (pairs / "LRbicx4/image3.png").unlink()
+    with pytest.raises(UserError, match="datasets: of validation: .*different number of images"):
+        evaluation_loaders(evaluation_options(pairs, name="of validation"), "val")
+
+
+def test_names_that_differ_name_the_file(pairs: Path) -> None:
+    """CAMixerSR#13; BasicSR#92: JPEG beside PNG."""
+    for number in range(4):
+        image = cv2.imread(str(pairs / f"GT/image{number}.png"))
+        cv2.imwrite(str(pairs / f"GT/image{number}.jpg"), image)
+        (pairs / f"GT/image{number}.png").unlink()
+    with pytest.raises(UserError, match=r"datasets: small: image\d\.jpg is not in lq_paths"):
+        TrainStream(options(pairs))
+
+
+def test_jpeg_pairs_train(pairs: Path) -> None:
+    """BasicSR#92."""
+    for name in ("GT", "LRbicx4"):
+        image = cv2.imread(str(pairs / name / "image0.png"))
+        cv2.imwrite(str(pairs / name / "image0.jpg"), image)
+        (pairs / name / "image0.png").unlink()
+    assert take(options(pairs), 0, 4)[3].shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["数学 基础.png", "a b.png", "a.b.c.png", "%s{}.png"])
+def test_unusual_names_train(pairs: Path, name: str) -> None:
+    """Real-ESRGAN#307: names in Chinese."""
+    for folder in ("GT", "LRbicx4"):
+        (pairs / folder / "image0.png").rename(pairs / folder / name)
+    assert len(take(options(pairs), 0, 4)) == 4
+
+
+def test_crops_larger_than_the_image(pairs: Path) -> None:
+    """wav2lip-hq#17."""
+    with pytest.raises(UserError, match=r"LQ \(40, 36\) is smaller than patch size.*image\d\.png"):
+        take(options(pairs, train={"gt_size": 256}), 0, 1)
+
+
+def test_a_tiff_of_five_channels(pairs: Path) -> None:
+    """BasicSR#380: the log named no file."""
+    for name in ("GT", "LRbicx4"):
+        for number in range(4):
+            path = pairs / name / f"image{number}.png"
+            shape = (*cv2.imread(str(path)).shape[:2], 5)
+            path.unlink()
+            tifffile.imwrite(path.with_suffix(".tif"), np.zeros(shape, np.uint8))
+    with pytest.raises(UserError, match=r"image\d\.tif"):
+        take(options(pairs), 0, 1)
+
+
+def test_a_damaged_png_is_named(pairs: Path) -> None:
+    """traiNNer-redux#170."""
+    for number in range(4):
+        path = pairs / f"GT/image{number}.png"
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"image\d\.png cannot be used"):
+        take(options(pairs), 0, 1)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGBA", "1"])
+def test_png_of_every_mode_trains_as_colour(pairs: Path, mode: str) -> None:
+    """BasicSR#168, Real-ESRGAN#555: gray and palette images."""
+    for name in ("GT", "LRbicx4"):
+        for path in (pairs / name).iterdir():
+            Image.open(path).convert(mode).save(path)
+    assert take(options(pairs), 0, 1)[0].shape == (2, 3, 32, 32)
+
+
+def test_an_lmdb_data_set_is_pickled(pairs: Path) -> None:
+    """BasicSR#49: spawned loader workers."""
+    for name in ("GT", "LRbicx4"):
+        create_lmdb(pairs / name, pairs / f"{name}.lmdb", PrepJob(workers=1))
+    lmdbs = {"dataroot_gt": f"{pairs}/GT.lmdb", "dataroot_lq": f"{pairs}/LRbicx4.lmdb", "io_backend": {"type": "lmdb"}}
+    (loader,) = evaluation_loaders(evaluation_options(pairs, **lmdbs), "val")
+    copy = pickle.loads(pickle.dumps(loader.dataset))
+    assert torch.equal(copy[0]["gt"], loader.dataset[0]["gt"])
+
+
+def test_keys_that_differ(pairs: Path) -> None:
+    """DCLS-SR#33: an LMDB of other names."""
+    shutil.move(pairs / "GT/image0.png", pairs / "GT/other.png")
+    for name in ("GT", "LRbicx4"):
+        create_lmdb(pairs / name, pairs / f"{name}.lmdb", PrepJob(workers=1))
+    lmdbs = {"dataroot_gt": f"{pairs}/GT.lmdb", "dataroot_lq": f"{pairs}/LRbicx4.lmdb", "io_backend": {"type": "lmdb"}}
+    with pytest.raises(UserError, match="datasets: small: Keys in lq_folder and gt_folder are different"):
+        TrainStream(options(pairs, train=lmdbs))
