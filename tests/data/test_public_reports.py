@@ -91,7 +91,7 @@ def test_a_damaged_png_is_named(pairs: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "P", "LA", "RGBA", "1"])
 def test_png_of_every_mode_trains_as_colour(pairs: Path, mode: str) -> None:
-    """BasicSR#168, Real-ESRGAN#555: gray and palette images."""
+    """BasicSR#168: gray images."""
     for name in ("GT", "LRbicx4"):
         for path in (pairs / name).iterdir():
             Image.open(path).convert(mode).save(path)
