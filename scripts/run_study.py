@@ -1,7 +1,8 @@
-"""Run one of the paper's studies: train what is missing, test on the sets that are there, write the table.
+"""Run a study: train what is missing, test on the sets that are there, write the table.
 
-What is done is skipped and what was interrupted goes on, so the command is simply given again. A study:
-mu (Table 2), beta (3), networks (4), correlation (5), comparison (6), ablation (7); options/studies/*.yml.
+Finished runs are skipped and interrupted ones resumed, so the command is simply repeated. Studies: mu (Table 2),
+beta (3), networks (4), correlation (5), comparison (6), ablation (7), and terms (a third loss, not in the paper);
+options/studies/*.yml declare them.
 """
 
 from __future__ import annotations

@@ -84,6 +84,8 @@ def training_panels(curves: Mapping[str, Curve]) -> Panels:
     panels: Panels = {}
     for title, names in _LOSS_PANELS.items():
         panels[title] = {name: known[name] for name in names if name in known}
+    shares = {name: curve for name, curve in known.items() if name.startswith("dp_share_")}
+    panels["Share of the gradient at the image"] = shares
     for name, curve in curves.items():
         if "/" in name:
             set_name, metric = name.rsplit("/", 1)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dp_basicsr.evaluation.curves import plot_panels
 from dp_basicsr.evaluation.evaluate import Evaluation, evaluate
 from dp_basicsr.evaluation.files import read_evaluation
 from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.options import override, read_options
 from dp_basicsr.studies.runner import make_job, present_sets
+from dp_basicsr.studies.shares import read_shares, share_lines
 from dp_basicsr.studies.study import ROOT, Smoke, Study, paper_tables
 from dp_basicsr.studies.table import study_csv, study_markdown
 from dp_basicsr.utils.staging import StagedFolder
@@ -19,7 +21,9 @@ Cells = dict[tuple[str, str], Scores]
 
 
 def write_study(study: Study, smoke: Smoke | None, given: Sequence[Method], metrics: tuple[str, ...]) -> Path:
-    """Write ``table.md`` and ``table.csv`` from what has been tested so far; what is not there yet is n/a.
+    """Write ``table.md`` and ``table.csv`` from what has been tested so far; what is missing yet is n/a.
+
+    Where trainings have logged their terms' gradient shares, these are in the table, and ``shares.png`` draws them.
 
     Args:
         study: The study.
@@ -36,10 +40,16 @@ def write_study(study: Study, smoke: Smoke | None, given: Sequence[Method], metr
     cells = trained_cells(study, smoke) | image_cells(study, smoke, given, metrics)
     columns = list(dict.fromkeys(column for _, column in cells)) if smoke else []
     columns = columns or list(study.sets if study.columns == "sets" else study.bases)
-    paper = None if smoke else paper_tables()[study.table]
+    paper = None if smoke or study.table is None else paper_tables()[study.table]
+    shares = read_shares(study, smoke)
+    markdown = study_markdown(study, columns, cells, paper, bool(smoke))
+    if shares:
+        markdown += "\n".join(["", *share_lines(shares), ""])
     with StagedFolder(Path("results", "studies", f"{'smoke_' if smoke else ''}{study.name}"), overwrite=True) as staged:
-        (staged.path / "table.md").write_text(study_markdown(study, columns, cells, paper), encoding="utf-8")
-        (staged.path / "table.csv").write_text(study_csv(study, columns, cells, paper), encoding="utf-8")
+        (staged.path / "table.md").write_text(markdown, encoding="utf-8")
+        (staged.path / "table.csv").write_text(study_csv(study, columns, cells, paper, bool(smoke)), encoding="utf-8")
+        if shares:
+            plot_panels(shares, staged.path / "shares.png")
         return staged.commit()
 
 

@@ -126,11 +126,14 @@ def make_job(study: Study, row: Row, smoke: Smoke | None) -> StudyRun:
     """The training of a row."""
     files = study.bases[row.base]
     network = tuple(smoke.network[row.base]) if smoke else ()
+    overrides = row.overrides
+    if smoke:  # a list's entries cannot be overridden one by one
+        overrides = tuple(entry.replace("weights: imagenet", "weights: random") for entry in overrides)
     return StudyRun(
         name=f"smoke_{row.run}" if smoke else row.run,
         train_file=ROOT / files["train"],
         test_file=ROOT / files["test"],
-        train=(*row.overrides, *(smoke.train if smoke else ()), *network),
+        train=(*overrides, *(smoke.train if smoke else ()), *network),
         test=(*(smoke.test if smoke else ()), *network),
     )
 

@@ -1,4 +1,4 @@
-"""Studies as they are declared: a base option file and the overrides that make each row of a table of the paper."""
+"""Studies as they are declared: a base option file and the overrides that make each row of a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(dp_basicsr.__file__).resolve().parents[1]
 STUDIES = ROOT / "options" / "studies"
 PAPER = Path(__file__).with_name("paper.yml")
 
-NAMES = ("mu", "beta", "networks", "correlation", "comparison", "ablation")
+NAMES = ("mu", "beta", "networks", "correlation", "comparison", "ablation", "terms")
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """A table of the paper.
+    """A table to train and test, of the paper or beyond it.
 
     Attributes:
         name: On the command line.
-        table: Its number in the paper.
+        table: Its number in the paper; None for one that the paper does not have.
         title: What it varies.
         sets: Test sets.
         columns: What stands in the columns: the test sets, or the bases (Table 5, on one set).
@@ -57,7 +57,7 @@ class Study:
     """
 
     name: str
-    table: int
+    table: int | None
     title: str
     sets: tuple[str, ...]
     columns: Literal["sets", "bases"]

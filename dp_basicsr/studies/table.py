@@ -25,21 +25,24 @@ SMOKE_NOTE = "SMOKE: small random networks after a few steps. These numbers mean
 Cells = Mapping[tuple[str, str], Scores]  # (label of the row, column) -> what we measured
 
 
-def study_markdown(study: Study, columns: Sequence[str], cells: Cells, paper: PaperTable | None) -> str:
+def study_markdown(
+    study: Study, columns: Sequence[str], cells: Cells, paper: PaperTable | None, smoke: bool = False
+) -> str:
     """The study's tables as Markdown.
 
     Args:
         study: The study.
         columns: Heads of the columns.
         cells: What was measured; a cell that is not there is n/a.
-        paper: The paper's table, or None for a smoke run, whose numbers never stand beside the paper's.
+        paper: The paper's table, or None if it has none.
+        smoke: The numbers mean nothing.
     """
-    title = f"Table {study.table}: {study.title}"
-    lines = [f"# {title if paper else f'SMOKE of {title}'}", ""]
-    if paper:
-        lines += [f"Each cell: ours / the paper's / the difference. Paper: {paper_source()}."]
-    else:
+    title = f"Table {study.table}: {study.title}" if study.table else f"Study {study.name}: {study.title}"
+    lines = [f"# {f'SMOKE of {title}' if smoke else title}", ""]
+    if smoke:
         lines += [f"**{SMOKE_NOTE}**"]
+    elif paper:
+        lines += [f"Each cell: ours / the paper's / the difference. Paper: {paper_source()}."]
     kinds = paper.metrics if paper else ("psnr", "ssim", "lpips")
     labels = list(dict.fromkeys(row.label for row in study.rows))
     for reading, names in READINGS.items():
@@ -47,15 +50,15 @@ def study_markdown(study: Study, columns: Sequence[str], cells: Cells, paper: Pa
         rows = [[label, *(_cell(cells, paper, names, kinds, label, column) for column in columns)] for label in labels]
         lines += table_lines(["", *columns], rows)
     if study.columns == "bases":
-        lines += ["", *rank_lines(labels, columns, cells, paper)]
+        lines += ["", *rank_lines(labels, columns, cells, paper, smoke)]
     return "\n".join(lines) + "\n"
 
 
-def study_csv(study: Study, columns: Sequence[str], cells: Cells, paper: PaperTable | None) -> str:
-    """One line a row, column and metric: ours, the paper's, the difference; the paper's are empty in a smoke run."""
+def study_csv(study: Study, columns: Sequence[str], cells: Cells, paper: PaperTable | None, smoke: bool = False) -> str:
+    """One line a row, column and metric: ours, the paper's, the difference; the paper's are empty without a table."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "column", "metric", "smoke" if paper is None else "ours", "paper", "difference"])
+    writer.writerow(["row", "column", "metric", "smoke" if smoke else "ours", "paper", "difference"])
     for label in dict.fromkeys(row.label for row in study.rows):
         for column in columns:
             for name in METRICS:
@@ -67,7 +70,9 @@ def study_csv(study: Study, columns: Sequence[str], cells: Cells, paper: PaperTa
     return text.getvalue()
 
 
-def rank_lines(labels: Sequence[str], columns: Sequence[str], cells: Cells, paper: PaperTable | None) -> list[str]:
+def rank_lines(
+    labels: Sequence[str], columns: Sequence[str], cells: Cells, paper: PaperTable | None, smoke: bool = False
+) -> list[str]:
     """Section 4.3.4's claim that the columns rank the rows alike: Spearman's correlation, 1 for the same order."""
     lines = [f"## Rank correlation of {' and '.join(columns)}", "", f"Spearman's rho over {len(labels)} settings.", ""]
     rows = []
@@ -79,7 +84,7 @@ def rank_lines(labels: Sequence[str], columns: Sequence[str], cells: Cells, pape
                 _rho(*([paper.value(label, column, name.split("_")[0]) for label in labels] for column in columns))
             )
         rows.append(row)
-    return lines + table_lines(["", "smoke" if paper is None else "ours", *(["paper"] if paper else [])], rows)
+    return lines + table_lines(["", "smoke" if smoke else "ours", *(["paper"] if paper else [])], rows)
 
 
 def _rho(one: Sequence[float | None], other: Sequence[float | None]) -> str:

@@ -1,0 +1,36 @@
+"""Each term's share of the gradient at the image, over the trainings of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dp_basicsr.evaluation.curves import Curve, read_run
+from dp_basicsr.evaluation.files import table_lines
+from dp_basicsr.studies.runner import make_job
+from dp_basicsr.studies.study import Smoke, Study
+
+SHARE = "dp_share_"  # in the log, before the name of a term
+
+
+def read_shares(study: Study, smoke: Smoke | None) -> dict[str, dict[str, Curve]]:
+    """The shares that the rows' trainings have logged: label -> term -> curve. Rows without any are left out."""
+    found: dict[str, dict[str, Curve]] = {}
+    for row in study.rows:
+        folder = Path("experiments", make_job(study, row, smoke).name) if row.run else Path()
+        if row.run and any(folder.glob("train_*.log")):
+            curves = read_run(folder)
+            found[row.label] = {
+                name.removeprefix(SHARE): curve for name, curve in curves.items() if name.startswith(SHARE)
+            }
+    return {label: curves for label, curves in found.items() if curves}
+
+
+def share_lines(shares: dict[str, dict[str, Curve]]) -> list[str]:
+    """Markdown: every term's share at the beginning, in the middle and at the end of each row's training."""
+    rows = []
+    for label, curves in shares.items():
+        for term, curve in curves.items():
+            points = [curve[index] for index in (0, len(curve) // 2, -1)]
+            rows.append([label, term, *(f"{value:.1%} ({iteration:,})" for iteration, value in points)])
+    head = ["## Share of each term in the gradient norm at the image", "", "In brackets the iteration.", ""]
+    return head + table_lines(["", "term", "beginning", "middle", "end"], rows)
