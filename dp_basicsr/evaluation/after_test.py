@@ -40,7 +40,7 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
         UserError: As ``evaluate``.
     """
     logger = get_root_logger()
-    sets = [found for found in map(tested_images, loaders) if found.gt]
+    sets = [found for found in map(images_of_loader, loaders) if found.gt]
     if not (sets and opt["val"]["save_img"]):
         logger.info("No tables: they need `val: save_img: true` and originals in folders of images.")
         return None
@@ -53,7 +53,7 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
     return folder
 
 
-def tested_images(loader: DataLoader) -> TestSet:
+def images_of_loader(loader: DataLoader) -> TestSet:
     """The files of a set, by the names under which their results are saved; none where it has no originals in files."""
     dataset: Any = loader.dataset
     pairs = [
