@@ -105,7 +105,7 @@ class DualPerceptualLoss(nn.Module):
         self.sync_weight = sync_weight
         self.range_norm = range_norm
         self.criterion: Criterion = criterion
-        self.input_channels = _triples(input_channels)
+        self.input_channels = parse_channels(input_channels)
         self.log_gradient_shares = log_gradient_shares
         # A plain dict: modules that nn.Module does not register stay out of everybody's parameters and checkpoints.
         self.all_terms: dict[str, PerceptualTerm | RegisteredTerm] = {}
@@ -288,7 +288,7 @@ class DualPerceptualLoss(nn.Module):
 _REPEAT = [0, 0, 0]
 
 
-def _triples(channels: Channels) -> list[list[int]] | None:
+def parse_channels(channels: Channels) -> list[list[int]] | None:
     """``input_channels`` as a list of triples of indices.
 
     Raises:

@@ -12,8 +12,8 @@ from typing import Any
 from dp_basicsr.errors import UserError
 from dp_basicsr.options.problems import Path, Problem, choose, joined, nearest, report
 from dp_basicsr.options.reading import Options, shown
-from dp_basicsr.options.rules import View, find_conflicts, find_missing
-from dp_basicsr.options.signatures import Kind, kinds, members_of, model_of, takes_more
+from dp_basicsr.options.rules import TERM_LISTS, View, find_conflicts, find_missing
+from dp_basicsr.options.signatures import Kind, kinds, loss_term, members_of, model_of, network_term, takes_more
 from dp_basicsr.utils.option_schema import (
     DATASETS,
     FOREIGN,
@@ -94,6 +94,8 @@ def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()
                 problems += _check_entry(kind, value, (*path, metric))
         elif entry is not None:
             problems += _check_entry(kind, entry, path)
+        if name == "train:perceptual_opt":
+            problems += _check_terms(entry, path)
     datasets = opt.get("datasets")
     for name, dataset in datasets.items() if isinstance(datasets, dict) else ():
         problems += _check_dataset(name, dataset)
@@ -142,6 +144,27 @@ def _check_entry(kind: Kind, entry: Any, path: Path) -> list[Problem]:
     model = model_of(member, kind.given, kind.more)
     problems = _validate(model, entry, path, is_open)
     add_defaults(model, entry)
+    return problems
+
+
+def _check_terms(entry: Any, path: Path) -> list[Problem]:
+    """Check each further term of a DPLoss: a registered loss by its ``type``, or a ``network``."""
+    problems: list[Problem] = []
+    if not isinstance(entry, dict) or entry.get("type") != "DPLoss":
+        return problems
+    for key in TERM_LISTS:
+        terms = entry.get(key)
+        for number, term in enumerate(terms if isinstance(terms, list) else ()):
+            where = (*path, key, number)
+            if not isinstance(term, dict):
+                continue  # the signature has said so
+            if ("type" in term) == ("network" in term):
+                got = "both" if "type" in term else "neither"
+                problems.append(Problem(where, f"expected `type` (a loss) or `network` (of features), got {got}"))
+            elif "type" in term:
+                problems += _check_entry(loss_term(), dict(term), where)  # a copy: the class's defaults are not ours
+            else:
+                problems += _validate(network_term(), term, where, is_open=False)
     return problems
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES
 from dp_basicsr.data.stream import HOW_TO_GET_DATA, HOW_TO_GET_TEST_SETS
 from dp_basicsr.models.esrgan_dp_model import ESRGANDPModel
+from dp_basicsr.models.srgan_dp_model import SRGANDPModel
 from dp_basicsr.options.problems import Path, Problem, choose
 from dp_basicsr.options.reading import Options, shown
 from dp_basicsr.options.signatures import members_of
@@ -16,6 +18,7 @@ from dp_basicsr.utils.option_schema import DATASETS, Logger, Section, Train, Val
 
 import torch
 from basicsr.archs.vgg_arch import NAMES, insert_bn
+from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
@@ -26,6 +29,12 @@ OURS: tuple[tuple[str, type[Section], tuple[str, ...]], ...] = (
     ("val", Val, ("tile", "tile_overlap", "threads")),
     ("logger", Logger, ("keep_last", "keep_best")),
 )  # fmt: skip
+
+
+PERCEPTUAL: Path = ("train", "perceptual_opt")
+
+# The lists of DPLoss's further terms: today's name and the older one.
+TERM_LISTS = ("extra_networks", "extra_terms")
 
 
 class View:
@@ -43,7 +52,10 @@ class View:
         """The value at a path, right or wrong; None where there is none."""
         value: Any = self.opt
         for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
+            if isinstance(value, list) and isinstance(key, int):
+                value = value[key] if key < len(value) else None
+            else:
+                value = value.get(key) if isinstance(value, dict) else None
         return value
 
     def get(self, *path: Any) -> Any:
@@ -68,6 +80,7 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
     yield from _network_scale(opt)
     yield from _io_backends(opt)
     yield from _layers(opt)
+    yield from _terms(opt)
     yield from _tiles(opt)
     yield from _schedule(opt, cut_short="train:total_iter" in overridden)
     yield from _restart_weights(opt)
@@ -109,18 +122,61 @@ def _io_backends(opt: View) -> Iterator[Problem]:
 
 
 def _layers(opt: View) -> Iterator[Problem]:
-    """phi of DPLoss are layers of its VGG."""
-    if opt.get("train", "perceptual_opt", "type") != "DPLoss":
+    """The layers that DPLoss reads are those of its VGG and of its terms' VGGs and ResNets."""
+    if opt.get(*PERCEPTUAL, "type") != "DPLoss":
         return
-    network = opt.get("train", "perceptual_opt", "vgg_type")
-    if not isinstance(network, str):
+    networks = [((*PERCEPTUAL, "vgg_layer_weights"), opt.get(*PERCEPTUAL, "vgg_type"))]
+    networks += [((*path, "layer_weights"), opt.get(*path, "network")) for path in _term_paths(opt)]
+    for path, network in networks:
+        names = _layer_names(network)
+        for layer in (opt.get(*path) or ()) if names else ():
+            if layer not in names:
+                text = f"expected a layer of {network}, got {shown(layer)}{choose(layer, names)}"
+                yield Problem((*path, layer), text)
+
+
+def _layer_names(network: Any) -> Sequence[str]:
+    """The layers of a VGG or ResNet; none for other networks, whose layers are known when they are built."""
+    if network in RESNET_TYPES:
+        return RESNET_STAGES
+    if network not in VGG_TYPES:
+        return ()
+    names: list[str] = NAMES[network.removesuffix("_bn")]
+    return insert_bn(names) if network.endswith("_bn") else names
+
+
+def _term_paths(opt: View) -> list[Path]:
+    """The paths of DPLoss's further terms."""
+    lists = {key: opt.at(*PERCEPTUAL, key) for key in TERM_LISTS}
+    return [
+        (*PERCEPTUAL, key, number)
+        for key, terms in lists.items()
+        for number, term in enumerate(terms if isinstance(terms, list) else ())
+        if isinstance(term, dict)
+    ]
+
+
+def _terms(opt: View) -> Iterator[Problem]:
+    """The terms of a DPLoss have names of their own, and its reference is one of them."""
+    if opt.get(*PERCEPTUAL, "type") != "DPLoss":
         return
-    names = NAMES[network.removesuffix("_bn")]
-    names = insert_bn(names) if network.endswith("_bn") else names
-    path: Path = ("train", "perceptual_opt", "vgg_layer_weights")
-    for layer in opt.get(*path) or ():
-        if layer not in names:
-            yield Problem((*path, layer), f"expected a layer of {network}, got {shown(layer)}{choose(layer, names)}")
+    reference = opt.get(*PERCEPTUAL, "reference")
+    own = ["resnet"] if opt.get(*PERCEPTUAL, "resnet_layer_weights") else []
+    if opt.get(*PERCEPTUAL, "vgg_layer_weights"):
+        own.insert(0, "vgg")
+    elif reference == "vgg" and opt.get(*PERCEPTUAL, "vgg_layer_weights") is not None:
+        text = "expected at least one layer, or another term as `reference`, got {}"
+        yield Problem((*PERCEPTUAL, "vgg_layer_weights"), text)
+        return
+    names = list(own)
+    for path in _term_paths(opt):
+        name = opt.get(*path, "name") or opt.get(*path, "type") or opt.get(*path, "network")
+        if name in names:
+            yield Problem((*path, "name"), f"expected a name of its own, got {shown(name)}, which another term has")
+        names.append(str(name))
+    if isinstance(reference, str) and reference not in names:
+        text = f"expected the name of a term, got {shown(reference)}{choose(reference, names)}"
+        yield Problem((*PERCEPTUAL, "reference"), text)
 
 
 def _tiles(opt: View) -> Iterator[Problem]:
@@ -224,10 +280,21 @@ def _losses(opt: View) -> Iterator[Problem]:
         return
     if opt.at("train", "pixel_opt") is None and opt.at("train", "perceptual_opt") is None:
         yield Problem(("train", "pixel_opt"), "expected a pixel loss or a perceptual_opt, got neither")
+    if opt.at("train", "ldl_opt") is not None:
+        yield from _ldl(opt)
+
+
+def _ldl(opt: View) -> Iterator[Problem]:
+    """The LDL loss is computed by some models, which compare with the EMA generator."""
     model = members_of(MODEL_REGISTRY).get(opt.get("model_type"))
-    ours = isinstance(model, type) and model.__module__.startswith("dp_basicsr.")
-    if ours and opt.at("train", "ldl_opt") is not None:
-        yield Problem(("train", "ldl_opt"), f"expected none: {opt.get('model_type')} does not compute it")
+    if not isinstance(model, type) or not model.__module__.startswith(("basicsr.", "dp_basicsr.")):
+        return  # another package's model may compute it
+    if not issubclass(model, (SRGANDPModel, RealESRGANModel)):
+        names = "ESRGANDPModel, SRGANDPModel and RealESRGANModel"
+        yield Problem(("train", "ldl_opt"), f"expected none: {model.__name__} does not compute it, {names} do")
+    elif opt.get("train", "ema_decay") == 0:
+        text = "expected a number > 0 for ldl_opt, which compares with the EMA generator, got 0"
+        yield Problem(("train", "ema_decay"), text)
 
 
 def _batch(opt: View) -> Iterator[Problem]:

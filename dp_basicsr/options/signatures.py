@@ -18,8 +18,11 @@ import dp_basicsr.data.stream
 import dp_basicsr.losses
 import dp_basicsr.metrics
 import dp_basicsr.models  # noqa: F401  (these, and BasicSR's below, register their members)
+from dp_basicsr.archs.any_network_arch import TIMM, TORCHVISION_TYPES
 from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES
 from dp_basicsr.archs.rrdbnet_dp_arch import UPSAMPLING
+from dp_basicsr.errors import UserError
+from dp_basicsr.losses.dual_perceptual_loss import parse_channels
 from dp_basicsr.utils.option_schema import Count, Decay, FromZero, NonNegative, Positive, Section
 
 import basicsr.archs
@@ -30,7 +33,7 @@ import basicsr.models  # noqa: F401
 import torch
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
-from pydantic import Field, create_model
+from pydantic import AfterValidator, Field, create_model
 
 Number = int | float
 Size = Annotated[int, Field(ge=1)]
@@ -53,6 +56,16 @@ class Kind:
     given: tuple[str, ...] = ()
     more: tuple[tuple[str, Any, Any], ...] = ()
 
+
+# The keys of a term of DPLoss that are its own; the others go to the term's class.
+TERM_RULE: tuple[tuple[str, Any, Any], ...] = (
+    ("name", str, None),
+    ("mu", Positive, None),
+    ("eps", NonNegative, None),
+    ("dynamic_weighting", bool, None),
+    ("static_weight", NonNegative, None),
+    ("max_weight", Positive | None, None),
+)
 
 _SCHEDULERS = {
     "MultiStepLR": MultiStepRestartLR,
@@ -89,6 +102,39 @@ def members_of(registry: Any) -> dict[str, Callable[..., Any]]:
     """BasicSR registers what other packages may name as well as ``<name>_basicsr``, and finds it by both names."""
     members = dict(iter(registry))  # a Registry has keys(), and so looks like a mapping, but is none
     return {name.removesuffix("_basicsr"): member for name, member in members.items()} | members
+
+
+def _channels(value: Any) -> Any:
+    try:
+        parse_channels(value)
+    except UserError as error:
+        raise ValueError("repeat, or triples of indices such as [3, 2, 1]") from error
+    return value
+
+
+def _network(value: str) -> str:
+    if value not in (*VGG_TYPES, *RESNET_TYPES, *TORCHVISION_TYPES) and not value.startswith(TIMM):
+        raise ValueError(f"a classification network of torchvision, or {TIMM}<name>")
+    return value
+
+
+def loss_term() -> Kind:
+    """A registered loss as a term of DPLoss."""
+    return Kind("loss", members_of(LOSS_REGISTRY), more=TERM_RULE)
+
+
+def network_term() -> type[Section]:
+    """The keys of a feature network as a term of DPLoss."""
+    return create_model(
+        "NetworkTerm",
+        __base__=Section,
+        network=(Annotated[str, AfterValidator(_network)], REQUIRED),
+        layer_weights=(Annotated[dict[str, float], Field(min_length=1)], REQUIRED),
+        weights=(str, "imagenet"),
+        use_input_norm=(bool, True),
+        batch_stats=(bool, False),
+        **{name: (kind, default) for name, kind, default in TERM_RULE},  # type: ignore[call-overload]
+    )
 
 
 # What signatures do not say: name of the class (or "" for any) -> parameter -> type.
@@ -141,9 +187,11 @@ VALUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "eps": NonNegative,
             "vgg_type": Literal[VGG_TYPES],  # type: ignore[valid-type]
             "resnet_type": Literal[RESNET_TYPES],  # type: ignore[valid-type]
-            "vgg_layer_weights": Annotated[dict[str, float], Field(min_length=1)],
+            "vgg_layer_weights": dict[str, float],
             "resnet_layer_weights": dict[Literal[RESNET_STAGES], float],  # type: ignore[valid-type]
+            "static_weight": NonNegative,
             "max_weight": Positive | None,
+            "input_channels": Annotated[Literal["repeat"] | list[Any] | None, AfterValidator(_channels)],
         },
         "calculate_psnr": {"crop_border": FromZero, "input_order": Literal["HWC", "CHW"]},
         "calculate_ssim": {"crop_border": FromZero, "input_order": Literal["HWC", "CHW"]},

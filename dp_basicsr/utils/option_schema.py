@@ -203,7 +203,7 @@ class Train(Section):
     gan_opt: Entry | None = None
     """adversarial loss"""
     ldl_opt: Entry | None = None
-    """LDL loss, of BasicSR's models"""
+    """LDL loss: L1 where the generator makes artifacts; needs ema_decay"""
     net_d_iters: Count = 1
     """the generator is updated every n-th iteration"""
     net_d_init_iters: FromZero = 0

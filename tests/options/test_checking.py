@@ -37,6 +37,67 @@ def test_the_shipped_files_are_right(file: str) -> None:
     assert problems(file=OPTIONS / file, is_train=False) == []
 
 
+TERMS = "train:perceptual_opt:extra_terms"
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ("[{type: LPIPSLos}]", ":0:type: .*did you mean LPIPSLoss"),
+        ("[{type: LPIPSLoss, nett: alex}]", ":0:nett: .*did you mean net"),
+        ("[{type: LPIPSLoss, mu: abc}]", ":0:mu: expected a number, got 'abc'"),
+        ("[{type: LPIPSLoss, mu: 0}]", ":0:mu: expected a number > 0, got 0"),
+        ("[{type: L1Loss, static_weight: -1}]", ":0:static_weight: expected a number >= 0, got -1"),
+        ("[{mu: 1}]", ":0: expected `type` .a loss. or `network` .of features., got neither"),
+        ("[{type: L1Loss, network: vgg11}]", ":0: expected `type` .* got both"),
+        ("[{network: resnet999, layer_weights: {a: 1}}]", ":0:network: .*timm/<name>, got 'resnet999'"),
+        ("[{network: resnet34}]", ":0:layer_weights: expected a value"),
+        ("[{network: resnet34, layer_weights: {}}]", ":0:layer_weights: expected at least 1 item"),
+        ("[{network: resnet34, layer_weigths: {layer1: 1}}]", ":0:layer_weigths: .*did you mean layer_weights"),
+        ("[{network: resnet34, layer_weights: {layer9: 1}}]", ":0:layer_weights:layer9: expected a layer of resnet34"),
+        ("[{network: vgg11, layer_weights: {conv9_9: 1}}]", ":0:layer_weights:conv9_9: expected a layer of vgg11"),
+        ("[{type: L1Loss, name: vgg}]", ":0:name: expected a name of its own, got 'vgg'"),
+        ("[{type: L1Loss}, {type: L1Loss}]", ":1:name: expected a name of its own, got 'L1Loss'"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["extra_terms", "extra_networks"])
+def test_a_mistake_in_a_term_is_named(key: str, terms: str, message: str) -> None:
+    found = problems(f"train:perceptual_opt:{key}={terms}")
+    assert any(re.match(f"train:perceptual_opt:{key}{message}", text) for text in found), found
+
+
+def test_terms_and_references_that_work_pass() -> None:
+    terms = "[{type: LPIPSLoss, mu: 1.0, net: alex, name: lpips, eps: 0}, {type: CharbonnierLoss, eps: 1e-6}, "
+    terms += "{network: timm/vit_small_patch16_224.dino, layer_weights: {blocks.5: 1}, mu: 2.0}, "
+    terms += "{network: convnext_tiny, layer_weights: {features.3: 1}, weights: random, max_weight: ~}]"
+    assert problems(f"{TERMS}={terms}", "train:perceptual_opt:reference=lpips") == []
+    assert problems("train:perceptual_opt:vgg_layer_weights={}", "train:perceptual_opt:reference=resnet") == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("reference=lpips", "reference: expected the name of a term, got 'lpips'; there are: vgg, resnet"),
+        ("vgg_layer_weights={}", "vgg_layer_weights: expected at least one layer, or another term as `reference`"),
+        ("input_channels=gray", "input_channels: expected 'repeat' or a list, got 'gray'"),
+        ("input_channels=[0, 1]", "input_channels: expected repeat, or triples of indices"),
+    ],
+)
+def test_a_mistake_in_the_loss_is_named(entry: str, message: str) -> None:
+    found = problems(f"train:perceptual_opt:{entry}")
+    assert [text for text in found if text.startswith(f"train:perceptual_opt:{message}")], found
+
+
+@pytest.mark.parametrize(
+    ("model", "refused"),
+    [("ESRGANDPModel", False), ("SRGANDPModel", False), ("RealESRGANModel", False), ("PSNRModel", True),
+     ("ESRGANModel", True), ("SRModel", True)],
+)  # fmt: skip
+def test_ldl_is_taken_by_the_models_that_compute_it(model: str, refused: bool) -> None:
+    entries = [f"model_type={model}", "train:ldl_opt={type: LDLLoss}", "train:ema_decay=0.9"]
+    assert any(text.startswith("train:ldl_opt: expected none") for text in problems(*entries)) == refused
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -112,7 +173,7 @@ def test_the_shipped_files_are_right(file: str) -> None:
         ("train:gan_opt=~", "train:gan_opt: expected a value, which training needs"),
         ("datasets:train:batch_size_per_gpu=~", "batch_size_per_gpu: expected a value, which training needs"),
         ("train:grad_accumulation=32", "grad_accumulation: expected up to batch_size_per_gpu .16., got 32"),
-        ("train:ldl_opt={type: L1Loss}", "ldl_opt: expected none: ESRGANDPModel does not compute it"),
+        ("train:ldl_opt={type: LDLLoss}", "train:ema_decay: expected a number > 0 for ldl_opt.*got 0"),
         ("logger={print_freq: 1, save_checkpoint_freq: 1, wandb: {project: a}}", "use_tb_logger: expected true"),
         ("model_type=SRGANDPModel", "train:gan_opt:sync_mean: expected none: SRGANDPModel's loss takes no means"),
         ("val:tile=20", "val:tile: expected more than twice tile_overlap .16., got 20"),
