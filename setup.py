@@ -12,7 +12,13 @@ ROOT = Path(__file__).resolve().parent
 PLOTS = ["matplotlib"]  # loss curves, figures, and the demo's picture
 REPORT = [*PLOTS, "Jinja2"]  # scripts/make_report.py
 WANDB = ["wandb"]  # logger: wandb
-EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # scripts/export_model.py --format onnx, and running the file
+EXPORT = [  # scripts/export_model.py --format onnx or ncnn, and running the files
+    "ncnn",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "pnnx",
+]
 TIMM = ["timm"]  # feature networks of the loss: network: timm/<name>
 WEBUI = ["gradio>=6"]  # python -m dp_basicsr.webui
 DOCS = [  # make docs

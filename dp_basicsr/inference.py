@@ -40,7 +40,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model_path", type=Path, nargs="+", required=True, metavar="FILE",
-        help=".pth, .safetensors or .onnx; two of the first kinds (PSNR model, GAN model) are interpolated",
+        help=".pth, .safetensors, .onnx, or ncnn's .param; two of the first kinds (PSNR, GAN model) are interpolated",
     )  # fmt: skip
     add("--alpha_interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
     add("--scale", type=int, help="only for x2 and x3 weights that do not tell which they are")

@@ -1,4 +1,4 @@
-"""Export a trained generator as safetensors, .pth or ONNX, checked, with a model card beside it."""
+"""Export a trained generator as safetensors, .pth, ONNX or ncnn, checked, with a model card beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from dp_basicsr.deploy.choices import ExportFormat
+from dp_basicsr.deploy.choices import ExportFormat, exported_files
 from dp_basicsr.utils.console import data_command, require_paths
 from dp_basicsr.utils.staging import refuse_existing
 
@@ -20,7 +20,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--alpha_interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
     add("--scale", type=int, help="only for x2 and x3 weights that do not tell which they are")
     add("--format", choices=get_args(ExportFormat), required=True, help="what to write")
-    add("-o", "--output", type=Path, required=True, help="file to write; its model card goes to FILE.md")
+    add("-o", "--output", type=Path, required=True, help="file to write; its card goes to FILE.md")
+    add("--half", action="store_true", help="weights in fp16; with ONNX also input and output")
     add("--license", default="", help="licence of the weights, for the card, e.g. Apache-2.0")
     add("--metrics", type=Path, help="Markdown file with a table of metrics and their protocol, for the card")
     add("--overwrite", action="store_true", help="replace the files where they are there already")
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output: Path = args.output
     with data_command():
         require_paths(args.model_path, "model")
-        refuse_existing([output], overwrite=args.overwrite)
+        files = exported_files(args.format, output)
+        refuse_existing(files, overwrite=args.overwrite)
         from dp_basicsr.deploy.card import read_metrics, write_card
         from dp_basicsr.deploy.export import describe, export_network, spandrel_limit
         from dp_basicsr.deploy.network import load_network
@@ -42,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics = read_metrics(args.metrics)  # before anything is written
         network = load_network(args.model_path, alpha_interp=args.alpha_interp, scale=args.scale)
         facts = describe(network, trace(args.model_path[-1], network.notes))
-        difference = export_network(network, args.format, output, facts)
-        card = write_card(network, args.format, output, facts, args.license, metrics)
-        print(f"wrote {output} ({network.spec}) and {card}")
-        if args.format == "onnx":
-            print(f"onnxruntime against torch, relative to the largest value: {difference:.1e}")
+        difference = export_network(network, args.format, output, facts, args.half)
+        card = write_card(network, args.format, files[0], facts, args.license, metrics)
+        print(f"wrote {', '.join(map(str, files))} ({network.spec}) and {card}")
+        if args.format in ("onnx", "ncnn"):
+            print(f"difference from torch, relative to the largest value: {difference:.1e}")
         elif network.spec and (limit := spandrel_limit(network.spec)):
             print(f"note: spandrel (chaiNNer, ComfyUI) cannot open it: {limit}; export it as ONNX for these")
     return 0

@@ -62,6 +62,7 @@ session = onnxruntime.InferenceSession("{file}")
 image = np.random.rand(1, 3, 64, 64).astype(np.float32)  # RGB in [0, 1]
 (result,) = session.run(None, {{"image": image}})
 ```""",
+    "ncnn": "Upscayl, realesrgan-ncnn-vulkan and chaiNNer take both files, `{file}` and the `.bin` beside it.",
     "pth": """```python
 from dp_basicsr.deploy.network import load_network
 from pathlib import Path
@@ -85,7 +86,7 @@ def write_card(
     """
     spec = network.spec
     assert spec is not None
-    limit = spandrel_limit(spec) if kind != "onnx" else None
+    limit = spandrel_limit(spec) if kind in ("pth", "safetensors") else None
     page = _PAGE.format(
         name=output.stem,
         license=license_name.lower() or "other",
@@ -99,7 +100,7 @@ def write_card(
         use=_USE.format(file=output.name, code=_CODE.get(kind, _CODE["pth"]).format(file=output.name)),
         spandrel=_spandrel(kind, limit),
     )
-    card = output.with_name(output.name + ".md")
+    card = output.with_name((output.stem if kind == "ncnn" else output.name) + ".md")
     card.write_text(page, encoding="utf-8")
     return card
 
@@ -142,6 +143,11 @@ def read_metrics(path: Path | None) -> str:
 
 
 def _spandrel(kind: ExportFormat, limit: str | None) -> str:
+    if kind == "ncnn":
+        return (
+            "Upscayl: Settings, *Add custom models*, choose the folder with both files; it takes the scale from the "
+            "name, so call them like `net_x4.param` and `net_x4.bin`. chaiNNer: *Load Model* under NCNN."
+        )
     if kind == "onnx":
         return "Programs that run ONNX models (chaiNNer among them) open it; batch, height and width are free."
     if limit:

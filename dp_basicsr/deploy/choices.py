@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 AlphaMode = Literal["model", "bicubic", "drop"]
-ExportFormat = Literal["safetensors", "pth", "onnx"]
+ExportFormat = Literal["safetensors", "pth", "onnx", "ncnn"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 # Suffix of a written image -> Pillow's name of the format.
@@ -17,3 +18,11 @@ READ_SUFFIXES = (*FORMATS, ".gif", ".apng")  # results of the last two are PNG f
 QUALITY = 95
 # Pixels that neighbouring tiles share. docs/inference.md has the seams that this leaves.
 OVERLAP = 32
+
+
+def exported_files(kind: ExportFormat, output: Path) -> list[Path]:
+    """Return the files that an export writes: for ncnn ``net.param`` and ``net.bin``, where ``output`` is ``net``."""
+    if kind != "ncnn":
+        return [output]
+    base = output.with_suffix("") if output.suffix in (".param", ".bin") else output
+    return [base.with_name(base.name + suffix) for suffix in (".param", ".bin")]

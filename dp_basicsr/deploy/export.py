@@ -1,15 +1,16 @@
-"""Handing a network on: safetensors, BasicSR's .pth, ONNX; each checked after it was written."""
+"""Export a network as safetensors, BasicSR's .pth, ONNX or ncnn, and check what was written."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.deploy.choices import ExportFormat
+from dp_basicsr.deploy.choices import ExportFormat, exported_files
 from dp_basicsr.deploy.loaded_network import LoadedNetwork, NetworkSpec
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.errors import UserError
@@ -17,17 +18,21 @@ from dp_basicsr.errors import UserError
 import torch
 from torch import Tensor
 
-# (N, H, W) at which ONNX is held against torch: one, odd, not square, a batch. Folded networks take multiples.
+# (N, H, W) at which ONNX and ncnn are compared with torch; folded networks take multiples.
 CHECK_SIZES = ((1, 1, 1), (1, 16, 16), (1, 17, 23), (2, 31, 8))
-# Largest difference allowed, relative to the output's largest value: float32 sums in another order.
-TOLERANCE = 1e-5
+# Largest difference allowed, relative to the output's largest value: sums in another order, ncnn's Winograd transform,
+# 11 bits of fp16.
+TOLERANCES: dict[ExportFormat, float] = {"safetensors": 0, "pth": 0, "onnx": 1e-5, "ncnn": 1e-4}
+HALF_TOLERANCE = 1e-2
 
 
 def describe(network: LoadedNetwork, provenance: dict[str, str]) -> dict[str, str]:
     """What an exported file says about itself: how the network is built, then where it comes from. All text."""
     spec = network.spec
     if spec is None:
-        raise UserError("an ONNX file cannot be exported again: give the .pth or .safetensors file that it comes from")
+        raise UserError(
+            "an ONNX or ncnn file cannot be exported again: give the .pth or .safetensors file that it comes from"
+        )
     built = {
         "arch": spec.arch,
         "scale": spec.scale,
@@ -39,32 +44,41 @@ def describe(network: LoadedNetwork, provenance: dict[str, str]) -> dict[str, st
     return provenance | {name: str(value) for name, value in built.items()}
 
 
-def export_network(network: LoadedNetwork, kind: ExportFormat, output: Path, facts: dict[str, str]) -> float:
-    """Write a network to ``output``, checked before it takes its place.
+def export_network(
+    network: LoadedNetwork, kind: ExportFormat, output: Path, facts: dict[str, str], half: bool = False
+) -> float:
+    """Write a network, and check it before it is put in place.
 
     Args:
         network: With its weights on the CPU.
         kind: ``safetensors``: BasicSR's names, ``facts`` as metadata. ``pth``: BasicSR's form, ``params`` beside
             ``facts``, nothing but tensors, strings and numbers. ``onnx``: dynamic batch, height and width, ``facts``
-            as metadata; needs the extra ``export``.
-        output: The file.
+            as metadata. ``ncnn``: ``.param`` and ``.bin``. The last two need the extra ``export``.
+        output: The file; for ncnn both without their suffix.
         facts: See ``describe``.
+        half: Weights in fp16; with ONNX also input, output and arithmetic.
 
     Returns:
         The largest difference found, relative to the largest value: 0 for weights, which must be the same bits.
 
     Raises:
-        UserError: A package is missing, or what was written does not give what the network gives.
+        UserError: A package is missing, weights exceed the range of fp16, the format cannot hold the network, or what
+            was written differs from the network.
     """
-    write = {"safetensors": _write_safetensors, "pth": _write_pth, "onnx": _write_onnx}[kind]
+    write = {"safetensors": _write_safetensors, "pth": _write_pth, "onnx": _write_onnx, "ncnn": _write_ncnn}[kind]
+    if half and not all(value.half().isfinite().all() for value in _state_of(network, False).values()):
+        raise UserError("--half: some weights are beyond the range of fp16 (65504)")
     output.parent.mkdir(parents=True, exist_ok=True)
+    files = exported_files(kind, output)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        draft = Path(folder) / f"draft.{kind}"
-        write(network, draft, facts)
-        difference = _compare_outputs(network, draft) if kind == "onnx" else _compare_weights(network, draft)
-        if not difference <= (TOLERANCE if kind == "onnx" else 0):
+        drafts = [Path(folder) / f"draft{file.suffix if kind == 'ncnn' else f'.{kind}'}" for file in files]
+        write(network, drafts[0], facts, half)
+        is_weights = TOLERANCES[kind] == 0
+        difference = _compare_weights(network, drafts[0], half) if is_weights else _compare_outputs(network, drafts[0])
+        if not difference <= (HALF_TOLERANCE if half and not is_weights else TOLERANCES[kind]):
             raise UserError(f"the exported {kind} differs from the network by {difference:.1e}; nothing was written")
-        draft.replace(output)
+        for draft, file in zip(drafts, files, strict=True):
+            draft.replace(file)
     return difference
 
 
@@ -79,18 +93,24 @@ def spandrel_limit(spec: NetworkSpec) -> str | None:
     return None
 
 
-def _write_safetensors(network: LoadedNetwork, path: Path, facts: dict[str, str]) -> None:
+def _write_safetensors(network: LoadedNetwork, path: Path, facts: dict[str, str], half: bool) -> None:
     from safetensors.torch import save_file
 
-    save_file(_state_of(network), path, metadata={**facts, "format": "pt"})
+    save_file(_state_of(network, half), path, metadata={**facts, "format": "pt"})
 
 
-def _write_pth(network: LoadedNetwork, path: Path, facts: dict[str, str]) -> None:
+def _write_pth(network: LoadedNetwork, path: Path, facts: dict[str, str], half: bool) -> None:
     numbers = {name: int(value) if value.isdecimal() else value for name, value in facts.items()}
-    torch.save({"params": _state_of(network), **numbers}, path)
+    torch.save({"params": _state_of(network, half), **numbers}, path)
 
 
-def _write_onnx(network: LoadedNetwork, path: Path, facts: dict[str, str]) -> None:
+def _write_ncnn(network: LoadedNetwork, path: Path, facts: dict[str, str], half: bool) -> None:
+    from dp_basicsr.deploy.ncnn_network import write_ncnn
+
+    write_ncnn(network, path, half)
+
+
+def _write_onnx(network: LoadedNetwork, path: Path, facts: dict[str, str], half: bool) -> None:
     try:
         import onnx
         import onnxruntime  # noqa: F401  (what is written is checked with it)
@@ -103,12 +123,13 @@ def _write_onnx(network: LoadedNetwork, path: Path, facts: dict[str, str]) -> No
         2: fold * torch.export.Dim("height") if fold > 1 else torch.export.Dim("height"),
         3: fold * torch.export.Dim("width") if fold > 1 else torch.export.Dim("width"),
     }
-    example = torch.rand(2, 3, 8 * fold, 12 * fold)
+    module = copy.deepcopy(network.module).half() if half else network.module
+    example = torch.rand(2, 3, 8 * fold, 12 * fold, dtype=torch.float16 if half else torch.float32)
     said = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network.module, (example,), str(path), dynamo=True, external_data=False, dynamic_shapes=(size,),
+            module, (example,), str(path), dynamo=True, external_data=False, dynamic_shapes=(size,),
             input_names=["image"], output_names=["upscaled"],
         )  # fmt: skip
     model = onnx.load(str(path))
@@ -116,20 +137,21 @@ def _write_onnx(network: LoadedNetwork, path: Path, facts: dict[str, str]) -> No
     onnx.save(model, str(path))
 
 
-def _state_of(network: LoadedNetwork) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in network.module.state_dict().items()}
+def _state_of(network: LoadedNetwork, half: bool) -> dict[str, Tensor]:
+    state = {name: value.detach().cpu().contiguous() for name, value in network.module.state_dict().items()}
+    return {name: value.half() if half and value.is_floating_point() else value for name, value in state.items()}
 
 
-def _compare_weights(network: LoadedNetwork, path: Path) -> float:
-    """0 if the file gives the same network with the same bits, else infinity."""
+def _compare_weights(network: LoadedNetwork, path: Path, half: bool) -> float:
+    """Return 0 if the file gives the same network with the same bits, otherwise infinity."""
     again = load_network([path])
-    ours, theirs = _state_of(network), again.module.state_dict()
-    same = again.spec == network.spec and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    ours, theirs = _state_of(network, half), again.module.state_dict()
+    same = again.spec == network.spec and all(torch.equal(value.float(), theirs[name]) for name, value in ours.items())
     return 0.0 if same else float("inf")
 
 
 def _compare_outputs(network: LoadedNetwork, path: Path) -> float:
-    """The largest relative difference between torch and onnxruntime over all sizes."""
+    """Return the largest relative difference between torch and what runs the file, over all sizes."""
     other: Any = load_network([path]).module
     generator = torch.Generator().manual_seed(0)
     worst = 0.0

@@ -30,12 +30,16 @@ def load_network(
         raise UserError(f"--model_path: expected one model, or two to interpolate; got {len(paths)}")
     if len(paths) == 1 and alpha_interp is not None:
         raise UserError("--alpha_interp needs two models: --model_path PSNR.pth GAN.pth --alpha_interp 0.8")
-    if any(path.suffix == ".onnx" for path in paths):
+    if any(path.suffix in (".onnx", ".param", ".bin") for path in paths):
         if len(paths) == 2:
-            raise UserError("ONNX files cannot be interpolated: give the .pth or .safetensors files they come from")
-        from dp_basicsr.deploy.onnx_network import open_onnx
+            raise UserError("ONNX and ncnn files cannot be interpolated: give the .pth or .safetensors they come from")
+        if paths[0].suffix == ".onnx":
+            from dp_basicsr.deploy.onnx_network import open_onnx
 
-        return open_onnx(paths[0], device)
+            return open_onnx(paths[0], device)
+        from dp_basicsr.deploy.ncnn_network import open_ncnn
+
+        return open_ncnn(paths[0], device)
     weights = read_weights(paths[0])
     if len(paths) == 2:
         weights = interpolate(weights, read_weights(paths[1]), 0.8 if alpha_interp is None else alpha_interp)

@@ -17,17 +17,18 @@ PROBE = (1, 3, 8, 8)
 
 
 class OnnxModule(nn.Module):
-    """Runs an onnxruntime session on (N, 3, H, W) float32 tensors; the result is on the CPU."""
+    """Runs an onnxruntime session, of float32 or fp16, on (N, 3, H, W) float32 tensors; the result is on the CPU."""
 
     def __init__(self, session: Any) -> None:
         super().__init__()
         self.session = session
         self.input_name = session.get_inputs()[0].name
+        self.dtype = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale ``x``, RGB in [0, 1]."""
-        image = np.ascontiguousarray(x.float().cpu().numpy())
-        return torch.from_numpy(self.session.run(None, {self.input_name: image})[0])
+        image = np.ascontiguousarray(x.cpu().numpy(), self.dtype)
+        return torch.from_numpy(self.session.run(None, {self.input_name: image})[0]).float()
 
 
 def open_onnx(path: Path, device: str = "cpu") -> LoadedNetwork:

@@ -99,6 +99,36 @@ def test_onnxruntime_gives_the_same_pixels_at_any_size(arch: str, scale: int) ->
     assert np.abs(first - second).max() <= 1
 
 
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_half_precision_halves_the_file_and_opens_everywhere(kind: str) -> None:
+    spandrel = pytest.importorskip("spandrel")
+    network = load("RRDBNetDP", 4)
+    assert export_network(network, kind, Path(f"out.{kind}"), describe(network, {}), half=True) == 0  # type: ignore[arg-type]
+    assert Path(f"out.{kind}").stat().st_size < 0.6 * Path("trained.pth").stat().st_size
+    ours, theirs = load_network([Path(f"out.{kind}")]), spandrel.ModelLoader().load_from_file(f"out.{kind}")
+    assert torch.equal(ours.module(IMAGE), theirs.model.float()(IMAGE))
+    torch.testing.assert_close(ours.module(IMAGE), network.module(IMAGE), rtol=0, atol=1e-3)
+
+
+def test_weights_beyond_fp16_are_refused_as_half() -> None:
+    network = load("RRDBNetDP", 4)
+    network.module.conv_last.bias += 1e5
+    with pytest.raises(UserError, match="--half: some weights are beyond the range of fp16"):
+        export_network(network, "pth", Path("out.pth"), {}, half=True)
+
+
+def test_onnx_in_half_precision_is_opened_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = load("MSRResNet", 3)
+    assert 1e-5 < export_network(network, "onnx", Path("out.onnx"), describe(network, {}), half=True) < 3e-3
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)).save("in.png")
+    for model in ("out.onnx", "trained.pth"):
+        assert inference.main(["-i", "in.png", "-o", f"{model}.png", "--model_path", model]) == 0
+    first, second = (np.asarray(Image.open(f"{model}.png")).astype(int) for model in ("out.onnx", "trained.pth"))
+    assert np.abs(first - second).max() <= 2
+
+
 def test_basicsr_loads_the_pth_strictly_and_it_holds_nothing_else(tmp_path: Path) -> None:
     network = load("RRDBNetDP", 4)
     export_network(network, "pth", Path("out.pth"), describe(network, {"source": "trained.pth"}))
@@ -270,5 +300,5 @@ def test_onnx_files_are_not_mixed_with_weights_or_broken(network_file: Callable[
         load_network([Path("bad.onnx")])
     with pytest.raises(UserError, match="--device cuda:0: this onnxruntime has no CUDA"):
         load_network([Path("bad.onnx")], device="cuda:0")
-    with pytest.raises(UserError, match="ONNX files cannot be interpolated"):
+    with pytest.raises(UserError, match="ONNX and ncnn files cannot be interpolated"):
         load_network([Path("bad.onnx"), network_file()])

@@ -1,0 +1,94 @@
+"""Networks in ncnn's format: written by pnnx, run by the ncnn package."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from dp_basicsr import inference
+from dp_basicsr.deploy.export import describe, export_network
+from dp_basicsr.deploy.loaded_network import LoadedNetwork
+from dp_basicsr.deploy.network import load_network
+from dp_basicsr.errors import UserError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.deploy.conftest import make_network
+
+pytest.importorskip("ncnn")
+pytest.importorskip("pnnx")
+
+
+def load(arch: str, scale: int) -> LoadedNetwork:
+    torch.save({"params": make_network(arch, scale).state_dict()}, "net.pth")
+    return load_network([Path("net.pth")], scale=scale if arch == "RRDBNetDP" and scale < 4 else None)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("arch", "scale"), [("RRDBNetDP", 4), ("RRDBNetDP", 3), ("RRDBNetDP", 2), ("MSRResNet", 4), ("MSRResNet", 3)]
+)
+def test_ncnn_gives_the_pixels_of_torch(arch: str, scale: int, half: bool) -> None:
+    network = load(arch, scale)
+    difference = export_network(network, "ncnn", Path("out"), {}, half)
+    print(f"{arch} x{scale} fp{16 if half else 32}: ncnn differs by {difference:.1e}")
+    assert 1e-5 < difference < 2e-3 if half else difference < 5e-6
+    again = load_network([Path("out.bin")])
+    assert again.scale == scale
+    image = torch.rand(2, 3, 19, 34, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(again.module(image), network.module(image), rtol=0, atol=5e-3 if half else 1e-5)
+    blobs = {word for line in Path("out.param").read_text().splitlines()[2:] for word in line.split()}
+    assert {"data", "output"} <= blobs, "the names that Upscayl looks for"
+    assert not {"in0", "out0"} & blobs
+
+
+def test_fp16_halves_the_file() -> None:
+    network = load("RRDBNetDP", 4)
+    for name, half in (("full", False), ("small", True)):
+        export_network(network, "ncnn", Path(f"{name}.param"), {}, half)
+    assert Path("small.bin").stat().st_size < 0.52 * Path("full.bin").stat().st_size
+    assert {path.name for path in Path().iterdir()} == {"net.pth", "full.param", "full.bin", "small.param", "small.bin"}
+
+
+def test_the_command_runs_ncnn_files() -> None:
+    export_network(load("RRDBNetDP", 2), "ncnn", Path("out"), {})
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (35, 41, 3), dtype=np.uint8)).save("in.png")
+    for model in ("out.param", "net.pth"):
+        arguments = ["-i", "in.png", "-o", f"{model}.png", "--model_path", model, "--tile", "32"]
+        assert inference.main([*arguments, *(["--scale", "2"] if model == "net.pth" else [])]) == 0
+    first, second = (np.asarray(Image.open(f"{model}.png")).astype(int) for model in ("out.param", "net.pth"))
+    assert first.shape == (70, 82, 3)
+    assert np.abs(first - second).max() <= 1
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_folded_network_is_refused_with_the_reason(scale: int) -> None:
+    with pytest.raises(UserError, match=r"ncnn has no layer for .*pnnx.*pixel-unshuffle.*export it as ONNX"):
+        export_network(load("RRDBNet", scale), "ncnn", Path("out/net"), {})
+    assert list(Path("out").iterdir()) == []
+
+
+def test_what_cannot_be_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    export_network(load("MSRResNet", 2), "ncnn", Path("out"), {})
+    with pytest.raises(UserError, match="--device cuda:0: ncnn files run on the CPU"):
+        load_network([Path("out.param")], device="cuda:0")
+    with pytest.raises(UserError, match="an ONNX or ncnn file cannot be exported again"):
+        describe(load_network([Path("out.param")]), {})
+    with pytest.raises(UserError, match="ONNX and ncnn files cannot be interpolated"):
+        load_network([Path("out.param"), Path("net.pth")])
+    shutil.copy("out.param", "alone.param")
+    with pytest.raises(UserError, match=r"no such file: alone.bin"):
+        load_network([Path("alone.param")])
+    Path("bad.param").write_bytes(b"\xff\0rubbish")
+    Path("bad.bin").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="model bad.param: ncnn cannot read it"):
+        load_network([Path("bad.param")])
+    monkeypatch.setitem(sys.modules, "ncnn", None)
+    with pytest.raises(UserError, match=r"need ncnn: pip install '\.\[export\]'"):
+        load_network([Path("out.param")])
+    with pytest.raises(UserError, match=r"ncnn needs ncnn: pip install '\.\[export\]'"):
+        export_network(load("MSRResNet", 2), "ncnn", Path("other"), {})
