@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from dp_basicsr.deploy.choices import ExportFormat, exported_files
+from dp_basicsr.deploy.openmodeldb import check_format, write_entry
 from dp_basicsr.utils.console import data_command, require_paths
 from dp_basicsr.utils.staging import refuse_existing
 
@@ -24,6 +25,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--half", action="store_true", help="weights in fp16; with ONNX also input and output")
     add("--license", default="", help="licence of the weights, for the card, e.g. Apache-2.0")
     add("--metrics", type=Path, help="Markdown file with a table of metrics and their protocol, for the card")
+    add("--openmodeldb", type=Path, metavar="FILE.json", help="also write the entry that OpenModelDB asks for")
     add("--overwrite", action="store_true", help="replace the files where they are there already")
     return parser.parse_args(argv)
 
@@ -35,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with data_command():
         require_paths(args.model_path, "model")
         files = exported_files(args.format, output)
-        refuse_existing(files, overwrite=args.overwrite)
+        refuse_existing([*files, *([args.openmodeldb] if args.openmodeldb else [])], overwrite=args.overwrite)
+        if args.openmodeldb:
+            check_format(args.format)
         from dp_basicsr.deploy.card import read_metrics, write_card
         from dp_basicsr.deploy.export import describe, export_network, spandrel_limit
         from dp_basicsr.deploy.network import load_network
@@ -47,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         difference = export_network(network, args.format, output, facts, args.half)
         card = write_card(network, args.format, files[0], facts, args.license, metrics)
         print(f"wrote {', '.join(map(str, files))} ({network.spec}) and {card}")
+        if args.openmodeldb:
+            left = write_entry(args.openmodeldb, args.format, files[0], facts, args.license)
+            print(f"wrote {args.openmodeldb}; fill in {', '.join(left)}")
         if args.format in ("onnx", "ncnn"):
             print(f"difference from torch, relative to the largest value: {difference:.1e}")
         elif network.spec and (limit := spandrel_limit(network.spec)):

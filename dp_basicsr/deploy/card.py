@@ -145,8 +145,8 @@ def read_metrics(path: Path | None) -> str:
 def _spandrel(kind: ExportFormat, limit: str | None) -> str:
     if kind == "ncnn":
         return (
-            "Upscayl: Settings, *Add custom models*, choose the folder with both files; it takes the scale from the "
-            "name, so call them like `net_x4.param` and `net_x4.bin`. chaiNNer: *Load Model* under NCNN."
+            "Upscayl: put both files into a folder called `models`, and choose it under Settings, *Add Custom Models*; "
+            "it reads the scale from the name (`x2`, `x3`, otherwise 4). chaiNNer: *Load Model* under NCNN."
         )
     if kind == "onnx":
         return "Programs that run ONNX models (chaiNNer among them) open it; batch, height and width are free."

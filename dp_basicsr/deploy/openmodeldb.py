@@ -1,0 +1,87 @@
+"""Describe an exported network as OpenModelDB asks for it (``data/models/*.json`` of its repository)."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.deploy.choices import ExportFormat
+from dp_basicsr.errors import UserError
+
+# Our names of architectures -> OpenModelDB's ids; others are their own names in lower case.
+ARCHITECTURES = {"RRDBNetDP": "esrgan", "RRDBNet": "esrgan", "MSRResNet": "sr-res-net"}
+FILL_IN = "FILL-IN"  # its validator refuses it where it wants an author or a tag of its lists
+
+
+def write_entry(path: Path, kind: ExportFormat, output: Path, facts: dict[str, str], license_name: str) -> list[str]:
+    """Write the JSON of a model whose file is ``output``.
+
+    Args:
+        path: The JSON file.
+        kind: Format of ``output``.
+        output: The exported file.
+        facts: See ``dp_basicsr.deploy.export.describe``.
+        license_name: SPDX id; empty where nobody has said.
+
+    Returns:
+        Names of the fields that nobody but the author can fill in.
+
+    Raises:
+        UserError: OpenModelDB does not list files of this format.
+    """
+    check_format(kind)
+    entry = {
+        "name": output.stem,
+        "author": FILL_IN,
+        "license": license_name or None,
+        "tags": [FILL_IN],
+        "description": f"{FILL_IN}: what it was trained for, and what it is good at",
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "architecture": ARCHITECTURES.get(facts["arch"], facts["arch"].lower()),
+        "size": [f"{facts[key]}{unit}" for key, unit in (("num_feat", "nf"), ("num_block", "nb")) if key in facts]
+        or None,
+        "scale": int(facts["scale"]),
+        "inputChannels": int(facts.get("channels", 3)),
+        "outputChannels": int(facts.get("channels", 3)),
+        "resources": [_resource(kind, output)],
+        **_training(facts),
+        "images": [],
+    }
+    path.write_text(json.dumps(entry, indent=4, ensure_ascii=False), encoding="utf-8")
+    return ["author", "tags", "description", "resources: urls", "images", *([] if license_name else ["license"])]
+
+
+def check_format(kind: ExportFormat) -> None:
+    """Raise a UserError for a format that OpenModelDB does not list."""
+    if kind == "ncnn":
+        raise UserError("--openmodeldb: it lists pth, safetensors and onnx files, got --format ncnn")
+
+
+def _resource(kind: ExportFormat, output: Path) -> dict[str, Any]:
+    return {
+        "platform": "onnx" if kind == "onnx" else "pytorch",
+        "type": kind,
+        "size": output.stat().st_size,
+        "sha256": hashlib.sha256(output.read_bytes()).hexdigest(),
+        "urls": [f"https://{FILL_IN}"],
+    }
+
+
+def _training(facts: dict[str, str]) -> dict[str, Any]:
+    """Return iterations, batch, HR size and data, as far as they are known."""
+    options = json.loads(facts.get("options", "{}"))
+    train_set = (options.get("datasets") or {}).get("train") or {}
+    data = {name.removeprefix("dataset_"): value for name, value in facts.items() if name.startswith("dataset_")}
+    sizes = [int(match[1]) for value in data.values() if (match := re.search(r": (\d+) images", value))]
+    known = {
+        "trainingIterations": int(facts["iteration"]) if "iteration" in facts else None,
+        "trainingBatchSize": train_set.get("batch_size_total") or train_set.get("batch_size_per_gpu"),
+        "trainingHRSize": train_set.get("gt_size"),
+        "dataset": ", ".join(data) or None,
+        "datasetSize": sum(sizes) or None,
+    }
+    return {name: value for name, value in known.items() if value}
