@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from scripts import gpu_report
+from scripts.bench import gpu
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -22,7 +23,7 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_report_is_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests, bit-exact resume and a run; the parts of the benchmark are rehearsed by test_bench.py."""
-    monkeypatch.setattr(gpu_report, "PARTS", ())
+    monkeypatch.setattr(gpu, "PARTS", ())
     assert gpu_report.main(["--rehearse", "--out", str(tmp_path)]) == 0
     suite, resume, run = json.loads((tmp_path / "report.json").read_text())["tables"]
     assert suite["rows"][0] == ["cpu", "5", "0", "0", "0"]
