@@ -42,7 +42,6 @@ DEV = [
     "ruff",
     "selenium",  # browser tests of the report and the page; needs Chromium, which .ci/run installs
     "setuptools",  # tests/test_package.py builds the wheel
-    "spandrel",  # the model loader of chaiNNer and ComfyUI, as a reference in tests
     "types-PyYAML",
     "types-tqdm",
 ]
@@ -80,6 +79,7 @@ setup(
         "pyyaml",
         "safetensors",
         "scipy",  # rank correlation (Table 5)
+        "spandrel",  # opens networks of other architectures
         "tifffile",
         "torch>=2.6",  # torch.load is weights_only unless told otherwise
         "torchvision>=0.21",  # the release that goes with torch 2.6

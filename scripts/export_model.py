@@ -50,13 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts = describe(network, trace(args.model_path[-1], network.notes))
         difference = export_network(network, args.format, output, facts, args.half)
         card = write_card(network, args.format, files[0], facts, args.license, metrics)
-        print(f"wrote {', '.join(map(str, files))} ({network.spec}) and {card}")
+        print(f"wrote {', '.join(map(str, files))} ({network.description}) and {card}")
         if args.openmodeldb:
             left = write_entry(args.openmodeldb, args.format, files[0], facts, args.license)
             print(f"wrote {args.openmodeldb}; fill in {', '.join(left)}")
         if args.format in ("onnx", "ncnn"):
             print(f"difference from torch, relative to the largest value: {difference:.1e}")
-        elif network.spec and (limit := spandrel_limit(network.spec)):
+        elif limit := spandrel_limit(network.spec):
             print(f"note: spandrel (chaiNNer, ComfyUI) cannot open it: {limit}; export it as ONNX for these")
     return 0
 

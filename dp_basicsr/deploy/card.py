@@ -84,17 +84,15 @@ def write_card(
         license_name: Licence of the weights; empty where nobody has said.
         metrics: See ``read_metrics``.
     """
-    spec = network.spec
-    assert spec is not None
-    limit = spandrel_limit(spec) if kind in ("pth", "safetensors") else None
+    limit = spandrel_limit(network.spec) if kind in ("pth", "safetensors") else None
     page = _PAGE.format(
         name=output.stem,
         license=license_name.lower() or "other",
         license_text=license_name or UNSTATED,
-        title=spec,
+        title=network.description,
         parameters=sum(parameter.numel() for parameter in network.module.parameters()),
-        multiple=f" with H and W multiples of {spec.multiple}" if spec.multiple > 1 else "",
-        scale=spec.scale,
+        multiple=f" with H and W multiples of {network.multiple}" if network.multiple > 1 else "",
+        scale=network.scale,
         training=_training(facts),
         metrics=metrics,
         use=_USE.format(file=output.name, code=_CODE.get(kind, _CODE["pth"]).format(file=output.name)),

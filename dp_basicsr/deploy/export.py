@@ -10,8 +10,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.checkpoint.network_spec import NetworkSpec
 from dp_basicsr.deploy.choices import ExportFormat, exported_files
-from dp_basicsr.deploy.loaded_network import LoadedNetwork, NetworkSpec
+from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.errors import UserError
 
@@ -28,19 +29,15 @@ HALF_TOLERANCE = 1e-2
 
 def describe(network: LoadedNetwork, provenance: dict[str, str]) -> dict[str, str]:
     """What an exported file says about itself: how the network is built, then where it comes from. All text."""
-    spec = network.spec
-    if spec is None:
+    if network.runtime != "torch":
         raise UserError(
             "an ONNX or ncnn file cannot be exported again: give the .pth or .safetensors file that it comes from"
         )
-    built = {
-        "arch": spec.arch,
-        "scale": spec.scale,
-        "num_feat": spec.num_feat,
-        "num_block": spec.num_block,
-        "num_grow_ch": spec.num_grow_ch,
-        "multiple": spec.multiple,
-    }
+    built: dict[str, object] = {"arch": network.arch, "scale": network.scale}
+    spec, size = network.spec, network.size
+    if spec is not None:
+        built |= {"num_feat": spec.num_feat, "num_block": spec.num_block, "num_grow_ch": spec.num_grow_ch}
+    built |= {"multiple": size.multiple, "minimum": size.minimum, "square": int(size.square)}
     return provenance | {name: str(value) for name, value in built.items()}
 
 
@@ -82,8 +79,10 @@ def export_network(
     return difference
 
 
-def spandrel_limit(spec: NetworkSpec) -> str | None:
+def spandrel_limit(spec: NetworkSpec | None) -> str | None:
     """Why spandrel 0.4 (chaiNNer, ComfyUI) cannot open a network's weights; None where it can."""
+    if spec is None:
+        return None
     if spec.arch == "MSRResNet":
         return "it does not know MSRResNet"
     if spec.num_grow_ch != 32:
@@ -124,7 +123,7 @@ def _write_onnx(network: LoadedNetwork, path: Path, facts: dict[str, str], half:
         3: fold * torch.export.Dim("width") if fold > 1 else torch.export.Dim("width"),
     }
     module = copy.deepcopy(network.module).half() if half else network.module
-    example = torch.rand(2, 3, 8 * fold, 12 * fold, dtype=torch.float16 if half else torch.float32)
+    example = torch.rand(2, network.channels, 8 * fold, 12 * fold, dtype=torch.float16 if half else torch.float32)
     said = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         warnings.simplefilter("ignore")
@@ -146,8 +145,8 @@ def _compare_weights(network: LoadedNetwork, path: Path, half: bool) -> float:
     """Return 0 if the file gives the same network with the same bits, otherwise infinity."""
     again = load_network([path])
     ours, theirs = _state_of(network, half), again.module.state_dict()
-    same = again.spec == network.spec and all(torch.equal(value.float(), theirs[name]) for name, value in ours.items())
-    return 0.0 if same else float("inf")
+    same = all(torch.equal(value.float(), theirs[name].float()) for name, value in ours.items())
+    return 0.0 if same and again.description == network.description else float("inf")
 
 
 def _compare_outputs(network: LoadedNetwork, path: Path) -> float:
@@ -156,7 +155,7 @@ def _compare_outputs(network: LoadedNetwork, path: Path) -> float:
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for batch, height, width in CHECK_SIZES:
-        shape = (batch, 3, height * network.multiple, width * network.multiple)
+        shape = (batch, network.channels, *network.size.fit(height * network.multiple, width * network.multiple))
         image = torch.rand(shape, generator=generator)
         with torch.inference_mode():
             ours, theirs = network.module(image), other(image)

@@ -1,78 +1,46 @@
-"""A network that is ready to run, and what it is made of."""
+"""A network that is ready to run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
 
-from dp_basicsr.archs.rrdbnet_dp_arch import RRDBNetDP
+from dp_basicsr.checkpoint.network_spec import NetworkSpec
+from dp_basicsr.utils.input_size import InputSize
 
-import torch
-from basicsr.archs.rrdbnet_arch import RRDBNet
-from basicsr.archs.srresnet_arch import MSRResNet
 from torch import nn
-
-Arch = Literal["RRDBNetDP", "RRDBNet", "MSRResNet"]
-
-# BasicSR's RRDBNet at x2 and x1 folds the image by pixel-unshuffle: input channels a colour -> scale, folding factor.
-FOLDED = {4: (2, 2), 16: (1, 4)}
-
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """What a generator is made of; the names are BasicSR's (``network_g`` of an option file).
-
-    ``num_grow_ch`` is 0 for MSRResNet, which has none.
-    """
-
-    arch: Arch
-    scale: int
-    num_feat: int
-    num_block: int
-    num_grow_ch: int = 0
-
-    @property
-    def multiple(self) -> int:
-        """Height and width of the input must be multiples of this."""
-        return next((fold for scale, fold in FOLDED.values() if scale == self.scale), 1) if self.is_folded else 1
-
-    @property
-    def is_folded(self) -> bool:
-        """Whether the network is BasicSR's RRDBNet with pixel-unshuffle."""
-        return self.arch == "RRDBNet"
-
-    def build(self) -> nn.Module:
-        """Make the network, without weights (on the meta device)."""
-        size = {"num_feat": self.num_feat, "num_block": self.num_block}
-        with torch.device("meta"):
-            if self.arch == "MSRResNet":
-                return MSRResNet(3, 3, upscale=self.scale, **size)
-            make: Any = RRDBNet if self.is_folded else RRDBNetDP
-            return make(3, 3, scale=self.scale, num_grow_ch=self.num_grow_ch, **size)
-
-    def __str__(self) -> str:
-        growth = f", growth {self.num_grow_ch}" if self.num_grow_ch else ""
-        return f"{self.arch} x{self.scale} ({self.num_block} blocks, {self.num_feat} features{growth})"
 
 
 @dataclass
 class LoadedNetwork:
-    """A network in eval mode and what has to be known to run it.
+    """A network in eval mode and what is needed to run it.
 
     Attributes:
-        module: (N, 3, H, W) RGB in [0, 1] -> (N, 3, scale * H, scale * W).
-        scale: output size over input size.
-        multiple: H and W must be multiples of this.
-        num_feat: channels between the layers, which memory is proportional to.
-        title: what it is, for people.
-        notes: what its file says about it.
-        spec: how it is built; None for an ONNX file.
+        module: (N, channels, H, W) in [0, 1] -> (N, channels, scale * H, scale * W).
+        scale: Output size over input size.
+        title: File and network, for people.
+        arch: Name of the architecture.
+        description: Architecture, scale and size, for people.
+        size: Which H and W the module takes.
+        channels: 3: RGB; 1: gray, which runs on each colour of an image.
+        num_feat: Channels between the layers, which memory is proportional to.
+        notes: What its file says about it.
+        spec: The arguments of one of the project's own networks; None for others.
+        runtime: What runs the module.
     """
 
     module: nn.Module
     scale: int
-    multiple: int
-    num_feat: int
     title: str
-    notes: dict[str, str]
+    arch: str
+    description: str
+    size: InputSize = field(default_factory=InputSize)
+    channels: int = 3
+    num_feat: int = 64
+    notes: dict[str, str] = field(default_factory=dict)
     spec: NetworkSpec | None = None
+    runtime: str = "torch"
+
+    @property
+    def multiple(self) -> int:
+        """H and W must be multiples of this."""
+        return self.size.multiple

@@ -1,15 +1,19 @@
-"""From weights to a network that runs: which architecture, how large, which scale."""
+"""Load a network from files: weights of one model or two, or ONNX."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dp_basicsr.deploy.loaded_network import FOLDED, LoadedNetwork, NetworkSpec
+from dp_basicsr.checkpoint.weight_names import rename_keys
+from dp_basicsr.checkpoint.weights import Weights, compare_shapes, read_weights
+from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.deploy.provenance import run_options
-from dp_basicsr.deploy.weights import StateDict, Weights, compare_shapes, interpolate, read_weights, shorten
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.input_size import input_size
+
+import torch
+from torch import nn
 
 
 def load_network(
@@ -50,69 +54,53 @@ def assemble(weights: Weights, scale: int | None = None) -> LoadedNetwork:
     """Build the network that ``weights`` are of and fill it.
 
     Raises:
-        UserError: No known architecture, or tensors that are missing, too many or of another shape: it names them.
+        UserError: See ``open_network``, or ``scale`` is given and is not the network's.
     """
-    spec = find_spec(weights, scale)
-    module = spec.build()
-    differences = compare_shapes(module.state_dict(), weights.state)
-    if differences:
-        raise UserError(f"model {weights.path} looks like {spec}, but has {differences}")
-    module.load_state_dict(weights.state, strict=True, assign=True)
-    module.eval().requires_grad_(False)
-    title = f"{weights.path.name}: {spec}"
-    return LoadedNetwork(module, spec.scale, spec.multiple, spec.num_feat, title, weights.notes, spec)
+    from dp_basicsr.archs.from_file_arch import open_network
 
-
-def find_spec(weights: Weights, scale: int | None = None) -> NetworkSpec:
-    """Find architecture, size and scale from names and shapes.
-
-    Raises:
-        UserError: Unknown architecture, not three colours, or a scale that cannot be told or is not ``scale``.
-    """
-    state = weights.state
-    if "conv_first.weight" not in state:
-        raise UserError(
-            f"model {weights.path}: expected the weights of RRDBNet (ESRGAN) or MSRResNet (SRResNet), "
-            f"got {len(state)} tensors such as {shorten(list(state), 3)}"
-        )
-    num_feat, channels = state["conv_first.weight"].shape[:2]
-    # Counted: the largest number of a file of rubbish may be any, and so many blocks would be built.
-    num_block = max(len({match[1] for name in state if (match := re.match(r"body\.(\d+)\.", name))}), 1)
-    growth = _find_shape(state, r"body\.\d+\.rdb\d\.conv[1-4]\.weight")
-    colours = (_find_shape(state, r"conv_last\.weight") or (3,))[0]
-    if colours != 3 or channels % 3:
-        raise UserError(f"model {weights.path}: expected RGB in and out, got {channels} channels in, {colours} out")
-    if growth is None:
-        spec = NetworkSpec("MSRResNet", _resnet_scale(state, num_feat), num_feat, num_block)
-    elif channels // 3 in FOLDED:
-        spec = NetworkSpec("RRDBNet", FOLDED[channels // 3][0], num_feat, num_block, growth[0])
-    else:
-        found = 4 if "conv_up2.weight" in state else _told_scale(weights, scale)
-        spec = NetworkSpec("RRDBNetDP", found, num_feat, num_block, growth[0])
-    if scale not in (None, spec.scale):
-        raise UserError(f"--scale {scale}: {weights.path} is {spec}; the size of the result is --outscale")
-    return spec
-
-
-def _told_scale(weights: Weights, scale: int | None) -> int:
-    """x2 or x3: RRDBNetDP has the same tensors for both. Said by the user, the file, or the run that it comes from."""
     options = run_options(weights.path) or {}
-    for told in (scale, weights.notes.get("scale"), (options.get("network_g") or {}).get("scale")):
-        if str(told) in ("2", "3"):
-            return int(str(told))
-    raise UserError(
-        f"model {weights.path} has one upsampling layer, which is the same at x2 and x3, and neither the file nor an "
-        "option file beside its models/ folder says which: give --scale 2 or --scale 3"
+    trained_as = (options.get("network_g") or {}).get("scale")
+    notes = weights.notes if trained_as is None else {"scale": str(trained_as), **weights.notes}
+    opened = open_network(Weights(weights.state, weights.path, notes), scale)
+    if scale not in (None, opened.scale):
+        raise UserError(
+            f"--scale {scale}: {weights.path} is {opened.description}; the size of the result is --outscale"
+        )
+    module = opened.module.requires_grad_(False)
+    return LoadedNetwork(
+        module,
+        opened.scale,
+        f"{weights.path.name}: {opened.description}",
+        opened.arch,
+        opened.description,
+        size=input_size(module),
+        channels=opened.channels,
+        num_feat=_features(module),
+        notes=weights.notes,
+        spec=opened.spec,
     )
 
 
-def _resnet_scale(state: StateDict, num_feat: int) -> int:
-    """MSRResNet: two x2 pixel-shuffles, or one of scale * scale * num_feat channels."""
-    if "upconv2.weight" in state:
-        return 4
-    shape = _find_shape(state, r"upconv1\.weight")
-    return 3 if shape is not None and shape[0] == 9 * num_feat else 2
+def interpolate(first: Weights, second: Weights, alpha: float) -> Weights:
+    """Network interpolation (ESRGAN, section 3.4): ``(1 - alpha) * first + alpha * second``, weight by weight.
+
+    Raises:
+        UserError: ``alpha`` is not within [0, 1], or the two are not weights of one network.
+    """
+    if not 0 <= alpha <= 1:
+        raise UserError(f"--alpha_interp: expected a number from 0 (first model) to 1 (second model), got {alpha}")
+    one, other = rename_keys(first.state), rename_keys(second.state)
+    differences = compare_shapes(one, other)
+    if differences:
+        raise UserError(f"{first.path} and {second.path} cannot be interpolated, the second has {differences}")
+    state = {
+        name: torch.lerp(value, other[name], alpha) if value.is_floating_point() else value
+        for name, value in one.items()
+    }
+    note = {"interpolation": f"{1 - alpha:g} * {first.path.name} + {alpha:g} * {second.path.name}"}
+    return Weights(state, second.path, {**first.notes, **second.notes, **note})
 
 
-def _find_shape(state: StateDict, pattern: str) -> tuple[int, ...] | None:
-    return next((tuple(value.shape) for name, value in state.items() if re.fullmatch(pattern, name)), None)
+def _features(module: nn.Module) -> int:
+    """Channels that the first convolution gives."""
+    return next((layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)), 64)

@@ -7,13 +7,14 @@ from typing import Any
 
 from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.input_size import InputSize
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Every network here can take this size, the folded ones too: large enough to find the scale of a file without notes.
-PROBE = (1, 3, 8, 8)
+# Side of the image that tells the scale, pixels: networks that fold it by 2 or 4 take it, too.
+PROBE = 8
 
 
 class OnnxModule(nn.Module):
@@ -51,13 +52,31 @@ def open_onnx(path: Path, device: str = "cpu") -> LoadedNetwork:
         raise UserError(f"--device {device}: this onnxruntime has no CUDA: pip install onnxruntime-gpu")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=usable)
+        notes = dict(session.get_modelmeta().custom_metadata_map)
+        size = InputSize(int(notes.get("multiple", 1)), int(notes.get("minimum", 1)), notes.get("square") == "1")
+        channels = 1 if session.get_inputs()[0].shape[1:2] == [1] else 3
+        image = torch.zeros(1, channels, *size.fit(PROBE, PROBE))
         module = OnnxModule(session)
-        output = module(torch.zeros(PROBE))
+        output = module(image)
     except Exception as error:  # onnxruntime's errors have no common class
         raise UserError(f"model {path}: onnxruntime cannot run it: {str(error).splitlines()[0]}") from error
-    scale = output.shape[-1] // PROBE[-1]
-    if output.shape != (1, 3, scale * PROBE[2], scale * PROBE[3]) or scale < 1:
-        raise UserError(f"model {path}: expected RGB in and RGB out, got {tuple(output.shape)} for {PROBE}")
-    notes = dict(session.get_modelmeta().custom_metadata_map)
-    title = f"{path.name}: ONNX x{scale} by onnxruntime, {session.get_providers()[0].removesuffix('ExecutionProvider')}"
-    return LoadedNetwork(module, scale, int(notes.get("multiple", 1)), int(notes.get("num_feat", 64)), title, notes)
+    scale = output.shape[-1] // image.shape[-1]
+    if output.shape != (1, channels, scale * image.shape[2], scale * image.shape[3]) or scale < 1:
+        raise UserError(
+            f"model {path}: expected as many colours out as in, RGB or gray, got {tuple(output.shape)} for "
+            f"{tuple(image.shape)}"
+        )
+    provider = session.get_providers()[0].removesuffix("ExecutionProvider")
+    description = f"ONNX x{scale} by onnxruntime, {provider}"
+    return LoadedNetwork(
+        module,
+        scale,
+        f"{path.name}: {description}",
+        notes.get("arch", "ONNX"),
+        description,
+        size=size,
+        channels=channels,
+        num_feat=int(notes.get("num_feat", 64)),
+        notes=notes,
+        runtime="onnxruntime",
+    )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dp_basicsr.deploy.choices import OVERLAP, Precision
 from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.input_size import run_padded
 from dp_basicsr.utils.memory import is_out_of_memory
 from dp_basicsr.utils.tiles import Floats, OnTile, Pixels, to_pixels, upscale_bands
 
@@ -54,13 +55,13 @@ class Upscaler:
     ) -> None:
         if precision not in PRECISIONS:
             raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-        if network.spec is None and precision != "fp32":
+        if network.runtime != "torch" and precision != "fp32":
             raise UserError(f"--precision {precision}: an ONNX file runs in the precision that it was exported in")
         if (tile is not None and tile < 0) or overlap < 0:
             raise UserError(f"expected a tile and an overlap of at least 0, got tile {tile}, overlap {overlap}")
         self.network = network
         # An ONNX session has chosen its device when it was opened, and takes its images from the CPU.
-        self.device = find_device("cpu" if network.spec is None else device)
+        self.device = find_device(device if network.runtime == "torch" else "cpu")
         self.precision = precision
         self.overlap = overlap * network.multiple  # a folded network sees that much farther
         self.tell = tell
@@ -70,7 +71,7 @@ class Upscaler:
     @property
     def title(self) -> str:
         """What runs, where and how, for people."""
-        place = "" if self.network.spec is None else f", on {self.device}, {self.precision}"
+        place = f", on {self.device}, {self.precision}" if self.network.runtime == "torch" else ""
         return self.network.title + place
 
     @property
@@ -123,11 +124,14 @@ class Upscaler:
         return result.cpu().numpy()
 
     def _run(self, image: Tensor) -> Tensor:
+        is_gray = self.network.channels == 1
+        images = image.transpose(0, 1) if is_gray else image  # a gray network enlarges each colour by itself
         with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
-            return self.module(image).float()
+            result = run_padded(self.module, images, self.network.size, self.scale).float()
+        return result.transpose(0, 1) if is_gray else result
 
     def _auto_tile(self) -> int:
-        if self.device.type != "cuda" or self.network.spec is None:
+        if self.device.type != "cuda" or self.network.runtime != "torch":
             return CPU_TILE
         free = torch.cuda.mem_get_info(self.device)[0]
         per_pixel = MAPS_AT_PEAK * self.network.num_feat * max(self.scale, 1) ** 2 * 4

@@ -8,7 +8,7 @@ from pathlib import Path
 from dp_basicsr.archs import RRDBNetDP
 from dp_basicsr.deploy.decode import read_picture
 from dp_basicsr.deploy.encode import write_picture
-from dp_basicsr.deploy.loaded_network import LoadedNetwork, NetworkSpec
+from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.deploy.picture import upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.utils.tiles import to_floats
@@ -33,10 +33,9 @@ def networks(blocks: int) -> tuple[torch.nn.Module, Upscaler]:
     """The same generator as BasicSR runs it and in our upscaler."""
     torch.manual_seed(0)
     plain = RRDBNetDP(num_block=blocks).eval()
-    spec = NetworkSpec("RRDBNetDP", 4, 64, blocks, 32)
     ours = RRDBNetDP(num_block=blocks).eval()
     ours.load_state_dict(plain.state_dict())
-    upscaler = Upscaler(LoadedNetwork(ours, 4, 1, 64, str(spec), {}, spec))
+    upscaler = Upscaler(LoadedNetwork(ours, 4, "RRDBNetDP x4", "RRDBNetDP", "RRDBNetDP x4"))
     return plain.to(upscaler.device), upscaler
 
 

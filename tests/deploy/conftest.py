@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from dp_basicsr.deploy.loaded_network import NetworkSpec
+from dp_basicsr.archs.from_file_arch import build_network
+from dp_basicsr.checkpoint.network_spec import NetworkSpec
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def make_network(arch: str = "RRDBNetDP", scale: int = 4, num_feat: int = 8, num
     """
     torch.manual_seed(scale)
     spec = NetworkSpec(arch, scale, num_feat, 2, 0 if arch == "MSRResNet" else num_grow_ch)  # type: ignore[arg-type]
-    net = spec.build().to_empty(device="cpu").eval()
+    net = build_network(spec).to_empty(device="cpu").eval()
     for name, parameter in net.named_parameters():
         fan_in = parameter[0].numel() if parameter.ndim == 4 else 1
         parameter.data = torch.randn(parameter.shape) * (0.9 / fan_in**0.5 if parameter.ndim == 4 else 0.01)

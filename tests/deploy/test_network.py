@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from dp_basicsr.deploy.loaded_network import NetworkSpec
+from dp_basicsr.checkpoint.network_spec import NetworkSpec
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.errors import UserError
 

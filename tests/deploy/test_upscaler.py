@@ -8,6 +8,7 @@ from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.deploy.picture import resize
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.input_size import InputSize
 from dp_basicsr.utils.tiles import Grid, to_floats, to_pixels, upscale_bands
 
 import cv2
@@ -33,7 +34,7 @@ def photograph(height: int, width: int, dtype: Any = np.uint8) -> np.ndarray:
 
 
 def loaded(net: nn.Module, scale: int = 4, multiple: int = 1) -> LoadedNetwork:
-    return LoadedNetwork(net, scale, multiple, 8, "test", {}, spec=object())  # type: ignore[arg-type]
+    return LoadedNetwork(net, scale, "test", "Test", "test", InputSize(multiple))
 
 
 def upscaler(net: nn.Module, scale: int = 4, multiple: int = 1, **options: Any) -> tuple[Upscaler, list[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dp_basicsr.archs.pretrained import read_state_dict
 from dp_basicsr.checkpoint.resume import read_state, require_networks
-from dp_basicsr.deploy.weights import read_weights
+from dp_basicsr.checkpoint.weights import read_weights
 from dp_basicsr.errors import UserError
 from dp_basicsr.models import PSNRModel
 from dp_basicsr.utils.safe_load import load

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
-from dp_basicsr.deploy.network import assemble, load_network
-from dp_basicsr.deploy.weights import interpolate, read_weights
+from dp_basicsr.checkpoint.weights import read_weights
+from dp_basicsr.deploy.network import assemble, interpolate, load_network
 from dp_basicsr.errors import UserError
 
 import pytest

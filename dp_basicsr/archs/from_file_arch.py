@@ -1,0 +1,195 @@
+"""Networks that are built from a file of weights: the project's own, and every one that spandrel recognises."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dp_basicsr.archs.rrdbnet_dp_arch import RRDBNetDP
+from dp_basicsr.checkpoint.network_spec import NetworkSpec, choose_scale, guess_spec
+from dp_basicsr.checkpoint.weight_names import rename_keys
+from dp_basicsr.checkpoint.weights import Weights, compare_shapes, read_weights, shorten
+from dp_basicsr.errors import UserError
+from dp_basicsr.utils.input_size import InputSize
+
+import torch
+from basicsr.archs.rrdbnet_arch import RRDBNet
+from basicsr.archs.srresnet_arch import MSRResNet
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor
+
+# Side of the random image on which a network is tried when it is opened, pixels.
+PROBE = 16
+
+
+@dataclass(frozen=True)
+class OpenedNetwork:
+    """A network with the weights of a file, in eval mode.
+
+    Attributes:
+        module: (N, channels, H, W) in [0, 1] -> (N, channels, scale * H, scale * W). Its ``input_size`` says which H
+            and W it takes.
+        arch: Name of the architecture, ours or spandrel's.
+        description: Architecture, scale and size, for people.
+        scale: Output size over input size.
+        channels: Of input and output; 3: RGB, 1: gray.
+        spec: The arguments of one of ours; None for spandrel's.
+    """
+
+    module: nn.Module
+    arch: str
+    description: str
+    scale: int
+    channels: int
+    spec: NetworkSpec | None = None
+
+
+@ARCH_REGISTRY.register()
+def FromFile(path: str, scale: int | None = None, num_in_ch: int = 3) -> nn.Module:  # noqa: N802  (its name in options)
+    """Build the network that a file holds, with its weights, for training on.
+
+    Args:
+        path: ``.pth`` or ``.safetensors``; see ``read_weights``.
+        scale: What the network must enlarge by, which options take from ``scale``.
+        num_in_ch: Channels that it must take and give.
+
+    Returns:
+        The network itself, so that what is saved has the names of its own architecture.
+
+    Raises:
+        UserError: Nothing known, not of this scale and these channels, or not trainable as image to image.
+    """
+    opened = open_network(read_weights(Path(path).expanduser()), scale)
+    if scale not in (None, opened.scale) or num_in_ch != opened.channels:
+        raise UserError(
+            f"network_g: path: expected a network x{scale} for images of {num_in_ch} channels, as in the options; "
+            f"{path} is {opened.description}, for {opened.channels} channels"
+        )
+    if isinstance(opened.module, _SpandrelCall):
+        raise UserError(f"network_g: path: {path} is {opened.description}, which does not map an image to an image")
+    return opened.module.train().requires_grad_(True)
+
+
+def build_network(spec: NetworkSpec) -> nn.Module:
+    """Build one of the project's own generators, without weights (on the meta device)."""
+    size = {"num_feat": spec.num_feat, "num_block": spec.num_block}
+    with torch.device("meta"):
+        if spec.arch == "MSRResNet":
+            return MSRResNet(spec.channels, spec.channels, upscale=spec.scale, **size)
+        kind: Any = RRDBNet if spec.is_folded else RRDBNetDP
+        net = kind(spec.channels, spec.channels, scale=spec.scale, num_grow_ch=spec.num_grow_ch, **size)
+    net.input_size = InputSize(spec.multiple)
+    return net
+
+
+def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
+    """Build the network that ``weights`` are of, and fill it.
+
+    The project's own are tried first: spandrel takes RRDBNetDP x3 for x2, assumes a growth of 32, and does not know
+    MSRResNet. Only other networks cost the import of spandrel.
+
+    Args:
+        weights: See ``read_weights``.
+        scale: For the one case where the weights do not tell (RRDBNetDP, x2 or x3).
+
+    Raises:
+        UserError: No known architecture, or tensors that are missing, too many or of another shape.
+    """
+    state = rename_keys(weights.state)
+    spec = guess_spec(state)
+    differences = ""
+    if spec is not None:
+        differences = compare_shapes(build_network(spec).state_dict(), state)
+        if not differences:
+            return _open_own(choose_scale(spec, weights, scale), state)
+    opened = _open_by_spandrel(weights)
+    if opened is not None:
+        return opened
+    if spec is not None:
+        raise UserError(f"model {weights.path} looks like {spec}, but has {differences}")
+    raise UserError(
+        f"model {weights.path}: expected a super-resolution network that this project or spandrel knows, got "
+        f"{len(weights.state)} tensors such as {shorten(list(weights.state), 3)}"
+    )
+
+
+def _open_own(spec: NetworkSpec, state: dict[str, Tensor]) -> OpenedNetwork:
+    module = build_network(spec)
+    module.load_state_dict({name: value.float() for name, value in state.items()}, strict=True, assign=True)
+    return OpenedNetwork(module.eval(), spec.arch, str(spec), spec.scale, spec.channels, spec)
+
+
+def _open_by_spandrel(weights: Weights) -> OpenedNetwork | None:
+    """Return spandrel's network, or None if it knows none with such weights.
+
+    Raises:
+        UserError: It recognises an architecture that does not fit, or that does not map an image to an image.
+    """
+    from spandrel import MAIN_REGISTRY, ImageModelDescriptor, UnsupportedModelError
+
+    _require_plausible_numbers(weights)
+    model = f"model {weights.path}"
+    try:
+        found = MAIN_REGISTRY.load(dict(weights.state))
+    except UnsupportedModelError:
+        return None
+    except Exception as error:  # of any kind, where names are right and shapes are not
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise UserError(f"{model} is damaged or incomplete: spandrel cannot build it ({reason})") from error
+    name = f"{found.architecture.name} x{found.scale}"
+    if not isinstance(found, ImageModelDescriptor) or found.input_channels != found.output_channels:
+        raise UserError(f"{model}: expected a network that maps an image to one of as many channels, got {name}")
+    if found.input_channels not in (1, 3):
+        raise UserError(f"{model}: expected a network for RGB or gray, got {name} for {found.input_channels} channels")
+    tags = f" ({', '.join(found.tags)})" if found.tags else ""
+    required = found.size_requirements
+    module = _as_module(found, weights.path)
+    module.input_size = InputSize(required.multiple_of, max(required.minimum, 1), required.square)  # type: ignore[assignment]
+    return OpenedNetwork(module.eval(), str(found.architecture.id), name + tags, found.scale, found.input_channels)
+
+
+class _SpandrelCall(nn.Module):
+    """A network whose ``forward`` takes or gives more than an image; spandrel knows how to call it."""
+
+    def __init__(self, descriptor: ImageModelDescriptor[nn.Module]) -> None:
+        super().__init__()
+        self.net = descriptor.model
+        self.descriptor = descriptor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the image, clipped to [0, 1]."""
+        return self.descriptor(x)
+
+
+def _as_module(found: ImageModelDescriptor[nn.Module], path: Path) -> nn.Module:
+    """Return the network itself if it maps an image to an image, otherwise as spandrel calls it.
+
+    Raises:
+        UserError: Not even spandrel can run it.
+    """
+    side = max(PROBE, found.size_requirements.minimum)
+    side += -side % found.size_requirements.multiple_of
+    image = torch.rand(1, found.input_channels, side, side, generator=torch.Generator().manual_seed(0))
+    try:
+        expected = found(image)
+    except Exception as error:
+        raise UserError(f"model {path}: {found.architecture.name} cannot be run ({error})") from error
+    try:
+        with torch.no_grad():
+            output = found.model.eval()(image)
+        same = isinstance(output, Tensor) and torch.equal(output.clamp(0, 1), expected)
+    except Exception:  # it needs more than an image
+        same = False
+    return found.model if same else _SpandrelCall(found)
+
+
+def _require_plausible_numbers(weights: Weights) -> None:
+    """Refuse layers with numbers beyond reason: spandrel would build as many."""
+    largest = max((int(number) for name in weights.state for number in re.findall(r"\.(\d+)(?=\.)", name)), default=0)
+    if largest > 20 * len(weights.state) + 100:
+        raise UserError(f"model {weights.path} is damaged: a layer has the number {largest}")

@@ -1,0 +1,153 @@
+"""Read a network's weights from any form of file that they are published in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.checkpoint.weight_names import PARTS, Part, StateDict, strip_prefixes
+from dp_basicsr.errors import UserError
+from dp_basicsr.utils.safe_load import load
+
+import torch
+from torch import Tensor
+
+# Where trainers put the state_dict in a file, averaged weights first: BasicSR (params_ema, params), others.
+CONTAINERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
+
+
+@dataclass
+class Weights:
+    """The weights of one network.
+
+    Attributes:
+        state: Names as in the file, without the prefixes of wrappers -> tensors on the CPU, float32 where the file
+            has floats of any precision.
+        path: The file.
+        notes: Text and numbers beside the weights, as text (our exports: scale, arch, provenance).
+        holds: What the file contains, in words.
+    """
+
+    state: StateDict
+    path: Path
+    notes: dict[str, str] = field(default_factory=dict)
+    holds: str = ""
+
+
+def read_weights(path: Path, prefer: str | None = None, part: Part = "generator") -> Weights:
+    """Read weights from ``.pth`` or ``.safetensors``: bare, in a container, with prefixes, in any precision.
+
+    No code from the file is run (``weights_only=True``).
+
+    Args:
+        path: The file.
+        prefer: Key of the state_dict to take where there are several, such as ``params``. Without it, and where the
+            file does not have it, averaged weights come first (``params_ema``, ``params``, ...).
+        part: Which network of a file that holds both.
+
+    Raises:
+        UserError: No such file, damaged, no weights of ``part``, or values that are not finite.
+    """
+    if not path.is_file():
+        raise UserError(f"model {path}: no such file")
+    _refuse_impostors(path)
+    content, notes = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    holds = _describe(content)
+    state = _unwrap(content, prefer, part)
+    tensors = {name: _as_float32(value) for name, value in state.items() if _is_weight(name, value)}
+    if not tensors:
+        raise UserError(f"model {path}: expected the weights of a {part}, got {holds}")
+    tensors = strip_prefixes(tensors, part)
+    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise UserError(
+            f"model {path}: {len(broken)} tensors hold NaN or infinity ({shorten(broken, 1)}): training failed"
+        )
+    return Weights(tensors, path, notes, holds)
+
+
+def compare_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Describe how ``found`` differs from ``expected`` by name or shape; empty where they agree."""
+    missing = [f"{name} {tuple(value.shape)}" for name, value in expected.items() if name not in found]
+    extra = [f"{name} {tuple(value.shape)}" for name, value in found.items() if name not in expected]
+    other = [
+        f"{name} of shape {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    parts = [("missing: ", missing), ("not known: ", extra), ("", other)]
+    return "; ".join(label + shorten(names) for label, names in parts if names)
+
+
+def shorten(names: list[str], limit: int = 4) -> str:
+    """Join the first few names of a list, and say how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(name if len(name) < 80 else f"{name[:80]}..." for name in names[:limit]) + more
+
+
+def _unwrap(content: Any, prefer: str | None, part: Part) -> dict[Any, Any]:
+    """Return the state_dict of ``part`` from the containers of a file."""
+    keys = (*([] if prefer is None else [prefer]), *CONTAINERS, *PARTS[part])
+    others = {name for other, names in PARTS.items() if other != part for name in names}
+    while isinstance(content, dict):
+        inner = [key for key, value in content.items() if isinstance(value, dict)]
+        single = inner if len(inner) == 1 and not others & set(inner) else []
+        if any(isinstance(value, Tensor) for value in content.values()):
+            single = []
+        key = next((key for key in (*keys, *single) if key in inner), None)
+        if key is None:
+            return content
+        content = content[key]
+    return {}
+
+
+def _describe(content: Any) -> str:
+    """What a file contains, in words."""
+    if not isinstance(content, dict):
+        return type(content).__name__
+    inner = [f"{key} ({len(value)} entries)" for key, value in content.items() if isinstance(value, dict)]
+    tensors = [f"{key} {tuple(value.shape)}" for key, value in content.items() if isinstance(value, Tensor)]
+    if tensors:
+        return f"{len(tensors)} tensors such as {shorten(tensors, 3)}"
+    return f"a mapping with {shorten(inner or [str(key) for key in content])}"
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and not value.is_complex()
+
+
+def _as_float32(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+def _refuse_impostors(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise UserError(f"model {path} cannot be read ({error.strerror})") from error
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"model {path} is a Git LFS pointer, not the weights: run `git lfs pull`, or download the file")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise UserError(f"model {path} is a web page, not weights: download the file itself (the raw link)")
+
+
+def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model {path} cannot be read as safetensors: {error}") from error
+
+
+def _read_torch(path: Path) -> tuple[Any, dict[str, str]]:
+    content = load(path, "model")
+    if isinstance(content, dict) and "optimizers" in content:
+        raise UserError(f"model {path} is a training state, not a network: give models/net_g_*.pth of the same run")
+    if not isinstance(content, dict):
+        return content, {}
+    return content, {name: str(value) for name, value in content.items() if isinstance(value, (str, int, float))}
