@@ -1,6 +1,7 @@
 """Networks, registered in BasicSR's ARCH_REGISTRY when this package is imported."""
 
+from dp_basicsr.archs.from_file_arch import FromFile
 from dp_basicsr.archs.perceptual_arch import ResNetFeatures, VGGFeatures
 from dp_basicsr.archs.rrdbnet_dp_arch import RRDBNetDP
 
-__all__ = ["RRDBNetDP", "ResNetFeatures", "VGGFeatures"]
+__all__ = ["FromFile", "RRDBNetDP", "ResNetFeatures", "VGGFeatures"]

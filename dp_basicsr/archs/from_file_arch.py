@@ -107,7 +107,12 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
         differences = compare_shapes(build_network(spec).state_dict(), state)
         if not differences:
             return _open_own(choose_scale(spec, weights, scale), state)
-    opened = _open_by_spandrel(weights)
+    try:
+        opened = _open_by_spandrel(weights)
+    except UserError:
+        if spec is None:
+            raise
+        opened = None  # our message below names the tensors
     if opened is not None:
         return opened
     if spec is not None:

@@ -78,7 +78,8 @@ def open_ncnn(path: Path, device: str = "auto") -> LoadedNetwork:
     scale = shape[-1] // PROBE[-1]
     if shape != (1, 3, scale * PROBE[2], scale * PROBE[3]) or scale < 1:
         raise UserError(f"model {path}: expected RGB in and RGB out, got {shape} for {PROBE}")
-    return LoadedNetwork(module, scale, 1, 64, f"{path.stem}: ncnn x{scale} on the CPU", {})
+    description = f"ncnn x{scale} on the CPU"
+    return LoadedNetwork(module, scale, f"{path.stem}: {description}", "ncnn", description, runtime="ncnn")
 
 
 def write_ncnn(network: LoadedNetwork, path: Path, half: bool) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from dp_basicsr.checkpoint.weight_names import Part, rename_keys
+from dp_basicsr.checkpoint.weights import compare_shapes, read_weights
 from dp_basicsr.errors import UserError
 from dp_basicsr.models.checkpointed_model import CheckpointedModel
 from dp_basicsr.models.validation import ThreadedValidation
 from dp_basicsr.utils.option_schema import add_all_defaults
-from dp_basicsr.utils.safe_load import load
 
 import torch
+from basicsr.utils import get_root_logger
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -93,18 +95,30 @@ class PluginModel(CheckpointedModel, ThreadedValidation):
             settings = {"fused": True, **settings}
         return super().get_optimizer(optim_type, params, lr, **settings)
 
-    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
-        """Load as BasicSR does, which leaves what may be in the file to torch's environment variables.
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
+    ) -> None:
+        """Load weights in any form that they are published in, ``param_key`` first where a file has several.
 
         Raises:
             UserError: The file holds more than weights, or not those of this network.
         """
-        load(load_path, "network", map_location="meta")
-        try:
-            super().load_network(net, load_path, strict, param_key)
-        except (RuntimeError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"network {load_path} does not fit: {textwrap.shorten(str(error), 400)}") from error
+        bare = self.get_bare_model(net)
+        part: Part = "discriminator" if net is getattr(self, "net_d", None) else "generator"
+        weights = read_weights(Path(load_path), param_key, part)
+        names, expected = weights.state, bare.state_dict()
+        if part == "generator" and names.keys() != expected.keys():
+            names = rename_keys(names)  # the original ESRGAN's
+        differences = compare_shapes(expected, names)
+        if differences and strict:
+            raise UserError(f"network {load_path} does not fit: {differences}; the file has {weights.holds}")
+        get_root_logger().info(f"Loading {type(bare).__name__} model from {load_path}: {weights.holds}.")
+        bare.load_state_dict({name: names[name] for name in names if _fits(expected, name, names[name])}, strict=False)
 
     def get_current_log(self) -> dict[str, float]:
         """The last step's losses as numbers, averaged over the processes. All processes must call it together."""
         return self.reduce_loss_dict(self.log_dict)
+
+
+def _fits(expected: Mapping[str, Tensor], name: str, value: Tensor) -> bool:
+    return name in expected and expected[name].shape == value.shape
