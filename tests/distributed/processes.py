@@ -27,6 +27,8 @@ CONTEXT.set_forkserver_preload(
 
 def run_program(words: Sequence[str], folder: str, output: str, environment: dict[str, str]) -> None:
     """Run a Python file as ``python FILE ARGUMENTS`` does, in this process."""
+    # This process has the start method that made it; loader workers of the program must start as they do elsewhere.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     os.environ.update(environment)
     os.chdir(folder)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
