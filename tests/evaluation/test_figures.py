@@ -34,8 +34,9 @@ def test_the_second_bottleneck_is_followed_by_the_third_of_the_stage() -> None:
     """The third bottleneck on its output gives the stage that DPLoss takes."""
     x = torch.rand(1, 3, 64, 64)
     stage = ResNetFeatures(["layer1"], "resnet50", "random")
+    parts = stage.unfolded[0]  # the figure shows the network as it is published, with its batch-norm
     second = resnet_features("random")(x)[RESNET_LAYER]
-    assert torch.equal(stage.parts["layer1"][:2](stage.parts["stem"]((x - stage.mean) / stage.std)), second)
+    assert torch.equal(parts["layer1"][:2](parts["stem"](stage.normalise(x))), second)
 
 
 @pytest.fixture
