@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from basicsr.losses.loss_util import get_refined_artifact_map
 from basicsr.models import build_model
+from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
@@ -147,6 +149,38 @@ def test_parts_are_even_and_count_by_their_size(pairs: int, parts: int, sizes: l
     assert [len(lq) for lq, _, _ in found] == sizes
     model.apply_gradients(1, [], [(share, {"l": torch.tensor(float(len(lq)))}) for lq, _, share in found])
     assert model.log_dict["l"].item() == pytest.approx(sum(size * size for size in sizes) / pairs)
+
+
+class Drawn(nn.Module):
+    """A loss that weighs the pixels anew at each call."""
+
+    def forward(self, x: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
+        return ((x - gt) * torch.rand_like(x)).abs().mean()
+
+
+def test_a_term_that_draws_random_numbers_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSS_REGISTRY._obj_map, "Drawn", Drawn)
+    opt = model_options("ESRGANDPModel", tmp_path)
+    opt["train"]["perceptual_opt"] |= {"extra_terms": [{"type": "Drawn"}]}
+
+    def steps(model: Any, first: int, last: int) -> None:
+        for iteration in range(first, last + 1):
+            model.feed_data(random_batch(iteration))
+            model.optimize_parameters(iteration)
+
+    torch.manual_seed(0)
+    model = build_model(copy.deepcopy(opt))
+    steps(model, 1, 2)
+    model.save(0, 2)
+    steps(model, 3, 4)
+    resumed = build_model(copy.deepcopy(opt))
+    for label in ("g", "d"):
+        resumed.load_network(getattr(resumed, f"net_{label}"), str(tmp_path / f"net_{label}_2.pth"))
+    torch.manual_seed(99)
+    resumed.resume_training(torch.load(tmp_path / "2.state"))
+    steps(resumed, 3, 4)
+    assert all(map(torch.equal, resumed.net_g.parameters(), model.net_g.parameters()))
+    assert torch.equal(resumed.log_dict["l_g_Drawn"], model.log_dict["l_g_Drawn"])
 
 
 def test_further_terms_are_logged_by_their_names(tmp_path: Path) -> None:

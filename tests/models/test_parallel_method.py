@@ -25,11 +25,20 @@ from tests.conftest import SMALL_DP_LOSS, model_options, needs_gpus
 BATCH = 8
 # Without batch-norm: each process has its own there, unless `sync_batch_norm` (GPUs alone) makes it one.
 NET_D = {"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 4}
+TERMS: dict[str, Any] = {
+    **SMALL_DP_LOSS,
+    "extra_terms": [
+        {"network": "vgg11", "layer_weights": {"conv1_1": 1.0}, "weights": "random", "name": "shallow", "mu": 2.0},
+        {"type": "CharbonnierLoss", "mu": 1.0, "max_weight": 1.0},
+    ],
+}
 CASES: dict[str, dict[str, Any]] = {
     "ESRGAN-DP": {"model_type": "ESRGANDPModel"},
     "SRGAN-DP": {"model_type": "SRGANDPModel"},
     "L1 and DPLoss": {"model_type": "PSNRModel"},
     "accumulated": {"model_type": "ESRGANDPModel", "grad_accumulation": 2},
+    "four terms": {"model_type": "ESRGANDPModel", "perceptual_opt": TERMS},
+    "four terms, accumulated": {"model_type": "PSNRModel", "perceptual_opt": TERMS, "grad_accumulation": 2},
     "each its own w": {"model_type": "PSNRModel", "perceptual_opt": {**SMALL_DP_LOSS, "sync_weight": False}},
     "each its own mean": {
         "model_type": "ESRGANDPModel",
