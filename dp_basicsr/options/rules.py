@@ -89,6 +89,7 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
     if is_train:
         yield from _needed_to_train(opt)
         yield from _patches(opt)
+        yield from _channels(opt)
         yield from _losses(opt)
         yield from _batch(opt)
 
@@ -273,6 +274,26 @@ def _patches(opt: View) -> Iterator[Problem]:
         taken = opt.get("network_d", "input_size")
         if taken is not None and size != taken:
             yield Problem(path, f"expected {taken}, what network_d takes (its input_size: 128 or 256), got {size}")
+
+
+def _channels(opt: View) -> Iterator[Problem]:
+    """Networks and DPLoss take the channels that the training set gives: 3, or 1 with ``color: y``."""
+    if opt.get("datasets", "train", "type") not in DATASETS:
+        return
+    channels = 1 if opt.get("datasets", "train", "color") == "y" else 3
+    gives = "which the training set gives (3, or 1 with PairedImageDataset's color: y; more is not read)"
+    for path in (("network_g", "num_in_ch"), ("network_g", "num_out_ch"), ("network_d", "num_in_ch")):
+        own = opt.get(*path)
+        if isinstance(own, int) and own != channels and (path[0] == "network_g" or _is_gan(opt)):
+            yield Problem(path, f"expected {channels}, {gives}, got {own}")
+    path = (*PERCEPTUAL, "input_channels")
+    if opt.get(*PERCEPTUAL, "type") != "DPLoss" or any(bad == path for bad in opt.wrong):
+        return
+    selected = opt.at(*path)
+    if channels == 1 and selected is None:
+        yield Problem(path, "expected repeat, which shows gray images three times, got none")
+    elif channels == 3 and selected == "repeat":
+        yield Problem(path, f"expected none for images of 3 channels, {gives}, got repeat")
 
 
 def _losses(opt: View) -> Iterator[Problem]:

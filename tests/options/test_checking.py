@@ -88,6 +88,18 @@ def test_a_mistake_in_the_loss_is_named(entry: str, message: str) -> None:
     assert [text for text in found if text.startswith(f"train:perceptual_opt:{message}")], found
 
 
+def test_gray_training_takes_one_channel_everywhere() -> None:
+    gray = ["datasets:train:color=y", "network_g:num_in_ch=1", "network_g:num_out_ch=1", "network_d:num_in_ch=1"]
+    repeat = "train:perceptual_opt:input_channels=repeat"
+    assert problems(*gray, repeat) == []
+    assert re.match(r"train:perceptual_opt:input_channels: expected repeat", "".join(problems(*gray)))
+    found = problems(*gray[1:], repeat)
+    assert [text.partition(": ")[0] for text in found] == [
+        "network_g:num_in_ch", "network_g:num_out_ch", "network_d:num_in_ch", "train:perceptual_opt:input_channels",
+    ]  # fmt: skip
+    assert any("network_g:num_in_ch: expected 3" in text for text in problems("network_g:num_in_ch=4"))
+
+
 @pytest.mark.parametrize(
     ("model", "refused"),
     [("ESRGANDPModel", False), ("SRGANDPModel", False), ("RealESRGANModel", False), ("PSNRModel", True),
