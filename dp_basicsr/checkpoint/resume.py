@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.checkpoint.manifest import SUFFIX, check_manifest, manifest_path, read_manifest
+from dp_basicsr.checkpoint.weight_names import Part
+from dp_basicsr.checkpoint.weights import read_weights
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.safe_load import load
@@ -152,7 +154,11 @@ def require_networks(opt: dict[str, Any]) -> None:
 def _require_network(path: Path, where: str = "network") -> None:
     if not path.is_file():
         raise UserError(f"{where} no such file: {path}")
-    load(path, where, map_location="meta")
+    part: Part = "discriminator" if "network_d" in where or path.name.startswith("net_d_") else "generator"
+    try:
+        read_weights(path, part=part)
+    except UserError as error:
+        raise UserError(f"{where} {error}") from error
 
 
 def _take_seed(opt: dict[str, Any], state: dict[str, Any]) -> None:

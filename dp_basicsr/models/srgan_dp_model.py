@@ -61,7 +61,10 @@ class SRGANDPModel(TrainingStep, SRGANModel):
         """Add the gradients of some pairs, ``share`` times, to those of D and (``update_g``) of G."""
         with self.autocast(), torch.set_grad_enabled(update_g):
             self.output = self.net_g(lq)
-        sr = at_least_float32(self.output.detach()).requires_grad_(update_g)
+        sr = at_least_float32(self.output.detach())
+        if not self.opt["train"].get("channels_last", False):
+            sr = sr.contiguous()  # a transformer's output is not, and BasicSR's discriminators flatten by view
+        sr = sr.requires_grad_(update_g)
         with self.autocast():
             real, fake = at_least_float32(self.net_d(gt)), at_least_float32(self.net_d(sr))
 

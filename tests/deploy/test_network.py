@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from dp_basicsr.checkpoint.network_spec import NetworkSpec
 from dp_basicsr.deploy.network import load_network
@@ -14,7 +12,6 @@ from dp_basicsr.errors import UserError
 import pytest
 import torch
 from basicsr.archs.rrdbnet_arch import RRDBNet
-from basicsr.utils.registry import ARCH_REGISTRY
 
 from tests.deploy.conftest import make_network
 
@@ -78,37 +75,3 @@ def test_a_discriminator_is_refused_and_a_gray_network_opens() -> None:
     x = torch.rand(1, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(opened.module(x), gray(x))
-
-
-@pytest.mark.parametrize("kind", ["SPAN", "Compact", "SwinIR"])
-def test_what_spandrel_knows_opens_and_is_trained_from(kind: str) -> None:
-    """FromFile gives the network itself: what is saved opens in spandrel with the same pixels."""
-    from spandrel import ModelLoader
-
-    file = {"SPAN": "SPAN.__arch.span", "Compact": "Compact.__arch.SRVGG", "SwinIR": "SwinIR.__arch.SwinIR"}[kind]
-    arch = import_module(f"spandrel.architectures.{file}")
-
-    torch.manual_seed(0)
-    made: Any = {
-        "SPAN": lambda: arch.SPAN(num_in_ch=3, num_out_ch=3, feature_channels=16, upscale=4),
-        "Compact": lambda: arch.SRVGGNetCompact(num_feat=8, num_conv=2, upscale=4),
-        "SwinIR": lambda: arch.SwinIR(img_size=16, embed_dim=12, depths=[2], num_heads=[2], window_size=8, upscale=4,
-                                 upsampler="pixelshuffle"),
-    }[kind]  # fmt: skip
-    torch.save(made().state_dict(), "net.pth")
-    opened = load_network([Path("net.pth")])
-    assert opened.scale == 4
-    net = ARCH_REGISTRY.get("FromFile")("net.pth", scale=4)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    for _ in range(2):
-        optimizer.zero_grad()
-        net(torch.rand(1, 3, 16, 16)).mean().backward()
-        optimizer.step()
-    torch.save({"params": net.state_dict()}, "trained.pth")
-    theirs = ModelLoader().load_from_file("trained.pth").eval()
-    x = torch.rand(1, 3, 16, 16)
-    with torch.no_grad():
-        ours = load_network([Path("trained.pth")]).module(x).clamp(0, 1)
-    torch.testing.assert_close(ours, theirs(x), rtol=0, atol=1e-6)
-    with pytest.raises(UserError, match="expected a network x2"):
-        ARCH_REGISTRY.get("FromFile")("net.pth", scale=2)

@@ -1,0 +1,138 @@
+"""A run starts from weights in every form that they are published in, and trains any network of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr import train
+from dp_basicsr.archs import RRDBNetDP
+from dp_basicsr.checkpoint.weight_names import rename_keys
+from dp_basicsr.checkpoint.weights import read_weights
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.test_train_and_test import SMALL
+
+State = dict[str, Tensor]
+
+
+def as_2018(state: State) -> State:
+    """The names of the original ESRGAN code."""
+    pairs = (
+        ("body.0.rdb", "RRDB_trunk.0.RDB"),
+        ("conv_body", "trunk_conv"),
+        ("conv_up", "upconv"),
+        ("conv_hr", "HRconv"),
+    )
+    renamed = {}
+    for name, value in state.items():
+        for ours, theirs in (*pairs, ("conv_hr", "HRconv")):
+            name = name.replace(ours, theirs)
+        renamed[name] = value
+    return renamed
+
+
+def prefixed(state: State, *prefixes: str) -> State:
+    return {"".join(prefixes) + name: value for name, value in state.items()}
+
+
+FORMS: dict[str, Callable[[State], Any]] = {
+    "params": lambda state: {"params": state},
+    "params_ema alone": lambda state: {"params_ema": state},
+    "bare": lambda state: state,
+    "state_dict of a compiled DDP": lambda state: {"state_dict": prefixed(state, "module.", "_orig_mod.")},
+    "Lightning": lambda state: {"state_dict": prefixed(state, "generator."), "epoch": 3},
+    "generator and discriminator": lambda state: {"generator": state, "discriminator": {"x": torch.ones(1)}},
+    "names of 2018": as_2018,
+    "fp16": lambda state: {"params": {name: value.half() for name, value in state.items()}},
+}
+
+
+@pytest.fixture
+def state() -> State:
+    torch.manual_seed(1)
+    net = RRDBNetDP(3, 3, scale=4, num_feat=8, num_block=1, num_grow_ch=4)
+    return {name: value.half().float() for name, value in net.state_dict().items()}  # the same in fp16
+
+
+def trained(pairs: Path, *entries: str) -> State:
+    """The generator after a run of one iteration whose learning rate is next to 0: what it started from."""
+    Path("small.yml").write_text(SMALL)
+    train.main(["-opt", "small.yml", "--force_yml", "train:total_iter=1", "train:scheduler:milestones=[1]",
+                "train:optim_g:lr=1e-30", "val=~", "datasets:train:num_worker_per_gpu=0", *entries])  # fmt: skip
+    return read_weights(Path("experiments/small/models/net_g_latest.pth"), "params").state
+
+
+@pytest.mark.parametrize("ema", [0.9, 0])
+@pytest.mark.parametrize("form", [*FORMS, "safetensors"])
+def test_a_run_starts_from_any_form(form: str, ema: float, state: State, pairs: Path) -> None:
+    if form == "safetensors":
+        save_file(state, "given.safetensors")
+        given = "given.safetensors"
+    else:
+        torch.save(FORMS[form](state), given := "given.pth")
+    found = trained(pairs, f"path:pretrain_network_g={given}", f"train:ema_decay={ema}")
+    assert found.keys() == state.keys()
+    assert all(torch.allclose(found[name], value, rtol=0, atol=1e-20) for name, value in state.items())
+
+
+def test_weights_that_are_not_finite_are_refused(state: State, pairs: Path, capsys: pytest.CaptureFixture) -> None:
+    state["conv_first.bias"][0] = torch.nan
+    torch.save({"params": state}, "given.pth")
+    with pytest.raises(SystemExit) as stopped:
+        trained(pairs, "path:pretrain_network_g=given.pth")
+    assert stopped.value.code == 2
+    assert "given.pth" in (said := capsys.readouterr().err)
+    assert "NaN" in said
+    assert not Path("experiments/small").exists()
+
+
+def spandrel_network(name: str) -> torch.nn.Module:
+    """A small network of spandrel's own class."""
+    small: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "SPAN": ("SPAN.__arch.span", "SPAN", {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 16}),
+        "Compact": ("Compact.__arch.SRVGG", "SRVGGNetCompact", {"num_feat": 8, "num_conv": 2}),
+        "SwinIR": ("SwinIR.__arch.SwinIR", "SwinIR", {
+            "img_size": 16, "embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 8,
+            "upsampler": "pixelshuffle"}),
+        "HAT": ("HAT.__arch.HAT", "HAT", {
+            "img_size": 16, "embed_dim": 36, "depths": [2], "num_heads": [2], "window_size": 8,
+            "upsampler": "pixelshuffle"}),
+        "DAT": ("DAT.__arch.DAT", "DAT", {
+            "img_size": 16, "embed_dim": 32, "depth": [2], "num_heads": [2], "split_size": [4, 4],
+            "expansion_factor": 2, "upsampler": "pixelshuffle"}),
+        "ESRGAN": ("ESRGAN.__arch.RRDB", "RRDBNet", {"num_filters": 8, "num_blocks": 1, "scale": 4}),
+    }  # fmt: skip
+    module, kind, options = small[name]
+    options = options if name == "ESRGAN" else {**options, "upscale": 4}
+    torch.manual_seed(0)
+    return getattr(import_module(f"spandrel.architectures.{module}"), kind)(**options)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["SPAN", "Compact", "SwinIR", "HAT", "DAT", "ESRGAN"])
+def test_any_network_of_a_file_is_trained_and_opens_again(name: str, pairs: Path) -> None:
+    """Two steps through train.py; spandrel opens what is saved, with the pixels that this project gives."""
+    from dp_basicsr.deploy.network import load_network
+
+    from spandrel import ModelLoader
+
+    torch.save(spandrel_network(name).state_dict(), "community.pth")
+    before = rename_keys(read_weights(Path("community.pth")).state)
+    after = trained(pairs, "network_g={type: FromFile, path: community.pth}", "train:total_iter=2",
+                    "train:optim_g:lr=1e-3", "train:scheduler:milestones=[2]")  # fmt: skip
+    assert after.keys() == before.keys()
+    assert any(not torch.equal(after[key], value) for key, value in before.items())
+    saved = Path("experiments/small/models/net_g_latest.pth")
+    torch.save(read_weights(saved, "params").state, "trained.pth")
+    theirs = ModelLoader().load_from_file("trained.pth").eval()
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            load_network([Path("trained.pth")]).module(x).clamp(0, 1), theirs(x), rtol=0, atol=1e-6
+        )
