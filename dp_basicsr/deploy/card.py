@@ -13,7 +13,6 @@ from dp_basicsr.errors import UserError
 
 import yaml
 
-REPOSITORY_LICENSE = "Apache-2.0"
 UNSTATED = "not stated: ask whoever trained it before passing it on"
 
 # The metadata block on top is what model hubs read.
