@@ -12,12 +12,7 @@ KSIZE = 7  # window of the local variance, as BasicSR's RealESRGANModel has it
 
 @LOSS_REGISTRY.register()
 class LDLLoss(L1Loss):
-    """The loss of ``ldl_opt``; BasicSR's L1Loss in its place computes the same.
-
-    Args:
-        loss_weight: Factor of the value.
-        reduction: ``mean`` or ``sum``.
-    """
+    """The loss of ``ldl_opt``: BasicSR's L1Loss with its arguments ``loss_weight`` and ``reduction``."""
 
 
 def ldl_loss(criterion: nn.Module, sr: Tensor, gt: Tensor, ema: Tensor) -> Tensor:

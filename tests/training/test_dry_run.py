@@ -14,6 +14,7 @@ from dp_basicsr.training import dry_run
 import pytest
 import torch
 import yaml
+from basicsr.archs.discriminator_arch import VGGStyleDiscriminator
 
 from tests.conftest import model_options
 
@@ -80,7 +81,6 @@ def test_data_that_is_broken(options: Path, capsys: pytest.CaptureFixture[str]) 
     ("entry", "message"),
     [
         ("train:total_itr=3", "did you mean total_iter"),
-        ("network_g:num_in_ch=4", "a step cannot be done: RuntimeError"),
         ("train:optim_g:lr=1e38", "not finite"),
         ("path={pretrain_network_g: small.yml}", "cannot be read"),
     ],
@@ -91,6 +91,19 @@ def test_what_is_wrong_is_one_message(
     code, _, err = run(capsys, entry)
     assert code == 2
     assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_step_that_fails_is_one_message(
+    options: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(VGGStyleDiscriminator, "forward", forward)
+    code, _, err = run(capsys)
+    assert code == 2
+    assert "a step cannot be done: RuntimeError: no kernel" in err
     assert "Traceback" not in err
 
 
