@@ -10,8 +10,9 @@ if not __package__:  # run as a file: this folder's names (data, losses ...) mus
 
 from collections.abc import Sequence
 
+from dp_basicsr.compat import without_cuda
 from dp_basicsr.errors import exit_on_user_error
-from dp_basicsr.options import parse_command_line, read_given_options
+from dp_basicsr.options import import_modules, parse_command_line, read_given_options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,8 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         from dp_basicsr.evaluation.run import run_test
         from dp_basicsr.options.completion import complete_options
 
+        import_modules(args.imports)
         with in_group():
-            run_test(complete_options(opt, args))
+            complete_options(opt, args)
+            with without_cuda(opt["num_gpu"] == 0):
+                run_test(opt)
 
 
 if __name__ == "__main__":

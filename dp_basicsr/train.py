@@ -10,8 +10,9 @@ if not __package__:  # run as a file: this folder's names (data, losses ...) mus
 
 from collections.abc import Sequence
 
+from dp_basicsr.compat import without_cuda
 from dp_basicsr.errors import exit_on_user_error
-from dp_basicsr.options import parse_command_line, read_given_options
+from dp_basicsr.options import import_modules, parse_command_line, read_given_options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,12 +30,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         from dp_basicsr.training.dry_run import check
         from dp_basicsr.training.run import train
 
+        import_modules(args.imports)
         with in_group():
             complete_options(opt, args)
-            if opt["check"] is not None:
-                check(opt)
-            else:
-                train(opt, args.opt)
+            with without_cuda(opt["num_gpu"] == 0):
+                if opt["check"] is not None:
+                    check(opt)
+                else:
+                    train(opt, args.opt)
 
 
 if __name__ == "__main__":

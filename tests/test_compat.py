@@ -5,17 +5,61 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from torchvision.transforms import functional
+from dp_basicsr.compat import install, without_cuda
+
+import pytest
+import torch
+from torchvision.transforms import _functional_tensor
 
 
-def test_the_bridge_gives_torchvision_s_own_function() -> None:
+def test_the_removed_module_is_torchvision_s_own_under_its_old_name() -> None:
+    """Complete: code that tries this name before ``_functional_tensor`` finds everything in it."""
     from basicsr.data.degradations import rgb_to_grayscale
+    from torchvision.transforms import functional_tensor
 
-    assert rgb_to_grayscale is functional.rgb_to_grayscale
+    assert functional_tensor is _functional_tensor
+    assert rgb_to_grayscale is _functional_tensor.rgb_to_grayscale
 
 
-def test_without_the_plugin_it_is_not() -> None:
-    """The day this fails, the bridge can go."""
-    code = "import basicsr.data.degradations"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "functional_tensor" in done.stderr
+def test_basicsr_may_be_imported_first() -> None:
+    """It fails without the plugin (the day it does not, the bridge can go), which makes the next import work."""
+    code = """
+try:
+    import basicsr
+except ImportError as error:
+    print(error)
+import dp_basicsr.losses
+from basicsr.utils.registry import LOSS_REGISTRY
+print(LOSS_REGISTRY.get("DPLoss").__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "No module named 'torchvision.transforms.functional_tensor'\nDPLoss\n"
+
+
+def test_hat_finds_rgb2ycbcr_where_it_looks_for_it() -> None:
+    from basicsr.utils import rgb2ycbcr as theirs
+    from basicsr.utils.matlab_functions import imresize, rgb2ycbcr
+
+    assert rgb2ycbcr is theirs
+    assert imresize.__module__ == "basicsr.utils.matlab_functions"
+
+
+def test_basicsr_that_is_there_already_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a patch of its own for torchvision, a program may import BasicSR first."""
+    from basicsr.utils import matlab_functions
+
+    monkeypatch.setattr(sys, "meta_path", [])
+    monkeypatch.delattr(matlab_functions, "rgb2ycbcr")
+    install()
+    assert callable(matlab_functions.rgb2ycbcr)
+
+
+def test_cuda_stays_on_the_cpu_in_a_run_without_gpus_only() -> None:
+    before = torch.Tensor.cuda, torch.nn.Module.cuda
+    x, net = torch.ones(2), torch.nn.Linear(1, 1)
+    with without_cuda(on_cpu=True):
+        assert x.cuda() is x
+        assert net.cuda() is net
+    with without_cuda(on_cpu=False):
+        assert (torch.Tensor.cuda, torch.nn.Module.cuda) == before
+    assert (torch.Tensor.cuda, torch.nn.Module.cuda) == before

@@ -8,11 +8,16 @@ registered classes), ``rules.py`` (values that do not go together), ``checking.p
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
+import sys
+import traceback
 from collections.abc import Sequence
 
+from dp_basicsr.errors import UserError
 from dp_basicsr.options.reading import Options, override, read_options
 
-__all__ = ["Options", "override", "parse_command_line", "read_given_options", "read_options"]
+__all__ = ["Options", "import_modules", "override", "parse_command_line", "read_given_options", "read_options"]
 
 
 def parse_command_line(description: str, argv: Sequence[str] | None, is_train: bool = True) -> argparse.Namespace:
@@ -33,6 +38,14 @@ def parse_command_line(description: str, argv: Sequence[str] | None, is_train: b
             action="store_true",
             help="check options and data, try a step, estimate time and memory, and write nothing",
         )
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module that registers models, networks, losses, datasets or metrics with BasicSR; repeatable",
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument(
         "--force_yml",
@@ -56,3 +69,23 @@ def read_given_options(args: argparse.Namespace) -> Options:
     opt = read_options(args.opt)
     override(opt, args.force_yml)
     return opt
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import the modules of ``--import``, installed ones or files in the current folder.
+
+    Raises:
+        UserError: A module is missing or raises; the message has its own error and where that is from.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # another package's code: anything can happen
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = "" if "importlib" in last.filename else f" ({last.filename}:{last.lineno})"
+            raise UserError(
+                f"--import {name}: expected a module that can be imported, got "
+                f"{type(error).__name__}: {error}{where}; modules are installed, or files in the current folder"
+            ) from error

@@ -1,0 +1,125 @@
+"""`--import`: classes of other packages, registered before the options are checked."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dp_basicsr import test, train
+
+import pytest
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+
+from tests.test_train_and_test import SMALL, losses_of
+
+# A module of a user, with one class of every kind.
+THEIRS = """
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.models.esrgan_model import ESRGANModel
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from torch import nn
+
+@LOSS_REGISTRY.register()
+class TheirLoss(nn.Module):
+    def __init__(self, power=1):
+        super().__init__()
+        self.power = power
+
+    def forward(self, x, gt):
+        return ((x - gt).abs() ** self.power).mean()
+
+@ARCH_REGISTRY.register()
+class TheirNet(nn.Sequential):
+    def __init__(self, num_feat):
+        super().__init__(nn.Conv2d(3, num_feat, 3, 1, 1), nn.Conv2d(num_feat, 48, 3, 1, 1), nn.PixelShuffle(4))
+
+@MODEL_REGISTRY.register()
+class TheirModel(ESRGANModel):
+    def feed_data(self, data):
+        super().feed_data(data)
+        assert self.opt["their_key"] == 3
+
+@DATASET_REGISTRY.register()
+class TheirDataset(PairedImageDataset):
+    pass
+
+@METRIC_REGISTRY.register()
+def their_metric(img, img2, **kwargs):
+    return 42.0
+"""
+
+TERMS = "train:perceptual_opt:extra_terms=[{type: TheirLoss, power: 2, mu: 2.0, name: theirs}]"
+
+
+@pytest.fixture
+def folder(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with an option file and the user's module; what it registers is forgotten after the test."""
+    (tmp_path / "small.yml").write_text(SMALL)
+    (tmp_path / "their_classes.py").write_text(THEIRS)
+    for registry in (ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY):
+        monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    importlib.invalidate_caches()  # files that are new within the second
+    yield tmp_path
+    for name in ("their_classes", "raising"):
+        sys.modules.pop(name, None)
+
+
+def test_classes_of_an_imported_module_train_and_test(folder: Path) -> None:
+    """With loader workers that start as on macOS and Windows: the dataset's module is imported there as well."""
+    start = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    theirs = ["model_type=TheirModel", "their_key=3", "network_g={type: TheirNet, num_feat: 4}", TERMS,
+              "datasets:train:type=TheirDataset", "val:metrics={theirs: {type: their_metric}}"]  # fmt: skip
+    try:
+        train.main(["-opt", "small.yml", "--import", "their_classes", "--force_yml", *theirs, "train:total_iter=2",
+                    "val:val_freq=2", "train:scheduler:milestones=[2]"])  # fmt: skip
+    finally:
+        multiprocessing.set_start_method(start, force=True)
+    (log,) = (folder / "experiments/small").glob("train_small_*.log")
+    assert losses_of(log.read_text()).keys() == {1, 2}
+    assert "# theirs: 42.0000" in log.read_text()
+    assert "their_classes" not in (folder / "experiments/small/small.yml").read_text().partition("\n\n")[2]
+    test.main(["-opt", "small.yml", "--import", "their_classes", "--force_yml", *theirs,
+               "path:pretrain_network_g=experiments/small/models/net_g_latest.pth"])  # fmt: skip
+    assert list((folder / "results/small").rglob("*.png"))
+
+
+@pytest.mark.parametrize("main", [train.main, test.main])
+def test_without_the_import_its_names_are_unknown(
+    main: Callable[..., None], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["-opt", "small.yml", "--force_yml", TERMS])
+    assert stopped.value.code == 2
+    assert "extra_terms:0:type: expected a loss, got 'TheirLoss'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("not_there", None, "ModuleNotFoundError: No module named 'not_there'; modules are installed, or"),
+        ("raising", "import basicsr\n1 / 0\n", r"ZeroDivisionError: division by zero \(\S+raising.py:2\)"),
+        ("raising", "import needs_this\n", r"ModuleNotFoundError: No module named 'needs_this' \(\S+raising.py:1\)"),
+        ("raising", "def f(:\n", r"SyntaxError: invalid syntax \(raising.py, line 1\)"),
+        ("raising", "import sys\nsys.exit('usage: ...')\n", r"SystemExit: usage: ... \(\S+raising.py:2\)"),
+        ("small.yml", None, "ModuleNotFoundError: No module named 'small'"),
+    ],
+)
+@pytest.mark.parametrize("main", [train.main, test.main])
+def test_a_module_that_cannot_be_imported_is_one_message(
+    main: Callable[..., None], name: str, content: str | None, message: str, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    if content is not None:
+        Path("raising.py").write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["-opt", "small.yml", "--import", name])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert re.match(f"error: --import {name}: expected a module that can be imported, got {message}", error), error
+    assert error.count("\n") == 1
+    assert not Path("experiments").exists()
