@@ -1,4 +1,4 @@
-"""Data: reading it (``stream``), preparing it (``preparation``), fetching it (``downloads``), MATLAB's ``imresize``.
+"""Training and test data: reading (``stream``), preparation, downloads, and MATLAB's ``imresize``.
 
-Importing this package imports neither torch nor basicsr: the preparation's worker processes start fast.
+Importing this package does not import torch or basicsr, so the worker processes of the preparation start fast.
 """

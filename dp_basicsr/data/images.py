@@ -1,4 +1,4 @@
-"""Reading and writing image files: 8 bit, BGR as OpenCV has it, and nothing that has to be guessed."""
+"""Read and write image files: 8 bit, BGR as in OpenCV; ambiguous files are refused."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from PIL import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 LOSSLESS_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
-MAX_PIXELS = 1 << 27  # of one image: 16384 x 8192, 0.4 GB decoded; a few kilobytes of PNG can claim more
+MAX_PIXELS = 1 << 27  # per image: 16384 x 8192, 0.4 GB decoded; a few kilobytes of PNG can declare more
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # Pillow's names for the suffixes above
 
-# A whole file contains these. Some OpenCV versions return the upper part of a cut-off file as if it were an image.
+# End marks of a complete file. Some OpenCV versions decode a truncated file without an error.
 _END_MARKS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
 
 
 class BadImageError(UserError):
-    """One image file cannot be used; the message says why, the caller says which."""
+    """One image file cannot be used; the message gives the reason, the caller adds the file."""
 
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image file that could not be used, and why."""
+    """An image file that cannot be used, and the reason."""
 
     path: Path
     reason: str
@@ -44,13 +44,13 @@ class BadImage:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """List the image files of ``folder`` (not of folders in it, nothing hidden), sorted by name.
+    """List the image files of ``folder``, sorted by name; subfolders and hidden files are ignored.
 
     Raises:
-        UserError: ``folder`` is no folder, or no image is in it.
+        UserError: ``folder`` does not exist or contains no image.
     """
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}: expected a folder of images")
+        raise UserError(f"no such folder: {folder}, expected a folder of images")
     paths = sorted(path for path in folder.iterdir() if _is_image(path))
     if not paths:
         raise UserError(f"no image in {folder}: expected files that end in {', '.join(IMAGE_SUFFIXES)}")
@@ -58,37 +58,36 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def left_out(folder: Path) -> str:
-    """Count the files and folders of ``folder`` that ``find_images`` leaves out, by suffix; "" where there are none."""
+    """Summarise by suffix what ``find_images`` ignores in ``folder``; "" if nothing is ignored."""
     others = [path for path in folder.iterdir() if not (_is_image(path) or path.name.startswith("."))]
     kinds = Counter("folder" if path.is_dir() else path.suffix.lower() or "no suffix" for path in others)
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return f"{folder}: left out {len(others)} that are no images ({counts})" if others else ""
+    return f"{folder}: ignored {len(others)} that are not images ({counts})" if others else ""
 
 
 def read_image(path: Path, *, gray: bool = False) -> NDArray[np.uint8]:
     """Read ``(H, W, 3)``, BGR, uint8, range [0, 255]; with ``gray`` also ``(H, W)``.
 
     Raises:
-        BadImageError: the file cannot be read, or as ``decode_image``.
+        BadImageError: The file cannot be read, or see ``decode_image``.
     """
     return decode_image(_read_bytes(path), gray=gray)
 
 
 def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.uint8]:
-    """Decode the content of an image file to what ``read_image`` returns.
+    """Decode the content of an image file; see ``read_image`` for the result.
 
-    16 bits and alpha are refused rather than dropped: what OpenCV would make of them in silence is not what is in the
-    file. An alpha that is opaque everywhere says nothing and is left out. An EXIF orientation is applied, as OpenCV
-    does where BasicSR reads images.
+    16-bit images and images with alpha are refused, because OpenCV would silently convert them. A fully opaque alpha
+    channel is dropped. The EXIF orientation is applied, as OpenCV does when BasicSR reads images.
 
     Raises:
-        BadImageError: it does not decode, is cut off, has more than ``MAX_PIXELS`` (looked up in its head, before
-            anything is decoded), or is of another kind.
+        BadImageError: The data cannot be decoded, is truncated, has more than ``MAX_PIXELS`` (checked in the header,
+            before decoding), or has an unsupported bit depth or number of channels.
     """
     image = _without_opaque_alpha(_decode(bytes(data)))
     channels = 1 if image.ndim == 2 else image.shape[2]
     if image.dtype != np.uint8:
-        raise BadImageError(f"has {8 * image.dtype.itemsize} bits a channel, expected 8")
+        raise BadImageError(f"has {8 * image.dtype.itemsize} bits per channel, expected 8")
     if channels != 3 and not (gray and channels == 1):
         kind = {1: "gray", 2: "gray with alpha", 4: "colour with alpha"}.get(channels, f"{channels} channels")
         raise BadImageError(f"is {kind}, expected {'gray or ' if gray else ''}three colour channels without alpha")
@@ -96,14 +95,14 @@ def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.
 
 
 def encode_png(image: NDArray[np.uint8], compression: int = 1) -> bytes:
-    """Encode ``(H, W[, 3])`` BGR uint8 as PNG; ``compression`` is zlib's level, 0 to 9; BasicSR's LMDBs have 1."""
-    # Asked for no level, OpenCV takes level 1 with one filter for all rows instead of trying every filter on each: on
-    # photographs twice as fast to write and faster to read, at the same size within a few percent.
+    """Encode ``(H, W[, 3])`` BGR uint8 as PNG; ``compression`` is the zlib level, 0 to 9 (BasicSR's LMDBs: 1)."""
+    # Without an explicit level, OpenCV uses level 1 with one filter for all rows instead of trying every filter on
+    # each: twice as fast to write and faster to read on photographs, at about the same size.
     return encode(image, ".png", [] if compression == 1 else [cv2.IMWRITE_PNG_COMPRESSION, compression])
 
 
 def encode(image: NDArray[np.uint8], suffix: str, parameters: list[int] | None = None) -> bytes:
-    """Encode ``(H, W[, 3])`` BGR uint8 in the format that ``suffix`` (".png", ".bmp") names."""
+    """Encode ``(H, W[, 3])`` BGR uint8 in the format named by ``suffix`` (".png", ".bmp")."""
     whole, data = cv2.imencode(suffix, image, parameters or [])
     if not whole:
         raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape} as {suffix}")
@@ -113,7 +112,7 @@ def encode(image: NDArray[np.uint8], suffix: str, parameters: list[int] | None =
 def _read_bytes(path: Path) -> bytes:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise OSError(errno.EINVAL, "no file on a disk")  # a pipe would be waited for
+            raise OSError(errno.EINVAL, "not a regular file")  # reading a pipe would block
         return path.read_bytes()
     except OSError as error:
         raise BadImageError(f"cannot be read ({error.strerror})") from error
@@ -122,18 +121,18 @@ def _read_bytes(path: Path) -> bytes:
 def _decode(data: bytes) -> NDArray[np.uint8]:
     for start, end in _END_MARKS.items():
         if data.startswith(start) and end not in data:
-            raise BadImageError("is cut off before its end")
+            raise BadImageError("is truncated")
     orientation = exif_orientation(data)
     buffer = np.frombuffer(data, np.uint8)
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
-        if image is not None and orientation != 1:  # which OpenCV ignores for IMREAD_UNCHANGED alone
+        if image is not None and orientation != 1:  # OpenCV ignores it for IMREAD_UNCHANGED
             alpha = _without_opaque_alpha(image).shape[2:] in ((2,), (4,))  # type: ignore[arg-type]
             image = image if alpha else cv2.imdecode(buffer, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error as error:  # more pixels than OpenCV allows, for one
+    except cv2.error as error:  # e.g. more pixels than OpenCV allows
         raise BadImageError(f"is refused by OpenCV ({error.err})") from error
     if image is None:
-        raise BadImageError("is no image that OpenCV can decode")
+        raise BadImageError("is not an image that OpenCV can decode")
     return image  # type: ignore[return-value]
 
 
@@ -141,22 +140,22 @@ def exif_orientation(data: bytes) -> int:
     """Return the EXIF orientation (1: upright) of an image file's content.
 
     Raises:
-        BadImageError: It is no image, or has more than ``MAX_PIXELS``.
+        BadImageError: The data is not an image, or has more than ``MAX_PIXELS``.
     """
     orientation = 1
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a large image, and of what is about to be named as damaged
+            warnings.simplefilter("ignore")  # on large images, and on files refused below
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 pixels = image.width * image.height
-                with suppress(Exception):  # a broken EXIF block, on which Pillow raises anything, turns nothing
+                with suppress(Exception):  # Pillow raises anything on broken EXIF
                     orientation = image.getexif().get(_ORIENTATION, 1)
-    except Image.DecompressionBombError as error:  # Pillow's own limit, where it is on
+    except Image.DecompressionBombError as error:  # Pillow's own limit, if enabled
         raise BadImageError(f"is refused before decoding: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise BadImageError(f"is no image in {', '.join(_FORMATS)}" if data else "is empty") from error
+        raise BadImageError(f"is not an image in {', '.join(_FORMATS)} format" if data else "is empty") from error
     if pixels > MAX_PIXELS:
-        raise BadImageError(f"has {pixels / 1e6:,.0f} megapixels, at most {MAX_PIXELS / 1e6:,.0f} are decoded")
+        raise BadImageError(f"has {pixels / 1e6:,.0f} megapixels, expected at most {MAX_PIXELS / 1e6:,.0f}")
     return orientation
 
 

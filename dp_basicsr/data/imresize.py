@@ -1,11 +1,11 @@
-"""MATLAB's bicubic ``imresize``, to the bit on uint8.
+"""MATLAB's bicubic ``imresize``, bit-exact on uint8.
 
-The published low-resolution test images were made by MATLAB. On uint8 input MATLAB resizes one dimension after the
-other (rows first) and *rounds to uint8 in between*, half away from zero; an implementation that rounds once, at the
-end, differs from it in more than a tenth of the values. On floating-point input nothing is rounded or clipped.
+The published low-resolution test images were made with MATLAB. On uint8 input MATLAB resizes one dimension after the
+other (rows first) and *rounds to uint8 in between*, half away from zero; an implementation that rounds only once, at
+the end, differs in more than a tenth of the values. Floating-point input is neither rounded nor clipped.
 
-The weighted sums are plain numpy additions in ascending order of the taps, not a matrix product, so that the result
-depends neither on the BLAS library nor on its number of threads.
+The weighted sums are numpy additions in ascending order of the taps, not a matrix product, so the result does not
+depend on the BLAS library or on its number of threads.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_KERNEL_SUPPORT = 4  # bicubic: two pixels to either side
-_CACHE_BLOCK = 1 << 18  # bytes of output worked on at a time, to stay in a core's second-level cache
+_KERNEL_SUPPORT = 4  # bicubic: two pixels on each side
+_CACHE_BLOCK = 1 << 18  # bytes of output per block, to stay in a core's L2 cache
 
 
 def imresize(image: NDArray[Any], scale: float) -> NDArray[Any]:
     """Resize by ``scale`` with the antialiased bicubic kernel of MATLAB's ``imresize(image, scale, 'bicubic')``.
 
     Args:
-        image: ``(H, W)`` or ``(H, W, C)``, any channel order. uint8 is rounded after each pass, as MATLAB does;
-            float32 and float64 (any range) are neither rounded nor clipped, which is what
-            ``basicsr.utils.matlab_functions.imresize`` computes, here in float64.
-        scale: output size over input size; below 1 shrinks (``1 / 4`` makes the x4 LR image), above 1 enlarges.
+        image: ``(H, W)`` or ``(H, W, C)``, any channel order. uint8 is rounded after each pass, as in MATLAB;
+            float32 and float64 (any range) are neither rounded nor clipped, as in
+            ``basicsr.utils.matlab_functions.imresize``, but computed in float64.
+        scale: Output size divided by input size; below 1 shrinks (``1 / 4`` makes the x4 LR image), above 1 enlarges.
 
     Returns:
         ``(ceil(H * scale), ceil(W * scale)[, C])`` of the input's dtype, in C order.
 
     Raises:
-        ValueError: another dtype or number of dimensions, an empty image, or a scale that is not positive and finite.
+        ValueError: Unsupported dtype or number of dimensions, an empty image, or a non-positive or infinite scale.
     """
     _check(image, scale)
     height, width = image.shape[:2]
     channels = 1 if image.ndim == 2 else image.shape[2]
     rows = _resize_rows(image.reshape(height, width * channels), scale)
-    # The second pass is the first one on the transposed image: whole rows are added, never triples of channels.
+    # The second pass is the first one on the transposed image, so that it also adds whole rows.
     columns_first = rows.reshape(-1, width, channels).swapaxes(0, 1)
     resized = _resize_rows(columns_first.reshape(width, -1), scale).reshape(-1, len(rows), channels)
     return np.ascontiguousarray(resized.swapaxes(0, 1).reshape(len(rows), -1, *image.shape[2:]))
@@ -51,7 +51,7 @@ def downsample(image: NDArray[Any], scale: int) -> NDArray[Any]:
 
     Args:
         image: ``(H, W)`` or ``(H, W, C)``, as in ``imresize``.
-        scale: integer factor, at least 1.
+        scale: Integer factor, at least 1.
 
     Returns:
         ``(H // scale, W // scale[, C])`` of the input's dtype.
@@ -60,25 +60,25 @@ def downsample(image: NDArray[Any], scale: int) -> NDArray[Any]:
 
 
 def mod_crop(image: NDArray[Any], scale: int) -> NDArray[Any]:
-    """Cut the bottom and the right of ``(H, W[, C])`` to a multiple of ``scale`` (a view)."""
+    """Crop the bottom and the right of ``(H, W[, C])`` to a multiple of ``scale`` (a view)."""
     height, width = image.shape[:2]
     return image[: height - height % scale, : width - width % scale]
 
 
 def _check(image: NDArray[Any], scale: float) -> None:
     if image.dtype not in (np.uint8, np.float32, np.float64):
-        raise ValueError(f"imresize takes uint8, float32 or float64, got {image.dtype}")
+        raise ValueError(f"imresize expects uint8, float32 or float64, got {image.dtype}")
     if image.ndim not in (2, 3) or image.size == 0:
-        raise ValueError(f"imresize takes a non-empty (H, W) or (H, W, C) image, got shape {image.shape}")
+        raise ValueError(f"imresize expects a non-empty (H, W) or (H, W, C) image, got shape {image.shape}")
     if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"imresize takes a positive, finite scale, got {scale}")
+        raise ValueError(f"imresize expects a positive, finite scale, got {scale}")
 
 
 def _resize_rows(matrix: NDArray[Any], scale: float) -> NDArray[Any]:
-    """One pass: ``(rows, columns)`` to ``(ceil(rows * scale), columns)``, rounded where the input is uint8."""
+    """Resize ``(rows, columns)`` to ``(ceil(rows * scale), columns)``, rounded if the input is uint8."""
     weights, indices = _contributions(len(matrix), scale)
     is_uint8 = matrix.dtype == np.uint8
-    # Where every product and sum fits float32 exactly (uint8 at x2 and x4), half the traffic gives the same bits.
+    # If every product and sum is exact in float32 (uint8 at x2 and x4), it gives the same bits with half the traffic.
     dtype = np.float32 if is_uint8 and _is_exact_in_float32(weights) else np.float64
     source, weights = matrix.astype(dtype), weights.astype(dtype)
     result = np.empty((len(weights), matrix.shape[1]), matrix.dtype)
@@ -91,7 +91,7 @@ def _resize_rows(matrix: NDArray[Any], scale: float) -> NDArray[Any]:
 
 
 def _weighted_sum(source: NDArray[Any], weights: NDArray[Any], indices: NDArray[np.intp]) -> NDArray[Any]:
-    """``sum over k of weights[:, k] * source[indices[:, k]]``, without a ``(rows, taps, columns)`` array."""
+    """Compute ``sum over k of weights[:, k] * source[indices[:, k]]`` without a ``(rows, taps, columns)`` array."""
     total = np.zeros((len(weights), source.shape[1]), source.dtype)
     product = np.empty_like(total)
     for tap_weights, tap_indices in zip(weights.T, indices.T, strict=True):
@@ -103,7 +103,7 @@ def _weighted_sum(source: NDArray[Any], weights: NDArray[Any], indices: NDArray[
 
 @lru_cache(maxsize=64)
 def _contributions(length: int, scale: float) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Weights and source positions, both ``(ceil(length * scale), taps)``, for one dimension of ``length`` pixels.
+    """Return weights and source positions, both ``(ceil(length * scale), taps)``, for one dimension.
 
     Pixel centres sit at half-integers, the kernel is stretched by ``1 / scale`` when shrinking (antialiasing),
     weights are normalised to 1, and beyond the border the image is mirrored with its edge pixel repeated.
@@ -130,6 +130,6 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _is_exact_in_float32(weights: NDArray[np.float64]) -> bool:
-    """Whether sums of uint8 times weight never round in float32: multiples of 2**-14 leave 10 of its 24 bits."""
+    """Whether sums of uint8 times weight are exact in float32: multiples of 2**-14 leave 10 of its 24 bits."""
     scaled = weights * 2**14
     return bool(np.array_equal(scaled, np.rint(scaled)))

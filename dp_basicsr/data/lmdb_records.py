@@ -1,10 +1,10 @@
-"""LMDBs of images in two forms: BasicSR's, whose records are PNG files, and raw, whose records are the pixels.
+"""LMDBs of images in two formats: BasicSR's (records are PNG files) and raw (records are pixels).
 
-Both have a line a record in ``meta_info.txt``, which tells the form; BasicSR takes the key, all before the first dot,
-from either::
+Both have one line per record in ``meta_info.txt``, whose suffix gives the format; BasicSR reads the key, everything
+before the first dot, from either::
 
     0001_s001.png (480,480,3) 1         a PNG file, zlib level 1
-    0001_s001.raw (480,480,3) planes    uint8, RGB, one whole plane after the other: shape (3, 480, 480), C order
+    0001_s001.raw (480,480,3) planes    uint8, RGB, planar: shape (3, 480, 480), C order
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class MetaInfo:
-    """What ``meta_info.txt`` says of an LMDB.
+    """Content of an LMDB's ``meta_info.txt``.
 
     Attributes:
         shapes: key -> (height, width, channels), in the order of the lines.
-        raw: whether the records are raw; none is where others are not.
-        repeated: keys with more than one line.
+        raw: Whether the records are raw; formats cannot be mixed.
+        repeated: Keys with more than one line.
     """
 
     shapes: dict[str, Shape]
@@ -48,7 +48,7 @@ def read_meta_info(folder: str | Path) -> MetaInfo:
     """Read the ``meta_info.txt`` of an LMDB.
 
     Raises:
-        UserError: it cannot be read, is empty, has a line of another form, or speaks of both forms.
+        UserError: The file cannot be read, is empty, has a malformed line, or mixes both formats.
     """
     path = Path(folder) / "meta_info.txt"
     try:
@@ -69,46 +69,46 @@ def read_meta_info(folder: str | Path) -> MetaInfo:
             repeated.append(key)
         shapes[key] = (int(sides[0]), int(sides[1]), int(sides[2]))
     if len(suffixes) > 1:
-        raise UserError(f"{path}: expected raw records or image files, it has both: make the LMDB again")
+        raise UserError(f"{path}: expected either raw records or image files, got both: create the LMDB again")
     return MetaInfo(shapes, suffixes.pop(), tuple(repeated))
 
 
 def is_raw(folder: str | Path) -> bool:
-    """Whether the first line of an LMDB's ``meta_info.txt`` is that of a raw record; the rest is not looked at."""
+    """Whether the first line of an LMDB's ``meta_info.txt`` describes a raw record; other lines are not read."""
     with (Path(folder) / "meta_info.txt").open(encoding="ascii", errors="replace") as file:
         return ".raw (" in file.readline()
 
 
 def to_planes(image: NDArray[np.uint8]) -> bytes:
-    """Make the raw record of ``(H, W, 3)`` BGR or ``(H, W)`` gray uint8."""
+    """Convert ``(H, W, 3)`` BGR or ``(H, W)`` gray uint8 to a raw record."""
     planes = image[None] if image.ndim == 2 else image[:, :, ::-1].transpose(2, 0, 1)
     return planes.tobytes()
 
 
 def view_planes(record: Any, shape: Shape) -> NDArray[np.uint8]:
-    """View a raw record as ``(channels, H, W)`` RGB uint8; ``shape`` is (height, width, channels). Nothing is copied.
+    """View a raw record as ``(channels, H, W)`` RGB uint8 without copying; ``shape`` is (height, width, channels).
 
     Raises:
-        UserError: the record has another length than its shape says.
+        UserError: The record's length does not match its shape.
     """
     height, width, channels = shape
     if len(record) != height * width * channels:
-        raise UserError(f"has {len(record):,} bytes, which is not the {width} x {height} x {channels} of meta_info.txt")
+        raise UserError(f"has {len(record):,} bytes, but meta_info.txt says {width} x {height} x {channels}")
     return np.frombuffer(record, np.uint8).reshape(channels, height, width)
 
 
 def from_planes(record: Any, shape: Shape) -> NDArray[np.uint8]:
-    """Copy a raw record as OpenCV has images: ``(H, W, 3)`` BGR or ``(H, W)``; see ``view_planes``."""
+    """Copy a raw record to OpenCV's layout: ``(H, W, 3)`` BGR or ``(H, W)``; see ``view_planes``."""
     planes = view_planes(record, shape)
     return planes[0].copy() if len(planes) == 1 else np.ascontiguousarray(planes[::-1].transpose(1, 2, 0))
 
 
 class LmdbReader:
-    """An LMDB mapped into memory for reading; get it by ``lmdb_reader``.
+    """A memory-mapped LMDB opened for reading; create it with ``lmdb_reader``.
 
-    LMDB must be opened once a process and not be taken over a fork, so it opens itself at the first record and again
-    in every process it finds itself in. Nothing is locked: what is read here is never written again. The system may
-    read ahead: a crop lies on some fifty pages beside each other, fetched one by one without.
+    An LMDB must be opened once per process and must not be inherited over a fork, so it is opened at the first record
+    and again in each new process. Nothing is locked, because the files never change. Read-ahead stays on: a crop spans
+    about fifty adjacent pages.
     """
 
     def __init__(self, folder: str) -> None:
@@ -121,10 +121,10 @@ class LmdbReader:
 
     @contextmanager
     def record(self, key: str) -> Iterator[memoryview]:
-        """The record of a key, mapped: valid and unchangeable within the block.
+        """Yield the record of a key as a read-only view of the map, valid within the block.
 
         Raises:
-            UserError: there is none, or the LMDB is damaged or cannot be opened.
+            UserError: The key is missing, or the LMDB is damaged or cannot be opened.
         """
         self.open()
         with self._env.begin(buffers=True) as transaction:
@@ -137,28 +137,28 @@ class LmdbReader:
             yield record
 
     def stored_keys(self) -> list[str]:
-        """The keys of all records that are there, sorted.
+        """Return the keys of all stored records, sorted.
 
         Raises:
-            UserError: the LMDB is damaged or cannot be opened.
+            UserError: The LMDB is damaged or cannot be opened.
         """
         self.open()
         try:
             with self._env.begin() as transaction, transaction.cursor() as cursor:
                 return [key.decode("ascii", "backslashreplace") for key in cursor.iternext(values=False)]
         except lmdb.Error as error:
-            raise UserError(f"the LMDB {self.folder} is damaged: {error}; copy or make it again") from error
+            raise UserError(f"the LMDB {self.folder} is damaged: {error}; copy or create it again") from error
 
     def open(self) -> None:
-        """Open it, unless it is open in this process already.
+        """Open the LMDB unless this process has it open already.
 
         Raises:
-            UserError: it is no LMDB, or shorter than it says: reading on would be a bus error, the end of the process.
+            UserError: It is not an LMDB, or its file is truncated (reading past the end would be a bus error).
         """
         if self._process == os.getpid():
             return
         if self._env is not None:
-            self._env.close()  # the parent's: in this process only, and nothing is written at it
+            self._env.close()  # the parent's, closed in this process only; writes nothing
         path = Path(self.folder, "data.mdb")
         try:
             self._env = lmdb.open(self.folder, readonly=True, lock=False, readahead=True)
@@ -167,7 +167,7 @@ class LmdbReader:
         except (lmdb.Error, OSError) as error:
             raise UserError(f"the LMDB {self.folder} cannot be opened: {error}") from error
         if size < expected:
-            raise UserError(f"{path} is cut off: it has {size:,} of {expected:,} bytes; copy or make it again")
+            raise UserError(f"{path} is truncated: it has {size:,} of {expected:,} bytes; copy or create it again")
         self._process = os.getpid()
 
 
@@ -175,7 +175,7 @@ _readers: WeakValueDictionary[str, LmdbReader] = WeakValueDictionary()
 
 
 def lmdb_reader(folder: str | Path) -> LmdbReader:
-    """The one reader of an LMDB in this process; it is closed when nobody has it any more."""
+    """Return this process's only reader of an LMDB; it is closed when no longer referenced."""
     path = os.path.realpath(folder)
     reader = _readers.get(path)
     if reader is None:
@@ -184,14 +184,14 @@ def lmdb_reader(folder: str | Path) -> LmdbReader:
 
 
 class LmdbClient:
-    """BasicSR's file client for LMDBs, through the one reader of each LMDB in a process.
+    """BasicSR's file client for LMDBs, sharing one reader per LMDB and process.
 
-    BasicSR opens an LMDB for each dataset, and lmdb refuses to open one twice in a process: two validation sets, or
+    BasicSR opens an LMDB once per dataset, but lmdb refuses to open one twice in a process, so two validation sets, or
     training and validation, could not share one.
 
     Args:
         roots: LMDB folders.
-        names: What the dataset calls them, in the same order: ``lq``, ``gt``.
+        names: The dataset's names for them, in the same order: ``lq``, ``gt``.
     """
 
     def __init__(self, roots: str | Sequence[str], names: str | Sequence[str]) -> None:
@@ -202,7 +202,7 @@ class LmdbClient:
         """Return the record of a key.
 
         Raises:
-            UserError: It is missing, or the LMDB is damaged.
+            UserError: The key is missing, or the LMDB is damaged.
         """
         with self._readers[client_key].record(key) as record:
             return bytes(record)

@@ -1,4 +1,4 @@
-"""Walk an LMDB in a process of its own: a damaged page is a bus error, which ends the process that reads it."""
+"""Read an LMDB in a subprocess: a damaged page is a bus error, which kills the process that reads it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ with environment.begin(buffers=True) as transaction, transaction.cursor() as cur
 
 
 def refuse_damaged(folder: str) -> None:
-    """Touch both ends of every record of an LMDB; that takes about a second for 30,000 records.
+    """Read both ends of every record of an LMDB (about one second for 30,000 records).
 
     Raises:
         UserError: The LMDB is damaged.
@@ -25,5 +25,5 @@ def refuse_damaged(folder: str) -> None:
     done = subprocess.run([sys.executable, "-c", _WALK, folder], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        reason = lines[-1] if lines and done.returncode > 0 else f"reading it ends in signal {-done.returncode}"
-        raise UserError(f"the LMDB {folder} is damaged ({reason}): copy or make it again")
+        reason = lines[-1] if lines and done.returncode > 0 else f"reading it raises signal {-done.returncode}"
+        raise UserError(f"the LMDB {folder} is damaged ({reason}): copy or create it again")

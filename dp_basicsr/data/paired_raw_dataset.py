@@ -1,4 +1,4 @@
-"""Training pairs straight from the mapped memory of raw LMDBs: a crop is copied, nothing is decoded."""
+"""Training pairs from memory-mapped raw LMDBs: crops are copied, nothing is decoded."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from torch.utils.data import Dataset
 
 Planes = NDArray[np.uint8]
 
-# PairedImageDataset's options that do not go with records that are handed over as they are.
+# Options of PairedImageDataset that raw records do not support.
 _NOT_TAKEN = ("color", "mean", "std", "meta_info_file", "filename_tmpl")
 
 
 @DATASET_REGISTRY.register()
 class PairedRawDataset(Dataset):
-    """BasicSR's PairedImageDataset in training, on raw LMDBs: the same samples for the same random state, undecoded.
+    """BasicSR's PairedImageDataset for training on raw LMDBs: the same samples for the same random state.
 
     Args:
-        opt: ``dataroot_gt``, ``dataroot_lq`` (raw LMDBs of the same keys), ``gt_size``, ``scale``, ``use_hflip``,
+        opt: ``dataroot_gt``, ``dataroot_lq`` (raw LMDBs with the same keys), ``gt_size``, ``scale``, ``use_hflip``,
             ``use_rot``, ``phase`` (train).
 
-    Raises:
-        UserError: another phase, an LMDB of PNG records, an option that is not taken. ValueError and OSError as
-            BasicSR raises them where the LMDBs do not belong together or are not there.
+        Raises:
+            UserError: The phase is not ``train``, an LMDB has PNG records, or an option is not supported. BasicSR's
+                ValueError and OSError if the LMDBs do not match or do not exist.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -47,49 +47,49 @@ class PairedRawDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample that Python's global random state gives; see ``sample``."""
+        """Return the sample that Python's global random state gives; see ``sample``."""
         return self.sample(index, random)
 
     def sample(self, index: int, rng: random.Random | ModuleType) -> dict[str, Any]:
-        """One pair, cropped and augmented at random.
+        """Return one pair, randomly cropped and augmented.
 
         Args:
-            index: Place in the sorted keys.
-            rng: Where the choices come from: ``random`` itself, or a ``random.Random``. It is asked as BasicSR asks.
+            index: Index into the sorted keys.
+            rng: Source of the random choices, used in BasicSR's order: ``random`` itself or a ``random.Random``.
 
         Returns:
             ``lq`` (3, gt_size / scale, gt_size / scale) and ``gt`` (3, gt_size, gt_size): uint8, RGB, [0, 255],
             contiguous; ``lq_path`` and ``gt_path``: the key.
 
         Raises:
-            UserError: a record that is missing or not of its shape, or sizes that do not fit.
+            UserError: A record is missing or does not match its shape, or the sizes do not match.
         """
         key = self.paths[index]["gt_path"]
         lq_shape, gt_shape = (shapes[key] for shapes in self._shapes)
         with self._readers[0].record(key) as lq_record, self._readers[1].record(key) as gt_record:
             lq, gt = view_planes(lq_record, lq_shape), view_planes(gt_record, gt_shape)
             lq, gt = self._augment(*self._crop(lq, gt, rng), rng)
-            # The one copy: the map itself cannot be written to, and ends with the block.
+            # The only copy: the map is read-only and closes with the block.
             tensors = {"lq": torch.from_numpy(lq.copy()), "gt": torch.from_numpy(gt.copy())}
         return {**tensors, "lq_path": key, "gt_path": key}
 
     def _crop(self, lq: Planes, gt: Planes, rng: random.Random | ModuleType) -> tuple[Planes, Planes]:
-        """BasicSR's paired_random_crop, on planes."""
+        """Crop like BasicSR's paired_random_crop, on planes."""
         scale, gt_size = self.opt["scale"], self.opt["gt_size"]
         size = gt_size // scale
         lq, gt = (np.broadcast_to(image, (3, *image.shape[1:])) if len(image) == 1 else image for image in (lq, gt))
-        channels, height, width = lq.shape  # gray is colour of three equal planes, as where OpenCV decodes a PNG
+        channels, height, width = lq.shape  # gray becomes three equal planes, as when OpenCV decodes a PNG
         if gt.shape != (3, scale * height, scale * width) or channels != 3:
             raise UserError(f"expected one or three planes and GT = {scale} x LQ, got GT {gt.shape} and LQ {lq.shape}")
         if min(height, width) < size:
-            raise UserError(f"LQ is {width} x {height}, less than the {size} of gt_size / scale")
+            raise UserError(f"LQ is {width} x {height}, expected at least {size} (gt_size / scale)")
         top, left = rng.randint(0, height - size), rng.randint(0, width - size)
         lq = lq[:, top : top + size, left : left + size]
         top, left = scale * top, scale * left
         return lq, gt[:, top : top + gt_size, left : left + gt_size]
 
     def _augment(self, lq: Planes, gt: Planes, rng: random.Random | ModuleType) -> tuple[Planes, Planes]:
-        """BasicSR's augment as a change of strides."""
+        """Augment like BasicSR's augment, by changing strides."""
         hflip = self.opt["use_hflip"] and rng.random() < 0.5
         vflip = self.opt["use_rot"] and rng.random() < 0.5
         transpose = self.opt["use_rot"] and rng.random() < 0.5
@@ -100,12 +100,12 @@ class PairedRawDataset(Dataset):
 
 def _check_options(opt: dict[str, Any]) -> None:
     if opt["phase"] != "train":
-        raise UserError("PairedRawDataset is for training; whole images: type: PairedImageDataset, on folders or PNG")
+        raise UserError("PairedRawDataset is for training only: use type: PairedImageDataset for whole images")
     given = [name for name in _NOT_TAKEN if opt.get(name) is not None]
     if given:
-        raise UserError(f"PairedRawDataset takes no {', '.join(given)}: it hands over the records; remove the key")
+        raise UserError(f"PairedRawDataset does not support {', '.join(given)}: remove the key")
     if (opt.get("io_backend") or {"type": "lmdb"})["type"] != "lmdb":
-        raise UserError("PairedRawDataset reads raw LMDBs alone: io_backend: {type: lmdb}")
+        raise UserError("PairedRawDataset reads raw LMDBs only: set io_backend: {type: lmdb}")
 
 
 def _read_raw_meta_info(root: str) -> MetaInfo:
@@ -113,7 +113,7 @@ def _read_raw_meta_info(root: str) -> MetaInfo:
     if not info.raw:
         output = f"{root.removesuffix('.lmdb')}_raw.lmdb"
         raise UserError(
-            f"PairedRawDataset reads raw records, {root} has PNG: give type: PairedImageDataset, or convert it by "
+            f"PairedRawDataset reads raw records, but {root} has PNG: use type: PairedImageDataset, or convert it with "
             f"`python scripts/create_lmdb.py --input {root} --output {output} --lmdb raw`"
         )
     return info

@@ -1,4 +1,4 @@
-"""Samples that are the same in every run, and what to do with those that cannot be used."""
+"""Reproducible training samples, and the handling of samples that cannot be used."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from torch.utils.data import Dataset
 
 Batch = dict[str, Any]
 
-_MAX_CONSECUTIVE_BAD = 10  # replacements that are bad as well: then it is not one image, it is the disk
+_MAX_CONSECUTIVE_BAD = 10  # bad replacements in a row: the cause is the disk, not one image
 _WORKER_PREFIX = f"{UserError.__module__}.{UserError.__qualname__}: "
 
 
 class SeededDataset(Dataset):
-    """A dataset whose random choices depend on (seed, epoch, place in the epoch) alone.
+    """A dataset whose random choices depend only on (seed, epoch, position in the epoch).
 
-    Not on the number of workers or processes, and not on where a run was interrupted. The program's own random state is
-    left as it was. Another sample takes the place of one that cannot be used: an error in a worker process would reach
-    the user as a traceback, and hold the run up while it ends. What follows from it :class:`BadSamples` decides.
+    They do not depend on the number of workers or processes, nor on where a run was interrupted. The global random
+    state is left unchanged. A sample that cannot be used is replaced by another one, because an error in a worker
+    process would stall the run and show a traceback; ``BadSamples`` then decides what to do.
 
     Args:
-        dataset: Any dataset that draws from Python's, NumPy's or torch's global generator (CPU), as BasicSR's do. One
-            that has a method ``sample(index, rng)`` is given a generator of its own instead, in the same state as
-            Python's would be: setting and restoring three global states takes longer than some samples.
+        dataset: Any dataset that draws from Python's, NumPy's or torch's global generator (CPU), as BasicSR's do. If it
+            has a method ``sample(index, rng)``, it is called with a generator in the state that Python's would have:
+            setting and restoring three global states takes longer than some samples.
         seed: ``manual_seed`` of the run.
     """
 
@@ -45,10 +45,10 @@ class SeededDataset(Dataset):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, key: tuple[int, int, int]) -> Batch:
-        """The sample of ``(epoch, place, index)``, with an entry ``bad``: what it stands in for and why, a line each.
+        """Return the sample of ``(epoch, position, index)``; its entry ``bad`` lists replaced samples, one per line.
 
         Raises:
-            UserError: None of its replacements can be used either; the message names the file or key.
+            UserError: No replacement can be used either; the message names the file or key.
         """
         epoch, place, index = key
         bad: list[str] = []
@@ -70,7 +70,7 @@ class SeededDataset(Dataset):
             return self.dataset[index]
 
     def _name(self, index: int) -> str:
-        paths = getattr(self.dataset, "paths", None)  # BasicSR's paired datasets have them
+        paths = getattr(self.dataset, "paths", None)  # an attribute of BasicSR's paired datasets
         if paths is None:
             return str(index)
         path = paths[index]
@@ -78,22 +78,24 @@ class SeededDataset(Dataset):
 
 
 def _reason_of_dead_worker(text: str) -> str | None:
-    """What to tell the user where shared memory or memory ended a loader's worker; None for other errors."""
+    """Return the message if (shared) memory ended a loader's worker; None for other errors."""
     fewer = "lower datasets: train: num_worker_per_gpu (0 needs none) or the mini-batch"
     if any(sign in text for sign in ("Bus error", "shared memory", "shm", "No space left on device")):
         free = f"{shutil.disk_usage('/dev/shm').free / 1e6:,.0f} MB are free" if os.path.isdir("/dev/shm") else "full"
         return f"shared memory (/dev/shm, {free}) is too small for the batches: docker run --shm-size=8g, or {fewer}"
     if "killed by signal: Killed" in text or "exited unexpectedly" in text:
-        return f"a loader's worker was killed, which is what happens when memory runs out: {fewer}"
+        return f"a data loader worker was killed, most likely because memory ran out: {fewer}"
     return None
 
 
 def _readable(error: Exception) -> str:
-    # What BasicSR says of a file that does not decode, is empty, or of a key that is not there.
+    # BasicSR's errors for a file that is empty or does not decode, and for a missing key.
     if isinstance(error, cv2.error) or "NoneType" in str(error):
         return "it is missing or does not decode"
     text = " ".join(" ".join(map(str, error.args or [error])).split())
-    advice = "cut the GT to a multiple of the scale (extract_subimages.py --crop), or make the LQ again by make_lr.py"
+    advice = (
+        "cut the GT to a multiple of the scale (extract_subimages.py --crop), or create the LQ again with make_lr.py"
+    )
     return f"{text} {advice}" if text.startswith("Scale mismatches.") else text
 
 
@@ -113,15 +115,15 @@ def _random_state(seeds: np.random.SeedSequence) -> Iterator[None]:
 
 
 class BadSamples:
-    """What could not be used in this process: ends the run, or is logged and counted until it is too much.
+    """Samples that this process could not use: the first one stops the run, or they are counted up to a limit.
 
     With ``skip``, a share of an epoch (at least one sample) may be bad within the first epoch, later a share of the
-    samples seen; an image counts every time it is met. A run that is resumed begins to count anew.
+    samples seen; an image counts each time it is drawn. The count restarts when a run is resumed.
 
     Args:
         on_bad_image: ``stop`` or ``skip``.
         most: ``max_bad_share``, 0 to 1.
-        epoch: Samples of this process in an epoch.
+        epoch: Number of samples of this process per epoch.
     """
 
     def __init__(self, on_bad_image: str, most: float, epoch: int) -> None:
@@ -132,10 +134,10 @@ class BadSamples:
         self.count = 0
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass batches on, without their entry ``bad``.
+        """Yield the batches without their entry ``bad``.
 
         Raises:
-            UserError: One is bad (``stop``), or too many are (``skip``); or a worker's, without the worker's traceback.
+            UserError: A sample is bad (``stop``), too many are (``skip``), or a worker failed (without its traceback).
         """
         try:
             for batch in batches:
@@ -143,7 +145,7 @@ class BadSamples:
                 yield batch
         except UserError as error:
             raise UserError(str(error).rpartition(_WORKER_PREFIX)[2].rstrip()) from error
-        except RuntimeError as error:  # torch's, of a worker that was killed or that got no shared memory
+        except RuntimeError as error:  # from torch: a worker was killed or got no shared memory
             reason = _reason_of_dead_worker(str(error))
             if reason is None:
                 raise
@@ -153,12 +155,12 @@ class BadSamples:
         self.seen += len(bad)
         for reason in (line for lines in bad for line in lines.splitlines()):
             if self.on_bad_image == "stop":
-                raise UserError(f"{reason}; mend or remove it, or leave such out: datasets: train: on_bad_image: skip")
+                raise UserError(f"{reason}; fix or remove it, or set datasets: train: on_bad_image: skip")
             self.count += 1
-            # An error, for BasicSR silences the warnings of all processes but the first.
+            # Log as an error, because BasicSR silences warnings on all ranks but 0.
             get_root_logger().error(f"skipped ({self.count} so far): {reason}")
             if self.count > max(1, self.most * max(self.seen, self.epoch)):
                 raise UserError(
                     f"{self.count} samples cannot be used, more than max_bad_share: {self.most:g} of those seen; "
-                    f"`python scripts/check_dataset.py` names all of them; the last: {reason}"
+                    f"`python scripts/check_dataset.py` lists all of them; the last: {reason}"
                 )

@@ -1,4 +1,4 @@
-"""Images wherever they lie: the files of a folder, or the records of an LMDB of either form."""
+"""Images from any source: the files of a folder, or the records of an LMDB of either format."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ImageSource:
-    """One image to be read.
+    """One image to read.
 
     Attributes:
-        path: the file, or the LMDB that the record is in.
-        key: name without extension, the record's key.
-        shape: of a record, (height, width, channels) as ``meta_info.txt`` has it; None for a file.
-        raw: whether the record is raw.
+        path: The file, or the LMDB with the record.
+        key: Name without extension; the record's key.
+        shape: (height, width, channels) from ``meta_info.txt`` for a record; None for a file.
+        raw: Whether the record is raw.
     """
 
     path: Path
@@ -34,23 +34,23 @@ class ImageSource:
 
     @property
     def place(self) -> Path:
-        """What to call it in messages: the file, or the LMDB and behind it the key."""
+        """The path for messages: the file, or the LMDB followed by the key."""
         return self.path if self.shape is None else self.path / self.key
 
     @property
     def name(self) -> str:
-        """The file's name with extension; of a record, the name it would have as a PNG file."""
+        """The file's name with extension; for a record, its name as a PNG file."""
         return self.path.name if self.shape is None else f"{self.key}.png"
 
     def is_turned(self) -> bool:
-        """Whether it is a file with an EXIF orientation that is not upright."""
+        """Whether this is a file whose EXIF orientation is not upright."""
         return self.shape is None and exif_orientation(self.path.read_bytes()) != 1
 
     def read(self, *, gray: bool = False) -> NDArray[np.uint8]:
         """Read ``(H, W, 3)`` BGR uint8, with ``gray`` also ``(H, W)``.
 
         Raises:
-            BadImageError: as ``read_image``, or the record is missing or of another shape.
+            BadImageError: See ``read_image``, or the record is missing or has another shape.
         """
         if self.shape is None:
             return read_image(self.path, gray=gray)
@@ -64,15 +64,15 @@ class ImageSource:
         if not gray and image.ndim == 2:
             raise BadImageError("is gray, expected three colour channels without alpha")
         if (*image.shape, 1)[:3] != self.shape:
-            raise BadImageError(f"is {_text(image.shape)}, its meta_info.txt says {_text(self.shape)}")
+            raise BadImageError(f"is {_text(image.shape)}, but its meta_info.txt says {_text(self.shape)}")
         return image
 
 
 def find_sources(place: Path) -> list[ImageSource]:
-    """The images of a folder (not of folders in it), or the records that an LMDB's ``meta_info.txt`` names, sorted.
+    """List the images of a folder (not of subfolders), or the records in an LMDB's ``meta_info.txt``, sorted.
 
     Raises:
-        UserError: no such folder, no image in it, or no LMDB of a known form.
+        UserError: No such folder, no image in it, or not an LMDB of a known format.
     """
     if place.suffix != ".lmdb":
         return [ImageSource(path, path.stem) for path in find_images(place)]

@@ -1,4 +1,4 @@
-"""From options to batches: datasets, loaders, and a training stream that can start at any iteration."""
+"""Build datasets and loaders from options, and a training stream that can start at any iteration."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from torch.utils.data import DataLoader, Dataset
 Batch = dict[str, Any]
 
 HOW_TO_GET_DATA = (
-    "the data of the paper is made by\n"
+    "to create the paper's data, run\n"
     "  python scripts/download_datasets.py div2k\n"
     "  python scripts/extract_subimages.py\n"
-    "and datasets/README.md shows the tree that is expected"
+    "datasets/README.md shows the expected tree"
 )
 
-HOW_TO_GET_TEST_SETS = "datasets/README.md says where they come from and shows the tree that is expected"
+HOW_TO_GET_TEST_SETS = "datasets/README.md lists their sources and the expected tree"
 
 
 class TrainSampler(EnlargedSampler):
-    """BasicSR's order of samples, with the keys of :class:`SeededDataset`, from any place in the epoch.
+    """BasicSR's sample order with the keys of ``SeededDataset``, starting anywhere in the epoch.
 
-    BasicSR makes an epoch longer until the processes can share it, so that the order depends on their number. Here the
-    few samples that cannot be shared are left out at its end instead.
+    BasicSR extends an epoch to a multiple of the number of processes, so the order depends on that number. Here the few
+    samples that cannot be shared are dropped at the end instead.
 
     Attributes:
-        start: Places at the beginning of the epoch to leave out.
+        start: Number of samples to skip at the beginning of the epoch.
     """
 
     start = 0
@@ -67,11 +67,11 @@ class TrainStream:
 
     Args:
         opt: All options; reads ``datasets: train``, ``manual_seed``, ``rank``, ``world_size``, ``dist``, ``num_gpu``.
-        origin: The :meth:`position` of the run that this one goes on from. Only what it has not seen of its epoch is
-            left of it, whatever the mini-batch was.
+        origin: The ``position`` of the run that is resumed. The current epoch continues with the samples not yet seen,
+            whatever the mini-batch size was.
 
     Attributes:
-        batch_size: Samples of an iteration, of all processes together.
+        batch_size: Samples per iteration over all processes.
 
     Raises:
         UserError: There is not enough data for one batch.
@@ -104,11 +104,11 @@ class TrainStream:
     def _build_loader(self) -> DataLoader:
         prefetch_mode, workers = self.dataset_opt.get("prefetch_mode"), self.dataset_opt.get("num_worker_per_gpu")
         if prefetch_mode == "cuda" and not torch.cuda.is_available():
-            raise UserError("datasets: train: prefetch_mode: cuda needs a GPU; ~ or cpu work everywhere")
+            raise UserError("datasets: train: prefetch_mode: cuda needs a GPU: use ~ or cpu")
         if prefetch_mode == "cpu" and workers == 0:
             raise UserError(
-                "datasets: train: prefetch_mode: cpu without workers reads in a thread, which shares its random state "
-                "with the training: set num_worker_per_gpu to 1 or more, or prefetch_mode to ~"
+                "datasets: train: prefetch_mode: cpu without workers reads in a thread that shares the random state "
+                "of the training: set num_worker_per_gpu to 1 or more, or prefetch_mode to ~"
             )
         loader: DataLoader = build_dataloader(
             SeededDataset(self.dataset, self.opt["manual_seed"]),
@@ -118,17 +118,18 @@ class TrainStream:
             sampler=self.sampler,
             seed=self.opt["manual_seed"],
         )
-        # Each start of a loader draws a seed for its workers, who need none: not from the training's random state.
+        # Each iteration over a loader draws a seed for its workers; keep that out of the training's random state.
         loader.generator = torch.Generator()
         loader.worker_init_fn = outlive_signals
         return loader
 
     def position(self, iteration: int) -> dict[str, int]:
-        """Where the stream is after ``iteration`` iterations, for a checkpoint.
+        """Return the position of the stream after ``iteration`` iterations, for a checkpoint.
 
         Returns:
-            ``iter``, ``epoch``, ``sample`` (how many of the epoch's are consumed, over all processes), and what
-            decides on the rest: ``batch_size`` and ``epoch_size``.
+            ``iter``, ``epoch``, ``sample`` (samples of the epoch consumed over all processes), and the sizes they
+            depend
+            on: ``batch_size`` and ``epoch_size``.
         """
         sizes = {"batch_size": self.batch_size, "epoch_size": self.sampler.total_size}
         epoch, sample = self.origin["epoch"], self.origin["sample"]
@@ -140,11 +141,11 @@ class TrainStream:
         return {"iter": iteration, "epoch": epoch + 1 + epochs, "sample": done * self.batch_size, **sizes}
 
     def epoch_of(self, iteration: int) -> int:
-        """The epoch that the batch after ``iteration`` iterations belongs to."""
+        """Return the epoch of the batch that follows ``iteration`` iterations."""
         return self.position(iteration)["epoch"]
 
     def batches(self, iteration: int) -> Iterator[Batch]:
-        """Batches from just after ``iteration`` on, for ever."""
+        """Yield batches endlessly, starting after ``iteration`` iterations."""
         position = self.position(iteration)
         epoch, self.sampler.start = position["epoch"], position["sample"]
         while True:
@@ -162,10 +163,10 @@ class TrainStream:
 
 
 class RecordingPrefetcher(CUDAPrefetcher):
-    """BasicSR's prefetcher, which keeps a batch's memory until the training stream has read it.
+    """BasicSR's prefetcher, keeping a batch's memory alive until the training stream has read it.
 
-    Batches are allocated on the copying stream. Without ``record_stream`` the allocator would give a dropped batch's
-    memory to the next copy while kernels of the training stream, which Python runs ahead of, still read it.
+    Batches are allocated on the copy stream. Without ``record_stream`` the allocator could reuse a dropped batch's
+    memory for the next copy while queued kernels of the training stream still read it.
     """
 
     def next(self) -> Batch | None:
@@ -178,7 +179,7 @@ class RecordingPrefetcher(CUDAPrefetcher):
 
 
 def _from_thread(loader: PrefetchDataLoader) -> Iterator[Batch]:
-    """Batches of BasicSR's fetching thread, which would die of an error and leave the training waiting for ever."""
+    """Yield batches from BasicSR's prefetch thread and re-raise its errors, which would otherwise hang the run."""
 
     def outcomes() -> Iterator[Batch | Exception]:
         try:
@@ -193,19 +194,19 @@ def _from_thread(loader: PrefetchDataLoader) -> Iterator[Batch]:
 
 
 def batch_size_per_gpu(opt: dict[str, Any]) -> int:
-    """``batch_size_per_gpu``, or the share of ``batch_size_total``, which stays the same on any number of processes."""
+    """Return ``batch_size_per_gpu``, or this process's share of ``batch_size_total``."""
     dataset_opt = opt["datasets"]["train"]
     total, processes = dataset_opt.get("batch_size_total"), opt["world_size"] if opt["dist"] else max(opt["num_gpu"], 1)
     if total is None:
         return dataset_opt["batch_size_per_gpu"]
     if total < processes or total % processes:
-        raise UserError(f"datasets: train: batch_size_total: {total} cannot be shared by {processes} processes")
+        raise UserError(f"datasets: train: batch_size_total: {total} is not a multiple of the {processes} processes")
     return total // processes
 
 
 def _build(dataset_opt: dict[str, Any]) -> Any:
-    """BasicSR's dataset; what it finds wrong with the files (counts, names, a broken LMDB) is a UserError."""
-    # BasicSR asks for these keys by `in` alone, and would open or format None.
+    """Build BasicSR's dataset; problems with the files (counts, names, a damaged LMDB) become a UserError."""
+    # BasicSR checks these keys with `in` only, and would open or format None.
     unset = [key for key in ("meta_info_file", "filename_tmpl") if dataset_opt.get(key, "") is None]
     dataset_opt = {key: value for key, value in dataset_opt.items() if key not in unset}
     try:
@@ -214,7 +215,7 @@ def _build(dataset_opt: dict[str, Any]) -> Any:
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         raise UserError(f"datasets: {dataset_opt['name']}: {error}") from error
     if isinstance(getattr(dataset, "paths", None), list):
-        # BasicSR lists a folder as the file system does, which differs from machine to machine, and so between ranks.
+        # BasicSR keeps the file system's order, which may differ between machines and therefore between ranks.
         dataset.paths.sort(key=str)
         _refuse_foreign_files(dataset, dataset_opt)
         _check_paths(dataset, dataset_opt)
@@ -226,26 +227,26 @@ def _build(dataset_opt: dict[str, Any]) -> Any:
 
 
 def _refuse_foreign_files(dataset: Any, dataset_opt: dict[str, Any]) -> None:
-    """Refuse files such as Thumbs.db: BasicSR takes every file of a folder, and would fail when it comes to them."""
+    """Refuse files such as Thumbs.db: BasicSR treats every file as an image and would fail during training."""
     paths = [path for entry in dataset.paths for path in (entry.values() if isinstance(entry, dict) else [entry])]
     for path in paths:
         unusual = os.path.splitext(str(path))[1].lower() not in IMAGE_SUFFIXES
         if unusual and os.path.isfile(path) and not cv2.haveImageReader(str(path)):
-            raise UserError(f"datasets: {dataset_opt['name']}: expected images, {path} is none: remove it")
+            raise UserError(f"datasets: {dataset_opt['name']}: expected images only, got {path}: remove it")
 
 
 def _check_paths(dataset: Any, dataset_opt: dict[str, Any]) -> None:
-    """Drop blank lines of a ``meta_info_file``; refuse files that are missing and an LQ that two GT would share."""
+    """Drop blank lines of a ``meta_info_file``; refuse missing files and two GT that share an LQ."""
     meta_info_file = dataset_opt.get("meta_info_file")
     if meta_info_file is None or (dataset_opt.get("io_backend") or {}).get("type") != "disk":
         return
     name = f"datasets: {dataset_opt['name']}: meta_info_file {meta_info_file}"
     pairs = [paths if isinstance(paths, dict) else {"lq_path": paths} for paths in dataset.paths]
-    kept = [pair for pair in pairs if not any(path.endswith(os.sep) for path in pair.values())]  # of a blank line
+    kept = [pair for pair in pairs if not any(path.endswith(os.sep) for path in pair.values())]  # from a blank line
     ids = {id(pair) for pair in kept}
     missing = [path for pair in kept for path in pair.values() if not os.path.isfile(path)]
     if missing:
-        raise UserError(f"{name}: expected one file name a line, {len(missing)} files are missing, first {missing[0]}")
+        raise UserError(f"{name}: expected one file name per line, {len(missing)} files are missing, e.g. {missing[0]}")
     first: dict[str, str] = {}
     for pair in kept:
         lq, gt = pair.get("lq_path", ""), pair.get("gt_path", "")
@@ -255,7 +256,7 @@ def _check_paths(dataset: Any, dataset_opt: dict[str, Any]) -> None:
 
 
 def _refuse_bad_lmdbs(dataset_opt: dict[str, Any]) -> None:
-    """Refuse LMDBs that are cut off, and raw records for BasicSR's datasets: a UserError says what to do."""
+    """Refuse damaged LMDBs, and raw records for BasicSR's datasets."""
     kind = dataset_opt["type"]
     for root in (str(dataset_opt.get(name)) for name in ("dataroot_gt", "dataroot_lq")):
         if not root.endswith(".lmdb"):
@@ -264,28 +265,28 @@ def _refuse_bad_lmdbs(dataset_opt: dict[str, Any]) -> None:
         refuse_damaged(root)
         if kind != "PairedRawDataset" and is_raw(root):
             raise UserError(
-                f"{root} has raw records, which {kind} cannot read: give type: PairedRawDataset (to train), or convert "
-                f"it by `python scripts/create_lmdb.py --input {root} --lmdb png --output NEW.lmdb`"
+                f"{root} has raw records, which {kind} cannot read: set type: PairedRawDataset (to train), or convert "
+                f"it with `python scripts/create_lmdb.py --input {root} --lmdb png --output NEW.lmdb`"
             )
 
 
 def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:
-    """The data folders of a dataset's options that do not exist."""
+    """Return the data folders in a dataset's options that do not exist."""
     roots = (dataset_opt.get("dataroot_gt"), dataset_opt.get("dataroot_lq"))
     return [root for root in roots if root is not None and not Path(root).is_dir()]
 
 
 def require_training_data(opt: dict[str, Any]) -> None:
-    """Refuse to start without the training data: a UserError names the folder and the commands that make it."""
+    """Raise a UserError that names the missing training data and the commands that create it."""
     if "train" not in opt["datasets"]:
-        raise UserError("datasets: there is no `train`, which train.py needs")
+        raise UserError("datasets: expected a `train` entry, which train.py needs")
     missing = missing_folders(opt["datasets"]["train"])
     if missing:
         raise UserError(f"datasets: train: no such folder: {' and '.join(missing)}; {HOW_TO_GET_DATA}")
 
 
 def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
-    """Loaders of the sets of a phase (``val`` or ``test``) that are there; those that are not are named in the log."""
+    """Build loaders for the data sets of a phase (``val`` or ``test``); missing ones are logged and skipped."""
     logger = get_root_logger()
     loaders = []
     for dataset_opt in opt["datasets"].values():

@@ -1,4 +1,4 @@
-"""Signals in the worker processes of a data loader."""
+"""Signal handling in data loader workers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import threading
 
 
 def outlive_signals(worker_id: int = 0) -> None:
-    """For a loader's workers: a signal to the whole process group is not for them, the last step needs their samples.
+    """Ignore signals to the process group in a worker, because the last step still needs its samples.
 
-    SIGTERM of their own parent ends them, at once: so it does at its exit. That a signal's sender is known takes a
-    thread that waits for it.
+    SIGTERM from the parent still ends the worker at once. A thread waits for the signal, because only ``sigwaitinfo``
+    gives the sender.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

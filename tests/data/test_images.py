@@ -46,7 +46,7 @@ def test_an_opaque_alpha_is_left_out(tmp_path: Path) -> None:
 
 def test_sixteen_bits_and_alpha_are_refused(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "deep.png"), COLOUR.astype(np.uint16) * 257)
-    with pytest.raises(BadImageError, match="16 bits a channel, expected 8"):
+    with pytest.raises(BadImageError, match="16 bits per channel, expected 8"):
         read_image(tmp_path / "deep.png")
     cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([COLOUR, COLOUR[:, :, :1]]))
     with pytest.raises(BadImageError, match="colour with alpha"):
@@ -66,7 +66,7 @@ def test_a_file_that_is_cut_off_is_never_half_an_image(tmp_path: Path, suffix: s
 @pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_no_image_says_so(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(BadImageError, match=r"is empty|no image|cut off"):
+    with pytest.raises(BadImageError, match=r"is empty|not an image|truncated"):
         read_image(tmp_path / "a.png")
 
 
@@ -86,7 +86,7 @@ def test_too_many_pixels_are_refused_before_decoding(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
     (tmp_path / "bomb.png").write_bytes(claim(side, side))
-    with pytest.raises(BadImageError, match=r"megapixels, at most 134|refused before decoding: .*3600000000"):
+    with pytest.raises(BadImageError, match=r"megapixels, expected at most 134|refused before decoding: .*3600000000"):
         read_image(tmp_path / "bomb.png")
 
 
@@ -121,7 +121,7 @@ def test_find_images_takes_images_only_and_sorts(tmp_path: Path) -> None:
     assert [path.name for path in find_images(tmp_path)] == ["a.jpg", "b.PNG"]
     with pytest.raises(UserError, match="no image in"):
         find_images(tmp_path / "folder.png")
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="no such folder"):
         find_images(tmp_path / "missing")
 
 
@@ -154,4 +154,4 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     for name in ("a.png", ".hidden", "b.HEIC", "c.heic", "notes"):
         (tmp_path / name).touch()
     (tmp_path / "sub").mkdir()
-    assert left_out(tmp_path) == f"{tmp_path}: left out 4 that are no images (2 .heic, 1 folder, 1 no suffix)"
+    assert left_out(tmp_path) == f"{tmp_path}: ignored 4 that are not images (2 .heic, 1 folder, 1 no suffix)"

@@ -110,5 +110,5 @@ def test_mod_crop_cuts_bottom_and_right() -> None:
     ],
 )
 def test_what_cannot_be_resized_is_refused(image: NDArray[np.uint8], scale: float) -> None:
-    with pytest.raises(ValueError, match="imresize takes"):
+    with pytest.raises(ValueError, match="imresize expects"):
         imresize(image, scale)

@@ -157,9 +157,9 @@ def test_png_records_are_refused_with_the_command(lmdbs: Path) -> None:
     ("changes", "message"),
     [
         ({"phase": "val"}, "PairedRawDataset is for training"),
-        ({"mean": [0.5, 0.5, 0.5]}, "takes no mean"),
-        ({"color": "y"}, "takes no color"),
-        ({"io_backend": {"type": "disk"}}, "raw LMDBs alone"),
+        ({"mean": [0.5, 0.5, 0.5]}, "does not support mean"),
+        ({"color": "y"}, "does not support color"),
+        ({"io_backend": {"type": "disk"}}, "raw LMDBs only"),
     ],
 )
 def test_what_does_not_go_with_raw_records_is_refused(lmdbs: Path, changes: dict[str, Any], message: str) -> None:
@@ -179,7 +179,7 @@ def write_lmdb(path: Path, *records: Record) -> None:
     [
         ((48, 48, 3), (10, 12, 3), r"GT = 4 x LQ, got GT \(3, 48, 48\) and LQ \(3, 10, 12\)"),
         ((48, 48, 2), (12, 12, 2), "expected one or three planes"),
-        ((24, 24, 3), (6, 6, 3), "LQ is 6 x 6, less than the 8"),
+        ((24, 24, 3), (6, 6, 3), "LQ is 6 x 6, expected at least 8"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(tmp_path: Path, gt: Any, lq: Any, message: str) -> None:
@@ -198,7 +198,7 @@ def test_records_that_are_not_what_meta_info_says(tmp_path: Path) -> None:
         lines = f"a.raw ({side + 4},{side},3) planes\nb.raw ({side},{side},3) planes\n"
         (path / "meta_info.txt").write_text(lines)
     raw = SeededDataset(dataset(tmp_path, "PairedRawDataset"), 0)
-    with pytest.raises(UserError, match=r"sample a cannot be used: has 432 bytes, .* 12 x 16 x 3 of meta_info"):
+    with pytest.raises(UserError, match=r"sample a cannot be used: has 432 bytes, .* meta_info.txt says 12 x 16 x 3"):
         raw[0, 0, 0]
     with pytest.raises(UserError, match=r"sample b cannot be used: is not in .*gt_bicubic_X4_sub.lmdb, though"):
         raw[0, 0, 1]
@@ -215,7 +215,7 @@ def test_an_lmdb_that_is_cut_off_is_refused_before_it_is_read(lmdbs: Path, tmp_p
     TrainStream(opt)
     with (root / "gt_sub.lmdb" / "data.mdb").open("r+b") as file:
         file.truncate(100_000)
-    with pytest.raises(UserError, match=r"data.mdb is cut off: it has 100,000 of [0-9,]+ bytes"):
+    with pytest.raises(UserError, match=r"data.mdb is truncated: it has 100,000 of [0-9,]+ bytes"):
         TrainStream(opt)
 
 
@@ -224,7 +224,7 @@ def test_an_lmdb_that_is_cut_off_is_refused_before_it_is_read(lmdbs: Path, tmp_p
     [
         ("", "it is empty"),
         ("a.png (1,2,3) 1\nnonsense\n", "line 2 is 'nonsense'"),
-        ("a.png (1,2,3) 1\nb.raw (1,2,3) planes\n", "has both"),
+        ("a.png (1,2,3) 1\nb.raw (1,2,3) planes\n", "got both"),
         ("ä.png (1,2,3) 1\n", "cannot be read"),
         (None, "cannot be read"),
     ],

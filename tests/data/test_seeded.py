@@ -74,7 +74,7 @@ def test_stop_names_the_file_without_a_traceback(spoilt: Path, workers: int) -> 
     message = str(caught.value)
     assert message.startswith("sample ")
     assert str(spoilt / "GT" / "image1.png") in message
-    assert "cannot be used: it is missing or does not decode; mend or remove it" in message
+    assert "cannot be used: it is missing or does not decode; fix or remove it" in message
 
 
 def test_the_fetching_thread_hands_its_error_on(pairs: Path) -> None:
@@ -180,7 +180,7 @@ def test_the_images_are_what_opencv_reads(pairs: Path) -> None:
     [
         ("DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that dataloader's", "--shm-size"),
         ("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)", "--shm-size"),
-        ("DataLoader worker (pid 9) is killed by signal: Killed.", "memory runs out"),
+        ("DataLoader worker (pid 9) is killed by signal: Killed.", "memory ran out"),
     ],
 )
 def test_a_worker_without_memory_is_one_message(text: str, expected: str) -> None:

@@ -90,7 +90,7 @@ def test_batch_size_total_is_the_same_on_any_number_of_processes(processes: int,
 
 
 def test_a_total_that_the_processes_cannot_share_is_refused(pairs: Path) -> None:
-    with pytest.raises(UserError, match="batch_size_total: 4 cannot be shared by 3 processes"):
+    with pytest.raises(UserError, match="batch_size_total: 4 is not a multiple of the 3 processes"):
         TrainStream(options(pairs, train={"batch_size_total": 4}, world_size=3, dist=True))
 
 
@@ -255,7 +255,7 @@ def test_a_meta_info_file_never_makes_a_wrong_pair(pairs: Path) -> None:
     listed.write_text("a/image0.png\nimage1.png\n")
     assert len(TrainStream(options(pairs, train=train)).dataset) == 2
     listed.write_text("image0.png\nimage 9.png\n")
-    with pytest.raises(UserError, match=r"2 files are missing, first .*/image$"):
+    with pytest.raises(UserError, match=r"2 files are missing, e.g. .*/image$"):
         TrainStream(options(pairs, train=train))
 
 
@@ -313,5 +313,5 @@ def test_a_file_that_is_no_image_is_refused_at_the_start(pairs: Path) -> None:
     for name in ("GT", "LRbicx4"):
         (pairs / name / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
     for build in (lambda: evaluation_loaders(evaluation_options(pairs), "val"), lambda: TrainStream(options(pairs))):
-        with pytest.raises(UserError, match=r"Thumbs\.db is none: remove it"):
+        with pytest.raises(UserError, match=r"got .*Thumbs\.db: remove it"):
             build()

@@ -1,1 +1,1 @@
-"""Fetching data sets: where they are, a download that resumes, and unpacking that stays in its folder."""
+"""Data set downloads: catalogue, resumable download, safe unpacking."""

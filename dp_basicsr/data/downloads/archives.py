@@ -1,4 +1,4 @@
-"""Unpacking the images of one folder of a zip or tar archive, without trusting the archive."""
+"""Unpack the images of one folder of a zip or tar archive, without trusting the archive."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.utils.staging import StagedFolder
 
 _BLOCK = 1 << 20
-_LARGEST = 64 << 30  # bytes unpacked: an order of magnitude above DIV2K's 3.5 GB, far below what a zip bomb aims at
+_LARGEST = 64 << 30  # bytes unpacked: well above DIV2K's 3.5 GB, well below a zip bomb
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class _Member:
-    """What we need to know of an entry: its name, whether it is a plain file or a folder, and its own handle."""
+    """An archive entry: its name, whether it is a regular file or a folder, and the library's own handle."""
 
     name: str
     is_file: bool
@@ -32,14 +32,14 @@ class _Member:
 
 
 def unpack_images(archive: Path, folder: str, target: Path, images: int) -> Path:
-    """Unpack the image files that lie directly in ``folder`` of ``archive`` into the new folder ``target``.
+    """Unpack the image files directly in ``folder`` of ``archive`` into the new folder ``target``.
 
-    All names are looked at before anything is written. An entry anywhere in the archive that leaves its folder
-    (``..``, an absolute path) or is neither file nor folder (links, devices) makes the whole archive refused.
+    All names are checked before anything is written. The archive is refused if any entry would leave its folder
+    (``..``, an absolute path) or is neither a file nor a folder (links, devices).
 
     Raises:
-        UserError: a dangerous entry, a damaged archive, a number of images other than ``images``, ``target`` exists.
-            Nothing is left of it.
+        UserError: An entry is dangerous, the archive is damaged, the number of images is not ``images``, or ``target``
+            exists. No partial output is left behind.
     """
     with StagedFolder(target) as staged:
         with _opened(archive) as source:
@@ -59,7 +59,7 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
         with zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive) as source:
             yield source
     except _DAMAGED as error:
-        raise UserError(f"{archive} is damaged or no archive ({error}): remove it and fetch it again") from error
+        raise UserError(f"{archive} is damaged or not an archive ({error}): delete it and download it again") from error
     except OSError as error:
         raise UserError(f"cannot unpack {archive}: {error}") from error
 
@@ -70,7 +70,7 @@ def _members(source: zipfile.ZipFile | tarfile.TarFile) -> Iterator[_Member]:
             yield _Member(entry.name, entry.isreg(), entry.isdir(), entry)
         return
     for info in source.infolist():
-        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the zip was not made on Unix
+        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if the zip was not made on Unix
         yield _Member(info.filename, not info.is_dir() and kind in (0, stat.S_IFREG), info.is_dir(), info)
 
 
@@ -90,7 +90,7 @@ def _is_image_in(name: str, folder: str) -> bool:
 
 
 def _copy(source: zipfile.ZipFile | tarfile.TarFile, member: _Member, path: Path, most: int, archive: Path) -> int:
-    """Copy one entry to the new file ``path``, counting what really comes out; returns its length."""
+    """Copy one entry to the new file ``path`` and return its length, counting the bytes actually unpacked."""
     length = 0
     with _open_member(source, member) as reader, path.open("xb") as writer:
         while block := reader.read(_BLOCK):
@@ -105,5 +105,5 @@ def _open_member(source: zipfile.ZipFile | tarfile.TarFile, member: _Member) -> 
     if isinstance(source, zipfile.ZipFile):
         return source.open(member.entry)  # type: ignore[arg-type]
     reader = source.extractfile(member.entry)  # type: ignore[arg-type]
-    assert reader is not None  # None only for what is no regular file, and is_file was checked
+    assert reader is not None  # None only for entries that are not regular files
     return reader

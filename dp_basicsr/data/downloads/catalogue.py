@@ -1,10 +1,10 @@
-"""Where the data sets come from: the one table of addresses, sizes and checksums.
+"""Addresses, sizes and checksums of the data sets.
 
-DIV2K: the challenge's own server; sizes and SHA-256 as TensorFlow Datasets publishes them (``div2k/checksums.tsv``).
-Benchmarks: the original pages are gone or serve results rather than images. The addresses are those of a public mirror
-(Hugging Face, ``eugenesiow``), pinned to the revision that added the files, so that what is behind them cannot
-change. An MD5 is published for Urban100 only; the others are checked by the length that the server declares, the
-archive's own checksum and the number of images.
+DIV2K: the challenge's own server; sizes and SHA-256 as published by TensorFlow Datasets (``div2k/checksums.tsv``).
+Benchmarks: the original pages are gone or serve results rather than images. The addresses point to a public mirror
+(Hugging Face, ``eugenesiow``), pinned to the revision that added the files, so their content cannot change. An MD5 is
+published for Urban100 only; the others are checked by the length that the server declares, the archive's own checksum
+and the number of images.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _BY_HAND = (
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """One data set to fetch.
+    """A data set to download.
 
     Attributes:
-        url: the archive.
-        folder: the folder in the archive that holds the images.
-        target: where these go, below the root of the data sets.
-        images: how many they are.
-        size: of the archive in bytes, where it is published.
-        checksum: ``sha256:...`` or ``md5:...`` of the archive, where it is published.
-        next_step: the command that makes the rest from it.
-        by_hand: what to do where the address does not answer.
+        url: URL of the archive.
+        folder: Folder in the archive that contains the images.
+        target: Destination of the images, relative to the root of the data sets.
+        images: Number of images.
+        size: Size of the archive in bytes, if published.
+        checksum: ``sha256:...`` or ``md5:...`` of the archive, if published.
+        next_step: Command that prepares the data from it.
+        by_hand: What to do if the address does not answer.
     """
 
     url: str
@@ -46,7 +46,7 @@ class DatasetSource:
 
     @property
     def file_name(self) -> str:
-        """Name of the archive."""
+        """File name of the archive."""
         return self.url.rsplit("/", 1)[-1]
 
 

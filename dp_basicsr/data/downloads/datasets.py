@@ -1,4 +1,4 @@
-"""Fetching a data set by name and putting its images where the option files expect them."""
+"""Download a data set by name and put its images where the option files expect them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dp_basicsr.errors import UserError
 
 
 def download_dataset(name: str, root: Path, *, base_url: str | None = None, keep_archive: bool = False) -> str:
-    """Fetch the data set ``name`` into its place below ``root``; returns what was done and what comes next.
+    """Download the data set ``name`` to its place below ``root``; return a summary and the next command.
 
     Args:
-        name: a key of ``dp_basicsr.data.downloads.catalogue.SOURCES``.
-        root: folder of the data sets.
-        base_url: take the archive of the same file name from here instead (a mirror).
-        keep_archive: leave the archive in ``root`` after it was unpacked.
+        name: A key of ``dp_basicsr.data.downloads.catalogue.SOURCES``.
+        root: Root folder of the data sets.
+        base_url: Download the archive of the same file name from this URL instead (a mirror).
+        keep_archive: Keep the archive in ``root`` after unpacking.
 
     Raises:
-        UserError: unknown name, nothing to be had (with the way by hand), a wrong or dangerous archive, or a folder
-            in the place that holds something else.
+        UserError: The name is unknown, the download failed (the message explains the manual download), the archive is
+            wrong or dangerous, or the target folder has other content.
     """
     if name not in SOURCES:
         raise UserError(f"unknown data set '{name}', expected one of {', '.join(SOURCES)}")
@@ -31,7 +31,7 @@ def download_dataset(name: str, root: Path, *, base_url: str | None = None, keep
     next_step = f"\nnext: {source.next_step.format(root=root)}" if source.next_step else ""
     if target.exists():
         _check_existing(target, source)
-        return f"{target}: there already, {source.images} images{next_step}"
+        return f"{target}: already exists, {source.images} images{next_step}"
     url = f"{base_url.rstrip('/')}/{source.file_name}" if base_url else source.url
     try:
         archive = fetch(url, root / source.file_name, size=source.size, checksum=source.checksum)
@@ -46,4 +46,4 @@ def download_dataset(name: str, root: Path, *, base_url: str | None = None, keep
 def _check_existing(target: Path, source: DatasetSource) -> None:
     found = len(find_images(target))
     if found != source.images:
-        raise UserError(f"{target} is there with {found} images, expected {source.images}: move it away first")
+        raise UserError(f"{target} already exists with {found} images, expected {source.images}: move it away first")

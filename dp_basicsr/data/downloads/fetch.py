@@ -1,4 +1,4 @@
-"""Fetching one file over HTTP: resumed where it was cut, checked, and in its place only when it is whole."""
+"""Download one file over HTTP: resumable, verified, and renamed into place only when complete."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tqdm import tqdm
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
-_ATTEMPTS = 4  # in a row that brought nothing new
+_ATTEMPTS = 4  # consecutive attempts without new data
 
 
-class _NotYetWholeError(Exception):
-    """The connection ended early; what came is kept."""
+class _IncompleteError(Exception):
+    """The connection ended early; the bytes received so far are kept."""
 
 
 _TRANSIENT = (
-    _NotYetWholeError,
+    _IncompleteError,
     urllib.error.URLError,
     http.client.HTTPException,
     ssl.SSLError,
@@ -36,18 +36,18 @@ _TRANSIENT = (
 
 
 def fetch(url: str, path: Path, *, size: int | None = None, checksum: str | None = None, pause: float = 1.0) -> Path:
-    """Download ``url`` to ``path``, by way of ``<path>.part``, from which a later call goes on.
+    """Download ``url`` to ``path`` via ``<path>.part``, which a later call resumes.
 
     Args:
         url: http or https.
-        path: the file to make; if it is there already it is only checked.
-        size: its length in bytes, where known.
-        checksum: ``sha256:<hex>`` or ``md5:<hex>``, where known.
-        pause: seconds before the second attempt, doubled for each further one.
+        path: Destination; if it exists, it is only verified.
+        size: Length in bytes, if known.
+        checksum: ``sha256:<hex>`` or ``md5:<hex>``, if known.
+        pause: Seconds before the second attempt, doubled for each further one.
 
     Raises:
-        UserError: the server refuses or does not answer (the part is kept), length or checksum differ (the file is
-            removed), or the disk is full. Each names the address.
+        UserError: The server refuses or does not answer (the partial file is kept), length or checksum differ (the
+            file is deleted), or the disk is full. Each message names the URL.
     """
     part = path.with_name(path.name + ".part")
     if not path.exists():
@@ -77,13 +77,13 @@ def _fetch_part(url: str, part: Path, size: int | None, pause: float) -> None:
             raise UserError(f"cannot write {part}: {error.strerror}") from error
         failures = 0 if _length(part) > before else failures + 1
         if failures == _ATTEMPTS:
-            kept = f"; {_length(part):,} bytes are kept, run the same command again to go on" if _length(part) else ""
-            raise UserError(f"could not fetch {url}: {getattr(reason, 'reason', reason)}{kept}")
+            kept = f"; {_length(part):,} bytes are kept, run the same command again to resume" if _length(part) else ""
+            raise UserError(f"could not download {url}: {getattr(reason, 'reason', reason)}{kept}")
         time.sleep(pause * 2 ** (failures - 1) if failures else 0)
 
 
 def _receive(url: str, part: Path, size: int | None) -> None:
-    """One request for what is missing, appended to ``part``."""
+    """Request the missing bytes once and append them to ``part``."""
     offset = _length(part)
     if size is not None and offset == size:
         return
@@ -95,7 +95,7 @@ def _receive(url: str, part: Path, size: int | None) -> None:
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and offset:  # nothing lies behind what we have: it is the whole file, or another one
+        if error.code == 416 and offset:  # no bytes after ours: complete, or a different file
             _settle_416(error, part, offset)
             return
         raise
@@ -108,11 +108,11 @@ def _settle_416(error: urllib.error.HTTPError, part: Path, offset: int) -> None:
     total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
     if not (total and int(total[1]) == offset):
         part.unlink()
-        raise _NotYetWholeError("the part was longer than the file; starting again")
+        raise _IncompleteError("the part was longer than the file; starting again")
 
 
 def _position(url: str, response: http.client.HTTPResponse, offset: int, size: int | None) -> tuple[int, int | None]:
-    """Where the response's bytes belong, and the length of the whole file if it is known."""
+    """Return the offset of the response's bytes, and the length of the complete file if known."""
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if not match or int(match[1]) != offset:
@@ -120,7 +120,7 @@ def _position(url: str, response: http.client.HTTPResponse, offset: int, size: i
                 f"{url} answered a request for bytes from {offset} with {response.headers.get('Content-Range')}"
             )
         total = int(match[2]) if match[2] != "*" else None
-    else:  # the server knows no ranges and begins anew
+    else:  # the server does not support ranges and starts from 0
         offset, length = 0, response.headers.get("Content-Length")
         total = int(length) if length else None
     if size is not None and total is not None and total != size:
@@ -144,7 +144,7 @@ def _append(response: http.client.HTTPResponse, part: Path, offset: int, total: 
             received += len(block)
             bar.update(len(block))
     if total is not None and received < total:
-        raise _NotYetWholeError(f"the connection ended after {received:,} of {total:,} bytes")
+        raise _IncompleteError(f"the connection ended after {received:,} of {total:,} bytes")
 
 
 def _check_file(url: str, path: Path, size: int | None, checksum: str | None) -> None:
@@ -155,7 +155,7 @@ def _check_file(url: str, path: Path, size: int | None, checksum: str | None) ->
     else:
         return
     path.unlink()
-    raise UserError(f"what came from {url} is {found}; it has been removed, run the same command again")
+    raise UserError(f"the file from {url} is {found}; it was deleted, run the same command again")
 
 
 def _digest(path: Path, name: str) -> str:

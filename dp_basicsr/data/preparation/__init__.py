@@ -1,1 +1,1 @@
-"""Preparing data: from a folder of HR images to sub-images, their LR and LMDBs, in parallel and never half-written."""
+"""Prepare training data in parallel: from a folder of HR images to sub-images, their LR and LMDBs."""

@@ -1,4 +1,4 @@
-"""Going through every pair of a data set before days are spent on it: what does not decode, fit or belong there."""
+"""Check every pair of a data set before training: unreadable, mismatched and foreign files."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class PairedSet:
-    """A GT and its LQ, each a folder or an LMDB.
+    """A GT set and its LQ set, each a folder or an LMDB.
 
     Attributes:
-        gt: folder or LMDB.
-        lq: folder or LMDB.
-        scale: GT size over LQ size.
-        gt_size: side of a training crop in GT pixels; None for a test set, of whose GT BasicSR cuts off the rest of
-            fewer than ``scale`` pixels beyond scale x LQ, and takes gray as colour.
+        gt: Folder or LMDB.
+        lq: Folder or LMDB.
+        scale: GT size divided by LQ size.
+        gt_size: Side of a training crop in GT pixels; None for a test set, where gray images are allowed and the GT may
+            exceed scale x LQ by fewer than ``scale`` pixels (BasicSR crops them).
         template: BasicSR's ``filename_tmpl``: the LQ's name from the GT's, ``{}x4`` for DIV2K's own LR images.
-        names: the GT files that count (``meta_info_file``); None for all.
+        names: The GT files to use (``meta_info_file``); None for all.
     """
 
     gt: Path
@@ -49,7 +49,7 @@ class PairedSet:
 
 @dataclass(frozen=True)
 class BadData:
-    """What is wrong (``decoding``, ``size``, ...), with which file or record, and how."""
+    """A problem: its kind (``decoding``, ``size``, ...), the file or record, and a description."""
 
     kind: str
     place: str
@@ -58,7 +58,7 @@ class BadData:
 
 @dataclass
 class Checked:
-    """What was found in one set."""
+    """Result of checking one set."""
 
     pairs: int = 0
     problems: list[BadData] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class PairTask:
-    """One pair to be read."""
+    """One pair to check."""
 
     gt: ImageSource
     lq: ImageSource
@@ -84,7 +84,7 @@ class PairTask:
 
 @dataclass(frozen=True)
 class ReadPair:
-    """The problems of one pair, and a digest of its pixels where both were read."""
+    """The problems of one pair, and a digest of its pixels if both images were read."""
 
     gt: str
     problems: tuple[BadData, ...]
@@ -92,10 +92,10 @@ class ReadPair:
 
 
 def paired_sets(opt: dict[str, Any]) -> Iterator[tuple[str, PairedSet]]:
-    """The name and the place of every set with GT and LQ in the options of an option file.
+    """Yield the name and the paths of every data set in the options that has both GT and LQ.
 
     Raises:
-        UserError: a ``meta_info_file`` cannot be read.
+        UserError: A ``meta_info_file`` cannot be read.
     """
     for key, dataset in opt["datasets"].items():
         roots = [dataset.get(name) for name in ("dataroot_gt", "dataroot_lq")]
@@ -105,7 +105,7 @@ def paired_sets(opt: dict[str, Any]) -> Iterator[tuple[str, PairedSet]]:
         gt_size = dataset.get("gt_size") if key.split("_")[0] == "train" else None
         names = (
             None if gt.suffix == ".lmdb" else _names_in(dataset.get("meta_info_file"))
-        )  # as BasicSR, which ignores it
+        )  # BasicSR ignores it for LMDBs
         template = dataset.get("filename_tmpl") or "{}"
         yield f"{key} ({dataset.get('name')})", PairedSet(gt, lq, opt["scale"], gt_size, template, names)
 
@@ -121,10 +121,10 @@ def _names_in(meta_info_file: str | None) -> tuple[str, ...] | None:
 
 
 def check_set(what: PairedSet, workers: int | None = None) -> Checked:
-    """Read every pair of ``what`` in ``workers`` processes (None: one a CPU).
+    """Check every pair of ``what`` in ``workers`` processes (None: one per CPU).
 
     Raises:
-        UserError: a worker was killed. What is wrong with the set itself is returned, a missing folder too.
+        UserError: A worker was killed. Problems of the set itself, such as a missing folder, are returned.
     """
     checked = Checked()
     try:
@@ -150,7 +150,7 @@ def check_set(what: PairedSet, workers: int | None = None) -> Checked:
 
 
 def read_pair(task: PairTask) -> ReadPair:
-    """Read both images of a pair and hold them against each other."""
+    """Read both images of a pair and compare their sizes and orientations."""
     whole = task.gt_size is None
     problems: list[BadData] = []
     images: list[NDArray[np.uint8]] = []
@@ -167,7 +167,7 @@ def read_pair(task: PairTask) -> ReadPair:
         hint = f"; the EXIF orientation of {' and '.join(map(str, turned))} is applied" if turned else ""
         problems.append(BadData("size", str(task.gt), text + hint))
     elif turned and not _same_way_up(*images):
-        text = f"{' and '.join(map(str, turned))} is turned by its EXIF orientation, and the other image is not"
+        text = f"{' and '.join(map(str, turned))} is rotated by its EXIF orientation, but the other image is not"
         problems.append(BadData("orientation", str(task.gt), text))
     digest = hashlib.blake2b(digest_size=16)
     for image in images:
@@ -176,7 +176,7 @@ def read_pair(task: PairTask) -> ReadPair:
 
 
 def _same_way_up(gt: NDArray[np.uint8], lq: NDArray[np.uint8]) -> bool:
-    """Whether the pair fits better as it is than with one image turned or mirrored."""
+    """Whether the pair matches best without rotating or mirroring one image."""
     small_gt, small_lq = (cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA).astype(float) for image in (gt, lq))
     ways = [np.rot90(image, times) for image in (small_lq, small_lq[:, ::-1]) for times in range(4)]
     return int(np.argmin([np.abs(small_gt - way).mean() for way in ways])) == 0
@@ -194,12 +194,12 @@ def _misfit(gt: NDArray[np.uint8], lq: NDArray[np.uint8], task: PairTask) -> str
 
 
 def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tuple[list[PairTask], list[BadData]]:
-    """Pair as BasicSR does: records by key, files by the GT's whole name with the template around its stem."""
+    """Pair like BasicSR: records by key, files by the GT's full name with the template applied to its stem."""
     problems, tasks = [], []
     left, taken = {source.name: source for source in lq}, {}
     for source in gt:
         if what.names is not None and not source.path.is_file():
-            problems.append(BadData("missing", str(source), "is not there, though meta_info_file names it"))
+            problems.append(BadData("missing", str(source), "does not exist, but meta_info_file lists it"))
             continue
         suffix = source.name[len(source.key) :]
         name = f"{what.template.format(source.key)}{suffix}"
@@ -217,14 +217,14 @@ def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tupl
 
 
 def _check_place(place: Path) -> Iterator[BadData]:
-    """Hold the records of an LMDB against its meta_info.txt (missing ones are found when they are read).
+    """Compare the records of an LMDB with its meta_info.txt (missing records are found when they are read).
 
-    In a folder BasicSR takes every file that is not hidden for an image.
+    In a folder, BasicSR treats every file that is not hidden as an image.
     """
     if place.suffix != ".lmdb":
         files = {path for path in place.iterdir() if path.is_file() and not path.name.startswith(".")}
         for path in sorted(files - set(find_images(place))):
-            yield BadData("foreign", str(path), "is no image, and BasicSR would try to read it")
+            yield BadData("foreign", str(path), "is not an image, but BasicSR would try to read it")
         return
     info = read_meta_info(place)
     for key in info.repeated:
@@ -235,7 +235,7 @@ def _check_place(place: Path) -> Iterator[BadData]:
 
 
 def table(problems: Iterable[BadData]) -> str:
-    """Lay problems out as a Markdown table, one a row."""
+    """Format problems as a Markdown table, one per row."""
     rows = [(problem.kind, problem.place, " ".join(problem.text.split())) for problem in problems]
     if not rows:
         return ""

@@ -1,4 +1,4 @@
-"""Whole folders of images: their LR by MATLAB's bicubic, and packing into an LMDB, also from another LMDB."""
+"""Convert folders of images: LR images by MATLAB's bicubic, and packing into an LMDB."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FileTask:
 
 @dataclass(frozen=True)
 class RecordTask:
-    """One image to make a record of."""
+    """One image to convert to a record."""
 
     source: ImageSource
     form: RecordForm
@@ -44,13 +44,13 @@ def create_lmdb(place: Path, output: Path, job: PrepJob, form: RecordForm = "png
     """Pack the images of a folder or of another LMDB (8 bit, gray or colour) into the LMDB ``output``, keyed by name.
 
     Args:
-        place: the folder or the LMDB, of either form.
-        output: what to make; its name ends with ``.lmdb``.
-        job: how.
-        form: what the records shall be.
+        place: Folder or LMDB, of either format.
+        output: LMDB to create; its name must end with ``.lmdb``.
+        job: Workers, compression and what to do with bad images and existing output.
+        form: Format of the records.
 
     Raises:
-        UserError: as ``dp_basicsr.data.preparation.extract.extract_subimages``.
+        UserError: See ``dp_basicsr.data.preparation.extract.extract_subimages``.
     """
     images = find_sources(place)
     refuse_input([place], [output])
@@ -72,11 +72,12 @@ def create_lmdb(place: Path, output: Path, job: PrepJob, form: RecordForm = "png
 def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
     """Write the LR image of every image in ``folder`` under the same name into the folder ``output``.
 
-    Each is cropped at the bottom and the right to a multiple of ``scale`` and shrunk as MATLAB's bicubic ``imresize``
-    does. BasicSR pairs by the whole file name, so an HR image in a lossy format has no lossless LR and is a bad image.
+    Images are cropped at the bottom and the right to a multiple of ``scale`` and shrunk by MATLAB's bicubic
+    ``imresize``. BasicSR pairs by the full file name, so an HR image in a lossy format cannot have a lossless LR and
+    is reported as bad.
 
     Raises:
-        UserError: as ``dp_basicsr.data.preparation.extract.extract_subimages``.
+        UserError: See ``dp_basicsr.data.preparation.extract.extract_subimages``.
     """
     if scale < 2:
         raise UserError(f"expected a scale of at least 2, got {scale}")
@@ -96,7 +97,7 @@ def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
 
 
 def pack_image(task: RecordTask) -> Record | BadImage:
-    """Decode one image and make its record."""
+    """Decode one image and convert it to a record."""
     try:
         return make_record(task.form, task.source.key, task.source.read(gray=True), task.compression)
     except BadImageError as error:
@@ -104,7 +105,7 @@ def pack_image(task: RecordTask) -> Record | BadImage:
 
 
 def shrink_file(task: FileTask) -> tuple[str, bytes] | BadImage:
-    """Downsample one image; returns its name and the encoded LR file."""
+    """Downsample one image; return its name and the encoded LR file."""
     try:
         image = read_image(task.path, gray=True)
         if min(image.shape[:2]) < task.scale:

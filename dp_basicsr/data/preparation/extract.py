@@ -1,4 +1,4 @@
-"""From a folder of HR images to everything that training needs: sub-images and their LR, as LMDBs or PNG folders."""
+"""Extract the training data from HR images: sub-images and their LR, as LMDBs or PNG folders."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from dp_basicsr.utils.staging import refuse_existing, refuse_input
 OutputForm = Literal["lmdb", "png", "both"]
 
 DIV2K_HR = Path("datasets/DIV2K/DIV2K_train_HR")
-_MAX_WINDOWS = 9999  # of one image, for the length of its keys
+_MAX_WINDOWS = 9999  # per image, limited by the length of the keys
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What to cut and where to put it. The defaults are the DIV2K run.
+    """What to extract and where to put it. The defaults are those for DIV2K.
 
     Attributes:
-        hr: folder of HR images (8-bit colour).
-        output: folder that the results are put into; None is the parent of ``hr``.
-        window: crop, step and threshold.
-        scales: LR to make for each sub-image.
-        lr: folders of given LR images, one a scale in the same order, to cut instead of downsampling; their files are
-            named as the HR ones or with DIV2K's ``x<scale>`` behind (``0001x4.png``).
+        hr: Folder of HR images (8-bit colour).
+        output: Output folder; None is the parent of ``hr``.
+        window: Crop size, step and threshold.
+        scales: Scales of the LR images to make for each sub-image.
+        lr: Folders of existing LR images to cut instead of downsampling, one per scale in the same order. Their files
+            are named like the HR files or with DIV2K's suffix ``x<scale>`` (``0001x4.png``).
         form: LMDBs, PNG folders or both.
-        lmdb: what the records of the LMDBs are: PNG files or raw pixels.
+        lmdb: Record format of the LMDBs: PNG files or raw pixels.
     """
 
     hr: Path = DIV2K_HR
@@ -47,9 +47,9 @@ class Extraction:
     lmdb: RecordForm = "png"
 
     def output_paths(self) -> dict[int, list[Path]]:
-        """Where sub-images go, by scale; 1 is HR.
+        """Return the output paths by scale; 1 is HR.
 
-        ``DIV2K_train_HR_sub.lmdb`` and ``DIV2K_train_LR_bicubic_X4_sub.lmdb`` for the DIV2K run.
+        ``DIV2K_train_HR_sub.lmdb`` and ``DIV2K_train_LR_bicubic_X4_sub.lmdb`` for DIV2K.
         """
         hr = _named(self.hr)
         folder = hr.parent if self.output is None else self.output
@@ -58,18 +58,18 @@ class Extraction:
         return {scale: [folder / f"{name}_sub{suffix}" for suffix in suffixes] for scale, name in names.items()}
 
     def record_form(self, place: Path) -> RecordForm:
-        """The form of the records that go to one of the ``output_paths``."""
+        """Return the record format of one of the ``output_paths``."""
         return self.lmdb if place.suffix == ".lmdb" else "png"
 
     def _lr_name(self, index: int) -> str:
         if not self.lr:
             return f"{re.sub('HR$', 'LR', _named(self.hr).name)}_bicubic_X{self.scales[index]}"
         folder = _named(self.lr[index])
-        # DIV2K keeps the scale in a folder of its own: DIV2K_train_LR_bicubic/X4
+        # DIV2K has one subfolder per scale: DIV2K_train_LR_bicubic/X4
         return f"{_named(folder.parent).name}_{folder.name}" if re.fullmatch("[xX][0-9]+", folder.name) else folder.name
 
     def check(self) -> None:
-        """Raise a UserError where the settings do not fit together."""
+        """Raise a UserError if the settings are inconsistent."""
         self.window.check(self.scales)
         if not self.scales or len(set(self.scales)) != len(self.scales) or min(self.scales) < 2:
             raise UserError(f"expected different scales of at least 2, got {list(self.scales)}")
@@ -77,19 +77,19 @@ class Extraction:
             raise UserError(f"expected one LR folder for each scale, got {len(self.lr)} for scales {list(self.scales)}")
         paths = [path for group in self.output_paths().values() for path in group]
         if len(set(paths)) != len(paths):
-            raise UserError(f"HR and LR would go to the same place: {', '.join(map(str, paths))}; rename a folder")
+            raise UserError(f"HR and LR would have the same output path: {', '.join(map(str, paths))}; rename a folder")
         for folder in self.lr:
             find_images(folder)
 
 
 def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
-    """Decode every image of ``what.hr`` once and write its sub-images in all forms and scales.
+    """Decode every image of ``what.hr`` once and write its sub-images in all formats and scales.
 
-    Nothing is seen of the outputs before all of them are whole.
+    The outputs appear only when all of them are complete.
 
     Raises:
-        UserError: settings that do not fit, outputs that exist (without ``job.overwrite``), names that collide,
-            images that cannot be used (without ``job.skip_bad``), a killed worker, a full disk.
+        UserError: The settings are inconsistent, outputs exist (without ``job.overwrite``), names collide, images
+            cannot be used (without ``job.skip_bad``), a worker was killed, or the disk is full.
     """
     images = _find_hr(what.hr)
     what.check()
@@ -120,7 +120,7 @@ def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
 
 
 def _named(folder: Path) -> Path:
-    """``folder`` in a form that ends with its name: ``.`` and ``..`` do not."""
+    """Resolve ``.`` and ``..`` so that the path ends with the folder's name."""
     return folder if folder.name not in ("", "..") else folder.resolve()
 
 
@@ -133,12 +133,12 @@ def _open_sink(path: Path, job: PrepJob, stack: ExitStack) -> RecordSink:
 
 def _find_hr(folder: Path) -> list[Path]:
     if folder == DIV2K_HR and not folder.is_dir():
-        raise UserError(f"no folder {folder}: run `python scripts/download_datasets.py div2k`, or give --input")
+        raise UserError(f"no such folder: {folder}; run `python scripts/download_datasets.py div2k`, or give --input")
     return find_images(folder)
 
 
 def _lr_paths(what: Extraction, hr: Path) -> dict[int, Path]:
-    """The given LR image for each scale; where there is none, the name that was expected (the worker reports it)."""
+    """Return the existing LR image for each scale; a missing one by its expected name (the worker reports it)."""
     found = {}
     for folder, scale in zip(what.lr, what.scales, strict=False):
         suffixes = dict.fromkeys([hr.suffix, *IMAGE_SUFFIXES])

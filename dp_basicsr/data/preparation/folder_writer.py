@@ -1,4 +1,4 @@
-"""Writing records as PNG files into a folder that appears whole or not at all."""
+"""Write records as PNG files into a folder that appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LMDB_FILES = ("data.mdb", "lock.mdb", "meta_info.txt")
 
 
 class FolderWriter:
-    """A folder of files that appears at ``path`` only when it is whole.
+    """A folder of files that appears at ``path`` only when it is complete.
 
     Args:
-        path: where it shall be.
-        overwrite: replace an existing one, at the end.
+        path: Destination.
+        overwrite: Replace an existing folder on commit.
 
     Raises:
-        UserError: as ``StagedFolder``, or what would be replaced is no data.
+        UserError: See ``StagedFolder``, or the folder to replace contains other files than data.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
@@ -41,7 +41,7 @@ class FolderWriter:
         """Write one file.
 
         Raises:
-            UserError: one of that name is there, or the disk refuses; the folder is discarded.
+            UserError: A file of that name exists, or the write failed; the folder is discarded.
         """
         try:
             with (self._folder.path / name).open("xb") as file:
@@ -56,27 +56,27 @@ class FolderWriter:
         self._size += len(data)
 
     def close(self) -> None:
-        """Nothing is left to do: every file is closed as it is written."""
+        """Do nothing: every file is closed after writing."""
 
     def commit(self) -> Written:
-        """Put the folder in its place."""
+        """Move the folder to its destination."""
         return Written(self._folder.commit(), self._images, self._size)
 
     def discard(self) -> None:
-        """Remove everything, unless it was committed."""
+        """Delete everything that was not committed."""
         self._folder.discard()
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuse to replace ``path`` if it holds anything but images and LMDB files.
+    """Refuse to replace ``path`` if it contains anything but images and LMDB files.
 
     Raises:
-        UserError: The path is a file, or an entry is none of these.
+        UserError: The path is a file, or an entry is something else.
     """
     if path.exists():
         foreign = [path] if not path.is_dir() else [entry for entry in path.iterdir() if not _is_data(entry)]
         if foreign:
-            raise UserError(f"--overwrite replaces only images and LMDBs, and {foreign[0]} is something else")
+            raise UserError(f"--overwrite replaces only images and LMDBs, but {foreign[0]} is something else")
 
 
 def _is_data(path: Path) -> bool:

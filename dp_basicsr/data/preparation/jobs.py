@@ -1,4 +1,4 @@
-"""What the data preparation commands share: the pool, naming bad images, putting results in place."""
+"""Code shared by the data preparation commands: the pool, reporting bad images, committing results."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Item = TypeVar("Item")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_MAX_NAMED = 20  # bad images named in one message; the rest is counted
+_MAX_NAMED = 20  # bad images listed in one message; the rest is counted
 
 
 @dataclass(frozen=True)
 class PrepJob:
-    """How to go through a folder of images.
+    """How to process a folder of images.
 
     Attributes:
-        workers: processes; None takes as many as this process may use CPUs.
-        skip_bad: leave images out that cannot be used, instead of failing.
-        overwrite: replace outputs that exist, once the new ones are whole.
-        compression: of PNG, 0 to 9.
+        workers: Number of processes; None uses every CPU available to this process.
+        skip_bad: Skip images that cannot be used instead of failing.
+        overwrite: Replace existing outputs once the new ones are complete.
+        compression: PNG compression level, 0 to 9.
     """
 
     workers: int | None = None
@@ -47,20 +47,20 @@ class PrepJob:
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that ``job_from`` reads."""
-    parser.add_argument("--workers", type=int, help="processes (default: the CPUs that this process may use)")
-    parser.add_argument("--compression", type=int, default=1, help="of PNG, 0 (none) to 9 (slowest)")
-    parser.add_argument("--skip-bad", action="store_true", help="name and leave out images that cannot be used")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing output, once the new one is whole")
+    parser.add_argument("--workers", type=int, help="number of processes (default: all CPUs available to this process)")
+    parser.add_argument("--compression", type=int, default=1, help="PNG compression level, 0 (none) to 9 (slowest)")
+    parser.add_argument("--skip-bad", action="store_true", help="report and skip images that cannot be used")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing output once the new one is complete")
 
 
 def job_from(args: argparse.Namespace) -> PrepJob:
-    """Turn parsed arguments into a ``PrepJob``."""
+    """Convert parsed arguments to a ``PrepJob``."""
     return PrepJob(args.workers, args.skip_bad, args.overwrite, args.compression)
 
 
 @dataclass(frozen=True)
 class PrepReport:
-    """What was written, which images were skipped, and a line on files that are no images."""
+    """What was written, which images were skipped, and a line about files that are not images."""
 
     written: list[Written]
     skipped: list[BadImage]
@@ -79,15 +79,16 @@ def process_images(
     consume: Callable[[Result], None],
     job: PrepJob,
 ) -> list[BadImage]:
-    """Run ``function(make_task(item, check_only))`` on every image and hand the good results to ``consume``, in order.
+    """Run ``function(make_task(item, check_only))`` on every image and pass the good results to ``consume``, in order.
 
-    Once an image was bad, without ``job.skip_bad``, the rest is only checked, so that one run names every bad image.
+    After the first bad image, without ``job.skip_bad``, the rest is only checked, so that one run reports all bad
+    images.
 
     Returns:
-        The images that were left out (``job.skip_bad``).
+        The images that were skipped (``job.skip_bad``).
 
     Raises:
-        UserError: images were bad (without ``job.skip_bad``) or all of them were; a worker was killed.
+        UserError: Images were bad (without ``job.skip_bad``), all images were bad, or a worker was killed.
     """
     bad: list[BadImage] = []
 
@@ -106,7 +107,7 @@ def process_images(
 
 
 def commit_all(sinks: Sequence[RecordSink]) -> list[Written]:
-    """Finish all sinks before the first is put in its place, so that a full disk leaves none without the others."""
+    """Close all sinks before committing any, so that a full disk does not leave some outputs without the others."""
     for sink in sinks:
         sink.close()
     return [sink.commit() for sink in sinks]
@@ -118,6 +119,6 @@ def _refuse_bad(bad: Sequence[BadImage], total: int, skip_bad: bool) -> None:
     named = [f"  {image}" for image in bad[:_MAX_NAMED]]
     if len(bad) > _MAX_NAMED:
         named.append(f"  and {len(bad) - _MAX_NAMED} more")
-    advice = "" if skip_bad else "; mend or remove them, or leave them out with --skip-bad"
+    advice = "" if skip_bad else "; fix or remove them, or skip them with --skip-bad"
     head = f"{len(bad)} of {total} images cannot be used (nothing was written{advice}):"
     raise UserError("\n".join([head, *named]))

@@ -1,7 +1,7 @@
-"""Writing LMDBs in BasicSR's form and in ours.
+"""Write LMDBs in BasicSR's format and in the raw format.
 
-``X.lmdb/`` holds ``data.mdb`` and ``lock.mdb`` (key: the image name without extension; value: a PNG file or pixels) and
-``meta_info.txt`` with a line for each record, in the order of writing; ``dp_basicsr.data.lmdb_records`` has the forms.
+``X.lmdb/`` contains ``data.mdb`` and ``lock.mdb`` (key: image name without extension; value: a PNG file or pixels) and
+``meta_info.txt`` with one line per record, in the order of writing; see ``dp_basicsr.data.lmdb_records``.
 """
 
 from __future__ import annotations
@@ -18,39 +18,38 @@ from dp_basicsr.utils.staging import StagedFolder
 
 import lmdb
 
-_FIRST_MAP_SIZE = 64 << 20  # bytes; doubled whenever it is full, so that no one has to guess the size of the whole
+_FIRST_MAP_SIZE = 64 << 20  # bytes; doubled whenever it is full, so the final size need not be known
 
 
 class LmdbWriter:
-    """An LMDB that appears at ``path`` only when it is whole.
+    """An LMDB that appears at ``path`` only when it is complete.
 
     Args:
-        path: where it shall be; must end with ``.lmdb``, by which BasicSR's datasets know it.
-        overwrite: replace an existing one, at the end.
-        map_size: size of the memory map to start with, in bytes; it grows by itself.
+        path: Destination; must end with ``.lmdb``, by which BasicSR's datasets recognise it.
+        overwrite: Replace an existing one on commit.
+        map_size: Initial size of the memory map in bytes; it grows automatically.
 
     Raises:
-        UserError: the name does not end with ``.lmdb``, or as
-            ``StagedFolder``.
+        UserError: The name does not end with ``.lmdb``, or see ``StagedFolder``.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False, map_size: int = _FIRST_MAP_SIZE) -> None:
         if path.suffix != ".lmdb":
-            raise UserError(f"an LMDB folder must end with .lmdb, got {path}")
+            raise UserError(f"expected an LMDB folder that ends with .lmdb, got {path}")
         if overwrite:
             refuse_foreign(path)
         self._folder = StagedFolder(path, overwrite=overwrite)
         self._lines: list[str] = []
         self._size = 0
         with self._discarded_on_error():
-            # Nothing reads the database before commit, so one flush in close() is as safe as one a transaction.
+            # Nothing reads the database before commit, so one flush in close() is as safe as one per transaction.
             self._env = lmdb.open(str(self._folder.path), map_size=map_size, sync=False)
 
     def write(self, records: Sequence[Record]) -> None:
-        """Add records in one transaction: all of them or, after an error, none.
+        """Add records in one transaction: all of them or, on an error, none.
 
         Raises:
-            UserError: a key is there already, or the disk refuses; the whole LMDB is discarded.
+            UserError: A key already exists, or the write failed; the LMDB is discarded.
         """
         with self._discarded_on_error():
             while not self._fits(records):
@@ -76,11 +75,11 @@ class LmdbWriter:
             (self._folder.path / "meta_info.txt").write_text("".join(self._lines), encoding="ascii")
 
     def commit(self) -> Written:
-        """Put the closed LMDB in its place."""
+        """Move the closed LMDB to its destination."""
         return Written(self._folder.commit(), len(self._lines), self._size)
 
     def discard(self) -> None:
-        """Remove everything, unless it was committed."""
+        """Delete everything that was not committed."""
         if hasattr(self, "_env"):
             self._env.close()
         self._folder.discard()

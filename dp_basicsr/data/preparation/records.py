@@ -1,4 +1,4 @@
-"""What data preparation produces: encoded images under a key, and the rules for keys."""
+"""Records of the data preparation: encoded images under a key, and the rules for keys."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ LONGEST_KEY = 511  # bytes: MDB_MAXKEYSIZE of LMDB as it is built by default
 
 @dataclass(frozen=True)
 class Record:
-    """One image: name without extension, content, (height, width, channels), and how it is kept.
+    """One image: name without extension, content, (height, width, channels), and compression.
 
-    ``compression`` is that of the PNG file which ``data`` is; None where it is raw (``dp_basicsr.data.lmdb_records``).
+    ``compression`` is the PNG level if ``data`` is a PNG file, None for a raw record
+    (``dp_basicsr.data.lmdb_records``).
     """
 
     key: str
@@ -33,7 +34,7 @@ class Record:
 
     @property
     def meta_line(self) -> str:
-        """The record's line in ``meta_info.txt``: BasicSR's for PNG."""
+        """Return the record's line in ``meta_info.txt``; for PNG, in BasicSR's format."""
         height, width, channels = self.shape
         suffix, how = ("raw", "planes") if self.compression is None else ("png", str(self.compression))
         return f"{self.key}.{suffix} ({height},{width},{channels}) {how}\n"
@@ -41,7 +42,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Written:
-    """What a sink has put in place: the folder, the number of images in it and their bytes."""
+    """What a sink committed: the folder, its number of images and their size in bytes."""
 
     path: Path
     images: int
@@ -52,23 +53,23 @@ class Written:
 
 
 class RecordSink(Protocol):
-    """What takes records. Nothing of them is seen before ``commit``; ``discard`` after it does nothing."""
+    """A destination for records. They become visible on ``commit``; ``discard`` after it does nothing."""
 
     def write(self, records: Sequence[Record]) -> None:
-        """Add the records, all of them or none. Raises UserError when the disk refuses."""
+        """Add the records, all of them or none. Raises UserError if the write fails."""
 
     def close(self) -> None:
-        """Finish the data on the disk. What may fail must fail here, so that several sinks are committed together."""
+        """Finish writing. Whatever can fail must fail here, so that several sinks are committed together."""
 
     def commit(self) -> Written:
-        """Put the closed result in its place."""
+        """Move the closed result to its destination."""
 
     def discard(self) -> None:
-        """Remove everything that was not committed."""
+        """Delete everything that was not committed."""
 
 
 def make_record(form: RecordForm, key: str, image: NDArray[np.uint8], compression: int) -> Record:
-    """Make the record ``key`` of ``(H, W[, 3])`` BGR uint8; ``compression`` is PNG's."""
+    """Make the record ``key`` of ``(H, W[, 3])`` BGR uint8; ``compression`` is the PNG level."""
     return raw_record(key, image) if form == "raw" else png_record(key, image, compression)
 
 
@@ -78,7 +79,7 @@ def png_record(key: str, image: NDArray[np.uint8], compression: int) -> Record:
 
 
 def raw_record(key: str, image: NDArray[np.uint8]) -> Record:
-    """Lay ``(H, W[, 3])`` BGR uint8 out as the raw record ``key``."""
+    """Convert ``(H, W[, 3])`` BGR uint8 to the raw record ``key``."""
     return Record(key, to_planes(image), _shape(image), None)
 
 
@@ -90,16 +91,16 @@ def _shape(image: NDArray[np.uint8]) -> tuple[int, int, int]:
 def check_keys(names: Iterable[str], *, suffix: str = "") -> None:
     """Refuse image file names that cannot become LMDB keys, before any work is done.
 
-    BasicSR reads a key from ``meta_info.txt`` as everything before the *first* dot, so ``a.b.png`` is looked up as
-    ``a``, and so is ``a.c.png``.
+    BasicSR reads a key from ``meta_info.txt`` as everything before the *first* dot, so both ``a.b.png`` and ``a.c.png``
+    are looked up as ``a``.
 
     Args:
-        names: file names with extension.
-        suffix: what will be put behind the name without extension (``_s001``).
+        names: File names with extension.
+        suffix: Suffix to be appended to the name without extension (``_s001``).
 
     Raises:
-        UserError: two names share a key (both are named); a name has a further dot, is not printable ASCII, or makes
-            a key of more than 511 bytes.
+        UserError: Two names share a key (both are reported), or a name has an inner dot, is not printable ASCII, or
+            makes a key of more than 511 bytes.
     """
     names = list(names)
     seen: dict[str, str] = {}
@@ -113,10 +114,10 @@ def check_keys(names: Iterable[str], *, suffix: str = "") -> None:
 
 
 def check_stems(names: Iterable[str]) -> None:
-    """Refuse image file names that differ in their extension alone: their results would share a name.
+    """Refuse image file names that differ only in their extension, because their results would share a name.
 
     Raises:
-        UserError: Two names have one stem; both are named.
+        UserError: Two names have the same stem; both are reported.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -139,4 +140,4 @@ def _check_key(name: str, suffix: str) -> None:
     if not (key.isascii() and key.isprintable()):
         raise UserError(f"{name!r} cannot be an LMDB key: rename it with printable ASCII characters only")
     if len(key + suffix) > LONGEST_KEY:
-        raise UserError(f"{name} makes a key of {len(key + suffix)} bytes, LMDB takes {LONGEST_KEY}: shorten it")
+        raise UserError(f"{name} makes a key of {len(key + suffix)} bytes, LMDB allows {LONGEST_KEY}: shorten it")

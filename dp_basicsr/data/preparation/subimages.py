@@ -1,8 +1,8 @@
-"""Cutting images into overlapping sub-images: the rule, and what one worker does with one image.
+"""Cut images into overlapping sub-images: the rule, and the work on one image.
 
-The rule is BasicSR's (``scripts/data_preparation/extract_subimages.py``): windows every ``step`` pixels from the top
-left corner, and one more flush with the far border where more than ``thresh`` pixels would be left over. On DIV2K's
-800 images, 480 pixels every 240, that makes the 32,592 sub-images of the paper.
+The rule is BasicSR's (``scripts/data_preparation/extract_subimages.py``): one window every ``step`` pixels from the top
+left corner, and one more flush with the far border if more than ``thresh`` pixels would be left over. On DIV2K's 800
+images, 480 pixels every 240 make the 32,592 sub-images of the paper.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Window:
-    """The sliding window, in pixels of the HR image. The defaults are the DIV2K run of the paper."""
+    """The sliding window, in pixels of the HR image. The defaults are the paper's for DIV2K."""
 
     crop: int = 480
     step: int = 240
     thresh: int = 0
 
     def check(self, scales: Iterable[int]) -> None:
-        """Raise a UserError unless sizes are sensible and every window falls on whole LR pixels at all ``scales``."""
+        """Raise a UserError unless the sizes are valid and every window maps to whole LR pixels at all ``scales``."""
         if self.crop < 1 or self.step < 1 or self.thresh < 0:
             raise UserError(f"expected crop and step of at least 1 and a threshold of at least 0, got {self}")
         for scale in scales:
@@ -42,10 +42,10 @@ class Window:
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One HR image to be cut.
+    """One HR image to cut.
 
-    ``lr_paths`` gives, for a scale, the LR image to cut; for a scale that is not in it, each sub-image is downsampled.
-    ``forms`` are the records to make of each sub-image. ``check_only`` decodes and checks but produces nothing.
+    ``lr_paths`` maps a scale to the LR image to cut; for other scales, each sub-image is downsampled. ``forms`` are the
+    record formats to make for each sub-image. ``check_only`` decodes and checks but produces nothing.
     """
 
     path: Path
@@ -62,13 +62,13 @@ class ImageTask:
 
 @dataclass(frozen=True)
 class CutImage:
-    """The sub-images of one image by scale (1 is HR, the others their LR) and form, in one order with the same keys."""
+    """The sub-images of one image by scale (1 is HR) and format, in the same order and with the same keys."""
 
     records: dict[tuple[int, RecordForm], list[Record]]
 
 
 def window_starts(size: int, window: Window) -> list[int]:
-    """Where windows start along one dimension of ``size`` pixels; none where the image is smaller than the window."""
+    """Return the window starts along one dimension of ``size`` pixels; [] if it is smaller than the window."""
     if size < window.crop:
         return []
     starts = list(range(0, size - window.crop + 1, window.step))
@@ -78,23 +78,23 @@ def window_starts(size: int, window: Window) -> list[int]:
 
 
 def count_subimages(sizes: Iterable[tuple[int, int]], window: Window) -> int:
-    """The number of sub-images of images of the given (height, width)."""
+    """Count the sub-images of images with the given (height, width)."""
     return sum(len(window_starts(h, window)) * len(window_starts(w, window)) for h, w in sizes)
 
 
 def window_corners(shape: tuple[int, ...], window: Window) -> Iterator[tuple[int, int]]:
-    """Top left corners (y, x) of all windows of an ``(H, W, ...)`` image, row by row."""
+    """Yield the top left corners (y, x) of all windows of an ``(H, W, ...)`` image, row by row."""
     columns = window_starts(shape[1], window)
     return ((y, x) for y in window_starts(shape[0], window) for x in columns)
 
 
 def subimage_key(stem: str, index: int) -> str:
-    """BasicSR's name of the ``index``-th sub-image, counted from 0: ``0001_s001``."""
+    """Return BasicSR's name of the ``index``-th sub-image, counted from 0: ``0001_s001``."""
     return f"{stem}_s{index + 1:03d}"
 
 
 def cut_image(task: ImageTask) -> CutImage | BadImage:
-    """Decode one HR image once and make every record of it: HR sub-images and their LR at all scales."""
+    """Decode one HR image once and make all of its records: HR sub-images and their LR at all scales."""
     try:
         hr = _read_hr(task.path, task.window)
         given = {scale: _read_lr(path, scale, hr, task.window) for scale, path in task.lr_paths.items()}
@@ -127,13 +127,13 @@ def _read_hr(path: Path, window: Window) -> NDArray[np.uint8]:
 
 
 def _read_lr(path: Path, scale: int, hr: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:
-    """Read the given LR image and make sure that every window of ``hr`` falls on whole pixels of it."""
+    """Read an existing LR image and check that every window of ``hr`` maps to whole pixels of it."""
     try:
         lr = read_image(path)
     except BadImageError as error:
         raise BadImageError(f"cannot be paired: its LR {path} {error}") from error
     if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
-        raise BadImageError(f"is {_size(hr)}, which is not {scale} times its LR {path} of {_size(lr)}")
+        raise BadImageError(f"is {_size(hr)}, expected {scale} times its LR {path} of {_size(lr)}")
     if any(y % scale or x % scale for y, x in window_corners(hr.shape, window)):
         raise BadImageError(f"has a window that does not start at a multiple of {scale}, as its LR {path} requires")
     return lr

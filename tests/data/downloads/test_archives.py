@@ -123,7 +123,7 @@ def test_another_number_of_images_is_refused(inner: Path, make: Maker) -> None:
 def test_a_damaged_archive_says_so(inner: Path, make: Maker, share: float) -> None:
     archive = make(inner / "x", {f"Set/{index}.png": index.to_bytes(2, "big") * 5000 for index in range(50)})
     archive.write_bytes(archive.read_bytes()[: int(archive.stat().st_size * share)])
-    with pytest.raises(UserError, match="is damaged or no archive"):
+    with pytest.raises(UserError, match="is damaged or not an archive"):
         unpack_images(archive, "Set", inner / "out", 50)
     only(inner, "x")
 

@@ -128,7 +128,7 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
 def test_a_connection_that_brings_nothing_is_given_up_and_the_part_kept(server: Server, tmp_path: Path) -> None:
     server[1].cut_after = 0
     (tmp_path / "file.zip.part").write_bytes(BODY[:1000])
-    with pytest.raises(UserError, match=r"could not fetch http.*1,000 bytes are kept, run the same command again"):
+    with pytest.raises(UserError, match=r"could not download http.*1,000 bytes are kept, run the same command again"):
         get(server, tmp_path)
     assert (tmp_path / "file.zip.part").read_bytes() == BODY[:1000]
 
@@ -140,7 +140,7 @@ def test_another_size_is_refused_before_it_is_fetched(server: Server, tmp_path: 
 
 
 def test_another_checksum_is_refused_and_removed(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is md5:[0-9a-f]{32}, expected md5:0.*has been removed"):
+    with pytest.raises(UserError, match=r"is md5:[0-9a-f]{32}, expected md5:0.*was deleted"):
         get(server, tmp_path, checksum="md5:0")
     assert list(tmp_path.iterdir()) == []
 
@@ -153,5 +153,5 @@ def test_a_missing_file_is_named_with_the_servers_answer(server: Server, tmp_pat
 
 
 def test_no_server_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="could not fetch"):
+    with pytest.raises(UserError, match="could not download"):
         fetch("http://127.0.0.1:9/file.zip", tmp_path / "file.zip", pause=0)

@@ -77,7 +77,7 @@ def test_every_fault_in_folders_is_named(good: Path) -> None:
     texts = "\n".join(text for _, _, text in check(good))
     for expected in (
         f"has the same pixels as {gt}/i4.png", "is 44 x 40, its LQ 12 x 10: not 4 times as large",
-        "smaller than gt_size 32", "is gray", "is cut off", "16 bits a channel",
+        "smaller than gt_size 32", "is gray", "is truncated", "16 bits per channel",
     ):  # fmt: skip
         assert expected in texts
 
@@ -95,8 +95,8 @@ def test_every_fault_in_an_lmdb_is_named(good: Path) -> None:
         ("meta_info", "extra", "is a record without a line in meta_info.txt"),
         ("meta_info", "i3", "has more than one line in meta_info.txt"),
         ("unreadable", "i0", f"is not in {good}/GT.lmdb, though its meta_info.txt names it"),
-        ("unreadable", "i1", "is cut off before its end"),
-        ("unreadable", "i2", "is 40 x 48 x 3, its meta_info.txt says 44 x 48 x 3"),
+        ("unreadable", "i1", "is truncated"),
+        ("unreadable", "i2", "is 40 x 48 x 3, but its meta_info.txt says 44 x 48 x 3"),
     ]
 
 
@@ -119,7 +119,7 @@ def test_names_and_templates_of_basicsr(good: Path) -> None:
 
 
 def test_a_set_that_is_not_there_or_broken_is_a_problem(good: Path) -> None:
-    assert check(good, suffix="_nowhere")[0][2].startswith("no folder")
+    assert check(good, suffix="_nowhere")[0][2].startswith("no such folder")
     (good / "GT.lmdb").mkdir()
     assert "meta_info.txt cannot be read" in check(good, suffix=".lmdb")[0][2]
 

@@ -74,7 +74,7 @@ def test_records_that_cannot_be_converted_are_named(image_folder: Any) -> None:
     (png / "meta_info.txt").write_text("a.png (10,13,3) 1\nc.png (10,12,3) 1\n")
     with pytest.raises(UserError) as caught:
         create_lmdb(png, png.parent / "raw.lmdb", ONE, "raw")
-    assert f"{png}/a is 10 x 12 x 3, its meta_info.txt says 10 x 13 x 3" in str(caught.value)
+    assert f"{png}/a is 10 x 12 x 3, but its meta_info.txt says 10 x 13 x 3" in str(caught.value)
     assert f"{png}/c is not in {png}, though its meta_info.txt names it" in str(caught.value)
     assert not (png.parent / "raw.lmdb").exists()
     with pytest.raises(UserError, match="overlap"):

@@ -93,7 +93,7 @@ def test_a_given_lr_image_is_cut_at_the_same_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("hr_shape", "lr_shape", "reason"),
     [
-        ((72, 100), (18, 24), "is 100 x 72, which is not 4 times its LR .* of 24 x 18"),
+        ((72, 100), (18, 24), "is 100 x 72, expected 4 times its LR .* of 24 x 18"),
         ((72, 100), None, "its LR .* cannot be read"),
         ((40, 100), (10, 25), "is 100 x 40, smaller than the crop of 48"),
     ],

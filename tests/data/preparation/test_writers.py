@@ -77,7 +77,7 @@ def test_a_key_given_twice_is_refused_and_nothing_is_left(tmp_path: Path, make: 
 
 
 def test_lmdb_must_be_called_lmdb(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"must end with \.lmdb"):
+    with pytest.raises(UserError, match=r"folder that ends with \.lmdb"):
         LmdbWriter(tmp_path / "a")
 
 
@@ -163,7 +163,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path, make: Callable
         ([".png.png"], "looked up as ''"),
         (["ü.png"], "printable ASCII"),
         (["a\nb.png"], "printable ASCII"),
-        (["x" * 506 + ".png"], "makes a key of 512 bytes, LMDB takes 511"),
+        (["x" * 506 + ".png"], "makes a key of 512 bytes, LMDB allows 511"),
     ],
 )
 def test_names_that_make_no_key_are_refused(names: list[str], message: str) -> None:
