@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from tests.imitated_gpu import DEVICE as IMITATED
@@ -124,6 +125,24 @@ SMALL_DP_LOSS: dict[str, Any] = {
 }
 
 
+# The paper's discriminator, small; its images have 128 x 128 pixels.
+VGG_STYLE_D: dict[str, Any] = {"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 4, "input_size": 128}
+
+
+@ARCH_REGISTRY.register()
+class SmallDiscriminator(nn.Sequential):
+    """Map (N, 3, 32, 32) to (N, 1) by convolutions, batch-norm and a linear layer, as VGGStyleDiscriminator does."""
+
+    def __init__(self) -> None:
+        down = {"kernel_size": 4, "stride": 2, "padding": 1, "bias": False}
+        super().__init__(
+            nn.Conv2d(3, 4, 3, padding=1), nn.LeakyReLU(0.2),
+            nn.Conv2d(4, 8, **down), nn.BatchNorm2d(8), nn.LeakyReLU(0.2),
+            nn.Conv2d(8, 8, **down), nn.BatchNorm2d(8), nn.LeakyReLU(0.2),
+            nn.Flatten(), nn.Linear(8 * 8 * 8, 1),
+        )  # fmt: skip
+
+
 def parse_options(argv: Sequence[str], is_train: bool = True) -> dict[str, Any]:
     """Options as train.py (test.py) completes them."""
     args = parse_command_line("", argv, is_train)
@@ -143,7 +162,7 @@ def model_options(model_type: str, folder: Path, **train: Any) -> dict[str, Any]
         "world_size": 1,
         "is_train": True,
         "network_g": {"type": "RRDBNetDP", "scale": 4, "num_feat": 8, "num_block": 1, "num_grow_ch": 4},
-        "network_d": {"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 4, "input_size": 128},
+        "network_d": {"type": "SmallDiscriminator"},
         "path": {"models": str(folder), "training_states": str(folder), "resume_state": None},
         "train": {
             "optim_g": dict(adam),
@@ -159,10 +178,10 @@ def model_options(model_type: str, folder: Path, **train: Any) -> dict[str, Any]
     }
 
 
-def random_batch(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Two random pairs on the CPU: lq (2, 3, 32, 32) and gt (2, 3, 128, 128) in [0, 1]."""
+def random_batch(seed: int, dtype: torch.dtype = torch.float32, size: int = 32) -> dict[str, torch.Tensor]:
+    """Two random pairs on the CPU: lq (2, 3, size / 4, size / 4) and gt (2, 3, size, size) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        "lq": torch.rand(2, 3, 32, 32, generator=generator, dtype=dtype),
-        "gt": torch.rand(2, 3, 128, 128, generator=generator, dtype=dtype),
+        "lq": torch.rand(2, 3, size // 4, size // 4, generator=generator, dtype=dtype),
+        "gt": torch.rand(2, 3, size, size, generator=generator, dtype=dtype),
     }

@@ -17,7 +17,7 @@ import pytest
 import torch
 from basicsr.models import build_model
 
-from tests.conftest import model_options, random_batch
+from tests.conftest import VGG_STYLE_D, model_options, random_batch
 
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.json"
 MODELS = ("ESRGANDPModel", "SRGANDPModel")
@@ -29,11 +29,11 @@ TOLERANCES = (1e-3, 2e-2, 2e-2)
 
 def first_losses(model_type: str, folder: Path) -> list[dict[str, float]]:
     torch.manual_seed(0)
-    model = build_model(model_options(model_type, folder))
+    model = build_model(model_options(model_type, folder) | {"network_d": dict(VGG_STYLE_D)})
     losses = []
     for iteration in (1, 2, 3):
         model.update_learning_rate(iteration)
-        model.feed_data(random_batch(iteration))
+        model.feed_data(random_batch(iteration, size=128))
         model.optimize_parameters(iteration)
         losses.append(model.get_current_log())
     return losses

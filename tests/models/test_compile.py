@@ -23,7 +23,7 @@ from tests.models.test_validation import METRICS, SIZES, make_loader, make_model
 pytestmark = pytest.mark.usefixtures("device")
 
 # D sees an original, which needs no gradient, and a result, which does: a graph for each. So do VGG and ResNet.
-GRAPHS = {"RRDBNetDP": 1, "VGGStyleDiscriminator": 2, "VGGFeatures": 2, "ResNetFeatures": 2}
+GRAPHS = {"RRDBNetDP": 1, "SmallDiscriminator": 2, "VGGFeatures": 2, "ResNetFeatures": 2}
 
 
 @pytest.fixture

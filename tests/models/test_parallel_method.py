@@ -45,15 +45,15 @@ CASES: dict[str, dict[str, Any]] = {
         "gan_opt": {"type": "GANLoss", "gan_type": "vanilla", "loss_weight": 5.0, "sync_mean": False},
     },
 }
-# BasicSR's discriminator, whose batch-norm takes the statistics of all processes' images on GPUs.
+# A discriminator whose batch-norm takes the statistics of all processes' images on GPUs.
 ON_GPUS: dict[str, dict[str, Any]] = {"one batch-norm": {"model_type": "ESRGANDPModel", "sync_batch_norm": True}}
 SYNCHRONISED = [name for name in CASES | ON_GPUS if "its own" not in name]
 
 
-def batch(size: int = 32) -> dict[str, Tensor]:
+def batch() -> dict[str, Tensor]:
     """Pairs that differ from each other, so that a part's ratio of the terms is not the whole's."""
     generator = torch.Generator().manual_seed(0)
-    gt = torch.rand(BATCH, 3, size, size, generator=generator, dtype=torch.float64)
+    gt = torch.rand(BATCH, 3, 32, 32, generator=generator, dtype=torch.float64)
     gt *= torch.linspace(0.1, 1, BATCH, dtype=torch.float64).view(-1, 1, 1, 1)
     return {"lq": nn.functional.avg_pool2d(gt, 4), "gt": gt}
 
@@ -79,8 +79,7 @@ def gradients(case: str, rank: int = 0, world_size: int = 1, num_gpu: int = 0) -
     for net in nets.values():
         if isinstance(net, DistributedDataParallel):
             net.register_comm_hook(None, lambda _, bucket: averaged.append(0) or allreduce_hook(None, bucket))
-    size = 32 if case in CASES else 128  # what the discriminator takes
-    model.feed_data({name: images[rank::world_size] for name, images in batch(size).items()})
+    model.feed_data({name: images[rank::world_size] for name, images in batch().items()})
     model.optimize_parameters(1)
     found = {
         f"{name}.{key}": parameter.grad.cpu()

@@ -22,7 +22,7 @@ from scripts.scaling_model import (
     step_parts,
     step_seconds,
 )
-from tests.conftest import model_options, random_batch
+from tests.conftest import VGG_STYLE_D, model_options, random_batch
 
 # Of the paper's networks, as the script counts them.
 PAPER = Cost(36.7e9, 4.5e9, 14.9e9, 5800, 16_697_987, 14_499_401)
@@ -31,9 +31,9 @@ FAST = Machines(50e12, 12.5e9)
 
 def test_the_formula_is_what_a_step_does(tmp_path: Path) -> None:
     """3 G + 7 D + 3 perceptual forward passes, within the first layers, whose input needs no gradient."""
-    model = ESRGANDPModel(model_options("ESRGANDPModel", tmp_path))
+    model = ESRGANDPModel(model_options("ESRGANDPModel", tmp_path) | {"network_d": dict(VGG_STYLE_D)})
     cost = count_cost(model)
-    batch = random_batch(0)
+    batch = random_batch(0, size=128)
     model.feed_data(batch)
     step = counted(lambda: model.optimize_parameters(3))
     assert cost.flop * len(batch["gt"]) == pytest.approx(step.flop, rel=0.05)

@@ -14,9 +14,8 @@ from dp_basicsr.training import dry_run
 import pytest
 import torch
 import yaml
-from basicsr.archs.discriminator_arch import VGGStyleDiscriminator
 
-from tests.conftest import model_options
+from tests.conftest import SmallDiscriminator, model_options
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def options(pairs: Path, tmp_path: Path) -> Path:
     opt["datasets"] = {
         "train": {
             "name": "pairs", "type": "PairedImageDataset", "dataroot_gt": "pairs/GT", "dataroot_lq": "pairs/LRbicx4",
-            "io_backend": {"type": "disk"}, "gt_size": 128, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 2,
+            "io_backend": {"type": "disk"}, "gt_size": 32, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 2,
             "batch_size_per_gpu": 2,
         }
     }  # fmt: skip
@@ -54,7 +53,7 @@ def run(capsys: pytest.CaptureFixture[str], *entries: str) -> tuple[int, str, st
 def test_a_run_that_is_right(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "train:net_d_init_iters=3")
     assert (code, err) == (0, "")
-    assert "one step of SRGANDPModel on 2 pairs of the data (lq 2 x 3 x 32 x 32)" in out
+    assert "one step of SRGANDPModel on 2 pairs of the data (lq 2 x 3 x 8 x 8)" in out
     for words in ("l_g_percep", "l_d_fake", "s an iteration", "for 4 iterations", "GiB", "the paper's is 16"):
         assert words in out
     assert out.count("\n") == 5
@@ -64,7 +63,7 @@ def test_without_the_data_it_plans_all_the_same(options: Path, capsys: pytest.Ca
     entries = ["datasets:train:dataroot_gt=nowhere", "path={pretrain_network_g: no.pth}"]
     code, out, err = run(capsys, *entries)
     assert code == 2
-    assert "on 2 random pairs (lq 2 x 3 x 32 x 32)" in out
+    assert "on 2 random pairs (lq 2 x 3 x 8 x 8)" in out
     assert "'nowhere': no such folder" in err
     assert "'no.pth': no such file" in err
 
@@ -100,7 +99,7 @@ def test_a_step_that_fails_is_one_message(
     def forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr(VGGStyleDiscriminator, "forward", forward)
+    monkeypatch.setattr(SmallDiscriminator, "forward", forward)
     code, _, err = run(capsys)
     assert code == 2
     assert "a step cannot be done: RuntimeError: no kernel" in err

@@ -30,7 +30,7 @@ def options(pairs: Path, tmp_path: Path) -> None:
     opt["datasets"] = {
         "train": {
             "name": "pairs", "type": "PairedImageDataset", "dataroot_gt": "pairs/GT", "dataroot_lq": "pairs/LRbicx4",
-            "io_backend": {"type": "disk"}, "gt_size": 128, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 0,
+            "io_backend": {"type": "disk"}, "gt_size": 32, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 0,
             "batch_size_per_gpu": 2,
         }
     }  # fmt: skip
@@ -57,7 +57,7 @@ def test_a_run_stops_with_the_options_that_help_and_resumes(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     expected = (
         "Tried to allocate 2.00 GiB", "checkpointing: true (now false)", "amp: bf16 (now none)",
-        "grad_accumulation (now 1)", "batch_size_per_gpu (now 2)", "gt_size (now 128)", "--auto_resume",
+        "grad_accumulation (now 1)", "batch_size_per_gpu (now 2)", "gt_size (now 32)", "--auto_resume",
     )  # fmt: skip
     assert [words for words in expected if words not in line] == []
     run = Path("experiments/small")
