@@ -1,1 +1,1 @@
-"""Measuring images and showing what was measured: tables, figures, curves and the report."""
+"""Evaluation of results: tables, figures and training curves."""

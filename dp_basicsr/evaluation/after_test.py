@@ -1,4 +1,4 @@
-"""The tables of a test run: what scripts/evaluate.py would write about the images that test.py has just saved."""
+"""Evaluate the images that test.py has just saved, as scripts/evaluate.py would."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ FOLDER = "evaluation"  # in results/<name>/
 
 
 def metrics_of(opt: dict[str, Any]) -> tuple[str, ...]:
-    """PSNR and SSIM on RGB and Y always; LPIPS, whose backbones may be downloads, as ``val: metrics:`` names it."""
+    """Return the metrics to compute: always PSNR and SSIM on RGB and Y; LPIPS only if ``val: metrics:`` lists it."""
     asked = ((opt.get("val") or {}).get("metrics") or {}).values()
     backbones = {entry.get("net", "alex") for entry in asked if entry["type"] == "calculate_lpips"}
     return tuple(name for name in METRICS if not name.startswith("lpips_") or name.split("_")[1] in backbones)
 
 
 def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Sequence[DataLoader]) -> Path | None:
-    """Measure the saved images of every set that was tested, and bicubic beside them.
+    """Measure the saved images of every tested set, and bicubic for comparison.
 
     Args:
-        opt: test.py's options after the test.
-        metrics: From ``metrics_of``.
-        loaders: Of the sets that were tested.
+        opt: Options of test.py after the test.
+        metrics: Metrics to compute; see ``metrics_of``.
+        loaders: Loaders of the tested sets.
 
-    Returns:
-        The folder ``results/<name>/evaluation``, or None where there is nothing to measure, as the log then says.
+        Returns:
+            The folder ``results/<name>/evaluation``, or None (with a log message) if there is nothing to measure.
 
-    Raises:
-        UserError: As ``evaluate``.
+        Raises:
+            UserError: See ``evaluate``.
     """
     logger = get_root_logger()
     sets = [found for found in map(images_of_loader, loaders) if found.gt]
     if not (sets and opt["val"]["save_img"]):
-        logger.info("No tables: they need `val: save_img: true` and originals in folders of images.")
+        logger.info("No tables written: they need `val: save_img: true` and originals in image folders.")
         return None
     suffix = opt["val"].get("suffix") or opt["name"]
     pattern = f"(.+)_{re.escape(suffix)}"
@@ -54,7 +54,7 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
 
 
 def images_of_loader(loader: DataLoader) -> TestSet:
-    """The files of a set, by the names under which their results are saved; none where it has no originals in files."""
+    """Return the files of a set by the names of their saved results; empty if its originals are not files."""
     dataset: Any = loader.dataset
     pairs = [
         pair for pair in getattr(dataset, "paths", []) if isinstance(pair, dict) and Path(pair["gt_path"]).is_file()

@@ -1,4 +1,4 @@
-"""Figs. 5 to 9 of the paper: one crop of one image, each method beside the original."""
+"""Figs. 5 to 9 of the paper: one crop of one image, for each method and the original."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Crop:
 
     @classmethod
     def parse(cls, text: str) -> Crop:
-        """Read ``left,top,width,height``; UserError for anything else."""
+        """Parse ``left,top,width,height``; anything else is a UserError."""
         try:
             left, top, width, height = (int(number) for number in text.split(","))
         except ValueError:
@@ -32,44 +32,44 @@ class Crop:
         return cls(left, top, width, height)
 
     def of(self, image: Image) -> Image:
-        """The rectangle out of an image."""
+        """Crop an image to the rectangle."""
         return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def check(self, image: Image) -> None:
-        """Refuse a rectangle that does not lie within the image (UserError)."""
+        """Raise a UserError if the rectangle is not inside the image."""
         fits = self.left + self.width <= image.shape[1] and self.top + self.height <= image.shape[0]
         if not (fits and min(self.left, self.top) >= 0 and min(self.width, self.height) > 0):
             raise UserError(
-                f"crop: {self.left},{self.top},{self.width},{self.height} does not lie within {size_text(image)} pixels"
+                f"crop: {self.left},{self.top},{self.width},{self.height} is not inside the {size_text(image)} pixels"
             )
 
 
 def images_of(evaluation: Evaluation, image: str, set_name: str = "") -> list[Measured]:
-    """One image of every method.
+    """Return one image of every method.
 
     Raises:
-        UserError: The evaluation has no such image, or in several sets.
+        UserError: The evaluation has no such image, or has it in several sets.
     """
     found = [one for one in evaluation.images if one.image == image and set_name in ("", one.set_name)]
     sets = sorted({one.set_name for one in found})
     if len(sets) != 1:
         names = sorted({one.image for one in evaluation.images if set_name in ("", one.set_name)})
-        where = f"is in {', '.join(sets)}: choose by --set" if sets else f"is missing; there are {', '.join(names)}"
+        where = f"is in {', '.join(sets)}: choose one with --set" if sets else f"not found; expected {', '.join(names)}"
         raise UserError(f"image {image!r} {where}")
     return found
 
 
 def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop, out: Path) -> None:
-    """Draw the whole image with the crop marked, each method's crop with its metrics, and the original's.
+    """Draw the full image with the crop marked, and the crop of each method with its metrics and of the original.
 
     Args:
-        images: One image of every method, in the order of the figure.
-        evaluation: Where they come from.
-        crop: What is shown large.
-        out: The picture to write.
+        images: The same image of every method, in the order of the figure.
+        evaluation: Evaluation that contains the images.
+        crop: Rectangle to enlarge.
+        out: Picture to write.
 
     Raises:
-        UserError: The crop does not lie within the image, or a file is no longer there.
+        UserError: The crop is not inside the image, or a file no longer exists.
     """
     gt = in_colour(mod_crop(read_file(images[0].gt), evaluation.scale))
     crop.check(gt)
@@ -93,12 +93,12 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
         axes[-1].set_title("\n".join([name, *score_lines(scores)]), fontsize=9)
     for axis in axes:
         axis.axis("off")
-    figure.supxlabel("Metrics are those of the whole image.", fontsize=8)
+    figure.supxlabel("Metrics are for the full image.", fontsize=8)
     figure.savefig(out, dpi=150, bbox_inches="tight")
 
 
 def score_lines(scores: Scores) -> list[str]:
-    """PSNR, SSIM and LPIPS, a line each, with what they were measured on: ``PSNR 26.69 (RGB) 28.43 (Y)``."""
+    """Format PSNR, SSIM and LPIPS, one per line, with their variants: ``PSNR 26.69 (RGB) 28.43 (Y)``."""
     lines: dict[str, str] = {}
     for name, value in scores.items():
         if value is not None:

@@ -1,4 +1,4 @@
-"""Training curves out of a run's log files: losses, w, learning rate, validation metrics."""
+"""Training curves from a run's log files: losses, w, learning rate, validation metrics."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from dp_basicsr.errors import UserError
 
 Curve = list[tuple[int, float]]
-Panels = dict[str, dict[str, Curve]]  # title of a panel -> label -> curve
+Panels = dict[str, dict[str, Curve]]  # panel title -> label -> curve
 
 # A log line of BasicSR's MessageLogger: "[..][epoch:  0, iter:     100, lr:(1.000e-04,)] [eta: ...] l_g_pix: 1e-3 ..."
 _ITERATION = re.compile(r"\[epoch:\s*\d+, iter:\s*([\d,]+), lr:\(([^,)]+)")
 _VALUE = re.compile(r"(\w+): ([-+.\deE]+|nan|inf)(?= |$)")
 
-# And the lines of a validation: "Validation Set5", then "# psnr_rgb: 26.69  Best: 26.70 @ 5000 iter" for each metric.
+# A validation logs "Validation Set5", then "# psnr_rgb: 26.69  Best: 26.70 @ 5000 iter" for each metric.
 _VALIDATION = re.compile(r"Validation (.+)$")
 _METRIC = re.compile(r"# (\w+): ([-+.\deE]+|inf)(?:\s+Best: \S+ @ (\d+) iter)?")
 
-# What is drawn together, for the names that are in the log.
+# Names drawn in one panel, if they are in the log.
 _LOSS_PANELS = {
     "Generator": ("l_pix", "l_g_pix", "l_g_percep", "l_g_gan"),
     "L_VGG against w * L_Res": ("l_g_vgg", "dp_weight * l_g_resnet"),
@@ -34,10 +34,10 @@ _LOSS_PANELS = {
 
 
 def read_log(path: Path) -> dict[str, Curve]:
-    """Read (iteration, value) pairs of everything that a training log prints, by name.
+    """Read the (iteration, value) pairs of everything in a training log, by name.
 
-    ``lr`` is the learning rate; validation metrics are called ``<set>/<metric>``. BasicSR writes no iteration beside
-    them: it is that of the line before, or of the best value where that is later.
+    ``lr`` is the learning rate; validation metrics are named ``<set>/<metric>``. BasicSR does not log their iteration,
+    so it is taken from the preceding line, or from the best value if that is later.
     """
     curves: dict[str, Curve] = defaultdict(list)
     iteration, set_name = 0, ""
@@ -56,28 +56,28 @@ def read_log(path: Path) -> dict[str, Curve]:
 
 
 def read_run(folder: Path) -> dict[str, Curve]:
-    """Read all logs of a run, ``train_*.log``; where a resumed run repeats iterations, the later log counts.
+    """Read all logs of a run, ``train_*.log``; if a resumed run repeats iterations, the later log counts.
 
     Raises:
-        UserError: There is no log in ``folder``, or nothing in it yet.
+        UserError: ``folder`` has no log, or its logs are empty.
     """
     merged: dict[str, dict[int, float]] = defaultdict(dict)
     for path in sorted(folder.glob("train_*.log"), key=lambda log: log.stat().st_mtime):
         for name, curve in read_log(path).items():
             merged[name] |= dict(curve)
     if not merged:
-        raise UserError(f"{folder}: expected a training's train_*.log with at least one line of losses in it")
+        raise UserError(f"{folder}: expected a train_*.log with at least one line of losses")
     return {name: sorted(points.items()) for name, points in merged.items()}
 
 
 def product(one: Sequence[tuple[int, float]], other: Sequence[tuple[int, float]]) -> Curve:
-    """Multiply two curves point by point, such as w and L_Res, at the iterations that both have."""
+    """Multiply two curves point by point, such as w and L_Res, at the iterations they share."""
     factors = dict(other)
     return [(iteration, value * factors[iteration]) for iteration, value in one if iteration in factors]
 
 
 def training_panels(curves: Mapping[str, Curve]) -> Panels:
-    """What to draw of a run: its losses by kind, w, the learning rate, and each validation metric over the sets."""
+    """Group a run's curves into panels: losses by kind, w, the learning rate, and each validation metric."""
     known = dict(curves)
     if {"dp_weight", "l_g_resnet"} <= known.keys():
         known["dp_weight * l_g_resnet"] = product(known["dp_weight"], known["l_g_resnet"])
@@ -94,7 +94,7 @@ def training_panels(curves: Mapping[str, Curve]) -> Panels:
 
 
 def plot_panels(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
-    """Draw panels beside each other, at most four in a row, into the file ``path`` (.png, .svg, .pdf)."""
+    """Draw panels side by side, at most four in a row, into the file ``path`` (.png, .svg, .pdf)."""
     from matplotlib.figure import Figure
 
     columns = min(4, len(panels))
@@ -109,11 +109,11 @@ def plot_panels(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
 
 
 def panel_svg(title: str, curves: Mapping[str, Curve]) -> str:
-    """One panel as SVG to put into a page: text stays text, and everything but the lines has the page's colour."""
+    """Draw one panel as inline SVG: text stays text, and everything but the lines uses the page's colour."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    ink = "#010203"  # no line has it; matplotlib cannot write "currentColor" itself
+    ink = "#010203"  # placeholder for "currentColor", which matplotlib cannot write
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title}
     for part in ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"):
         settings[part] = ink
@@ -132,9 +132,9 @@ def _draw(axis: Any, title: str, curves: Mapping[str, Curve]) -> None:
         axis.plot(*zip(*curve, strict=True), label=label, linewidth=1.4, marker=marker, markersize=3)
     values = [value for curve in curves.values() for _, value in curve]
     if min(values) > 0 and max(values) > 30 * min(values):
-        axis.set_yscale("log")  # or the small ones would lie on the axis
+        axis.set_yscale("log")  # otherwise small values would vanish on the axis
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("iteration", fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8, framealpha=0, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # off the lines
+    axis.legend(fontsize=8, framealpha=0, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # below the plot

@@ -1,4 +1,4 @@
-"""Measuring any methods' images on any test sets."""
+"""Measure the images of any methods on any test sets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Measured:
-    """One image of one method: where it is (None: computed) and what was measured."""
+    """One image of one method: its file (None if computed) and its metrics."""
 
     set_name: str
     image: str
@@ -37,13 +37,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was measured, and how.
+    """All results of an evaluation and its settings.
 
     Attributes:
-        scale: HR size over LR size.
-        metrics: Names out of ``METRICS``, in the order of the tables.
-        missing: Those that could not be computed, and why.
-        images: In the order of sets, images, methods.
+        scale: HR size divided by LR size.
+        metrics: Keys of ``METRICS``, in the order of the tables.
+        missing: Metrics that could not be computed, with the reason.
+        images: Results ordered by set, image, method.
     """
 
     scale: int
@@ -62,11 +62,11 @@ class Evaluation:
         return list(dict.fromkeys(image.method for image in self.images))
 
     def of(self, set_name: str, method: str) -> list[Measured]:
-        """A method's images of a set."""
+        """Return a method's images of a set."""
         return [image for image in self.images if (image.set_name, image.method) == (set_name, method)]
 
     def average(self, set_name: str, method: str) -> Scores:
-        """Mean of each metric over a set, as the field does it: also of PSNR in decibels. None where one is missing."""
+        """Average each metric over a set, PSNR in decibels as usual. None if a value is missing."""
         images = self.of(set_name, method)
         return {name: _mean([image.scores[name] for image in images]) for name in self.metrics}
 
@@ -77,13 +77,13 @@ def evaluate(
     """Measure the images of ``methods`` on ``sets``; originals are cropped to a multiple of ``scale``.
 
     Raises:
-        UserError: Images are missing, unreadable, of the wrong size; two sets or methods share a name.
+        UserError: Images are missing, unreadable or of the wrong size, or two sets or methods share a name.
     """
     _check_names("test set", [test_set.name for test_set in sets])
     _check_names("method", [method.name for method in methods])
-    tasks = list(_tasks(sets, methods))  # every name is matched before the first image is read
+    tasks = list(_tasks(sets, methods))  # match every name before reading the first image
     missing = missing_metrics(metrics)
-    with ThreadPoolExecutor(available_cpus()) as pool:  # OpenCV, NumPy and torch release the interpreter
+    with ThreadPoolExecutor(available_cpus()) as pool:  # OpenCV, NumPy and torch release the GIL
         try:
             scored = pool.map(lambda task: _measure(task, scale, metrics), tasks)
             images = tuple(tqdm(scored, total=len(tasks), unit="image", disable=None))
@@ -94,17 +94,17 @@ def evaluate(
 
 
 def read_pair(image: Measured, scale: int) -> tuple[Image, Image]:
-    """The result and the original, cropped alike: ``(H, W[, 3])`` BGR uint8.
+    """Return the result and the original, cropped to the same size: ``(H, W[, 3])`` BGR uint8.
 
     Raises:
-        UserError: A file cannot be read, or the result has another size than the original or its cropped form.
+        UserError: A file cannot be read, or the result's size matches neither the original nor the cropped original.
     """
     whole = read_file(image.gt)
     gt = mod_crop(whole, scale)
     if image.result is None:
         return bicubic(gt, read_file(image.lr) if image.lr else None, scale, image.image), gt
     result = read_file(image.result)
-    if result.shape[:2] == whole.shape[:2]:  # some methods are published at the uncropped size
+    if result.shape[:2] == whole.shape[:2]:  # some methods publish uncropped results
         result = mod_crop(result, scale)
     if result.shape[:2] != gt.shape[:2]:
         raise UserError(
@@ -115,9 +115,9 @@ def read_pair(image: Measured, scale: int) -> tuple[Image, Image]:
 
 
 def bicubic(gt: Image, lr: Image | None, scale: int, name: str) -> Image:
-    """Bicubic enlargement of ``lr``, or of ``gt`` made small as MATLAB does it; the size of ``gt``.
+    """Upscale ``lr`` by bicubic to the size of ``gt``; without ``lr``, downsample ``gt`` like MATLAB first.
 
-    Enlarged in floating point and rounded once, as BasicSR does; rounding between the two passes costs 0.003 dB.
+    Upscaling uses floating point and rounds once, like BasicSR; rounding between the two passes costs 0.003 dB.
     """
     small = downsample(gt, scale) if lr is None else lr
     if (small.shape[0] * scale, small.shape[1] * scale) != gt.shape[:2]:
@@ -140,7 +140,7 @@ def _measure(image: Measured, scale: int, metrics: tuple[str, ...]) -> Measured:
 
 
 def read_file(path: Path) -> Image:
-    """Read an image of a test set, gray or colour. UserError, with its path, where that cannot be."""
+    """Read an image of a test set, gray or colour; an unreadable file is a UserError with its path."""
     try:
         return read_image(path, gray=True)
     except BadImageError as error:
@@ -157,4 +157,4 @@ def _check_names(what: str, names: Sequence[str]) -> None:
         raise UserError(f"expected at least one {what}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"two of the {what}s are called {', '.join(twice)}: give them names of their own, NAME=DIR")
+        raise UserError(f"two of the {what}s are called {', '.join(twice)}: give them different names, NAME=DIR")

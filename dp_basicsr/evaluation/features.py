@@ -1,4 +1,4 @@
-"""Fig. 3 of the paper: what VGG19 and ResNet-50 see in one image at points of the same depth and shape."""
+"""Fig. 3 of the paper: features of VGG19 and ResNet-50 for one image at the same depth and shape."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# Both have seven convolutions and two halvings before them, end with a ReLU and have 256 channels (Fig. 3).
+# Both follow seven convolutions and two downsamplings, end with a ReLU and have 256 channels (Fig. 3).
 VGG_LAYER = "relu3_3"
 RESNET_LAYER = "conv2_2"  # the second bottleneck of conv2, torchvision's layer1[1]
 CHANNELS = 256
 
 
 def resnet_features(weights: str) -> FrozenFeatures:
-    """ResNet-50 up to the second bottleneck of conv2, in eval mode, on normalised RGB.
+    """Build ResNet-50 up to the second bottleneck of conv2, in eval mode, for normalised RGB.
 
     Args:
-        weights: ``imagenet``, a path or ``random``, as everywhere.
+        weights: ``imagenet``, a path or ``random``.
 
     Raises:
-        UserError: The weights cannot be had.
+        UserError: The weights are not available.
     """
     net = load_backbone("resnet50", weights)
     stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
@@ -40,14 +40,14 @@ def resnet_features(weights: str) -> FrozenFeatures:
 
 
 def feature_maps(image: NDArray[np.uint8], weights: str) -> dict[str, Tensor]:
-    """Features of one image through both networks.
+    """Compute the features of one image with both networks.
 
     Args:
         image: ``(H, W, 3)`` BGR uint8.
-        weights: Of both networks.
+        weights: Weights of both networks.
 
     Returns:
-        ``(256, about H / 4, about W / 4)`` by the name of the network and its layer.
+        ``(256, about H / 4, about W / 4)`` by network and layer name.
     """
     rgb = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float().div(255)[None]
     with torch.inference_mode():
@@ -58,16 +58,16 @@ def feature_maps(image: NDArray[np.uint8], weights: str) -> dict[str, Tensor]:
 
 
 def plot_features(path: Path, out: Path, channels: Sequence[int], weights: str = "imagenet") -> None:
-    """Draw an image and the chosen channels of both networks as one picture; random weights are named in it.
+    """Draw an image and the chosen channels of both networks; random weights are marked in the picture.
 
     Args:
-        path: Of the image.
-        out: The picture to write (.png, .pdf, .svg).
-        channels: Counted from 1, as in the paper.
+        path: Image file.
+        out: Picture to write (.png, .pdf, .svg).
+        channels: Channels counted from 1, as in the paper.
         weights: ``imagenet`` or ``random``.
 
     Raises:
-        UserError: The image cannot be read, a channel is not there, or the weights cannot be had.
+        UserError: The image cannot be read, a channel does not exist, or the weights are not available.
     """
     wrong = [channel for channel in channels if not 1 <= channel <= CHANNELS]
     if wrong:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves on the disk: a CSV of all images, JSON, a Markdown table; all of them or none."""
+"""Write and read the files of an evaluation: a CSV of all images, JSON and a Markdown table."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = 
     """Write ``per_image.csv``, ``evaluation.json`` and ``table.md`` into a new folder.
 
     Args:
-        evaluation: What to write.
-        folder: To make; it appears when all is written.
-        overwrite: Replace the folder of an earlier evaluation; another folder is never replaced.
+        evaluation: Evaluation to write.
+        folder: Folder to create; it appears when all files are written.
+        overwrite: Replace the folder of an earlier evaluation; other folders are never replaced.
 
-    Raises:
-        UserError: The folder is there already, or the disk refuses.
+        Raises:
+            UserError: The folder already exists, or the write failed.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / JSON_NAME).is_file():
-        raise UserError(f"{folder} holds something other than an evaluation: choose another folder")
+        raise UserError(f"{folder} contains something other than an evaluation: choose another folder")
     with StagedFolder(folder, overwrite=overwrite) as staged:
         texts = {
             CSV_NAME: csv_text(evaluation),
@@ -49,10 +49,10 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = 
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Read what ``write_evaluation`` wrote.
+    """Read an evaluation written by ``write_evaluation``.
 
     Raises:
-        UserError: There is no evaluation in ``folder``, or it is damaged.
+        UserError: ``folder`` contains no evaluation, or a damaged one.
     """
     path = folder / JSON_NAME
     try:
@@ -60,13 +60,13 @@ def read_evaluation(folder: Path) -> Evaluation:
         images = tuple(_read_image_entry(entry, folder) for entry in data["images"])
         return Evaluation(data["scale"], tuple(data["metrics"]), data["missing"], images)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; scripts/evaluate.py and test.py make it") from error
+        raise UserError(f"{path}: {error.strerror}; scripts/evaluate.py and test.py create it") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no evaluation of ours ({error!r}); make it again") from error
+        raise UserError(f"{path} is not an evaluation of dp_basicsr ({error!r}); create it again") from error
 
 
 def as_json(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
-    """The evaluation as JSON holds it: n/a is null, an infinite PSNR "inf", paths are relative to ``folder``."""
+    """Convert to JSON types: n/a is null, an infinite PSNR is "inf", paths are relative to ``folder``."""
     averages = {
         name: {method: _finite(evaluation.average(name, method)) for method in evaluation.methods}
         for name in evaluation.sets
@@ -94,7 +94,7 @@ def as_json(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
 
 
 def csv_text(evaluation: Evaluation) -> str:
-    """One line for every image of every method; full precision, ``n/a`` where there is no value."""
+    """Format one line per image and method; full precision, ``n/a`` for missing values."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["set", "image", "method", *evaluation.metrics])
@@ -107,8 +107,8 @@ def csv_text(evaluation: Evaluation) -> str:
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """A table for every set: **best** and *second best* of each column, and how it was measured."""
-    lines = [f"x{evaluation.scale}; {evaluation.scale} pixels cut from every border; mean over the images of a set."]
+    """Format one table per set with **best** and *second best* of each column, and the measurement settings."""
+    lines = [f"x{evaluation.scale}; {evaluation.scale} border pixels cropped; mean over the images of a set."]
     if len(evaluation.methods) > 1:
         lines.append("**Best**" + (", *second best*." if len(evaluation.methods) > 2 else "."))
     for name in evaluation.sets:
@@ -124,13 +124,13 @@ def markdown(evaluation: Evaluation) -> str:
 
 
 def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table: the first column is text, the others are numbers."""
+    """Format a Markdown table: the first column is text, the others are numbers."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return [f"| {' | '.join(_escape(cell) for cell in row)} |" for row in (head, rule, *rows)]
 
 
 def ranks(values: Sequence[float | None], metric: str) -> list[int | None]:
-    """The place of each value, 0 for the best; equal as printed is equal; None for n/a or where all are one."""
+    """Rank the values, 0 for the best; values printed alike are equal; None for n/a or if all are equal."""
     digits, sign = METRICS[metric].digits, -1 if METRICS[metric].higher_is_better else 1
     printed = [None if value is None else sign * round(value, digits) for value in values]
     order = sorted({value for value in printed if value is not None})
@@ -138,7 +138,7 @@ def ranks(values: Sequence[float | None], metric: str) -> list[int | None]:
 
 
 def mark_best(values: Sequence[float | None], metric: str) -> list[str]:
-    """Values as Markdown, the best and the second best of at least three marked."""
+    """Format the values as Markdown with the best one marked, and the second best of at least three."""
     marks = {0: "**", 1: "*" if len(values) > 2 else ""}
     texts = (METRICS[metric].text(value) for value in values)
     places = (marks.get(-1 if rank is None else rank, "") for rank in ranks(values, metric))

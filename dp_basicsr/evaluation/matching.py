@@ -1,4 +1,4 @@
-"""Which file is which image: originals, LR and results are paired by name, whatever was put around the name."""
+"""Pair originals, LR and results by name, allowing for a prefix or suffix around the name."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dp_basicsr.errors import UserError
 
 BICUBIC = "Bicubic"  # the method that is computed here
 
-_MAX_NAMED = 5  # files named in one message; the rest is counted
+_MAX_NAMED = 5  # files listed in one message; the rest is counted
 
-# A folder of originals that is called like this carries its set's name one level up: datasets/Set5/GT.
+# For these folder names, the set's name is one level up: datasets/Set5/GT.
 _GENERIC_FOLDER = re.compile(r"(gt|hr|original|originals)(_?mod_?\d+)?|image_srf_\d", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """A test set: name, originals by image name, and their LR where a folder of them was given."""
+    """A test set: name, originals by image name, and their LR images if a folder was given."""
 
-    __test__ = False  # no test class, whatever pytest makes of its name
+    __test__ = False  # not a pytest class
 
     name: str
     gt: Mapping[str, Path]
@@ -34,10 +34,10 @@ class Method:
     """A method's result images.
 
     Attributes:
-        name: In tables.
-        folder: Of its images, or of one folder for each test set; ``{set}`` in it stands for the set's name. None is
-            bicubic enlargement, computed here.
-        pattern: Of its file names; found by itself when empty.
+        name: Name in tables.
+        folder: Folder of its images, or of one folder per test set; ``{set}`` stands for the set's name. None means
+            bicubic upscaling, computed here.
+        pattern: Pattern of its file names; detected if empty.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Method:
     pattern: str = ""
 
     def images(self, test_set: TestSet) -> dict[str, Path]:
-        """The method's file of every image of a set; empty for bicubic. UserError where some are missing or extra."""
+        """Return the method's file for every image of a set, {} for bicubic; missing or extra files are a UserError."""
         if self.folder is None:
             return {}
         folder = Path(str(self.folder).replace("{set}", test_set.name))
@@ -60,14 +60,14 @@ def find_test_set(
 
     Args:
         gt: Folder of originals.
-        lr: Folder of their LR.
-        name: Of the set; taken from the folder when empty (``datasets/Set5/GT`` is Set5).
-        gt_pattern: Which files are originals and what in them is the image's name, see ``compile_pattern``; all
-            files, by their whole names, when empty.
-        lr_pattern: The same for the LR; found from the names when empty.
+        lr: Folder of their LR images.
+        name: Name of the set; taken from the folder if empty (``datasets/Set5/GT`` is Set5).
+        gt_pattern: Which files are originals and which part is the image's name, see ``compile_pattern``; if empty, all
+            files by their full names.
+        lr_pattern: The same for the LR images; detected from the names if empty.
 
-    Raises:
-        UserError: A folder is missing or empty, two files have one name, or originals lack their LR.
+        Raises:
+            UserError: A folder is missing or empty, two files have the same name, or originals lack their LR.
     """
     originals = names_in(gt, gt_pattern or "{}")
     resolved = gt.resolve()
@@ -76,19 +76,19 @@ def find_test_set(
 
 
 def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dict[str, Path]:
-    """Find the image of every name in a folder.
+    """Find the image for every name in a folder.
 
     Args:
-        folder: Of images.
-        names: Of the originals.
-        pattern: See ``compile_pattern``; files that do not fit it are left alone. When empty, what all files have
-            around the names (``baby_RCAN_x4`` for ``baby``) is found, and every file must fit.
+        folder: Folder of images.
+        names: Names of the originals.
+        pattern: See ``compile_pattern``; files that do not match are ignored. If empty, the common prefix and suffix
+            (``baby_RCAN_x4`` for ``baby``) are detected, and every file must match.
 
     Returns:
         The file of each name, in the order of ``names``.
 
     Raises:
-        UserError: Images are missing or there are more than names (both named), or several patterns would fit.
+        UserError: Images are missing or extra (both are listed), or several patterns match.
     """
     used = pattern or detect_pattern([path.stem for path in find_images(folder)], names, folder)
     found = names_in(folder, used)
@@ -101,16 +101,16 @@ def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dic
     if problems:
         raise UserError(
             f"{folder}: expected one image for each of {len(names)} originals, named {used!r}; {'; '.join(problems)}. "
-            "Another naming is given with --pattern NAME=PATTERN, for example '{}_RCAN_x4'"
+            "For another naming give --pattern NAME=PATTERN, for example '{}_RCAN_x4'"
         )
     return {name: found[name] for name in names}
 
 
 def names_in(folder: Path, pattern: str) -> dict[str, Path]:
-    """The files of ``folder`` that fit ``pattern``, by the image name in theirs, sorted by file name.
+    """Map image names to the files of ``folder`` that match ``pattern``, sorted by file name.
 
     Raises:
-        UserError: No file fits, or two carry the same name.
+        UserError: No file matches, or two have the same image name.
     """
     regex = compile_pattern(pattern)
     found: dict[str, Path] = {}
@@ -122,32 +122,32 @@ def names_in(folder: Path, pattern: str) -> dict[str, Path]:
         found[fit[1]] = path
     if not found:
         some = _some([path.name for path in find_images(folder)])
-        raise UserError(f"{folder}: no file fits the pattern {pattern!r}; there are: {some}")
+        raise UserError(f"{folder}: no file matches the pattern {pattern!r}; found: {some}")
     return found
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """A pattern of file names, without extension: ``{}`` stands for the image's name, or a regex whose one group is it.
+    """Compile a file name pattern without extension: ``{}`` for the image's name, or a regex with one group.
 
     Raises:
-        UserError: Neither of the two.
+        UserError: The pattern is neither.
     """
     for suffix in IMAGE_SUFFIXES:
         pattern = pattern.removesuffix(suffix)
     try:
         regex = re.compile("(.+)".join(map(re.escape, pattern.split("{}"))) if "{}" in pattern else pattern)
     except re.error as error:
-        raise UserError(f"pattern {pattern!r}: no regular expression ({error})") from error
+        raise UserError(f"pattern {pattern!r}: not a regular expression ({error})") from error
     if regex.groups != 1:
         raise UserError(f"pattern {pattern!r}: expected one {{}} for the image's name, or a regex with one group")
     return regex
 
 
 def detect_pattern(stems: Collection[str], names: Collection[str], folder: Path) -> str:
-    """What the files of a folder have around the names: the pattern that fits the most names.
+    """Detect the prefix and suffix around the names: the pattern that matches the most names.
 
     Raises:
-        UserError: None fits any, or several fit all.
+        UserError: None matches any name, or several match all.
     """
     there = set(stems)
     if set(names) <= there:
@@ -157,19 +157,19 @@ def detect_pattern(stems: Collection[str], names: Collection[str], folder: Path)
     most = max(fits.values(), default=0)
     if most == 0:
         raise UserError(
-            f"{folder}: no file is named like an original; there are: {_some(stems)}; originals: {_some(names)}. "
+            f"{folder}: no file is named like an original; found: {_some(stems)}; originals: {_some(names)}. "
             "Give --pattern NAME=PATTERN"
         )
     best = sorted(f"{before}{{}}{after}" for (before, after), count in fits.items() if count == most)
     if len(best) > 1 and most == len(names):
         raise UserError(
-            f"{folder}: the files fit several patterns: {_some(best)}; choose one by --pattern NAME=PATTERN"
+            f"{folder}: the files match several patterns: {_some(best)}; choose one with --pattern NAME=PATTERN"
         )
     return best[0]
 
 
 def _splits(stem: str, name: str) -> Iterable[tuple[str, str]]:
-    """Every ``(before, after)`` with ``stem == before + name + after``."""
+    """Yield every ``(before, after)`` with ``stem == before + name + after``."""
     place = stem.find(name)
     while place >= 0:
         yield stem[:place], stem[place + len(name) :]

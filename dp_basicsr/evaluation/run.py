@@ -1,4 +1,4 @@
-"""Test a model: upscale the sets that are there, log the metrics, write the tables."""
+"""Test a model: upscale the available test sets, log the metrics, write the tables."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def run_test(opt: dict[str, Any]) -> None:
         opt: Options, completed by ``complete_options``.
 
     Raises:
-        UserError: None of the sets is there, or the network's weights are not.
+        UserError: None of the sets exists, or the network's weights are missing.
     """
     torch.backends.cudnn.benchmark = True
     sets = [dataset for dataset in opt["datasets"].values() if dataset["phase"] == "test"]
     if all(missing_folders(dataset) for dataset in sets):
         names = ", ".join(dataset["name"] for dataset in sets)
-        raise UserError(f"none of the test sets ({names}) is there; {HOW_TO_GET_TEST_SETS}")
+        raise UserError(f"none of the test sets ({names}) exists; {HOW_TO_GET_TEST_SETS}")
     if opt["path"].get("pretrain_network_g") is None:
         raise UserError("path: pretrain_network_g: nothing to test; name a net_g_<iteration>.pth")
     require_networks(opt)
@@ -43,7 +43,7 @@ def run_test(opt: dict[str, Any]) -> None:
         raise UserError(f"none of the test sets has an image; {HOW_TO_GET_TEST_SETS}")
     model = build_model(opt)
     make_exp_dirs(opt)
-    agree_on(None)  # the others wait until rank 0 has moved an earlier run's folder aside
+    agree_on(None)  # wait until rank 0 has moved an earlier run's folder aside
     write_log(opt, "test", held_log)
     for loader in loaders:
         logger.info(f"Testing {loader.dataset.opt['name']} ...")  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""LPIPS (Zhang et al., CVPR 2018) as a BasicSR metric, with its backbones found like every other pretrained network.
+"""LPIPS (Zhang et al., CVPR 2018) as a BasicSR metric.
 
-The ``lpips`` package carries its own linear weights, but asks torchvision to download the backbones. Here they are
-looked for where the networks of the loss are, see ``dp_basicsr.archs.pretrained.find_weights``.
+The ``lpips`` package contains its linear weights but lets torchvision download the backbones. Here they are found
+like the networks of the loss, see ``dp_basicsr.archs.pretrained.find_weights``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from numpy.typing import NDArray
 from torch import Tensor
 
-# lpips' name of a backbone -> torchvision's.
+# lpips's backbone name -> torchvision's.
 BACKBONES = MappingProxyType({"alex": "alexnet", "vgg": "vgg16"})
 
-# Below this side an image vanishes in AlexNet's pooling; VGG takes less, but one rule serves both.
+# Smaller images vanish in AlexNet's pooling; VGG allows less, but one limit serves both.
 MIN_SIDE = 32
 
 _ALONE = threading.Lock()
@@ -43,27 +43,27 @@ def calculate_lpips(
     net: str = "alex",
     weights: str = "imagenet",
     input_order: str = "HWC",
-    **_: Any,  # BasicSR hands over every key of the option file, `better` among them
+    **_: Any,  # BasicSR passes every key of the option file, e.g. `better`
 ) -> float:
-    """LPIPS version 0.1 of two images: 0 for identical ones, lower is better.
+    """Compute LPIPS version 0.1 of two images: 0 for identical ones, lower is better.
 
     Args:
         img: ``(H, W, 3)`` BGR or ``(H, W)`` gray, uint8, [0, 255].
-        img2: The same shape.
-        crop_border: Pixels cut from every border, as for PSNR and SSIM.
-        net: Backbone, ``alex`` or ``vgg``. The paper does not say which is its.
-        weights: Of the backbone: ``imagenet``, or the path of a torchvision state_dict.
+        img2: Same shape as ``img``.
+        crop_border: Pixels cropped from every border, as for PSNR and SSIM.
+        net: Backbone, ``alex`` or ``vgg``. The paper does not say which one it uses.
+        weights: Weights of the backbone: ``imagenet``, or the path of a torchvision state_dict.
         input_order: ``HWC`` or ``CHW``.
 
     Returns:
-        The distance; NaN where the backbone cannot be had, which the log then says once, so that a run goes on.
+        The distance; NaN if the backbone is not available (logged once), so that a run can continue.
 
     Raises:
-        UserError: Shapes that differ, an image that is too small, or an unknown backbone.
+        UserError: The shapes differ, an image is too small, or the backbone is unknown.
     """
     if img.shape != img2.shape:
-        raise UserError(f"LPIPS: expected images of one shape, got {img.shape} and {img2.shape}")
-    # One image at a time: validation measures in threads, loading is not safe there, and memory would multiply.
+        raise UserError(f"LPIPS: expected images of the same shape, got {img.shape} and {img2.shape}")
+    # One image at a time: validation measures in threads, where loading is not safe and memory would multiply.
     with _ALONE:
         if why_not(net, weights):
             return math.nan
@@ -75,13 +75,13 @@ def calculate_lpips(
 
 @lru_cache
 def why_not(net: str, weights: str) -> str | None:
-    """Why LPIPS with this backbone cannot be computed here, or None if it can; a reason is logged, once.
+    """Return why LPIPS with this backbone is not available (logged once), or None if it is.
 
     Raises:
-        UserError: There is no such backbone: a mistake in the options, not something missing.
+        UserError: The backbone is unknown, which is a mistake in the options.
     """
     if net not in BACKBONES:
-        raise UserError(f"LPIPS: net is one of {', '.join(BACKBONES)}; got {net!r}")
+        raise UserError(f"LPIPS: expected net to be one of {', '.join(BACKBONES)}, got {net!r}")
     try:
         lpips_network(net, weights, _device())
     except UserError as error:
@@ -92,43 +92,43 @@ def why_not(net: str, weights: str) -> str | None:
 
 @lru_cache
 def lpips_network(net: str, weights: str, device: str) -> lpips.LPIPS:
-    """Load LPIPS, frozen, in eval mode, once for each backbone and device.
+    """Load LPIPS, frozen and in eval mode, once per backbone and device.
 
     Raises:
-        UserError: The backbone's weights cannot be had or do not fit.
+        UserError: The backbone's weights are not available or do not match.
     """
     path = find_weights(BACKBONES[net], weights)
     return build_network(net, read_state_dict(path), str(path)).to(device)
 
 
 def build_network(net: str, backbone: dict[str, Tensor], source: str) -> lpips.LPIPS:
-    """Put LPIPS together from its package's linear weights and a torchvision state_dict.
+    """Build LPIPS from its package's linear weights and a torchvision state_dict.
 
-    Built on the meta device, because ``lpips.LPIPS`` would fill 60 to 140 million weights at random first and move
-    the global random state of the training that it measures.
+    Built on the meta device, because ``lpips.LPIPS`` would first initialise 60 to 140 million weights at random and
+    change the global random state of the training that it measures.
 
     Raises:
-        UserError: ``backbone`` lacks a convolution of the network; ``source`` names it in the message.
+        UserError: ``backbone`` lacks a convolution of the network; the message names ``source``.
     """
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls torchvision in the way of 2018
+        warnings.simplefilter("ignore")  # it uses a deprecated torchvision API
         model = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
     linear = read_state_dict(Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth")
     constants = {f"scaling_layer.{name}": value for name, value in lpips.ScalingLayer().state_dict().items()}
     state = linear | constants
     for name in model.state_dict():
         head, rest = name.split(".", 1)
-        if head == "lins":  # lins.0.model.1.weight is lin0.model.1.weight under a second name
+        if head == "lins":  # lins.0.model.1.weight is an alias of lin0.model.1.weight
             state[name] = linear[f"lin{rest}"]
         elif head == "net":  # net.slice2.3.weight is torchvision's features.3.weight
             key = f"features.{rest.split('.', 1)[1]}"
             if key not in backbone:
-                raise UserError(f"{source} does not hold the weights of {BACKBONES[net]}: {key} is missing")
+                raise UserError(f"{source} does not contain the weights of {BACKBONES[net]}: {key} is missing")
             state[name] = backbone[key]
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise UserError(f"{source} does not fit {BACKBONES[net]}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{source} does not match {BACKBONES[net]}: {' '.join(str(error).split())}") from error
     return model.requires_grad_(False).eval()
 
 
@@ -137,9 +137,9 @@ def _device() -> str:
 
 
 def _to_tensor(image: NDArray[np.uint8], crop_border: int) -> Tensor:
-    """``(H, W, C)`` BGR uint8 to (1, 3, h, w) RGB in [-1, 1], which is what LPIPS takes."""
+    """Convert ``(H, W, C)`` BGR uint8 to (1, 3, h, w) RGB in [-1, 1], the input of LPIPS."""
     inner = image[crop_border or None : -crop_border or None, crop_border or None : -crop_border or None]
     if min(inner.shape[:2]) < MIN_SIDE:
-        raise UserError(f"LPIPS needs {MIN_SIDE} pixels a side inside the border, got {inner.shape[:2]}")
+        raise UserError(f"LPIPS needs at least {MIN_SIDE} x {MIN_SIDE} pixels inside the border, got {inner.shape[:2]}")
     rgb = np.repeat(inner, 3, axis=2) if inner.shape[2] == 1 else inner[..., ::-1]
     return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1))).float().div(127.5).sub(1)[None]

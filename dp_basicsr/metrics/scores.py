@@ -1,4 +1,4 @@
-"""What is measured: PSNR and SSIM on RGB and on Y, LPIPS with both backbones, always under names that say which."""
+"""The metrics of all tables: PSNR and SSIM on RGB and Y, LPIPS with both backbones."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Scores = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is written: its label, its digits after the point, and which way is better."""
+    """How a metric is formatted: its label, its decimal places, and whether higher is better."""
 
     label: str
     digits: int
     higher_is_better: bool
 
     def text(self, value: float | None, sign: bool = False) -> str:
-        """``value`` as a table shows it; None is n/a."""
+        """Format ``value`` for a table; None is n/a."""
         return "n/a" if value is None else f"{value:{'+' if sign else ''}.{self.digits}f}"
 
 
@@ -50,16 +50,16 @@ def measure(
 
     Args:
         result: ``(H, W, 3)`` BGR or ``(H, W)`` gray, uint8. Gray counts as three equal channels, as in BasicSR, which
-            reads every file in colour.
-        gt: The same height and width.
-        crop_border: Pixels cut from every border (the paper: 4 at x4, the scale in general).
-        metrics: Names out of ``METRICS``.
+                reads every file as colour.
+            gt: Same height and width as ``result``.
+            crop_border: Pixels cropped from every border (the paper: 4 at x4, the scale in general).
+            metrics: Keys of ``METRICS``.
 
-    Returns:
-        Each metric's value; infinite PSNR for identical images; None for LPIPS where its backbone cannot be had.
+        Returns:
+            Each metric's value; infinite PSNR for identical images; None for LPIPS if its backbone is not available.
 
-    Raises:
-        UserError: Sizes that differ, or nothing is left inside the border for SSIM's window of 11 pixels.
+        Raises:
+            UserError: The sizes differ, or less than SSIM's window of 11 pixels is left inside the border.
     """
     if result.shape[:2] != gt.shape[:2]:
         raise UserError(f"expected a result of {size_text(gt)} pixels, the original's size; got {size_text(result)}")
@@ -70,36 +70,36 @@ def measure(
 
 
 def missing_metrics(metrics: tuple[str, ...]) -> dict[str, str]:
-    """Those of ``metrics`` that cannot be computed on this machine, and why."""
+    """Return the ``metrics`` that cannot be computed on this machine, with the reasons."""
     reasons = {name: why_not(name.removeprefix("lpips_"), "imagenet") for name in metrics if name.startswith("lpips_")}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
 def drop_unavailable(opt: dict[str, Any]) -> None:
-    """Take out of ``val: metrics:`` what cannot be computed here; the log says what and why.
+    """Remove the metrics that cannot be computed here from ``val: metrics:`` and log the reason.
 
-    BasicSR adds every metric up over the images and keeps the best sum, where a missing value would look like one. The
-    images are split over the processes: what one of them cannot compute, none does. All must call it together.
+    BasicSR sums every metric over the images and keeps the best sum, so a missing value would look like a result. The
+    images are split over the processes: a metric that one process cannot compute is dropped on all. Collective call.
 
     Raises:
-        UserError: An LPIPS entry names no known backbone.
+        UserError: An LPIPS entry names an unknown backbone.
     """
     metrics = (opt.get("val") or {}).get("metrics") or {}
     for name, metric in list(metrics.items()):
         if metric["type"] != calculate_lpips.__name__:
             continue
         if any(all_gather(why_not(metric.get("net", "alex"), metric.get("weights", "imagenet")))):
-            get_root_logger().warning(f"val: metrics: {name} is left out")
+            get_root_logger().warning(f"val: metrics: {name} is skipped")
             del metrics[name]
 
 
 def in_colour(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """``(H, W, 3)`` of a gray or colour image."""
+    """Convert a gray or colour image to ``(H, W, 3)``."""
     return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
 def size_text(image: NDArray[Any]) -> str:
-    """``width x height``, as image viewers say it."""
+    """Format the size as ``width x height``, like image viewers."""
     return f"{image.shape[1]} x {image.shape[0]}"
 
 

@@ -1,3 +1,3 @@
-"""The report: one HTML file that shows a training and its images, with nothing to install and no network."""
+"""The report: one self-contained HTML file that shows a training and its images."""
 
-LOSSLESS = 101  # quality: OpenCV writes lossless WebP above 100
+LOSSLESS = 101  # WebP quality: OpenCV writes lossless above 100

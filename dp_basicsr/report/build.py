@@ -1,4 +1,4 @@
-"""Gathering what a run and an evaluation left on the disk, and writing it as one HTML file."""
+"""Collect the files of runs and evaluations and write them as one HTML file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass
 class Cell:
-    """A cell of a table: as shown, as sorted, and its rank in its column (0 is the best, None is unranked)."""
+    """A table cell: its text, its sort key, and its rank in the column (0 is the best, None is unranked)."""
 
     text: str
     value: float | str
@@ -41,7 +41,7 @@ class Table:
 
 @dataclass
 class Report:
-    """What the page shows."""
+    """Content of the page."""
 
     title: str
     averages: list[Table] = field(default_factory=list)
@@ -57,12 +57,14 @@ def write_report(folders: Sequence[Path], out: Path, quality: int | None = None)
     """Write the report of runs and evaluations.
 
     Args:
-        folders: Each a training's folder (experiments/<name>), a test's (results/<name>) or an evaluation's.
-        out: The HTML file to write; an older one is replaced when the new one is whole.
-        quality: 1 to 100 of the images' WebP, 101 lossless; None: lossless as long as the file stays handy.
+        folders: Folders of trainings (experiments/<name>), tests (results/<name>) or an evaluation.
+        out: HTML file to write; an existing one is replaced atomically.
+        quality: WebP quality of the images, 1 to 100, or 101 for lossless; None: lossless unless the file gets too
+            large.
 
-    Raises:
-        UserError: A folder has nothing to show, two evaluations are given, images are gone, or the disk refuses.
+        Raises:
+            UserError: A folder has nothing to show, two evaluations are given, images no longer exist, or the write
+                failed.
     """
     report = collect(folders, quality)
     text = render(report)
@@ -78,7 +80,7 @@ def write_report(folders: Sequence[Path], out: Path, quality: int | None = None)
 
 
 def collect(folders: Sequence[Path], quality: int | None) -> Report:
-    """Read everything that the report shows."""
+    """Read everything shown in the report."""
     report = Report(title=", ".join(dict.fromkeys(_title(folder) for folder in folders)))
     for folder in folders:
         evaluation = next((one for one in (folder, folder / FOLDER) if (one / JSON_NAME).is_file()), None)
@@ -86,21 +88,21 @@ def collect(folders: Sequence[Path], quality: int | None) -> Report:
         if evaluation is None and not logs:
             raise UserError(
                 f"{folder}: expected a training's folder with train_*.log, or an evaluation with {JSON_NAME} "
-                "(scripts/evaluate.py --out and test.py make one)"
+                "(created by scripts/evaluate.py --out and by test.py)"
             )
         if logs:
             _add_training(report, folder)
         if evaluation:
             if report.averages:
                 raise UserError(
-                    f"{folder}: one report shows one evaluation; several methods go into one by evaluate.py"
+                    f"{folder}: expected one evaluation, got two; compare several methods with one run of evaluate.py"
                 )
             _add_evaluation(report, read_evaluation(evaluation), quality)
     return report
 
 
 def render(report: Report) -> str:
-    """The page: style, script and images are within."""
+    """Render the page with its style, script and images embedded."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -116,7 +118,7 @@ def render(report: Report) -> str:
 
 
 def average_table(evaluation: Evaluation, set_name: str) -> Table:
-    """The mean of every method on a set, the best two of each column ranked."""
+    """Build the table of each method's mean on a set, with the best two of each column ranked."""
     averages = [evaluation.average(set_name, method) for method in evaluation.methods]
     columns = [_cells([one[metric] for one in averages], metric) for metric in evaluation.metrics]
     rows = [
@@ -128,7 +130,7 @@ def average_table(evaluation: Evaluation, set_name: str) -> Table:
 
 
 def image_table(evaluation: Evaluation) -> Table:
-    """Every image of every method."""
+    """Build the table of every image of every method."""
     rows = [
         [
             *(Cell(text, text) for text in (image.set_name, image.image, image.method)),
@@ -148,7 +150,7 @@ def _add_training(report: Report, folder: Path) -> None:
         report.option_files[path.name] = path.read_text(encoding="utf-8", errors="replace")
     if any("RANDOM weights" in log.read_text(encoding="utf-8", errors="replace") for log in folder.glob("train_*.log")):
         report.notes.append(
-            f"{folder.name} was trained through networks with RANDOM weights, for a trial or a demo: its losses "
+            f"{folder.name} was trained with perceptual networks of RANDOM weights, for a trial or demo: its losses "
             "compare random features, not those of the paper."
         )
 
@@ -169,9 +171,9 @@ def _add_evaluation(report: Report, evaluation: Evaluation, quality: int | None)
         "Scale": f"x{evaluation.scale}",
     }
     report.notes += [
-        f"Measured on the 8-bit files, {evaluation.scale} pixels cut from every border. RGB is all three channels, Y "
+        f"Measured on the 8-bit files, {evaluation.scale} border pixels cropped. RGB is all three channels, Y "
         "is BT.601's luma; a set's value is the mean over its images.",
-        "Images are shown as they are."
+        "Images are shown losslessly."
         if chosen > 100
         else f"Images are shown as WebP of quality {chosen}, to keep "
         "this file small; the numbers were measured on the files themselves.",

@@ -1,4 +1,4 @@
-"""Images as a page carries them: LR, bicubic, every method's result and the original, within the HTML itself."""
+"""Images embedded in the report: LR, bicubic, every method's result and the original."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dp_basicsr.report import LOSSLESS
 
 import cv2
 
-HANDY = 60e6  # pixels in all, up to which lossless images make a file that a browser opens at once (some 100 MB)
-SMALLER = 90  # quality beyond
+HANDY = 60e6  # total pixels up to which lossless images give a file that a browser opens quickly (about 100 MB)
+SMALLER = 90  # quality above that
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Panel:
 
 @dataclass
 class Viewer:
-    """All versions of an image; ``left`` and ``right`` are those that are compared first."""
+    """All versions of an image; ``left`` and ``right`` are the ones compared first."""
 
     name: str
     width: int
@@ -42,22 +42,22 @@ class Viewer:
 
 
 def choose_quality(evaluation: Evaluation) -> int:
-    """Lossless, unless the images are so many that the page would not open well."""
+    """Choose lossless, unless the page would become too large to open quickly."""
     names = {(image.set_name, image.image): image.gt for image in evaluation.images}
     pixels = sum(math.prod(read_file(path).shape[:2]) for path in names.values())
     return LOSSLESS if pixels * (len(evaluation.methods) + 1) <= HANDY else SMALLER
 
 
 def make_viewer(images: Sequence[Measured], evaluation: Evaluation, quality: int) -> Viewer:
-    """Put one image's versions together.
+    """Collect the versions of one image.
 
     Args:
         images: The same image of every method.
-        evaluation: Where they come from.
-        quality: Of WebP, 101 for lossless.
+        evaluation: Evaluation that contains the images.
+        quality: WebP quality, 101 for lossless.
 
     Raises:
-        UserError: A file is no longer there.
+        UserError: A file no longer exists.
     """
     scale, first = evaluation.scale, images[0]
     gt = mod_crop(read_file(first.gt), scale)
@@ -73,7 +73,7 @@ def make_viewer(images: Sequence[Measured], evaluation: Evaluation, quality: int
 
 
 def scores_text(scores: Scores) -> str:
-    """The metrics that are there, short: ``PSNR Y 28.43 dB``."""
+    """Format the available metrics briefly: ``PSNR Y 28.43 dB``."""
     parts = []
     for name, value in scores.items():
         if value is not None:
@@ -84,7 +84,7 @@ def scores_text(scores: Scores) -> str:
 
 
 def data_uri(image: Image, quality: int) -> str:
-    """``(H, W[, 3])`` BGR uint8 as a data URI of WebP."""
+    """Encode ``(H, W[, 3])`` BGR uint8 as a WebP data URI."""
     whole, data = cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, quality])
     if not whole:
         raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape} as WebP")

@@ -1,1 +1,1 @@
-"""The paper's studies (Tables 2 to 7): declared in options/studies, trained, tested, set beside the paper's numbers."""
+"""The paper's studies (Tables 2 to 7): declare, train and test them, and compare with the paper's numbers."""

@@ -1,4 +1,4 @@
-"""The demo's photographs, which need no download, its table and its picture; ``scripts/demo.py`` runs it."""
+"""Photographs, table and picture of the demo (``scripts/demo.py``); needs no download."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DATA = Path("datasets/demo")
 OUTPUT = Path("results/demo")
 SCALE = 4
 
-# Colour photographs in the scikit-image wheel (which BasicSR needs); the held-out ones are never trained on.
+# Colour photographs in the scikit-image wheel (a dependency of BasicSR); the held-out ones are not trained on.
 TRAINING = (
     "coffee.png",
     "hubble_deep_field.jpg",
@@ -67,7 +67,7 @@ def write_photographs(folder: Path = DATA) -> None:
 def prepare_photographs(folder: Path = DATA) -> None:
     """Create the demo's data with the project's own scripts, replacing ``folder``.
 
-    It then has ``HR_sub.lmdb`` and ``LR_bicubic_X4_sub.lmdb`` to train on, ``test/GT`` and ``test/LRbicx4``.
+    The folder then has ``HR_sub.lmdb`` and ``LR_bicubic_X4_sub.lmdb`` for training, ``test/GT`` and ``test/LRbicx4``.
     """
     shutil.rmtree(folder, ignore_errors=True)
     write_photographs(folder)
@@ -79,11 +79,11 @@ def run(*command: object) -> None:
     """Print a command as a user would type it, and run it in the current folder.
 
     Raises:
-        UserError: It failed; it has printed its own message.
+        UserError: The command failed; it has printed its own message.
     """
     words = [str(word) for word in command]
     print(f"\n$ python {shlex.join(words)}", flush=True)
-    # Let waiting threads yield their core: spinning, the default, is many times slower on a shared machine.
+    # Waiting threads yield their core: spinning, the default, is many times slower on a shared machine.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     if subprocess.run([sys.executable, *words], check=False, env=environment).returncode != 0:
         raise UserError(f"{words[0]} failed; see above")
@@ -119,7 +119,7 @@ def metrics_table(images: Mapping[str, Mapping[str, Image]]) -> str:
 
 
 def draw_comparison(images: Mapping[str, Mapping[str, Image]], note: str, path: Path) -> None:
-    """Draw each original with its crop marked, and that crop of LR, bicubic, each result and the original."""
+    """Draw each original with its crop marked, and the crop of LR, bicubic, each result and the original."""
     import matplotlib
 
     matplotlib.use("Agg")

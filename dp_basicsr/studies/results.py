@@ -1,4 +1,4 @@
-"""From a study's evaluations to the files of its table."""
+"""Write the tables of a study from its evaluations."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ Cells = dict[tuple[str, str], Scores]
 
 
 def write_study(study: Study, smoke: Smoke | None, given: Sequence[Method], metrics: tuple[str, ...]) -> Path:
-    """Write ``table.md`` and ``table.csv`` from what has been tested so far; what is missing yet is n/a.
+    """Write ``table.md`` and ``table.csv`` from the tests done so far; missing values are n/a.
 
-    Where trainings have logged their terms' gradient shares, these are in the table, and ``shares.png`` draws them.
+    If trainings have logged their terms' gradient shares, the table includes them and ``shares.png`` plots them.
 
     Args:
         study: The study.
-        smoke: Given for a smoke run.
+        smoke: Settings of a smoke run, or None.
         given: Published methods' result images, for the rows of these names.
-        metrics: To measure on images that are not trained here.
+        metrics: Metrics to compute on images that are not from trainings.
 
     Returns:
         The folder, results/studies/<study>.
 
     Raises:
-        UserError: Images of ``given`` are missing or do not fit.
+        UserError: Images of ``given`` are missing or do not match.
     """
     cells = trained_cells(study, smoke) | image_cells(study, smoke, given, metrics)
     columns = list(dict.fromkeys(column for _, column in cells)) if smoke else []
@@ -54,7 +54,7 @@ def write_study(study: Study, smoke: Smoke | None, given: Sequence[Method], metr
 
 
 def trained_cells(study: Study, smoke: Smoke | None) -> Cells:
-    """What the rows that are trained here have been measured at."""
+    """Read the evaluations of the trained rows."""
     cells: Cells = {}
     for row in study.rows:
         if row.run and (job := make_job(study, row, smoke)).is_tested():
@@ -63,7 +63,7 @@ def trained_cells(study: Study, smoke: Smoke | None) -> Cells:
 
 
 def image_cells(study: Study, smoke: Smoke | None, given: Sequence[Method], metrics: tuple[str, ...]) -> Cells:
-    """Measure bicubic and published images, on the sets that are there."""
+    """Measure bicubic and published images on the available sets."""
     labels = {row.label for row in study.rows if not row.run}
     methods = [Method(BICUBIC, None)] if BICUBIC in labels else []
     methods += [method for method in given if method.name in labels]
@@ -80,14 +80,14 @@ def image_cells(study: Study, smoke: Smoke | None, given: Sequence[Method], metr
 
 
 def default_metrics(smoke: Smoke | None) -> tuple[str, ...]:
-    """All of them; without LPIPS, whose backbones may be a download, in a smoke run."""
+    """Return all metrics; a smoke run omits LPIPS, whose backbones may need a download."""
     return tuple(name for name in METRICS if not (smoke and name.startswith("lpips")))
 
 
 def _cells(
     study: Study, label: str, base: str, evaluation: Evaluation, smoke: Smoke | None, method: str = ""
 ) -> Mapping[tuple[str, str], Scores]:
-    method = method or evaluation.methods[-1]  # test.py puts its own behind bicubic
+    method = method or evaluation.methods[-1]  # test.py lists its own method after bicubic
     averages = {name: evaluation.average(name, method) for name in evaluation.sets}
     if study.columns == "sets":
         return {(label, name): scores for name, scores in averages.items()}

@@ -1,4 +1,4 @@
-"""Training and testing the rows of a study: what is done is skipped, what was interrupted goes on."""
+"""Train and test the rows of a study; finished work is skipped, interrupted work is resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dp_basicsr.studies.study import ROOT, Row, Smoke, Study
 
 import yaml
 
-_LAST_LINES = 5  # of a failed program's output, in the message
+_LAST_LINES = 5  # lines of a failed program's output in the message
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class StudyRun:
     """One training and its test.
 
     Attributes:
-        name: Of the run: experiments/<name>, results/<name>.
+        name: Name of the run: experiments/<name>, results/<name>.
         train_file, test_file: Option files.
         train: Overrides of the training.
         test: Overrides of the test.
@@ -47,64 +47,64 @@ class StudyRun:
 
     @property
     def model(self) -> Path:
-        """The trained generator, which train.py writes at its very end."""
+        """The trained generator, which train.py writes last."""
         return Path("experiments", self.name, "models", "net_g_latest.pth")
 
     @property
     def evaluation(self) -> Path:
-        """The folder of the test's tables."""
+        """Folder of the test's tables."""
         return Path("results", self.name, FOLDER)
 
     @property
     def record(self) -> Path:
-        """What the run was started with, beside its folder, which train.py moves away when it starts anew."""
+        """File with the options the run was started with; outside its folder, which train.py may move away."""
         return Path("experiments", f"{self.name}.study.yml")
 
     @property
     def log(self) -> Path:
-        """The output of both programs."""
+        """Log file with the output of both programs."""
         return Path("experiments", f"{self.name}.study.log")
 
     def test_options(self) -> dict[str, Any]:
-        """The option file of the test, overridden."""
+        """The test's option file with the overrides applied."""
         opt = read_options(self.test_file)
         override(opt, self.test)
         return opt
 
     def is_trained(self) -> bool:
-        """Whether the training came to its end."""
+        """Whether the training is complete."""
         return self.model.is_file()
 
     def is_tested(self) -> bool:
-        """Whether the tables are newer than the model and have every set that is there now."""
+        """Whether the tables are newer than the model and include every available set."""
         path = self.evaluation / JSON_NAME
         if not path.is_file() or not self.is_trained() or path.stat().st_mtime < self.model.stat().st_mtime:
             return False
         return {one["name"] for one in present_sets(self.test_options())} <= set(read_evaluation(self.evaluation).sets)
 
     def train_command(self) -> list[str]:
-        """The training, which goes on from its newest state if there is one."""
+        """Command of the training, which resumes from the newest state if there is one."""
         return _command("train.py", self.train_file, "--auto_resume", f"name={self.name}", *self.train)
 
     def test_command(self) -> list[str]:
-        """The test on all sets that are there."""
+        """Command of the test on all available sets."""
         return _command(
             "test.py", self.test_file, f"name={self.name}", f"path:pretrain_network_g={self.model}", *self.test
         )
 
     def check_record(self) -> None:
-        """Refuse to go on with a run that was started with other options (UserError)."""
+        """Raise a UserError if the run was started with other options."""
         if self.record.is_file():
             if yaml.safe_load(self.record.read_text(encoding="utf-8")) != self._started_with():
                 raise UserError(
                     f"experiments/{self.name} was trained with other options than the study has now ({self.record}): "
-                    "move the folder and this file away to train it anew"
+                    "move the folder and this file away to train it again"
                 )
         elif self.record.with_name(self.name).exists():
-            raise UserError(f"experiments/{self.name} is there, but no study has made it: rename it")
+            raise UserError(f"experiments/{self.name} exists, but was not created by a study: rename it")
 
     def write_record(self) -> None:
-        """Note what the run is started with."""
+        """Record the options of the run."""
         self.record.parent.mkdir(parents=True, exist_ok=True)
         self.record.write_text(yaml.safe_dump(self._started_with()), encoding="utf-8")
 
@@ -113,7 +113,7 @@ class StudyRun:
 
 
 def make_jobs(study: Study, smoke: Smoke | None) -> list[StudyRun]:
-    """The trainings of a study, each once."""
+    """Return the trainings of a study, each once."""
     jobs: dict[str, StudyRun] = {}
     for row in study.rows:
         if row.run:
@@ -123,11 +123,11 @@ def make_jobs(study: Study, smoke: Smoke | None) -> list[StudyRun]:
 
 
 def make_job(study: Study, row: Row, smoke: Smoke | None) -> StudyRun:
-    """The training of a row."""
+    """Return the training of a row."""
     files = study.bases[row.base]
     network = tuple(smoke.network[row.base]) if smoke else ()
     overrides = row.overrides
-    if smoke:  # a list's entries cannot be overridden one by one
+    if smoke:  # entries of a list cannot be overridden individually
         overrides = tuple(entry.replace("weights: imagenet", "weights: random") for entry in overrides)
     return StudyRun(
         name=f"smoke_{row.run}" if smoke else row.run,
@@ -139,34 +139,34 @@ def make_job(study: Study, row: Row, smoke: Smoke | None) -> StudyRun:
 
 
 def present_sets(opt: dict[str, Any]) -> list[dict[str, Any]]:
-    """The test sets of an option file whose folders are there."""
+    """Return the test sets of an option file whose folders exist."""
     return [dataset for dataset in opt["datasets"].values() if not missing_folders(dataset)]
 
 
 class Runner:
-    """Runs jobs, one on each GPU at a time, or one at a time on the CPU.
+    """Run jobs, one per GPU at a time, or one at a time on the CPU.
 
     Args:
-        gpus: How many to use; 0 is the CPU. CUDA_VISIBLE_DEVICES, where set, says which.
+        gpus: Number of GPUs; 0 is the CPU. CUDA_VISIBLE_DEVICES, if set, selects them.
 
     Attributes:
-        failed: Why each job that failed did.
+        failed: Failed jobs, with the reason.
     """
 
     def __init__(self, gpus: int) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         devices = visible.split(",") if visible else [str(number) for number in range(gpus)]
         if len(devices) < gpus:
-            raise UserError(f"--gpus {gpus}: CUDA_VISIBLE_DEVICES={visible} names only {len(devices)}")
+            raise UserError(f"--gpus {gpus}: CUDA_VISIBLE_DEVICES={visible} has only {len(devices)}")
         self.failed: dict[str, str] = {}
         self._slots: queue.Queue[str] = queue.Queue()
-        for device in devices[:gpus] or [""]:  # "" hides the GPUs there may be
+        for device in devices[:gpus] or [""]:  # "" hides all GPUs
             self._slots.put(device)
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopping = threading.Event()
 
     def run(self, jobs: Sequence[StudyRun], retest: bool) -> None:
-        """Train and test what is missing. A job that fails does not stop the others; Ctrl-C and SIGTERM end all."""
+        """Train and test what is missing. A failed job does not stop the others; Ctrl-C and SIGTERM stop all."""
         for job in jobs:
             job.check_record()
         pool = ThreadPoolExecutor(self._slots.qsize())
@@ -175,7 +175,7 @@ class Runner:
             list(pool.map(lambda job: self._run_one(job, retest), jobs))
         finally:
             self._stopping.set()
-            for child in list(self._children):  # no training outlives its study
+            for child in list(self._children):  # stop all trainings with the study
                 child.terminate()
             pool.shutdown(cancel_futures=True)
             signal.signal(signal.SIGTERM, previous)
@@ -211,7 +211,7 @@ class Runner:
 
 
 def show_plan(jobs: Sequence[StudyRun], retest: bool) -> None:
-    """Print the commands that are still to run."""
+    """Print the commands that are still to be run."""
     for job in jobs:
         job.check_record()
         states = {"training": job.is_trained(), "test": not retest and job.is_tested()}
@@ -225,7 +225,7 @@ def show_plan(jobs: Sequence[StudyRun], retest: bool) -> None:
 
 
 def shown(command: Sequence[str]) -> str:
-    """A command as one would type it."""
+    """Format a command as a user would type it."""
     return shlex.join(["python", *command[1:]])
 
 

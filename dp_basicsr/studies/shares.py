@@ -1,4 +1,4 @@
-"""Each term's share of the gradient at the image, over the trainings of a study."""
+"""Each loss term's share of the gradient at the image, over the trainings of a study."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dp_basicsr.evaluation.files import table_lines
 from dp_basicsr.studies.runner import make_job
 from dp_basicsr.studies.study import Smoke, Study
 
-SHARE = "dp_share_"  # in the log, before the name of a term
+SHARE = "dp_share_"  # prefix of a term's name in the log
 
 
 def read_shares(study: Study, smoke: Smoke | None) -> dict[str, dict[str, Curve]]:
-    """The shares that the rows' trainings have logged: label -> term -> curve. Rows without any are left out."""
+    """Read the shares logged by the rows' trainings: label -> term -> curve. Rows without any are omitted."""
     found: dict[str, dict[str, Curve]] = {}
     for row in study.rows:
         folder = Path("experiments", make_job(study, row, smoke).name) if row.run else Path()
@@ -26,11 +26,11 @@ def read_shares(study: Study, smoke: Smoke | None) -> dict[str, dict[str, Curve]
 
 
 def share_lines(shares: dict[str, dict[str, Curve]]) -> list[str]:
-    """Markdown: every term's share at the beginning, in the middle and at the end of each row's training."""
+    """Format as Markdown each term's share at the start, middle and end of each row's training."""
     rows = []
     for label, curves in shares.items():
         for term, curve in curves.items():
             points = [curve[index] for index in (0, len(curve) // 2, -1)]
             rows.append([label, term, *(f"{value:.1%} ({iteration:,})" for iteration, value in points)])
-    head = ["## Share of each term in the gradient norm at the image", "", "In brackets the iteration.", ""]
+    head = ["## Share of each term in the gradient norm at the image", "", "The iteration is in brackets.", ""]
     return head + table_lines(["", "term", "beginning", "middle", "end"], rows)

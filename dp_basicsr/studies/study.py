@@ -1,4 +1,4 @@
-"""Studies as they are declared: a base option file and the overrides that make each row of a table."""
+"""Declarations of studies: base option files and the overrides that make each row of a table."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Row:
     """A row of a table.
 
     Attributes:
-        label: As the paper's table has it.
+        label: Label in the paper's table.
         base: Name of its base option files; empty for images that are not trained here.
-        run: Name of the training, under which other studies find it too; empty without one.
-        overrides: Of the base, as ``--force_yml`` takes them.
+        run: Name of the training, shared with other studies; empty without one.
+        overrides: Overrides of the base, in the form of ``--force_yml``.
     """
 
     label: str
@@ -38,22 +38,22 @@ class Row:
 
     @property
     def is_bicubic(self) -> bool:
-        """Whether the row is computed rather than trained or given."""
+        """Whether the row is computed by bicubic upscaling rather than trained or given."""
         return self.label == BICUBIC
 
 
 @dataclass(frozen=True)
 class Study:
-    """A table to train and test, of the paper or beyond it.
+    """A table to train and test, from the paper or beyond it.
 
     Attributes:
-        name: On the command line.
-        table: Its number in the paper; None for one that the paper does not have.
+        name: Name on the command line.
+        table: Its number in the paper; None if it is not in the paper.
         title: What it varies.
         sets: Test sets.
-        columns: What stands in the columns: the test sets, or the bases (Table 5, on one set).
+        columns: What the columns are: the test sets, or the bases (Table 5, on one set).
         bases: Option files ``train`` and ``test`` by the name of the base.
-        rows: In the paper's order.
+        rows: Rows in the paper's order.
     """
 
     name: str
@@ -67,20 +67,20 @@ class Study:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table as the paper prints it: values in the order of ``metrics``, by row and column."""
+    """A table as printed in the paper: values in the order of ``metrics``, by row and column."""
 
     metrics: tuple[str, ...]
     rows: dict[str, dict[str, list[float]]]
 
     def value(self, row: str, column: str, kind: str) -> float | None:
-        """The value of one metric (``psnr``, ``ssim``, ``lpips``), or None where the paper has none."""
+        """Return the value of one metric (``psnr``, ``ssim``, ``lpips``), or None if the paper has none."""
         values = self.rows.get(row, {}).get(column)
         return values[self.metrics.index(kind)] if values and kind in self.metrics else None
 
 
 @dataclass(frozen=True)
 class Smoke:
-    """Overrides that turn any row into a trial of seconds, see ``options/studies/smoke.yml``."""
+    """Overrides that reduce any row to a trial of a few seconds, see ``options/studies/smoke.yml``."""
 
     train: tuple[str, ...]
     test: tuple[str, ...]
@@ -91,7 +91,7 @@ def read_study(name: str) -> Study:
     """Read ``options/studies/<name>.yml``.
 
     Raises:
-        UserError: There is no such study.
+        UserError: The study does not exist.
     """
     if name not in NAMES:
         raise UserError(f"study: expected one of {', '.join(NAMES)}; got {name!r}")
@@ -108,13 +108,13 @@ def read_smoke() -> Smoke:
 
 @lru_cache
 def paper_tables() -> dict[int, PaperTable]:
-    """The paper's tables by their numbers."""
+    """Return the paper's tables by number."""
     tables = _read(PAPER)["tables"]
     return {number: PaperTable(tuple(table["metrics"]), table["rows"]) for number, table in tables.items()}
 
 
 def paper_source() -> str:
-    """What the paper's numbers are cited as."""
+    """Return the citation of the paper's numbers."""
     return str(_read(PAPER)["source"])
 
 

@@ -1,4 +1,4 @@
-"""A study's table in the paper's form, each cell beside the paper's number and the difference."""
+"""Format a study's table: each cell next to the paper's number and the difference."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from dp_basicsr.studies.study import PaperTable, Study, paper_source
 
 from scipy.stats import spearmanr
 
-# What the paper's three metrics are read as. It says Y, its own bicubic row is RGB on Set5 and Y on Set14; it names no
-# LPIPS backbone. So every table is written twice, and each number stands in one of the two.
+# Two readings of the paper's metrics: it says Y, but its own bicubic row is RGB on Set5 and Y on Set14, and it names
+# no LPIPS backbone. So every table is written for both.
 READINGS: Mapping[str, Mapping[str, str]] = {
     "PSNR and SSIM on RGB, LPIPS with AlexNet": {"psnr": "psnr_rgb", "ssim": "ssim_rgb", "lpips": "lpips_alex"},
     "PSNR and SSIM on Y, LPIPS with VGG-16": {"psnr": "psnr_y", "ssim": "ssim_y", "lpips": "lpips_vgg"},
 }
 
-SMOKE_NOTE = "SMOKE: small random networks after a few steps. These numbers mean nothing and compare with nothing."
+SMOKE_NOTE = "SMOKE: small random networks after a few steps. These numbers are meaningless."
 
-Cells = Mapping[tuple[str, str], Scores]  # (label of the row, column) -> what we measured
+Cells = Mapping[tuple[str, str], Scores]  # (row label, column) -> our values
 
 
 def study_markdown(
     study: Study, columns: Sequence[str], cells: Cells, paper: PaperTable | None, smoke: bool = False
 ) -> str:
-    """The study's tables as Markdown.
+    """Format the study's tables as Markdown.
 
     Args:
         study: The study.
-        columns: Heads of the columns.
-        cells: What was measured; a cell that is not there is n/a.
+        columns: Column headers.
+        cells: Measured values; a missing cell is n/a.
         paper: The paper's table, or None if it has none.
-        smoke: The numbers mean nothing.
+        smoke: Mark the numbers as meaningless.
     """
     title = f"Table {study.table}: {study.title}" if study.table else f"Study {study.name}: {study.title}"
     lines = [f"# {f'SMOKE of {title}' if smoke else title}", ""]
@@ -55,7 +55,7 @@ def study_markdown(
 
 
 def study_csv(study: Study, columns: Sequence[str], cells: Cells, paper: PaperTable | None, smoke: bool = False) -> str:
-    """One line a row, column and metric: ours, the paper's, the difference; the paper's are empty without a table."""
+    """Format one line per row, column and metric: ours, the paper's and the difference (empty without a table)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "column", "metric", "smoke" if smoke else "ours", "paper", "difference"])
@@ -73,7 +73,7 @@ def study_csv(study: Study, columns: Sequence[str], cells: Cells, paper: PaperTa
 def rank_lines(
     labels: Sequence[str], columns: Sequence[str], cells: Cells, paper: PaperTable | None, smoke: bool = False
 ) -> list[str]:
-    """Section 4.3.4's claim that the columns rank the rows alike: Spearman's correlation, 1 for the same order."""
+    """Rank correlation of the columns (Section 4.3.4): Spearman's rho, 1 for the same order."""
     lines = [f"## Rank correlation of {' and '.join(columns)}", "", f"Spearman's rho over {len(labels)} settings.", ""]
     rows = []
     for name, metric in METRICS.items():
@@ -89,7 +89,7 @@ def rank_lines(
 
 def _rho(one: Sequence[float | None], other: Sequence[float | None]) -> str:
     if None in one or None in other or len(set(one)) == 1 or len(set(other)) == 1:
-        return "n/a"  # values are missing, or there is no order among equal ones
+        return "n/a"  # values are missing, or all are equal
     rho = float(spearmanr(one, other).statistic)
     return "n/a" if math.isnan(rho) else f"{rho:+.2f}"
 

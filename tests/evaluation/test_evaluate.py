@@ -123,7 +123,7 @@ def test_an_earlier_evaluation_is_replaced_only_when_asked_and_nothing_else_ever
         (["--result", "Good=good/A", "--pattern", "Bod={}"], "no --result is called Bod"),
         (["--result", "Good=good/A", "--result", "Good=bad/A"], "two of the methods are called Good"),
         (["--bicubic", "--lr", "lr/A", "lr/B"], "a folder for each of the 1 folders"),
-        (["--result", "Good=nowhere"], "no folder nowhere"),
+        (["--result", "Good=nowhere"], "no such folder: nowhere"),
         (
             ["--result", "LR=lr/A"],
             r"gray.png: expected 52 x 64 pixels \(the original, cropped to a multiple of 4\), got",
@@ -139,8 +139,8 @@ def test_mistakes_are_named(data: Path, arguments: list[str], message: str, caps
 
 
 def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="evaluate.py and test.py make it"):
+    with pytest.raises(UserError, match="evaluate.py and test.py create it"):
         read_evaluation(tmp_path)
     (tmp_path / "evaluation.json").write_text("{}")
-    with pytest.raises(UserError, match="no evaluation of ours"):
+    with pytest.raises(UserError, match="not an evaluation of dp_basicsr"):
         read_evaluation(tmp_path)

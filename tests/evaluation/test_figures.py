@@ -103,8 +103,8 @@ def test_a_crop_is_cut_in_pixels_of_the_original() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["image9", "--crop", "0,0,8,8"], "'image9' is missing; there are image0, image1"),
-        (["image0", "--crop", "140,0,8,8"], "does not lie within 144 x 160"),
+        (["image9", "--crop", "0,0,8,8"], "'image9' not found; expected image0, image1"),
+        (["image0", "--crop", "140,0,8,8"], "is not inside the 144 x 160"),
         (["image0", "--crop", "1,2,3"], "expected left,top,width,height"),
     ],
 )

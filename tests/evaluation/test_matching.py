@@ -49,7 +49,7 @@ def test_a_pattern_chooses_among_several_methods_in_one_folder(tmp_path: Path) -
     assert list(found.gt) == ["img_001"]
     assert found.lr == {"img_001": folder / "img_001_SRF_4_LR.png"}
     assert list(match_images(folder, found.gt, "{}_SRF_4_glasner")) == ["img_001"]
-    with pytest.raises(UserError, match="fit several patterns.*--pattern"):
+    with pytest.raises(UserError, match="match several patterns.*--pattern"):
         match_images(folder, found.gt)
 
 
@@ -59,8 +59,8 @@ def test_a_pattern_chooses_among_several_methods_in_one_folder(tmp_path: Path) -
         (["baby_A.png", "bird_A.png"], "", r"named '\{\}_A'; missing: butterfly"),
         (["baby.png", "bird.png", "butterfly.png", "head.png"], "", "without an original: head.png"),
         (["baby_A.png", "bird_A.png", "butterfly_A.png", "notes.png"], "", "without an original: notes.png"),
-        (["1.png"], "", "no file is named like an original; there are: 1; originals: baby"),
-        (["baby.png"], "{}_x4", r"no file fits the pattern '\{\}_x4'; there are: baby.png"),
+        (["1.png"], "", "no file is named like an original; found: 1; originals: baby"),
+        (["baby.png"], "{}_x4", r"no file matches the pattern '\{\}_x4'; found: baby.png"),
         (["baby.png", "baby.bmp"], "{}", "baby.bmp and baby.png are both the image 'baby'"),
     ],
 )

@@ -104,7 +104,7 @@ def test_validation_goes_on_with_the_other_metrics(offline: list[str]) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"img": IMAGE[:-1], "crop_border": 4}, "one shape"),
+        ({"img": IMAGE[:-1], "crop_border": 4}, "same shape"),
         ({"img": IMAGE, "crop_border": 4, "net": "squeeze"}, "alex, vgg"),
         ({"img": IMAGE, "crop_border": 10}, "32 pixels"),
     ],
@@ -115,5 +115,5 @@ def test_mistakes_are_named(alexnet: Path, call: dict, message: str) -> None:
 
 
 def test_a_file_that_does_not_fit_is_named(alexnet: Path) -> None:
-    with pytest.raises(UserError, match="does not hold the weights of vgg16"):
+    with pytest.raises(UserError, match="does not contain the weights of vgg16"):
         lpips_metric.lpips_network("vgg", str(alexnet), "cpu")

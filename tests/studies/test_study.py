@@ -254,7 +254,7 @@ def test_mistakes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_folder_that_no_study_made_is_left_alone() -> None:
     job = make_job(read_study("ablation"), read_study("ablation").rows[0], None)
     Path("experiments", job.name).mkdir(parents=True)
-    with pytest.raises(ValueError, match="no study has made it"):
+    with pytest.raises(ValueError, match="was not created by a study"):
         Runner(0).run([job], retest=False)
 
 
