@@ -60,7 +60,7 @@ def _line_of(node: yaml.Node | None, path: Path) -> int:
     """Line of the last key of ``path`` that is there (merged ones included), from 1; 0 for none."""
     line = 0
     for key in path:
-        found = _child(node, key)
+        found = _child(node, key, set())
         if found is None:
             break
         key_node, node = found
@@ -68,20 +68,21 @@ def _line_of(node: yaml.Node | None, path: Path) -> int:
     return line
 
 
-def _child(node: yaml.Node | None, key: Any, depth: int = 0) -> tuple[yaml.Node, yaml.Node] | None:
-    """The nodes of a key (or an index) and its value."""
+def _child(node: yaml.Node | None, key: Any, seen: set[int]) -> tuple[yaml.Node, yaml.Node] | None:
+    """Return the nodes of a key (or an index) and its value; ``seen`` are the mappings that need no second look."""
     if isinstance(node, yaml.SequenceNode):
         inside = isinstance(key, int) and key < len(node.value)
         return (node.value[key], node.value[key]) if inside else None
-    if not isinstance(node, yaml.MappingNode) or depth > 20:  # a file can merge a section into itself
+    if not isinstance(node, yaml.MappingNode) or id(node) in seen:
         return None
+    seen.add(id(node))  # a file can merge a section into itself, or one section exponentially often
     for key_node, value in node.value:
         if key_node.value == str(key):
             return key_node, value
     merged = [value for key_node, value in node.value if key_node.value == "<<"]
     for value in merged:
         for one in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-            if (found := _child(one, key, depth + 1)) is not None:
+            if (found := _child(one, key, seen)) is not None:
                 return found
     return None
 

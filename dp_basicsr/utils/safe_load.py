@@ -17,6 +17,10 @@ from dp_basicsr.errors import UserError
 import torch
 from torch import Tensor
 
+# Far more than the states of long runs on many processes have, and read in a second.
+MAX_VALUES = 1_000_000
+MAX_DEPTH = 50
+
 
 def load(path: str | Path, what: str, advice: str = "", map_location: str = "cpu", allowed: Sequence[type] = ()) -> Any:
     """Read what ``torch.save`` has written, without running code from it (``weights_only=True``).
@@ -48,22 +52,32 @@ def load(path: str | Path, what: str, advice: str = "", map_location: str = "cpu
 
 
 def _require_plain(content: Any, device: str) -> None:
-    """Refuse tensors that are not what trainers save: on the device, dense, no larger than their storage.
+    """Refuse values without end, and tensors that are not dense, not on the device or larger than their storage.
 
-    A few bytes can claim a sparse or repeating tensor of any size, and the first copy of it takes the memory.
+    A few bytes can claim a list within itself, lists that share lists exponentially, or a tensor of any size.
     """
-    left = [content]
-    while left:
-        value = left.pop()
-        if isinstance(value, Mapping):
-            left += value.values()
-        elif isinstance(value, (list, tuple)):
-            left += value
-        elif isinstance(value, Tensor):
-            if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type != device:
-                raise ValueError(f"a tensor of kind {value.layout} on {value.device}")
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise ValueError(f"a tensor of shape {tuple(value.shape)} without the values for it")
+    level, count = [content], 0
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, (Mapping, list, tuple)):
+                count += len(value)
+                if count > MAX_VALUES:
+                    raise ValueError(f"more than {MAX_VALUES:,} values")
+                inner += value.values() if isinstance(value, Mapping) else value
+            elif isinstance(value, Tensor):
+                _require_dense(value, device)
+        if not inner:
+            return
+        level = inner
+    raise ValueError(f"more than {MAX_DEPTH} containers inside one another, or one inside itself")
+
+
+def _require_dense(value: Tensor, device: str) -> None:
+    if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type != device:
+        raise ValueError(f"a tensor of kind {value.layout} on {value.device}")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"a tensor of shape {tuple(value.shape)} without the values for it")
 
 
 def _reason(path: Path, error: Exception) -> str:

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from tests.conftest import parse_options
 from tests.deploy.conftest import make_network
 from tests.options.test_fuzz_options import CASES, fuzz, judge, sections
+from tests.utils.test_safe_load import ENDLESS, endless
 
 few = settings(fuzz, max_examples=CASES if "DP_BASICSR_FUZZ" in os.environ else 40, phases=[Phase.generate])
 
@@ -281,6 +282,8 @@ def change(data: st.DataObject, content: Any) -> Any:
             section[key] = data.draw(OTHER_TENSORS)(section[key])
         else:
             section[key] = data.draw(VALUES)
+    if data.draw(st.integers(0, 9)) == 0:
+        content[data.draw(KEYS)] = endless(data.draw(st.sampled_from(ENDLESS)))
     return content
 
 

@@ -250,6 +250,13 @@ def test_the_line_of_a_merged_key_is_where_it_stands(tmp_path: Path) -> None:
         assert f"a.yml:{line}: datasets:{name}:io_backend:type: expected 'disk', 'lmdb'" in str(caught.value)
 
 
+def test_sections_merged_exponentially_often_do_not_hang() -> None:
+    lines = ["a0: &a0 {k: 1}", *(f"a{i + 1}: &a{i + 1} {{<<: [*a{i}, *a{i}, *a{i}], x{i}: 1}}" for i in range(18))]
+    Path("merged.yml").write_text("\n".join([*lines, "train: {<<: [*a18, *a18]}", "b: &b {<<: *b}"]))
+    with pytest.raises(UserError, match=rf"merged.yml:{len(lines)}: train:x17: "):
+        parse_options(["-opt", "merged.yml"])
+
+
 def test_missing_files_are_named_with_the_rest(tmp_path: Path) -> None:
     entries = ["path:pretrain_network_g=no.pth", "path:resume_state=no.state", "train:foo=1"]
     with pytest.raises(UserError) as caught:

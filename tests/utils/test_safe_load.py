@@ -49,9 +49,13 @@ FORMS = {"zip": zipped, "legacy": legacy, **{f"pickle{number}": bare(number) for
 SYSTEM = f"{os.system.__module__}.system"
 
 
+def load_any(path: Path) -> Any:
+    return load(path, "file")
+
+
 def readers() -> dict[str, Callable[[Path], Any]]:
     return {
-        "any": lambda path: load(path, "file"),
+        "any": load_any,
         "shapes alone": lambda path: load(path, "file", map_location="meta"),
         "training state": read_state,
         "backbone": read_state_dict,
@@ -78,6 +82,37 @@ def test_the_program_would_have_run() -> None:
     legacy({"params": Evil()}, Path("evil.pth"))
     torch.load("evil.pth", weights_only=False)
     assert Path("ran").exists()
+
+
+ENDLESS = ("deep", "list in itself", "mapping in itself", "lists share lists", "mappings share mappings")
+
+
+def endless(kind: str) -> Any:
+    """A few bytes that a walk never comes to the end of."""
+    inner: Any = torch.ones(1)
+    if kind == "deep":
+        for _ in range(100):
+            inner = [inner]
+    elif kind == "list in itself":
+        inner = []
+        inner.append(inner)
+    elif kind == "mapping in itself":
+        inner = {}
+        inner["params"] = inner
+    else:
+        for _ in range(40):
+            inner = [inner] * 2 if kind == "lists share lists" else {"a": inner, "b": inner}
+    return inner
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_values_without_end_are_refused_at_once(kind: str, form: str) -> None:
+    path = Path("endless.state")
+    FORMS[form]({"params": endless(kind), "iter": 3, "run": endless(kind)}, path)
+    for reader in [load_any] if "share" in kind else readers().values():
+        with pytest.raises(UserError, match=r"endless.state .*more than (1,000,000 values|50 containers)"):
+            reader(path)
 
 
 @pytest.mark.parametrize(
