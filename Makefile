@@ -61,6 +61,7 @@ gpu-report: setup ## test and measure everything on this machine's GPU, into res
 
 lint: setup ## check style, format and types
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff check --isolated --preview --select PLW1514 dp_basicsr scripts
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 

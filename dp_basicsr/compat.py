@@ -13,7 +13,7 @@ import importlib.machinery
 import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 _REMOVED_MODULE = "torchvision.transforms.functional_tensor"
 _MATLAB_FUNCTIONS = "basicsr.utils.matlab_functions"
@@ -64,6 +64,20 @@ class _MatlabFunctionsBridge(importlib.abc.MetaPathFinder):
 def _complete_matlab_functions(module: Any) -> None:
     if not hasattr(module, "rgb2ycbcr"):
         module.rgb2ycbcr = importlib.import_module("basicsr.utils.color_util").rgb2ycbcr
+
+
+def _open_utf8(file: Any, mode: str = "r") -> IO[Any]:
+    return open(file, mode, encoding=None if "b" in mode else "utf-8")
+
+
+def read_lists_as_utf8() -> None:
+    """Make BasicSR's data sets read their text files (``meta_info_file``) as UTF-8; it takes the locale's encoding.
+
+    It can go when a BasicSR release names the encoding.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith("basicsr.data."):
+            vars(module)["open"] = _open_utf8
 
 
 def install() -> None:

@@ -46,6 +46,9 @@ def message_for_user(error: BaseException) -> str | None:
         return f"{error.name} is not installed: pip install '.[{EXTRAS[error.name]}]'"
     if isinstance(error, OSError) and error.filename is not None:
         return readable(f"{error.filename}: {error.strerror}")
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
+        name = ascii(error.object)[:200]
+        return f"{name} cannot be a file name under this locale ({error.encoding}): set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib's, until Python 3.13
         return readable(str(error))
     return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections import defaultdict
 from functools import cache
 from graphlib import TopologicalSorter
@@ -64,6 +66,22 @@ def test_imports_point_down() -> None:
         if LEVEL_OF[room_of(target)] > LEVEL_OF[room_of(path)]
     ]
     assert upwards == []
+
+
+def test_text_is_utf8_under_every_locale() -> None:
+    """Each file is opened with its encoding; the same command is in ``make lint``."""
+    command = [
+        "ruff",
+        "check",
+        "--isolated",
+        "--preview",
+        "--select",
+        "PLW1514",
+        str(PACKAGE),
+        str(PACKAGE.parent / "scripts"),
+    ]
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_no_circle_between_folders() -> None:

@@ -22,7 +22,8 @@ def refuse_damaged(folder: str) -> None:
     Raises:
         UserError: The LMDB is damaged.
     """
-    done = subprocess.run([sys.executable, "-c", _WALK, folder], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", _WALK, folder]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         reason = lines[-1] if lines and done.returncode > 0 else f"reading it raises signal {-done.returncode}"

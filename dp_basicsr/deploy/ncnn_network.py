@@ -105,10 +105,12 @@ def write_ncnn(network: LoadedNetwork, path: Path, half: bool) -> None:
         torch.jit.trace(network.module, torch.rand(example), check_trace=False).save(str(path.parent / "net.pt"))
     shapes = [f"inputshape={[*example]}f32", f"inputshape2={[*other]}f32"]
     command = [pnnx.EXEC_PATH, "net.pt", *(shape.replace(" ", "") for shape in shapes), f"fp16={int(half)}"]
-    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=path.parent, capture_output=True, check=False)
     made = path.parent / "net.ncnn.param"
     if done.returncode != 0 or not made.is_file():
-        raise UserError(f"pnnx cannot convert it for ncnn: {(done.stderr or done.stdout).strip()[-200:]}")
+        raise UserError(
+            f"pnnx cannot convert it for ncnn: {(done.stderr or done.stdout).decode(errors='replace').strip()[-200:]}"
+        )
     if unknown := _unknown_layers(made):
         why = " (pixel-unshuffle at the input)" if network.multiple > 1 else ""
         raise UserError(f"ncnn has no layer for what pnnx left of it: {', '.join(unknown)}{why}; export it as ONNX")

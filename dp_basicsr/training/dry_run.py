@@ -209,8 +209,10 @@ def memory(opt: dict[str, Any]) -> str:
     """The most that this process has had, of the GPU's memory or of the machine's."""
     if opt["num_gpu"] and torch.cuda.is_available():
         return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of the GPU at the most"
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "not measured on this system"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return f"{peak / 2**30:.2f} GiB at the most, with {torch.get_num_threads()} thread(s)"
 

@@ -59,7 +59,7 @@ def write_log(opt: dict[str, Any], kind: str, held: MemoryHandler) -> None:
     if opt["rank"] != 0:
         return
     path = os.path.join(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log")
-    file = _LogFile(path, encoding="utf-8")
+    file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))  # BasicSR's
     logger = get_root_logger()
     held.setTarget(file)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 from dp_basicsr.checkpoint.resume import find_resume_state, require_networks, resume_warnings
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.distributed.launch import mark_experiment
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, readable
 from dp_basicsr.metrics import drop_unavailable
 from dp_basicsr.training.loop import Run, loop
 from dp_basicsr.training.malloc import keep_freed_memory
@@ -22,7 +25,6 @@ from dp_basicsr.utils.atomic_io import await_archive_name, first_line, no_room_i
 
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger, make_exp_dirs
-from basicsr.utils.options import copy_opt_file
 
 
 def train(opt: dict[str, Any], option_file: str) -> None:
@@ -84,14 +86,18 @@ def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str
 
 def make_folders(opt: dict[str, Any], option_file: str, resuming: bool) -> None:
     """Make the experiment's folders, with the option file; a new run renames an earlier one of its name."""
+    # As BasicSR's copy_opt_file, but UTF-8 under every locale, and read before the folder of the file may be renamed.
+    command = readable(" ".join(sys.argv)).replace("\n", "\\n")
+    head = f"# GENERATE TIME: {time.asctime()}\n# CMD:\n# {command}\n\n"
     try:
+        text = Path(option_file).read_text(encoding="utf-8")
         if not resuming:
             await_archive_name(opt["path"]["experiments_root"])
             make_exp_dirs(opt)
         for folder in ("models", "training_states", "visualization"):
             os.makedirs(opt["path"][folder], exist_ok=True)
             remove_partial_files(opt["path"][folder])
-        copy_opt_file(option_file, opt["path"]["experiments_root"])
+        Path(opt["path"]["experiments_root"], Path(option_file).name).write_text(head + text, encoding="utf-8")
         mark_experiment(opt["path"]["experiments_root"])
     except OSError as error:
         raise UserError(f"cannot make {opt['path']['experiments_root']}: {error}") from error

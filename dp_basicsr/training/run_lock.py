@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import socket
 import time
@@ -13,8 +11,7 @@ from pathlib import Path
 
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.errors import UserError
-
-from basicsr.utils import get_root_logger
+from dp_basicsr.utils.file_lock import try_lock
 
 
 @contextlib.contextmanager
@@ -55,18 +52,18 @@ def _acquire(path: Path) -> int | None:
             continue  # an ending run has just taken the empty folder away
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path, handle):
-                break
-        except OSError as error:
-            holder = os.read(handle, 200).decode(errors="replace").strip()
-            os.close(handle)
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise _in_use(path, holder) from None
-            get_root_logger().warning(f"{path} cannot be locked ({error.strerror}): start no second run of this name")
+        locked = try_lock(handle, path, "lockf", "start no second run of this name")
+        if locked and _is_at(path, handle):
+            break
+        holder = os.read(handle, 200).decode(errors="replace").strip()
+        os.close(handle)
+        if locked is None:
+            if not holder:
+                path.unlink(missing_ok=True)
             return None
-        os.close(handle)  # the run that ended meanwhile has deleted this file: another may hold a new one
+        if not locked:
+            raise _in_use(path, holder)
+        # The run that ended meanwhile has deleted this file: another may hold a new one.
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
     os.ftruncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())

@@ -16,7 +16,7 @@ from dp_basicsr.errors import EXIT_RETRY
 from basicsr.utils import get_root_logger
 
 # SIGTERM: schedulers, torchrun, systemd. SIGINT: Ctrl-C. SIGUSR1: SLURM's warning (`sbatch --signal=USR1@120`).
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
 # Seconds in which a signal that comes again is still the first: a launcher and a terminal may both send it.
 SAME_SIGNAL = 1.0

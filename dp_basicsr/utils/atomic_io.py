@@ -91,12 +91,12 @@ def _write_once(path: Path, write: Callable[[Any], Any]) -> str:
 
 def _sync_folder(folder: Path) -> None:
     """Bring a rename onto the disk, where the file system can do that for a folder (some network ones cannot)."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(handle)
-    finally:
-        os.close(handle)
+        finally:
+            os.close(handle)
 
 
 @contextlib.contextmanager

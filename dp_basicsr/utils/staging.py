@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.file_lock import open_folder, try_lock
 
 
 class StagedFolder:
@@ -34,19 +34,16 @@ class StagedFolder:
         refuse_existing([final], overwrite=overwrite)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path, os.O_RDONLY)
+            self._lock = open_folder(self.path)
         except OSError as error:
             raise UserError(f"cannot make the folder {self.path}: {error.strerror}") from error
         self._take_over()
 
     def _take_over(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between open and lock the other may have renamed the folder into place: then it is not ours to empty.
-            is_ours = self.path.exists() and os.path.samestat(os.fstat(self._lock), self.path.stat())
-        except BlockingIOError:
-            is_ours = False
-        if not is_ours:
+        locked = try_lock(self._lock, self.path, "flock", f"let no other process write {self.final}")
+        # Between open and lock the other may have renamed the folder into place: then it is not ours to empty.
+        is_there = locked and self.path.exists() and os.path.samestat(os.fstat(self._lock), self.path.stat())
+        if locked is not None and not is_there:
             os.close(self._lock)
             raise UserError(f"another process is writing {self.final}: wait for it, or choose another output")
         for entry in self.path.iterdir():

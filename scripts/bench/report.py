@@ -34,7 +34,7 @@ def machine() -> dict[str, str]:
 def cpu_name() -> str:
     """Name of the processor."""
     info = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    named = re.search(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8")) if info.exists() else None
     return named[1] if named else platform.processor() or platform.machine()
 
 

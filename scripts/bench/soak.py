@@ -65,11 +65,11 @@ def look(pid: int, log: Path) -> Sample:
     memory, descriptors, threads = 0, 0, 0
     for one in descendants(pid):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):  # a worker that has just ended
-            status = Path(f"/proc/{one}/status").read_text()
+            status = Path(f"/proc/{one}/status").read_text(encoding="utf-8")
             memory += int(re.findall(r"RssAnon:\s+(\d+)", status)[0])
             threads += int(re.findall(r"Threads:\s+(\d+)", status)[0])
             descriptors += len(os.listdir(f"/proc/{one}/fd"))
-    iterations = re.findall(r"iter:\s*([\d,]+)", log.read_text())
+    iterations = re.findall(r"iter:\s*([\d,]+)", log.read_text(encoding="utf-8"))
     return Sample(time.monotonic(), int(iterations[-1].replace(",", "")), memory / 1024, descriptors, threads)
 
 

@@ -1,0 +1,27 @@
+"""Where a run writes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dp_basicsr.training.run import make_folders
+
+import pytest
+import yaml
+
+
+@pytest.mark.parametrize("resuming", [False, True])
+def test_a_run_may_start_from_its_own_copy_of_the_options(resuming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "a=1\nb: 2"])
+    root = Path("experiments", "run")
+    root.mkdir(parents=True)
+    (root / "small.yml").write_text("# 训练\nname: run\n", encoding="utf-8")
+    folders = {name: str(root / name) for name in ("models", "training_states", "visualization")}
+    opt = {"is_train": True, "path": {"experiments_root": str(root), **folders}}
+    make_folders(opt, str(root / "small.yml"), resuming)
+    text = (root / "small.yml").read_text(encoding="utf-8")
+    assert text.endswith("# 训练\nname: run\n")
+    assert "# train.py a=1\\nb: 2\n" in text
+    assert yaml.safe_load(text) == {"name": "run"}
+    assert len(list(Path("experiments").glob("run_archived_*"))) == (0 if resuming else 1)
