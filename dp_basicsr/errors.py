@@ -1,7 +1,7 @@
 """Errors that the user can fix.
 
-An error whose cause lies outside the program (an option, a file, a folder, the machine) is a :class:`UserError`. Its
-message says what was expected, what was found and what to do. Command lines run inside :func:`exit_on_user_error`.
+An error whose cause lies outside the program (an option, a file, a folder, the machine) is a ``UserError``. Its message
+gives what was expected, what was found and what to do. Command lines run inside ``exit_on_user_error``.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ import sys
 from collections.abc import Iterator
 from types import MappingProxyType
 
-# Modules that only some commands need -> the extra of setup.py that installs them.
+# Optional module -> the extra in setup.py that installs it.
 EXTRAS = MappingProxyType({"matplotlib": "plots", "jinja2": "report"})
 
-# Exit code of a run that a signal or the loss of another process stopped: the same command with --auto_resume continues
-# it (EX_TEMPFAIL of sysexits.h).
+# Exit code of a run that was stopped by a signal or by losing another process: the same command with --auto_resume
+# resumes it (EX_TEMPFAIL of sysexits.h).
 EXIT_RETRY = 75
 
 
 class UserError(ValueError):
-    """A mistake in the input or the environment; its message is all that the user needs to see."""
+    """A mistake in the input or the environment; its message is shown without a traceback."""
 
 
 class ProcessError(UserError):
-    """A UserError that one of several processes may have alone, so that each prints its own."""
+    """A UserError that only one of several processes may have, so each process prints its own."""
 
 
 def readable(text: str) -> str:
-    """Escape what a terminal cannot show: file names may contain anything."""
+    """Escape characters that a terminal cannot show; file names may contain anything."""
     return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
 
 
 def message_for_user(error: BaseException) -> str | None:
     """Return the message for a user who can fix the error, or None for any other error.
 
-    The user can also install the module of an extra, and fix what the system says of a path: a name that is too long, a
-    file in the place of a folder.
+    This includes missing modules of an extra, and system errors about a path, such as a name that is too long or a file
+        in place of a folder.
     """
     if isinstance(error, UserError):
         return readable(str(error))
@@ -56,7 +56,7 @@ def message_for_user(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
-    """Print an error that the user can fix as one line on stderr and exit with code 2; others keep their traceback.
+    """Print user errors as one line on stderr and exit with code 2; other errors keep their traceback.
 
     Ctrl-C prints ``interrupted`` and exits with code 130.
     """
@@ -71,7 +71,7 @@ def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
         message = message_for_user(error)
         if message is None:
             raise
-        # Under torchrun and srun all processes of a machine have the same error before they form a group.
+        # Under torchrun and srun, all local processes hit the same error before they form a group.
         local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
         if local_rank == "0" or isinstance(error, ProcessError):
             print(f"error: {message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Features of any classification network of torchvision or timm, beside VGG and ResNet."""
+"""Features of any classification network of torchvision or timm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-TIMM = "timm/"  # before the name of one of timm's models
+TIMM = "timm/"  # prefix of timm's model names
 
 TORCHVISION_TYPES = tuple(models.list_models(module=models))
 
@@ -39,20 +39,21 @@ def build_features(
     range_norm: bool = False,
     batch_stats: bool = False,
 ) -> FrozenFeatures:
-    """Build the frozen features of a network by its name.
+    """Build the frozen features of a network by name.
 
     Args:
         network: A VGG (layers: BasicSR's names), a ResNet (``layer1`` ... ``layer4``), any other classification network
             of torchvision (the node names of ``torchvision.models.feature_extraction``, for example ``features.3`` of
             ``convnext_tiny``), or ``timm/<name>`` (the names of its ``feature_info``, for example ``stages.1``).
-        layers: Names of the outputs that are wanted.
+        layers: Names of the output layers.
         weights: ``imagenet`` (timm: the model's own pretrained weights), a path, or ``random`` (seeded).
-        use_input_norm: Normalise RGB in [0, 1] as the network was trained: by ImageNet's statistics, or timm's own.
+        use_input_norm: Normalise RGB in [0, 1] by the statistics the network was trained with: ImageNet's, or timm's
+            own.
         range_norm: Images are in [-1, 1] instead of [0, 1].
         batch_stats: Batch-norm uses the statistics of each batch.
 
     Raises:
-        UserError: An unknown network or layer, or weights that cannot be had or do not fit.
+        UserError: The network or a layer is unknown, or the weights are not available or do not match.
     """
     layers = tuple(layers)
     if network in VGG_TYPES and not batch_stats:
@@ -71,7 +72,7 @@ def build_features(
 
 
 class NodeFeatures(FrozenFeatures):
-    """Features of a classification network of torchvision by its node names; arguments as :func:`build_features`."""
+    """Features of a torchvision classification network by node name; see ``build_features`` for the arguments."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class NodeFeatures(FrozenFeatures):
         layers = tuple(layers)
         with torch.device("meta"):
             nodes = get_graph_node_names(models.get_model(network, weights=None).eval())[1]
-        # A module's name stands for its last node.
+        # A module name selects its last node.
         modules = dict.fromkeys(".".join(node.split(".")[:depth]) for depth in (2, 1, 3, 4, 5) for node in nodes)
         check_layers(layers, modules)
         net = random_network(network) if weights == "random" else load_backbone(network, weights)
@@ -97,14 +98,14 @@ class NodeFeatures(FrozenFeatures):
         self.layers = layers
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """See :class:`~dp_basicsr.archs.perceptual_arch.FrozenFeatures`."""
+        """See ``FrozenFeatures``."""
         return dict(self.parts["net"](self.normalise(x)))
 
 
 class TimmFeatures(FrozenFeatures):
-    """Features of one of timm's models (the extra ``timm``); arguments as :func:`build_features`.
+    """Features of a timm model (extra ``timm``); see ``build_features`` for the arguments.
 
-    A vision transformer takes images whose sides are multiples of its patch.
+    A vision transformer needs image sides that are multiples of its patch size.
     """
 
     def __init__(
@@ -132,15 +133,15 @@ class TimmFeatures(FrozenFeatures):
         self.layers = layers
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """See :class:`~dp_basicsr.archs.perceptual_arch.FrozenFeatures`."""
+        """See ``FrozenFeatures``."""
         return dict(zip(self.layers, self.parts["net"](self.normalise(x)), strict=True))
 
 
 def _with_weights(network: str, weights: str, options: dict[str, Any]) -> Any:
-    """One of timm's models with its own weights, those of a file, or random ones.
+    """Create a timm model with its own weights, the weights of a file, or random weights.
 
     Raises:
-        UserError: The weights cannot be had or do not fit.
+        UserError: The weights are not available or do not match.
     """
     if weights == "random":
         warn_random(f"{TIMM}{network}")
@@ -155,9 +156,11 @@ def _with_weights(network: str, weights: str, options: dict[str, Any]) -> Any:
         options = options | {"pretrained_cfg_overlay": {"file": str(Path(weights).expanduser())}}
     try:
         return _create(network, pretrained=True, **options)
-    except Exception as error:  # what a hub or a file of another network makes of it is of any kind
+    except Exception as error:  # hubs and files of other networks raise anything
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the weights of {TIMM}{network} ({weights}) cannot be had or do not fit: {reason}") from error
+        raise UserError(
+            f"the weights of {TIMM}{network} ({weights}) are not available or do not match: {reason}"
+        ) from error
 
 
 def _create(network: str, **options: Any) -> Any:
@@ -169,6 +172,6 @@ def _create(network: str, **options: Any) -> Any:
         close = timm.list_models(f"*{network[:6]}*")[:5]
         raise UserError(f"network: {TIMM}{network}: expected a model of timm ({', '.join(close)} ...), got {network!r}")
     try:
-        return timm.create_model(network, dynamic_img_size=True, **options)  # transformers alone have it
+        return timm.create_model(network, dynamic_img_size=True, **options)  # only transformers have it
     except TypeError:
         return timm.create_model(network, **options)

@@ -1,4 +1,4 @@
-"""Networks that are built from a file of weights: the project's own, and every one that spandrel recognises."""
+"""Build networks from a file of weights: the project's own, and every one that spandrel recognises."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
 
-# Side of the random image on which a network is tried when it is opened, pixels.
+# Side in pixels of the random image that a network is tried on when it is opened.
 PROBE = 16
 
 
@@ -32,13 +32,13 @@ class OpenedNetwork:
     """A network with the weights of a file, in eval mode.
 
     Attributes:
-        module: (N, channels, H, W) in [0, 1] -> (N, channels, scale * H, scale * W). Its ``input_size`` says which H
-            and W it takes.
-        arch: Name of the architecture, ours or spandrel's.
-        description: Architecture, scale and size, for people.
-        scale: Output size over input size.
-        channels: Of input and output; 3: RGB, 1: gray.
-        spec: The arguments of one of ours; None for spandrel's.
+        module: (N, channels, H, W) in [0, 1] -> (N, channels, scale * H, scale * W). Its ``input_size`` gives the
+                supported H and W.
+            arch: Name of the architecture, ours or spandrel's.
+            description: Architecture, scale and size, for messages.
+            scale: Output size divided by input size.
+            channels: Input and output channels; 3: RGB, 1: gray.
+            spec: Arguments of a network of this project; None for spandrel's.
     """
 
     module: nn.Module
@@ -51,18 +51,19 @@ class OpenedNetwork:
 
 @ARCH_REGISTRY.register()
 def FromFile(path: str, scale: int | None = None, num_in_ch: int = 3) -> nn.Module:  # noqa: N802  (its name in options)
-    """Build the network that a file holds, with its weights, for training on.
+    """Build the network in a file with its weights, to continue training it.
 
     Args:
         path: ``.pth`` or ``.safetensors``; see ``read_weights``.
-        scale: What the network must enlarge by, which options take from ``scale``.
-        num_in_ch: Channels that it must take and give.
+        scale: Required scale; the options pass their own ``scale``.
+        num_in_ch: Required number of input and output channels.
 
     Returns:
-        The network itself, so that what is saved has the names of its own architecture.
+        The network itself, so that saved weights keep the names of its own architecture.
 
     Raises:
-        UserError: Nothing known, not of this scale and these channels, or not trainable as image to image.
+        UserError: The network is unknown, has another scale or number of channels, or does not map an image to an
+            image.
     """
     opened = open_network(read_weights(Path(path).expanduser()), scale)
     if scale not in (None, opened.scale) or num_in_ch != opened.channels:
@@ -88,17 +89,17 @@ def build_network(spec: NetworkSpec) -> nn.Module:
 
 
 def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
-    """Build the network that ``weights`` are of, and fill it.
+    """Build the network that ``weights`` belong to, and load them.
 
-    The project's own are tried first: spandrel takes RRDBNetDP x3 for x2, assumes a growth of 32, and does not know
-    MSRResNet. Only other networks cost the import of spandrel.
+    The project's own networks are tried first: spandrel takes RRDBNetDP x3 for x2, assumes a growth of 32, and does not
+    know MSRResNet. Spandrel is imported only for other networks.
 
     Args:
         weights: See ``read_weights``.
-        scale: For the one case where the weights do not tell (RRDBNetDP, x2 or x3).
+        scale: Needed only if the weights leave it open (RRDBNetDP, x2 or x3).
 
     Raises:
-        UserError: No known architecture, or tensors that are missing, too many or of another shape.
+        UserError: The architecture is unknown, or tensors are missing, unexpected or of another shape.
     """
     state = rename_keys(weights.state)
     spec = guess_spec(state)
@@ -112,7 +113,7 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
     except UserError:
         if spec is None:
             raise
-        opened = None  # our message below names the tensors
+        opened = None  # the message below names the tensors
     if opened is not None:
         return opened
     if spec is not None:
@@ -130,10 +131,10 @@ def _open_own(spec: NetworkSpec, state: dict[str, Tensor]) -> OpenedNetwork:
 
 
 def _open_by_spandrel(weights: Weights) -> OpenedNetwork | None:
-    """Return spandrel's network, or None if it knows none with such weights.
+    """Return spandrel's network, or None if it does not recognise the weights.
 
     Raises:
-        UserError: It recognises an architecture that does not fit, or that does not map an image to an image.
+        UserError: The recognised architecture does not match, or does not map an image to an image.
     """
     from spandrel import MAIN_REGISTRY, ImageModelDescriptor, UnsupportedModelError
 
@@ -143,7 +144,7 @@ def _open_by_spandrel(weights: Weights) -> OpenedNetwork | None:
         found = MAIN_REGISTRY.load(dict(weights.state))
     except UnsupportedModelError:
         return None
-    except Exception as error:  # of any kind, where names are right and shapes are not
+    except Exception as error:  # any type, if names match but shapes do not
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise UserError(f"{model} is damaged or incomplete: spandrel cannot build it ({reason})") from error
     name = f"{found.architecture.name} x{found.scale}"
@@ -159,7 +160,7 @@ def _open_by_spandrel(weights: Weights) -> OpenedNetwork | None:
 
 
 class _SpandrelCall(nn.Module):
-    """A network whose ``forward`` takes or gives more than an image; spandrel knows how to call it."""
+    """Wrap a network whose ``forward`` has other arguments or results than an image; spandrel knows how to call it."""
 
     def __init__(self, descriptor: ImageModelDescriptor[nn.Module]) -> None:
         super().__init__()
@@ -172,10 +173,10 @@ class _SpandrelCall(nn.Module):
 
 
 def _as_module(found: ImageModelDescriptor[nn.Module], path: Path) -> nn.Module:
-    """Return the network itself if it maps an image to an image, otherwise as spandrel calls it.
+    """Return the network itself if it maps an image to an image, otherwise wrap it.
 
     Raises:
-        UserError: Not even spandrel can run it.
+        UserError: Spandrel cannot run it either.
     """
     side = max(PROBE, found.size_requirements.minimum)
     side += -side % found.size_requirements.multiple_of
@@ -194,7 +195,7 @@ def _as_module(found: ImageModelDescriptor[nn.Module], path: Path) -> nn.Module:
 
 
 def _require_plausible_numbers(weights: Weights) -> None:
-    """Refuse layers with numbers beyond reason: spandrel would build as many."""
+    """Refuse layers with implausible numbers, because spandrel would build that many."""
     largest = max((int(number) for name in weights.state for number in re.findall(r"\.(\d+)(?=\.)", name)), default=0)
     if largest > 20 * len(weights.state) + 100:
-        raise UserError(f"model {weights.path} is damaged: a layer has the number {largest}")
+        raise UserError(f"model {weights.path} is damaged: it has a layer number {largest}")

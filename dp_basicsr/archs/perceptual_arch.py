@@ -1,4 +1,4 @@
-"""The frozen networks of a perceptual loss: VGG (Eq. 4), ResNet (Eq. 5), and any other."""
+"""Frozen feature networks of a perceptual loss: VGG (Eq. 4), ResNet (Eq. 5), and their base class."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models
 
-# ImageNet statistics of RGB in [0, 1], torchvision's for every classification network.
+# ImageNet statistics of RGB in [0, 1], used by all of torchvision's classification networks.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # torchvision's ResNet family (all have conv1 ... layer4) and BasicSR's VGG names, with and without batch-norm.
 RESNET_TYPES = tuple(name for name in models.list_models(module=models) if "resn" in name)
 VGG_TYPES = tuple(sorted(NAMES)) + tuple(f"{name}_bn" for name in sorted(NAMES))
-MAX_NAMED = 40  # choices in one message
+MAX_NAMED = 40  # choices listed in one message
 RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class FrozenFeatures(nn.Module):
-    """A network of named parts, run in order, that gives the outputs of some of them and never learns.
+    """A network of named parts, run in order, that returns the outputs of some of them and never learns.
 
-    It stays in eval mode when ``train()`` is called on it or its parent, and none of its weights has a gradient.
+    It stays in eval mode even if ``train()`` is called on it or its parent, and its weights have no gradients.
 
     Args:
-        parts: The network, cut into named parts; what follows the last wanted one is dropped.
-        layers: Names of the parts whose outputs are wanted.
+        parts: The network, split into named parts; parts after the last requested layer are dropped.
+        layers: Names of the parts whose outputs are returned.
         use_input_norm: Normalise RGB in [0, 1] by ``mean`` and ``std``.
-        range_norm: Inputs are in [-1, 1] and are brought to [0, 1] first.
-        mean, std: ImageNet's, by default.
+        range_norm: Inputs are in [-1, 1] and are scaled to [0, 1] first.
+        mean, std: ImageNet's by default.
 
     Raises:
-        ValueError: ``layers`` is empty or has a name that the network does not have.
+        ValueError: ``layers`` is empty or contains an unknown name.
     """
 
     mean: Tensor
@@ -74,19 +74,19 @@ class FrozenFeatures(nn.Module):
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenFeatures:
-        """Move or cast; the statistics are made anew, because ``double()`` would keep float32's rounding of 0.485."""
+        """Move or cast; recompute the statistics, because ``double()`` would keep float32's rounding of 0.485."""
         super()._apply(fn, recurse)
         self.mean, self.std = (_per_channel(values, self.mean) for values in self.statistics)
         return self
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Bring images, (N, 3, H, W), from [0, 1] or [-1, 1] to what the network takes."""
+        """Normalise images, (N, 3, H, W), from [0, 1] or [-1, 1] to the network's input range."""
         if self.range_norm:
             x = (x + 1) / 2
         return (x - self.mean) / self.std if self.use_input_norm else x
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Features of ``x``, (N, 3, H, W), RGB in [0, 1] (in [-1, 1] with ``range_norm``), by name of layer."""
+        """Return the features of ``x``, (N, 3, H, W), RGB in [0, 1] ([-1, 1] with ``range_norm``), by layer name."""
         x = self.normalise(x)
         features = {}
         for name, part in self.parts.items():
@@ -98,17 +98,17 @@ class FrozenFeatures(nn.Module):
 
 @ARCH_REGISTRY.register()
 class VGGFeatures(FrozenFeatures):
-    """Features of a VGG network by BasicSR's layer names: ``conv5_4`` is taken before its activation (Eq. 4).
+    """Features of a VGG network by BasicSR's layer names; ``conv5_4`` is before its activation (Eq. 4).
 
     Args:
         layers: Names such as ``conv5_4``, ``relu3_3``, ``pool2``.
         network: ``vgg11``, ``vgg13``, ``vgg16`` or ``vgg19``, each also with ``_bn``.
         weights: ``imagenet``, the path of a torchvision state_dict, or ``random`` (seeded).
-        use_input_norm: See :class:`FrozenFeatures`.
-        range_norm: See :class:`FrozenFeatures`.
+        use_input_norm: See ``FrozenFeatures``.
+        range_norm: See ``FrozenFeatures``.
 
     Raises:
-        ValueError: An unknown network or layer, or weights that cannot be had or do not fit.
+        ValueError: The network or a layer is unknown, or the weights are not available or do not match.
     """
 
     def __init__(
@@ -130,35 +130,35 @@ class VGGFeatures(FrozenFeatures):
             initialise_randomly(net, network)
         for before, (_, module) in pairwise(zip(names, net, strict=False)):
             if isinstance(module, nn.ReLU):
-                module.inplace = before[0] not in layers  # it would overwrite the features that are handed out
+                module.inplace = before[0] not in layers  # in-place would overwrite the returned features
         super().__init__(dict(zip(names, net, strict=False)), layers, use_input_norm, range_norm)
         self.min_size = 2 ** sum(isinstance(part, nn.MaxPool2d) for part in self.parts.values())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """See :class:`FrozenFeatures`; ValueError where the image vanishes in the pooling."""
+        """See ``FrozenFeatures``; raise a ValueError if the image is too small for the pooling."""
         if min(x.shape[-2:]) < self.min_size:
             raise ValueError(
-                f"{self.layers} of a VGG needs images of at least {self.min_size} pixels a side, got {tuple(x.shape)}"
+                f"{self.layers} of a VGG needs images of at least {self.min_size} pixels per side, got {tuple(x.shape)}"
             )
         return super().forward(x)
 
 
 @ARCH_REGISTRY.register()
 class ResNetFeatures(FrozenFeatures):
-    """Features of a ResNet by torchvision's stages: the last bottleneck's output, after its ReLU (Eq. 5).
+    """Features of a ResNet by torchvision's stage names: the last bottleneck's output after its ReLU (Eq. 5).
 
     Args:
         layers: ``layer1`` ... ``layer4`` (the paper's conv2_3, conv3_4, conv4_6 and conv5_3 for ResNet-50).
         network: Any member of torchvision's ResNet family, for example ``resnet50``, ``resnext50_32x4d``.
         weights: ``imagenet``, the path of a torchvision state_dict, or ``random`` (seeded).
-        use_input_norm: See :class:`FrozenFeatures`; the authors' released code does not normalise.
-        range_norm: See :class:`FrozenFeatures`.
-        batch_stats: Batch-norm uses the statistics of each batch in place of ImageNet's, as in the released code, which
-            left the network in train mode. The running statistics are dropped: nothing changes from call to call.
-            Without it batch-norm is a fixed scale and shift, and is folded into the convolution before it.
+            use_input_norm: See ``FrozenFeatures``; the authors' released code does not normalise.
+            range_norm: See ``FrozenFeatures``.
+            batch_stats: Batch-norm uses the statistics of each batch instead of ImageNet's, as in the released code,
+                which left the network in train mode. The running statistics are dropped, so nothing changes between
+                calls. If false, batch-norm is a fixed scale and shift and is folded into the preceding convolution.
 
-    Raises:
-        ValueError: An unknown network or layer, or weights that cannot be had or do not fit.
+        Raises:
+            ValueError: The network or a layer is unknown, or the weights are not available or do not match.
     """
 
     def __init__(
@@ -181,14 +181,15 @@ class ResNetFeatures(FrozenFeatures):
         if batch_stats:
             use_batch_statistics(nn.Sequential(*parts.values()))
         super().__init__(parts, layers, use_input_norm, range_norm)
-        # In a tuple, so that it is no submodule: what float64 is folded from, since float32 would round the products.
+        # The unfolded network, kept for a cast to float64 (float32 rounds the products); in a tuple to hide the
+        # submodule.
         self.unfolded: tuple[nn.ModuleDict, ...] = ()
         if not batch_stats:
             self.unfolded = (copy.deepcopy(self.parts),)
             _fold_batch_norm(self.parts)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ResNetFeatures:
-        """Move or cast; a cast to float64 folds batch-norm anew."""
+        """Move or cast; a cast to float64 folds batch-norm again."""
         super()._apply(fn, recurse)
         weight = next(self.parts.parameters())
         if self.unfolded and weight.dtype == torch.float64:
@@ -198,7 +199,7 @@ class ResNetFeatures(FrozenFeatures):
 
 
 def _fold_batch_norm(net: nn.Module) -> None:
-    """Put each batch-norm in eval mode into the convolution that stands before it (torchvision's order of children)."""
+    """Fold each batch-norm in eval mode into the preceding convolution (torchvision's order of children)."""
     for module in net.modules():
         for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -211,7 +212,7 @@ def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def use_batch_statistics(net: nn.Module) -> None:
-    """Without running statistics batch-norm takes those of the batch, also in eval mode."""
+    """Drop the running statistics, so that batch-norm uses those of the batch even in eval mode."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.track_running_stats = False

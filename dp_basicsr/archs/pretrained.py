@@ -1,4 +1,4 @@
-"""torchvision's ImageNet networks: where their weights are looked for, and how they are loaded."""
+"""Find and load torchvision's ImageNet weights."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from basicsr.utils.dist_util import get_dist_info
 from torch import Tensor, nn
 from torchvision import models
 
-# BasicSR's folder for pretrained networks, relative to where the program is started.
+# BasicSR's folder for pretrained networks, relative to the current folder.
 PRETRAINED_DIR = Path("experiments/pretrained_models")
 
-# What torchvision shipped when the paper was written (torch 1.7), and what its code loads with pretrained=True.
+# The weights that the paper's code loads with pretrained=True (torch 1.7).
 WEIGHTS_ENTRY = "IMAGENET1K_V1"
 
-# The classifiers of torchvision's networks, which no feature needs.
+# Classifiers of torchvision's networks, not needed for features.
 HEADS = frozenset({"fc", "classifier", "head", "heads", "AuxLogits", "aux1", "aux2"})
 
-# Seed of `weights: random`, so that two runs with random networks are comparable.
+# Seed of `weights: random`, so that runs with random networks are comparable.
 RANDOM_SEED = 0
 
 
 def weights_url(network: str) -> str:
-    """Public address of the IMAGENET1K_V1 weights of a torchvision network; its file name carries the checksum."""
+    """Return the public URL of a torchvision network's IMAGENET1K_V1 weights; its file name contains the checksum."""
     return models.get_model_weights(network)[WEIGHTS_ENTRY].url
 
 
 def download_weights(network: str, folder: Path, progress: bool = True) -> Path:
-    """Fetch a network's weights into ``folder`` and check them against the hash in the file name.
+    """Download a network's weights into ``folder`` and check them against the hash in the file name.
 
     Returns:
-        The file. It is moved into place only when whole and correct.
+        The file, which is moved into place only when it is complete and correct.
 
     Raises:
-        UserError: No network, a wrong checksum or an unwritable folder; it names address, file and folder.
+        UserError: No network connection, a wrong checksum or an unwritable folder; the message names URL and folder.
     """
     url = weights_url(network)
     target = folder / url.rsplit("/", 1)[1]
@@ -50,9 +50,9 @@ def download_weights(network: str, folder: Path, progress: bool = True) -> Path:
         torch.hub.download_url_to_file(url, str(target), hash_prefix=checksum, progress=progress)
     except (URLError, OSError, RuntimeError) as error:
         raise UserError(
-            f"the ImageNet weights of {network} are not on this machine and could not be downloaded ({error}). "
-            f"Download {url} elsewhere and put the file {target.name} into {PRETRAINED_DIR}/ "
-            f"(or run `python scripts/download_pretrained_models.py` with a network)"
+            f"the ImageNet weights of {network} were not found and could not be downloaded ({error}).  "
+            f"Download {url} on another machine and put {target.name} into {PRETRAINED_DIR}/ "
+            f"(or run `python scripts/download_pretrained_models.py` with a network connection)"
         ) from error
     return target
 
@@ -62,11 +62,11 @@ def find_weights(network: str, source: str) -> Path:
 
     Args:
         network: torchvision's name, for example ``vgg19``.
-        source: ``imagenet``, or the path of a torchvision state_dict. ``imagenet`` is looked for in
-            :data:`PRETRAINED_DIR`, then in torch hub's cache, then downloaded into that cache.
+        source: ``imagenet``, or the path of a torchvision state_dict. ``imagenet`` is searched in ``PRETRAINED_DIR``,
+            then in torch hub's cache, and otherwise downloaded into that cache.
 
     Raises:
-        UserError: The path does not exist, or the weights are nowhere and cannot be downloaded.
+        UserError: The path does not exist, or the weights cannot be found or downloaded.
     """
     if source != "imagenet":
         path = Path(source).expanduser()
@@ -87,29 +87,29 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a state_dict from a file without running code from it (``weights_only=True``).
 
     Raises:
-        UserError: The file is damaged, holds more than tensors, or is no state_dict.
+        UserError: The file is damaged, contains more than tensors, or is not a state_dict.
     """
-    state = load(path, "state_dict", "delete it and fetch it again")
+    state = load(path, "state_dict", "delete it and download it again")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds {type(state).__name__}, expected a state_dict: names and tensors alone")
+        raise UserError(f"{path}: expected a state_dict (names and tensors only), got {type(state).__name__}")
     return state
 
 
 def load_backbone(network: str, source: str) -> Any:
     """Build a torchvision network with its weights.
 
-    A checkpoint without the classifier, as self-supervised training leaves it, is taken: what it does not hold stays on
-    the meta device, and :func:`require_weights` refuses it where it is needed.
+    A checkpoint without the classifier, as left by self-supervised training, is accepted: missing tensors stay on the
+    meta device, and ``require_weights`` raises an error if they are needed.
 
     Args:
         network: torchvision's name, for example ``resnet50``.
-        source: ``imagenet``, a path (see :func:`find_weights`), or ``random``: the network stays on the meta device,
-            for the caller to take the part it needs and fill it by :func:`initialise_randomly`.
+        source: ``imagenet``, a path (see ``find_weights``), or ``random``: the network stays on the meta device, and
+            the caller fills the part it needs with ``initialise_randomly``.
 
     Raises:
-        UserError: The weights cannot be had, or are those of another network.
+        UserError: The weights are not available, or belong to another network.
     """
-    with torch.device("meta"):  # no time or memory for weights that are replaced at once
+    with torch.device("meta"):  # no time or memory for weights that are replaced
         net = models.get_model(network, weights=None)
     if source == "random":
         return net
@@ -118,24 +118,24 @@ def load_backbone(network: str, source: str) -> Any:
     try:
         _, unexpected = net.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
-        raise UserError(f"{path} does not hold the weights of {network}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} does not contain the weights of {network}: {' '.join(str(error).split())}") from error
     children = {name for name, _ in net.named_children()}
     foreign = [name for name in unexpected if name.partition(".")[0] in children]
     if foreign or len(unexpected) == len(state):
         named = ", ".join((foreign or list(state))[:3])
-        raise UserError(f"{path} does not hold the weights of {network}, but {named or 'nothing'}")
+        raise UserError(f"{path}: expected the weights of {network}, got {named or 'nothing'}")
     return net
 
 
 def require_weights(net: nn.Module) -> None:
-    """Refuse a network with tensors on the meta device, which its file does not hold (UserError)."""
+    """Raise a UserError if the network has tensors on the meta device, which its file did not contain."""
     missing = [name for name, value in net.state_dict().items() if value.is_meta]
     if missing:
         raise UserError(f"the weights of the perceptual network lack {len(missing)} tensors: {', '.join(missing[:3])}")
 
 
 def random_network(network: str) -> nn.Module:
-    """Build a torchvision network with its own random initialisation, seeded; the global random state is untouched."""
+    """Build a torchvision network with seeded random weights; the global random state is unchanged."""
     warn_random(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
@@ -143,14 +143,14 @@ def random_network(network: str) -> nn.Module:
 
 
 def warn_random(network: str) -> None:
-    """Say in the log of every run that a network's features are not those of the paper."""
+    """Log that a network's features are not the paper's."""
     get_root_logger().warning(
         f"{network}: RANDOM weights (as the options ask). Its features are not ImageNet's: for trials and demos only."
     )
 
 
 def initialise_randomly(net: nn.Module, network: str) -> nn.Module:
-    """Fill a network from the meta device as torchvision initialises it, seeded; the global random state is untouched.
+    """Initialise a network on the meta device like torchvision, seeded; the global random state is unchanged.
 
     He initialisation for convolutions, identity for batch-norm.
     """

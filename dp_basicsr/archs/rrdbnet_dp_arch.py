@@ -1,4 +1,4 @@
-"""ESRGAN's generator for upscaling by 2, 3 and 4, as section 3.1 of the paper describes it."""
+"""ESRGAN's generator for upscaling by 2, 3 and 4 (section 3.1 of the paper)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ UPSAMPLING = {2: (2,), 3: (3,), 4: (2, 2)}
 
 @ARCH_REGISTRY.register()
 class RRDBNetDP(RRDBNet):
-    """RRDBNet whose upsampling blocks give the scale that was asked for.
+    """RRDBNet whose upsampling blocks match the requested scale.
 
-    BasicSR's RRDBNet has always two x2 blocks: asked for x3 it returns x4, and for x2 it folds the input by
-    pixel-unshuffle first. Here x2 is one x2 block, x3 one x3 block and x4 two x2 blocks, all on the full input.
-    At x4 it computes the same function as BasicSR's RRDBNet, and the state_dicts are interchangeable.
+    BasicSR's RRDBNet always has two x2 blocks: for x3 it returns x4, and for x2 it first applies pixel-unshuffle to the
+    input. Here x2 is one x2 block, x3 one x3 block and x4 two x2 blocks, all on the full input. At x4 it computes the
+    same function as BasicSR's RRDBNet, and the state_dicts are interchangeable.
 
     Args:
         num_in_ch: Channels of the input image (RGB: 3).
@@ -31,7 +31,7 @@ class RRDBNetDP(RRDBNet):
         num_grow_ch: Channels that each dense layer adds (paper: 32).
 
     Raises:
-        ValueError: For any other scale.
+        ValueError: The scale is unsupported.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class RRDBNetDP(RRDBNet):
         num_grow_ch: int = 32,
     ) -> None:
         if scale not in UPSAMPLING:
-            raise UserError(f"RRDBNetDP: scale is one of {sorted(UPSAMPLING)}, got {scale!r}")
+            raise UserError(f"RRDBNetDP: expected scale to be one of {sorted(UPSAMPLING)}, got {scale!r}")
         super().__init__(num_in_ch, num_out_ch, 4, num_feat, num_block, num_grow_ch)  # 4: no pixel-unshuffle
         self.scale = scale
-        self.input_size = InputSize()  # any: unlike BasicSR's RRDBNet, no scale needs pixel-unshuffle
+        self.input_size = InputSize()  # any size: unlike BasicSR's RRDBNet, no pixel-unshuffle
         if len(UPSAMPLING[scale]) == 1:
             del self.conv_up2
 

@@ -1,1 +1,1 @@
-"""What several rooms use: atomic writes, safe loading, tiles, staging, process pool, console."""
+"""Helpers shared by several packages: atomic writes, safe loading, tiles, staging, process pool, console."""

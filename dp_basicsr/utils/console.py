@@ -1,4 +1,4 @@
-"""Start and end of the command lines."""
+"""Start and exit of the command lines."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dp_basicsr.errors import UserError, exit_on_user_error
 
 
 def require_paths(paths: Sequence[Path], what: str) -> None:
-    """Refuse missing files and folders before the imports that take seconds.
+    """Check that files and folders exist before the imports that take seconds.
 
     Args:
         paths: Files and folders of the command line.
-        what: What they are, for the message.
+        what: Description for the message.
 
     Raises:
         UserError: One of them does not exist.
@@ -28,7 +28,7 @@ def require_paths(paths: Sequence[Path], what: str) -> None:
 
 @contextlib.contextmanager
 def data_command() -> Iterator[None]:
-    """Run a command: UserError gives exit code 2, Ctrl-C 130, SIGTERM 143, each after partial results were removed."""
+    """Run a command: exit code 2 on a UserError, 130 on Ctrl-C, 143 on SIGTERM, after removing partial results."""
     previous = signal.signal(signal.SIGTERM, _leave)
     try:
         with exit_on_user_error("interrupted: partial results have been removed"):

@@ -1,7 +1,7 @@
-"""The keys of an option file: type, range, default and meaning. A new key is one line here.
+"""The keys of an option file: type, range, default and meaning. A new key takes one line here.
 
-This is the only place with defaults: :func:`add_defaults` puts them into the options that the code reads. The keys of
-registered classes (networks, losses, metrics, optimizers, schedulers) come from the classes' own signatures.
+Defaults are defined only here: ``add_defaults`` adds them to the options that the code reads. The keys of registered
+classes (networks, losses, metrics, optimizers, schedulers) come from their signatures.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-# Keys that begin so are another program's: they pass in every section but `path`, of whose keys BasicSR makes folders.
+# Keys with these prefixes belong to other programs: allowed in all sections but `path`, whose keys become folders.
 FOREIGN = ("x_", "x-")
 
 
 def _whole(value: Any) -> Any:
-    """BasicSR's files write counts as ``!!float 5e3``."""
+    """Convert integral floats, because BasicSR's files write counts as ``!!float 5e3``."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _folder_name(value: str) -> str:
-    """A name becomes a folder or a part of a file's name, which must not lead elsewhere."""
+    """Check that a name, which becomes a folder or part of a file name, contains no path."""
     if value in ("", ".", "..") or not value.isprintable() or set(value) & set("/\\") or len(value.encode()) > 200:
         raise ValueError("the name of a folder")
     return value
@@ -35,11 +35,11 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Folder = Annotated[str, AfterValidator(_folder_name)]
-Entry = dict[str, Any]  # goes to a registered class, by its `type`
+Entry = dict[str, Any]  # arguments of the registered class named by `type`
 
 
 class Section(BaseModel):
-    """A mapping of known keys; types are taken at their word (no "3" for 3), and numbers are finite."""
+    """A mapping of known keys; values are not converted (no "3" for 3), and numbers are finite."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -57,61 +57,61 @@ class IoBackend(Section):
     type: Literal["disk", "lmdb", "memcached"]
     """how images are stored: files, or an LMDB"""
     server_list_cfg: str | None = None
-    """of memcached"""
+    """for memcached"""
     client_cfg: str | None = None
-    """of memcached"""
+    """for memcached"""
     sys_path: str | None = None
-    """of memcached"""
+    """for memcached"""
 
 
 class Dataset(Section):
-    """One of ``datasets``: what every type may have."""
+    """One of ``datasets``: the keys of every type."""
 
     name: Folder
-    """in the log, and a folder of results"""
+    """name in the log and folder of the results"""
     type: str
     """class of BasicSR's DATASET_REGISTRY"""
     dataroot_gt: str | None = None
-    """folder or LMDB of the originals"""
+    """folder or LMDB of the GT images"""
     dataroot_lq: str | None = None
-    """folder or LMDB of the small images"""
+    """folder or LMDB of the LQ images"""
     io_backend: IoBackend | None = None
     """how images are stored"""
     num_worker_per_gpu: Annotated[int, Field(ge=0)] | None = None
-    """worker processes of each process; 0: none"""
+    """loader worker processes per training process; 0: none"""
     batch_size_per_gpu: Annotated[int, Field(ge=1)] | None = None
-    """pairs a step of each process"""
+    """pairs per step of each process"""
     batch_size_total: Annotated[int, Field(ge=1)] | None = None
-    """pairs a step of all processes together, in place of batch_size_per_gpu"""
+    """pairs per step of all processes together, instead of batch_size_per_gpu"""
     dataroot_flow: str | None = None
-    """folder of the optical flow, of BasicSR's video sets"""
+    """folder of the optical flow, for BasicSR's video sets"""
     use_shuffle: Literal[True] | None = None
     """training data is always shuffled"""
     dataset_enlarge_ratio: Annotated[float, Field(ge=1)] = 1
-    """how many times an epoch takes each image"""
+    """how often an epoch uses each image"""
     persistent_workers: bool = False
-    """workers live on from epoch to epoch"""
+    """keep the workers from epoch to epoch"""
     pin_memory: bool = False
-    """batches in page-locked memory, faster to the GPU"""
+    """page-locked memory for batches, faster to copy to the GPU"""
     prefetch_mode: Literal["cpu", "cuda"] | None = None
-    """batches are fetched ahead by a thread (cpu) or a CUDA stream (cuda)"""
+    """prefetch batches in a thread (cpu) or a CUDA stream (cuda)"""
     num_prefetch_queue: Annotated[int, Field(ge=1)] = 1
-    """batches ahead, of prefetch_mode: cpu"""
+    """number of prefetched batches with prefetch_mode: cpu"""
     on_bad_image: Literal["stop", "skip"] = "stop"
-    """what an image that cannot be read does to the run"""
+    """what to do if an image cannot be read"""
     max_bad_share: Share = 0.01
     """share of images that may be skipped before the run stops"""
 
 
 class RawDataset(Dataset):
-    """PairedRawDataset (ours)."""
+    """PairedRawDataset (dp_basicsr)."""
 
     dataroot_gt: str
-    """LMDB of the originals"""
+    """LMDB of the GT images"""
     dataroot_lq: str
-    """LMDB of the small images"""
+    """LMDB of the LQ images"""
     gt_size: Annotated[int, Field(ge=1)] | None = None
-    """side of the training patch of the original, pixels"""
+    """side of the GT training patch in pixels"""
     use_hflip: bool | None = None
     """random horizontal flips"""
     use_rot: bool | None = None
@@ -124,35 +124,35 @@ class PairedDataset(RawDataset):
     io_backend: IoBackend
     """how images are stored"""
     meta_info_file: str | None = None
-    """list of the files to take; without one, all of the folder"""
+    """list of the files to use; without it, all files of the folder"""
     filename_tmpl: str = "{}"
-    """from an original's name to the small image's"""
+    """template of the LQ file name, {} is the GT's name"""
     color: Literal["y"] | None = None
-    """y: luma alone"""
+    """y: luma only"""
     mean: list[float] | None = None
-    """per channel, subtracted"""
+    """subtracted per channel"""
     std: list[float] | None = None
-    """per channel, divided by"""
+    """divisor per channel"""
 
 
 class SingleDataset(Dataset):
-    """SingleImageDataset (BasicSR): images without originals."""
+    """SingleImageDataset (BasicSR): images without GT."""
 
     dataroot_lq: str
     """folder or LMDB of the images"""
     io_backend: IoBackend
     """how images are stored"""
     meta_info_file: str | None = None
-    """list of the files to take"""
+    """list of the files to use"""
     color: Literal["y"] | None = None
-    """y: luma alone"""
+    """y: luma only"""
     mean: list[float] | None = None
-    """per channel, subtracted"""
+    """subtracted per channel"""
     std: list[float] | None = None
-    """per channel, divided by"""
+    """divisor per channel"""
 
 
-# Datasets read their keys out of one mapping, so there is no signature; of other types every key passes.
+# Datasets read their keys from one mapping and have no signature; other types accept every key.
 DATASETS: Mapping[str, type[Dataset]] = MappingProxyType(
     {"PairedImageDataset": PairedDataset, "PairedRawDataset": RawDataset, "SingleImageDataset": SingleDataset}
 )
@@ -168,15 +168,15 @@ class Paths(Section):
     pretrain_network_d: str | None = None
     """discriminator to start from"""
     param_key_g: str | None = "params"
-    """which weights of the file: params or params_ema"""
+    """weights to read from the file: params or params_ema"""
     param_key_d: str | None = "params"
     """the same for the discriminator"""
     strict_load_g: bool = True
-    """every weight must be there and fit"""
+    """all weights must be present and match"""
     strict_load_d: bool = True
     """the same for the discriminator"""
     resume_state: str | None = None
-    """training state to go on from; or --auto_resume"""
+    """training state to resume from; or use --auto_resume"""
     ignore_resume_networks: str | list[str] | None = None
     """networks that keep their pretrain_network when resuming"""
 
@@ -187,15 +187,15 @@ class Train(Section):
     total_iter: Count
     """iterations of the run"""
     warmup_iter: Annotated[int, Field(ge=-1), BeforeValidator(_whole)] = -1
-    """iterations in which the learning rate rises linearly; -1: none"""
+    """iterations of linear learning rate warm-up; -1: none"""
     ema_decay: Decay = 0
-    """decay of the averaged generator; 0: none"""
+    """decay of the generator's moving average (EMA); 0: none"""
     optim_g: Entry
     """optimizer of the generator"""
     optim_d: Entry | None = None
     """optimizer of the discriminator"""
     scheduler: Entry
-    """learning rate over the run"""
+    """learning rate schedule"""
     pixel_opt: Entry | None = None
     """pixel loss"""
     perceptual_opt: Entry | None = None
@@ -203,72 +203,72 @@ class Train(Section):
     gan_opt: Entry | None = None
     """adversarial loss"""
     ldl_opt: Entry | None = None
-    """LDL loss: L1 where the generator makes artifacts; needs ema_decay"""
+    """LDL loss: L1 where the generator creates artifacts; needs ema_decay"""
     net_d_iters: Count = 1
-    """the generator is updated every n-th iteration"""
+    """update the generator every n-th iteration"""
     net_d_init_iters: FromZero = 0
-    """the discriminator alone for n iterations first"""
+    """iterations that train only the discriminator first"""
     channels_last: bool = False
-    """features in the order that convolutions are fastest in"""
+    """memory layout that is fastest for convolutions"""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """precision of the forward passes"""
     compile: bool = False
     """torch.compile of G, D and the perceptual networks; validation runs G uncompiled"""
     checkpointing: bool = False
-    """activations of RRDBs are computed anew in the backward pass: less memory, slower"""
+    """recompute the activations of RRDBs in the backward pass: less memory, slower"""
     grad_accumulation: Annotated[int, Field(ge=1)] = 1
-    """parts that the batch goes through in"""
+    """number of parts to split the batch into"""
     grad_clip: Positive | None = None
-    """largest norm of each network's gradient"""
+    """maximum norm of each network's gradient"""
     max_nonfinite: Annotated[int, Field(ge=1)] = 10
-    """steps in a row that may be not finite, and are skipped, before the run stops"""
+    """consecutive non-finite steps that are skipped before the run stops"""
     sync_batch_norm: bool = False
-    """the discriminator's batch-norm over all processes (CUDA)"""
+    """synchronise the discriminator's batch-norm over all processes (CUDA)"""
 
 
 class Val(Section):
     """``val``."""
 
     val_freq: Count | None = None
-    """iterations from one validation to the next"""
+    """iterations between validations"""
     save_img: bool
-    """write the images"""
+    """save the images"""
     suffix: Folder | None = None
-    """of test.py's images, after their name"""
+    """suffix of test.py's image names"""
     pbar: bool = False
-    """a progress bar"""
+    """show a progress bar"""
     metrics: dict[str, Entry] | None = None
-    """metrics by any name"""
+    """metrics, each with a name of your choice"""
     tile: Annotated[int, Field(ge=16)] | None = None
-    """side of the tiles that big images are cut into, LR pixels; bounds the memory"""
+    """tile size for large images in LR pixels; bounds the memory"""
     tile_overlap: Annotated[int, Field(ge=0)] = 16
-    """LR pixels that neighbouring tiles share"""
+    """overlap of neighbouring tiles in LR pixels"""
     threads: Annotated[int, Field(ge=1)] = 2
-    """for metrics and images, beside the network"""
+    """number of threads for metrics and image files"""
 
 
 class Wandb(Section):
     """``logger: wandb``."""
 
     project: str | None = None
-    """a name sends TensorBoard's figures to wandb"""
+    """wandb project; sends TensorBoard's figures to wandb"""
     resume_id: str | None = None
-    """run of wandb to go on with"""
+    """wandb run to resume"""
 
 
 class Logger(Section):
     """``logger``."""
 
     print_freq: Count
-    """iterations from one line of the log to the next"""
+    """iterations between log lines"""
     save_checkpoint_freq: Count | None = None
-    """iterations from one checkpoint to the next"""
+    """iterations between checkpoints"""
     use_tb_logger: bool = False
     """TensorBoard"""
     wandb: Wandb | None = None
-    """Weights & Biases, behind TensorBoard"""
+    """Weights & Biases, on top of TensorBoard"""
     keep_last: Count | None = None
-    """newest checkpoints that are kept; ~: all"""
+    """number of newest checkpoints to keep; ~: all"""
     keep_best: bool = False
     """keep the best network of each set and metric"""
 
@@ -277,58 +277,58 @@ class DistParams(Section):
     """``dist_params``."""
 
     backend: Literal["nccl", "gloo"] | None = None
-    """of torch.distributed; ~: nccl with CUDA, otherwise gloo"""
+    """backend of torch.distributed; ~: nccl with CUDA, otherwise gloo"""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """of the first process, under SLURM"""
+    """port of the first process, under SLURM"""
     timeout: Positive = 600
-    """seconds after which a process that does not answer is given up"""
+    """seconds until a collective operation times out"""
 
 
 class OptionFile(Section):
     """An option file of dp_basicsr."""
 
     name: Folder
-    """of the run: experiments/<name>, results/<name>"""
+    """name of the run: experiments/<name>, results/<name>"""
     model_type: str
     """class of BasicSR's MODEL_REGISTRY"""
     scale: Annotated[int, Field(ge=1)]
-    """of the super-resolution"""
+    """super-resolution factor"""
     num_gpu: Literal["auto"] | Annotated[int, Field(ge=0)]
-    """auto: what is there; 0: CPU"""
+    """auto: all that are available; 0: CPU"""
     manual_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    """of every random choice; ~: a random one"""
+    """seed of all random choices; ~: a random one"""
     deterministic: bool = False
     """deterministic algorithms on CUDA, slower"""
     find_unused_parameters: bool | None = None
-    """of DistributedDataParallel; ~: the value of deterministic"""
+    """argument of DistributedDataParallel; ~: the value of deterministic"""
     dist_params: DistParams | None = None
-    """of several processes"""
+    """settings for several processes"""
     datasets: dict[str, Entry]
-    """train, val, val_1, test, test_2 ...: the sets by phase"""
+    """data sets by phase: train, val, val_1, test, test_2 ..."""
     network_g: Entry
     """generator"""
     network_d: Entry | None = None
     """discriminator"""
     path: Paths | None = None
-    """networks and states to start from"""
+    """networks and training states to start from"""
     train: Train | None = None
     """training"""
     val: Val | None = None
     """validation and test"""
     logger: Logger | None = None
-    """what is logged and kept"""
+    """logging and checkpoints"""
 
 
 def section_in(annotation: Any) -> type[Section] | None:
-    """The section that a field holds, also where the field may be None."""
+    """Return the section model of a field, which may also allow None."""
     choices = (annotation, *get_args(annotation))
     return next((one for one in choices if isinstance(one, type) and issubclass(one, Section)), None)
 
 
 def add_defaults(section: type[Section], values: dict[str, Any]) -> None:
-    """Add the defaults to a section and the sections in it, and make counts such as ``5e3`` whole, in place.
+    """Add the defaults to a section and its subsections, and convert counts such as ``5e3`` to int, in place.
 
-    A key whose default is None stays absent. Nothing is checked: wrong values stay as they are.
+    A key whose default is None stays absent. Values are not checked; wrong ones are left as they are.
     """
     for key, value in list(values.items()):
         annotation = section.model_fields[key].annotation if key in section.model_fields else None
@@ -347,7 +347,7 @@ def _takes_int(annotation: Any) -> bool:
 
 
 def add_all_defaults(opt: dict[str, Any]) -> None:
-    """Complete all sections of an option file, and its datasets by their types; see :func:`add_defaults`."""
+    """Add the defaults to all sections of an option file, and to its datasets by type; see ``add_defaults``."""
     add_defaults(OptionFile, opt)
     datasets = opt.get("datasets")
     for dataset in datasets.values() if isinstance(datasets, dict) else ():

@@ -1,4 +1,4 @@
-"""A process pool for images: in order, with bounded memory, and no worker dies unnoticed or outlives its parent."""
+"""A process pool for images: ordered results, bounded memory, and workers that never outlive their parent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 def available_cpus() -> int:
-    """CPUs that this process may use (fewer than the machine has, under SLURM or in a container)."""
+    """Return the number of CPUs available to this process (SLURM and containers may restrict it)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -30,21 +30,21 @@ def ordered_map(
 ) -> Generator[Result, None, None]:
     """Yield ``function(task)`` for each task, in order, computed in ``workers`` spawned processes.
 
-    Tasks are taken from ``tasks`` only as results are taken out: at most two a worker are under way, so memory is
-    bounded and a generator of tasks can react to earlier results.
+    Tasks are consumed only as results are taken: at most two per worker are in flight, so memory is bounded and a
+    generator of tasks can react to earlier results.
 
     Args:
-        function: importable from a module; its argument and result are pickled.
+        function: Importable from a module; its argument and result are pickled.
         tasks: ``str(task)`` names the task in messages.
-        workers: number of processes, at least 1.
+        workers: Number of processes, at least 1.
 
     Raises:
         UserError: ``workers`` is below 1, or a worker was killed.
-        RuntimeError: ``function`` raised something else, which is the cause; the message names the task.
+        RuntimeError: ``function`` raised another error (the cause); the message names the task.
     """
     if workers < 1:
         raise UserError(f"expected at least 1 worker, got {workers}")
-    # Spawned, not forked: a fork copies the threads' locks of OpenCV, BLAS and tqdm in whatever state they are.
+    # Spawned, not forked: a fork would copy the locks of OpenCV, BLAS and tqdm in an undefined state.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
     pending: deque[tuple[Task, Future[Result]]] = deque()
@@ -65,7 +65,7 @@ def ordered_map(
 
 
 def _take_first(pending: deque[tuple[Task, Future[Result]]]) -> Result:
-    task, future = pending[0]  # taken out only afterwards: if a worker was killed, the message names what is pending
+    task, future = pending[0]  # removed only afterwards, so that the message after a kill lists it
     try:
         result = future.result()
     except (BrokenProcessPool, UserError):
@@ -77,13 +77,13 @@ def _take_first(pending: deque[tuple[Task, Future[Result]]]) -> Result:
 
 
 def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent alone winds up
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; only the parent handles it
     cv2.setNumThreads(1)  # the processes are the parallelism
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
-    """A worker whose parent was killed would wait for tasks for ever."""
+    """Exit when the parent is killed; the worker would otherwise wait for tasks forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -65,7 +65,7 @@ def test_random_weights_are_named_in_the_picture(titles: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["image.png"], "put the file vgg19"),
+        (["image.png"], "put vgg19"),
         (["image.png", "--channels", "0", "--weights", "random"], "from 1 to 256, got 0"),
         (["nothing.png", "--weights", "random"], "image nothing.png: no such file or folder"),
     ],
