@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
+import signal
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr import test, train
+from dp_basicsr.errors import EXIT_RETRY
 from dp_basicsr.evaluation.files import read_evaluation
+from dp_basicsr.models import PSNRModel
 
 import pytest
 import torch
@@ -191,6 +197,81 @@ def test_losses_that_are_not_finite_stop_the_run(folder: Path, capsys: pytest.Ca
     said = r"iteration 2: l_g_\w+, .*not finite, the step is not applied; batch: pairs/GT/image\d.png"
     assert re.search(said, log.read_text())
     assert list((folder / "experiments").rglob("*.pth")) == []
+
+
+def without_finite_losses(monkeypatch: pytest.MonkeyPatch, *iterations: int) -> None:
+    """Make the images of some iterations infinite."""
+    feed = PSNRModel.feed_data
+    count = iter(range(1, 100))
+
+    def feed_data(self: PSNRModel, data: dict[str, Any]) -> None:
+        if next(count) in iterations:
+            data["gt"] = data["gt"] * math.inf
+        feed(self, data)
+
+    monkeypatch.setattr(PSNRModel, "feed_data", feed_data)
+
+
+SHORT = ["-opt", "small.yml", "--force_yml", "datasets:train:num_worker_per_gpu=0", "val=null", "train:total_iter=6",
+         "model_type=PSNRModel", "train:perceptual_opt=null"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bad", "every", "words"),
+    [
+        (range(1, 7), 3, "the last 6 step.s. were not finite: net_g_latest is not saved; nothing is saved"),
+        (range(4, 7), 2, "the last 3 step.s. were not finite: net_g_latest is not saved; iteration 2 is saved"),
+    ],
+)
+def test_networks_of_steps_that_were_not_finite_are_not_the_latest(
+    bad: Sequence[int], every: int, words: str, monkeypatch: pytest.MonkeyPatch, folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    without_finite_losses(monkeypatch, *bad)
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*SHORT, f"logger:save_checkpoint_freq={every}"])
+    assert stopped.value.code == 2
+    assert re.search(words, capsys.readouterr().err)
+    assert not list((folder / "experiments").rglob("net_g_latest.pth"))
+
+
+def test_one_bad_batch_at_the_end_is_said(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    without_finite_losses(monkeypatch, 6)
+    train.main(SHORT)
+    (log,) = (folder / "experiments/small").glob("train_small_*.log")
+    assert "The last step was not finite and is not part of net_g_latest" in log.read_text()
+    assert (folder / "experiments/small/models/net_g_latest.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ((), "SIGTERM: stopped after iteration 4; iteration 4 is saved: "),
+        ((4,), "SIGTERM: stopped after iteration 4; iteration 3 is saved: "),
+        ((1, 2, 3, 4), "SIGTERM: stopped after iteration 4; nothing is saved: "),
+    ],
+)
+def test_what_a_stopped_run_says_of_its_checkpoints_is_true(
+    bad: Sequence[int], words: str, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    without_finite_losses(monkeypatch, *bad)
+    step = PSNRModel.optimize_parameters
+
+    def optimize_parameters(self: PSNRModel, iteration: int) -> None:
+        step(self, iteration)
+        if iteration == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(PSNRModel, "optimize_parameters", optimize_parameters)
+    with pytest.raises(SystemExit) as stopped:
+        train.main(SHORT)
+    assert stopped.value.code == EXIT_RETRY
+    (log,) = (folder / "experiments/small").glob("train_small_*.log")
+    assert words in log.read_text()
+    saved = sorted(path.stem for path in (folder / "experiments/small/training_states").glob("*.state"))
+    assert saved == [
+        number for number in ("3", "4") if f"iteration {number} is saved" in words or (number == "3" and not bad)
+    ]
 
 
 def test_basicsr_s_own_model_trains_and_ours_goes_on(folder: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from dp_basicsr.distributed.collectives import is_parallel
 from dp_basicsr.errors import UserError
+from dp_basicsr.training.signals import resume_advice
 
 import torch
 from basicsr.utils import get_root_logger
@@ -57,12 +58,16 @@ class StepGuard:
     Args:
         limit: So many in a row end the run, at least 1.
         device: Of the flags.
+
+    Attributes:
+        saved: The last iteration that has a checkpoint, for the message.
     """
 
     def __init__(self, limit: int, device: torch.device) -> None:
         self.limit = limit
         self.lag = LAG if device.type == "cuda" else 0
         self.in_a_row = 0
+        self.saved: int | None = None
         self.steps: deque[Step] = deque()
 
     def watch(self, iteration: int, flag: Tensor, losses: Mapping[str, Tensor], files: Sequence[str]) -> None:
@@ -106,6 +111,10 @@ class StepGuard:
             )
         if self.in_a_row >= self.limit:
             raise UserError(
-                f"iteration {step.iteration}: {self.limit} steps in a row were not finite (train: max_nonfinite); the "
-                "last checkpoint is sound: go on from it (--auto_resume) with a lower learning rate or loss weight"
+                f"iteration {step.iteration}: {self.limit} steps in a row were not finite (train: max_nonfinite); "
+                f"{self.advice()}"
             )
+
+    def advice(self) -> str:
+        """Say how to continue after steps that were not finite."""
+        return f"{resume_advice(self.saved)}; lower the learning rate or a loss weight"

@@ -8,6 +8,7 @@ from typing import Any
 
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.distributed.collectives import agree_on
+from dp_basicsr.errors import UserError
 from dp_basicsr.training.progress import describe_batch, progress_bar, show_losses
 from dp_basicsr.training.random_state import same_random_state_after
 from dp_basicsr.training.signals import Interruption
@@ -28,13 +29,26 @@ class Run:
     interruption: Interruption
     iteration: int  # the last one that is done
 
+    saved: int | None = None  # the last one that has a checkpoint
+
+    def __post_init__(self) -> None:
+        self._note_saved(self.iteration or None)
+
+    def _note_saved(self, iteration: int | None) -> None:
+        self.saved = iteration
+        if (guard := self._guard()) is not None:
+            guard.saved = iteration
+
+    def _guard(self) -> Any:
+        """Return the step guard of the project's own models, which BasicSR's have not."""
+        return getattr(self.model, "guard", None)
+
     def save(self) -> None:
         """Save a checkpoint, unless the step was not finite: the weights may be lost then.
 
         TensorBoard's figures are written first, so that a run that resumes here misses none.
         """
-        guard = getattr(self.model, "guard", None)
-        if guard is not None and not guard.is_sound():
+        if (guard := self._guard()) is not None and not guard.is_sound():
             get_root_logger().warning(f"Iteration {self.iteration} is not saved: its step was not finite.")
             return
         if self.tb_logger:
@@ -43,6 +57,21 @@ class Run:
         epoch = self.stream.epoch_of(self.iteration - 1)
         self.model.position = self.stream.position(self.iteration)
         self.model.save(epoch, self.iteration)  # BasicSR's models, which may train here too, take no more
+        self._note_saved(self.iteration)
+
+    def save_latest(self) -> None:
+        """Save the networks as BasicSR's ``net_g_latest``.
+
+        Raises:
+            UserError: Several steps at the end, or all there were, were not finite: the weights may be lost.
+        """
+        if (guard := self._guard()) is not None and not guard.is_sound():
+            if guard.in_a_row > 1 or self.iteration == 1:
+                raise UserError(
+                    f"the last {guard.in_a_row} step(s) were not finite: net_g_latest is not saved; {guard.advice()}"
+                )
+            get_root_logger().warning("The last step was not finite and is not part of net_g_latest.")
+        self.model.save(epoch=-1, current_iter=-1)
 
     def validate(self) -> None:
         """Validate on all sets. A signal ends it early; the resumed run then validates again."""
@@ -58,7 +87,7 @@ class Run:
         """Save a checkpoint and end the program, on all processes together: torchrun stops the rest after the first."""
         self.save()
         agree_on(None)  # rank 0 may still be saving
-        self.interruption.leave(self.iteration)
+        self.interruption.leave(self.iteration, self.saved)
 
 
 def loop(run: Run) -> None:
@@ -103,6 +132,6 @@ def loop(run: Run) -> None:
                 iter_timer.start()  # validation is not a part of the time per iteration
 
     logger.info(f"End of training, {total_iter} iterations. Save the latest model.")
-    model.save(epoch=-1, current_iter=-1)  # BasicSR's name for net_g_latest.pth
+    run.save_latest()
     if val_freq and run.iteration % val_freq != 0:
         run.validate()

@@ -90,13 +90,18 @@ class Interruption:
             finish, self._pending = self._pending, None
             self._agreed = finish()
 
-    def leave(self, iteration: int) -> None:
-        """End the program after ``iteration``, which is saved."""
-        get_root_logger().warning(
-            f"{signal.Signals(self._agreed).name}: stopped after iteration {iteration}, which is saved; the same "
-            "command with --auto_resume goes on"
-        )
+    def leave(self, iteration: int, saved: int | None) -> None:
+        """End the program after ``iteration``; ``saved`` is the last one that has a checkpoint, if any."""
+        name = signal.Signals(self._agreed).name
+        get_root_logger().warning(f"{name}: stopped after iteration {iteration}; {resume_advice(saved)}")
         raise SystemExit(EXIT_RETRY)
+
+
+def resume_advice(saved: int | None) -> str:
+    """Where a run can continue from, given the last iteration that is saved."""
+    if saved is None:
+        return "nothing is saved: the same command starts anew"
+    return f"iteration {saved} is saved: the same command with --auto_resume continues from it"
 
 
 def _stop_at_once(number: int) -> None:

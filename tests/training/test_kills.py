@@ -220,7 +220,7 @@ def test_signals_end_the_step_and_save(server: Server, folder: Path, undisturbed
     for number, event, place, last in signals:
         assert server(folder, at=[event, place], signals=[number]) == [EXIT_RETRY]
         assert whole_checkpoints(folder)[-1] == last
-        message = f"{number.name}: stopped after iteration {last}, which is saved"
+        message = f"{number.name}: stopped after iteration {last}; iteration {last} is saved"
         assert message in (folder / "output").read_text()
     assert server(folder) == [0], (folder / "output").read_text()
     assert_same(folder, undisturbed)
@@ -374,7 +374,7 @@ def test_torchrun_saves_when_it_is_stopped(folder: Path, server: Server, tmp_pat
         os.kill(int(workers[1]) if to_a_worker else torchrun.pid, signal.SIGTERM)
         assert torchrun.wait(timeout=60) == 1
         last = whole_checkpoints(folder)[-1]
-        assert f"SIGTERM: stopped after iteration {last}, which is saved" in (folder / "output").read_text()
+        assert f"SIGTERM: stopped after iteration {last}; iteration {last} is saved" in (folder / "output").read_text()
 
     whole = prepare(tmp_path / "whole")
     total = f"train:total_iter={last}", f"logger:save_checkpoint_freq={last}"
