@@ -11,12 +11,11 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Iterator, Sequence
-from types import ModuleType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType, ModuleType
 from typing import IO, Any
 
 _REMOVED_MODULE = "torchvision.transforms.functional_tensor"
-_MATLAB_FUNCTIONS = "basicsr.utils.matlab_functions"
 
 
 class _FunctionalTensorBridge(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -38,32 +37,44 @@ class _FunctionalTensorBridge(importlib.abc.MetaPathFinder, importlib.abc.Loader
         sys.modules[_REMOVED_MODULE] = importlib.import_module("torchvision.transforms._functional_tensor")
 
 
-class _MatlabFunctionsBridge(importlib.abc.MetaPathFinder):
-    """Give ``basicsr.utils.matlab_functions`` the ``rgb2ycbcr`` that BasicSR 1.4 moved to ``color_util``.
+def _add_rgb2ycbcr(matlab_functions: Any) -> None:
+    """BasicSR 1.4 moved it to ``color_util``; HAT's datasets import it from here. Can go when HAT no longer does."""
+    if not hasattr(matlab_functions, "rgb2ycbcr"):
+        matlab_functions.rgb2ycbcr = importlib.import_module("basicsr.utils.color_util").rgb2ycbcr
 
-    HAT's datasets import it from the old place. It can go when HAT imports it from ``basicsr.utils``.
+
+def _make_contiguous(diffjpeg: Any) -> None:
+    """Let RealESRGANModel's JPEG images be contiguous: on a CPU its ``filter2D`` cannot view others after padding.
+
+    It can go when ``filter2D`` uses ``reshape``.
     """
+    compress = diffjpeg.DiffJPEG.forward
+    diffjpeg.DiffJPEG.forward = lambda self, x, quality: compress(self, x, quality).contiguous()
+
+
+# Modules of BasicSR, and what completes them once they are imported.
+_INCOMPLETE: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
+    {"basicsr.utils.matlab_functions": _add_rgb2ycbcr, "basicsr.utils.diffjpeg": _make_contiguous}
+)
+
+
+class _Completion(importlib.abc.MetaPathFinder):
+    """Complete a module of BasicSR right after its import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _MATLAB_FUNCTIONS:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
+        complete = _INCOMPLETE.get(fullname)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target) if complete else None
+        if complete is not None and spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def exec_and_complete(module: ModuleType) -> None:
                 execute(module)
-                _complete_matlab_functions(module)
+                complete(module)
 
             spec.loader.exec_module = exec_and_complete  # type: ignore[method-assign]
         return spec
-
-
-def _complete_matlab_functions(module: Any) -> None:
-    if not hasattr(module, "rgb2ycbcr"):
-        module.rgb2ycbcr = importlib.import_module("basicsr.utils.color_util").rgb2ycbcr
 
 
 def _open_utf8(file: Any, mode: str = "r") -> IO[Any]:
@@ -85,9 +96,10 @@ def install() -> None:
     if any(isinstance(finder, _FunctionalTensorBridge) for finder in sys.meta_path):
         return
     sys.meta_path.append(_FunctionalTensorBridge())
-    sys.meta_path.insert(0, _MatlabFunctionsBridge())
-    if _MATLAB_FUNCTIONS in sys.modules:
-        _complete_matlab_functions(sys.modules[_MATLAB_FUNCTIONS])
+    sys.meta_path.insert(0, _Completion())
+    for name, complete in _INCOMPLETE.items():
+        if name in sys.modules:
+            complete(sys.modules[name])
 
 
 @contextlib.contextmanager

@@ -46,12 +46,20 @@ def test_hat_finds_rgb2ycbcr_where_it_looks_for_it() -> None:
 
 def test_basicsr_that_is_there_already_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a patch of its own for torchvision, a program may import BasicSR first."""
-    from basicsr.utils import matlab_functions
+    from basicsr.utils import DiffJPEG, matlab_functions
 
     monkeypatch.setattr(sys, "meta_path", [])
     monkeypatch.delattr(matlab_functions, "rgb2ycbcr")
+    monkeypatch.setattr(DiffJPEG, "forward", DiffJPEG.forward)
     install()
     assert callable(matlab_functions.rgb2ycbcr)
+
+
+def test_jpeg_images_are_contiguous() -> None:
+    """RealESRGANModel filters them next, by ``view``."""
+    from basicsr.utils import DiffJPEG
+
+    assert DiffJPEG(differentiable=False)(torch.rand(2, 3, 32, 48), quality=torch.tensor([50.0, 90.0])).is_contiguous()
 
 
 def test_cuda_stays_on_the_cpu_in_a_run_without_gpus_only() -> None:

@@ -215,6 +215,8 @@ def _build(dataset_opt: dict[str, Any]) -> Any:
     try:
         _refuse_bad_lmdbs(dataset_opt)
         dataset = build_dataset(dataset_opt)
+    except KeyError as error:
+        raise UserError(f"datasets: {dataset_opt['name']}: {dataset_opt['type']} needs the key {error}") from error
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         raise UserError(f"datasets: {dataset_opt['name']}: {error}") from error
     if isinstance(getattr(dataset, "paths", None), list):

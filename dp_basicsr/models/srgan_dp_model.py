@@ -14,9 +14,6 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
-# Names of DPLoss's terms in the log; those of extra networks get the same prefixes.
-LOG_PREFIXES = (("l_", "l_g_"), ("weight", "dp_weight"), ("share", "dp_share"))
-
 # A discriminator whose losses stay below 1e-3 in ten looks in a row (ours) has won: what it teaches G vanishes.
 COLLAPSED_LOSS, COLLAPSED_LOOKS = 1e-3, 10
 
@@ -103,7 +100,7 @@ class SRGANDPModel(TrainingStep, SRGANModel):
         with self.autocast():
             if isinstance(self.cri_perceptual, DPLoss):
                 l_g_percep = self.cri_perceptual.backward(sr, gt, scale)
-                losses |= log_names(self.cri_perceptual.terms) | {"l_g_percep": l_g_percep}
+                losses |= self.cri_perceptual.log_terms() | {"l_g_percep": l_g_percep}
             elif self.cri_perceptual:
                 named = zip(("l_g_percep", "l_g_style"), self.cri_perceptual(sr, gt), strict=True)
                 losses |= (others := {name: loss for name, loss in named if loss is not None})
@@ -131,12 +128,3 @@ class SRGANDPModel(TrainingStep, SRGANModel):
                 "lower its learning rate (train: optim_d: lr) or go back to an earlier checkpoint"
             )
         return log
-
-
-def log_names(terms: Losses) -> Losses:
-    """DPLoss's terms by their names in the log: ``l_g_vgg``, ``l_g_resnet``, ``dp_weight`` ..."""
-    named = {}
-    for name, value in terms.items():
-        old, new = next(prefix for prefix in LOG_PREFIXES if name.startswith(prefix[0]))
-        named[new + name.removeprefix(old)] = value
-    return named

@@ -31,6 +31,13 @@ from pydantic import ValidationError
 # BasicSR's models that read the same keys as ours.
 RELATED = ("SRModel", "SRGANModel", "ESRGANModel")
 
+# Keys of BasicSR's PerceptualLoss that DPLoss does not have -> what to write for them. It has all others.
+STOCK_KEYS = {
+    "layer_weights": "vgg_layer_weights with the same layers (left out: the paper's conv5_4)",
+    "perceptual_weight": "loss_weight",
+    "style_weight": "none, because DPLoss has no style loss: remove it",
+}
+
 # pydantic's words for a type -> a user's.
 WORDS = (
     ("Input should be ", ""),
@@ -247,6 +254,8 @@ def _unknown(key: Any, section: type[Section], is_open: bool) -> str:
     is_path, known = section.__name__ == "Paths", section.model_fields
     if isinstance(key, str) and key.startswith(FOREIGN) and not is_path:
         return ""
+    if key in STOCK_KEYS and section.__name__ == "DPLoss":
+        return f"expected {STOCK_KEYS[key]}, got a key of PerceptualLoss"
     if is_open and not is_path and not nearest(key, known, cutoff=0.8):
         return ""
     return f"expected a known key, got one that no code reads{choose(key, known)}"

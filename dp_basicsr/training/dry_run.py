@@ -17,8 +17,9 @@ from dp_basicsr.checkpoint.resume import require_networks
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu, evaluation_loaders
 from dp_basicsr.errors import UserError
 from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
-from dp_basicsr.training.progress import PAPER_BATCH
+from dp_basicsr.training.progress import PAPER_BATCH, current_losses
 from dp_basicsr.utils.atomic_io import first_line
+from dp_basicsr.utils.option_schema import DATASETS
 
 import torch
 from basicsr.models import build_model
@@ -94,6 +95,9 @@ def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, fl
     Returns:
         The batch, what it is, and seconds that loading it took (0 for random images). What is wrong with data that
         is there is added to ``missing``.
+
+    Raises:
+        UserError: Data is missing or wrong, and the dataset is of a kind whose batches cannot be made up.
     """
     if not missing:
         try:
@@ -103,6 +107,8 @@ def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, fl
             return batch, "pairs of the data", time.perf_counter() - start
         except UserError as error:
             missing.append(str(error))
+    if opt["datasets"]["train"]["type"] not in DATASETS:  # what its batches are made of is not known
+        raise UserError("\n".join(missing))
     data, scale = opt["datasets"]["train"], opt["scale"]
     channels, size = opt["network_g"].get("num_in_ch", 3), data["gt_size"]
     shape = (batch_size(opt), channels)
@@ -138,7 +144,7 @@ def try_step(opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]
                 if model.device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds = time.perf_counter() - start
-            losses = model.get_current_log()
+            losses = current_losses(model)
             try_validation(opt, model)
             return seconds, losses
     except UserError:
@@ -187,14 +193,15 @@ def summary(
     opt: dict[str, Any], batch: Batch, source: str, loading: float, seconds: float, losses: dict[str, float]
 ) -> str:
     """The trial and the estimate, in a few lines."""
-    own, processes, total = len(batch["lq"]), int(opt["world_size"]), opt["train"]["total_iter"]
+    name = "lq" if "lq" in batch else "gt"  # a model may make the LQ itself
+    own, processes, total = len(batch[name]), int(opt["world_size"]), opt["train"]["total_iter"]
     whole = own * processes
     data = f", one batch loaded in {loading:.2f} s by one process" if loading else ""
     relation = "" if whole == PAPER_BATCH else f", the paper's is {PAPER_BATCH}"
-    shape = " x ".join(map(str, batch["lq"].shape))
+    shape = " x ".join(map(str, batch[name].shape))
     return "\n".join(
         [
-            f"{opt['name']}: one step of {opt['model_type']} on {own} {source} (lq {shape}){data}",
+            f"{opt['name']}: one step of {opt['model_type']} on {own} {source} ({name} {shape}){data}",
             f"  losses: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}",
             f"  time:   {seconds:.3g} s an iteration, {duration(seconds * total)} for {total} iterations, "
             "without validation",

@@ -9,7 +9,7 @@ from typing import Any
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
-from dp_basicsr.training.progress import describe_batch, progress_bar, show_losses
+from dp_basicsr.training.progress import current_losses, describe_batch, progress_bar, show_losses
 from dp_basicsr.training.random_state import same_random_state_after
 from dp_basicsr.training.signals import Interruption
 
@@ -118,7 +118,7 @@ def loop(run: Run) -> None:
             bar.update()
             if run.iteration % every["print_freq"] == 0:
                 times = {"time": iter_timer.get_avg_time(), "data_time": data_timer.get_avg_time()}
-                losses = model.get_current_log()
+                losses = current_losses(model)
                 show_losses(bar, losses, times["data_time"] / times["time"])
                 times["img_per_s"] = run.stream.batch_size / times["time"]
                 line = {"epoch": epoch, "iter": run.iteration, "lrs": model.get_current_learning_rate()}

@@ -124,6 +124,17 @@ def progress_bar(opt: dict[str, Any], start_iter: int) -> Iterator[tqdm]:
             yield bar
 
 
+def current_losses(model: Any) -> dict[str, float]:
+    """The last step's losses; with the terms of a DPLoss where the model, of another package, does not log them itself.
+
+    All processes must call it together.
+    """
+    losses: dict[str, float] = model.get_current_log()
+    perceptual: Any = next((one for one in vars(model).values() if hasattr(one, "log_terms")), None)
+    terms = perceptual.log_terms() if perceptual is not None else {}
+    return losses if terms.keys() <= losses.keys() else losses | model.reduce_loss_dict(terms)
+
+
 def show_losses(bar: tqdm, losses: Mapping[str, float], waiting: float) -> None:
     """Show the main losses and the share of time spent waiting for data (0 to 1) beside the bar."""
     shown = {name: f"{losses[name]:.3g}" for name in BAR_LOSSES if name in losses}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.losses import DPLoss
 from dp_basicsr.options import override, read_options
-from dp_basicsr.options.checking import check_options, find_problems
+from dp_basicsr.options.checking import STOCK_KEYS, check_options, find_problems
 from dp_basicsr.studies.runner import make_jobs
 from dp_basicsr.studies.study import read_smoke, read_study
 
 import pytest
+from basicsr.losses.basic_loss import PerceptualLoss
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
@@ -86,6 +89,24 @@ def test_terms_and_references_that_work_pass() -> None:
 def test_a_mistake_in_the_loss_is_named(entry: str, message: str) -> None:
     found = problems(f"train:perceptual_opt:{entry}")
     assert [text for text in found if text.startswith(f"train:perceptual_opt:{message}")], found
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("layer_weights={conv5_4: 1}", "layer_weights: expected vgg_layer_weights with the same layers"),
+        ("perceptual_weight=0.1", "perceptual_weight: expected loss_weight, got a key of PerceptualLoss"),
+        ("style_weight=0", "style_weight: expected none, because DPLoss has no style loss: remove it"),
+    ],
+)
+def test_a_stock_option_file_is_told_the_keys_of_dp_loss(entry: str, message: str) -> None:
+    (found,) = problems(f"train:perceptual_opt:{entry}")
+    assert found.startswith(f"train:perceptual_opt:{message}")
+
+
+def test_all_other_keys_of_the_stock_loss_are_dp_loss_s_too() -> None:
+    stock, ours = (set(inspect.signature(kind.__init__).parameters) for kind in (PerceptualLoss, DPLoss))
+    assert stock - ours == STOCK_KEYS.keys()
 
 
 def test_gray_training_takes_one_channel_everywhere() -> None:

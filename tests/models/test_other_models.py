@@ -1,0 +1,122 @@
+"""Models that are not ours, in our loop: they train on a CPU, and their log has the terms of a DPLoss."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr import train
+
+import pytest
+import yaml
+
+from tests.conftest import model_options
+from tests.test_train_and_test import SMALL
+
+TERMS = ("l_g_vgg: ", "l_g_resnet: ", "dp_weight: ")
+KERNELS = {
+    "blur_kernel_size": 21, "kernel_list": ["iso", "aniso", "plateau_iso"], "kernel_prob": [0.5, 0.3, 0.2],
+    "sinc_prob": 0.1, "blur_sigma": [0.2, 3], "betag_range": [0.5, 4], "betap_range": [1, 2],
+}  # fmt: skip
+DEGRADATION = {
+    "resize_prob": [0.2, 0.7, 0.1], "resize_range": [0.15, 1.5], "gaussian_noise_prob": 0.5, "noise_range": [1, 30],
+    "poisson_scale_range": [0.05, 3], "gray_noise_prob": 0.4, "jpeg_range": [30, 95],
+}  # fmt: skip
+
+
+def twice(options: dict[str, Any]) -> dict[str, Any]:
+    """Keys for the first and for the second degradation."""
+    return options | {f"{key}2": value for key, value in options.items()}
+
+
+def on_the_fly(model_type: str, **top: Any) -> Path:
+    """An option file of the shape that Real-ESRGAN publishes, small, with DPLoss as its perceptual loss."""
+    opt: dict[str, Any] = model_options(model_type, Path("unused"), ema_decay=0.9, total_iter=2)
+    for key in ("dist", "rank", "world_size", "is_train", "path"):
+        del opt[key]
+    names = [f"GT/image{number}.png" for number in range(4)]
+    Path("meta.txt").write_text("\n".join(names))
+    data = {
+        "name": "on_the_fly", "type": "RealESRGANDataset", "dataroot_gt": "pairs", "meta_info": "meta.txt",
+        "io_backend": {"type": "disk"}, **twice(KERNELS), "final_sinc_prob": 0.8, "gt_size": 64, "use_hflip": True,
+        "use_rot": False, "use_shuffle": True, "num_worker_per_gpu": 0, "batch_size_per_gpu": 2,
+    }  # fmt: skip
+    roots = {"dataroot_gt": "pairs/GT", "dataroot_lq": "pairs/LRbicx4", "io_backend": {"type": "disk"}}
+    opt |= twice(DEGRADATION) | {"second_blur_prob": 0.8, "gt_size": 64, "queue_size": 2, **top}
+    opt |= {
+        "datasets": {"train": data, "val": {"name": "paired", "type": "PairedImageDataset", **roots}},
+        "network_g": {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1},
+        "network_d": {"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 4, "skip_connection": True},
+        "val": {"val_freq": 2, "save_img": False, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 4}}},
+        "logger": {"print_freq": 1, "save_checkpoint_freq": 2, "use_tb_logger": False},
+    }
+    Path("small.yml").write_text(yaml.safe_dump(opt))
+    return Path("small.yml")
+
+
+GAN = {"l1_gt_usm": True, "percep_gt_usm": True, "gan_gt_usm": False}
+
+
+@pytest.mark.parametrize(("model_type", "top"), [("RealESRGANModel", GAN), ("RealESRNetModel", {"gt_usm": True})])
+def test_real_esrgan_trains_on_a_cpu_with_dp_loss(model_type: str, top: dict[str, Any], pairs: Path) -> None:
+    """Two steps, of which the second takes its pairs from the model's queue; degraded on the fly."""
+    train.main(["-opt", str(on_the_fly(model_type, **top))])
+    (log,) = Path("experiments/small").glob("train_small_*.log")
+    steps = [line for line in log.read_text().splitlines() if "iter:" in line and "lr:(" in line]
+    assert len(steps) == 2
+    assert all(term in line for term in TERMS for line in steps)
+    assert re.search(r"Validation paired\s+# psnr: \d+\.\d+", log.read_text())
+    assert Path("experiments/small/models/net_g_latest.pth").is_file()
+
+
+def test_check_takes_a_batch_without_lq(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for handler in logging.getLogger("basicsr").handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.stream = sys.stderr  # an earlier test's, which is closed
+    train.main(["-opt", str(on_the_fly("RealESRGANModel", **GAN)), "--check"])
+    said = capsys.readouterr().out
+    assert "one step of RealESRGANModel on 2 pairs of the data (gt 2 x 3 x 400 x 400)" in said
+    assert "dp_weight" in said
+    assert not Path("experiments").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("datasets:train:dataroot_gt=nowhere", "dataroot_gt: expected a folder, got 'nowhere'"),
+        ("datasets:train:meta_info=nowhere.txt", "No such file or directory: 'nowhere.txt'"),
+    ],
+)
+def test_check_without_the_data_of_a_foreign_dataset_tries_no_step(
+    entry: str, message: str, pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its batches cannot be made up: they hold kernels and more."""
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["-opt", str(on_the_fly("RealESRGANModel", **GAN)), "--check", "--force_yml", entry])
+    assert stopped.value.code == 2
+    assert message in (said := capsys.readouterr().err)
+    assert "Error" not in said
+
+
+def test_a_key_that_a_foreign_dataset_needs_is_named(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opt = yaml.safe_load(on_the_fly("RealESRGANModel", **GAN).read_text())
+    del opt["datasets"]["train"]["kernel_prob2"]
+    Path("small.yml").write_text(yaml.safe_dump(opt))
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["-opt", "small.yml"])
+    assert stopped.value.code == 2
+    assert "datasets: on_the_fly: RealESRGANDataset needs the key 'kernel_prob2'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model_type", ["ESRGANModel", "SRGANModel", "SRModel", "PSNRModel"])
+def test_the_log_has_the_terms_of_any_model(model_type: str, pairs: Path) -> None:
+    Path("small.yml").write_text(SMALL)
+    train.main(["-opt", "small.yml", "--force_yml", f"model_type={model_type}", "train:total_iter=2", "val=~",
+                "train:scheduler:milestones=[2]", "datasets:train:num_worker_per_gpu=0"])  # fmt: skip
+    (log,) = Path("experiments/small").glob("train_small_*.log")
+    lines = [line for line in log.read_text().splitlines() if "lr:(" in line]
+    assert len(lines) == 2
+    assert all(line.count(term) == 1 for term in TERMS for line in lines)
