@@ -164,6 +164,7 @@ class Runner:
             self._slots.put(device)
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopping = threading.Event()
+        self._starting = threading.Lock()  # held from the look at `stopping` until a child can be terminated
 
     def run(self, jobs: Sequence[StudyRun], retest: bool) -> None:
         """Train and test what is missing. A failed job does not stop the others; Ctrl-C and SIGTERM stop all."""
@@ -174,7 +175,8 @@ class Runner:
         try:
             list(pool.map(lambda job: self._run_one(job, retest), jobs))
         finally:
-            self._stopping.set()
+            with self._starting:
+                self._stopping.set()
             for child in list(self._children):  # stop all trainings with the study
                 child.terminate()
             pool.shutdown(cancel_futures=True)
@@ -194,14 +196,16 @@ class Runner:
             self._slots.put(device)
 
     def _call(self, job: StudyRun, what: str, command: list[str], device: str) -> None:
-        if self._stopping.is_set():
-            return
         where = f"GPU {device}" if device else "the CPU"
-        print(f"{job.name}: {what} on {where}, output in {job.log}", flush=True)
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": device}
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        with job.log.open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as child:
-            self._children.add(child)
+        with job.log.open("ab") as log:
+            with self._starting:
+                if self._stopping.is_set():
+                    return
+                child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+                self._children.add(child)
+            print(f"{job.name}: {what} on {where}, output in {job.log}", flush=True)
             code = child.wait()
             self._children.discard(child)
         if code != 0 and not self._stopping.is_set():

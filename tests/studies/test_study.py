@@ -6,10 +6,12 @@ import csv
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr import test, train
 from dp_basicsr.evaluation.evaluate import Evaluation, Measured
@@ -256,6 +258,24 @@ def test_a_folder_that_no_study_made_is_left_alone() -> None:
     Path("experiments", job.name).mkdir(parents=True)
     with pytest.raises(ValueError, match="was not created by a study"):
         Runner(0).run([job], retest=False)
+
+
+def test_a_study_stopped_while_it_starts_a_training_stops_that_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes when the child runs, and before the study has noted it."""
+    monkeypatch.setattr(runner, "_command", lambda *arguments: [sys.executable, "-c", "import time; time.sleep(60)"])
+    start = subprocess.Popen
+    children = []
+
+    def start_and_stop(*arguments: Any, **keywords: Any) -> Any:
+        children.append(start(*arguments, **keywords))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        return children[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start_and_stop)
+    with pytest.raises(SystemExit):
+        main(["ablation", "--gpus", "0"])
+    assert [child.wait() for child in children] == [-signal.SIGTERM]
 
 
 def test_a_stopped_study_leaves_no_training_behind(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
+import os
 import re
 import shutil
 import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.file_lock import try_lock
 
 from tqdm import tqdm
 
@@ -47,17 +51,42 @@ def fetch(url: str, path: Path, *, size: int | None = None, checksum: str | None
 
     Raises:
         UserError: The server refuses or does not answer (the partial file is kept), length or checksum differ (the
-            file is deleted), or the disk is full. Each message names the URL.
+            partial file is deleted, a file that was there before is not), another process downloads it, or the disk is
+            full.
     """
+    if path.exists():
+        if wrong := _what_is_wrong(path, size, checksum):
+            raise UserError(f"{path} is {wrong}: wait if it is still being downloaded, otherwise delete it")
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _reserved(part):
         _fetch_part(url, part, size, pause)
-        _check_file(url, part, size, checksum)
+        if wrong := _what_is_wrong(part, size, checksum):
+            part.unlink()
+            raise UserError(f"the file from {url} is {wrong}; it was deleted, run the same command again")
         part.rename(path)
-    else:
-        _check_file(url, path, size, checksum)
     return path
+
+
+@contextlib.contextmanager
+def _reserved(part: Path) -> Iterator[None]:
+    """Keep other processes from writing the partial file (UserError); remove it if it stays empty."""
+    try:
+        handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"cannot write {part}: {error.strerror}") from error
+    try:
+        locked = try_lock(handle, part, "flock", "let no other process download it")
+        if locked is False or not part.exists() or not os.path.samestat(os.fstat(handle), part.stat()):
+            raise UserError(f"another process is downloading {part}: wait for it")
+        try:
+            yield
+        finally:
+            if part.exists() and _length(part) == 0:
+                part.unlink()
+    finally:
+        os.close(handle)
 
 
 def _fetch_part(url: str, part: Path, size: int | None, pause: float) -> None:
@@ -147,15 +176,13 @@ def _append(response: http.client.HTTPResponse, part: Path, offset: int, total: 
         raise _IncompleteError(f"the connection ended after {received:,} of {total:,} bytes")
 
 
-def _check_file(url: str, path: Path, size: int | None, checksum: str | None) -> None:
+def _what_is_wrong(path: Path, size: int | None, checksum: str | None) -> str:
+    """Compare a file with its published length and checksum; empty where they agree."""
     if size is not None and _length(path) != size:
-        found = f"{_length(path):,} bytes long, expected {size:,}"
-    elif checksum is not None and (digest := _digest(path, checksum.split(":")[0])) != checksum:
-        found = f"{digest}, expected {checksum}"
-    else:
-        return
-    path.unlink()
-    raise UserError(f"the file from {url} is {found}; it was deleted, run the same command again")
+        return f"{_length(path):,} bytes long, expected {size:,}"
+    if checksum is not None and (digest := _digest(path, checksum.split(":")[0])) != checksum:
+        return f"{digest}, expected {checksum}"
+    return ""
 
 
 def _digest(path: Path, name: str) -> str:

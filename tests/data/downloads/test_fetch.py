@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import re
 import threading
@@ -143,6 +144,27 @@ def test_another_checksum_is_refused_and_removed(server: Server, tmp_path: Path)
     with pytest.raises(UserError, match=r"is md5:[0-9a-f]{32}, expected md5:0.*was deleted"):
         get(server, tmp_path, checksum="md5:0")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_there_before_is_never_deleted(tmp_path: Path) -> None:
+    """It may be a download of somebody else's that is under way."""
+    (tmp_path / "file.zip").write_bytes(BODY[:1000])
+    for expected in ({"size": len(BODY)}, {"checksum": SHA256}):
+        with pytest.raises(UserError, match="file.zip is .*, expected .*: wait if it is still being downloaded"):
+            fetch("http://127.0.0.1:1/file.zip", tmp_path / "file.zip", **expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.zip"]
+
+
+def test_two_downloads_of_one_file_do_not_mix(server: Server, tmp_path: Path) -> None:
+    behaviour = server[1]
+    part = tmp_path / "file.zip.part"
+    part.write_bytes(BODY[:1000])
+    with part.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is downloading .*file.zip.part: wait for it"):
+            get(server, tmp_path, checksum="sha256:other")
+        assert (part.read_bytes(), behaviour.requests) == (BODY[:1000], [])
+    assert get(server, tmp_path, checksum=SHA256).read_bytes() == BODY
 
 
 def test_a_missing_file_is_named_with_the_servers_answer(server: Server, tmp_path: Path) -> None:
