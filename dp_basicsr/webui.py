@@ -1,4 +1,4 @@
-"""A page to upscale an image with: ``python -m dp_basicsr.webui --model_path MODEL.pth ...``."""
+"""Serve a page to upscale images with: ``python -m dp_basicsr.webui --model_path MODEL.pth ...``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.console import data_command
 
-MODEL_SUFFIXES = (".pth", ".safetensors", ".onnx")
+MODEL_SUFFIXES = (".pth", ".safetensors", ".onnx", ".param")
 
 
 def find_models(paths: Sequence[Path]) -> dict[str, Path]:
-    """Model files by the name that the page shows; of a folder all ``.pth``, ``.safetensors`` and ``.onnx`` in it.
+    """Return the model files by the names that the page shows; of a folder all with one of ``MODEL_SUFFIXES``.
 
     Raises:
-        UserError: There is none, or two have one name.
+        UserError: There is none, or two have the same name.
     """
     files: list[Path] = []
     for path in paths:
@@ -41,10 +41,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model_path", type=Path, nargs="+", required=True, metavar="FILE", help="models, or folders of models")
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets the whole network in")
-    add("--port", type=int, default=7860, help="port; 0 takes any that is free")
-    add("--max_megapixels", type=float, default=4.0, help="largest image taken")
-    add("--max_megabytes", type=int, default=64, help="largest file taken")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
+    add("--port", type=int, default=7860, help="port; 0: any free one")
+    add("--max_megapixels", type=float, default=4.0, help="largest image accepted")
+    add("--max_megabytes", type=int, default=64, help="largest file accepted")
     add("--tile", type=int, help="pixels of a tile (default: what suits the device)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     return parser.parse_args(argv)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line: see ``--help``."""
     args = parse(argv)
     with data_command(), tempfile.TemporaryDirectory(prefix="dp_basicsr_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # what is uploaded; it goes when the page is closed
+        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads; removed with the folder
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         models = find_models(args.model_path)
         from dp_basicsr.deploy.page import Page, build  # takes seconds: torch and Gradio

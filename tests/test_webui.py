@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 from dp_basicsr import inference
-from dp_basicsr.deploy.page import Cancelled, Page, Result
+from dp_basicsr.deploy.page import CROP, Cancelled, Page, Result, Task
 from dp_basicsr.errors import UserError
 from dp_basicsr.webui import find_models
 
@@ -29,6 +30,7 @@ from tests.deploy.conftest import make_network
 ROOT = Path(inference.__file__).resolve().parents[1]
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 WAIT = 120
+PICTURE = os.environ.get("PAGE_PICTURE")  # where to save a screenshot
 
 
 @pytest.fixture
@@ -45,11 +47,11 @@ def write_image(path: str, height: int, width: int) -> Path:
 
 def test_page_works_in_a_thread_and_can_be_cancelled(model: Path, tmp_path: Path) -> None:
     page = Page({"m": model}, tmp_path, 10_000, "cpu", tile=32)
-    steps = list(page.upscale("me", write_image("in.png", 40, 50), "m", "model"))
+    steps = list(page.upscale("me", write_image("in.png", 40, 50), Task("m")))
     assert isinstance(steps[-1], Result)
     assert Image.open(steps[-1].after).size == (200, 160)
     assert steps[-1].after.name == "in_x4.png"
-    work = page.upscale("me", Path("in.png"), "m", "model")
+    work = page.upscale("me", Path("in.png"), Task("m"))
     next(work)
     page.cancel("me")
     with pytest.raises(Cancelled):
@@ -57,14 +59,66 @@ def test_page_works_in_a_thread_and_can_be_cancelled(model: Path, tmp_path: Path
     page.cancel("nobody")
 
 
+def test_nothing_of_a_session_remains_when_it_ends(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "served"
+    page = Page({"m": model}, folder, 10_000, "cpu", tile=32)
+    for name in ("mine", "shared"):
+        (folder / name).mkdir(parents=True)
+    mine, shared = (write_image(f"served/{name}/in.png", 40, 50) for name in ("mine", "shared"))
+    outside = write_image("outside.png", 4, 4)
+    for upload in (shared, outside):
+        page.keep("me", upload)
+    page.keep("other", shared)
+    first, second = (list(page.upscale("me", mine, Task("m")))[-1] for _ in range(2))
+    assert isinstance(first, Result)
+    assert isinstance(second, Result)
+    assert not first.after.exists(), "the next result replaces the last one"
+    assert second.after.exists()
+    work = page.upscale("me", mine, Task("m"))
+    next(work)
+    page.close("me")
+    with pytest.raises(Cancelled):
+        list(work)
+    assert list(page._sessions) == ["other"]
+    assert shared.exists()
+    assert outside.exists(), "only what lies in the served folder is deleted"
+    page.close("other")
+    page.close("nobody")
+    end = time.monotonic() + 30
+    while list(folder.iterdir()) and time.monotonic() < end:  # the thread ends its tile first
+        time.sleep(0.05)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+def test_strength_interpolates_two_models(model: Path, tmp_path: Path, strength: float) -> None:
+    torch.save({"params": {name: value * 1.01 for name, value in make_network().state_dict().items()}}, "gan.pth")
+    page = Page({"psnr": model, "gan": Path("gan.pth")}, tmp_path, 10_000, "cpu")
+    result = list(page.upscale("me", write_image("in.png", 9, 7), Task("psnr", other="gan", strength=strength)))[-1]
+    assert isinstance(result, Result)
+    arguments = ["-i", "in.png", "-o", "same.png", "--model_path", str(model), "gan.pth"]
+    assert inference.main([*arguments, "--alpha_interp", str(strength)]) == 0
+    assert np.array_equal(np.asarray(Image.open(result.after)), np.asarray(Image.open("same.png")))
+
+
+def test_a_trial_upscales_the_middle(model: Path, tmp_path: Path) -> None:
+    page = Page({"m": model}, tmp_path, 100_000, "cpu")
+    large = write_image("large.png", 100, CROP + 50)
+    result = list(page.upscale("me", large, Task("m", is_trial=True)))[-1]
+    assert isinstance(result, Result)
+    assert result.after.name == "large_crop_x4.png"
+    assert Image.open(result.after).size == (4 * CROP, 400)
+    assert np.array_equal(np.asarray(Image.open(result.before)), np.asarray(Image.open(large))[:, 25 : 25 + CROP])
+
+
 def test_page_errors_are_readable(model: Path, tmp_path: Path) -> None:
     page = Page({"m": model}, tmp_path, 10_000, "cpu")
     with pytest.raises(UserError, match="choose an image first"):
-        list(page.upscale("me", None, "m", "model"))
+        list(page.upscale("me", None, Task("m")))
     with pytest.raises(UserError, match="the image is 200 x 100, more than 0.01 megapixels"):
-        list(page.upscale("me", write_image("large.png", 100, 200), "m", "model"))
+        list(page.upscale("me", write_image("large.png", 100, 200), Task("m")))
     with pytest.raises(UserError, match="unknown model '../secret'"):
-        list(page.upscale("me", Path("large.png"), "../secret", "model"))
+        list(page.upscale("me", Path("large.png"), Task("m", other="../secret")))
 
 
 def test_models_of_a_folder_without_discriminators(model: Path, tmp_path: Path) -> None:
@@ -77,14 +131,22 @@ def test_models_of_a_folder_without_discriminators(model: Path, tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the page runs and keeps its files."""
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
     """The page, served by a process of its own."""
     pytest.importorskip("gradio")
     if BROWSER is None or DRIVER is None:
         pytest.skip("chromium and chromedriver are not installed (Debian: apt-get install chromium-driver)")
-    folder = tmp_path_factory.mktemp("page")
-    torch.save({"params": make_network().state_dict()}, folder / "model.pth")
-    command = [sys.executable, "-u", "-m", "dp_basicsr.webui", "--model_path", "model.pth", "--port", "0"]
+    weights = make_network().state_dict()
+    torch.save({"params": weights}, folder / "model.pth")
+    torch.save({"params": {name: value * 1.01 for name, value in weights.items()}}, folder / "gan.pth")
+    models = ["--model_path", "model.pth", "gan.pth"]
+    command = [sys.executable, "-u", "-m", "dp_basicsr.webui", *models, "--port", "0"]
     command += ["--tile", "32", "--max_megapixels", "0.3", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -178,3 +240,42 @@ def test_cancel_and_readable_errors(address: str, browser: Any) -> None:
     upload(browser, Path("broken.png"))
     find(browser, "#start").click()
     assert "the image cannot be read" in status(browser, "Not done")
+
+
+def choose(browser: Any, selector: str, name: str) -> None:
+    """Choose an entry of a dropdown."""
+    find(browser, f"{selector} input").click()
+    wait_for(browser, lambda driver: [item for item in driver.find_elements("css selector", "[role=option]")
+                                      if item.text.strip().endswith(name)])[0].click()  # fmt: skip
+
+
+def test_strength_and_a_crop_to_try_first(address: str, browser: Any, model: Path) -> None:
+    browser.get(address)
+    upload(browser, write_image("large.png", 230, 250))
+    choose(browser, "#other", "gan.pth")
+    strength = find(browser, "#strength input[type=number]")
+    strength.clear()
+    strength.send_keys("0.25\t")
+    find(browser, "#trial").click()
+    assert re.fullmatch(rf"Done in \d+ s: {4 * CROP} x {4 * CROP} pixels\.", status(browser, "Done|Not done"))
+    if PICTURE:
+        browser.save_screenshot(PICTURE)
+    find(browser, "#download").click()
+    saved = Path("downloads/large_crop_x4.png")
+    wait_for(browser, lambda _: saved.is_file())
+    Image.fromarray(np.asarray(Image.open("large.png"))[19 : 19 + CROP, 29 : 29 + CROP]).save("crop.png")
+    torch.save({"params": {name: value * 1.01 for name, value in make_network().state_dict().items()}}, "gan.pth")
+    models = ["--model_path", "model.pth", "gan.pth", "--alpha_interp", "0.25"]
+    assert inference.main(["-i", "crop.png", "-o", "same.png", *models, "--tile", "32"]) == 0
+    assert np.array_equal(np.asarray(Image.open(saved)), np.asarray(Image.open("same.png")))
+
+
+def test_uploads_and_results_go_when_the_visitor_leaves(address: str, folder: Path, browser: Any) -> None:
+    browser.get(address)
+    upload(browser, write_image("mine.png", 21, 31))
+    find(browser, "#start").click()
+    status(browser, "Done")
+    (served,) = folder.glob("dp_basicsr_*")
+    assert [path.name for path in served.rglob("mine*")] != []
+    browser.get("about:blank")
+    wait_for(browser, lambda _: not any(served.rglob("mine*")))
