@@ -19,6 +19,7 @@ EXPORT = [  # scripts/export_model.py --format onnx or ncnn, and running the fil
     "onnxscript",
     "pnnx",
 ]
+OPENVINO = ["openvino"]  # the fastest engine of dp_basicsr/inference.py on a CPU
 TIMM = ["timm"]  # feature networks of the loss: network: timm/<name>
 WEBUI = ["gradio>=6"]  # python -m dp_basicsr.webui
 DOCS = [  # make docs
@@ -30,6 +31,7 @@ DOCS = [  # make docs
 DEV = [
     *DOCS,
     *EXPORT,
+    *OPENVINO,
     *REPORT,
     *TIMM,
     *WEBUI,
@@ -89,6 +91,7 @@ setup(
         "dev": DEV,
         "docs": DOCS,
         "export": EXPORT,
+        "openvino": OPENVINO,
         "plots": PLOTS,
         "report": REPORT,
         "timm": TIMM,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from dp_basicsr.deploy.batch import describe_left_out, find_jobs
-from dp_basicsr.deploy.choices import FORMATS, OVERLAP, QUALITY, AlphaMode, Precision
+from dp_basicsr.deploy.choices import FORMATS, OVERLAP, QUALITY, AlphaMode, EngineName, PrecisionChoice
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.console import data_command, require_paths
 
@@ -47,7 +47,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tile", default="auto", help="pixels of a tile: auto, a number, or 0 for the whole image at once")
     add("--tile_overlap", type=int, default=OVERLAP, help="pixels that neighbouring tiles share")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--precision", choices=get_args(Precision), default="fp32", help="arithmetic within the network")
+    add(
+        "--engine", choices=get_args(EngineName), default="auto",
+        help="what runs the network; auto: on a CPU the fastest that is installed and gives torch's values",
+    )  # fmt: skip
+    add(
+        "--precision", choices=get_args(PrecisionChoice), default="fp32",
+        help="arithmetic within the network; auto: bf16 where the device computes in it, which is faster",
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

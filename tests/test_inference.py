@@ -47,7 +47,7 @@ def run(*arguments: object) -> int:
     """Run the command in this process, on the test's device; returns the exit code."""
     device = [] if "--device" in arguments else ["--device", str(current_device())]
     try:
-        return inference.main([*map(str, arguments), *device])
+        return inference.main(["--engine", "torch", *map(str, arguments), *device])
     except SystemExit as end:
         return int(str(end.code))
 
@@ -61,7 +61,7 @@ def test_as_a_file_from_anywhere_it_equals_the_network(model: str, device: torch
     cv2.imwrite("in.png", image[:, :, ::-1])
     command = [sys.executable, str(ROOT / "dp_basicsr" / "inference.py"), "-i", "in.png", "-o", "out"]
     done = subprocess.run(
-        [*command, "--model_path", model, "--device", str(device)],
+        [*command, "--model_path", model, "--engine", "torch", "--device", str(device)],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -7,7 +7,11 @@ from typing import Literal
 
 AlphaMode = Literal["model", "bicubic", "drop"]
 ExportFormat = Literal["safetensors", "pth", "onnx", "ncnn"]
+EngineName = Literal["auto", "torch", "onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16", "fp16"]
+PrecisionChoice = Literal["fp32", "bf16", "fp16", "auto"]
+
+CONVERTED_SUFFIXES = (".onnx", ".param", ".bin")  # of models that are not weights for torch
 
 # Suffix of a written image -> Pillow's name of the format.
 FORMATS = {

@@ -33,7 +33,7 @@ def describe(network: LoadedNetwork, provenance: dict[str, str]) -> dict[str, st
         raise UserError(
             "an ONNX or ncnn file cannot be exported again: give the .pth or .safetensors file that it comes from"
         )
-    built: dict[str, object] = {"arch": network.arch, "scale": network.scale}
+    built: dict[str, object] = {"arch": network.arch, "scale": network.scale, "channels": network.channels}
     spec, size = network.spec, network.size
     if spec is not None:
         built |= {"num_feat": spec.num_feat, "num_block": spec.num_block, "num_grow_ch": spec.num_grow_ch}

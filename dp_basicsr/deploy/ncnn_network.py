@@ -98,6 +98,10 @@ def write_ncnn(network: LoadedNetwork, path: Path, half: bool) -> None:
         import pnnx
     except ImportError as error:
         raise UserError(f"ncnn needs {error.name}: pip install '.[export]'") from error
+    if network.channels != 3:
+        raise UserError(
+            "ncnn: the applications that read it give RGB images, this network takes gray: export it as ONNX"
+        )
     side = 16 * network.multiple
     example, other = (1, 3, side, side + 8 * network.multiple), (1, 3, 2 * side, side)
     with torch.inference_mode(), warnings.catch_warnings():
@@ -112,7 +116,7 @@ def write_ncnn(network: LoadedNetwork, path: Path, half: bool) -> None:
             f"pnnx cannot convert it for ncnn: {(done.stderr or done.stdout).decode(errors='replace').strip()[-200:]}"
         )
     if unknown := _unknown_layers(made):
-        why = " (pixel-unshuffle at the input)" if network.multiple > 1 else ""
+        why = " (pixel-unshuffle at the input)" if network.spec and network.spec.is_folded else ""
         raise UserError(f"ncnn has no layer for what pnnx left of it: {', '.join(unknown)}{why}; export it as ONNX")
     text = re.sub(r"(?<=\s)(in0|out0)(?=\s)", lambda match: BLOBS[match[1]], made.read_text(encoding="utf-8"))
     path.write_text(text, encoding="utf-8")

@@ -16,7 +16,7 @@ from dp_basicsr.data.images import BadImageError
 from dp_basicsr.deploy.choices import AlphaMode
 from dp_basicsr.deploy.decode import read_picture
 from dp_basicsr.deploy.encode import write_picture
-from dp_basicsr.deploy.network import load_network
+from dp_basicsr.deploy.open_engine import open_engine
 from dp_basicsr.deploy.picture import Picture, upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError
@@ -83,7 +83,7 @@ class Page:
         models: Name shown -> file.
         folder: For results and uploads; nothing else is served.
         max_pixels: Largest input.
-        device: See ``Upscaler``.
+        device: See ``open_engine``.
         tile: See ``Upscaler``.
     """
 
@@ -197,9 +197,14 @@ class Page:
             raise UserError(f"unknown model {unknown[0]!r}")
         key = replace(task, alpha="model", is_trial=False)
         if self._loaded is None or self._loaded[0] != key:
-            strength = None if task.other is None else task.strength
-            network = load_network([self.models[name] for name in names], alpha_interp=strength, device=self.device)
-            self._loaded = key, Upscaler(network, device=self.device, tile=self.tile, tell=print)
+            engine = open_engine(
+                [self.models[name] for name in names],
+                engine="auto" if task.other is None else "torch",  # not a conversion for each strength
+                alpha_interp=None if task.other is None else task.strength,
+                device=self.device,
+                tell=print,
+            )
+            self._loaded = key, Upscaler(engine, tile=self.tile, tell=print)
         return self._loaded[1]
 
 

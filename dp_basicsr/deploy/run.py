@@ -13,7 +13,7 @@ from typing import TypeVar
 from dp_basicsr.deploy.batch import UpscaleJob
 from dp_basicsr.deploy.decode import read_picture
 from dp_basicsr.deploy.encode import write_picture
-from dp_basicsr.deploy.network import load_network
+from dp_basicsr.deploy.open_engine import open_engine
 from dp_basicsr.deploy.picture import Picture, upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError, readable
@@ -30,19 +30,21 @@ def upscaler_from(args: argparse.Namespace) -> Upscaler:
     """Load the model that the arguments name.
 
     Raises:
-        UserError: See ``load_network`` and ``Upscaler``.
+        UserError: See ``open_engine`` and ``Upscaler``.
     """
     if args.tile != "auto" and not args.tile.isdecimal():
         raise UserError(f"--tile: expected auto or a number of pixels (0: no tiles), got {args.tile!r}")
-    network = load_network(args.model_path, alpha_interp=args.alpha_interp, scale=args.scale, device=args.device)
-    return Upscaler(
-        network,
+    engine = open_engine(
+        args.model_path,
+        engine=args.engine,
+        alpha_interp=args.alpha_interp,
+        scale=args.scale,
         device=args.device,
         precision=args.precision,
-        tile=None if args.tile == "auto" else int(args.tile),
-        overlap=args.tile_overlap,
         tell=warn,
     )
+    tile = None if args.tile == "auto" else int(args.tile)
+    return Upscaler(engine, tile=tile, overlap=args.tile_overlap, tell=warn)
 
 
 def warn(message: str) -> None:
@@ -58,7 +60,7 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
     """
     Image.MAX_IMAGE_PIXELS = None  # the user's own files, up to 2^30 pixels
     upscaler = upscaler_from(args)
-    print(upscaler.title)
+    print(upscaler.engine.title)
     failed = 0
     with (
         warnings.catch_warnings(),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+if TYPE_CHECKING:  # InputSize is also used without torch
+    from torch import Tensor, nn
 
 # BasicSR's RRDBNet folds its input by pixel-unshuffle at these scales: scale -> factor.
 RRDBNET_FOLDS = {2: 2, 1: 4}
@@ -48,6 +49,8 @@ def input_size(net: nn.Module) -> InputSize:
     With tiles, pad the image to ``InputSize(size.multiple).fit(height, width)``, cut tiles at multiples of
     ``size.multiple``, run each tile by :func:`run_padded`, and crop the result.
     """
+    from torch import nn
+
     net = getattr(net, "module", net)
     known = getattr(net, "input_size", None)
     if isinstance(known, InputSize):
@@ -83,4 +86,6 @@ def run_padded(forward: Callable[[Tensor], Tensor], images: Tensor, size: InputS
 
 def pad(images: Tensor, height: int, width: int) -> Tensor:
     """Repeat the last row and column of (N, C, H, W) float images until they are ``height`` x ``width``."""
+    from torch.nn import functional as F
+
     return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]), mode="replicate")

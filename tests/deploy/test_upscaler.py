@@ -6,6 +6,7 @@ from typing import Any
 
 from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.deploy.picture import resize
+from dp_basicsr.deploy.torch_engine import TorchEngine
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.input_size import InputSize
@@ -40,7 +41,8 @@ def loaded(net: nn.Module, scale: int = 4, multiple: int = 1) -> LoadedNetwork:
 def upscaler(net: nn.Module, scale: int = 4, multiple: int = 1, **options: Any) -> tuple[Upscaler, list[str]]:
     told: list[str] = []
     device = str(current_device())
-    return Upscaler(loaded(net, scale, multiple), device=device, tell=told.append, **options), told
+    engine = TorchEngine(loaded(net, scale, multiple), device, options.pop("precision", "fp32"), told.append)
+    return Upscaler(engine, tell=told.append, **options), told
 
 
 @pytest.mark.parametrize("scale", [1, 3, 4])
@@ -141,11 +143,11 @@ def test_out_of_memory_halves_the_tile_and_remembers(error: Exception, tile: int
 def test_a_gpu_s_memory_that_runs_out_halves_the_tile() -> None:
     """A real lack of memory: one layer of the output is 200 MB, and the process may have 600 MB."""
     net, image, told = make_network(num_feat=32), photograph(320, 320), []
-    expected = Upscaler(loaded(make_network(num_feat=32)), device="cpu", tile=128)(image).astype(int)
+    expected = Upscaler(TorchEngine(loaded(make_network(num_feat=32)), "cpu"), tile=128)(image).astype(int)
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(600 * 2**20 / torch.cuda.get_device_properties(0).total_memory)
     try:
-        run = Upscaler(loaded(net), device="cuda", tile=0, tell=told.append)
+        run = Upscaler(TorchEngine(loaded(net), "cuda"), tile=0, tell=told.append)
         result = run(image).astype(int)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
@@ -184,7 +186,7 @@ def test_fp16_that_overflows_is_computed_again_in_fp32(device: torch.device) -> 
     image = photograph(40, 40)
     run, told = upscaler(Fragile(), 1, precision="fp16", tile=16)
     assert np.array_equal(run(image), image)
-    assert told == ["fp16 gives values that are not finite: going on in fp32"]
+    assert told == ["fp16 gives values that are not finite: continuing in fp32"]
 
 
 def test_a_network_that_is_broken_in_fp32_too_writes_nothing() -> None:
@@ -208,7 +210,7 @@ def test_channels_last_and_inference_mode_change_nothing() -> None:
     net, image = make_network(), photograph(40, 52)
     with torch.no_grad():
         plain = on_device(net)(on_device(torch.from_numpy(to_floats(image)))).cpu().numpy()
-    ours = upscaler(make_network())[0]._forward(to_floats(image))
+    ours = upscaler(make_network())[0].engine(to_floats(image))
     assert np.abs(ours - plain).max() < 1e-5
 
 
@@ -223,8 +225,9 @@ def test_channels_last_and_inference_mode_change_nothing() -> None:
     ],
 )
 def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    options = {"device": "cpu", "precision": "fp32", **options}
     with pytest.raises(UserError, match=message):
-        Upscaler(loaded(Fragile()), **{"device": "cpu", **options})
+        Upscaler(TorchEngine(loaded(Fragile()), options.pop("device"), options.pop("precision")), **options)
 
 
 def test_resize_keeps_means_and_types() -> None:

@@ -1,0 +1,83 @@
+"""Run networks in OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dp_basicsr.deploy.engine import Engine
+from dp_basicsr.utils.tiles import Floats
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from dp_basicsr.deploy.loaded_network import LoadedNetwork
+
+POLL_MS = 200  # how often a signal is looked for while the network runs
+# OpenVINO's names of our precisions. Its default would be bf16 on some CPUs.
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
+
+
+def open_network(folder: Path, *info: Any) -> Engine:
+    """Open what ``convert`` has written; see ``Engine`` for ``info``."""
+    return OpenVinoEngine(folder, *info)
+
+
+class OpenVinoEngine(Engine):
+    """Runs ``folder/network.xml``, compiled for this CPU; the compiled form is kept in the folder."""
+
+    def __init__(self, folder: Path, *info: Any) -> None:
+        super().__init__(*info)
+        self.folder = folder
+        self._compile()
+
+    def _compile(self) -> None:
+        import openvino
+
+        properties: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "CACHE_DIR": str(self.folder),
+        }
+        if os.environ.get("OMP_NUM_THREADS", "").isdecimal():
+            properties["INFERENCE_NUM_THREADS"] = int(os.environ["OMP_NUM_THREADS"])
+        self.request = (
+            openvino.Core().compile_model(self.folder / "network.xml", "CPU", properties).create_infer_request()
+        )
+
+    def run(self, images: Floats) -> Floats:
+        """See ``Engine.run``."""
+        self.request.start_async([np.ascontiguousarray(images)])
+        while not self.request.wait_for(POLL_MS):  # so that Ctrl-C is heard within a tile
+            pass
+        return np.array(self.request.get_output_tensor().data, np.float32)
+
+    def use_fp32(self) -> None:
+        """See ``Engine.use_fp32``."""
+        super().use_fp32()
+        self._compile()
+
+
+def convert(network: LoadedNetwork, folder: Path) -> None:
+    """Write ``folder/network.xml`` and ``.bin``, for any batch, height and width."""
+    import openvino
+    import torch
+
+    example = torch.rand(1, network.channels, *network.size.fit(16, 16))
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and is what OpenVINO converts fastest
+        traced = torch.jit.trace(network.module, example, check_trace=False)
+        shape = openvino.PartialShape([-1, network.channels, -1, -1])
+        model = openvino.convert_model(traced, example_input=example, input=[shape])
+    openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
+
+
+def supports(precision: str) -> bool:
+    """Return whether this CPU has instructions for a precision."""
+    import openvino
+
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return precision == "fp32" or CAPABILITIES[precision] in capabilities

@@ -1,0 +1,237 @@
+"""Engines: the same values as torch, chosen, converted once, and opened without torch."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr import inference
+from dp_basicsr.deploy import open_engine as module
+from dp_basicsr.deploy.engine import Engine
+from dp_basicsr.deploy.open_engine import cache_root, open_engine
+from dp_basicsr.deploy.torch_engine import TorchEngine
+from dp_basicsr.errors import UserError
+from dp_basicsr.utils.input_size import InputSize
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.deploy.conftest import make_network
+
+pytest.importorskip("openvino")
+ROOT = Path(inference.__file__).resolve().parents[1]
+OPENVINO = importlib.import_module("dp_basicsr.deploy.openvino_engine")
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def model() -> Path:
+    torch.save({"params": make_network("MSRResNet", 2).state_dict()}, "net.pth")
+    return Path("net.pth")
+
+
+def entries() -> list[Path]:
+    return sorted(cache_root().iterdir()) if cache_root().is_dir() else []
+
+
+@pytest.mark.parametrize(("arch", "scale"), [("RRDBNetDP", 4), ("RRDBNetDP", 3), ("RRDBNet", 2), ("MSRResNet", 2)])
+def test_openvino_gives_the_values_of_torch(arch: str, scale: int) -> None:
+    torch.save({"params": make_network(arch, scale).state_dict()}, "net.pth")
+    engines = [
+        open_engine([Path("net.pth")], engine=name, scale=scale if scale == 3 else None)  # type: ignore[arg-type]
+        for name in ("torch", "openvino")
+    ]
+    assert isinstance(engines[0], TorchEngine)
+    assert ", by openvino " in engines[1].title
+    assert (engines[0].size, engines[0].scale) == (engines[1].size, engines[1].scale)
+    for shape in ((1, 3, 1, 1), (1, 3, 24, 40), (1, 3, 17, 33)):
+        image = np.random.default_rng(0).random(shape, np.float32)
+        expected, found = (engine(image) for engine in engines)
+        difference = np.abs(expected - found).max() / np.abs(expected).max()
+        print(f"{arch} x{scale} {shape}: OpenVINO differs by {difference:.1e}")
+        assert difference < 5e-6
+
+
+def test_onnxruntime_gives_the_values_of_torch(model: Path) -> None:
+    pytest.importorskip("onnxscript")
+    image = np.random.default_rng(0).random((1, 3, 24, 40), np.float32)
+    expected, found = (open_engine([model], engine=name)(image) for name in ("torch", "onnxruntime"))  # type: ignore[arg-type]
+    assert np.abs(expected - found).max() < 1e-5
+    assert [path.name.partition("-")[0] for path in entries()] == ["onnxruntime"]
+
+
+def test_alpha_tiles_16_bits_and_sizes_are_those_of_torch(model: Path) -> None:
+    random = np.random.default_rng(1)
+    Path("in").mkdir()
+    Image.fromarray(random.integers(0, 256, (45, 50, 4), dtype=np.uint8)).save("in/alpha.png")
+    cv2.imwrite("in/deep.png", random.integers(0, 65536, (37, 41, 3), dtype=np.uint16))
+    Image.fromarray(random.integers(0, 256, (40, 33), dtype=np.uint8)).save("in/gray.png")
+    for engine in ("torch", "auto"):
+        options = ["--engine", engine, "--tile", "32", "--tile_overlap", "8", "--outscale", "3"]
+        assert inference.main(["-i", "in", "-o", engine, "--model_path", str(model), *options]) == 0
+    for name, most in (("alpha.png", 1), ("deep.png", 3), ("gray.png", 1)):
+        images = [cv2.imread(f"{engine}/{name}", cv2.IMREAD_UNCHANGED) for engine in ("torch", "auto")]
+        expected, found = (np.asarray(image).astype(int) for image in images)
+        assert expected.shape == found.shape
+        assert np.abs(expected - found).max() <= most, name
+
+
+def test_a_converted_network_is_opened_without_torch(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save("in.png")
+    arguments = ["-i", "in.png", "--model_path", str(model), "-o"]
+    assert inference.main([*arguments, "first.png"]) == 0
+    assert "converted in" in capsys.readouterr().out
+    code = (
+        "import sys; from dp_basicsr import inference; code = inference.main(sys.argv[1:])\n"
+        "print([name for name in ('torch', 'basicsr', 'torchvision', 'spandrel') if name in sys.modules])\n"
+        "sys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *arguments, "second.png"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "converted in" not in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert Path("first.png").read_bytes() == Path("second.png").read_bytes()
+
+
+class Doubling(Engine):
+    """Stands in for a converted network."""
+
+    def run(self, images: Any) -> Any:
+        return images.repeat(2, 2).repeat(2, 3) + 0.5
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the conversion and its check, which take seconds."""
+    monkeypatch.setattr(OPENVINO, "convert", lambda network, folder: None)
+    monkeypatch.setattr(OPENVINO, "open_network", lambda folder, *info: Doubling(*info))
+    monkeypatch.setattr(module, "_difference", lambda network, engine: 0.0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_cache_knows_weights_interpolation_and_run(model: Path, tmp_path: Path) -> None:
+    open_engine([model])
+    (entry,) = entries()
+    assert "converted in" not in open_engine([model]).title
+    assert entries() == [entry]
+    state = make_network("MSRResNet", 2).state_dict()
+    torch.save({"params": {name: value + 0.01 for name, value in state.items()}}, "other.pth")
+    open_engine([Path("other.pth")])
+    open_engine([model, Path("other.pth")], alpha_interp=0.5)
+    assert len(entries()) == 3
+    (entry / "network.json").write_bytes(b"damaged")
+    assert "converted in" in open_engine([model]).title
+    # RRDBNetDP x2 and x3 have the same tensors, and the run's option file tells which it is.
+    torch.save({"params": make_network("RRDBNetDP", 3).state_dict()}, "net.pth")
+    for scale in (3, 2):
+        run = tmp_path / f"run{scale}"
+        (run / "models").mkdir(parents=True)
+        options = f"{{name: x, model_type: M, datasets: {{}}, network_g: {{type: RRDBNetDP, scale: {scale}}}}}"
+        (run / "train.yml").write_text(options)
+        moved = run / "models" / "net_g_5.pth"
+        moved.write_bytes(model.read_bytes())
+        assert open_engine([moved]).scale == scale
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_cache_is_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT", 2)
+    for number in range(4):
+        state = make_network("MSRResNet", 2).state_dict()
+        torch.save({"params": {name: value + number / 100 for name, value in state.items()}}, model)
+        open_engine([model])
+    assert len(entries()) == 2
+
+
+def test_a_damaged_conversion_is_made_again(model: Path) -> None:
+    open_engine([model], engine="openvino")
+    for file in entries()[0].iterdir():
+        if file.suffix != ".json":
+            file.chmod(0o600)
+            file.write_bytes(b"damaged")
+    assert "converted in" in open_engine([model], engine="openvino").title
+
+
+@pytest.mark.parametrize("fault", ["convert", "values", "open"])
+def test_auto_falls_back_and_a_named_engine_is_refused(
+    fault: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such operator\nand a long trace")
+
+    if fault == "values":
+        monkeypatch.setattr(OPENVINO, "open_network", lambda folder, *info: Doubling(*info))
+    else:
+        monkeypatch.setattr(OPENVINO, "convert" if fault == "convert" else "open_network", fail)
+    monkeypatch.setattr(module, "PACKAGES", {"openvino": ("openvino",)})
+    told: list[str] = []
+    assert isinstance(open_engine([model], tell=told.append), TorchEngine)
+    reason = "it differs from torch by .* on a probe" if fault == "values" else "no such operator"
+    assert len(told) == 1
+    assert told[0].startswith("openvino cannot be used (")
+    with pytest.raises(UserError, match=rf"--engine openvino cannot be used: {reason}; give --engine auto or torch"):
+        open_engine([model], engine="openvino")
+    assert entries() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda"}, "--engine openvino runs on the CPU"),
+        ({"alpha_interp": 0.5}, "--alpha_interp needs two models"),
+        ({"scale": 3}, "--scale 3: .*; the size of the result is --outscale"),
+        ({"paths": [Path("gone.pth")]}, "gone.pth"),
+        ({"paths": [Path("x.onnx")]}, "--engine openvino: ONNX and ncnn files run in their own engine"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(options: dict[str, Any], message: str, model: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        open_engine(**{"paths": [model], "engine": "openvino", **options})
+
+
+def test_what_is_not_installed_is_named_or_skipped(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("openvino", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert isinstance(open_engine([model]), TorchEngine)
+    for name, extra in (("openvino", "openvino"), ("onnxruntime", "export")):
+        with pytest.raises(UserError, match=rf"--engine {name} is not installed: pip install '.\[{extra}\]'"):
+            open_engine([model], engine=name)  # type: ignore[arg-type]
+
+
+def test_half_precision_only_where_the_cpu_has_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PACKAGES", {"openvino": ("openvino",)})
+    monkeypatch.setattr(OPENVINO, "supports", lambda precision: precision == "fp32")
+    assert open_engine([model], precision="auto").precision == "fp32"
+    with pytest.raises(UserError, match="it does not compute in bf16 on this CPU"):
+        open_engine([model], engine="openvino", precision="bf16")
+    told: list[str] = []
+    assert open_engine([model], precision="bf16", tell=told.append).precision == "bf16", "torch emulates it"
+    assert len(told) == 1
+    monkeypatch.setattr(OPENVINO, "supports", lambda precision: True)
+    assert open_engine([model], precision="auto").precision == "bf16"
+
+
+class Overflowing(Engine):
+    def run(self, images: Any) -> Any:
+        return images * np.float32("nan" if self.precision == "fp16" else 1)
+
+
+def test_values_that_are_not_finite_are_computed_again_in_fp32() -> None:
+    told: list[str] = []
+    engine = Overflowing("x", 1, InputSize(), 3, "fp16", told.append)
+    image = np.ones((1, 3, 2, 2), np.float32)
+    assert np.array_equal(engine(image), image)
+    assert told == ["fp16 gives values that are not finite: continuing in fp32"]
