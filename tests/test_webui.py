@@ -265,7 +265,7 @@ def test_strength_and_a_crop_to_try_first(address: str, browser: Any, model: Pat
     wait_for(browser, lambda _: saved.is_file())
     Image.fromarray(np.asarray(Image.open("large.png"))[19 : 19 + CROP, 29 : 29 + CROP]).save("crop.png")
     torch.save({"params": {name: value * 1.01 for name, value in make_network().state_dict().items()}}, "gan.pth")
-    models = ["--model_path", "model.pth", "gan.pth", "--alpha_interp", "0.25"]
+    models = ["--model_path", "model.pth", "gan.pth", "--alpha_interp", "0.25", "--engine", "torch"]
     assert inference.main(["-i", "crop.png", "-o", "same.png", *models, "--tile", "32"]) == 0
     assert np.array_equal(np.asarray(Image.open(saved)), np.asarray(Image.open("same.png")))
 
