@@ -1,1 +1,1 @@
-"""Checkpoints: which files belong together, and how to resume from them."""
+"""Checkpoints: the files that belong to one, and resuming from them."""

@@ -1,8 +1,8 @@
-"""Which files make a checkpoint: ``training_states/<iteration>.sha256``, written last.
+"""Checkpoint manifests: ``training_states/<iteration>.sha256``, written last.
 
-It has the form of ``sha256sum``, with paths relative to the experiment's folder: there, ``sha256sum -c
-training_states/5000.sha256`` checks a checkpoint without this program. A checkpoint is whole if each file that its
-manifest names is there with that checksum.
+The format is that of ``sha256sum``, with paths relative to the experiment's folder, so that ``sha256sum -c
+training_states/5000.sha256`` checks a checkpoint there without this program. A checkpoint is intact if every file in
+its manifest exists with that checksum.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from dp_basicsr.utils.atomic_io import atomic_write
 
 SUFFIX = ".sha256"
 
-# Not net_g_latest.pth, nor the best of a metric, whatever that is called.
+# Excludes net_g_latest.pth and the best networks of metrics.
 _OF_A_CHECKPOINT = re.compile(r"net_[a-z]+_(\d+)\.pth|(\d+)\.(?:state|sha256)")
 
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 
 def manifest_path(state: Path) -> Path:
-    """The manifest of a training state's checkpoint."""
+    """Return the path of the manifest that belongs to a training state."""
     return state.with_suffix(SUFFIX)
 
 
 def write_manifest(state: Path, checksums: Mapping[Path, str]) -> None:
-    """Seal a checkpoint. The state's line is the last: a manifest that is cut anywhere does not count.
+    """Write the manifest of a checkpoint. The state's line is last, so a truncated manifest is never valid.
 
     Args:
         state: ``training_states/<iteration>.state``, already written.
-        checksums: SHA-256 of each of the checkpoint's files, the state's among them.
+        checksums: SHA-256 of each file of the checkpoint, including the state.
 
     Raises:
         UserError: See ``atomic_write``.
@@ -46,15 +46,15 @@ def write_manifest(state: Path, checksums: Mapping[Path, str]) -> None:
 
 
 def read_manifest(path: Path) -> dict[Path, str]:
-    """The files of a checkpoint and their checksums.
+    """Return the files of a checkpoint and their checksums.
 
     Raises:
-        UserError: It cannot be read, is damaged, or names a file outside the experiment's folder.
+        UserError: The manifest cannot be read, is damaged, or lists a file outside the experiment's folder.
     """
     root = path.parent.parent
     try:
-        if not path.is_file():  # a pipe would be waited for
-            raise OSError("it is no file")
+        if not path.is_file():  # reading a pipe would block
+            raise OSError("not a regular file")
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path.name} cannot be read ({error})") from error
@@ -63,7 +63,7 @@ def read_manifest(path: Path) -> dict[Path, str]:
         match = _LINE.fullmatch(line)
         name = PurePosixPath(match[2]) if match else None
         if match is None or name is None or name.is_absolute() or ".." in name.parts:
-            raise UserError(f"{path.name} is damaged: {line[:80]!r} is no checksum of a file of this experiment")
+            raise UserError(f"{path.name} is damaged: {line[:80]!r} is not a checksum of a file of this experiment")
         checksums[root / name] = match[1]
     if path.with_suffix(".state") not in checksums:
         raise UserError(f"{path.name} is damaged: it ends before the training state")
@@ -71,10 +71,10 @@ def read_manifest(path: Path) -> dict[Path, str]:
 
 
 def check_manifest(path: Path) -> set[Path]:
-    """Read all files of a checkpoint, and return them.
+    """Check all files of a checkpoint against its manifest, and return them.
 
     Raises:
-        UserError: One is missing, cannot be read, or is not what was written.
+        UserError: A file is missing, unreadable or damaged.
     """
     checksums = read_manifest(path)
     for file, checksum in checksums.items():
@@ -89,14 +89,15 @@ def check_manifest(path: Path) -> set[Path]:
             raise UserError(f"{file.name} cannot be read ({error.strerror})") from error
         if found.hexdigest() != checksum:
             size = file.stat().st_size
-            raise UserError(f"{file.name} is damaged: the checksum of its {size} bytes is not that in {path.name}")
+            raise UserError(f"{file.name} is damaged: the checksum of its {size} bytes differs from {path.name}")
     return set(checksums)
 
 
 def delete_older(state: Path, models: Path, keep: int) -> None:
-    """Leave the ``keep`` newest checkpoints up to that of ``state``, which is whole, and any of later iterations.
+    """Delete old checkpoints: keep the ``keep`` newest up to ``state``, which is intact, and all later ones.
 
-    Of an older one its networks go first, so that a deletion that is interrupted is seen and done the next time.
+    The networks of a checkpoint are deleted before its manifest, so that an interrupted deletion is completed next
+    time.
     """
     files: dict[int, list[Path]] = {}
     for path in [*models.iterdir(), *state.parent.iterdir()]:

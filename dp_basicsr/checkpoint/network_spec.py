@@ -13,15 +13,15 @@ from dp_basicsr.utils.input_size import RRDBNET_FOLDS
 
 Arch = Literal["RRDBNetDP", "RRDBNet", "MSRResNet"]
 
-# BasicSR's RRDBNet at x2 and x1: input channels a colour after pixel-unshuffle -> scale.
+# BasicSR's RRDBNet at x2 and x1: input channels per colour after pixel-unshuffle -> scale.
 FOLDED = {factor**2: scale for scale, factor in RRDBNET_FOLDS.items()}
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """The arguments of a generator; the names are BasicSR's (``network_g`` of an option file).
+    """Arguments of a generator, named as in BasicSR (``network_g`` of an option file).
 
-    ``num_grow_ch`` is 0 for MSRResNet, which has none. ``channels`` are those of the images: 3 for RGB, 1 for gray.
+    ``num_grow_ch`` is 0 for MSRResNet, which has none. ``channels`` is that of the images: 3 for RGB, 1 for gray.
     """
 
     arch: Arch
@@ -33,17 +33,17 @@ class NetworkSpec:
 
     @property
     def is_folded(self) -> bool:
-        """Whether the network is BasicSR's RRDBNet with pixel-unshuffle."""
+        """Whether this is BasicSR's RRDBNet with pixel-unshuffle."""
         return self.arch == "RRDBNet"
 
     @property
     def multiple(self) -> int:
-        """Height and width of the input must be multiples of this."""
+        """Divisor of the input's height and width."""
         return RRDBNET_FOLDS[self.scale] if self.is_folded else 1
 
     @property
     def has_twin(self) -> bool:
-        """Whether RRDBNetDP has the same tensors at another scale: x2 and x3."""
+        """Whether RRDBNetDP has the same tensors at another scale (x2 and x3)."""
         return self.arch == "RRDBNetDP" and self.scale in (2, 3)
 
     def __str__(self) -> str:
@@ -53,16 +53,16 @@ class NetworkSpec:
 
 
 def guess_spec(state: StateDict) -> NetworkSpec | None:
-    """Return the generator that a state_dict in BasicSR's names may be of; x2 where it is x2 or x3.
+    """Return the generator that a state_dict with BasicSR's names seems to belong to; x2 for x2 or x3.
 
-    Only a comparison of all names and shapes shows whether it is: see ``compare_shapes``.
+    Only comparing all names and shapes proves it, see ``compare_shapes``.
     """
     first, last = (_shape(state, rf"{name}\.weight") for name in ("conv_first", "conv_last"))
     growth = _shape(state, r"body\.\d+\.rdb\d\.conv[1-4]\.weight")
     if first is None or last is None or (growth is None and "upconv1.weight" not in state):
         return None
     num_feat, channels, colours = first[0], first[1], last[0]
-    # Counted: the largest number in a damaged file may be any, and so many blocks would be built.
+    # Counted, because a damaged file may contain any number, and that many blocks would be built.
     num_block = max(len({match[1] for name in state if (match := re.match(r"body\.(\d+)\.", name))}), 1)
     if growth is None:
         return NetworkSpec("MSRResNet", _resnet_scale(state, num_feat), num_feat, num_block, 0, colours)
@@ -76,15 +76,15 @@ def guess_spec(state: StateDict) -> NetworkSpec | None:
 
 
 def choose_scale(spec: NetworkSpec, weights: Weights, scale: int | None) -> NetworkSpec:
-    """Choose between the scales x2 and x3 of RRDBNetDP, which have the same tensors.
+    """Choose between x2 and x3 for RRDBNetDP, which has the same tensors at both.
 
     Args:
-        spec: Of :func:`guess_spec`.
-        weights: Their ``notes`` may have the scale.
-        scale: As the user said; it takes precedence.
+        spec: From ``guess_spec``.
+        weights: Its ``notes`` may contain the scale.
+        scale: The user's choice; takes precedence.
 
     Raises:
-        UserError: Neither says.
+        UserError: The scale is given in neither.
     """
     if not spec.has_twin:
         return spec
@@ -92,13 +92,13 @@ def choose_scale(spec: NetworkSpec, weights: Weights, scale: int | None) -> Netw
         if str(told) in ("2", "3"):
             return replace(spec, scale=int(str(told)))
     raise UserError(
-        f"model {weights.path} has one upsampling layer, which is the same at x2 and x3, and neither the file nor an "
+        f"model {weights.path} has one upsampling layer, which is the same at x2 and x3; neither the file nor an "
         "option file beside its models/ folder says which: give --scale 2 or --scale 3"
     )
 
 
 def _resnet_scale(state: StateDict, num_feat: int) -> int:
-    """MSRResNet: two x2 pixel-shuffles, or one of scale * scale * num_feat channels."""
+    """Return the scale of MSRResNet: two x2 pixel-shuffles, or one with scale * scale * num_feat channels."""
     if "upconv2.weight" in state:
         return 4
     shape = _shape(state, r"upconv1\.weight")
@@ -106,6 +106,6 @@ def _resnet_scale(state: StateDict, num_feat: int) -> int:
 
 
 def _shape(state: StateDict, pattern: str) -> tuple[int, ...] | None:
-    """Shape of the first convolution whose name matches."""
+    """Return the shape of the first convolution whose name matches."""
     shapes = (tuple(value.shape) for name, value in state.items() if re.fullmatch(pattern, name))
     return next((shape for shape in shapes if len(shape) == 4), None)

@@ -1,4 +1,4 @@
-"""Names of weights: prefixes of wrappers, and the names of the original ESRGAN code."""
+"""Translate weight names: prefixes of wrappers, and the names of the original ESRGAN code."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 StateDict = dict[str, Tensor]
 Part = Literal["generator", "discriminator"]
 
-# What wrappers put before every name: DistributedDataParallel, torch.compile, Lightning (not the layers model.0, ...).
+# Prefixes of wrappers: DistributedDataParallel, torch.compile, Lightning (but not the layers model.0, ...).
 _WRAPPER = re.compile(r"module\.|_orig_mod\.|net\.|model\.(?!\d)")
 
-# What a file with several networks calls them, as a key or as a prefix; averaged weights first.
+# Names of the networks in a file with several, as keys or prefixes; EMA weights first.
 PARTS: dict[Part, tuple[str, ...]] = {
     "generator": ("generator_ema", "net_g_ema", "g_ema", "generator", "net_g", "netG", "G"),
     "discriminator": ("discriminator", "net_d", "netD", "D"),
@@ -29,7 +29,7 @@ _RENAMED = (
 
 
 def strip_prefixes(state: StateDict, part: Part) -> StateDict:
-    """Remove the prefixes of wrappers, in any order; of several networks in one state_dict, return ``part``."""
+    """Remove the prefixes of wrappers, in any order; if the state_dict has several networks, return ``part``."""
     several = {name for names in PARTS.values() for name in names}
     while True:
         wrappers = {match[0] if (match := _WRAPPER.match(name)) else "" for name in state}
@@ -37,7 +37,7 @@ def strip_prefixes(state: StateDict, part: Part) -> StateDict:
         chosen = next((one for one in PARTS[part] if one in heads), "")
         if len(wrappers) == 1 and wrappers != {""}:
             prefix = wrappers.pop()
-        elif chosen and (len(heads) == 1 or len(heads & several) > 1):  # else a layer that is called so
+        elif chosen and (len(heads) == 1 or len(heads & several) > 1):  # otherwise a layer has that name
             prefix = f"{chosen}."
         else:
             return state
@@ -55,15 +55,15 @@ def rename_keys(state: StateDict) -> StateDict:
         for pattern, replacement in _RENAMED:
             name = re.sub(pattern, replacement, name)
         renamed[name] = value
-    if "conv_body.weight" in renamed:  # RRDBNet's upconv1 is BasicSR's conv_up1; MSRResNet's keeps its name
+    if "conv_body.weight" in renamed:  # RRDBNet's upconv1 becomes conv_up1; MSRResNet's stays
         renamed = {re.sub(r"^upconv(\d)\.", r"conv_up\1.", name): value for name, value in renamed.items()}
     return renamed
 
 
 def _rename_oldest(state: StateDict) -> StateDict:
-    """Translate ``model.N`` of the first ESRGAN release: one sequence, in which layers without weights count.
+    """Translate ``model.N`` of the first ESRGAN release, where layers without weights are numbered too.
 
-    What has other layers (ESRGAN+), or too few, is returned unchanged.
+    Networks with other layers (ESRGAN+), or too few, are returned unchanged.
     """
     trunk = [int(match[1]) for name in state if (match := re.match(r"model\.1\.sub\.(\d+)\.", name))]
     tail = sorted({int(match[1]) for name in state if (match := re.fullmatch(r"model\.(\d+)\.(?:weight|bias)", name))})

@@ -1,4 +1,4 @@
-"""Read a network's weights from any form of file that they are published in."""
+"""Read a network's weights from any common file format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dp_basicsr.utils.safe_load import load
 import torch
 from torch import Tensor
 
-# Where trainers put the state_dict in a file, averaged weights first: BasicSR (params_ema, params), others.
+# Keys of the state_dict in a file, EMA weights first: BasicSR (params_ema, params), other trainers.
 CONTAINERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 
 
@@ -23,11 +23,10 @@ class Weights:
     """The weights of one network.
 
     Attributes:
-        state: Names as in the file, without the prefixes of wrappers -> tensors on the CPU, float32 where the file
-            has floats of any precision.
-        path: The file.
-        notes: Text and numbers beside the weights, as text (our exports: scale, arch, provenance).
-        holds: What the file contains, in words.
+            state: Name without wrapper prefixes -> tensor on the CPU; floats of any precision become float32.
+            path: The file.
+            notes: Text and numbers stored with the weights, as text (our exports: scale, arch, provenance).
+            holds: Description of the file's content.
     """
 
     state: StateDict
@@ -43,12 +42,12 @@ def read_weights(path: Path, prefer: str | None = None, part: Part = "generator"
 
     Args:
         path: The file.
-        prefer: Key of the state_dict to take where there are several, such as ``params``. Without it, and where the
-            file does not have it, averaged weights come first (``params_ema``, ``params``, ...).
-        part: Which network of a file that holds both.
+        prefer: Key of the state_dict to use if there are several, such as ``params``. Otherwise, EMA weights come first
+            (``params_ema``, ``params``, ...).
+        part: The network to read from a file with both.
 
     Raises:
-        UserError: No such file, damaged, no weights of ``part``, or values that are not finite.
+        UserError: The file does not exist, is damaged, has no weights of ``part``, or values that are not finite.
     """
     if not path.is_file():
         raise UserError(f"model {path}: no such file")
@@ -63,13 +62,13 @@ def read_weights(path: Path, prefer: str | None = None, part: Part = "generator"
     broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
     if broken:
         raise UserError(
-            f"model {path}: {len(broken)} tensors hold NaN or infinity ({shorten(broken, 1)}): training failed"
+            f"model {path}: {len(broken)} tensors contain NaN or infinity ({shorten(broken, 1)}): the training diverged"
         )
     return Weights(tensors, path, notes, holds)
 
 
 def compare_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Describe how ``found`` differs from ``expected`` by name or shape; empty where they agree."""
+    """Describe how ``found`` differs from ``expected`` in names and shapes; "" if they agree."""
     missing = [f"{name} {tuple(value.shape)}" for name, value in expected.items() if name not in found]
     extra = [f"{name} {tuple(value.shape)}" for name, value in found.items() if name not in expected]
     other = [
@@ -77,12 +76,12 @@ def compare_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
         for name, value in expected.items()
         if name in found and found[name].shape != value.shape
     ]
-    parts = [("missing: ", missing), ("not known: ", extra), ("", other)]
+    parts = [("missing: ", missing), ("unexpected: ", extra), ("", other)]
     return "; ".join(label + shorten(names) for label, names in parts if names)
 
 
 def shorten(names: list[str], limit: int = 4) -> str:
-    """Join the first few names of a list, and say how many more there are."""
+    """Join the first few names of a list and the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(name if len(name) < 80 else f"{name[:80]}..." for name in names[:limit]) + more
 
@@ -104,7 +103,7 @@ def _unwrap(content: Any, prefer: str | None, part: Part) -> dict[Any, Any]:
 
 
 def _describe(content: Any) -> str:
-    """What a file contains, in words."""
+    """Describe the content of a file."""
     if not isinstance(content, dict):
         return type(content).__name__
     inner = [f"{key} ({len(value)} entries)" for key, value in content.items() if isinstance(value, dict)]

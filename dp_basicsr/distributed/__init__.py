@@ -1,1 +1,1 @@
-"""Several processes: start, process group, collectives."""
+"""Distributed training: launchers, process group, collectives."""

@@ -1,4 +1,4 @@
-"""Values that several processes share: means over the mini-batch, and what rank 0 decides."""
+"""Collective operations: means over the mini-batch, and values decided by rank 0."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def is_parallel() -> bool:
 
 
 def start_mean(values: Tensor) -> Callable[[], Tensor]:
-    """Begin to average ``values`` (any shape, detached) over the processes.
+    """Start averaging ``values`` (any shape, detached) over the processes.
 
     Returns:
-        What gives the mean: it waits for the other processes, so what is computed before it is called hides them.
+        A function that waits for the mean; computation before it is called hides the communication.
     """
     if not is_parallel():
         return lambda: values
@@ -37,19 +37,19 @@ def start_mean(values: Tensor) -> Callable[[], Tensor]:
 
 
 def start_maximum(value: int) -> Callable[[], int]:
-    """Begin to find the largest ``value`` of all processes.
+    """Start computing the maximum of ``value`` over the processes.
 
-    It takes the group that the gradients take: a gloo group beside NCCL would need a network interface of its own.
+    It uses the default group, because a gloo group beside NCCL would need a network interface of its own.
 
     Returns:
-        What gives the largest: it waits for the other processes, and on GPUs for the work queued before, not after.
+        A function that waits for the maximum; on GPUs, only for work queued before this call.
     """
     on_gpu = distributed.get_backend() == "nccl"
     largest = torch.full((), value, device="cuda" if on_gpu else "cpu")
     work = distributed.all_reduce(largest, distributed.ReduceOp.MAX, async_op=True)
     wait: Callable[[], object] = work.wait
     if on_gpu:
-        work.wait()  # the stream waits, the program does not
+        work.wait()  # blocks the stream, not the program
         largest, ready = largest.to("cpu", non_blocking=True), torch.cuda.Event()
         ready.record()
         wait = ready.synchronize
@@ -62,9 +62,9 @@ def start_maximum(value: int) -> Callable[[], int]:
 
 
 class _Mean(torch.autograd.Function):
-    """The mean of a tensor over the processes; its gradient is the mean of their gradients.
+    """Average a tensor over the processes; the gradient is the mean of the processes' gradients.
 
-    So the gradients that DistributedDataParallel averages are those of the mean of the processes' losses.
+    DistributedDataParallel then averages the gradients to those of the mean loss.
     """
 
     @staticmethod
@@ -77,12 +77,12 @@ class _Mean(torch.autograd.Function):
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """``values`` (any shape) averaged over the processes, with a gradient; themselves where there is one process."""
+    """Average ``values`` (any shape) over the processes, with a gradient; identity with one process."""
     return _Mean.apply(values) if is_parallel() else values  # type: ignore[no-any-return]
 
 
 def agree_on(value: T) -> T:
-    """Rank 0's value, on every process."""
+    """Return rank 0's value on every process."""
     if not distributed.is_initialized():
         return value
     values = [value]
@@ -91,7 +91,7 @@ def agree_on(value: T) -> T:
 
 
 def all_gather(value: T) -> list[T]:
-    """The value of every process, by rank, on every process."""
+    """Return the values of all processes, ordered by rank."""
     if not distributed.is_initialized():
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
@@ -100,7 +100,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def on_rank_0(function: Callable[[], T]) -> T:
-    """Call a function on rank 0 alone; every process gets what it returns, or its UserError."""
+    """Call a function on rank 0 only; every process gets its return value or its UserError."""
     outcome: tuple[Any, UserError | None] = (None, None)
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         try:

@@ -1,8 +1,7 @@
 """End all processes of a group when one of them fails, and report its error once.
 
-torch notices that a process is gone or does not answer: a collective operation then raises in the others. What torch
-does not say is whether a new start can succeed, so a process that fails by its own error notes it in the store that all
-processes share.
+If a process is gone or does not answer, collective operations of torch raise in the others. Torch does not know whether
+a restart can succeed, so a process that fails with its own error records it in the shared store.
 """
 
 from __future__ import annotations
@@ -25,30 +24,30 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 T = TypeVar("T")
 
-STORE_SECONDS = 3.0  # to wait for the store: its host may be the one that is lost
-LINGER_SECONDS = 1.0  # for which rank 0, which may hold the store, outlives an error
+STORE_SECONDS = 3.0  # timeout for the store, whose host may be the lost one
+LINGER_SECONDS = 1.0  # rank 0, which may host the store, exits this much later
 FAILED = "failed"  # key in the store
 
 
 def fail(error: Exception, store: Store) -> NoReturn:
-    """Report ``error``, which may have come from another process, and end this process.
+    """Report ``error``, which may come from another process, and end this process.
 
-    Exit code 2 after an error that the user can fix, 1 after any other. A process that has lost another one exits with
-    :data:`~dp_basicsr.errors.EXIT_RETRY`, or with 1 where that one failed by its own error or took the store with it: a
-    new start may fail again.
+    The exit code is 2 for a UserError and 1 for other errors. A process that lost another one exits with
+    ``EXIT_RETRY``, or with 1 if the other one failed with its own error or took the store with it, because a restart
+    may fail again.
     """
     code = _lost(error, store) if is_loss(error) else _failed(error, store)
     sys.stdout.flush()
     sys.stderr.flush()
     if os.environ.get("RANK") == "0":
         time.sleep(LINGER_SECONDS)
-    for child in multiprocessing.active_children():  # the loader's workers
+    for child in multiprocessing.active_children():  # data loader workers
         child.terminate()
-    os._exit(code)  # Python's own exit waits for process groups that cannot finish
+    os._exit(code)  # Python's normal exit would wait for process groups that cannot finish
 
 
 def is_loss(error: Exception) -> bool:
-    """Whether an exception says that another process is gone or does not answer."""
+    """Whether an exception means that another process is gone or does not answer."""
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
@@ -61,13 +60,13 @@ def _failed(error: Exception, store: Store) -> int:
         sys.excepthook(type(error), error, error.__traceback__)
         return 1
     key = f"said/{zlib.crc32(message.encode())}"
-    if _ask(lambda: store.add(key, 1)) in (1, None):  # all processes may have this error
+    if _ask(lambda: store.add(key, 1)) in (1, None):  # all processes may have the same error
         print(f"error: {message}", file=sys.stderr)
     return 2
 
 
 def _lost(error: Exception, store: Store) -> int:
-    """Report that another process is lost, unless that one has reported its own error; return the exit code."""
+    """Report that another process is lost, unless that one reported its own error; return the exit code."""
     other_failed = _ask(lambda: store.check([FAILED]))
     if other_failed:
         return 1
@@ -82,12 +81,12 @@ def _lost(error: Exception, store: Store) -> int:
 
 
 def first_sentence(error: Exception) -> str:
-    """What torch says of the connection, without the place in its source."""
+    """Return torch's description of the connection error, without the location in its source."""
     return re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0].partition("\n")[0]
 
 
 def _ask(call: Callable[[], T]) -> T | None:
-    """Return the store's answer to ``call``; None where the store is gone or its host does not answer."""
+    """Return the store's answer to ``call``, or None if the store is gone or its host does not answer."""
     answers: list[T] = []
 
     def ask() -> None:
@@ -95,7 +94,7 @@ def _ask(call: Callable[[], T]) -> T | None:
             answers.append(call())
 
     thread = threading.Thread(target=ask, daemon=True)
-    with _no_stderr():  # torch prints a stack trace where the store is gone
+    with _no_stderr():  # torch prints a stack trace if the store is gone
         thread.start()
         thread.join(STORE_SECONDS)
     return answers[0] if answers else None
@@ -103,7 +102,7 @@ def _ask(call: Callable[[], T]) -> T | None:
 
 @contextlib.contextmanager
 def _no_stderr() -> Iterator[None]:
-    """Discard what this process writes to stderr, C++ included."""
+    """Discard everything this process writes to stderr, including C++ output."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -1,4 +1,4 @@
-"""Several processes: who started them, how they form a group, and how they end together."""
+"""Join and leave the process group, and decide whether a restarted job resumes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[att
 
 TIMEOUT = 600.0  # seconds; NCCL's own default
 
-# The file with torchrun's job id in the experiment's folder, by which a job recognises its own run.
+# File in the experiment's folder with torchrun's job id, by which a restarted job recognises its run.
 JOB_ID_FILE = "job_id"
 
-_store: Store | None = None  # what the processes of this start share
+_store: Store | None = None  # shared by the processes of this start
 
 
 def init_distributed(
@@ -36,18 +36,18 @@ def init_distributed(
     """Join the process group, if there is one.
 
     Args:
-        launcher: ``none``, ``pytorch`` (torchrun) or ``slurm`` (srun). Under torchrun ``none`` is taken as ``pytorch``.
-        port: Of the first process under SLURM. Default: MASTER_PORT, else one that belongs to the job.
-        backend: Of torch.distributed; BasicSR's files name nccl. Default: nccl with CUDA, else gloo.
+        launcher: ``none``, ``pytorch`` (torchrun) or ``slurm`` (srun). Under torchrun, ``none`` means ``pytorch``.
+        port: Port of the first process under SLURM. Default: MASTER_PORT, or one derived from the job id.
+        backend: Backend of torch.distributed. Default: nccl with CUDA, else gloo.
         timeout: Seconds to wait for the other processes, at the start and in every collective operation.
         cpu: Use no GPU, even if there is one (``num_gpu: 0``).
 
     Returns:
-        True if this process is one of a group; with CUDA on the GPU of its local rank.
+        True if this process is one of a group; with CUDA, the GPU of its local rank is selected.
 
     Raises:
-        UserError: The launcher was named but has not set its environment variables; there are fewer GPUs than
-            processes; torchrun's store cannot serve its restarts; the other processes do not come in time.
+        UserError: The launcher's environment variables are missing, there are fewer GPUs than processes, torchrun's
+            store does not support its restarts, or the other processes do not join in time.
     """
     if launcher == "none" and not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         return False
@@ -73,26 +73,26 @@ def init_distributed(
 
 
 def _refuse_shared_store() -> None:
-    """Refuse torchrun's store where restarts on several hosts would find the keys of an earlier start in it."""
+    """Refuse a torchrun store in which restarts on several hosts would find the keys of an earlier start."""
     hosts, restarts = (int(os.environ.get(name, "0")) for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
     if hosts > 1 and restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         raise UserError(
-            f"torchrun --max-restarts={restarts} on {hosts} hosts shares one store between all restarts, so that a "
+            f"torchrun --max-restarts={restarts} on {hosts} hosts shares one store between all restarts, so a "
             "host that was lost cannot rejoin: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all hosts"
         )
 
 
 def _choose_gpu() -> None:
-    """Select the GPU of the local rank; srun may show each task its own GPUs alone, which count from 0."""
+    """Select the GPU of the local rank; srun may show each task only its own GPUs, numbered from 0."""
     local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
-    if processes > gpus:  # torchrun shows all GPUs to all processes, which all raise this
+    if processes > gpus:  # torchrun shows all GPUs to all processes, so all raise this
         raise UserError(
-            f"torchrun --nproc_per_node={processes}: expected at most one process per GPU, and there are {gpus} GPUs: "
+            f"torchrun --nproc_per_node={processes}: expected at most one process per GPU, got {gpus} GPUs: "
             f"use --nproc_per_node={gpus}, or num_gpu: 0 to train on the CPU"
         )
     if local_rank >= gpus > 1:
-        raise ProcessError(f"local rank {local_rank}: expected at most one process per GPU, and there are {gpus} GPUs")
+        raise ProcessError(f"local rank {local_rank}: expected at most one process per GPU, got {gpus} GPUs")
     torch.cuda.set_device(local_rank % gpus)
 
 
@@ -104,21 +104,21 @@ def _join(backend: str, timeout: float) -> None:
     try:
         _store = next(rendezvous("env://", timeout=limit))[0]
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            # torchrun keeps this store over restarts: addresses of processes that have ended must not be found in it.
+            # torchrun keeps this store over restarts; the addresses of ended processes must not be found in it.
             _store = PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}_{world_size}", _store)
         distributed.init_process_group(backend, store=_store, rank=rank, world_size=world_size, timeout=limit)
-    except (RuntimeError, ValueError) as error:  # torch's DistError, and what gloo raises
+    except (RuntimeError, ValueError) as error:  # torch's DistError, and gloo's errors
         reason = str(error).partition("\n")[0]
         raise ProcessError(
-            f"rank {rank} of {world_size}: the processes have not come together at {where}: {reason} (another program "
-            "on that port? a firewall? dist_params: port is the port under SLURM, dist_params: timeout the time; with "
-            f"several network cards name the shared one: {backend.upper()}_SOCKET_IFNAME=eth0)"
+            f"rank {rank} of {world_size}: the processes could not connect at {where}: {reason} (another program "
+            "on that port? a firewall? under SLURM set dist_params: port; the time limit is dist_params: timeout; with "
+            f"several network cards set the shared one: {backend.upper()}_SOCKET_IFNAME=eth0)"
         ) from error
 
 
 @contextmanager
 def in_group() -> Iterator[None]:
-    """Leave the process group at the end. An error in one of several processes ends them all; see ``failure.py``."""
+    """Leave the process group at the end. An error in one process ends all of them; see ``failure.py``."""
     global _store
     try:
         yield
@@ -133,10 +133,10 @@ def in_group() -> Iterator[None]:
 
 
 def should_resume(asked: bool, experiment: str) -> bool:
-    """Whether this run resumes from its newest state: asked to, or its job was started before. Same on all processes.
+    """Whether this run resumes: on request, or because its job was restarted. The same on all processes.
 
     torchrun counts its restarts (``--max-restarts``), but not those after a host joined or left, nor those before its
-    own host came back: what any process knows counts, and so does the job id in the experiment's folder.
+    own host came back. Therefore the knowledge of any process counts, and the job id in the experiment's folder.
 
     Args:
         asked: ``--auto_resume``.
@@ -146,7 +146,7 @@ def should_resume(asked: bool, experiment: str) -> bool:
 
 
 def restarted(experiment: Path) -> bool:
-    """Whether this process knows that its job was started before: by torchrun, or by SLURM (``--requeue``)."""
+    """Whether torchrun or SLURM (``--requeue``) told this process that its job was restarted."""
     counts = [os.environ.get(name) or "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
     if any(count.isdecimal() and int(count) > 0 for count in counts):
         return True
@@ -155,12 +155,12 @@ def restarted(experiment: Path) -> bool:
 
 
 def job_id() -> str:
-    """torchrun's ``--rdzv-id``, the same for all restarts of a job on all its hosts; empty without."""
+    """Return torchrun's ``--rdzv-id``, the same for all restarts and hosts of a job; "" without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return "" if name == "none" else name
 
 
 def mark_experiment(experiment: str) -> None:
-    """Write the job's id into its experiment's folder, for :func:`should_resume`."""
+    """Write the job's id into its experiment's folder, for ``should_resume``."""
     if job_id():
         Path(experiment, JOB_ID_FILE).write_text(job_id(), encoding="utf-8")

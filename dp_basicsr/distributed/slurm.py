@@ -11,7 +11,7 @@ import torch
 
 DEFAULT_PORT = 29500  # torch.distributed's own default
 
-# Jobs on one node must not meet on one port: each SLURM job has four of its own, one for each of its steps.
+# Jobs on one node must use different ports: each SLURM job gets four, one for each of its steps.
 SLURM_PORTS = range(12288, 28672)
 STEPS_A_JOB = 4
 
@@ -19,7 +19,7 @@ STEPS_A_JOB = 4
 def adopt_slurm(port: int | None) -> None:
     """Translate srun's variables into those that torch.distributed reads.
 
-    The step's own variables come before the allocation's, of which srun may use a part.
+    The step's own variables take precedence over the allocation's, because srun may use only a part of it.
     """
     ntasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
     nodelist = "SLURM_STEP_NODELIST" if "SLURM_STEP_NODELIST" in os.environ else "SLURM_NODELIST"
@@ -33,14 +33,14 @@ def adopt_slurm(port: int | None) -> None:
         os.environ["MASTER_PORT"] = str(port)
     os.environ.setdefault("MASTER_PORT", str(slurm_port()))
     if "OMP_NUM_THREADS" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
-        torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))  # else every task takes all cores of the node
+        torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))  # otherwise every task uses all cores of the node
 
 
 def first_host(nodelist: str) -> str:
-    """The first of SLURM's hosts, ``node[03-07,12]``.
+    """Return the first host of a SLURM node list, ``node[03-07,12]``.
 
     Raises:
-        UserError: `scontrol`, which alone knows all the forms, does not name it.
+        UserError: `scontrol`, which knows all formats, does not return it.
     """
     if not set("[],") & set(nodelist):
         return nodelist
@@ -48,11 +48,11 @@ def first_host(nodelist: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError) as error:
-        raise UserError(f"--launcher slurm: `{' '.join(command)}` does not name the first host ({error})") from error
+        raise UserError(f"--launcher slurm: `{' '.join(command)}` did not return the first host ({error})") from error
 
 
 def slurm_port() -> int:
-    """A port that no other job or step on this node takes: neighbouring jobs have neighbouring numbers."""
+    """Return a port for this job step; consecutive job numbers get different ports."""
     job, step = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_STEP_ID", "0")
     if not (job.isdecimal() and step.isdecimal()):
         return DEFAULT_PORT

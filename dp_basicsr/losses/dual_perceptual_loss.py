@@ -1,4 +1,4 @@
-"""Dual Perceptual Loss, and its general form: any number of terms, each in proportion to one of them."""
+"""Dual Perceptual Loss and its general form: any number of terms in proportion to a reference."""
 
 from __future__ import annotations
 
@@ -27,49 +27,50 @@ RULE = ("mu", "eps", "dynamic_weighting", "static_weight", "max_weight")
 class DualPerceptualLoss(nn.Module):
     r"""Dual Perceptual Loss: L_DP = L_VGG + w * L_Res, w = detach(L_VGG / (mu * L_Res + eps)) (Eq. 8, 9).
 
-    In general (Eq. 6) it is the sum of a reference and any number of terms, each with a w of its own. The terms'
-    networks are frozen and hidden from ``parameters()``, ``state_dict()`` and ``requires_grad_``; ``to()`` moves them.
+    In general (Eq. 6) it is the sum of a reference and any number of terms, each with its own w. The terms' networks
+    are
+        frozen and hidden from ``parameters()``, ``state_dict()`` and ``requires_grad_``; ``to()`` moves them.
 
-    Args:
-        vgg_layer_weights: phi, BasicSR's layer names; ``conv*`` is before the activation. Empty: no VGG term, if
-            ``reference`` names another one.
-        resnet_layer_weights: beta, ``layer1`` ... ``layer4``; empty: no ResNet term (Table 7, first row).
-        mu: Divides the dynamic weight, so that w * L_Res is L_VGG / mu (Table 2: 0.5).
-        eps: Keeps the denominator from 0 (the paper gives no figure).
-        dynamic_weighting: False: L_VGG + static_weight * L_Res (Table 7, second row).
-        static_weight: See ``dynamic_weighting``.
-        max_weight: Upper limit of w; None: no limit, as in the paper.
-        sync_weight: w is the ratio of the terms' means over all processes, that is over the whole mini-batch; False:
-            each process has the ratio of its own part, as in the released code. Without gradients, as in a validation
-            on one process, nothing is synchronised.
-        loss_weight: gamma of Eq. 2.
-        criterion: ``l1`` (Eq. 4, 5: mean absolute difference) or ``l2`` (mean squared difference) of features.
-        vgg_type: ``vgg11``, ``vgg13``, ``vgg16``, ``vgg19``, also with ``_bn``.
-        resnet_type: Any of torchvision's ResNet family.
-        use_input_norm: ImageNet's mean and standard deviation before VGG.
-        resnet_use_input_norm: The same before ResNet; false in the released code.
-        resnet_batch_stats: Batch-norm on the statistics of each batch; true in the released code.
-        range_norm: Images are in [-1, 1] instead of [0, 1].
-        vgg_weights: ``imagenet``, the path of a torchvision state_dict, or ``random``.
-        resnet_weights: As ``vgg_weights``.
-        extra_networks: The same as ``extra_terms``; its older name.
-        extra_terms: Further terms, each a mapping, of one of two forms. ``type``: a loss of BasicSR's LOSS_REGISTRY,
-            with its own options beside it. Or ``network`` and ``layer_weights``, and optionally ``weights``,
-            ``use_input_norm``, ``batch_stats`` (see :func:`~dp_basicsr.archs.any_network_arch.build_features`). Both
-            take ``name`` (default: the type or network), ``mu``, ``eps``, ``dynamic_weighting``, ``static_weight`` and
-            ``max_weight``, which default to the arguments above.
-        reference: Name of the term that the others are kept in proportion to: ``vgg``, ``resnet`` or an extra term.
-        input_channels: What a term sees of images that do not have three channels: ``repeat`` (gray, three times),
-            three indices (``[3, 2, 1]``), or several triples, over which a term's value is averaged.
-        log_gradient_shares: :meth:`backward` adds each term's share of the gradient norm at the image to ``terms``.
+        Args:
+            vgg_layer_weights: phi, with BasicSR's layer names; ``conv*`` is before the activation. Empty: no VGG term,
+                if ``reference`` names another one.
+            resnet_layer_weights: beta, ``layer1`` ... ``layer4``; empty: no ResNet term (Table 7, first row).
+            mu: Divides the dynamic weight, so that w * L_Res is L_VGG / mu (Table 2: 0.5).
+            eps: Keeps the denominator from being 0 (no value in the paper).
+            dynamic_weighting: False: L_VGG + static_weight * L_Res (Table 7, second row).
+            static_weight: See ``dynamic_weighting``.
+            max_weight: Upper limit of w; None: no limit, as in the paper.
+            sync_weight: w is the ratio of the terms' means over all processes, i.e. over the whole mini-batch; False:
+                each process uses the ratio of its own part, as in the released code. Without gradients, as in a
+                validation on one process, nothing is synchronised.
+            loss_weight: gamma of Eq. 2.
+            criterion: ``l1`` (Eq. 4, 5: mean absolute difference) or ``l2`` (mean squared difference) of features.
+            vgg_type: ``vgg11``, ``vgg13``, ``vgg16``, ``vgg19``, also with ``_bn``.
+            resnet_type: Any member of torchvision's ResNet family.
+            use_input_norm: Normalise by ImageNet's mean and standard deviation before VGG.
+            resnet_use_input_norm: The same before ResNet; false in the released code.
+            resnet_batch_stats: Batch-norm uses the statistics of each batch; true in the released code.
+            range_norm: Images are in [-1, 1] instead of [0, 1].
+            vgg_weights: ``imagenet``, the path of a torchvision state_dict, or ``random``.
+            resnet_weights: See ``vgg_weights``.
+            extra_networks: Older name of ``extra_terms``.
+            extra_terms: Further terms, each a mapping of one of two forms: ``type``, a loss of BasicSR's LOSS_REGISTRY,
+                with its own options beside it; or ``network`` and ``layer_weights``, and optionally ``weights``,
+                ``use_input_norm``, ``batch_stats`` (see ``dp_basicsr.archs.any_network_arch.build_features``). Both
+                accept ``name`` (default: the type or network), ``mu``, ``eps``, ``dynamic_weighting``,
+                ``static_weight`` and ``max_weight``, which default to the arguments above.
+            reference: Name of the term that the others are weighted relative to: ``vgg``, ``resnet`` or an extra term.
+            input_channels: Input of the terms for images that do not have three channels: ``repeat`` (gray, three
+                times), three indices (``[3, 2, 1]``), or several triples, over which a term's value is averaged.
+            log_gradient_shares: ``backward`` adds each term's share of the gradient norm at the image to ``terms``.
 
-    Attributes:
-        terms: Of the last call, detached 0-d tensors: ``l_<name>`` of each term, ``weight`` of the ResNet and
-            ``weight_<name>`` of the others but the reference, ``share_<name>`` with ``log_gradient_shares``. Empty
-            before the first call. ``loss_weight`` is not in them.
+        Attributes:
+            terms: Values of the last call, detached 0-d tensors: ``l_<name>`` of each term, ``weight`` of the ResNet
+                and ``weight_<name>`` of the others except the reference, ``share_<name>`` with ``log_gradient_shares``.
+                Empty before the first call. ``loss_weight`` is not included.
 
-    Raises:
-        UserError: An unknown name, a value out of range, or weights that cannot be had (a ValueError).
+        Raises:
+            UserError: A name is unknown, a value is out of range, or weights are not available (a ValueError).
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class DualPerceptualLoss(nn.Module):
         self.criterion: Criterion = criterion
         self.input_channels = parse_channels(input_channels)
         self.log_gradient_shares = log_gradient_shares
-        # A plain dict: modules that nn.Module does not register stay out of everybody's parameters and checkpoints.
+        # A plain dict, so that the networks are not registered and stay out of parameters and checkpoints.
         self.all_terms: dict[str, PerceptualTerm | RegisteredTerm] = {}
         self.rules: dict[str, WeightRule] = {}
         self.reference_name = reference
@@ -132,7 +133,7 @@ class DualPerceptualLoss(nn.Module):
             raise UserError(f"extra_terms: expected `type` or `network` in each entry, got {kind!r} and {network!r}")
         name = str(entry.pop("name", kind or network))
         if name in self.all_terms:
-            raise UserError(f"extra_terms: the name {name!r} is taken; give this one another `name`")
+            raise UserError(f"extra_terms: the name {name!r} is already used; choose another `name`")
         self.rules[name] = WeightRule(**{key: entry.pop(key) for key in RULE})
         if kind is not None:
             self.all_terms[name] = RegisteredTerm(kind, entry, self.range_norm)
@@ -143,7 +144,7 @@ class DualPerceptualLoss(nn.Module):
 
     @property
     def reference(self) -> PerceptualTerm | RegisteredTerm:
-        """The term that the others are kept in proportion to."""
+        """The term that the others are weighted relative to."""
         return self.all_terms[self.reference_name]
 
     @property
@@ -169,7 +170,7 @@ class DualPerceptualLoss(nn.Module):
             ``loss_weight * L_DP``, a 0-d tensor of at least float32.
 
         Raises:
-            UserError: Shapes that differ or do not fit, no images, or integers (a ValueError).
+            UserError: The shapes differ or are unsupported, or there are no images, or integers (a ValueError).
         """
         self._check_images(x, gt)
         reference = self._value(self.reference, x, gt)
@@ -181,12 +182,13 @@ class DualPerceptualLoss(nn.Module):
     def backward(self, x: Tensor, gt: Tensor, scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> Tensor:
         """Add the gradient of ``scale(forward(x, gt))`` to ``x.grad``, with the memory of one term at a time.
 
-        w changes the size of a term's gradient and never its direction. So each term's graph is used and freed before
-        the next one is built, and w meets the finished gradients at the image, while the processes average the terms.
+        w scales a term's gradient and never changes its direction. So each term's graph is used and freed before
+        the next one is built, and w is applied to the gradients at the image, while the processes average the
+        terms.
 
         Args:
-            x: Super-resolved images as in :meth:`forward`, a leaf that requires a gradient.
-            gt: Originals as in :meth:`forward`.
+            x: Super-resolved images as in ``forward``, a leaf that requires a gradient.
+            gt: Originals as in ``forward``.
             scale: Linear; applied before the gradient is taken (a share of the mini-batch, fp16's scale).
 
         Returns:
@@ -212,7 +214,7 @@ class DualPerceptualLoss(nn.Module):
         return self.loss_weight * weighted_total(values[0], values[1:], weights)
 
     def _value(self, term: nn.Module, x: Tensor, gt: Tensor) -> Tensor:
-        """A term's value, 0-d: of the images, or the mean over the triples of ``input_channels``."""
+        """Return a term's value, 0-d: of the images, or the mean over the triples of ``input_channels``."""
         if self.input_channels is None:
             return term(x, gt)  # type: ignore[no-any-return]
         values = [term(_channels(x, triple), _channels(gt, triple)) for triple in self.input_channels]
@@ -222,12 +224,12 @@ class DualPerceptualLoss(nn.Module):
         return [self.reference_name, *self.weighted]
 
     def _start_means(self, own: Tensor, with_gradient: bool) -> Callable[[], Tensor]:
-        """Begin to average this process's terms over the processes, where that makes a difference to w."""
+        """Start averaging this process's terms over the processes, if that affects w."""
         dynamic = any(self.rules[name].dynamic_weighting for name in self.weighted)
         return start_mean(own) if self.sync_weight and dynamic and with_gradient else lambda: own
 
     def _weigh(self, own: Tensor, means: Tensor) -> list[Tensor]:
-        """The weights by the terms' means, the reference's first; note them and this process's values in ``terms``."""
+        """Return the weights from the terms' means, the reference's first; store them and the values in ``terms``."""
         self.terms = {f"l_{name}": value for name, value in zip(self._names(), own, strict=True)}
         weights = []
         for name, mean in zip(self.weighted, means[1:], strict=True):
@@ -253,33 +255,33 @@ class DualPerceptualLoss(nn.Module):
     def _check_images(self, x: Tensor, gt: Tensor) -> None:
         got = f"got x {tuple(x.shape)} {x.dtype} and gt {tuple(gt.shape)} {gt.dtype}"
         if x.shape != gt.shape or x.dim() != 4:
-            raise UserError(f"DPLoss: expected x and gt of one shape (N, 3, H, W), {got}")
+            raise UserError(f"DPLoss: expected x and gt of the same shape (N, 3, H, W), {got}")
         if not (x.is_floating_point() and gt.is_floating_point()):
             raise UserError(f"DPLoss: expected floating-point images, in [0, 1] or with range_norm in [-1, 1], {got}")
         if x.numel() == 0:
             raise UserError(f"DPLoss: expected at least one image and one pixel, {got}")
         channels = x.size(1)
         if self.input_channels is None and channels != 3:
-            way_out = "input_channels: repeat (gray) or three indices of channels ([3, 2, 1]) select them"
+            way_out = "set input_channels: repeat (gray) or three channel indices ([3, 2, 1])"
             raise UserError(f"DPLoss: expected images of shape (N, 3, H, W), {got}; {way_out}")
         if self.input_channels is not None:
             self._check_channels(self.input_channels, channels)
 
     def _check_channels(self, triples: Sequence[Sequence[int]], channels: int) -> None:
         if list(triples) == [_REPEAT] and channels != 1:
-            raise UserError(f"input_channels: repeat: expected gray images, of 1 channel, got {channels} channels")
+            raise UserError(f"input_channels: repeat: expected gray images (1 channel), got {channels} channels")
         if max(map(max, triples)) >= channels:
             raise UserError(f"input_channels: expected indices below {channels}, the images' channels, got {triples}")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DualPerceptualLoss:
-        """Move or cast; the hidden terms too."""
+        """Move or cast, including the hidden terms."""
         super()._apply(fn, recurse)
         for term in self.all_terms.values():
             term._apply(fn, recurse)
         return self
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *args: Any) -> None:
-        """Drop what earlier versions saved of the frozen networks: it is not part of the state."""
+        """Drop the frozen networks that earlier versions saved: they are not part of the state."""
         for key in [key for key in state_dict if key.startswith(prefix)]:
             del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -289,7 +291,7 @@ _REPEAT = [0, 0, 0]
 
 
 def parse_channels(channels: Channels) -> list[list[int]] | None:
-    """``input_channels`` as a list of triples of indices.
+    """Return ``input_channels`` as a list of triples of indices.
 
     Raises:
         UserError: It is neither ``repeat`` nor one or several triples of indices >= 0.
@@ -311,5 +313,5 @@ def _is_triple(triple: Any) -> bool:
 
 
 def _channels(images: Tensor, numbers: Sequence[int]) -> Tensor:
-    """Those channels of ``images``. A list as an index would be copied to the GPU, and every step would wait for it."""
+    """Select channels of ``images`` without an index tensor, whose copy to the GPU would stall every step."""
     return torch.stack([images[:, number] for number in numbers], dim=1)

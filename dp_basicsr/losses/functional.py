@@ -17,7 +17,7 @@ _DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}
 def feature_distance(
     x: Mapping[str, Tensor], gt: Mapping[str, Tensor], layer_weights: Mapping[str, float], criterion: Criterion = "l1"
 ) -> Tensor:
-    r"""Layer-weighted distance of two sets of features (Eq. 4 for VGG, Eq. 5 for ResNet).
+    r"""Compute the layer-weighted distance of two sets of features (Eq. 4 for VGG, Eq. 5 for ResNet).
 
     .. math:: L = \sum_k \lambda_k \,\mathrm{mean}\,|\phi_k(x) - \phi_k(gt)|
 
@@ -41,7 +41,7 @@ def feature_distance(
 
 
 def dynamic_weight(reference: Tensor, term: Tensor, mu: float, eps: float, max_weight: float | None = None) -> Tensor:
-    r"""Weight that keeps a term in proportion to the reference (Eq. 9).
+    r"""Compute the weight that keeps a term in proportion to the reference (Eq. 9).
 
     .. math:: w = \mathcal{D}\left(\frac{L_{ref}}{\mu L_{term} + \epsilon}\right)
 
@@ -52,32 +52,32 @@ def dynamic_weight(reference: Tensor, term: Tensor, mu: float, eps: float, max_w
         reference: L_VGG, 0-d.
         term: L_Res, 0-d.
         mu: > 0 (paper: 0.5).
-        eps: Tiny, only against a zero denominator.
-        max_weight: The largest w there may be (ours; the paper has none).
+        eps: Tiny, only prevents a zero denominator.
+        max_weight: Upper limit of the weight (ours; the paper has none).
 
     Returns:
-        0-d tensor without gradient; 0 where both are 0 and eps > 0.
+        0-d tensor without gradient; 0 if both are 0 and eps > 0.
     """
     weight = reference.detach() / (mu * term.detach() + eps)
     return weight if max_weight is None else weight.clamp(max=max_weight)
 
 
 def weighted_total(reference: Tensor, terms: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    r"""Sum of the reference and any number of weighted terms (Eq. 6; Eq. 8, L_VGG + w L_Res, is the case of one)."""
+    r"""Sum the reference and any number of weighted terms (Eq. 6; Eq. 8, L_VGG + w L_Res, is the case of one)."""
     return reference + sum((w * term for w, term in zip(weights, terms, strict=True)), torch.zeros_like(reference))
 
 
 def gradient_shares(gradients: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    r"""Share of each term in the sum of the terms' gradient norms at the image.
+    r"""Compute each term's share of the sum of the terms' gradient norms at the image.
 
     .. math:: s_i = \frac{w_i \lVert g_i \rVert_2}{\sum_j w_j \lVert g_j \rVert_2}, \qquad w_0 = 1
 
     Args:
-        gradients: Of the reference and of each term, before weighting, all of the image's shape.
-        weights: Of each term, 0-d.
+        gradients: Gradients of the reference and of each term, before weighting, all of the image's shape.
+        weights: Weight of each term, 0-d.
 
     Returns:
-        (n,) shares in [0, 1] that sum to 1; NaN where all gradients are 0.
+        (n,) shares in [0, 1] that sum to 1; NaN if all gradients are 0.
     """
     norms = torch.stack([gradient.norm() for gradient in gradients])
     weighted = torch.stack([torch.ones_like(norms[0]), *(weight.to(norms) for weight in weights)]) * norms
@@ -85,5 +85,5 @@ def gradient_shares(gradients: Sequence[Tensor], weights: Sequence[Tensor]) -> T
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """``x``, as float32 where it is of half precision."""
+    """Convert half precision to float32; leave other types unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,4 +1,4 @@
-"""Locally discriminative learning: L1 where the generator makes artifacts (Liang et al., CVPR 2022)."""
+"""Locally discriminative learning: L1 where the generator creates artifacts (Liang et al., CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from basicsr.losses.loss_util import get_refined_artifact_map
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-KSIZE = 7  # window of the local variance, as BasicSR's RealESRGANModel has it
+KSIZE = 7  # window of the local variance, as in BasicSR's RealESRGANModel
 
 
 @LOSS_REGISTRY.register()
@@ -16,17 +16,17 @@ class LDLLoss(L1Loss):
 
 
 def ldl_loss(criterion: nn.Module, sr: Tensor, gt: Tensor, ema: Tensor) -> Tensor:
-    """``criterion`` on the images times the map of artifacts, as in BasicSR's RealESRGANModel.
+    """Apply ``criterion`` to the images times the artifact map, as in BasicSR's RealESRGANModel.
 
     Args:
         criterion: A pixel loss.
         sr: Super-resolved images, (N, 3, H, W), in [0, 1].
         gt: Originals, the same shape.
-        ema: Results of the EMA generator, the same shape, without gradient: where they are closer to the original than
-            ``sr``, the map is the local variance of the residual; elsewhere it is 0.
+            ema: Results of the EMA generator, the same shape, without gradient: if they are closer to the original than
+                ``sr``, the map is the local variance of the residual; elsewhere it is 0.
 
     Returns:
-        The value, 0-d.
+        The loss, 0-d.
     """
     weight = get_refined_artifact_map(gt, sr, ema, KSIZE)
     return criterion(weight * sr, weight * gt)  # type: ignore[no-any-return]

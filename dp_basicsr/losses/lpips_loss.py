@@ -15,12 +15,12 @@ class LPIPSLoss(nn.Module):
     """LPIPS version 0.1, with the ``lpips`` package's network and linear weights, frozen.
 
     Args:
-        loss_weight: Factor of the value.
+        loss_weight: Factor of the loss.
         net: Backbone, ``alex`` or ``vgg``.
-        weights: Of the backbone: ``imagenet``, the path of a torchvision state_dict, or ``random`` (seeded).
+        weights: Weights of the backbone: ``imagenet``, the path of a torchvision state_dict, or ``random`` (seeded).
 
     Raises:
-        UserError: An unknown backbone, or weights that cannot be had or do not fit.
+        UserError: The backbone is unknown, or its weights are not available or do not match.
     """
 
     def __init__(self, loss_weight: float = 1.0, net: str = "alex", weights: str = "imagenet") -> None:
@@ -35,5 +35,5 @@ class LPIPSLoss(nn.Module):
         self.network = build_network(net, backbone, weights)
 
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
-        """Mean distance, 0-d, of ``x`` and ``gt``, (N, 3, H, W), RGB in [0, 1]."""
+        """Return the mean distance, 0-d, of ``x`` and ``gt``, (N, 3, H, W), RGB in [0, 1]."""
         return self.loss_weight * self.network(2 * x - 1, 2 * gt - 1).mean()

@@ -1,4 +1,4 @@
-"""The terms of a perceptual loss, and the rule that gives a term its weight beside the reference."""
+"""The terms of a perceptual loss, and their weighting relative to the reference."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from torch import Tensor, nn
 
 PAPER_MU = 0.5  # the best of Table 2
 
-# Images that a registered loss is tried on: two of the paper's patches, seeded, and the noise between them.
+# Images for probing a registered loss: two seeded random patches of the paper's size, and the noise between them.
 PROBE_SHAPE, PROBE_NOISE, PROBE_SEED = (2, 3, 128, 128), 0.1, 0
 
 
 @dataclass(frozen=True)
 class WeightRule:
-    """How a term is weighted beside the reference.
+    """Weighting of a term relative to the reference.
 
     Args:
         mu: Divides the dynamic weight (Eq. 9), > 0.
-        eps: Keeps the denominator of Eq. 9 from 0, >= 0; with 0, as in the released code, identical images give NaN.
+        eps: Keeps the denominator of Eq. 9 from being 0, >= 0; with 0, as in the released code, identical images give
+            NaN.
         dynamic_weighting: False uses ``static_weight`` (Table 7, second row).
-        static_weight: The weight without dynamic weighting, >= 0.
+        static_weight: Weight without dynamic weighting, >= 0.
         max_weight: Upper limit of the dynamic weight, > 0; None for no limit, as in the paper.
 
     Raises:
-        UserError: A value out of range.
+        UserError: A value is out of range.
     """
 
     mu: float
@@ -54,17 +55,17 @@ class WeightRule:
             raise UserError(f"max_weight: expected a number > 0, or ~ for no limit, got {self.max_weight!r}")
 
     def weight(self, reference: Tensor, term: Tensor) -> Tensor:
-        """The weight w of a term from its value and the reference's: 0-d, without gradient."""
+        """Return the weight w of a term from its value and the reference's: 0-d, without gradient."""
         if self.dynamic_weighting:
             return dynamic_weight(reference, term, self.mu, self.eps, self.max_weight)
         return torch.full_like(term, self.static_weight)
 
 
 class PerceptualTerm(nn.Module):
-    """Distance of two images in the features of one frozen network (Eq. 4, 5).
+    """Distance of two images in the feature space of one frozen network (Eq. 4, 5).
 
     Args:
-        features: The network; its layers are those of ``layer_weights``.
+        features: The network; its layers must be those of ``layer_weights``.
         layer_weights: Weight of each layer.
         criterion: ``l1`` or ``l2``.
     """
@@ -76,7 +77,7 @@ class PerceptualTerm(nn.Module):
         self.criterion = criterion
 
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
-        """0-d distance of ``x`` and ``gt``, both (N, 3, H, W); the gradient flows to ``x`` alone."""
+        """Return the 0-d distance of ``x`` and ``gt``, both (N, 3, H, W); the gradient flows only to ``x``."""
         with torch.no_grad():
             gt_features = self.features(gt)
         return feature_distance(self.features(x), gt_features, self.layer_weights, self.criterion)
@@ -85,17 +86,17 @@ class PerceptualTerm(nn.Module):
 class RegisteredTerm(nn.Module):
     """A loss of BasicSR's LOSS_REGISTRY as a term.
 
-    It is built and tried without touching the global random state, frozen, kept in eval mode, and computed in at least
-    float32 under autocast.
+    It is built and probed without changing the global random state, frozen, kept in eval mode, and computed in at
+    least float32 under autocast.
 
     Args:
-        kind: Its name in the registry; BasicSR's suffix rule applies.
+        kind: Name in the registry; BasicSR's suffix rule applies.
         range_norm: Images are in [-1, 1]; the loss gets them in [0, 1].
-        options: Of the loss.
+        options: Options of the loss.
 
     Raises:
-        UserError: An unknown name or option, or a loss that is no distance: not called as ``loss(x, gt)``, below 0,
-            higher for identical images (a similarity), or without a gradient.
+        UserError: A name or option is unknown, or the loss is not a distance: not callable as ``loss(x, gt)``,
+            below 0, higher for identical images (a similarity), or without a gradient.
     """
 
     def __init__(self, kind: str, options: Mapping[str, Any], range_norm: bool = False) -> None:
@@ -103,7 +104,7 @@ class RegisteredTerm(nn.Module):
         self.kind = kind
         self.range_norm = range_norm
         with same_random_state_after():
-            torch.manual_seed(PROBE_SEED)  # projections that a loss draws are the same in a resumed run
+            torch.manual_seed(PROBE_SEED)  # random projections of a loss must be the same in a resumed run
             try:
                 self.loss = LOSS_REGISTRY.get(kind)(**options)
             except (KeyError, TypeError) as error:
@@ -116,28 +117,28 @@ class RegisteredTerm(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
-        """0-d value for ``x`` and ``gt``, (N, 3, H, W); NaN where it is below 0, so that the step is left out."""
+        """Return the 0-d value for ``x`` and ``gt``, (N, 3, H, W); NaN if it is negative, which skips the step."""
         if self.range_norm:
             x, gt = (x + 1) / 2, (gt + 1) / 2
         value = self._call(x, gt.detach())
         return torch.where(value >= 0, value, torch.nan)
 
     def _call(self, x: Tensor, gt: Tensor) -> Tensor:
-        """The loss's tensor, or the sum of BasicSR's tuple, of which a part may be None."""
+        """Return the loss's tensor, or the sum of BasicSR's tuple, whose entries may be None."""
         with torch.autocast(x.device.type, enabled=False):
             found = self.loss(x, gt)
         parts = [part for part in (found if isinstance(found, tuple) else (found,)) if part is not None]
         return torch.stack([part.reshape(()) for part in parts]).sum()
 
     def _require_distance(self) -> None:
-        """Try the loss on a pair of noisy images and on a pair of identical ones."""
+        """Probe the loss with a pair of noisy images and a pair of identical ones."""
         generator = torch.Generator().manual_seed(PROBE_SEED)
         gt = torch.rand(PROBE_SHAPE, generator=generator)
         x = (gt + PROBE_NOISE * torch.randn(PROBE_SHAPE, generator=generator)).clamp(0, 1).requires_grad_()
         expected = f"extra_terms: {self.kind}: expected a loss that is 0 or more and lowest for identical images"
         try:
             apart, same = self._call(x, gt), self._call(gt, gt).item()
-        except Exception as error:  # what another package's class makes of two images is of any kind
+        except Exception as error:  # another package's class may raise anything
             text = f"extra_terms: {self.kind} cannot be computed as loss(x, gt) on images {PROBE_SHAPE} in [0, 1]"
             raise UserError(f"{text}: {error}") from error
         if min(apart.item(), same) < 0:

@@ -113,7 +113,7 @@ class CheckpointedModel(BaseModel):
             "position": dict(self.position),
             "random": self._random_states,
             "run": run_metadata(self.opt),
-            "best_metric_results": plain(getattr(self, "best_metric_results", {})),
+            "best_metric_results": to_python(getattr(self, "best_metric_results", {})),
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
@@ -127,9 +127,9 @@ class CheckpointedModel(BaseModel):
         for optimizer, saved in zip(self.optimizers, resume_state["optimizers"], strict=False):
             for group in saved["param_groups"]:  # how Adam computes is this run's matter; BasicSR's is not fused
                 group["fused"] = optimizer.defaults.get("fused")
-        before = self._kinds()
+        before = self._structure()
         super().resume_training(resume_state)
-        if not holds(before, self._kinds()) or not all(map(fits, self.optimizers)):
+        if not has_structure(before, self._structure()) or not all(map(has_consistent_state, self.optimizers)):
             raise UserError("its optimizers or schedulers are of another model")
         self._saved_iter = resume_state["iter"]
         metrics = ((self.opt.get("val") or {}).get("metrics") or {}).keys()
@@ -142,9 +142,9 @@ class CheckpointedModel(BaseModel):
             own = self.opt["rank"] + self.opt["world_size"] * resume_state["iter"]
             set_random_seed(self.opt.get("manual_seed", 0) + own)
 
-    def _kinds(self) -> list[Any]:
-        groups = [kinds(optimizer.param_groups) for optimizer in self.optimizers]
-        return groups + [kinds(scheduler.state_dict()) for scheduler in self.schedulers]
+    def _structure(self) -> list[Any]:
+        groups = [structure(optimizer.param_groups) for optimizer in self.optimizers]
+        return groups + [structure(scheduler.state_dict()) for scheduler in self.schedulers]
 
     def save_best(self, current_iter: int) -> None:
         """Save G as ``net_g_best_<set>_<metric>.pth`` for each figure that ``current_iter`` is the best iteration of.
@@ -163,27 +163,27 @@ class CheckpointedModel(BaseModel):
                     self.save_network(nets, f"net_g_best_{dataset}", metric, keys)
 
 
-def kinds(value: Any) -> Any:
+def structure(value: Any) -> Any:
     """What a value is made of, without the numbers in it; milestones may be others, and an unset flag is one."""
     if isinstance(value, Counter):
         return "milestones", all(isinstance(number, int) for pair in value.items() for number in pair)
     if isinstance(value, dict):
-        return {name: kinds(part) for name, part in value.items() if name != "params"}
+        return {name: structure(part) for name, part in value.items() if name != "params"}
     if isinstance(value, (list, tuple)):
-        return {place: kinds(part) for place, part in enumerate(value)} | {"length": len(value)}
+        return {place: structure(part) for place, part in enumerate(value)} | {"length": len(value)}
     if value is None or isinstance(value, bool):
         return "flag"
     return "number" if isinstance(value, (int, float)) else type(value).__name__
 
 
-def holds(expected: Any, found: Any) -> bool:
+def has_structure(expected: Any, found: Any) -> bool:
     """Whether all that ``kinds`` expects is there; another version of torch may have put more beside it."""
     if not isinstance(expected, dict) or not isinstance(found, dict):
         return bool(expected == found)
-    return all(name in found and holds(kind, found[name]) for name, kind in expected.items())
+    return all(name in found and has_structure(kind, found[name]) for name, kind in expected.items())
 
 
-def fits(optimizer: torch.optim.Optimizer) -> bool:
+def has_consistent_state(optimizer: torch.optim.Optimizer) -> bool:
     """Whether it keeps the same of each weight, in the weight's shape or as one number."""
     kept = [(weight, optimizer.state.get(weight, {})) for group in optimizer.param_groups for weight in group["params"]]
     names = {frozenset(state) for _, state in kept if state}
@@ -194,8 +194,8 @@ def fits(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
-def plain(values: Any) -> Any:
+def to_python(values: Any) -> Any:
     """Nested dictionaries with NumPy's numbers as Python's."""
     if isinstance(values, dict):
-        return {name: plain(value) for name, value in values.items()}
+        return {name: to_python(value) for name, value in values.items()}
     return values.item() if hasattr(values, "item") else values

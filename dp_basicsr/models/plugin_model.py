@@ -1,4 +1,4 @@
-"""What every model of the plugin does differently from BasicSR's."""
+"""Base class of all models of the plugin."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def use_channels_last(net: nn.Module) -> None:
-    """Keep a network's weights, and so its features, in the order that convolutions are fastest in.
+    """Keep a network's weights and features in channels_last format, the fastest for convolutions.
 
-    BasicSR's discriminators flatten their features by ``view``, which takes contiguous ones only: the last batch-norm
-    hands over a contiguous copy of its few pixels.
+    BasicSR's discriminators flatten their features with ``view``, which needs contiguous memory: the output of the last
+    batch-norm, a few pixels, is made contiguous.
     """
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)]
@@ -32,32 +32,32 @@ def use_channels_last(net: nn.Module) -> None:
 
 
 class PluginModel(CheckpointedModel, ThreadedValidation):
-    """Runs under torchrun on a CPU too, reads losses from the device only when logged, saves whole files or stops."""
+    """Trains on any device, reads losses from the device only for logging, and writes files atomically."""
 
     log_dict: Any  # name of a loss -> 0-d tensor
-    files: Sequence[str] = ()  # of the batch
+    files: Sequence[str] = ()  # files of the batch
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        add_all_defaults(opt)  # our programs have done so, BasicSR's train.py has not
+        add_all_defaults(opt)  # BasicSR's own train.py has not done so
         super().__init__(opt)
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
-        """Take a batch: ``lq`` and ``gt``, (N, 3, H, W), RGB, float in [0, 1] or uint8, which the device converts."""
+        """Load a batch: ``lq`` and ``gt``, (N, 3, H, W), RGB, float in [0, 1] or uint8 (converted on the device)."""
         self.files = data.get("gt_path", ())
         super().feed_data({name: self.as_float(data[name]) for name in ("lq", "gt") if name in data})
 
     def as_float(self, images: Tensor) -> Tensor:
-        """Move images to the device; uint8 becomes float32 in [0, 1], in the bits of BasicSR's datasets."""
+        """Move images to the device; convert uint8 to float32 in [0, 1], bit-identical to BasicSR's datasets."""
         images = images.to(self.device, non_blocking=True)
-        # Divided by a tensor: by a number CUDA would multiply with 1 / 255, which rounds differently.
+        # Divide by a tensor: for a Python number, CUDA multiplies by 1 / 255, which rounds differently.
         return images if images.is_floating_point() else images.float() / torch.full((), 255.0, device=self.device)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        """Move a network to the device; wrap it for several processes.
+        """Move a network to the device and wrap it for several processes.
 
-        BasicSR always asks for a CUDA device here. Buffers are broadcast here alone: batch-norm's running statistics
-        in D are read by no training step, spectral norm's vectors stay the same on all processes, and writing them
-        between D's two forward passes would invalidate what the first has saved for its backward.
+        BasicSR always requires a CUDA device here. Buffers are broadcast only here: no training step reads the running
+        statistics of D's batch-norm, the vectors of spectral norm stay equal on all processes, and writing them between
+        D's two forward passes would invalidate the tensors that the first one saved for its backward pass.
         """
         net = net.to(self.device)
         train = self.opt.get("train") or {}
@@ -69,28 +69,28 @@ class PluginModel(CheckpointedModel, ThreadedValidation):
             net.compile()
         if not self.opt["dist"]:
             return super().model_to_device(net)
-        for buffer in net.buffers():  # once: spectral norm's vectors are drawn at random, and each step reads them
+        for buffer in net.buffers():  # once, because spectral norm's vectors are initialised at random
             distributed.broadcast(buffer, src=0)
         return DistributedDataParallel(
             net,
             device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
             broadcast_buffers=False,
-            # Without, DDP orders gradients anew after a run's first step, and sums of three and more round otherwise.
+            # Otherwise DDP reorders gradients after a run's first step, and sums of three or more round differently.
             find_unused_parameters=self.opt.get("find_unused_parameters", self.opt["deterministic"]),
         )
 
     def synchronise_batch_norm(self, net: nn.Module) -> nn.Module:
-        """Let D's batch-norm take its statistics from the batches of all processes: from the whole mini-batch.
+        """Make D's batch-norm use the statistics of the whole mini-batch, over all processes.
 
         Raises:
-            UserError: Not on a GPU; torch has it there alone.
+            UserError: The device is not a GPU, which torch requires.
         """
         if self.device.type != "cuda":
-            raise UserError("train: sync_batch_norm needs GPUs; on a CPU leave it false: each process has its own")
+            raise UserError("train: sync_batch_norm needs GPUs; set it to false on a CPU")
         return nn.SyncBatchNorm.convert_sync_batchnorm(net)
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **settings: Any) -> torch.optim.Optimizer:
-        """BasicSR's optimizers; Adam in its fused form, one pass over the weights in place of a dozen."""
+        """Create BasicSR's optimizers; Adam in its fused form, one pass over the weights instead of a dozen."""
         if optim_type == "Adam":
             settings = {"fused": True, **settings}
         return super().get_optimizer(optim_type, params, lr, **settings)
@@ -98,10 +98,10 @@ class PluginModel(CheckpointedModel, ThreadedValidation):
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
     ) -> None:
-        """Load weights in any form that they are published in, ``param_key`` first where a file has several.
+        """Load weights in any supported file format, ``param_key`` first if a file has several.
 
         Raises:
-            UserError: The file holds more than weights, or not those of this network.
+            UserError: The file contains more than weights, or weights of another network.
         """
         bare = self.get_bare_model(net)
         part: Part = "discriminator" if net is getattr(self, "net_d", None) else "generator"
@@ -111,12 +111,12 @@ class PluginModel(CheckpointedModel, ThreadedValidation):
             names = rename_keys(names)  # the original ESRGAN's
         differences = compare_shapes(expected, names)
         if differences and strict:
-            raise UserError(f"network {load_path} does not fit: {differences}; the file has {weights.holds}")
+            raise UserError(f"network {load_path} does not match: {differences}; the file contains {weights.holds}")
         get_root_logger().info(f"Loading {type(bare).__name__} model from {load_path}: {weights.holds}.")
         bare.load_state_dict({name: names[name] for name in names if _fits(expected, name, names[name])}, strict=False)
 
     def get_current_log(self) -> dict[str, float]:
-        """The last step's losses as numbers, averaged over the processes. All processes must call it together."""
+        """Return the last step's losses as numbers, averaged over the processes. Collective call."""
         return self.reduce_loss_dict(self.log_dict)
 
 

@@ -1,4 +1,4 @@
-"""The model that trains ESRGAN's starting point with a pixel loss."""
+"""Model that pretrains ESRGAN's generator with a pixel loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PSNRModel(TrainingStep, SRModel):
     """BasicSR's SRModel on any device, for the L1-trained ("PSNR-oriented") generator that ESRGAN starts from."""
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One step on the batch in ``self.lq``, ``self.gt`` ((N, 3, H, W), RGB in [0, 1])."""
+        """Train one step on the batch in ``self.lq``, ``self.gt`` ((N, 3, H, W), RGB in [0, 1])."""
         self.optimizer_g.zero_grad()
         logs = []
         for lq, gt, share in self.parts(self.net_g):
@@ -27,7 +27,7 @@ class PSNRModel(TrainingStep, SRModel):
         self.apply_gradients(current_iter, [self.optimizer_g], logs)
 
     def losses(self, sr: Tensor, gt: Tensor) -> Losses:
-        """Those of the option file, by BasicSR's names in the log."""
+        """Compute the losses of the option file, with BasicSR's names in the log."""
         losses: Losses = {}
         if self.cri_pix:
             losses["l_pix"] = self.cri_pix(sr.to(gt.dtype), gt)

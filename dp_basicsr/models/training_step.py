@@ -1,4 +1,4 @@
-"""What a training step of every model shares: precision, accumulation, clipping, and that only finite steps count."""
+"""The parts of a training step that all models share: precision, accumulation, clipping, skipping non-finite steps."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from torch.utils.checkpoint import checkpoint
 
 Losses = dict[str, Tensor]
 
-# `train: amp`: what autocast computes in.
+# `train: amp` -> dtype of autocast.
 AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainingStep(PluginModel):
-    """A model whose ``optimize_parameters`` goes through :meth:`parts` and ends with :meth:`apply_gradients`."""
+    """A model whose ``optimize_parameters`` iterates over ``parts`` and ends with ``apply_gradients``."""
 
     def init_training_settings(self) -> None:
-        """As BasicSR's, with ``train:`` ``amp``, ``checkpointing``, ``grad_accumulation`` and ``max_nonfinite``.
+        """Set up as BasicSR, with ``train:`` ``amp``, ``checkpointing``, ``grad_accumulation`` and ``max_nonfinite``.
 
         Raises:
-            UserError: A generator that cannot be checkpointed.
+            UserError: The generator does not support checkpointing.
         """
         train = self.opt["train"]
         self.amp = train["amp"]
         self.grad_accumulation = train["grad_accumulation"]
         self.guard = StepGuard(train["max_nonfinite"], self.device)
-        # fp16 alone has too small a range for gradients.
+        # Only fp16 has too small a range for gradients.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-        self.applied = torch.ones((), device=self.device)  # 0 after a step that was not
+        self.applied = torch.ones((), device=self.device)  # 0 after a skipped step
         if train["checkpointing"]:
             checkpoint_blocks(self.get_bare_model(self.net_g))
         super().init_training_settings()
@@ -49,20 +49,20 @@ class TrainingStep(PluginModel):
             self.cri_perceptual.compile_networks()
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        """As every model's, and the gradient scaler's."""
+        """Add the gradient scaler's state to the training state."""
         return super().training_state(epoch, current_iter) | {"scaler": self.scaler.state_dict()}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """As BasicSR's, and the gradient scaler, which BasicSR's own states do not have."""
+        """Restore BasicSR's state and the gradient scaler, which BasicSR's own states do not have."""
         super().resume_training(resume_state)
         self.scaler.load_state_dict(resume_state.get("scaler") or self.scaler.state_dict())
 
     def autocast(self) -> torch.autocast:
-        """Run networks in ``train: amp``; losses are computed in float32 all the same."""
+        """Return autocast for ``train: amp``; losses are still computed in float32."""
         return torch.autocast(self.device.type, AMP[self.amp], enabled=self.amp != "none")
 
     def parts(self, *nets: nn.Module) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """The batch in ``train: grad_accumulation`` parts, as even as possible: lq, gt and the part's share.
+        """Yield the batch in ``train: grad_accumulation`` parts, as even as possible: lq, gt and the part's share.
 
         Several processes average the gradients of ``nets`` once, with the last part.
         """
@@ -78,14 +78,13 @@ class TrainingStep(PluginModel):
     def apply_gradients(
         self, iteration: int, optimizers: Sequence[torch.optim.Optimizer], logs: Sequence[tuple[float, Losses]]
     ) -> None:
-        """Step the optimizers, if all gradients and losses are finite, and log the batch's mean losses.
+        """Step the optimizers if all gradients and losses are finite, and log the batch's mean losses.
 
-        ``logs`` has each part's share of the batch and its losses.
-
-        Gradients are cut to the norm ``train: grad_clip`` (of each network) if it is given.
+        ``logs`` has each part's share of the batch and its losses. Each network's gradient is clipped to the norm
+        ``train: grad_clip``, if given.
 
         Raises:
-            UserError: ``train: max_nonfinite`` steps in a row were not finite.
+            UserError: ``train: max_nonfinite`` consecutive steps were not finite.
         """
         self.log_dict = {name: sum(share * log[name].detach() for share, log in logs) for name in logs[0][1]}
         gradients = []
@@ -105,8 +104,8 @@ class TrainingStep(PluginModel):
         self.guard.watch(iteration, flag, self.log_dict, self.files)
 
     def model_ema(self, decay: float = 0.999) -> None:
-        """Move the EMA, ``ema += (1 - decay) * (weight - ema)``, unless the step was not applied."""
-        if decay == 0:  # BasicSR's way of copying
+        """Update the EMA, ``ema += (1 - decay) * (weight - ema)``, unless the step was skipped."""
+        if decay == 0:  # BasicSR's way to copy the weights
             super().model_ema(decay)
             return
         ema = [parameter.data for parameter in self.net_g_ema.parameters()]
@@ -119,13 +118,15 @@ class TrainingStep(PluginModel):
 def checkpoint_blocks(net: nn.Module) -> None:
     """Recompute the inside of each RRDB in the backward pass instead of keeping its activations.
 
-    The numbers stay the same. RRDBs draw no random numbers, so no random state is kept for the second pass.
+    The results are unchanged. RRDBs use no random numbers, so no random state is kept for the recomputation.
 
     Raises:
         UserError: ``net`` has no RRDBs.
     """
     blocks = [module for module in net.modules() if isinstance(module, RRDB)]
     if not blocks:
-        raise UserError(f"train: checkpointing: expected a network of RRDBs, as RRDBNetDP, got {type(net).__name__}")
+        raise UserError(
+            f"train: checkpointing: expected a network of RRDBs such as RRDBNetDP, got {type(net).__name__}"
+        )
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)

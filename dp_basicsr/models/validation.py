@@ -1,4 +1,4 @@
-"""Validation for which the network hardly waits: reading, images and metrics in threads, big images in tiles."""
+"""Validation with reading, image writing and metrics in threads, and large images in tiles."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Values = dict[str, float]  # metric -> its value on one image
 
 
 class ThreadedValidation(BaseModel):
-    """Validates as BasicSR's models do, to the same numbers and files, without making the network wait for them.
+    """Validation with the same numbers and files as BasicSR's, but without making the network wait.
 
-    The next image is read and the ones before are measured and saved in threads. Of several processes each has a share
-    of the images; all then know all values, and rank 0 logs their mean. ``val:`` ``threads`` is how many images are
-    measured at a time, ``tile`` and ``tile_overlap`` (LR pixels) bound the memory that the network takes.
+    Threads read the next image and measure and save the previous ones. Several processes share the images; all then
+    know all values, and rank 0 logs their mean. ``val: threads`` is the number of images measured at a time; ``tile``
+    and ``tile_overlap`` (LR pixels) bound the memory of the network.
 
     Attributes:
-        interrupted: Asked before every image. True ends the validation, without a result, on all processes.
+        interrupted: Called before every image; True ends the validation on all processes, without a result.
     """
 
     interrupted: Callable[[], bool] = staticmethod(lambda: False)
@@ -51,23 +51,23 @@ class ThreadedValidation(BaseModel):
     def validation(
         self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False
     ) -> bool:
-        """Run the network on every image, save the results if asked, log each metric's mean and remember the best.
+        """Run the network on every image, optionally save the results, log each metric's mean and remember the best.
 
-        Means are taken in the order of the images, so that they have the same bits whatever the number of processes.
-        All processes must call it together.
+        Means are summed in the order of the images, so they are bit-identical for any number of processes. Collective
+        call.
 
         Returns:
-            Whether it went through; False where it was interrupted.
+            Whether it was completed; False if it was interrupted.
 
         Raises:
-            UserError: An image that cannot be read, measured or written, on whichever process; it is named.
+            UserError: An image cannot be read, measured or written on any process; the message names it.
         """
         self._say_what_is_not_measured(dataloader.dataset)
         measured: dict[int, Values] = {}
         error: UserError | None = None
         try:
             measured = self._validate_share(dataloader, current_iter, save_img)
-        except UserError as caught:  # the others wait below: they get to know, too
+        except UserError as caught:  # the other processes wait below and must be told
             error = caught
         own = measured, None if error is None else str(error)
         shares = all_gather(own) if self.opt["dist"] else [own]
@@ -85,14 +85,16 @@ class ThreadedValidation(BaseModel):
         return True
 
     def _say_what_is_not_measured(self, dataset: Any) -> None:
-        """Log once for each set without originals which metrics it is not measured by."""
+        """Log once per set without originals which metrics cannot be computed."""
         name = dataset.opt["name"]
         if dataset.opt.get("dataroot_gt") or name in self._said_unmeasured:
             return
         self._said_unmeasured = self._said_unmeasured | {name}
         metrics = (self.opt["val"].get("metrics") or {}).keys() - usable_metrics(self.opt, has_original=False).keys()
         if metrics:
-            get_root_logger().warning(f"{name} has no originals (dataroot_gt): no {', '.join(sorted(metrics))} for it")
+            get_root_logger().warning(
+                f"{name} has no originals (dataroot_gt): {', '.join(sorted(metrics))} cannot be computed"
+            )
 
     def _take_results(self, values: list[Values], dataset_name: str, current_iter: int | str) -> None:
         """Set ``metric_results`` to the means, and ``best_metric_results``, the same on all processes."""
@@ -100,13 +102,13 @@ class ThreadedValidation(BaseModel):
         self.metric_results = {}
         for metric in values[0]:
             total = 0.0
-            for value in values:  # not sum(): from Python 3.12 on it rounds otherwise than BasicSR's addition
+            for value in values:  # not sum(), which rounds differently from Python 3.12 on
                 total += value[metric]
             self.metric_results[metric] = total / len(values)
             self._update_best_metric_result(dataset_name, metric, self.metric_results[metric], current_iter)
 
     def _validate_share(self, dataloader: DataLoader, current_iter: int | str, save_img: bool) -> dict[int, Values]:
-        """This process' images: index -> values. Fewer than there are if it was interrupted."""
+        """Validate this process's images: index -> values; incomplete if interrupted."""
         dataset: Any = dataloader.dataset
         val, rank = self.opt["val"], self.opt["rank"]
         indices = range(rank, len(dataset), self.opt["world_size"])
@@ -129,7 +131,7 @@ class ThreadedValidation(BaseModel):
                 name = Path(sample["lq_path"][0]).stem
                 result, gt = self._upscale(name, sample)
                 path = self._image_path(name, dataset.opt["name"], current_iter) if save_img else None
-                if len(waiting) > threads:  # or images would pile up where the network is faster
+                if len(waiting) > threads:  # otherwise images would pile up in memory
                     take_oldest()
                 waiting.append((index, name, workers.submit(self._measure, name, result, gt, path)))
             while waiting:
@@ -137,19 +139,19 @@ class ThreadedValidation(BaseModel):
         return measured
 
     def _upscale(self, name: str, sample: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Result and original (None if the set has none), (1, 3, H, W) in [0, 1] on the CPU."""
+        """Return the result and the original (None if the set has none), (1, 3, H, W) in [0, 1] on the CPU."""
         self.feed_data(sample)
         try:
             self.test()
         except torch.OutOfMemoryError as error:
-            raise UserError(f"validation of {name}: out of memory; `val: tile: 256` or less bounds it") from error
+            raise UserError(f"validation of {name}: out of memory; set `val: tile: 256` or less") from error
         visuals = self.get_current_visuals()
         del self.lq, self.output
         return visuals["result"], visuals["gt"] if "gt" in sample else None
 
-    @torch.compiler.set_stance("force_eager")  # images have many sizes: a compiled network would be compiled for each
+    @torch.compiler.set_stance("force_eager")  # torch.compile would recompile for each image size
     def test(self) -> None:
-        """Set ``self.output`` to the network's result for ``self.lq``; with ``val: tile`` from tiles, on the CPU."""
+        """Set ``self.output`` to the network's result for ``self.lq``; with ``val: tile`` in tiles, on the CPU."""
         val, scale, whole = self.opt.get("val") or {}, self.opt["scale"], self.lq
         size, (height, width) = input_size(self.net_g), whole.shape[-2:]
 
@@ -167,20 +169,20 @@ class ThreadedValidation(BaseModel):
         rows, columns = InputSize(size.multiple).fit(height, width)
         padded = pad(whole, rows, columns)
         fold = RRDBNET_FOLDS.get(scale, 1) if self.opt["network_g"]["type"] == "RRDBNet" else 1
-        overlap = val["tile_overlap"] * fold  # a folded network sees that much farther
+        overlap = val["tile_overlap"] * fold  # pixel-unshuffle enlarges the receptive field
         bands = blend_tiles(one_tile, rows, columns, scale, val["tile"], overlap, size.multiple)
         blended = np.concatenate(list(bands), axis=1)[:, : height * scale, : width * scale]
         self.output, self.lq = torch.from_numpy(np.ascontiguousarray(blended))[None], whole
 
     def _image_path(self, name: str, dataset_name: str, current_iter: int | str) -> Path:
-        """Where BasicSR saves a result."""
+        """Return BasicSR's path of a saved result."""
         folder = Path(self.opt["path"]["visualization"])
         if self.opt["is_train"]:
             return folder / name / f"{name}_{current_iter}.png"
         return folder / dataset_name / f"{name}_{self.opt['val'].get('suffix') or self.opt['name']}.png"
 
     def _measure(self, name: str, result: Tensor, gt: Tensor | None, path: Path | None) -> Values:
-        """Save one result and measure it, in a thread."""
+        """Save and measure one result, in a thread."""
         with naming(name):
             images = {"img": tensor2img([result])}
             if gt is not None:
@@ -201,12 +203,12 @@ def usable_metrics(opt: dict[str, Any], has_original: bool) -> dict[str, dict[st
 
 
 def read_ahead(dataloader: DataLoader, indices: range) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Give each index and its sample, a batch of one; the next one is read meanwhile.
+    """Yield each index and its sample, a batch of one, while the next one is being read.
 
-    A thread of its own does all the reading: BasicSR's datasets open their files at the first use.
+    One thread does all the reading, because BasicSR's datasets open their files on first use.
 
     Raises:
-        UserError: A sample that cannot be had; the message has its files.
+        UserError: A sample cannot be read; the message names its files.
     """
     dataset: Any = dataloader.dataset
 
@@ -214,7 +216,7 @@ def read_ahead(dataloader: DataLoader, indices: range) -> Iterator[tuple[int, di
         try:
             return dataloader.collate_fn([dataset[index]])
         except Exception as error:
-            paths = getattr(dataset, "paths", None)  # BasicSR's paired datasets have them
+            paths = getattr(dataset, "paths", None)  # an attribute of BasicSR's paired datasets
             raise UserError(f"image {paths[index] if paths else index} cannot be used: {error}") from error
 
     coming: deque[tuple[int, Future[dict[str, Any]]]] = deque()
@@ -230,20 +232,20 @@ def read_ahead(dataloader: DataLoader, indices: range) -> Iterator[tuple[int, di
 
 @contextmanager
 def naming(image: str) -> Iterator[None]:
-    """Put the image's name into what goes wrong in here. What a metric refuses is the user's to mend (UserError)."""
+    """Add the image's name to errors; errors of a metric's input become a UserError."""
     try:
         yield
-    except (AssertionError, ValueError) as error:  # BasicSR's metrics assert what they are given
+    except (AssertionError, ValueError) as error:  # BasicSR's metrics use assertions
         raise UserError(f"validation of {image}: {error}") from error
     except Exception as error:
         raise RuntimeError(f"validation of {image}: {error}") from error
 
 
 def write_image(image: NDArray[np.uint8], path: Path) -> None:
-    """Write ``(H, W[, 3])`` BGR uint8 as the PNG that BasicSR writes: whole, or not at all.
+    """Write ``(H, W[, 3])`` BGR uint8 atomically as a PNG like BasicSR's.
 
     Raises:
-        UserError: It cannot be written (disk full, no permission).
+        UserError: The file cannot be written (disk full, no permission).
     """
     beside = path.with_name(f"{path.name}.partial")
     try:

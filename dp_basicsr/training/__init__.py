@@ -1,1 +1,1 @@
-"""What a run needs besides its model and data: signals, progress, random state, lock, dry run."""
+"""The training loop and its parts: signals, progress, random state, lock, dry run."""

@@ -1,4 +1,4 @@
-"""Count what a training step costs: floating point operations, calls, weights."""
+"""Count the cost of a training step: floating point operations, calls, weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Cost:
     """Cost of one training step.
 
     Attributes:
-        generator, discriminator, perceptual: Floating point operations of a forward pass of one pair (two for a
+        generator, discriminator, perceptual: Floating point operations of a forward pass of one pair (two per
             multiply-add); perceptual is both networks together, on one image.
-        operations: Kernel launches of a step, which do not depend on the mini-batch.
+        operations: Kernel launches per step, independent of the mini-batch.
         parameters_g, parameters_d: Number of weights.
     """
 
@@ -31,7 +31,7 @@ class Cost:
 
     @property
     def flop(self) -> float:
-        """Operations of a step for one pair.
+        """Floating point operations of a step for one pair.
 
         A backward pass costs a forward pass for the gradient to the weights, and one for the gradient to the input:
         G 1 + 2; D 2 + 2 * 2 for its own loss and 1 for G's; the perceptual networks 2 + 1.
@@ -40,12 +40,12 @@ class Cost:
 
     @property
     def gradient_bytes(self) -> int:
-        """Bytes of the gradients of G and D in float32, which each step averages over the processes."""
+        """Bytes of the gradients of G and D in float32, which every step averages over the processes."""
         return 4 * (self.parameters_g + self.parameters_d)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Bytes of the networks and of Adam's two moments for each weight."""
+        """Bytes of the networks and of Adam's two moments."""
         return 3 * self.gradient_bytes
 
 
@@ -73,7 +73,7 @@ def counted(call: Callable[[], Any]) -> Counter:
 
 
 def count_cost(model: Any, gt_size: int = 128, scale: int = 4) -> Cost:
-    """Count the networks of a model (on the CPU) for one pair of ``gt_size`` HR pixels a side."""
+    """Count the networks of a model (on the CPU) for one pair of ``gt_size`` x ``gt_size`` HR pixels."""
     gt, lq = torch.rand(1, 3, gt_size, gt_size), torch.rand(1, 3, gt_size // scale, gt_size // scale)
     with torch.no_grad():
         generator, discriminator, perceptual = (
@@ -81,7 +81,7 @@ def count_cost(model: Any, gt_size: int = 128, scale: int = 4) -> Cost:
             for call in (lambda: model.net_g(lq), lambda: model.net_d(gt), lambda: model.cri_perceptual(gt, gt))
         )
     model.feed_data({"lq": lq, "gt": gt})
-    model.optimize_parameters(1)  # Adam makes its moments
+    model.optimize_parameters(1)  # Adam creates its moments
     step = counted(lambda: model.optimize_parameters(2))
     sizes = [sum(weight.numel() for weight in net.parameters()) for net in (model.net_g, model.net_d)]
     return Cost(generator, discriminator, perceptual / 2, step.calls, *sizes)

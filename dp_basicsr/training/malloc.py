@@ -1,4 +1,4 @@
-"""Memory on the CPU that is freed and asked for again in every step."""
+"""Keep freed CPU memory for the next step."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, for its next tensors.
+    """Make this process keep freed memory for its next tensors.
 
-    glibc gives every block of 32 MiB or more back to the system when it is freed, and the system clears each of its
-    pages anew when the next tensor touches it. A training step asks for the same sizes over and over. The most that is
-    in use at a time stays what it was.
+    glibc returns every freed block of 32 MiB or more to the system, which clears its pages again when the next tensor
+    touches them, although every training step allocates the same sizes. The peak usage does not change.
 
     Returns:
-        Whether it is in force; not so with another C library than glibc, which is no error.
+        Whether it is in effect; False with C libraries other than glibc, which is not an error.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""Training steps that do not fit into memory."""
+"""Turn running out of memory in a training step into a user error."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dp_basicsr.utils.memory import is_out_of_memory
 
 @contextlib.contextmanager
 def out_of_memory_is_user_error(opt: dict[str, Any], also: str = "") -> Iterator[None]:
-    """Turn running out of memory, a GPU's or the machine's, into a UserError with the options that help.
+    """Turn running out of GPU or CPU memory into a UserError that lists the options that help.
 
     Args:
         opt: Options of the run.
-        also: Added to the message.
+        also: Appended to the message.
     """
     try:
         yield
@@ -27,7 +27,7 @@ def out_of_memory_is_user_error(opt: dict[str, Any], also: str = "") -> Iterator
             raise
         train, data = opt["train"], opt["datasets"]["train"]
         raise UserError(
-            f"a training step does not fit into memory ({first_line(error)}); each of these needs less: "
+            f"a training step does not fit into memory ({first_line(error)}); each of these reduces it: "
             f"train: checkpointing: true (now {str(train.get('checkpointing', False)).lower()}), "
             f"train: amp: bf16 (now {train.get('amp', 'none')}), "
             f"a larger train: grad_accumulation (now {train.get('grad_accumulation', 1)}), "

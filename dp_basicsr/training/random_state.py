@@ -1,4 +1,4 @@
-"""All random states of a process, as data; and whether the device's arithmetic is the same every time."""
+"""Save and restore the random states of a process, and set deterministic algorithms."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import distributed
 
 
 def set_determinism(deterministic: bool) -> None:
-    """With True, every operation has one result on a CUDA device too, or stops with torch's message; slower.
+    """Use deterministic algorithms on CUDA if True, or raise torch's error where there are none; slower.
 
-    On a CPU with a fixed number of threads it is so in any case. Must come before the first work on a GPU.
+    A CPU with a fixed number of threads is always deterministic. Must be called before the first use of a GPU.
     """
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which torch asks for
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by torch
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
 
 
 def random_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's generators, as lists and tensors that ``weights_only`` loads."""
+    """Return the states of Python's, NumPy's and torch's generators, as lists and tensors for ``weights_only``."""
     version, words, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
@@ -38,19 +38,19 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put ``random_state`` back."""
+    """Restore a state returned by ``random_state``."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    for device, cuda in zip(_cuda_devices(), state["cuda"], strict=False):  # a CPU's state may be resumed on a GPU
+    for device, cuda in zip(_cuda_devices(), state["cuda"], strict=False):  # a CPU's state may be restored on a GPU
         torch.cuda.set_rng_state(cuda, device)
 
 
 @contextmanager
 def same_random_state_after() -> Iterator[None]:
-    """Leave the random states as they were."""
+    """Restore the random states at the end of the block."""
     before = random_state()
     try:
         yield
@@ -59,7 +59,7 @@ def same_random_state_after() -> Iterator[None]:
 
 
 def gather_random_states() -> list[dict[str, Any]]:
-    """The state of each process, in order of their ranks; on the others than rank 0 only their own."""
+    """Return the states of all processes by rank; on ranks other than 0, only their own."""
     own = random_state()
     if not distributed.is_initialized():
         return [own]
@@ -69,7 +69,7 @@ def gather_random_states() -> list[dict[str, Any]]:
 
 
 def _cuda_devices() -> list[int]:
-    """Those that this process computes on: one of each process, all of a process that is alone."""
+    """Return the GPUs of this process: one in a group, all otherwise."""
     if not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return []
     return [torch.cuda.current_device()] if distributed.is_initialized() else list(range(torch.cuda.device_count()))

@@ -186,7 +186,7 @@ def test_a_host_without_brackets_needs_no_scontrol(monkeypatch: pytest.MonkeyPat
 
 def test_the_first_of_many_hosts_comes_from_scontrol(scontrol: None) -> None:
     assert first_host("node[1-2]") == "127.0.0.1"
-    with pytest.raises(UserError, match="does not name the first host"):
+    with pytest.raises(UserError, match="did not return the first host"):
         first_host("node[8-9]")
 
 
@@ -246,13 +246,13 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)  # this process has a GPU, but it is the one that prints
-    with pytest.raises(UserError, match="nproc_per_node=4: expected at most one process per GPU, and there are 2"):
+    with pytest.raises(UserError, match="nproc_per_node=4: expected at most one process per GPU, got 2"):
         init_distributed("none")
 
 
 def test_processes_that_do_not_come_are_told_apart_from_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm(monkeypatch, SLURM_PROCID="1", SLURM_NTASKS="2", SLURM_NODELIST="127.0.0.1", SLURM_JOB_ID=str(os.getpid()))
-    with pytest.raises(ProcessError, match=r"rank 1 of 2: the processes have not come together at 127\.0\.0\.1:\d+"):
+    with pytest.raises(ProcessError, match=r"rank 1 of 2: the processes could not connect at 127\.0\.0\.1:\d+"):
         init_distributed("slurm", timeout=0.5)
 
 
