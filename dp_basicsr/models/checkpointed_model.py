@@ -1,4 +1,4 @@
-"""How a model saves, and goes on from what it saved."""
+"""Save a model's checkpoints and resume from them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ from torch import nn
 
 
 class CheckpointedModel(BaseModel):
-    """Saves whole checkpoints or stops the run, and goes on from one with the same bits.
+    """Saves complete checkpoints or stops the run, and resumes bit-exactly.
 
-    A step is atomic: checkpoints are made between steps only, when no gradient is being accumulated, so that there is
-    no such state to save.
+    Checkpoints are made only between steps, when no gradient is being accumulated, so that state need not be saved.
     """
 
     best_metric_results: dict[str, dict[str, Any]]
@@ -41,15 +40,15 @@ class CheckpointedModel(BaseModel):
     def save(self, epoch: int, current_iter: int) -> None:
         """Save networks and training state in BasicSR's files, then the manifest that makes them a checkpoint.
 
-        All processes call it together. An iteration that is saved already is left as it is. With ``logger: keep_last``
-        older checkpoints are deleted once this one is on the disk.
+        Collective call. An iteration that is already saved is not saved again. With ``logger: keep_last``, older
+        checkpoints are deleted once this one is on the disk.
 
         Args:
-            epoch: Of this iteration.
-            current_iter: The last iteration that was done; -1 saves the networks as ``latest``, without a state.
+            epoch: Epoch of this iteration.
+            current_iter: The last completed iteration; -1 saves the networks as ``latest``, without a state.
 
         Raises:
-            UserError: It cannot be written, on every process. Earlier checkpoints are whole.
+            UserError: The write failed; raised on every process. Earlier checkpoints are intact.
         """
         if current_iter == self._saved_iter:
             return
@@ -79,7 +78,7 @@ class CheckpointedModel(BaseModel):
         current_iter: int | str,
         param_key: str | list[str] = "params",
     ) -> None:
-        """Save in BasicSR's form, ``{param_key: state_dict}``; BasicSR goes on without the file where that fails.
+        """Save in BasicSR's format, ``{param_key: state_dict}``; BasicSR would ignore a failed write.
 
         Raises:
             UserError: See ``atomic_write``.
@@ -94,7 +93,7 @@ class CheckpointedModel(BaseModel):
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """Save what a run goes on from besides its networks; there is nothing for the last model (-1).
+        """Save everything but the networks that resuming needs; nothing for the latest model (-1).
 
         Raises:
             UserError: See ``atomic_write``.
@@ -104,7 +103,7 @@ class CheckpointedModel(BaseModel):
             self._checksums[path] = write_checkpoint(self.training_state(epoch, current_iter), path)
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        """BasicSR's state, and what makes going on exact. Lists, numbers and tensors: ``weights_only`` loads it."""
+        """Return BasicSR's state and what makes resuming bit-exact, readable with ``weights_only``."""
         return {
             "epoch": epoch,
             "iter": current_iter,
@@ -117,20 +116,20 @@ class CheckpointedModel(BaseModel):
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Take up BasicSR's state, best metrics and random states.
+        """Restore BasicSR's state, best metrics and random states.
 
-        On another number of processes than the state is from, each draws new random numbers.
+        With another number of processes than in the state, each process draws new random numbers.
 
         Raises:
-            UserError: Optimizers or schedulers are of another model. Much else that is wrong is an error of any kind.
+            UserError: Optimizers or schedulers belong to another model. Other damage may raise any error.
         """
         for optimizer, saved in zip(self.optimizers, resume_state["optimizers"], strict=False):
-            for group in saved["param_groups"]:  # how Adam computes is this run's matter; BasicSR's is not fused
+            for group in saved["param_groups"]:  # fused or not is this run's choice; BasicSR's Adam is not
                 group["fused"] = optimizer.defaults.get("fused")
         before = self._structure()
         super().resume_training(resume_state)
         if not has_structure(before, self._structure()) or not all(map(has_consistent_state, self.optimizers)):
-            raise UserError("its optimizers or schedulers are of another model")
+            raise UserError("its optimizers or schedulers belong to another model")
         self._saved_iter = resume_state["iter"]
         metrics = ((self.opt.get("val") or {}).get("metrics") or {}).keys()
         best = resume_state.get("best_metric_results", {})
@@ -147,10 +146,10 @@ class CheckpointedModel(BaseModel):
         return groups + [structure(scheduler.state_dict()) for scheduler in self.schedulers]
 
     def save_best(self, current_iter: int) -> None:
-        """Save G as ``net_g_best_<set>_<metric>.pth`` for each figure that ``current_iter`` is the best iteration of.
+        """Save G as ``net_g_best_<set>_<metric>.pth`` for every metric whose best iteration is ``current_iter``.
 
         Raises:
-            UserError: It cannot be written, on every process.
+            UserError: The write failed; raised on every process.
         """
         on_rank_0(lambda: self._save_best(current_iter))
 
@@ -164,7 +163,7 @@ class CheckpointedModel(BaseModel):
 
 
 def structure(value: Any) -> Any:
-    """What a value is made of, without the numbers in it; milestones may be others, and an unset flag is one."""
+    """Return the structure of a value without its numbers; milestones may differ, and None counts as a flag."""
     if isinstance(value, Counter):
         return "milestones", all(isinstance(number, int) for pair in value.items() for number in pair)
     if isinstance(value, dict):
@@ -177,14 +176,14 @@ def structure(value: Any) -> Any:
 
 
 def has_structure(expected: Any, found: Any) -> bool:
-    """Whether all that ``kinds`` expects is there; another version of torch may have put more beside it."""
+    """Whether ``found`` contains the structure ``expected``; other versions of torch may add entries."""
     if not isinstance(expected, dict) or not isinstance(found, dict):
         return bool(expected == found)
     return all(name in found and has_structure(kind, found[name]) for name, kind in expected.items())
 
 
 def has_consistent_state(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it keeps the same of each weight, in the weight's shape or as one number."""
+    """Whether its state has the same entries for every weight, in the weight's shape or as one number."""
     kept = [(weight, optimizer.state.get(weight, {})) for group in optimizer.param_groups for weight in group["params"]]
     names = {frozenset(state) for _, state in kept if state}
     return len(names) <= 1 and all(
@@ -195,7 +194,7 @@ def has_consistent_state(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def to_python(values: Any) -> Any:
-    """Nested dictionaries with NumPy's numbers as Python's."""
+    """Convert NumPy's numbers in nested dictionaries to Python's."""
     if isinstance(values, dict):
         return {name: to_python(value) for name, value in values.items()}
     return values.item() if hasattr(values, "item") else values

@@ -1,4 +1,4 @@
-"""One run of a name at a time."""
+"""Prevent two runs of the same name at a time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dp_basicsr.utils.file_lock import try_lock
 
 @contextlib.contextmanager
 def run_lock(folder: str) -> Iterator[None]:
-    """Hold the lock of an experiment's folder (rank 0), which is a file beside it: the folder itself may be moved away.
+    """Lock an experiment (rank 0) by a file next to its folder, because the folder itself may be moved away.
 
-    It is a POSIX record lock: the kernel takes it away when the process dies, it reaches over NFS, and a loader's
-    worker that outlives its parent for a moment does not hold it (as it would a ``flock``).
+    It is a POSIX record lock: the kernel releases it when the process dies, it works over NFS, and unlike a ``flock``
+    it is not held by a data loader worker that briefly outlives its parent.
 
     Raises:
-        UserError: Another run has it, on every process; the message says which.
+        UserError: Another run, named in the message, holds the lock; raised on every process.
     """
     path = Path(folder).with_name(f".{Path(folder).name}.lock")
     handle = None
@@ -38,18 +38,18 @@ def run_lock(folder: str) -> Iterator[None]:
         if handle is not None:
             path.unlink(missing_ok=True)
             os.close(handle)
-            with contextlib.suppress(OSError):  # there is an experiment in it
+            with contextlib.suppress(OSError):  # the folder contains an experiment
                 path.parent.rmdir()
 
 
 def _acquire(path: Path) -> int | None:
-    """Open and lock; None where the file system has no locks."""
+    """Open and lock the file; None if the file system has no locks."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:
-            continue  # an ending run has just taken the empty folder away
+            continue  # an ending run has just removed the empty folder
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         locked = try_lock(handle, path, "lockf", "start no second run of this name")
@@ -63,7 +63,7 @@ def _acquire(path: Path) -> int | None:
             return None
         if not locked:
             raise _in_use(path, holder)
-        # The run that ended meanwhile has deleted this file: another may hold a new one.
+        # A run that ended meanwhile deleted this file; another one may hold a new file.
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
     os.ftruncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
@@ -80,6 +80,6 @@ def _is_at(path: Path, handle: int) -> bool:
 def _in_use(path: Path, holder: str) -> UserError:
     name = path.name.removeprefix(".").removesuffix(".lock")
     return UserError(
-        f"{path.with_name(name)} is in use by {holder or 'another process'}: wait for its end, stop it, or give this "
+        f"{path.with_name(name)} is in use by {holder or 'another process'}: wait until it ends, stop it, or give this "
         "run another name"
     )

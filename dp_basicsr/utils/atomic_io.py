@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the program or the machine stops."""
+"""Atomic file writes: temporary file, fsync, rename."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import torch
 from basicsr.utils import get_root_logger, get_time_str
 from basicsr.utils.misc import sizeof_fmt
 
-# Seconds until a write that failed is tried once more: a moment without network storage is not the end of a run.
+# Seconds before a failed write is retried once, so that a short outage of network storage does not end a run.
 RETRY_AFTER = 3.0
 
-PARTIAL = ".partial"  # what is being written, beside its place
+PARTIAL = ".partial"  # suffix of temporary files
 
 
 class _HashedFile:
-    """A file that knows the SHA-256 of what went into it, so that nothing is read again for it."""
+    """A file that computes the SHA-256 of what is written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -40,35 +40,35 @@ class _HashedFile:
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> str:
-    """Save by ``torch.save``; see ``atomic_write``."""
+    """Write ``content`` with ``torch.save``; see ``atomic_write``."""
     return atomic_write(path, lambda file: torch.save(content, file))
 
 
 def atomic_write(path: Path, write: Callable[[Any], Any]) -> str:
-    """Write a file beside its place, onto the disk, then rename it. What fails is tried once more.
+    """Write a temporary file, fsync it and rename it to ``path``; retry once on an error.
 
     Args:
-        path: Where the file belongs.
-        write: Writes its content into a binary file.
+        path: Destination.
+        write: Function that writes the content to a binary file.
 
     Returns:
         The content's SHA-256, in hexadecimal.
 
     Raises:
-        UserError: It cannot be written (disk full, quota, no permission). What was at ``path`` before is still there,
-            and nothing of the attempt is left.
+        UserError: The write failed (disk full, quota, no permission). An existing file at ``path`` is unchanged, and
+            the temporary file is deleted.
     """
     try:
         return _write_once(path, write)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        get_root_logger().warning(f"{path} cannot be saved ({first_line(error)}); once more in {RETRY_AFTER:g} s")
+        get_root_logger().warning(f"{path} cannot be saved ({first_line(error)}); retrying in {RETRY_AFTER:g} s")
     time.sleep(RETRY_AFTER)
     try:
         return _write_once(path, write)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{path} cannot be saved ({first_line(error)}; {free_space(path.parent)}); what was saved before is whole: "
-            "mend this and go on with --auto_resume"
+            f"{path} cannot be saved ({first_line(error)}; {free_space(path.parent)}); earlier checkpoints "
+            "are intact; fix this and continue with --auto_resume"
         ) from error
 
 
@@ -90,7 +90,7 @@ def _write_once(path: Path, write: Callable[[Any], Any]) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring a rename onto the disk, where the file system can do that for a folder (some network ones cannot)."""
+    """Sync a rename to the disk, if the file system supports it for folders (some network ones do not)."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -101,7 +101,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def no_room_is_user_error() -> Iterator[None]:
-    """Turn what a full or read-only disk makes of any other write (TensorBoard's) into a UserError."""
+    """Turn errors of a full or read-only disk in other writes (TensorBoard's) into a UserError."""
     try:
         yield
     except OSError as error:
@@ -109,24 +109,24 @@ def no_room_is_user_error() -> Iterator[None]:
             raise
         raise UserError(
             f"{error.filename or 'the figures of the run'} cannot be written ({error.strerror}; "
-            f"{free_space(Path.cwd())}); the checkpoints are whole: mend this and go on with --auto_resume"
+            f"{free_space(Path.cwd())}); the checkpoints are intact; fix this and continue with --auto_resume"
         ) from error
 
 
 def remove_partial_files(folder: str | Path) -> None:
-    """Remove what a killed process was writing."""
+    """Delete the temporary files of a killed process."""
     for path in Path(folder).glob(f"*{PARTIAL}"):
         path.unlink(missing_ok=True)
 
 
 def await_archive_name(folder: str | Path) -> None:
-    """Wait until BasicSR's name for an earlier folder, which counts seconds, is free: runs may die within one."""
+    """Wait until BasicSR's archive name, which has a resolution of one second, is free."""
     while Path(f"{folder}_archived_{get_time_str()}").exists():
         time.sleep(0.1)
 
 
 def free_space(folder: Path) -> str:
-    """How much room there is, in words."""
+    """Describe the free space of a folder's disk."""
     try:
         return f"{sizeof_fmt(shutil.disk_usage(folder).free)} free on its disk"
     except OSError as error:
@@ -134,5 +134,5 @@ def free_space(folder: Path) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
+    """Return the first line of an exception's message."""
     return str(error).partition("\n")[0][:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Advisory locks on open files, where the system and the file system have them."""
+"""Advisory file locks, where the system and the file system support them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ with contextlib.suppress(ImportError):  # Windows
 
 
 def open_folder(folder: Path) -> int:
-    """Open a folder for locking; without locks (Windows cannot open folders either), open nothing in its place."""
+    """Open a folder for locking; on systems without locks (Windows), open the null device instead."""
     return os.open(folder if fcntl else os.devnull, os.O_RDONLY)
 
 
 def try_lock(handle: int, path: Path, kind: Literal["flock", "lockf"], instead: str) -> bool | None:
-    """Lock an open file for this process without waiting.
+    """Try to lock an open file for this process, without waiting.
 
     Args:
-        handle: Of the file.
-        path: Its name, for the warning.
-        kind: ``flock`` also locks folders; ``lockf`` (a POSIX record lock) reaches over NFS and is not inherited.
-        instead: What the user must do where there are no locks, for the warning.
+        handle: File descriptor.
+        path: File name for the warning.
+        kind: ``flock`` also locks folders; ``lockf`` (a POSIX record lock) works over NFS and is not inherited.
+        instead: What the user must do without locks, for the warning.
 
     Returns:
-        Whether it is locked now; False if another process holds it. None, and a warning, where there are no locks.
+        True if it is now locked, False if another process holds it. None, after a warning, if locks are unsupported.
     """
     try:
         if fcntl is None:
@@ -39,7 +39,7 @@ def try_lock(handle: int, path: Path, kind: Literal["flock", "lockf"], instead: 
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False
-        # The logger of BasicSR, whose import takes seconds.
+        # BasicSR's logger by name, because importing BasicSR takes seconds.
         logging.getLogger("basicsr").warning(f"{path} cannot be locked ({error.strerror}): {instead}")
         return None
     return True

@@ -1,4 +1,4 @@
-"""The one way in which files of torch are read: tensors and plain values, and never code."""
+"""Safe ``torch.load``: tensors and plain values, never code."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from dp_basicsr.errors import UserError
 import torch
 from torch import Tensor
 
-# Far more than the states of long runs on many processes have, and read in a second.
+# Far more than in the states of long runs on many processes, and still read in a second.
 MAX_VALUES = 1_000_000
 MAX_DEPTH = 50
 
 
 def load(path: str | Path, what: str, advice: str = "", map_location: str = "cpu", allowed: Sequence[type] = ()) -> Any:
-    """Read what ``torch.save`` has written, without running code from it (``weights_only=True``).
+    """Read a file written by ``torch.save`` without running code from it (``weights_only=True``).
 
     Args:
         path: The file.
-        what: Begins the message.
-        advice: Ends it: how to mend that.
-        map_location: Where the tensors go; ``meta`` reads their shapes alone.
-        allowed: Classes beside tensors and plain values that may be in the file.
+        what: Description of the file, the start of error messages.
+        advice: How to fix it, the end of error messages.
+        map_location: Device of the tensors; ``meta`` reads only their shapes.
+        allowed: Further classes that may be in the file.
 
     Returns:
         The content.
 
     Raises:
-        UserError: One line: no such file, damaged, or with something else in it, whose name it says.
+        UserError: The file does not exist, is damaged, or contains something else, which the message names.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError("it is a folder, or no file on a disk")  # a pipe would be waited for
+            raise OSError("it is a folder, or not a regular file")  # reading a pipe would block
         with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of old forms of files, and fails by itself where it must
+            warnings.simplefilter("ignore")  # torch warns about old file formats
             content = torch.load(path, map_location=map_location, weights_only=True)
         _require_plain(content, map_location)
         return content
-    except Exception as error:  # what a damaged file makes of torch.load is of any kind
+    except Exception as error:  # torch.load may raise anything on a damaged file
         reason = _reason(Path(path), error)
         raise UserError(f"{what} {path} {reason}{f'; {advice}' if advice else ''}") from error
 
 
 def _require_plain(content: Any, device: str) -> None:
-    """Refuse values without end, and tensors that are not dense, not on the device or larger than their storage.
+    """Refuse unbounded nesting, and tensors that are not dense, not on the device or larger than their storage.
 
-    A few bytes can claim a list within itself, lists that share lists exponentially, or a tensor of any size.
+    A few bytes can encode a list inside itself, exponentially shared lists, or a tensor of any size.
     """
     level, count = [content], 0
     for _ in range(MAX_DEPTH):
@@ -87,14 +87,14 @@ def _reason(path: Path, error: Exception) -> str:
         named = re.search(r"GLOBAL (\S+)", str(error))
         name = named[1] if named else _first_global(path)
         if name:
-            return f"cannot be read: it holds more than weights ({name}), and no code is run from a file"
+            return f"cannot be read: it contains more than weights ({name}), and code in files is never run"
     if "TorchScript" in str(error):
-        return "cannot be read: it holds more than weights (a TorchScript program), and no code is run from a file"
-    return f"cannot be read: it is damaged or no checkpoint ({_first_line(error)})"
+        return "cannot be read: it contains more than weights (a TorchScript program), and code in files is never run"
+    return f"cannot be read: it is damaged or not a checkpoint ({_first_line(error)})"
 
 
 def _first_global(path: Path) -> str | None:
-    """The first class or function that a bare pickle of another protocol names; torch.load does not read so far."""
+    """Return the first class or function named in a bare pickle of another protocol, which torch.load does not read."""
     strings: list[str] = []
     try:
         for opcode, argument, _ in pickletools.genops(path.read_bytes()):
@@ -104,12 +104,12 @@ def _first_global(path: Path) -> str | None:
                 return f"{strings[-2]}.{strings[-1]}"
             if isinstance(argument, str):
                 strings.append(argument)
-    except Exception:  # no pickle
+    except Exception:  # not a pickle
         return None
     return None
 
 
 def _first_line(error: Exception) -> str:
-    """What an exception says, in one line; torch's advice to load the file unsafely is left out."""
+    """Return the first line of an exception's message, without torch's advice to load the file unsafely."""
     text = str(error).partition("\n")[0].partition(" In PyTorch 2.6")[0]
     return text[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all: written beside their place, renamed into it at the end."""
+"""Atomic creation of folders: filled under a temporary name, renamed when complete."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from dp_basicsr.utils.file_lock import open_folder, try_lock
 class StagedFolder:
     """A new folder ``final``, filled as ``<final>.partial`` in the same parent until ``commit``.
 
-    As a context manager it is discarded at the end of the block unless it was committed, after an error and Ctrl-C
-    too. The partial folder is locked for as long as its process lives; what a killed process left behind is emptied
-    and used again.
+    As a context manager, it is discarded at the end of the block unless it was committed, also after an error or
+    Ctrl-C. The partial folder is locked while its process lives; one left by a killed process is emptied and reused.
 
     Args:
-        final: where the folder shall be in the end; its parents are made.
-        overwrite: replace an existing ``final``, but only at ``commit``, when the new one is whole.
+        final: Destination; its parents are created.
+        overwrite: Replace an existing ``final`` at ``commit``.
 
     Raises:
-        UserError: ``final`` exists and ``overwrite`` is false, another process is writing it, or the disk refuses.
+        UserError: ``final`` exists and ``overwrite`` is false, another process is writing it, or it cannot be created.
     """
 
     def __init__(self, final: Path, *, overwrite: bool = False) -> None:
@@ -36,12 +35,12 @@ class StagedFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open_folder(self.path)
         except OSError as error:
-            raise UserError(f"cannot make the folder {self.path}: {error.strerror}") from error
+            raise UserError(f"cannot create the folder {self.path}: {error.strerror}") from error
         self._take_over()
 
     def _take_over(self) -> None:
         locked = try_lock(self._lock, self.path, "flock", f"let no other process write {self.final}")
-        # Between open and lock the other may have renamed the folder into place: then it is not ours to empty.
+        # Between open and lock another process may have renamed the folder into place; then it must not be emptied.
         is_there = locked and self.path.exists() and os.path.samestat(os.fstat(self._lock), self.path.stat())
         if locked is not None and not is_there:
             os.close(self._lock)
@@ -50,7 +49,7 @@ class StagedFolder:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     def commit(self) -> Path:
-        """Move the folder to ``final`` (an old one is taken away only now) and return ``final``."""
+        """Move the folder to ``final``, replacing an old one, and return ``final``."""
         refuse_existing([self.final], overwrite=self._overwrite)
         old = self.final.with_name(self.final.name + ".old")
         if self.final.exists():
@@ -62,7 +61,7 @@ class StagedFolder:
         return self.final
 
     def discard(self) -> None:
-        """Remove the partial folder. After ``commit`` it does nothing."""
+        """Delete the partial folder; does nothing after ``commit``."""
         if self._lock >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
             self._release()
@@ -81,15 +80,15 @@ class StagedFolder:
 
 
 def refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise a ``UserError`` that names every one of ``paths`` that is there already, unless ``overwrite``."""
+    """Raise a UserError that lists the ``paths`` that already exist, unless ``overwrite``."""
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
         names = ", ".join(map(str, existing))
-        raise UserError(f"there already: {names}; remove it, choose another output, or give --overwrite")
+        raise UserError(f"already exists: {names}; remove it, choose another output, or give --overwrite")
 
 
 def refuse_input(folders: Sequence[Path], outputs: Sequence[Path]) -> None:
-    """Raise a ``UserError`` where an output is, holds or lies in one of the input ``folders``."""
+    """Raise a UserError if an output equals, contains or is inside one of the input ``folders``."""
     for folder in (path.resolve() for path in folders):
         for output in outputs:
             place = output.resolve()

@@ -259,7 +259,7 @@ def test_command_writes_file_and_card(
         assert part in card
     with pytest.raises(SystemExit, match="2"):
         command.main(arguments)
-    assert "there already: deep/esrgan_dp.safetensors" in capsys.readouterr().err
+    assert "already exists: deep/esrgan_dp.safetensors" in capsys.readouterr().err
     assert command.main([*arguments, "--overwrite"]) == 0
 
 

@@ -118,14 +118,14 @@ class Harmless:
     ("content", "message"),
     [
         ({"optimizers": [], "iter": 3}, "is a training state, not a network: give models/net_g"),
-        ({"params": {"layer": Harmless()}}, r"holds more than weights \(.*Harmless\)"),
+        ({"params": {"layer": Harmless()}}, r"contains more than weights \(.*Harmless\)"),
         ({"epoch": 3, "name": "x"}, "expected the weights of a generator, got a mapping with epoch, name"),
         ([1, 2], "expected the weights of a generator, got list"),
         ({"fc.weight": torch.ones(2)}, "expected a super-resolution network .* got 1 tensors such as fc.weight"),
         (b"<!DOCTYPE html><html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
-        (b"PK\3\4 cut off", "is damaged or no checkpoint"),
-        (b"", "is damaged or no checkpoint"),
+        (b"PK\3\4 cut off", "is damaged or not a checkpoint"),
+        (b"", "is damaged or not a checkpoint"),
     ],
 )
 def test_what_is_no_network_is_told_apart(content: object, message: str) -> None:

@@ -90,7 +90,7 @@ def test_create_lmdb_and_make_lr(tmp_path: Path) -> None:
     assert (tmp_path / "LR.lmdb" / "meta_info.txt").read_text().splitlines()[0] == "0001.png (10,10,3) 1"
     code, _, err = run("create_lmdb.py", "--input", "LRbicx4", "--output", "LR.lmdb", folder=tmp_path)
     assert code == 2
-    assert err.startswith("error: there already: LR.lmdb")
+    assert err.startswith("error: already exists: LR.lmdb")
 
 
 def running_workers(parent: int) -> list[int]:

@@ -320,7 +320,9 @@ def test_a_full_disk_stops_with_the_last_checkpoint_intact(
     keep_all = "logger:keep_last=100"
     assert server(folder, keep_all) == [2]
     error = (folder / "output").read_text().splitlines()[-1]
-    assert re.match(r"error: .*experiments/small/\S+ cannot be saved \(.*free on its disk\); what was saved", error)
+    assert re.match(
+        r"error: .*experiments/small/\S+ cannot be saved \(.*free on its disk\); earlier checkpoints are intact", error
+    )
     assert whole_checkpoints(folder)
     assert "Traceback" not in (folder / "output").read_text()
     subprocess.run([mount, "-o", "remount,size=64m", disk], check=True)

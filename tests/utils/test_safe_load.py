@@ -121,7 +121,7 @@ def test_values_without_end_are_refused_at_once(kind: str, form: str) -> None:
 )
 def test_other_classes_are_named(content: Any, name: str) -> None:
     torch.save(content, "file.pth")
-    with pytest.raises(UserError, match=rf"holds more than weights \(\S*{name}") as caught:
+    with pytest.raises(UserError, match=rf"contains more than weights \(\S*{name}") as caught:
         load("file.pth", "file")
     assert "weights_only" not in str(caught.value), "torch's advice to run it is not passed on"
 
@@ -132,7 +132,7 @@ def test_torchscript_and_damage_are_named() -> None:
         load("script.pth", "file")
     for content in (b"", b"no checkpoint", Path("script.pth").read_bytes()[:100]):
         Path("damaged.pth").write_bytes(content)
-        with pytest.raises(UserError, match="damaged or no checkpoint"):
+        with pytest.raises(UserError, match="damaged or not a checkpoint"):
             load("damaged.pth", "file", "make it anew")
     with pytest.raises(UserError, match="No such file.*; make it anew"):
         load("nowhere.pth", "file", "make it anew")

@@ -141,7 +141,7 @@ def test_existing_outputs_are_all_named_before_any_work(image_folder: Any) -> No
     hr = image_folder("HR", a=(48, 48))
     for name in ("HR_sub.lmdb", "LR_bicubic_X4_sub.lmdb"):
         (hr.parent / name).mkdir()
-    with pytest.raises(UserError, match=r"there already: .*HR_sub\.lmdb, .*LR_bicubic_X4_sub\.lmdb"):
+    with pytest.raises(UserError, match=r"already exists: .*HR_sub\.lmdb, .*LR_bicubic_X4_sub\.lmdb"):
         extract_subimages(Extraction(hr, window=WINDOW), ONE)
     report = extract_subimages(Extraction(hr, window=WINDOW), PrepJob(workers=1, overwrite=True))
     assert all((written.path / "data.mdb").is_file() for written in report.written)

@@ -86,7 +86,7 @@ def test_existing_output_is_refused_and_overwritten_only_at_the_end(tmp_path: Pa
     first.write([record("old")])
     first.close()
     first.commit()
-    with pytest.raises(UserError, match=r"there already: .*a\.lmdb.*--overwrite"):
+    with pytest.raises(UserError, match=r"already exists: .*a\.lmdb.*--overwrite"):
         LmdbWriter(tmp_path / "a.lmdb")
     second = LmdbWriter(tmp_path / "a.lmdb", overwrite=True)
     second.write([record("new")])
@@ -129,7 +129,7 @@ def test_an_error_in_the_block_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_parent_that_is_a_file_is_a_readable_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot make the folder"):
+    with pytest.raises(UserError, match="cannot create the folder"):
         StagedFolder(tmp_path / "file" / "a")
 
 
