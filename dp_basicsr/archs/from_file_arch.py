@@ -34,11 +34,11 @@ class OpenedNetwork:
     Attributes:
         module: (N, channels, H, W) in [0, 1] -> (N, channels, scale * H, scale * W). Its ``input_size`` gives the
                 supported H and W.
-            arch: Name of the architecture, ours or spandrel's.
-            description: Architecture, scale and size, for messages.
-            scale: Output size divided by input size.
-            channels: Input and output channels; 3: RGB, 1: gray.
-            spec: Arguments of a network of this project; None for spandrel's.
+        arch: Name of the architecture, ours or spandrel's.
+        description: Architecture, scale and size, for messages.
+        scale: Output size divided by input size.
+        channels: Input and output channels; 3: RGB, 1: gray.
+        spec: Arguments of a network of this project; None for spandrel's.
     """
 
     module: nn.Module

@@ -151,14 +151,14 @@ class ResNetFeatures(FrozenFeatures):
         layers: ``layer1`` ... ``layer4`` (the paper's conv2_3, conv3_4, conv4_6 and conv5_3 for ResNet-50).
         network: Any member of torchvision's ResNet family, for example ``resnet50``, ``resnext50_32x4d``.
         weights: ``imagenet``, the path of a torchvision state_dict, or ``random`` (seeded).
-            use_input_norm: See ``FrozenFeatures``; the authors' released code does not normalise.
-            range_norm: See ``FrozenFeatures``.
-            batch_stats: Batch-norm uses the statistics of each batch instead of ImageNet's, as in the released code,
-                which left the network in train mode. The running statistics are dropped, so nothing changes between
-                calls. If false, batch-norm is a fixed scale and shift and is folded into the preceding convolution.
+        use_input_norm: See ``FrozenFeatures``; the authors' released code does not normalise.
+        range_norm: See ``FrozenFeatures``.
+        batch_stats: Batch-norm uses the statistics of each batch instead of ImageNet's, as in the released code,
+            which left the network in train mode. The running statistics are dropped, so nothing changes between
+            calls. If false, batch-norm is a fixed scale and shift and is folded into the preceding convolution.
 
-        Raises:
-            ValueError: The network or a layer is unknown, or the weights are not available or do not match.
+    Raises:
+        ValueError: The network or a layer is unknown, or the weights are not available or do not match.
     """
 
     def __init__(

@@ -23,10 +23,10 @@ class Weights:
     """The weights of one network.
 
     Attributes:
-            state: Name without wrapper prefixes -> tensor on the CPU; floats of any precision become float32.
-            path: The file.
-            notes: Text and numbers stored with the weights, as text (our exports: scale, arch, provenance).
-            holds: Description of the file's content.
+        state: Name without wrapper prefixes -> tensor on the CPU; floats of any precision become float32.
+        path: The file.
+        notes: Text and numbers stored with the weights, as text (our exports: scale, arch, provenance).
+        holds: Description of the file's content.
     """
 
     state: StateDict

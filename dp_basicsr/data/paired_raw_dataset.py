@@ -30,9 +30,9 @@ class PairedRawDataset(Dataset):
         opt: ``dataroot_gt``, ``dataroot_lq`` (raw LMDBs with the same keys), ``gt_size``, ``scale``, ``use_hflip``,
             ``use_rot``, ``phase`` (train).
 
-        Raises:
-            UserError: The phase is not ``train``, an LMDB has PNG records, or an option is not supported. BasicSR's
-                ValueError and OSError if the LMDBs do not match or do not exist.
+    Raises:
+        UserError: The phase is not ``train``, an LMDB has PNG records, or an option is not supported. BasicSR's
+            ValueError and OSError if the LMDBs do not match or do not exist.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:

@@ -33,11 +33,11 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
         metrics: Metrics to compute; see ``metrics_of``.
         loaders: Loaders of the tested sets.
 
-        Returns:
-            The folder ``results/<name>/evaluation``, or None (with a log message) if there is nothing to measure.
+    Returns:
+        The folder ``results/<name>/evaluation``, or None (with a log message) if there is nothing to measure.
 
-        Raises:
-            UserError: See ``evaluate``.
+    Raises:
+        UserError: See ``evaluate``.
     """
     logger = get_root_logger()
     sets = [found for found in map(images_of_loader, loaders) if found.gt]

@@ -29,8 +29,8 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = 
         folder: Folder to create; it appears when all files are written.
         overwrite: Replace the folder of an earlier evaluation; other folders are never replaced.
 
-        Raises:
-            UserError: The folder already exists, or the write failed.
+    Raises:
+        UserError: The folder already exists, or the write failed.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / JSON_NAME).is_file():
         raise UserError(f"{folder} contains something other than an evaluation: choose another folder")

@@ -66,8 +66,8 @@ def find_test_set(
             files by their full names.
         lr_pattern: The same for the LR images; detected from the names if empty.
 
-        Raises:
-            UserError: A folder is missing or empty, two files have the same name, or originals lack their LR.
+    Raises:
+        UserError: A folder is missing or empty, two files have the same name, or originals lack their LR.
     """
     originals = names_in(gt, gt_pattern or "{}")
     resolved = gt.resolve()

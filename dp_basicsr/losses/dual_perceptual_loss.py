@@ -28,49 +28,48 @@ class DualPerceptualLoss(nn.Module):
     r"""Dual Perceptual Loss: L_DP = L_VGG + w * L_Res, w = detach(L_VGG / (mu * L_Res + eps)) (Eq. 8, 9).
 
     In general (Eq. 6) it is the sum of a reference and any number of terms, each with its own w. The terms' networks
-    are
-        frozen and hidden from ``parameters()``, ``state_dict()`` and ``requires_grad_``; ``to()`` moves them.
+    are frozen and hidden from ``parameters()``, ``state_dict()`` and ``requires_grad_``; ``to()`` moves them.
 
-        Args:
-            vgg_layer_weights: phi, with BasicSR's layer names; ``conv*`` is before the activation. Empty: no VGG term,
-                if ``reference`` names another one.
-            resnet_layer_weights: beta, ``layer1`` ... ``layer4``; empty: no ResNet term (Table 7, first row).
-            mu: Divides the dynamic weight, so that w * L_Res is L_VGG / mu (Table 2: 0.5).
-            eps: Keeps the denominator from being 0 (no value in the paper).
-            dynamic_weighting: False: L_VGG + static_weight * L_Res (Table 7, second row).
-            static_weight: See ``dynamic_weighting``.
-            max_weight: Upper limit of w; None: no limit, as in the paper.
-            sync_weight: w is the ratio of the terms' means over all processes, i.e. over the whole mini-batch; False:
-                each process uses the ratio of its own part, as in the released code. Without gradients, as in a
-                validation on one process, nothing is synchronised.
-            loss_weight: gamma of Eq. 2.
-            criterion: ``l1`` (Eq. 4, 5: mean absolute difference) or ``l2`` (mean squared difference) of features.
-            vgg_type: ``vgg11``, ``vgg13``, ``vgg16``, ``vgg19``, also with ``_bn``.
-            resnet_type: Any member of torchvision's ResNet family.
-            use_input_norm: Normalise by ImageNet's mean and standard deviation before VGG.
-            resnet_use_input_norm: The same before ResNet; false in the released code.
-            resnet_batch_stats: Batch-norm uses the statistics of each batch; true in the released code.
-            range_norm: Images are in [-1, 1] instead of [0, 1].
-            vgg_weights: ``imagenet``, the path of a torchvision state_dict, or ``random``.
-            resnet_weights: See ``vgg_weights``.
-            extra_networks: Older name of ``extra_terms``.
-            extra_terms: Further terms, each a mapping of one of two forms: ``type``, a loss of BasicSR's LOSS_REGISTRY,
-                with its own options beside it; or ``network`` and ``layer_weights``, and optionally ``weights``,
-                ``use_input_norm``, ``batch_stats`` (see ``dp_basicsr.archs.any_network_arch.build_features``). Both
-                accept ``name`` (default: the type or network), ``mu``, ``eps``, ``dynamic_weighting``,
-                ``static_weight`` and ``max_weight``, which default to the arguments above.
-            reference: Name of the term that the others are weighted relative to: ``vgg``, ``resnet`` or an extra term.
-            input_channels: Input of the terms for images that do not have three channels: ``repeat`` (gray, three
-                times), three indices (``[3, 2, 1]``), or several triples, over which a term's value is averaged.
-            log_gradient_shares: ``backward`` adds each term's share of the gradient norm at the image to ``terms``.
+    Args:
+        vgg_layer_weights: phi, with BasicSR's layer names; ``conv*`` is before the activation. Empty: no VGG term,
+            if ``reference`` names another one.
+        resnet_layer_weights: beta, ``layer1`` ... ``layer4``; empty: no ResNet term (Table 7, first row).
+        mu: Divides the dynamic weight, so that w * L_Res is L_VGG / mu (Table 2: 0.5).
+        eps: Keeps the denominator from being 0 (no value in the paper).
+        dynamic_weighting: False: L_VGG + static_weight * L_Res (Table 7, second row).
+        static_weight: See ``dynamic_weighting``.
+        max_weight: Upper limit of w; None: no limit, as in the paper.
+        sync_weight: w is the ratio of the terms' means over all processes, i.e. over the whole mini-batch; False:
+            each process uses the ratio of its own part, as in the released code. Without gradients, as in a
+            validation on one process, nothing is synchronised.
+        loss_weight: gamma of Eq. 2.
+        criterion: ``l1`` (Eq. 4, 5: mean absolute difference) or ``l2`` (mean squared difference) of features.
+        vgg_type: ``vgg11``, ``vgg13``, ``vgg16``, ``vgg19``, also with ``_bn``.
+        resnet_type: Any member of torchvision's ResNet family.
+        use_input_norm: Normalise by ImageNet's mean and standard deviation before VGG.
+        resnet_use_input_norm: The same before ResNet; false in the released code.
+        resnet_batch_stats: Batch-norm uses the statistics of each batch; true in the released code.
+        range_norm: Images are in [-1, 1] instead of [0, 1].
+        vgg_weights: ``imagenet``, the path of a torchvision state_dict, or ``random``.
+        resnet_weights: See ``vgg_weights``.
+        extra_networks: Older name of ``extra_terms``.
+        extra_terms: Further terms, each a mapping of one of two forms: ``type``, a loss of BasicSR's LOSS_REGISTRY,
+            with its own options beside it; or ``network`` and ``layer_weights``, and optionally ``weights``,
+            ``use_input_norm``, ``batch_stats`` (see ``dp_basicsr.archs.any_network_arch.build_features``). Both
+            accept ``name`` (default: the type or network), ``mu``, ``eps``, ``dynamic_weighting``,
+            ``static_weight`` and ``max_weight``, which default to the arguments above.
+        reference: Name of the term that the others are weighted relative to: ``vgg``, ``resnet`` or an extra term.
+        input_channels: Input of the terms for images that do not have three channels: ``repeat`` (gray, three
+            times), three indices (``[3, 2, 1]``), or several triples, over which a term's value is averaged.
+        log_gradient_shares: ``backward`` adds each term's share of the gradient norm at the image to ``terms``.
 
-        Attributes:
-            terms: Values of the last call, detached 0-d tensors: ``l_<name>`` of each term, ``weight`` of the ResNet
-                and ``weight_<name>`` of the others except the reference, ``share_<name>`` with ``log_gradient_shares``.
-                Empty before the first call. ``loss_weight`` is not included.
+    Attributes:
+        terms: Values of the last call, detached 0-d tensors: ``l_<name>`` of each term, ``weight`` of the ResNet
+            and ``weight_<name>`` of the others except the reference, ``share_<name>`` with ``log_gradient_shares``.
+            Empty before the first call. ``loss_weight`` is not included.
 
-        Raises:
-            UserError: A name is unknown, a value is out of range, or weights are not available (a ValueError).
+    Raises:
+        UserError: A name is unknown, a value is out of range, or weights are not available (a ValueError).
     """
 
     def __init__(

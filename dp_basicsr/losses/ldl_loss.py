@@ -22,8 +22,8 @@ def ldl_loss(criterion: nn.Module, sr: Tensor, gt: Tensor, ema: Tensor) -> Tenso
         criterion: A pixel loss.
         sr: Super-resolved images, (N, 3, H, W), in [0, 1].
         gt: Originals, the same shape.
-            ema: Results of the EMA generator, the same shape, without gradient: if they are closer to the original than
-                ``sr``, the map is the local variance of the residual; elsewhere it is 0.
+        ema: Results of the EMA generator, the same shape, without gradient: if they are closer to the original than
+            ``sr``, the map is the local variance of the residual; elsewhere it is 0.
 
     Returns:
         The loss, 0-d.

@@ -50,16 +50,16 @@ def measure(
 
     Args:
         result: ``(H, W, 3)`` BGR or ``(H, W)`` gray, uint8. Gray counts as three equal channels, as in BasicSR, which
-                reads every file as colour.
-            gt: Same height and width as ``result``.
-            crop_border: Pixels cropped from every border (the paper: 4 at x4, the scale in general).
-            metrics: Keys of ``METRICS``.
+            reads every file as colour.
+        gt: Same height and width as ``result``.
+        crop_border: Pixels cropped from every border (the paper: 4 at x4, the scale in general).
+        metrics: Keys of ``METRICS``.
 
-        Returns:
-            Each metric's value; infinite PSNR for identical images; None for LPIPS if its backbone is not available.
+    Returns:
+        Each metric's value; infinite PSNR for identical images; None for LPIPS if its backbone is not available.
 
-        Raises:
-            UserError: The sizes differ, or less than SSIM's window of 11 pixels is left inside the border.
+    Raises:
+        UserError: The sizes differ, or less than SSIM's window of 11 pixels is left inside the border.
     """
     if result.shape[:2] != gt.shape[:2]:
         raise UserError(f"expected a result of {size_text(gt)} pixels, the original's size; got {size_text(result)}")

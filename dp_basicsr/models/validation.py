@@ -6,7 +6,7 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from dp_basicsr.data.images import encode_png
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.atomic_io import replacing
 from dp_basicsr.utils.input_size import RRDBNET_FOLDS, InputSize, input_size, pad, run_padded
 from dp_basicsr.utils.tiles import Floats, blend_tiles
 
@@ -247,12 +248,9 @@ def write_image(image: NDArray[np.uint8], path: Path) -> None:
     Raises:
         UserError: The file cannot be written (disk full, no permission).
     """
-    beside = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(encode_png(image))
-        beside.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(encode_png(image))
     except OSError as error:
-        with suppress(OSError):  # nor was it made, where its folder cannot be written
-            beside.unlink()
         raise UserError(f"{path} cannot be written ({error.strerror})") from error

@@ -16,6 +16,7 @@ from dp_basicsr.evaluation.evaluate import Evaluation
 from dp_basicsr.evaluation.files import JSON_NAME, ranks, read_evaluation
 from dp_basicsr.metrics import METRICS
 from dp_basicsr.report.images import Viewer, choose_quality, make_viewer
+from dp_basicsr.utils.atomic_io import replacing
 
 HERE = Path(__file__).resolve().parent
 
@@ -62,19 +63,17 @@ def write_report(folders: Sequence[Path], out: Path, quality: int | None = None)
         quality: WebP quality of the images, 1 to 100, or 101 for lossless; None: lossless unless the file gets too
             large.
 
-        Raises:
-            UserError: A folder has nothing to show, two evaluations are given, images no longer exist, or the write
-                failed.
+    Raises:
+        UserError: A folder has nothing to show, two evaluations are given, images no longer exist, or the write
+            failed.
     """
     report = collect(folders, quality)
     text = render(report)
-    partial = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out)
+        with replacing(out) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {out}: {error.strerror}") from error
     return out
 

@@ -73,20 +73,26 @@ def atomic_write(path: Path, write: Callable[[Any], Any]) -> str:
 
 
 def _write_once(path: Path, write: Callable[[Any], Any]) -> str:
-    beside = path.with_name(path.name + PARTIAL)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        hashed = _HashedFile(file)
+        write(hashed)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
+    return hashed.sha256.hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path next to ``path``; rename it to ``path`` at the end, or delete it on an error."""
+    temporary = path.with_name(path.name + PARTIAL)
     try:
-        with beside.open("wb") as file:
-            hashed = _HashedFile(file)
-            write(hashed)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        _sync_folder(path.parent)
+        yield temporary
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise
-    return hashed.sha256.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

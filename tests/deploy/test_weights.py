@@ -148,7 +148,7 @@ def test_damaged_safetensors_missing_file_and_nan() -> None:
     state = make_network().state_dict()
     state["conv_hr.bias"][2] = float("nan")
     torch.save(state, "nan.pth")
-    with pytest.raises(UserError, match="1 tensors hold NaN or infinity .conv_hr.bias"):
+    with pytest.raises(UserError, match="1 tensors contain NaN or infinity .conv_hr.bias"):
         load_network([Path("nan.pth")])
 
 
@@ -161,6 +161,6 @@ def test_a_mismatch_names_keys_and_shapes_in_one_message(network_file: Callable[
         assemble(weights)
     assert str(raised.value) == (
         f"model {weights.path} looks like RRDBNetDP x4 (2 blocks, 8 features, growth 32), but has "
-        "missing: conv_hr.bias (8,); not known: extra.weight (3,); "
+        "missing: conv_hr.bias (8,); unexpected: extra.weight (3,); "
         "body.1.rdb2.conv2.weight of shape (32, 39, 3, 3) instead of (32, 40, 3, 3)"
     )

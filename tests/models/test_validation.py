@@ -181,7 +181,7 @@ def test_a_set_without_originals_is_upscaled_and_not_measured(
     for iteration in (1, 2):
         assert model.validation(bare, iteration, None, True)
     assert model.metric_results.keys() == {"mean"}
-    assert warnings.mock_calls == [call("bare has no originals (dataroot_gt): no psnr, ssim_y for it")]
+    assert warnings.mock_calls == [call("bare has no originals (dataroot_gt): psnr, ssim_y cannot be computed")]
     assert len(files(tmp_path / "visualization")) == 2 * len(SIZES)
     model.opt["val"]["metrics"] = METRICS
     assert model.validation(bare, 3, None)

@@ -155,7 +155,7 @@ def test_a_network_that_does_not_fit_is_named(tmp_path: Path) -> None:
     options["path"]["pretrain_network_g"] = "other.pth"
     for content in ({"params": nn.Linear(1, 1).state_dict()}, {"weights": {}}, [1], {"params": 3}):
         torch.save(content, "other.pth")
-        with pytest.raises(UserError, match="other.pth.*(does not fit|expected the weights)") as caught:
+        with pytest.raises(UserError, match="other.pth.*(does not match|expected the weights)") as caught:
             PSNRModel(options)
         assert "\n" not in str(caught.value)
 
