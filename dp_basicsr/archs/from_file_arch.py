@@ -145,7 +145,7 @@ def _open_by_spandrel(weights: Weights) -> OpenedNetwork | None:
     except UnsupportedModelError:
         return None
     except Exception as error:  # any type, if names match but shapes do not
-        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        reason = _why_not(weights, error)
         raise UserError(f"{model} is damaged or incomplete: spandrel cannot build it ({reason})") from error
     name = f"{found.architecture.name} x{found.scale}"
     if not isinstance(found, ImageModelDescriptor) or found.input_channels != found.output_channels:
@@ -157,6 +157,16 @@ def _open_by_spandrel(weights: Weights) -> OpenedNetwork | None:
     module = _as_module(found, weights.path)
     module.input_size = InputSize(required.multiple_of, max(required.minimum, 1), required.square)  # type: ignore[assignment]
     return OpenedNetwork(module.eval(), str(found.architecture.id), name + tags, found.scale, found.input_channels)
+
+
+def _why_not(weights: Weights, error: Exception) -> str:
+    """Return what is wrong with weights that an architecture was recognised in, in one line."""
+    for name in ("conv_first.weight", "conv_last.weight", "model.0.weight"):
+        if name in weights.state and weights.state[name].ndim != 4:
+            return f"expected 4 dimensions of {name}, got shape {tuple(weights.state[name].shape)}"
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class _SpandrelCall(nn.Module):

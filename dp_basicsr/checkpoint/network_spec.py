@@ -67,6 +67,8 @@ def guess_spec(state: StateDict) -> NetworkSpec | None:
     if growth is None:
         return NetworkSpec("MSRResNet", _resnet_scale(state, num_feat), num_feat, num_block, 0, colours)
     if channels == colours:
+        if "conv_up1.weight" not in state:  # ESRGAN x1, which spandrel knows
+            return None
         scale = 4 if "conv_up2.weight" in state else 2
         return NetworkSpec("RRDBNetDP", scale, num_feat, num_block, growth[0], colours)
     fold, rest = divmod(channels, colours)
@@ -108,4 +110,4 @@ def _resnet_scale(state: StateDict, num_feat: int) -> int:
 def _shape(state: StateDict, pattern: str) -> tuple[int, ...] | None:
     """Return the shape of the first convolution whose name matches."""
     shapes = (tuple(value.shape) for name, value in state.items() if re.fullmatch(pattern, name))
-    return next((shape for shape in shapes if len(shape) == 4), None)
+    return next((shape for shape in shapes if len(shape) == 4 and all(shape)), None)

@@ -88,6 +88,48 @@ def test_original_esrgan_files_give_the_pixels_that_spandrel_gives(
     torch.testing.assert_close(ours.module(IMAGE), theirs.model(IMAGE), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1, 8])
+def test_the_1x_and_8x_esrgan_of_2018_open(scale: int) -> None:
+    """Theirs have the growth of 32 that spandrel assumes."""
+    state = dict(make_network(scale=4).state_dict())
+    if scale == 8:
+        state |= {f"conv_up3.{kind}": state[f"conv_up2.{kind}"] for kind in ("weight", "bias")}
+    else:
+        state = {name: value for name, value in state.items() if not name.startswith("conv_up")}
+    torch.save(oldest_names(state), "old.pth")
+    opened = load_network([Path("old.pth")])
+    assert opened.scale == scale
+    assert opened.module(IMAGE).shape == (1, 3, 7 * scale, 9 * scale)
+
+
+def old_with(shape: tuple[int, ...] | None, name: str) -> StateDict:
+    """ESRGAN of 2018 with a tensor of another shape, or without what comes after it."""
+    state = oldest_names(make_network(scale=4).state_dict())
+    if shape is None:
+        names = list(state)
+        return {one: state[one] for one in names[: names.index(name)]}
+    return state | {name: torch.ones(shape)}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (old_with((8,), "model.0.weight"), r"expected 4 dimensions of model.0.weight, got shape \(8,\)"),
+        (make_network().state_dict() | {"conv_first.weight": torch.ones(8)}, "expected 4 dimensions of conv_first"),
+        (old_with((0, 8, 3, 3), "model.10.weight"), "damaged or incomplete: spandrel cannot build it"),
+        (old_with(None, "model.3.weight"), "damaged or incomplete: .*it has no 'model.1.weight'"),
+        (old_with(None, "model.1.sub.0.RDB2.conv1.0.weight"), "damaged or incomplete: .*it has no 'model.1.weight'"),
+        (old_with(None, "model.10.weight"), "damaged or incomplete"),
+        (old_with(None, "model.1.sub.0.RDB1.conv1.0.weight"), "expected a super-resolution network"),
+        (make_network(scale=2, num_grow_ch=4).state_dict() | {"conv_last.weight": torch.ones(0, 8, 3, 3)}, "damaged"),
+    ],
+)
+def test_old_files_that_are_damaged_or_too_short_are_named(content: StateDict, message: str) -> None:
+    torch.save(content, "old.pth")
+    with pytest.raises(UserError, match=message):
+        load_network([Path("old.pth")])
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.8, 1.0])
 def test_interpolation_is_esrgans(alpha: float, network_file: Callable[..., Path]) -> None:
     first = read_weights(network_file("psnr.pth", scale=4))
