@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType, ModuleType
 from typing import IO, Any
 
+# Of torch.optim, by name.
+OPTIMIZERS = ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop")
+
 _REMOVED_MODULE = "torchvision.transforms.functional_tensor"
 
 
@@ -52,9 +55,23 @@ def _make_contiguous(diffjpeg: Any) -> None:
     diffjpeg.DiffJPEG.forward = lambda self, x, quality: compress(self, x, quality).contiguous()
 
 
+def _add_optimizers(base_model: Any) -> None:
+    """Let every model use the optimizers that BasicSR's repository has; 1.4.2 has Adam alone.
+
+    It can go with the next BasicSR release.
+    """
+    base_model.BaseModel.get_optimizer = lambda self, optim_type, params, lr, **settings: getattr(
+        importlib.import_module("torch.optim"), optim_type
+    )(params, lr, **settings)
+
+
 # Modules of BasicSR, and what completes them once they are imported.
 _INCOMPLETE: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
-    {"basicsr.utils.matlab_functions": _add_rgb2ycbcr, "basicsr.utils.diffjpeg": _make_contiguous}
+    {
+        "basicsr.utils.matlab_functions": _add_rgb2ycbcr,
+        "basicsr.utils.diffjpeg": _make_contiguous,
+        "basicsr.models.base_model": _add_optimizers,
+    }
 )
 
 

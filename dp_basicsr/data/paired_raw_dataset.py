@@ -101,7 +101,7 @@ class PairedRawDataset(Dataset):
 def _check_options(opt: dict[str, Any]) -> None:
     if opt["phase"] != "train":
         raise UserError("PairedRawDataset is for training only: use type: PairedImageDataset for whole images")
-    given = [name for name in _NOT_TAKEN if opt.get(name) is not None]
+    given = [name for name in _NOT_TAKEN if opt.get(name) not in (None, "{}")]  # the template "{}" changes nothing
     if given:
         raise UserError(f"PairedRawDataset does not support {', '.join(given)}: remove the key")
     if (opt.get("io_backend") or {"type": "lmdb"})["type"] != "lmdb":

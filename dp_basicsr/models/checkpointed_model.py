@@ -125,7 +125,7 @@ class CheckpointedModel(BaseModel):
         """
         for optimizer, saved in zip(self.optimizers, resume_state["optimizers"], strict=False):
             for group in saved["param_groups"]:  # fused or not is this run's choice; BasicSR's Adam is not
-                group["fused"] = optimizer.defaults.get("fused")
+                group |= {name: optimizer.defaults[name] for name in ("fused",) if name in optimizer.defaults}
         before = self._structure()
         super().resume_training(resume_state)
         if not has_structure(before, self._structure()) or not all(map(has_consistent_state, self.optimizers)):

@@ -91,7 +91,7 @@ class PluginModel(CheckpointedModel, ThreadedValidation):
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **settings: Any) -> torch.optim.Optimizer:
         """Create BasicSR's optimizers; Adam in its fused form, one pass over the weights instead of a dozen."""
-        if optim_type == "Adam":
+        if optim_type in ("Adam", "AdamW"):
             settings = {"fused": True, **settings}
         return super().get_optimizer(optim_type, params, lr, **settings)
 

@@ -9,6 +9,7 @@ from copy import deepcopy
 from itertools import groupby
 from typing import Any
 
+from dp_basicsr.compat import OPTIMIZERS
 from dp_basicsr.errors import UserError
 from dp_basicsr.options.problems import Path, Problem, choose, joined, nearest, report
 from dp_basicsr.options.reading import Options, shown
@@ -25,6 +26,7 @@ from dp_basicsr.utils.option_schema import (
     section_in,
 )
 
+from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 from pydantic import ValidationError
 
@@ -99,7 +101,7 @@ def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()
         if name == "val:metrics":
             for metric, value in entry.items() if isinstance(entry, dict) else ():
                 problems += _check_entry(kind, value, (*path, metric))
-        elif entry is not None:
+        elif entry is not None and not (kind.what == "optimizer" and _has_own_optimizers(opt, entry)):
             problems += _check_entry(kind, entry, path)
         if name == "train:perceptual_opt":
             problems += _check_terms(entry, path)
@@ -127,6 +129,14 @@ def _is_open(opt: Options) -> bool:
         return False
     ours = models[name].__module__.startswith("dp_basicsr.")
     return not ours and name not in RELATED
+
+
+def _has_own_optimizers(opt: Options, entry: Any) -> bool:
+    """Whether a model of another package makes an optimizer that torch does not have."""
+    if not _is_open(opt) or not isinstance(entry, dict) or entry.get("type") in OPTIMIZERS:
+        return False
+    model: Any = members_of(MODEL_REGISTRY)[opt["model_type"]]
+    return getattr(model, "get_optimizer", None) is not BaseModel.get_optimizer
 
 
 def _model_type(opt: Options) -> Iterator[Problem]:

@@ -21,6 +21,7 @@ import dp_basicsr.models  # noqa: F401  (these, and BasicSR's below, register th
 from dp_basicsr.archs.any_network_arch import TIMM, TORCHVISION_TYPES
 from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES
 from dp_basicsr.archs.rrdbnet_dp_arch import UPSAMPLING
+from dp_basicsr.compat import OPTIMIZERS
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.dual_perceptual_loss import parse_channels
 from dp_basicsr.utils.option_schema import Count, Decay, FromZero, NonNegative, Positive, Section
@@ -77,7 +78,7 @@ _SCHEDULERS = {
 def kinds() -> dict[str, Kind]:
     """The kind of each key of an option file whose value has a ``type``; registries are read anew at every call."""
     network, loss = Kind("network", members_of(ARCH_REGISTRY)), Kind("loss", members_of(LOSS_REGISTRY))
-    optimizer = Kind("optimizer", {"Adam": torch.optim.Adam}, ("params",))  # BasicSR 1.4.2 knows no other
+    optimizer = Kind("optimizer", {name: getattr(torch.optim, name) for name in OPTIMIZERS}, ("params",))
     gan = Kind("loss", loss.classes, more=(("sync_mean", bool, None),))
     return {
         "network_g": network,
@@ -137,6 +138,17 @@ def network_term() -> type[Section]:
     )
 
 
+_ADAM = {
+    "betas": Annotated[list[Decay], Field(min_length=2, max_length=2)],
+    "eps": NonNegative,
+    "amsgrad": bool,
+    "foreach": bool | None,
+    "fused": bool | None,
+    "capturable": bool,
+    "differentiable": bool,
+    "maximize": bool,
+}
+
 # What signatures do not say: name of the class (or "" for any) -> parameter -> type.
 VALUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -145,19 +157,11 @@ VALUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "scale": Size,
             "upscale": Size,
             "input_size": Size,
-        },
-        "Adam": {
             "lr": Positive,
-            "betas": Annotated[list[Decay], Field(min_length=2, max_length=2)],
-            "eps": NonNegative,
             "weight_decay": NonNegative,
-            "amsgrad": bool,
-            "foreach": bool | None,
-            "fused": bool | None,
-            "capturable": bool,
-            "differentiable": bool,
-            "maximize": bool,
         },
+        "Adam": _ADAM,
+        "AdamW": _ADAM,
         "MultiStepRestartLR": {
             "milestones": list[Count],
             "gamma": Positive,

@@ -116,6 +116,8 @@ class RawDataset(Dataset):
     """random horizontal flips"""
     use_rot: bool | None = None
     """random vertical flips and rotations by 90 degrees"""
+    filename_tmpl: Literal["{}"] | None = None
+    """the LQ has the GT's name, as all records of LMDBs have"""
 
 
 class PairedDataset(RawDataset):
@@ -125,7 +127,7 @@ class PairedDataset(RawDataset):
     """how images are stored"""
     meta_info_file: str | None = None
     """list of the files to use; without it, all files of the folder"""
-    filename_tmpl: str = "{}"
+    filename_tmpl: str = "{}"  # type: ignore[assignment]
     """template of the LQ file name, {} is the GT's name"""
     color: Literal["y"] | None = None
     """y: luma only"""

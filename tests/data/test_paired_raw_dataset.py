@@ -119,7 +119,7 @@ def test_the_stream_reads_it(lmdbs: Path) -> None:
     for form, kind in (("png", "PairedImageDataset"), ("raw", "PairedRawDataset")):
         opt = options(lmdbs, workers=2)
         roots = {"dataroot_gt": f"{lmdbs / form}/gt_sub.lmdb", "dataroot_lq": f"{lmdbs / form}/gt_bicubic_X4_sub.lmdb"}
-        opt["datasets"]["train"] |= {"type": kind, "io_backend": {"type": "lmdb"}, **roots}
+        opt["datasets"]["train"] |= {"type": kind, "io_backend": {"type": "lmdb"}, "filename_tmpl": "{}", **roots}
         streams.append(TrainStream(opt).batches(3))
     for _ in range(5):
         png, raw = (next(batches) for batches in streams)

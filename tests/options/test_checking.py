@@ -6,6 +6,7 @@ import inspect
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses import DPLoss
@@ -157,7 +158,7 @@ def test_ldl_is_taken_by_the_models_that_compute_it(model: str, refused: bool) -
         ("model_type=ESRGANDP", "model_type: expected a model, got 'ESRGANDP'; did you mean ESRGANDPModel"),
         ("network_g:type=RRDBNett", "network_g:type: expected a network, .*RRDBNet"),
         ("train:gan_opt:type=GanLoss", "train:gan_opt:type: expected a loss, .*GANLoss"),
-        ("train:optim_g:type=AdamW", "train:optim_g:type: expected a optimizer, .*Adam"),
+        ("train:optim_g:type=Adan", "train:optim_g:type: expected a optimizer, .*did you mean Adam"),
         ("train:scheduler:type=StepLR", "train:scheduler:type: .*MultiStepLR"),
         ("val:metrics:psnr_y:type=psnr", "val:metrics:psnr_y:type: expected a metric"),
         ("datasets:train:type=PairedImagesDataset", "datasets:train:type: expected a dataset, .*PairedImageDataset"),
@@ -226,6 +227,8 @@ def test_a_mistake_is_named(entry: str, message: str) -> None:
         "train:max_nonfinite=3", "train:sync_batch_norm=true", "train:grad_clip=1", "train:gan_opt:sync_mean=false",
         "val:tile=128", "val:tile_overlap=8", "val:threads=1", "logger:keep_last=3", "logger:keep_best=true",
         "datasets:train:dataset_enlarge_ratio=2.5", "datasets:train:use_shuffle=true", "datasets:train:dataroot_flow=~",
+        "datasets:train:filename_tmpl='{}'", "train:optim_g={type: AdamW, lr: 1e-4, weight_decay: 0.01}",
+        "train:optim_g={type: SGD, lr: 0.1, momentum: 0.9, nesterov: true}", "train:optim_g={type: Rprop}",
         "datasets:val_1:type=RealESRGANPairedDataset", "network_g={type: SwinIR, upscale: 4, num_heads: [6, 6, 6, 6]}",
         "train:total_iter=4e5", "train:total_iter=4", "val=~", "manual_seed=~", "x_mine={a: 1}", "train:x-mine=1",
         "datasets:train:x_mine=1", "train:pixel_opt={type: CharbonnierLoss, eps: 1e-6}",
@@ -234,6 +237,28 @@ def test_a_mistake_is_named(entry: str, message: str) -> None:
 def test_what_is_right_passes(entry: str) -> None:
     """Every key that the programs read beside the shipped ones; a run that is cut short; other programs' keys."""
     assert problems(entry) == []
+
+
+def test_raw_records_have_no_other_name_for_the_lq() -> None:
+    raw = "datasets:train:type=PairedRawDataset"
+    assert problems(raw, "datasets:train:filename_tmpl='{}'") == []
+    (found,) = problems(raw, "datasets:train:filename_tmpl='{}x4'")
+    assert found.startswith("datasets:train:filename_tmpl: expected '{}'")
+
+
+def test_a_foreign_model_may_have_optimizers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain(BaseModel):
+        pass
+
+    class Own(BaseModel):
+        def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> None:
+            pass
+
+    for model in (Plain, Own):
+        monkeypatch.setitem(MODEL_REGISTRY._obj_map, model.__name__, model)
+    lion = "train:optim_g={type: Lion, lr: 1e-4}"
+    assert problems("model_type=Own", lion) == []
+    assert any("train:optim_g:type: expected a optimizer" in text for text in problems("model_type=Plain", lion))
 
 
 @pytest.mark.parametrize("entry", ["datasets=true", "datasets=[test]", "datasets={test: 3}", "path=3", "train=3"])
