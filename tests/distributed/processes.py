@@ -12,11 +12,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch.distributed.run
+
+# The command `torchrun`, whose workers are forked too.
+TORCHRUN = [torch.distributed.run.__file__, "--run-path", "--start-method=fork"]
+
 CONTEXT = multiprocessing.get_context("forkserver")
 # torch._dynamo: DistributedDataParallel and the optimizers import it, which takes seconds.
 CONTEXT.set_forkserver_preload(
     [
         "torch._dynamo",
+        "torch.distributed.run",
         "torch.utils.tensorboard",
         "dp_basicsr.models",
         "dp_basicsr.options.completion",

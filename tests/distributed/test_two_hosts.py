@@ -5,36 +5,53 @@ Two network namespaces, joined by a virtual cable and each with a host name of i
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousTimeout
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.distributed.processes import processes_in, run_program
+from tests.distributed.processes import CONTEXT, TORCHRUN, processes_in, run_program
 from tests.test_train_and_test import ROOT, SMALL, losses_of, same_weights
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", "--max-restarts=3"]
 TRAIN = [str(ROOT / "dp_basicsr/train.py"), "-opt", "small.yml"]
 TOTAL = 12
 HALF = ["--force_yml", "datasets:train:batch_size_per_gpu=1", "datasets:train:num_worker_per_gpu=0",
         f"train:total_iter={TOTAL}", "val=null", "dist_params={timeout: 60}"]  # fmt: skip
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 MODEL = "models/net_g_latest.pth"
 LIMIT = 120
+CLONE_NEWUTS, CLONE_NEWNET = 0x04000000, 0x40000000  # <sched.h>
 
 
 def ip(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["ip", *words], capture_output=True, text=True, check=True)
+
+
+def run_on_host(space: str, name: str, *arguments: Any) -> None:
+    """Run a program in a network namespace, under a host name of its own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{space}") as namespace:
+        failed = libc.setns(namespace.fileno(), CLONE_NEWNET) or libc.unshare(CLONE_NEWUTS)
+    if failed:
+        raise OSError(ctypes.get_errno(), space)
+    socket.sethostname(name)
+    # An elastic group waits for the second host when it forms, not when it forms again without.
+    last_call = property(lambda _: timedelta(seconds=1 if Path("experiments").exists() else LIMIT))
+    RendezvousTimeout.last_call = last_call  # type: ignore[assignment,method-assign]
+    run_program(*arguments)
 
 
 class Host:
@@ -47,7 +64,7 @@ class Host:
     def __init__(self, number: int) -> None:
         self.space, self.device = f"dp{os.getpid()}h{number}", f"dp{os.getpid()}v{number}"
         self.number, self.address = number, f"10.77.31.{number}"
-        self.agents: list[subprocess.Popen[bytes]] = []
+        self.agents: list[BaseProcess] = []
 
     def connect(self) -> None:
         """Take this machine's end of the cable."""
@@ -56,21 +73,16 @@ class Host:
                         ["link", "set", "lo", "up"]):  # fmt: skip
             ip("-n", self.space, *command)
 
-    def torchrun(self, nodes: str, log: Path, *rendezvous: str) -> subprocess.Popen[bytes]:
+    def torchrun(self, nodes: str, log: Path) -> BaseProcess:
         """Start torchrun here; the first machine holds the rendezvous."""
-        conf = [
-            "keep_alive_interval=1",
-            "keep_alive_max_attempt=3",
-            "last_call_timeout=1",
-            f"is_host={2 - self.number}",
-        ]
-        line = ["ip", "netns", "exec", self.space, "unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"',
-                f"host{self.number}", *TORCHRUN, f"--nnodes={nodes}", "--rdzv-backend=c10d", "--rdzv-id=two-hosts",
-                "--rdzv-endpoint=10.77.31.1:29400", f"--local-addr={self.address}",
-                f"--rdzv-conf={','.join([*conf, *rendezvous])}", *TRAIN, *HALF]  # fmt: skip
+        conf = f"keep_alive_interval=1,keep_alive_max_attempt=3,is_host={2 - self.number}"
+        line = [*TORCHRUN, "--nproc-per-node=1", "--max-restarts=3", f"--nnodes={nodes}", "--rdzv-backend=c10d",
+                "--rdzv-id=two-hosts", "--rdzv-endpoint=10.77.31.1:29400", f"--local-addr={self.address}",
+                f"--rdzv-conf={conf}", *TRAIN, *HALF]  # fmt: skip
         own = {"GLOO_SOCKET_IFNAME": self.device, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-        with log.open("ab") as file:
-            agent = subprocess.Popen(line, stdout=file, stderr=file, env=ENVIRONMENT | own)
+        arguments = (self.space, f"host{self.number}", line, str(log.parent), str(log), own)
+        agent = CONTEXT.Process(target=run_on_host, args=arguments)
+        agent.start()
         self.agents.append(agent)
         return agent
 
@@ -80,14 +92,19 @@ class Host:
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
         for agent in self.agents:
-            agent.wait()
+            agent.join()
+
+
+def exit_code(agent: BaseProcess) -> int | None:
+    agent.join(LIMIT)
+    return agent.exitcode
 
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[Host, Host]]:
     """The two machines; nothing is left of them."""
-    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "hostname"))):
-        pytest.skip("two hosts are network namespaces: needs root, ip (iproute2), unshare and hostname")
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("two hosts are network namespaces: needs root and ip (iproute2)")
     pair = Host(1), Host(2)
     try:
         try:
@@ -182,7 +199,7 @@ def test_a_host_is_killed_and_brought_back(
     second.crash()
     until(lambda: "error: another process has ended" in logs[0].read_text())
     back = second.torchrun("2", logs[1])
-    codes = [agent.wait(LIMIT), back.wait(LIMIT)]
+    codes = [exit_code(agent), exit_code(back)]
     said = "".join(log.read_text() for log in logs)
     assert codes == [0, 0], said
     assert "Resuming training from" in said
@@ -194,10 +211,10 @@ def test_a_host_is_killed_and_brought_back(
 def test_one_host_goes_on_alone(hosts: tuple[Host, Host], experiment: Path, tmp_path: Path) -> None:
     """Elastic, --nnodes=1:2: the group forms again with the host that is left."""
     logs = [tmp_path / "host1.log", tmp_path / "host2.log"]
-    agent, _ = (host.torchrun("1:2", log, "last_call_timeout=6") for host, log in zip(hosts, logs, strict=True))
+    agent, _ = (host.torchrun("1:2", log) for host, log in zip(hosts, logs, strict=True))
     until(lambda: is_saved(experiment, 3))
     hosts[1].crash()
-    code = agent.wait(LIMIT)
+    code = exit_code(agent)
     said = logs[0].read_text()
     assert code == 0, said
     assert "2 process(es)" in said
