@@ -305,6 +305,8 @@ def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
         if len(dataset) == 0:
             logger.warning(f"{dataset_opt['name']} is skipped: no image directly in its folders")
             continue
-        loaders.append(build_dataloader(dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"]))
+        # BasicSR loads these in the process itself, where torch refuses workers that persist.
+        alone = dataset_opt | {"persistent_workers": False, "prefetch_mode": None}
+        loaders.append(build_dataloader(dataset, alone, num_gpu=opt["num_gpu"], dist=opt["dist"]))
         logger.info(f"{dataset_opt['name']}: {len(dataset)} images")
     return loaders

@@ -217,6 +217,17 @@ def test_an_empty_validation_set_is_skipped_by_name(
     assert "nothing is skipped: no image" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "keys", [{"persistent_workers": True}, {"num_worker_per_gpu": 2}, {"prefetch_mode": "cpu", "batch_size_per_gpu": 4},
+             {"prefetch_mode": "cuda", "pin_memory": True}],
+)  # fmt: skip
+def test_loader_keys_of_training_do_nothing_in_a_validation_set(pairs: Path, keys: dict[str, Any]) -> None:
+    opt = options(pairs)
+    opt["datasets"] = {"val": opt["datasets"]["train"] | {"phase": "val"} | keys}
+    (loader,) = evaluation_loaders(opt, "val")
+    assert [batch["gt"].shape[0] for batch in loader] == [1] * 4
+
+
 def test_training_images_in_subfolders_alone_are_explained(pairs: Path) -> None:
     for name in ("GT", "LRbicx4"):
         (pairs / "outer" / name).mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import zlib
 from pathlib import Path
@@ -19,6 +20,8 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps
+
+from tests.data.test_damage import CASES, damage
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 RNG = np.random.default_rng(0)
@@ -158,6 +161,52 @@ def test_exif_that_pillow_cannot_write_again_is_dropped_with_a_warning(damaged: 
     assert picture.colour.shape == (9, 6, 3), "its orientation is applied"
     assert len(told) == 1
     assert told[0].startswith(f"EXIF is dropped: it is damaged ({error}: ")
+
+
+def long_exif(length: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x010E] = "x" * length
+    return exif.tobytes()
+
+
+@pytest.mark.parametrize("source", ["in.png", "in.webp"])
+def test_exif_too_long_for_jpeg_is_dropped_with_a_warning(source: str) -> None:
+    Image.fromarray(RGB).save(source, exif=long_exif(70_000))
+    told: list[str] = []
+    picture = read_picture(Path(source))
+    for suffix in (".jpg", ".png", ".webp"):
+        write_picture(picture, Path(f"out{suffix}"), tell=told.append)
+        kept = read_picture(Path(f"out{suffix}")).exif
+        assert (kept is None) == (suffix == ".jpg")
+    assert len(told) == 1
+    assert told[0].startswith("EXIF of 70,0")
+    assert told[0].endswith("bytes is dropped: JPEG holds 64 KB")
+
+
+def test_jpeg_keeps_the_longest_exif_that_it_can() -> None:
+    overhead = len(long_exif(1000)) - 1000
+    for length in (65_533 - overhead, 65_534 - overhead):
+        told: list[str] = []
+        Path("out.jpg").write_bytes(encode_picture(Picture(RGB, exif=long_exif(length)), ".jpg", tell=told.append))
+        assert (read_picture(Path("out.jpg")).exif is None) == bool(told) == (length > 65_533 - overhead)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_any_exif_is_kept_or_dropped(kind: str) -> None:
+    """Damaged at random, an image is read and written in every format, or refused by name; nothing else."""
+    exif, rng = Image.Exif(), random.Random(kind)
+    exif[0x0112], exif[0x011A], exif[0x010F], exif[0x0132] = 6, 72.0, "a camera", "2022:01:01 00:00:00"
+    exif.get_ifd(0x8769)[0x9286] = b"a comment"
+    content, dropped = exif.tobytes(), 0
+    for _ in range(CASES):
+        Image.fromarray(RGB).save(buffer := io.BytesIO(), kind, exif=damage(content, rng, len(content)))
+        Path("in").write_bytes(buffer.getvalue())
+        told: list[str] = []
+        picture = read_picture(Path("in"), tell=told.append)
+        dropped += bool(told)
+        for suffix in (".jpg", ".png", ".webp"):
+            encode_picture(picture, suffix, tell=told.append)
+    assert 0 < dropped < CASES
 
 
 def _with_orientation(array: np.ndarray, orientation: int) -> Image.Image:
