@@ -1,4 +1,4 @@
-"""Read every pair of a data set, or of every set of an option file, and name what training would trip over."""
+"""Check every pair of a data set, or of every set of an option file, and report what would break a training."""
 
 from __future__ import annotations
 
@@ -15,29 +15,35 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("-opt", metavar="FILE", help="option file: all of its sets with dataroot_gt and dataroot_lq")
-    parser.add_argument("--gt", type=Path, help="folder or LMDB of the GT, in place of -opt")
+    parser.add_argument("--gt", type=Path, help="folder or LMDB of the GT, instead of -opt")
     parser.add_argument("--lq", type=Path, help="folder or LMDB of the LQ")
-    parser.add_argument("--scale", type=int, default=4, help="GT size over LQ size")
-    parser.add_argument("--gt-size", type=int, default=128, help="side of a training crop: the smallest GT")
-    parser.add_argument("--test-set", action="store_true", help="whole images: any size, gray too, GT with a rest")
-    parser.add_argument("--workers", type=int, help="processes (default: the CPUs that this process may use)")
+    parser.add_argument("--scale", type=int, default=4, help="GT size divided by LQ size")
+    parser.add_argument("--gt-size", type=int, default=128, help="side of a training crop, the minimum GT size")
+    parser.add_argument(
+        "--test-set",
+        action="store_true",
+        help="full images of any size, gray allowed, GT not a multiple of scale",
+    )
+    parser.add_argument("--workers", type=int, help="number of processes (default: all available CPUs)")
     return parser.parse_args(argv)
 
 
 def find_sets(args: argparse.Namespace) -> Iterator[tuple[str, PairedSet]]:
-    """The sets that the command line names."""
+    """Yield the sets named on the command line."""
     if (args.opt is None) == (args.gt is None) or (args.gt is None) != (args.lq is None):
         raise UserError("expected -opt FILE, or --gt and --lq")
     if args.gt is not None:
         yield str(args.gt), PairedSet(args.gt, args.lq, args.scale, None if args.test_set else args.gt_size)
         return
-    from dp_basicsr.options import read_options  # takes seconds (torch), which the worker processes need not wait for
+    from dp_basicsr.options import (
+        read_options,
+    )  # imports torch: slow, and not needed by the workers
 
     yield from paired_sets(read_options(args.opt))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 2 when something is wrong."""
+    """Run the command; return the exit code: 2 if there are problems."""
     args = parse(argv)
     problems: list[BadData] = []
     with data_command():

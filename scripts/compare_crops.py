@@ -1,4 +1,4 @@
-"""Figs. 5 to 9: one crop of one image, every method of an evaluation beside the original, with its metrics.
+"""Figs. 5 to 9: one crop of one image for every method of an evaluation and the original, with metrics.
 
 python scripts/evaluate.py --gt datasets/Set14/GT --result RCAN=... --bicubic --out results/set14
 python scripts/compare_crops.py results/set14 baboon --crop 200,30,96,72 --out baboon.png
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("evaluation", type=Path, help="folder of evaluate.py --out, or results/<name> of test.py")
     parser.add_argument("image", help="name of the image")
-    parser.add_argument("--set", default="", help="its test set, where several have an image of this name")
+    parser.add_argument("--set", default="", help="its test set, if several have an image of this name")
     parser.add_argument("--crop", required=True, help="left,top,width,height in pixels of the original")
     parser.add_argument("--out", type=Path, default=Path("crops.png"), help="the picture: .png, .pdf or .svg")
     args = parser.parse_args(argv)

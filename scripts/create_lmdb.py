@@ -1,4 +1,4 @@
-"""Pack a folder of images into an LMDB, or convert an LMDB: records of BasicSR's form (PNG) or raw ones."""
+"""Pack a folder of images into an LMDB, or convert an LMDB, with PNG records (BasicSR) or raw records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="folder of images (8 bit, gray or colour) or an LMDB")
     parser.add_argument("--output", type=Path, required=True, help="the LMDB folder to make; its name ends with .lmdb")
-    parser.add_argument("--lmdb", choices=["png", "raw"], default="png", help="records to write: raw: PairedRawDataset")
+    parser.add_argument(
+        "--lmdb", choices=["png", "raw"], default="png", help="record format; raw is for PairedRawDataset"
+    )
     add_job_arguments(parser)
     return parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""Train ESRGAN with Dual Perceptual Loss on a few photographs, test it, draw a picture: minutes on a CPU, offline."""
+"""Train ESRGAN with Dual Perceptual Loss on a few photographs and test it: minutes on a CPU, offline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dp_basicsr.evaluation.curves import plot_panels, product, read_log
 OPTIONS = "options/train_demo.yml"
 RUNS = {"L1 stage": "demo_psnr", "ESRGAN-DP": "demo_esrgan_dp"}
 
-# Overrides of the demo's option file for the L1 stage that ESRGAN starts from: small patches, many steps.
+# Overrides for the L1 stage that ESRGAN starts from: small patches, many steps.
 L1_STAGE = [
     "name=demo_psnr",
     "model_type=PSNRModel",
@@ -43,7 +43,7 @@ NOTES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", choices=sorted(NOTES), default="random", help="of VGG19 and ResNet-50")
+    parser.add_argument("--weights", choices=sorted(NOTES), default="random", help="weights of VGG19 and ResNet-50")
     weights = parser.parse_args(argv).weights
     start = time.monotonic()
     with exit_on_user_error():
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(weights: str) -> None:
-    """Train with L1, then with Dual Perceptual Loss and the relativistic GAN, as ESRGAN is trained."""
+    """Train with L1, then with Dual Perceptual Loss and the relativistic GAN, like ESRGAN."""
     from dp_basicsr.studies import demo
 
     demo.run("dp_basicsr/train.py", "-opt", OPTIONS, "--force_yml", *L1_STAGE)
@@ -72,7 +72,7 @@ def train(weights: str) -> None:
 
 
 def show(weights: str) -> None:
-    """Test both stages on the held-out photographs; print the table, draw the picture and the curves."""
+    """Test both stages on the held-out photographs; print the table and draw the picture and the curves."""
     from dp_basicsr.studies import demo
 
     folders = {}
@@ -89,7 +89,7 @@ def show(weights: str) -> None:
 
 
 def draw_curves(path: Path) -> None:
-    """Draw the losses of both stages, and L_VGG beside w * L_Res."""
+    """Draw the losses of both stages, and L_VGG with w * L_Res."""
     first, second = (read_log(next(Path("experiments", run).glob("train_*.log"))) for run in RUNS.values())
     weighted = product(second["dp_weight"], second["l_g_resnet"])
     plot_panels(

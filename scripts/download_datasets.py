@@ -1,4 +1,4 @@
-"""Fetch DIV2K and the benchmarks into datasets/: resumed where it was cut, checked, unpacked safely."""
+"""Download DIV2K and the benchmarks into datasets/: resumable, verified, safely unpacked."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"one or several of {', '.join(SOURCES)}")
     parser.add_argument("--root", type=Path, default=Path("datasets"), help="folder of the data sets")
-    parser.add_argument("--base-url", help="take the archives, by their file names, from this mirror")
-    parser.add_argument("--keep-archive", action="store_true", help="do not remove an archive after unpacking")
+    parser.add_argument("--base-url", help="download the archives, with the same file names, from this mirror")
+    parser.add_argument("--keep-archive", action="store_true", help="keep the archives after unpacking")
     return parser.parse_args(argv)
 
 

@@ -1,8 +1,7 @@
-"""Measure any methods' images against the originals: PSNR and SSIM on RGB and on Y, LPIPS with both backbones.
+"""Measure any methods' images against the originals: PSNR and SSIM on RGB and Y, LPIPS with both backbones.
 
-Images are paired by name; what all files of a folder have around the name (baby_RCAN_x4.png) is found by itself or
-given by --pattern. Several test sets: several --gt, and DIR of a --result then holds a folder for each, or has {set}
-in it.
+Images are paired by name; a common prefix or suffix (baby_RCAN_x4.png) is detected or given with --pattern. For several
+test sets give several --gt; DIR of a --result then contains one folder per set, or {set} in its name.
 
   python scripts/evaluate.py --gt datasets/Set5/GT --result RCAN=downloads/RCAN/Set5 --bicubic
   python scripts/evaluate.py --gt datasets/Set5/GT datasets/Set14/GT --result ESRGAN=downloads/ESRGAN/{set}/x4 \\
@@ -19,7 +18,7 @@ from pathlib import Path
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.matching import BICUBIC, Method, TestSet, find_test_set
 
-# The keys of dp_basicsr.metrics.METRICS, which takes seconds to import.
+# Keys of dp_basicsr.metrics.METRICS, whose import takes seconds.
 METRICS = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y", "lpips_alex", "lpips_vgg")
 
 
@@ -27,23 +26,36 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--gt", nargs="+", action="extend", required=True, metavar="[SET=]DIR", help="originals, a folder a test set")
+    add(
+        "--gt",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="[SET=]DIR",
+        help="originals, one folder per test set",
+    )
     add("--lr", nargs="+", action="extend", default=[], metavar="DIR", help="their LR, in the order of --gt")
     add("--result", action="append", default=[], metavar="NAME=DIR", help="a method's images; may be repeated")
     add(
-        "--bicubic", action="store_true", help="measure bicubic too: of --lr, or of originals made small as MATLAB does"
+        "--bicubic",
+        action="store_true",
+        help="also measure bicubic, from --lr or from MATLAB-style downsampled originals",
     )
     add("--pattern", action="append", default=[], metavar="NAME=PATTERN",
         help="file names of a method (or of GT, LR): {} is the image's name; or a regex with one group")  # fmt: skip
-    add("--scale", type=int, default=4, help="originals are cropped to a multiple, so many border pixels are left out")
+    add("--scale", type=int, default=4, help="crop originals to a multiple of it, and as many border pixels")
     add("--metrics", nargs="+", choices=METRICS, default=list(METRICS), metavar="METRIC", help=", ".join(METRICS))
-    add("--out", type=Path, help="folder to make: per_image.csv, evaluation.json, table.md (default: print the table)")
+    add(
+        "--out",
+        type=Path,
+        help="folder to create with per_image.csv, evaluation.json, table.md (default: print the table)",
+    )
     add("--overwrite", action="store_true", help="replace an earlier evaluation in --out")
     return parser.parse_args(argv)
 
 
 def name_and_value(text: str, what: str) -> tuple[str, str]:
-    """Take ``NAME=VALUE`` apart."""
+    """Split ``NAME=VALUE``."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise UserError(f"{what}: expected NAME=VALUE, got {text!r}")
@@ -51,9 +63,9 @@ def name_and_value(text: str, what: str) -> tuple[str, str]:
 
 
 def test_sets(args: argparse.Namespace, patterns: dict[str, str]) -> list[TestSet]:
-    """The sets of the command line."""
+    """Return the test sets of the command line."""
     if args.lr and len(args.lr) != len(args.gt):
-        raise UserError(f"--lr: expected a folder for each of the {len(args.gt)} folders of --gt, got {len(args.lr)}")
+        raise UserError(f"--lr: expected one folder for each of the {len(args.gt)} folders of --gt, got {len(args.lr)}")
     sets = []
     for gt, lr in zip_longest(args.gt, args.lr):
         name, folder = name_and_value(gt, "--gt") if "=" in gt else ("", gt)
@@ -63,7 +75,7 @@ def test_sets(args: argparse.Namespace, patterns: dict[str, str]) -> list[TestSe
 
 
 def methods(args: argparse.Namespace, patterns: dict[str, str]) -> list[Method]:
-    """The methods of the command line."""
+    """Return the methods of the command line."""
     results = [name_and_value(text, "--result") for text in args.result]
     unknown = patterns.keys() - {name for name, _ in results} - {"GT", "LR"}
     if unknown:

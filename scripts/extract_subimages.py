@@ -1,4 +1,4 @@
-"""Cut a folder of HR images into sub-images and make their LR, ready for training. Without arguments: the DIV2K run."""
+"""Extract sub-images and their LR from a folder of HR images. Without arguments: the paper's DIV2K data."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--input", type=Path, default=DIV2K_HR, help="folder of HR images, 8-bit colour")
-    parser.add_argument("--output", type=Path, help="folder to put the results into (default: the parent of --input)")
+    parser.add_argument("--output", type=Path, help="output folder (default: the parent of --input)")
     parser.add_argument("--crop-size", type=int, default=480, help="side of a sub-image in HR pixels")
-    parser.add_argument("--step", type=int, default=240, help="distance of two sub-images in HR pixels")
-    parser.add_argument("--thresh-size", type=int, default=0, help="a rest of at most so many pixels gets no sub-image")
-    parser.add_argument("--scale", type=int, nargs="+", default=[4], help="LR to make, one or several")
+    parser.add_argument("--step", type=int, default=240, help="distance between sub-images in HR pixels")
+    parser.add_argument(
+        "--thresh-size", type=int, default=0, help="leftover of at most this many pixels gets no sub-image"
+    )
+    parser.add_argument("--scale", type=int, nargs="+", default=[4], help="scales of the LR images")
     parser.add_argument(
         "--lr-input",
         type=Path,
         nargs="+",
         default=[],
-        help="cut these LR folders, one a scale, instead of downsampling",
+        help="cut these LR folders, one per scale, instead of downsampling",
     )
     parser.add_argument(
         "--format", choices=["lmdb", "png", "both"], default="lmdb", help="LMDBs, folders of PNG files or both"
     )
     parser.add_argument(
-        "--lmdb", choices=["png", "raw"], default="png", help="records of the LMDBs: BasicSR's, or for PairedRawDataset"
+        "--lmdb", choices=["png", "raw"], default="png", help="record format: png for BasicSR, raw for PairedRawDataset"
     )
     add_job_arguments(parser)
     return parser.parse_args(argv)

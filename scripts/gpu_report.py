@@ -12,8 +12,10 @@ from dp_basicsr.utils.console import data_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: see ``--help``."""
     parser = argparse.ArgumentParser(prog="python -m scripts.gpu_report", description=__doc__)
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny: shows that the report can be made")
-    parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of the report")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="tiny version on the CPU: checks that the report can be made"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="output folder")
     args = parser.parse_args(argv)
     with data_command():
         from scripts.bench.gpu import make_report

@@ -1,4 +1,4 @@
-"""Make the LR images of a test set: cropped to a multiple of the scale, MATLAB's bicubic, same names."""
+"""Create the LR images of a test set: crop to a multiple of the scale, MATLAB's bicubic, same names."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="folder of HR images, e.g. datasets/Set5/GT")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make, e.g. datasets/Set5/LRbicx4")
-    parser.add_argument("--scale", type=int, default=4, help="HR size over LR size")
+    parser.add_argument("--output", type=Path, required=True, help="folder to create, e.g. datasets/Set5/LRbicx4")
+    parser.add_argument("--scale", type=int, default=4, help="HR size divided by LR size")
     add_job_arguments(parser)
     return parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""Write one HTML file that shows a training, its results and its images: no network, no server.
+"""Write one self-contained HTML file that shows a training, its results and its images.
 
 python scripts/make_report.py results/test_ESRGAN_DP_x4
 python scripts/make_report.py experiments/ESRGAN_DP_x4_DIV2K results/test_ESRGAN_DP_x4 --out report.html
@@ -16,7 +16,7 @@ from dp_basicsr.utils.console import require_paths
 
 
 def quality(text: str) -> int | None:
-    """Read ``--quality``."""
+    """Parse ``--quality``."""
     if text in ("auto", "lossless"):
         return None if text == "auto" else LOSSLESS
     if not text.isdecimal() or len(text) > 3 or not 1 <= int(text) <= 100:
@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         type=Path,
         metavar="RUN_OR_EVAL_DIR",
-        help="a training's, a test's or an evaluation's folder",
+        help="folder of a training, a test or an evaluation",
     )
-    parser.add_argument("--out", type=Path, help="the file to write (default: report.html in the last folder)")
-    parser.add_argument("--quality", default="auto", help="of the images: auto, lossless, or WebP's 1 to 100")
+    parser.add_argument("--out", type=Path, help="HTML file to write (default: report.html in the last folder)")
+    parser.add_argument("--quality", default="auto", help="image quality: auto, lossless, or 1 to 100 (WebP)")
     args = parser.parse_args(argv)
     with exit_on_user_error():
         encoding = quality(args.quality)

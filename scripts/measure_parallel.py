@@ -26,7 +26,7 @@ CASES = ((1, 2), (2, 1), (1, 1), (4, 1))
 
 
 def model_options(blocks: int) -> dict[str, Any]:
-    """The paper's ESRGAN-DP on the CPU, with ``blocks`` RRDBs and random perceptual networks."""
+    """Return the paper's ESRGAN-DP on the CPU, with ``blocks`` RRDBs and random perceptual networks."""
     opt = read_options(ROOT / "options/train_esrgan_dp.yml")
     opt |= {"num_gpu": 0, "is_train": True, "dist": False, "rank": 0, "world_size": 1}
     opt["network_g"]["num_block"] = blocks
@@ -68,7 +68,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def measure(processes: int, threads: int, args: argparse.Namespace) -> dict[str, float]:
-    """Start a process group and return the times that it prints."""
+    """Start a process group and return the times it prints."""
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", __file__,
             "--worker", f"--batch={args.batch}", f"--blocks={args.blocks}", f"--steps={args.steps}"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--batch", type=int, default=4, help="mini-batch of all processes together")
     parser.add_argument("--blocks", type=int, default=23, help="RRDBs of the generator; the paper has 23")
-    parser.add_argument("--steps", type=int, default=3, help="steps of each start, after one that does not count")
+    parser.add_argument("--steps", type=int, default=3, help="steps per start, after one warm-up")
     parser.add_argument("--rounds", type=int, default=3, help="starts of each process group")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

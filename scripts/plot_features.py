@@ -1,4 +1,4 @@
-"""Fig. 3: one image as VGG19 (relu3_3) and ResNet-50 (second bottleneck of conv2) see it, in chosen channels."""
+"""Fig. 3: features of VGG19 (relu3_3) and ResNet-50 (second bottleneck of conv2) for one image."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ PAPER_CHANNELS = (1, 64, 256)  # counted from 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("image", type=Path, help="8-bit colour")
-    parser.add_argument("--channels", type=int, nargs="+", default=list(PAPER_CHANNELS), help="counted from 1, to 256")
-    parser.add_argument("--weights", choices=["imagenet", "random"], default="imagenet", help="of both networks")
-    parser.add_argument("--out", type=Path, default=Path("features.png"), help="the picture: .png, .pdf or .svg")
+    parser.add_argument("image", type=Path, help="8-bit colour image")
+    parser.add_argument("--channels", type=int, nargs="+", default=list(PAPER_CHANNELS), help="channels, from 1 to 256")
+    parser.add_argument(
+        "--weights", choices=["imagenet", "random"], default="imagenet", help="weights of both networks"
+    )
+    parser.add_argument("--out", type=Path, default=Path("features.png"), help="picture to write: .png, .pdf or .svg")
     args = parser.parse_args(argv)
     with exit_on_user_error():
         require_paths([args.image], "image")

@@ -1,8 +1,8 @@
-"""Run a study: train what is missing, test on the sets that are there, write the table.
+"""Run a study: train what is missing, test on the available sets, write the table.
 
-Finished runs are skipped and interrupted ones resumed, so the command is simply repeated. Studies: mu (Table 2),
+Finished runs are skipped and interrupted ones resumed, so the command can simply be repeated. Studies: mu (Table 2),
 beta (3), networks (4), correlation (5), comparison (6), ablation (7), and terms (a third loss, not in the paper);
-options/studies/*.yml declare them.
+they are declared in options/studies/*.yml.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("study", choices=NAMES, help="which one")
-    add("--smoke", action="store_true", help="the whole path in minutes: demo data, small random networks; no results")
-    add("--gpus", type=int, help="trainings side by side, one on each GPU; 0: the CPU (default: all GPUs)")
+    add("study", choices=NAMES, help="name of the study")
+    add(
+        "--smoke",
+        action="store_true",
+        help="run everything in minutes with demo data and small random networks; meaningless results",
+    )
+    add("--gpus", type=int, help="number of parallel trainings, one per GPU; 0: the CPU (default: all GPUs)")
     add("--part", type=part, default=(1, 1), metavar="K/N",
-        help="the K-th of N parts of the trainings, for N machines side by side; writes no table")  # fmt: skip
-    add("--dry-run", action="store_true", help="show what would be run and do nothing")
-    add("--retest", action="store_true", help="test again what has been tested, for example with LPIPS now there")
+        help="run the K-th of N parts, for N machines in parallel; writes no table")  # fmt: skip
+    add("--dry-run", action="store_true", help="print the commands without running them")
+    add("--retest", action="store_true", help="repeat tests, for example after installing LPIPS")
     add("--result", action="append", default=[], metavar="NAME=DIR",
         help="published images for a row of `comparison`, as for evaluate.py; may be repeated")  # fmt: skip
     add("--pattern", action="append", default=[], metavar="NAME=PATTERN", help="their file names, as for evaluate.py")
@@ -45,7 +49,7 @@ def part(text: str) -> tuple[int, int]:
 
 
 def given_images(args: argparse.Namespace, study: Study) -> list[Method]:
-    """The published images of the command line."""
+    """Return the published images given on the command line."""
     for text in (*args.result, *args.pattern):
         if "=" not in text:
             raise UserError(f"expected NAME=VALUE, got {text!r}")
@@ -60,14 +64,14 @@ def given_images(args: argparse.Namespace, study: Study) -> list[Method]:
 
 
 def report(failed: Mapping[str, str]) -> int:
-    """Name what has failed and why; returns the exit code."""
+    """Print what failed and why; return the exit code."""
     for name, reason in failed.items():
         print(f"error: {name}: {reason.splitlines()[0]}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def prepare(smoke: Smoke | None) -> None:
-    """Make the demo's data for a smoke run, once."""
+    """Create the demo's data for a smoke run, once."""
     if smoke and not SMOKE_DATA.is_dir():
         from dp_basicsr.studies.demo import prepare_photographs
 
@@ -75,7 +79,7 @@ def prepare(smoke: Smoke | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 1 if a training or a test failed."""
+    """Run the command; return the exit code: 1 if a training or a test failed."""
     args = parse(argv)
     with exit_on_user_error():
         study, smoke = read_study(args.study), read_smoke() if args.smoke else None
@@ -95,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             runner.run(jobs, args.retest)
         except KeyboardInterrupt:
-            print("stopped; the same command goes on from the last saved states", file=sys.stderr)
+            print("stopped; the same command resumes from the last saved states", file=sys.stderr)
             return 130
         if count > 1:
             print(f"part {number} of {count} is done; run_study.py {study.name} writes the table when all are")

@@ -24,7 +24,7 @@ ITERATIONS = 400_000  # paper
 PAPER_BATCH = 16  # paper
 BUCKET_BYTES = 25 * 2**20  # size of DistributedDataParallel's gradient buckets by default
 
-# A sample of the paper's data: a sub-image of 480 x 480 and its LR of 120 x 120, 3 bytes a pixel.
+# A sample of the paper's data: a sub-image of 480 x 480 and its LR of 120 x 120, 3 bytes per pixel.
 RAW_BYTES = 3 * (480**2 + 120**2)
 # DIV2K's 800 training images, about 2.8 million pixels each, are a download of 3.5 GB (datasets/README.md).
 PNG_BYTES = round(RAW_BYTES * 3.5e9 / (800 * 2.8e6 * 3))
@@ -59,15 +59,15 @@ class Machines:
 
 
 def all_reduce_seconds(size: float, gpus: int, rate: float, latency: float) -> float:
-    """Seconds of a ring all-reduce: each process sends 2 (P - 1) / P of the data in 2 (P - 1) messages per bucket."""
+    """Return the seconds of a ring all-reduce: 2 (P - 1) / P of the data in 2 (P - 1) messages per bucket."""
     buckets = math.ceil(size / BUCKET_BYTES)
     return 2 * (gpus - 1) * (size / gpus / rate + buckets * latency)
 
 
 def step_parts(cost: Cost, machines: Machines, gpus: int, pairs: float) -> dict[str, float]:
-    """Seconds of each part of a step.
+    """Return the seconds of each part of a step.
 
-    ``compute``, ``launch`` and ``disk`` overlap; ``network`` is added, since how much of it the backward pass hides
+    ``compute``, ``launch`` and ``disk`` overlap; ``network`` is added, because how much of it the backward pass hides
     depends on the machine.
 
     Args:
@@ -86,17 +86,17 @@ def step_parts(cost: Cost, machines: Machines, gpus: int, pairs: float) -> dict[
 
 
 def step_seconds(parts: dict[str, float]) -> float:
-    """Seconds of a step whose network time is not hidden at all."""
+    """Return the seconds of a step whose network time is not hidden at all."""
     return max(parts["compute"], parts["launch"], parts["disk"]) + parts["network"]
 
 
 def run_hours(seconds: float, iterations: int = ITERATIONS) -> float:
-    """Hours of a run, from the seconds of a step."""
+    """Return the hours of a run from the seconds of a step."""
     return iterations * seconds / 3600
 
 
 def bound_by(parts: dict[str, float]) -> str:
-    """The part that takes most of a step."""
+    """Return the part that takes most of a step."""
     return max(parts, key=lambda name: parts[name])
 
 
@@ -107,7 +107,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def cost_tables(cost: Cost) -> str:
-    """Tables of the operations for a pair and of the bytes of a step."""
+    """Format tables of the operations per pair and of the bytes per step."""
     networks = (("G", cost.generator, 3), ("D", cost.discriminator, 7), ("VGG and ResNet", cost.perceptual, 3))
     rows = [(name, f"{one / 1e9:.1f}", times, f"{times * one / 1e9:.1f}") for name, one, times in networks]
     operations = table(
@@ -121,19 +121,19 @@ def cost_tables(cost: Cost) -> str:
         (f"samples of a mini-batch of {PAPER_BATCH}, raw records", PAPER_BATCH * RAW_BYTES),
         (f"pages that {PAPER_BATCH} crops touch of raw records", PAPER_BATCH * CROP_BYTES),
     )
-    calls = f"A step gives the device {cost.operations:,} operations, whatever the mini-batch."
+    calls = f"A step launches {cost.operations:,} operations on the device, whatever the mini-batch."
     megabytes = table(("what", "MB"), [(what, f"{size / 1e6:.1f}") for what, size in sizes])
     return f"{operations}\n\n{calls}\n\n{megabytes}"
 
 
 def run_table(cost: Cost, machines: Machines) -> str:
-    """Hours of a run on each number of GPUs, with the paper's mini-batch in all and with as many pairs per GPU."""
+    """Format the hours of a run by number of GPUs, with the paper's total mini-batch and with as many pairs per GPU."""
     rows = []
     for gpus in GPUS:
         row: list[object] = [gpus]
         for pairs in (PAPER_BATCH, PAPER_BATCH * gpus):
             if pairs < gpus:
-                row += ["n/a", "a GPU without a pair"]
+                row += ["n/a", "fewer pairs than GPUs"]
                 continue
             parts = step_parts(cost, machines, gpus, pairs)
             row += [f"{run_hours(step_seconds(parts)):.1f}", bound_by(parts)]
@@ -143,7 +143,7 @@ def run_table(cost: Cost, machines: Machines) -> str:
 
 
 def feed_table(cost: Cost, rates: Sequence[float]) -> str:
-    """What storage and CPU cores must deliver so that a GPU never waits."""
+    """Format what storage and CPU cores must deliver so that a GPU never waits."""
     rows = []
     for rate in rates:
         pairs = rate / cost.flop

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from dp_basicsr.utils.console import data_command
 
-# Modules of this package; the `measure` of each returns tables.
+# Modules of this package; each has a `measure` that returns tables.
 PARTS = ("step", "operations", "profiling", "data", "validation", "inference")
-BY_NAME = ("soak",)  # only when named
+BY_NAME = ("soak",)  # only if requested
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -24,18 +24,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all), {', '.join(BY_NAME)}"
     )
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds; at most 3 for batch 16 and validation")
+    parser.add_argument("--batch", type=int, nargs="+", default=[4, 16], help="pairs per training step")
+    parser.add_argument("--compile", action="store_true", help="also time a compiled step (many minutes on a CPU)")
+    parser.add_argument("--minutes", type=float, default=30, help="duration of each of the two soak runs")
+    parser.add_argument("--quick", action="store_true", help="tiny networks: only checks that everything runs")
     parser.add_argument(
-        "--rounds", type=int, default=5, help="rounds that count; at most 3 for batch 16 and validation"
+        "--out", type=Path, default=Path("results/bench"), help="output folder of bench.md and bench.json"
     )
-    parser.add_argument("--batch", type=int, nargs="+", default=[4, 16], help="pairs in a training step")
-    parser.add_argument("--compile", action="store_true", help="also time a compiled step: many minutes more on a CPU")
-    parser.add_argument("--minutes", type=float, default=30, help="of each of the two runs of soak")
-    parser.add_argument("--quick", action="store_true", help="tiny networks: shows that it runs, measures nothing")
-    parser.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for bench.md and bench.json")
     args = parser.parse_args(argv)
     unknown = [part for part in args.parts if part not in PARTS + BY_NAME]
     if unknown:
-        parser.error(f"expected parts out of {', '.join(PARTS + BY_NAME)}, got {', '.join(unknown)}")
+        parser.error(f"expected parts from {', '.join(PARTS + BY_NAME)}, got {', '.join(unknown)}")
     if args.rounds < 1 or min(args.batch) < 2:
         parser.error("expected --rounds of at least 1 and --batch of at least 2 (D has batch-norm)")
     return args

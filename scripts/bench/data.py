@@ -1,4 +1,4 @@
-"""Compare the data path with BasicSR's, per core: training samples, and preparation with its three steps."""
+"""Compare the data path with BasicSR's, per core: training samples, and the preparation in three steps."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def one_thread() -> Iterator[None]:
 
 
 def core_seconds(work: Work) -> float:
-    """CPU seconds of ``work``, including those of the child processes that it waits for.
+    """Return the CPU seconds of ``work``, including child processes that it waits for.
 
-    Other load on the machine hardly changes them, nor does the number of workers.
+    Other load on the machine and the number of workers hardly affect them.
     """
 
     def taken() -> float:
@@ -70,7 +70,7 @@ def core_seconds(work: Work) -> float:
 
 
 def cores_in_turns(candidates: Mapping[str, Work], rounds: int) -> dict[str, list[float]]:
-    """``core_seconds`` of each candidate in each round, after one that does not count."""
+    """Return ``core_seconds`` of each candidate in each round, after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds + 1):
         for name, work in candidates.items():
@@ -79,7 +79,7 @@ def cores_in_turns(candidates: Mapping[str, Work], rounds: int) -> dict[str, lis
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """Write noise at all scales, stronger at larger ones: PNG compresses it like a photograph (to 0.6)."""
+    """Write noise at all scales, stronger at larger ones, which PNG compresses like a photograph (to 0.6)."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     height, width = size
@@ -92,7 +92,7 @@ def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 
 def basicsr_steps(hr: Path, window: Window, output: Path) -> None:
-    """Extract PNG sub-images, downsample them to PNG files, pack both: BasicSR's scripts, with its functions."""
+    """Extract PNG sub-images, downsample them to PNG files and pack both, as BasicSR's scripts do."""
     folders = {name: output / name for name in ("HR_sub", "LR_bicubic_X4_sub")}
     for folder in folders.values():
         folder.mkdir(parents=True)
@@ -113,7 +113,7 @@ def basicsr_steps(hr: Path, window: Window, output: Path) -> None:
 
 
 def our_step(hr: Path, window: Window, form: str, output: Path) -> None:
-    """Run our command, which does all of it; its start and its worker's count."""
+    """Run our command, which does all steps; includes its start and its worker."""
     sizes = ["--crop-size", str(window.crop), "--step", str(window.step), "--workers", "1", "--lmdb", form]
     command = [sys.executable, str(ROOT / "scripts/extract_subimages.py"), "--input", str(hr), "--output", str(output)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -121,24 +121,24 @@ def our_step(hr: Path, window: Window, form: str, output: Path) -> None:
 
 
 def anew(work: Callable[[Path], None], output: Path) -> None:
-    """Run ``work`` on an ``output`` that does not exist yet."""
+    """Delete ``output`` and run ``work``."""
     shutil.rmtree(output, ignore_errors=True)
     work(output)
 
 
 def pixels(place: Path) -> list[NDArray[np.uint8]]:
-    """All images of a folder or LMDB, in the order of their names."""
+    """Read all images of a folder or LMDB, ordered by name."""
     return [source.read() for source in find_sources(place)]
 
 
 def largest_difference(first: Path, second: Path) -> int:
-    """The largest difference between the pixels of two folders or LMDBs of the same images."""
+    """Return the largest pixel difference between two folders or LMDBs of the same images."""
     pairs = zip(pixels(first), pixels(second), strict=True)
     return max(int(np.abs(one.astype(int) - other).max()) for one, other in pairs)
 
 
 def measure_preparation(settings: Settings, root: Path, window: Window) -> Table:
-    """Time the way from HR images to LMDBs of sub-images and their LR; the outputs stay in ``root``."""
+    """Time the preparation from HR images to LMDBs of sub-images and their LR; the outputs stay in ``root``."""
     count, size = (2, (96, 128)) if settings.quick else (4, (1356, 2040))
     write_photographs(root / "HR", count, size)
     works = {BASICSR: partial(basicsr_steps, root / "HR", window)}
@@ -152,14 +152,14 @@ def measure_preparation(settings: Settings, root: Path, window: Window) -> Table
     )
     tiles = len(find_sources(outputs[BASICSR] / "HR_sub.lmdb"))
     note = (
-        f"Core seconds; {count} images of {size[1]} x {size[0]}, {tiles} sub-images. Against BasicSR's pixels, HR "
-        f"differ by at most {hr}, LR by {lr} (rounded twice, as MATLAB does)."
+        f"Core seconds; {count} images of {size[1]} x {size[0]}, {tiles} sub-images. Differences from BasicSR: HR "
+        f"at most {hr}, LR {lr} (rounded twice, like MATLAB)."
     )
     return compare("Preparation: sub-images, LR x4 and LMDBs, per core", seconds, None, note)
 
 
 def measure_loader(settings: Settings, root: Path) -> Table:
-    """Time a sample, a 128 px crop of a sub-image, from the LMDBs that the preparation left in ``root``."""
+    """Time loading a sample, a 128 px crop of a sub-image, from the LMDBs in ``root``."""
     gt_size = 32 if settings.quick else 128
     kinds = ("PairedImageDataset", "PairedImageDataset", "PairedRawDataset")
     theirs, png, raw = (dataset(kind, root / name, gt_size) for kind, name in zip(kinds, FOLDERS, strict=True))
@@ -170,7 +170,7 @@ def measure_loader(settings: Settings, root: Path) -> Table:
         "PairedImageDataset, as train.py seeds it": partial(seeded_sample, SeededDataset(theirs, 0)),
         "PairedRawDataset, as train.py seeds it": partial(seeded_sample, SeededDataset(raw, 0)),
     }
-    # A raw sample is so fast that a single pass over the set would be dominated by noise.
+    # Raw samples are so fast that noise would dominate a single pass over the set.
     times = {name: RAW_ROUNDS if name.startswith("PairedRaw") else 1 for name in samples}
     rounds = cores_in_turns(
         {name: partial(take, sample, times[name] * list(places)) for name, sample in samples.items()}, settings.rounds
@@ -178,12 +178,12 @@ def measure_loader(settings: Settings, root: Path) -> Table:
     seconds = {name: [taken / times[name] / len(raw) for taken in rounds[name]] for name in samples}
     both = SeededDataset(png, 0), SeededDataset(raw, 0)
     same = all(equal(seeded_sample(both[0], place), seeded_sample(both[1], place)) for place in places)
-    note = f"Core seconds a sample, {len(raw)} sub-images; samples {'equal bit for bit' if same else 'DIFFER'}."
+    note = f"Core seconds per sample, {len(raw)} sub-images; samples {'bit-identical' if same else 'DIFFER'}."
     return compare(f"Loader: {gt_size} px crop of a sub-image, per core", seconds, None, note)
 
 
 def dataset(kind: str, root: Path, gt_size: int) -> Any:
-    """A training set on the LMDBs in ``root``."""
+    """Build a training set on the LMDBs in ``root``."""
     return build_dataset(
         {
             "name": kind, "type": kind, "phase": "train", "scale": SCALE, "gt_size": gt_size,
@@ -194,7 +194,7 @@ def dataset(kind: str, root: Path, gt_size: int) -> Any:
 
 
 def seeded_sample(seeded: SeededDataset, place: int) -> dict[str, Any]:
-    """The sample of image ``place`` at this place of the first epoch."""
+    """Return the sample of image ``place`` at this position of the first epoch."""
     return seeded[0, place, place]
 
 
@@ -205,12 +205,12 @@ def take(sample: Callable[[int], Any], places: Sequence[int]) -> None:
 
 
 def equal(png: dict[str, Any], raw: dict[str, Any]) -> bool:
-    """Whether BasicSR's float32 and our uint8 samples hold the same pixels, bit for bit."""
+    """Whether BasicSR's float32 and our uint8 samples have the same pixels, bit for bit."""
     return all(torch.equal(png[name], raw[name].float() / 255) for name in ("lq", "gt"))
 
 
 def measure(settings: Settings) -> list[Table]:
-    """Tables of the preparation and of the loader, on generated images."""
+    """Measure the preparation and the loader on generated images."""
     window = Window(48, 24) if settings.quick else Window()
     with tempfile.TemporaryDirectory() as name, one_thread():
         return [measure_preparation(settings, Path(name), window), measure_loader(settings, Path(name))]

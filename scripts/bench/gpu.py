@@ -1,4 +1,4 @@
-"""The report of scripts/gpu_report.py: tests, bit-exact resume, a run, and the parts of the benchmark."""
+"""Report of scripts/gpu_report.py: tests, bit-exact resume, a run, and parts of the benchmark."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from scripts.bench.measure import ROOT, Settings, Table
 from scripts.bench.report import machine, markdown, write
 from scripts.bench.soak import NETWORKS, prepare, train_command
 
-# With --rehearse: one file of tests, few iterations, tiny networks.
+# For --rehearse: one test file, few iterations, tiny networks.
 REHEARSED_TESTS, REHEARSED_ITERATIONS = "tests/archs/test_rrdbnet_dp_arch.py", 6
 ITERATIONS = 200
 
-# Of the benchmark.
+# Parts of the benchmark.
 PARTS = (step, operations, data, validation, inference)
 
 
@@ -34,20 +34,20 @@ def make_report(rehearse: bool, out: Path) -> None:
     """Print the report and write ``report.md`` and ``report.json`` into ``out``.
 
     Raises:
-        UserError: There is no CUDA GPU, and it is no rehearsal.
+        UserError: There is no CUDA GPU, and ``rehearse`` is false.
     """
     if not torch.cuda.is_available() and not rehearse:
-        raise UserError("expected a CUDA GPU, got none that torch can use; --rehearse runs what a CPU can run, tiny")
+        raise UserError("expected a CUDA GPU, got none that torch can use; --rehearse runs a tiny version on the CPU")
     tables = report(rehearse)
     where = machine() | {"CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
     if rehearse:
-        where["REHEARSAL"] = "no figure here means anything"
+        where["REHEARSAL"] = "the figures are meaningless"
     print(markdown(where, tables))
     write(where, tables, out, "report")
 
 
 def report(rehearse: bool) -> list[Table]:
-    """All tables: tests, bit-exact resume, a run, and the parts of the benchmark."""
+    """Return all tables: tests, bit-exact resume, a run, and parts of the benchmark."""
     settings = Settings(quick=True, rounds=1, batches=(2,)) if rehearse else Settings(compile=True)
     sections: list[Callable[[], list[Table]]] = [
         lambda: [suite(REHEARSED_TESTS if rehearse else "tests")],
@@ -65,7 +65,7 @@ def report(rehearse: bool) -> list[Table]:
 
 
 def suite(tests: str) -> Table:
-    """Run the tests; how they ended, for those of the CPU, of the GPU, and of neither."""
+    """Run the tests; count the outcomes of those for the CPU, for the GPU, and for neither."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pytest", "-q", tests, f"--junitxml={folder}/tests.xml"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -95,14 +95,14 @@ def train(
 
 
 def finish(run: subprocess.Popen[str]) -> None:
-    """Wait for a training, which must succeed."""
+    """Wait for a training; raise a UserError if it fails."""
     _, said = run.communicate()
     if run.returncode != 0:
         raise UserError(f"the training ended with {run.returncode}: {said[-500:]}")
 
 
 def resume(rehearse: bool) -> Table:
-    """Train with ``deterministic: true`` at a stretch, and in two halves: the weights have the same bits or not."""
+    """Train with ``deterministic: true`` in one run and in two halves, and compare the weights bit for bit."""
     total = REHEARSED_ITERATIONS if rehearse else 60
     common = ["deterministic=true", f"logger:save_checkpoint_freq={total // 2}", "logger:print_freq=1"]
     common += ["logger:use_tb_logger=false", f"train:scheduler:milestones=[{total}]"]
@@ -118,12 +118,12 @@ def resume(rehearse: bool) -> Table:
             one, other = (load(file, "network") for file in files)
             same = all(torch.equal(one[key][name], other[key][name]) for key in one for name in one[key])
             figures[net] = {"same_bits": same}
-            rows.append((net, "the same bits" if same else "DIFFERENT"))
+            rows.append((net, "bit-identical" if same else "DIFFERENT"))
     return Table(f"Resumed after {total // 2} of {total} iterations", ("network", "weights"), rows, figures)
 
 
 def run(rehearse: bool) -> Table:
-    """Train as the paper does; time of an iteration, and shares of it waiting for data and with an idle GPU."""
+    """Train as in the paper; measure an iteration, and the shares of waiting for data and of an idle GPU."""
 
     total = REHEARSED_ITERATIONS if rehearse else ITERATIONS
     options = "train_demo.yml" if rehearse else "train_esrgan_dp.yml"
@@ -138,7 +138,7 @@ def run(rehearse: bool) -> Table:
         finish(training)
         log = next(folder.glob("experiments/run/*.log")).read_text()
     seconds, waiting = (float(one) for one in re.findall(r"time \(data\): ([\d.]+) \(([\d.]+)\)", log)[-1])
-    idle = f"{1 - sum(busy) / len(busy):.0%}" if busy else "not known"
+    idle = f"{1 - sum(busy) / len(busy):.0%}" if busy else "unknown"
     rows = [("an iteration", f"{seconds:.3f} s"), ("the loop waits for data", f"{waiting / seconds:.0%}")]
     rows.append(("the GPU waits for work", idle))
     figures = {"seconds": seconds, "data_seconds": waiting, "gpu_busy": busy}
@@ -146,7 +146,7 @@ def run(rehearse: bool) -> Table:
 
 
 def watch_gpu(training: subprocess.Popen[str], folder: Path) -> list[float]:
-    """The shares of time in which the GPU computes, from 0 to 1, once a second from the first line of the log on."""
+    """Return the GPU utilisation, from 0 to 1, once per second from the first log line on."""
     query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--id=0"]
     shares: list[float] = []
     while training.poll() is None:
@@ -154,7 +154,7 @@ def watch_gpu(training: subprocess.Popen[str], folder: Path) -> list[float]:
         if logs and "iter:" in logs[0].read_text().partition("Start training")[2]:
             try:
                 shares.append(float(subprocess.run(query, capture_output=True, text=True, check=True).stdout) / 100)
-            except FileNotFoundError:  # no NVIDIA driver: a rehearsal
+            except FileNotFoundError:  # no NVIDIA driver in a rehearsal
                 return shares
         time.sleep(1)
     return shares

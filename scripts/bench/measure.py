@@ -1,4 +1,4 @@
-"""Time candidates in turns, with the device's work included, and measure their peak memory."""
+"""Time candidates in turns, including the device's work, and measure their peak memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Rounds that do not count: cuDNN chooses its kernels in the first ones.
+# Warm-up rounds, in which cuDNN chooses its kernels.
 WARM_UP = 3 if torch.cuda.is_available() else 1
 
 Work = Callable[[], object]
@@ -27,16 +27,16 @@ Work = Callable[[], object]
 class Settings:
     """Settings of the command line."""
 
-    quick: bool = False  # tiny networks and images: shows that everything runs, the figures mean nothing
+    quick: bool = False  # tiny networks and images: checks that everything runs; meaningless figures
     rounds: int = 5
     batches: tuple[int, ...] = (4, 16)
-    compile: bool = False  # also torch.compile, whose first step takes many minutes on a CPU
+    compile: bool = False  # include torch.compile, whose first step takes many minutes on a CPU
     minutes: float = 30  # of each run of `soak`
 
 
 @dataclass(frozen=True)
 class Table:
-    """Results of a benchmark: formatted cells, and the figures behind them."""
+    """Results of a benchmark: formatted cells, and the figures they show."""
 
     title: str
     header: tuple[str, ...]
@@ -48,13 +48,13 @@ class Table:
 def in_turns(
     candidates: Mapping[str, Any], rounds: int, timer: Callable[[Any], float] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round, after the warm-up rounds.
+    """Return the seconds of each candidate in each round, after the warm-up rounds.
 
-    Every round runs all candidates and starts with another one, so that other load on the machine affects all alike.
+    Every round runs all candidates, starting with a different one, so that other load on the machine affects all alike.
 
     Args:
         candidates: Work for the timer, by name.
-        rounds: Number of rounds that count.
+        rounds: Number of measured rounds.
         timer: Does the work and returns its seconds; default: ``seconds_of``.
     """
     timer = timer or seconds_of
@@ -70,7 +70,7 @@ def in_turns(
 
 
 def seconds_of(work: Work) -> float:
-    """Seconds until ``work``, and what it has queued on the GPU, is done."""
+    """Return the seconds until ``work``, including what it has queued on the GPU, is done."""
     if not torch.cuda.is_available():
         start = time.perf_counter()
         work()
@@ -85,7 +85,7 @@ def seconds_of(work: Work) -> float:
 
 
 def seconds_in_a_row(work: Work, times: int) -> float:
-    """Seconds of each ``work`` in a row of ``times``, after one that does not count."""
+    """Return the seconds per ``work``, repeated ``times`` times after one warm-up."""
     work()
     return seconds_of(lambda: [work() for _ in range(times)]) / times
 
@@ -93,12 +93,12 @@ def seconds_in_a_row(work: Work, times: int) -> float:
 def compare(
     title: str, seconds: Mapping[str, Sequence[float]], memory: Mapping[str, float] | None = None, note: str = ""
 ) -> Table:
-    """Compare candidates: median, ratio to the first one round by round (median, smallest, largest), peak MB.
+    """Compare candidates: median, ratio to the first one per round (median, smallest, largest), peak MB.
 
     Args:
         title: Title of the table.
         seconds: From ``in_turns``; the first candidate is the reference.
-        memory: From ``peak_memory``, for any of the candidates.
+        memory: From ``peak_memory``, for some or all candidates.
         note: Printed below the table.
     """
     memory = memory or {}
@@ -118,9 +118,9 @@ def compare(
 
 
 def peak_memory(module: str, *arguments: str) -> float:
-    """Peak memory in MB of ``python -m scripts.bench.<module> <arguments>``, which prints ``own_peak`` at its end.
+    """Return the peak memory in MB of ``python -m scripts.bench.<module> <arguments>``, which prints ``own_peak``.
 
-    A process reports its peak since it started, so each candidate needs its own.
+    A process reports its peak since its start, so each candidate needs its own process.
     """
     command = [sys.executable, "-m", f"scripts.bench.{module}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
@@ -130,10 +130,10 @@ def peak_memory(module: str, *arguments: str) -> float:
 
 
 def own_peak() -> float:
-    """Peak memory of this process in MB: the GPU's if there is one, otherwise its RAM."""
+    """Return the peak memory of this process in MB: the GPU's if there is one, otherwise its RAM."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     status = Path("/proc/self/status")
-    if status.exists():  # on Linux, getrusage reports the parent's peak to a child
+    if status.exists():  # on Linux, getrusage of a child includes the parent's peak
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[0]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS: bytes

@@ -1,4 +1,4 @@
-"""Count the operations of a step, measure this machine's rate, and compute the limit that follows."""
+"""Count the operations of a step, measure this machine's rate, and compute the resulting limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.bench.step import BASICSR, OURS, builders, step_of
 
 
 class Counter(TorchDispatchMode):
-    """Count the operations of convolutions and matrix products, two for a multiply-add.
+    """Count the operations of convolutions and matrix products, two per multiply-add.
 
     torch's FlopCounterMode also tracks modules, and its hooks fail on the step's ``autograd.grad``.
     """
@@ -33,14 +33,14 @@ class Counter(TorchDispatchMode):
 
 
 def operations_of(work: Work) -> float:
-    """GFLOP of the convolutions and matrix products in ``work``, which are nearly all of it."""
+    """Return the GFLOP of the convolutions and matrix products in ``work``, nearly all of its operations."""
     with Counter() as counter:
         work()
     return counter.total / 1e9
 
 
 def passes(net: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
-    """GFLOP of a network on an image of ``shape``: forward, gradient to the image, gradient to the weights."""
+    """Return a network's GFLOP on an image of ``shape``: forward, gradient to the image, gradient to the weights."""
     image = torch.rand(shape, device=next(net.parameters()).device)
     weights = [weight for weight in net.parameters() if weight.requires_grad]
 
@@ -65,7 +65,7 @@ def passes(net: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
 
 
 def networks(settings: Settings) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    """Every network of the step with the shape of its input."""
+    """Return every network of the step with the shape of its input."""
     model = builders(settings.quick)[OURS]()
     low, high = (1, 3, 32, 32), (1, 3, 128, 128)
     loss = model.cri_perceptual
@@ -78,22 +78,22 @@ def networks(settings: Settings) -> dict[str, tuple[nn.Module, tuple[int, ...]]]
 
 
 def count(settings: Settings) -> tuple[Table, dict[str, float]]:
-    """GFLOP for a pair: of each network's passes, and of both steps."""
+    """Count the GFLOP per pair of each network's passes and of both steps."""
     columns = ("forward", "to the image", "to the weights")
     found = {name: passes(*network) for name, network in networks(settings).items()}
     rows = [(name, *(f"{one[key]:.1f}" if key in one else "" for key in columns)) for name, one in found.items()]
     # D's batch-norm needs more than one image.
     steps = {name: operations_of(step_of(builders(settings.quick)[name](), 2)) / 2 for name in (BASICSR, OURS)}
-    note = "; ".join(f"{name}: {total:.1f} GFLOP a pair" for name, total in steps.items())
+    note = "; ".join(f"{name}: {total:.1f} GFLOP per pair" for name, total in steps.items())
     table = Table(
-        "Operations, GFLOP for a pair of 32 x 32 and 128 x 128 pixels, two for a multiply-add",
+        "Operations, GFLOP per pair of 32 x 32 and 128 x 128 pixels, two per multiply-add",
         ("network", *columns), rows, {"networks": found, "steps": steps}, note,
     )  # fmt: skip
     return table, steps
 
 
 def rates(settings: Settings) -> dict[str, float]:
-    """Best GFLOP/s of this machine in a large float32 matrix product and in G's convolutions."""
+    """Measure this machine's best GFLOP/s in a large float32 matrix product and in G's convolutions."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size, batch = (256, 1) if settings.quick else (3072, 4)
     left, right = (torch.rand(size, size, device=device) for _ in range(2))
@@ -106,7 +106,7 @@ def rates(settings: Settings) -> dict[str, float]:
 
 
 def measure(settings: Settings) -> list[Table]:
-    """Tables of the operations and of the shortest possible step at this machine's rate."""
+    """Measure the operations, and the shortest possible step at this machine's rate."""
     table, steps = count(settings)
     found = rates(settings)
     rows = [

@@ -8,12 +8,12 @@ from torch.profiler import ProfilerActivity, profile
 from scripts.bench.measure import Settings, Table
 from scripts.bench.step import OURS, builders, step_of
 
-# Operators in the table; one more line sums up the others.
+# Operators in the table; the rest is summed in one more line.
 SHOWN = 12
 
 
 def measure(settings: Settings) -> list[Table]:
-    """The share of each operator's own time in a step."""
+    """Measure each operator's share of a step's time."""
     step = step_of(builders(settings.quick)[OURS](), settings.batches[0])
     step()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])

@@ -1,4 +1,4 @@
-"""What the benchmark prints and writes: the same tables as Markdown and as JSON, with the machine named."""
+"""Format the benchmark's tables as Markdown and JSON, with a description of the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scripts.bench.measure import Table
 
 
 def machine() -> dict[str, str]:
-    """The hardware and versions that the figures depend on."""
+    """Return the hardware and versions that the figures depend on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "CPU": cpu_name(),
@@ -32,7 +32,7 @@ def machine() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """Name of the processor."""
+    """Return the name of the processor."""
     info = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8")) if info.exists() else None
     return named[1] if named else platform.processor() or platform.machine()

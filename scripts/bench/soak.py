@@ -1,4 +1,4 @@
-"""Train for minutes, and fit the slope of what must not grow: memory, file descriptors, threads, time per iteration."""
+"""Train for minutes and fit the slope of what must not grow: memory, file descriptors, threads, iteration time."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from scripts.bench.data import our_step, write_photographs
 from scripts.bench.measure import ROOT, Settings, Table
 from scripts.bench.validation import write_pairs
 
-# Kinds of records and the dataset that reads them.
+# Record format -> the dataset that reads it.
 FORMS = {"raw": "PairedRawDataset", "png": "PairedImageDataset"}
 
-# Iterations between two validations and between two checkpoints, and between two lines of the log.
+# Iterations between validations and checkpoints, and between log lines.
 EVERY, LINE = 200, 10
 
-# Small networks, so that minutes are thousands of iterations.
+# Small networks, for thousands of iterations in minutes.
 NETWORKS = (
     "network_g={type: RRDBNetDP, scale: 4, num_feat: 8, num_block: 1, num_grow_ch: 4}",
     "network_d={type: UNetDiscriminatorSN, num_in_ch: 3, num_feat: 4}",
@@ -42,7 +42,7 @@ UNITS = {"memory": "MB", "file descriptors": "", "threads": "", "iteration": "ms
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at a run: process and loader workers together."""
+    """One measurement of a run: process and loader workers together."""
 
     seconds: float
     iteration: int
@@ -52,19 +52,19 @@ class Sample:
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """A process and all below it."""
+    """Yield the ids of a process and all its descendants."""
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread has just ended
             for child in children.read_text().split():
                 yield from descendants(int(child))
 
 
 def look(pid: int, log: Path) -> Sample:
-    """Read what the system says of a run, and its iteration from its log."""
+    """Read a run's resource usage from the system and its iteration from its log."""
     memory, descriptors, threads = 0, 0, 0
     for one in descendants(pid):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):  # a worker that has just ended
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):  # a worker has just ended
             status = Path(f"/proc/{one}/status").read_text(encoding="utf-8")
             memory += int(re.findall(r"RssAnon:\s+(\d+)", status)[0])
             threads += int(re.findall(r"Threads:\s+(\d+)", status)[0])
@@ -74,7 +74,7 @@ def look(pid: int, log: Path) -> Sample:
 
 
 def prepare(folder: Path, form: str) -> list[str]:
-    """Write training LMDBs of ``form`` and validation pairs into ``folder``; returns the overrides that read them."""
+    """Write training LMDBs of ``form`` and validation pairs into ``folder``; return the overrides that use them."""
     if not (folder / "HR").exists():
         write_pairs(folder, [(24, 32), (32, 24)])
         write_photographs(folder / "HR", 2, (240, 320))
@@ -86,16 +86,16 @@ def prepare(folder: Path, form: str) -> list[str]:
 
 
 def train_command(*overrides: str, options: str = "train_demo.yml") -> list[str]:
-    """The command that trains by a shipped option file with overrides."""
+    """Return the command that trains with a shipped option file and overrides."""
     return [sys.executable, str(ROOT / "dp_basicsr/train.py"), "-opt", str(ROOT / "options" / options), "--force_yml",
             *overrides]  # fmt: skip
 
 
 def watch(folder: Path, form: str, data: list[str], minutes: float) -> list[Sample]:
-    """Train for ``minutes`` after the first validation and checkpoint, and look 200 times, or once a second.
+    """Train for ``minutes`` after the first validation and checkpoint, sampling 200 times, or once per second.
 
     Raises:
-        RuntimeError: The run does not start, or does not end as one that is stopped.
+        RuntimeError: The run does not start, or does not stop as expected.
     """
     often = [f"val:val_freq={EVERY}", f"logger:save_checkpoint_freq={EVERY}", f"logger:print_freq={LINE}",
              "logger:keep_last=2", "train:total_iter=1000000000", f"name=soak_{form}"]  # fmt: skip
@@ -116,17 +116,17 @@ def watch(folder: Path, form: str, data: list[str], minutes: float) -> list[Samp
             run.kill()
         if code != EXIT_RETRY or len(samples) < 3:
             output.seek(0)
-            raise RuntimeError(f"the run ended with {code} after {len(samples)} looks:\n{output.read()[-2000:]}")
+            raise RuntimeError(f"the run ended with {code} after {len(samples)} samples:\n{output.read()[-2000:]}")
     return samples
 
 
 def slopes(samples: list[Sample]) -> dict[str, tuple[float, float, float]]:
-    """For each quantity: its start, its end, and its slope per 1000 iterations, by least squares.
+    """Return the start, the end and the slope per 1000 iterations of each quantity, by least squares.
 
-    The slope is that of the second half: workers that start anew after the first epoch take a little more, once.
+    The slope is that of the second half, because workers restarted after the first epoch take a little more, once.
     """
     seconds, iterations, *quantities = np.array([astuple(sample) for sample in samples], dtype=float).T
-    moves = np.flatnonzero(np.diff(iterations, prepend=-1))  # looks that found a new line of the log
+    moves = np.flatnonzero(np.diff(iterations, prepend=-1))  # samples with a new log line
     seconds, iterations = seconds[moves], iterations[moves]
     series = [quantity[moves] for quantity in quantities]
     series.append(1000 * np.diff(seconds, prepend=np.nan) / np.diff(iterations, prepend=np.nan))
@@ -141,7 +141,7 @@ def slopes(samples: list[Sample]) -> dict[str, tuple[float, float, float]]:
 
 
 def measure(settings: Settings) -> list[Table]:
-    """A table for each kind of records."""
+    """Return one table per record format."""
     tables = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""Compare our training step, with both perceptual networks, with BasicSR's ESRGAN step with VGG19 alone."""
+"""Compare our training step, with both perceptual networks, with BasicSR's ESRGAN step with VGG19 only."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from scripts.bench.measure import ROOT, Settings, Table, Work, compare, in_turns
 BASICSR = "BasicSR's ESRGANModel, VGG19"
 OURS = "ESRGANDPModel, VGG19 + ResNet-50"
 
-# A turn has several steps in a row, as a run: the first after a rest is slower, and does not count.
+# A turn has several consecutive steps, like a run; the first one after a pause is slower and is not measured.
 STEPS_IN_A_TURN = 20 if torch.cuda.is_available() else 2
 
 COMPILED = "compile: true"
 TOGETHER = "amp: bf16, compile: true"
 GIVEN_BACK = "freed memory given back"
 
-# Ours with one change each in `train:`; optimisations that are the default are switched off.
+# Ours with one change each in `train:`; default optimisations are switched off.
 VARIANTS: dict[str, dict[str, Any]] = {
     OURS: {},
     "channels_last: false": {"channels_last": False},
@@ -57,12 +57,12 @@ QUICK_LOSS = {
 
 
 def options(quick: bool, **changes: Any) -> dict[str, Any]:
-    """The paper's networks and losses for one process without data; ``changes`` go into ``train:``."""
+    """Return the paper's networks and losses for one process without data; ``changes`` are applied to ``train:``."""
     opt = read_options(ROOT / "options/train_esrgan_dp.yml")
     gpus = min(torch.cuda.device_count(), 1)
     opt |= {"num_gpu": gpus, "dist": False, "rank": 0, "world_size": 1, "is_train": True}
     train = opt["train"]
-    train["perceptual_opt"] |= {"vgg_weights": "random", "resnet_weights": "random"}  # as fast as ImageNet's
+    train["perceptual_opt"] |= {"vgg_weights": "random", "resnet_weights": "random"}  # as fast as ImageNet weights
     if quick:
         train["perceptual_opt"] |= QUICK_LOSS
         for name, size in QUICK_NETWORKS.items():
@@ -73,9 +73,9 @@ def options(quick: bool, **changes: Any) -> dict[str, Any]:
 
 
 def basicsr_model(quick: bool) -> Any:
-    """BasicSR's ESRGANModel with its PerceptualLoss (VGG19 conv5_4), randomly initialised like ours."""
+    """Build BasicSR's ESRGANModel with its PerceptualLoss (VGG19 conv5_4), randomly initialised like ours."""
     opt = options(quick) | {"model_type": "ESRGANModel"}
-    del opt["train"]["gan_opt"]["sync_mean"]  # ours
+    del opt["train"]["gan_opt"]["sync_mean"]  # an option of ours
     if quick:  # VGG19 alone takes seconds to build
         opt["train"]["perceptual_opt"] = None
         return build_model(opt)
@@ -89,18 +89,18 @@ def basicsr_model(quick: bool) -> Any:
 
 
 def builders(quick: bool) -> Mapping[str, Callable[[], Any]]:
-    """Functions that build the model of each candidate, by name; BasicSR's first."""
+    """Return functions that build the model of each candidate, by name; BasicSR's first."""
     ours = {name: partial(build_ours, quick, changes) for name, changes in VARIANTS.items()}
     return {BASICSR: partial(basicsr_model, quick), **ours, "batch-norm not folded": partial(build_unfolded, quick)}
 
 
 def build_ours(quick: bool, changes: dict[str, Any]) -> Any:
-    """ESRGANDPModel with ``changes`` in ``train:``."""
+    """Build ESRGANDPModel with ``changes`` in ``train:``."""
     return build_model(options(quick, **changes))
 
 
 def build_unfolded(quick: bool) -> Any:
-    """ESRGANDPModel whose ResNet keeps its batch-norms separate from its convolutions."""
+    """Build ESRGANDPModel with a ResNet whose batch-norms are not folded into its convolutions."""
     model = build_ours(quick, {})
     features = model.cri_perceptual.weighted["resnet"].features
     features.parts = features.unfolded[0]
@@ -108,7 +108,7 @@ def build_unfolded(quick: bool) -> Any:
 
 
 def step_of(model: Any, batch: int) -> Work:
-    """A training step of ``model`` on ``batch`` random pairs of 32 x 32 and 128 x 128 pixels."""
+    """Return a training step of ``model`` on ``batch`` random pairs of 32 x 32 and 128 x 128 pixels."""
     model.feed_data({"lq": torch.rand(batch, 3, 32, 32), "gt": torch.rand(batch, 3, 128, 128)})
     return lambda: model.optimize_parameters(1)
 
@@ -117,9 +117,9 @@ class Candidate:
     """A candidate in its own process, so that memory settings of one do not affect another.
 
     Args:
-        name: A key of :func:`builders`.
+        name: A key of ``builders``.
         batch: Number of pairs of 32 x 32 and 128 x 128 pixels.
-        quick: See :class:`~scripts.bench.measure.Settings`.
+        quick: See ``scripts.bench.measure.Settings``.
     """
 
     def __init__(self, name: str, batch: int, quick: bool) -> None:
@@ -127,7 +127,7 @@ class Candidate:
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, what: str) -> float:
-        """Ask for the seconds of a ``step`` (the mean of a turn) or the ``peak`` memory in MB."""
+        """Return the seconds of a ``step`` (the mean of a turn) or the ``peak`` memory in MB."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended; the reason is on stderr
@@ -144,16 +144,16 @@ class Candidate:
 
 
 def serve(name: str, batch: int, quick: bool, lines: Iterable[str], answers: TextIO) -> None:
-    """Answer each line, ``step`` or ``peak``, as :meth:`Candidate.ask` says."""
+    """Answer each line, ``step`` or ``peak``; see ``Candidate.ask``."""
     if name not in (BASICSR, GIVEN_BACK) and not torch.cuda.is_available():
-        keep_freed_memory()  # as train.py does
+        keep_freed_memory()  # like train.py
     step, steps = step_of(builders(quick)[name](), batch), 1 if quick else STEPS_IN_A_TURN
     for line in lines:
         print(own_peak() if line.strip() == "peak" else seconds_in_a_row(step, steps), file=answers, flush=True)
 
 
 def measure(settings: Settings) -> list[Table]:
-    """A table for each batch size: BasicSR's step and ours; with small batches, also ours with one change each."""
+    """Return a table per batch size: BasicSR's step and ours; for small batches, also ours with one change each."""
     tables = []
     for batch in settings.batches:
         large = batch >= 16  # a step takes ten seconds and 7 GB on a CPU
@@ -169,7 +169,7 @@ def measure(settings: Settings) -> list[Table]:
             for candidate in candidates.values():
                 candidate.end()
         note = (
-            f"{STEPS_IN_A_TURN} steps a turn, after one that does not count; float32 unless stated otherwise; each "
+            f"{STEPS_IN_A_TURN} steps per turn, after one warm-up; float32 unless stated otherwise; each "
             "candidate in its own process."
         )
         tables.append(compare(f"Training step, batch {batch}", seconds, memory, note))
@@ -177,13 +177,13 @@ def measure(settings: Settings) -> list[Table]:
 
 
 def main() -> None:
-    """Run one candidate: answer each line ``step`` on stdin with its seconds, ``peak`` with its memory in MB."""
+    """Run one candidate: answer each ``step`` on stdin with its seconds, each ``peak`` with its memory in MB."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("candidate", choices=list(builders(False)))
     parser.add_argument("batch", type=int)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    answers, sys.stdout = sys.stdout, sys.stderr  # BasicSR prints
+    answers, sys.stdout = sys.stdout, sys.stderr  # BasicSR prints to stdout
     serve(args.candidate, args.batch, args.quick, sys.stdin, answers)
 
 

@@ -25,10 +25,10 @@ from scripts.bench.measure import ROOT, Settings, Table, Work, compare, in_turns
 BASICSR = "BasicSR's loop"
 OURS = "ours, 2 threads"
 
-# LR (height, width) in several shapes, about as large as Set14's.
+# LR (height, width) in several shapes, about the size of Set14's.
 SIZES = [(120, 128), (90, 144), (128, 96), (64, 64), (125, 90), (72, 128)]
 
-# For peak memory: the size of the image, and what each candidate sets in `val:`.
+# For peak memory: the size of the image, and each candidate's `val:` options.
 BIG = (384, 384)
 CANDIDATES: dict[str, dict[str, Any]] = {BASICSR: {}, OURS: {}, "ours, tile: 128": {"tile": 128}}
 
@@ -36,7 +36,7 @@ FILES = {"generator": "train_esrgan_dp.yml", "SRResNet": "train_srgan_dp.yml"}
 
 
 def write_pairs(folder: Path, sizes: list[tuple[int, int]]) -> DataLoader:
-    """Write random smooth images of ``sizes`` (LR pixels) and their originals, x4; returns their loader."""
+    """Write random smooth images of ``sizes`` (LR pixels) and their originals, x4; return their loader."""
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate(sizes):
         coarse = rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
@@ -64,14 +64,14 @@ def build(network: str, folder: Path, quick: bool, **val: Any) -> Any:
 
 
 def run_of(candidate: str, model: Any, loader: DataLoader) -> Work:
-    """A validation of all images, including metrics and files."""
+    """Return a validation of all images, including metrics and files."""
     if candidate == BASICSR:
         return lambda: SRModel.nondist_validation(model, loader, 0, None, True)
     return lambda: model.validation(loader, 0, None, True)
 
 
 def measure(settings: Settings) -> list[Table]:
-    """Seconds for the set with each generator, and peak memory on one large image, whole and in tiles."""
+    """Measure the seconds per set with each generator, and the peak memory on one large image, untiled and tiled."""
     tables = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -82,7 +82,7 @@ def measure(settings: Settings) -> list[Table]:
             works = {one: run_of(one, model, loader) for one, model in models.items()}
             seconds = in_turns(works, min(settings.rounds, 3))
             same = models[BASICSR].metric_results == models[OURS].metric_results
-            note = f"{len(loader)} images; metrics {'equal bit for bit' if same else 'DIFFER'}."
+            note = f"{len(loader)} images; metrics {'bit-identical' if same else 'DIFFER'}."
             tables.append(compare(f"Validation, {network}: network, PSNR and SSIM, PNG files", seconds, None, note))
     if not settings.quick:
         peaks = {one: peak_memory("validation", one) for one in CANDIDATES}
@@ -93,7 +93,7 @@ def measure(settings: Settings) -> list[Table]:
 
 
 def main() -> None:
-    """Validate one large image as one candidate does, and print the peak memory of the process."""
+    """Validate one large image as one candidate, and print the peak memory of the process."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("candidate", choices=list(CANDIDATES))
     args = parser.parse_args()

@@ -122,7 +122,7 @@ def test_an_earlier_evaluation_is_replaced_only_when_asked_and_nothing_else_ever
         (["--result", "Good"], "--result: expected NAME=VALUE"),
         (["--result", "Good=good/A", "--pattern", "Bod={}"], "no --result is called Bod"),
         (["--result", "Good=good/A", "--result", "Good=bad/A"], "two of the methods are called Good"),
-        (["--bicubic", "--lr", "lr/A", "lr/B"], "a folder for each of the 1 folders"),
+        (["--bicubic", "--lr", "lr/A", "lr/B"], "one folder for each of the 1 folders"),
         (["--result", "Good=nowhere"], "no such folder: nowhere"),
         (
             ["--result", "LR=lr/A"],

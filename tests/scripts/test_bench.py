@@ -53,7 +53,7 @@ def test_every_part_runs_and_table_and_json_agree(tmp_path: Path, capsys: pytest
                 ratios = [float(number) for number in re.findall(r"[\d.e+-]+", row[2])]
                 assert ratios == pytest.approx([figures[f"ratio{end}"] for end in ("", "_min", "_max")], rel=1e-2)
     assert compared >= 8
-    assert "equal bit for bit" in printed
+    assert "bit-identical" in printed
     assert "DIFFER" not in printed
 
 

@@ -79,4 +79,4 @@ def test_tables_are_markdown() -> None:
         for block in text.split("\n\n"):
             widths = {line.count("|") for line in block.splitlines()}
             assert len(widths) == 1
-    assert "| 64 | n/a | a GPU without a pair |" in run_table(PAPER, FAST)
+    assert "| 64 | n/a | fewer pairs than GPUs |" in run_table(PAPER, FAST)
