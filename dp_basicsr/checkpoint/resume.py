@@ -1,4 +1,4 @@
-"""What a run starts or goes on from."""
+"""Find and validate the checkpoint to start or resume from."""
 
 from __future__ import annotations
 
@@ -17,44 +17,43 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.utils.safe_load import load
 
 import torch
-from basicsr.utils import check_resume, get_root_logger
+from basicsr.utils import get_root_logger
 
 MAX_COUNT = 2**31  # iterations, samples and seeds are below
 
 
 def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """Read the training state that this run resumes from, point its networks to the same iteration, take its seed.
+    """Read the training state to resume from; use the networks beside it, and its seed.
 
-    ``--auto_resume`` takes the newest in the run's folder whose checkpoint is whole, and logs why it passed over newer
-    ones. Without any in the folder, ``path: resume_state`` names one.
+    ``--auto_resume`` takes the newest intact checkpoint in the run's folder and logs why it skips newer ones. If there
+    is none in the folder, ``path: resume_state`` names one.
 
     Returns:
-        The state that ``CheckpointedModel`` (or BasicSR) saved, on the CPU,
-        or None for a new run.
+        The state that ``CheckpointedModel`` (or BasicSR) saved, on the CPU, or None for a new run.
 
     Raises:
-        UserError: The state is not there or not whole; or there are checkpoints, but none of them is whole.
+        UserError: The state or a network beside it is missing or damaged, or none of the run's checkpoints is intact.
     """
     path = on_rank_0(lambda: _choose(opt))
     if path is None:
         return None
     opt["path"]["resume_state"] = path
     state = read_state(Path(path))
-    check_resume(opt, state["iter"])
-    _leave_out_unsaved(opt, Path(path), state["iter"])
+    _use_networks_of(opt, Path(path), state["iter"])
     require_networks(opt)
     _take_seed(opt, state)
     return state
 
 
 def _choose(opt: dict[str, Any]) -> str | None:
-    newest, named = _newest_whole(opt) if opt["auto_resume"] else None, opt["path"].get("resume_state")
+    newest, named = _newest_intact(opt) if opt["auto_resume"] else None, opt["path"].get("resume_state")
+    named = named and os.path.abspath(named)
     if newest is None and named is not None and os.path.lexists(manifest_path(Path(named))):
         check_manifest(manifest_path(Path(named)))
     return newest or named
 
 
-def _newest_whole(opt: dict[str, Any]) -> str | None:
+def _newest_intact(opt: dict[str, Any]) -> str | None:
     folder = Path(opt["path"]["training_states"])
     files = [path for suffix in (".state", SUFFIX) for path in folder.glob(f"*{suffix}")]
     iterations = sorted({int(path.stem) for path in files if path.stem.isdecimal()}, reverse=True)
@@ -62,81 +61,82 @@ def _newest_whole(opt: dict[str, Any]) -> str | None:
     for iteration in iterations:
         state = folder / f"{iteration}.state"
         try:
-            require_whole(opt, state)
+            require_intact(opt, state)
         except UserError as error:
-            get_root_logger().warning(f"The checkpoint of iteration {iteration} is passed over: {error}")
+            get_root_logger().warning(f"The checkpoint of iteration {iteration} is skipped: {error}")
             reasons.append(f"{iteration}: {textwrap.shorten(str(error), 200)}")
         else:
             return str(state)
     if reasons:
         raise UserError(
-            f"none of the checkpoints in {folder.parent} is whole ({'; '.join(reasons)}); name a state by "
-            "path:resume_state, or start anew without --auto_resume"
+            f"none of the checkpoints in {folder.parent} is intact ({'; '.join(reasons)}); name a state with "
+            "path:resume_state, or start a new run without --auto_resume"
         )
     return None
 
 
-def require_whole(opt: dict[str, Any], state: Path) -> None:
-    """Refuse a checkpoint that is not as it was written.
+def require_intact(opt: dict[str, Any], state: Path) -> None:
+    """Refuse a checkpoint that is not intact.
 
-    One without a manifest, as BasicSR's, is whole if its state and the networks of the options can be loaded.
+    One without a manifest, such as BasicSR's, is intact if its state and the networks of the options can be loaded.
 
     Raises:
         UserError: What is missing or damaged.
     """
     manifest = manifest_path(state)
-    if os.path.lexists(manifest):  # a link to nowhere was a manifest, too
+    if os.path.lexists(manifest):  # a broken link was a manifest, too
         checked = check_manifest(manifest)
-        for network in _networks(opt, int(state.stem)):
-            # Not every model has all networks of the options: what was not saved (G always is) is not there either.
+        for network in _networks(opt, state).values():
+            # Models may lack a network of the options; one that was not saved (G always is) has no file either.
             if network not in checked and (network.name.startswith("net_g_") or network.exists()):
                 raise UserError(f"{manifest.name} is damaged: it does not name {network.name}")
         return
     iteration = read_state(state)["iter"]
     if str(iteration) != state.stem:
-        raise UserError(f"{state} is of iteration {iteration}")
-    for network in _networks(opt, iteration):
+        raise UserError(f"{state} belongs to iteration {iteration}")
+    for network in _networks(opt, state).values():
         _require_network(network)
 
 
-def _networks(opt: dict[str, Any], iteration: int) -> Iterator[Path]:
-    """The files of the options' networks in the checkpoint of an iteration."""
+def _networks(opt: dict[str, Any], state: Path) -> dict[str, Path]:
+    """Files beside a state of the options' networks (``network_g`` ...), as BasicSR names them."""
     ignored = opt["path"].get("ignore_resume_networks") or ()
-    for key in opt:
-        if key.startswith("network_") and opt[key] is not None and key not in ignored:
-            yield _saved_network(opt, key, iteration)
+    folder = state.parent.parent / "models"
+    return {
+        key: folder / f"net_{key.removeprefix('network_')}_{state.stem}.pth"
+        for key in opt
+        if key.startswith("network_") and key not in ignored and opt[key] is not None
+    }
 
 
-def _saved_network(opt: dict[str, Any], key: str, iteration: int) -> Path:
-    """BasicSR's file of a network (``network_g`` ...) of this run."""
-    return Path(opt["path"]["models"], f"net_{key.removeprefix('network_')}_{iteration}.pth")
+def _use_networks_of(opt: dict[str, Any], state: Path, iteration: int) -> None:
+    """Load the networks beside a state, which may belong to another run or an archived one.
 
-
-def _leave_out_unsaved(opt: dict[str, Any], state: Path, iteration: int) -> None:
-    """BasicSR wants a file of every network of the options; not every model has them all (PSNRModel has no D)."""
+    A network that is null in the options, or that was not saved (PSNRModel has no D), is not loaded.
+    """
     manifest = manifest_path(state)
-    saved = {path.name for path in read_manifest(manifest)} if manifest.exists() else None
-    for key in [key for key in opt if key.startswith("network_")]:
-        path = _saved_network(opt, key, iteration)
-        unsaved = opt[key] is None or (saved is not None and path.name not in saved)
-        if unsaved and opt["path"].get(f"pretrain_{key}") == str(path):  # not one of ignore_resume_networks
-            opt["path"][f"pretrain_{key}"] = None
+    saved = set(read_manifest(manifest)) if manifest.exists() else None
+    opt["path"] |= {f"pretrain_{key}": None for key in opt if key.startswith("network_") and opt[key] is None}
+    for key, path in _networks(opt, state.with_stem(str(iteration))).items():
+        opt["path"][f"pretrain_{key}"] = str(path) if saved is None or path in saved else None
+    for key in [key for key in opt["path"] if key.startswith("param_key")]:
+        opt["path"][key] = "params"
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """Read a training state without running code from it.
 
     Raises:
-        UserError: No such file, damaged, or with more in it than a training state has.
+        UserError: The file is missing, damaged, or holds more than a training state.
     """
-    advice = "name an earlier one by path:resume_state"
+    advice = "name an earlier one with path:resume_state"
     state = load(path, "training state", advice, allowed=[Counter])  # MultiStepRestartLR keeps its milestones in one
     if not isinstance(state, dict) or not _is_count(state.get("iter")):
         raise UserError(f"{path} is no training state; they are called training_states/<iteration>.state")
     position, run = state.get("position", {}), state.get("run", {})
     counts = isinstance(position, dict) and all(map(_is_count, position.values()))
     if not (counts and isinstance(run, dict) and _is_count(run.get("manual_seed") or 0)):
-        raise UserError(f"{path} is not as a run writes it: position or run is damaged; {advice}")
+        raise UserError(f"{path} is damaged: position or run is not what a run writes; {advice}")
     return state
 
 
@@ -145,7 +145,7 @@ def _is_count(value: Any) -> bool:
 
 
 def require_networks(opt: dict[str, Any]) -> None:
-    """Refuse to start where a network that the options name is not there or cannot be read (UserError)."""
+    """Refuse networks of the options that are missing or cannot be read (UserError)."""
     for key, path in opt["path"].items():
         if key.startswith("pretrain_network") and path is not None:
             _require_network(Path(path), f"path: {key}:")
@@ -162,7 +162,7 @@ def _require_network(path: Path, where: str = "network") -> None:
 
 
 def _take_seed(opt: dict[str, Any], state: dict[str, Any]) -> None:
-    """Go on with the state's seed: the samples' crops depend on it, and a run without ``manual_seed`` has drawn one."""
+    """Use the state's seed: crops depend on it, and a run without ``manual_seed`` has drawn one."""
     seed = state.get("run", {}).get("manual_seed")
     if seed is not None and seed != opt["manual_seed"]:
         get_root_logger().info(f"manual_seed: {seed}, as in the state.")
@@ -170,7 +170,7 @@ def _take_seed(opt: dict[str, Any], state: dict[str, Any]) -> None:
 
 
 def run_metadata(opt: dict[str, Any]) -> dict[str, Any]:
-    """What the bits of a run depend on, besides its options, data and code; and its seed."""
+    """Collect what the bits of a run depend on besides options, data and code; and its seed."""
     return {
         "manual_seed": opt.get("manual_seed"),
         "processes": opt["world_size"],
@@ -182,12 +182,12 @@ def run_metadata(opt: dict[str, Any]) -> dict[str, Any]:
 
 
 def resume_warnings(opt: dict[str, Any], state: dict[str, Any], position: dict[str, int]) -> Iterator[str]:
-    """Why a run that goes on will not have the bits of one that was never stopped, a line each.
+    """Yield the reasons why resuming is not bit-exact.
 
     Args:
         opt: Options of this run.
-        state: What it goes on from.
-        position: Of this run's training stream.
+        state: Training state that it resumes from.
+        position: Position of this run's training stream.
     """
     if "run" not in state:
         yield "the state is BasicSR's or an older version's, without random states and best metrics"
@@ -202,4 +202,4 @@ def resume_warnings(opt: dict[str, Any], state: dict[str, Any], position: dict[s
         if before != position[name]:
             yield f"{name}: {before} before, {position[name]} now: other batches from the next sample on"
     if (now["device"] != "cpu" or now["processes"] > 2) and not now["deterministic"]:
-        yield "deterministic: false: GPUs, and three or more processes, add in another order each time"
+        yield "deterministic: false: GPUs, and three or more processes, add in a varying order"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from dp_basicsr.checkpoint.resume import find_resume_state, require_networks, resume_warnings
+from dp_basicsr.checkpoint.schedule import resume_training
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.distributed.launch import mark_experiment
@@ -21,10 +23,19 @@ from dp_basicsr.training.progress import close_tensorboard, open_tensorboard, st
 from dp_basicsr.training.random_state import set_determinism
 from dp_basicsr.training.run_lock import run_lock
 from dp_basicsr.training.signals import Interruption
-from dp_basicsr.utils.atomic_io import await_archive_name, first_line, no_room_is_user_error, remove_partial_files
+from dp_basicsr.utils.atomic_io import (
+    atomic_write,
+    await_archive_name,
+    first_line,
+    no_room_is_user_error,
+    remove_partial_files,
+)
 
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger, make_exp_dirs
+
+# What BasicSR and make_folders put before the option file that is kept with an experiment.
+_HEAD = re.compile(r"\A# GENERATE TIME: .*\n# CMD:\n# .*\n\n")
 
 
 def train(opt: dict[str, Any], option_file: str) -> None:
@@ -72,13 +83,17 @@ def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str
         UserError: The state belongs to another model.
     """
     logger, iteration = get_root_logger(), state["iter"]
+    use_options = opt["path"].get("resume_schedule") == "options"
     try:
-        model.resume_training(state)
+        changed = resume_training(model, state, opt["train"], use_options)
     except Exception as error:  # another model's state fails in any way
         raise UserError(
             f"the state of iteration {iteration} does not fit these options ({first_line(error)}): resume with the "
-            "options it was saved with, or start anew without --auto_resume"
+            "options it was saved with (another scheduler: path:resume_schedule=options), or start anew without "
+            "--auto_resume"
         ) from error
+    if changed is not None:
+        logger.warning(changed)
     logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
     for reason in resume_warnings(opt, state, stream.position(iteration)):
         logger.warning(f"Resume is not bit-exact: {reason}.")
@@ -90,14 +105,15 @@ def make_folders(opt: dict[str, Any], option_file: str, resuming: bool) -> None:
     command = readable(" ".join(sys.argv)).replace("\n", "\\n")
     head = f"# GENERATE TIME: {time.asctime()}\n# CMD:\n# {command}\n\n"
     try:
-        text = Path(option_file).read_text(encoding="utf-8")
+        text = _HEAD.sub("", Path(option_file).read_text(encoding="utf-8"))
         if not resuming:
             await_archive_name(opt["path"]["experiments_root"])
             make_exp_dirs(opt)
         for folder in ("models", "training_states", "visualization"):
             os.makedirs(opt["path"][folder], exist_ok=True)
             remove_partial_files(opt["path"][folder])
-        Path(opt["path"]["experiments_root"], Path(option_file).name).write_text(head + text, encoding="utf-8")
+        kept = Path(opt["path"]["experiments_root"], Path(option_file).name)  # may be the option file itself
+        atomic_write(kept, lambda file: file.write((head + text).encode()))
         mark_experiment(opt["path"]["experiments_root"])
     except OSError as error:
         raise UserError(f"cannot make {opt['path']['experiments_root']}: {error}") from error

@@ -179,6 +179,8 @@ class Paths(Section):
     """the same for the discriminator"""
     resume_state: str | None = None
     """training state to resume from; or use --auto_resume"""
+    resume_schedule: Literal["state", "options"] = "state"
+    """when resuming, take lr, betas, milestones ... from the training state or from the option file"""
     ignore_resume_networks: str | list[str] | None = None
     """networks that keep their pretrain_network when resuming"""
 

@@ -130,7 +130,7 @@ def test_auto_resume_passes_over_what_is_not_whole(
     state = find_resume_state(options(run))
     assert state is not None
     assert state["iter"] == 5
-    assert "iteration 20 is passed over" in caplog.text
+    assert "iteration 20 is skipped" in caplog.text
     assert path.name in caplog.text
 
 
@@ -138,7 +138,9 @@ def test_checkpoints_of_which_none_is_whole_are_an_error(run: Path) -> None:
     """A run never starts anew over them without being asked to."""
     for iteration in (5, 20):
         save(run, iteration)[0].unlink()
-    with pytest.raises(UserError, match=r"none of the checkpoints.*20: net_g_20\.pth is missing.*5: net_g_5\.pth"):
+    with pytest.raises(
+        UserError, match=r"none of the checkpoints.*intact.*20: net_g_20\.pth is missing.*5: net_g_5\.pth"
+    ):
         find_resume_state(options(run))
 
 

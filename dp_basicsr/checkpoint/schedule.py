@@ -1,0 +1,95 @@
+"""Learning rates and optimizer settings of a resumed run: the checkpoint's, or the option file's."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+# Keys of an optimizer's groups that are no options, that change from step to step, or that only say how torch computes.
+_NOT_OPTIONS = {"params", "lr", "fused", "foreach", "capturable", "differentiable"}
+
+# Attributes of BasicSR's CosineAnnealingRestartLR that belong together.
+_PERIODS = ("periods", "restart_weights", "cumulative_period")
+
+
+def resume_training(model: Any, state: dict[str, Any], train: dict[str, Any], use_options: bool) -> str | None:
+    """Restore a training state in a model that was built from options.
+
+    Args:
+        model: BasicSR model.
+        state: Training state; it is changed.
+        train: Options ``train``.
+        use_options: Use the learning rates and optimizer settings of the options (``resume_schedule: options``). The
+            rate is then that of a run which has had these options from its start. Otherwise the state's are kept.
+
+    Returns:
+        Message that names the values in which the state and the options differ, or None.
+    """
+    changed = list(dict.fromkeys(_differences(model, state)))
+    note = ""
+    if use_options:
+        _use_options(model, state)
+    elif _use_longer_periods(model, state, train["total_iter"]):
+        note = "; the checkpoint's periods end before train:total_iter, so periods are the option file's"
+    model.resume_training(state)
+    if use_options:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch expects a step of the optimizer between two of the scheduler
+            for iteration in range(1, state["iter"] + 1):
+                model.update_learning_rate(iteration, warmup_iter=train["warmup_iter"])
+    if not changed:
+        return None
+    used, other = ("option file", "state") if use_options else ("checkpoint", "options")
+    return (
+        f"The checkpoint and the option file differ, and the {used}'s values are used: {', '.join(changed)}{note}; "
+        f"the other way is path:resume_schedule={other}"
+    )
+
+
+def _differences(model: Any, state: dict[str, Any]) -> Iterator[str]:
+    names = {id(value): name.replace("optimizer", "optim") for name, value in vars(model).items()}
+    for optimizer, saved in zip(model.optimizers, state["optimizers"], strict=False):
+        where = names.get(id(optimizer), "optimizer")
+        for own, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+            for key in own:
+                if key in theirs and key not in _NOT_OPTIONS:
+                    yield from _difference(f"{where}:{'lr' if key == 'initial_lr' else key}", theirs[key], own[key])
+    for scheduler, saved in zip(model.schedulers, state["schedulers"], strict=False):
+        for key in inspect.signature(type(scheduler)).parameters:
+            if key in saved and key != "last_epoch":
+                yield from _difference(f"scheduler:{key}", saved[key], getattr(scheduler, key))
+
+
+def _difference(where: str, saved: Any, own: Any) -> Iterator[str]:
+    saved, own = (_plain(value) for value in (saved, own))
+    if saved != own:
+        values = [textwrap.shorten(str(value), 60) for value in (saved, own)]
+        yield f"{where} {values[0]} (option file: {values[1]})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Counter):  # BasicSR's milestones
+        return sorted(value.elements())
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _use_options(model: Any, state: dict[str, Any]) -> None:
+    for optimizer, saved in zip(model.optimizers, state["optimizers"], strict=False):
+        for own, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+            theirs |= {key: own[key] for key in own if key in theirs and key != "params"}
+    state["schedulers"] = [deepcopy(scheduler.state_dict()) for scheduler in model.schedulers]
+
+
+def _use_longer_periods(model: Any, state: dict[str, Any], total_iter: int) -> bool:
+    """Use the options' periods where the state's end before the run does: the rate is undefined after them."""
+    used = False
+    for scheduler, saved in zip(model.schedulers, state["schedulers"], strict=False):
+        if hasattr(scheduler, "periods") and sum(saved["periods"]) < total_iter:
+            saved |= {key: getattr(scheduler, key) for key in _PERIODS}
+            used = True
+    return used
