@@ -1,7 +1,7 @@
-"""The one place that knows about versions: what BasicSR 1.4.2 needs to run on today's torch, torchvision and numpy.
+"""Bridges that let BasicSR 1.4.2 run with current torch, torchvision and numpy; the only version-dependent code.
 
-BasicSR 1.4.2 (2022) is its last release. Each bridge says what it is for and when it can go. Nothing here imports torch
-before it is needed, so ``import dp_basicsr`` stays cheap and touches no device.
+BasicSR 1.4.2 (2022) is its last release. Each bridge states its purpose and when it can be removed. torch is imported
+only when needed, so ``import dp_basicsr`` is fast and touches no device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType, ModuleType
 from typing import IO, Any
 
-# Of torch.optim, by name.
+# Names in torch.optim.
 OPTIMIZERS = ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop")
 
 _REMOVED_MODULE = "torchvision.transforms.functional_tensor"
@@ -24,9 +24,9 @@ _REMOVED_MODULE = "torchvision.transforms.functional_tensor"
 class _FunctionalTensorBridge(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Find ``torchvision.transforms.functional_tensor``, which torchvision 0.17 renamed, under its old name.
 
-    ``basicsr.data.degradations`` imports from it, so that ``import basicsr`` fails without. The finder stands *last* in
-    ``sys.meta_path``: it is asked only where torchvision itself has no such module.
-    It can go when a BasicSR release imports from ``torchvision.transforms.functional``.
+    ``basicsr.data.degradations`` imports it, so ``import basicsr`` would fail. The finder is *last* in
+    ``sys.meta_path``: it is used only if torchvision itself has no such module.
+    Can be removed when a BasicSR release imports from ``torchvision.transforms.functional``.
     """
 
     def find_spec(
@@ -41,31 +41,31 @@ class _FunctionalTensorBridge(importlib.abc.MetaPathFinder, importlib.abc.Loader
 
 
 def _add_rgb2ycbcr(matlab_functions: Any) -> None:
-    """BasicSR 1.4 moved it to ``color_util``; HAT's datasets import it from here. Can go when HAT no longer does."""
+    """Restore a function that BasicSR 1.4 moved to ``color_util``, for HAT's datasets, until HAT imports it there."""
     if not hasattr(matlab_functions, "rgb2ycbcr"):
         matlab_functions.rgb2ycbcr = importlib.import_module("basicsr.utils.color_util").rgb2ycbcr
 
 
 def _make_contiguous(diffjpeg: Any) -> None:
-    """Let RealESRGANModel's JPEG images be contiguous: on a CPU its ``filter2D`` cannot view others after padding.
+    """Make RealESRGANModel's JPEG images contiguous, because its ``filter2D`` cannot view others on a CPU.
 
-    It can go when ``filter2D`` uses ``reshape``.
+    Can be removed when ``filter2D`` uses ``reshape``.
     """
     compress = diffjpeg.DiffJPEG.forward
     diffjpeg.DiffJPEG.forward = lambda self, x, quality: compress(self, x, quality).contiguous()
 
 
 def _add_optimizers(base_model: Any) -> None:
-    """Let every model use the optimizers that BasicSR's repository has; 1.4.2 has Adam alone.
+    """Let every model use the optimizers of BasicSR's repository; 1.4.2 has only Adam.
 
-    It can go with the next BasicSR release.
+    Can be removed with the next BasicSR release.
     """
     base_model.BaseModel.get_optimizer = lambda self, optim_type, params, lr, **settings: getattr(
         importlib.import_module("torch.optim"), optim_type
     )(params, lr, **settings)
 
 
-# Modules of BasicSR, and what completes them once they are imported.
+# BasicSR module -> function that completes it after the import.
 _INCOMPLETE: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
     {
         "basicsr.utils.matlab_functions": _add_rgb2ycbcr,
@@ -99,9 +99,9 @@ def _open_utf8(file: Any, mode: str = "r") -> IO[Any]:
 
 
 def read_lists_as_utf8() -> None:
-    """Make BasicSR's data sets read their text files (``meta_info_file``) as UTF-8; it takes the locale's encoding.
+    """Make BasicSR's datasets read text files (``meta_info_file``) as UTF-8 instead of in the locale's encoding.
 
-    It can go when a BasicSR release names the encoding.
+    Can be removed when a BasicSR release specifies the encoding.
     """
     for name, module in list(sys.modules.items()):
         if name.startswith("basicsr.data."):
@@ -109,7 +109,7 @@ def read_lists_as_utf8() -> None:
 
 
 def install() -> None:
-    """Put every bridge in place. Safe to call more than once, and after ``import basicsr`` where that works."""
+    """Install all bridges. Can be called repeatedly, and after ``import basicsr`` if that works."""
     if any(isinstance(finder, _FunctionalTensorBridge) for finder in sys.meta_path):
         return
     sys.meta_path.append(_FunctionalTensorBridge())
@@ -123,8 +123,8 @@ def install() -> None:
 def without_cuda(on_cpu: bool) -> Iterator[None]:
     """Make ``.cuda()`` return the tensor or module itself, in a run on the CPU (``num_gpu: 0``).
 
-    BasicSR's RealESRGANModel and RealESRNetModel, and the models of others that were made after them, call it without
-    asking where they run. It can go when they use ``self.device``.
+    BasicSR's RealESRGANModel and RealESRNetModel, and models derived from them, call it unconditionally. Can be removed
+    when they use ``self.device``.
     """
     if not on_cpu:
         yield

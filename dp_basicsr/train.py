@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a file: this folder's names (data, losses ...) must not be top-level modules
+if not __package__:  # run as a file: this folder's packages (data, losses ...) must not become top-level modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_user_error("interrupted; --auto_resume continues from the last saved state"):
         opt = read_given_options(args)
 
-        # Only now, because torch and BasicSR take seconds to import. The first three register their members.
+        # Imported late, because torch and BasicSR take seconds. The first three register their classes.
         import dp_basicsr.archs
         import dp_basicsr.losses
         import dp_basicsr.models  # noqa: F401

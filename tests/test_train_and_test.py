@@ -195,9 +195,9 @@ def test_losses_that_are_not_finite_stop_the_run(folder: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit) as stopped:
         train.main(["-opt", "small.yml", "--force_yml", "train:optim_g:lr=1e30", "train:max_nonfinite=3", no_workers])
     assert stopped.value.code == 2
-    assert "iteration 4: 3 steps in a row were not finite" in capsys.readouterr().err
+    assert "iteration 4: 3 consecutive steps were not finite" in capsys.readouterr().err
     (log,) = (folder / "experiments/small").glob("train_small_*.log")
-    said = r"iteration 2: l_g_\w+, .*not finite, the step is not applied; batch: pairs/GT/image\d.png"
+    said = r"iteration 2: l_g_\w+, .*not finite, the step is skipped; batch: pairs/GT/image\d.png"
     assert re.search(said, log.read_text())
     assert list((folder / "experiments").rglob("*.pth")) == []
 

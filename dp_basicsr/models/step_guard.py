@@ -1,4 +1,4 @@
-"""Keeping what is not finite out of a training run, and saying where it came from."""
+"""Skip non-finite training steps, and report their cause."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
 from torch import Tensor, distributed, nn
 
-# On a GPU a step's verdict is read so many steps later, when it has long been there: nobody waits for the device.
+# On a GPU a step's flag is read this many steps later, when it is available without waiting for the device.
 LAG = 2
 
 
 def not_finite(gradients: Sequence[Tensor], losses: Mapping[str, Tensor]) -> Tensor:
-    """1.0 where a gradient or a loss of any process is not finite, else 0.0: a 0-d float32, still on the device."""
+    """Return 1.0 if a gradient or a loss of any process is not finite, else 0.0: a 0-d float32 on the device."""
     norm = nn.utils.get_total_norm(gradients)
     sound = torch.isfinite(torch.stack([norm.float(), *(loss.detach().float() for loss in losses.values())])).all()
     flag = 1.0 - sound.float()
@@ -31,7 +31,7 @@ def not_finite(gradients: Sequence[Tensor], losses: Mapping[str, Tensor]) -> Ten
 
 
 def step_unless(flag: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Step, unless ``flag`` is 1: on the device where the optimizer can (fused Adam), else by looking at the flag."""
+    """Step unless ``flag`` is 1: on the device if the optimizer supports it (fused Adam), else by reading the flag."""
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         if not flag.item():
             optimizer.step()
@@ -43,7 +43,7 @@ def step_unless(flag: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """What is said of a step that was not applied: its losses by name, its flag, and the files of its batch."""
+    """A step for the report: its losses by name, its flag, and the files of its batch."""
 
     iteration: int
     flag: Tensor
@@ -53,14 +53,14 @@ class Step:
 
 
 class StepGuard:
-    """Reports steps that were not applied, and stops the run after too many in a row.
+    """Reports skipped steps, and stops the run after too many in a row.
 
     Args:
-        limit: So many in a row end the run, at least 1.
-        device: Of the flags.
+        limit: Number of consecutive skipped steps that stops the run, at least 1.
+        device: Device of the flags.
 
     Attributes:
-        saved: The last iteration that has a checkpoint, for the message.
+        saved: The last iteration with a checkpoint, for the message.
     """
 
     def __init__(self, limit: int, device: torch.device) -> None:
@@ -71,10 +71,10 @@ class StepGuard:
         self.steps: deque[Step] = deque()
 
     def watch(self, iteration: int, flag: Tensor, losses: Mapping[str, Tensor], files: Sequence[str]) -> None:
-        """Take note of a step, and look at the one that is ``lag`` steps old.
+        """Record a step, and check the one that is ``lag`` steps old.
 
         Raises:
-            UserError: ``limit`` steps in a row were not applied. All processes raise it at the same step.
+            UserError: ``limit`` consecutive steps were skipped. All processes raise it at the same step.
         """
         ready = None
         if self.lag:
@@ -86,10 +86,10 @@ class StepGuard:
             self._look(self.steps.popleft())
 
     def is_sound(self) -> bool:
-        """Whether the last step was applied; waits for the device. All processes are told the same.
+        """Whether the last step was applied; waits for the device. The same on all processes.
 
         Raises:
-            UserError: As ``watch``.
+            UserError: See ``watch``.
         """
         while self.steps:
             self._look(self.steps.popleft())
@@ -104,17 +104,17 @@ class StepGuard:
         self.in_a_row += 1
         terms = [name for name, value in step.losses.items() if not math.isfinite(value.item())]
         if terms or get_dist_info()[0] == 0:
-            # An error, because BasicSR's logger keeps less than that from the other processes, whose files these are.
+            # Log as an error, because BasicSR silences lower levels on ranks other than 0, whose files these may be.
             get_root_logger().error(
-                f"iteration {step.iteration}: {', '.join(terms) or 'a gradient'} not finite, the step is not applied; "
-                f"batch: {', '.join(step.files) or 'files not known'}"
+                f"iteration {step.iteration}: {', '.join(terms) or 'a gradient'} not finite, the step is skipped; "
+                f"batch: {', '.join(step.files) or 'files unknown'}"
             )
         if self.in_a_row >= self.limit:
             raise UserError(
-                f"iteration {step.iteration}: {self.limit} steps in a row were not finite (train: max_nonfinite); "
+                f"iteration {step.iteration}: {self.limit} consecutive steps were not finite (train: max_nonfinite); "
                 f"{self.advice()}"
             )
 
     def advice(self) -> str:
-        """Say how to continue after steps that were not finite."""
+        """Explain how to continue after steps that were not finite."""
         return f"{resume_advice(self.saved)}; lower the learning rate or a loss weight"

@@ -1,8 +1,8 @@
-"""Option files and command lines: read safely, overridden, checked whole, completed into what BasicSR expects.
+"""Option files and command lines: read safely, overridden, checked, and completed for BasicSR.
 
-Read in this order: ``reading.py`` (YAML), ``utils/option_schema.py`` (our keys), ``signatures.py`` (the keys of
-registered classes), ``rules.py`` (values that do not go together), ``checking.py`` (all of it, and the message),
-``completion.py`` (what a run adds). Importing this package imports neither torch nor basicsr.
+Modules in order: ``reading.py`` (YAML), ``utils/option_schema.py`` (our keys), ``signatures.py`` (keys of registered
+classes), ``rules.py`` (rules for several values), ``checking.py`` (all checks and the message), ``completion.py``
+(derived options). Importing this package does not import torch or basicsr.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def parse_command_line(description: str, argv: Sequence[str] | None, is_train: b
         "--launcher",
         choices=("none", "pytorch", "slurm"),
         default="none",
-        help="how the processes were started; torchrun is recognised by itself (default: %(default)s)",
+        help="how the processes were started; torchrun is detected (default: %(default)s)",
     )
-    parser.add_argument("--auto_resume", action="store_true", help="go on from the newest training state of this run")
+    parser.add_argument("--auto_resume", action="store_true", help="resume from the newest training state of this run")
     parser.add_argument("--debug", action="store_true", help="log, save and validate every few iterations")
     if is_train:
         parser.add_argument(
             "--check",
             action="store_true",
-            help="check options and data, try a step, estimate time and memory, and write nothing",
+            help="check options and data, try a step, estimate time and memory; write nothing",
         )
     parser.add_argument(
         "--import",
@@ -64,7 +64,7 @@ def read_given_options(args: argparse.Namespace) -> Options:
     """Read the option file of a command line and apply its overrides.
 
     Raises:
-        UserError: See :func:`read_options` and :func:`override`.
+        UserError: See ``read_options`` and ``override``.
     """
     opt = read_options(args.opt)
     override(opt, args.force_yml)
@@ -72,20 +72,20 @@ def read_given_options(args: argparse.Namespace) -> Options:
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Import the modules of ``--import``, installed ones or files in the current folder.
+    """Import the modules of ``--import``: installed ones, or files in the current folder.
 
     Raises:
-        UserError: A module is missing or raises; the message has its own error and where that is from.
+        UserError: A module is missing or raises an error, which the message contains with its location.
     """
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for name in names:
         try:
             importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # another package's code: anything can happen
+        except (Exception, SystemExit) as error:  # other packages may raise anything
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = "" if "importlib" in last.filename else f" ({last.filename}:{last.lineno})"
             raise UserError(
-                f"--import {name}: expected a module that can be imported, got "
-                f"{type(error).__name__}: {error}{where}; modules are installed, or files in the current folder"
+                f"--import {name}: expected an installed module or a file in the current folder, got "
+                f"{type(error).__name__}: {error}{where}"
             ) from error

@@ -1,4 +1,4 @@
-"""Options checked whole, before anything is written: every problem is found, and all are told at once."""
+"""Check all options before anything is written, and report every problem at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.options.problems import Path, Problem, choose, joined, nearest, report
 from dp_basicsr.options.reading import Options, shown
 from dp_basicsr.options.rules import TERM_LISTS, View, find_conflicts, find_missing
-from dp_basicsr.options.signatures import Kind, kinds, loss_term, members_of, model_of, network_term, takes_more
+from dp_basicsr.options.signatures import (
+    TypedEntry,
+    loss_term,
+    members_of,
+    model_of,
+    network_term,
+    takes_more,
+    typed_entries,
+)
 from dp_basicsr.utils.option_schema import (
     DATASETS,
     FOREIGN,
@@ -30,17 +38,17 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 from pydantic import ValidationError
 
-# BasicSR's models that read the same keys as ours.
+# BasicSR's models, which read the same keys as ours.
 RELATED = ("SRModel", "SRGANModel", "ESRGANModel")
 
-# Keys of BasicSR's PerceptualLoss that DPLoss does not have -> what to write for them. It has all others.
+# Keys of BasicSR's PerceptualLoss that DPLoss lacks -> their replacement.
 STOCK_KEYS = {
     "layer_weights": "vgg_layer_weights with the same layers (left out: the paper's conv5_4)",
     "perceptual_weight": "loss_weight",
     "style_weight": "none, because DPLoss has no style loss: remove it",
 }
 
-# pydantic's words for a type -> a user's.
+# pydantic's description of a type -> ours.
 WORDS = (
     ("Input should be ", ""),
     ("a valid dictionary", "a section of keys"),
@@ -72,13 +80,13 @@ def check_options(
 
     Args:
         opt: Options; they are not changed.
-        file: Where they come from, for the messages.
-        entries: Overrides that have been applied, likewise.
-        is_train: For train.py; otherwise for test.py, which needs fewer keys.
-        may_miss_data: Hand over what is missing, rather than raise, where nothing else is wrong.
+        file: Option file, for messages.
+        entries: Overrides that have been applied, for messages.
+        is_train: True for train.py; test.py needs fewer keys.
+        may_miss_data: Return a message about missing files, instead of raising, if nothing else is wrong.
 
     Returns:
-        A message about files and folders that are missing, or none; never one without ``may_miss_data``.
+        The message about missing files and folders, or None; always None without ``may_miss_data``.
 
     Raises:
         UserError: All problems in one message.
@@ -90,12 +98,12 @@ def check_options(
 
 
 def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()) -> list[Problem]:
-    """All that is wrong with options; ``overridden``: keys that the command line has set, ``a:b:c`` each."""
+    """Find all problems; ``overridden`` lists the keys set on the command line, as ``a:b:c``."""
     completed = deepcopy(opt)
     add_all_defaults(completed)
     view = View(completed)
     problems = [*_environment(), *_validate(OptionFile, opt, (), _is_open(opt)), *_model_type(opt)]
-    for name, kind in kinds().items():
+    for name, kind in typed_entries().items():
         path = tuple(name.split(":"))
         entry = view.at(*path)
         if name == "val:metrics":
@@ -115,14 +123,14 @@ def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()
 
 
 def _environment() -> Iterator[Problem]:
-    """What would make BasicSR's own torch.load run code from a file."""
+    """Refuse environment variables that would make BasicSR's own torch.load run code from a file."""
     name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     if os.environ.get(name, "0").lower() in ("1", "y", "yes", "true"):
-        yield Problem((), f"the environment has {name}, with which a file of weights can run code; expected it unset")
+        yield Problem((), f"expected {name} to be unset in the environment: with it a file of weights can run code")
 
 
 def _is_open(opt: Options) -> bool:
-    """Whether a model that is not ours, and may read keys of its own, is asked for."""
+    """Whether the model is from another package and may therefore read keys of its own."""
     name = opt.get("model_type")
     models = members_of(MODEL_REGISTRY)
     if not isinstance(name, str) or name not in models:
@@ -132,7 +140,7 @@ def _is_open(opt: Options) -> bool:
 
 
 def _has_own_optimizers(opt: Options, entry: Any) -> bool:
-    """Whether a model of another package makes an optimizer that torch does not have."""
+    """Whether another package's model creates an optimizer that torch does not have."""
     if not _is_open(opt) or not isinstance(entry, dict) or entry.get("type") in OPTIMIZERS:
         return False
     model: Any = members_of(MODEL_REGISTRY)[opt["model_type"]]
@@ -146,10 +154,10 @@ def _model_type(opt: Options) -> Iterator[Problem]:
         yield Problem(("model_type",), f"expected a model, got {shown(name)}{choose(name, models)}")
 
 
-def _check_entry(kind: Kind, entry: Any, path: Path) -> list[Problem]:
-    """Check a mapping whose ``type`` names a class against that class's signature, and add its defaults."""
+def _check_entry(kind: TypedEntry, entry: Any, path: Path) -> list[Problem]:
+    """Check a mapping with a ``type`` against the signature of that class, and add its defaults."""
     if not isinstance(entry, dict):
-        return []  # OptionFile has said so
+        return []  # already reported by OptionFile
     name = entry.get("type")
     if not isinstance(name, str):
         text = "missing" if "type" not in entry else f"got {shown(name)}"
@@ -157,7 +165,7 @@ def _check_entry(kind: Kind, entry: Any, path: Path) -> list[Problem]:
     if name not in kind.classes:
         return [Problem((*path, "type"), f"expected a {kind.what}, got {shown(name)}{choose(name, kind.classes)}")]
     member = kind.classes[name]
-    is_open = takes_more(member) and kind.what != "metric"  # BasicSR's metrics swallow what they do not know
+    is_open = takes_more(member) and kind.what != "metric"  # BasicSR's metrics ignore unknown keys
     model = model_of(member, kind.given, kind.more)
     problems = _validate(model, entry, path, is_open)
     add_defaults(model, entry)
@@ -165,7 +173,7 @@ def _check_entry(kind: Kind, entry: Any, path: Path) -> list[Problem]:
 
 
 def _check_terms(entry: Any, path: Path) -> list[Problem]:
-    """Check each further term of a DPLoss: a registered loss by its ``type``, or a ``network``."""
+    """Check the further terms of a DPLoss: a registered loss by its ``type``, or a ``network``."""
     problems: list[Problem] = []
     if not isinstance(entry, dict) or entry.get("type") != "DPLoss":
         return problems
@@ -174,12 +182,12 @@ def _check_terms(entry: Any, path: Path) -> list[Problem]:
         for number, term in enumerate(terms if isinstance(terms, list) else ()):
             where = (*path, key, number)
             if not isinstance(term, dict):
-                continue  # the signature has said so
+                continue  # already reported by the signature check
             if ("type" in term) == ("network" in term):
                 got = "both" if "type" in term else "neither"
                 problems.append(Problem(where, f"expected `type` (a loss) or `network` (of features), got {got}"))
             elif "type" in term:
-                problems += _check_entry(loss_term(), dict(term), where)  # a copy: the class's defaults are not ours
+                problems += _check_entry(loss_term(), dict(term), where)  # a copy, without the class's defaults
             else:
                 problems += _validate(network_term(), term, where, is_open=False)
     return problems
@@ -201,7 +209,7 @@ def _check_dataset(name: Any, dataset: Any) -> list[Problem]:
 
 
 def _validate(model: type[Section], value: Any, path: Path, is_open: bool) -> list[Problem]:
-    """What pydantic finds, in our words; an ``is_open`` section may have keys that are unlike all known ones."""
+    """Translate pydantic's errors; an ``is_open`` section accepts keys unlike all known ones."""
     try:
         model.model_validate(value)
     except ValidationError as error:
@@ -218,7 +226,7 @@ def _validate(model: type[Section], value: Any, path: Path, is_open: bool) -> li
 
 
 def _real_path(loc: Path, value: Any, kind: str) -> Path:
-    """pydantic's place without its names for the branches of a union; that of a missing key ends with the key."""
+    """Return pydantic's location without union branches; for a missing key it ends with the key."""
     path: list[Any] = []
     for key in loc:
         in_list = isinstance(value, list) and isinstance(key, int) and key < len(value)
@@ -229,7 +237,7 @@ def _real_path(loc: Path, value: Any, kind: str) -> Path:
 
 
 def _text(model: type[Section], where: Path, errors: Sequence[Any], is_open: bool) -> str:
-    """The words for a place's errors; none for a key that is not ours to judge."""
+    """Return the message for a location; "" for keys of other programs."""
     kind = errors[0]["type"]
     if kind == "extra_forbidden":
         return _unknown(where[-1], _section_at(model, where[:-1]), is_open)
@@ -254,7 +262,7 @@ def _expected(error: Mapping[str, Any]) -> str:
 
 
 def _section_at(model: type[Section], where: Path) -> type[Section]:
-    """The model of a section within a section."""
+    """Return the model of a subsection."""
     for key in where:
         model = section_in(model.model_fields[key].annotation) or model
     return model
@@ -272,5 +280,5 @@ def _unknown(key: Any, section: type[Section], is_open: bool) -> str:
 
 
 def _unique(problems: Sequence[Problem]) -> list[Problem]:
-    """One problem for each place, in the order of the places' first keys."""
+    """Keep one problem per location, in the order of their first keys."""
     return list({joined(one.path): one for one in reversed(problems)}.values())[::-1]

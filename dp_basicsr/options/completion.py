@@ -16,25 +16,24 @@ import torch
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 
-# What `--debug` does: a name that TensorBoard skips, and every phase of a run within its first few iterations.
+# Options of `--debug`: a name that TensorBoard skips, and all phases of a run within a few iterations.
 DEBUG_FREQ = 8
 
 
 def complete_options(opt: Options, args: argparse.Namespace) -> Options:
-    """Check options, join the other processes if there are any, and add BasicSR's derived entries, in place.
+    """Check options, join the process group if there is one, and add BasicSR's derived entries, in place.
 
     Args:
         opt: Options, as read and overridden.
-        args: Of ``parse_command_line``.
+        args: Result of ``parse_command_line``.
 
     Returns:
-        ``opt`` with ``dist``, ``rank``, ``path`` and so on. Experiments and results go below the current folder, where
-        relative data paths are looked for as well. ``check`` is None, or with ``--check`` the list of what is missing,
-        which a trial step can do without.
+        ``opt`` with ``dist``, ``rank``, ``path`` and so on. Experiments, results and relative data paths are relative
+        to the current folder. ``check`` is None, or with ``--check`` the list of missing files that a trial step can do
+        without.
 
     Raises:
-        UserError: See ``check_options`` and
-            ``init_distributed``.
+        UserError: See ``check_options`` and ``init_distributed``.
     """
     is_train = args.is_train
     only_check = is_train and args.check
@@ -61,14 +60,14 @@ def complete_options(opt: Options, args: argparse.Namespace) -> Options:
 
 
 def _seed(opt: Options) -> None:
-    """One seed for the run, the same on every process; each process then has a random state of its own."""
+    """Choose one seed for the run, the same on every process; then seed each process differently."""
     if opt.get("manual_seed") is None:
         opt["manual_seed"] = agree_on(random.randint(1, 10000))
     set_random_seed(opt["manual_seed"] + opt["rank"])
 
 
 def _complete_datasets(opt: Options) -> None:
-    """``val_1`` and ``test_2`` are sets of phase ``val`` and ``test``; all have the model's scale."""
+    """Set each set's phase (``val_1`` is ``val``, ``test_2`` is ``test``) and the model's scale."""
     for key, dataset in opt["datasets"].items():
         dataset["phase"] = key.split("_")[0]
         dataset["scale"] = opt["scale"]
@@ -78,7 +77,7 @@ def _complete_datasets(opt: Options) -> None:
 
 
 def _complete_paths(opt: Options) -> None:
-    """BasicSR's folders: experiments/<name>/{models,training_states,visualization}, results/<name>/visualization."""
+    """Add BasicSR's folders below experiments/<name>/ and results/<name>/."""
     path = opt.setdefault("path", None) or {}
     opt["path"] = path
     for key, value in path.items():

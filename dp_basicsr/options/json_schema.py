@@ -1,7 +1,7 @@
 """The option files' JSON schema, for editors: ``python -m dp_basicsr.options.json_schema`` writes options/schema.json.
 
-It is made from the models that the programs check by, so that an editor completes the keys and underlines what
-they would refuse. Rules about several values are not in it.
+It is generated from the models used for checking, so that an editor completes keys and marks what the programs would
+refuse. Rules for several values are not included.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.options.signatures import VALUES, Kind, kinds, model_of
+from dp_basicsr.options.signatures import VALUES, TypedEntry, model_of, typed_entries
 from dp_basicsr.utils.option_schema import DATASETS, Dataset, OptionFile
 
 from pydantic import BaseModel
 
 FILE = Path(__file__).resolve().parents[2] / "options" / "schema.json"
 
-# The classes whose keys are listed; any other name of a class passes, with any keys.
+# Classes whose keys are listed; other class names are accepted with any keys.
 SHOWN = {
     "network_g": ("RRDBNetDP", "RRDBNet", "MSRResNet"),
     "network_d": ("VGGStyleDiscriminator", "UNetDiscriminatorSN"),
@@ -32,13 +32,13 @@ SHOWN = {
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema of an option file."""
+    """Return the schema of an option file."""
     schema = OptionFile.model_json_schema()
     definitions = schema["$defs"]
     for path, names in SHOWN.items():
         *section, key = path.split(":")
         properties = (definitions[section[0].capitalize()] if section else schema)["properties"]
-        entry = _by_type({name: _signature(kinds()[path], name, definitions) for name in names})
+        entry = _by_type({name: _signature(typed_entries()[path], name, definitions) for name in names})
         if path == "val:metrics":
             entry = {"type": "object", "additionalProperties": entry}
         _replace(properties, key, entry)
@@ -53,9 +53,9 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_without_titles(schema)}
 
 
-def _signature(kind: Kind, name: str, definitions: dict[str, Any]) -> dict[str, str]:
+def _signature(kind: TypedEntry, name: str, definitions: dict[str, Any]) -> dict[str, str]:
     reference = _defined(model_of(kind.classes[name], kind.given, kind.more), definitions)
-    if kind.what == "optimizer":  # torch's own signature grows with its versions; the file stays the same
+    if kind.what == "optimizer":  # torch's signatures change between versions
         schema = definitions[name]
         schema["properties"] = {
             key: value for key, value in schema["properties"].items() if key in (*VALUES[name], "type")
@@ -65,7 +65,7 @@ def _signature(kind: Kind, name: str, definitions: dict[str, Any]) -> dict[str, 
 
 
 def _defined(model: type[BaseModel], definitions: dict[str, Any]) -> dict[str, str]:
-    """Put a model's schema, and those it uses, among the definitions; a reference to it."""
+    """Add a model's schema and those it uses to the definitions; return a reference to it."""
     schema = model.model_json_schema()
     definitions.update(schema.pop("$defs", {}))
     definitions[model.__name__] = schema
@@ -73,17 +73,17 @@ def _defined(model: type[BaseModel], definitions: dict[str, Any]) -> dict[str, s
 
 
 def _by_type(schemas: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """A mapping whose keys are those of the schema that its ``type`` names."""
+    """Return the schema of a mapping whose keys depend on its ``type``."""
     rules = [
         {"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": schema}
         for name, schema in schemas.items()
     ]
-    kind = {"type": "string", "anyOf": [{"enum": list(schemas)}, {}]}  # the names are offered, others pass
+    kind = {"type": "string", "anyOf": [{"enum": list(schemas)}, {}]}  # suggest the names, accept others
     return {"type": "object", "properties": {"type": kind}, "required": ["type"], "allOf": rules}
 
 
 def _replace(properties: dict[str, Any], key: str, entry: dict[str, Any]) -> None:
-    """Put ``entry`` in the place of "any mapping", with what the model says about the key."""
+    """Replace the entry "any mapping" with ``entry``, keeping the model's description of the key."""
     old = properties[key]
     description = {"description": old["description"]}
     properties[key] = (
@@ -92,7 +92,7 @@ def _replace(properties: dict[str, Any], key: str, entry: dict[str, Any]) -> Non
 
 
 def _without_titles(value: Any) -> Any:
-    """pydantic's titles only repeat the keys."""
+    """Remove pydantic's titles, which only repeat the keys."""
     if isinstance(value, dict):
         return {
             key: _without_titles(one) for key, one in value.items() if not (key == "title" and isinstance(one, str))
@@ -101,7 +101,7 @@ def _without_titles(value: Any) -> Any:
 
 
 def as_text() -> str:
-    """The content of options/schema.json."""
+    """Return the content of options/schema.json."""
     return json.dumps(json_schema(), indent=1) + "\n"
 
 

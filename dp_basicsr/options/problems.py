@@ -1,4 +1,4 @@
-"""One thing that is wrong with an option file: where it is, and how it reads."""
+"""A problem in an option file: its location and its message."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dp_basicsr.options.reading import LONGEST, compose, shown, split_entry
 
 import yaml
 
-Path = tuple[Any, ...]  # keys, and indices of lists, from the top of the file
+Path = tuple[Any, ...]  # keys and list indices from the top of the file
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with the value at a path.
+    """A problem with the value at a path.
 
     Attributes:
-        path: Of the key.
-        text: What was expected, what came, what may have been meant.
-        missing: A file or folder is not there: the options themselves are right.
-        help: How to mend it, if that takes more than a few words; said once.
+        path: Path of the key.
+        text: What was expected, what was found, and what may have been meant.
+        missing: Whether only a file or folder is missing.
+        help: Longer instructions to fix it; printed once.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class Problem:
 
 
 class Places:
-    """Where each value of an option file comes from: its line, or the override that has set it."""
+    """The source of each value of an option file: its line, or the override that set it."""
 
     def __init__(self, file: str, entries: Sequence[str]) -> None:
         self.file = file
@@ -41,7 +41,7 @@ class Places:
         self.root = _composed(file)
 
     def of(self, path: Path) -> tuple[int, str]:
-        """Line and ``file:line`` of a key, or of the section that lacks it; 0 and the override that has set it."""
+        """Return line and ``file:line`` of a key or of the section that lacks it, or 0 and the override."""
         for keys, entry in reversed(self.entries):
             if path[: len(keys)] == keys:
                 return 0, f"--force_yml {shown(entry, quotes=False)}"
@@ -52,12 +52,12 @@ class Places:
 def _composed(file: str) -> yaml.Node | None:
     try:
         return compose(file)
-    except (yaml.YAMLError, UserError, RecursionError):  # it has been replaced since it was read
+    except (yaml.YAMLError, UserError, RecursionError):  # the file has changed since it was read
         return None
 
 
 def _line_of(node: yaml.Node | None, path: Path) -> int:
-    """Line of the last key of ``path`` that is there (merged ones included), from 1; 0 for none."""
+    """Return the line of the last existing key of ``path`` (including merged ones), from 1; 0 for none."""
     line = 0
     for key in path:
         found = _child(node, key, set())
@@ -69,13 +69,13 @@ def _line_of(node: yaml.Node | None, path: Path) -> int:
 
 
 def _child(node: yaml.Node | None, key: Any, seen: set[int]) -> tuple[yaml.Node, yaml.Node] | None:
-    """Return the nodes of a key (or an index) and its value; ``seen`` are the mappings that need no second look."""
+    """Return the nodes of a key (or an index) and its value; ``seen`` contains the mappings already visited."""
     if isinstance(node, yaml.SequenceNode):
         inside = isinstance(key, int) and key < len(node.value)
         return (node.value[key], node.value[key]) if inside else None
     if not isinstance(node, yaml.MappingNode) or id(node) in seen:
         return None
-    seen.add(id(node))  # a file can merge a section into itself, or one section exponentially often
+    seen.add(id(node))  # sections can be merged recursively or exponentially often
     for key_node, value in node.value:
         if key_node.value == str(key):
             return key_node, value
@@ -88,7 +88,7 @@ def _child(node: yaml.Node | None, key: Any, seen: set[int]) -> tuple[yaml.Node,
 
 
 def report(file: str, problems: Sequence[Problem], entries: Sequence[str]) -> str:
-    """All problems as one message, each on a line of its own, and then how to mend what takes more words."""
+    """Format all problems as one message, one per line, followed by longer instructions."""
     places = Places(file, entries)
     placed = sorted(((*places.of(one.path), one) for one in problems), key=lambda entry: entry[0])
     lines = [": ".join([place, *([joined(one.path)] if one.path else []), one.text]) for _, place, one in placed]
@@ -97,17 +97,17 @@ def report(file: str, problems: Sequence[Problem], entries: Sequence[str]) -> st
 
 
 def joined(path: Path) -> str:
-    """A path as ``--force_yml`` spells it."""
+    """Format a path like ``--force_yml``."""
     return ":".join(shown(key, quotes=False) for key in path)
 
 
 def nearest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that is most like a given one, if any is."""
+    """Return the known name most similar to ``name``, if any."""
     return next(iter(difflib.get_close_matches(str(name)[:LONGEST], list(known), n=1, cutoff=cutoff)), None)
 
 
 def choose(name: Any, known: Iterable[str]) -> str:
-    """``; did you mean X?`` where a known name is near, otherwise all of them, if they are few."""
+    """Return ``; did you mean X?`` for a similar known name, otherwise the list of all if it is short."""
     known = list(known)
     close = nearest(name, known)
     if close:

@@ -1,4 +1,4 @@
-"""Reading option files and overrides: YAML, safely, as a tree of plain values of its own."""
+"""Read option files and overrides safely: YAML as a tree of plain values."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ import yaml
 
 Options = dict[str, Any]
 
-# A shipped file has some 150 values. Aliases of aliases make millions out of a few lines; no option file needs them.
+# A shipped file has about 150 values. A few lines with aliases of aliases can expand to millions.
 MAX_VALUES = 100_000
 
-# What torch counts in; Python would not even print one of 5000 digits.
+# Range of torch's integers; Python refuses to print numbers of 5000 digits.
 MAX_INT = 2**63
 
 
-LONGEST = 60  # characters of a value in a message
+LONGEST = 60  # maximum characters of a value in a message
 
 
 def shown(value: Any, quotes: bool = True) -> str:
-    """A value in a message: one line, printable, not too long."""
+    """Format a value for a message: one line, printable, shortened."""
     try:
         text = value if isinstance(value, str) and not quotes and value.isprintable() else repr(value)
-    except ValueError:  # a number of thousands of digits within a YAML set
+    except ValueError:  # a number with thousands of digits in a YAML set
         text = f"a {type(value).__name__} that cannot be printed"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader (no object is ever constructed), with YAML 1.2's floats: ``1e-4`` is a number.
+    """PyYAML's safe loader (never constructs objects) with YAML 1.2's floats: ``1e-4`` is a number.
 
-    A key that is given twice is an error here; PyYAML silently takes the last.
+    A duplicate key is an error here; PyYAML silently uses the last one.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
-                    raise yaml.composer.ComposerError(None, None, f"{key.value!r} is given twice", key.start_mark)
+                    raise yaml.composer.ComposerError(None, None, f"duplicate key {key.value!r}", key.start_mark)
                 seen.add(key.value)
         return node
 
@@ -58,10 +58,10 @@ _Loader.add_implicit_resolver(
 
 
 def read_options(path: str | Path) -> Options:
-    """Read an option file. What its keys are is for ``check_options`` to judge.
+    """Read an option file; ``check_options`` checks its keys.
 
     Raises:
-        UserError: No such file, no valid YAML (with line and column), or not a mapping.
+        UserError: The file does not exist, is not valid YAML (with line and column), or is not a mapping.
     """
     opt = parse_yaml(_text_of(path), f"option file {path}")
     if not isinstance(opt, dict):
@@ -72,20 +72,20 @@ def read_options(path: str | Path) -> Options:
 def _text_of(path: str | Path) -> str:
     try:
         if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
-            raise OSError(errno.EINVAL, "no file on a disk")  # a pipe would be waited for
+            raise OSError(errno.EINVAL, "not a regular file")  # reading a pipe would block
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"option file {path}: {error.strerror}; the shipped ones are in options/") from error
-    except ValueError as error:  # bytes that are no UTF-8, or a path with a zero byte
+    except ValueError as error:  # bytes that are not UTF-8, or a path with a null byte
         raise UserError(f"option file {path} is not valid YAML: {error}") from error
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """The value of a YAML text, in which nothing is one object in two places.
+    """Parse a YAML text into a tree without shared objects.
 
     Raises:
-        UserError: Not valid, nested too deeply, more than MAX_VALUES values, or numbers from MAX_INT on. The message
-            begins with ``what``.
+        UserError: The text is not valid, is nested too deeply, or has more than MAX_VALUES values or integers above
+            MAX_INT. The message starts with ``what``.
     """
     try:
         return _Copier().copy(yaml.load(text, Loader=_Loader))
@@ -97,12 +97,12 @@ def parse_yaml(text: str, what: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise UserError(f"{what} is not valid YAML: {error.problem or error.context}{where}") from error
-    except Exception as error:  # PyYAML lets what int() and datetime() say of a broken value through
+    except Exception as error:  # PyYAML passes on errors of int() and datetime()
         raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 class _Copier:
-    """Copies without YAML's aliases, which are one object in several places: completing one would change the others."""
+    """Copies values without YAML's aliases, which share objects: completing one would change the others."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -119,12 +119,12 @@ class _Copier:
 
 
 def compose(path: str | Path) -> yaml.Node | None:
-    """The nodes of an option file that ``read_options`` has read, with their lines."""
+    """Return the YAML nodes, with line numbers, of an option file."""
     return yaml.compose(_text_of(path), Loader=_Loader)
 
 
 def split_entry(entry: str) -> tuple[tuple[str, ...], str]:
-    """``a:b=value`` as ``(("a", "b"), "value")``; UserError for anything else."""
+    """Split ``a:b=value`` into ``(("a", "b"), "value")``; anything else is a UserError."""
     path, equals, text = entry.partition("=")
     keys = tuple(key.strip() for key in path.split(":"))
     if not equals or not keys[-1]:
@@ -133,15 +133,15 @@ def split_entry(entry: str) -> tuple[tuple[str, ...], str]:
 
 
 def override(opt: Options, entries: Sequence[str]) -> None:
-    """Set options from the command line, in place.
+    """Override options from the command line, in place.
 
     Args:
         opt: Options.
-        entries: ``a:b:c=value`` each; the value is read as YAML, so ``1e-4`` is a number and ``[1, 2]`` a list. The
+        entries: ``a:b:c=value`` each; the value is parsed as YAML, so ``1e-4`` is a number and ``[1, 2]`` a list. The
             last key may be new, the path to it must exist.
 
     Raises:
-        UserError: An entry that cannot be read or leads nowhere. ``opt`` is then to be thrown away.
+        UserError: An entry is malformed or its path does not exist; ``opt`` may then be partly changed.
     """
     for entry in entries:
         (*parents, last), text = split_entry(entry)
@@ -150,6 +150,6 @@ def override(opt: Options, entries: Sequence[str]) -> None:
         for key in parents:
             if not isinstance(section.get(key), dict):
                 there = ", ".join(shown(name, quotes=False) for name in section)
-                raise UserError(f"{where}: there is no section {key!r}; here are: {there}")
+                raise UserError(f"{where}: no section {key!r}; expected one of {there}")
             section = section[key]
         section[last] = parse_yaml(text, f"{where}: the value")

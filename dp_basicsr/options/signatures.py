@@ -1,7 +1,7 @@
-"""The keys that a registered class takes: its own signature, as a pydantic model.
+"""The keys that a registered class accepts: its signature as a pydantic model.
 
-BasicSR hands a mapping such as ``network_g`` to the class that its ``type`` names, key by key. Types come from the
-annotations (our classes have them); where there are none (BasicSR's), from the defaults. VALUES has what neither says.
+BasicSR passes a mapping such as ``network_g`` as arguments to the class that its ``type`` names. Types come from the
+annotations (our classes) or else from the defaults (BasicSR's). VALUES has what neither says.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ REQUIRED: Any = ...
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a mapping with a ``type`` can be.
+class TypedEntry:
+    """The classes that the ``type`` of a mapping can name.
 
     Attributes:
-        what: In a message.
-        classes: By the names that ``type`` can take.
-        given: Parameters that the program gives by itself.
-        more: Keys that are read by others than the class: name, type, default.
+        what: Description for messages.
+        classes: Classes by name.
+        given: Parameters that the program supplies.
+        more: Keys that are not parameters of the class: name, type, default.
     """
 
     what: str
@@ -58,7 +58,7 @@ class Kind:
     more: tuple[tuple[str, Any, Any], ...] = ()
 
 
-# The keys of a term of DPLoss that are its own; the others go to the term's class.
+# Keys of a DPLoss term itself; the others are arguments of the term's class.
 TERM_RULE: tuple[tuple[str, Any, Any], ...] = (
     ("name", str, None),
     ("mu", Positive, None),
@@ -75,11 +75,11 @@ _SCHEDULERS = {
 }
 
 
-def kinds() -> dict[str, Kind]:
-    """The kind of each key of an option file whose value has a ``type``; registries are read anew at every call."""
-    network, loss = Kind("network", members_of(ARCH_REGISTRY)), Kind("loss", members_of(LOSS_REGISTRY))
-    optimizer = Kind("optimizer", {name: getattr(torch.optim, name) for name in OPTIMIZERS}, ("params",))
-    gan = Kind("loss", loss.classes, more=(("sync_mean", bool, None),))
+def typed_entries() -> dict[str, TypedEntry]:
+    """Return the classes for each option with a ``type``; reads the registries at every call."""
+    network, loss = TypedEntry("network", members_of(ARCH_REGISTRY)), TypedEntry("loss", members_of(LOSS_REGISTRY))
+    optimizer = TypedEntry("optimizer", {name: getattr(torch.optim, name) for name in OPTIMIZERS}, ("params",))
+    gan = TypedEntry("loss", loss.classes, more=(("sync_mean", bool, None),))
     return {
         "network_g": network,
         "network_d": network,
@@ -89,8 +89,8 @@ def kinds() -> dict[str, Kind]:
         "train:gan_opt": gan,
         "train:optim_g": optimizer,
         "train:optim_d": optimizer,
-        "train:scheduler": Kind("scheduler", _SCHEDULERS, ("optimizer", "last_epoch")),
-        "val:metrics": Kind(
+        "train:scheduler": TypedEntry("scheduler", _SCHEDULERS, ("optimizer", "last_epoch")),
+        "val:metrics": TypedEntry(
             "metric",
             members_of(METRIC_REGISTRY),
             ("img", "img2"),
@@ -100,8 +100,8 @@ def kinds() -> dict[str, Kind]:
 
 
 def members_of(registry: Any) -> dict[str, Callable[..., Any]]:
-    """BasicSR registers what other packages may name as well as ``<name>_basicsr``, and finds it by both names."""
-    members = dict(iter(registry))  # a Registry has keys(), and so looks like a mapping, but is none
+    """Return a registry's classes; like BasicSR, find ``<name>_basicsr`` by both names."""
+    members = dict(iter(registry))  # a Registry has keys(), but is not a mapping
     return {name.removesuffix("_basicsr"): member for name, member in members.items()} | members
 
 
@@ -119,13 +119,13 @@ def _network(value: str) -> str:
     return value
 
 
-def loss_term() -> Kind:
-    """A registered loss as a term of DPLoss."""
-    return Kind("loss", members_of(LOSS_REGISTRY), more=TERM_RULE)
+def loss_term() -> TypedEntry:
+    """Return the classes and keys of a registered loss as a DPLoss term."""
+    return TypedEntry("loss", members_of(LOSS_REGISTRY), more=TERM_RULE)
 
 
 def network_term() -> type[Section]:
-    """The keys of a feature network as a term of DPLoss."""
+    """Return the model of a feature network as a DPLoss term."""
     return create_model(
         "NetworkTerm",
         __base__=Section,
@@ -149,7 +149,7 @@ _ADAM = {
     "maximize": bool,
 }
 
-# What signatures do not say: name of the class (or "" for any) -> parameter -> type.
+# Types missing from signatures: class name (or "" for any) -> parameter -> type.
 VALUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "": {
@@ -177,7 +177,7 @@ VALUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "MSRResNet": {"upscale": Literal[2, 3, 4]},
         "VGGStyleDiscriminator": {"input_size": Literal[128, 256]},
         "GANLoss": {"gan_type": Literal["vanilla", "lsgan", "wgan", "wgan_softplus", "hinge"]},
-        "L1Loss": {"reduction": Literal["mean", "sum"]},  # `none` would leave no number to minimise
+        "L1Loss": {"reduction": Literal["mean", "sum"]},  # `none` would not return a scalar
         "MSELoss": {"reduction": Literal["mean", "sum"]},
         "CharbonnierLoss": {"reduction": Literal["mean", "sum"], "eps": Positive},
         "PerceptualLoss": {
@@ -212,11 +212,11 @@ VALUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 def model_of(
     member: Callable[..., Any], given: tuple[str, ...] = (), more: tuple[tuple[str, Any, Any], ...] = ()
 ) -> type[Section]:
-    """The keys of a registered class or function, with ``type``; see :class:`Kind`."""
+    """Return the model of a registered class or function, with ``type``; see ``TypedEntry``."""
     init = member.__init__ if inspect.isclass(member) else member  # type: ignore[misc]
     try:
         hints = typing.get_type_hints(init, include_extras=True)
-    except Exception:  # another plugin's annotations may name what is imported for type checkers only
+    except Exception:  # other plugins' annotations may use names imported only for type checking
         hints = {}
     named = {**VALUES[""], **VALUES.get(member.__name__, {})}
     fields: dict[str, Any] = {"type": (str, REQUIRED), **{name: (kind, default) for name, kind, default in more}}
@@ -231,12 +231,12 @@ def model_of(
 
 
 def _our_hint(hints: Mapping[str, Any], name: str, member: Callable[..., Any]) -> Any:
-    """An annotation; those of others are not written for YAML (a tuple would refuse a list)."""
+    """Return an annotation of ours; those of others are not written for YAML (a tuple would refuse a list)."""
     return hints.get(name) if member.__module__.startswith("dp_basicsr.") else None
 
 
 def _type_of(default: Any) -> Any:
-    """What a parameter without annotation takes, by its default; an int stands for any number."""
+    """Infer the type of an unannotated parameter from its default; an int accepts any number."""
     if isinstance(default, bool):
         return bool
     if isinstance(default, (int, float)):
@@ -247,5 +247,5 @@ def _type_of(default: Any) -> Any:
 
 
 def takes_more(member: Callable[..., Any]) -> bool:
-    """Whether a class takes any further key (``**kwargs``)."""
+    """Whether a class accepts arbitrary keys (``**kwargs``)."""
     return any(one.kind == one.VAR_KEYWORD for one in inspect.signature(member).parameters.values())

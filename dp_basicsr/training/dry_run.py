@@ -1,4 +1,4 @@
-"""``train.py --check``: one step of a run, as a trial that writes nothing, and what the whole run will take."""
+"""``train.py --check``: try one step without writing anything, and estimate the cost of the run."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ from torch.utils.data import DataLoader, Dataset
 
 
 def check(opt: dict[str, Any]) -> None:
-    """Try one step of a run whose options are right, and print what the run will take.
+    """Try one step of a run with valid options, and print the estimated cost.
 
     Args:
-        opt: Options, completed by :func:`~dp_basicsr.options.completion.complete_options`; ``check`` has what is
-            missing.
+        opt: Options, completed by ``dp_basicsr.options.completion.complete_options``; ``check`` lists missing files.
 
     Raises:
-        UserError: The model cannot be built or trained, or files are missing. In the second case the step has been
-            tried on random images (weights), so that a run can be planned before its data is there.
+        UserError: The model cannot be built or trained, or files are missing. If files are missing, the step is tried
+            on random images (weights), so that a run can be planned before its data exists.
     """
     missing = list(opt["check"])
     trial = trial_options(opt, without_files=bool(missing))
@@ -59,7 +58,7 @@ def check(opt: dict[str, Any]) -> None:
 
 @contextmanager
 def quiet_log() -> Iterator[None]:
-    """Without the networks' layers and the warnings of a trial, which are for a run's log."""
+    """Suppress the network listings and warnings, which belong in a run's log."""
     logger = get_root_logger()
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -70,10 +69,10 @@ def quiet_log() -> Iterator[None]:
 
 
 def trial_options(opt: dict[str, Any], without_files: bool) -> dict[str, Any]:
-    """A copy for the trial: no worker processes, no downloads, and no files that may be missing."""
+    """Copy the options for the trial: no worker processes, no downloads, and no files that may be missing."""
     trial = deepcopy(opt)
     trial["datasets"]["train"] |= {"num_worker_per_gpu": 0, "persistent_workers": False, "prefetch_mode": None}
-    for loss in perceptual_losses(trial):  # the same operations, whatever the weights are
+    for loss in perceptual_losses(trial):  # the cost does not depend on the weights
         loss |= {"weights": "random"} if "network" in loss else {"vgg_weights": "random", "resnet_weights": "random"}
     if without_files:
         for key in ("pretrain_network_g", "pretrain_network_d", "resume_state"):
@@ -82,7 +81,7 @@ def trial_options(opt: dict[str, Any], without_files: bool) -> dict[str, Any]:
 
 
 def perceptual_losses(opt: dict[str, Any]) -> list[dict[str, Any]]:
-    """The options of a DPLoss, and of each of its extra networks, whose weights may be downloads."""
+    """Return the options of a DPLoss and of its extra networks, whose weights may need downloads."""
     loss = opt["train"].get("perceptual_opt") or {}
     if loss.get("type") != "DPLoss":
         return []
@@ -90,14 +89,14 @@ def perceptual_losses(opt: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, float]:
-    """A batch of the run's own data if it is there, otherwise of random images.
+    """Return a batch of the run's own data if it exists, otherwise of random images.
 
     Returns:
-        The batch, what it is, and seconds that loading it took (0 for random images). What is wrong with data that
-        is there is added to ``missing``.
+        The batch, its description, and the seconds to load it (0 for random images). Problems of existing data are
+        added to ``missing``.
 
     Raises:
-        UserError: Data is missing or wrong, and the dataset is of a kind whose batches cannot be made up.
+        UserError: Data is missing or wrong, and random batches cannot be made for this type of dataset.
     """
     if not missing:
         try:
@@ -107,7 +106,7 @@ def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, fl
             return batch, "pairs of the data", time.perf_counter() - start
         except UserError as error:
             missing.append(str(error))
-    if opt["datasets"]["train"]["type"] not in DATASETS:  # what its batches are made of is not known
+    if opt["datasets"]["train"]["type"] not in DATASETS:  # the format of its batches is unknown
         raise UserError("\n".join(missing))
     data, scale = opt["datasets"]["train"], opt["scale"]
     channels, size = opt["network_g"].get("num_in_ch", 3), data["gt_size"]
@@ -117,22 +116,22 @@ def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, fl
 
 
 def batch_size(opt: dict[str, Any]) -> int:
-    """Pairs a step of this process: of each GPU's under DataParallel, as BasicSR counts."""
+    """Return the pairs per step of this process: those of all GPUs under DataParallel, as in BasicSR."""
     return batch_size_per_gpu(opt) * (1 if opt["dist"] else max(1, opt["num_gpu"]))
 
 
 def try_step(opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]]:
-    """Build the model, train it twice on a batch and validate a corner of each set, in memory alone.
+    """Build the model, train two steps on a batch and validate a corner of each set, in memory only.
 
     Returns:
-        Seconds of the second step (the first also sets memory and kernels up), and its losses.
+        Seconds of the second step (the first one also allocates memory and selects kernels), and its losses.
 
     Raises:
-        UserError: What went wrong, in one line.
+        UserError: The step failed; the message is one line.
     """
     train = opt["train"]
     every, first = train["net_d_iters"], train["net_d_init_iters"]
-    iteration = (first // every + 1) * every  # the next that updates the generator too
+    iteration = (first // every + 1) * every  # the next one that also updates the generator
     seconds = 0.0
     try:
         with out_of_memory_is_user_error(opt):
@@ -149,12 +148,12 @@ def try_step(opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]
             return seconds, losses
     except UserError:
         raise
-    except Exception as error:  # what classes that are handed an impossible value say is of any kind
-        raise UserError(f"a step cannot be done: {type(error).__name__}: {first_line(error)}") from error
+    except Exception as error:  # classes may raise anything on impossible values
+        raise UserError(f"the step failed: {type(error).__name__}: {first_line(error)}") from error
 
 
 def try_validation(opt: dict[str, Any], model: Any) -> None:
-    """Validate a corner of the first image of each set, so that no run fails at its first validation.
+    """Validate a corner of the first image of each set, so that a run does not fail at its first validation.
 
     Raises:
         UserError: A set cannot be read or validated.
@@ -180,7 +179,7 @@ class FirstCorner(Dataset):
         return 1
 
     def __getitem__(self, index: int) -> Batch:
-        """The sample; ``lq`` and ``gt`` are (C, H, W) as the dataset gives them."""
+        """Return the sample; ``lq`` and ``gt`` are (C, H, W) as in the dataset."""
         sample = dict(self.dataset[index])
         for key, scale in (("lq", 1), ("gt", self.scale)):
             if key in sample:
@@ -192,8 +191,8 @@ class FirstCorner(Dataset):
 def summary(
     opt: dict[str, Any], batch: Batch, source: str, loading: float, seconds: float, losses: dict[str, float]
 ) -> str:
-    """The trial and the estimate, in a few lines."""
-    name = "lq" if "lq" in batch else "gt"  # a model may make the LQ itself
+    """Format the trial and the estimate in a few lines."""
+    name = "lq" if "lq" in batch else "gt"  # some models create the LQ themselves
     own, processes, total = len(batch[name]), int(opt["world_size"]), opt["train"]["total_iter"]
     whole = own * processes
     data = f", one batch loaded in {loading:.2f} s by one process" if loading else ""
@@ -203,29 +202,29 @@ def summary(
         [
             f"{opt['name']}: one step of {opt['model_type']} on {own} {source} ({name} {shape}){data}",
             f"  losses: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}",
-            f"  time:   {seconds:.3g} s an iteration, {duration(seconds * total)} for {total} iterations, "
+            f"  time:   {seconds:.3g} s per iteration, {duration(seconds * total)} for {total} iterations, "
             "without validation",
             f"  memory: {memory(opt)}",
             f"  batch:  {whole} ({own} on each of {processes} process{'es' if processes > 1 else ''}{relation}), "
-            f"{whole / seconds:.3g} pairs a second",
+            f"{whole / seconds:.3g} pairs per second",
         ]
     )
 
 
 def memory(opt: dict[str, Any]) -> str:
-    """The most that this process has had, of the GPU's memory or of the machine's."""
+    """Return the peak memory of this process, on the GPU or in RAM."""
     if opt["num_gpu"] and torch.cuda.is_available():
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of the GPU at the most"
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB peak on the GPU"
     try:
         import resource
     except ImportError:  # Windows
         return "not measured on this system"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f"{peak / 2**30:.2f} GiB at the most, with {torch.get_num_threads()} thread(s)"
+    return f"{peak / 2**30:.2f} GiB peak, with {torch.get_num_threads()} thread(s)"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Format seconds in a readable unit."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -233,7 +232,7 @@ def duration(seconds: float) -> str:
 
 
 def downloads(opt: dict[str, Any]) -> list[str]:
-    """The ImageNet weights that the run would download at its start."""
+    """List the ImageNet weights that the run would download at its start."""
     notes = []
     for loss in perceptual_losses(opt):
         kinds = (("vgg_type", "vgg19", "vgg_weights"), ("resnet_type", "resnet50", "resnet_weights"))
@@ -241,7 +240,9 @@ def downloads(opt: dict[str, Any]) -> list[str]:
         for kind, default, weights in extra:
             network = str(loss.get(kind, default))
             if loss.get(weights, "imagenet") == "imagenet" and not _is_here(network):
-                notes.append(f"  note:   the ImageNet weights of {network} are not here: the run downloads them first")
+                notes.append(
+                    f"  note:   the ImageNet weights of {network} are missing: the run will download them first"
+                )
     return notes
 
 

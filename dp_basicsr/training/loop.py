@@ -1,4 +1,4 @@
-"""The training loop: one step after the other; log, save and validate on the way."""
+"""The training loop: train, log, save and validate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 @dataclass
 class Run:
-    """What the loop works with, and what it does besides a step: save, validate, leave."""
+    """State of the loop, and its actions besides a step: save, validate, leave."""
 
     opt: dict[str, Any]
     model: Any
@@ -27,9 +27,9 @@ class Run:
     val_loaders: Sequence[DataLoader]
     tb_logger: Any
     interruption: Interruption
-    iteration: int  # the last one that is done
+    iteration: int  # the last completed one
 
-    saved: int | None = None  # the last one that has a checkpoint
+    saved: int | None = None  # the last one with a checkpoint
 
     def __post_init__(self) -> None:
         self._note_saved(self.iteration or None)
@@ -40,13 +40,13 @@ class Run:
             guard.saved = iteration
 
     def _guard(self) -> Any:
-        """Return the step guard of the project's own models, which BasicSR's have not."""
+        """Return the step guard of the project's own models; BasicSR's models have none."""
         return getattr(self.model, "guard", None)
 
     def save(self) -> None:
-        """Save a checkpoint, unless the step was not finite: the weights may be lost then.
+        """Save a checkpoint, unless the step was not finite, because the weights may be corrupt.
 
-        TensorBoard's figures are written first, so that a run that resumes here misses none.
+        TensorBoard's figures are flushed first, so that none are missing when a run resumes here.
         """
         if (guard := self._guard()) is not None and not guard.is_sound():
             get_root_logger().warning(f"Iteration {self.iteration} is not saved: its step was not finite.")
@@ -56,14 +56,14 @@ class Run:
         get_root_logger().info("Saving models and training states.")
         epoch = self.stream.epoch_of(self.iteration - 1)
         self.model.position = self.stream.position(self.iteration)
-        self.model.save(epoch, self.iteration)  # BasicSR's models, which may train here too, take no more
+        self.model.save(epoch, self.iteration)  # the signature of BasicSR's models
         self._note_saved(self.iteration)
 
     def save_latest(self) -> None:
         """Save the networks as BasicSR's ``net_g_latest``.
 
         Raises:
-            UserError: Several steps at the end, or all there were, were not finite: the weights may be lost.
+            UserError: The last steps, or all of them, were not finite, so the weights may be corrupt.
         """
         if (guard := self._guard()) is not None and not guard.is_sound():
             if guard.in_a_row > 1 or self.iteration == 1:
@@ -74,7 +74,7 @@ class Run:
         self.model.save(epoch=-1, current_iter=-1)
 
     def validate(self) -> None:
-        """Validate on all sets. A signal ends it early; the resumed run then validates again."""
+        """Validate on all sets. A signal interrupts it; the resumed run repeats it."""
         with same_random_state_after():
             for loader in self.val_loaders:
                 self.model.validation(loader, self.iteration, self.tb_logger, self.opt["val"]["save_img"])
@@ -84,24 +84,24 @@ class Run:
             self.model.save_best(self.iteration)
 
     def leave(self) -> None:
-        """Save a checkpoint and end the program, on all processes together: torchrun stops the rest after the first."""
+        """Save a checkpoint and exit on all processes together, because torchrun stops the rest after the first."""
         self.save()
         agree_on(None)  # rank 0 may still be saving
         self.interruption.leave(self.iteration, self.saved)
 
 
 def loop(run: Run) -> None:
-    """Train from just after ``run.iteration`` until ``train: total_iter``, logging, saving, validating on the way."""
+    """Train from ``run.iteration`` to ``train: total_iter``, with logging, checkpoints and validation."""
     opt, model, every, total_iter = run.opt, run.model, run.opt["logger"], run.opt["train"]["total_iter"]
     val_freq = opt["val"]["val_freq"] if opt.get("val") else 0
     log_line = MessageLogger(opt, run.iteration + 1, run.tb_logger)
-    log_line.max_iters = total_iter + 1  # its ETA counts one iteration too few, and ends below zero
+    log_line.max_iters = total_iter + 1  # BasicSR's ETA is off by one and would end below zero
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     logger = get_root_logger()
     logger.info(describe_batch(opt, run.stream.batch_size))
     logger.info(f"Start training from epoch: {run.stream.epoch_of(run.iteration)}, iter: {run.iteration}")
     if run.iteration and val_freq and run.iteration % val_freq == 0:
-        run.validate()  # the checkpoint was saved before its validation, which may not have happened
+        run.validate()  # the checkpoint precedes its validation, which may be missing
 
     with progress_bar(opt, run.iteration) as bar:
         batches = run.stream.batches(run.iteration)
@@ -129,7 +129,7 @@ def loop(run: Run) -> None:
                 run.leave()
             if val_freq and run.iteration % val_freq == 0:
                 run.validate()
-                iter_timer.start()  # validation is not a part of the time per iteration
+                iter_timer.start()  # exclude validation from the time per iteration
 
     logger.info(f"End of training, {total_iter} iterations. Save the latest model.")
     run.save_latest()

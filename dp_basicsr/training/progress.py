@@ -1,4 +1,4 @@
-"""What a person sees of a run: log file, TensorBoard, wandb, and a progress bar on a terminal."""
+"""Report the progress of a run: log file, TensorBoard, wandb, and a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from basicsr.utils.options import dict2str
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-# What the bar shows of the losses; all of them are in the log line.
+# Losses shown in the bar; the log line has all of them.
 BAR_LOSSES = ("l_pix", "l_g_pix", "l_g_percep", "l_g_gan", "dp_weight")
 
-PAPER_BATCH = 16  # pairs of an iteration (paper, section 4.1)
+PAPER_BATCH = 16  # pairs per iteration (paper, section 4.1)
 
 
 def start_log(opt: dict[str, Any]) -> MemoryHandler:
-    """Begin to log, with versions and options (rank 0), before there is a folder for it.
+    """Start logging versions and options (rank 0), before there is a folder for the log.
 
     Returns:
-        What :func:`write_log` puts into the run's file. Until then a run that cannot start has written nothing, and the
-        folder of an earlier run of that name is where it was.
+        The records for ``write_log``. Until then, a run that cannot start has written nothing, and the folder of an
+        earlier run of that name is unchanged.
     """
     logger = get_root_logger()
     held = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
@@ -44,18 +44,21 @@ def start_log(opt: dict[str, Any]) -> MemoryHandler:
 
 
 class _LogFile(logging.FileHandler):
-    """Goes on without the file where that cannot be written: whether a run must stop for it, its checkpoints decide."""
+    """Continues without the file if it cannot be written; only a failed checkpoint stops a run."""
 
     told = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         if not self.told:
-            print(f"{self.baseFilename} cannot be written ({sys.exc_info()[1]}); lines are here alone", file=sys.stderr)
+            print(
+                f"{self.baseFilename} cannot be written ({sys.exc_info()[1]}); further lines appear only here",
+                file=sys.stderr,
+            )
         self.told = True
 
 
 def write_log(opt: dict[str, Any], kind: str, held: MemoryHandler) -> None:
-    """Open the run's log file (rank 0), with what has been logged so far."""
+    """Open the run's log file (rank 0) and write what has been logged so far."""
     if opt["rank"] != 0:
         return
     path = os.path.join(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log")
@@ -69,17 +72,17 @@ def write_log(opt: dict[str, Any], kind: str, held: MemoryHandler) -> None:
 
 
 def open_tensorboard(opt: dict[str, Any], resuming: bool) -> Any:
-    """TensorBoard's writer on rank 0 (or None), with wandb behind it when asked.
+    """Create TensorBoard's writer on rank 0 (or None), with wandb if requested.
 
     Raises:
-        UserError: wandb is asked for without TensorBoard, or is not installed.
+        UserError: wandb is requested without TensorBoard, or is not installed.
     """
     options = opt["logger"]
     project = (options.get("wandb") or {}).get("project")
     if opt["rank"] != 0 or "debug" in opt["name"]:
         return None
     if project and not options.get("use_tb_logger"):
-        raise UserError("logger: wandb takes its figures from TensorBoard: set use_tb_logger: true")
+        raise UserError("logger: wandb gets its figures from TensorBoard: set use_tb_logger: true")
     if not options.get("use_tb_logger"):
         return None
     if project:
@@ -92,7 +95,7 @@ def open_tensorboard(opt: dict[str, Any], resuming: bool) -> Any:
 
 
 def close_tensorboard(tb_logger: Any) -> None:
-    """Close the writer, if there is one. On a full disk it cannot: that has been said by then."""
+    """Close the writer, if there is one; ignore a full disk, which has already been reported."""
     if tb_logger:
         with suppress(OSError):
             tb_logger.close()
@@ -102,7 +105,7 @@ def _start_wandb(opt: dict[str, Any], project: str) -> None:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("logger: wandb is asked for but not installed: pip install wandb") from error
+        raise UserError("logger: wandb is requested but not installed: pip install wandb") from error
     resume_id = opt["logger"]["wandb"].get("resume_id")
     run = wandb.init(
         project=project, name=opt["name"], id=resume_id, resume="allow" if resume_id else None, config=opt,
@@ -113,7 +116,7 @@ def _start_wandb(opt: dict[str, Any], project: str) -> None:
 
 @contextmanager
 def progress_bar(opt: dict[str, Any], start_iter: int) -> Iterator[tqdm]:
-    """A bar with iteration and ETA, on rank 0 and on a terminal only; log lines go above it."""
+    """Create a bar with iteration and ETA, on rank 0 of a terminal only; log lines go above it."""
     total = opt["train"]["total_iter"]
     hidden = opt["rank"] != 0 or not sys.stderr.isatty()
     with tqdm(total=total, initial=start_iter, desc=opt["name"], unit="it", disable=hidden, dynamic_ncols=True) as bar:
@@ -125,9 +128,9 @@ def progress_bar(opt: dict[str, Any], start_iter: int) -> Iterator[tqdm]:
 
 
 def current_losses(model: Any) -> dict[str, float]:
-    """The last step's losses; with the terms of a DPLoss where the model, of another package, does not log them itself.
+    """Return the last step's losses, including a DPLoss's terms if another package's model does not log them.
 
-    All processes must call it together.
+    Collective call.
     """
     losses: dict[str, float] = model.get_current_log()
     perceptual: Any = next((one for one in vars(model).values() if hasattr(one, "log_terms")), None)
@@ -136,17 +139,17 @@ def current_losses(model: Any) -> dict[str, float]:
 
 
 def show_losses(bar: tqdm, losses: Mapping[str, float], waiting: float) -> None:
-    """Show the main losses and the share of time spent waiting for data (0 to 1) beside the bar."""
+    """Show the main losses and the share of time spent waiting for data (0 to 1) next to the bar."""
     shown = {name: f"{losses[name]:.3g}" for name in BAR_LOSSES if name in losses}
     bar.set_postfix({"data": f"{waiting:.0%}", **shown}, refresh=False)
 
 
 def describe_batch(opt: dict[str, Any], batch_size: int) -> str:
-    """The mini-batch of all processes together beside the paper's, and what that means for the learning rate.
+    """Describe the total mini-batch relative to the paper's, and its relation to the learning rate.
 
     Args:
         opt: Options of the run.
-        batch_size: Pairs of an iteration, on all processes together.
+        batch_size: Pairs per iteration, over all processes.
     """
     processes, parts = opt["world_size"], opt["train"]["grad_accumulation"]
     threads = f"{torch.get_num_threads()} CPU thread(s) each"
@@ -156,7 +159,7 @@ def describe_batch(opt: dict[str, Any], batch_size: int) -> str:
         f"Mini-batch: {processes} process(es), {threads}, x {batch_size // processes} pairs"
         + (f" in {parts} parts" if parts > 1 else "")
         + f" = {batch_size} pairs, {share} {PAPER_BATCH}; {opt['train']['total_iter']} iterations see "
-        f"{opt['train']['total_iter'] * batch_size:,} pairs. The learning rate is taken as written ("
+        f"{opt['train']['total_iter'] * batch_size:,} pairs. The learning rate is used as given ("
         + ", ".join(f"{key.upper()} {rate:g}" for key, rate in rates.items())
         + "), not scaled with the mini-batch."
     )

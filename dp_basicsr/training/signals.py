@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it ends its step, saves, and leaves with a code that says "start me again"."""
+"""Signals that stop a run: it finishes the step, saves, and exits with a code that requests a restart."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from basicsr.utils import get_root_logger
 # SIGTERM: schedulers, torchrun, systemd. SIGINT: Ctrl-C. SIGUSR1: SLURM's warning (`sbatch --signal=USR1@120`).
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
-# Seconds in which a signal that comes again is still the first: a launcher and a terminal may both send it.
+# Seconds in which a repeated signal counts as the first: a launcher and a terminal may both send it.
 SAME_SIGNAL = 1.0
 
 
 class Interruption:
-    """Notes a signal, and tells all processes of a run at the same iteration. A second one stops at once.
+    """Records a signal and stops all processes of a run at the same iteration. A second signal stops at once.
 
-    Signals are taken inside of the ``with`` block, in the main thread. Across processes the agreement is one
-    number, sent after one iteration and read after the next, so that nobody waits for it.
+    Signals are handled inside the ``with`` block, in the main thread. Processes agree on one number, sent after one
+    iteration and read after the next, so that nothing waits for it.
 
     Args:
         dist: Whether this process is one of a group.
@@ -51,11 +51,11 @@ class Interruption:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if kind is None or kind is SystemExit:  # otherwise another process may never answer
+        if kind is None or kind is SystemExit:  # after an error, another process may never answer
             self._read()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a forked child of the run: only SIGTERM, by which its parent ends it, is for it
+        if os.getpid() != self._pid:  # a forked child: handle only SIGTERM, from its parent
             if number == signal.SIGTERM:
                 _stop_at_once(number)
             return
@@ -65,14 +65,14 @@ class Interruption:
             _stop_at_once(number)
 
     def noted(self) -> bool:
-        """Whether this process knows of a signal; for what may end before its time, as a validation."""
+        """Whether this process received a signal; for interrupting long work such as a validation."""
         return bool(self._signal or self._agreed)
 
     def agreed(self, now: bool = False) -> bool:
-        """Whether to stop: the same on all processes, which call it equally often.
+        """Whether to stop; the same on all processes, which must call it equally often.
 
         Args:
-            now: Wait for what the other processes know at this moment. Otherwise they may follow one call later.
+            now: Wait for the current state of the other processes. Otherwise they may follow one call later.
         """
         if not self._dist:
             self._agreed = self._signal
@@ -85,26 +85,26 @@ class Interruption:
         return self._agreed != 0
 
     def _read(self) -> None:
-        """Take in the answer to the last question, if there is one."""
+        """Read the result of the last exchange, if there is one."""
         if self._pending is not None:
             finish, self._pending = self._pending, None
             self._agreed = finish()
 
     def leave(self, iteration: int, saved: int | None) -> None:
-        """End the program after ``iteration``; ``saved`` is the last one that has a checkpoint, if any."""
+        """Exit after ``iteration``; ``saved`` is the last iteration with a checkpoint, if any."""
         name = signal.Signals(self._agreed).name
         get_root_logger().warning(f"{name}: stopped after iteration {iteration}; {resume_advice(saved)}")
         raise SystemExit(EXIT_RETRY)
 
 
 def resume_advice(saved: int | None) -> str:
-    """Where a run can continue from, given the last iteration that is saved."""
+    """Describe how to continue, given the last saved iteration."""
     if saved is None:
-        return "nothing is saved: the same command starts anew"
-    return f"iteration {saved} is saved: the same command with --auto_resume continues from it"
+        return "nothing is saved: the same command starts again"
+    return f"iteration {saved} is saved: the same command with --auto_resume resumes from it"
 
 
 def _stop_at_once(number: int) -> None:
-    """End as the signal alone would have: a shell sees 128 + its number."""
+    """Exit as if killed by the signal: a shell sees 128 + its number."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -1,4 +1,4 @@
-"""Sizes of images that a network takes, and running it on any other size."""
+"""Input size requirements of networks, and running them on images of any size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # InputSize is also used without torch
     from torch import Tensor, nn
 
-# BasicSR's RRDBNet folds its input by pixel-unshuffle at these scales: scale -> factor.
+# BasicSR's RRDBNet applies pixel-unshuffle at these scales: scale -> factor.
 RRDBNET_FOLDS = {2: 2, 1: 4}
 
 
@@ -19,9 +19,9 @@ class InputSize:
     """Requirements on the height and width of a network's input, in pixels.
 
     Attributes:
-        multiple: Height and width are multiples of it.
-        minimum: Height and width are at least this.
-        square: Height and width are equal.
+        multiple: Divisor of height and width.
+        minimum: Minimum height and width.
+        square: Whether height and width must be equal.
     """
 
     multiple: int = 1
@@ -37,17 +37,17 @@ class InputSize:
 def input_size(net: nn.Module) -> InputSize:
     """Return the requirements of a network, bare or wrapped by DistributedDataParallel.
 
-    A network that is opened from a file carries them as its attribute ``input_size``. For others they are derived from
-    what super-resolution networks have: the ``window_size`` of transformers' modules (SwinIR, HAT), the pixel-unshuffle
-    of BasicSR's RRDBNet at x2 and x1, and modules of type ``nn.PixelUnshuffle``.
+    A network opened from a file has them in its attribute ``input_size``. For others they are derived from common
+    properties of super-resolution networks: the ``window_size`` of transformers (SwinIR, HAT), the pixel-unshuffle of
+    BasicSR's RRDBNet at x2 and x1, and modules of type ``nn.PixelUnshuffle``.
 
-    Use it with :func:`run_padded`, which pads and crops::
+    Use it with ``run_padded``, which pads and crops::
 
         size = input_size(net)
         output = run_padded(net, images, size, scale)
 
     With tiles, pad the image to ``InputSize(size.multiple).fit(height, width)``, cut tiles at multiples of
-    ``size.multiple``, run each tile by :func:`run_padded`, and crop the result.
+    ``size.multiple``, run each tile with ``run_padded``, and crop the result.
     """
     from torch import nn
 
@@ -70,9 +70,9 @@ def run_padded(forward: Callable[[Tensor], Tensor], images: Tensor, size: InputS
 
     Args:
         forward: The network, (N, C, h, w) float -> (N, C', scale * h, scale * w).
-        images: (N, C, H, W) float. Where H and W are allowed, ``forward`` gets them as they are.
-        size: See :func:`input_size`.
-        scale: Of ``forward``.
+        images: (N, C, H, W) float. If H and W are allowed, they are passed unchanged.
+        size: See ``input_size``.
+        scale: Scale of ``forward``.
 
     Returns:
         (N, C', scale * H, scale * W).

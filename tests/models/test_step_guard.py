@@ -99,7 +99,7 @@ def test_so_many_in_a_row_end_the_run(tmp_path: Path) -> None:
         assert model.guard.is_sound()
     step(model, bad_batch(), 7)
     assert not model.guard.is_sound()
-    with pytest.raises(UserError, match=r"iteration 8: 2 steps in a row.*max_nonfinite"):
+    with pytest.raises(UserError, match=r"iteration 8: 2 consecutive steps.*max_nonfinite"):
         step_and_look(model, bad_batch(), 8)
 
 

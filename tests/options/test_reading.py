@@ -103,7 +103,7 @@ LAUGHS = "a: &a [1]\n" + "".join(
     [
         ("a: [1", "line 1"),
         ("- a", "mapping"),
-        ("{a: 1, a: 2}", "'a' is given twice .line 1, column 8"),
+        ("{a: 1, a: 2}", "duplicate key 'a' .line 1, column 8"),
         ("a: !!int x", "invalid literal"),
         ("a: 2020-13-45", "month"),
         ("&a [*a]", "alias within itself"),

@@ -54,7 +54,7 @@ def test_a_run_that_is_right(options: Path, capsys: pytest.CaptureFixture[str]) 
     code, out, err = run(capsys, "train:net_d_init_iters=3")
     assert (code, err) == (0, "")
     assert "one step of SRGANDPModel on 2 pairs of the data (lq 2 x 3 x 8 x 8)" in out
-    for words in ("l_g_percep", "l_d_fake", "s an iteration", "for 4 iterations", "GiB", "the paper's is 16"):
+    for words in ("l_g_percep", "l_d_fake", "s per iteration", "for 4 iterations", "GiB", "the paper's is 16"):
         assert words in out
     assert out.count("\n") == 5
 
@@ -102,7 +102,7 @@ def test_a_step_that_fails_is_one_message(
     monkeypatch.setattr(SmallDiscriminator, "forward", forward)
     code, _, err = run(capsys)
     assert code == 2
-    assert "a step cannot be done: RuntimeError: no kernel" in err
+    assert "the step failed: RuntimeError: no kernel" in err
     assert "Traceback" not in err
 
 
