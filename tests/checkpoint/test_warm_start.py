@@ -11,13 +11,15 @@ from dp_basicsr import train
 from dp_basicsr.archs import RRDBNetDP
 from dp_basicsr.checkpoint.weight_names import rename_keys
 from dp_basicsr.checkpoint.weights import read_weights
+from dp_basicsr.deploy.network import load_network
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.test_train_and_test import SMALL
+from scripts import export_model
+from tests.test_train_and_test import SMALL, same_weights
 
 State = dict[str, Tensor]
 
@@ -118,8 +120,6 @@ def spandrel_network(name: str) -> torch.nn.Module:
 @pytest.mark.parametrize("name", ["SPAN", "Compact", "SwinIR", "HAT", "DAT", "ESRGAN"])
 def test_any_network_of_a_file_is_trained_and_opens_again(name: str, pairs: Path) -> None:
     """Two steps through train.py; spandrel opens what is saved, with the pixels that this project gives."""
-    from dp_basicsr.deploy.network import load_network
-
     from spandrel import ModelLoader
 
     torch.save(spandrel_network(name).state_dict(), "community.pth")
@@ -136,3 +136,35 @@ def test_any_network_of_a_file_is_trained_and_opens_again(name: str, pairs: Path
         torch.testing.assert_close(
             load_network([Path("trained.pth")]).module(x).clamp(0, 1), theirs(x), rtol=0, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("name", ["SPAN", "SwinIR"])
+def test_a_run_on_a_network_of_a_file_is_a_run_like_any_other(name: str, pairs: Path) -> None:
+    """Check, EMA, validation, resume to the same bits, and export for spandrel."""
+    from spandrel import ModelLoader
+
+    torch.save(spandrel_network(name).state_dict(), "community.pth")
+    Path("small.yml").write_text(SMALL)
+    options = ["-opt", "small.yml", "--force_yml", "network_g={type: FromFile, path: community.pth}",
+               "train:total_iter=4", "train:scheduler:milestones=[3]", "logger:save_checkpoint_freq=2",
+               "val:val_freq=2", "logger:use_tb_logger=false", "datasets:train:num_worker_per_gpu=0"]  # fmt: skip
+    train.main([*options, "--check"])
+    assert not Path("experiments").exists()
+    train.main(options)
+    whole = Path("experiments/small/models/net_g_latest.pth").rename("whole.pth")
+    Path("experiments/small/training_states/4.state").unlink()
+    Path("experiments/small/training_states/4.sha256").unlink()
+    train.main([*options, "--auto_resume"])
+    logs = "".join(path.read_text() for path in Path("experiments/small").glob("*.log"))
+    assert "Resuming training from epoch: 0, iter: 2" in logs
+    assert logs.count("# psnr_rgb: ") > 2
+    saved = Path("experiments/small/models/net_g_latest.pth")
+    assert same_weights(whole, saved)
+    ema, net = (read_weights(saved, key).state for key in ("params_ema", "params"))
+    assert any(not torch.equal(ema[key], net[key]) for key in net)
+
+    assert export_model.main(["--model_path", str(saved), "--format", "safetensors", "-o", "out.safetensors"]) == 0
+    theirs = ModelLoader().load_from_file("out.safetensors").eval()
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(load_network([saved]).module(x).clamp(0, 1), theirs(x), rtol=0, atol=1e-6)
