@@ -31,17 +31,39 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def run_program(words: Sequence[str], folder: str, output: str, environment: dict[str, str]) -> None:
-    """Run a Python file as ``python FILE ARGUMENTS`` does, in this process."""
+def prepare_process(environment: dict[str, str]) -> None:
+    """Set a forked process's environment variables, and what its own children need."""
     # This process has the start method that made it; loader workers of the program must start as they do elsewhere.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     os.environ.update(environment)
-    os.chdir(folder)
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+
+def redirect_output(path: str) -> None:
+    """Append stdout and stderr of this process to a file."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1), os.dup2(file, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+
+
+def run_program(words: Sequence[str], folder: str, output: str, environment: dict[str, str]) -> None:
+    """Run a Python file as ``python FILE ARGUMENTS`` does, in this process."""
+    prepare_process(environment)
+    os.chdir(folder)
+    redirect_output(output)
     sys.argv = list(words)
     runpy.run_path(words[0], run_name="__main__")
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def rank_variables(rank: int, count: int, port: str) -> dict[str, str]:
+    """torchrun's environment variables of one of ``count`` processes."""
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
 
 
 class Processes:
@@ -58,16 +80,13 @@ class Processes:
     def __init__(self, folder: Path, outputs: Path) -> None:
         self.folder, self.outputs = folder, outputs
         self.all: list[multiprocessing.process.BaseProcess] = []
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = str(free.getsockname()[1])
+        self.port = free_port()
 
     def start(self, *commands: Sequence[str], folders: Sequence[Path] = (), **environment: str) -> None:
         """Start a process for each command, with torchrun's variables unless ``environment`` has others."""
         for rank, words in enumerate(commands):
-            variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(commands)),
-                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port}  # fmt: skip
-            own = {name: value.format(rank=rank) for name, value in (environment or variables).items()}
+            variables = environment or rank_variables(rank, len(commands), self.port)
+            own = {name: value.format(rank=rank) for name, value in variables.items()}
             folder = folders[rank] if folders else self.folder
             arguments = (list(words), str(folder), str(self.output(rank)), own)
             process = CONTEXT.Process(target=run_program, args=arguments)

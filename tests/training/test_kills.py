@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,9 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from tests.distributed.processes import CONTEXT, TORCHRUN, free_port, rank_variables, run_program
+from tests.training.hit_run import train_and_be_hit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,32 +72,27 @@ logger: {{print_freq: 1, save_checkpoint_freq: 3, use_tb_logger: true, keep_last
 EVENTS_OF_A_SAVE = 4 * 3 + 4
 
 
-class Server:
-    """Orders for ``tests.training.train_server``."""
+def start(folder: Path, *overrides: str, processes: int = 0, **order: Any) -> list[int | None]:
+    """Train in processes of their own; what hits them, see hit_run.py, hits rank 0, or ``rank``.
 
-    def __init__(self) -> None:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.training.train_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, env=environment,
-        )  # fmt: skip
-
-    def __call__(self, folder: Path, *overrides: str, **order: Any) -> list[int]:
-        argv = ["-opt", "small.yml", "--auto_resume", *(("--force_yml", *overrides) if overrides else ())]
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps({"folder": str(folder), "argv": argv, **order}) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    assert server.process.stdin
-    server.process.stdin.close()
-    server.process.wait(timeout=60)
+    Returns:
+        Their exit codes; negative: the signal that killed it.
+    """
+    order["folder"] = str(folder)
+    order["argv"] = ["-opt", "small.yml", "--auto_resume", *(("--force_yml", *overrides) if overrides else ())]
+    port, children = free_port(), []
+    for rank in range(processes or 1):
+        own = order if order.get("rank", 0) == rank else {**order, "at": None}
+        variables = rank_variables(rank, processes, port) if processes else {}
+        children.append(CONTEXT.Process(target=train_and_be_hit, args=(own, variables)))
+        children[-1].start()
+    if "kill_after" in order:
+        time.sleep(order["kill_after"])
+        for child in children:
+            child.kill()
+    for child in children:
+        child.join()
+    return [child.exitcode for child in children]
 
 
 def prepare(folder: Path) -> Path:
@@ -119,10 +114,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing stopped."""
     folder = prepare(tmp_path_factory.mktemp("undisturbed"))
-    assert server(folder) == [0], (folder / "output").read_text()
+    assert start(folder) == [0], (folder / "output").read_text()
     return folder
 
 
@@ -179,115 +174,113 @@ def assert_same(folder: Path, undisturbed: Path, total: int = TOTAL) -> None:
     assert not [name for name in names if name.endswith(".partial")]
 
 
-def test_killed_at_every_moment_of_a_save(server: Server, folder: Path, undisturbed: Path) -> None:
+def test_killed_at_every_moment_of_a_save(folder: Path, undisturbed: Path) -> None:
     """Seventeen kills, on each side of every sync, renaming and deletion, with and without a worker for the data."""
-    assert server(folder, at=["disk", 12 + 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
+    assert start(folder, at=["disk", 12 + 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
     for moment in range(1, EVENTS_OF_A_SAVE + 1):
         workers = f"datasets:train:num_worker_per_gpu={moment % 2}"
-        codes = server(folder, workers, at=["disk", moment], signals=[signal.SIGKILL])
+        codes = start(folder, workers, at=["disk", moment], signals=[signal.SIGKILL])
         assert codes == [-signal.SIGKILL], f"{moment}: {(folder / 'output').read_text()[-2000:]}"
-    assert server(folder) == [0], (folder / "output").read_text()
+    assert start(folder) == [0], (folder / "output").read_text()
     assert_same(folder, undisturbed)
     assert len(list((folder / "experiments/small/training_states").glob("*.state"))) == 2  # keep_last
     assert "archived" not in " ".join(os.listdir(folder / "experiments"))
 
 
-def test_killed_during_validation_and_in_a_step(server: Server, folder: Path, undisturbed: Path) -> None:
+def test_killed_during_validation_and_in_a_step(folder: Path, undisturbed: Path) -> None:
     """Seven kills. What was validated when the run died is validated anew: same figures, same best iteration.
 
     The validation of 12, which has a checkpoint of its own, is hit twice: the second time it is the first thing done.
     """
     for at in (["step", 4], ["metric", 1], ["metric", 2], ["metric", 5], ["step", 3], ["metric", 5], ["metric", 2]):
-        assert server(folder, at=at, signals=[signal.SIGKILL]) == [-signal.SIGKILL]
-    assert server(folder) == [0], (folder / "output").read_text()
+        assert start(folder, at=at, signals=[signal.SIGKILL]) == [-signal.SIGKILL]
+    assert start(folder) == [0], (folder / "output").read_text()
     assert_same(folder, undisturbed)
 
 
-def test_killed_at_random_times(server: Server, folder: Path, undisturbed: Path) -> None:
+def test_killed_at_random_times(folder: Path, undisturbed: Path) -> None:
     """Wherever a run is: while it starts, and in the tenth of a second after one of its steps."""
     times = random.Random(0)
     for _ in range(4):
-        server(folder, kill_after=times.uniform(0, 0.4))
-        codes = server(folder, at=["step", times.randint(2, 6)], after=times.uniform(0.001, 0.1))
+        start(folder, kill_after=times.uniform(0, 0.4))
+        codes = start(folder, at=["step", times.randint(2, 6)], after=times.uniform(0.001, 0.1))
         assert codes in ([-signal.SIGALRM], [0])
-    assert server(folder) == [0], (folder / "output").read_text()
+    assert start(folder) == [0], (folder / "output").read_text()
     assert_same(folder, undisturbed)
 
 
-def test_signals_end_the_step_and_save(server: Server, folder: Path, undisturbed: Path) -> None:
+def test_signals_end_the_step_and_save(folder: Path, undisturbed: Path) -> None:
     """In training, and in validation, which the run that goes on makes anew."""
     signals = ((signal.SIGTERM, "step", 5, 5), (signal.SIGINT, "metric", 2, 8), (signal.SIGUSR1, "step", 3, 11))
     for number, event, place, last in signals:
-        assert server(folder, at=[event, place], signals=[number]) == [EXIT_RETRY]
+        assert start(folder, at=[event, place], signals=[number]) == [EXIT_RETRY]
         assert whole_checkpoints(folder)[-1] == last
         message = f"{number.name}: stopped after iteration {last}; iteration {last} is saved"
         assert message in (folder / "output").read_text()
-    assert server(folder) == [0], (folder / "output").read_text()
+    assert start(folder) == [0], (folder / "output").read_text()
     assert_same(folder, undisturbed)
 
 
-def test_a_signal_to_the_whole_group_spares_the_loader_s_workers(server: Server, folder: Path) -> None:
+def test_a_signal_to_the_whole_group_spares_the_loader_s_workers(folder: Path) -> None:
     """As a terminal, systemd and torchrun send it: the step that is under way gets its samples."""
     workers = "datasets:train:num_worker_per_gpu=2"
-    assert server(folder, workers, at=["step", 5], signals=[signal.SIGTERM], group=True) == [EXIT_RETRY]
+    assert start(folder, workers, at=["step", 5], signals=[signal.SIGTERM], group=True) == [EXIT_RETRY]
     assert (folder / "experiments/small/training_states/5.sha256").exists()
 
 
-def test_a_second_signal_stops_at_once(server: Server, folder: Path) -> None:
-    assert server(folder, at=["step", 5], signals=[signal.SIGTERM, signal.SIGINT]) == [-signal.SIGINT]
+def test_a_second_signal_stops_at_once(folder: Path) -> None:
+    assert start(folder, at=["step", 5], signals=[signal.SIGTERM, signal.SIGINT]) == [-signal.SIGINT]
     assert not (folder / "experiments/small/training_states/5.state").exists()
 
 
-def test_a_second_run_of_the_name_is_refused(server: Server, folder: Path, undisturbed: Path) -> None:
+def test_a_second_run_of_the_name_is_refused(folder: Path, undisturbed: Path) -> None:
     """With --auto_resume or without: the first goes on undisturbed."""
-    assert server(folder, at=["step", 5], rival=True) == [0]
+    assert start(folder, at=["step", 5], rival=True) == [0]
     assert (folder / "rival").read_text() == "2"
     assert re.search(r"error: .*experiments/small is in use by process \d+ on ", (folder / "output").read_text())
     assert_same(folder, undisturbed)
     assert sorted(os.listdir(folder / "experiments")) == ["small"]
 
 
-def test_keep_best_is_the_network_of_the_best_iteration(server: Server, folder: Path, undisturbed: Path) -> None:
+def test_keep_best_is_the_network_of_the_best_iteration(folder: Path, undisturbed: Path) -> None:
     run = undisturbed / "experiments/small"
     figures = {step: max(bits) for (tag, step), bits in scalars(undisturbed).items() if tag == "metrics/held_out/psnr"}
     best = max(figures, key=lambda step: np.frombuffer(figures[step], np.float32)[0])
-    assert server(folder, f"train:total_iter={best}") == [0], (folder / "output").read_text()
+    assert start(folder, f"train:total_iter={best}") == [0], (folder / "output").read_text()
     there = load(folder / "experiments/small/models/net_g_latest.pth")
     assert difference(load(run / "models/net_g_best_held_out_psnr.pth"), there) is None
 
 
-def test_a_state_of_another_model_is_one_message(server: Server, folder: Path) -> None:
-    assert server(folder, at=["step", 4], signals=[signal.SIGTERM]) == [EXIT_RETRY]
-    assert server(folder, "model_type=PSNRModel", "train:perceptual_opt=null") == [2]
+def test_a_state_of_another_model_is_one_message(folder: Path) -> None:
+    assert start(folder, at=["step", 4], signals=[signal.SIGTERM]) == [EXIT_RETRY]
+    assert start(folder, "model_type=PSNRModel", "train:perceptual_opt=null") == [2]
     error = (folder / "output").read_text().splitlines()[-1]
     assert error.startswith("error: the state of iteration 4 does not fit these options")
 
 
-def test_every_process_says_that_the_name_is_taken(server: Server, folder: Path) -> None:
+def test_every_process_says_that_the_name_is_taken(folder: Path) -> None:
     with run_lock(str(folder / "experiments/small")):
-        assert server(folder, processes=2) == [2, 2]
+        assert start(folder, processes=2) == [2, 2]
     assert not (folder / "experiments").exists()
 
 
 @pytest.mark.parametrize(("processes", "deterministic"), [(2, "false"), (3, "true")])
-def test_processes_stop_together(
-    processes: int, deterministic: str, server: Server, folder: Path, tmp_path: Path
-) -> None:
+def test_processes_stop_together(processes: int, deterministic: str, folder: Path, tmp_path: Path) -> None:
     """A signal to one of them: all leave after the same iteration, and go on with the same bits."""
     settings = f"datasets:train:batch_size_total={processes}", f"deterministic={deterministic}", "train:total_iter=12"
     whole = prepare(tmp_path / "whole")
-    assert server(whole, *settings, processes=processes) == [0] * processes, (whole / "output").read_text()
+    assert start(whole, *settings, processes=processes) == [0] * processes, (whole / "output").read_text()
     for rank, at in ((1, ["step", 5]), (0, ["metric", 2])):  # in training, and in validation
-        codes = server(folder, *settings, processes=processes, rank=rank, at=at, signals=[signal.SIGTERM])
+        codes = start(folder, *settings, processes=processes, rank=rank, at=at, signals=[signal.SIGTERM])
         assert codes == [EXIT_RETRY] * processes, (folder / "output").read_text()
-    assert server(folder, *settings, processes=processes) == [0] * processes, (folder / "output").read_text()
+    assert start(folder, *settings, processes=processes) == [0] * processes, (folder / "output").read_text()
     assert "not bit-exact" not in (folder / "output").read_text()
     assert_same(folder, whole, total=12)
 
 
-def test_another_number_of_processes_goes_on_with_the_next_sample(server: Server, folder: Path) -> None:
-    assert server(folder, processes=2, at=["step", 5], signals=[signal.SIGTERM]) == [EXIT_RETRY, EXIT_RETRY]
-    assert server(folder, "train:total_iter=12") == [0], (folder / "output").read_text()
+def test_another_number_of_processes_goes_on_with_the_next_sample(folder: Path) -> None:
+    assert start(folder, processes=2, at=["step", 5], signals=[signal.SIGTERM]) == [EXIT_RETRY, EXIT_RETRY]
+    assert start(folder, "train:total_iter=12") == [0], (folder / "output").read_text()
     output = (folder / "output").read_text()
     assert "Resume is not bit-exact: processes: 2 before, 1 now" in output
     assert "batch_size:" not in output.split("not bit-exact")[1]
@@ -305,7 +298,7 @@ def whole_checkpoints(folder: Path) -> list[int]:
 
 
 def test_a_full_disk_stops_with_the_last_checkpoint_intact(
-    server: Server, folder: Path, undisturbed: Path, request: pytest.FixtureRequest
+    folder: Path, undisturbed: Path, request: pytest.FixtureRequest
 ) -> None:
     """On a file system of 1.2 MB; with room again the run goes on to the same bits."""
     mount = shutil.which("mount")
@@ -318,7 +311,7 @@ def test_a_full_disk_stops_with_the_last_checkpoint_intact(
         pytest.skip("a small file system cannot be mounted here: not root")
     request.addfinalizer(lambda: subprocess.run(["umount", disk], check=False))
     keep_all = "logger:keep_last=100"
-    assert server(folder, keep_all) == [2]
+    assert start(folder, keep_all) == [2]
     error = (folder / "output").read_text().splitlines()[-1]
     assert re.match(
         r"error: .*experiments/small/\S+ cannot be saved \(.*free on its disk\); earlier checkpoints are intact", error
@@ -326,59 +319,61 @@ def test_a_full_disk_stops_with_the_last_checkpoint_intact(
     assert whole_checkpoints(folder)
     assert "Traceback" not in (folder / "output").read_text()
     subprocess.run([mount, "-o", "remount,size=64m", disk], check=True)
-    assert server(folder) == [0], (folder / "output").read_text()
+    assert start(folder) == [0], (folder / "output").read_text()
     assert_same(folder, undisturbed)
 
 
-def test_a_quota_stops_with_the_last_checkpoint_intact(server: Server, folder: Path) -> None:
+def test_a_quota_stops_with_the_last_checkpoint_intact(folder: Path) -> None:
     """RLIMIT_FSIZE, which no file may exceed."""
-    assert server(folder, at=["step", 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
+    assert start(folder, at=["step", 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
     largest = max(path.stat().st_size for path in (folder / "experiments").rglob("*.pth"))
-    assert server(folder, limit=largest - 1) == [2]
+    assert start(folder, limit=largest - 1) == [2]
     error = (folder / "output").read_text().splitlines()[-1]
     assert re.match(r"error: .*experiments/small/models/net_\S+ cannot be saved \(", error)
     assert whole_checkpoints(folder) == [3]
 
 
-def test_a_folder_that_cannot_be_written_stops_with_one_message(server: Server, folder: Path) -> None:
+def test_a_folder_that_cannot_be_written_stops_with_one_message(folder: Path) -> None:
     """A file where the folder belongs stands for a read-only one, which root can write to."""
     (folder / "experiments").touch()
-    assert server(folder) == [2]
+    assert start(folder) == [2]
     assert (folder / "output").read_text().startswith("error: cannot write ")
     (folder / "experiments").unlink()
-    assert server(folder, at=["step", 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
+    assert start(folder, at=["step", 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
     models = folder / "experiments/small/models"
     models.rename(folder / "moved")
     models.touch()
-    assert server(folder) == [2]
+    assert start(folder) == [2]
     assert (folder / "output").read_text().splitlines()[-1].startswith("error: none of the checkpoints")
 
 
-def test_torchrun_saves_when_it_is_stopped(folder: Path, server: Server, tmp_path: Path) -> None:
+def test_torchrun_saves_when_it_is_stopped(folder: Path, tmp_path: Path) -> None:
     """SIGTERM to one of its workers, later to itself: a whole checkpoint each time, with the bits of a run without.
 
     torchrun itself then ends with code 1: its own way to say that its workers did not come to their end.
     """
-    networks = "network_g:type=RRDBNetDP", "val:metrics={psnr: {type: calculate_psnr, crop_border: 4}}"
+    # What counts events is not registered there. A signal during validation is saved after it, and so knows a best.
+    plain = "network_g:type=RRDBNetDP", "val=~"
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        *TORCHRUN, "--standalone", "--nproc-per-node=2",
         str(ROOT / "dp_basicsr/train.py"), "-opt", "small.yml", "--auto_resume",
-        "--force_yml", *networks, "train:total_iter=1000000",
+        "--force_yml", *plain, "train:total_iter=1000000",
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for to_a_worker in (True, False):
-        with (folder / "output").open("w") as output:
-            torchrun = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=environment)
-        while len(re.findall(r"iter: .*l_g_pix", text := (folder / "output").read_text())) < 4:
-            assert torchrun.poll() is None, text
-            time.sleep(0.1)
+        output = folder / f"output_{to_a_worker}"
+        torchrun = CONTEXT.Process(target=run_program, args=(command, str(folder), str(output), {}))
+        torchrun.start()
+        while not output.exists() or len(re.findall(r"iter: .*l_g_pix", output.read_text())) < 4:
+            assert torchrun.is_alive(), output.read_text()
+            time.sleep(0.05)
         workers = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
         os.kill(int(workers[1]) if to_a_worker else torchrun.pid, signal.SIGTERM)
-        assert torchrun.wait(timeout=60) == 1
+        torchrun.join(60)
+        assert torchrun.exitcode == 1, output.read_text()
         last = whole_checkpoints(folder)[-1]
-        assert f"SIGTERM: stopped after iteration {last}; iteration {last} is saved" in (folder / "output").read_text()
+        assert f"SIGTERM: stopped after iteration {last}; iteration {last} is saved" in output.read_text()
 
     whole = prepare(tmp_path / "whole")
     total = f"train:total_iter={last}", f"logger:save_checkpoint_freq={last}"
-    assert server(whole, *networks, *total, processes=2) == [0, 0], (whole / "output").read_text()
+    assert start(whole, *plain, *total, processes=2) == [0, 0], (whole / "output").read_text()
     assert_same_files(folder, whole, [f"training_states/{last}.state", f"models/net_g_{last}.pth"])
