@@ -18,17 +18,7 @@ import torch.distributed.run
 TORCHRUN = [torch.distributed.run.__file__, "--run-path", "--start-method=fork"]
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# torch._dynamo: DistributedDataParallel and the optimizers import it, which takes seconds.
-CONTEXT.set_forkserver_preload(
-    [
-        "torch._dynamo",
-        "torch.distributed.run",
-        "torch.utils.tensorboard",
-        "dp_basicsr.models",
-        "dp_basicsr.options.completion",
-        "dp_basicsr.training.run",
-    ]
-)
+CONTEXT.set_forkserver_preload(["tests.distributed.preload"])
 
 
 def prepare_process(environment: dict[str, str]) -> None:

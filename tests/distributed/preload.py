@@ -1,0 +1,18 @@
+"""Imported by the process that test programs are forked from: all that takes seconds to import."""
+
+from __future__ import annotations
+
+import gc
+
+import dp_basicsr.models
+import dp_basicsr.options.completion
+import dp_basicsr.training.dry_run
+import dp_basicsr.training.run  # noqa: F401
+
+import torch._dynamo  # DistributedDataParallel and the optimizers import it
+import torch.distributed.run
+import torch.utils.tensorboard
+
+import tests.conftest  # noqa: F401
+
+gc.freeze()  # else the first full collection of each child looks at, and copies, all that was imported
