@@ -11,7 +11,7 @@ import dp_basicsr.training.run  # noqa: F401
 
 import torch._dynamo  # DistributedDataParallel and the optimizers import it
 import torch.distributed.run
-import torch.utils.tensorboard
+import torch.utils.tensorboard  # noqa: F401
 
 import tests.conftest  # noqa: F401
 
