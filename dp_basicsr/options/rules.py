@@ -1,4 +1,4 @@
-"""Values that are right by themselves, and not together; and files that are not there."""
+"""Rules for combinations of values, and missing files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
-# Sections, and their keys that our models read and BasicSR's do not.
+# Section -> keys that only our models read, not BasicSR's.
 OURS: tuple[tuple[str, type[Section], tuple[str, ...]], ...] = (
     ("train", Train, ("channels_last", "amp", "compile", "checkpointing", "grad_accumulation", "grad_clip",
                       "max_nonfinite", "sync_batch_norm")),
@@ -33,15 +33,15 @@ OURS: tuple[tuple[str, type[Section], tuple[str, ...]], ...] = (
 
 PERCEPTUAL: Path = ("train", "perceptual_opt")
 
-# The lists of DPLoss's further terms: today's name and the older one.
+# Keys of DPLoss's further terms: the current name and the older one.
 TERM_LISTS = ("extra_networks", "extra_terms")
 
 
 class View:
-    """Options, of which rules about several values see those that are right.
+    """View of options that hides wrong values from the rules for combinations.
 
     Attributes:
-        wrong: Paths of the values that are known to be wrong.
+        wrong: Paths of the values known to be wrong.
     """
 
     def __init__(self, opt: Options) -> None:
@@ -49,7 +49,7 @@ class View:
         self.wrong: set[Path] = set()
 
     def at(self, *path: Any) -> Any:
-        """The value at a path, right or wrong; None where there is none."""
+        """Return the value at a path, right or wrong; None if there is none."""
         value: Any = self.opt
         for key in path:
             if isinstance(value, list) and isinstance(key, int):
@@ -59,7 +59,7 @@ class View:
         return value
 
     def get(self, *path: Any) -> Any:
-        """The value at a path; None where there is none, or where it, or what it is in, is wrong."""
+        """Return the value at a path; None if there is none, or if it or a section around it is wrong."""
         if any(bad == path[: len(bad)] for bad in self.wrong):
             return None
         value = self.at(*path)
@@ -69,12 +69,12 @@ class View:
 
 
 def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> Iterator[Problem]:
-    """All rules about values.
+    """Apply all rules for values.
 
     Args:
         opt: Options.
-        is_train: For train.py, which needs more keys.
-        overridden: Keys that the command line has set.
+        is_train: True for train.py, which needs more keys.
+        overridden: Keys set on the command line.
     """
     yield from _gpus(opt)
     yield from _network_scale(opt)
@@ -101,7 +101,7 @@ def _gpus(opt: View) -> Iterator[Problem]:
 
 
 def _network_scale(opt: View) -> Iterator[Problem]:
-    """The generator enlarges by the scale of the data, whatever its class calls it."""
+    """The generator's scale must be that of the data, whatever its class calls it."""
     scale = opt.get("scale")
     for key in ("scale", "upscale"):
         own = opt.get("network_g", key)
@@ -110,7 +110,7 @@ def _network_scale(opt: View) -> Iterator[Problem]:
 
 
 def _io_backends(opt: View) -> Iterator[Problem]:
-    """BasicSR takes an LMDB by the ending of its name."""
+    """BasicSR recognises an LMDB by the suffix of its name."""
     for name in opt.get("datasets") or ():
         kind = opt.get("datasets", name, "io_backend", "type")
         if kind not in ("disk", "lmdb"):
@@ -123,7 +123,7 @@ def _io_backends(opt: View) -> Iterator[Problem]:
 
 
 def _layers(opt: View) -> Iterator[Problem]:
-    """The layers that DPLoss reads are those of its VGG and of its terms' VGGs and ResNets."""
+    """Layers of DPLoss must be layers of its VGG and of its terms' VGGs and ResNets."""
     if opt.get(*PERCEPTUAL, "type") != "DPLoss":
         return
     networks = [((*PERCEPTUAL, "vgg_layer_weights"), opt.get(*PERCEPTUAL, "vgg_type"))]
@@ -137,7 +137,7 @@ def _layers(opt: View) -> Iterator[Problem]:
 
 
 def _layer_names(network: Any) -> Sequence[str]:
-    """The layers of a VGG or ResNet; none for other networks, whose layers are known when they are built."""
+    """Return the layers of a VGG or ResNet; () for other networks, whose layers are known only when built."""
     if network in RESNET_TYPES:
         return RESNET_STAGES
     if network not in VGG_TYPES:
@@ -147,7 +147,7 @@ def _layer_names(network: Any) -> Sequence[str]:
 
 
 def _term_paths(opt: View) -> list[Path]:
-    """The paths of DPLoss's further terms."""
+    """Return the paths of DPLoss's further terms."""
     lists = {key: opt.at(*PERCEPTUAL, key) for key in TERM_LISTS}
     return [
         (*PERCEPTUAL, key, number)
@@ -158,7 +158,7 @@ def _term_paths(opt: View) -> list[Path]:
 
 
 def _terms(opt: View) -> Iterator[Problem]:
-    """The terms of a DPLoss have names of their own, and its reference is one of them."""
+    """Terms of a DPLoss must have different names, and its reference must be one of them."""
     if opt.get(*PERCEPTUAL, "type") != "DPLoss":
         return
     reference = opt.get(*PERCEPTUAL, "reference")
@@ -173,7 +173,7 @@ def _terms(opt: View) -> Iterator[Problem]:
     for path in _term_paths(opt):
         name = opt.get(*path, "name") or opt.get(*path, "type") or opt.get(*path, "network")
         if name in names:
-            yield Problem((*path, "name"), f"expected a name of its own, got {shown(name)}, which another term has")
+            yield Problem((*path, "name"), f"expected a unique name, got {shown(name)}, which another term has")
         names.append(str(name))
     if isinstance(reference, str) and reference not in names:
         text = f"expected the name of a term, got {shown(reference)}{choose(reference, names)}"
@@ -187,12 +187,12 @@ def _tiles(opt: View) -> Iterator[Problem]:
 
 
 def _schedule(opt: View, cut_short: bool) -> Iterator[Problem]:
-    """Milestones rise, and come before the end, unless the command line has cut the run short for a trial."""
+    """Milestones must increase and precede the end, unless the command line shortened the run for a trial."""
     total, scheduler = opt.get("train", "total_iter"), ("train", "scheduler")
     milestones = opt.get(*scheduler, "milestones")
     if isinstance(milestones, list):
         if any(later <= earlier for earlier, later in pairwise(milestones)):
-            yield Problem((*scheduler, "milestones"), f"expected iterations that rise, got {shown(milestones)}")
+            yield Problem((*scheduler, "milestones"), f"expected increasing iterations, got {shown(milestones)}")
         late = [one for one in milestones if total is not None and one > total]
         if late and not cut_short:
             yield Problem(
@@ -209,7 +209,7 @@ def _schedule(opt: View, cut_short: bool) -> Iterator[Problem]:
 
 
 def _restart_weights(opt: View) -> Iterator[Problem]:
-    """One weight for each restart of the learning rate; both have one by default."""
+    """Restarts of the learning rate need one weight each; both have one by default."""
     path = ("train", "scheduler", "restart_weights")
     cosine = opt.get("train", "scheduler", "type") == "CosineAnnealingRestartLR"
     key = "periods" if cosine else "restarts"
@@ -220,23 +220,23 @@ def _restart_weights(opt: View) -> Iterator[Problem]:
 
 def _wandb(opt: View) -> Iterator[Problem]:
     if opt.get("logger", "wandb", "project") and opt.get("logger", "use_tb_logger") is False:
-        yield Problem(("logger", "use_tb_logger"), "expected true: wandb takes its figures from TensorBoard, got false")
+        yield Problem(("logger", "use_tb_logger"), "expected true: wandb gets its figures from TensorBoard, got false")
 
 
 def _ours_alone(opt: View) -> Iterator[Problem]:
-    """What BasicSR's own models would leave undone without a word; its losses do not know sync_mean."""
+    """Refuse options that BasicSR's own models would silently ignore, and sync_mean, which its losses do not know."""
     model = members_of(MODEL_REGISTRY).get(opt.get("model_type"))
     if not isinstance(model, type) or not model.__module__.startswith(("basicsr.", "dp_basicsr.")):
         return  # another package's model may read any key
     if opt.get("train", "gan_opt", "sync_mean") is not None and not issubclass(model, ESRGANDPModel):
-        yield Problem(("train", "gan_opt", "sync_mean"), f"expected none: {model.__name__}'s loss takes no means")
+        yield Problem(("train", "gan_opt", "sync_mean"), f"expected none: {model.__name__}'s loss does not support it")
     if model.__module__.startswith("dp_basicsr."):
         return
     for section, fields, keys in OURS:
         for key in keys:
             value = opt.get(section, key)
             if value is not None and value != fields.model_fields[key].default:
-                text = f"expected none: {model.__name__} does not read it, our models do; got {shown(value)}"
+                text = f"expected none: {model.__name__} does not support it, got {shown(value)}"
                 yield Problem((section, key), text)
 
 
@@ -246,7 +246,7 @@ def _is_gan(opt: View) -> bool:
 
 
 def _needed_to_train(opt: View) -> Iterator[Problem]:
-    """What train.py reads without asking whether it is there."""
+    """Require the keys that train.py reads unconditionally."""
     needed: list[Path] = [("train",), ("logger",), ("datasets", "train")]
     needed += [("logger", "save_checkpoint_freq")]
     needed += [("val", "val_freq")] if opt.get("val") else []
@@ -265,7 +265,7 @@ def _needed_to_train(opt: View) -> Iterator[Problem]:
 
 
 def _patches(opt: View) -> Iterator[Problem]:
-    """The patch is whole LR pixels, and of the size that the discriminator is made for."""
+    """The patch must be a multiple of the scale and match the discriminator."""
     size, scale = opt.get("datasets", "train", "gt_size"), opt.get("scale")
     path = ("datasets", "train", "gt_size")
     if isinstance(size, int) and isinstance(scale, int) and size % scale:
@@ -273,15 +273,17 @@ def _patches(opt: View) -> Iterator[Problem]:
     elif isinstance(size, int) and opt.get("network_d", "type") == "VGGStyleDiscriminator" and _is_gan(opt):
         taken = opt.get("network_d", "input_size")
         if taken is not None and size != taken:
-            yield Problem(path, f"expected {taken}, what network_d takes (its input_size: 128 or 256), got {size}")
+            yield Problem(
+                path, f"expected {taken}, the size that network_d needs (its input_size: 128 or 256), got {size}"
+            )
 
 
 def _channels(opt: View) -> Iterator[Problem]:
-    """Networks and DPLoss take the channels that the training set gives: 3, or 1 with ``color: y``."""
+    """Networks and DPLoss must accept the channels of the training set: 3, or 1 with ``color: y``."""
     if opt.get("datasets", "train", "type") not in DATASETS:
         return
     channels = 1 if opt.get("datasets", "train", "color") == "y" else 3
-    gives = "which the training set gives (3, or 1 with PairedImageDataset's color: y; more is not read)"
+    gives = "as the training set has (3, or 1 with PairedImageDataset's color: y)"
     for path in (("network_g", "num_in_ch"), ("network_g", "num_out_ch"), ("network_d", "num_in_ch")):
         own = opt.get(*path)
         if isinstance(own, int) and own != channels and (path[0] == "network_g" or _is_gan(opt)):
@@ -291,7 +293,7 @@ def _channels(opt: View) -> Iterator[Problem]:
         return
     selected = opt.at(*path)
     if channels == 1 and selected is None:
-        yield Problem(path, "expected repeat, which shows gray images three times, got none")
+        yield Problem(path, "expected repeat, which repeats gray images three times, got none")
     elif channels == 3 and selected == "repeat":
         yield Problem(path, f"expected none for images of 3 channels, {gives}, got repeat")
 
@@ -306,7 +308,7 @@ def _losses(opt: View) -> Iterator[Problem]:
 
 
 def _ldl(opt: View) -> Iterator[Problem]:
-    """The LDL loss is computed by some models, which compare with the EMA generator."""
+    """LDL is supported by some models only, and needs the EMA generator."""
     model = members_of(MODEL_REGISTRY).get(opt.get("model_type"))
     if not isinstance(model, type) or not model.__module__.startswith(("basicsr.", "dp_basicsr.")):
         return  # another package's model may compute it
@@ -324,11 +326,11 @@ def _batch(opt: View) -> Iterator[Problem]:
         yield Problem(("train", "grad_accumulation"), f"expected up to batch_size_per_gpu ({batch}), got {parts}")
     if opt.get("datasets", "train", "prefetch_mode") == "cuda" and not torch.cuda.is_available():
         path = ("datasets", "train", "prefetch_mode")
-        yield Problem(path, "expected ~ or cpu, which work everywhere, got cuda: there is no GPU here")
+        yield Problem(path, "expected ~ or cpu, because there is no GPU here; got cuda")
 
 
 def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
-    """Files and folders that a run starts from; validation and test sets that are not there are skipped by the run."""
+    """Find missing files and folders that a run needs; missing validation and test sets are skipped by the run."""
     for key in ("dataroot_gt", "dataroot_lq") if is_train else ():
         root = opt.get("datasets", "train", key)
         if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root)):
@@ -346,7 +348,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
 
 
 def _missing_for_test(opt: View) -> Iterator[Problem]:
-    """A test needs a network, and one of its sets."""
+    """A test needs a network and at least one of its sets."""
     if opt.at("path", "pretrain_network_g") is None:
         text = "expected a net_g_<iteration>.pth, got none: there is nothing to test"
         yield Problem(("path", "pretrain_network_g"), text, missing=True)
@@ -355,5 +357,5 @@ def _missing_for_test(opt: View) -> Iterator[Problem]:
     if not any(all(isinstance(root, str) and os.path.isdir(os.path.expanduser(root)) for root in roots[name] if root)
                for name in tests):  # fmt: skip
         names = ", ".join(str(opt.get("datasets", name, "name")) for name in tests)
-        text = f"expected a test set that is there, got none of them ({names})"
+        text = f"expected an existing test set, got none of {names}"
         yield Problem(("datasets",), text, missing=True, help=HOW_TO_GET_TEST_SETS)

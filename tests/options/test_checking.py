@@ -60,8 +60,8 @@ TERMS = "train:perceptual_opt:extra_terms"
         ("[{network: resnet34, layer_weigths: {layer1: 1}}]", ":0:layer_weigths: .*did you mean layer_weights"),
         ("[{network: resnet34, layer_weights: {layer9: 1}}]", ":0:layer_weights:layer9: expected a layer of resnet34"),
         ("[{network: vgg11, layer_weights: {conv9_9: 1}}]", ":0:layer_weights:conv9_9: expected a layer of vgg11"),
-        ("[{type: L1Loss, name: vgg}]", ":0:name: expected a name of its own, got 'vgg'"),
-        ("[{type: L1Loss}, {type: L1Loss}]", ":1:name: expected a name of its own, got 'L1Loss'"),
+        ("[{type: L1Loss, name: vgg}]", ":0:name: expected a unique name, got 'vgg'"),
+        ("[{type: L1Loss}, {type: L1Loss}]", ":1:name: expected a unique name, got 'L1Loss'"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["extra_terms", "extra_networks"])
@@ -193,11 +193,11 @@ def test_ldl_is_taken_by_the_models_that_compute_it(model: str, refused: bool) -
         ("val:metrics:lpips_alex:net=resnet", "val:metrics:lpips_alex:net: expected 'alex' or 'vgg', got 'resnet'"),
         # what does not go together
         ("datasets:train:gt_size=126", "gt_size: expected a multiple of scale .4., got 126"),
-        ("datasets:train:gt_size=256", "gt_size: expected 128, what network_d takes"),
+        ("datasets:train:gt_size=256", "gt_size: expected 128, the size that network_d needs"),
         ("network_d:input_size=192", "network_d:input_size: expected 128 or 256, got 192"),
         ("scale=2", "network_g:scale: expected 2, the scale of the data, got 4"),
         ("network_g={type: RRDBNetDP, scale: 8}", "network_g:scale: expected 2, 3 or 4, got 8"),
-        ("train:scheduler:milestones=[2, 1]", "milestones: expected iterations that rise"),
+        ("train:scheduler:milestones=[2, 1]", "milestones: expected increasing iterations"),
         ("train:scheduler:milestones=[500000]", "milestones: expected iterations up to train:total_iter .400000."),
         ("train:scheduler={type: CosineAnnealingRestartLR, periods: [9]}", "periods: expected a sum of at least"),
         ("train:scheduler:restart_weights=[1, 1]", "restart_weights: expected 1, one for each of restarts, got 2"),
@@ -209,7 +209,7 @@ def test_ldl_is_taken_by_the_models_that_compute_it(model: str, refused: bool) -
         ("train:grad_accumulation=32", "grad_accumulation: expected up to batch_size_per_gpu .16., got 32"),
         ("train:ldl_opt={type: LDLLoss}", "train:ema_decay: expected a number > 0 for ldl_opt.*got 0"),
         ("logger={print_freq: 1, save_checkpoint_freq: 1, wandb: {project: a}}", "use_tb_logger: expected true"),
-        ("model_type=SRGANDPModel", "train:gan_opt:sync_mean: expected none: SRGANDPModel's loss takes no means"),
+        ("model_type=SRGANDPModel", "train:gan_opt:sync_mean: expected none: SRGANDPModel's loss does not support it"),
         ("val:tile=20", "val:tile: expected more than twice tile_overlap .16., got 20"),
     ],
 )  # fmt: skip
