@@ -1,4 +1,4 @@
-"""Export a trained generator as safetensors, .pth, ONNX or ncnn, checked, with a model card beside it."""
+"""Export a trained generator as safetensors, .pth, ONNX or ncnn, with a check and a model card."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model_path", type=Path, nargs="+", required=True, metavar="FILE", help="weights; two are interpolated")
     add("--alpha_interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
-    add("--scale", type=int, help="only for x2 and x3 weights that do not tell which they are")
+    add("--scale", type=int, help="needed only if the weights do not determine whether they are x2 or x3")
     add("--format", choices=get_args(ExportFormat), required=True, help="what to write")
     add("-o", "--output", type=Path, required=True, help="file to write; its card goes to FILE.md")
     add("--half", action="store_true", help="weights in fp16; with ONNX also input and output")
     add("--license", default="", help="licence of the weights, for the card, e.g. Apache-2.0")
     add("--metrics", type=Path, help="Markdown file with a table of metrics and their protocol, for the card")
     add("--openmodeldb", type=Path, metavar="FILE.json", help="also write the entry that OpenModelDB asks for")
-    add("--overwrite", action="store_true", help="replace the files where they are there already")
+    add("--overwrite", action="store_true", help="replace existing files")
     return parser.parse_args(argv)
 
 

@@ -99,7 +99,7 @@ def require_intact(opt: dict[str, Any], state: Path) -> None:
 
 
 def _networks(opt: dict[str, Any], state: Path) -> dict[str, Path]:
-    """Files beside a state of the options' networks (``network_g`` ...), as BasicSR names them."""
+    """Return the files, by BasicSR's names, of the options' networks (``network_g`` ...) that belong to a state."""
     ignored = opt["path"].get("ignore_resume_networks") or ()
     folder = state.parent.parent / "models"
     return {
@@ -127,12 +127,12 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read a training state without running code from it.
 
     Raises:
-        UserError: The file is missing, damaged, or holds more than a training state.
+        UserError: The file is missing, damaged, or contains more than a training state.
     """
     advice = "name an earlier one with path:resume_state"
     state = load(path, "training state", advice, allowed=[Counter])  # MultiStepRestartLR keeps its milestones in one
     if not isinstance(state, dict) or not _is_count(state.get("iter")):
-        raise UserError(f"{path} is no training state; they are called training_states/<iteration>.state")
+        raise UserError(f"{path} is not a training state: expected a name like training_states/<iteration>.state")
     position, run = state.get("position", {}), state.get("run", {})
     counts = isinstance(position, dict) and all(map(_is_count, position.values()))
     if not (counts and isinstance(run, dict) and _is_count(run.get("manual_seed") or 0)):
@@ -170,7 +170,7 @@ def _take_seed(opt: dict[str, Any], state: dict[str, Any]) -> None:
 
 
 def run_metadata(opt: dict[str, Any]) -> dict[str, Any]:
-    """Collect what the bits of a run depend on besides options, data and code; and its seed."""
+    """Collect everything but options, data and code that the results depend on bit for bit; and the seed."""
     return {
         "manual_seed": opt.get("manual_seed"),
         "processes": opt["world_size"],

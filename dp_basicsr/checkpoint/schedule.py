@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
-# Keys of an optimizer's groups that are no options, that change from step to step, or that only say how torch computes.
+# Keys of an optimizer's groups that are not options, change at every step, or only choose torch's implementation.
 _NOT_OPTIONS = {"params", "lr", "fused", "foreach", "capturable", "differentiable"}
 
 # Attributes of BasicSR's CosineAnnealingRestartLR that belong together.
@@ -25,7 +25,7 @@ def resume_training(model: Any, state: dict[str, Any], train: dict[str, Any], us
         state: Training state; it is changed.
         train: Options ``train``.
         use_options: Use the learning rates and optimizer settings of the options (``resume_schedule: options``). The
-            rate is then that of a run which has had these options from its start. Otherwise the state's are kept.
+            rate is then that of a run with these options from the start. Otherwise the state's are kept.
 
     Returns:
         Message that names the values in which the state and the options differ, or None.
