@@ -220,7 +220,7 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"7\.state"):
         read_state(path)
     write_checkpoint({"params": {}}, path)
-    with pytest.raises(UserError, match="no training state"):
+    with pytest.raises(UserError, match="not a training state"):
         read_state(path)
 
 
