@@ -44,7 +44,7 @@ def test_hat_finds_rgb2ycbcr_where_it_looks_for_it() -> None:
     assert imresize.__module__ == "basicsr.utils.matlab_functions"
 
 
-def test_basicsr_that_is_there_already_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_already_imported_basicsr_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a patch of its own for torchvision, a program may import BasicSR first."""
     from basicsr.utils import DiffJPEG, matlab_functions
 

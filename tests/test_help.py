@@ -81,5 +81,5 @@ def test_a_missing_file_is_reported_before_heavy_imports(command: str) -> None:
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
-def test_the_metrics_of_evaluate_are_all_there_are() -> None:
+def test_evaluate_offers_all_metrics() -> None:
     assert tuple(METRICS) == evaluate.METRICS

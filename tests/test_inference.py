@@ -90,7 +90,7 @@ def test_a_folder_is_mirrored(model: str, photos: Path) -> None:
     assert files("globbed") == ["a.png", "b.png", "in/c.png", "in/deep/d.png"]
 
 
-def test_every_suffix_that_can_be_read_is_taken_and_the_rest_is_counted(
+def test_every_readable_suffix_is_used_and_the_rest_is_counted(
     model: str, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pixels = Image.open(photos / "a.png")
@@ -106,13 +106,13 @@ def test_every_suffix_that_can_be_read_is_taken_and_the_rest_is_counted(
     assert "left out" not in capsys.readouterr().out
 
 
-def test_output_within_the_input_is_no_input(model: str, photos: Path) -> None:
+def test_output_inside_the_input_is_ignored(model: str, photos: Path) -> None:
     for _ in range(2):
         assert run("-i", photos, "-o", photos / "out", "--model_path", model, "--recursive") == 0
     assert files("photos/out") == ["a.png", "b.jpg", "in/c.webp", "in/deep/d.tif"]
 
 
-def test_existing_results_are_kept_unless_told(model: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_results_are_kept_by_default(model: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").mkdir()
     Path("out/a.png").write_bytes(b"mine")
     assert run("-i", photos, "-o", "out", "--model_path", model) == 0
@@ -123,7 +123,7 @@ def test_existing_results_are_kept_unless_told(model: str, photos: Path, capsys:
     assert Image.open("out/a.png").size == (32, 24)
 
 
-def test_a_failed_image_is_named_and_the_rest_go_on(
+def test_a_failed_image_is_named_and_the_rest_continues(
     model: str, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "a.png").write_bytes((photos / "a.png").read_bytes()[:60])
@@ -138,7 +138,7 @@ def test_a_failed_image_is_named_and_the_rest_go_on(
     assert "Traceback" not in err
 
 
-def test_an_error_nobody_foresaw_is_told_with_its_type(
+def test_an_unexpected_error_is_reported_with_its_type(
     model: str, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:

@@ -79,7 +79,7 @@ def test_torch_index_reaches_the_torch_install_only(tmp_path: Path) -> None:
 
 
 @needs_make
-def test_old_python_is_refused_and_nothing_counts_as_done(tmp_path: Path) -> None:
+def test_an_old_python_is_refused_and_setup_is_not_marked_done(tmp_path: Path) -> None:
     old_python = tmp_path / "python3.9"
     old_python.write_text(
         f"#!/bin/sh\nexec {sys.executable} -c \"import sys; sys.version_info = (3, 9); sys.version = '3.9.18 x'; $2\"\n"
@@ -93,7 +93,7 @@ def test_old_python_is_refused_and_nothing_counts_as_done(tmp_path: Path) -> Non
 
 
 @needs_make
-def test_interrupted_setup_does_not_count_as_done(tmp_path: Path) -> None:
+def test_an_interrupted_setup_is_not_marked_done(tmp_path: Path) -> None:
     """A stale environment whose pip fails half-way: the mark of the earlier set-up is gone."""
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
@@ -172,7 +172,7 @@ def test_citation_names_this_version() -> None:
     assert citation["preferred-citation"]["title"].startswith("Dual Perceptual Loss")
 
 
-def test_workflow_and_pre_commit_run_the_commands_of_the_makefile() -> None:
+def test_ci_and_pre_commit_run_the_makefile_s_commands() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     job = workflow["jobs"]["check"]
     assert job["strategy"]["matrix"]["python"] == ["3.10", "3.13"]

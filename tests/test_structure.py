@@ -53,7 +53,7 @@ def folder_of(path: Path) -> str:
     return path.stem if path.parent == PACKAGE else path.parent.relative_to(PACKAGE).as_posix()
 
 
-def test_every_module_is_in_a_room() -> None:
+def test_every_module_is_in_a_package() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT_MODULES
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(LEVEL_OF) - ROOT_MODULES
 
@@ -84,7 +84,7 @@ def test_text_is_utf8_under_every_locale() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_no_circle_between_folders() -> None:
+def test_no_import_cycles_between_folders() -> None:
     graph: defaultdict[str, set[str]] = defaultdict(set)
     for path in PACKAGE.rglob("*.py"):
         graph[folder_of(path)] |= {folder_of(target) for target in imported_files(path)} - {folder_of(path)}

@@ -190,7 +190,7 @@ def test_a_broken_image_is_named(folder: Path, capsys: pytest.CaptureFixture[str
     assert "pairs/GT/image2.png" in capsys.readouterr().err
 
 
-def test_losses_that_are_not_finite_stop_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_non_finite_losses_stop_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     no_workers = "datasets:train:num_worker_per_gpu=0"
     with pytest.raises(SystemExit) as stopped:
         train.main(["-opt", "small.yml", "--force_yml", "train:optim_g:lr=1e30", "train:max_nonfinite=3", no_workers])
@@ -226,7 +226,7 @@ SHORT = ["-opt", "small.yml", "--force_yml", "datasets:train:num_worker_per_gpu=
         (range(4, 7), 2, "the last 3 step.s. were not finite: net_g_latest is not saved; iteration 2 is saved"),
     ],
 )
-def test_networks_of_steps_that_were_not_finite_are_not_the_latest(
+def test_no_latest_network_is_saved_after_non_finite_steps(
     bad: Sequence[int], every: int, words: str, monkeypatch: pytest.MonkeyPatch, folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -238,7 +238,7 @@ def test_networks_of_steps_that_were_not_finite_are_not_the_latest(
     assert not list((folder / "experiments").rglob("net_g_latest.pth"))
 
 
-def test_one_bad_batch_at_the_end_is_said(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_one_bad_batch_at_the_end_is_logged(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     without_finite_losses(monkeypatch, 6)
     train.main(SHORT)
     (log,) = (folder / "experiments/small").glob("train_small_*.log")
@@ -254,7 +254,7 @@ def test_one_bad_batch_at_the_end_is_said(monkeypatch: pytest.MonkeyPatch, folde
         ((1, 2, 3, 4), "SIGTERM: stopped after iteration 4; nothing is saved: "),
     ],
 )
-def test_what_a_stopped_run_says_of_its_checkpoints_is_true(
+def test_a_stopped_run_reports_its_checkpoints_correctly(
     bad: Sequence[int], words: str, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     without_finite_losses(monkeypatch, *bad)
@@ -277,7 +277,7 @@ def test_what_a_stopped_run_says_of_its_checkpoints_is_true(
     ]
 
 
-def test_basicsr_s_own_model_trains_and_ours_goes_on(folder: Path) -> None:
+def test_our_model_resumes_a_run_of_basicsr_s(folder: Path) -> None:
     """Its states have an Adam that is not fused, its checkpoints no manifest."""
     plain = ["-opt", "small.yml", "--force_yml", "datasets:train:num_worker_per_gpu=0", "network_d=null",
              "train:perceptual_opt=null", "train:channels_last=false"]  # fmt: skip
@@ -289,7 +289,7 @@ def test_basicsr_s_own_model_trains_and_ours_goes_on(folder: Path) -> None:
     assert not list((folder / "experiments/small").rglob("net_d_*"))
 
 
-def test_a_run_that_cannot_start_leaves_the_earlier_one_alone(folder: Path) -> None:
+def test_a_run_that_cannot_start_keeps_the_earlier_one(folder: Path) -> None:
     earlier = folder / "experiments/small/models"
     earlier.mkdir(parents=True)
     with pytest.raises(SystemExit):
@@ -312,9 +312,7 @@ def test_without_a_network_there_is_nothing_to_test(folder: Path, capsys: pytest
         ("test.py", "test_esrgan_dp.yml", "Set5, Set14, BSD100, Urban100"),
     ],
 )
-def test_without_data_the_shipped_options_say_what_is_missing(
-    program: str, options: str, message: str, folder: Path
-) -> None:
+def test_the_shipped_options_report_missing_data(program: str, options: str, message: str, folder: Path) -> None:
     code, output = run(program, "-opt", str(ROOT / "options" / options))
     assert code == 2
     assert output.startswith("error: ")

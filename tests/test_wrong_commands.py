@@ -157,7 +157,7 @@ def shell(*command: str) -> list[str]:
     ("inference.py", "-i", WRONG["a strange name"], "-o", "out", "--model_path", "net.pth"),
     ("make_lr.py", "--input", "wrong", "--output", "o"),
 ])  # fmt: skip
-def test_as_their_user_types_them(command: tuple[str, ...], place: None) -> None:
+def test_commands_as_a_user_types_them(command: tuple[str, ...], place: None) -> None:
     """In a process of their own, with a locale of its own: no traceback, and no other file."""
     before = everything()
     done = subprocess.run(shell(*command), capture_output=True, timeout=60, check=False)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 
 @pytest.mark.parametrize("network", ["vgg11", "vgg13_bn"])
-def test_vgg_gives_what_basicsr_s_extractor_gives(network: str, tmp_path: Path, monkeypatch) -> None:
+def test_vgg_equals_basicsr_s_extractor(network: str, tmp_path: Path, monkeypatch) -> None:
     """Same layers by the same names, also those whose ReLU follows in place."""
     torch.save(getattr(models, network)(weights=None).state_dict(), tmp_path / "vgg.pth")
     monkeypatch.setattr(vgg_arch, "VGG_PRETRAIN_PATH", str(tmp_path / "vgg.pth"))
@@ -40,7 +40,7 @@ def test_resnet_stages_are_after_their_relu(network: str) -> None:
     assert features["layer2"].shape[-1] == 4
 
 
-def test_what_follows_the_last_layer_is_dropped() -> None:
+def test_layers_after_the_last_requested_one_are_dropped() -> None:
     assert list(ResNetFeatures(["layer2"], "resnet18", "random").parts) == ["stem", "layer1", "layer2"]
     assert list(VGGFeatures(["pool1"], "vgg11", "random").parts) == ["conv1_1", "relu1_1", "pool1"]
 
@@ -54,7 +54,7 @@ def test_batch_statistics_ignore_global_contrast() -> None:
     assert (frozen(x)["layer1"] - frozen(x / 2)["layer1"]).abs().mean() > 0.3 * frozen(x)["layer1"].mean()
 
 
-def test_nothing_of_it_is_trained_or_leaves_eval_mode() -> None:
+def test_networks_are_frozen_and_stay_in_eval_mode() -> None:
     net = ResNetFeatures(["layer1"], "resnet18", "random").train()
     assert not any(module.training for module in net.modules())
     assert not any(parameter.requires_grad for parameter in net.parameters())

@@ -38,7 +38,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     httpd.shutdown()
 
 
-def test_the_weights_are_those_of_the_paper_s_time() -> None:
+def test_weights_are_those_of_torchvision_when_the_paper_was_written() -> None:
     assert weights_url("vgg19").endswith("/vgg19-dcbb9e9d.pth")
     assert weights_url("resnet50").endswith("/resnet50-0676ba61.pth")
 
@@ -50,7 +50,7 @@ def test_a_given_path_comes_first(tmp_path: Path) -> None:
         find_weights("vgg19", "not/there.pth")
 
 
-def test_then_the_project_s_folder_then_the_hub_s_cache(tmp_path: Path) -> None:
+def test_the_project_s_folder_precedes_the_hub_s_cache(tmp_path: Path) -> None:
     cache = tmp_path / "torch_home/hub/checkpoints"
     cache.mkdir(parents=True)
     (cache / "vgg19-dcbb9e9d.pth").touch()
@@ -61,7 +61,7 @@ def test_then_the_project_s_folder_then_the_hub_s_cache(tmp_path: Path) -> None:
     assert find_weights("vgg19", "imagenet") == project / "vgg19-dcbb9e9d.pth"
 
 
-def test_then_they_are_downloaded_into_the_cache_and_checked(server: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_downloaded_into_the_cache_and_verified(server: Path, tmp_path: Path) -> None:
     path = find_weights("resnet18", "imagenet")
     assert path == tmp_path / "torch_home/hub/checkpoints" / server.name
     assert path.read_bytes() == server.read_bytes()
@@ -95,7 +95,7 @@ def without(state: dict[str, torch.Tensor], *prefixes: str) -> dict[str, torch.T
     return {name: value for name, value in state.items() if not name.startswith(prefixes)}
 
 
-def test_a_checkpoint_without_its_head_is_taken(tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_head_is_accepted(tmp_path: Path) -> None:
     """Self-supervised ResNets come without fc, and some with a projector; what is not read may be missing too."""
     state = models.resnet18(weights=None).state_dict()
     torch.save(state, tmp_path / "all.pth")
@@ -114,7 +114,9 @@ def test_a_checkpoint_without_its_head_is_taken(tmp_path: Path) -> None:
         ("resnet18", lambda state: {f"encoder.{name}": value for name, value in state.items()}, r"encoder\."),
     ],
 )
-def test_a_checkpoint_that_misses_what_is_read_is_refused(network: str, kept: Any, named: str, tmp_path: Path) -> None:
+def test_a_checkpoint_that_lacks_required_weights_is_refused(
+    network: str, kept: Any, named: str, tmp_path: Path
+) -> None:
     torch.save(kept(models.get_model(network, weights=None).state_dict()), tmp_path / "net.pth")
     with pytest.raises(UserError, match=named):
         ResNetFeatures(["layer2"], "resnet18", str(tmp_path / "net.pth"))
@@ -126,7 +128,9 @@ class _Evil:
 
 
 @pytest.mark.parametrize("content", ["code", "truncated", "tensor"])
-def test_a_file_that_is_no_state_dict_is_refused(content: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_file_that_is_not_a_state_dict_is_refused(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     path = tmp_path / "weights.pth"
     if content == "code":
         path.write_bytes(pickle.dumps(_Evil()))
@@ -140,7 +144,7 @@ def test_a_file_that_is_no_state_dict_is_refused(content: str, tmp_path: Path, c
     assert "this must not run" not in capsys.readouterr().out
 
 
-def test_random_is_seeded_says_so_and_leaves_the_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_weights_are_seeded_logged_and_keep_the_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
     monkeypatch.setattr(get_root_logger(), "warning", warnings.append)
     before = torch.get_rng_state()

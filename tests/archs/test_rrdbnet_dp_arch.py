@@ -32,6 +32,6 @@ def test_scale(scale: int, convolutions: int) -> None:
     assert len([name for name in net.state_dict() if name.startswith("conv_up") and "weight" in name]) == convolutions
 
 
-def test_another_scale_is_refused() -> None:
+def test_an_unsupported_scale_is_refused() -> None:
     with pytest.raises(UserError, match=r"2, 3, 4.*5"):
         RRDBNetDP(scale=5)

@@ -186,7 +186,7 @@ def intact(iteration: int, files: Files) -> bool:
 
 @few
 @given(data=st.data())
-def test_auto_resume_takes_what_is_whole_or_nothing(whole: Files, data: st.DataObject) -> None:
+def test_auto_resume_uses_an_intact_checkpoint_or_none(whole: Files, data: st.DataObject) -> None:
     """Never a checkpoint of which a byte has changed, as long as its manifest is there."""
     put_back(whole)
     before = outside()
@@ -208,7 +208,7 @@ def test_auto_resume_takes_what_is_whole_or_nothing(whole: Files, data: st.DataO
 
 @few
 @given(data=st.data())
-def test_a_state_that_is_named(whole: Files, data: st.DataObject) -> None:
+def test_a_named_state(whole: Files, data: st.DataObject) -> None:
     """``path: resume_state``, with and without its manifest; and ``pretrain_network_g`` for a new run."""
     put_back(whole)
     shutil.rmtree("given", ignore_errors=True)
@@ -301,7 +301,7 @@ def seal(iteration: int) -> None:
 
 @few
 @given(data=st.data())
-def test_a_state_with_other_content(whole: Files, data: st.DataObject) -> None:
+def test_a_state_with_wrong_content(whole: Files, data: st.DataObject) -> None:
     """One that torch reads, and which is wrong: of another model, another program, or nonsense; sealed or not."""
     put_back(whole)
     before = outside()

@@ -55,7 +55,7 @@ def save(run: Path, iteration: int, manifest: bool = True) -> list[Path]:
     return [net, state, state.with_suffix(".sha256")]
 
 
-def test_a_full_disk_stops_the_run_and_spares_the_last_checkpoint(tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "net_g_latest.pth"
     write_checkpoint({"params": {"a": torch.ones(3)}}, path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -71,7 +71,7 @@ def test_a_full_disk_stops_the_run_and_spares_the_last_checkpoint(tmp_path: Path
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_write_that_fails_once_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_is_retried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [OSError(errno.EDQUOT, "Disk quota exceeded")]
     fsync = atomic_io.os.fsync
     monkeypatch.setattr(
@@ -86,13 +86,13 @@ def raise_it(error: Exception) -> None:
     raise error
 
 
-def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone/1\.state"):
         write_checkpoint({"iter": 1}, tmp_path / "gone" / "1.state")
 
 
 @pytest.mark.parametrize("manifest", [True, False])
-def test_auto_resume_takes_the_newest(manifest: bool, run: Path) -> None:
+def test_auto_resume_uses_the_newest_checkpoint(manifest: bool, run: Path) -> None:
     assert find_resume_state(options(run)) is None
     for iteration in (5, 20, 100):
         save(run, iteration, manifest)
@@ -114,7 +114,7 @@ UNSEALED = [("gone", 0), ("empty", 0), ("cut", 0), ("empty", 1), ("cut", 1)]  # 
 @pytest.mark.parametrize(
     ("manifest", "how", "file"), [(True, *case) for case in SEALED] + [(False, *c) for c in UNSEALED]
 )
-def test_auto_resume_passes_over_what_is_not_whole(
+def test_auto_resume_skips_damaged_checkpoints(
     manifest: bool, how: str, file: int, run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever happens to a file of the newest checkpoint, the one before is taken and the log says why."""
@@ -134,7 +134,7 @@ def test_auto_resume_passes_over_what_is_not_whole(
     assert path.name in caplog.text
 
 
-def test_checkpoints_of_which_none_is_whole_are_an_error(run: Path) -> None:
+def test_no_intact_checkpoint_is_an_error(run: Path) -> None:
     """A run never starts anew over them without being asked to."""
     for iteration in (5, 20):
         save(run, iteration)[0].unlink()
@@ -152,7 +152,7 @@ def test_sha256sum_reads_the_manifest(run: Path) -> None:
     subprocess.run([program, "-c", "training_states/5.sha256"], cwd=run, check=True, capture_output=True)
 
 
-def test_a_manifest_names_no_file_outside(run: Path) -> None:
+def test_a_manifest_must_not_list_files_outside(run: Path) -> None:
     outside = run.parent / "outside"
     outside.write_text("keep me")
     manifest = save(run, 5)[2]
@@ -162,7 +162,7 @@ def test_a_manifest_names_no_file_outside(run: Path) -> None:
         check_manifest(manifest)
 
 
-def test_keep_last_leaves_the_newest(run: Path) -> None:
+def test_keep_last_keeps_the_newest(run: Path) -> None:
     """And what lies beyond this iteration, from another try; not what an earlier kill or deletion left."""
     files = {iteration: save(run, iteration, manifest=iteration != 2) for iteration in (1, 2, 3, 10, 20)}
     files[1][0].unlink()
@@ -176,7 +176,7 @@ def test_keep_last_leaves_the_newest(run: Path) -> None:
     assert all(path.exists() for path in others)
 
 
-def test_what_will_not_be_exact_is_said() -> None:
+def test_reasons_for_inexact_resume_are_logged() -> None:
     opt = {"world_size": 2, "num_gpu": 0, "manual_seed": 1}
     position = {"batch_size": 4, "epoch_size": 10}
     facts = run_metadata(opt)
@@ -188,7 +188,7 @@ def test_what_will_not_be_exact_is_said() -> None:
 
 
 @pytest.mark.parametrize("manifest", [True, False])
-def test_a_network_that_the_model_does_not_have_is_not_asked_for(manifest: bool, run: Path) -> None:
+def test_networks_that_the_model_lacks_are_not_required(manifest: bool, run: Path) -> None:
     """An L1 stage by overrides of a GAN's file: network_d stands in the options, or is null. One that is kept stays."""
     save(run, 5, manifest)
     (run / "own.pth").write_bytes((run / "models/net_g_5.pth").read_bytes())
@@ -200,7 +200,7 @@ def test_a_network_that_the_model_does_not_have_is_not_asked_for(manifest: bool,
     assert opt["path"]["pretrain_network_e"] == str(run / "own.pth")
 
 
-def test_the_seed_of_the_state_is_taken(run: Path) -> None:
+def test_the_seed_of_the_state_is_used(run: Path) -> None:
     """A run without manual_seed has drawn one, on which the samples depend."""
     state = run / "training_states/5.state"
     save(run, 5, manifest=False)
@@ -224,7 +224,7 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
         read_state(path)
 
 
-def test_the_state_named_must_be_whole(run: Path) -> None:
+def test_the_named_state_must_be_intact(run: Path) -> None:
     path = save(run, 5)[0]
     opt = options(run, auto_resume=False)
     opt["path"]["resume_state"] = str(run / "training_states/5.state")

@@ -111,7 +111,7 @@ def back_to_4() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["state", "options"])
-def test_a_run_is_lengthened(schedule: str, run: Run) -> None:
+def test_a_run_can_be_lengthened(schedule: str, run: Run) -> None:
     """Past the end of the periods that it has begun with."""
     cosine = "train:scheduler={type: CosineAnnealingRestartLR, periods: [%s], restart_weights: [%s]}"
     first = run("train:total_iter=4", cosine % ("4", "1"), arguments=())
@@ -121,7 +121,7 @@ def test_a_run_is_lengthened(schedule: str, run: Run) -> None:
     assert ("so periods are the option file's" in only_warning(log)) == (schedule == "state")
 
 
-def test_warm_up_and_another_kind_of_scheduler_are_taken_from_the_option_file(run: Run) -> None:
+def test_warm_up_and_another_scheduler_come_from_the_option_file(run: Run) -> None:
     """The rate of MultiStepLR depends on all steps before; the other kind is refused where the state's is asked for."""
     other = ["train:scheduler={type: CosineAnnealingRestartLR, periods: [6]}", "train:warmup_iter=3"]
     run(*other, arguments=())
@@ -154,7 +154,7 @@ def test_resume_is_exact_with_any_optimizer(optimizer: str, run: Run) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--auto_resume",), ()])
-def test_the_option_file_that_is_kept_with_a_run_starts_it_again(arguments: tuple[str, ...], run: Run) -> None:
+def test_the_option_file_kept_with_a_run_can_start_it_again(arguments: tuple[str, ...], run: Run) -> None:
     run(arguments=())
     kept = Path("experiments/small/small.yml")
     text = kept.read_text()

@@ -118,7 +118,7 @@ def spandrel_network(name: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", ["SPAN", "Compact", "SwinIR", "HAT", "DAT", "ESRGAN"])
-def test_any_network_of_a_file_is_trained_and_opens_again(name: str, pairs: Path) -> None:
+def test_any_network_of_a_file_can_be_trained_and_reopened(name: str, pairs: Path) -> None:
     """Two steps through train.py; spandrel opens what is saved, with the pixels that this project gives."""
     from spandrel import ModelLoader
 
@@ -139,7 +139,7 @@ def test_any_network_of_a_file_is_trained_and_opens_again(name: str, pairs: Path
 
 
 @pytest.mark.parametrize("name", ["SPAN", "SwinIR"])
-def test_a_run_on_a_network_of_a_file_is_a_run_like_any_other(name: str, pairs: Path) -> None:
+def test_a_network_of_a_file_supports_everything_a_run_does(name: str, pairs: Path) -> None:
     """Check, EMA, validation, resume to the same bits, and export for spandrel."""
     from spandrel import ModelLoader
 

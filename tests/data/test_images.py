@@ -22,7 +22,7 @@ from tests.data.conftest import smooth_noise
 COLOUR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 
-def test_colour_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_colour_survives_a_round_trip(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode_png(COLOUR))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), COLOUR)
 
@@ -32,14 +32,14 @@ def test_a_name_beyond_ascii_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "büld.png"), COLOUR)
 
 
-def test_gray_only_where_it_is_wanted(tmp_path: Path) -> None:
+def test_gray_is_read_only_on_request(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode_png(COLOUR[:, :, 0]))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", gray=True), COLOUR[:, :, 0])
     with pytest.raises(BadImageError, match="is gray, expected three colour channels"):
         read_image(tmp_path / "a.png")
 
 
-def test_an_opaque_alpha_is_left_out(tmp_path: Path) -> None:
+def test_an_opaque_alpha_is_dropped(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "opaque.png"), np.dstack([COLOUR, np.full_like(COLOUR[:, :, :1], 255)]))
     assert np.array_equal(read_image(tmp_path / "opaque.png"), COLOUR)
 
@@ -55,7 +55,7 @@ def test_sixteen_bits_and_alpha_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.99])
-def test_a_file_that_is_cut_off_is_never_half_an_image(tmp_path: Path, suffix: str, share: float) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, share: float) -> None:
     data = cv2.imencode(suffix, np.kron(COLOUR, np.ones((5, 5, 1), np.uint8)))[1].tobytes()
     path = tmp_path / f"a{suffix}"
     path.write_bytes(data[: int(len(data) * share)])
@@ -64,7 +64,7 @@ def test_a_file_that_is_cut_off_is_never_half_an_image(tmp_path: Path, suffix: s
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_image_says_so(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(BadImageError, match=r"is empty|not an image|truncated"):
         read_image(tmp_path / "a.png")
@@ -107,7 +107,7 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
         read_image(tmp_path / "a.png")
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BadImageError, match="cannot be read"):
         read_image(tmp_path / "none.png")
 
@@ -128,7 +128,7 @@ def test_find_images_takes_images_only_and_sorts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".jpg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".gif"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 @pytest.mark.parametrize("gray", [False, True])
-def test_images_are_turned_as_basicsr_turns_them(tmp_path: Path, suffix: str, orientation: int, gray: bool) -> None:
+def test_exif_orientation_is_applied_as_in_basicsr(tmp_path: Path, suffix: str, orientation: int, gray: bool) -> None:
     pixels = smooth_noise(24, 40, 1)
     path = tmp_path / f"a{suffix}"
     buffer = io.BytesIO()
@@ -143,13 +143,13 @@ def test_images_are_turned_as_basicsr_turns_them(tmp_path: Path, suffix: str, or
     assert find_images(tmp_path) == [path]
 
 
-def test_a_broken_exif_block_turns_nothing(tmp_path: Path) -> None:
+def test_a_broken_exif_block_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(smooth_noise(24, 40, 1)).save(path, exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
     assert read_image(path).shape == (24, 40, 3)
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_ignored_files_are_counted(tmp_path: Path) -> None:
     assert left_out(tmp_path) == ""
     for name in ("a.png", ".hidden", "b.HEIC", "c.heic", "notes"):
         (tmp_path / name).touch()

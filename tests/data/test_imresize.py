@@ -18,7 +18,7 @@ def random_image(*shape: int) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_set5_is_matched_to_the_bit(scale: int, set5: Path) -> None:
+def test_set5_is_matched_bit_for_bit(scale: int, set5: Path) -> None:
     differing = {}
     for path in sorted((set5 / "GT").glob("*.png")):
         reference = read_image(set5 / f"LRbicx{scale}" / path.name)
@@ -76,7 +76,7 @@ def test_result_does_not_depend_on_memory_layout() -> None:
     np.testing.assert_array_equal(imresize(np.asfortranarray(image), 1 / 4), imresize(image, 1 / 4))
 
 
-def test_scale_one_is_the_identity_and_the_input_is_left_alone() -> None:
+def test_scale_one_is_the_identity_and_keeps_the_input() -> None:
     image = random_image(7, 5, 3)
     before = image.copy()
     np.testing.assert_array_equal(imresize(image, 1), image)
@@ -109,6 +109,6 @@ def test_mod_crop_cuts_bottom_and_right() -> None:
         (np.zeros((4, 4), np.uint8), float("inf")),
     ],
 )
-def test_what_cannot_be_resized_is_refused(image: NDArray[np.uint8], scale: float) -> None:
+def test_unsupported_input_is_refused(image: NDArray[np.uint8], scale: float) -> None:
     with pytest.raises(ValueError, match="imresize expects"):
         imresize(image, scale)

@@ -63,7 +63,7 @@ def same(png: dict[str, Any], raw: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("flags", [(True, True), (True, False), (False, True), (False, False)])
-def test_samples_are_basicsrs_to_the_bit(lmdbs: Path, flags: tuple[bool, bool]) -> None:
+def test_samples_equal_basicsrs_bit_for_bit(lmdbs: Path, flags: tuple[bool, bool]) -> None:
     """Two hundred of each: from the global random state, and by the seeds of a run."""
     changes = {"use_hflip": flags[0], "use_rot": flags[1]}
     png, raw = (
@@ -102,7 +102,7 @@ def test_samples_are_contiguous_planes(lmdbs: Path) -> None:
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_have_readers_of_their_own(lmdbs: Path, start: str) -> None:
+def test_each_worker_has_its_own_reader(lmdbs: Path, start: str) -> None:
     raw = dataset(lmdbs / "raw", "PairedRawDataset")
     seeded = SeededDataset(raw, 0)
     keys = [(0, place, place % 23) for place in range(54)]
@@ -134,7 +134,7 @@ def test_two_datasets_share_a_reader_and_pickle(lmdbs: Path) -> None:
         assert one[3]["gt_path"] == "0001_s004"
 
 
-def test_planes_come_back_as_they_were() -> None:
+def test_planes_survive_a_round_trip() -> None:
     rng = np.random.default_rng(0)
     for shape in ((5, 7, 3), (5, 7)):
         image = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -162,7 +162,9 @@ def test_png_records_are_refused_with_the_command(lmdbs: Path) -> None:
         ({"io_backend": {"type": "disk"}}, "raw LMDBs only"),
     ],
 )
-def test_what_does_not_go_with_raw_records_is_refused(lmdbs: Path, changes: dict[str, Any], message: str) -> None:
+def test_options_that_raw_records_do_not_support_are_refused(
+    lmdbs: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         dataset(lmdbs / "raw", "PairedRawDataset", **changes)
 
@@ -182,7 +184,7 @@ def write_lmdb(path: Path, *records: Record) -> None:
         ((24, 24, 3), (6, 6, 3), "LQ is 6 x 6, expected at least 8"),
     ],
 )
-def test_sizes_that_do_not_fit_are_named(tmp_path: Path, gt: Any, lq: Any, message: str) -> None:
+def test_mismatched_sizes_are_reported(tmp_path: Path, gt: Any, lq: Any, message: str) -> None:
     write_lmdb(tmp_path / "gt_sub.lmdb", raw_record("a", np.zeros(gt, np.uint8)))
     write_lmdb(tmp_path / "gt_bicubic_X4_sub.lmdb", raw_record("a", np.zeros(lq, np.uint8)))
     with pytest.raises(UserError, match=message):
@@ -191,7 +193,7 @@ def test_sizes_that_do_not_fit_are_named(tmp_path: Path, gt: Any, lq: Any, messa
         SeededDataset(dataset(tmp_path, "PairedRawDataset"), 0)[0, 0, 0]
 
 
-def test_records_that_are_not_what_meta_info_says(tmp_path: Path) -> None:
+def test_records_that_contradict_meta_info_are_refused(tmp_path: Path) -> None:
     for name, side in (("gt_sub", 48), ("gt_bicubic_X4_sub", 12)):
         path = tmp_path / f"{name}.lmdb"
         write_lmdb(path, raw_record("a", np.zeros((side, side, 3), np.uint8)))
@@ -205,7 +207,7 @@ def test_records_that_are_not_what_meta_info_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PairedImageDataset", "PairedRawDataset"])
-def test_an_lmdb_that_is_cut_off_is_refused_before_it_is_read(lmdbs: Path, tmp_path: Path, kind: str) -> None:
+def test_a_truncated_lmdb_is_refused_before_reading(lmdbs: Path, tmp_path: Path, kind: str) -> None:
     """Its map would end within the records: a bus error kills the process."""
     root = tmp_path / "lmdbs"
     shutil.copytree(lmdbs / ("raw" if kind == "PairedRawDataset" else "png"), root)
@@ -229,7 +231,7 @@ def test_an_lmdb_that_is_cut_off_is_refused_before_it_is_read(lmdbs: Path, tmp_p
         (None, "cannot be read"),
     ],
 )
-def test_a_meta_info_of_no_known_form_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+def test_a_meta_info_of_unknown_format_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "meta_info.txt").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
@@ -237,7 +239,7 @@ def test_a_meta_info_of_no_known_form_is_refused(tmp_path: Path, text: str | Non
 
 
 @pytest.mark.parametrize(("form", "compression"), [("png", 1), ("raw", None)])
-def test_meta_info_says_which_form_and_basicsr_reads_the_key(
+def test_meta_info_has_the_format_and_a_key_for_basicsr(
     tmp_path: Path, form: RecordForm, compression: int | None
 ) -> None:
     from basicsr.data.data_util import paths_from_lmdb

@@ -53,7 +53,7 @@ def spoilt(pairs: Path) -> Path:
     return pairs
 
 
-def test_the_replacement_depends_on_seed_epoch_and_place_alone() -> None:
+def test_the_replacement_depends_only_on_seed_epoch_and_position() -> None:
     first, second = (SeededDataset(Numbers(100, 7, 8), 0) for _ in range(2))
     taken = [first[epoch, place, 7] for epoch in range(3) for place in range(30)]
     assert taken == [second[epoch, place, 7] for epoch in range(3) for place in range(30)]
@@ -62,7 +62,7 @@ def test_the_replacement_depends_on_seed_epoch_and_place_alone() -> None:
     assert all(sample["bad"].startswith("sample 7 cannot be used: torn") for sample in taken)
 
 
-def test_a_set_with_nothing_good_ends() -> None:
+def test_a_set_with_only_bad_samples_is_an_error() -> None:
     with pytest.raises(UserError, match="11 samples in a row; the first: sample 3 cannot be used: torn"):
         SeededDataset(Numbers(5, *range(5)), 0)[0, 0, 3]
 
@@ -77,7 +77,7 @@ def test_stop_names_the_file_without_a_traceback(spoilt: Path, workers: int) -> 
     assert "cannot be used: it is missing or does not decode; fix or remove it" in message
 
 
-def test_the_fetching_thread_hands_its_error_on(pairs: Path) -> None:
+def test_errors_of_the_prefetch_thread_are_raised(pairs: Path) -> None:
     """BasicSR's (prefetch_mode: cpu) would die of it, and the training wait for its next batch for ever."""
     for path in (pairs / "GT").iterdir():
         path.write_bytes(b"torn")
@@ -97,7 +97,7 @@ def test_the_fetching_thread_hands_its_error_on(pairs: Path) -> None:
     assert said[0].startswith("11 samples in a row; the first: sample ")
 
 
-def test_empty_files_are_named_too(pairs: Path) -> None:
+def test_empty_files_are_named(pairs: Path) -> None:
     for image in (pairs / "LRbicx4").iterdir():
         image.write_bytes(b"")
     with pytest.raises(UserError, match=r"^11 samples in a row; the first: sample .* does not decode$"):
@@ -132,7 +132,7 @@ def test_skip_logs_the_file_and_counts_the_same_for_all_workers(spoilt: Path, ca
     assert all(torch.equal(a["gt"], b["gt"]) for a, b in zip(*runs, strict=True))
 
 
-def test_skip_stops_past_the_share(spoilt: Path) -> None:
+def test_skip_stops_above_the_share(spoilt: Path) -> None:
     opt = options(spoilt)
     opt["datasets"]["train"] |= {"on_bad_image": "skip", "max_bad_share": 0.01}
     with pytest.raises(UserError, match=r"2 samples cannot be used, more than max_bad_share: 0.01 .*image1.png"):
@@ -150,7 +150,7 @@ def test_the_share_is_of_an_epoch_first_and_of_what_was_seen_later() -> None:
         list(skips.watch([batch("d")]))
 
 
-def test_a_key_that_is_not_in_the_lmdb_is_named(image_folder: Any, tmp_path: Path) -> None:
+def test_a_key_missing_from_the_lmdb_is_named(image_folder: Any, tmp_path: Path) -> None:
     from dp_basicsr.data.preparation.convert import create_lmdb
     from dp_basicsr.data.preparation.jobs import PrepJob
 

@@ -54,7 +54,7 @@ def take(opt: dict[str, Any], start: int, count: int) -> list[torch.Tensor]:
     return [next(batches)["gt"] for _ in range(count)]
 
 
-def test_it_goes_on_where_it_was_interrupted(pairs: Path) -> None:
+def test_it_continues_where_it_was_interrupted(pairs: Path) -> None:
     """Four iterations are an epoch here: 3 is inside one, 4 and 8 are borders."""
     whole = take(options(pairs), 0, 10)
     for start in (1, 3, 4, 7, 8):
@@ -94,7 +94,7 @@ def test_a_total_that_the_processes_cannot_share_is_refused(pairs: Path) -> None
         TrainStream(options(pairs, train={"batch_size_total": 4}, world_size=3, dist=True))
 
 
-def test_another_mini_batch_goes_on_with_the_samples_that_were_not_seen(pairs: Path) -> None:
+def test_another_mini_batch_size_continues_with_the_unseen_samples(pairs: Path) -> None:
     """Of an epoch of 13, three mini-batches of 2 are seen; 7 samples are left, which is two mini-batches of 3."""
     order = torch.cat(take(options(pairs, batch=1, train={"dataset_enlarge_ratio": 3.25}), 0, 13))
     before = TrainStream(options(pairs, batch=2, train={"dataset_enlarge_ratio": 3.25}))
@@ -131,7 +131,7 @@ def test_every_epoch_and_seed_has_its_own_crops(pairs: Path) -> None:
     assert not torch.equal(epochs[0], take(options(pairs, manual_seed=2), 0, 1)[0])
 
 
-def test_the_program_s_random_state_is_left_alone() -> None:
+def test_the_program_s_random_state_is_unchanged() -> None:
     class Drawing(torch.utils.data.Dataset):
         def __getitem__(self, index: int) -> dict[str, float]:
             return {"python": random.random(), "numpy": np.random.rand(), "torch": torch.rand(()).item()}
@@ -228,7 +228,7 @@ def test_loader_keys_of_training_do_nothing_in_a_validation_set(pairs: Path, key
     assert [batch["gt"].shape[0] for batch in loader] == [1] * 4
 
 
-def test_training_images_in_subfolders_alone_are_explained(pairs: Path) -> None:
+def test_training_images_only_in_subfolders_are_explained(pairs: Path) -> None:
     for name in ("GT", "LRbicx4"):
         (pairs / "outer" / name).mkdir(parents=True)
         (pairs / name).rename(pairs / "outer" / name / "inner")
@@ -238,13 +238,13 @@ def test_training_images_in_subfolders_alone_are_explained(pairs: Path) -> None:
 
 @pytest.mark.parametrize("key", ["meta_info_file", "filename_tmpl"])
 @pytest.mark.parametrize("kind", ["PairedImageDataset", "SingleImageDataset"])
-def test_keys_without_a_value_are_as_good_as_absent(pairs: Path, kind: str, key: str) -> None:
+def test_keys_without_a_value_count_as_absent(pairs: Path, kind: str, key: str) -> None:
     (loader,) = evaluation_loaders(evaluation_options(pairs, type=kind, **{key: None}), "val")
     assert len(loader.dataset) == 4  # type: ignore[arg-type]
     assert loader.dataset[3]["lq"].shape == (3, 40, 36)
 
 
-def test_a_blank_line_of_a_meta_info_file_is_no_image(pairs: Path) -> None:
+def test_a_blank_line_of_a_meta_info_file_is_ignored(pairs: Path) -> None:
     listed = pairs / "meta.txt"
     listed.write_text("image1.png (160,144,3)\n\nimage3.png (160,144,3)\n\n")
     for kind in ("PairedImageDataset", "SingleImageDataset"):
@@ -270,7 +270,7 @@ def test_a_meta_info_file_never_makes_a_wrong_pair(pairs: Path) -> None:
         TrainStream(options(pairs, train=train))
 
 
-def test_one_lmdb_serves_several_sets_and_training(pairs: Path) -> None:
+def test_several_sets_can_share_an_lmdb(pairs: Path) -> None:
     for name in ("GT", "LRbicx4"):
         create_lmdb(pairs / name, pairs / f"{name}.lmdb", PrepJob(workers=1))
     lmdbs = {"dataroot_gt": f"{pairs}/GT.lmdb", "dataroot_lq": f"{pairs}/LRbicx4.lmdb", "io_backend": {"type": "lmdb"}}
@@ -285,7 +285,7 @@ def test_one_lmdb_serves_several_sets_and_training(pairs: Path) -> None:
     assert torch.equal(next(TrainStream(helped).batches(0))["gt"], plain)
 
 
-def test_a_gt_that_is_no_multiple_of_the_scale_is_named_with_advice(pairs: Path) -> None:
+def test_a_gt_that_is_not_a_multiple_of_the_scale_is_named_with_advice(pairs: Path) -> None:
     for number in range(4):
         path = pairs / f"GT/image{number}.png"
         cv2.imwrite(str(path), cv2.imread(str(path))[:158])
@@ -315,7 +315,7 @@ def test_an_lmdb_with_damaged_inner_pages_is_refused_at_the_start(pairs: Path) -
     assert refused
 
 
-def test_a_file_that_is_no_image_is_refused_at_the_start(pairs: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused_at_the_start(pairs: Path) -> None:
     """In validation it would end the run hours later; an image of an unusual name is one."""
     for name in ("GT", "LRbicx4"):
         (pairs / name / "image3.png").rename(pairs / name / "image3.picture")

@@ -58,7 +58,7 @@ def until(path: Path, value: int) -> None:
         time.sleep(0.02)
 
 
-def test_srun_trains_and_rank_0_alone_writes(pairs: Path, tmp_path: Path, scontrol: None) -> None:
+def test_srun_trains_and_only_rank_0_writes(pairs: Path, tmp_path: Path, scontrol: None) -> None:
     """Two plain processes in two folders: one model, the losses of torchrun's two; nothing in the second folder."""
     folders = [tmp_path / "host1", tmp_path / "host2"]
     for folder in folders:
@@ -190,7 +190,7 @@ def test_the_first_of_many_hosts_comes_from_scontrol(scontrol: None) -> None:
         first_host("node[8-9]")
 
 
-def test_jobs_and_steps_on_one_node_have_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_and_steps_on_one_node_have_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     ports = set()
     for job in range(987_000, 987_500):
         for step in range(4):
@@ -250,13 +250,13 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         init_distributed("none")
 
 
-def test_processes_that_do_not_come_are_told_apart_from_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_processes_are_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm(monkeypatch, SLURM_PROCID="1", SLURM_NTASKS="2", SLURM_NODELIST="127.0.0.1", SLURM_JOB_ID=str(os.getpid()))
     with pytest.raises(ProcessError, match=r"rank 1 of 2: the processes could not connect at 127\.0\.0\.1:\d+"):
         init_distributed("slurm", timeout=0.5)
 
 
-def test_a_network_card_that_is_not_there_is_a_user_s_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_interface_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -284,7 +284,7 @@ def test_timeout_is_checked(timeout: float, monkeypatch: pytest.MonkeyPatch) -> 
         ({"SLURM_RESTART_COUNT": "2"}, True),
     ],
 )
-def test_a_restarted_job_goes_on(
+def test_a_restarted_job_resumes(
     variables: dict[str, str], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -293,7 +293,7 @@ def test_a_restarted_job_goes_on(
     assert should_resume(True, str(tmp_path))
 
 
-def test_an_elastic_job_knows_its_own_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_elastic_job_recognises_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that joins restarts the processes without a count; the job's id is the same on all its nodes."""
     mark_experiment(str(tmp_path))
     assert not should_resume(False, str(tmp_path))
@@ -321,7 +321,7 @@ def test_the_mini_batch_is_stated(per_process: int, processes: int, parts: int, 
 
 
 @pytest.mark.parametrize(("variable", "said"), [("0", True), ("1", False)])
-def test_a_mistake_before_there_is_a_group_is_said_once_a_machine(
+def test_an_error_before_the_group_forms_is_printed_once_per_machine(
     variable: str, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SLURM_LOCALID", variable)
@@ -334,7 +334,7 @@ def test_a_mistake_before_there_is_a_group_is_said_once_a_machine(
     ("hosts", "restarts", "shared", "refused"),
     [("2", "3", "True", True), ("2", "3", "False", False), ("1", "3", "True", False), ("2", "0", "True", False)],
 )
-def test_a_store_that_keeps_a_lost_host_out_is_refused(
+def test_a_store_that_prevents_rejoining_is_refused(
     hosts: str, restarts: str, shared: str, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm(monkeypatch)

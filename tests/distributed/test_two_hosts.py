@@ -177,7 +177,7 @@ def train_and_be_killed(state: str, *arguments: Any) -> None:
     run_program(*arguments)
 
 
-def test_a_killed_process_comes_back(
+def test_a_killed_process_is_restarted(
     experiment: Path, pairs: Path, tmp_path: Path, torchrun: LaunchConfig, undisturbed: Callable[[Path], Path]
 ) -> None:
     """torchrun --max-restarts: from the last checkpoint, without --auto_resume, to the same bits."""
@@ -189,7 +189,7 @@ def test_a_killed_process_comes_back(
     assert same_weights(experiment / MODEL, reference / MODEL)
 
 
-def test_a_host_is_killed_and_brought_back(
+def test_a_killed_host_is_brought_back(
     hosts: tuple[Host, Host], experiment: Path, tmp_path: Path, pairs: Path, undisturbed: Callable[[Path], Path]
 ) -> None:
     _, second = hosts
@@ -208,7 +208,7 @@ def test_a_host_is_killed_and_brought_back(
     assert same_weights(experiment / MODEL, reference / MODEL)
 
 
-def test_one_host_goes_on_alone(hosts: tuple[Host, Host], experiment: Path, tmp_path: Path) -> None:
+def test_one_host_continues_alone(hosts: tuple[Host, Host], experiment: Path, tmp_path: Path) -> None:
     """Elastic, --nnodes=1:2: the group forms again with the host that is left."""
     logs = [tmp_path / "host1.log", tmp_path / "host2.log"]
     agent, _ = (host.torchrun("1:2", log) for host, log in zip(hosts, logs, strict=True))

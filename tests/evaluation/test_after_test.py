@@ -37,7 +37,7 @@ def make_set(root: Path, names: tuple[str, ...], tested: int) -> Any:
     [(("a", "b", "c"), 2), (("a", "a_run", "a_run_run"), 3), (("1", "11", "1_1"), 3)],
     ids=["subset", "names that contain the suffix", "names within names"],
 )
-def test_tables_are_of_what_was_tested(tmp_path: Path, names: tuple[str, ...], tested: int) -> None:
+def test_tables_contain_exactly_the_tested_images(tmp_path: Path, names: tuple[str, ...], tested: int) -> None:
     loader = make_set(tmp_path, names, tested)
     folder = evaluate_test_run(options(tmp_path), ("psnr_rgb",), [loader])
     assert folder is not None

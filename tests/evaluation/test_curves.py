@@ -75,7 +75,7 @@ def test_panels_show_each_thing_that_was_logged(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_panel_takes_the_colour_of_its_page() -> None:
+def test_a_panel_uses_the_colour_of_its_page() -> None:
     svg = panel_svg("Learning rate", {"lr": [(1, 1e-4), (2, 5e-5)]})
     assert svg.startswith("<svg")
     assert "currentColor" in svg

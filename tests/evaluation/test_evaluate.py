@@ -49,7 +49,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_command_writes_whole_files(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_complete_files(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = ["--result", "Good=good", "--result", "Bad=bad/{set}", "--bicubic", "--metrics", *PIXELS]
     assert main(["--gt", "gt/A", "gt/B", "--lr", "lr/A", "lr/B", *results, "--out", "out"]) == 0
     assert sorted(path.name for path in (data / "out").iterdir()) == ["evaluation.json", "per_image.csv", "table.md"]
@@ -75,7 +75,7 @@ def test_the_command_writes_whole_files(data: Path, capsys: pytest.CaptureFixtur
     assert (data / "out" / stored["images"][-1]["result"]).resolve() == data / "bad/B/two_bad_x4.png"
 
 
-def test_what_was_written_is_read_back(data: Path) -> None:
+def test_an_evaluation_survives_a_round_trip(data: Path) -> None:
     test_set = find_test_set(Path("gt/A"))
     evaluation = evaluate(
         [test_set], [Method("Same", Path("gt"), "{}"), Method(BICUBIC, None)], 4, (*PIXELS, "lpips_alex")
@@ -105,7 +105,7 @@ def test_the_best_are_marked() -> None:
     assert mark_best([0.1], "ssim_y") == ["0.1000"]
 
 
-def test_an_earlier_evaluation_is_replaced_only_when_asked_and_nothing_else_ever(data: Path) -> None:
+def test_only_an_evaluation_is_replaced_and_only_on_request(data: Path) -> None:
     command = ["--gt", "gt/A", "--bicubic", "--metrics", "psnr_y", "--out"]
     for arguments in ([*command, "out"], [*command, "out", "--overwrite"]):
         main(arguments)

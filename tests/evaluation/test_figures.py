@@ -22,7 +22,7 @@ from scripts import compare_crops, plot_features
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
 
 
-def test_both_networks_give_maps_of_one_depth_and_shape() -> None:
+def test_both_networks_give_maps_of_the_same_depth_and_shape() -> None:
     """Fig. 3: 256 channels, after a ReLU, at a quarter of the size."""
     maps = feature_maps(IMAGE, "random")
     assert list(maps) == ["VGG19 relu3_3", "ResNet-50 conv2_2"]
@@ -87,7 +87,7 @@ def evaluation(pairs: Path) -> Path:
     return write_evaluation(result, Path("evaluation"))
 
 
-def test_crops_stand_beside_each_other_with_their_metrics(evaluation: Path, titles: list[str]) -> None:
+def test_crops_are_drawn_side_by_side_with_their_metrics(evaluation: Path, titles: list[str]) -> None:
     assert compare_crops.main([str(evaluation), "image2", "--crop", "10,20,32,24", "--out", "crops.png"]) == 0
     assert titles[0] == "image2 (pairs)"
     assert [title.splitlines()[0] for title in titles[1:4]] == [BICUBIC, "Same", "Original"]

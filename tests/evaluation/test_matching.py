@@ -32,12 +32,12 @@ def make(folder: Path, *names: str) -> Path:
         ("{}_SRF_4_HR.bmp", r"(.+)_SRF_\d_HR"),
     ],
 )
-def test_the_name_is_found_in_what_is_around_it(tmp_path: Path, files: str, pattern: str) -> None:
+def test_prefix_and_suffix_are_detected(tmp_path: Path, files: str, pattern: str) -> None:
     folder = make(tmp_path / "results", *(files.format(name) for name in NAMES))
     assert match_images(folder, NAMES, pattern) == {name: folder / files.format(name) for name in NAMES}
 
 
-def test_a_name_within_another_is_no_trap(tmp_path: Path) -> None:
+def test_a_name_within_another_is_not_confused(tmp_path: Path) -> None:
     names = ["1", "11", "img_1"]
     folder = make(tmp_path / "results", *(f"{name}_x1.png" for name in names))
     assert match_images(folder, names) == {name: folder / f"{name}_x1.png" for name in names}
@@ -64,7 +64,7 @@ def test_a_pattern_chooses_among_several_methods_in_one_folder(tmp_path: Path) -
         (["baby.png", "baby.bmp"], "{}", "baby.bmp and baby.png are both the image 'baby'"),
     ],
 )
-def test_what_is_missing_or_too_much_is_named(tmp_path: Path, files: list[str], pattern: str, message: str) -> None:
+def test_missing_and_extra_images_are_named(tmp_path: Path, files: list[str], pattern: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         match_images(make(tmp_path / "results", *files), NAMES, pattern)
 
@@ -78,5 +78,5 @@ def test_a_pattern_without_exactly_one_name_is_refused(pattern: str) -> None:
 @pytest.mark.parametrize(
     ("folder", "name"), [("Set5/GT", "Set5"), ("Set14/GTmod12", "Set14"), ("Urban100", "Urban100"), ("B100/HR", "B100")]
 )
-def test_a_set_is_called_like_its_folder(tmp_path: Path, folder: str, name: str) -> None:
+def test_a_set_is_named_after_its_folder(tmp_path: Path, folder: str, name: str) -> None:
     assert find_test_set(make(tmp_path / folder, "baby.png")).name == name

@@ -185,7 +185,7 @@ def test_loss_weight_scales_the_value_but_not_the_terms() -> None:
 
 
 @pytest.mark.parametrize("batch_stats", [False, True])
-def test_frozen_networks_stay_as_they_are(batch_stats: bool) -> None:
+def test_frozen_networks_are_unchanged(batch_stats: bool) -> None:
     loss = small_loss(resnet_batch_stats=batch_stats)
     x, gt = images()
     first = loss.train()(x, gt)[0]  # and batch-norm is folded
@@ -305,7 +305,7 @@ def test_basicsr_builds_it() -> None:
     [{}, RELEASED, {"resnet_layer_weights": {}}, {"loss_weight": 0.5, "dynamic_weighting": False},
      {"extra_networks": [{"network": "vgg11", "name": "b", "layer_weights": {"relu2_1": 1}, "weights": "random"}]}],
 )  # fmt: skip
-def test_backward_leaves_the_gradient_of_forward(options: dict[str, Any]) -> None:
+def test_backward_adds_the_gradient_of_forward(options: dict[str, Any]) -> None:
     """Network by network, w on the finished gradient: the same to rounding, added to what is on the image."""
     loss = small_loss(**options)
     x, gt = images()

@@ -86,7 +86,7 @@ def test_value_and_gradient_of_four_terms_equal_the_equations(register: Register
     }  # fmt: skip
 
 
-def test_backward_leaves_the_gradient_of_forward(register: Registered) -> None:
+def test_backward_adds_the_gradient_of_forward(register: Registered) -> None:
     loss = small_loss(extra_terms=[{"type": register("Blurred", blurred)}], log_gradient_shares=True)
     x, gt = images()
     value, _ = loss(x, gt)
@@ -98,7 +98,7 @@ def test_backward_leaves_the_gradient_of_forward(register: Registered) -> None:
     assert sum(shares.values()) == pytest.approx(1)
 
 
-def test_a_share_is_that_of_the_weighted_gradient_s_norm() -> None:
+def test_shares_are_those_of_the_weighted_gradient_norms() -> None:
     loss = small_loss(log_gradient_shares=True, dynamic_weighting=False, static_weight=0.25)
     x, gt = images()
     norms = [torch.autograd.grad(term(x, gt), x)[0].norm() for term in (loss.reference, loss.weighted["resnet"])]
@@ -129,7 +129,9 @@ def test_basicsr_s_tuple_is_summed_and_its_loss_weight_counts_once(register: Reg
         (lambda x, gt, factor: F.l1_loss(x, gt, reduction="none"), r"loss\(x, gt\)"),
     ],
 )
-def test_what_has_no_place_in_equation_9_is_refused_by_name(register: Registered, function: Any, message: str) -> None:
+def test_losses_unsuitable_for_equation_9_are_refused_by_name(
+    register: Registered, function: Any, message: str
+) -> None:
     with pytest.raises(UserError, match=rf"extra_terms: Odd.*{message}"):
         small_loss(extra_terms=[{"type": register("Odd", function)}])
 
@@ -163,14 +165,14 @@ def test_a_term_that_turns_negative_makes_the_step_not_finite(register: Register
     assert loss.terms["l_Turns"].isnan()
 
 
-def test_random_draws_of_a_loss_do_not_shift_the_run_s_when_it_is_built(register: Registered) -> None:
+def test_building_a_random_loss_does_not_change_the_random_state(register: Registered) -> None:
     name = register("Draws", lambda x, gt, factor: ((x - gt) * torch.rand_like(x)).abs().mean())
     before = torch.get_rng_state()
     small_loss(extra_terms=[{"type": name}])
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_another_reference() -> None:
+def test_another_reference_term() -> None:
     x, gt = images()
     loss = small_loss(reference="resnet", mu=0.25)
     value, _ = loss(x, gt)
@@ -236,7 +238,7 @@ def test_input_channels_select_what_the_networks_see(channels: Any, number: int,
     ("channels", "number", "message"),
     [(None, 1, "input_channels: repeat"), ("repeat", 3, "gray images.*3 channels"), ([3, 2, 1], 3, "indices below 3")],
 )
-def test_images_that_do_not_fit_the_channels_name_the_option(channels: Any, number: int, message: str) -> None:
+def test_images_with_wrong_channels_name_the_option(channels: Any, number: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_loss(input_channels=channels)(*torch.rand(2, 1, number, 32, 32).double())
 

@@ -34,7 +34,7 @@ def test_it_is_the_package_s_lpips(net: str, network: str, tmp_path: Path) -> No
     assert not any(parameter.requires_grad for parameter in loss.parameters())
 
 
-def test_what_is_missing_is_named() -> None:
+def test_missing_weights_are_named() -> None:
     with pytest.raises(UserError, match="alexnet.*could not be downloaded"):
         LPIPSLoss()
     with pytest.raises(UserError, match="alex, vgg.*'squeeze'"):

@@ -61,7 +61,7 @@ def test_gray_is_three_equal_channels(alexnet: Path) -> None:
     assert calculate_lpips(gray, other, 0) == calculate_lpips(*(np.dstack([x] * 3) for x in (gray, other)), 0)
 
 
-def test_loading_leaves_the_random_state_of_a_training_alone(alexnet: Path) -> None:
+def test_loading_does_not_change_the_random_state(alexnet: Path) -> None:
     before = torch.get_rng_state()
     calculate_lpips(IMAGE, OTHER, 0)
     assert torch.equal(before, torch.get_rng_state())
@@ -80,7 +80,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_without_a_backbone_there_is_no_number(offline: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_backbone_the_metric_is_not_available(offline: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN for BasicSR, None for our tables; said and asked for once, not with every image."""
     said: list[str] = []
     monkeypatch.setattr(lpips_metric, "get_root_logger", lambda: SimpleNamespace(warning=said.append))
@@ -93,7 +93,7 @@ def test_without_a_backbone_there_is_no_number(offline: list[str], monkeypatch: 
     assert "experiments/pretrained_models" in said[0]
 
 
-def test_validation_goes_on_with_the_other_metrics(offline: list[str]) -> None:
+def test_validation_continues_with_the_other_metrics(offline: list[str]) -> None:
     psnr = {"type": "calculate_psnr", "crop_border": 4}
     opt = {"rank": 0, "val": {"metrics": {"psnr": psnr, "lpips": {"type": "calculate_lpips", "crop_border": 4}}}}
     drop_unavailable(opt)
@@ -114,6 +114,6 @@ def test_mistakes_are_named(alexnet: Path, call: dict, message: str) -> None:
         calculate_lpips(img2=OTHER, **call)
 
 
-def test_a_file_that_does_not_fit_is_named(alexnet: Path) -> None:
+def test_a_mismatched_file_is_named(alexnet: Path) -> None:
     with pytest.raises(UserError, match="does not contain the weights of vgg16"):
         lpips_metric.lpips_network("vgg", str(alexnet), "cpu")

@@ -25,7 +25,7 @@ def y_of(bgr: np.ndarray) -> np.ndarray:
     return 16 + bgr.astype(np.float64) @ np.array([24.966, 128.553, 65.481]) / 255
 
 
-def test_psnr_and_ssim_are_those_of_scikit_image() -> None:
+def test_psnr_and_ssim_equal_scikit_image() -> None:
     gauss = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
     inner = [image[4:-4, 4:-4] for image in (NEAR, IMAGE)]
     maps = [structural_similarity(*(x[..., c] for x in inner), full=True, **gauss)[1] for c in range(3)]

@@ -57,7 +57,7 @@ def largest_difference(one: nn.Module, other: nn.Module) -> float:
 @pytest.mark.parametrize(
     "train", [{}, {"net_d_iters": 2}, {"net_d_init_iters": 2}, {"ema_decay": 0.9}, {"pixel_opt": None}]
 )
-def test_steps_equal_basicsr_s_own_model(ours: str, train: dict[str, Any], tmp_path: Path) -> None:
+def test_steps_equal_basicsr_s_model(ours: str, train: dict[str, Any], tmp_path: Path) -> None:
     """DPLoss drops into the stock models; after four steps ours has their parameters, with fewer passes."""
     model, stock = run(build(ours, tmp_path, **train)), run(build(STOCK[ours], tmp_path, **train))
     assert isinstance(stock.cri_perceptual, DPLoss)
@@ -111,7 +111,7 @@ class PlainStep:
 
 
 @pytest.mark.parametrize("ours", STOCK)
-def test_ldl_is_that_of_basicsr_s_realesrgan_model(ours: str, tmp_path: Path) -> None:
+def test_ldl_equals_basicsr_s_realesrgan_model(ours: str, tmp_path: Path) -> None:
     """Value and gradient of the artifact map's loss beside the others, as the lines of RealESRGANModel compute them."""
     model = build(ours, tmp_path, ldl_opt={"type": "LDLLoss", "loss_weight": 2.0}, ema_decay=0.5)
     plain = build(ours, tmp_path, ema_decay=0.5)
@@ -141,7 +141,7 @@ def test_ldl_needs_an_ema(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("pairs", "parts", "sizes"), [(5, 4, [2, 1, 1, 1]), (4, 4, [1, 1, 1, 1]), (3, 2, [2, 1])])
-def test_parts_are_even_and_count_by_their_size(pairs: int, parts: int, sizes: list[int], tmp_path: Path) -> None:
+def test_parts_are_even_and_weighted_by_size(pairs: int, parts: int, sizes: list[int], tmp_path: Path) -> None:
     model = build("SRGANDPModel", tmp_path, grad_accumulation=parts)
     batch = random_batch(1, torch.float64)
     model.feed_data({name: images[[0] * pairs] for name, images in batch.items()})
@@ -158,7 +158,7 @@ class Drawn(nn.Module):
         return ((x - gt) * torch.rand_like(x)).abs().mean()
 
 
-def test_a_term_that_draws_random_numbers_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_is_bit_exact_with_a_random_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOSS_REGISTRY._obj_map, "Drawn", Drawn)
     opt = model_options("ESRGANDPModel", tmp_path)
     opt["train"]["perceptual_opt"] |= {"extra_terms": [{"type": "Drawn"}]}
@@ -232,7 +232,7 @@ def test_each_network_sees_each_image_once(tmp_path: Path) -> None:
     assert calls == {"g": 1, "d": 2}
 
 
-def test_the_generator_rests_while_the_discriminator_starts(tmp_path: Path) -> None:
+def test_the_generator_is_not_updated_while_the_discriminator_starts(tmp_path: Path) -> None:
     model = build("ESRGANDPModel", tmp_path, net_d_init_iters=10)
     before = [parameter.clone() for parameter in model.net_g.parameters()]
     run(model, 1)
@@ -268,7 +268,7 @@ def test_warm_start_from_a_psnr_trained_generator(tmp_path: Path) -> None:
     assert psnr.get_current_log().keys() == {"l_pix"}
 
 
-def test_checkpoints_have_basicsr_s_form(tmp_path: Path) -> None:
+def test_checkpoints_have_basicsr_s_format(tmp_path: Path) -> None:
     model = run(build("ESRGANDPModel", tmp_path, ema_decay=0.9), 1)
     model.save(0, 7)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["7.sha256", "7.state", "net_d_7.pth", "net_g_7.pth"]

@@ -32,7 +32,7 @@ def trained(model_type: str, folder: Path, num_gpu: int, **train: Any) -> Any:
 
 @pytest.mark.parametrize("train", [{}, {"ema_decay": 0.9, "grad_accumulation": 2, "grad_clip": 1.0}])
 @pytest.mark.parametrize("model_type", ["ESRGANDPModel", "SRGANDPModel", "PSNRModel"])
-def test_steps_and_what_they_save_are_the_cpu_s(model_type: str, train: dict[str, Any], tmp_path: Path) -> None:
+def test_steps_and_checkpoints_equal_the_cpu_s(model_type: str, train: dict[str, Any], tmp_path: Path) -> None:
     with imitated_gpu():
         model = trained(model_type, tmp_path, num_gpu=1, **train)
         assert {parameter.device for parameter in model.net_g.parameters()} == {DEVICE}

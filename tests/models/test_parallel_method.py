@@ -139,7 +139,7 @@ def test_synchronised_batch_norm_needs_a_gpu(tmp_path: Path) -> None:
         build_model(opt)
 
 
-def test_alone_nothing_is_averaged() -> None:
+def test_a_single_process_averages_nothing() -> None:
     loss = DPLoss(**{key: value for key, value in SMALL_DP_LOSS.items() if key != "type"}).double()
     images = batch()
     with pytest.MonkeyPatch.context() as patch:

@@ -59,7 +59,7 @@ def state(model: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("model_type", MODELS)
 @pytest.mark.parametrize("optim", [ADAM, PLAIN])
-def test_a_step_that_is_not_finite_leaves_no_trace(model_type: str, optim: dict[str, Any], tmp_path: Path) -> None:
+def test_a_non_finite_step_changes_nothing(model_type: str, optim: dict[str, Any], tmp_path: Path) -> None:
     """With a bad step in between, the same bits as without."""
     model, untouched = (build(model_type, tmp_path, optim_g=dict(optim), optim_d=dict(optim)) for _ in range(2))
     step(model, random_batch(1))
@@ -81,7 +81,7 @@ def test_term_iteration_and_files_are_named(tmp_path: Path, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("model_type", MODELS)
-def test_a_gradient_alone_is_enough(model_type: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_non_finite_gradient_is_enough(model_type: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = build(model_type, tmp_path)
     model.net_g.conv_first.bias.register_hook(lambda gradient: gradient * math.nan)
     before = state(model)
@@ -91,7 +91,7 @@ def test_a_gradient_alone_is_enough(model_type: str, tmp_path: Path, caplog: pyt
     assert all(torch.equal(a, b) for a, b in zip(before, state(model), strict=False))
 
 
-def test_so_many_in_a_row_end_the_run(tmp_path: Path) -> None:
+def test_too_many_consecutive_non_finite_steps_end_the_run(tmp_path: Path) -> None:
     model = build("PSNRModel", tmp_path, max_nonfinite=2)
     for iteration in (1, 3, 5):
         step(model, bad_batch(), iteration)
@@ -114,7 +114,7 @@ def test_a_collapsed_discriminator_is_named_once(tmp_path: Path, monkeypatch, ca
     assert caplog.text.count("the discriminator has collapsed") == 1
 
 
-def test_uint8_images_become_the_bits_of_basicsr_s_datasets(tmp_path: Path) -> None:
+def test_uint8_images_are_converted_bit_identically_to_basicsr(tmp_path: Path) -> None:
     model = build("PSNRModel", tmp_path)
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
     model.feed_data({"lq": values, "gt": values})

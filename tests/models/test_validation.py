@@ -80,7 +80,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("ema", [0, 0.5])
 @pytest.mark.parametrize(("is_train", "suffix"), [(True, None), (False, None), (False, "end")])
-def test_numbers_and_files_are_basicsr_s(
+def test_values_and_files_equal_basicsr_s(
     ema: float, is_train: bool, suffix: str | None, loader: DataLoader, tmp_path: Path
 ) -> None:
     """The same bits and bytes as BasicSR's loop, on sizes that differ; the network trains on afterwards."""
@@ -110,7 +110,7 @@ def test_nothing_is_written_unless_asked(loader: DataLoader, tmp_path: Path) -> 
     assert len(files(tmp_path / "visualization")) == len(SIZES)
 
 
-def test_best_is_remembered_and_shown(loader: DataLoader, tmp_path: Path) -> None:
+def test_the_best_value_is_remembered_and_logged(loader: DataLoader, tmp_path: Path) -> None:
     model, board = make_model(tmp_path), Mock()
     model.validation(loader, 1, board)
     best = model.metric_results["psnr"]
@@ -123,7 +123,7 @@ def test_best_is_remembered_and_shown(loader: DataLoader, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("arch", "scale"), [("RRDBNetDP", 4), ("RRDBNet", 2)])  # the second takes even sizes alone
-def test_tiles_bound_what_the_network_sees_and_leave_no_seam(arch: str, scale: int, tmp_path: Path) -> None:
+def test_tiles_bound_the_input_and_leave_no_seam(arch: str, scale: int, tmp_path: Path) -> None:
     network: dict[str, Any] = {"arch": arch, "scale": scale}
     whole = make_model(tmp_path / "whole", **network)
     tiled = make_model(tmp_path / "tiled", {"tile": 65, "tile_overlap": 24}, **network)
@@ -149,7 +149,7 @@ def test_tiles_bound_what_the_network_sees_and_leave_no_seam(arch: str, scale: i
 
 @pytest.mark.parametrize("tile", [0, 24])
 @pytest.mark.parametrize(("arch", "scale", "multiple"), [("RRDBNet", 2, 2), ("RRDBNet", 1, 4), ("SwinIR", 2, 4)])
-def test_networks_that_need_certain_sizes_take_any(
+def test_networks_that_need_certain_sizes_accept_any(
     arch: str, scale: int, multiple: int, tile: int, tmp_path: Path
 ) -> None:
     """The result is that of the padded image, cropped; that of tiles is close to it."""
@@ -187,7 +187,7 @@ def test_a_set_without_originals_is_upscaled_and_not_measured(
     assert model.validation(bare, 3, None)
 
 
-def test_the_network_goes_on_while_a_metric_is_computed(loader: DataLoader, tmp_path: Path) -> None:
+def test_the_network_continues_while_a_metric_is_computed(loader: DataLoader, tmp_path: Path) -> None:
     """The first image's metric waits until the network has had the second: else it would wait in vain."""
     second_image, seen = threading.Event(), []
 
@@ -204,7 +204,7 @@ def test_the_network_goes_on_while_a_metric_is_computed(loader: DataLoader, tmp_
     assert model.metric_results == {"slow": 1.0}
 
 
-def test_images_do_not_pile_up(loader: DataLoader, tmp_path: Path) -> None:
+def test_the_number_of_waiting_images_is_bounded(loader: DataLoader, tmp_path: Path) -> None:
     """At most `threads` and one are waiting to be measured, however slow that is."""
     waiting, most = [], []
     model = make_model(tmp_path, {"threads": 1})
@@ -242,13 +242,13 @@ def test_an_image_that_cannot_be_read_is_named(loader: DataLoader, tmp_path: Pat
         make_model(tmp_path).validation(loader, 1, None)
 
 
-def test_what_a_metric_refuses_is_named(loader: DataLoader, tmp_path: Path) -> None:
+def test_images_that_a_metric_refuses_are_named(loader: DataLoader, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "set/gt/image4.png"), np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(UserError, match="validation of image4: Image shapes are different"):
         make_model(tmp_path).validation(loader, 1, None)
 
 
-def test_a_mistake_of_the_program_is_not_hidden(loader: DataLoader, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_program_error_is_not_hidden(loader: DataLoader, tmp_path: Path, monkeypatch: Any) -> None:
     def broken(images: Any, opt: Any) -> float:
         raise KeyError("oops")
 
@@ -257,7 +257,7 @@ def test_a_mistake_of_the_program_is_not_hidden(loader: DataLoader, tmp_path: Pa
         make_model(tmp_path).validation(loader, 1, None)
 
 
-def test_interrupted_it_leaves_no_result(loader: DataLoader, tmp_path: Path) -> None:
+def test_an_interrupted_validation_has_no_result(loader: DataLoader, tmp_path: Path) -> None:
     model = make_model(tmp_path)
     answers = iter([False, False, True])
     model.interrupted = lambda: next(answers)
@@ -268,14 +268,14 @@ def test_interrupted_it_leaves_no_result(loader: DataLoader, tmp_path: Path) -> 
     assert model.best_metric_results["five"]["psnr"]["iter"] == 2
 
 
-def test_it_leaves_the_random_state_of_a_training_alone(loader: DataLoader, tmp_path: Path) -> None:
+def test_validation_does_not_change_the_random_state(loader: DataLoader, tmp_path: Path) -> None:
     model = make_model(tmp_path)
     before = torch.get_rng_state()
     model.validation(loader, 1, None)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_split_over_processes_the_numbers_are_those_of_one(tmp_path: Path) -> None:
+def test_several_processes_give_the_values_of_one(tmp_path: Path) -> None:
     """Five images on two processes, bit for bit; then an error and an interruption on one of them, which both see."""
     with processes_in(tmp_path) as processes:
         processes.start(*[[str(ROOT / "tests/models/validation_worker.py")]] * 2)

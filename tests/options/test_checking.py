@@ -36,7 +36,7 @@ def problems(*entries: str, file: Path = TRAIN, is_train: bool = True) -> list[s
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in OPTIONS.glob("*.yml")))
-def test_the_shipped_files_are_right(file: str) -> None:
+def test_the_shipped_files_are_valid(file: str) -> None:
     assert problems(file=OPTIONS / file, is_train=file.startswith("train")) == []
     assert problems(file=OPTIONS / file, is_train=False) == []
 
@@ -100,7 +100,7 @@ def test_a_mistake_in_the_loss_is_named(entry: str, message: str) -> None:
         ("style_weight=0", "style_weight: expected none, because DPLoss has no style loss: remove it"),
     ],
 )
-def test_a_stock_option_file_is_told_the_keys_of_dp_loss(entry: str, message: str) -> None:
+def test_a_stock_option_file_gets_hints_for_dp_loss(entry: str, message: str) -> None:
     (found,) = problems(f"train:perceptual_opt:{entry}")
     assert found.startswith(f"train:perceptual_opt:{message}")
 
@@ -110,7 +110,7 @@ def test_all_other_keys_of_the_stock_loss_are_dp_loss_s_too() -> None:
     assert stock - ours == STOCK_KEYS.keys()
 
 
-def test_gray_training_takes_one_channel_everywhere() -> None:
+def test_gray_training_needs_one_channel_everywhere() -> None:
     gray = ["datasets:train:color=y", "network_g:num_in_ch=1", "network_g:num_out_ch=1", "network_d:num_in_ch=1"]
     repeat = "train:perceptual_opt:input_channels=repeat"
     assert problems(*gray, repeat) == []
@@ -127,7 +127,7 @@ def test_gray_training_takes_one_channel_everywhere() -> None:
     [("ESRGANDPModel", False), ("SRGANDPModel", False), ("RealESRGANModel", False), ("PSNRModel", True),
      ("ESRGANModel", True), ("SRModel", True)],
 )  # fmt: skip
-def test_ldl_is_taken_by_the_models_that_compute_it(model: str, refused: bool) -> None:
+def test_ldl_is_accepted_by_the_models_that_compute_it(model: str, refused: bool) -> None:
     entries = [f"model_type={model}", "train:ldl_opt={type: LDLLoss}", "train:ema_decay=0.9"]
     assert any(text.startswith("train:ldl_opt: expected none") for text in problems(*entries)) == refused
 
@@ -234,12 +234,12 @@ def test_a_mistake_is_named(entry: str, message: str) -> None:
         "datasets:train:x_mine=1", "train:pixel_opt={type: CharbonnierLoss, eps: 1e-6}",
     ],
 )  # fmt: skip
-def test_what_is_right_passes(entry: str) -> None:
+def test_valid_options_pass(entry: str) -> None:
     """Every key that the programs read beside the shipped ones; a run that is cut short; other programs' keys."""
     assert problems(entry) == []
 
 
-def test_raw_records_have_no_other_name_for_the_lq() -> None:
+def test_raw_records_do_not_support_filename_templates() -> None:
     raw = "datasets:train:type=PairedRawDataset"
     assert problems(raw, "datasets:train:filename_tmpl='{}'") == []
     (found,) = problems(raw, "datasets:train:filename_tmpl='{}x4'")
@@ -262,13 +262,13 @@ def test_a_foreign_model_may_have_optimizers_of_its_own(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("entry", ["datasets=true", "datasets=[test]", "datasets={test: 3}", "path=3", "train=3"])
-def test_a_value_in_the_place_of_a_section(entry: str) -> None:
+def test_a_value_in_place_of_a_section(entry: str) -> None:
     """Found by fuzzing: rules about several values must not look into it."""
     for is_train in (True, False):
         assert "expected a section of keys" in " ".join(problems(entry, is_train=is_train))
 
 
-def test_all_at_once_each_with_its_place(tmp_path: Path) -> None:
+def test_all_problems_are_reported_with_their_lines(tmp_path: Path) -> None:
     text = DEMO.read_text().replace("gt_size:", "gtsize:").replace("num_block: 2", "num_block: two")
     text = text.replace("name: held_out", "name: held_out\n    nmae: a").replace("print_freq: 5", "print_freq: 0")
     file = tmp_path / "bad.yml"
@@ -287,7 +287,7 @@ def test_all_at_once_each_with_its_place(tmp_path: Path) -> None:
     assert [one for one in message if one.startswith(f"{file}:{section}: datasets:train:gt_size: expected a value")]
 
 
-def test_the_line_of_a_merged_key_is_where_it_stands(tmp_path: Path) -> None:
+def test_a_merged_key_has_the_line_of_its_definition(tmp_path: Path) -> None:
     (tmp_path / "a.yml").write_text(TRAIN.read_text().replace("type: disk", "type: dsk"))
     line = (tmp_path / "a.yml").read_text().splitlines().index("      type: dsk") + 1
     with pytest.raises(UserError) as caught:
@@ -303,7 +303,7 @@ def test_sections_merged_exponentially_often_do_not_hang() -> None:
         parse_options(["-opt", "merged.yml"])
 
 
-def test_missing_files_are_named_with_the_rest(tmp_path: Path) -> None:
+def test_missing_files_are_reported_with_the_other_problems(tmp_path: Path) -> None:
     entries = ["path:pretrain_network_g=no.pth", "path:resume_state=no.state", "train:foo=1"]
     with pytest.raises(UserError) as caught:
         parse_options(["-opt", str(TRAIN), "--force_yml", *entries])
@@ -312,7 +312,7 @@ def test_missing_files_are_named_with_the_rest(tmp_path: Path) -> None:
     assert str(caught.value).count("extract_subimages.py") == 1, "how to make the data is said once"
 
 
-def test_where_only_data_is_missing_a_check_goes_on() -> None:
+def test_a_check_continues_if_only_data_is_missing() -> None:
     missing = check_options(read_options(TRAIN), str(TRAIN), [], is_train=True, may_miss_data=True)
     assert len(missing) == 1
     assert missing[0].count("no such folder") == 2
@@ -357,7 +357,7 @@ def test_basicsr_s_own_classes_pass() -> None:
     assert problems(*entries) == []
 
 
-def test_what_basicsr_s_models_do_not_do_is_refused() -> None:
+def test_options_that_basicsr_s_models_ignore_are_refused() -> None:
     """They would train as if it were not asked for, and GANLoss knows no sync_mean."""
     asked = ["train:amp=bf16", "val:tile=128", "logger:keep_best=true", "train:max_nonfinite=10"]
     found = problems("model_type=ESRGANModel", *asked)
@@ -366,7 +366,7 @@ def test_what_basicsr_s_models_do_not_do_is_refused() -> None:
     ]  # fmt: skip
 
 
-def test_torch_s_way_around_safe_loading_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_for_unsafe_loading_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """BasicSR's own torch.load would obey it."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" in problems()[0]
@@ -374,13 +374,13 @@ def test_torch_s_way_around_safe_loading_is_refused(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("is_smoke", [False, True])
 @pytest.mark.parametrize("name", ["ablation", "beta", "comparison", "correlation", "mu", "networks"])
-def test_the_studies_overrides_are_right(name: str, is_smoke: bool) -> None:
+def test_the_studies_overrides_are_valid(name: str, is_smoke: bool) -> None:
     for job in make_jobs(read_study(name), read_smoke() if is_smoke else None):
         assert problems(*job.train, file=job.train_file) == []
         assert problems(*job.test, file=job.test_file, is_train=False) == []
 
 
-def test_the_overrides_for_x3_are_right() -> None:
+def test_the_overrides_for_x3_are_valid() -> None:
     """docs/training.md, Other scales."""
     text = (OPTIONS.parent / "docs/training.md").read_text(encoding="utf-8")
     entries = shlex.split(text.partition("--force_yml scale=3")[2].partition("```")[0].replace("\\\n", " "))

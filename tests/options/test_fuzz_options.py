@@ -225,6 +225,6 @@ def test_the_judge_can_fail(wrong: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_unchanged_files_are_right(file: Path) -> None:
+def test_unchanged_files_are_valid(file: Path) -> None:
     """The tests above can come to the end."""
     assert outcome(["-opt", str(file)], is_train=file.name.startswith("train")) == "right"

@@ -34,7 +34,7 @@ def test_editors_accept_the_shipped_files(file: Path) -> None:
      "val:metrics:psnr_y:crop_boarder=1", "datasets:train:gtsize=1", "datasets:valid={}", "path:x_a=1",
      "train:gan_opt:gan_type=vanila", "datasets:val_1:io_backend:type=dsk", "model_type=~"],
 )  # fmt: skip
-def test_editors_underline_what_the_programs_refuse(entry: str) -> None:
+def test_editors_mark_what_the_programs_refuse(entry: str) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     opt = read_options(ROOT / "options/train_esrgan_dp.yml")
     override(opt, [entry])

@@ -72,7 +72,7 @@ def test_override_reads_values_as_yaml(text: str, value: object, file: Path) -> 
 
 
 @pytest.mark.parametrize("entry", ["train:total_iter", "=3", "trian:total_iter=3", "name:x=3", "train:a=[1"])
-def test_an_override_that_leads_nowhere_is_refused(entry: str, file: Path) -> None:
+def test_an_override_of_a_missing_section_is_refused(entry: str, file: Path) -> None:
     with pytest.raises(UserError, match="--force_yml"):
         override(read_options(file), [entry])
 
@@ -114,7 +114,7 @@ LAUGHS = "a: &a [1]\n" + "".join(
         (None, "No such file"),
     ],
 )
-def test_what_is_no_option_file_is_refused(content: str | None, message: str, file: Path) -> None:
+def test_a_file_that_is_not_an_option_file_is_refused(content: str | None, message: str, file: Path) -> None:
     if content is None:
         file.unlink()
     else:
@@ -139,7 +139,7 @@ def test_derived_options(file: Path, tmp_path: Path) -> None:
     assert test_opt["path"]["visualization"] == str(tmp_path / "results/small/visualization")
 
 
-def test_a_gpu_that_is_not_there_is_refused(file: Path) -> None:
+def test_a_missing_gpu_is_refused(file: Path) -> None:
     with pytest.raises(UserError, match="num_gpu.*got 99"):
         parse_options(["-opt", str(file), "--force_yml", "num_gpu=99"])
 
@@ -151,7 +151,7 @@ def test_a_launcher_that_did_not_start_us_is_refused(file: Path) -> None:
         parse_options(["-opt", str(file), "--launcher", "slurm"])
 
 
-def test_given_twice_it_adds_up(file: Path) -> None:
+def test_repeated_overrides_accumulate(file: Path) -> None:
     twice = ["-opt", str(file), "--force_yml", "name=two", "manual_seed=2", "--force_yml", "num_gpu=0"]
     opt = parse_options(twice)
     assert (opt["name"], opt["manual_seed"], opt["num_gpu"]) == ("two", 2, 0)
@@ -172,7 +172,7 @@ def test_only_training_has_a_check(file: Path) -> None:
     assert parse_options(["-opt", str(file)])["check"] is None
 
 
-def test_the_run_reads_the_schema_s_defaults_and_whole_counts(file: Path) -> None:
+def test_a_run_uses_the_schema_s_defaults_and_integer_counts(file: Path) -> None:
     """Code that reads a key has no default of its own."""
     opt = parse_options(["-opt", str(file), "--force_yml", "val={val_freq: 5, save_img: false}"])
     train, data = opt["train"], opt["datasets"]["train"]

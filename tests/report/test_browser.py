@@ -82,7 +82,7 @@ def split(viewer: Any) -> int:
     return int(viewer.find_element(By.CLASS_NAME, "handle").get_attribute("aria-valuenow"))
 
 
-def test_it_opens_without_a_complaint(browser: Any, viewer: Any) -> None:
+def test_it_opens_without_errors(browser: Any, viewer: Any) -> None:
     assert browser.get_log("browser") == []
     assert len(browser.find_elements(By.CLASS_NAME, "viewer")) == 2
     loaded = "return [...document.images].every(image => image.complete && image.naturalWidth > 0)"
@@ -146,7 +146,7 @@ def test_zoom_and_pan_move_both_images_together(browser: Any, viewer: Any) -> No
     assert browser.execute_script(places, viewer)[0]["width"] == pytest.approx(stage.rect["width"], rel=0.01)
 
 
-def test_a_click_on_a_head_sorts_the_table(browser: Any, viewer: Any) -> None:
+def test_a_click_on_a_header_sorts_the_table(browser: Any, viewer: Any) -> None:
     table = browser.find_element(By.CSS_SELECTOR, "#results table")
     head = table.find_element(By.CSS_SELECTOR, "th:nth-child(2)")
 

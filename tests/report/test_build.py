@@ -59,7 +59,7 @@ def evaluation(pairs: Path) -> Path:
     return write_evaluation(result, Path("evaluation"))
 
 
-def test_the_page_is_whole(run: Path, evaluation: Path) -> None:
+def test_the_page_is_complete(run: Path, evaluation: Path) -> None:
     """Every image in every version is in the file, and nothing is fetched from elsewhere."""
     assert main([str(run), str(evaluation)]) == 0
     page = (evaluation / "report.html").read_text()
@@ -74,7 +74,7 @@ def test_the_page_is_whole(run: Path, evaluation: Path) -> None:
     assert "Validation: psnr_rgb" in page
 
 
-def test_the_shown_image_is_the_file_itself(evaluation: Path, pairs: Path) -> None:
+def test_the_shown_image_equals_the_file(evaluation: Path, pairs: Path) -> None:
     import base64
 
     report = collect([evaluation], None)
@@ -94,7 +94,7 @@ def test_the_best_is_ranked_and_random_networks_are_named(run: Path, evaluation:
     assert report.facts["Iterations of run"] == "2"
 
 
-def test_a_training_alone_has_a_report(run: Path) -> None:
+def test_a_training_without_evaluation_has_a_report(run: Path) -> None:
     assert "<h2>Training</h2>" in write_report([run], Path("report.html")).read_text()
 
 

@@ -69,7 +69,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert table.rows == [("first", "5.5 s", "1 (1 to 1)", ""), ("second", "2.75 s", "0.5 (0.5 to 0.5)", "12 MB")]
 
 
-def test_turns_start_with_another_candidate_each_time() -> None:
+def test_each_turn_starts_with_a_different_candidate() -> None:
     order: list[str] = []
     works: dict[str, Any] = {name: lambda name=name: order.append(name) for name in "ab"}
     assert {name: len(times) for name, times in in_turns(works, 2).items()} == {"a": 2, "b": 2}

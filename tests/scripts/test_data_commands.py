@@ -108,9 +108,7 @@ def running_workers(parent: int) -> list[int]:
         ("parent", signal.SIGTERM, 143, ""),
     ],
 )
-def test_stopped_in_the_middle_nothing_is_left(
-    tmp_path: Path, victim: str, number: int, code: int, message: str
-) -> None:
+def test_a_stopped_command_leaves_nothing(tmp_path: Path, victim: str, number: int, code: int, message: str) -> None:
     write_images(tmp_path / "HR", 30, size=400)
     arguments = ["--input", "HR", "--crop-size", "48", "--step", "8", "--format", "both", "--workers", "1"]
     with start("extract_subimages.py", *arguments, folder=tmp_path) as process:
@@ -132,7 +130,7 @@ def test_stopped_in_the_middle_nothing_is_left(
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for the workers in /proc")
-def test_killed_outright_leaves_no_output_and_the_next_run_is_whole(tmp_path: Path) -> None:
+def test_a_killed_command_leaves_no_output_and_the_next_run_succeeds(tmp_path: Path) -> None:
     write_images(tmp_path / "HR", 10, size=400)
     arguments = ["--input", "HR", "--crop-size", "48", "--step", "16", "--workers", "1"]
     with start("extract_subimages.py", *arguments, folder=tmp_path) as process:
@@ -173,7 +171,7 @@ def pack(path: Path, names: list[str]) -> None:
             archive.addfile(info, io.BytesIO(png))
 
 
-def test_download_puts_a_benchmark_in_its_place(tmp_path: Path, mirror: tuple[str, Path]) -> None:
+def test_download_puts_a_benchmark_into_its_folder(tmp_path: Path, mirror: tuple[str, Path]) -> None:
     address, folder = mirror
     pack(folder / "Set5_HR.tar.gz", [f"Set5_HR/{name}.png" for name in ("baby", "bird", "butterfly", "head", "woman")])
     code, out, err = run("download_datasets.py", "set5", "--base-url", address, folder=tmp_path)

@@ -15,7 +15,7 @@ import pytest
 from scripts import download_pretrained_models as command
 
 
-def test_it_fetches_checks_and_does_not_fetch_twice(
+def test_it_downloads_and_verifies_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = b"weights of a network"

@@ -51,7 +51,7 @@ def test_a_ring_s_traffic() -> None:
     assert all_reduce_seconds(1, 65, 1e9, 1e-3) == pytest.approx(0.128)
 
 
-def test_more_gpus_never_compute_longer_and_need_more_of_the_rest() -> None:
+def test_more_gpus_compute_less_and_communicate_more() -> None:
     parts = [step_parts(PAPER, FAST, gpus, PAPER_BATCH * gpus) for gpus in GPUS]
     assert len({part["compute"] for part in parts}) == 1
     assert [part["disk"] for part in parts] == sorted(part["disk"] for part in parts)

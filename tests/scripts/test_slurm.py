@@ -61,7 +61,7 @@ def test_scripts_are_valid(script: Path) -> None:
     assert all(re.match(r"#SBATCH --[a-z-]+(=\S+)?(\s+#.*)?$", line) for line in directives)
 
 
-def test_train_starts_one_process_a_task(programs: None) -> None:
+def test_train_starts_one_process_per_task(programs: None) -> None:
     done = run("train.sbatch", "options/x.yml", "--force_yml", "name=a b")
     command = "python dp_basicsr/train.py -opt options/x.yml --launcher slurm --auto_resume --force_yml name=a b"
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ def test_a_run_is_watched_and_stopped(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(sample.threads >= 3 and sample.descriptors > 10 and sample.memory > 100 for sample in samples)
 
 
-def test_a_run_that_ends_by_itself_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_of_a_failed_run_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = [sys.executable, "-c", "print('no such folder'); raise SystemExit(2)"]
     monkeypatch.setattr(soak, "train_command", lambda *overrides: failing)
     with pytest.raises(RuntimeError, match="ended with 2 after 0 looks:\nno such folder"):

@@ -149,7 +149,7 @@ def test_done_rows_are_skipped_and_changed_ones_refused(monkeypatch: pytest.Monk
         main(["ablation", "--gpus", "0"])
 
 
-def test_a_failed_row_is_named_and_the_others_go_on(
+def test_a_failed_row_is_named_and_the_others_continue(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = fake_programs(monkeypatch, fails="ESRGAN_DP_static_layer3")
@@ -185,7 +185,7 @@ def test_runs_share_out_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {device for *_, device in lines} == {"3", "5"}
 
 
-def test_dry_run_does_nothing_and_says_everything(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_all_commands_and_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mu", "--dry-run"]) == 0
     output = capsys.readouterr().out
     assert output.count("train.py -opt") == output.count("test.py -opt") == 7
@@ -193,7 +193,7 @@ def test_dry_run_does_nothing_and_says_everything(capsys: pytest.CaptureFixture[
     assert list(Path.cwd().iterdir()) == []
 
 
-def test_parts_of_a_study_are_all_of_it_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_parts_of_a_study_cover_it_once(capsys: pytest.CaptureFixture[str]) -> None:
     """What the tasks of a SLURM array take: nothing twice, nothing left out."""
     shown = []
     for number in (1, 2, 3):
@@ -203,7 +203,7 @@ def test_parts_of_a_study_are_all_of_it_once(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "1/"])
-def test_a_part_that_there_is_not_is_refused(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_part_is_refused(part: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["mu", "--dry-run", "--part", part])
     assert "expected K/N" in capsys.readouterr().err
@@ -221,7 +221,7 @@ def test_cells_show_ours_the_paper_s_and_the_difference() -> None:
     assert (first["ours"], first["paper"], float(first["difference"])) == ("26.0", "26.5", -0.5)
 
 
-def test_smoke_numbers_never_stand_beside_the_paper_s() -> None:
+def test_smoke_numbers_are_never_compared_with_the_paper_s() -> None:
     study = read_study("ablation")
     cells = {("VGG", "demo"): {"psnr_rgb": 12.34, "ssim_rgb": 0.1}}
     text = study_markdown(study, ["demo"], cells, None, smoke=True)
@@ -253,14 +253,14 @@ def test_mistakes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
         assert message in capsys.readouterr().err
 
 
-def test_a_folder_that_no_study_made_is_left_alone() -> None:
+def test_a_folder_not_made_by_a_study_is_not_changed() -> None:
     job = make_job(read_study("ablation"), read_study("ablation").rows[0], None)
     Path("experiments", job.name).mkdir(parents=True)
     with pytest.raises(ValueError, match="was not created by a study"):
         Runner(0).run([job], retest=False)
 
 
-def test_a_study_stopped_while_it_starts_a_training_stops_that_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_stopped_while_starting_a_training_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal comes when the child runs, and before the study has noted it."""
     monkeypatch.setattr(runner, "_command", lambda *arguments: [sys.executable, "-c", "import time; time.sleep(60)"])
     start = subprocess.Popen

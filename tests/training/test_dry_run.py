@@ -50,7 +50,7 @@ def run(capsys: pytest.CaptureFixture[str], *entries: str) -> tuple[int, str, st
     return code, *capsys.readouterr()
 
 
-def test_a_run_that_is_right(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_valid_run(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "train:net_d_init_iters=3")
     assert (code, err) == (0, "")
     assert "one step of SRGANDPModel on 2 pairs of the data (lq 2 x 3 x 8 x 8)" in out
@@ -59,7 +59,7 @@ def test_a_run_that_is_right(options: Path, capsys: pytest.CaptureFixture[str]) 
     assert out.count("\n") == 5
 
 
-def test_without_the_data_it_plans_all_the_same(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_estimate_works_without_data(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entries = ["datasets:train:dataroot_gt=nowhere", "path={pretrain_network_g: no.pth}"]
     code, out, err = run(capsys, *entries)
     assert code == 2
@@ -68,7 +68,7 @@ def test_without_the_data_it_plans_all_the_same(options: Path, capsys: pytest.Ca
     assert "'no.pth': no such file" in err
 
 
-def test_data_that_is_broken(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_data(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("pairs/GT/image1.png").unlink()
     code, out, err = run(capsys)
     assert code == 2
@@ -84,9 +84,7 @@ def test_data_that_is_broken(options: Path, capsys: pytest.CaptureFixture[str]) 
         ("path={pretrain_network_g: small.yml}", "cannot be read"),
     ],
 )
-def test_what_is_wrong_is_one_message(
-    entry: str, message: str, options: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_problems_are_one_message(entry: str, message: str, options: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, entry)
     assert code == 2
     assert message in err

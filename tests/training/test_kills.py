@@ -209,7 +209,7 @@ def test_killed_at_random_times(folder: Path, undisturbed: Path) -> None:
     assert_same(folder, undisturbed)
 
 
-def test_signals_end_the_step_and_save(folder: Path, undisturbed: Path) -> None:
+def test_signals_finish_the_step_and_save(folder: Path, undisturbed: Path) -> None:
     """In training, and in validation, which the run that goes on makes anew."""
     signals = ((signal.SIGTERM, "step", 5, 5), (signal.SIGINT, "metric", 2, 8), (signal.SIGUSR1, "step", 3, 11))
     for number, event, place, last in signals:
@@ -221,7 +221,7 @@ def test_signals_end_the_step_and_save(folder: Path, undisturbed: Path) -> None:
     assert_same(folder, undisturbed)
 
 
-def test_a_signal_to_the_whole_group_spares_the_loader_s_workers(folder: Path) -> None:
+def test_a_signal_to_the_process_group_keeps_the_loader_workers(folder: Path) -> None:
     """As a terminal, systemd and torchrun send it: the step that is under way gets its samples."""
     workers = "datasets:train:num_worker_per_gpu=2"
     assert start(folder, workers, at=["step", 5], signals=[signal.SIGTERM], group=True) == [EXIT_RETRY]
@@ -233,7 +233,7 @@ def test_a_second_signal_stops_at_once(folder: Path) -> None:
     assert not (folder / "experiments/small/training_states/5.state").exists()
 
 
-def test_a_second_run_of_the_name_is_refused(folder: Path, undisturbed: Path) -> None:
+def test_a_second_run_of_the_same_name_is_refused(folder: Path, undisturbed: Path) -> None:
     """With --auto_resume or without: the first goes on undisturbed."""
     assert start(folder, at=["step", 5], rival=True) == [0]
     assert (folder / "rival").read_text() == "2"
@@ -258,7 +258,7 @@ def test_a_state_of_another_model_is_one_message(folder: Path) -> None:
     assert error.startswith("error: the state of iteration 4 does not fit these options")
 
 
-def test_every_process_says_that_the_name_is_taken(folder: Path) -> None:
+def test_every_process_reports_that_the_name_is_in_use(folder: Path) -> None:
     with run_lock(str(folder / "experiments/small")):
         assert start(folder, processes=2) == [2, 2]
     assert not (folder / "experiments").exists()
@@ -278,7 +278,7 @@ def test_processes_stop_together(processes: int, deterministic: str, folder: Pat
     assert_same(folder, whole, total=12)
 
 
-def test_another_number_of_processes_goes_on_with_the_next_sample(folder: Path) -> None:
+def test_another_number_of_processes_continues_with_the_next_sample(folder: Path) -> None:
     assert start(folder, processes=2, at=["step", 5], signals=[signal.SIGTERM]) == [EXIT_RETRY, EXIT_RETRY]
     assert start(folder, "train:total_iter=12") == [0], (folder / "output").read_text()
     output = (folder / "output").read_text()

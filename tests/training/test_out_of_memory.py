@@ -68,7 +68,7 @@ def test_a_run_stops_with_the_options_that_help_and_resumes(
 
 
 @pytest.mark.parametrize("error", [ERROR, MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_a_gpu_s_memory_and_the_machine_s_are_alike(error: Exception) -> None:
+def test_gpu_and_cpu_memory_are_handled_alike(error: Exception) -> None:
     with pytest.raises(UserError, match="does not fit into memory"), out_of_memory_is_user_error(OPTIONS):
         raise error
 

@@ -25,7 +25,7 @@ def options(tmp_path: Path, rank: int = 0, **logger: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("terminal", "rank", "shown"), [(True, 0, True), (False, 0, False), (True, 1, False)])
-def test_the_bar_is_for_rank_0_on_a_terminal(
+def test_the_bar_is_shown_only_on_rank_0_of_a_terminal(
     terminal: bool, rank: int, shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stderr = Terminal() if terminal else io.StringIO()

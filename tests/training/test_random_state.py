@@ -16,7 +16,7 @@ def draw() -> tuple[float, ...]:
     return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(()).item()
 
 
-def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_every_generator_is_restored(tmp_path: Path) -> None:
     draw()
     torch.save(random_state(), tmp_path / "state")
     expected = [draw(), draw()]
@@ -24,7 +24,7 @@ def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [draw(), draw()] == expected
 
 
-def test_what_is_drawn_inside_does_not_count() -> None:
+def test_random_numbers_drawn_inside_do_not_count() -> None:
     before = random_state()
     with same_random_state_after():
         draw()

@@ -23,7 +23,7 @@ sys.stdin.read()
 """
 
 
-def test_a_live_run_keeps_its_lock_and_a_dead_one_does_not(tmp_path: Path) -> None:
+def test_a_live_run_holds_its_lock_and_a_dead_one_releases_it(tmp_path: Path) -> None:
     folder = tmp_path / "experiments" / "run"
     folder.mkdir(parents=True)
     command = [sys.executable, "-c", HOLD, str(folder.with_name(".run.lock"))]
@@ -40,7 +40,7 @@ def test_a_live_run_keeps_its_lock_and_a_dead_one_does_not(tmp_path: Path) -> No
     assert os.listdir(tmp_path / "experiments") == ["run"]
 
 
-def test_nothing_is_left_where_there_is_no_experiment(tmp_path: Path) -> None:
+def test_the_lock_leaves_nothing_without_an_experiment(tmp_path: Path) -> None:
     with run_lock(str(tmp_path / "experiments" / "run")):
         pass
     assert list(tmp_path.iterdir()) == []

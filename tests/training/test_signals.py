@@ -20,7 +20,7 @@ def work(pipe: Connection) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_worker_outlives_signals_of_others_and_obeys_its_parent(number: signal.Signals) -> None:
+def test_a_worker_ignores_signals_except_its_parent_s(number: signal.Signals) -> None:
     ours, theirs = multiprocessing.get_context("fork").Pipe()
     worker = multiprocessing.get_context("fork").Process(target=work, args=(theirs,), daemon=True)
     worker.start()

@@ -58,7 +58,7 @@ def test_a_killed_worker_is_an_error_that_names_the_task() -> None:
         list(ordered_map(die_at_three, range(5), workers=1))
 
 
-def test_a_mistake_in_a_worker_is_not_swallowed() -> None:
+def test_an_error_in_a_worker_is_raised() -> None:
     with pytest.raises(RuntimeError, match=r"a worker failed on 3: KeyError.*a mistake in the program") as caught:
         list(ordered_map(fail_at_three, range(5), workers=1))
     assert isinstance(caught.value.__cause__, KeyError)

@@ -66,7 +66,7 @@ def readers() -> dict[str, Callable[[Path], Any]]:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("reader", readers())
-def test_a_program_in_a_file_is_named_and_not_run(reader: str, form: str) -> None:
+def test_code_in_a_file_is_named_and_not_run(reader: str, form: str) -> None:
     path = Path("evil.state" if "state" in reader else "evil.pth")
     FORMS[form]({"params": Evil(), "iter": 3}, path)
     with pytest.raises(UserError) as caught:
@@ -77,7 +77,7 @@ def test_a_program_in_a_file_is_named_and_not_run(reader: str, form: str) -> Non
     assert not Path("ran").exists()
 
 
-def test_the_program_would_have_run() -> None:
+def test_the_code_would_have_run() -> None:
     """The test above can fail."""
     legacy({"params": Evil()}, Path("evil.pth"))
     torch.load("evil.pth", weights_only=False)
@@ -107,7 +107,7 @@ def endless(kind: str) -> Any:
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_values_without_end_are_refused_at_once(kind: str, form: str) -> None:
+def test_unbounded_nesting_is_refused_at_once(kind: str, form: str) -> None:
     path = Path("endless.state")
     FORMS[form]({"params": endless(kind), "iter": 3, "run": endless(kind)}, path)
     for reader in [load_any] if "share" in kind else readers().values():
@@ -150,7 +150,7 @@ def test_basicsr_loads_for_us_as_safely(tmp_path: Path, monkeypatch: pytest.Monk
     assert not Path("ran").exists()
 
 
-def test_a_network_that_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_a_mismatched_network_is_named(tmp_path: Path) -> None:
     options = model_options("PSNRModel", tmp_path, perceptual_opt=None)
     options["path"]["pretrain_network_g"] = "other.pth"
     for content in ({"params": nn.Linear(1, 1).state_dict()}, {"weights": {}}, [1], {"params": 3}):
@@ -160,7 +160,7 @@ def test_a_network_that_does_not_fit_is_named(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_there_is_one_way_to_load() -> None:
+def test_torch_load_is_called_in_one_place_only() -> None:
     """Nobody but loading.py calls torch.load, nobody unpickles, and it says weights_only=True."""
     calls = {}
     for folder in ("dp_basicsr", "scripts"):

@@ -71,7 +71,7 @@ def test_the_images_of_one_folder_and_nothing_else(inner: Path, make: Maker) -> 
 @pytest.mark.parametrize(
     "name", ["../evil.png", "Set/../../evil.png", "/evil.png", "..\\evil.png", "C:\\evil.png", "\\evil.png"]
 )
-def test_an_entry_that_leaves_the_folder_makes_the_archive_refused(inner: Path, make: Maker, name: str) -> None:
+def test_an_archive_with_an_entry_outside_its_folder_is_refused(inner: Path, make: Maker, name: str) -> None:
     archive = make(inner / "x", {**GOOD, name: b"evil"})
     with pytest.raises(UserError, match="would be written outside the folder"):
         unpack_images(archive, "Set", inner / "out", 2)
@@ -112,7 +112,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_another_number_of_images_is_refused(inner: Path, make: Maker) -> None:
+def test_a_wrong_number_of_images_is_refused(inner: Path, make: Maker) -> None:
     with pytest.raises(UserError, match="has 2 images in its folder Set, expected 3"):
         unpack_images(make(inner / "x", GOOD), "Set", inner / "out", 3)
     only(inner, "x")
@@ -120,7 +120,7 @@ def test_another_number_of_images_is_refused(inner: Path, make: Maker) -> None:
 
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
-def test_a_damaged_archive_says_so(inner: Path, make: Maker, share: float) -> None:
+def test_a_damaged_archive_is_refused(inner: Path, make: Maker, share: float) -> None:
     archive = make(inner / "x", {f"Set/{index}.png": index.to_bytes(2, "big") * 5000 for index in range(50)})
     archive.write_bytes(archive.read_bytes()[: int(archive.stat().st_size * share)])
     with pytest.raises(UserError, match="is damaged or not an archive"):
@@ -137,7 +137,7 @@ def test_one_name_twice_is_refused(inner: Path, make: Maker) -> None:
     only(inner, "x")
 
 
-def test_an_existing_target_is_left_alone(inner: Path) -> None:
+def test_an_existing_target_is_not_changed(inner: Path) -> None:
     (inner / "out").mkdir()
     with pytest.raises(UserError, match="already exists"):
         unpack_images(make_zip(inner / "x", GOOD), "Set", inner / "out", 2)

@@ -19,7 +19,7 @@ def test_every_source_is_complete() -> None:
         assert source.checksum or re.search(r"/resolve/[0-9a-f]{40}/", source.url), name
 
 
-def test_counts_and_places_are_those_of_the_option_files() -> None:
+def test_counts_and_paths_match_the_option_files() -> None:
     places = {name: (str(source.target), source.images) for name, source in SOURCES.items()}
     assert places["div2k"] == ("DIV2K/DIV2K_train_HR", 800)
     assert places["div2k_lr_x4"] == ("DIV2K/DIV2K_train_LR_bicubic/X4", 800)
@@ -28,6 +28,6 @@ def test_counts_and_places_are_those_of_the_option_files() -> None:
     assert places["urban100"] == ("Urban100/GT", 100)
 
 
-def test_no_two_sources_share_an_archive_or_a_place() -> None:
+def test_sources_do_not_share_archives_or_targets() -> None:
     assert len({source.file_name for source in SOURCES.values()}) == len(SOURCES)
     assert len({source.target for source in SOURCES.values()}) == len(SOURCES)

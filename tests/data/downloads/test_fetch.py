@@ -78,7 +78,7 @@ def get(server: Server, folder: Path, **expected: Any) -> Path:
     return fetch(server[0], folder / "file.zip", pause=0, **expected)
 
 
-def test_a_file_arrives_whole_and_is_checked(server: Server, tmp_path: Path) -> None:
+def test_a_file_is_downloaded_and_verified(server: Server, tmp_path: Path) -> None:
     path = get(server, tmp_path / "new", size=len(BODY), checksum=SHA256)
     assert path.read_bytes() == BODY
     assert [entry.name for entry in path.parent.iterdir()] == ["file.zip"]
@@ -86,47 +86,47 @@ def test_a_file_arrives_whole_and_is_checked(server: Server, tmp_path: Path) -> 
     assert server[1].requests == [None]  # the second call only looked at the file
 
 
-def test_a_cut_connection_is_resumed_where_it_ended(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_resumed(server: Server, tmp_path: Path) -> None:
     server[1].cut_after = 300_000
     assert get(server, tmp_path, checksum=SHA256).read_bytes() == BODY
     assert server[1].requests == [None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]
 
 
-def test_a_later_run_goes_on_with_the_part(server: Server, tmp_path: Path) -> None:
+def test_a_later_run_resumes_the_partial_file(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.zip.part").write_bytes(BODY[:1000])
     assert get(server, tmp_path, checksum=SHA256).read_bytes() == BODY
     assert server[1].requests == ["bytes=1000-"]
 
 
-def test_a_server_that_knows_no_ranges_starts_again(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_restarts_the_download(server: Server, tmp_path: Path) -> None:
     server[1].knows_ranges = False
     (tmp_path / "file.zip.part").write_bytes(b"x" * 2_000_000)  # longer than the file, to show that nothing of it stays
     assert get(server, tmp_path).read_bytes() == BODY
 
 
 @pytest.mark.parametrize("known", [{}, {"size": len(BODY)}])
-def test_a_part_that_is_the_whole_file_is_recognised(server: Server, tmp_path: Path, known: dict[str, int]) -> None:
+def test_a_complete_partial_file_is_recognised(server: Server, tmp_path: Path, known: dict[str, int]) -> None:
     (tmp_path / "file.zip.part").write_bytes(BODY)
     assert get(server, tmp_path, checksum=SHA256, **known).read_bytes() == BODY
 
 
 @pytest.mark.parametrize("known", [{}, {"size": len(BODY)}])
-def test_a_part_that_is_too_long_is_thrown_away(server: Server, tmp_path: Path, known: dict[str, int]) -> None:
+def test_a_partial_file_that_is_too_long_is_discarded(server: Server, tmp_path: Path, known: dict[str, int]) -> None:
     (tmp_path / "file.zip.part").write_bytes(BODY + b"more")
     assert get(server, tmp_path, checksum=SHA256, **known).read_bytes() == BODY
 
 
-def test_a_server_without_content_length_is_held_against_the_known_size(server: Server, tmp_path: Path) -> None:
+def test_without_content_length_the_known_size_is_checked(server: Server, tmp_path: Path) -> None:
     server[1].sends_length = False
     assert get(server, tmp_path, size=len(BODY)).read_bytes() == BODY
 
 
-def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
+def test_a_busy_server_is_retried(server: Server, tmp_path: Path) -> None:
     server[1].failures = 2
     assert get(server, tmp_path).read_bytes() == BODY
 
 
-def test_a_connection_that_brings_nothing_is_given_up_and_the_part_kept(server: Server, tmp_path: Path) -> None:
+def test_repeated_failures_stop_the_download_and_keep_the_partial_file(server: Server, tmp_path: Path) -> None:
     server[1].cut_after = 0
     (tmp_path / "file.zip.part").write_bytes(BODY[:1000])
     with pytest.raises(UserError, match=r"could not download http.*1,000 bytes are kept, run the same command again"):
@@ -134,19 +134,19 @@ def test_a_connection_that_brings_nothing_is_given_up_and_the_part_kept(server: 
     assert (tmp_path / "file.zip.part").read_bytes() == BODY[:1000]
 
 
-def test_another_size_is_refused_before_it_is_fetched(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_size_is_refused_before_the_download(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is 1,024,000 bytes long, expected 5"):
         get(server, tmp_path, size=5)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_checksum_is_refused_and_removed(server: Server, tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_checksum_is_deleted(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is md5:[0-9a-f]{32}, expected md5:0.*was deleted"):
         get(server, tmp_path, checksum="md5:0")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_was_there_before_is_never_deleted(tmp_path: Path) -> None:
+def test_an_existing_file_is_never_deleted(tmp_path: Path) -> None:
     """It may be a download of somebody else's that is under way."""
     (tmp_path / "file.zip").write_bytes(BODY[:1000])
     for expected in ({"size": len(BODY)}, {"checksum": SHA256}):
@@ -167,13 +167,13 @@ def test_two_downloads_of_one_file_do_not_mix(server: Server, tmp_path: Path) ->
     assert get(server, tmp_path, checksum=SHA256).read_bytes() == BODY
 
 
-def test_a_missing_file_is_named_with_the_servers_answer(server: Server, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_with_the_server_s_answer(server: Server, tmp_path: Path) -> None:
     server[1].status = 404
     with pytest.raises(UserError, match=r"http://127.*file\.zip answered 404 Not Found"):
         get(server, tmp_path)
     assert len(server[1].requests) == 1  # asking again would not help
 
 
-def test_no_server_at_all(tmp_path: Path) -> None:
+def test_an_unreachable_server(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="could not download"):
         fetch("http://127.0.0.1:9/file.zip", tmp_path / "file.zip", pause=0)

@@ -37,7 +37,7 @@ def check(root: Path, gt_size: int | None = 32, suffix: str = "", **changes: Any
     return sorted((problem.kind, Path(problem.place).name, problem.text) for problem in check_set(what, 1).problems)
 
 
-def test_a_whole_set_has_no_problem_in_any_form(good: Path) -> None:
+def test_an_intact_set_has_no_problems_in_any_format(good: Path) -> None:
     for name in ("GT", "LQ"):
         create_lmdb(good / name, good / f"{name}.lmdb", ONE)
         create_lmdb(good / name, good / f"{name}_raw.lmdb", ONE, "raw")
@@ -100,7 +100,7 @@ def test_every_fault_in_an_lmdb_is_named(good: Path) -> None:
     ]
 
 
-def test_a_test_set_may_have_a_rest_and_gray_images(good: Path) -> None:
+def test_a_test_set_may_have_a_remainder_and_gray_images(good: Path) -> None:
     cv2.imwrite(str(good / "GT" / "i0.png"), smooth_noise(43, 49, 0))
     cv2.imwrite(str(good / "GT" / "i1.png"), np.zeros((40, 48), np.uint8))
     cv2.imwrite(str(good / "GT" / "i2.png"), smooth_noise(44, 48, 0))
@@ -118,7 +118,7 @@ def test_names_and_templates_of_basicsr(good: Path) -> None:
     assert [name for _, name, _ in check(good, template="{}x4", names=("i0.png", "i9.png"))] == ["i0.png", "i9.png"]
 
 
-def test_a_set_that_is_not_there_or_broken_is_a_problem(good: Path) -> None:
+def test_a_missing_or_broken_set_is_a_problem(good: Path) -> None:
     assert check(good, suffix="_nowhere")[0][2].startswith("no such folder")
     (good / "GT.lmdb").mkdir()
     assert "meta_info.txt cannot be read" in check(good, suffix=".lmdb")[0][2]
@@ -170,7 +170,7 @@ def test_a_meta_info_file_is_read_as_training_reads_it(good: Path) -> None:
 
 @pytest.mark.parametrize("orientation", [3, 6])
 @pytest.mark.parametrize("turn_both", [False, True])
-def test_a_pair_of_which_one_image_is_turned_by_exif_is_named(
+def test_a_pair_with_only_one_image_rotated_by_exif_is_reported(
     tmp_path: Path, orientation: int, turn_both: bool
 ) -> None:
     exif = Image.Exif()

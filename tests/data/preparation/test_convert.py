@@ -101,7 +101,7 @@ def test_make_lr_keeps_names_and_basicsr_pairs_them(image_folder: Any) -> None:
         assert [4 * side for side in pair["lq"].shape[1:]] == list(pair["gt"].shape[1:])
 
 
-def test_make_lr_refuses_what_has_no_lossless_lr(image_folder: Any) -> None:
+def test_make_lr_refuses_lossy_formats(image_folder: Any) -> None:
     gt = image_folder("GT", a=(40, 40), tiny=(3, 40))
     cv2.imwrite(str(gt / "b.jpg"), np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(UserError) as caught:
@@ -125,7 +125,7 @@ def test_job_settings_are_checked(settings: dict[str, int]) -> None:
         PrepJob(**settings)  # type: ignore[arg-type]
 
 
-def test_overwrite_spares_originals_and_what_is_not_data(image_folder: Callable[..., Path]) -> None:
+def test_overwrite_never_replaces_originals_or_other_files(image_folder: Callable[..., Path]) -> None:
     own = image_folder("own", a=(16, 16))
     before = (own / "a.png").read_bytes()
     for output in (own, own.parent, own / "LR"):

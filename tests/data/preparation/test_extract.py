@@ -60,7 +60,7 @@ def test_basicsr_reads_what_is_written(image_folder: Any, form: Any, suffix: str
             np.testing.assert_array_equal(gt, image[:48, :48])
 
 
-def test_several_scales_and_both_forms_in_one_pass(image_folder: Any) -> None:
+def test_several_scales_and_both_formats_in_one_pass(image_folder: Any) -> None:
     hr = image_folder("in/HR", **SIZES)
     out = hr.parent.parent / "out"
     report = extract_subimages(Extraction(hr, out, WINDOW, (2, 3), form="both"), ONE)
@@ -123,21 +123,21 @@ def test_every_bad_image_is_named_and_counted_and_nothing_is_written(image_folde
     assert names(hr.parent) == ["HR"]
 
 
-def test_skip_bad_leaves_them_out_and_reports_them(image_folder: Any) -> None:
+def test_skip_bad_skips_and_reports_bad_images(image_folder: Any) -> None:
     report = extract_subimages(Extraction(bad_folder(image_folder), window=WINDOW), PrepJob(workers=1, skip_bad=True))
     assert [image.path.stem for image in report.skipped] == ["broken", "small"]
     assert [written.images for written in report.written] == [1 + 4, 1 + 4]
     assert "2 images skipped" in str(report)
 
 
-def test_nothing_but_bad_images_is_an_error_also_with_skip_bad(image_folder: Any) -> None:
+def test_only_bad_images_are_an_error_even_with_skip_bad(image_folder: Any) -> None:
     hr = image_folder("HR", a=(40, 40))
     with pytest.raises(UserError, match="1 of 1 images cannot be used"):
         extract_subimages(Extraction(hr, window=WINDOW), PrepJob(workers=1, skip_bad=True))
     assert names(hr.parent) == ["HR"]
 
 
-def test_existing_outputs_are_all_named_before_any_work(image_folder: Any) -> None:
+def test_all_existing_outputs_are_reported_before_any_work(image_folder: Any) -> None:
     hr = image_folder("HR", a=(48, 48))
     for name in ("HR_sub.lmdb", "LR_bicubic_X4_sub.lmdb"):
         (hr.parent / name).mkdir()
@@ -159,14 +159,14 @@ def test_existing_outputs_are_all_named_before_any_work(image_folder: Any) -> No
         ({"lr": (Path("no such folder"),)}, "no such folder: no such folder"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(image_folder: Any, changes: dict[str, Any], message: str) -> None:
+def test_inconsistent_settings_are_refused(image_folder: Any, changes: dict[str, Any], message: str) -> None:
     hr = image_folder("HR", a=(48, 48))
     with pytest.raises(UserError, match=message):
         extract_subimages(Extraction(hr, window=WINDOW, **changes), ONE)
     assert names(hr.parent) == ["HR"]
 
 
-def test_hr_and_lr_in_one_place_are_refused(image_folder: Any) -> None:
+def test_hr_and_lr_with_the_same_output_path_are_refused(image_folder: Any) -> None:
     hr = image_folder("a/HR", x=(48, 48))
     lr = image_folder("b/HR", x=(12, 12))
     with pytest.raises(UserError, match="have the same output path"):
@@ -205,7 +205,7 @@ def test_defaults_are_what_the_training_options_expect() -> None:
     }
 
 
-def test_names_that_no_lmdb_takes_make_png_folders(tmp_path: Path) -> None:
+def test_names_that_are_not_lmdb_keys_are_allowed_in_png_folders(tmp_path: Path) -> None:
     (tmp_path / "hr").mkdir()
     for name in ("a.b.png", "a.c.png", "bäume.png"):
         (tmp_path / "hr" / name).write_bytes(encode_png(smooth_noise(16, 16, 1)))

@@ -98,7 +98,7 @@ def test_a_given_lr_image_is_cut_at_the_same_place(tmp_path: Path) -> None:
         ((40, 100), (10, 25), "is 100 x 40, smaller than the crop of 48"),
     ],
 )
-def test_what_cannot_be_paired_is_named(
+def test_unpaired_images_are_reported(
     tmp_path: Path, hr_shape: tuple[int, int], lr_shape: tuple[int, int] | None, reason: str
 ) -> None:
     cv2.imwrite(str(tmp_path / "hr.png"), np.zeros((*hr_shape, 3), np.uint8))
@@ -110,7 +110,7 @@ def test_what_cannot_be_paired_is_named(
     assert re.search(reason, str(bad))
 
 
-def test_check_only_decodes_and_makes_nothing(tmp_path: Path) -> None:
+def test_check_only_decodes_without_output(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((60, 60, 3), np.uint8))
     cut = cut_image(ImageTask(tmp_path / "a.png", SMALL, (4,), check_only=True))
     assert isinstance(cut, CutImage)

@@ -41,7 +41,7 @@ def test_lmdb_holds_the_records_and_basicsrs_meta_info(tmp_path: Path) -> None:
     )
 
 
-def test_the_map_grows_by_itself(tmp_path: Path) -> None:
+def test_the_map_grows_automatically(tmp_path: Path) -> None:
     """Also by more than one doubling for a single call, and without losing what was written before."""
     writer = LmdbWriter(tmp_path / "a.lmdb", map_size=1 << 16)
     writer.write([record("first", 20_000)])
@@ -55,9 +55,7 @@ def test_the_map_grows_by_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [LmdbWriter, FolderWriter])
-def test_nothing_is_seen_before_commit_and_nothing_left_after_discard(
-    tmp_path: Path, make: Callable[[Path], Any]
-) -> None:
+def test_output_is_invisible_before_commit_and_gone_after_discard(tmp_path: Path, make: Callable[[Path], Any]) -> None:
     writer = make(tmp_path / "a.lmdb")
     writer.write([record("x")])
     assert not (tmp_path / "a.lmdb").exists()
@@ -68,7 +66,7 @@ def test_nothing_is_seen_before_commit_and_nothing_left_after_discard(
 
 
 @pytest.mark.parametrize("make", [LmdbWriter, FolderWriter])
-def test_a_key_given_twice_is_refused_and_nothing_is_left(tmp_path: Path, make: Callable[[Path], Any]) -> None:
+def test_a_duplicate_key_is_refused_and_nothing_is_left(tmp_path: Path, make: Callable[[Path], Any]) -> None:
     writer = make(tmp_path / "a.lmdb")
     writer.write([record("same")])
     with pytest.raises(UserError, match="same"):
@@ -76,7 +74,7 @@ def test_a_key_given_twice_is_refused_and_nothing_is_left(tmp_path: Path, make: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lmdb_must_be_called_lmdb(tmp_path: Path) -> None:
+def test_an_lmdb_s_name_must_end_with_lmdb(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"folder that ends with \.lmdb"):
         LmdbWriter(tmp_path / "a")
 
@@ -106,7 +104,7 @@ def test_two_writers_of_one_output_do_not_mix(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "file"]
 
 
-def test_what_a_killed_process_left_is_emptied(tmp_path: Path) -> None:
+def test_output_of_a_killed_process_is_reused(tmp_path: Path) -> None:
     left = tmp_path / "a.partial"
     (left / "folder").mkdir(parents=True)
     (left / "file").touch()
@@ -166,7 +164,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path, make: Callable
         (["x" * 506 + ".png"], "makes a key of 512 bytes, LMDB allows 511"),
     ],
 )
-def test_names_that_make_no_key_are_refused(names: list[str], message: str) -> None:
+def test_names_that_are_not_valid_keys_are_refused(names: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_keys(names, suffix="_s9999")
 
@@ -176,7 +174,7 @@ def test_both_of_two_colliding_names_are_named() -> None:
         check_keys(["a.b.png", "a.c.png"])
 
 
-def test_the_longest_key_is_taken_by_lmdb(tmp_path: Path) -> None:
+def test_lmdb_accepts_the_longest_key(tmp_path: Path) -> None:
     check_keys(["x" * 511 + ".png", "a b-c_d.png"])
     writer = LmdbWriter(tmp_path / "a.lmdb")
     writer.write([record("x" * 511)])
