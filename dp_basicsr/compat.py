@@ -55,14 +55,25 @@ def _make_contiguous(diffjpeg: Any) -> None:
     diffjpeg.DiffJPEG.forward = lambda self, x, quality: compress(self, x, quality).contiguous()
 
 
-def _add_optimizers(base_model: Any) -> None:
-    """Let every model use the optimizers of BasicSR's repository; 1.4.2 has only Adam.
+def _complete_base_model(base_model: Any) -> None:
+    """Give every model the optimizers of BasicSR's repository, and several processes on CPUs.
 
-    Can be removed with the next BasicSR release.
+    BasicSR 1.4.2 has only Adam, and wraps networks for the current CUDA device. Can be removed with a release without
+    these limits.
     """
-    base_model.BaseModel.get_optimizer = lambda self, optim_type, params, lr, **settings: getattr(
-        importlib.import_module("torch.optim"), optim_type
-    )(params, lr, **settings)
+    model = base_model.BaseModel
+    on_cuda = model.model_to_device
+
+    def get_optimizer(self: Any, optim_type: str, params: Any, lr: float, **settings: Any) -> Any:
+        return getattr(importlib.import_module("torch.optim"), optim_type)(params, lr, **settings)
+
+    def model_to_device(self: Any, net: Any) -> Any:
+        if not self.opt["dist"] or self.device.type == "cuda":
+            return on_cuda(self, net)
+        find_unused = self.opt.get("find_unused_parameters", False)
+        return base_model.DistributedDataParallel(net, find_unused_parameters=find_unused)
+
+    model.get_optimizer, model.model_to_device = get_optimizer, model_to_device
 
 
 # BasicSR module -> function that completes it after the import.
@@ -70,7 +81,7 @@ _INCOMPLETE: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
     {
         "basicsr.utils.matlab_functions": _add_rgb2ycbcr,
         "basicsr.utils.diffjpeg": _make_contiguous,
-        "basicsr.models.base_model": _add_optimizers,
+        "basicsr.models.base_model": _complete_base_model,
     }
 )
 

@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 from collections.abc import Iterator
 from types import MappingProxyType
 
@@ -19,6 +20,8 @@ EXTRAS = MappingProxyType({"matplotlib": "plots", "jinja2": "report"})
 # Exit code of a run that was stopped by a signal or by losing another process: the same command with --auto_resume
 # resumes it (EX_TEMPFAIL of sysexits.h).
 EXIT_RETRY = 75
+
+LINGER_SECONDS = 5.0  # how much later than local rank 0 the others may come to the same error
 
 
 class UserError(ValueError):
@@ -75,4 +78,6 @@ def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
         local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
         if local_rank == "0" or isinstance(error, ProcessError):
             print(f"error: {message}", file=sys.stderr)
+        elif "TORCHELASTIC_RESTART_COUNT" in os.environ:
+            time.sleep(LINGER_SECONDS)  # torchrun ends all when the first exits: local rank 0 must be able to print
         raise SystemExit(2) from None

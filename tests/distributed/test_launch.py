@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dp_basicsr import errors
 from dp_basicsr.distributed import launch
 from dp_basicsr.distributed.launch import init_distributed, mark_experiment, should_resume
 from dp_basicsr.distributed.slurm import SLURM_PORTS, first_host, slurm_port
@@ -317,7 +318,7 @@ def test_the_mini_batch_is_stated(per_process: int, processes: int, parts: int, 
     train = {"total_iter": 400_000, "optim_g": {"lr": 1e-4}, "optim_d": {"lr": 2e-4}, "grad_accumulation": parts}
     line = describe_batch({"world_size": processes, "train": train}, per_process * processes)
     assert all(part in line for part in expected)
-    assert "as written (G 0.0001, D 0.0002), not scaled" in line
+    assert "as given (G 0.0001, D 0.0002), not scaled" in line
 
 
 @pytest.mark.parametrize(("variable", "said"), [("0", True), ("1", False)])
@@ -328,6 +329,19 @@ def test_an_error_before_the_group_forms_is_printed_once_per_machine(
     with pytest.raises(SystemExit, match="2"), exit_on_user_error():
         raise UserError("no such file")
     assert ("error: no such file" in capsys.readouterr().err) is said
+
+
+@pytest.mark.parametrize(("local_rank", "waits"), [("0", []), ("1", [errors.LINGER_SECONDS])])
+def test_torchrun_does_not_end_local_rank_0_before_it_has_printed(
+    local_rank: str, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(errors.time, "sleep", waited.append)
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    with pytest.raises(SystemExit, match="2"), exit_on_user_error():
+        raise UserError("no such file")
+    assert waited == waits
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr import train
+from dp_basicsr.training.progress import current_losses
 
 import pytest
 import yaml
+from basicsr.models import build_model
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
-from tests.conftest import model_options
+from tests.conftest import model_options, random_batch
 from tests.test_train_and_test import SMALL
 
 TERMS = ("l_g_vgg: ", "l_g_resnet: ", "dp_weight: ")
@@ -120,3 +124,17 @@ def test_the_log_has_the_terms_of_any_model(model_type: str, pairs: Path) -> Non
     lines = [line for line in log.read_text().splitlines() if "lr:(" in line]
     assert len(lines) == 2
     assert all(line.count(term) == 1 for term in TERMS for line in lines)
+
+
+def test_a_stock_model_trains_in_a_group_of_cpu_processes(pairs: Path, tmp_path: Path) -> None:
+    """BasicSR wraps networks for the current CUDA device, whatever the device is. The group is of one here."""
+    opt = model_options("SRModel", tmp_path) | {"dist": True}
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = build_model(opt)
+        assert isinstance(model.net_g, DistributedDataParallel)
+        model.feed_data(random_batch(0))
+        model.optimize_parameters(1)
+        assert {"l_g_vgg", "l_g_resnet", "dp_weight", "l_pix"} <= current_losses(model).keys()
+    finally:
+        distributed.destroy_process_group()
