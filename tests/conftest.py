@@ -1,4 +1,4 @@
-"""What the tests share: small images, small options, and the benchmark images where they are there."""
+"""Shared fixtures: small images, small options, and the benchmark images if available."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _current_device = torch.device("cpu")
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """Run a test on the CPU, and again on a GPU where there is one; with IMITATE_GPU=1 on an imitated one.
+    """Run a test on the CPU and, if there is one, on a GPU; with IMITATE_GPU=1 on an imitated one.
 
-    A file takes it for all its tests by ``pytestmark = pytest.mark.usefixtures("device")``; :func:`on_device` and
-    :func:`model_options` follow it. On the GPU float32 is float32 (no TF32), and every operation is deterministic.
+    A file takes it for all its tests by ``pytestmark = pytest.mark.usefixtures("device")``; ``on_device`` and
+    ``model_options`` follow it. On the GPU float32 is float32 (no TF32), and every operation is deterministic.
     """
     global _current_device
     imitated, on_gpu = request.param == "imitated", request.param == "cuda"
@@ -72,7 +72,7 @@ def needs_autocast(device: torch.device) -> None:
 
 
 def needs_gpus(count: int, what: str) -> pytest.MarkDecorator:
-    """Skip a test of something that only CUDA has, unless there are that many GPUs."""
+    """Skip a test that needs CUDA unless there are that many GPUs."""
     return pytest.mark.skipif(torch.cuda.device_count() < count, reason=f"{what}: needs {count} CUDA GPU(s)")
 
 
@@ -93,7 +93,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test runs in a folder of its own, without this machine's pretrained weights, and offline."""
+    """Run every test in its own folder, offline and without this machine's pretrained weights."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
@@ -132,7 +132,7 @@ SMALL_DP_LOSS: dict[str, Any] = {
 }
 
 
-# The paper's discriminator, small; its images have 128 x 128 pixels.
+# A small version of the paper's discriminator, for images of 128 x 128 pixels.
 VGG_STYLE_D: dict[str, Any] = {"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 4, "input_size": 128}
 
 
@@ -151,13 +151,13 @@ class SmallDiscriminator(nn.Sequential):
 
 
 def parse_options(argv: Sequence[str], is_train: bool = True) -> dict[str, Any]:
-    """Options as train.py (test.py) completes them."""
+    """Return options as completed by train.py (test.py)."""
     args = parse_command_line("", argv, is_train)
     return complete_options(read_given_options(args), args)
 
 
 def model_options(model_type: str, folder: Path, **train: Any) -> dict[str, Any]:
-    """Complete options of a small model on the test's device, as complete_options gives them."""
+    """Return options of a small model on the test's device, as completed by complete_options."""
     adam = {"type": "Adam", "lr": 1e-3, "weight_decay": 0, "betas": [0.9, 0.99]}
     return {
         "name": "small",

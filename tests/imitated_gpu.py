@@ -1,4 +1,4 @@
-"""A GPU imitated on the CPU: its tensors compute, but cannot be mixed with the CPU's, and copies from it are noted.
+"""A GPU imitated on the CPU: its tensors compute, but cannot be mixed with the CPU's, and copies from it are recorded.
 
 What runs here has every tensor on the right device. Autocast, streams and kernels are not imitated.
 """
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-# Autograd needs no driver for the meta device; index 1 tells ours from torch's own.
+# Autograd needs no driver for the meta device; index 1 distinguishes ours from torch's own.
 DEVICE = torch.device("meta", 1)
 CPU = torch.device("cpu")
 
@@ -72,7 +72,7 @@ def _far(value: Any) -> Any:
 
 
 class _Transfers(TorchFunctionMode):
-    """What puts tensors on the GPU: ``to`` and the functions that make tensors."""
+    """Put tensors on the GPU: ``to`` and the functions that create tensors."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

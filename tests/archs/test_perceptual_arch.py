@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 @pytest.mark.parametrize("network", ["vgg11", "vgg13_bn"])
 def test_vgg_equals_basicsr_s_extractor(network: str, tmp_path: Path, monkeypatch) -> None:
-    """Same layers by the same names, also those whose ReLU follows in place."""
+    """The same layers by the same names, including those followed by an in-place ReLU."""
     torch.save(getattr(models, network)(weights=None).state_dict(), tmp_path / "vgg.pth")
     monkeypatch.setattr(vgg_arch, "VGG_PRETRAIN_PATH", str(tmp_path / "vgg.pth"))
     layers = ["conv1_1", "relu1_1", "conv2_1", "pool2", "conv3_2"]
@@ -46,7 +46,7 @@ def test_layers_after_the_last_requested_one_are_dropped() -> None:
 
 
 def test_batch_statistics_ignore_global_contrast() -> None:
-    """What sets the released reading apart: features of x and of x / 2 are (almost) the same."""
+    """The released code's reading: features of x and of x / 2 are (almost) the same."""
     x = on_device(torch.rand(2, 3, 64, 64))
     free = on_device(ResNetFeatures(["layer1"], "resnet18", "random", use_input_norm=False, batch_stats=True))
     frozen = on_device(ResNetFeatures(["layer1"], "resnet18", "random", use_input_norm=False))
@@ -66,7 +66,7 @@ def test_networks_are_frozen_and_stay_in_eval_mode() -> None:
 def test_folded_batch_norm_is_the_same_network(
     network: str, dtype: torch.dtype, tolerance: float, tmp_path: Path
 ) -> None:
-    """Against torchvision's own network with statistics that are not those of a fresh one."""
+    """Compared with torchvision's own network with non-initial statistics."""
     plain = getattr(models, network)(weights=None).eval()
     for number, norm in enumerate(module for module in plain.modules() if isinstance(module, torch.nn.BatchNorm2d)):
         generator = torch.Generator().manual_seed(number)

@@ -1,4 +1,4 @@
-"""Where weights are looked for, and what happens when they are not there: without the network, on files made here."""
+"""The search for pretrained weights, with local files and without a network connection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torchvision import models
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A server on loopback that has resnet18's weights (made here) under a name with their checksum."""
+    """A local server with random resnet18 weights under a file name with their checksum."""
     folder = tmp_path / "server"
     folder.mkdir()
     torch.manual_seed(1)
@@ -75,7 +75,7 @@ def test_a_wrong_checksum_leaves_nothing(server: Path, tmp_path: Path) -> None:
 
 
 def test_offline_names_url_file_and_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    url = "http://127.0.0.1:9/resnet50-0676ba61.pth"  # nobody listens there
+    url = "http://127.0.0.1:9/resnet50-0676ba61.pth"  # nothing listens there
     monkeypatch.setattr(pretrained, "weights_url", lambda network: url)
     with pytest.raises(UserError) as raised:
         ResNetFeatures(["layer3"])
@@ -96,7 +96,7 @@ def without(state: dict[str, torch.Tensor], *prefixes: str) -> dict[str, torch.T
 
 
 def test_a_checkpoint_without_its_head_is_accepted(tmp_path: Path) -> None:
-    """Self-supervised ResNets come without fc, and some with a projector; what is not read may be missing too."""
+    """Self-supervised ResNets have no fc and sometimes a projector; unused weights may be missing."""
     state = models.resnet18(weights=None).state_dict()
     torch.save(state, tmp_path / "all.pth")
     torch.save(without(state, "fc", "layer4") | {"projector.0.weight": torch.ones(2, 2)}, tmp_path / "body.pth")
@@ -109,7 +109,7 @@ def test_a_checkpoint_without_its_head_is_accepted(tmp_path: Path) -> None:
     ("network", "kept", "named"),
     [
         ("resnet18", lambda state: without(state, "layer2.1.conv2"), r"layer2\.1\.conv2"),
-        ("resnet34", lambda state: state, r"resnet18.*layer1\.2"),  # what resnet18 has of it would fit
+        ("resnet34", lambda state: state, r"resnet18.*layer1\.2"),  # the weights of resnet18 would match in part
         ("resnet50", lambda state: state, "resnet18"),
         ("resnet18", lambda state: {f"encoder.{name}": value for name, value in state.items()}, r"encoder\."),
     ],

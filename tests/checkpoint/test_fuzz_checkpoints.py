@@ -1,4 +1,4 @@
-"""Damaged and wrong checkpoints: a run goes on from what is whole, or stops with one readable message; nothing else.
+"""Damaged and wrong checkpoints: a run resumes from an intact one, or stops with one readable message.
 
 DP_BASICSR_FUZZ=5000 tries so many of each; without it a few dozen.
 """
@@ -72,7 +72,7 @@ class Files(dict[str, bytes]):
 
 
 class HangError(BaseException):
-    """A case that does not end: no `except Exception` takes it for an answer."""
+    """A case that hangs; not caught by `except Exception`."""
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def no_hang() -> Iterator[None]:
 
 
 def start(*arguments: str) -> tuple[str, dict[str, Any]]:
-    """Train by the real program; what was refused, or ``right``, and the options as it has completed them."""
+    """Train with the real program; return the message or ``right``, and the completed options."""
     opt, logger = {}, get_root_logger()
     try:
         with no_hang():
@@ -107,7 +107,7 @@ def start(*arguments: str) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture
 def whole(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
-    """A run with checkpoints of iterations 2 and 4; the content of its files."""
+    """Files of a run with checkpoints of iterations 2 and 4."""
     monkeypatch.setattr("dp_basicsr.utils.atomic_io.RETRY_AFTER", 0.0)
     Path("small.yml").write_text(SMALL)
     assert start()[0] == "right"
@@ -115,7 +115,7 @@ def whole(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
 
 
 def put_back(files: Files) -> None:
-    """The run as it was, whatever the last case has left."""
+    """Restore the run after the last case."""
     shutil.rmtree("experiments", ignore_errors=True)
     for name, content in files.items():
         (RUN / name).parent.mkdir(parents=True, exist_ok=True)
@@ -123,12 +123,12 @@ def put_back(files: Files) -> None:
 
 
 def outside() -> list[Path]:
-    """All files but the experiment's."""
+    """List all files except the experiment's."""
     return sorted(path for path in Path().rglob("*") if path.parts[0] != "experiments")
 
 
 def flip(data: st.DataObject, content: bytes) -> bytes:
-    """Overwrite, put in or leave out bytes, half of them near the file's two ends; cut it, or make it longer."""
+    """Overwrite, insert or delete bytes, half of them near the ends of the file; truncate or extend it."""
     changed = bytearray(content)
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.one_of(st.integers(0, len(changed)), st.integers(0, 400), st.integers(-1200, -1)))
@@ -150,7 +150,7 @@ REPLACED = ["gone", "empty", "folder", "pipe", "loop", "nowhere", "endless", "ot
 
 
 def damage(data: st.DataObject, path: Path, others: list[Path]) -> None:
-    """Put something else in the place of a file."""
+    """Replace a file with something else."""
     how, other = data.draw(st.sampled_from(REPLACED)), data.draw(st.sampled_from(others)).absolute()
     content = path.read_bytes() if path.is_file() else b""
     lines = content.splitlines(keepends=True)
@@ -187,7 +187,7 @@ def intact(iteration: int, files: Files) -> bool:
 @few
 @given(data=st.data())
 def test_auto_resume_uses_an_intact_checkpoint_or_none(whole: Files, data: st.DataObject) -> None:
-    """Never a checkpoint of which a byte has changed, as long as its manifest is there."""
+    """A checkpoint with a manifest and a changed byte is never used."""
     put_back(whole)
     before = outside()
     names = data.draw(st.lists(st.sampled_from((*NEWEST, *FILES)), min_size=1, max_size=3))
@@ -198,11 +198,11 @@ def test_auto_resume_uses_an_intact_checkpoint_or_none(whole: Files, data: st.Da
     assert outside() == before
     if message == "right":
         chosen = Path(opt["path"]["resume_state"])
-        assert chosen.parent == RUN.absolute() / "training_states"  # it has not started anew
+        assert chosen.parent == RUN.absolute() / "training_states"  # it has not started again
         if chosen.with_suffix(".sha256").is_file():
             assert intact(int(chosen.stem), whole)
-    if not set(names) & set(FILES[3:]):  # that of iteration 2 is whole
-        # A folder in the place of a file is named when the run comes to write that anew.
+    if not set(names) & set(FILES[3:]):  # the checkpoint of iteration 2 is intact
+        # A folder in place of a file is named when the run overwrites it.
         assert message == "right" or "start anew" in message or "cannot be saved" in message
 
 
@@ -226,7 +226,7 @@ def test_a_named_state(whole: Files, data: st.DataObject) -> None:
     assert outside() == before
 
 
-# What may stand in a file that torch.load reads: tensors of every kind, huge ones that take a few bytes, and rubbish.
+# Content that torch.load can read: tensors of every kind, huge ones in a few bytes, and garbage.
 TENSORS = st.sampled_from([
     lambda: torch.ones(0), lambda: torch.tensor(2.0), lambda: torch.full((3,), float("nan")), lambda: torch.ones(8, 3),
     lambda: torch.ones(3, dtype=torch.complex64), lambda: torch.ones(3, dtype=torch.bool), lambda: torch.ones(2).half(),
@@ -288,12 +288,12 @@ def change(data: st.DataObject, content: Any) -> Any:
 
 
 def store(data: st.DataObject, content: Any, path: Path) -> None:
-    """By torch.save, in its present or its old form."""
+    """Write with torch.save, in its current or old format."""
     torch.save(content, path, _use_new_zipfile_serialization=data.draw(st.booleans()))
 
 
 def seal(iteration: int) -> None:
-    """A manifest for what is there now."""
+    """Write a manifest for the current files."""
     names = (f"models/net_g_{iteration}.pth", f"training_states/{iteration}.state")
     lines = [f"{hashlib.sha256((RUN / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
     (RUN / f"training_states/{iteration}.sha256").write_text("".join(lines))
@@ -302,7 +302,7 @@ def seal(iteration: int) -> None:
 @few
 @given(data=st.data())
 def test_a_state_with_wrong_content(whole: Files, data: st.DataObject) -> None:
-    """One that torch reads, and which is wrong: of another model, another program, or nonsense; sealed or not."""
+    """A readable state with wrong content: of another model or program, or garbage; with or without a manifest."""
     put_back(whole)
     before = outside()
     name = data.draw(st.sampled_from([STATE, STATE, STATE, NETWORK]))
@@ -318,7 +318,7 @@ def test_a_state_with_wrong_content(whole: Files, data: st.DataObject) -> None:
 
 
 def load(path: Path) -> str:
-    """As inference.py and export_model.py do; one image is upscaled."""
+    """Load a network like inference.py and export_model.py, and upscale one image."""
     try:
         with no_hang(), torch.inference_mode():
             network = load_network([path])

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, found by what is in them, and read without running code."""
+"""Checkpoints: written atomically, found by their content, and read without running code."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_auto_resume_uses_the_newest_checkpoint(manifest: bool, run: Path) -> No
 SEALED = [
     (how, file) for how in ("gone", "empty", "cut", "flipped") for file in (0, 1, 2) if (how, file) != ("gone", 2)
 ]
-UNSEALED = [("gone", 0), ("empty", 0), ("cut", 0), ("empty", 1), ("cut", 1)]  # what cannot be loaded
+UNSEALED = [("gone", 0), ("empty", 0), ("cut", 0), ("empty", 1), ("cut", 1)]  # damage that prevents loading
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ UNSEALED = [("gone", 0), ("empty", 0), ("cut", 0), ("empty", 1), ("cut", 1)]  # 
 def test_auto_resume_skips_damaged_checkpoints(
     manifest: bool, how: str, file: int, run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever happens to a file of the newest checkpoint, the one before is taken and the log says why."""
+    """If a file of the newest checkpoint is damaged, the previous one is used and the reason is logged."""
     save(run, 5, manifest)
     path = save(run, 20, manifest)[file]
     content = path.read_bytes()
@@ -135,7 +135,7 @@ def test_auto_resume_skips_damaged_checkpoints(
 
 
 def test_no_intact_checkpoint_is_an_error(run: Path) -> None:
-    """A run never starts anew over them without being asked to."""
+    """A run never starts again over existing checkpoints unless asked to."""
     for iteration in (5, 20):
         save(run, iteration)[0].unlink()
     with pytest.raises(
@@ -163,7 +163,7 @@ def test_a_manifest_must_not_list_files_outside(run: Path) -> None:
 
 
 def test_keep_last_keeps_the_newest(run: Path) -> None:
-    """And what lies beyond this iteration, from another try; not what an earlier kill or deletion left."""
+    """Later checkpoints of another attempt are kept, and remains of an earlier kill or deletion are removed."""
     files = {iteration: save(run, iteration, manifest=iteration != 2) for iteration in (1, 2, 3, 10, 20)}
     files[1][0].unlink()
     orphan = run / "models/net_d_2.pth"
@@ -189,7 +189,7 @@ def test_reasons_for_inexact_resume_are_logged() -> None:
 
 @pytest.mark.parametrize("manifest", [True, False])
 def test_networks_that_the_model_lacks_are_not_required(manifest: bool, run: Path) -> None:
-    """An L1 stage by overrides of a GAN's file: network_d stands in the options, or is null. One that is kept stays."""
+    """An L1 stage with overrides of a GAN's file, in which network_d is present or null."""
     save(run, 5, manifest)
     (run / "own.pth").write_bytes((run / "models/net_g_5.pth").read_bytes())
     opt = options(run) | {"network_d": {} if manifest else None, "network_e": {}}
@@ -201,7 +201,7 @@ def test_networks_that_the_model_lacks_are_not_required(manifest: bool, run: Pat
 
 
 def test_the_seed_of_the_state_is_used(run: Path) -> None:
-    """A run without manual_seed has drawn one, on which the samples depend."""
+    """A run without manual_seed draws one, on which the samples depend."""
     state = run / "training_states/5.state"
     save(run, 5, manifest=False)
     write_checkpoint({"iter": 5, "run": {"manual_seed": 4711}}, state)

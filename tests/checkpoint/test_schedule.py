@@ -1,4 +1,4 @@
-"""What a resumed run takes from where: networks, learning rates, optimizer settings, the option file."""
+"""Sources of a resumed run's networks, learning rates, optimizer settings and option file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(pairs: Path) -> Run:
-    """Train a very small run of six iterations; returns what this start has logged."""
+    """Train a very small run of six iterations; return what this start has logged."""
     Path("small.yml").write_text(SMALL)
 
     def start(*entries: str, arguments: tuple[str, ...] = ("--auto_resume",), name: str = "small") -> str:
@@ -54,7 +54,7 @@ def only_warning(log: str) -> str:
 
 
 def test_a_named_state_loads_the_networks_beside_it(run: Run) -> None:
-    """Also where this run's folder has networks of the same iteration, from another run."""
+    """Even if this run's folder has networks of the same iteration from another run."""
     run(name="first")
     run("manual_seed=5", name="small")
     Path("experiments/first").rename("experiments/first_archived")
@@ -112,7 +112,7 @@ def back_to_4() -> None:
 
 @pytest.mark.parametrize("schedule", ["state", "options"])
 def test_a_run_can_be_lengthened(schedule: str, run: Run) -> None:
-    """Past the end of the periods that it has begun with."""
+    """Beyond the end of its original periods."""
     cosine = "train:scheduler={type: CosineAnnealingRestartLR, periods: [%s], restart_weights: [%s]}"
     first = run("train:total_iter=4", cosine % ("4", "1"), arguments=())
     used = rates(run("train:total_iter=8", cosine % ("4, 4", "1, 0.5"), arguments=(), name="used"))

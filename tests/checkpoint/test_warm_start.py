@@ -1,4 +1,4 @@
-"""A run starts from weights in every form that they are published in, and trains any network of a file."""
+"""Runs that start from weights in every published format, and that train any network of a file."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def state() -> State:
 
 
 def trained(pairs: Path, *entries: str) -> State:
-    """The generator after a run of one iteration whose learning rate is next to 0: what it started from."""
+    """Train one iteration with a learning rate near 0; return the generator, i.e. what it started from."""
     Path("small.yml").write_text(SMALL)
     train.main(["-opt", "small.yml", "--force_yml", "train:total_iter=1", "train:scheduler:milestones=[1]",
                 "train:optim_g:lr=1e-30", "val=~", "datasets:train:num_worker_per_gpu=0", *entries])  # fmt: skip
@@ -119,7 +119,7 @@ def spandrel_network(name: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", ["SPAN", "Compact", "SwinIR", "HAT", "DAT", "ESRGAN"])
 def test_any_network_of_a_file_can_be_trained_and_reopened(name: str, pairs: Path) -> None:
-    """Two steps through train.py; spandrel opens what is saved, with the pixels that this project gives."""
+    """Train two steps with train.py; spandrel opens the result and gives the same pixels."""
     from spandrel import ModelLoader
 
     torch.save(spandrel_network(name).state_dict(), "community.pth")
@@ -140,7 +140,7 @@ def test_any_network_of_a_file_can_be_trained_and_reopened(name: str, pairs: Pat
 
 @pytest.mark.parametrize("name", ["SPAN", "SwinIR"])
 def test_a_network_of_a_file_supports_everything_a_run_does(name: str, pairs: Path) -> None:
-    """Check, EMA, validation, resume to the same bits, and export for spandrel."""
+    """Check, EMA, validation, bit-exact resume, and export for spandrel."""
     from spandrel import ModelLoader
 
     torch.save(spandrel_network(name).state_dict(), "community.pth")

@@ -14,7 +14,7 @@ ImageFolder = Callable[..., Path]
 
 
 def smooth_noise(height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    """``(H, W, 3)`` noise with structure at several sizes, so that PNG and resizing have something to do."""
+    """``(H, W, 3)`` noise with structure at several scales, so that PNG and resizing are not trivial."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 200, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -23,7 +23,7 @@ def smooth_noise(height: int, width: int, seed: int) -> NDArray[np.uint8]:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> ImageFolder:
-    """A function that makes a folder of PNG files from ``name=(height, width)``."""
+    """Return a function that creates a folder of PNG files from ``name=(height, width)``."""
 
     def make(folder: str, **sizes: tuple[int, int]) -> Path:
         path = tmp_path / folder

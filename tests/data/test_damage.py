@@ -1,4 +1,4 @@
-"""Files that are damaged at random end in pixels or in one of our errors: never in another one, nor in a crash.
+"""Randomly damaged files give pixels or one of our errors, never another error or a crash.
 
 DP_BASICSR_FUZZ=5000 tries so many of each; without it 100.
 """
@@ -27,7 +27,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
 
 
 def damage(content: bytes, rng: random.Random, head: int) -> bytes:
-    """Overwrite some bytes, every other of them within ``head`` bytes of a start of a page of 4096; cut one in six."""
+    """Overwrite some bytes, half of them within ``head`` bytes of the start of a page of 4096; truncate one in six."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 3, 10))):
         page = 4096 * rng.randrange(len(data) // 4096 + 1)

@@ -1,4 +1,4 @@
-"""What is read and what is refused."""
+"""Images that are read, and images that are refused."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path, data: bytes) -> 
 
 
 def claim(width: int, height: int) -> bytes:
-    """A PNG file of a few hundred bytes whose head claims so many pixels, checksum and all."""
+    """A PNG file of a few hundred bytes whose header declares that many pixels, with a valid checksum."""
     data = bytearray(encode_png(COLOUR))
     data[16:24] = struct.pack(">II", width, height)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))

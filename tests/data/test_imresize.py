@@ -1,4 +1,4 @@
-"""MATLAB's bicubic: against images that MATLAB made, and against BasicSR's slower float32 computation."""
+"""MATLAB's bicubic, compared with images made by MATLAB and with BasicSR's float32 computation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_float_equals_basicsr(scale: float, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("scale", [1 / 4, 1 / 3, 2, 3])
 def test_uint8_rounds_after_each_pass_half_away_from_zero(scale: float) -> None:
-    """The two passes one by one in float64, with MATLAB's rounding spelt out."""
+    """The two passes separately in float64, with MATLAB's rounding written out."""
     image = random_image(36, 24)
     first = np.stack([_resize_vector(column, scale) for column in image.T.astype(np.float64)], axis=1)
     first = np.clip(np.floor(first + 0.5), 0, 255)
@@ -55,7 +55,7 @@ def test_uint8_rounds_after_each_pass_half_away_from_zero(scale: float) -> None:
 
 
 def _resize_vector(vector: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
-    """One dimension alone: repeated sideways, so that the other pass has nothing to mix."""
+    """One dimension only: repeated sideways, so that the other pass changes nothing."""
     count = round(12 / min(scale, 1))
     return imresize(np.repeat(vector[:, None], count, axis=1), scale)[:, 0]
 

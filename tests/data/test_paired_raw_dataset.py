@@ -1,4 +1,4 @@
-"""Raw LMDBs give, undecoded, the very samples that BasicSR's own dataset decodes from PNG; and what they refuse."""
+"""Raw LMDBs give the same samples as BasicSR's dataset from PNG, and refuse unsupported options."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def dataset(root: Path, kind: str, **changes: Any) -> Any:
 
 
 def same(png: dict[str, Any], raw: dict[str, Any]) -> bool:
-    """BasicSR's float32 in [0, 1] is the raw sample over 255, to the bit."""
+    """BasicSR's float32 in [0, 1] is the raw sample divided by 255, bit for bit."""
     keys = png["lq_path"] == raw["lq_path"] and png["gt_path"] == raw["gt_path"]
     assert raw["gt"].dtype == torch.uint8
     return keys and all(torch.equal(png[name], raw[name].float() / 255) for name in ("lq", "gt"))
@@ -78,7 +78,7 @@ def test_samples_equal_basicsrs_bit_for_bit(lmdbs: Path, flags: tuple[bool, bool
         random.seed(number)
         got = raw[number % 23], random.random()
         assert same(expected[0], got[0])
-        assert expected[1] == got[1]  # nothing more and nothing less was drawn
+        assert expected[1] == got[1]  # the same random numbers were drawn
         key = (number % 5, number, number % 23)
         assert same(seeded[0][key], seeded[1][key])
 
@@ -91,12 +91,12 @@ def test_the_smallest_and_the_whole_sub_image(lmdbs: Path, gt_size: int) -> None
     )
     samples = [raw[0, place, place] for place in range(23)]
     assert all(same(png[0, place, place], sample) for place, sample in enumerate(samples))
-    samples[0]["gt"].zero_()  # a copy: the map could not be written to
+    samples[0]["gt"].zero_()  # a copy, because the map is read-only
     assert same(png[0, 0, 0], raw[0, 0, 0])
 
 
 def test_samples_are_contiguous_planes(lmdbs: Path) -> None:
-    """Another memory layout would let convolutions choose another algorithm, depending on who collates."""
+    """Another memory layout could make convolutions choose another algorithm."""
     raw = dataset(lmdbs / "raw", "PairedRawDataset")
     assert all(raw[0]["gt"].is_contiguous() and raw[0]["lq"].is_contiguous() for _ in range(20))
 
@@ -208,7 +208,7 @@ def test_records_that_contradict_meta_info_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["PairedImageDataset", "PairedRawDataset"])
 def test_a_truncated_lmdb_is_refused_before_reading(lmdbs: Path, tmp_path: Path, kind: str) -> None:
-    """Its map would end within the records: a bus error kills the process."""
+    """Its map would end within the records, and a bus error would kill the process."""
     root = tmp_path / "lmdbs"
     shutil.copytree(lmdbs / ("raw" if kind == "PairedRawDataset" else "png"), root)
     opt = options(tmp_path)

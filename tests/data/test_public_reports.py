@@ -22,7 +22,7 @@ from tests.data.test_stream import evaluation_options, options, take
 
 
 def test_a_list_of_another_data_set(pairs: Path) -> None:
-    """BasicSR#618: meta_info_DIV2K800sub_GT.txt beside images that were never cut."""
+    """BasicSR#618: meta_info_DIV2K800sub_GT.txt with images that were never cut."""
     (pairs / "list.txt").write_text("image0_s001.png (480,480,3)\nimage0_s002.png (480,480,3)\n")
     with pytest.raises(UserError, match=r"list\.txt: .*4 files are missing, e.g. .*image0_s001\.png"):
         TrainStream(options(pairs, train={"meta_info_file": str(pairs / "list.txt")}))
@@ -36,7 +36,7 @@ def test_counts_that_differ_name_the_set(pairs: Path) -> None:
 
 
 def test_names_that_differ_name_the_file(pairs: Path) -> None:
-    """CAMixerSR#13; BasicSR#92: JPEG beside PNG."""
+    """CAMixerSR#13; BasicSR#92: JPEG mixed with PNG."""
     for number in range(4):
         image = cv2.imread(str(pairs / f"GT/image{number}.png"))
         cv2.imwrite(str(pairs / f"GT/image{number}.jpg"), image)
@@ -109,7 +109,7 @@ def test_an_lmdb_data_set_is_pickled(pairs: Path) -> None:
 
 
 def test_keys_that_differ(pairs: Path) -> None:
-    """DCLS-SR#33: an LMDB of other names."""
+    """DCLS-SR#33: an LMDB with other keys."""
     shutil.move(pairs / "GT/image0.png", pairs / "GT/other.png")
     for name in ("GT", "LRbicx4"):
         create_lmdb(pairs / name, pairs / f"{name}.lmdb", PrepJob(workers=1))

@@ -1,4 +1,4 @@
-"""What happens to a sample that cannot be used: the run stops, or another takes its place, the same in every run."""
+"""Samples that cannot be used: the run stops, or another sample replaces them, the same in every run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.data.test_stream import options
 
 
 class Numbers(Dataset):
-    """Sample n is n, but for those that are bad."""
+    """Sample n is n, except for the bad ones."""
 
     def __init__(self, size: int, *bad: int) -> None:
         self.size, self.bad = size, bad
@@ -44,7 +44,7 @@ def batches_of(opt: dict[str, Any], count: int) -> list[torch.Tensor]:
 
 @pytest.fixture
 def spoilt(pairs: Path) -> Path:
-    """``pairs`` with 20 images, of which image1 is cut off."""
+    """``pairs`` with 20 images; image1 is truncated."""
     for folder in (pairs / "GT", pairs / "LRbicx4"):
         for number in range(4, 20):
             (folder / f"image{number}.png").write_bytes((folder / f"image{number % 4}.png").read_bytes())
@@ -78,7 +78,7 @@ def test_stop_names_the_file_without_a_traceback(spoilt: Path, workers: int) -> 
 
 
 def test_errors_of_the_prefetch_thread_are_raised(pairs: Path) -> None:
-    """BasicSR's (prefetch_mode: cpu) would die of it, and the training wait for its next batch for ever."""
+    """BasicSR's thread (prefetch_mode: cpu) would end, and the training would wait forever."""
     for path in (pairs / "GT").iterdir():
         path.write_bytes(b"torn")
     opt = options(pairs, workers=1, train={"prefetch_mode": "cpu", "on_bad_image": "skip"})
@@ -165,7 +165,7 @@ def test_a_key_missing_from_the_lmdb_is_named(image_folder: Any, tmp_path: Path)
 
 
 def test_the_images_are_what_opencv_reads(pairs: Path) -> None:
-    """The replaced path of samples changes nothing in them."""
+    """The faster sample path gives the same samples."""
     opt = options(pairs)
     opt["datasets"]["train"] |= {"use_hflip": False, "use_rot": False, "on_bad_image": "skip"}
     batch = next(TrainStream(opt).batches(0))

@@ -1,4 +1,4 @@
-"""The training stream: the same samples whatever the workers, the processes and the place it starts from."""
+"""The training stream: the same samples for any workers, processes and starting position."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_workers_do_not_change_the_samples(pairs: Path) -> None:
 
 
 def test_processes_share_the_samples_of_one(pairs: Path) -> None:
-    """Two processes with half the batch see, together, what one sees."""
+    """Two processes with half the batch together see the samples of one."""
     one = take(options(pairs, batch=2), 0, 4)
     ranks = [take(options(pairs, batch=1, rank=rank, world_size=2, dist=True), 0, 4) for rank in (0, 1)]
     for batch, first, second in zip(one, *ranks, strict=True):
@@ -78,14 +78,14 @@ def test_processes_share_the_samples_of_one(pairs: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 def test_batch_size_total_is_the_same_on_any_number_of_processes(processes: int, pairs: Path) -> None:
-    """Also where the processes cannot share an epoch evenly: 13 samples, mini-batches of 12."""
+    """Even if the processes cannot share an epoch evenly: 13 samples, mini-batches of 12."""
     opt = {"dataset_enlarge_ratio": 3.25, "batch_size_total": 12}
     one = take(options(pairs, train=opt), 0, 3)
     ranks = [
         take(options(pairs, train=opt, rank=rank, world_size=processes, dist=True), 0, 3) for rank in range(processes)
     ]
     for batch, *parts in zip(one, *ranks, strict=True):
-        together = torch.stack(parts, dim=1).flatten(0, 1)  # the samples are dealt out like cards
+        together = torch.stack(parts, dim=1).flatten(0, 1)  # samples are distributed round-robin
         assert torch.equal(batch, together)
 
 
@@ -159,7 +159,7 @@ def test_missing_folders_are_named(pairs: Path) -> None:
 
 
 def test_the_order_of_the_file_system_does_not_matter(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another machine may list the same folder in another order, and its ranks must not take other samples for it."""
+    """Another machine may list the same folder in another order, but its ranks must use the same samples."""
     from basicsr.data import data_util
 
     listing = data_util.scandir
@@ -171,7 +171,7 @@ def test_the_order_of_the_file_system_does_not_matter(pairs: Path, monkeypatch: 
 
 
 def test_prefetched_tensors_are_recorded_on_the_training_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On imitated streams: the allocator learns which stream reads each tensor that the prefetcher hands out."""
+    """On imitated streams: the allocator is told which stream reads each tensor of the prefetcher."""
     training_stream, recorded = Mock(), []
     monkeypatch.setattr(torch.cuda, "Stream", Mock)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
@@ -201,7 +201,7 @@ def test_prefetched_batches_last_until_a_busy_gpu_has_read_them(pairs: Path, pin
 
 
 def evaluation_options(pairs: Path, phase: str = "val", **changes: Any) -> dict[str, Any]:
-    """Options with the training set and one validation set, ``changes`` being the latter's."""
+    """Options with the training set and one validation set, which gets ``changes``."""
     opt = options(pairs)
     opt["datasets"]["val"] = opt["datasets"]["train"] | {"phase": phase} | changes
     return opt
@@ -254,7 +254,7 @@ def test_a_blank_line_of_a_meta_info_file_is_ignored(pairs: Path) -> None:
 
 
 def test_a_meta_info_file_never_makes_a_wrong_pair(pairs: Path) -> None:
-    """BasicSR drops the subfolder from the LQ's name: two GT of one name would share an LQ."""
+    """BasicSR drops the subfolder from the LQ's name, so two GT of the same name would share an LQ."""
     for folder in ("a", "b"):
         (pairs / "GT" / folder).mkdir()
         shutil.copy(pairs / "GT/image0.png", pairs / "GT" / folder)
@@ -294,7 +294,7 @@ def test_a_gt_that_is_not_a_multiple_of_the_scale_is_named_with_advice(pairs: Pa
 
 
 def test_an_lmdb_with_damaged_inner_pages_is_refused_at_the_start(pairs: Path) -> None:
-    """Whichever page is filled with rubbish: the run is refused or reads on, and the process survives."""
+    """Whichever page is overwritten, the run is refused or continues, and the process survives."""
     for name in ("GT", "LRbicx4"):
         create_lmdb(pairs / name, pairs / f"{name}.lmdb", PrepJob(workers=1), "raw")
     lmdbs = {"dataroot_gt": f"{pairs}/GT.lmdb", "dataroot_lq": f"{pairs}/LRbicx4.lmdb", "io_backend": {"type": "lmdb"}}
@@ -316,7 +316,7 @@ def test_an_lmdb_with_damaged_inner_pages_is_refused_at_the_start(pairs: Path) -
 
 
 def test_a_file_that_is_not_an_image_is_refused_at_the_start(pairs: Path) -> None:
-    """In validation it would end the run hours later; an image of an unusual name is one."""
+    """In validation it would stop the run hours later; an image with an unusual suffix is accepted."""
     for name in ("GT", "LRbicx4"):
         (pairs / name / "image3.png").rename(pairs / name / "image3.picture")
     (loader,) = evaluation_loaders(evaluation_options(pairs), "val")

@@ -1,4 +1,4 @@
-"""What the tests of several processes share."""
+"""Shared fixtures of the tests with several processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.distributed.launcher.api import LaunchConfig
 
 @pytest.fixture
 def torchrun() -> Iterator[LaunchConfig]:
-    """torchrun with one restart on two processes, in this process; its signal handlers go with the test."""
+    """torchrun with one restart on two processes, in this process; its signal handlers are removed after the test."""
     handlers = {
         number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     }

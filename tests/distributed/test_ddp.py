@@ -1,4 +1,4 @@
-"""The GAN step under DistributedDataParallel, where D runs twice before its one backward."""
+"""The GAN step under DistributedDataParallel, where D runs twice before its only backward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes: found under srun and torchrun, one mini-batch, one writer, and an end for all when one is lost."""
+"""Several processes under srun and torchrun: one mini-batch, one writer, and all end when one is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORKER = str(ROOT / "tests/distributed/launch_worker.py")
 
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A `scontrol` that knows one list of hosts, first on PATH."""
+    """A fake `scontrol` for one list of hosts, first on PATH."""
     program = tmp_path / "bin/scontrol"
     program.parent.mkdir()
     program.write_text(
@@ -99,9 +99,9 @@ def test_srun_trains_and_only_rank_0_writes(pairs: Path, tmp_path: Path, scontro
 
 @pytest.mark.parametrize(("lost", "code"), [(1, EXIT_RETRY), (0, 1)])
 def test_a_killed_process_ends_the_others(lost: int, code: int, tmp_path: Path, processes: Processes) -> None:
-    """SIGKILL, the out-of-memory killer's: the others end long before the timeout, and one of them says why.
+    """SIGKILL, as from the out-of-memory killer: the others end long before the timeout, and one reports it.
 
-    Rank 0 takes the store with it: whether it failed by its own error is not known then.
+    Rank 0 takes the store with it, so it is unknown whether it failed with its own error.
     """
     processes.start(worker(), worker(), worker())
     until(tmp_path / "iteration", 5)
@@ -114,7 +114,7 @@ def test_a_killed_process_ends_the_others(lost: int, code: int, tmp_path: Path, 
 
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_process_that_does_not_answer_ends_the_others(stopped: int, tmp_path: Path, processes: Processes) -> None:
-    """SIGSTOP, as a host that is off: no connection ends. With rank 0 the store does not answer either."""
+    """SIGSTOP, like a host that is off: no connection is closed. With rank 0, the store does not answer either."""
     processes.start(worker(timeout=2), worker(timeout=2))
     until(tmp_path / "iteration", 5)
     pid = processes.all[stopped].pid
@@ -144,7 +144,7 @@ def test_a_process_that_hangs_ends_the_others(processes: Processes) -> None:
 def test_the_error_of_one_process_is_the_message(
     what: str, code: int, message: str, rank: int, processes: Processes
 ) -> None:
-    """Whichever it is; the exit codes of the others are not 75: a supervisor would start the run for ever."""
+    """On any rank. The exit codes of the others are not 75, or a supervisor would restart the run forever."""
     processes.start(*(worker(what if number == rank else "work") for number in range(3)))
     codes, outputs = processes.ends(0, 1, 2)
     assert codes == [code if number == rank else 1 for number in range(3)]
@@ -172,7 +172,7 @@ def test_torchrun_names_the_process_and_its_error(torchrun: LaunchConfig, tmp_pa
 
 @pytest.mark.parametrize("late", ["0", "1"])
 def test_torchrun_starts_the_group_again(late: str, torchrun: LaunchConfig, tmp_path: Path) -> None:
-    """One store serves both starts: a process that is early must not find the addresses of the first start."""
+    """Both starts share one store: an early process must not find the addresses of the first start."""
     command = worker("restart", iterations=5)
     elastic_launch(torchrun, run_program)(command, str(tmp_path), str(tmp_path / "output"), {"LATE": late})
     assert int((tmp_path / "iteration").read_text()) == 5
@@ -200,11 +200,11 @@ def test_jobs_and_steps_on_one_node_have_different_ports(monkeypatch: pytest.Mon
             ports.add(slurm_port())
     assert len(ports) == 2000
     assert min(ports) > 1023
-    assert max(ports) < 32768  # where Linux takes the ports of outgoing connections from
+    assert max(ports) < 32768  # below Linux's ports for outgoing connections
 
 
 def slurm(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
-    """The environment of a task; what a test leaves in it goes with the test."""
+    """The environment of a task, restored after the test."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -228,7 +228,7 @@ def test_a_step_on_a_part_of_the_allocation(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_gpu_of_a_process(
     environment: dict[str, str], visible: int, gpu: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By local rank; srun may show each task one GPU alone."""
+    """By local rank; srun may show each task only one GPU."""
     chosen, joined = [], []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
@@ -295,7 +295,7 @@ def test_a_restarted_job_resumes(
 
 
 def test_an_elastic_job_recognises_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that joins restarts the processes without a count; the job's id is the same on all its nodes."""
+    """A joining node restarts the processes without counting; the job's id is the same on all nodes."""
     mark_experiment(str(tmp_path))
     assert not should_resume(False, str(tmp_path))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 1")
@@ -314,7 +314,7 @@ def test_an_elastic_job_recognises_its_run(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_the_mini_batch_is_stated(per_process: int, processes: int, parts: int, expected: list[str]) -> None:
-    """And that the learning rate is not scaled with it. Accumulation splits the batch, it does not add to it."""
+    """And the learning rate is not scaled with it. Accumulation splits the batch and does not enlarge it."""
     train = {"total_iter": 400_000, "optim_g": {"lr": 1e-4}, "optim_d": {"lr": 2e-4}, "grad_accumulation": parts}
     line = describe_batch({"world_size": processes, "train": train}, per_process * processes)
     assert all(part in line for part in expected)

@@ -1,6 +1,6 @@
-"""Runs that lose a process or a machine come back by themselves and end as if nothing had happened.
+"""Runs that lose a process or a machine recover automatically and give the same results.
 
-Two network namespaces, joined by a virtual cable and each with a host name of its own, are the two machines.
+Two network namespaces, connected by a virtual cable and each with its own host name, are the two machines.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def ip(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_on_host(space: str, name: str, *arguments: Any) -> None:
-    """Run a program in a network namespace, under a host name of its own."""
+    """Run a program in a network namespace with its own host name."""
     libc = ctypes.CDLL(None, use_errno=True)
     with open(f"/run/netns/{space}") as namespace:
         failed = libc.setns(namespace.fileno(), CLONE_NEWNET) or libc.unshare(CLONE_NEWUTS)
@@ -87,7 +87,7 @@ class Host:
         return agent
 
     def crash(self) -> None:
-        """SIGKILL all that runs here."""
+        """Send SIGKILL to everything that runs here."""
         for pid in ip("netns", "pids", self.space).stdout.split():
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
@@ -102,7 +102,7 @@ def exit_code(agent: BaseProcess) -> int | None:
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[Host, Host]]:
-    """The two machines; nothing is left of them."""
+    """The two machines, removed after the test."""
     if os.geteuid() != 0 or not shutil.which("ip"):
         pytest.skip("two hosts are network namespaces: needs root and ip (iproute2)")
     pair = Host(1), Host(2)
@@ -160,7 +160,7 @@ def is_saved(experiment: Path, iteration: int) -> bool:
 
 
 def written_losses(experiment: Path) -> dict[int, str]:
-    """The losses of each iteration; of one that was trained twice, the second."""
+    """The losses of each iteration; for a repeated one, the second."""
     logs = sorted(experiment.glob("train_small_*.log"), key=lambda path: path.stat().st_mtime_ns)
     return {number: line for path in logs for number, line in losses_of(path.read_text()).items()}
 
@@ -180,7 +180,7 @@ def train_and_be_killed(state: str, *arguments: Any) -> None:
 def test_a_killed_process_is_restarted(
     experiment: Path, pairs: Path, tmp_path: Path, torchrun: LaunchConfig, undisturbed: Callable[[Path], Path]
 ) -> None:
-    """torchrun --max-restarts: from the last checkpoint, without --auto_resume, to the same bits."""
+    """torchrun --max-restarts: from the last checkpoint, without --auto_resume, bit-exact."""
     state, output = experiment / "training_states/3.state", tmp_path / "output"
     elastic_launch(torchrun, train_and_be_killed)(str(state), [*TRAIN, *HALF], str(tmp_path), str(output), {})
     assert "Resuming training from" in output.read_text()
@@ -209,7 +209,7 @@ def test_a_killed_host_is_brought_back(
 
 
 def test_one_host_continues_alone(hosts: tuple[Host, Host], experiment: Path, tmp_path: Path) -> None:
-    """Elastic, --nnodes=1:2: the group forms again with the host that is left."""
+    """Elastic, --nnodes=1:2: the group forms again with the remaining host."""
     logs = [tmp_path / "host1.log", tmp_path / "host2.log"]
     agent, _ = (host.torchrun("1:2", log) for host, log in zip(hosts, logs, strict=True))
     until(lambda: is_saved(experiment, 3))

@@ -1,4 +1,4 @@
-"""The tables after a test: of exactly the images that were tested."""
+"""The tables after a test contain exactly the tested images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def options(root: Path) -> dict[str, Any]:
 
 
 def make_set(root: Path, names: tuple[str, ...], tested: int) -> Any:
-    """A loader of the first ``tested`` images, whose results are saved."""
+    """A loader of the first ``tested`` images, with saved results."""
     for folder, side in (("gt", 32), ("lq", 8), ("visualization/set", 32)):
         (root / folder).mkdir(parents=True)
         for number, name in enumerate(names):

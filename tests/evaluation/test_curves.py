@@ -36,7 +36,7 @@ def test_every_value_of_every_logged_iteration_is_read(tmp_path: Path, caplog: p
 
 
 def write_log(path: Path, iterations: range, rate: float) -> None:
-    """A log as a run leaves it, with a validation after every second iteration."""
+    """A log of a run with a validation after every second iteration."""
     lines = []
     for iteration in iterations:
         head = f"INFO: [run..][epoch:  0, iter:{iteration:8,d}, lr:({rate:.3e},)] [eta: 0:00:01] "
@@ -53,7 +53,7 @@ def write_log(path: Path, iterations: range, rate: float) -> None:
 
 
 def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
-    """What the second log repeats counts as the second log has it."""
+    """For repeated iterations the second log counts."""
     write_log(tmp_path / "train_run_1.log", range(1, 6), 1e-4)
     write_log(tmp_path / "train_run_2.log", range(5, 9), 5e-5)
     os.utime(tmp_path / "train_run_1.log", (1, 1))

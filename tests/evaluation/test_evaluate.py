@@ -1,4 +1,4 @@
-"""Measuring folders of images, through the command line: what is in the files, what is marked, what is refused."""
+"""Measuring folders of images with the command line: files, marked values, refused input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's figures: what stands in them, and what is refused."""
+"""The paper's figures: their content, and refused input."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def test_both_networks_give_maps_of_the_same_depth_and_shape() -> None:
 
 
 def test_the_second_bottleneck_is_followed_by_the_third_of_the_stage() -> None:
-    """The third bottleneck on its output gives the stage that DPLoss takes."""
+    """The third bottleneck applied to its output gives the stage that DPLoss uses."""
     x = torch.rand(1, 3, 64, 64)
     stage = ResNetFeatures(["layer1"], "resnet50", "random")
-    parts = stage.unfolded[0]  # the figure shows the network as it is published, with its batch-norm
+    parts = stage.unfolded[0]  # the figure shows the published network, with its batch-norm
     second = resnet_features("random")(x)[RESNET_LAYER]
     assert torch.equal(parts["layer1"][:2](parts["stem"](stage.normalise(x))), second)
 
 
 @pytest.fixture
 def titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is written in figures that are saved."""
+    """The text in saved figures."""
     found: list[str] = []
     save = matplotlib.figure.Figure.savefig
 

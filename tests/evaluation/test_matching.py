@@ -1,4 +1,4 @@
-"""Which file is which image."""
+"""Matching files to images by name."""
 
 from __future__ import annotations
 

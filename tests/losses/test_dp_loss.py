@@ -1,4 +1,4 @@
-"""DPLoss against a second computation in float64 straight from the equations, and the promises of its docstring."""
+"""DPLoss compared with a float64 computation of the equations, and the guarantees of its docstring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unpacking what someone else packed."""
+"""Unpacking untrusted archives."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ Maker = Callable[[Path, Entries], Path]
 
 
 def only(tmp_path: Path, name: str) -> None:
-    """Nothing but the archive is left, inside the folder and beside it."""
+    """Only the archive is left, inside and next to the folder."""
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.fixture
 def inner(tmp_path: Path) -> Path:
-    """A folder deep enough that a path with ``..`` would still land in the test's own folder."""
+    """A folder so deep that a path with ``..`` stays inside the test's folder."""
     path = tmp_path / "deep" / "deeper"
     path.mkdir(parents=True)
     return path

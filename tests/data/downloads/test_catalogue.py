@@ -1,4 +1,4 @@
-"""The table of sources agrees with itself and with the published counts."""
+"""The table of sources is consistent and matches the published counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_every_source_is_complete() -> None:
         assert not source.target.is_absolute(), name
         if source.checksum:
             assert re.fullmatch(r"sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", source.checksum), name
-        # An address is pinned: by a checksum, or by the revision that is part of it.
+        # A URL is pinned by a checksum, or by the revision in it.
         assert source.checksum or re.search(r"/resolve/[0-9a-f]{40}/", source.url), name
 
 

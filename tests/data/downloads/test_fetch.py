@@ -1,4 +1,4 @@
-"""Downloading, against a server on the loopback interface that behaves as badly as real ones do."""
+"""Downloads from a local server that misbehaves like real ones."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SHA256 = "sha256:" + hashlib.sha256(BODY).hexdigest()
 
 @dataclass
 class Behaviour:
-    """What the server does; ``requests`` collects the Range header of each request."""
+    """Behaviour of the server; ``requests`` collects the Range header of each request."""
 
     body: bytes = BODY
     cut_after: int | None = None  # bytes of each response after which the connection is closed
     knows_ranges: bool = True
     sends_length: bool = True
     status: int | None = None  # answer every request with this
-    failures: int = 0  # answer so many requests with 503 first
+    failures: int = 0  # number of initial requests answered with 503
     requests: list[str | None] = field(default_factory=list)
 
 
@@ -83,7 +83,7 @@ def test_a_file_is_downloaded_and_verified(server: Server, tmp_path: Path) -> No
     assert path.read_bytes() == BODY
     assert [entry.name for entry in path.parent.iterdir()] == ["file.zip"]
     get(server, tmp_path / "new", size=len(BODY), checksum=SHA256)
-    assert server[1].requests == [None]  # the second call only looked at the file
+    assert server[1].requests == [None]  # the second call only verified the file
 
 
 def test_an_interrupted_download_is_resumed(server: Server, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_later_run_resumes_the_partial_file(server: Server, tmp_path: Path) ->
 
 def test_a_server_without_ranges_restarts_the_download(server: Server, tmp_path: Path) -> None:
     server[1].knows_ranges = False
-    (tmp_path / "file.zip.part").write_bytes(b"x" * 2_000_000)  # longer than the file, to show that nothing of it stays
+    (tmp_path / "file.zip.part").write_bytes(b"x" * 2_000_000)  # longer than the file, to show that it is discarded
     assert get(server, tmp_path).read_bytes() == BODY
 
 
@@ -147,7 +147,7 @@ def test_a_file_with_a_wrong_checksum_is_deleted(server: Server, tmp_path: Path)
 
 
 def test_an_existing_file_is_never_deleted(tmp_path: Path) -> None:
-    """It may be a download of somebody else's that is under way."""
+    """It may be another process's download in progress."""
     (tmp_path / "file.zip").write_bytes(BODY[:1000])
     for expected in ({"size": len(BODY)}, {"checksum": SHA256}):
         with pytest.raises(UserError, match="file.zip is .*, expected .*: wait if it is still being downloaded"):
@@ -171,7 +171,7 @@ def test_a_missing_file_is_reported_with_the_server_s_answer(server: Server, tmp
     server[1].status = 404
     with pytest.raises(UserError, match=r"http://127.*file\.zip answered 404 Not Found"):
         get(server, tmp_path)
-    assert len(server[1].requests) == 1  # asking again would not help
+    assert len(server[1].requests) == 1  # a retry would not help
 
 
 def test_an_unreachable_server(tmp_path: Path) -> None:

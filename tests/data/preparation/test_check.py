@@ -1,4 +1,4 @@
-"""Every fault that is put into a data set is named; a whole one has none, in every form."""
+"""Every fault of a data set is reported, and an intact one has none, in every format."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def good(image_folder: ImageFolder, tmp_path: Path) -> Path:
 
 
 def check(root: Path, gt_size: int | None = 32, suffix: str = "", **changes: Any) -> list[tuple[str, str, str]]:
-    """Kind, name and text of the problems, sorted."""
+    """Return kind, name and text of the problems, sorted."""
     what = PairedSet(root / f"GT{suffix}", root / f"LQ{suffix}", 4, gt_size, **changes)
     return sorted((problem.kind, Path(problem.place).name, problem.text) for problem in check_set(what, 1).problems)
 
@@ -50,7 +50,7 @@ def test_an_intact_set_has_no_problems_in_any_format(good: Path) -> None:
 
 def test_every_fault_in_folders_is_named(good: Path) -> None:
     gt, lq = good / "GT", good / "LQ"
-    (gt / "i0.png").write_bytes((gt / "i0.png").read_bytes()[:200])  # cut off
+    (gt / "i0.png").write_bytes((gt / "i0.png").read_bytes()[:200])  # truncated
     cv2.imwrite(str(lq / "i1.png"), np.zeros((10, 12, 3), np.uint16))  # 16 bits
     cv2.imwrite(str(gt / "i2.png"), smooth_noise(40, 44, 9))  # not four times its LQ
     cv2.imwrite(str(gt / "i3.png"), smooth_noise(28, 48, 8))  # too small for the crop
@@ -160,7 +160,7 @@ def test_the_command_s_exit_code_and_table(good: Path, capsys: pytest.CaptureFix
 
 
 def test_a_meta_info_file_is_read_as_training_reads_it(good: Path) -> None:
-    """With subfolders, whose name the LQ does not carry; two GT of one name would share an LQ."""
+    """With subfolders, which are dropped from the LQ's name; two GT of the same name would share an LQ."""
     for folder in ("a", "b"):
         (good / "GT" / folder).mkdir()
         shutil.copy(good / "GT/i0.png", good / "GT" / folder)

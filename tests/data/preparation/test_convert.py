@@ -1,4 +1,4 @@
-"""Packing folders into LMDBs and making the LR of test sets."""
+"""Packing folders into LMDBs, and creating the LR images of test sets."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_create_lmdb_refuses_dotted_names_and_bad_images(image_folder: Any) -> N
 
 
 def test_create_lmdb_converts_both_ways(image_folder: Any) -> None:
-    """From PNG files to PNG records to raw ones and back: the same pixels, and the first LMDB to the byte."""
+    """From PNG files to PNG records to raw records and back: the same pixels, and the first LMDB byte for byte."""
     folder = image_folder("images", b=(20, 30), a=(10, 12))
     cv2.imwrite(str(folder / "gray.png"), np.zeros((5, 6), np.uint8))
     png, raw, back = (folder.parent / name for name in ("png.lmdb", "raw.lmdb", "back.lmdb"))

@@ -1,4 +1,4 @@
-"""The sliding window, on sizes worked out by hand, and what one image is cut into."""
+"""The sliding window, for sizes computed by hand, and the sub-images of one image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = Window(48, 24)
         (1356, Window(), [0, 240, 480, 720, 876]),
         (1440, Window(), [0, 240, 480, 720, 960]),  # 960 + 480 ends exactly at the border
         (1441, Window(), [0, 240, 480, 720, 960, 961]),
-        (1441, Window(thresh=1), [0, 240, 480, 720, 960]),  # a rest of no more than the threshold is left over
+        (1441, Window(thresh=1), [0, 240, 480, 720, 960]),  # a remainder up to the threshold is dropped
         (1442, Window(thresh=1), [0, 240, 480, 720, 960, 962]),
         (480, Window(), [0]),
         (481, Window(), [0, 1]),
@@ -81,7 +81,7 @@ def test_tiles_are_the_image_row_by_row_and_lr_is_each_tile_downsampled(tmp_path
 def test_a_given_lr_image_is_cut_at_the_same_place(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     cv2.imwrite(str(tmp_path / "hr.png"), rng.integers(0, 256, (72, 100, 3), dtype=np.uint8))
-    lr = rng.integers(0, 256, (18, 25, 3), dtype=np.uint8)  # nothing to do with the HR image, so that it shows
+    lr = rng.integers(0, 256, (18, 25, 3), dtype=np.uint8)  # unrelated to the HR image
     cv2.imwrite(str(tmp_path / "lr.png"), lr)
     cut = cut_image(ImageTask(tmp_path / "hr.png", SMALL, (4,), {4: tmp_path / "lr.png"}))
     assert isinstance(cut, CutImage)

@@ -1,4 +1,4 @@
-"""LMDBs and folders that are whole or not there, and the rules for their keys."""
+"""Atomic LMDBs and folders, and the rules for their keys."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_lmdb_holds_the_records_and_basicsrs_meta_info(tmp_path: Path) -> None:
 
 
 def test_the_map_grows_automatically(tmp_path: Path) -> None:
-    """Also by more than one doubling for a single call, and without losing what was written before."""
+    """Also by more than one doubling in a single call, and without losing earlier records."""
     writer = LmdbWriter(tmp_path / "a.lmdb", map_size=1 << 16)
     writer.write([record("first", 20_000)])
     writer.write([record(f"k{index}", 100_000) for index in range(20)])
@@ -133,7 +133,7 @@ def test_a_parent_that_is_a_file_is_a_readable_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 300 kB: to a writer the same as a full disk."""
+    """Limit files to 300 kB, which looks like a full disk to a writer."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
     yield
