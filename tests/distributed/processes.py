@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import runpy
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch.distributed.run
 
@@ -105,3 +107,41 @@ def processes_in(folder: Path) -> Iterator[Processes]:
             for process in made.all:
                 process.kill()
                 process.join()
+
+
+class Program:
+    """``subprocess.Popen`` of a Python program, forked; its stdout and stderr are one."""
+
+    def __init__(self, command: Sequence[str], cwd: Path, **streams: Any) -> None:
+        self.output = Path(getattr(streams["stdout"], "name", cwd / "output"))
+        self.process = CONTEXT.Process(target=run_program, args=(command[1:], str(cwd), str(self.output), {}))
+        self.process.start()
+        self.pid, self.kill = self.process.pid, self.process.kill
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float) -> int | None:
+        self.process.join(timeout)
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        assert self.pid
+        os.kill(self.pid, number)
+
+    def communicate(self) -> tuple[None, str]:
+        self.process.join()
+        return None, self.output.read_text()
+
+
+class ForkedSubprocess:
+    """The module ``subprocess`` whose ``Popen`` forks."""
+
+    Popen = Program
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(subprocess, name)

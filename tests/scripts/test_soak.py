@@ -10,6 +10,7 @@ import pytest
 
 from scripts.bench import soak
 from scripts.bench.soak import Sample, descendants, prepare, slopes, watch
+from tests.distributed.processes import ForkedSubprocess
 
 
 def test_slopes_are_per_1000_iterations() -> None:
@@ -36,6 +37,7 @@ def test_processes_below_a_process_are_found() -> None:
 def test_a_run_is_watched_and_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "EVERY", 10)
     monkeypatch.setattr(soak, "LINE", 5)
+    monkeypatch.setattr(soak, "subprocess", ForkedSubprocess())
     samples = watch(tmp_path, "raw", prepare(tmp_path, "raw"), 0.06)
     assert samples[-1].iteration > samples[0].iteration >= 10
     assert all(sample.threads >= 3 and sample.descriptors > 10 and sample.memory > 100 for sample in samples)
