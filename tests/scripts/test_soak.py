@@ -46,5 +46,5 @@ def test_a_run_is_watched_and_stopped(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_output_of_a_failed_run_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = [sys.executable, "-c", "print('no such folder'); raise SystemExit(2)"]
     monkeypatch.setattr(soak, "train_command", lambda *overrides: failing)
-    with pytest.raises(RuntimeError, match="ended with 2 after 0 looks:\nno such folder"):
+    with pytest.raises(RuntimeError, match="ended with 2 after 0 samples:\nno such folder"):
         watch(tmp_path, "raw", [], 0.01)
