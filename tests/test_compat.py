@@ -1,4 +1,4 @@
-"""The bridges. That importing the plugin is enough, and does nothing else, is in test_package.py."""
+"""The compatibility bridges; test_package.py checks that importing the plugin is enough and does nothing else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_removed_module_is_torchvision_s_own_under_its_old_name() -> None:
 
 
 def test_basicsr_may_be_imported_first() -> None:
-    """It fails without the plugin (the day it does not, the bridge can go), which makes the next import work."""
+    """Importing fails without the plugin (when it does not, the bridge can go) and works with it."""
     code = """
 try:
     import basicsr
@@ -45,7 +45,7 @@ def test_hat_finds_rgb2ycbcr_where_it_looks_for_it() -> None:
 
 
 def test_an_already_imported_basicsr_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a patch of its own for torchvision, a program may import BasicSR first."""
+    """A program with its own patch for torchvision may import BasicSR first."""
     from basicsr.utils import DiffJPEG, matlab_functions
 
     monkeypatch.setattr(sys, "meta_path", [])

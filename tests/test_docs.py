@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, and the files, options and code they show exist."""
+"""The documentation: links are valid, and the files, options and code it shows exist."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The first losses of a tiny run, compared with those of the file beside: whoever moves them does it knowingly.
+"""The first losses of a tiny run, compared with a committed file, so that changes are deliberate.
 
-Written anew by ``python -m tests.test_golden``, which belongs into the CHANGELOG under *Numerics*.
+Updated by ``python -m tests.test_golden``; list such a change in the CHANGELOG under *Numerics*.
 """
 
 from __future__ import annotations

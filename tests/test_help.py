@@ -1,4 +1,4 @@
-"""Help and refused command lines: they do not wait for torch and BasicSR, which take seconds to import."""
+"""Help and refused command lines do not import torch and BasicSR, which take seconds."""
 
 from __future__ import annotations
 

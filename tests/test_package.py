@@ -1,4 +1,4 @@
-"""What an installed package promises: it is whole, its commands start, and importing it does nothing else."""
+"""The installed package: it is complete, its commands start, and importing it has no side effects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = sorted(module.name for module in pkgutil.iter_modules(dp_basicsr.__path_
 # Imports a module in a Python where a device, the network, a download or the command line raise.
 GUARDED_IMPORT = """
 import argparse, importlib, sys
-import torch  # its own start-up is not what is judged
+import torch  # its own start-up is not tested
 
 def refuse(*args, **kwargs):
     raise AssertionError("refused while importing " + sys.argv[1])
@@ -42,7 +42,7 @@ assert torch.get_default_dtype() == torch.float32
 
 
 def run_python(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a Python of its own, with the tree under test first on its path."""
+    """Run ``code`` in a new Python with the tree under test first on its path."""
     prefix = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
     command = [sys.executable, "-c", prefix + code, *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
@@ -50,7 +50,7 @@ def run_python(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.Compl
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel that ``pip install .`` makes, built from a copy, so that nothing is written into the tree."""
+    """The wheel of ``pip install .``, built from a copy, so that nothing is written into the tree."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     shutil.copytree(ROOT / "dp_basicsr", source / "dp_basicsr", ignore=shutil.ignore_patterns("__pycache__"))

@@ -13,7 +13,7 @@ from tests.deploy.conftest import make_network
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# In Chinese where text may stand: comments, lists, and values that are only shown.
+# Chinese text in comments, lists, and values that are only displayed.
 OPTIONS = """# 训练
 name: small
 model_type: PSNRModel

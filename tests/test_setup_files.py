@@ -94,7 +94,7 @@ def test_an_old_python_is_refused_and_setup_is_not_marked_done(tmp_path: Path) -
 
 @needs_make
 def test_an_interrupted_setup_is_not_marked_done(tmp_path: Path) -> None:
-    """A stale environment whose pip fails half-way: the mark of the earlier set-up is gone."""
+    """A stale environment whose pip fails half-way: the marker of the earlier set-up is removed."""
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     python = venv / "bin" / "python"

@@ -1,4 +1,4 @@
-"""The layout of the package: which rooms there are, and which way imports point."""
+"""The layout of the package: its folders, and the direction of imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import dp_basicsr
 
 PACKAGE = Path(dp_basicsr.__file__).parent
 
-# From the ground up. A room imports from lower levels, and within its level in one direction only.
+# From the ground up. A folder imports from lower levels, and within its level in one direction only.
 LEVELS = (
     {"__init__", "compat", "errors"},
     {"utils"},
@@ -49,7 +49,7 @@ def room_of(path: Path) -> str:
 
 
 def folder_of(path: Path) -> str:
-    """The folder of a file; each module at the root counts as one."""
+    """The folder of a file; each module at the root counts as a folder."""
     return path.stem if path.parent == PACKAGE else path.parent.relative_to(PACKAGE).as_posix()
 
 

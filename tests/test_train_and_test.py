@@ -1,4 +1,4 @@
-"""The real command lines on a small run: train, stop, resume, test; two processes; what the user sees of mistakes."""
+"""The real command lines on a small run: train, stop, resume, test; two processes; error messages."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ val: {val_freq: 7, save_img: true, suffix: small, metrics: {psnr_rgb: {type: cal
 logger: {print_freq: 1, save_checkpoint_freq: 3, use_tb_logger: true}
 """
 
-# The paper's discriminator, whose batch-norm has a state of its own.
+# The paper's discriminator, whose batch-norm has its own state.
 BATCH_NORM = ("network_d={type: VGGStyleDiscriminator, num_in_ch: 3, num_feat: 4}", "datasets:train:gt_size=128")
 
 
@@ -110,7 +110,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def test_train_stop_resume_test(folder: Path, device: torch.device) -> None:
-    """A run that stops at 4 (saved at 3) and resumes ends with the same bits as one that never stopped."""
+    """A run that stops at 4 (saved at 3) and resumes is bit-identical to an uninterrupted one."""
     gpus = f"num_gpu={int(device.type == 'cuda')}"
     options = ("-opt", "small.yml", "--force_yml", gpus, "deterministic=true", *BATCH_NORM)
     whole = run_well("train.py", *options, "name=whole")
@@ -145,7 +145,7 @@ def test_train_stop_resume_test(folder: Path, device: torch.device) -> None:
 
 
 def test_two_processes(folder: Path) -> None:
-    """With torchrun's variables: the group is found; rank 0 alone writes; a resumed run has the same losses."""
+    """With torchrun's variables: the group is found; only rank 0 writes; a resumed run has the same losses."""
     log = run_well("train.py", "-opt", "small.yml", "--force_yml", "datasets:train:batch_size_per_gpu=1", processes=2)
     assert losses_of(log).keys() == set(range(1, 8))
     assert len(list((folder / "experiments").iterdir())) == 1
@@ -278,7 +278,7 @@ def test_a_stopped_run_reports_its_checkpoints_correctly(
 
 
 def test_our_model_resumes_a_run_of_basicsr_s(folder: Path) -> None:
-    """Its states have an Adam that is not fused, its checkpoints no manifest."""
+    """Its states have an unfused Adam, and its checkpoints no manifest."""
     plain = ["-opt", "small.yml", "--force_yml", "datasets:train:num_worker_per_gpu=0", "network_d=null",
              "train:perceptual_opt=null", "train:channels_last=false"]  # fmt: skip
     train.main([*plain, "model_type=SRModel", "train:total_iter=3"])

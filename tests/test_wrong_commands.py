@@ -1,4 +1,4 @@
-"""Every program with wrong files in every place: exit code not 0, one readable message, nothing written elsewhere."""
+"""Every program with wrong files in every argument: exit code not 0, one readable message, no other files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ Program = Callable[[list[str]], int | None]
 
 @pytest.fixture
 def place(pairs: Path) -> None:
-    """Right input, and what is named in WRONG."""
+    """Valid input, and the wrong files in WRONG."""
     wrong = Path("wrong")
     (wrong / "folder.png").mkdir(parents=True)
     (wrong / "loop").symlink_to("loop")
@@ -96,7 +96,7 @@ def everything() -> set[bytes]:
 
 
 def message_of(error: str) -> str:
-    """What follows the log: ``error:`` or, of one image of several, ``failed:``."""
+    """The message after the log: ``error:``, or ``failed:`` for one image of several."""
     lines = error.splitlines()
     first = next((place for place, line in enumerate(lines) if line.startswith(("error: ", "failed: "))), len(lines))
     return "\n".join(lines[first:])
@@ -158,7 +158,7 @@ def shell(*command: str) -> list[str]:
     ("make_lr.py", "--input", "wrong", "--output", "o"),
 ])  # fmt: skip
 def test_commands_as_a_user_types_them(command: tuple[str, ...], place: None) -> None:
-    """In a process of their own, with a locale of its own: no traceback, and no other file."""
+    """In new processes with their own locale: no traceback, and no other files."""
     before = everything()
     done = subprocess.run(shell(*command), capture_output=True, timeout=60, check=False)
     assert done.returncode in (1, 2)
@@ -173,7 +173,7 @@ def test_commands_as_a_user_types_them(command: tuple[str, ...], place: None) ->
     ("make_lr.py", "--input", "pairs/GT", "--output", "o"),
 ])  # fmt: skip
 def test_an_early_ctrl_c(command: tuple[str, ...], place: None) -> None:
-    """Once it has begun to read its options (before, Python itself says KeyboardInterrupt)."""
+    """After it starts reading its options (before, Python itself prints KeyboardInterrupt)."""
     begun = "import sys, runpy, threading, os, signal, time; sys.argv = sys.argv[1:]\n" \
         "import argparse; parse = argparse.ArgumentParser.parse_args\n" \
         "def late(*a): threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT)).start(); return parse(*a)\n" \

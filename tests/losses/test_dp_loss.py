@@ -264,7 +264,7 @@ def test_wrong_options_name_what_is_expected(options: dict[str, Any], message: s
 
 
 def test_the_interface_and_its_defaults() -> None:
-    """Others call these names: the paper's reading is the default."""
+    """Other code uses these names, and the paper's reading is the default."""
     defaults = {name: p.default for name, p in inspect.signature(DPLoss).parameters.items()}
     assert defaults.pop("extra_networks") == defaults.pop("extra_terms") == ()
     assert defaults == {
@@ -306,7 +306,7 @@ def test_basicsr_builds_it() -> None:
      {"extra_networks": [{"network": "vgg11", "name": "b", "layer_weights": {"relu2_1": 1}, "weights": "random"}]}],
 )  # fmt: skip
 def test_backward_adds_the_gradient_of_forward(options: dict[str, Any]) -> None:
-    """Network by network, w on the finished gradient: the same to rounding, added to what is on the image."""
+    """One network at a time, with w applied to the gradient: equal up to rounding, added to the image's gradient."""
     loss = small_loss(**options)
     x, gt = images()
     expected, _ = loss(x, gt)

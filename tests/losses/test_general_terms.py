@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
 
 
 class Registered:
-    """Losses that a test registers, and takes away again."""
+    """Registers losses for a test and removes them afterwards."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -155,7 +155,7 @@ def test_wrong_entries_name_what_is_expected(entry: dict[str, Any], message: str
 
 
 def test_a_term_that_turns_negative_makes_the_step_not_finite(register: Registered) -> None:
-    """Its own value is NaN, by which the step guard names it."""
+    """Its value becomes NaN, so that the step guard names it."""
     sign = [1.0]
     loss = small_loss(extra_terms=[{"type": register("Turns", lambda x, gt, factor: sign[0] * F.l1_loss(x, gt))}])
     loss(*images())
@@ -260,7 +260,7 @@ def test_no_images_and_integers_are_refused_by_name(make: Any, message: str) -> 
 
 
 class TestModule:
-    """What a PyTorch program does with a module that it is given."""
+    """Common operations of PyTorch programs on a module."""
 
     @pytest.fixture
     def loss(self) -> DualPerceptualLoss:
@@ -340,7 +340,7 @@ class TestModule:
     def test_without_gradients_nothing_is_synchronised(
         self, loss: DualPerceptualLoss, pair: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A validation on one rank alone would wait for the others for ever."""
+        """A validation on one rank only would wait for the others forever."""
         asked = []
         monkeypatch.setattr(
             "dp_basicsr.losses.dual_perceptual_loss.start_mean", lambda values: asked.append(values) or (lambda: values)

@@ -1,4 +1,4 @@
-"""LPIPS: the same number as the lpips package, found backbones, and no number where there is none."""
+"""LPIPS: the same value as the lpips package, local backbones, and no value without a backbone."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ IMAGE, OTHER = (RNG.integers(0, 256, (48, 56, 3), dtype=np.uint8) for _ in range
 
 @pytest.fixture(autouse=True)
 def no_memory() -> None:
-    """Other tests' networks and refusals are forgotten."""
+    """Clear the caches of networks and errors."""
     lpips_metric.why_not.cache_clear()
     lpips_metric.lpips_network.cache_clear()
 
 
 @pytest.fixture
 def alexnet(tmp_path: Path) -> Path:
-    """AlexNet's convolutions with random weights, as torchvision would save them, where the program looks first."""
+    """AlexNet's convolutions with random weights, as torchvision would save them, in the first folder searched."""
     torch.manual_seed(0)
     features = models.alexnet(weights=None).features
     state = {f"features.{name}": value for name, value in features.state_dict().items()}
@@ -41,7 +41,7 @@ def alexnet(tmp_path: Path) -> Path:
 
 
 def test_it_is_the_package_s_lpips(alexnet: Path) -> None:
-    """BGR to RGB, the range, the border and the linear weights: all as the lpips package has them."""
+    """BGR to RGB, the range, the border and the linear weights: all as in the lpips package."""
     reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     backbone = torch.load(alexnet, weights_only=True)
     names = {name: f"features.{name.split('.', 2)[2]}" for name in reference.state_dict() if name.startswith("net.")}
@@ -69,7 +69,7 @@ def test_loading_does_not_change_the_random_state(alexnet: Path) -> None:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """No backbone on the machine and no network; notes what was asked for."""
+    """No backbone and no network connection; records the requested URLs."""
     asked: list[str] = []
 
     def refuse(url: str, *args: object, **kwargs: object) -> None:
@@ -81,7 +81,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_without_a_backbone_the_metric_is_not_available(offline: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN for BasicSR, None for our tables; said and asked for once, not with every image."""
+    """NaN for BasicSR, None for our tables; logged and requested once, not for every image."""
     said: list[str] = []
     monkeypatch.setattr(lpips_metric, "get_root_logger", lambda: SimpleNamespace(warning=said.append))
     assert math.isnan(calculate_lpips(IMAGE, OTHER, 4))

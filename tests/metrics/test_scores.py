@@ -1,4 +1,4 @@
-"""PSNR and SSIM against scikit-image's and the published bicubic row, gray images, and what is refused."""
+"""PSNR and SSIM compared with scikit-image and the published bicubic row, gray images, and errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_mistakes_are_named(result: np.ndarray, border: int, message: str) -> No
 
 
 def test_bicubic_set5_gives_the_published_figures(set5: Path) -> None:
-    """Bicubic x4, as every paper prints it: 28.42 to 28.43 dB and 0.810 to 0.811 on Y; 26.69 to 26.70 on RGB."""
+    """Bicubic x4 as published in many papers: 28.42 to 28.43 dB and 0.810 to 0.811 on Y; 26.69 to 26.70 on RGB."""
     total: dict[str, float] = dict.fromkeys(PIXELS, 0.0)
     for path in sorted((set5 / "GT").iterdir()):
         gt, lr = mod_crop(read_image(path), 4), read_image(set5 / "LRbicx4" / path.name)

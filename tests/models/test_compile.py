@@ -22,7 +22,7 @@ from tests.models.test_validation import METRICS, SIZES, make_loader, make_model
 
 pytestmark = pytest.mark.usefixtures("device")
 
-# D sees an original, which needs no gradient, and a result, which does: a graph for each. So do VGG and ResNet.
+# D, VGG and ResNet get an original, without a gradient, and a result, with one: one graph each.
 GRAPHS = {"RRDBNetDP": 1, "SmallDiscriminator": 2, "VGGFeatures": 2, "ResNetFeatures": 2}
 
 
@@ -60,7 +60,7 @@ def train_steps(model: Any, count: int) -> None:
 def test_every_network_of_a_step_is_compiled_once(
     train: dict[str, Any], graphs: dict[str, int], tmp_path: Path
 ) -> None:
-    """And computes what it computes without; checkpoints keep their names."""
+    """With the same results as without; checkpoints keep their names."""
     model, plain = build(tmp_path, compile=True, **train), build(tmp_path, **train)
     train_steps(plain, 1)
     assert graphs == {}

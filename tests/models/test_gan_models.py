@@ -112,7 +112,7 @@ class PlainStep:
 
 @pytest.mark.parametrize("ours", STOCK)
 def test_ldl_equals_basicsr_s_realesrgan_model(ours: str, tmp_path: Path) -> None:
-    """Value and gradient of the artifact map's loss beside the others, as the lines of RealESRGANModel compute them."""
+    """Value and gradient of the artifact map's loss together with the others, as in RealESRGANModel."""
     model = build(ours, tmp_path, ldl_opt={"type": "LDLLoss", "loss_weight": 2.0}, ema_decay=0.5)
     plain = build(ours, tmp_path, ema_decay=0.5)
     run(model, 1), run(plain, 1)  # the first step leaves an EMA that differs from G
@@ -152,7 +152,7 @@ def test_parts_are_even_and_weighted_by_size(pairs: int, parts: int, sizes: list
 
 
 class Drawn(nn.Module):
-    """A loss that weighs the pixels anew at each call."""
+    """A loss that draws new pixel weights at each call."""
 
     def forward(self, x: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
         return ((x - gt) * torch.rand_like(x)).abs().mean()
@@ -223,7 +223,7 @@ def test_the_log_has_every_term(ours: str, tmp_path: Path) -> None:
 
 
 def test_each_network_sees_each_image_once(tmp_path: Path) -> None:
-    """One pass of D for the original and one for the result, where BasicSR's RaGAN step takes five."""
+    """One pass of D for the original and one for the result; BasicSR's RaGAN step needs five."""
     model = build("ESRGANDPModel", tmp_path)
     calls = {"g": 0, "d": 0}
     for name, net in (("g", model.net_g), ("d", model.net_d)):
@@ -302,7 +302,7 @@ def test_checkpointing_is_the_same_mathematics(train: dict[str, Any], tmp_path: 
 
 
 def test_checkpointing_keeps_less_for_the_backward_pass(tmp_path: Path) -> None:
-    """Numbers that autograd saves in the forward pass of G's RRDBs, weights not counted: their inputs alone."""
+    """Autograd saves only the inputs of G's RRDBs in the forward pass, apart from weights."""
     saved = {}
     for checkpointing in (False, True):
         model = build("ESRGANDPModel", tmp_path, checkpointing=checkpointing)

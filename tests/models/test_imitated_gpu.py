@@ -54,7 +54,7 @@ def test_the_loss(released: bool) -> None:
 
 
 def test_helpers_follow_the_device_of_the_test(device: torch.device) -> None:
-    """Else whole files would be tested on the CPU twice: pytest must not import conftest.py under a second name."""
+    """Otherwise files would be tested twice on the CPU: pytest must not import conftest.py under a second name."""
     copies = [name for name, module in sys.modules.items() if str(getattr(module, "__file__", "")) == conftest.__file__]
     assert copies == ["tests.conftest"]
     assert on_device(torch.ones(1)).device.type == device.type

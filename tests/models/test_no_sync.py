@@ -1,4 +1,4 @@
-"""A training step never waits for the GPU: what it computes is read when it is logged, and two steps later."""
+"""A training step never waits for the GPU: its results are read for logging, or two steps later."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def step(model: Any, iteration: int, batch: dict[str, Tensor]) -> None:
 def test_a_step_does_not_wait(
     model_type: str, train: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On an imitated GPU, until the first flag is old enough to be looked at; a step that is logged waits."""
+    """On an imitated GPU, until the first flag is old enough to be read; logging waits."""
     monkeypatch.setattr(torch.cuda, "Event", Mock)
     with imitated_gpu() as waits:
         model = build(model_type, tmp_path, **train)
@@ -58,7 +58,7 @@ def test_a_step_does_not_wait(
 
 
 def test_an_optimizer_that_cannot_skip_on_the_device_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one exception: Adam that is not fused, SGD and so on look at the flag."""
+    """The exception: unfused Adam, SGD and so on read the flag."""
     monkeypatch.setattr(torch.cuda, "Event", Mock)
     adam = {"type": "Adam", "lr": 1e-3, "fused": False}
     with imitated_gpu() as waits:

@@ -1,4 +1,4 @@
-"""Models that are not ours, in our loop: they train on a CPU, and their log has the terms of a DPLoss."""
+"""Models of other packages in our loop: they train on a CPU, and their log has the terms of a DPLoss."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def twice(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def on_the_fly(model_type: str, **top: Any) -> Path:
-    """An option file of the shape that Real-ESRGAN publishes, small, with DPLoss as its perceptual loss."""
+    """A small option file like those of Real-ESRGAN, with DPLoss as its perceptual loss."""
     opt: dict[str, Any] = model_options(model_type, Path("unused"), ema_decay=0.9, total_iter=2)
     for key in ("dist", "rank", "world_size", "is_train", "path"):
         del opt[key]
@@ -66,7 +66,7 @@ GAN = {"l1_gt_usm": True, "percep_gt_usm": True, "gan_gt_usm": False}
 
 @pytest.mark.parametrize(("model_type", "top"), [("RealESRGANModel", GAN), ("RealESRNetModel", {"gt_usm": True})])
 def test_real_esrgan_trains_on_a_cpu_with_dp_loss(model_type: str, top: dict[str, Any], pairs: Path) -> None:
-    """Two steps, of which the second takes its pairs from the model's queue; degraded on the fly."""
+    """Two steps with degradation on the fly; the second uses pairs from the model's queue."""
     train.main(["-opt", str(on_the_fly(model_type, **top))])
     (log,) = Path("experiments/small").glob("train_small_*.log")
     steps = [line for line in log.read_text().splitlines() if "iter:" in line and "lr:(" in line]
@@ -79,7 +79,7 @@ def test_real_esrgan_trains_on_a_cpu_with_dp_loss(model_type: str, top: dict[str
 def test_check_takes_a_batch_without_lq(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for handler in logging.getLogger("basicsr").handlers:
         if type(handler) is logging.StreamHandler:
-            handler.stream = sys.stderr  # an earlier test's, which is closed
+            handler.stream = sys.stderr  # the stream of an earlier test is closed
     train.main(["-opt", str(on_the_fly("RealESRGANModel", **GAN)), "--check"])
     said = capsys.readouterr().out
     assert "one step of RealESRGANModel on 2 pairs of the data (gt 2 x 3 x 400 x 400)" in said
@@ -97,7 +97,7 @@ def test_check_takes_a_batch_without_lq(pairs: Path, capsys: pytest.CaptureFixtu
 def test_check_without_the_data_of_a_foreign_dataset_tries_no_step(
     entry: str, message: str, pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its batches cannot be made up: they hold kernels and more."""
+    """Random batches cannot be made, because they contain kernels and more."""
     with pytest.raises(SystemExit) as stopped:
         train.main(["-opt", str(on_the_fly("RealESRGANModel", **GAN)), "--check", "--force_yml", entry])
     assert stopped.value.code == 2

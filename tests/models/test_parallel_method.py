@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.conftest import SMALL_DP_LOSS, model_options, needs_gpus
 
 BATCH = 8
-# Without batch-norm: each process has its own there, unless `sync_batch_norm` (GPUs alone) makes it one.
+# Without batch-norm, which each process has of its own unless `sync_batch_norm` (GPUs only) is set.
 NET_D = {"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 4}
 TERMS: dict[str, Any] = {
     **SMALL_DP_LOSS,
@@ -51,7 +51,7 @@ SYNCHRONISED = [name for name in CASES | ON_GPUS if "its own" not in name]
 
 
 def batch() -> dict[str, Tensor]:
-    """Pairs that differ from each other, so that a part's ratio of the terms is not the whole's."""
+    """Pairs that differ, so that the ratio of the terms in a part is not that of the mini-batch."""
     generator = torch.Generator().manual_seed(0)
     gt = torch.rand(BATCH, 3, 32, 32, generator=generator, dtype=torch.float64)
     gt *= torch.linspace(0.1, 1, BATCH, dtype=torch.float64).view(-1, 1, 1, 1)

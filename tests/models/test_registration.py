@@ -1,4 +1,4 @@
-"""What the plugin adds to BasicSR's registries."""
+"""The plugin's classes in BasicSR's registries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that are not finite: not applied, named, and counted."""
+"""Non-finite steps are skipped, reported and counted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 MODELS = ("ESRGANDPModel", "SRGANDPModel", "PSNRModel")
 ADAM = {"type": "Adam", "lr": 1e-3, "betas": [0.9, 0.99]}
-PLAIN = {**ADAM, "fused": False}  # has no step that the device can leave out
+PLAIN = {**ADAM, "fused": False}  # cannot skip a step on the device
 
 
 def build(model_type: str, folder: Path, **train: Any) -> Any:
@@ -60,7 +60,7 @@ def state(model: Any) -> list[Tensor]:
 @pytest.mark.parametrize("model_type", MODELS)
 @pytest.mark.parametrize("optim", [ADAM, PLAIN])
 def test_a_non_finite_step_changes_nothing(model_type: str, optim: dict[str, Any], tmp_path: Path) -> None:
-    """With a bad step in between, the same bits as without."""
+    """A run with a bad step is bit-identical to one without it."""
     model, untouched = (build(model_type, tmp_path, optim_g=dict(optim), optim_d=dict(optim)) for _ in range(2))
     step(model, random_batch(1))
     step(model, bad_batch())

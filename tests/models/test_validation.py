@@ -40,7 +40,7 @@ SIZES = [(36, 40), (20, 52), (64, 24), (30, 30), (41, 27)]  # LR, of every shape
 
 @pytest.fixture
 def loader(tmp_path: Path) -> DataLoader:
-    """Five pairs of different sizes, as train.py's evaluation_loaders gives them."""
+    """Five pairs of different sizes, as from train.py's evaluation_loaders."""
     return make_loader(tmp_path)
 
 
@@ -83,7 +83,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_values_and_files_equal_basicsr_s(
     ema: float, is_train: bool, suffix: str | None, loader: DataLoader, tmp_path: Path
 ) -> None:
-    """The same bits and bytes as BasicSR's loop, on sizes that differ; the network trains on afterwards."""
+    """The same values and files as BasicSR's loop, for different sizes; the network can train afterwards."""
     val = {"suffix": suffix, "threads": 3}
     theirs, ours = (make_model(tmp_path / name, val, train={"ema_decay": ema}) for name in ("theirs", "ours"))
     for model in (theirs, ours):
@@ -122,7 +122,7 @@ def test_the_best_value_is_remembered_and_logged(loader: DataLoader, tmp_path: P
     assert call("metrics/five/psnr", best, 1) in board.add_scalar.mock_calls
 
 
-@pytest.mark.parametrize(("arch", "scale"), [("RRDBNetDP", 4), ("RRDBNet", 2)])  # the second takes even sizes alone
+@pytest.mark.parametrize(("arch", "scale"), [("RRDBNetDP", 4), ("RRDBNet", 2)])  # the second supports only even sizes
 def test_tiles_bound_the_input_and_leave_no_seam(arch: str, scale: int, tmp_path: Path) -> None:
     network: dict[str, Any] = {"arch": arch, "scale": scale}
     whole = make_model(tmp_path / "whole", **network)
@@ -188,7 +188,7 @@ def test_a_set_without_originals_is_upscaled_and_not_measured(
 
 
 def test_the_network_continues_while_a_metric_is_computed(loader: DataLoader, tmp_path: Path) -> None:
-    """The first image's metric waits until the network has had the second: else it would wait in vain."""
+    """The first image's metric waits until the network has processed the second; otherwise it would time out."""
     second_image, seen = threading.Event(), []
 
     def slow_metric(img: np.ndarray, img2: np.ndarray, **_: Any) -> float:
@@ -205,7 +205,7 @@ def test_the_network_continues_while_a_metric_is_computed(loader: DataLoader, tm
 
 
 def test_the_number_of_waiting_images_is_bounded(loader: DataLoader, tmp_path: Path) -> None:
-    """At most `threads` and one are waiting to be measured, however slow that is."""
+    """At most `threads` plus one images wait to be measured, however slow that is."""
     waiting, most = [], []
     model = make_model(tmp_path, {"threads": 1})
     measure, upscale = model._measure, model._upscale
@@ -276,7 +276,7 @@ def test_validation_does_not_change_the_random_state(loader: DataLoader, tmp_pat
 
 
 def test_several_processes_give_the_values_of_one(tmp_path: Path) -> None:
-    """Five images on two processes, bit for bit; then an error and an interruption on one of them, which both see."""
+    """Five images on two processes, bit for bit; then an error and an interruption on one, which both report."""
     with processes_in(tmp_path) as processes:
         processes.start(*[[str(ROOT / "tests/models/validation_worker.py")]] * 2)
         codes, outputs = processes.ends(0, 1)

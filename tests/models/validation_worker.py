@@ -1,4 +1,4 @@
-"""Run by test_validation.py under torchrun: the same validation alone and split over the ranks."""
+"""Run by test_validation.py under torchrun: the same validation on one rank and split over the ranks."""
 
 from __future__ import annotations
 

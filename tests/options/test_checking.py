@@ -1,4 +1,4 @@
-"""What is wrong with an option file is found before anything is written: all of it, each with its line and a hint."""
+"""All problems of an option file are found before anything is written, each with its line and a hint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEMO = OPTIONS / "train_demo.yml"
 
 
 def problems(*entries: str, file: Path = TRAIN, is_train: bool = True) -> list[str]:
-    """What is wrong with an option file after some overrides, apart from data that is not on this machine."""
+    """Return the problems of an option file after some overrides, except missing data."""
     opt = read_options(file)
     override(opt, entries)
     found = find_problems(opt, is_train, {entry.partition("=")[0] for entry in entries})
@@ -191,7 +191,7 @@ def test_ldl_is_accepted_by_the_models_that_compute_it(model: str, refused: bool
         ("val:threads=0", "val:threads: expected a number >= 1, got 0"),
         ("train:max_nonfinite=0", "train:max_nonfinite: expected a number >= 1, got 0"),
         ("val:metrics:lpips_alex:net=resnet", "val:metrics:lpips_alex:net: expected 'alex' or 'vgg', got 'resnet'"),
-        # what does not go together
+        # combinations
         ("datasets:train:gt_size=126", "gt_size: expected a multiple of scale .4., got 126"),
         ("datasets:train:gt_size=256", "gt_size: expected 128, the size that network_d needs"),
         ("network_d:input_size=192", "network_d:input_size: expected 128 or 256, got 192"),
@@ -235,7 +235,7 @@ def test_a_mistake_is_named(entry: str, message: str) -> None:
     ],
 )  # fmt: skip
 def test_valid_options_pass(entry: str) -> None:
-    """Every key that the programs read beside the shipped ones; a run that is cut short; other programs' keys."""
+    """Every key that the shipped files do not use, a shortened run, and other programs' keys."""
     assert problems(entry) == []
 
 
@@ -358,7 +358,7 @@ def test_basicsr_s_own_classes_pass() -> None:
 
 
 def test_options_that_basicsr_s_models_ignore_are_refused() -> None:
-    """They would train as if it were not asked for, and GANLoss knows no sync_mean."""
+    """They would silently ignore it, and GANLoss does not support sync_mean."""
     asked = ["train:amp=bf16", "val:tile=128", "logger:keep_best=true", "train:max_nonfinite=10"]
     found = problems("model_type=ESRGANModel", *asked)
     assert [re.findall(r"(\S+): expected none: ESRGANModel", one)[0] for one in found] == [
@@ -388,7 +388,7 @@ def test_the_overrides_for_x3_are_valid() -> None:
 
 
 def test_models_that_basicsr_registers_with_a_suffix_are_found() -> None:
-    """Real-ESRGAN's model reads keys of its own at the top level."""
+    """Real-ESRGAN's model reads its own keys at the top level."""
     entries = ["model_type=RealESRGANModel", "train:channels_last=false"]
     entries += ["train:gan_opt={type: GANLoss, gan_type: vanilla}"]
     assert problems(*entries, "resize_prob=[0.2, 0.7, 0.1]", "l1_gt_usm=true", "queue_size=180") == []

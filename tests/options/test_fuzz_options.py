@@ -1,4 +1,4 @@
-"""Broken option files and overrides: each is either right, or refused in one readable message; nothing else happens.
+"""Broken option files and overrides: each is either valid or refused with one readable message.
 
 DP_BASICSR_FUZZ=5000 tries so many of each; without it a few hundred.
 """
@@ -66,7 +66,7 @@ KEYS = st.one_of(st.sampled_from(KNOWN_KEYS), st.text(max_size=8), st.integers(-
 
 @pytest.fixture(autouse=True)
 def everything_is_there() -> None:
-    """What the shipped files name, so that what is right is completed too."""
+    """Files named in the shipped options, so that valid options can be completed."""
     for opt in map(read_options, FILES):
         for dataset in opt["datasets"].values():
             for root in ("dataroot_gt", "dataroot_lq"):
@@ -78,7 +78,7 @@ def everything_is_there() -> None:
 
 
 def outcome(argv: list[str], is_train: bool) -> str:
-    """What was refused, or ``right``; any other exception is a failure of the test."""
+    """Return the message, or ``right``; any other exception fails the test."""
     try:
         parse_options(argv, is_train)
     except UserError as error:
@@ -87,7 +87,7 @@ def outcome(argv: list[str], is_train: bool) -> str:
 
 
 def judge(message: str) -> None:
-    """One readable message: text that a terminal shows as it is, in lines of bearable length, that says something."""
+    """Check that a message is not empty, printable, and in lines of limited length."""
     assert message == "right" or len(message) > 20
     for line in message.splitlines():
         assert len(line) <= LONGEST_LINE, line
@@ -95,7 +95,7 @@ def judge(message: str) -> None:
 
 
 def judge_run(text: str | bytes, entries: list[str], is_train: bool) -> str:
-    """Write an option file, read and check it with overrides, and see that nothing else was written."""
+    """Write an option file, read and check it with overrides, and check that nothing else was written."""
     before = sorted(Path().rglob("*"))
     Path("fuzzed.yml").write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     message = outcome(["-opt", "fuzzed.yml", *(["--force_yml", *entries] if entries else [])], is_train)
@@ -154,7 +154,7 @@ ODD = [": ", "- ", "[", "{", "}", "&a ", "*a", "!!int ", "!!python/", "'", "<<: 
 @fuzz
 @given(data=st.data())
 def test_changed_text(data: st.DataObject) -> None:
-    """Lines deleted, doubled, moved, and characters put in: what an editor's slip, or a bad merge, leaves."""
+    """Deleted, duplicated and moved lines and inserted characters, as after editing mistakes or bad merges."""
     lines = TEXTS[data.draw(st.sampled_from(sorted(TEXTS)))].splitlines(keepends=True)
     for _ in range(data.draw(st.integers(1, 5))):
         place, other = (data.draw(st.integers(0, len(lines) - 1)) for _ in range(2))
@@ -226,5 +226,5 @@ def test_the_judge_can_fail(wrong: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_unchanged_files_are_valid(file: Path) -> None:
-    """The tests above can come to the end."""
+    """The tests above can pass."""
     assert outcome(["-opt", str(file)], is_train=file.name.startswith("train")) == "right"

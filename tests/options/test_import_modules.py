@@ -57,20 +57,20 @@ TERMS = "train:perceptual_opt:extra_terms=[{type: TheirLoss, power: 2, mu: 2.0, 
 
 @pytest.fixture
 def folder(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with an option file and the user's module; what it registers is forgotten after the test."""
+    """A folder with an option file and the user's module, whose classes are unregistered after the test."""
     (tmp_path / "small.yml").write_text(SMALL)
     (tmp_path / "their_classes.py").write_text(THEIRS)
     for registry in (ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY):
         monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    importlib.invalidate_caches()  # files that are new within the second
+    importlib.invalidate_caches()  # for files created within the last second
     yield tmp_path
     for name in ("their_classes", "raising"):
         sys.modules.pop(name, None)
 
 
 def test_classes_of_an_imported_module_train_and_test(folder: Path) -> None:
-    """With loader workers that start as on macOS and Windows: the dataset's module is imported there as well."""
+    """With spawned loader workers, as on macOS and Windows: they import the dataset's module too."""
     start = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("spawn", force=True)
     theirs = ["model_type=TheirModel", "their_key=3", "network_g={type: TheirNet, num_feat: 4}", TERMS,

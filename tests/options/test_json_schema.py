@@ -1,4 +1,4 @@
-"""The schema for editors is what the programs check by, and docs/options.md has every key."""
+"""The editors' schema matches the checks, and docs/options.md has every key."""
 
 from __future__ import annotations
 

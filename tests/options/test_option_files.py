@@ -20,9 +20,9 @@ FILES = sorted(path.name for path in OPTIONS.glob("*.yml"))
 
 
 class Watched(dict):
-    """A dict that notes which of its keys are looked up, by their address in the file, also in copies and by ``**``.
+    """A dict that records which of its keys are looked up, by their path in the file, also in copies and by ``**``.
 
-    Going through all items is not looking up a key, or one that nobody knows would count as read.
+    Iterating over all items does not count as a look-up, otherwise unused keys would count as read.
     """
 
     def __init__(self, content: dict[str, Any], address: str, seen: set[str]) -> None:
@@ -90,7 +90,7 @@ def overrides(file: str, pairs: Path) -> list[str]:
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_key_is_read(file: str, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real program, small: train one step and validate, or test; each key of the file is looked up on the way."""
+    """Run the real program in small: train one step and validate, or test; every key of the file is looked up."""
     seen: set[str] = set()
     monkeypatch.setattr(options, "read_options", lambda path: Watched(read_options(path), "", seen))
     monkeypatch.setattr(progress, "dict2str", lambda opt: "")  # prints every key

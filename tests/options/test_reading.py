@@ -1,4 +1,4 @@
-"""Option files and command lines: what is read, what is refused, and that nothing is run."""
+"""Reading option files and command lines: valid input, refused input, and no code execution."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_option_files_cannot_run_code(code: str, file: Path, tmp_path: Path) -> 
     assert not (tmp_path / "ran").exists()
 
 
-# A few lines that are a million values.
+# A few lines that expand to a million values.
 LAUGHS = "a: &a [1]\n" + "".join(
     f"{new}: &{new} [{', '.join(['*' + old] * 10)}]\n" for old, new in zip("abcdef", "bcdefg", strict=True)
 )
@@ -173,7 +173,7 @@ def test_only_training_has_a_check(file: Path) -> None:
 
 
 def test_a_run_uses_the_schema_s_defaults_and_integer_counts(file: Path) -> None:
-    """Code that reads a key has no default of its own."""
+    """Code that reads a key must not define a default."""
     opt = parse_options(["-opt", str(file), "--force_yml", "val={val_freq: 5, save_img: false}"])
     train, data = opt["train"], opt["datasets"]["train"]
     assert (train["amp"], train["grad_accumulation"], train["max_nonfinite"]) == ("none", 1, 10)

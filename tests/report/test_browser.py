@@ -1,4 +1,4 @@
-"""The report in a real browser: it opens without complaint, the line is dragged, images are zoomed, a table sorted."""
+"""The report in a real browser: opening without errors, dragging the slider, zooming, sorting a table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ActionChains, By = webdriver.ActionChains, pytest.importorskip("selenium.webdriv
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of two images; the left half of what is compared is black, the right half white."""
+    """A report of two images; the left version is black, the right one white."""
     folder = tmp_path_factory.mktemp("report")
     rng = np.random.default_rng(0)
     for number in range(2):
@@ -72,7 +72,7 @@ def viewer(browser: Any, page: Path) -> Any:
 
 
 def shown(browser: Any, viewer: Any) -> np.ndarray:
-    """The stage as the browser paints it: 1 where it is white, 0 where it is black, along a line near its top."""
+    """The rendered viewer along a line near its top: 1 is white, 0 is black."""
     png = np.frombuffer(viewer.find_element(By.CLASS_NAME, "stage").screenshot_as_png, np.uint8)
     image = cv2.imdecode(png, cv2.IMREAD_GRAYSCALE)
     return image[image.shape[0] // 8] / 255
@@ -116,7 +116,7 @@ def test_any_two_versions_can_be_compared(browser: Any, viewer: Any) -> None:
     names = [option.text for option in viewer.find_elements(By.CSS_SELECTOR, ".choose-left option")]
     assert names == ["LR (nearest)", BICUBIC, "Black", "Half", "White", "Original"]
     viewer.find_element(By.CSS_SELECTOR, ".choose-left option[value='White']").click()
-    assert np.mean(shown(browser, viewer)) > 0.95  # but for the line
+    assert np.mean(shown(browser, viewer)) > 0.95  # except the slider
     left = viewer.find_element(By.CSS_SELECTOR, ".layer.left")
     assert left.get_attribute("data-name") == "White"
     scores = viewer.find_element(By.CLASS_NAME, "scores-left").get_property("textContent")
@@ -172,7 +172,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Any, viewer: Any) -> None:
 
 
 def test_dark_and_print_differ_from_the_screen_in_the_light(browser: Any, viewer: Any) -> None:
-    """Dark: light ink on dark paper. Print: every version stands beside the others, nothing is left to drag."""
+    """Dark: light ink on dark paper. Print: all versions side by side, without a slider."""
     paper = "return getComputedStyle(document.body).backgroundColor"
     seen = {}
     for scheme in ("light", "dark"):

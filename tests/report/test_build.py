@@ -1,4 +1,4 @@
-"""What is in the report, without a browser."""
+"""The content of the report, without a browser."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def evaluation(pairs: Path) -> Path:
 
 
 def test_the_page_is_complete(run: Path, evaluation: Path) -> None:
-    """Every image in every version is in the file, and nothing is fetched from elsewhere."""
+    """Every image in every version is embedded, and nothing is loaded from elsewhere."""
     assert main([str(run), str(evaluation)]) == 0
     page = (evaluation / "report.html").read_text()
     assert page.count('src="data:image/webp;base64,') == 4 * 5  # LR, bicubic, two methods, original

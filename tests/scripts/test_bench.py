@@ -1,4 +1,4 @@
-"""`make bench` runs, and prints what it writes; what it measures is nobody's assertion."""
+"""`make bench` runs and prints what it writes; timings are not asserted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of the data path runs, and compares the same data; what it measures is nobody's assertion."""
+"""The benchmark of the data path runs and compares the same data; timings are not asserted."""
 
 from __future__ import annotations
 

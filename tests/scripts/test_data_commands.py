@@ -1,4 +1,4 @@
-"""The data commands as they are typed: exit codes, messages, and what is left after they were stopped."""
+"""The data commands as typed by a user: exit codes, messages, and remains after they are stopped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = ["--crop-size", "48", "--step", "24", "--workers", "1"]
 
 
 def start(script: str, *arguments: object, folder: Path) -> subprocess.Popen[str]:
-    """Start a script in ``folder``, in a process group of its own, as a terminal would."""
+    """Start a script in ``folder`` in its own process group, like a terminal."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
     pipe = subprocess.PIPE
@@ -34,7 +34,7 @@ def start(script: str, *arguments: object, folder: Path) -> subprocess.Popen[str
 
 
 def run(script: str, *arguments: object, folder: Path) -> tuple[int, str, str]:
-    """Run a script to its end; returns exit code, stdout and stderr."""
+    """Run a script; return exit code, stdout and stderr."""
     with start(script, *arguments, folder=folder) as process:
         out, err = process.communicate(timeout=120)
     return process.returncode, out, err
@@ -94,7 +94,7 @@ def test_create_lmdb_and_make_lr(tmp_path: Path) -> None:
 
 
 def running_workers(parent: int) -> list[int]:
-    """Process ids of the pool's workers; multiprocessing's resource tracker is a child too, but no worker."""
+    """Process ids of the pool's workers; multiprocessing's resource tracker is also a child, but not a worker."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
@@ -148,7 +148,7 @@ def test_a_killed_command_leaves_no_output_and_the_next_run_succeeds(tmp_path: P
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A folder and the address under which a server offers its files."""
+    """A folder and the URL of a server for its files."""
     folder = tmp_path / "mirror"
     folder.mkdir()
 

@@ -1,4 +1,4 @@
-"""The model of what a run costs: its formulas against what a step really does, and its limits."""
+"""The cost model of a run: its formulas compared with a real step, and its limits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_formula_is_what_a_step_does(tmp_path: Path) -> None:
 
 
 def test_a_ring_s_traffic() -> None:
-    """Nothing for one; for many twice the data, and messages without end."""
+    """Nothing for one process; for many, twice the data and unbounded messages."""
     assert all_reduce_seconds(1e9, 1, 1e9, 1e-3) == 0
     assert all_reduce_seconds(1e9, 2, 1e9, 0) == pytest.approx(1)
     assert all_reduce_seconds(1e9, 1000, 1e9, 0) == pytest.approx(2, rel=0.01)

@@ -1,4 +1,4 @@
-"""The soak benchmark: it watches a real run, and its slopes are those of what it saw."""
+"""The soak benchmark: it watches a real run, and its slopes match the samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.distributed.processes import ForkedSubprocess
 
 
 def test_slopes_are_per_1000_iterations() -> None:
-    """10 MB and one descriptor more every 100 iterations, 20 ms an iteration; the second look found no new line."""
+    """10 MB and one descriptor more every 100 iterations, 20 ms an iteration; the second sample found no new line."""
     looks = [Sample(2.0 * number, 100 * number, 500 + 10 * number, 40 + number, 8) for number in range(10)]
     looks.insert(1, Sample(0.5, 0, 500, 40, 8))
     found = slopes(looks)

@@ -1,4 +1,4 @@
-"""The studies: what they declare, how runs are skipped, resumed and refused, and what the tables say."""
+"""The studies: their declarations, skipped, resumed and refused runs, and their tables."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_row_and_column_has_the_paper_s_numbers(name: str) -> None:
 
 
 def test_paper_s_numbers_agree_where_its_tables_share_a_setting() -> None:
-    """Guards the data file against slips of the pen: the paper prints these twice."""
+    """Guards the data file against typing errors: the paper prints these numbers twice."""
     tables = paper_tables()
     for number, row, other, same in ((2, "mu 0.5", 3, "conv2_3"), (6, "ESRGAN", 7, "VGG"),
                                      (6, "ESRGAN-DP", 7, "VGG + ResNet + dynamic weight")):  # fmt: skip
@@ -57,7 +57,7 @@ def test_paper_s_numbers_agree_where_its_tables_share_a_setting() -> None:
 
 
 def test_a_run_is_the_same_in_every_study() -> None:
-    """What several tables need is trained once, under one name."""
+    """Trainings that several tables need run once, under one name."""
     runs: dict[str, tuple[object, ...]] = {}
     for name in NAMES:
         study = read_study(name)
@@ -103,7 +103,7 @@ def test_a_smoke_row_trains_and_is_tested(study: str, run: str, pairs: Path) -> 
 
 
 def fake_programs(monkeypatch: pytest.MonkeyPatch, fails: str = "", set_name: str = "Set5") -> Path:
-    """train.py and test.py that only note that they were called, and leave what the real ones leave."""
+    """Fake train.py and test.py that record their calls and write the files of the real ones."""
     calls = Path("calls.txt").resolve()
     calls.touch()
     code = f"""
@@ -173,7 +173,7 @@ def test_table_5_has_a_column_for_each_network(
     cells = [cell.strip().split("<br>") for cell in row.strip("|").split("|")[1:]]
     assert [cell[0] for cell in cells] == ["26.00 / 0.7000 / n/a"] * 2
     assert [cell[1] for cell in cells] == ["25.95 / 0.7259 / 0.1447", "25.43 / 0.7007 / 0.1329"]
-    assert "| PSNR RGB [dB] | n/a | +1.00 |" in table  # ours are all equal here: no order
+    assert "| PSNR RGB [dB] | n/a | +1.00 |" in table  # ours are all equal here, so there is no order
 
 
 def test_runs_share_out_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_dry_run_prints_all_commands_and_does_nothing(capsys: pytest.CaptureFixt
 
 
 def test_the_parts_of_a_study_cover_it_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """What the tasks of a SLURM array take: nothing twice, nothing left out."""
+    """The tasks of a SLURM array run each training exactly once."""
     shown = []
     for number in (1, 2, 3):
         assert main(["mu", "--dry-run", "--part", f"{number}/3"]) == 0
@@ -261,7 +261,7 @@ def test_a_folder_not_made_by_a_study_is_not_changed() -> None:
 
 
 def test_a_study_stopped_while_starting_a_training_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The signal comes when the child runs, and before the study has noted it."""
+    """The signal arrives when the child runs, before the study has recorded it."""
     monkeypatch.setattr(runner, "_command", lambda *arguments: [sys.executable, "-c", "import time; time.sleep(60)"])
     start = subprocess.Popen
     children = []

@@ -1,4 +1,4 @@
-"""`train.py --check`: tells what is wrong, tries a step, estimates, and writes nothing."""
+"""`train.py --check`: reports problems, tries a step, estimates the cost, and writes nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(capsys: pytest.CaptureFixture[str], *entries: str) -> tuple[int, str, st
     code = 0
     for handler in logging.getLogger("basicsr").handlers:
         if type(handler) is logging.StreamHandler:
-            handler.stream = sys.stderr  # an earlier test's, which is closed
+            handler.stream = sys.stderr  # the stream of an earlier test is closed
     try:
         train.main(["-opt", "small.yml", "--check", *(["--force_yml", *entries] if entries else [])])
     except SystemExit as stopped:
@@ -105,7 +105,7 @@ def test_a_step_that_fails_is_one_message(
 
 
 def test_imagenet_weights_are_not_downloaded(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The trial has random ones, and says what the run would fetch; those that are there are not named."""
+    """The trial uses random weights and names those that the run would download."""
     weights = ["train:perceptual_opt:vgg_weights=imagenet", "train:perceptual_opt:resnet_weights=imagenet"]
     extra = "train:perceptual_opt:extra_networks=[{network: resnet34, layer_weights: {layer1: 1}}]"
     code, out, _ = run(capsys, *weights, extra)

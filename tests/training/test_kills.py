@@ -1,4 +1,4 @@
-"""Nothing is lost: a run that is killed anywhere, any number of times, ends with the bits of one that never stopped."""
+"""A run that is killed anywhere, any number of times, is bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -115,14 +115,14 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing stopped."""
+    """The folder of an undisturbed run."""
     folder = prepare(tmp_path_factory.mktemp("undisturbed"))
     assert start(folder) == [0], (folder / "output").read_text()
     return folder
 
 
 def scalars(folder: Path) -> dict[tuple[str, int], set[bytes]]:
-    """Every figure that the run has sent to TensorBoard but its speed, as bits of float32."""
+    """All figures that the run has sent to TensorBoard, except its speed, as bits of float32."""
     found: dict[tuple[str, int], set[bytes]] = {}
     for path in (folder / "tb_logger/small").iterdir():
         for event in EventFileLoader(str(path)).Load():
@@ -133,7 +133,7 @@ def scalars(folder: Path) -> dict[tuple[str, int], set[bytes]]:
 
 
 def difference(one: Any, other: Any, where: str = "") -> str | None:
-    """Where two nested structures are not the same, bit for bit."""
+    """Yield where two nested structures differ, bit for bit."""
     if isinstance(one, torch.Tensor):
         same = isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
         return None if same else where
@@ -161,7 +161,7 @@ def assert_same_files(folder: Path, undisturbed: Path, files: list[str]) -> None
 
 
 def assert_same(folder: Path, undisturbed: Path, total: int = TOTAL) -> None:
-    """G, D, EMA, optimizers, schedulers, random states, best metrics and all logged figures are the same bits."""
+    """G, D, EMA, optimizers, schedulers, random states, best metrics and all logged figures are bit-identical."""
     files = [f"training_states/{total}.state", "models/net_g_best_held_out_psnr.pth"]
     files += [f"models/net_{net}_{name}.pth" for net in "gd" for name in (total, "latest")]
     assert_same_files(folder, undisturbed, files)
@@ -175,7 +175,7 @@ def assert_same(folder: Path, undisturbed: Path, total: int = TOTAL) -> None:
 
 
 def test_killed_at_every_moment_of_a_save(folder: Path, undisturbed: Path) -> None:
-    """Seventeen kills, on each side of every sync, renaming and deletion, with and without a worker for the data."""
+    """Seventeen kills, before and after every sync, rename and deletion, with and without a data worker."""
     assert start(folder, at=["disk", 12 + 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
     for moment in range(1, EVENTS_OF_A_SAVE + 1):
         workers = f"datasets:train:num_worker_per_gpu={moment % 2}"
@@ -188,9 +188,9 @@ def test_killed_at_every_moment_of_a_save(folder: Path, undisturbed: Path) -> No
 
 
 def test_killed_during_validation_and_in_a_step(folder: Path, undisturbed: Path) -> None:
-    """Seven kills. What was validated when the run died is validated anew: same figures, same best iteration.
+    """Seven kills. An interrupted validation is repeated: same figures, same best iteration.
 
-    The validation of 12, which has a checkpoint of its own, is hit twice: the second time it is the first thing done.
+    The validation of 12, which has its own checkpoint, is hit twice, the second time right after resuming.
     """
     for at in (["step", 4], ["metric", 1], ["metric", 2], ["metric", 5], ["step", 3], ["metric", 5], ["metric", 2]):
         assert start(folder, at=at, signals=[signal.SIGKILL]) == [-signal.SIGKILL]
@@ -199,7 +199,7 @@ def test_killed_during_validation_and_in_a_step(folder: Path, undisturbed: Path)
 
 
 def test_killed_at_random_times(folder: Path, undisturbed: Path) -> None:
-    """Wherever a run is: while it starts, and in the tenth of a second after one of its steps."""
+    """At any time: at the start, and within a tenth of a second after a step."""
     times = random.Random(0)
     for _ in range(4):
         start(folder, kill_after=times.uniform(0, 0.4))
@@ -210,7 +210,7 @@ def test_killed_at_random_times(folder: Path, undisturbed: Path) -> None:
 
 
 def test_signals_finish_the_step_and_save(folder: Path, undisturbed: Path) -> None:
-    """In training, and in validation, which the run that goes on makes anew."""
+    """In training, and in validation, which the resumed run repeats."""
     signals = ((signal.SIGTERM, "step", 5, 5), (signal.SIGINT, "metric", 2, 8), (signal.SIGUSR1, "step", 3, 11))
     for number, event, place, last in signals:
         assert start(folder, at=[event, place], signals=[number]) == [EXIT_RETRY]
@@ -222,7 +222,7 @@ def test_signals_finish_the_step_and_save(folder: Path, undisturbed: Path) -> No
 
 
 def test_a_signal_to_the_process_group_keeps_the_loader_workers(folder: Path) -> None:
-    """As a terminal, systemd and torchrun send it: the step that is under way gets its samples."""
+    """As from a terminal, systemd and torchrun: the current step still gets its samples."""
     workers = "datasets:train:num_worker_per_gpu=2"
     assert start(folder, workers, at=["step", 5], signals=[signal.SIGTERM], group=True) == [EXIT_RETRY]
     assert (folder / "experiments/small/training_states/5.sha256").exists()
@@ -234,7 +234,7 @@ def test_a_second_signal_stops_at_once(folder: Path) -> None:
 
 
 def test_a_second_run_of_the_same_name_is_refused(folder: Path, undisturbed: Path) -> None:
-    """With --auto_resume or without: the first goes on undisturbed."""
+    """With or without --auto_resume; the first run continues undisturbed."""
     assert start(folder, at=["step", 5], rival=True) == [0]
     assert (folder / "rival").read_text() == "2"
     assert re.search(r"error: .*experiments/small is in use by process \d+ on ", (folder / "output").read_text())
@@ -266,7 +266,7 @@ def test_every_process_reports_that_the_name_is_in_use(folder: Path) -> None:
 
 @pytest.mark.parametrize(("processes", "deterministic"), [(2, "false"), (3, "true")])
 def test_processes_stop_together(processes: int, deterministic: str, folder: Path, tmp_path: Path) -> None:
-    """A signal to one of them: all leave after the same iteration, and go on with the same bits."""
+    """A signal to one of them: all stop after the same iteration, and resume bit-exactly."""
     settings = f"datasets:train:batch_size_total={processes}", f"deterministic={deterministic}", "train:total_iter=12"
     whole = prepare(tmp_path / "whole")
     assert start(whole, *settings, processes=processes) == [0] * processes, (whole / "output").read_text()
@@ -288,7 +288,7 @@ def test_another_number_of_processes_continues_with_the_next_sample(folder: Path
 
 
 def whole_checkpoints(folder: Path) -> list[int]:
-    """The iterations whose checkpoints are whole; nothing else may lie around."""
+    """The iterations with intact checkpoints; there may be no other files."""
     states = folder / "experiments/small/training_states"
     assert list((folder / "experiments").rglob("*.partial")) == []
     manifests = sorted(states.glob("*.sha256"), key=lambda path: int(path.stem))
@@ -300,7 +300,7 @@ def whole_checkpoints(folder: Path) -> list[int]:
 def test_a_full_disk_stops_with_the_last_checkpoint_intact(
     folder: Path, undisturbed: Path, request: pytest.FixtureRequest
 ) -> None:
-    """On a file system of 1.2 MB; with room again the run goes on to the same bits."""
+    """On a file system of 1.2 MB; with more space the run resumes bit-exactly."""
     mount = shutil.which("mount")
     disk = folder / "experiments"
     disk.mkdir()
@@ -324,7 +324,7 @@ def test_a_full_disk_stops_with_the_last_checkpoint_intact(
 
 
 def test_a_quota_stops_with_the_last_checkpoint_intact(folder: Path) -> None:
-    """RLIMIT_FSIZE, which no file may exceed."""
+    """RLIMIT_FSIZE limits the size of files."""
     assert start(folder, at=["step", 5], signals=[signal.SIGKILL]) == [-signal.SIGKILL]
     largest = max(path.stat().st_size for path in (folder / "experiments").rglob("*.pth"))
     assert start(folder, limit=largest - 1) == [2]
@@ -334,7 +334,7 @@ def test_a_quota_stops_with_the_last_checkpoint_intact(folder: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_stops_with_one_message(folder: Path) -> None:
-    """A file where the folder belongs stands for a read-only one, which root can write to."""
+    """A file in place of the folder; a read-only folder would not stop root."""
     (folder / "experiments").touch()
     assert start(folder) == [2]
     assert (folder / "output").read_text().startswith("error: cannot write ")
@@ -348,9 +348,9 @@ def test_a_folder_that_cannot_be_written_stops_with_one_message(folder: Path) ->
 
 
 def test_torchrun_saves_when_it_is_stopped(folder: Path, tmp_path: Path) -> None:
-    """SIGTERM to one of its workers, later to itself: a whole checkpoint each time, with the bits of a run without.
+    """SIGTERM to a worker, later to torchrun: an intact checkpoint each time, bit-identical to an undisturbed run.
 
-    torchrun itself then ends with code 1: its own way to say that its workers did not come to their end.
+    torchrun itself then exits with code 1, because its workers did not finish.
     """
     # What counts events is not registered there. A signal during validation is saved after it, and so knows a best.
     plain = "network_g:type=RRDBNetDP", "val=~"

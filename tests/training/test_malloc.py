@@ -1,4 +1,4 @@
-"""What a process keeps of the memory that it frees, in a process of its own."""
+"""Freed memory that a process keeps, tested in a new process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step that does not fit into memory: one message with the options that help, and checkpoints as they were."""
+"""A step that does not fit into memory: one message with options that help, and intact checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees: the bar on a terminal, plain lines elsewhere, wandb when asked."""
+"""Progress reports: the bar on a terminal, plain lines elsewhere, wandb on request."""
 
 from __future__ import annotations
 

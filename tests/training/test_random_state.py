@@ -1,4 +1,4 @@
-"""Random states as data."""
+"""Saving and restoring random states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def draw() -> tuple[float, ...]:
-    """Numbers of every generator; Gaussian ones are made in pairs, of which the second is a part of the state."""
+    """Numbers of every generator; Gaussian ones are drawn in pairs, and the second belongs to the state."""
     return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(()).item()
 
 

@@ -1,4 +1,4 @@
-"""One run of a name at a time, and no lock that a dead one keeps."""
+"""One run of the same name at a time, and locks released on death."""
 
 from __future__ import annotations
 

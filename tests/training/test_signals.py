@@ -1,4 +1,4 @@
-"""Signals and the loader's workers. What a run does about them: test_kills.py."""
+"""Signals in data loader workers; test_kills.py tests signals to a run."""
 
 from __future__ import annotations
 

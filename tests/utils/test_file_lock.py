@@ -1,4 +1,4 @@
-"""Where there are no locks, a warning takes their place, and everything else works."""
+"""Without lock support there is a warning, and everything else works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Padding for networks that do not take every size."""
+"""Padding for networks that need certain sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors that say memory ran out, as each allocator words it."""
+"""Out-of-memory errors of each allocator."""
 
 from __future__ import annotations
 

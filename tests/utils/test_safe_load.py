@@ -1,4 +1,4 @@
-"""No file that is loaded runs code: it is refused in one line that names what is in it."""
+"""Loading a file never runs code: such a file is refused in one line that names the code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Evil:
-    """Unpickling it makes a file called ``ran``."""
+    """Unpickling it creates a file called ``ran``."""
 
     def __reduce__(self) -> Any:
         return os.system, ("touch ran",)
@@ -88,7 +88,7 @@ ENDLESS = ("deep", "list in itself", "mapping in itself", "lists share lists", "
 
 
 def endless(kind: str) -> Any:
-    """A few bytes that a walk never comes to the end of."""
+    """A few bytes with unbounded nesting."""
     inner: Any = torch.ones(1)
     if kind == "deep":
         for _ in range(100):
@@ -139,7 +139,7 @@ def test_torchscript_and_damage_are_named() -> None:
 
 
 def test_basicsr_loads_for_us_as_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """BasicSR's load_network does not say weights_only, so that this variable would let it run code."""
+    """BasicSR's load_network does not pass weights_only, so this variable would let it run code."""
     legacy({"params": Evil()}, Path("evil.pth"))
     options = model_options("PSNRModel", tmp_path, perceptual_opt=None)
     options["path"]["pretrain_network_g"] = "evil.pth"
@@ -161,7 +161,7 @@ def test_a_mismatched_network_is_named(tmp_path: Path) -> None:
 
 
 def test_torch_load_is_called_in_one_place_only() -> None:
-    """Nobody but loading.py calls torch.load, nobody unpickles, and it says weights_only=True."""
+    """Only safe_load.py calls torch.load, with weights_only=True, and nothing unpickles."""
     calls = {}
     for folder in ("dp_basicsr", "scripts"):
         for path in (ROOT / folder).rglob("*.py"):
