@@ -141,7 +141,9 @@ def _open_by_spandrel(weights: Weights) -> OpenedNetwork | None:
     _require_plausible_numbers(weights)
     model = f"model {weights.path}"
     try:
-        found = MAIN_REGISTRY.load(dict(weights.state))
+        # A mere number in the file of Real-CUGAN tells spandrel that the network expects another range.
+        flags = {"pro": torch.ones(1)} if "pro" in weights.notes else {}
+        found = MAIN_REGISTRY.load(dict(weights.state) | flags)
     except UnsupportedModelError:
         return None
     except Exception as error:  # any type, if names match but shapes do not

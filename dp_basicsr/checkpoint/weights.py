@@ -149,4 +149,6 @@ def _read_torch(path: Path) -> tuple[Any, dict[str, str]]:
         raise UserError(f"model {path} is a training state, not a network: give models/net_g_*.pth of the same run")
     if not isinstance(content, dict):
         return content, {}
+    if "param_groups" in content:
+        raise UserError(f"model {path} is the state of an optimizer, not a network: give the network saved beside it")
     return content, {name: str(value) for name, value in content.items() if isinstance(value, (str, int, float))}

@@ -9,7 +9,7 @@ from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, mis
 from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.after_test import evaluate_test_run, metrics_of
-from dp_basicsr.metrics import drop_unavailable
+from dp_basicsr.metrics import drop_unavailable, refuse_small_images
 from dp_basicsr.training.progress import start_log, write_log
 
 import torch
@@ -41,6 +41,7 @@ def run_test(opt: dict[str, Any]) -> None:
     loaders = evaluation_loaders(opt, "test")
     if not loaders:
         raise UserError(f"none of the test sets has an image; {HOW_TO_GET_TEST_SETS}")
+    refuse_small_images(opt, loaders)
     model = build_model(opt)
     make_exp_dirs(opt)
     agree_on(None)  # wait until rank 0 has moved an earlier run's folder aside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -191,7 +192,16 @@ class ThreadedValidation(BaseModel):
             if path is not None:
                 write_image(images["img"], path)
             metrics = usable_metrics(self.opt, has_original=gt is not None)
-            return {metric: float(calculate_metric(images, opt)) for metric, opt in metrics.items()}
+            return {metric: value_of(f"{name}: {metric}", images, opt) for metric, opt in metrics.items()}
+
+
+def value_of(what: str, images: dict[str, NDArray[np.uint8]], metric: dict[str, Any]) -> float:
+    """Return a metric's value; NaN, and a warning, where its numbers fail: NIQE has none for a flat image."""
+    try:
+        return float(calculate_metric(images, metric))
+    except np.linalg.LinAlgError as error:
+        get_root_logger().warning(f"validation of {what} is n/a: {error}")
+        return math.nan
 
 
 def usable_metrics(opt: dict[str, Any], has_original: bool) -> dict[str, dict[str, Any]]:

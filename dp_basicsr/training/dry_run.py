@@ -16,6 +16,7 @@ from dp_basicsr.archs.pretrained import PRETRAINED_DIR, weights_url
 from dp_basicsr.checkpoint.resume import require_networks
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu, evaluation_loaders
 from dp_basicsr.errors import UserError
+from dp_basicsr.metrics import refuse_small_images
 from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
 from dp_basicsr.training.progress import PAPER_BATCH, current_losses
 from dp_basicsr.utils.atomic_io import first_line
@@ -160,9 +161,11 @@ def try_validation(opt: dict[str, Any], model: Any) -> None:
     """
     if not opt.get("val"):
         return
+    loaders = evaluation_loaders(opt, "val")
+    refuse_small_images(opt, loaders)
     metrics = opt["val"].get("metrics") or {}  # LPIPS may need a download
     opt["val"]["metrics"] = {name: one for name, one in metrics.items() if one["type"] != "calculate_lpips"}
-    for loader in evaluation_loaders(opt, "val"):
+    for loader in loaders:
         model.validation(DataLoader(FirstCorner(loader.dataset, opt["scale"])), 0, None, save_img=False)
 
 

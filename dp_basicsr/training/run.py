@@ -15,7 +15,7 @@ from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_trai
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.distributed.launch import mark_experiment
 from dp_basicsr.errors import UserError, readable
-from dp_basicsr.metrics import drop_unavailable
+from dp_basicsr.metrics import drop_unavailable, refuse_small_images
 from dp_basicsr.training.loop import Run, loop
 from dp_basicsr.training.malloc import keep_freed_memory
 from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
@@ -61,6 +61,7 @@ def train(opt: dict[str, Any], option_file: str) -> None:
         drop_unavailable(opt)
         stream = TrainStream(opt, origin=state and state.get("position"))
         val_loaders = evaluation_loaders(opt, "val") if opt.get("val") else []
+        refuse_small_images(opt, val_loaders)
         model = build_model(opt)
         if state is not None:
             resume(opt, model, stream, state)

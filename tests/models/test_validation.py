@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, call
@@ -246,6 +249,18 @@ def test_images_that_a_metric_refuses_are_named(loader: DataLoader, tmp_path: Pa
     cv2.imwrite(str(tmp_path / "set/gt/image4.png"), np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(UserError, match="validation of image4: Image shapes are different"):
         make_model(tmp_path).validation(loader, 1, None)
+
+
+def test_a_flat_result_has_no_niqe_and_stops_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("basicsr"), "propagate", True)
+    images = {"img": np.full((200, 200, 3), 127, np.uint8)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of numpy, about means of nothing
+        value = validation.value_of("image0: niqe", images, {"type": "calculate_niqe", "crop_border": 4})
+    assert math.isnan(value)
+    assert "validation of image0: niqe is n/a: SVD did not converge" in caplog.text
 
 
 def test_a_program_error_is_not_hidden(loader: DataLoader, tmp_path: Path, monkeypatch: Any) -> None:

@@ -167,7 +167,7 @@ def test_a_validation_that_would_fail_hours_later_is_refused(options: Path, caps
     assert code == 2
     assert "different number of images" in err
     for number in range(1, 4):
-        shutil.copy(options / "pairs/GT/image0.png", options / f"few/image{number}.png")
+        shutil.copy(options / f"pairs/LRbicx4/image{number}.png", options / "few")
     (options / "few/image0.png").write_bytes(b"rubbish")
     code, _, err = run(capsys)
     assert code == 2

@@ -1,0 +1,128 @@
+"""What users of other upscalers reported; docs/reliability.md lists the reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dp_basicsr import inference
+from dp_basicsr.deploy.network import load_network
+from dp_basicsr.errors import UserError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from spandrel import MAIN_REGISTRY
+from spandrel.architectures.RealCUGAN.__arch.upcunet_v3 import UpCunet2x
+
+from tests.deploy.conftest import make_network
+
+RGB = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def model() -> str:
+    torch.save({"params": make_network("RRDBNet", 2, num_grow_ch=4).state_dict()}, "x2.pth")
+    return "x2.pth"
+
+
+def upscale(*arguments: str) -> int:
+    """Run the command with torch, whose results do not depend on how a tile is compiled."""
+    return inference.main([*arguments, "-o", "out", "--device", "cpu", "--engine", "torch", "--overwrite"])
+
+
+def test_the_range_of_real_cugan_pro_is_that_of_spandrel() -> None:
+    """chaiNNer-org/spandrel#88: the file says so by a number that is no tensor."""
+    torch.manual_seed(0)
+    state = UpCunet2x(in_channels=3, out_channels=3, pro=False).state_dict()
+    image = torch.rand(1, 3, 40, 44)
+    results = []
+    for content in (dict(state), {**state, "pro": 1}):
+        torch.save(content, "cugan.pth")
+        opened = load_network([Path("cugan.pth")])
+        results.append(opened.module(image).clamp(0, 1))
+        torch.testing.assert_close(results[-1], MAIN_REGISTRY.load(dict(content))(image), rtol=0, atol=1e-6)
+    assert (results[0] - results[1]).abs().max() > 0.01
+
+
+def test_the_state_of_an_optimizer_is_named() -> None:
+    """JingyunLiang/SwinIR#28: KAIR saves it beside the network."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    torch.save(torch.optim.Adam([weight]).state_dict(), "40000_optimizerG.pth")
+    with pytest.raises(
+        UserError, match="is the state of an optimizer, not a network: give the network saved beside it"
+    ):
+        load_network([Path("40000_optimizerG.pth")])
+
+
+@pytest.mark.parametrize("tile", ["1", "7", "1000"])
+def test_any_tile_gives_the_whole_image(tile: str, model: str) -> None:
+    """upscayl/upscayl#1342, IceClear/StableSR#131 and chaiNNer-org/chaiNNer#2461: tiny, too large, and odd sizes.
+
+    That tiles leave no seam is tested in test_upscaler.py.
+    """
+    Image.fromarray(RGB).save("in.png")
+    assert upscale("-i", "in.png", "--model_path", model, "--tile", tile) == 0
+    with Image.open("out/in.png") as image:
+        assert image.size == (62, 40)
+
+
+def test_any_name_is_written_and_replaced(model: str) -> None:
+    """chaiNNer-org/chaiNNer#2772: names that are patterns, and beyond ASCII."""
+    names = ["100%$ * [a] {b}.png", "图 ü.png", "a.b.c.png", "-i.png"]
+    Path("in").mkdir()
+    for name in names:
+        Image.fromarray(RGB).save(Path("in", name))
+    for _ in range(2):
+        assert upscale("-i", "in", "--model_path", model) == 0
+        assert sorted(path.name for path in Path("out").iterdir()) == sorted(names)
+
+
+def test_a_bad_image_and_hidden_ones_of_macos_stop_nothing(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """upscayl/upscayl#204, #604 and #1199."""
+    Path("in").mkdir()
+    for name in ("a.jpg", "z.png"):
+        Image.fromarray(RGB).save(Path("in", name))
+    Path("in", "._a.jpg").write_bytes(b"\0\5\x16\7")
+    Path("in", "bad.png").write_bytes(b"\x89PNG")
+    assert upscale("-i", "in", "--model_path", model) == 1
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.jpg", "z.png"]
+    said = capsys.readouterr()
+    assert "wrote 2 of 3 images" in said.out + said.err
+    assert "bad.png" in said.out + said.err
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_a_png_of_any_kind_becomes_the_same_picture(suffix: str, model: str) -> None:
+    """upscayl/upscayl#1169 and #1040, xinntao/Real-ESRGAN#483 and #558: gray, 16 bits, palettes, as PNG and JPEG."""
+    smooth = np.linspace(0, 255, 31 * 20).astype(np.uint8).reshape(20, 31)
+    Image.fromarray(smooth).save("gray.png")
+    Image.fromarray(smooth.astype(np.uint16) * 257).save("gray16.png")
+    Image.fromarray(smooth).convert("P").save("palette.png")
+    Image.fromarray(np.dstack([smooth] * 3)).save("colour.png")
+    shown = {}
+    for name in ("gray", "gray16", "palette", "colour"):
+        assert upscale("-i", f"{name}.png", "--model_path", model, "--ext", suffix, "--quality", "100") == 0
+        with Image.open(f"out/{name}.{suffix}") as image:
+            wide = image.mode.startswith("I")
+            shown[name] = np.asarray(image) // 257 if wide else np.asarray(image.convert("L"))
+            assert (
+                name == "colour" or suffix == "webp" or image.mode in ("L", "I;16", "RGB" if name == "palette" else "L")
+            )
+    for name in ("gray16", "palette", "colour"):
+        assert np.abs(shown[name].astype(int) - shown["gray"]).max() <= 6, name
+
+
+@pytest.mark.parametrize(("arch", "scale"), [("RRDBNet", 2), ("MSRResNet", 3)])
+def test_alpha_is_kept_at_x2_and_x3(arch: str, scale: int) -> None:
+    """xinntao/Real-ESRGAN-ncnn-vulkan#6: all was transparent."""
+    torch.save({"params": make_network(arch, scale, num_grow_ch=4).state_dict()}, "net.pth")
+    alpha = np.zeros(RGB.shape[:2], np.uint8)
+    alpha[:, :16] = 255
+    Image.fromarray(np.dstack([RGB, alpha])).save("in.png")
+    assert upscale("-i", "in.png", "--model_path", "net.pth", "--alpha", "bicubic") == 0
+    with Image.open("out/in.png") as image:
+        found = np.asarray(image)[:, :, 3]
+    assert found.shape == (20 * scale, 31 * scale)
+    assert (found[:, : 13 * scale] == 255).all()
+    assert (found[:, 19 * scale :] == 0).all()

@@ -1,0 +1,87 @@
+"""Images that a metric cannot measure are refused at the start."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
+from dp_basicsr.data.preparation.records import make_record
+from dp_basicsr.data.stream import evaluation_loaders
+from dp_basicsr.errors import UserError
+from dp_basicsr.metrics import refuse_small_images
+
+import cv2
+import numpy as np
+import pytest
+from basicsr.metrics import calculate_metric
+
+PSNR, SSIM, NIQE = ({"type": f"calculate_{name}", "crop_border": 2} for name in ("psnr", "ssim", "niqe"))
+
+
+def write(name: str, height: int, width: int, lmdb: bool = False) -> None:
+    """Write a random image into a folder or an LMDB."""
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if lmdb:
+        writer = LmdbWriter(Path(f"{name}.lmdb"), overwrite=True)
+        writer.write([make_record("png", "a", image, 1)])
+        writer.close()
+        writer.commit()
+    else:
+        Path(name).mkdir(exist_ok=True)
+        cv2.imwrite(f"{name}/a.png", image)
+
+
+def refuse(metric: dict[str, Any], single: bool = False, lmdb: bool = False) -> None:
+    """Look at a validation set of one image at x2, as a run does at its start."""
+    suffix = ".lmdb" if lmdb else ""
+    dataset = {
+        "name": "set", "phase": "val", "scale": 2, "io_backend": {"type": "lmdb" if lmdb else "disk"},
+        "type": "SingleImageDataset" if single else "PairedImageDataset",
+        "dataroot_lq": f"lq{suffix}", "dataroot_gt": None if single else f"gt{suffix}",
+    }  # fmt: skip
+    opt = {"scale": 2, "num_gpu": 0, "dist": False, "datasets": {"val": dataset}, "val": {"metrics": {"m": metric}}}
+    refuse_small_images(opt, evaluation_loaders(opt, "val"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "smallest", "too_small"),
+    [(PSNR, (6, 6), (4, 8)), (SSIM, (16, 16), (14, 20)), (NIQE, (196, 100), (100, 100)), (NIQE, (100, 196), (98, 600))],
+)
+def test_the_smallest_image_of_each_metric(
+    metric: dict[str, Any], smallest: tuple[int, int], too_small: tuple[int, int]
+) -> None:
+    """BasicSR's functions have a value for the smallest that is taken."""
+    for size, refused in ((smallest, False), (too_small, True)):
+        write("gt", *size)
+        write("lq", size[0] // 2, size[1] // 2)
+        message = r"datasets: set: .*gt/a.png of .* pixels is too small for val: metrics: m, which needs \d x"
+        with pytest.raises(UserError, match=message) if refused else nullcontext():
+            refuse(metric)
+        if not refused:
+            images = {name: cv2.imread("gt/a.png") for name in ("img", "img2")}
+            assert not np.isnan(calculate_metric(images, metric))
+
+
+def test_sizes_in_an_lmdb_are_known() -> None:
+    write("gt", 14, 20, lmdb=True)
+    write("lq", 7, 10, lmdb=True)
+    refuse(PSNR, lmdb=True)
+    with pytest.raises(UserError, match="datasets: set: a of 14 x 20 pixels is too small"):
+        refuse(SSIM, lmdb=True)
+
+
+def test_a_set_without_originals_is_measured_by_the_result() -> None:
+    write("lq", 98, 50)
+    refuse(NIQE, single=True)
+    write("lq", 50, 50)
+    with pytest.raises(UserError, match="lq/a.png of 100 x 100 pixels is too small"):
+        refuse(NIQE, single=True)
+
+
+def test_an_original_smaller_than_its_result_is_refused() -> None:
+    write("lq", 30, 20)
+    write("gt", 39, 60)
+    with pytest.raises(UserError, match=r"gt/a.png is 39 x 60 pixels, expected at least 40 x 60, 2 x its LQ"):
+        refuse(PSNR)
