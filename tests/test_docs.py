@@ -50,6 +50,14 @@ def test_files_that_are_named_exist(path: Path) -> None:
     assert [name for name in names if not (ROOT / name).is_file()] == []
 
 
+def test_tests_that_are_named_exist() -> None:
+    tests = {
+        name for file in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (\w+)", file.read_text("utf-8"))
+    }
+    named = {name for path in DOCUMENTS for name in re.findall(r"`(test_\w+)`", path.read_text("utf-8"))}
+    assert named - tests == set()
+
+
 @every_document
 def test_commands_have_the_options_that_are_shown(path: Path) -> None:
     package = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "dp_basicsr").rglob("*.py"))
