@@ -50,7 +50,10 @@ class Cost:
 
 
 class Counter(TorchDispatchMode):
-    """Count floating point operations, and calls that are not just views."""
+    """Count floating point operations, two per multiply-add, and calls that are not just views.
+
+    torch's FlopCounterMode also tracks modules, and its hooks fail on the step's ``autograd.grad``.
+    """
 
     def __init__(self) -> None:
         super().__init__()

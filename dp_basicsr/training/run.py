@@ -1,4 +1,4 @@
-"""A training run: check what it needs, resume or start anew, build the model, train."""
+"""A training run: check what it needs, start or resume, build the model, train."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str
     except Exception as error:  # another model's state fails in any way
         raise UserError(
             f"the state of iteration {iteration} does not fit these options ({first_line(error)}): resume with the "
-            "options it was saved with (another scheduler: path:resume_schedule=options), or start anew without "
+            "options it was saved with (another scheduler: path:resume_schedule=options), or start a new run without "
             "--auto_resume"
         ) from error
     if changed is not None:

@@ -120,7 +120,7 @@ def our_step(hr: Path, window: Window, form: str, output: Path) -> None:
     subprocess.run([*command, *sizes], env=environment, check=True, capture_output=True)
 
 
-def anew(work: Callable[[Path], None], output: Path) -> None:
+def on_new_output(work: Callable[[Path], None], output: Path) -> None:
     """Delete ``output`` and run ``work``."""
     shutil.rmtree(output, ignore_errors=True)
     work(output)
@@ -144,8 +144,8 @@ def measure_preparation(settings: Settings, root: Path, window: Window) -> Table
     works = {BASICSR: partial(basicsr_steps, root / "HR", window)}
     works |= {name: partial(our_step, root / "HR", window, form) for name, form in OUR_FORMS.items()}
     outputs = {name: root / folder for name, folder in zip(works, FOLDERS, strict=True)}
-    anew_each = {name: partial(anew, work, outputs[name]) for name, work in works.items()}
-    seconds = cores_in_turns(anew_each, min(settings.rounds, 3))
+    fresh = {name: partial(on_new_output, work, outputs[name]) for name, work in works.items()}
+    seconds = cores_in_turns(fresh, min(settings.rounds, 3))
     hr, lr = (
         max(largest_difference(outputs[BASICSR] / name, outputs[ours] / name) for ours in OUR_FORMS)
         for name in ("HR_sub.lmdb", "LR_bicubic_X4_sub.lmdb")

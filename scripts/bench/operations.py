@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dp_basicsr.training.cost import counted
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from scripts.bench.measure import Settings, Table, Work, in_turns
 from scripts.bench.step import BASICSR, OURS, builders, step_of
 
 
-class Counter(TorchDispatchMode):
-    """Count the operations of convolutions and matrix products, two per multiply-add.
-
-    torch's FlopCounterMode also tracks modules, and its hooks fail on the step's ``autograd.grad``.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator and add its cost."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        count = flop_registry.get(func.overloadpacket)
-        self.total += count(*args, **kwargs, out_val=result) if count else 0
-        return result
-
-
 def operations_of(work: Work) -> float:
     """Return the GFLOP of the convolutions and matrix products in ``work``, nearly all of its operations."""
-    with Counter() as counter:
-        work()
-    return counter.total / 1e9
+    return counted(work).flop / 1e9
 
 
 def passes(net: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:

@@ -203,7 +203,7 @@ def test_auto_resume_uses_an_intact_checkpoint_or_none(whole: Files, data: st.Da
             assert intact(int(chosen.stem), whole)
     if not set(names) & set(FILES[3:]):  # the checkpoint of iteration 2 is intact
         # A folder in place of a file is named when the run overwrites it.
-        assert message == "right" or "start anew" in message or "cannot be saved" in message
+        assert message == "right" or "start a new run" in message or "cannot be saved" in message
 
 
 @few
