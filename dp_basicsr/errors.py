@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import MappingProxyType
 
 # Optional module -> the extra in setup.py that installs it.
@@ -37,11 +37,22 @@ def readable(text: str) -> str:
     return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
 
 
+def shorten(names: Collection[str], limit: int = 4) -> str:
+    """Join the first ``limit`` names and the number of the others."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(name if len(name) < 80 else f"{name[:80]}..." for name in list(names)[:limit]) + more
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message."""
+    return str(error).partition("\n")[0][:300] or type(error).__name__
+
+
 def message_for_user(error: BaseException) -> str | None:
     """Return the message for a user who can fix the error, or None for any other error.
 
     This includes missing modules of an extra, and system errors about a path, such as a name that is too long or a file
-        in place of a folder.
+    in place of a folder.
     """
     if isinstance(error, UserError):
         return readable(str(error))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from dp_basicsr.archs.rrdbnet_dp_arch import RRDBNetDP
 from dp_basicsr.checkpoint.network_spec import NetworkSpec, choose_scale, guess_spec
 from dp_basicsr.checkpoint.weight_names import rename_keys
-from dp_basicsr.checkpoint.weights import Weights, compare_shapes, read_weights, shorten
-from dp_basicsr.errors import UserError
+from dp_basicsr.checkpoint.weights import Weights, compare_shapes, read_weights
+from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.utils.input_size import InputSize
 
 import torch

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone, require_weights
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, shorten
 
 import torch
 from basicsr.archs.vgg_arch import NAMES, insert_bn
@@ -221,9 +221,7 @@ def use_batch_statistics(net: nn.Module) -> None:
 
 def _check_choice(what: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
-        names = list(choices)
-        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-        raise UserError(f"{what}: expected one of {', '.join(names[:MAX_NAMED])}{more}; got {value!r}")
+        raise UserError(f"{what}: expected one of {shorten(list(choices), MAX_NAMED)}; got {value!r}")
 
 
 def check_layers(layers: tuple[str, ...], names: Iterable[str]) -> None:

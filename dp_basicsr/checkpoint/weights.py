@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.checkpoint.weight_names import PARTS, Part, StateDict, strip_prefixes
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.utils.safe_load import load
 
 import torch
@@ -78,12 +78,6 @@ def compare_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
     ]
     parts = [("missing: ", missing), ("unexpected: ", extra), ("", other)]
     return "; ".join(label + shorten(names) for label, names in parts if names)
-
-
-def shorten(names: list[str], limit: int = 4) -> str:
-    """Join the first few names of a list and the number of the others."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(name if len(name) < 80 else f"{name[:80]}..." for name in names[:limit]) + more
 
 
 def _unwrap(content: Any, prefer: str | None, part: Part) -> dict[Any, Any]:

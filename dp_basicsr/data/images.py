@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr.errors import UserError
 
@@ -163,6 +164,11 @@ def _without_opaque_alpha(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if image.ndim == 3 and image.shape[2] in (2, 4) and (image[..., -1] == np.iinfo(image.dtype).max).all():
         return np.ascontiguousarray(image[..., :-1].squeeze(axis=2) if image.shape[2] == 2 else image[..., :-1])
     return image
+
+
+def size_text(image: NDArray[Any]) -> str:
+    """Format the size as ``width x height``, like image viewers."""
+    return f"{image.shape[1]} x {image.shape[0]}"
 
 
 def _is_image(path: Path) -> bool:

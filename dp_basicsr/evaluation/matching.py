@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dp_basicsr.data.images import IMAGE_SUFFIXES, find_images
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, shorten
 
 BICUBIC = "Bicubic"  # the method that is computed here
 
-_MAX_NAMED = 5  # files listed in one message; the rest is counted
 
 # For these folder names, the set's name is one level up: datasets/Set5/GT.
 _GENERIC_FOLDER = re.compile(r"(gt|hr|original|originals)(_?mod_?\d+)?|image_srf_\d", re.IGNORECASE)
@@ -96,8 +95,8 @@ def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dic
     extra = [path.name for name, path in found.items() if name not in names]
     if not pattern:
         extra += [path.name for path in find_images(folder) if path not in found.values()]
-    problems = [f"missing: {_some(missing)}"] if missing else []
-    problems += [f"without an original: {_some(extra)}"] if extra else []
+    problems = [f"missing: {shorten(missing)}"] if missing else []
+    problems += [f"without an original: {shorten(extra)}"] if extra else []
     if problems:
         raise UserError(
             f"{folder}: expected one image for each of {len(names)} originals, named {used!r}; {'; '.join(problems)}. "
@@ -121,7 +120,7 @@ def names_in(folder: Path, pattern: str) -> dict[str, Path]:
             raise UserError(f"{folder}: {found[fit[1]].name} and {path.name} are both the image {fit[1]!r}")
         found[fit[1]] = path
     if not found:
-        some = _some([path.name for path in find_images(folder)])
+        some = shorten([path.name for path in find_images(folder)])
         raise UserError(f"{folder}: no file matches the pattern {pattern!r}; found: {some}")
     return found
 
@@ -157,13 +156,13 @@ def detect_pattern(stems: Collection[str], names: Collection[str], folder: Path)
     most = max(fits.values(), default=0)
     if most == 0:
         raise UserError(
-            f"{folder}: no file is named like an original; found: {_some(stems)}; originals: {_some(names)}. "
+            f"{folder}: no file is named like an original; found: {shorten(stems)}; originals: {shorten(names)}. "
             "Give --pattern NAME=PATTERN"
         )
     best = sorted(f"{before}{{}}{after}" for (before, after), count in fits.items() if count == most)
     if len(best) > 1 and most == len(names):
         raise UserError(
-            f"{folder}: the files match several patterns: {_some(best)}; choose one with --pattern NAME=PATTERN"
+            f"{folder}: the files match several patterns: {shorten(best)}; choose one with --pattern NAME=PATTERN"
         )
     return best[0]
 
@@ -174,8 +173,3 @@ def _splits(stem: str, name: str) -> Iterable[tuple[str, str]]:
     while place >= 0:
         yield stem[:place], stem[place + len(name) :]
         place = stem.find(name, place + 1)
-
-
-def _some(names: Collection[str]) -> str:
-    listed = ", ".join(list(names)[:_MAX_NAMED])
-    return listed + (f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else "")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from dp_basicsr.data.images import size_text
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError
 from dp_basicsr.metrics.lpips_metric import calculate_lpips, why_not
@@ -96,11 +97,6 @@ def drop_unavailable(opt: dict[str, Any]) -> None:
 def in_colour(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Convert a gray or colour image to ``(H, W, 3)``."""
     return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-
-
-def size_text(image: NDArray[Any]) -> str:
-    """Format the size as ``width x height``, like image viewers."""
-    return f"{image.shape[1]} x {image.shape[0]}"
 
 
 def _one(name: str, pair: tuple[NDArray[np.uint8], NDArray[np.uint8]], crop_border: int) -> float | None:

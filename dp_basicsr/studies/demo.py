@@ -64,15 +64,15 @@ def write_photographs(folder: Path = DATA) -> None:
             cv2.imwrite(str(target / f"{Path(name).stem}.png"), photograph)
 
 
-def prepare_photographs(folder: Path = DATA) -> None:
-    """Create the demo's data with the project's own scripts, replacing ``folder``.
+def prepare_photographs() -> None:
+    """Create the demo's data with the project's own scripts, replacing ``DATA``.
 
     The folder then has ``HR_sub.lmdb`` and ``LR_bicubic_X4_sub.lmdb`` for training, ``test/GT`` and ``test/LRbicx4``.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    write_photographs(folder)
-    run("scripts/extract_subimages.py", "--input", folder / "HR", "--crop-size", 160, "--step", 80)
-    run("scripts/make_lr.py", "--input", folder / "test/GT", "--output", folder / "test/LRbicx4", "--scale", SCALE)
+    shutil.rmtree(DATA, ignore_errors=True)
+    write_photographs()
+    run("scripts/extract_subimages.py", "--input", DATA / "HR", "--crop-size", 160, "--step", 80)
+    run("scripts/make_lr.py", "--input", DATA / "test/GT", "--output", DATA / "test/LRbicx4", "--scale", SCALE)
 
 
 def run(*command: object) -> None:

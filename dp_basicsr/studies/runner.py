@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from dp_basicsr.data.stream import missing_folders
@@ -22,6 +21,7 @@ from dp_basicsr.evaluation.after_test import FOLDER
 from dp_basicsr.evaluation.files import JSON_NAME, read_evaluation
 from dp_basicsr.options import override, read_options
 from dp_basicsr.studies.study import ROOT, Row, Smoke, Study
+from dp_basicsr.utils.console import exit_on_signal
 
 import yaml
 
@@ -171,7 +171,7 @@ class Runner:
         for job in jobs:
             job.check_record()
         pool = ThreadPoolExecutor(self._slots.qsize())
-        previous = signal.signal(signal.SIGTERM, _leave)
+        previous = signal.signal(signal.SIGTERM, exit_on_signal)
         try:
             list(pool.map(lambda job: self._run_one(job, retest), jobs))
         finally:
@@ -231,10 +231,6 @@ def show_plan(jobs: Sequence[StudyRun], retest: bool) -> None:
 def shown(command: Sequence[str]) -> str:
     """Format a command as a user would type it."""
     return shlex.join(["python", *command[1:]])
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 def _command(program: str, options: Path, *arguments: str) -> list[str]:

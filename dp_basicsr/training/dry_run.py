@@ -15,11 +15,10 @@ from typing import Any
 from dp_basicsr.archs.pretrained import PRETRAINED_DIR, weights_url
 from dp_basicsr.checkpoint.resume import require_networks
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu, evaluation_loaders
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.metrics import refuse_small_images
 from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
 from dp_basicsr.training.progress import PAPER_BATCH, current_losses
-from dp_basicsr.utils.atomic_io import first_line
 from dp_basicsr.utils.option_schema import DATASETS
 
 import torch

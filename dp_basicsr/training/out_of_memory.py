@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dp_basicsr.data.stream import batch_size_per_gpu
-from dp_basicsr.errors import UserError
-from dp_basicsr.utils.atomic_io import first_line
+from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.utils.memory import is_out_of_memory
 
 

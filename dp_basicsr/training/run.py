@@ -14,7 +14,7 @@ from dp_basicsr.checkpoint.schedule import resume_training
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.distributed.launch import mark_experiment
-from dp_basicsr.errors import UserError, readable
+from dp_basicsr.errors import UserError, first_line, readable
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
 from dp_basicsr.training.loop import Run, loop
 from dp_basicsr.training.malloc import keep_freed_memory
@@ -26,7 +26,6 @@ from dp_basicsr.training.signals import Interruption
 from dp_basicsr.utils.atomic_io import (
     atomic_write,
     await_archive_name,
-    first_line,
     no_room_is_user_error,
     remove_partial_files,
 )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, first_line
 
 import torch
 from basicsr.utils import get_root_logger, get_time_str
@@ -137,8 +137,3 @@ def free_space(folder: Path) -> str:
         return f"{sizeof_fmt(shutil.disk_usage(folder).free)} free on its disk"
     except OSError as error:
         return f"its folder: {error.strerror}"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message."""
-    return str(error).partition("\n")[0][:300] or type(error).__name__

@@ -29,7 +29,7 @@ def require_paths(paths: Sequence[Path], what: str) -> None:
 @contextlib.contextmanager
 def data_command() -> Iterator[None]:
     """Run a command: exit code 2 on a UserError, 130 on Ctrl-C, 143 on SIGTERM, after removing partial results."""
-    previous = signal.signal(signal.SIGTERM, _leave)
+    previous = signal.signal(signal.SIGTERM, exit_on_signal)
     try:
         with exit_on_user_error("interrupted: partial results have been removed"):
             yield
@@ -37,5 +37,6 @@ def data_command() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def exit_on_signal(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by exiting like a shell command killed by it."""
     raise SystemExit(128 + number)

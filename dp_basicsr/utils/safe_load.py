@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, first_line
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ def _reason(path: Path, error: Exception) -> str:
             return f"cannot be read: it contains more than weights ({name}), and code in files is never run"
     if "TorchScript" in str(error):
         return "cannot be read: it contains more than weights (a TorchScript program), and code in files is never run"
-    return f"cannot be read: it is damaged or not a checkpoint ({_first_line(error)})"
+    return f"cannot be read: it is damaged or not a checkpoint ({first_line(error).partition(' In PyTorch 2.6')[0]})"
 
 
 def _first_global(path: Path) -> str | None:
@@ -107,9 +107,3 @@ def _first_global(path: Path) -> str | None:
     except Exception:  # not a pickle
         return None
     return None
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an exception's message, without torch's advice to load the file unsafely."""
-    text = str(error).partition("\n")[0].partition(" In PyTorch 2.6")[0]
-    return text[:300] or type(error).__name__

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dp_basicsr.data.images import BadImage, BadImageError, read_image
+from dp_basicsr.data.images import BadImage, BadImageError, read_image, size_text
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation.records import Record, RecordForm, make_record
 from dp_basicsr.errors import UserError
@@ -122,7 +122,7 @@ def _cut_lr(lr: NDArray[np.uint8], y: int, x: int, crop: int, scale: int) -> NDA
 def _read_hr(path: Path, window: Window) -> NDArray[np.uint8]:
     image = read_image(path)
     if min(image.shape[:2]) < window.crop:
-        raise BadImageError(f"is {_size(image)}, smaller than the crop of {window.crop}")
+        raise BadImageError(f"is {size_text(image)}, smaller than the crop of {window.crop}")
     return image
 
 
@@ -133,11 +133,7 @@ def _read_lr(path: Path, scale: int, hr: NDArray[np.uint8], window: Window) -> N
     except BadImageError as error:
         raise BadImageError(f"cannot be paired: its LR {path} {error}") from error
     if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
-        raise BadImageError(f"is {_size(hr)}, expected {scale} times its LR {path} of {_size(lr)}")
+        raise BadImageError(f"is {size_text(hr)}, expected {scale} times its LR {path} of {size_text(lr)}")
     if any(y % scale or x % scale for y, x in window_corners(hr.shape, window)):
         raise BadImageError(f"has a window that does not start at a multiple of {scale}, as its LR {path} requires")
     return lr
-
-
-def _size(image: NDArray[np.uint8]) -> str:
-    return f"{image.shape[1]} x {image.shape[0]}"
