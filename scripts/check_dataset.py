@@ -35,11 +35,12 @@ def find_sets(args: argparse.Namespace) -> Iterator[tuple[str, PairedSet]]:
     if args.gt is not None:
         yield str(args.gt), PairedSet(args.gt, args.lq, args.scale, None if args.test_set else args.gt_size)
         return
-    from dp_basicsr.options import (
-        read_options,
-    )  # imports torch: slow, and not needed by the workers
+    from dp_basicsr.options import read_options
 
-    yield from paired_sets(read_options(args.opt))
+    sets = list(paired_sets(read_options(args.opt)))
+    if not sets:
+        raise UserError(f"{args.opt}: expected a set with dataroot_gt and dataroot_lq, got none: nothing is checked")
+    yield from sets
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -184,3 +184,13 @@ def test_a_pair_with_only_one_image_rotated_by_exif_is_reported(
     make_lr(tmp_path / "GT", tmp_path / "made", 4, ONE)
     what = PairedSet(tmp_path / "GT", tmp_path / "made", 4, 32)
     assert check_set(what, 1).problems == [], "our own LR image is turned as training turns the GT"
+
+
+def test_an_option_file_without_pairs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Real-ESRGAN's has GT alone: nothing would be checked."""
+    option_file = tmp_path / "o.yml"
+    option_file.write_text("{scale: 4, datasets: {train: {name: t, type: RealESRGANDataset, dataroot_gt: GT}}}")
+    with pytest.raises(SystemExit) as stopped:
+        check_dataset.main(["-opt", str(option_file)])
+    assert stopped.value.code == 2
+    assert "expected a set with dataroot_gt and dataroot_lq, got none" in capsys.readouterr().err
