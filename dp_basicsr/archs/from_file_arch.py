@@ -33,7 +33,7 @@ class OpenedNetwork:
 
     Attributes:
         module: (N, channels, H, W) in [0, 1] -> (N, channels, scale * H, scale * W). Its ``input_size`` gives the
-                supported H and W.
+            supported H and W.
         arch: Name of the architecture, ours or spandrel's.
         description: Architecture, scale and size, for messages.
         scale: Output size divided by input size.

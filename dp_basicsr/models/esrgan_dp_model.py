@@ -15,8 +15,8 @@ class ESRGANDPModel(SRGANDPModel):
     """ESRGAN-DP: L_G = lambda * L1 + eta * L_Ra + gamma * L_DP (Eq. 2), D_Ra(a, b) = sigmoid(C(a) - mean C(b)) (Eq. 3).
 
     As in BasicSR's ESRGANModel, each loss is the mean of its real and its fake half, and in D's losses the mean of the
-        other side's logits is detached. The means are over the mini-batch: with several processes over all of them,
-        unless ``gan_opt: sync_mean`` is false (each process its own, as in BasicSR).
+    other side's logits is detached. The means are over the mini-batch: with several processes over all of them,
+    unless ``gan_opt: sync_mean`` is false (each process its own, as in BasicSR).
     """
 
     def init_training_settings(self) -> None:
