@@ -112,10 +112,10 @@ def sections(value: Any) -> list[Any]:
 
 
 def mutate(data: st.DataObject, opt: dict[str, Any]) -> None:
-    """Delete, rename, retype, replace or add something, somewhere."""
+    """Delete, rename, retype, replace or add something, somewhere; make lists that belong together uneven."""
     section = data.draw(st.sampled_from(sections(opt)))
     key = data.draw(st.sampled_from(sorted(section, key=repr) if isinstance(section, dict) else range(len(section))))
-    action = data.draw(st.sampled_from(["delete", "rename", "value", "as text", "wrap", "add", "misspell"]))
+    action = data.draw(st.sampled_from(["delete", "rename", "value", "as text", "wrap", "add", "misspell", "uneven"]))
     if action == "delete":
         del section[key]
     elif action == "value":
@@ -124,10 +124,12 @@ def mutate(data: st.DataObject, opt: dict[str, Any]) -> None:
         section[key] = str(section[key])
     elif action == "wrap":
         section[key] = [section[key]]
+    elif action == "uneven" and isinstance(section, list):
+        section[key:key] = section * data.draw(st.integers(1, 3))
     elif isinstance(section, dict):
         if action == "add":
             section[data.draw(KEYS)] = data.draw(VALUES)
-        elif action == "rename":
+        elif action in ("rename", "uneven"):
             section[data.draw(KEYS)] = section.pop(key)
         else:
             section[f"{str(key)[:3]}{data.draw(st.sampled_from('ae_1'))}{str(key)[3:]}"] = section.pop(key)
@@ -148,7 +150,26 @@ def test_changed_values(data: st.DataObject) -> None:
     judge_run(text, [], data.draw(st.booleans()))
 
 
-ODD = [": ", "- ", "[", "{", "}", "&a ", "*a", "!!int ", "!!python/", "'", "<<: *val ", "? ", "| ", "%", "@", "`"]
+ODD = [
+    ": ",
+    "- ",
+    "[",
+    "{",
+    "}",
+    "&a ",
+    "*a",
+    "!!int ",
+    "!!python/",
+    "'",
+    "<<: *val ",
+    "<<: [*val, *val] ",
+    "图",
+    "? ",
+    "| ",
+    "%",
+    "@",
+    "`",
+]
 
 
 @fuzz
