@@ -112,7 +112,7 @@ def _earlier_facts(notes: dict[str, str]) -> dict[str, str]:
     if not notes.get("exported_by", "").startswith("dp_basicsr "):
         return kept
     kept |= {name: value for name, value in notes.items() if name in _KEPT or name.startswith("dataset_")}
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
+    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
         options = publishable(json.loads(notes.get("options", "")))
         kept |= {"options": json.dumps(options)} if {"name", "model_type"} <= options.keys() else {}
     return kept

@@ -61,7 +61,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         return Evaluation(data["scale"], tuple(data["metrics"]), data["missing"], images)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; scripts/evaluate.py and test.py create it") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not an evaluation of dp_basicsr ({error!r}); create it again") from error
 
 

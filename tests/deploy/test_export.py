@@ -227,7 +227,9 @@ def test_metadata_of_others_is_not_passed_on() -> None:
     facts = trace(Path(__file__), notes)
     assert facts.keys() == {"source", "source_sha256", "exported_by"}
     assert facts["source"] == "test_export.py"
-    assert "options" not in trace(Path(__file__), notes | {"exported_by": "dp_basicsr 0.1"})
+    for options in ("not JSON", "[" * 100_000, '{"name": ' * 900 + "0" + "}" * 900):
+        ours = notes | {"exported_by": "dp_basicsr 0.1", "options": options}
+        assert "options" not in trace(Path(__file__), ours)
 
 
 def test_a_fingerprint_tells_data_sets_apart(tmp_path: Path) -> None:
