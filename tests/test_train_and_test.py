@@ -135,6 +135,8 @@ def test_train_stop_resume_test(folder: Path, device: torch.device) -> None:
     tested = run_well("test.py", "-opt", "small.yml", "--force_yml", gpus, model, "path:param_key_g=params_ema")
     psnr = re.findall(r"# psnr_rgb: (\d+\.\d+)", whole)[-1]
     assert f"# psnr_rgb: {psnr}" in tested
+    network = "network_g={type: FromFile, path: experiments/whole/models/net_g_latest.pth}"
+    assert f"# psnr_rgb: {psnr}" in run_well("test.py", "-opt", "small.yml", "--force_yml", gpus, network)
     assert "not_there is skipped" in tested
     assert len(list((folder / "results/small/visualization/there").glob("*_small.png"))) == 4
     tables = read_evaluation(folder / "results/small/evaluation")

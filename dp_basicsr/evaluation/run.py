@@ -31,8 +31,6 @@ def run_test(opt: dict[str, Any]) -> None:
     if all(missing_folders(dataset) for dataset in sets):
         names = ", ".join(dataset["name"] for dataset in sets)
         raise UserError(f"none of the test sets ({names}) exists; {HOW_TO_GET_TEST_SETS}")
-    if opt["path"].get("pretrain_network_g") is None:
-        raise UserError("path: pretrain_network_g: nothing to test; name a net_g_<iteration>.pth")
     require_networks(opt)
     held_log = start_log(opt)
     logger = get_root_logger()

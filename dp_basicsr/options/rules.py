@@ -349,7 +349,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
 
 def _missing_for_test(opt: View) -> Iterator[Problem]:
     """A test needs a network and at least one of its sets."""
-    if opt.at("path", "pretrain_network_g") is None:
+    if opt.at("path", "pretrain_network_g") is None and opt.at("network_g", "type") != "FromFile":
         text = "expected a net_g_<iteration>.pth, got none: there is nothing to test"
         yield Problem(("path", "pretrain_network_g"), text, missing=True)
     tests = [name for name in opt.get("datasets") or () if str(name).startswith("test")]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr import options, test, train
+from dp_basicsr.archs import RRDBNetDP
 from dp_basicsr.metrics import lpips_metric, scores
 from dp_basicsr.options import read_options
 from dp_basicsr.training import progress
@@ -81,11 +82,16 @@ def overrides(file: str, pairs: Path) -> list[str]:
     opt = read_options(OPTIONS / file)
     data = [f"datasets:{name}:dataroot_gt={pairs / 'GT'}" for name in opt["datasets"]]
     data += [f"datasets:{name}:dataroot_lq={pairs / 'LRbicx4'}" for name in opt["datasets"]]
-    state = build_network(opt["network_g"] | {"num_feat": 8, "num_block": 1}).state_dict()
-    torch.save({"params": state, "params_ema": state}, "start.pth")
+    if opt["network_g"]["type"] == "FromFile":
+        torch.save(RRDBNetDP(num_feat=8, num_block=1).state_dict(), "start.pth")
+        network = ["network_g:path=start.pth"]
+    else:
+        state = build_network(opt["network_g"] | {"num_feat": 8, "num_block": 1}).state_dict()
+        torch.save({"params": state, "params_ema": state}, "start.pth")
+        network = [*SMALL_NETWORKS, "path:pretrain_network_g=start.pth"]
     training = SMALL_TRAINING if "train" in opt else []
     random = RANDOM if "perceptual_opt" in opt.get("train", {}) else []
-    return [*data, *SMALL_NETWORKS, "path:pretrain_network_g=start.pth", *training, *random]
+    return [*data, *network, *training, *random]
 
 
 @pytest.mark.parametrize("file", FILES)
