@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dp_basicsr.data.images import BadImageError, decode_image
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
+from dp_basicsr.data.lmdb_walk import refuse_damaged
 from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
 from dp_basicsr.data.preparation.records import RecordForm, make_record
 from dp_basicsr.data.sources import find_sources
@@ -77,6 +78,11 @@ def test_an_lmdb_is_read_or_refused(tmp_path: Path, form: RecordForm) -> None:
     rng, content, refused = random.Random(form), (path / "data.mdb").read_bytes(), 0
     for _ in range(CASES * 2 // 5):
         (path / "data.mdb").write_bytes(damage(content, rng, 64))
+        try:
+            refuse_damaged(str(path))  # as training and test.py do: reading it could raise a bus error
+        except UserError:
+            refused += 1
+            continue
         for source in find_sources(path):
             try:
                 source.read()
@@ -86,7 +92,7 @@ def test_an_lmdb_is_read_or_refused(tmp_path: Path, form: RecordForm) -> None:
             lmdb_reader(path).stored_keys()
         except UserError:
             refused += 1
-    assert refused > CASES // 4
+    assert refused > CASES // 8
 
 
 def test_a_meta_info_is_read_or_refused(tmp_path: Path) -> None:
