@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import inspect
+from functools import partial
 
 import dp_basicsr.models
 import dp_basicsr.options.completion
@@ -14,5 +16,9 @@ import torch.distributed.run
 import torch.utils.tensorboard  # noqa: F401
 
 import tests.conftest  # noqa: F401
+
+# torchrun looks at the stack in each round of its rendezvous; to find the source lines among so many modules takes it
+# longer than a round may.
+inspect.stack = partial(inspect.stack, 0)
 
 gc.freeze()  # else the first full collection of each child looks at, and copies, all that was imported
