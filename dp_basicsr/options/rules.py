@@ -357,5 +357,5 @@ def _missing_for_test(opt: View) -> Iterator[Problem]:
     if not any(all(isinstance(root, str) and os.path.isdir(os.path.expanduser(root)) for root in roots[name] if root)
                for name in tests):  # fmt: skip
         names = ", ".join(str(opt.get("datasets", name, "name")) for name in tests)
-        text = f"expected an existing test set, got none of {names}"
+        text = f"expected an existing test set, got {f'none of {names}' if names else 'none'}"
         yield Problem(("datasets",), text, missing=True, help=HOW_TO_GET_TEST_SETS)
