@@ -51,7 +51,7 @@ demo: setup ## prepare data, train, test, draw a picture: minutes on a CPU, offl
 	$(BIN)/python scripts/demo.py $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 test: setup ## run all tests, in two processes of one thread each
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup ## compare speed and memory with BasicSR's: 20 minutes on an idle CPU
 	$(BIN)/python -m scripts.bench $(BENCH)

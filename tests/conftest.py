@@ -34,6 +34,16 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 _current_device = torch.device("cpu")
 
 
+# Files whose tests take longest, for two processes: what starts last should be short.
+LONG = ("test_two_hosts", "test_gpu_report", "test_webui", "test_data_commands", "test_bench", "test_kills",
+        "test_open_engine", "test_export", "test_parallel_method", "test_soak", "test_platforms")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the long files first."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Run a test on the CPU and, if there is one, on a GPU; with IMITATE_GPU=1 on an imitated one.

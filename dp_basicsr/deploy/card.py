@@ -80,7 +80,7 @@ def write_card(
         kind: As what.
         output: Where to.
         facts: See ``describe``.
-        license_name: Licence of the weights; empty where nobody has said.
+        license_name: Licence of the weights; empty if unknown.
         metrics: See ``read_metrics``.
     """
     limit = spandrel_limit(network.spec) if kind in ("pth", "safetensors") else None

@@ -25,10 +25,10 @@ def write_entry(path: Path, kind: ExportFormat, output: Path, facts: dict[str, s
         kind: Format of ``output``.
         output: The exported file.
         facts: See ``dp_basicsr.deploy.export.describe``.
-        license_name: SPDX id; empty where nobody has said.
+        license_name: SPDX id; empty if unknown.
 
     Returns:
-        Names of the fields that nobody but the author can fill in.
+        Names of the fields that the author has to fill in.
 
     Raises:
         UserError: OpenModelDB does not list files of this format.

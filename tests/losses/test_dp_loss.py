@@ -167,7 +167,7 @@ def test_a_third_network_is_a_further_weighted_term() -> None:
     value, _ = loss(*images())
     assert set(loss.terms) == {"l_vgg", "l_resnet", "weight", "l_resnet34", "weight_resnet34"}
     assert value.item() == pytest.approx((1 + 1 / 0.5 + 1 / 2.0) * loss.l_vgg.item(), rel=1e-6)
-    with pytest.raises(UserError, match="resnet34.*taken"):
+    with pytest.raises(UserError, match="resnet34.*already used"):
         small_loss(extra_networks=[extra, extra])
 
 

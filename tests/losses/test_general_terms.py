@@ -144,7 +144,7 @@ def test_losses_unsuitable_for_equation_9_are_refused_by_name(
         ({"type": "L1Loss", "mu": "abc"}, "mu.*> 0.*'abc'"),
         ({"type": "GANLoss", "gan_type": "vanilla"}, r"GANLoss.*loss\(x, gt\)"),
         ({"mu": 1}, "expected `type` or `network`"),
-        ({"type": "L1Loss", "name": "vgg"}, "'vgg' is taken"),
+        ({"type": "L1Loss", "name": "vgg"}, "'vgg' is already used"),
         ({"network": "timm/no_such_net", "layer_weights": {"a": 1}}, "no_such_net"),
         ({"network": "convnext_tiny", "layer_weights": {"stage9": 1}, "weights": "random"}, r"features\.1.*stage9"),
     ],
