@@ -96,4 +96,4 @@ def test_operations_are_those_that_a_convolution_has() -> None:
 def test_a_mistyped_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["stepp"])
-    assert "expected parts out of step" in capsys.readouterr().err
+    assert "expected parts from step" in capsys.readouterr().err
