@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,8 +32,10 @@ OnDevice = TypeVar("OnDevice", Tensor, nn.Module)
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-_current_device = torch.device("cpu")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as after a shell's &; the programs under test would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_current_device = torch.device("cpu")
 
 # Files whose tests take longest, for two processes: what starts last should be short.
 LONG = ("test_two_hosts", "test_gpu_report", "test_webui", "test_data_commands", "test_bench", "test_kills",
