@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dp_basicsr.data.preparation.check import BadData, PairedSet, check_set, paired_sets, table
 from dp_basicsr.errors import UserError
+from dp_basicsr.options import add_import_argument, import_modules, read_options
 from dp_basicsr.utils.console import data_command
 
 
@@ -24,6 +25,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="full images of any size, gray allowed, GT not a multiple of scale",
     )
+    add_import_argument(parser)
     parser.add_argument("--workers", type=int, help="number of processes (default: all available CPUs)")
     return parser.parse_args(argv)
 
@@ -35,8 +37,6 @@ def find_sets(args: argparse.Namespace) -> Iterator[tuple[str, PairedSet]]:
     if args.gt is not None:
         yield str(args.gt), PairedSet(args.gt, args.lq, args.scale, None if args.test_set else args.gt_size)
         return
-    from dp_basicsr.options import read_options
-
     sets = list(paired_sets(read_options(args.opt)))
     if not sets:
         raise UserError(f"{args.opt}: expected a set with dataroot_gt and dataroot_lq, got none: nothing is checked")
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     problems: list[BadData] = []
     with data_command():
+        import_modules(args.imports)
         for name, place in find_sets(args):
             checked = check_set(place, args.workers)
             print(f"{name}: {checked}", flush=True)

@@ -17,7 +17,15 @@ from collections.abc import Sequence
 from dp_basicsr.errors import UserError
 from dp_basicsr.options.reading import Options, override, read_options
 
-__all__ = ["Options", "import_modules", "override", "parse_command_line", "read_given_options", "read_options"]
+__all__ = [
+    "Options",
+    "add_import_argument",
+    "import_modules",
+    "override",
+    "parse_command_line",
+    "read_given_options",
+    "read_options",
+]
 
 
 def parse_command_line(description: str, argv: Sequence[str] | None, is_train: bool = True) -> argparse.Namespace:
@@ -38,14 +46,7 @@ def parse_command_line(description: str, argv: Sequence[str] | None, is_train: b
             action="store_true",
             help="check options and data, try a step, estimate time and memory; write nothing",
         )
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import a module that registers models, networks, losses, datasets or metrics with BasicSR; repeatable",
-    )
+    add_import_argument(parser)
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument(
         "--force_yml",
@@ -69,6 +70,18 @@ def read_given_options(args: argparse.Namespace) -> Options:
     opt = read_options(args.opt)
     override(opt, args.force_yml)
     return opt
+
+
+def add_import_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--import``, whose modules ``import_modules`` imports."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module that registers models, networks, losses, datasets or metrics with BasicSR; repeatable",
+    )
 
 
 def import_modules(names: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,9 @@ def test_all_sets_of_an_option_file(tmp_path: Path) -> None:
         list(paired_sets({"scale": 4, "datasets": {"train": train | {"meta_info_file": "nowhere"}}}))
 
 
-def test_the_command_s_exit_code_and_table(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_s_exit_code_and_table(
+    good: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--gt", str(good / "GT"), "--lq", str(good / "LQ"), "--gt-size", "40", "--workers", "1"]
     assert check_dataset.main(arguments) == 0
     assert capsys.readouterr().out == f"{good / 'GT'}: 5 pairs: nothing wrong\n"
@@ -153,7 +156,17 @@ def test_the_command_s_exit_code_and_table(good: Path, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert out.startswith("val (mine): 4 pairs: 1 missing\n\n| problem |")
     assert f"| {good / 'GT' / 'i3.png'} | has no LQ in {good / 'LQ'} |" in out
-    for wrong in ([], ["--gt", "a"], ["-opt", "a", "--gt", "b", "--lq", "c"]):
+    (good / "registering_module.py").write_text("print('registered')")
+    monkeypatch.chdir(good)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert check_dataset.main(["-opt", str(option_file), "--workers", "1", "--import", "registering_module"]) == 2
+    assert capsys.readouterr().out == f"registered\n{out}"
+    for wrong in (
+        [],
+        ["--gt", "a"],
+        ["-opt", "a", "--gt", "b", "--lq", "c"],
+        ["-opt", "set.yml", "--import", "no_such"],
+    ):
         with pytest.raises(SystemExit) as stopped:
             check_dataset.main(wrong)
         assert stopped.value.code == 2
