@@ -96,9 +96,15 @@ def test_strength_interpolates_two_models(model: Path, tmp_path: Path, strength:
     page = Page({"psnr": model, "gan": Path("gan.pth")}, tmp_path, 10_000, "cpu")
     result = list(page.upscale("me", write_image("in.png", 9, 7), Task("psnr", other="gan", strength=strength)))[-1]
     assert isinstance(result, Result)
-    arguments = ["-i", "in.png", "-o", "same.png", "--model_path", str(model), "gan.pth"]
+    arguments = ["-i", "in.png", "-o", "same.png", "--engine", "torch", "--model_path", str(model), "gan.pth"]
     assert inference.main([*arguments, "--alpha_interp", str(strength)]) == 0
     assert np.array_equal(np.asarray(Image.open(result.after)), np.asarray(Image.open("same.png")))
+
+
+def test_what_does_not_change_the_network_does_not_load_it_again(model: Path, tmp_path: Path) -> None:
+    page = Page({"m": model}, tmp_path, 10_000, "cpu")
+    first = page._upscaler(Task("m"))
+    assert page._upscaler(Task("m", alpha="drop", strength=0.1, is_trial=True)) is first
 
 
 def test_a_trial_upscales_the_middle(model: Path, tmp_path: Path) -> None:

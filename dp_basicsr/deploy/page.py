@@ -95,7 +95,7 @@ class Page:
         self.max_pixels = max_pixels
         self.device = device
         self.tile = tile
-        self._loaded: tuple[Task, Upscaler] | None = None
+        self._loaded: tuple[tuple[str | float | None, ...], Upscaler] | None = None
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
@@ -195,12 +195,13 @@ class Page:
         names = [task.model] if task.other is None else [task.model, task.other]
         if unknown := [name for name in names if name not in self.models]:
             raise UserError(f"unknown model {unknown[0]!r}")
-        key = replace(task, alpha="model", is_trial=False)
+        strength = None if task.other is None else task.strength
+        key = (*names, strength)
         if self._loaded is None or self._loaded[0] != key:
             engine = open_engine(
                 [self.models[name] for name in names],
-                engine="auto" if task.other is None else "torch",  # not a conversion for each strength
-                alpha_interp=None if task.other is None else task.strength,
+                engine="auto" if strength is None else "torch",  # not a conversion for each strength
+                alpha_interp=strength,
                 device=self.device,
                 tell=print,
             )

@@ -65,11 +65,12 @@ def _sizes(dataset: Any) -> Iterator[tuple[str, Size, Size | None]]:
 
     for entry in getattr(dataset, "paths", []):
         pair = entry if isinstance(entry, dict) else {"lq_path": entry}
+        lq = gt = None
         with warnings.catch_warnings(), contextlib.suppress(Exception):  # Pillow raises what it happens to meet
             warnings.simplefilter("ignore")
             lq, gt = (size(key, pair[key]) if key in pair else None for key in ("lq_path", "gt_path"))
-            if lq is not None:
-                yield str(pair.get("gt_path", pair["lq_path"])), lq, gt
+        if lq is not None:
+            yield str(pair.get("gt_path", pair["lq_path"])), lq, gt
 
 
 def _blocks(size: Size, side: int, border: int) -> int:

@@ -68,8 +68,8 @@ def test_an_image_with_damaged_exif_decodes_or_is_refused(suffix: str) -> None:
     assert read
 
 
-@pytest.mark.parametrize("form", ["png", "raw"])
-def test_an_lmdb_is_read_or_refused(tmp_path: Path, form: RecordForm) -> None:
+@pytest.mark.parametrize(("form", "share"), [("png", 4), ("raw", 12)])  # damaged pixels of raw records are pixels
+def test_an_lmdb_is_read_or_refused(tmp_path: Path, form: RecordForm, share: int) -> None:
     path = tmp_path / "a.lmdb"
     writer = LmdbWriter(path)
     writer.write([make_record(form, f"k{number}", IMAGE, 1) for number in range(20)])
@@ -92,7 +92,7 @@ def test_an_lmdb_is_read_or_refused(tmp_path: Path, form: RecordForm) -> None:
             lmdb_reader(path).stored_keys()
         except UserError:
             refused += 1
-    assert refused > CASES // 20
+    assert refused > CASES // share
 
 
 def test_a_meta_info_is_read_or_refused(tmp_path: Path) -> None:
