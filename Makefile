@@ -50,8 +50,10 @@ $(DONE): setup.py pyproject.toml Makefile
 demo: setup ## prepare data, train, test, draw a picture: minutes on a CPU, offline
 	$(BIN)/python scripts/demo.py $(if $(WEIGHTS),--weights $(WEIGHTS))
 
+# A process that dies ends the run: pytest-xdist would start another one, but then waits for ever.
 test: setup ## run all tests, in two processes of one thread each
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest \
+		--numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 bench: setup ## compare speed and memory with BasicSR's: 20 minutes on an idle CPU
 	$(BIN)/python -m scripts.bench $(BENCH)

@@ -22,6 +22,11 @@ TORCHRUN = [torch.distributed.run.__file__, "--run-path", "--start-method=fork"]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.distributed.preload"])
 
+# The server must find that module in any folder; until Python 3.12.8 it ignores sys.path, and a module that it does not
+# find, so that each process would import everything by itself.
+ROOT = str(Path(__file__).resolve().parents[2])
+os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
+
 
 def prepare_process(environment: dict[str, str]) -> None:
     """Set a forked process's environment variables, and what its own children need."""
