@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from pathlib import Path
@@ -15,10 +16,24 @@ import numpy as np
 if TYPE_CHECKING:
     from dp_basicsr.deploy.loaded_network import LoadedNetwork
 
+    import openvino
+
 POLL_MS = 200  # how often a signal is looked for while the network runs
 # OpenVINO's names of our precisions. Its default would be bf16 on some CPUs.
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
+
+
+@functools.cache
+def core() -> openvino.Core:
+    """Return the OpenVINO of this process, which is never freed.
+
+    Its CPU plugin gives the thread that loads it a stack for signals. Freed in another thread, it would take that stack
+    away, and the next signal would end the process with a segmentation fault (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def open_network(folder: Path, *info: Any) -> Engine:
@@ -35,8 +50,6 @@ class OpenVinoEngine(Engine):
         self._compile()
 
     def _compile(self) -> None:
-        import openvino
-
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -44,9 +57,7 @@ class OpenVinoEngine(Engine):
         }
         if os.environ.get("OMP_NUM_THREADS", "").isdecimal():
             properties["INFERENCE_NUM_THREADS"] = int(os.environ["OMP_NUM_THREADS"])
-        self.request = (
-            openvino.Core().compile_model(self.folder / "network.xml", "CPU", properties).create_infer_request()
-        )
+        self.request = core().compile_model(self.folder / "network.xml", "CPU", properties).create_infer_request()
 
     def run(self, images: Floats) -> Floats:
         """See ``Engine.run``."""
@@ -77,7 +88,5 @@ def convert(network: LoadedNetwork, folder: Path) -> None:
 
 def supports(precision: str) -> bool:
     """Return whether this CPU has instructions for a precision."""
-    import openvino
-
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return precision == "fp32" or CAPABILITIES[precision] in capabilities

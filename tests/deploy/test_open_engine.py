@@ -106,6 +106,27 @@ def test_a_converted_network_is_opened_without_torch(model: Path, capsys: pytest
     assert Path("first.png").read_bytes() == Path("second.png").read_bytes()
 
 
+FREED_IN_A_THREAD = """
+import signal, sys, threading
+from pathlib import Path
+from dp_basicsr.deploy.open_engine import open_engine
+engines = [open_engine([Path("net.pth")], engine="openvino")]
+thread = threading.Thread(target=engines.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, lambda *_: print("interrupted"))
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_ctrl_c_is_handled_after_a_thread_has_freed_a_network(model: Path) -> None:
+    """As on the page; OpenVINO alone would end the process with a segmentation fault."""
+    open_engine([model], engine="openvino")
+    command = [sys.executable, "-c", FREED_IN_A_THREAD]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 class Doubling(Engine):
     """Stands in for a converted network."""
 
