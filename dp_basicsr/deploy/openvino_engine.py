@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dp_basicsr.deploy.engine import Engine
@@ -24,6 +27,16 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
 
 
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry.
+
+    It would send every import and conversion to its makers, from a process that can keep the program from exiting when
+    there is no network.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
+    return importlib.import_module("openvino")
+
+
 @functools.cache
 def core() -> openvino.Core:
     """Return the OpenVINO of this process, which is never freed.
@@ -31,9 +44,7 @@ def core() -> openvino.Core:
     Its CPU plugin gives the thread that loads it a stack for signals. Freed in another thread, it would take that stack
     away, and the next signal would end the process with a segmentation fault (OpenVINO 2026.4).
     """
-    import openvino
-
-    return openvino.Core()
+    return import_openvino().Core()  # type: ignore[no-any-return]
 
 
 def open_network(folder: Path, *info: Any) -> Engine:
@@ -74,9 +85,9 @@ class OpenVinoEngine(Engine):
 
 def convert(network: LoadedNetwork, folder: Path) -> None:
     """Write ``folder/network.xml`` and ``.bin``, for any batch, height and width."""
-    import openvino
     import torch
 
+    openvino = import_openvino()
     example = torch.rand(1, network.channels, *network.size.fit(16, 16))
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and is what OpenVINO converts fastest

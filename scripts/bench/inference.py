@@ -33,6 +33,7 @@ ENGINES = tuple(name for name in get_args(EngineName) if name != "auto")
 # What somebody writes who has the converted network and no other wish: arguments are network.xml, input, output.
 BARE_OPENVINO = """
 import sys
+sys.modules["openvino_telemetry"] = None
 from pathlib import Path
 import cv2, numpy as np, openvino
 network = openvino.Core().compile_model(sys.argv[1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
