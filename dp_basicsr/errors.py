@@ -21,7 +21,7 @@ EXTRAS = MappingProxyType({"matplotlib": "plots", "jinja2": "report"})
 # resumes it (EX_TEMPFAIL of sysexits.h).
 EXIT_RETRY = 75
 
-LINGER_SECONDS = 5.0  # how much later than local rank 0 the others may come to the same error
+STAGGER_SECONDS = 5.0  # how much later than local rank 0 the others may come to the same error
 
 
 class UserError(ValueError):
@@ -90,5 +90,5 @@ def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
         if local_rank == "0" or isinstance(error, ProcessError):
             print(f"error: {message}", file=sys.stderr)
         elif "TORCHELASTIC_RESTART_COUNT" in os.environ:
-            time.sleep(LINGER_SECONDS)  # torchrun ends all when the first exits: local rank 0 must be able to print
+            time.sleep(STAGGER_SECONDS)  # torchrun ends all when the first exits: local rank 0 must be able to print
         raise SystemExit(2) from None

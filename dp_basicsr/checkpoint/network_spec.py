@@ -90,9 +90,9 @@ def choose_scale(spec: NetworkSpec, weights: Weights, scale: int | None) -> Netw
     """
     if not spec.has_twin:
         return spec
-    for told in (scale, weights.notes.get("scale")):
-        if str(told) in ("2", "3"):
-            return replace(spec, scale=int(str(told)))
+    for given in (scale, weights.notes.get("scale")):
+        if str(given) in ("2", "3"):
+            return replace(spec, scale=int(str(given)))
     raise UserError(
         f"model {weights.path} has one upsampling layer, which is the same at x2 and x3; neither the file nor an "
         "option file beside its models/ folder says which: give --scale 2 or --scale 3"

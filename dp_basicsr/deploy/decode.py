@@ -33,7 +33,7 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _BLACK_IS_ZERO, _RGB = 1, 2
 
 
-def read_picture(path: Path, max_pixels: int = MAX_PIXELS, tell: Callable[[str], None] = warnings.warn) -> Picture:
+def read_picture(path: Path, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] = warnings.warn) -> Picture:
     """Read PNG, JPEG, WebP, TIFF, BMP or GIF: 8 or 16 bits, gray, palette, colour or CMYK, with or without alpha.
 
     A palette becomes RGB, black and white becomes gray, CMYK becomes sRGB by its profile. EXIF's orientation is
@@ -48,7 +48,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS, tell: Callable[[str],
         with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise BadImageError(f"is {image.width} x {image.height}, more than {max_pixels / 1e6:g} megapixels")
-            return _decode(image, data, tell)
+            return _decode(image, data, warn)
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
@@ -59,10 +59,10 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS, tell: Callable[[str],
         raise BadImageError(f"cannot be read ({reason})") from error
 
 
-def _decode(image: Image.Image, data: bytes, tell: Callable[[str], None]) -> Picture:
+def _decode(image: Image.Image, data: bytes, warn: Callable[[str], None]) -> Picture:
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG with its preview is MPO
         raise BadImageError(f"has {image.n_frames} frames or pages: save the one to upscale by itself")  # type: ignore[attr-defined]
-    orientation, exif = _split_exif(image, tell)
+    orientation, exif = _split_exif(image, warn)
     icc = image.info.get("icc_profile")
     if _bits(image, data) == 16:
         decoded = _decode_16_bit(image, data)
@@ -132,7 +132,7 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     return image.convert("RGB")
 
 
-def _split_exif(image: Image.Image, tell: Callable[[str], None]) -> tuple[int, bytes | None]:
+def _split_exif(image: Image.Image, warn: Callable[[str], None]) -> tuple[int, bytes | None]:
     """Return EXIF's orientation, and EXIF without it."""
     # Pillow and OpenCV apply the orientation of a TIFF when they decode it, and its EXIF describes the old file.
     if image.format == "TIFF":
@@ -144,7 +144,7 @@ def _split_exif(image: Image.Image, tell: Callable[[str], None]) -> tuple[int, b
         orientation = exif.pop(_ORIENTATION, 1)
         return orientation, exif.tobytes() if "exif" in image.info and len(exif) else None
     except Exception as error:  # Pillow's parser raises what it happens to meet: struct.error, KeyError, TypeError ...
-        tell(f"EXIF is dropped: it is damaged ({type(error).__name__}: {error})")
+        warn(f"EXIF is dropped: it is damaged ({type(error).__name__}: {error})")
         return orientation, None
 
 

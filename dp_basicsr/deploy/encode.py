@@ -31,7 +31,7 @@ MAX_JPEG_EXIF = 65_533  # bytes that Pillow puts into one marker
 
 
 def write_picture(
-    picture: Picture, path: Path, quality: int = QUALITY, tell: Callable[[str], None] = warnings.warn
+    picture: Picture, path: Path, quality: int = QUALITY, warn: Callable[[str], None] = warnings.warn
 ) -> None:
     """Write a picture atomically, in the format of the path's suffix.
 
@@ -39,13 +39,13 @@ def write_picture(
         picture: 16 bits stay 16 in PNG and TIFF and are rounded to 8 in other formats.
         path: See ``FORMATS``.
         quality: Of JPEG and WebP; WebP is lossless at 100.
-        tell: Is called where the format cannot keep the picture's EXIF.
+        warn: Is called where the format cannot keep the picture's EXIF.
 
     Raises:
         BadImageError: The format has no alpha, or does not support the size.
         OSError: The disk refuses. An earlier file at ``path`` is intact.
     """
-    data = encode_picture(picture, path.suffix, quality, tell)
+    data = encode_picture(picture, path.suffix, quality, warn)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -59,7 +59,7 @@ def write_picture(
 
 
 def encode_picture(
-    picture: Picture, suffix: str, quality: int = QUALITY, tell: Callable[[str], None] = warnings.warn
+    picture: Picture, suffix: str, quality: int = QUALITY, warn: Callable[[str], None] = warnings.warn
 ) -> bytes:
     """Encode a picture in the format of ``suffix``; see ``write_picture``."""
     kind = FORMATS[suffix.lower()]
@@ -79,7 +79,7 @@ def encode_picture(
     options |= {"icc_profile": picture.icc} if picture.icc and kind != "BMP" else {}
     exif = picture.exif if kind in WITH_EXIF else None
     if exif and kind == "JPEG" and len(exif) > MAX_JPEG_EXIF:
-        tell(f"EXIF of {len(exif):,} bytes is dropped: JPEG holds 64 KB")
+        warn(f"EXIF of {len(exif):,} bytes is dropped: JPEG holds 64 KB")
         exif = None
     options |= {"exif": exif} if exif else {}
     file = io.BytesIO()

@@ -27,7 +27,7 @@ class Engine(ABC):
         channels: 3: RGB; 1: gray, which runs on each colour of an image.
         precision: Arithmetic within the network. If fp16 or bf16 gives values that are not finite, the input is
             computed again in fp32, and so are all after it.
-        tell: Called with a warning when the precision changes.
+        warn: Called with a warning when the precision changes.
     """
 
     tile = CPU_TILE  # pixels of a tile that suit the device
@@ -39,14 +39,14 @@ class Engine(ABC):
         size: InputSize,
         channels: int = 3,
         precision: Precision = "fp32",
-        tell: Callable[[str], None] = warnings.warn,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         self.title = title
         self.scale = scale
         self.size = size
         self.channels = channels
         self.precision = precision
-        self.tell = tell
+        self.warn = warn
 
     def __call__(self, image: Floats) -> Floats:
         """Upscale (1, 3, h, w) in [0, 1] to (1, 3, scale * h, scale * w), finite, not clipped.
@@ -74,7 +74,7 @@ class Engine(ABC):
     def _finite(self, images: Floats) -> Floats:
         result = self.run(images)
         if not np.isfinite(result).all() and self.precision != "fp32":
-            self.tell(f"{self.precision} gives values that are not finite: continuing in fp32")
+            self.warn(f"{self.precision} gives values that are not finite: continuing in fp32")
             self.use_fp32()
             result = self.run(images)
         if not np.isfinite(result).all():

@@ -54,7 +54,7 @@ def open_engine(
     scale: int | None = None,
     device: str = "auto",
     precision: PrecisionChoice = "fp32",
-    tell: Callable[[str], None] = warnings.warn,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Engine:
     """Open a model in an engine.
 
@@ -66,7 +66,7 @@ def open_engine(
         scale: See ``load_network``.
         device: See ``TorchEngine``. The other engines run on the CPU.
         precision: See ``Engine``; ``auto`` is bf16 where the device computes in it, otherwise fp32.
-        tell: Called with a warning when an engine cannot be used.
+        warn: Called with a warning when an engine cannot be used.
 
     Raises:
         UserError: See ``load_network``; or an engine that was asked for by name cannot be used.
@@ -85,15 +85,15 @@ def open_engine(
         )
     for name in [] if is_converted else _candidates(engine, device):
         try:
-            return _open_converted(name, _key(name, paths, load, alpha_interp, scale), load, paths[-1], precision, tell)
+            return _open_converted(name, _key(name, paths, load, alpha_interp, scale), load, paths[-1], precision, warn)
         except EngineError as error:
             if engine != "auto":
                 raise UserError(f"--engine {name} cannot be used: {error}; give --engine auto or torch") from error
-            tell(f"{name} cannot be used ({error}): trying the next engine")
+            warn(f"{name} cannot be used ({error}): trying the next engine")
     network = load()
     from dp_basicsr.deploy.torch_engine import TorchEngine, native_precision
 
-    return TorchEngine(network, device, native_precision(device) if precision == "auto" else precision, tell)
+    return TorchEngine(network, device, native_precision(device) if precision == "auto" else precision, warn)
 
 
 def cache_root() -> Path:
@@ -144,7 +144,7 @@ def _key(engine: str, paths: Sequence[Path], load: Load, alpha_interp: float | N
 
 
 def _open_converted(
-    name: str, key: str, load: Load, path: Path, precision: PrecisionChoice, tell: Callable[[str], None]
+    name: str, key: str, load: Load, path: Path, precision: PrecisionChoice, warn: Callable[[str], None]
 ) -> Engine:
     """Open a network from the cache; convert, check and store it first if it is not there.
 
@@ -157,14 +157,14 @@ def _open_converted(
     if (folder / "network.json").is_file():
         try:
             os.utime(folder)
-            return _open(name, folder, path, supported, tell)
+            return _open(name, folder, path, supported, warn)
         except Exception:  # damaged, or removed by another process: converted again
             shutil.rmtree(folder, ignore_errors=True)
     network = load()
     start = time.monotonic()
     try:
         _store(name, network, folder)
-        engine = _open(name, folder, path, supported, tell)
+        engine = _open(name, folder, path, supported, warn)
     except Exception as error:  # each package has its own
         raise EngineError(str(error).strip().partition("\n")[0][:200] or type(error).__name__) from error
     engine.title += f" (converted in {time.monotonic() - start:.0f} s, kept in {cache_root()})"
@@ -209,10 +209,10 @@ def _difference(network: LoadedNetwork, engine: Engine) -> float:
     return worst
 
 
-def _open(name: str, folder: Path, path: Path, precision: str, tell: Callable[[str], None]) -> Engine:
+def _open(name: str, folder: Path, path: Path, precision: str, warn: Callable[[str], None]) -> Engine:
     facts = json.loads((folder / "network.json").read_text(encoding="utf-8"))
     title = f"{path.name}: {facts['description']}, by {name} {version(PACKAGES[name][0])}, on cpu, {precision}"
-    info = (title, facts["scale"], InputSize(*facts["size"]), facts["channels"], precision, tell)
+    info = (title, facts["scale"], InputSize(*facts["size"]), facts["channels"], precision, warn)
     return _module(name).open_network(folder, *info)  # type: ignore[no-any-return]
 
 

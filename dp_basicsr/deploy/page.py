@@ -203,9 +203,9 @@ class Page:
                 engine="auto" if strength is None else "torch",  # not a conversion for each strength
                 alpha_interp=strength,
                 device=self.device,
-                tell=print,
+                warn=print,
             )
-            self._loaded = key, Upscaler(engine, tile=self.tile, tell=print)
+            self._loaded = key, Upscaler(engine, tile=self.tile, warn=print)
         return self._loaded[1]
 
 

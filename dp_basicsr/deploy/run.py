@@ -41,10 +41,10 @@ def upscaler_from(args: argparse.Namespace) -> Upscaler:
         scale=args.scale,
         device=args.device,
         precision=args.precision,
-        tell=warn,
+        warn=warn,
     )
     tile = None if args.tile == "auto" else int(args.tile)
-    return Upscaler(engine, tile=tile, overlap=args.tile_overlap, tell=warn)
+    return Upscaler(engine, tile=tile, overlap=args.tile_overlap, warn=warn)
 
 
 def warn(message: str) -> None:
@@ -68,7 +68,7 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
         tqdm(total=len(jobs), unit="image", disable=None, dynamic_ncols=True) as bar,
     ):
         warnings.showwarning = lambda message, *_: warn(str(message))  # Pillow's, about damaged metadata
-        reads = _lag((job, pool.submit(read_picture, job.source, tell=_warn_about(job))) for job in jobs)
+        reads = _lag((job, pool.submit(read_picture, job.source, warn=_warn_about(job))) for job in jobs)
         writes = _lag((job, _upscale(job, reading, upscaler, args, pool, bar)) for job, reading in reads)
         for job, writing in writes:
             try:

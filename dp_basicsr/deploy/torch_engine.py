@@ -31,7 +31,7 @@ class TorchEngine(Engine):
         network: What to run. Its module is moved to the device.
         device: ``auto`` (CUDA, then MPS, then CPU) or torch's name.
         precision: See ``Engine``.
-        tell: See ``Engine``.
+        warn: See ``Engine``.
 
     Raises:
         UserError: No such device or precision.
@@ -42,7 +42,7 @@ class TorchEngine(Engine):
         network: LoadedNetwork,
         device: str = "auto",
         precision: str = "fp32",
-        tell: Callable[[str], None] = warnings.warn,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         if precision not in PRECISIONS:
             raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -54,7 +54,7 @@ class TorchEngine(Engine):
         # Other runtimes chose their device when they opened the file, and take their images from the CPU.
         self.device = find_device(device if in_torch else "cpu")
         title = network.title + (f", on {self.device}, {precision}" if in_torch else "")
-        super().__init__(title, network.scale, network.size, network.channels, precision, tell)
+        super().__init__(title, network.scale, network.size, network.channels, precision, warn)
         self.module = network.module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.tile = self._tile(network.num_feat) if in_torch else CPU_TILE
 

@@ -23,7 +23,7 @@ class Upscaler:
         engine: Runs the network.
         tile: Pixels of a tile in the input; 0 for the whole image at once; None for what suits the device.
         overlap: Pixels that neighbouring tiles share, as the network's layers see them.
-        tell: Called with a warning when the tile gets smaller.
+        warn: Called with a warning when the tile gets smaller.
 
     Raises:
         UserError: Negative sizes.
@@ -35,13 +35,13 @@ class Upscaler:
         *,
         tile: int | None = None,
         overlap: int = OVERLAP,
-        tell: Callable[[str], None] = warnings.warn,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         if (tile is not None and tile < 0) or overlap < 0:
             raise UserError(f"expected a tile and an overlap of at least 0, got tile {tile}, overlap {overlap}")
         self.engine = engine
         self.overlap = overlap * engine.size.multiple  # a folded network sees that much farther
-        self.tell = tell
+        self.warn = warn
         self.tile = engine.tile if tile is None else tile
 
     @property
@@ -83,7 +83,7 @@ class Upscaler:
         half = min(self.tile or longest, longest) // 2
         if half < SMALLEST_TILE:
             raise UserError(f"out of memory even with tiles of {self.tile or longest} pixels ({reason})")
-        self.tell(f"out of memory ({reason}): trying again with tiles of {half} pixels")
+        self.warn(f"out of memory ({reason}): trying again with tiles of {half} pixels")
         self.tile = half
         self.engine.free_memory()
 

@@ -46,15 +46,15 @@ def start_log(opt: dict[str, Any]) -> MemoryHandler:
 class _LogFile(logging.FileHandler):
     """Continues without the file if it cannot be written; only a failed checkpoint stops a run."""
 
-    told = False
+    reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        if not self.told:
+        if not self.reported:
             print(
                 f"{self.baseFilename} cannot be written ({sys.exc_info()[1]}); further lines appear only here",
                 file=sys.stderr,
             )
-        self.told = True
+        self.reported = True
 
 
 def write_log(opt: dict[str, Any], kind: str, held: MemoryHandler) -> None:

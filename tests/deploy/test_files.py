@@ -155,12 +155,12 @@ def test_exif_that_pillow_cannot_write_again_is_dropped_with_a_warning(damaged: 
     exif = Image.Exif()
     exif[0x0112], exif[0x011A] = 6, 72.0
     Image.fromarray(RGB).save("in.jpg", exif=exif.tobytes().replace(b"\x01\x1a\0\x05", damaged))
-    told: list[str] = []
-    picture = read_picture(Path("in.jpg"), tell=told.append)
+    warned: list[str] = []
+    picture = read_picture(Path("in.jpg"), warn=warned.append)
     assert picture.exif is None
     assert picture.colour.shape == (9, 6, 3), "its orientation is applied"
-    assert len(told) == 1
-    assert told[0].startswith(f"EXIF is dropped: it is damaged ({error}: ")
+    assert len(warned) == 1
+    assert warned[0].startswith(f"EXIF is dropped: it is damaged ({error}: ")
 
 
 def long_exif(length: int) -> bytes:
@@ -172,23 +172,23 @@ def long_exif(length: int) -> bytes:
 @pytest.mark.parametrize("source", ["in.png", "in.webp"])
 def test_exif_too_long_for_jpeg_is_dropped_with_a_warning(source: str) -> None:
     Image.fromarray(RGB).save(source, exif=long_exif(70_000))
-    told: list[str] = []
+    warned: list[str] = []
     picture = read_picture(Path(source))
     for suffix in (".jpg", ".png", ".webp"):
-        write_picture(picture, Path(f"out{suffix}"), tell=told.append)
+        write_picture(picture, Path(f"out{suffix}"), warn=warned.append)
         kept = read_picture(Path(f"out{suffix}")).exif
         assert (kept is None) == (suffix == ".jpg")
-    assert len(told) == 1
-    assert told[0].startswith("EXIF of 70,0")
-    assert told[0].endswith("bytes is dropped: JPEG holds 64 KB")
+    assert len(warned) == 1
+    assert warned[0].startswith("EXIF of 70,0")
+    assert warned[0].endswith("bytes is dropped: JPEG holds 64 KB")
 
 
 def test_jpeg_keeps_the_longest_exif_that_it_can() -> None:
     overhead = len(long_exif(1000)) - 1000
     for length in (65_533 - overhead, 65_534 - overhead):
-        told: list[str] = []
-        Path("out.jpg").write_bytes(encode_picture(Picture(RGB, exif=long_exif(length)), ".jpg", tell=told.append))
-        assert (read_picture(Path("out.jpg")).exif is None) == bool(told) == (length > 65_533 - overhead)
+        warned: list[str] = []
+        Path("out.jpg").write_bytes(encode_picture(Picture(RGB, exif=long_exif(length)), ".jpg", warn=warned.append))
+        assert (read_picture(Path("out.jpg")).exif is None) == bool(warned) == (length > 65_533 - overhead)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -201,11 +201,11 @@ def test_any_exif_is_kept_or_dropped(kind: str) -> None:
     for _ in range(CASES):
         Image.fromarray(RGB).save(buffer := io.BytesIO(), kind, exif=damage(content, rng, len(content)))
         Path("in").write_bytes(buffer.getvalue())
-        told: list[str] = []
-        picture = read_picture(Path("in"), tell=told.append)
-        dropped += bool(told)
+        warned: list[str] = []
+        picture = read_picture(Path("in"), warn=warned.append)
+        dropped += bool(warned)
         for suffix in (".jpg", ".png", ".webp"):
-            encode_picture(picture, suffix, tell=told.append)
+            encode_picture(picture, suffix, warn=warned.append)
     assert 0 < dropped < CASES
 
 

@@ -39,10 +39,10 @@ def loaded(net: nn.Module, scale: int = 4, multiple: int = 1) -> LoadedNetwork:
 
 
 def upscaler(net: nn.Module, scale: int = 4, multiple: int = 1, **options: Any) -> tuple[Upscaler, list[str]]:
-    told: list[str] = []
+    warned: list[str] = []
     device = str(current_device())
-    engine = TorchEngine(loaded(net, scale, multiple), device, options.pop("precision", "fp32"), told.append)
-    return Upscaler(engine, tell=told.append, **options), told
+    engine = TorchEngine(loaded(net, scale, multiple), device, options.pop("precision", "fp32"), warned.append)
+    return Upscaler(engine, warn=warned.append, **options), warned
 
 
 @pytest.mark.parametrize("scale", [1, 3, 4])
@@ -128,30 +128,30 @@ class Greedy(nn.Module):
 @pytest.mark.parametrize("tile", [0, 128, None])
 def test_out_of_memory_halves_the_tile_and_remembers(error: Exception, tile: int | None) -> None:
     image = photograph(150, 200)
-    run, told = upscaler(Greedy(50 * 50, error), 2, tile=tile)
+    run, warned = upscaler(Greedy(50 * 50, error), 2, tile=tile)
     result = run(image)
     assert np.array_equal(result, image.repeat(2, 0).repeat(2, 1))
     assert run.tile <= 50
-    assert told
-    assert all("trying again with tiles of" in message for message in told)
+    assert warned
+    assert all("trying again with tiles of" in message for message in warned)
     run(image)
-    assert told[-1].endswith(f"tiles of {run.tile} pixels")
-    assert len(told) == len(set(told))
+    assert warned[-1].endswith(f"tiles of {run.tile} pixels")
+    assert len(warned) == len(set(warned))
 
 
 @needs_gpus(1, "CUDA out of memory")
 def test_a_gpu_s_memory_that_runs_out_halves_the_tile() -> None:
     """A real lack of memory: one layer of the output is 200 MB, and the process may have 600 MB."""
-    net, image, told = make_network(num_feat=32), photograph(320, 320), []
+    net, image, warned = make_network(num_feat=32), photograph(320, 320), []
     expected = Upscaler(TorchEngine(loaded(make_network(num_feat=32)), "cpu"), tile=128)(image).astype(int)
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(600 * 2**20 / torch.cuda.get_device_properties(0).total_memory)
     try:
-        run = Upscaler(TorchEngine(loaded(net), "cuda"), tile=0, tell=told.append)
+        run = Upscaler(TorchEngine(loaded(net), "cuda"), tile=0, warn=warned.append)
         result = run(image).astype(int)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert told
+    assert warned
     assert 0 < run.tile < 320
     assert np.abs(result - expected).max() <= 2
 
@@ -163,10 +163,10 @@ def test_out_of_memory_ends_where_tiles_cannot_get_smaller() -> None:
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
-    run, told = upscaler(Greedy(10, RuntimeError("mat1 and mat2 shapes cannot be multiplied")), 2)
+    run, warned = upscaler(Greedy(10, RuntimeError("mat1 and mat2 shapes cannot be multiplied")), 2)
     with pytest.raises(RuntimeError, match="shapes"):
         run(photograph(70, 70))
-    assert told == []
+    assert warned == []
 
 
 class Fragile(nn.Module):
@@ -184,9 +184,9 @@ class Fragile(nn.Module):
 def test_fp16_that_overflows_is_computed_again_in_fp32(device: torch.device) -> None:
     needs_autocast(device)
     image = photograph(40, 40)
-    run, told = upscaler(Fragile(), 1, precision="fp16", tile=16)
+    run, warned = upscaler(Fragile(), 1, precision="fp16", tile=16)
     assert np.array_equal(run(image), image)
-    assert told == ["fp16 gives values that are not finite: continuing in fp32"]
+    assert warned == ["fp16 gives values that are not finite: continuing in fp32"]
 
 
 def test_a_network_that_is_broken_in_fp32_too_writes_nothing() -> None:
@@ -200,9 +200,9 @@ def test_a_network_that_is_broken_in_fp32_too_writes_nothing() -> None:
 def test_low_precision_is_close(precision: str, tolerance: int) -> None:
     net, image = make_network(), photograph(24, 24)
     exact = upscaler(net)[0](image).astype(int)
-    run, told = upscaler(net, precision=precision)
+    run, warned = upscaler(net, precision=precision)
     assert np.abs(run(image) - exact).max() <= tolerance
-    assert told == []
+    assert warned == []
 
 
 def test_channels_last_and_inference_mode_change_nothing() -> None:

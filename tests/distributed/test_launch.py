@@ -331,7 +331,7 @@ def test_an_error_before_the_group_forms_is_printed_once_per_machine(
     assert ("error: no such file" in capsys.readouterr().err) is said
 
 
-@pytest.mark.parametrize(("local_rank", "waits"), [("0", []), ("1", [errors.LINGER_SECONDS])])
+@pytest.mark.parametrize(("local_rank", "waits"), [("0", []), ("1", [errors.STAGGER_SECONDS])])
 def test_torchrun_does_not_end_local_rank_0_before_it_has_printed(
     local_rank: str, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
