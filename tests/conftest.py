@@ -78,10 +78,10 @@ def on_device(value: OnDevice) -> OnDevice:
     return value.to(_current_device)
 
 
-def needs_autocast(device: torch.device) -> None:
-    """Skip a test of half precision on an imitated GPU."""
+def skip_if_imitated(device: torch.device, what: str) -> None:
+    """Skip a test of what the imitated GPU cannot do."""
     if device == IMITATED:
-        pytest.skip("autocast is not imitated")
+        pytest.skip(f"not imitated: {what}")
 
 
 def needs_gpus(count: int, what: str) -> pytest.MarkDecorator:

@@ -121,7 +121,7 @@ class RegisteredTerm(nn.Module):
         if self.range_norm:
             x, gt = (x + 1) / 2, (gt + 1) / 2
         value = self._call(x, gt.detach())
-        return torch.where(value >= 0, value, torch.nan)
+        return value.masked_fill(value < 0, torch.nan)
 
     def _call(self, x: Tensor, gt: Tensor) -> Tensor:
         """Return the loss's tensor, or the sum of BasicSR's tuple, whose entries may be None."""

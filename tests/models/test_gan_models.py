@@ -20,7 +20,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from tests.conftest import model_options, needs_autocast, on_device, random_batch
+from tests.conftest import model_options, on_device, random_batch, skip_if_imitated
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -329,7 +329,7 @@ def test_checkpointing_needs_rrdbs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_half_precision_keeps_losses_and_w_in_float32(amp: str, device: torch.device, tmp_path: Path) -> None:
-    needs_autocast(device)
+    skip_if_imitated(device, "autocast")
     torch.manual_seed(0)
     model = build_model(model_options("ESRGANDPModel", tmp_path, amp=amp))
     before = [parameter.clone() for parameter in model.net_g.parameters()]
