@@ -82,6 +82,8 @@ class _Transfers(TorchFunctionMode):
         if func is Tensor.to and named and not isinstance(args[0], GPUTensor):
             near = func(args[0].detach(), *map(_near, args[1:]), **{name: _near(one) for name, one in kwargs.items()})
             return GPUTensor(near.clone(), args[0].is_leaf and args[0].requires_grad)
+        if func is Tensor.type_as and isinstance(args[1], GPUTensor) and not isinstance(args[0], GPUTensor):
+            return GPUTensor(func(args[0], args[1].on_cpu))
         if func is Tensor.new_tensor and isinstance(args[0], GPUTensor):
             return GPUTensor(func(args[0].on_cpu, *args[1:], **kwargs))
         return func(*args, **kwargs)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from tests.conftest import current_device
+from tests.conftest import current_device, skip_if_imitated
 from tests.deploy.conftest import make_network
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -57,6 +57,7 @@ def files(folder: str) -> list[str]:
 
 
 def test_as_a_file_from_anywhere_it_equals_the_network(model: str, device: torch.device, tmp_path: Path) -> None:
+    skip_if_imitated(device, "a process of its own")
     image = RNG.integers(0, 256, (9, 7, 3), dtype=np.uint8)
     cv2.imwrite("in.png", image[:, :, ::-1])
     command = [sys.executable, str(ROOT / "dp_basicsr" / "inference.py"), "-i", "in.png", "-o", "out"]
