@@ -5,6 +5,7 @@ What runs here has every tensor on the right device. Autocast, streams and kerne
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ DEVICE = torch.device("meta", 1)
 CPU = torch.device("cpu")
 
 ATEN = torch.ops.aten
+ADAM = sys.modules["torch.optim.adam"]  # torch.optim has no such attribute, which Python 3.10's patch would look for
 FACTORIES = {torch.full, torch.ones, torch.zeros, torch.empty, torch.tensor, torch.rand, torch.randn, torch.arange}
 
 # Operators whose result is a number on the CPU, or has a shape that depends on values: the program waits for the GPU.
@@ -114,7 +116,7 @@ def imitated_gpu() -> Iterator[list[str]]:
             patch.object(BaseModel, "__init__", start_on_gpu),
             patch("torch.autocast", _on_cpu(torch.autocast)),
             patch("torch.amp.GradScaler", _on_cpu(torch.amp.GradScaler)),
-            patch("torch.optim.adam._device_dtype_check_for_fused", Mock()),
+            patch.object(ADAM, "_device_dtype_check_for_fused", Mock()),
             patch("torch.cuda.get_device_name", lambda: "imitated"),
         ):
             yield GPUTensor.waits
