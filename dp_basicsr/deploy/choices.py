@@ -11,7 +11,7 @@ EngineName = Literal["auto", "torch", "onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16", "fp16"]
 PrecisionChoice = Literal["fp32", "bf16", "fp16", "auto"]
 
-CONVERTED_SUFFIXES = (".onnx", ".param", ".bin")  # of models that are not weights for torch
+TORCH_STARTS = (b"PK\3\4", b"\x80")  # of a file of torch.save: a ZIP archive, before torch 1.6 a pickle
 
 # Suffix of a written image -> Pillow's name of the format.
 FORMATS = {
@@ -30,3 +30,11 @@ def exported_files(kind: ExportFormat, output: Path) -> list[Path]:
         return [output]
     base = output.with_suffix("") if output.suffix in (".param", ".bin") else output
     return [base.with_name(base.name + suffix) for suffix in (".param", ".bin")]
+
+
+def is_converted(path: Path) -> bool:
+    """Return whether a model is ONNX or ncnn; a ``.bin`` may also be weights for torch (``pytorch_model.bin``)."""
+    if path.suffix != ".bin" or not path.is_file():
+        return path.suffix in (".onnx", ".param", ".bin")
+    with path.open("rb") as file:
+        return not file.read(4).startswith(TORCH_STARTS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dp_basicsr.checkpoint.weight_names import rename_keys
 from dp_basicsr.checkpoint.weights import Weights, compare_shapes, read_weights
-from dp_basicsr.deploy.choices import CONVERTED_SUFFIXES
+from dp_basicsr.deploy.choices import is_converted
 from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.deploy.provenance import run_options
 from dp_basicsr.errors import UserError
@@ -35,7 +35,7 @@ def load_network(
         raise UserError(f"--model_path: expected one model, or two to interpolate; got {len(paths)}")
     if len(paths) == 1 and alpha_interp is not None:
         raise UserError("--alpha_interp needs two models: --model_path PSNR.pth GAN.pth --alpha_interp 0.8")
-    if any(path.suffix in CONVERTED_SUFFIXES for path in paths):
+    if any(is_converted(path) for path in paths):
         if len(paths) == 2:
             raise UserError("ONNX and ncnn files cannot be interpolated: give the .pth or .safetensors they come from")
         if paths[0].suffix == ".onnx":

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dp_basicsr.deploy.choices import CONVERTED_SUFFIXES, EngineName, PrecisionChoice
+from dp_basicsr.deploy.choices import EngineName, PrecisionChoice, is_converted
 from dp_basicsr.deploy.engine import Engine
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.input_size import InputSize
@@ -78,12 +78,12 @@ def open_engine(
 
         return load_network(paths, alpha_interp=alpha_interp, scale=scale, device=device)
 
-    is_converted = any(path.suffix in CONVERTED_SUFFIXES for path in paths)
-    if is_converted and engine != "auto":
+    converted = any(is_converted(path) for path in paths)
+    if converted and engine != "auto":
         raise UserError(
             f"--engine {engine}: ONNX and ncnn files run in their own engine; give the .pth or .safetensors"
         )
-    for name in [] if is_converted else _candidates(engine, device):
+    for name in [] if converted else _candidates(engine, device):
         try:
             return _open_converted(name, _key(name, paths, load, alpha_interp, scale), load, paths[-1], precision, warn)
         except EngineError as error:

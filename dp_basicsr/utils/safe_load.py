@@ -21,6 +21,8 @@ from torch import Tensor
 MAX_VALUES = 1_000_000
 MAX_DEPTH = 50
 
+MAX_STAND_INS = 100  # classes in a file that are replaced
+
 
 def load(path: str | Path, what: str, advice: str = "", map_location: str = "cpu", allowed: Sequence[type] = ()) -> Any:
     """Read a file written by ``torch.save`` without running code from it (``weights_only=True``).
@@ -41,14 +43,53 @@ def load(path: str | Path, what: str, advice: str = "", map_location: str = "cpu
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise OSError("it is a folder, or not a regular file")  # reading a pipe would block
-        with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
+        with open(path, "rb") as file, torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about old file formats
-            content = torch.load(path, map_location=map_location, weights_only=True)
+            content = torch.load(file, map_location=map_location, weights_only=True)
         _require_plain(content, map_location)
         return content
     except Exception as error:  # torch.load may raise anything on a damaged file
         reason = _reason(Path(path), error)
         raise UserError(f"{what} {path} {reason}{f'; {advice}' if advice else ''}") from error
+
+
+def load_beside_objects(path: str | Path, what: str) -> tuple[Any, UserError | None]:
+    """Read a file as ``load`` does, with empty stand-ins for objects of other classes.
+
+    Checkpoints of other programs contain settings and figures beside the weights: numbers of numpy, ``Namespace``,
+    callbacks. Their classes are neither imported nor called.
+
+    Returns:
+        The content, and the error of ``load`` if it has stand-ins.
+
+    Raises:
+        UserError: The file is damaged, or calls what torch forbids altogether.
+    """
+    stand_ins: dict[str, type] = {}
+    refused = None
+    while True:
+        try:
+            return load(path, what, allowed=tuple(stand_ins.values())), refused
+        except UserError as error:
+            refused = refused or error
+            named = re.search(r"GLOBAL (\S+\.\S+)", str(error.__cause__))
+            if not named or named[1] in stand_ins or len(stand_ins) == MAX_STAND_INS:
+                raise refused from error
+            module, _, name = named[1].rpartition(".")
+            stand_ins[named[1]] = type(name, (_StandIn,), {"__module__": module, "__qualname__": name})
+
+
+class _StandIn:
+    """An empty object; its subclasses have the names of the classes in a file, by which torch finds them."""
+
+    def __new__(cls, *args: Any) -> _StandIn:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 def _require_plain(content: Any, device: str) -> None:

@@ -264,6 +264,7 @@ def _cut(path: str) -> None:
     [
         ("moving.gif", _frames, "has 2 frames or pages"),
         ("moving.webp", _frames, "has 2 frames or pages"),
+        ("moving.png", _frames, "has 2 frames or pages"),
         ("pages.tif", _frames, "has 2 frames or pages"),
         ("cut.png", _cut, "cannot be read .*truncated"),
         ("cut.jpg", _cut, "cannot be read .*truncated"),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import re
+import zipfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr.checkpoint.weights import read_weights
 from dp_basicsr.deploy.network import assemble, interpolate, load_network
 from dp_basicsr.errors import UserError
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -155,6 +160,73 @@ def test_interpolation_of_different_networks_names_what_differs(network_file: Ca
 class Harmless:
     """Something that is not a tensor."""
 
+    def __init__(self) -> None:
+        self.text = "inside"
+
+
+BESIDE: dict[str, Any] = {
+    "numbers of numpy": {"iter": np.int64(3), "psnr": np.float64(28.5), "history": np.zeros(3)},
+    "arguments": {"args": argparse.Namespace(lr=1e-4)},
+    "a path and a time": {"path": Path("x"), "when": datetime.datetime(2026, 1, 1)},
+    "objects": {"config": [Harmless()], "hooks": {Harmless: {"best": Harmless()}}},
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_objects_beside_the_weights_are_left_out(beside: str, zipped: bool) -> None:
+    """open-mmlab/mmengine#1655: torch >= 2.6 refuses the whole file."""
+    state = make_network().state_dict()
+    torch.save({"params": state, **BESIDE[beside]}, "net.pth", _use_new_zipfile_serialization=zipped)
+    found = read_weights(Path("net.pth")).state
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_the_losses_of_a_lightning_module_are_left_out() -> None:
+    state = make_network().state_dict()
+    content = {f"model.{name}": value for name, value in state.items()} | {"loss.vgg.weight": torch.ones(3, 3)}
+    torch.save({"state_dict": content, "pytorch-lightning_version": "2.5.0", "callbacks": {}}, "last.ckpt")
+    assert read_weights(Path("last.ckpt")).state.keys() == state.keys()
+
+
+class Calls:
+    """Unpickling it would call ``torch.set_num_threads``, which is visible and does no harm."""
+
+    def __reduce__(self) -> Any:
+        return torch.set_num_threads, (torch.get_num_threads() + 1,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_is_called_for_objects_beside_the_weights(zipped: bool) -> None:
+    threads = torch.get_num_threads()
+    state = make_network().state_dict()
+    torch.save({"params": state, "extra": Calls()}, "net.pth", _use_new_zipfile_serialization=zipped)
+    assert read_weights(Path("net.pth")).state.keys() == state.keys()
+    assert torch.get_num_threads() == threads
+
+
+def test_a_name_that_belies_its_content_does_not_matter() -> None:
+    """Iyashinouta/sd-model-downloader#11: a browser or a script gave a .safetensors file the name of a checkpoint."""
+    state = dict(make_network().state_dict())
+    save_file(state, "net.safetensors", metadata={"scale": "4"})
+    Path("net.safetensors").rename("renamed.pth")
+    torch.save({"params": state}, "renamed.safetensors")
+    torch.save(state, "pytorch_model.bin")
+    for name in ("renamed.pth", "renamed.safetensors", "pytorch_model.bin"):
+        network = load_network([Path(name)])
+        torch.testing.assert_close(network.module(IMAGE), make_network()(IMAGE), rtol=0, atol=0)
+    assert read_weights(Path("renamed.pth")).notes == {"scale": "4"}
+
+
+def test_an_archive_with_the_file_in_it_is_named() -> None:
+    torch.save({"params": make_network().state_dict()}, "net.pth")
+    with zipfile.ZipFile("model.zip", "w") as archive:
+        archive.write("net.pth", "release/net.pth")
+        archive.writestr("release/README.md", "")
+    with pytest.raises(UserError, match=r"model.zip is a ZIP archive .release/net.pth, release/README.md.: unpack it"):
+        load_network([Path("model.zip")])
+
 
 @pytest.mark.parametrize(
     ("content", "message"),
@@ -166,8 +238,13 @@ class Harmless:
         ({"fc.weight": torch.ones(2)}, "expected a super-resolution network .* got 1 tensors such as fc.weight"),
         (b"<!DOCTYPE html><html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
+        (b'\n<?xml version="1.0"?><Error><Code>AccessDenied', "is a web page or a server's message .*AccessDenied"),
+        (b'{"message": "Not Found"}', 'is a web page or a server\'s message \\({"message": "Not Found"}\\)'),
         (b"PK\3\4 cut off", "is damaged or not a checkpoint"),
-        (b"", "is damaged or not a checkpoint"),
+        (b"\x1f\x8b\x08 of a download", "is compressed .gzip.: unpack it"),
+        (b"7z\xbc\xaf\x27\x1c of a download", "is compressed .7-Zip.: unpack it"),
+        (b"Rar! of a download", "is compressed .RAR.: unpack it"),
+        (b"", "is empty: copy or download it again"),
     ],
 )
 def test_what_is_no_network_is_told_apart(content: object, message: str) -> None:
