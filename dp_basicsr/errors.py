@@ -21,6 +21,11 @@ EXTRAS = MappingProxyType({"matplotlib": "plots", "jinja2": "report"})
 # resumes it (EX_TEMPFAIL of sysexits.h).
 EXIT_RETRY = 75
 
+TOO_MANY_FILES = (
+    "too many open files: raise the limit (ulimit -n 65536), or use fewer processes (datasets: train: "
+    "num_worker_per_gpu in training, --workers in other commands)"
+)
+
 STAGGER_SECONDS = 5.0  # how much later than local rank 0 the others may come to the same error
 
 
@@ -48,16 +53,25 @@ def first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0][:300] or type(error).__name__
 
 
+def is_too_many_files(error: BaseException) -> bool:
+    """Return whether an error, of this process or passed on from a worker, is the limit of open files."""
+    # In the messages of Python and torch's DataLoader, and of multiprocessing that passes files between processes.
+    signs = ("Too many open files", "items of ancdata")
+    return isinstance(error, (OSError, RuntimeError)) and any(sign in str(error) for sign in signs)
+
+
 def message_for_user(error: BaseException) -> str | None:
     """Return the message for a user who can fix the error, or None for any other error.
 
-    This includes missing modules of an extra, and system errors about a path, such as a name that is too long or a file
-    in place of a folder.
+    This includes missing modules of an extra, the limit of open files, and system errors about a path, such as a name
+    that is too long or a file in place of a folder.
     """
     if isinstance(error, UserError):
         return readable(str(error))
     if isinstance(error, ModuleNotFoundError) and error.name is not None and error.name in EXTRAS:
         return f"{error.name} is not installed: pip install '.[{EXTRAS[error.name]}]'"
+    if is_too_many_files(error):
+        return TOO_MANY_FILES
     if isinstance(error, OSError) and error.filename is not None:
         return readable(f"{error.filename}: {error.strerror}")
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":

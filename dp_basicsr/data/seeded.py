@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import TOO_MANY_FILES, UserError, is_too_many_files
 
 import cv2
 import numpy as np
@@ -59,6 +59,8 @@ class SeededDataset(Dataset):
             try:
                 return {**self._draw(index, seeds), "bad": "\n".join(bad)}
             except Exception as error:
+                if is_too_many_files(error):  # not a fault of the image
+                    raise UserError(TOO_MANY_FILES) from error
                 bad.append(f"sample {self._name(index)} cannot be used: {_readable(error)}")
         raise UserError(f"{len(bad)} samples in a row; the first: {bad[0]}")
 
@@ -146,7 +148,7 @@ class BadSamples:
         except UserError as error:
             raise UserError(str(error).rpartition(_WORKER_PREFIX)[2].rstrip()) from error
         except RuntimeError as error:  # from torch: a worker was killed or got no shared memory
-            reason = _reason_of_dead_worker(str(error))
+            reason = TOO_MANY_FILES if is_too_many_files(error) else _reason_of_dead_worker(str(error))
             if reason is None:
                 raise
             raise UserError(reason) from None

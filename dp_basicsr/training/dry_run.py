@@ -18,7 +18,7 @@ from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu, evalu
 from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.metrics import refuse_small_images
 from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
-from dp_basicsr.training.progress import PAPER_BATCH, current_losses
+from dp_basicsr.training.progress import PAPER_BATCH, current_losses, require_loggers
 from dp_basicsr.utils.option_schema import DATASETS
 
 import torch
@@ -37,6 +37,7 @@ def check(opt: dict[str, Any]) -> None:
         UserError: The model cannot be built or trained, or files are missing. If files are missing, the step is tried
             on random images (weights), so that a run can be planned before its data exists.
     """
+    require_loggers(opt)
     missing = list(opt["check"])
     trial = trial_options(opt, without_files=bool(missing))
     if not missing:

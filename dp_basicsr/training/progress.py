@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from logging.handlers import MemoryHandler
 from typing import Any
 
 from dp_basicsr import __version__
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.utils.atomic_io import await_archive_name
 
 import torch
@@ -71,18 +72,26 @@ def write_log(opt: dict[str, Any], kind: str, held: MemoryHandler) -> None:
     logger.addHandler(file)
 
 
+def require_loggers(opt: dict[str, Any]) -> None:
+    """Refuse TensorBoard and wandb if they are not installed (UserError)."""
+    project = (opt["logger"].get("wandb") or {}).get("project")
+    if project and not opt["logger"].get("use_tb_logger"):
+        raise UserError("logger: wandb gets its figures from TensorBoard: set use_tb_logger: true")
+    for name in ["tensorboard"] * bool(opt["logger"].get("use_tb_logger")) + ["wandb"] * bool(project):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"logger: {name} is requested but not installed: pip install {name}")
+
+
 def open_tensorboard(opt: dict[str, Any], resuming: bool) -> Any:
     """Create TensorBoard's writer on rank 0 (or None), with wandb if requested.
 
     Raises:
-        UserError: wandb is requested without TensorBoard, or is not installed.
+        UserError: wandb cannot start, for instance without an account.
     """
     options = opt["logger"]
     project = (options.get("wandb") or {}).get("project")
     if opt["rank"] != 0 or "debug" in opt["name"]:
         return None
-    if project and not options.get("use_tb_logger"):
-        raise UserError("logger: wandb gets its figures from TensorBoard: set use_tb_logger: true")
     if not options.get("use_tb_logger"):
         return None
     if project:
@@ -102,15 +111,16 @@ def close_tensorboard(tb_logger: Any) -> None:
 
 
 def _start_wandb(opt: dict[str, Any], project: str) -> None:
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("logger: wandb is requested but not installed: pip install wandb") from error
+    wandb = importlib.import_module("wandb")
     resume_id = opt["logger"]["wandb"].get("resume_id")
-    run = wandb.init(
-        project=project, name=opt["name"], id=resume_id, resume="allow" if resume_id else None, config=opt,
-        sync_tensorboard=True,
-    )  # fmt: skip
+    try:
+        run = wandb.init(
+            project=project, name=opt["name"], id=resume_id, resume="allow" if resume_id else None, config=opt,
+            sync_tensorboard=True,
+        )  # fmt: skip
+    except Exception as error:  # its errors have no public common class
+        advice = "run `wandb login`, or set WANDB_MODE=offline"
+        raise UserError(f"logger: wandb cannot start ({first_line(error)}): {advice}") from error
     get_root_logger().info(f"wandb: project {project}, resume_id {run.id}")
 
 

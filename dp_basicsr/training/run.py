@@ -18,8 +18,9 @@ from dp_basicsr.errors import UserError, first_line, readable
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
 from dp_basicsr.training.loop import Run, loop
 from dp_basicsr.training.malloc import keep_freed_memory
+from dp_basicsr.training.open_files import raise_open_file_limit
 from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
-from dp_basicsr.training.progress import close_tensorboard, open_tensorboard, start_log, write_log
+from dp_basicsr.training.progress import close_tensorboard, open_tensorboard, require_loggers, start_log, write_log
 from dp_basicsr.training.random_state import set_determinism
 from dp_basicsr.training.run_lock import run_lock
 from dp_basicsr.training.signals import Interruption
@@ -51,8 +52,10 @@ def train(opt: dict[str, Any], option_file: str) -> None:
     set_determinism(opt["deterministic"])
     if opt["num_gpu"] == 0:
         keep_freed_memory()
+    raise_open_file_limit()
     require_training_data(opt)
     require_networks(opt)
+    require_loggers(opt)
     intact = "; saved checkpoints are intact: continue with --auto_resume"
     with run_lock(opt["path"]["experiments_root"]), out_of_memory_is_user_error(opt, intact):
         held_log = start_log(opt)
@@ -95,6 +98,10 @@ def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str
     if changed is not None:
         logger.warning(changed)
     logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
+    if iteration >= (total := opt["train"]["total_iter"]):
+        logger.warning(
+            f"Nothing is left to train: iteration {iteration} of train: total_iter ({total}) is saved already."
+        )
     for reason in resume_warnings(opt, state, stream.position(iteration)):
         logger.warning(f"Resume is not bit-exact: {reason}.")
 

@@ -53,6 +53,14 @@ def only_warning(log: str) -> str:
     return line
 
 
+@pytest.mark.parametrize("total", [6, 4])
+def test_a_run_that_is_complete_says_so(total: int, run: Run) -> None:
+    run()
+    expected = rf"Nothing is left to train: iteration 6 of train: total_iter \({total}\) is saved already"
+    assert re.search(expected, run(f"train:total_iter={total}"))
+    assert same_weights(latest("small"), Path("experiments/small/models/net_g_6.pth"))
+
+
 def test_a_named_state_loads_the_networks_beside_it(run: Run) -> None:
     """Even if this run's folder has networks of the same iteration from another run."""
     run(name="first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from basicsr.utils import FileClient
 from torch._utils import ExceptionWrapper
 from torch.utils.data import Dataset
 
@@ -181,6 +183,8 @@ def test_the_images_are_what_opencv_reads(pairs: Path) -> None:
         ("DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that dataloader's", "--shm-size"),
         ("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)", "--shm-size"),
         ("DataLoader worker (pid 9) is killed by signal: Killed.", "memory ran out"),
+        ("received 0 items of ancdata", "ulimit -n"),  # pytorch#973
+        ("Too many open files. Communication with the workers is no longer possible.", "ulimit -n"),
     ],
 )
 def test_a_worker_without_memory_is_one_message(text: str, expected: str) -> None:
@@ -190,6 +194,16 @@ def test_a_worker_without_memory_is_one_message(text: str, expected: str) -> Non
 
     with pytest.raises(UserError, match=f"{expected}.*num_worker_per_gpu|num_worker_per_gpu.*{expected}"):
         list(BadSamples("stop", 0, 4).watch(batches()))
+
+
+def test_the_limit_of_open_files_is_no_fault_of_an_image(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*args: Any) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files", "image0.png")
+
+    stream = TrainStream(options(pairs, train={"on_bad_image": "skip"}))
+    monkeypatch.setattr(FileClient, "get", read)
+    with pytest.raises(UserError, match="^too many open files: raise the limit .ulimit -n"):
+        next(stream.batches(0))
 
 
 def test_other_errors_of_workers_keep_their_traceback() -> None:

@@ -76,6 +76,16 @@ def test_broken_data(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "datasets: pairs" in err
 
 
+def test_a_missing_tensorboard_is_known_before_the_run(
+    options: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert run(capsys)[::2] == (
+        2,
+        "error: logger: tensorboard is requested but not installed: pip install tensorboard\n",
+    )
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.training import progress
-from dp_basicsr.training.progress import open_tensorboard, progress_bar, show_losses
+from dp_basicsr.training.progress import open_tensorboard, progress_bar, require_loggers, show_losses
 
 import pytest
 
@@ -53,9 +53,22 @@ def test_wandb_gets_tensorboard_s_figures_when_asked(tmp_path: Path, monkeypatch
 def test_wandb_without_tensorboard_or_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
-        open_tensorboard(options(tmp_path, use_tb_logger=True, wandb={"project": "sr"}), resuming=False)
+        require_loggers(options(tmp_path, use_tb_logger=True, wandb={"project": "sr"}))
     with pytest.raises(UserError, match="use_tb_logger: true"):
-        open_tensorboard(options(tmp_path, use_tb_logger=False, wandb={"project": "sr"}), resuming=False)
+        require_loggers(options(tmp_path, use_tb_logger=False, wandb={"project": "sr"}))
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        require_loggers(options(tmp_path, use_tb_logger=True))
+    require_loggers(options(tmp_path, use_tb_logger=False))
+
+
+def test_wandb_without_a_login_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**arguments: Any) -> None:
+        raise RuntimeError("api_key not configured (no-tty). call wandb.login(key=[your_api_key])\nmore")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    with pytest.raises(UserError, match=r"cannot start \(api_key not configured.*\): run `wandb login`, or set WANDB"):
+        open_tensorboard(options(tmp_path, use_tb_logger=True, wandb={"project": "sr"}), resuming=False)
 
 
 def test_other_ranks_and_debug_runs_write_no_tensorboard(tmp_path: Path) -> None:
