@@ -106,7 +106,7 @@ class _Completion(importlib.abc.MetaPathFinder):
 
 
 def _open_utf8(file: Any, mode: str = "r") -> IO[Any]:
-    return open(file, mode, encoding=None if "b" in mode else "utf-8")
+    return open(file, mode, encoding=None if "b" in mode else "utf-8-sig")  # a byte order mark is no part of a name
 
 
 def read_lists_as_utf8() -> None:

@@ -41,13 +41,17 @@ def find_jobs(
     """
     if ext != "auto" and f".{ext.lower().lstrip('.')}" not in FORMATS:
         raise UserError(f"--ext {ext}: expected auto or one of {', '.join(name[1:] for name in FORMATS)}")
-    path = Path(source).expanduser()
+    path, output = Path(source).expanduser(), output.expanduser()
     left_out: list[Path] = []
     if path.is_file():
         jobs = [
             UpscaleJob(path, output if output.suffix.lower() in FORMATS else output / _rename(path, suffix, ext).name)
         ]
     else:
+        if output.suffix.lower() in FORMATS and not output.is_dir():
+            raise UserError(
+                f"--output {output}: expected a folder for the images of {source}, got the name of an image"
+            )
         root = path if path.is_dir() else _root_of_glob(path)
         found = _list(path, recursive)
         images = [file for file in found if file.suffix.lower() in READ_SUFFIXES and file.is_file()]

@@ -68,12 +68,12 @@ def _seed(opt: Options) -> None:
 
 def _complete_datasets(opt: Options) -> None:
     """Set each set's phase (``val_1`` is ``val``, ``test_2`` is ``test``) and the model's scale."""
-    for key, dataset in opt["datasets"].items():
-        dataset["phase"] = key.split("_")[0]
+    for phase, dataset in opt["datasets"].items():
+        dataset["phase"] = phase.split("_")[0]
         dataset["scale"] = opt["scale"]
-        for root in ("dataroot_gt", "dataroot_lq"):
-            if dataset.get(root) is not None:
-                dataset[root] = os.path.expanduser(dataset[root])
+        for key in ("dataroot_gt", "dataroot_lq", "meta_info_file"):
+            if dataset.get(key) is not None:
+                dataset[key] = os.path.expanduser(dataset[key])
 
 
 def _complete_paths(opt: Options) -> None:

@@ -342,7 +342,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
             yield Problem(("path", key), f"expected a file, got {shown(file)}: no such file", missing=True)
     yield from _missing_for_test(opt) if not is_train else ()
     meta = opt.get("datasets", "train", "meta_info_file") if is_train else None
-    if isinstance(meta, str) and not os.path.isfile(meta):
+    if isinstance(meta, str) and not os.path.isfile(os.path.expanduser(meta)):
         path = ("datasets", "train", "meta_info_file")
         yield Problem(path, f"expected a file, got {shown(meta)}: no such file", missing=True)
 

@@ -6,6 +6,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+from dp_basicsr.data.preparation.check import paired_sets
 from dp_basicsr.data.preparation.convert import create_lmdb
 from dp_basicsr.data.preparation.jobs import PrepJob
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders
@@ -26,6 +27,15 @@ def test_a_list_of_another_data_set(pairs: Path) -> None:
     (pairs / "list.txt").write_text("image0_s001.png (480,480,3)\nimage0_s002.png (480,480,3)\n")
     with pytest.raises(UserError, match=r"list\.txt: .*4 files are missing, e.g. .*image0_s001\.png"):
         TrainStream(options(pairs, train={"meta_info_file": str(pairs / "list.txt")}))
+
+
+def test_a_list_from_a_windows_editor(pairs: Path) -> None:
+    """A byte order mark, CRLF and blank lines."""
+    names = [path.name for path in sorted((pairs / "GT").iterdir())]
+    (pairs / "list.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*names, "", ""]).encode())
+    assert len(TrainStream(options(pairs, train={"meta_info_file": str(pairs / "list.txt")})).dataset) == len(names)
+    opt = {"scale": 4, "datasets": options(pairs, train={"meta_info_file": str(pairs / "list.txt")})["datasets"]}
+    assert [found.names for _, found in paired_sets(opt)] == [tuple(names)]
 
 
 def test_counts_that_differ_name_the_set(pairs: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dp_basicsr import inference
+from dp_basicsr.deploy.batch import find_jobs
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.errors import UserError
 
@@ -43,6 +44,17 @@ def test_the_range_of_real_cugan_pro_is_that_of_spandrel() -> None:
         results.append(opened.module(image).clamp(0, 1))
         torch.testing.assert_close(results[-1], MAIN_REGISTRY.load(dict(content))(image), rtol=0, atol=1e-6)
     assert (results[0] - results[1]).abs().max() > 0.01
+
+
+def test_home_and_the_name_of_an_image_as_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No folder is ever called ``~`` or ``all.png``."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path("in").mkdir()
+    Image.fromarray(RGB).save("in/a.png")
+    (job,) = find_jobs("in", Path("~/out"))[0]
+    assert job.target == tmp_path / "home/out/a.png"
+    with pytest.raises(UserError, match=r"all.png: expected a folder for the images of in, got the name of an image"):
+        find_jobs("in", Path("all.png"))
 
 
 def test_the_state_of_an_optimizer_is_named() -> None:

@@ -19,7 +19,8 @@ num_gpu: 0
 datasets:
   train: {name: a, type: PairedImageDataset, dataroot_gt: ., dataroot_lq: ., io_backend: {type: disk}, gt_size: 32,
           use_hflip: true, use_rot: true, num_worker_per_gpu: 0, batch_size_per_gpu: 2}
-  val_2: {name: b, type: PairedImageDataset, dataroot_gt: ~/gt, dataroot_lq: ~/lq, io_backend: {type: disk}}
+  val_2: {name: b, type: PairedImageDataset, dataroot_gt: ~/gt, dataroot_lq: ~/lq, meta_info_file: ~/a.txt,
+          io_backend: {type: disk}}
 network_g: {type: RRDBNetDP, num_block: 1}
 train:
   total_iter: 10
@@ -131,6 +132,7 @@ def test_derived_options(file: Path, tmp_path: Path) -> None:
     assert opt["datasets"]["val_2"]["phase"] == "val"
     assert opt["datasets"]["val_2"]["scale"] == 4
     assert opt["datasets"]["val_2"]["dataroot_gt"] == str(Path.home() / "gt")
+    assert opt["datasets"]["val_2"]["meta_info_file"] == str(Path.home() / "a.txt")
     assert opt["logger"]["print_freq"] == 1
     assert (opt["dist"], opt["rank"], opt["world_size"]) == (False, 0, 1)
     assert isinstance(opt["manual_seed"], int)

@@ -114,7 +114,7 @@ def _names_in(meta_info_file: str | None) -> tuple[str, ...] | None:
     if meta_info_file is None:
         return None
     try:
-        lines = Path(meta_info_file).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(meta_info_file).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"meta_info_file {meta_info_file} cannot be read: {error}") from error
     return tuple(line.split(" ")[0] for line in lines if line.strip())
