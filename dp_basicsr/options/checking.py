@@ -251,6 +251,8 @@ def _text(model: type[Section], where: Path, errors: Sequence[Any], is_open: boo
         names = [name for one in errors for name in str(one.get("ctx", {}).get("expected", "")).split("'")[1::2]]
         close = nearest(value, names)
         hint = f"; did you mean {close}?" if close else ""
+    if expected == "text" and type(value) in (int, float):
+        hint = "; put it into quotes"
     return f"expected {expected}, got {shown(value)}{hint}"
 
 

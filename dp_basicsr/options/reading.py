@@ -76,7 +76,9 @@ def _text_of(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"option file {path}: {error.strerror}; the shipped ones are in options/") from error
-    except ValueError as error:  # bytes that are not UTF-8, or a path with a null byte
+    except UnicodeDecodeError as error:
+        raise UserError(f"option file {path} is not valid YAML: it is not UTF-8 ({error}); save it as UTF-8") from error
+    except ValueError as error:  # a path with a null byte
         raise UserError(f"option file {path} is not valid YAML: {error}") from error
 
 

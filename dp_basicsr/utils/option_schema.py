@@ -123,6 +123,10 @@ class RawDataset(Dataset):
 class PairedDataset(RawDataset):
     """PairedImageDataset (BasicSR)."""
 
+    dataroot_gt: str
+    """folder or LMDB of the GT images (images without GT: type SingleImageDataset)"""
+    dataroot_lq: str
+    """folder or LMDB of the LQ images"""
     io_backend: IoBackend
     """how images are stored"""
     meta_info_file: str | None = None

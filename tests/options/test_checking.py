@@ -151,7 +151,7 @@ def test_ldl_is_accepted_by_the_models_that_compute_it(model: str, refused: bool
         ("datasets:val_1:io_backend:typ=1", "datasets:val_1:io_backend:typ: .*type"),
         # names
         ("name=a/b", "name: expected the name of a folder, got 'a/b'"),
-        ("name=5", "name: expected text, got 5"),
+        ("name=5", "name: expected text, got 5; put it into quotes"),
         ("name=..", "name: expected the name of a folder"),
         ("datasets:val_1:name=../../x", "datasets:val_1:name: expected the name of a folder"),
         ("val:suffix=../x", "val:suffix: expected the name of a folder"),

@@ -125,6 +125,25 @@ def test_a_file_that_is_not_an_option_file_is_refused(content: str | None, messa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gbk"])
+def test_an_option_file_of_a_windows_editor(encoding: str, file: Path) -> None:
+    expected = read_options(file)
+    file.write_bytes(f"# 训练\n{file.read_text()}".replace("\n", "\r\n").encode(encoding))
+    if encoding == "utf-8-sig":
+        assert read_options(file) == expected
+    else:
+        with pytest.raises(UserError, match="it is not UTF-8 .*; save it as UTF-8"):
+            read_options(file)
+
+
+def test_a_test_set_without_originals_is_told_its_type(file: Path) -> None:
+    """ming053l/DRCT#10: dataroot_gt commented out, with the type of pairs."""
+    lonely = TEST_SET.replace("dataroot_gt: ., ", "")
+    entries = ["path={pretrain_network_g: options.yml}", f"datasets:test_1={lonely}"]
+    with pytest.raises(UserError, match="test_1:dataroot_gt: .*images without GT: type SingleImageDataset"):
+        parse_options(["-opt", str(file), "--force_yml", *entries], is_train=False)
+
+
 def test_derived_options(file: Path, tmp_path: Path) -> None:
     opt = parse_options(["-opt", str(file), "--debug", "--local-rank=1"])
     assert opt["name"] == "debug_small"
