@@ -54,7 +54,7 @@ def read_weights(path: Path, prefer: str | None = None, part: Part = "generator"
         UserError: The file does not exist, is damaged, has no weights of ``part``, or values that are not finite.
     """
     if not path.is_file():
-        raise UserError(f"model {path}: no such file")
+        raise UserError(f"model {path}: {'expected a file' if path.exists() else 'no such file'}")
     start = _start_of(path)
     _refuse_impostors(path, start)
     refused = None

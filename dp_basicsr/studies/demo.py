@@ -15,6 +15,7 @@ from dp_basicsr.data.imresize import mod_crop
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import bicubic
 from dp_basicsr.metrics import METRICS, measure
+from dp_basicsr.studies.study import ROOT
 
 import cv2
 import numpy as np
@@ -76,12 +77,13 @@ def prepare_photographs() -> None:
 
 
 def run(*command: object) -> None:
-    """Print a command as a user would type it, and run it in the current folder.
+    """Print a command as a user would type it, and run it in the current folder; its program is relative to ours.
 
     Raises:
         UserError: The command failed; it has printed its own message.
     """
-    words = [str(word) for word in command]
+    program, *words = map(str, command)
+    words.insert(0, os.path.relpath(ROOT / program))
     print(f"\n$ python {shlex.join(words)}", flush=True)
     # Waiting threads yield their core: spinning, the default, is many times slower on a shared machine.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
