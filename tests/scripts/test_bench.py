@@ -60,7 +60,10 @@ def test_every_part_runs_and_table_and_json_agree(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize("name", builders(True))
 def test_every_candidate_trains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "compile", lambda net: None)  # a compiler takes minutes
-    step_of(builders(True)[name](), 2)()
+    model = builders(True)[name]()
+    before = [parameter.detach().clone() for parameter in model.net_g.parameters()]
+    step_of(model, 2)()
+    assert not any(map(torch.equal, before, model.net_g.parameters()))
 
 
 def test_ratios_are_taken_round_by_round() -> None:
