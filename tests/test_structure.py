@@ -17,8 +17,8 @@ PACKAGE = Path(dp_basicsr.__file__).parent
 # From the ground up. A folder imports from lower levels, and within its level in one direction only.
 LEVELS = (
     {"__init__", "compat", "errors"},
-    {"utils"},
     {"distributed"},
+    {"utils"},
     {"archs", "checkpoint", "data"},
     {"losses", "metrics", "training"},
     {"evaluation", "models"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ def _take_seed(opt: dict[str, Any], state: dict[str, Any]) -> None:
         opt["manual_seed"] = seed
 
 
-def run_metadata(opt: dict[str, Any]) -> dict[str, Any]:
+def run_metadata(opt: Mapping[str, Any]) -> dict[str, Any]:
     """Collect everything but options, data and code that the results depend on bit for bit; and the seed."""
     return {
         "manual_seed": opt.get("manual_seed"),

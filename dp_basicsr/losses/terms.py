@@ -10,7 +10,7 @@ from typing import Any
 from dp_basicsr.archs.perceptual_arch import FrozenFeatures
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.functional import Criterion, dynamic_weight, feature_distance
-from dp_basicsr.training.random_state import same_random_state_after
+from dp_basicsr.utils.random_state import same_random_state_after
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +22,6 @@ from dp_basicsr.utils.tiles import Floats, blend_tiles
 import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
-from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger, tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY
 from numpy.typing import NDArray
@@ -33,25 +32,42 @@ from tqdm import tqdm
 Values = dict[str, float]  # metric -> its value on one image
 
 
-class ThreadedValidation(BaseModel):
+class Validator:
     """Validation with the same numbers and files as BasicSR's, but without making the network wait.
 
     Threads read the next image and measure and save the previous ones. Several processes share the images; all then
     know all values, and rank 0 logs their mean. ``val: threads`` is the number of images measured at a time; ``tile``
     and ``tile_overlap`` (LR pixels) bound the memory of the network.
 
+    Args:
+        opt: Options of the run.
+        device: Device of the networks.
+
     Attributes:
         interrupted: Called before every image; True ends the validation on all processes, without a result.
+        results: Mean of each metric in the last validation.
+        best: The best mean of each set and metric, with its iteration: the state of this object.
     """
 
-    interrupted: Callable[[], bool] = staticmethod(lambda: False)
-    lq: Tensor
-    output: Tensor
-    net_g: nn.Module
-    _said_unmeasured: frozenset[str] = frozenset()
+    def __init__(self, opt: Mapping[str, Any], device: torch.device) -> None:
+        self.opt = opt
+        self.device = device
+        self.interrupted: Callable[[], bool] = lambda: False
+        self.results: Values = {}
+        self.best: dict[str, dict[str, dict[str, Any]]] = {}
+        self._named: set[str] = set()  # sets whose metrics without originals have been logged
 
-    def validation(
-        self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False
+    def state_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return the best results."""
+        return self.best
+
+    def load_state_dict(self, best: dict[str, dict[str, dict[str, Any]]]) -> None:
+        """Restore the best results of the sets that have the same metrics as then."""
+        metrics = ((self.opt.get("val") or {}).get("metrics") or {}).keys()
+        self.best = {name: record for name, record in best.items() if record.keys() == metrics}
+
+    def validate(
+        self, net: nn.Module, dataloader: DataLoader, iteration: int | str, tb_logger: Any, save_img: bool = False
     ) -> bool:
         """Run the network on every image, optionally save the results, log each metric's mean and remember the best.
 
@@ -64,57 +80,64 @@ class ThreadedValidation(BaseModel):
         Raises:
             UserError: An image cannot be read, measured or written on any process; the message names it.
         """
-        self._say_what_is_not_measured(dataloader.dataset)
+        dataset: Any = dataloader.dataset
+        name = dataset.opt["name"]
+        metrics = usable_metrics(self.opt, bool(dataset.opt.get("dataroot_gt")))
+        unusable = ((self.opt["val"].get("metrics") or {}).keys() - metrics.keys()) if name not in self._named else ()
+        if unusable:
+            self._named.add(name)
+            get_root_logger().warning(
+                f"{name} has no originals (dataroot_gt): {', '.join(sorted(unusable))} cannot be computed"
+            )
         measured: dict[int, Values] = {}
         error: UserError | None = None
         try:
-            measured = self._validate_share(dataloader, current_iter, save_img)
+            measured = self._validate_share(net, dataloader, iteration, save_img)
         except UserError as caught:  # the other processes wait below and must be told
             error = caught
-        own = measured, None if error is None else str(error)
-        shares = all_gather(own) if self.opt["dist"] else [own]
+        share = measured, None if error is None else str(error)
+        shares = all_gather(share) if self.opt["dist"] else [share]
         for _, message in shares:
             if message is not None:
                 raise UserError(message) from error
-        values = {index: value for share, _ in shares for index, value in share.items()}
-        dataset: Any = dataloader.dataset
+        values = {index: value for measured, _ in shares for index, value in measured.items()}
         if len(values) < len(dataset):
             return False
         if any(values.values()):
-            self._take_results([values[index] for index in range(len(dataset))], dataset.opt["name"], current_iter)
+            self._take_results([values[index] for index in range(len(dataset))], name, iteration)
             if self.opt["rank"] == 0:
-                self._log_validation_metric_values(current_iter, dataset.opt["name"], tb_logger)
+                self._log(name, iteration, tb_logger)
         return True
 
-    def _say_what_is_not_measured(self, dataset: Any) -> None:
-        """Log once per set without originals which metrics cannot be computed."""
-        name = dataset.opt["name"]
-        if dataset.opt.get("dataroot_gt") or name in self._said_unmeasured:
-            return
-        self._said_unmeasured = self._said_unmeasured | {name}
-        metrics = (self.opt["val"].get("metrics") or {}).keys() - usable_metrics(self.opt, has_original=False).keys()
-        if metrics:
-            get_root_logger().warning(
-                f"{name} has no originals (dataroot_gt): {', '.join(sorted(metrics))} cannot be computed"
-            )
+    def _take_results(self, values: Sequence[Values], dataset: str, iteration: int | str) -> None:
+        """Set ``results`` to the means, and update ``best``, the same on all processes."""
+        self.results = {metric: mean_of([value[metric] for value in values]) for metric in values[0]}
+        worst = {"higher": -math.inf, "lower": math.inf}
+        for metric, options in self.opt["val"]["metrics"].items():
+            better = options.get("better", "higher")
+            new = {"better": better, "val": worst[better], "iter": -1}
+            record = self.best.setdefault(dataset, {}).setdefault(metric, new)
+            mean = self.results.get(metric, math.nan)
+            # An infinite mean (every image is perfect) could never be surpassed, so it is no best one.
+            if math.isfinite(mean) and (mean >= record["val"] if better == "higher" else mean <= record["val"]):
+                record |= {"val": mean, "iter": iteration}
 
-    def _take_results(self, values: list[Values], dataset_name: str, current_iter: int | str) -> None:
-        """Set ``metric_results`` to the means, and ``best_metric_results``, the same on all processes."""
-        self._initialize_best_metric_results(dataset_name)
-        self.metric_results = {}
-        for metric in values[0]:
-            total = 0.0
-            for value in values:  # not sum(), which rounds differently from Python 3.12 on
-                total += value[metric]
-            self.metric_results[metric] = total / len(values)
-            self._update_best_metric_result(dataset_name, metric, self.metric_results[metric], current_iter)
+    def _log(self, dataset: str, iteration: int | str, tb_logger: Any) -> None:
+        lines = [f"Validation {dataset}"]
+        for metric, mean in self.results.items():
+            best = self.best[dataset][metric]
+            lines.append(f"\t # {metric}: {mean:.4f}\tBest: {best['val']:.4f} @ {best['iter']} iter")
+            if tb_logger:
+                tb_logger.add_scalar(f"metrics/{dataset}/{metric}", mean, iteration)
+        get_root_logger().info("\n".join([*lines, ""]))
 
-    def _validate_share(self, dataloader: DataLoader, current_iter: int | str, save_img: bool) -> dict[int, Values]:
+    def _validate_share(
+        self, net: nn.Module, dataloader: DataLoader, iteration: int | str, save_img: bool
+    ) -> dict[int, Values]:
         """Validate this process's images: index -> values; incomplete if interrupted."""
         dataset: Any = dataloader.dataset
         val, rank = self.opt["val"], self.opt["rank"]
         indices = range(rank, len(dataset), self.opt["world_size"])
-        threads = val["threads"]
         on_device = partial(torch.cuda.set_device, torch.cuda.current_device()) if self.device.type == "cuda" else None
         bar = tqdm(total=len(indices), unit="image", disable=not val["pbar"] or rank != 0)
         measured: dict[int, Values] = {}
@@ -126,61 +149,55 @@ class ThreadedValidation(BaseModel):
             bar.set_description(f"Test {name}", refresh=False)
             bar.update()
 
-        with bar, ThreadPoolExecutor(threads, initializer=on_device) as workers:
+        with bar, ThreadPoolExecutor(val["threads"], initializer=on_device) as workers:
             for index, sample in read_ahead(dataloader, indices):
                 if self.interrupted():
                     break
                 name = Path(sample["lq_path"][0]).stem
-                result, gt = self._upscale(name, sample)
-                path = self._image_path(name, dataset.opt["name"], current_iter) if save_img else None
-                if len(waiting) > threads:  # otherwise images would pile up in memory
+                path = self._image_path(name, dataset.opt["name"], iteration) if save_img else None
+                try:
+                    result = self.upscale(net, as_float(sample["lq"], self.device)).cpu()
+                except torch.OutOfMemoryError as error:
+                    raise UserError(f"validation of {name}: out of memory; set `val: tile: 256` or less") from error
+                gt = as_float(sample["gt"], torch.device("cpu")) if "gt" in sample else None
+                if len(waiting) > val["threads"]:  # otherwise images would pile up in memory
                     take_oldest()
                 waiting.append((index, name, workers.submit(self._measure, name, result, gt, path)))
             while waiting:
                 take_oldest()
         return measured
 
-    def _upscale(self, name: str, sample: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Return the result and the original (None if the set has none), (1, 3, H, W) in [0, 1] on the CPU."""
-        self.feed_data(sample)
-        try:
-            self.test()
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"validation of {name}: out of memory; set `val: tile: 256` or less") from error
-        visuals = self.get_current_visuals()
-        del self.lq, self.output
-        return visuals["result"], visuals["gt"] if "gt" in sample else None
-
     @torch.compiler.set_stance("force_eager")  # torch.compile would recompile for each image size
-    def test(self) -> None:
-        """Set ``self.output`` to the network's result for ``self.lq``; with ``val: tile`` in tiles, on the CPU."""
-        val, scale, whole = self.opt.get("val") or {}, self.opt["scale"], self.lq
-        size, (height, width) = input_size(self.net_g), whole.shape[-2:]
+    @torch.no_grad()
+    def upscale(self, net: nn.Module, lq: Tensor) -> Tensor:
+        """Return a network's result in eval mode for ``lq``, (1, C, H, W); with ``val: tile`` in tiles, on the CPU."""
+        val, scale = self.opt.get("val") or {}, self.opt["scale"]
+        size, (height, width) = input_size(net), lq.shape[-2:]
+        training = net.training
+        net.eval()
+        try:
+            if not val.get("tile"):
+                return run_padded(net, lq, size, scale)
+            rows, columns = InputSize(size.multiple).fit(height, width)
+            padded = pad(lq, rows, columns)
 
-        def forward(images: Tensor) -> Tensor:
-            self.lq = images
-            super(ThreadedValidation, self).test()
-            return self.output
+            def run_tile(rows: slice, columns: slice) -> Floats:
+                return run_padded(net, padded[..., rows, columns], size, scale)[0].float().cpu().numpy()
 
-        def one_tile(rows: slice, columns: slice) -> Floats:
-            return run_padded(forward, padded[..., rows, columns], size, scale)[0].float().cpu().numpy()
+            # Pixel-unshuffle enlarges the receptive field.
+            fold = RRDBNET_FOLDS.get(scale, 1) if self.opt["network_g"]["type"] == "RRDBNet" else 1
+            overlap = val["tile_overlap"] * fold
+            bands = blend_tiles(run_tile, rows, columns, scale, val["tile"], overlap, size.multiple)
+            blended = np.concatenate(list(bands), axis=1)[:, : height * scale, : width * scale]
+            return torch.from_numpy(np.ascontiguousarray(blended))[None]
+        finally:
+            net.train(training)
 
-        if not val.get("tile"):
-            self.output, self.lq = run_padded(forward, whole, size, scale), whole
-            return
-        rows, columns = InputSize(size.multiple).fit(height, width)
-        padded = pad(whole, rows, columns)
-        fold = RRDBNET_FOLDS.get(scale, 1) if self.opt["network_g"]["type"] == "RRDBNet" else 1
-        overlap = val["tile_overlap"] * fold  # pixel-unshuffle enlarges the receptive field
-        bands = blend_tiles(one_tile, rows, columns, scale, val["tile"], overlap, size.multiple)
-        blended = np.concatenate(list(bands), axis=1)[:, : height * scale, : width * scale]
-        self.output, self.lq = torch.from_numpy(np.ascontiguousarray(blended))[None], whole
-
-    def _image_path(self, name: str, dataset_name: str, current_iter: int | str) -> Path:
+    def _image_path(self, name: str, dataset_name: str, iteration: int | str) -> Path:
         """Return BasicSR's path of a saved result."""
         folder = Path(self.opt["path"]["visualization"])
         if self.opt["is_train"]:
-            return folder / name / f"{name}_{current_iter}.png"
+            return folder / name / f"{name}_{iteration}.png"
         return folder / dataset_name / f"{name}_{self.opt['val'].get('suffix') or self.opt['name']}.png"
 
     def _measure(self, name: str, result: Tensor, gt: Tensor | None, path: Path | None) -> Values:
@@ -195,6 +212,22 @@ class ThreadedValidation(BaseModel):
             return {metric: value_of(f"{name}: {metric}", images, opt) for metric, opt in metrics.items()}
 
 
+def mean_of(values: Sequence[float]) -> float:
+    """Return the mean of the finite values: one perfect (inf) or unmeasurable image (NaN) must not hide the others."""
+    finite = [value for value in values if math.isfinite(value)] or values
+    total = 0.0
+    for value in finite:  # not sum(), which rounds differently from Python 3.12 on
+        total += value
+    return total / len(finite)
+
+
+def as_float(images: Tensor, device: torch.device) -> Tensor:
+    """Move images to a device; convert uint8 to float32 in [0, 1], bit-identical to BasicSR's datasets."""
+    images = images.to(device, non_blocking=True)
+    # Divide by a tensor: for a Python number, CUDA multiplies by 1 / 255, which rounds differently.
+    return images if images.is_floating_point() else images.float() / torch.full((), 255.0, device=device)
+
+
 def value_of(what: str, images: dict[str, NDArray[np.uint8]], metric: dict[str, Any]) -> float:
     """Return a metric's value; NaN, and a warning, where its numbers fail: NIQE has none for a flat image."""
     try:
@@ -204,7 +237,7 @@ def value_of(what: str, images: dict[str, NDArray[np.uint8]], metric: dict[str, 
         return math.nan
 
 
-def usable_metrics(opt: dict[str, Any], has_original: bool) -> dict[str, dict[str, Any]]:
+def usable_metrics(opt: Mapping[str, Any], has_original: bool) -> dict[str, dict[str, Any]]:
     """Return ``val: metrics``; for images without an original only those that need none, such as NIQE."""
     metrics = (opt.get("val") or {}).get("metrics") or {}
     if has_original:

@@ -9,8 +9,7 @@ from typing import Any
 
 from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES
 from dp_basicsr.data.stream import HOW_TO_GET_DATA, HOW_TO_GET_TEST_SETS
-from dp_basicsr.models.esrgan_dp_model import ESRGANDPModel
-from dp_basicsr.models.srgan_dp_model import SRGANDPModel
+from dp_basicsr.models import ESRGANDPModel, SRGANDPModel
 from dp_basicsr.options.problems import Path, Problem, choose
 from dp_basicsr.options.reading import Options, shown
 from dp_basicsr.options.signatures import members_of

@@ -10,8 +10,8 @@ from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
 from dp_basicsr.training.progress import current_losses, describe_batch, progress_bar, show_losses
-from dp_basicsr.training.random_state import same_random_state_after
-from dp_basicsr.training.signals import Interruption
+from dp_basicsr.utils.random_state import same_random_state_after
+from dp_basicsr.utils.signals import Interruption
 
 from basicsr.utils import AvgTimer, MessageLogger, get_root_logger
 from torch.utils.data import DataLoader
@@ -41,22 +41,24 @@ class Run:
 
     def _guard(self) -> Any:
         """Return the step guard of the project's own models; BasicSR's models have none."""
-        return getattr(self.model, "guard", None)
+        return getattr(getattr(self.model, "step", None), "guard", None)
 
     def save(self) -> None:
         """Save a checkpoint, unless the step was not finite, because the weights may be corrupt.
 
         TensorBoard's figures are flushed first, so that none are missing when a run resumes here.
         """
-        if (guard := self._guard()) is not None and not guard.is_sound():
+        if (guard := self._guard()) is not None and not guard.last_step_applied():
             get_root_logger().warning(f"Iteration {self.iteration} is not saved: its step was not finite.")
             return
         if self.tb_logger:
             self.tb_logger.flush()
         get_root_logger().info("Saving models and training states.")
         epoch = self.stream.epoch_of(self.iteration - 1)
-        self.model.position = self.stream.position(self.iteration)
-        self.model.save(epoch, self.iteration)  # the signature of BasicSR's models
+        if saver := getattr(self.model, "saver", None):
+            saver.save(epoch, self.iteration, self.stream.position(self.iteration))
+        else:  # BasicSR's models, and those of other packages
+            self.model.save(epoch, self.iteration)
         self._note_saved(self.iteration)
 
     def save_latest(self) -> None:
@@ -65,7 +67,7 @@ class Run:
         Raises:
             UserError: The last steps, or all of them, were not finite, so the weights may be corrupt.
         """
-        if (guard := self._guard()) is not None and not guard.is_sound():
+        if (guard := self._guard()) is not None and not guard.last_step_applied():
             if guard.in_a_row > 1 or self.iteration == 1:
                 raise UserError(
                     f"the last {guard.in_a_row} step(s) were not finite: net_g_latest is not saved; {guard.advice()}"
@@ -81,7 +83,7 @@ class Run:
         if self.interruption.agreed(now=True):
             self.leave()
         if self.opt["logger"]["keep_best"]:
-            self.model.save_best(self.iteration)
+            self.model.saver.save_best(self.iteration, self.model.validator.best)
 
     def leave(self) -> None:
         """Save a checkpoint and exit on all processes together, because torchrun stops the rest after the first."""

@@ -21,15 +21,15 @@ from dp_basicsr.training.malloc import keep_freed_memory
 from dp_basicsr.training.open_files import raise_open_file_limit
 from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
 from dp_basicsr.training.progress import close_tensorboard, open_tensorboard, require_loggers, start_log, write_log
-from dp_basicsr.training.random_state import set_determinism
-from dp_basicsr.training.run_lock import run_lock
-from dp_basicsr.training.signals import Interruption
 from dp_basicsr.utils.atomic_io import (
     atomic_write,
     await_archive_name,
     no_room_is_user_error,
     remove_partial_files,
 )
+from dp_basicsr.utils.random_state import set_determinism
+from dp_basicsr.utils.run_lock import run_lock
+from dp_basicsr.utils.signals import Interruption
 
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger, make_exp_dirs
@@ -73,7 +73,8 @@ def train(opt: dict[str, Any], option_file: str) -> None:
         tb_logger = open_tensorboard(opt, resuming=state is not None)
         try:
             with no_room_is_user_error(), Interruption(opt["dist"]) as interruption:
-                model.interrupted = interruption.noted  # lets a validation stop between two images
+                if hasattr(model, "validator"):
+                    model.validator.interrupted = interruption.noted  # lets a validation stop between two images
                 loop(Run(opt, model, stream, val_loaders, tb_logger, interruption, state["iter"] if state else 0))
         finally:
             close_tensorboard(tb_logger)

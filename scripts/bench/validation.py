@@ -81,7 +81,7 @@ def measure(settings: Settings) -> list[Table]:
             models[OURS].net_g.load_state_dict(models[BASICSR].net_g.state_dict())
             works = {one: run_of(one, model, loader) for one, model in models.items()}
             seconds = in_turns(works, min(settings.rounds, 3))
-            same = models[BASICSR].metric_results == models[OURS].metric_results
+            same = models[BASICSR].metric_results == models[OURS].validator.results
             note = f"{len(loader)} images; metrics {'bit-identical' if same else 'DIFFER'}."
             tables.append(compare(f"Validation, {network}: network, PSNR and SSIM, PNG files", seconds, None, note))
     if not settings.quick:

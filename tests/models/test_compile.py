@@ -80,7 +80,7 @@ def test_validation_compiles_nothing(graphs: dict[str, int], tmp_path: Path) -> 
         assert model.validation(make_loader(tmp_path), iteration, None)
         train_steps(model, 1)
     assert len(set(SIZES)) == 5
-    assert model.metric_results.keys() == METRICS.keys()
+    assert model.validator.results.keys() == METRICS.keys()
     assert graphs["RRDBNetDP"] == 1
 
 

@@ -122,8 +122,8 @@ def test_ldl_equals_basicsr_s_realesrgan_model(ours: str, tmp_path: Path) -> Non
         one.optimizer_g.zero_grad()
     plain.net_d.load_state_dict(model.net_d.state_dict())
     plain.net_g_ema.load_state_dict(model.net_g_ema.state_dict())
-    log = model.accumulate(model.lq, model.gt, 1.0, update_g=True)
-    plain.accumulate(plain.lq, plain.gt, 1.0, update_g=True)
+    log = model.step.accumulate(model, model.lq, model.gt, 1.0, update_g=True)
+    plain.step.accumulate(plain, plain.lq, plain.gt, 1.0, update_g=True)
 
     sr, gt, ema = plain.net_g(plain.lq), plain.gt, plain.net_g_ema(plain.lq)
     weight = get_refined_artifact_map(gt, sr, ema, 7)
@@ -145,10 +145,9 @@ def test_parts_are_even_and_weighted_by_size(pairs: int, parts: int, sizes: list
     model = build("SRGANDPModel", tmp_path, grad_accumulation=parts)
     batch = random_batch(1, torch.float64)
     model.feed_data({name: images[[0] * pairs] for name, images in batch.items()})
-    found = list(model.parts())
+    found = list(model.step.parts(model, []))
     assert [len(lq) for lq, _, _ in found] == sizes
-    model.apply_gradients(1, [], [(share, {"l": torch.tensor(float(len(lq)))}) for lq, _, share in found])
-    assert model.log_dict["l"].item() == pytest.approx(sum(size * size for size in sizes) / pairs)
+    assert [share for _, _, share in found] == [size / pairs for size in sizes]
 
 
 class Drawn(nn.Module):
@@ -337,7 +336,7 @@ def test_half_precision_keeps_losses_and_w_in_float32(amp: str, device: torch.de
     run(model, 3, torch.float32)  # fp16's first scale is too large for the first step
     assert model.output.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     assert {value.dtype for value in model.log_dict.values()} == {torch.float32}
-    assert model.scaler.is_enabled() == (amp == "fp16")
+    assert model.step.scaler.is_enabled() == (amp == "fp16")
     assert all(torch.isfinite(parameter).all() for parameter in model.net_g.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, model.net_g.parameters(), strict=True))
 

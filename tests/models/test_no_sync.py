@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import dp_basicsr.archs
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401
-from dp_basicsr.models.step_guard import LAG
+from dp_basicsr.models.step import LAG
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ TRAIN: dict[str, dict[str, Any]] = {
 
 def build(model_type: str, folder: Path, **train: Any) -> Any:
     model = build_model(model_options(model_type, folder, **train) | {"num_gpu": 1})
-    model.guard.lag = LAG  # a GPU's
+    model.step.guard.lag = LAG  # a GPU's
     return model
 
 
@@ -52,7 +52,7 @@ def test_a_step_does_not_wait(
         for iteration in range(1, LAG + 1):
             step(model, iteration, random_batch(iteration))
         assert waits == []
-        assert len(model.guard.steps) == LAG
+        assert len(model.step.guard.steps) == LAG
         assert all(isinstance(value, float) for value in model.get_current_log().values())
         assert len(waits) == len(model.log_dict)
 
@@ -86,4 +86,4 @@ def test_a_step_does_not_wait_for_a_gpu(model_type: str, train: dict[str, Any], 
             step(model, iteration, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert model.guard.is_sound()
+    assert model.step.guard.last_step_applied()

@@ -11,7 +11,7 @@ import dp_basicsr.archs
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401
 from dp_basicsr.errors import UserError
-from dp_basicsr.models import srgan_dp_model
+from dp_basicsr.models import dp_models
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def step(model: Any, batch: dict[str, Any], iteration: int = 1) -> None:
 
 def step_and_look(model: Any, batch: dict[str, Any], iteration: int) -> None:
     step(model, batch, iteration)
-    model.guard.is_sound()  # on a GPU the step itself does not wait for its flag
+    model.step.guard.last_step_applied()  # on a GPU the step itself does not wait for its flag
 
 
 def state(model: Any) -> list[Tensor]:
@@ -74,7 +74,7 @@ def test_term_iteration_and_files_are_named(tmp_path: Path, caplog: pytest.LogCa
     caplog.set_level(logging.ERROR, "basicsr")
     model = build("ESRGANDPModel", tmp_path)
     step(model, bad_batch(), 17)
-    assert not model.guard.is_sound()
+    assert not model.step.guard.last_step_applied()
     assert "iteration 17" in caplog.text
     assert "l_g_pix" in caplog.text
     assert "broken.png" in caplog.text
@@ -86,7 +86,7 @@ def test_a_non_finite_gradient_is_enough(model_type: str, tmp_path: Path, caplog
     model.net_g.conv_first.bias.register_hook(lambda gradient: gradient * math.nan)
     before = state(model)
     step(model, random_batch(1))
-    assert not model.guard.is_sound()
+    assert not model.step.guard.last_step_applied()
     assert "a gradient not finite" in caplog.text
     assert all(torch.equal(a, b) for a, b in zip(before, state(model), strict=False))
 
@@ -96,9 +96,9 @@ def test_too_many_consecutive_non_finite_steps_end_the_run(tmp_path: Path) -> No
     for iteration in (1, 3, 5):
         step(model, bad_batch(), iteration)
         step(model, random_batch(1), iteration + 1)
-        assert model.guard.is_sound()
+        assert model.step.guard.last_step_applied()
     step(model, bad_batch(), 7)
-    assert not model.guard.is_sound()
+    assert not model.step.guard.last_step_applied()
     with pytest.raises(UserError, match=r"iteration 8: 2 consecutive steps.*max_nonfinite"):
         step_and_look(model, bad_batch(), 8)
 
@@ -108,8 +108,8 @@ def test_a_collapsed_discriminator_is_named_once(tmp_path: Path, monkeypatch, ca
     step(model, random_batch(1))
     model.get_current_log()
     assert "collapsed" not in caplog.text
-    monkeypatch.setattr(srgan_dp_model, "COLLAPSED_LOSS", 10.0)
-    for _ in range(2 * srgan_dp_model.COLLAPSED_LOOKS):
+    monkeypatch.setattr(dp_models, "COLLAPSED_LOSS", 10.0)
+    for _ in range(2 * dp_models.COLLAPSED_LOGS):
         model.get_current_log()
     assert caplog.text.count("the discriminator has collapsed") == 1
 

@@ -95,9 +95,9 @@ def test_values_and_files_equal_basicsr_s(
             torch.nn.init.zeros_(model.net_g.conv_last.weight)
     SRModel.nondist_validation(theirs, loader, 7, None, True)
     assert ours.validation(loader, 7, None, True)
-    assert ours.metric_results == theirs.metric_results
-    assert 5 < ours.metric_results["psnr"] < 60
-    assert ours.best_metric_results == theirs.best_metric_results
+    assert ours.validator.results == theirs.metric_results
+    assert 5 < ours.validator.results["psnr"] < 60
+    assert ours.validator.best == theirs.best_metric_results
     written = files(tmp_path / "ours/visualization")
     assert len(written) == len(SIZES)
     assert written == files(tmp_path / "theirs/visualization")
@@ -116,12 +116,12 @@ def test_nothing_is_written_unless_asked(loader: DataLoader, tmp_path: Path) -> 
 def test_the_best_value_is_remembered_and_logged(loader: DataLoader, tmp_path: Path) -> None:
     model, board = make_model(tmp_path), Mock()
     model.validation(loader, 1, board)
-    best = model.metric_results["psnr"]
+    best = model.validator.results["psnr"]
     torch.nn.init.zeros_(model.net_g.conv_last.weight)
     torch.nn.init.constant_(model.net_g.conv_last.bias, -1)  # black
     model.validation(loader, 2, board)
-    assert model.metric_results["psnr"] < best
-    assert model.best_metric_results["five"]["psnr"] == {"better": "higher", "val": best, "iter": 1}
+    assert model.validator.results["psnr"] < best
+    assert model.validator.best["five"]["psnr"] == {"better": "higher", "val": best, "iter": 1}
     assert call("metrics/five/psnr", best, 1) in board.add_scalar.mock_calls
 
 
@@ -183,7 +183,7 @@ def test_a_set_without_originals_is_upscaled_and_not_measured(
     monkeypatch.setattr(validation, "get_root_logger", lambda: Mock(warning=warnings))
     for iteration in (1, 2):
         assert model.validation(bare, iteration, None, True)
-    assert model.metric_results.keys() == {"mean"}
+    assert model.validator.results.keys() == {"mean"}
     assert warnings.mock_calls == [call("bare has no originals (dataroot_gt): psnr, ssim_y cannot be computed")]
     assert len(files(tmp_path / "visualization")) == 2 * len(SIZES)
     model.opt["val"]["metrics"] = METRICS
@@ -204,14 +204,14 @@ def test_the_network_continues_while_a_metric_is_computed(loader: DataLoader, tm
         assert model.validation(loader, 1, None)
     finally:
         del METRIC_REGISTRY._obj_map["slow_metric"]
-    assert model.metric_results == {"slow": 1.0}
+    assert model.validator.results == {"slow": 1.0}
 
 
 def test_the_number_of_waiting_images_is_bounded(loader: DataLoader, tmp_path: Path) -> None:
     """At most `threads` plus one images wait to be measured, however slow that is."""
     waiting, most = [], []
     model = make_model(tmp_path, {"threads": 1})
-    measure, upscale = model._measure, model._upscale
+    measure, upscale = model.validator._measure, model.validator.upscale
 
     def counted(*args: Any) -> Any:
         values = measure(*args)
@@ -224,7 +224,7 @@ def test_the_number_of_waiting_images_is_bounded(loader: DataLoader, tmp_path: P
         most.append(len(waiting))
         return result
 
-    model._measure, model._upscale = counted, upscaled
+    model.validator._measure, model.validator.upscale = counted, upscaled
     assert model.validation(loader, 1, None)
     assert max(most) <= 3
     assert len(most) == len(SIZES)
@@ -275,12 +275,12 @@ def test_a_program_error_is_not_hidden(loader: DataLoader, tmp_path: Path, monke
 def test_an_interrupted_validation_has_no_result(loader: DataLoader, tmp_path: Path) -> None:
     model = make_model(tmp_path)
     answers = iter([False, False, True])
-    model.interrupted = lambda: next(answers)
+    model.validator.interrupted = lambda: next(answers)
     assert model.validation(loader, 1, None) is False
-    assert not hasattr(model, "best_metric_results")
-    model.interrupted = lambda: False
+    assert model.validator.best == {}
+    model.validator.interrupted = lambda: False
     assert model.validation(loader, 2, None) is True
-    assert model.best_metric_results["five"]["psnr"]["iter"] == 2
+    assert model.validator.best["five"]["psnr"]["iter"] == 2
 
 
 def test_validation_does_not_change_the_random_state(loader: DataLoader, tmp_path: Path) -> None:

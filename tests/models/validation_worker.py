@@ -24,8 +24,8 @@ def main() -> None:
     for iteration in (1, 2):
         assert alone.validation(loader, iteration, None, True)
         assert split.validation(loader, iteration, None, True)
-        assert split.metric_results == alone.metric_results, (split.metric_results, alone.metric_results)
-    assert all_gather(split.best_metric_results) == [alone.best_metric_results] * world_size
+        assert split.validator.results == alone.validator.results, (split.validator.results, alone.validator.results)
+    assert all_gather(split.validator.best) == [alone.validator.best] * world_size
     written = files(shared / "split/visualization")
     assert len(written) == 2 * len(SIZES)
     assert written == files(shared / f"alone{rank}/visualization")
@@ -34,9 +34,9 @@ def main() -> None:
     (shared / "split/visualization/image3/image3_3.png.partial").mkdir(exist_ok=True)  # rank 1's
     with pytest.raises(UserError, match="image3"):
         split.validation(loader, 3, None, True)
-    split.interrupted = lambda: rank == 1
+    split.validator.interrupted = lambda: rank == 1
     assert split.validation(loader, 4, None) is False
-    assert split.best_metric_results == alone.best_metric_results
+    assert split.validator.best == alone.validator.best
     distributed.destroy_process_group()
 
 

@@ -7,8 +7,8 @@ import logging
 import os
 from pathlib import Path
 
-from dp_basicsr.training.run_lock import run_lock
 from dp_basicsr.utils import file_lock
+from dp_basicsr.utils.run_lock import run_lock
 from dp_basicsr.utils.staging import StagedFolder
 
 import pytest

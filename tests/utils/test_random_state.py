@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from dp_basicsr.training.random_state import random_state, same_random_state_after, set_determinism, set_random_state
+from dp_basicsr.utils.random_state import random_state, same_random_state_after, set_determinism, set_random_state
 
 import numpy as np
 import torch

@@ -1,0 +1,189 @@
+"""Save a run's networks and everything else that resuming needs, and restore it bit-exactly."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dp_basicsr.checkpoint.manifest import delete_older, write_manifest
+from dp_basicsr.checkpoint.resume import run_metadata
+from dp_basicsr.distributed.collectives import on_rank_0
+from dp_basicsr.errors import UserError
+from dp_basicsr.utils.atomic_io import write_checkpoint
+from dp_basicsr.utils.random_state import gather_random_states, set_random_state
+
+import torch
+from basicsr.utils import set_random_seed
+from torch import nn
+
+# Label of a file (``net_g``) -> the networks in it by key (``params``, ``params_ema``).
+Networks = Mapping[str, Mapping[str, nn.Module]]
+
+
+class Stateful(Protocol):
+    """What has a state: optimizers, schedulers, scaler, the best results."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+
+
+class Saver:
+    """Saves complete checkpoints or stops the run, and restores them.
+
+    Checkpoints are made only between steps, when no gradient is being accumulated, so no gradients are saved.
+
+    Args:
+        opt: Options of the run.
+        networks: What is saved.
+        optimizers: In the order of the state's file, as are the schedulers.
+        schedulers: One for each optimizer.
+        others: Everything else with a state, by its key in the file. Files without a key leave it unchanged.
+    """
+
+    def __init__(
+        self,
+        opt: Mapping[str, Any],
+        networks: Networks,
+        optimizers: Sequence[torch.optim.Optimizer],
+        schedulers: Sequence[Stateful],
+        others: Mapping[str, Stateful],
+    ) -> None:
+        self.opt = opt
+        self.networks = networks
+        self.optimizers = optimizers
+        self.schedulers = schedulers
+        self.others = others
+        self._saved: int | None = None  # the last iteration with a checkpoint
+
+    def save(self, epoch: int, iteration: int, position: Mapping[str, int] | None = None) -> None:
+        """Save networks and state in BasicSR's files, then the manifest that makes them a checkpoint.
+
+        Collective call. An iteration that is already saved is not saved again. With ``logger: keep_last``, older
+        checkpoints are deleted once this one is on the disk.
+
+        Args:
+            epoch: Epoch of this iteration.
+            iteration: The last completed one; -1 saves the networks as ``latest``, without a state.
+            position: Position in the training data.
+
+        Raises:
+            UserError: The write failed; raised on every process. Earlier checkpoints are intact.
+        """
+        if iteration == self._saved:
+            return
+        # Everything that a resumed run needs, in BasicSR's format, readable with ``weights_only``.
+        content = {
+            "epoch": epoch,
+            "iter": iteration,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "position": dict(position or {}),
+            "random": gather_random_states(),  # of all processes, so not within on_rank_0
+            "run": run_metadata(self.opt),
+            **{key: part.state_dict() for key, part in self.others.items()},
+        }
+        on_rank_0(lambda: self._write(content, iteration))
+        if iteration != -1:
+            self._saved = iteration
+
+    def _write(self, content: dict[str, Any], iteration: int) -> None:
+        name = "latest" if iteration == -1 else str(iteration)
+        checksums = dict(self._write_network(label, name) for label in self.networks)
+        if iteration == -1:
+            return
+        state = Path(self.opt["path"]["training_states"], f"{iteration}.state")
+        checksums[state] = write_checkpoint(content, state)
+        write_manifest(state, checksums)
+        if keep := self.opt["logger"].get("keep_last"):
+            delete_older(state, Path(self.opt["path"]["models"]), keep)
+
+    def _write_network(self, label: str, name: str, of: str = "") -> tuple[Path, str]:
+        """Write ``<label><of>_<name>.pth`` in BasicSR's format, ``{key: state_dict}``; return it and its checksum."""
+        nets = self.networks[label]
+        content = {key: {part: value.cpu() for part, value in net.state_dict().items()} for key, net in nets.items()}
+        path = Path(self.opt["path"]["models"], f"{label}{of}_{name}.pth")
+        return path, write_checkpoint(content, path)
+
+    def save_best(self, iteration: int, best: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        """Save G as ``net_g_best_<set>_<metric>.pth`` for every metric whose best iteration is ``iteration``.
+
+        Raises:
+            UserError: The write failed; raised on every process.
+        """
+
+        def write() -> None:
+            for dataset, record in best.items():
+                for metric, figure in record.items():
+                    if figure["iter"] == iteration:
+                        self._write_network("net_g", metric, f"_best_{dataset}")
+
+        on_rank_0(write)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore a state that this class or BasicSR saved. The networks have been loaded with the model.
+
+        With another number of processes than in the state, each process draws new random numbers.
+
+        Raises:
+            UserError: Optimizers or schedulers belong to another model. Other damage may raise any error.
+        """
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            for group in saved["param_groups"]:  # fused or not is this run's choice; BasicSR's Adam is not
+                group |= {name: optimizer.defaults[name] for name in ("fused",) if name in optimizer.defaults}
+        # torch loads a state of another kind of optimizer without a word, and fails in the first step.
+        before = self._structure()
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        if not has_structure(before, self._structure()) or not all(map(has_consistent_state, self.optimizers)):
+            raise UserError("its optimizers or schedulers belong to another model")
+        for key, part in self.others.items():
+            if saved := state.get(key):
+                part.load_state_dict(saved)
+        self._saved = state["iter"]
+        states = state.get("random", [])
+        rank, processes = self.opt["rank"], self.opt["world_size"]
+        if len(states) == processes:
+            set_random_state(states[rank])
+        else:
+            set_random_seed(self.opt.get("manual_seed", 0) + rank + processes * state["iter"])
+
+    def _structure(self) -> list[Any]:
+        groups = [structure(optimizer.param_groups) for optimizer in self.optimizers]
+        return groups + [structure(scheduler.state_dict()) for scheduler in self.schedulers]
+
+
+def structure(value: Any) -> Any:
+    """Return the structure of a value without its numbers; milestones may differ, and None counts as a flag."""
+    if isinstance(value, Counter):
+        return "milestones", all(isinstance(number, int) for pair in value.items() for number in pair)
+    if isinstance(value, dict):
+        return {name: structure(part) for name, part in value.items() if name != "params"}
+    if isinstance(value, (list, tuple)):
+        return {index: structure(part) for index, part in enumerate(value)} | {"length": len(value)}
+    if value is None or isinstance(value, bool):
+        return "flag"
+    return "number" if isinstance(value, (int, float)) else type(value).__name__
+
+
+def has_structure(expected: Any, actual: Any) -> bool:
+    """Whether ``actual`` contains the structure ``expected``; other versions of torch may add entries."""
+    if not isinstance(expected, dict) or not isinstance(actual, dict):
+        return bool(expected == actual)
+    return all(name in actual and has_structure(kind, actual[name]) for name, kind in expected.items())
+
+
+def has_consistent_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its state has the same entries for every weight, in the weight's shape or as one number."""
+    weights: Iterable[Any] = [weight for group in optimizer.param_groups for weight in group["params"]]
+    states = [(weight, optimizer.state.get(weight, {})) for weight in weights]
+    names = {frozenset(state) for _, state in states if state}
+    return len(names) <= 1 and all(
+        isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape in (torch.Size(), weight.shape)
+        for weight, state in states
+        for value in state.values()
+    )

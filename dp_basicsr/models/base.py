@@ -1,0 +1,204 @@
+"""The base of all models of the plugin: device, networks, log; it holds a training step, a saver and a validator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.checkpoint.saver import Networks, Saver, Stateful
+from dp_basicsr.checkpoint.weight_names import Part, rename_keys
+from dp_basicsr.checkpoint.weights import compare_shapes, read_weights
+from dp_basicsr.errors import UserError
+from dp_basicsr.losses.dual_perceptual_loss import DualPerceptualLoss
+from dp_basicsr.models.step import TrainingStep, checkpoint_blocks
+from dp_basicsr.models.validation import Validator, as_float
+from dp_basicsr.utils.option_schema import add_all_defaults
+
+import torch
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import get_root_logger
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+
+class PluginModel(BaseModel):
+    """A mixin over BasicSR's models: any device, atomic files, losses that are read only for the log.
+
+    Attributes:
+        step: The training step; its ``guard`` counts non-finite steps. Only in training.
+        saver: Saves and restores everything that a resumed run needs. Only in training.
+        validator: Validates, and remembers the best results.
+    """
+
+    log_dict: Any  # name of a loss -> 0-d tensor
+    net_g: nn.Module
+    lq: Tensor
+    output: Tensor
+    files: Sequence[str] = ()  # files of the batch
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        add_all_defaults(opt)  # BasicSR's own train.py has not done so
+        super().__init__(opt)  # builds networks, and calls init_training_settings
+        self.validator = Validator(self.opt, self.device)
+        if self.is_train:
+            others: dict[str, Stateful] = {"best_metric_results": self.validator, "scaler": self.step.scaler}
+            self.saver = Saver(self.opt, self.networks(), self.optimizers, self.schedulers, others)
+
+    def init_training_settings(self) -> None:
+        """Set up EMA, D, losses, optimizers and schedulers as BasicSR, and the training step.
+
+        Raises:
+            UserError: The generator does not support ``train: checkpointing``, or ``ldl_opt`` lacks an EMA.
+        """
+        train = self.opt["train"]
+        if train.get("ldl_opt") and not train["ema_decay"] > 0:
+            raise UserError(
+                "train: ldl_opt: expected ema_decay > 0, because it compares with the EMA generator, got none"
+            )
+        self.step = TrainingStep(train, self.device)
+        if train["checkpointing"]:  # before BasicSR builds the EMA, which needs no activations
+            checkpoint_blocks(self.get_bare_model(self.net_g))
+        super().init_training_settings()
+        if self.cri_perceptual is not None and train["channels_last"]:
+            self.cri_perceptual.to(memory_format=torch.channels_last)
+        if isinstance(self.cri_perceptual, DualPerceptualLoss) and train["compile"]:
+            self.cri_perceptual.compile_networks()
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """Move a network to the device and wrap it for several processes; BasicSR always requires CUDA here.
+
+        Raises:
+            UserError: ``sync_batch_norm`` without a GPU, which torch requires.
+        """
+        net = net.to(self.device)
+        train = self.opt.get("train") or {}
+        if train.get("sync_batch_norm") and self.opt["dist"]:
+            if self.device.type != "cuda":
+                raise UserError("train: sync_batch_norm needs GPUs; set it to false on a CPU")
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        if train.get("channels_last"):
+            use_channels_last(net)
+        if train.get("compile"):
+            net.compile()
+        if not self.opt["dist"]:
+            return super().model_to_device(net)
+        # Buffers are broadcast once, because spectral norm's vectors are initialised at random. Later they stay equal
+        # or are not read, and writing them between D's two forward passes would invalidate what the first one saved.
+        for buffer in net.buffers():
+            distributed.broadcast(buffer, src=0)
+        return DistributedDataParallel(
+            net,
+            device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            # Otherwise DDP reorders gradients after a run's first step, and sums of three or more round differently.
+            find_unused_parameters=self.opt.get("find_unused_parameters", self.opt["deterministic"]),
+        )
+
+    def get_optimizer(self, optim_type: str, params: Any, lr: float, **settings: Any) -> torch.optim.Optimizer:
+        """Create BasicSR's optimizers; Adam in its fused form, one pass over the weights instead of a dozen."""
+        if optim_type in ("Adam", "AdamW"):
+            settings = {"fused": True, **settings}
+        return super().get_optimizer(optim_type, params, lr, **settings)
+
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
+    ) -> None:
+        """Load weights in any supported file format, ``param_key`` first if a file has several.
+
+        Raises:
+            UserError: The file contains more than weights, weights of another network, or, also if not ``strict``,
+                none that fits.
+        """
+        bare = self.get_bare_model(net)
+        part: Part = "discriminator" if net is getattr(self, "net_d", None) else "generator"
+        weights = read_weights(Path(load_path), param_key, part)
+        names, expected = weights.state, bare.state_dict()
+        if part == "generator" and names.keys() != expected.keys():
+            names = rename_keys(names)  # the original ESRGAN's
+        fitting = {name: value for name, value in names.items() if fits(value, expected.get(name))}
+        differences = compare_shapes(expected, names)
+        if differences and (strict or not fitting):
+            key = "strict_load_d" if part == "discriminator" else "strict_load_g"
+            also = "" if strict else f" (nothing fits, not even with path: {key}: false)"
+            raise UserError(
+                f"network {load_path} does not match: {differences}; the file contains {weights.holds}{also}"
+            )
+        logger = get_root_logger()
+        logger.info(f"Loading {type(bare).__name__} model from {load_path}: {weights.holds}.")
+        if differences:
+            logger.warning(
+                f"{load_path}: {len(fitting)} of {len(expected)} tensors of {type(bare).__name__} are loaded, the "
+                f"others keep their random start: {differences}"
+            )
+        bare.load_state_dict(fitting, strict=False)
+
+    def feed_data(self, data: Mapping[str, Any]) -> None:
+        """Load a batch: ``lq`` and ``gt``, (N, 3, H, W), RGB, float in [0, 1] or uint8 (converted on the device)."""
+        self.files = data.get("gt_path", ())
+        super().feed_data({name: as_float(data[name], self.device) for name in ("lq", "gt") if name in data})
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """Train one step on the batch in ``self.lq``, ``self.gt`` ((N, 3, H, W), RGB in [0, 1])."""
+        self.log_dict = self.step(self, current_iter)
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        """Update the EMA, ``ema += (1 - decay) * (weight - ema)``, unless the step was skipped."""
+        if decay == 0:  # BasicSR's way to copy the weights
+            super().model_ema(decay)
+            return
+        ema = [parameter.data for parameter in self.net_g_ema.parameters()]
+        weights = [parameter.data for parameter in self.get_bare_model(self.net_g).parameters()]
+        difference = torch._foreach_sub(weights, ema)
+        torch._foreach_mul_(difference, (1 - decay) * self.step.applied.to(ema[0].dtype))
+        torch._foreach_add_(ema, difference)
+
+    def get_current_log(self) -> dict[str, float]:
+        """Return the last step's losses as numbers, averaged over the processes. Collective call."""
+        return self.reduce_loss_dict(self.log_dict)
+
+    def networks(self) -> Networks:
+        """Return the networks of a checkpoint, by the labels of BasicSR's files."""
+        nets = {"net_g": {"params": self.get_bare_model(self.net_g)}}
+        if hasattr(self, "net_g_ema"):
+            nets["net_g"]["params_ema"] = self.net_g_ema
+        if hasattr(self, "net_d"):
+            nets["net_d"] = {"params": self.get_bare_model(self.net_d)}
+        return nets
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Save a checkpoint; see ``Saver.save``."""
+        self.saver.save(epoch, current_iter)
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Restore a training state; see ``Saver.restore``."""
+        self.saver.restore(resume_state)
+
+    def validation(
+        self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False
+    ) -> bool:
+        """Validate the generator, or its EMA, on a set; see ``Validator.validate``."""
+        net = getattr(self, "net_g_ema", self.net_g)
+        return self.validator.validate(net, dataloader, current_iter, tb_logger, save_img)
+
+    def test(self) -> None:
+        """Set ``self.output`` to the validated network's result for ``self.lq``; see ``Validator.upscale``."""
+        self.output = self.validator.upscale(getattr(self, "net_g_ema", self.net_g), self.lq)
+
+
+def fits(value: Tensor, expected: Tensor | None) -> bool:
+    """Whether a tensor of a file is one of the network, in its shape."""
+    return expected is not None and value.shape == expected.shape
+
+
+def use_channels_last(net: nn.Module) -> None:
+    """Keep a network's weights and features in channels_last format, the fastest for convolutions.
+
+    BasicSR's discriminators flatten their features with ``view``, which needs contiguous memory: the output of the last
+    batch-norm, a few pixels, is made contiguous.
+    """
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    if norms:
+        norms[-1].register_forward_hook(lambda module, inputs, output: output.contiguous())

@@ -1,0 +1,320 @@
+"""One training step, from top to bottom: the parts of a batch, the losses, their gradients, and their use or skip."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from dp_basicsr.distributed.collectives import is_parallel
+from dp_basicsr.errors import UserError
+from dp_basicsr.losses.dp_loss import DPLoss
+from dp_basicsr.losses.functional import at_least_float32
+from dp_basicsr.losses.ldl_loss import ldl_loss
+from dp_basicsr.utils.signals import resume_advice
+
+import torch
+from basicsr.archs.rrdbnet_arch import RRDB
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import get_dist_info
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+Losses = dict[str, Tensor]
+
+# `train: amp` -> dtype of autocast.
+AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# On a GPU a step's flag is read this many steps later, when it is available without waiting for the device.
+LAG = 2
+
+
+class TrainingStep:
+    """The step of a model: it has the gradients of BasicSR's models, with fewer passes.
+
+    D's weights do not change between G's loss and D's, so each image goes through D once, and both losses use the same
+    logits. The super-resolved image is detached from G as a leaf: each loss adds its gradient to it and frees its graph
+    before the next one starts, and one backward pass through G uses the sum. Without a D (``PSNRModel``) the image
+    losses alone are left.
+
+    Args:
+        train: Options ``train``.
+        device: Device of the model.
+
+    Attributes:
+        scaler: Gradient scaler; enabled for fp16 alone, whose range is too small for gradients.
+        guard: Counts the steps that were not finite.
+        applied: 0-d; 0 after a skipped step.
+    """
+
+    def __init__(self, train: Mapping[str, Any], device: torch.device) -> None:
+        self.train = train
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train["amp"] == "fp16")
+        self.guard = StepGuard(train["max_nonfinite"], device)
+        self.applied = torch.ones((), device=device)
+
+    # The model is an argument, because a cycle of references would keep its process group alive at the end of a run.
+    def __call__(self, model: Any, iteration: int) -> Losses:
+        """Train G and D one step on the batch in ``model.lq``, ``model.gt`` ((N, 3, H, W), RGB in [0, 1]).
+
+        With ``train: grad_accumulation: n``, the batch is processed in n parts and their gradients are averaged. Each
+        part then has its own w, its own means of D's logits and its own batch-norm statistics.
+
+        Args:
+            model: Its networks, losses and optimizers have BasicSR's names; ``log_prefix`` begins those of G's losses.
+            iteration: Number of this step, from 1.
+
+        Returns:
+            The batch's mean losses by their names in the log, 0-d.
+
+        Raises:
+            UserError: ``train: max_nonfinite`` consecutive steps were not finite.
+        """
+        net_d = getattr(model, "net_d", None)
+        update_g, nets, optimizers = True, [model.net_g], [model.optimizer_g]
+        statistics: list[Tensor] = []
+        if net_d is not None:
+            update_g = iteration % model.net_d_iters == 0 and iteration > model.net_d_init_iters
+            nets, optimizers = [model.net_g, net_d], [model.optimizer_d, *(optimizers if update_g else [])]
+            statistics = [buffer.clone() for buffer in net_d.buffers()]
+        for optimizer in model.optimizers:
+            optimizer.zero_grad()
+        parts = self.parts(model, nets)
+        logs = [(share, self.accumulate(model, lq, gt, share, update_g)) for lq, gt, share in parts]
+        log: dict[str, Any] = {name: sum(share * part[name].detach() for share, part in logs) for name in logs[0][1]}
+        self.apply(model, iteration, optimizers, log)
+        if net_d is not None:
+            for buffer, before in zip(net_d.buffers(), statistics, strict=True):
+                buffer.copy_(torch.where(self.applied == 1, buffer, before))  # D's statistics belong to the step
+        return log
+
+    def parts(self, model: Any, nets: Sequence[nn.Module]) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Yield the batch in ``train: grad_accumulation`` parts, as even as possible: lq, gt and the part's share.
+
+        Several processes average the gradients of ``nets`` once, with the last part.
+        """
+        lq, gt, n = model.lq, model.gt, self.train["grad_accumulation"]
+        pairs = list(zip(lq.tensor_split(n), gt.tensor_split(n), strict=True))
+        for number, (part, original) in enumerate(pairs, start=1):
+            with ExitStack() as stack:
+                for net in nets:
+                    if number < len(pairs) and isinstance(net, DistributedDataParallel):
+                        stack.enter_context(net.no_sync())
+                yield part, original, len(part) / len(lq)
+
+    def autocast(self) -> torch.autocast:
+        """Return autocast for ``train: amp``; losses are still computed in float32."""
+        return torch.autocast(self.device.type, AMP[self.train["amp"]], enabled=self.train["amp"] != "none")
+
+    def accumulate(self, model: Any, lq: Tensor, gt: Tensor, share: float, update_g: bool) -> Losses:
+        """Add the gradients of some pairs, scaled by ``share``, to those of D and (``update_g``) of G.
+
+        The numbers are those of docs/method.md.
+        """
+        net_d = getattr(model, "net_d", None)
+        log: Losses = {}
+        log_d: Losses = {}
+
+        def scale(loss: Tensor) -> Tensor:
+            return self.scaler.scale(loss * share)
+
+        # 1. SR = G(LR). SR is detached from G: a leaf that collects gradients.
+        with self.autocast(), torch.set_grad_enabled(update_g):
+            model.output = model.net_g(lq)
+        sr = at_least_float32(model.output.detach())
+        if not self.train["channels_last"]:
+            sr = sr.contiguous()  # transformers' outputs are not, and BasicSR's discriminators use view
+        sr = sr.requires_grad_(update_g)
+
+        if net_d is not None:
+            # 2. real = D(HR), fake = D(SR).
+            with self.autocast():
+                real, fake = at_least_float32(net_d(gt)), at_least_float32(net_d(sr))
+            # 3. G's adversarial loss, backward to SR only. It comes before D's losses, because it needs the graph of
+            #    D that their backward pass frees; D's parameters must not get its gradient.
+            if update_g:
+                l_g_gan = model.generator_gan_loss(real.detach(), fake)
+                sr.grad = torch.autograd.grad(scale(l_g_gan), sr, retain_graph=True)[0]
+            # 4. D's losses, backward to D's parameters only: SR behind `fake` accumulates G's gradient, not D's.
+            l_d_real, l_d_fake = model.discriminator_losses(real, fake)
+            torch.autograd.backward(scale(l_d_real + l_d_fake), inputs=list(net_d.parameters()))
+            log_d = {"l_d_real": l_d_real, "l_d_fake": l_d_fake, "out_d_real": real.mean(), "out_d_fake": fake.mean()}
+
+        if update_g:
+            # 5. Pixel loss and L_DP, backward to SR. D's graphs are freed by now; here each loss's graph is freed
+            #    before the next one is built, and L_DP does the same with its terms.
+            for losses in self.image_losses(model, lq, sr, gt):
+                scale(torch.stack(list(losses.values())).sum()).backward()
+                log |= losses
+            if isinstance(model.cri_perceptual, DPLoss):
+                with self.autocast():
+                    l_percep = model.cri_perceptual.backward(sr, gt, scale)
+                log |= model.cri_perceptual.log_terms() | {f"{model.log_prefix}percep": l_percep}
+            if net_d is not None:
+                log["l_g_gan"] = l_g_gan
+            # 6. One backward pass through G with the sum on SR.
+            assert sr.grad is not None
+            model.output.backward(sr.grad.to(model.output.dtype))
+        return log | log_d
+
+    def image_losses(self, model: Any, lq: Tensor, sr: Tensor, gt: Tensor) -> Iterator[Losses]:
+        """Yield the losses on images by their names in the log, one graph at a time; a new loss is added here."""
+        prefix = model.log_prefix
+        if model.cri_pix:
+            yield {f"{prefix}pix": model.cri_pix(sr, gt)}
+        if getattr(model, "cri_ldl", None):
+            with torch.no_grad(), self.autocast():
+                ema = at_least_float32(model.net_g_ema(lq))
+            yield {f"{prefix}ldl": ldl_loss(model.cri_ldl, sr, gt, ema)}
+        if model.cri_perceptual and not isinstance(model.cri_perceptual, DPLoss):
+            with self.autocast():
+                values = model.cri_perceptual(sr, gt)
+            named = zip((f"{prefix}percep", f"{prefix}style"), values, strict=True)
+            yield {name: loss for name, loss in named if loss is not None}
+
+    def apply(self, model: Any, iteration: int, optimizers: Sequence[torch.optim.Optimizer], log: Losses) -> None:
+        """Step the optimizers and the EMA if all gradients and losses are finite.
+
+        Each network's gradient is clipped to the norm ``train: grad_clip``, if given.
+
+        Raises:
+            UserError: ``train: max_nonfinite`` consecutive steps were not finite.
+        """
+        gradients = []
+        for optimizer in optimizers:
+            self.scaler.unscale_(optimizer)
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            if self.train.get("grad_clip"):
+                nn.utils.clip_grad_norm_(parameters, self.train["grad_clip"])
+            gradients += [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flag = not_finite(gradients, log)
+        for optimizer in optimizers:
+            step_unless(flag, optimizer)
+        self.scaler.update()
+        self.applied = 1.0 - flag
+        if model.ema_decay > 0:
+            model.model_ema(model.ema_decay)
+        self.guard.watch(iteration, flag, log, model.files)
+
+
+def not_finite(gradients: Sequence[Tensor], losses: Mapping[str, Tensor]) -> Tensor:
+    """Return 1.0 if a gradient or a loss of any process is not finite, else 0.0: a 0-d float32 on the device."""
+    norm = nn.utils.get_total_norm(gradients)
+    finite = torch.isfinite(torch.stack([norm.float(), *(loss.detach().float() for loss in losses.values())])).all()
+    flag = 1.0 - finite.float()
+    if is_parallel():
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    return flag
+
+
+def step_unless(flag: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Step unless ``flag`` is 1: on the device if the optimizer supports it (fused Adam), else by reading the flag."""
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if not flag.item():
+            optimizer.step()
+        return
+    optimizer.found_inf = flag  # type: ignore[attr-defined]  # as torch's GradScaler hands it over
+    optimizer.step()
+    del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class WatchedStep:
+    """A step for the report: its losses by name, its flag, and the files of its batch."""
+
+    iteration: int
+    flag: Tensor
+    losses: Mapping[str, Tensor]
+    files: Sequence[str]
+    ready: torch.cuda.Event | None
+
+
+class StepGuard:
+    """Reports skipped steps, and stops the run after too many in a row.
+
+    Args:
+        limit: Number of consecutive skipped steps that stops the run, at least 1.
+        device: Device of the flags.
+
+    Attributes:
+        saved: The last iteration with a checkpoint, for the message.
+    """
+
+    def __init__(self, limit: int, device: torch.device) -> None:
+        self.limit = limit
+        self.lag = LAG if device.type == "cuda" else 0
+        self.in_a_row = 0
+        self.saved: int | None = None
+        self.steps: deque[WatchedStep] = deque()
+
+    def watch(self, iteration: int, flag: Tensor, losses: Mapping[str, Tensor], files: Sequence[str]) -> None:
+        """Record a step, and check the one that is ``lag`` steps old.
+
+        Raises:
+            UserError: ``limit`` consecutive steps were skipped. All processes raise it at the same step.
+        """
+        ready = None
+        if self.lag:  # read from pinned memory behind an event, so that no step waits for the device
+            flag = flag.to("cpu", non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        self.steps.append(WatchedStep(iteration, flag, losses, files, ready))
+        if len(self.steps) > self.lag:
+            self._report(self.steps.popleft())
+
+    def last_step_applied(self) -> bool:
+        """Whether the last step was applied; waits for the device. The same on all processes.
+
+        Raises:
+            UserError: See ``watch``.
+        """
+        while self.steps:
+            self._report(self.steps.popleft())
+        return self.in_a_row == 0
+
+    def _report(self, step: WatchedStep) -> None:
+        if step.ready is not None:
+            step.ready.synchronize()
+        if not step.flag.item():
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        terms = [name for name, value in step.losses.items() if not math.isfinite(value.item())]
+        if terms or get_dist_info()[0] == 0:
+            # Log as an error, because BasicSR silences lower levels on ranks other than 0, whose files these may be.
+            get_root_logger().error(
+                f"iteration {step.iteration}: {', '.join(terms) or 'a gradient'} not finite, the step is skipped; "
+                f"batch: {', '.join(step.files) or 'files unknown'}"
+            )
+        if self.in_a_row >= self.limit:
+            raise UserError(
+                f"iteration {step.iteration}: {self.limit} consecutive steps were not finite (train: max_nonfinite); "
+                f"{self.advice()}"
+            )
+
+    def advice(self) -> str:
+        """Explain how to continue after steps that were not finite."""
+        return f"{resume_advice(self.saved)}; lower the learning rate or a loss weight"
+
+
+def checkpoint_blocks(net: nn.Module) -> None:
+    """Recompute the inside of each RRDB in the backward pass instead of keeping its activations.
+
+    The results are unchanged. RRDBs use no random numbers, so no random state is kept for the recomputation.
+
+    Raises:
+        UserError: ``net`` has no RRDBs.
+    """
+    blocks = [module for module in net.modules() if isinstance(module, RRDB)]
+    if not blocks:
+        raise UserError(
+            f"train: checkpointing: expected a network of RRDBs such as RRDBNetDP, got {type(net).__name__}"
+        )
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
