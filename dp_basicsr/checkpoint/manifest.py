@@ -81,16 +81,31 @@ def check_manifest(path: Path) -> set[Path]:
         try:
             if not file.is_file():
                 raise UserError(f"{file.name} is missing")
-            with file.open("rb") as content:
-                found = hashlib.sha256()
-                while block := content.read(1 << 20):
-                    found.update(block)
+            actual = sha256_of(file)
         except OSError as error:
             raise UserError(f"{file.name} cannot be read ({error.strerror})") from error
-        if found.hexdigest() != checksum:
+        if actual != checksum:
             size = file.stat().st_size
             raise UserError(f"{file.name} is damaged: the checksum of its {size} bytes differs from {path.name}")
     return set(checksums)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the checksum of a file, in hexadecimal."""
+    with path.open("rb") as content:
+        checksum = hashlib.sha256()
+        while block := content.read(1 << 20):
+            checksum.update(block)
+    return checksum.hexdigest()
+
+
+def files_by_iteration(models: Path, states: Path) -> dict[int, list[Path]]:
+    """Return the files of all checkpoints, complete or not, by iteration."""
+    files: dict[int, list[Path]] = {}
+    for path in [*models.iterdir(), *states.iterdir()]:
+        if match := _OF_A_CHECKPOINT.fullmatch(path.name):
+            files.setdefault(int(match[1] or match[2]), []).append(path)
+    return files
 
 
 def delete_older(state: Path, models: Path, keep: int) -> None:
@@ -99,13 +114,10 @@ def delete_older(state: Path, models: Path, keep: int) -> None:
     The networks of a checkpoint are deleted before its manifest, so that an interrupted deletion is completed next
     time.
     """
-    files: dict[int, list[Path]] = {}
-    for path in [*models.iterdir(), *state.parent.iterdir()]:
-        if match := _OF_A_CHECKPOINT.fullmatch(path.name):
-            files.setdefault(int(match[1] or match[2]), []).append(path)
+    files = files_by_iteration(models, state.parent)
     started = [iteration for iteration in files if (state.parent / f"{iteration}.state") in files[iteration]]
-    kept = sorted(iteration for iteration in started if iteration <= int(state.stem))[-max(keep, 1) :]
+    first = sorted(iteration for iteration in started if iteration <= int(state.stem))[-max(keep, 1) :][0]
     for iteration in sorted(files):
-        if iteration < kept[0]:
+        if iteration < first:
             for path in sorted(files[iteration], key=lambda path: (path.parent != models, path.suffix == SUFFIX)):
                 path.unlink(missing_ok=True)

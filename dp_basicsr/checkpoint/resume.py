@@ -6,9 +6,11 @@ import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.checkpoint.history import finish_setting_aside
 from dp_basicsr.checkpoint.manifest import SUFFIX, check_manifest, manifest_path, read_manifest
 from dp_basicsr.checkpoint.weight_names import Part
 from dp_basicsr.checkpoint.weights import read_weights
@@ -22,38 +24,103 @@ from basicsr.utils import get_root_logger
 MAX_COUNT = 2**31  # iterations, samples and seeds are below
 
 
-def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """Read the training state to resume from; use the networks beside it, and its seed.
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint that a run resumes from.
 
-    ``--auto_resume`` takes the newest intact checkpoint in the run's folder and logs why it skips newer ones. If there
-    is none in the folder, ``path: resume_state`` names one.
+    Attributes:
+        path: Its training state.
+        state: What ``Saver`` (or BasicSR) saved, on the CPU. Its ``resumed_from`` is that of the states to come.
+        is_named: Whether ``path: resume_state`` names it; otherwise it is the newest one of the run's folder.
+    """
 
-    Returns:
-        The state that ``CheckpointedModel`` (or BasicSR) saved, on the CPU, or None for a new run.
+    path: Path
+    state: dict[str, Any]
+    is_named: bool
+
+    def options(self, opt: dict[str, Any]) -> dict[str, Any]:
+        """Return the options with the networks beside the state, and its seed.
+
+        A network that is null in the options, or that was not saved (PSNRModel has no D), is not loaded.
+        """
+        manifest = manifest_path(self.path)
+        saved = set(read_manifest(manifest)) if manifest.exists() else None
+        path = opt["path"] | {f"pretrain_{key}": None for key in opt if key.startswith("network_") and opt[key] is None}
+        # The folder may belong to another run or an archived one, and the state may have been renamed.
+        for key, file in _networks(opt, self.path.with_stem(str(self.state["iter"]))).items():
+            path[f"pretrain_{key}"] = str(file) if saved is None or file in saved else None
+        path |= {key: "params" for key in path if key.startswith("param_key")}
+        opt = opt | {"path": path}
+        require_networks(opt)
+        # Crops depend on the seed, and a run without ``manual_seed`` has drawn one.
+        seed = self.state.get("run", {}).get("manual_seed")
+        if seed is not None and seed != opt["manual_seed"]:
+            get_root_logger().info(f"manual_seed: {seed}, as in the state.")
+            opt["manual_seed"] = seed
+        return opt
+
+
+def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
+    """Find the training state to resume from; None for a new run. Collective call.
+
+    ``--auto_resume`` takes the newest intact checkpoint in the run's folder and logs why it skips newer ones. If
+    ``path: resume_state`` names a state, too, the newest one is taken only if the run began with the named one: then
+    this is the same command again.
 
     Raises:
-        UserError: The state or a network beside it is missing or damaged, or none of the run's checkpoints is intact.
+        UserError: The state is missing or damaged, or none of the run's checkpoints is intact.
     """
     path = on_rank_0(lambda: _choose(opt))
     if path is None:
         return None
-    opt["path"]["resume_state"] = path
-    state = read_state(Path(path))
-    _use_networks_of(opt, Path(path), state["iter"])
-    require_networks(opt)
-    _take_seed(opt, state)
-    return state
+    state, named = read_state(path), _named(opt)
+    is_named = path == named
+    if is_named:
+        state["resumed_from"] = _origin(opt, path)
+    return ResumePoint(path, state, is_named)
 
 
-def _choose(opt: dict[str, Any]) -> str | None:
-    newest, named = _newest_intact(opt) if opt["auto_resume"] else None, opt["path"].get("resume_state")
-    named = named and os.path.abspath(named)
-    if newest is None and named is not None and os.path.lexists(manifest_path(Path(named))):
-        check_manifest(manifest_path(Path(named)))
+def _named(opt: Mapping[str, Any]) -> Path | None:
+    name = opt["path"].get("resume_state")
+    return Path(os.path.abspath(name)) if name else None
+
+
+def _origin(opt: Mapping[str, Any], named: Path) -> str:
+    """Return a named state as it is noted in those that follow: relative, because experiments are moved and renamed."""
+    root = Path(opt["path"]["training_states"]).parent
+    return Path(os.path.relpath(os.path.realpath(named), os.path.realpath(root))).as_posix()
+
+
+def _choose(opt: Mapping[str, Any]) -> Path | None:
+    """Choose between the newest state of the run and the one that the options name."""
+    named, newest, logger = _named(opt), None, get_root_logger()
+    if opt["auto_resume"]:
+        finish_setting_aside(Path(opt["path"]["training_states"]).parent)
+        try:
+            newest = _newest_intact(opt)
+        except UserError as error:
+            if named is None:
+                raise
+            logger.warning(f"path: resume_state ({named}) is resumed: {error}")
+    if newest is not None and named is not None and newest != named:
+        state = read_state(newest)
+        if state.get("resumed_from") == _origin(opt, named):
+            logger.info(f"This run began with path: resume_state ({named}): it resumes from its newest checkpoint.")
+            return newest
+        if "resumed_from" not in state:  # BasicSR's, or an older version's
+            logger.warning(
+                f"path: resume_state ({named}) is not used, because {newest} does not tell whether it comes from it; "
+                "to resume from the named one, leave out --auto_resume"
+            )
+            return newest
+        logger.warning(f"path: resume_state ({named}) is resumed, and not {newest}, which does not come from it.")
+        newest = None
+    if newest is None and named is not None and os.path.lexists(manifest_path(named)):
+        check_manifest(manifest_path(named))
     return newest or named
 
 
-def _newest_intact(opt: dict[str, Any]) -> str | None:
+def _newest_intact(opt: Mapping[str, Any]) -> Path | None:
     folder = Path(opt["path"]["training_states"])
     files = [path for suffix in (".state", SUFFIX) for path in folder.glob(f"*{suffix}")]
     iterations = sorted({int(path.stem) for path in files if path.stem.isdecimal()}, reverse=True)
@@ -66,7 +133,7 @@ def _newest_intact(opt: dict[str, Any]) -> str | None:
             get_root_logger().warning(f"The checkpoint of iteration {iteration} is skipped: {error}")
             reasons.append(f"{iteration}: {textwrap.shorten(str(error), 200)}")
         else:
-            return str(state)
+            return state
     if reasons:
         raise UserError(
             f"none of the checkpoints in {folder.parent} is intact ({'; '.join(reasons)}); name a state with "
@@ -75,7 +142,7 @@ def _newest_intact(opt: dict[str, Any]) -> str | None:
     return None
 
 
-def require_intact(opt: dict[str, Any], state: Path) -> None:
+def require_intact(opt: Mapping[str, Any], state: Path) -> None:
     """Refuse a checkpoint that is not intact.
 
     One without a manifest, such as BasicSR's, is intact if its state and the networks of the options can be loaded.
@@ -98,7 +165,7 @@ def require_intact(opt: dict[str, Any], state: Path) -> None:
         _require_network(network)
 
 
-def _networks(opt: dict[str, Any], state: Path) -> dict[str, Path]:
+def _networks(opt: Mapping[str, Any], state: Path) -> dict[str, Path]:
     """Return the files, by BasicSR's names, of the options' networks (``network_g`` ...) that belong to a state."""
     ignored = opt["path"].get("ignore_resume_networks") or ()
     folder = state.parent.parent / "models"
@@ -107,20 +174,6 @@ def _networks(opt: dict[str, Any], state: Path) -> dict[str, Path]:
         for key in opt
         if key.startswith("network_") and key not in ignored and opt[key] is not None
     }
-
-
-def _use_networks_of(opt: dict[str, Any], state: Path, iteration: int) -> None:
-    """Load the networks beside a state, which may belong to another run or an archived one.
-
-    A network that is null in the options, or that was not saved (PSNRModel has no D), is not loaded.
-    """
-    manifest = manifest_path(state)
-    saved = set(read_manifest(manifest)) if manifest.exists() else None
-    opt["path"] |= {f"pretrain_{key}": None for key in opt if key.startswith("network_") and opt[key] is None}
-    for key, path in _networks(opt, state.with_stem(str(iteration))).items():
-        opt["path"][f"pretrain_{key}"] = str(path) if saved is None or path in saved else None
-    for key in [key for key in opt["path"] if key.startswith("param_key")]:
-        opt["path"][key] = "params"
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -144,7 +197,7 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < MAX_COUNT
 
 
-def require_networks(opt: dict[str, Any]) -> None:
+def require_networks(opt: Mapping[str, Any]) -> None:
     """Refuse networks of the options that are missing or cannot be read (UserError)."""
     for key, path in opt["path"].items():
         if key.startswith("pretrain_network") and path is not None:
@@ -161,14 +214,6 @@ def _require_network(path: Path, where: str = "network") -> None:
         raise UserError(f"{where} {error}") from error
 
 
-def _take_seed(opt: dict[str, Any], state: dict[str, Any]) -> None:
-    """Use the state's seed: crops depend on it, and a run without ``manual_seed`` has drawn one."""
-    seed = state.get("run", {}).get("manual_seed")
-    if seed is not None and seed != opt["manual_seed"]:
-        get_root_logger().info(f"manual_seed: {seed}, as in the state.")
-        opt["manual_seed"] = seed
-
-
 def run_metadata(opt: Mapping[str, Any]) -> dict[str, Any]:
     """Collect everything but options, data and code that the results depend on bit for bit; and the seed."""
     return {
@@ -181,7 +226,7 @@ def run_metadata(opt: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def resume_warnings(opt: dict[str, Any], state: dict[str, Any], position: dict[str, int]) -> Iterator[str]:
+def resume_warnings(opt: Mapping[str, Any], state: dict[str, Any], position: dict[str, int]) -> Iterator[str]:
     """Yield the reasons why resuming is not bit-exact.
 
     Args:

@@ -57,6 +57,8 @@ class Saver:
         self.schedulers = schedulers
         self.others = others
         self._saved: int | None = None  # the last iteration with a checkpoint
+        self.best_files: dict[str, str] = {}  # name of a best network -> SHA-256
+        self.resumed_from: str | None = None  # the state that the options named when this history began
 
     def save(self, epoch: int, iteration: int, position: Mapping[str, int] | None = None) -> None:
         """Save networks and state in BasicSR's files, then the manifest that makes them a checkpoint.
@@ -84,6 +86,8 @@ class Saver:
             "random": gather_random_states(),  # of all processes, so not within on_rank_0
             "run": run_metadata(self.opt),
             **{key: part.state_dict() for key, part in self.others.items()},
+            "best_files": dict(self.best_files),
+            "resumed_from": self.resumed_from,
         }
         on_rank_0(lambda: self._write(content, iteration))
         if iteration != -1:
@@ -118,7 +122,8 @@ class Saver:
             for dataset, record in best.items():
                 for metric, figure in record.items():
                     if figure["iter"] == iteration:
-                        self._write_network("net_g", metric, f"_best_{dataset}")
+                        path, checksum = self._write_network("net_g", metric, f"_best_{dataset}")
+                        self.best_files[path.name] = checksum
 
         on_rank_0(write)
 
@@ -142,9 +147,12 @@ class Saver:
         if not has_structure(before, self._structure()) or not all(map(has_consistent_state, self.optimizers)):
             raise UserError("its optimizers or schedulers belong to another model")
         for key, part in self.others.items():
-            if saved := state.get(key):
+            if saved := state.get(key):  # BasicSR's states lack them
                 part.load_state_dict(saved)
-        self._saved = state["iter"]
+        self._saved, self.resumed_from = state["iter"], state.get("resumed_from")
+        self.best_files = dict(state.get("best_files", {}))
+        if not all(isinstance(text, str) for text in (self.resumed_from or "", *self.best_files.values())):
+            raise UserError("its resumed_from or best_files is not text")
         states = state.get("random", [])
         rank, processes = self.opt["rank"], self.opt["world_size"]
         if len(states) == processes:

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+WORST = {"higher": -math.inf, "lower": math.inf}  # `better` of a metric -> the value before the first one
+
 Values = dict[str, float]  # metric -> its value on one image
 
 
@@ -62,9 +64,17 @@ class Validator:
         return self.best
 
     def load_state_dict(self, best: dict[str, dict[str, dict[str, Any]]]) -> None:
-        """Restore the best results of the sets that have the same metrics as then."""
+        """Restore the best results of the sets that have the same metrics as then; raise a UserError on others."""
         metrics = ((self.opt.get("val") or {}).get("metrics") or {}).keys()
         self.best = {name: record for name, record in best.items() if record.keys() == metrics}
+        figures = [figure for record in self.best.values() for figure in record.values()]
+        if any(figure.keys() != {"better", "val", "iter"} or figure["better"] not in WORST for figure in figures):
+            raise UserError("its best_metric_results are not those of a validation")
+
+    def forget(self, dataset: str, metric: str) -> None:
+        """Forget a best result, because its network no longer exists."""
+        better = self.best[dataset][metric]["better"]
+        self.best[dataset][metric] |= {"val": WORST[better], "iter": -1}
 
     def validate(
         self, net: nn.Module, dataloader: DataLoader, iteration: int | str, tb_logger: Any, save_img: bool = False
@@ -112,10 +122,9 @@ class Validator:
     def _take_results(self, values: Sequence[Values], dataset: str, iteration: int | str) -> None:
         """Set ``results`` to the means, and update ``best``, the same on all processes."""
         self.results = {metric: mean_of([value[metric] for value in values]) for metric in values[0]}
-        worst = {"higher": -math.inf, "lower": math.inf}
         for metric, options in self.opt["val"]["metrics"].items():
             better = options.get("better", "higher")
-            new = {"better": better, "val": worst[better], "iter": -1}
+            new = {"better": better, "val": WORST[better], "iter": -1}
             record = self.best.setdefault(dataset, {}).setdefault(metric, new)
             mean = self.results.get(metric, math.nan)
             # An infinite mean (every image is perfect) could never be surpassed, so it is no best one.

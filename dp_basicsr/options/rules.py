@@ -337,6 +337,8 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
             yield Problem(("datasets", "train", key), text, missing=True, help=HOW_TO_GET_DATA)
     for key in ("pretrain_network_g", "pretrain_network_d", *(["resume_state"] if is_train else [])):
         file = opt.get("path", key)
+        if key == "resume_state" and os.path.isdir(f"experiments/{opt.get('name')}/training_states"):
+            continue  # --auto_resume may have a newer one; keep_last deletes the named one some day
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
             yield Problem(("path", key), f"expected a file, got {shown(file)}: no such file", missing=True)
     yield from _missing_for_test(opt) if not is_train else ()

@@ -16,7 +16,7 @@ from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.utils.atomic_io import await_archive_name
 
 import torch
-from basicsr.utils import get_env_info, get_root_logger, get_time_str, init_tb_logger, mkdir_and_rename
+from basicsr.utils import get_env_info, get_root_logger, get_time_str, mkdir_and_rename
 from basicsr.utils.options import dict2str
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -82,8 +82,13 @@ def require_loggers(opt: dict[str, Any]) -> None:
             raise UserError(f"logger: {name} is requested but not installed: pip install {name}")
 
 
-def open_tensorboard(opt: dict[str, Any], resuming: bool) -> Any:
+def open_tensorboard(opt: dict[str, Any], resumed_at: int | None) -> Any:
     """Create TensorBoard's writer on rank 0 (or None), with wandb if requested.
+
+    Args:
+        opt: Options of the run.
+        resumed_at: The iteration that the run resumes from: TensorBoard drops earlier figures of later ones. None for
+            a new run, whose earlier figures are archived.
 
     Raises:
         UserError: wandb cannot start, for instance without an account.
@@ -97,10 +102,11 @@ def open_tensorboard(opt: dict[str, Any], resuming: bool) -> Any:
     if project:
         _start_wandb(opt, project)
     folder = os.path.join(opt["root_path"], "tb_logger", opt["name"])
-    if not resuming:
+    if resumed_at is None:
         await_archive_name(folder)
         mkdir_and_rename(folder)
-    return init_tb_logger(folder)
+    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+    return writer(log_dir=folder, purge_step=None if resumed_at is None else resumed_at + 1)
 
 
 def close_tensorboard(tb_logger: Any) -> None:

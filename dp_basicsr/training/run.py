@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.checkpoint.resume import find_resume_state, require_networks, resume_warnings
+from dp_basicsr.checkpoint.history import restore_best, set_aside_later
+from dp_basicsr.checkpoint.resume import ResumePoint, find_resume_point, require_networks, resume_warnings
 from dp_basicsr.checkpoint.schedule import resume_training
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
 from dp_basicsr.distributed.collectives import on_rank_0
@@ -27,6 +28,7 @@ from dp_basicsr.utils.atomic_io import (
     no_room_is_user_error,
     remove_partial_files,
 )
+from dp_basicsr.utils.console import outlive_terminal
 from dp_basicsr.utils.random_state import set_determinism
 from dp_basicsr.utils.run_lock import run_lock
 from dp_basicsr.utils.signals import Interruption
@@ -57,25 +59,29 @@ def train(opt: dict[str, Any], option_file: str) -> None:
     require_networks(opt)
     require_loggers(opt)
     intact = "; saved checkpoints are intact: continue with --auto_resume"
-    with run_lock(opt["path"]["experiments_root"]), out_of_memory_is_user_error(opt, intact):
+    with run_lock(opt["path"]["experiments_root"]), out_of_memory_is_user_error(opt, intact), outlive_terminal():
         held_log = start_log(opt)
-        state = find_resume_state(opt)
+        point = find_resume_point(opt)
+        opt = opt if point is None else point.options(opt)
         drop_unavailable(opt)
-        stream = TrainStream(opt, origin=state and state.get("position"))
+        stream = TrainStream(opt, origin=point.state.get("position") if point else None)
         val_loaders = evaluation_loaders(opt, "val") if opt.get("val") else []
         refuse_small_images(opt, val_loaders)
         model = build_model(opt)
-        if state is not None:
-            resume(opt, model, stream, state)
+        if point is not None:
+            resume(opt, model, stream, point.state)
         # Nothing is written before this point: an earlier run of this name is moved aside here.
-        on_rank_0(lambda: make_folders(opt, option_file, resuming=state is not None))
+        on_rank_0(lambda: make_folders(opt, option_file, resuming=point is not None))
+        iteration = point.state["iter"] if point else 0
         write_log(opt, "train", held_log)
-        tb_logger = open_tensorboard(opt, resuming=state is not None)
+        if point is not None:
+            keep_one_history(opt, model, point)
+        tb_logger = open_tensorboard(opt, resumed_at=iteration if point else None)
         try:
             with no_room_is_user_error(), Interruption(opt["dist"]) as interruption:
                 if hasattr(model, "validator"):
                     model.validator.interrupted = interruption.noted  # lets a validation stop between two images
-                loop(Run(opt, model, stream, val_loaders, tb_logger, interruption, state["iter"] if state else 0))
+                loop(Run(opt, model, stream, val_loaders, tb_logger, interruption, iteration))
         finally:
             close_tensorboard(tb_logger)
 
@@ -105,6 +111,19 @@ def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str
         )
     for reason in resume_warnings(opt, state, stream.position(iteration)):
         logger.warning(f"Resume is not bit-exact: {reason}.")
+
+
+def keep_one_history(opt: dict[str, Any], model: Any, point: ResumePoint) -> None:
+    """Set aside what does not lead to the resumed state: later checkpoints, and best networks other than its own."""
+    root, saver = Path(opt["path"]["experiments_root"]), getattr(model, "saver", None)
+    best_files = saver.best_files if saver else {}
+    if point.is_named:
+        on_rank_0(lambda: set_aside_later(root, point.path, point.state["iter"], best_files))
+    if saver and opt["logger"]["keep_best"]:
+        best = model.validator.best
+        for dataset, metric in on_rank_0(lambda: restore_best(root, point.path, best, best_files)):
+            get_root_logger().warning(f"The best network of {dataset} by {metric} no longer exists and is forgotten.")
+            model.validator.forget(dataset, metric)
 
 
 def make_folders(opt: dict[str, Any], option_file: str, resuming: bool) -> None:

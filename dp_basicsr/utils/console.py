@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
+import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any, TextIO
 
 from dp_basicsr.errors import UserError, exit_on_user_error
 
@@ -35,6 +40,40 @@ def data_command() -> Iterator[None]:
             yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+class _Terminal(io.FileIO):
+    """A terminal that may be closed: what is written to it then is dropped."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+
+
+@contextlib.contextmanager
+def outlive_terminal() -> Iterator[None]:
+    """Let the program go on, or save and stop, when the terminal that it writes to is closed."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_outliving, before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _outliving(stream: TextIO) -> TextIO:
+    if not isinstance(stream, io.TextIOWrapper) or not stream.isatty():
+        return stream
+    stream.flush()
+    buffer = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=True, write_through=True)
 
 
 def exit_on_signal(number: int, frame: FrameType | None) -> None:

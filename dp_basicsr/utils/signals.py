@@ -16,7 +16,9 @@ from dp_basicsr.errors import EXIT_RETRY
 from basicsr.utils import get_root_logger
 
 # SIGTERM: schedulers, torchrun, systemd. SIGINT: Ctrl-C. SIGUSR1: SLURM's warning (`sbatch --signal=USR1@120`).
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+# SIGHUP: a closed terminal, and torchrun, which forwards it even under nohup.
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 # Seconds in which a repeated signal counts as the first: a launcher and a terminal may both send it.
 SAME_SIGNAL = 1.0
@@ -43,7 +45,10 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+            for number in SIGNALS:
+                # nohup ignores SIGHUP, and the run must outlive it.
+                if signal.Signals(number).name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._handlers[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from dp_basicsr.checkpoint import resume
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.errors import UserError, readable
 from dp_basicsr.training.run import train
@@ -89,9 +90,21 @@ def no_hang() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+RESUMED: list[Path] = []  # the state that the last start resumed from
+
+
 def start(*arguments: str) -> tuple[str, dict[str, Any]]:
     """Train with the real program; return the message or ``right``, and the completed options."""
     opt, logger = {}, get_root_logger()
+    RESUMED.clear()
+    note = resume.ResumePoint.options
+
+    def noting(point: resume.ResumePoint, opt: dict[str, Any]) -> dict[str, Any]:
+        RESUMED.append(point.path)
+        return note(point, opt)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(resume.ResumePoint, "options", noting)
     try:
         with no_hang():
             opt = parse_options(["-opt", "small.yml", *arguments])
@@ -99,6 +112,7 @@ def start(*arguments: str) -> tuple[str, dict[str, Any]]:
     except UserError as error:
         return str(error), opt
     finally:
+        patch.undo()
         for handler in logger.handlers[1:]:
             handler.close()
             logger.removeHandler(handler)
@@ -193,11 +207,11 @@ def test_auto_resume_uses_an_intact_checkpoint_or_none(whole: Files, data: st.Da
     names = data.draw(st.lists(st.sampled_from((*NEWEST, *FILES)), min_size=1, max_size=3))
     for name in names:
         damage(data, RUN / name, [RUN / other for other in FILES])
-    message, opt = start("--auto_resume", "--force_yml", "train:total_iter=5")
+    message, _ = start("--auto_resume", "--force_yml", "train:total_iter=5")
     judge(readable(message))
     assert outside() == before
     if message == "right":
-        chosen = Path(opt["path"]["resume_state"])
+        (chosen,) = RESUMED
         assert chosen.parent == RUN.absolute() / "training_states"  # it has not started again
         if chosen.with_suffix(".sha256").is_file():
             assert intact(int(chosen.stem), whole)

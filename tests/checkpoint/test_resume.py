@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 from dp_basicsr.checkpoint.manifest import check_manifest, delete_older, write_manifest
-from dp_basicsr.checkpoint.resume import find_resume_state, read_state, resume_warnings, run_metadata
+from dp_basicsr.checkpoint.resume import find_resume_point, read_state, resume_warnings, run_metadata
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils import atomic_io
 from dp_basicsr.utils.atomic_io import write_checkpoint
@@ -41,6 +41,12 @@ def options(run: Path, auto_resume: bool = True) -> dict:
         "network_g": {},
         "path": {"models": str(run / "models"), "training_states": str(run / "training_states"), "resume_state": None},
     }
+
+
+def resume(opt: dict) -> dict:
+    point = find_resume_point(opt)
+    assert point is not None
+    return point.options(opt)
 
 
 def save(run: Path, iteration: int, manifest: bool = True) -> list[Path]:
@@ -93,16 +99,16 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("manifest", [True, False])
 def test_auto_resume_uses_the_newest_checkpoint(manifest: bool, run: Path) -> None:
-    assert find_resume_state(options(run)) is None
+    assert find_resume_point(options(run)) is None
     for iteration in (5, 20, 100):
         save(run, iteration, manifest)
     (run / "training_states/best.state").touch()
     opt = options(run)
-    state = find_resume_state(opt)
-    assert state is not None
-    assert state["iter"] == 100
-    assert opt["path"]["pretrain_network_g"] == str(run / "models/net_g_100.pth")
-    assert find_resume_state(options(run, auto_resume=False)) is None
+    point = find_resume_point(opt)
+    assert point is not None
+    assert point.state["iter"] == 100
+    assert point.options(opt)["path"]["pretrain_network_g"] == str(run / "models/net_g_100.pth")
+    assert find_resume_point(options(run, auto_resume=False)) is None
 
 
 SEALED = [
@@ -127,9 +133,9 @@ def test_auto_resume_skips_damaged_checkpoints(
     if how == "gone":
         path.unlink()
     monkeypatch.setattr(logging.getLogger("basicsr"), "propagate", True)
-    state = find_resume_state(options(run))
-    assert state is not None
-    assert state["iter"] == 5
+    point = find_resume_point(options(run))
+    assert point is not None
+    assert point.state["iter"] == 5
     assert "iteration 20 is skipped" in caplog.text
     assert path.name in caplog.text
 
@@ -141,7 +147,7 @@ def test_no_intact_checkpoint_is_an_error(run: Path) -> None:
     with pytest.raises(
         UserError, match=r"none of the checkpoints.*intact.*20: net_g_20\.pth is missing.*5: net_g_5\.pth"
     ):
-        find_resume_state(options(run))
+        resume(options(run))
 
 
 def test_sha256sum_reads_the_manifest(run: Path) -> None:
@@ -194,7 +200,9 @@ def test_networks_that_the_model_lacks_are_not_required(manifest: bool, run: Pat
     (run / "own.pth").write_bytes((run / "models/net_g_5.pth").read_bytes())
     opt = options(run) | {"network_d": {} if manifest else None, "network_e": {}}
     opt["path"] |= {"ignore_resume_networks": ["network_e"], "pretrain_network_e": str(run / "own.pth")}
-    assert find_resume_state(opt) is not None
+    point = find_resume_point(opt)
+    assert point is not None
+    opt = point.options(opt)
     assert opt["path"]["pretrain_network_g"] == str(run / "models/net_g_5.pth")
     assert opt["path"]["pretrain_network_d"] is None
     assert opt["path"]["pretrain_network_e"] == str(run / "own.pth")
@@ -206,8 +214,10 @@ def test_the_seed_of_the_state_is_used(run: Path) -> None:
     save(run, 5, manifest=False)
     write_checkpoint({"iter": 5, "run": {"manual_seed": 4711}}, state)
     opt = options(run)
-    find_resume_state(opt)
-    assert opt["manual_seed"] == 4711
+    point = find_resume_point(opt)
+    assert point is not None
+    assert point.options(opt)["manual_seed"] == 4711
+    assert opt["manual_seed"] == 1
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
@@ -230,10 +240,10 @@ def test_the_named_state_must_be_intact(run: Path) -> None:
     opt["path"]["resume_state"] = str(run / "training_states/5.state")
     path.write_bytes(b"half of a file")
     with pytest.raises(UserError, match=r"net_g_5\.pth"):
-        find_resume_state(opt)
+        resume(opt)
     path.unlink()
     with pytest.raises(UserError, match=r"net_g_5\.pth"):
-        find_resume_state(opt)
+        resume(opt)
     opt["path"]["resume_state"] = "nowhere.state"
     with pytest.raises(UserError, match=r"nowhere\.state"):
-        find_resume_state(opt)
+        resume(opt)

@@ -1,0 +1,106 @@
+"""One history in a run's folder: what a run that goes back to an earlier state leaves behind is set aside.
+
+Otherwise ``--auto_resume`` would continue the abandoned run, whose checkpoints have higher iterations, and
+``keep_best`` would keep its network.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.checkpoint.manifest import files_by_iteration, sha256_of
+from dp_basicsr.errors import UserError
+from dp_basicsr.utils.atomic_io import atomic_write, replacing
+
+from basicsr.utils import get_root_logger
+
+# File in the run's folder with the iteration that the run goes back to, while files are being moved. A process that is
+# killed then leaves it, and the next start completes the move.
+_MOVING = "goes_back_to"
+
+
+def set_aside_later(root: Path, state: Path, iteration: int, best_files: Mapping[str, str]) -> None:
+    """Move the files that do not lead to ``state`` from a run's folder to ``abandoned_<time>`` in it.
+
+    The moved checkpoints keep their manifests, so that ``path: resume_state`` can name them.
+
+    Args:
+        root: The run's folder, ``experiments/<name>``.
+        state: The training state that the run resumes from; if it is of another folder, no checkpoint leads to it.
+        iteration: Its iteration.
+        best_files: SHA-256 of the best networks at that time, by name.
+    """
+    finish_setting_aside(root)
+    last = iteration if state.resolve().parent.parent == root.resolve() else -1
+    later = any(other > last for other in files_by_iteration(root / "models", root / "training_states"))
+    best = (root / "models").glob("net_g_best_*.pth")
+    if later or any(sha256_of(path) != best_files.get(path.name) for path in best):
+        atomic_write(root / _MOVING, lambda file: file.write(str(last).encode()))
+        finish_setting_aside(root)
+
+
+def finish_setting_aside(root: Path) -> None:
+    """Move what is later than the iteration in ``goes_back_to``, if a run's folder has that file.
+
+    Raises:
+        UserError: It cannot be moved.
+    """
+    mark = root / _MOVING
+    if not mark.is_file():
+        return
+    aside = root / f"abandoned_{time.strftime('%Y%m%d_%H%M%S')}"
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}_")
+    try:
+        last = int(mark.read_text(encoding="utf-8"))
+        files = files_by_iteration(root / "models", root / "training_states")
+        later = sorted(iteration for iteration in files if iteration > last)
+        # The best networks of the state itself come back by ``restore_best``.
+        others = [
+            path for pattern in ("net_*_latest.pth", "net_g_best_*.pth") for path in (root / "models").glob(pattern)
+        ]
+        for path in [*(path for iteration in later for path in files[iteration]), *others]:
+            target = aside / path.parent.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+        mark.unlink()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{mark}: the later checkpoints cannot be set aside: {error}") from error
+    what = f"checkpoints of iterations {later[0]} to {later[-1]}" if later else "best networks"
+    get_root_logger().warning(f"The run goes back to an earlier state: its {what} are now in {aside}.")
+
+
+def restore_best(
+    root: Path, state: Path, best: Mapping[str, Mapping[str, Any]], best_files: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """Put back the best networks of a state that are missing from a run's folder.
+
+    Args:
+        root: The run's folder.
+        state: The training state that the run resumes from.
+        best: Its best results by set and metric.
+        best_files: SHA-256 of its best networks, by name.
+
+    Returns:
+        Sets and metrics whose best network no longer exists, so that the result must be forgotten, too.
+    """
+    lost = []
+    for dataset, record in best.items():
+        for metric, figure in record.items():
+            path = root / "models" / f"net_g_best_{dataset}_{metric}.pth"
+            if figure["iter"] == -1 or path.is_file():
+                continue
+            checksum, source = best_files.get(path.name), state.parent.parent
+            copies = [*root.glob(f"abandoned_*/models/{path.name}"), source / "models" / path.name]
+            same = [copy for copy in copies if copy.is_file() and sha256_of(copy) == checksum]
+            same += [copy for copy in [source / "models" / f"net_g_{figure['iter']}.pth"] if copy.is_file()]
+            if not same:
+                lost.append((dataset, metric))
+                continue
+            with replacing(path) as temporary:
+                shutil.copyfile(same[0], temporary)
+    return lost
