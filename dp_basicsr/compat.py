@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType, ModuleType
 from typing import IO, Any
 
+from dp_basicsr.registration import REGISTRIES, register_waiting
+
 # Names in torch.optim.
 OPTIMIZERS = ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop")
 
@@ -79,6 +81,7 @@ def _complete_base_model(base_model: Any) -> None:
 # BasicSR module -> function that completes it after the import.
 _INCOMPLETE: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
     {
+        REGISTRIES: register_waiting,
         "basicsr.utils.matlab_functions": _add_rgb2ycbcr,
         "basicsr.utils.diffjpeg": _make_contiguous,
         "basicsr.models.base_model": _complete_base_model,

@@ -12,12 +12,12 @@ from dp_basicsr.checkpoint.network_spec import NetworkSpec, choose_scale, guess_
 from dp_basicsr.checkpoint.weight_names import rename_keys
 from dp_basicsr.checkpoint.weights import Weights, compare_shapes, read_weights
 from dp_basicsr.errors import UserError, shorten
+from dp_basicsr.registration import register
 from dp_basicsr.utils.input_size import InputSize
 
 import torch
 from basicsr.archs.rrdbnet_arch import RRDBNet
 from basicsr.archs.srresnet_arch import MSRResNet
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class OpenedNetwork:
     spec: NetworkSpec | None = None
 
 
-@ARCH_REGISTRY.register()
+@register("arch")
 def FromFile(path: str, scale: int | None = None, num_in_ch: int = 3) -> nn.Module:  # noqa: N802  (its name in options)
     """Build the network in a file with its weights, to continue training it.
 

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone, require_weights
 from dp_basicsr.errors import UserError, shorten
+from dp_basicsr.registration import register
 
 import torch
 from basicsr.archs.vgg_arch import NAMES, insert_bn
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models
@@ -96,7 +96,7 @@ class FrozenFeatures(nn.Module):
         return features
 
 
-@ARCH_REGISTRY.register()
+@register("arch")
 class VGGFeatures(FrozenFeatures):
     """Features of a VGG network by BasicSR's layer names; ``conv5_4`` is before its activation (Eq. 4).
 
@@ -143,7 +143,7 @@ class VGGFeatures(FrozenFeatures):
         return super().forward(x)
 
 
-@ARCH_REGISTRY.register()
+@register("arch")
 class ResNetFeatures(FrozenFeatures):
     """Features of a ResNet by torchvision's stage names: the last bottleneck's output after its ReLU (Eq. 5).
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.registration import register
 from dp_basicsr.utils.input_size import InputSize
 
 from basicsr.archs.rrdbnet_arch import RRDBNet
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 UPSAMPLING = {2: (2,), 3: (3,), 4: (2, 2)}
 
 
-@ARCH_REGISTRY.register()
+@register("arch")
 class RRDBNetDP(RRDBNet):
     """RRDBNet whose upsampling blocks match the requested scale.
 

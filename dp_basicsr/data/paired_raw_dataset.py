@@ -8,11 +8,11 @@ from typing import Any
 
 from dp_basicsr.data.lmdb_records import MetaInfo, lmdb_reader, read_meta_info, view_planes
 from dp_basicsr.errors import UserError
+from dp_basicsr.registration import register
 
 import numpy as np
 import torch
 from basicsr.data.data_util import paired_paths_from_lmdb
-from basicsr.utils.registry import DATASET_REGISTRY
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -22,7 +22,7 @@ Planes = NDArray[np.uint8]
 _NOT_TAKEN = ("color", "mean", "std", "meta_info_file", "filename_tmpl")
 
 
-@DATASET_REGISTRY.register()
+@register("dataset")
 class PairedRawDataset(Dataset):
     """BasicSR's PairedImageDataset for training on raw LMDBs: the same samples for the same random state.
 

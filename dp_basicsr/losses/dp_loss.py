@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dp_basicsr.losses.dual_perceptual_loss import DualPerceptualLoss
+from dp_basicsr.registration import register
 
-from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
 # Prefixes of ``terms`` -> prefixes of their names in the log.
 LOG_PREFIXES = (("l_", "l_g_"), ("weight", "dp_weight"), ("share", "dp_share"))
 
 
-@LOSS_REGISTRY.register()
+@register("loss")
 class DPLoss(DualPerceptualLoss):
     """``DualPerceptualLoss`` for BasicSR's ``perceptual_opt``."""
 

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from basicsr.losses.basic_loss import L1Loss
-from basicsr.losses.loss_util import get_refined_artifact_map
-from basicsr.utils.registry import LOSS_REGISTRY
+from typing import Literal
+
+from dp_basicsr.registration import register
+
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 KSIZE = 7  # window of the local variance, as in BasicSR's RealESRGANModel
 
 
-@LOSS_REGISTRY.register()
-class LDLLoss(L1Loss):
-    """The loss of ``ldl_opt``: BasicSR's L1Loss with its arguments ``loss_weight`` and ``reduction``."""
+@register("loss")
+class LDLLoss(nn.Module):
+    """The loss of ``ldl_opt``: BasicSR's L1Loss.
+
+    Args:
+        loss_weight: Factor of the loss.
+        reduction: Over the elements of both images.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, reduction: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+        self.reduction = reduction
+
+    def forward(self, x: Tensor, gt: Tensor) -> Tensor:
+        """Return the distance, 0-d, of ``x`` and ``gt``, of one shape."""
+        difference = F.l1_loss(x, gt, reduction="none")  # reduced as in BasicSR, to the last bit
+        return self.loss_weight * (difference.sum() if self.reduction == "sum" else difference.mean())
 
 
 def ldl_loss(criterion: nn.Module, sr: Tensor, gt: Tensor, ema: Tensor) -> Tensor:
@@ -28,5 +45,7 @@ def ldl_loss(criterion: nn.Module, sr: Tensor, gt: Tensor, ema: Tensor) -> Tenso
     Returns:
         The loss, 0-d.
     """
+    from basicsr.losses.loss_util import get_refined_artifact_map  # only training needs BasicSR
+
     weight = get_refined_artifact_map(gt, sr, ema, KSIZE)
     return criterion(weight * sr, weight * gt)  # type: ignore[no-any-return]

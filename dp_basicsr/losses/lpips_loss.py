@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dp_basicsr.archs.pretrained import find_weights, random_network, read_state_dict
 from dp_basicsr.errors import UserError
-from dp_basicsr.metrics.lpips_metric import BACKBONES, build_network
+from dp_basicsr.registration import register
 
-from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 
-@LOSS_REGISTRY.register()
+@register("loss")
 class LPIPSLoss(nn.Module):
     """LPIPS version 0.1, with the ``lpips`` package's network and linear weights, frozen.
 
@@ -24,6 +23,9 @@ class LPIPSLoss(nn.Module):
     """
 
     def __init__(self, loss_weight: float = 1.0, net: str = "alex", weights: str = "imagenet") -> None:
+        # The metrics need BasicSR, the losses do not.
+        from dp_basicsr.metrics.lpips_metric import BACKBONES, build_network
+
         super().__init__()
         if net not in BACKBONES:
             raise UserError(f"LPIPSLoss: net: expected one of {', '.join(BACKBONES)}, got {net!r}")

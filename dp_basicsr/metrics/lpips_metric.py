@@ -16,13 +16,13 @@ from typing import Any
 
 from dp_basicsr.archs.pretrained import find_weights, read_state_dict
 from dp_basicsr.errors import UserError
+from dp_basicsr.registration import register
 
 import lpips
 import numpy as np
 import torch
 from basicsr.metrics.metric_util import reorder_image
 from basicsr.utils import get_root_logger
-from basicsr.utils.registry import METRIC_REGISTRY
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,7 +35,7 @@ MIN_SIDE = 32
 _ALONE = threading.Lock()
 
 
-@METRIC_REGISTRY.register()
+@register("metric")
 def calculate_lpips(
     img: NDArray[np.uint8],
     img2: NDArray[np.uint8],

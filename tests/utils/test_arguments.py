@@ -1,0 +1,79 @@
+"""Command lines: one spelling of their options, and advice in the way in which the program was started."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dp_basicsr.utils.arguments import ROOT, Parser, advise, option_file, started_as
+
+import pytest
+
+
+@pytest.fixture
+def parser() -> Parser:
+    parser = Parser("Do it.\n\n  %(prog)s -m a\n  %(prog)s -m b")
+    parser.add_model()
+    parser.add_output(type=Path)
+    parser.add_argument("--force-yml", nargs="+", default=[], help="values")
+    parser.add_argument("--number", type=int, help="a number")
+    parser.add_argument("--size", type=int, default=3, help="a size")
+    return parser
+
+
+@pytest.mark.parametrize("spelling", ["-m", "--model-path", "--model_path", "--model"])
+def test_dashes_and_underlines_are_the_same(parser: Parser, spelling: str) -> None:
+    assert parser.parse_args([spelling, "a", "b"]).model_path == [Path("a"), Path("b")]
+
+
+@pytest.mark.parametrize("words", [["-o", "x"], ["--output=x"], ["--out", "x"], ["-ox"]])
+def test_output_has_three_names(parser: Parser, words: list[str]) -> None:
+    assert parser.parse_args(words).output == Path("x")
+
+
+def test_a_value_keeps_its_underlines(parser: Parser) -> None:
+    assert parser.parse_args(["--force_yml", "a_b=c_d", "--out=e_f"]).force_yml == ["a_b=c_d"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--", "--model_path"])
+
+
+def test_help_shows_defaults_that_say_something_and_keeps_examples(parser: Parser) -> None:
+    with started_as("dp-basicsr", "upscale"):
+        text = Parser("Do it.\n\n  %(prog)s -m a\n  %(prog)s -m b").format_help()
+    assert text.startswith("usage: dp-basicsr upscale [-h]")
+    assert "  dp-basicsr upscale -m a\n  dp-basicsr upscale -m b\n" in text
+    assert "(default: 3)" in parser.format_help()
+    assert "None" not in parser.format_help()
+
+
+@pytest.mark.parametrize("words", [["a.yml"], ["-opt", "a.yml"], ["--opt", "a.yml"], ["-opt=a.yml"]])
+def test_the_option_file_is_positional_or_an_option(words: list[str]) -> None:
+    parser = Parser(None)
+    parser.add_option_file()
+    assert parser.parse_args(words).opt == "a.yml"
+
+
+@pytest.mark.parametrize("words", [[], ["a.yml", "-opt", "b.yml"]])
+def test_one_option_file_is_expected(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser(None)
+    parser.add_option_file()
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    assert "expected one option file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train_esrgan_dp", "train_esrgan_dp.yml", "options/train_esrgan_dp.yml"])
+def test_a_shipped_option_file_is_named_anywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert option_file(name) == str(ROOT / "options/train_esrgan_dp.yml")
+    assert option_file("none" * 200) == "none" * 200
+    Path("train_esrgan_dp").touch()
+    assert option_file("train_esrgan_dp") == "train_esrgan_dp"
+
+
+def test_advice_is_given_in_the_way_the_program_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert advise("train", "-opt a.yml") == "dp-basicsr train -opt a.yml"
+    with started_as("python -m dp_basicsr", "data", "lr"):
+        assert advise("train") == "python -m dp_basicsr train"
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts/demo.py")])
+    assert advise("train") == "python dp_basicsr/train.py"
