@@ -45,7 +45,21 @@ def ldl_loss(criterion: nn.Module, sr: Tensor, gt: Tensor, ema: Tensor) -> Tenso
     Returns:
         The loss, 0-d.
     """
-    from basicsr.losses.loss_util import get_refined_artifact_map  # only training needs BasicSR
-
-    weight = get_refined_artifact_map(gt, sr, ema, KSIZE)
+    weight = artifact_map(sr, gt, ema)
     return criterion(weight * sr, weight * gt)  # type: ignore[no-any-return]
+
+
+def artifact_map(sr: Tensor, gt: Tensor, ema: Tensor) -> Tensor:
+    """Return the weight of each pixel, (N, 1, H, W), with a gradient: BasicSR's ``get_refined_artifact_map``.
+
+    Its global factor is the fifth root of the residual's variance, whose slope is infinite at 0: on a flat or perfect
+    image the gradient would be NaN. There the factor is 0 and has no gradient.
+    """
+    residual = (gt - sr).abs().sum(1, keepdim=True)
+    variance = residual.var(dim=(-1, -2, -3), keepdim=True)
+    varies = variance > 0
+    # Masked before the root, because 0 times the infinite slope is NaN, too.
+    factor = variance.where(varies, 1).pow(1 / 5).where(varies, 0)
+    windows = F.pad(residual, [KSIZE // 2] * 4, mode="reflect").unfold(2, KSIZE, 1).unfold(3, KSIZE, 1)
+    weight = factor * windows.var(dim=(-1, -2))
+    return weight.where(residual >= (gt - ema).abs().sum(1, keepdim=True), 0)

@@ -14,7 +14,7 @@ from typing import Any
 
 from dp_basicsr.data.images import encode_png
 from dp_basicsr.distributed.collectives import all_gather
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.utils.atomic_io import replacing
 from dp_basicsr.utils.input_size import RRDBNET_FOLDS, InputSize, input_size, pad, run_padded
 from dp_basicsr.utils.tiles import Floats, blend_tiles
@@ -168,6 +168,10 @@ class Validator:
                     result = self.upscale(net, as_float(sample["lq"], self.device)).cpu()
                 except torch.OutOfMemoryError as error:
                     raise UserError(f"validation of {name}: out of memory; set `val: tile: 256` or less") from error
+                except (RuntimeError, ValueError, AssertionError) as error:  # other channels, sizes that it cannot take
+                    shape = tuple(sample["lq"].shape)
+                    text = f"validation of {name}: the network cannot take its image {shape}: {first_line(error)}"
+                    raise UserError(text) from error
                 gt = as_float(sample["gt"], torch.device("cpu")) if "gt" in sample else None
                 if len(waiting) > val["threads"]:  # otherwise images would pile up in memory
                     take_oldest()

@@ -85,6 +85,7 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
     yield from _restart_weights(opt)
     yield from _wandb(opt)
     yield from _ours_alone(opt)
+    yield from _colors(opt, "val" if is_train else "test")
     if is_train:
         yield from _needed_to_train(opt)
         yield from _patches(opt)
@@ -295,6 +296,19 @@ def _channels(opt: View) -> Iterator[Problem]:
         yield Problem(path, "expected repeat, which repeats gray images three times, got none")
     elif channels == 3 and selected == "repeat":
         yield Problem(path, f"expected none for images of 3 channels, {gives}, got repeat")
+
+
+def _colors(opt: View, phase: str) -> Iterator[Problem]:
+    """Validation or test sets must have the channels that the network takes."""
+    channels = opt.get("network_g", "num_in_ch") or 3
+    for name in opt.get("datasets") or ():
+        kind, color = opt.get("datasets", name, "type"), opt.get("datasets", name, "color")
+        if not str(name).startswith(phase) or kind not in DATASETS or channels not in (1, 3):
+            continue
+        if channels != (1 if color == "y" else 3):
+            expected, got = ("y", color or "none") if channels == 1 else ("none", "y")
+            text = f"expected {expected}, because network_g has num_in_ch: {channels}, got {got}"
+            yield Problem(("datasets", name, "color"), text)
 
 
 def _losses(opt: View) -> Iterator[Problem]:

@@ -112,10 +112,16 @@ def test_all_other_keys_of_the_stock_loss_are_dp_loss_s_too() -> None:
 
 def test_gray_training_needs_one_channel_everywhere() -> None:
     gray = ["datasets:train:color=y", "network_g:num_in_ch=1", "network_g:num_out_ch=1", "network_d:num_in_ch=1"]
+    sets = [f"datasets:val_{number}:color" for number in (1, 2, 3, 4)]
     repeat = "train:perceptual_opt:input_channels=repeat"
+    assert [text.partition(": ")[0] for text in problems(*gray, repeat)] == sets
+    assert problems("datasets:val_1:color=y") == [
+        "datasets:val_1:color: expected none, because network_g has num_in_ch: 3, got y"
+    ]
+    gray += [f"{key}=y" for key in sets]
     assert problems(*gray, repeat) == []
     assert re.match(r"train:perceptual_opt:input_channels: expected repeat", "".join(problems(*gray)))
-    found = problems(*gray[1:], repeat)
+    found = problems(*gray[1:4], repeat, *gray[4:])
     assert [text.partition(": ")[0] for text in found] == [
         "network_g:num_in_ch", "network_g:num_out_ch", "network_d:num_in_ch", "train:perceptual_opt:input_channels",
     ]  # fmt: skip
