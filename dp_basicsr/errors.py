@@ -14,8 +14,21 @@ import time
 from collections.abc import Collection, Iterator
 from types import MappingProxyType
 
-# Optional module -> the extra in setup.py that installs it.
-EXTRAS = MappingProxyType({"matplotlib": "plots", "jinja2": "report"})
+# Optional module -> the extra in pyproject.toml that installs it.
+EXTRAS = MappingProxyType(
+    {
+        "basicsr": "train",
+        "lmdb": "train",
+        "lpips": "train",
+        "scipy": "train",
+        "matplotlib": "plots",
+        "jinja2": "report",
+        "gradio": "webui",
+        "timm": "timm",
+        "openvino": "openvino",
+        **dict.fromkeys(("ncnn", "onnx", "onnxruntime", "onnxscript", "pnnx"), "export"),
+    }
+)
 
 # Exit code of a run that was stopped by a signal or by losing another process: the same command with --auto_resume
 # resumes it (EX_TEMPFAIL of sysexits.h).
@@ -60,6 +73,13 @@ def is_too_many_files(error: BaseException) -> bool:
     return isinstance(error, (OSError, RuntimeError)) and any(sign in str(error) for sign in signs)
 
 
+def how_to_install(module: str) -> str:
+    """Return the command that installs an optional module with its extra, or for training what BasicSR needs too."""
+    if EXTRAS[module] == "train":
+        return "python -m dp_basicsr.get_basicsr"
+    return f"pip install 'dp_basicsr[{EXTRAS[module]}]'"
+
+
 def message_for_user(error: BaseException) -> str | None:
     """Return the message for a user who can fix the error, or None for any other error.
 
@@ -69,7 +89,7 @@ def message_for_user(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return readable(str(error))
     if isinstance(error, ModuleNotFoundError) and error.name is not None and error.name in EXTRAS:
-        return f"{error.name} is not installed: pip install '.[{EXTRAS[error.name]}]'"
+        return f"{error.name} is not installed: {how_to_install(error.name)}"
     if is_too_many_files(error):
         return TOO_MANY_FILES
     if isinstance(error, OSError) and error.filename is not None:

@@ -1,4 +1,7 @@
-"""Upscale images: ``python dp_basicsr/inference.py -i INPUT -o OUTPUT --model_path net_g_400000.pth``."""
+"""Upscale images.
+
+%(prog)s -i INPUT -o OUTPUT -m net_g_400000.pth
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,16 @@ from typing import get_args
 from dp_basicsr.deploy.batch import describe_left_out, find_jobs
 from dp_basicsr.deploy.choices import FORMATS, OVERLAP, QUALITY, AlphaMode, EngineName, PrecisionChoice
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import data_command, require_paths
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("-i", "--input", required=True, help="image, folder, or glob in quotes ('photos/**/*.jpg')")
-    add("-o", "--output", type=Path, default=Path("results"), help="folder, or a file where the input is one image")
+    parser.add_output(type=Path, default=Path("results"), help="folder, or a file where the input is one image")
     add_model_arguments(parser)
     add("--outscale", type=float, help="size of the result over that of the input (default: the model's scale)")
     add("--alpha", choices=get_args(AlphaMode), default="model", help="how transparency is enlarged, or to drop it")
@@ -35,17 +39,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: Parser) -> None:
     """Add the arguments that ``upscaler_from`` reads."""
     add = parser.add_argument
-    add(
-        "--model_path", type=Path, nargs="+", required=True, metavar="FILE",
+    parser.add_model(
+        required=True,
         help=".pth, .safetensors, .onnx, or ncnn's .param; two of the first kinds (PSNR, GAN model) are interpolated",
     )  # fmt: skip
-    add("--alpha_interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
+    add("--alpha-interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
     add("--scale", type=int, help="only for x2 and x3 weights that do not tell which they are")
     add("--tile", default="auto", help="pixels of a tile: auto, a number, or 0 for the whole image at once")
-    add("--tile_overlap", type=int, default=OVERLAP, help="pixels that neighbouring tiles share")
+    add("--tile-overlap", type=int, default=OVERLAP, help="pixels that neighbouring tiles share")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add(
         "--engine", choices=get_args(EngineName), default="auto",

@@ -1,4 +1,7 @@
-"""Test a model on the available sets: ``python dp_basicsr/test.py -opt options/test_esrgan_dp.yml``."""
+"""Test a model on the available sets.
+
+%(prog)s -opt options/test_esrgan_dp.yml
+"""
 
 from __future__ import annotations
 

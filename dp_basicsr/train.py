@@ -1,4 +1,7 @@
-"""Train a model from an option file: ``python dp_basicsr/train.py -opt options/train_esrgan_dp.yml``."""
+"""Train a model from an option file.
+
+%(prog)s -opt options/train_esrgan_dp.yml --check
+"""
 
 from __future__ import annotations
 

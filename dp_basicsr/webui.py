@@ -1,4 +1,7 @@
-"""Serve a page to upscale images with: ``python -m dp_basicsr.webui --model_path MODEL.pth ...``."""
+"""Serve a web page to upscale images with.
+
+%(prog)s -m MODEL.pth ...
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import data_command
 
 MODEL_SUFFIXES = (".pth", ".safetensors", ".onnx", ".param")
@@ -36,15 +40,13 @@ def find_models(paths: Sequence[Path]) -> dict[str, Path]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dp_basicsr.webui", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
-    add("--model_path", type=Path, nargs="+", required=True, metavar="FILE", help="models, or folders of models")
+    parser.add_model(required=True, help="models, or folders of models")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
     add("--port", type=int, default=7860, help="port; 0: any free one")
-    add("--max_megapixels", type=float, default=4.0, help="largest image accepted")
-    add("--max_megabytes", type=int, default=64, help="largest file accepted")
+    add("--max-megapixels", type=float, default=4.0, help="largest image accepted")
+    add("--max-megabytes", type=int, default=64, help="largest file accepted")
     add("--tile", type=int, help="pixels of a tile (default: what suits the device)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     return parser.parse_args(argv)

@@ -1,65 +1,6 @@
-"""Export a trained generator as safetensors, .pth, ONNX or ncnn, with a check and a model card."""
+"""The same as ``dp-basicsr export``."""
 
-from __future__ import annotations
-
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
-from typing import get_args
-
-from dp_basicsr.deploy.choices import ExportFormat, exported_files
-from dp_basicsr.deploy.openmodeldb import check_format, write_entry
-from dp_basicsr.utils.console import data_command, require_paths
-from dp_basicsr.utils.staging import refuse_existing
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--model_path", type=Path, nargs="+", required=True, metavar="FILE", help="weights; two are interpolated")
-    add("--alpha_interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
-    add("--scale", type=int, help="needed only if the weights do not determine whether they are x2 or x3")
-    add("--format", choices=get_args(ExportFormat), required=True, help="what to write")
-    add("-o", "--output", type=Path, required=True, help="file to write; its card goes to FILE.md")
-    add("--half", action="store_true", help="weights in fp16; with ONNX also input and output")
-    add("--license", default="", help="licence of the weights, for the card, e.g. Apache-2.0")
-    add("--metrics", type=Path, help="Markdown file with a table of metrics and their protocol, for the card")
-    add("--openmodeldb", type=Path, metavar="FILE.json", help="also write the entry that OpenModelDB asks for")
-    add("--overwrite", action="store_true", help="replace existing files")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    args = parse(argv)
-    output: Path = args.output
-    with data_command():
-        require_paths(args.model_path, "model")
-        files = exported_files(args.format, output)
-        refuse_existing([*files, *([args.openmodeldb] if args.openmodeldb else [])], overwrite=args.overwrite)
-        if args.openmodeldb:
-            check_format(args.format)
-        from dp_basicsr.deploy.card import read_metrics, write_card
-        from dp_basicsr.deploy.export import describe, export_network, spandrel_limit
-        from dp_basicsr.deploy.network import load_network
-        from dp_basicsr.deploy.provenance import trace
-
-        metrics = read_metrics(args.metrics)  # before anything is written
-        network = load_network(args.model_path, alpha_interp=args.alpha_interp, scale=args.scale)
-        facts = describe(network, trace(args.model_path[-1], network.notes))
-        difference = export_network(network, args.format, output, facts, args.half)
-        card = write_card(network, args.format, files[0], facts, args.license, metrics)
-        print(f"wrote {', '.join(map(str, files))} ({network.description}) and {card}")
-        if args.openmodeldb:
-            left = write_entry(args.openmodeldb, args.format, files[0], facts, args.license)
-            print(f"wrote {args.openmodeldb}; fill in {', '.join(left)}")
-        if args.format in ("onnx", "ncnn"):
-            print(f"difference from torch, relative to the largest value: {difference:.1e}")
-        elif limit := spandrel_limit(network.spec):
-            print(f"note: spandrel (chaiNNer, ComfyUI) cannot open it: {limit}; export it as ONNX for these")
-    return 0
-
+from dp_basicsr.commands.export import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

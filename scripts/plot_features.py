@@ -1,35 +1,6 @@
-"""Fig. 3: features of VGG19 (relu3_3) and ResNet-50 (second bottleneck of conv2) for one image."""
+"""The same as ``dp-basicsr features``."""
 
-from __future__ import annotations
-
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
-
-from dp_basicsr.errors import exit_on_user_error
-from dp_basicsr.utils.console import require_paths
-
-PAPER_CHANNELS = (1, 64, 256)  # counted from 1
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("image", type=Path, help="8-bit colour image")
-    parser.add_argument("--channels", type=int, nargs="+", default=list(PAPER_CHANNELS), help="channels, from 1 to 256")
-    parser.add_argument(
-        "--weights", choices=["imagenet", "random"], default="imagenet", help="weights of both networks"
-    )
-    parser.add_argument("--out", type=Path, default=Path("features.png"), help="picture to write: .png, .pdf or .svg")
-    args = parser.parse_args(argv)
-    with exit_on_user_error():
-        require_paths([args.image], "image")
-        from dp_basicsr.evaluation.features import plot_features
-
-        plot_features(args.image, args.out, args.channels, args.weights)
-        print(f"wrote {args.out}")
-    return 0
-
+from dp_basicsr.commands.features import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.utils.arguments import COMMANDS
+
 import pytest
 import yaml
 
@@ -62,10 +64,13 @@ def test_commands_have_the_options_that_are_shown(path: Path) -> None:
     package = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "dp_basicsr").rglob("*.py"))
     for block in code_blocks(path, "(?:bash)?"):
         for command in block.replace("\\\n", " ").splitlines():
-            script = re.search(r"python.* ((?:scripts|dp_basicsr)/\w+\.py)(.*)", command.partition(" #")[0])
-            if script:
-                source = (ROOT / script[1]).read_text(encoding="utf-8") + package
-                flags = re.findall(r"(?<!\S)--?[a-z][\w-]*", script[2])
+            typed = command.partition(" #")[0]
+            script = re.search(r"python.* ((?:scripts|dp_basicsr)/\w+\.py)(.*)", typed)
+            ours = re.search(r"\bdp-basicsr ((?:data )?[a-z]+)(.*)", typed)
+            assert ours is None or ours[1] in COMMANDS, command
+            if given := script or ours:
+                source = package + ((ROOT / given[1]).read_text(encoding="utf-8") if script else "")
+                flags = [flag.replace("_", "-") for flag in re.findall(r"(?<!\S)--?[a-z][\w-]*", given[2])]
                 assert [flag for flag in flags if f'"{flag}"' not in source] == [], command
 
 

@@ -7,19 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dp_basicsr.commands import evaluate
 from dp_basicsr.metrics import METRICS
+from dp_basicsr.utils.arguments import COMMANDS
 
 import pytest
-
-from scripts import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "torchvision", "basicsr", "gradio", "matplotlib", "onnxruntime", "scipy")
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 COMMANDS = [
     *(f"dp_basicsr/{name}.py" for name in ("train", "test", "inference")),
-    *(f"scripts/{name}" for name in SCRIPTS),
+    *(f"scripts/{name}" for name in SCRIPTS if f"scripts/{name}" not in {c.script_path for c in COMMANDS.values()}),
     "-m dp_basicsr.webui",
+    "scripts/make_lr.py",
+    "-m dp_basicsr",
+    *(f"-m dp_basicsr {name}" for name in COMMANDS),
     "-m scripts.bench",
 ]
 
@@ -62,15 +65,15 @@ def test_help_imports_nothing_heavy(command: str) -> None:
         "dp_basicsr/test.py -opt no.yml",
         "dp_basicsr/inference.py -i no.png --model_path no.pth",
         "-m dp_basicsr.webui --model_path no.pth",
-        "scripts/check_dataset.py -opt no.yml",
-        "scripts/compare_crops.py no image --crop 0,0,9,9",
-        "scripts/create_lmdb.py --input no --output o.lmdb",
-        "scripts/evaluate.py --gt no --bicubic",
-        "scripts/export_model.py --model_path no.pth --format pth -o o.pth",
-        "scripts/extract_subimages.py --input no --output o",
-        "scripts/make_lr.py --input no --output o",
-        "scripts/make_report.py no",
-        "scripts/plot_features.py no.png",
+        "-m dp_basicsr data check -opt no.yml",
+        "-m dp_basicsr crops no image --crop 0,0,9,9",
+        "-m dp_basicsr data lmdb --input no --output o.lmdb",
+        "-m dp_basicsr evaluate --gt no --bicubic",
+        "-m dp_basicsr export --model_path no.pth --format pth -o o.pth",
+        "-m dp_basicsr data extract --input no --output o",
+        "-m dp_basicsr data lr --input no --output o",
+        "-m dp_basicsr report no",
+        "-m dp_basicsr features no.png",
     ],
 )
 def test_a_missing_file_is_reported_before_heavy_imports(command: str) -> None:

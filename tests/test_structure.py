@@ -24,9 +24,10 @@ LEVELS = (
     {"evaluation", "models"},
     {"deploy", "options", "report", "studies"},
     {"inference", "test", "train", "webui"},
+    {"__main__", "commands"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-ROOT_MODULES = LEVELS[0] | LEVELS[-1]
+ROOT_MODULES = LEVELS[0] | LEVELS[-2] | {"__main__"}
 
 
 @cache

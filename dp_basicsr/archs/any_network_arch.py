@@ -167,7 +167,7 @@ def _create(network: str, **options: Any) -> Any:
     try:
         import timm
     except ImportError as error:
-        raise UserError(f"network: {TIMM}{network}: timm is not installed: pip install '.[timm]'") from error
+        raise UserError(f"network: {TIMM}{network}: timm is not installed: pip install 'dp_basicsr[timm]'") from error
     if not timm.is_model(network.partition(".")[0]):
         close = timm.list_models(f"*{network[:6]}*")[:5]
         raise UserError(f"network: {TIMM}{network}: expected a model of timm ({', '.join(close)} ...), got {network!r}")

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.error import URLError
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.safe_load import load
 
 import torch
@@ -52,7 +53,7 @@ def download_weights(network: str, folder: Path, progress: bool = True) -> Path:
         raise UserError(
             f"the ImageNet weights of {network} were not found and could not be downloaded ({error}).  "
             f"Download {url} on another machine and put {target.name} into {PRETRAINED_DIR}/ "
-            f"(or run `python scripts/download_pretrained_models.py` with a network connection)"
+            f"(or run `{advise('data networks')}` with a network connection)"
         ) from error
     return target
 

@@ -9,6 +9,7 @@ from typing import Any
 from dp_basicsr.data.lmdb_records import MetaInfo, lmdb_reader, read_meta_info, view_planes
 from dp_basicsr.errors import UserError
 from dp_basicsr.registration import register
+from dp_basicsr.utils.arguments import advise
 
 import numpy as np
 import torch
@@ -114,6 +115,6 @@ def _read_raw_meta_info(root: str) -> MetaInfo:
         output = f"{root.removesuffix('.lmdb')}_raw.lmdb"
         raise UserError(
             f"PairedRawDataset reads raw records, but {root} has PNG: use type: PairedImageDataset, or convert it with "
-            f"`python scripts/create_lmdb.py --input {root} --output {output} --lmdb raw`"
+            f"`{advise('data lmdb', f'-i {root} -o {output} --lmdb raw')}`"
         )
     return info

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dp_basicsr.errors import TOO_MANY_FILES, UserError, is_too_many_files
+from dp_basicsr.utils.arguments import advise
 
 import cv2
 import numpy as np
@@ -164,5 +165,5 @@ class BadSamples:
             if self.count > max(1, self.most * max(self.seen, self.epoch)):
                 raise UserError(
                     f"{self.count} samples cannot be used, more than max_bad_share: {self.most:g} of those seen; "
-                    f"`python scripts/check_dataset.py` lists all of them; the last: {reason}"
+                    f"`{advise('data check', '-opt FILE')}` lists all of them; the last: {reason}"
                 )

@@ -17,6 +17,7 @@ from dp_basicsr.data.seeded import BadSamples, SeededDataset
 from dp_basicsr.data.worker_signals import outlive_signals
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils import option_schema
+from dp_basicsr.utils.arguments import advise
 
 import cv2
 import lmdb
@@ -31,14 +32,14 @@ read_lists_as_utf8()
 
 Batch = dict[str, Any]
 
-HOW_TO_GET_DATA = (
-    "to create the paper's data, run\n"
-    "  python scripts/download_datasets.py div2k\n"
-    "  python scripts/extract_subimages.py\n"
-    "datasets/README.md shows the expected tree"
-)
 
 HOW_TO_GET_TEST_SETS = "datasets/README.md lists their sources and the expected tree"
+
+
+def how_to_get_data() -> str:
+    """Return the commands that create the paper's data."""
+    commands = f"  {advise('data download', 'div2k')}\n  {advise('data extract')}\n"
+    return f"to create the paper's data, run\n{commands}datasets/README.md shows the expected tree"
 
 
 class TrainSampler(EnlargedSampler):
@@ -271,7 +272,7 @@ def _refuse_bad_lmdbs(dataset_opt: dict[str, Any]) -> None:
         if kind != "PairedRawDataset" and is_raw(root):
             raise UserError(
                 f"{root} has raw records, which {kind} cannot read: set type: PairedRawDataset (to train), or convert "
-                f"it with `python scripts/create_lmdb.py --input {root} --lmdb png --output NEW.lmdb`"
+                f"it with `{advise('data lmdb', f'-i {root} --lmdb png -o NEW.lmdb')}`"
             )
 
 
@@ -287,7 +288,7 @@ def require_training_data(opt: dict[str, Any]) -> None:
         raise UserError("datasets: expected a `train` entry, which train.py needs")
     missing = missing_folders(opt["datasets"]["train"])
     if missing:
-        raise UserError(f"datasets: train: no such folder: {' and '.join(missing)}; {HOW_TO_GET_DATA}")
+        raise UserError(f"datasets: train: no such folder: {' and '.join(missing)}; {how_to_get_data()}")
 
 
 def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:

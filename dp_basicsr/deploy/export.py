@@ -115,7 +115,7 @@ def _write_onnx(network: LoadedNetwork, path: Path, facts: dict[str, str], half:
         import onnxruntime  # noqa: F401  (what is written is checked with it)
         import onnxscript  # noqa: F401  (torch's exporter is built on it)
     except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}: pip install '.[export]'") from error
+        raise UserError(f"ONNX needs {error.name}: pip install 'dp_basicsr[export]'") from error
     fold = network.multiple
     size = {
         0: torch.export.Dim("batch"),

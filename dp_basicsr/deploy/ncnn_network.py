@@ -57,7 +57,7 @@ def open_ncnn(path: Path, device: str = "auto") -> LoadedNetwork:
     try:
         import ncnn
     except ImportError as error:
-        raise UserError("ncnn files need ncnn: pip install '.[export]'") from error
+        raise UserError("ncnn files need ncnn: pip install 'dp_basicsr[export]'") from error
     files = path.with_suffix(".param"), path.with_suffix(".bin")
     if missing := [str(file) for file in files if not file.is_file()]:
         raise UserError(f"model {path}: no such file: {', '.join(missing)}")
@@ -97,7 +97,7 @@ def write_ncnn(network: LoadedNetwork, path: Path, half: bool) -> None:
         import ncnn  # noqa: F401  (what is written is checked with it)
         import pnnx
     except ImportError as error:
-        raise UserError(f"ncnn needs {error.name}: pip install '.[export]'") from error
+        raise UserError(f"ncnn needs {error.name}: pip install 'dp_basicsr[export]'") from error
     if network.channels != 3:
         raise UserError(
             "ncnn: the applications that read it give RGB images, this network takes gray: export it as ONNX"

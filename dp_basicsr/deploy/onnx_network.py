@@ -41,7 +41,7 @@ def open_onnx(path: Path, device: str = "cpu") -> LoadedNetwork:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError("ONNX files need onnxruntime: pip install '.[export]'") from error
+        raise UserError("ONNX files need onnxruntime: pip install 'dp_basicsr[export]'") from error
     if not path.is_file():
         raise UserError(f"model {path}: no such file")
     options = onnxruntime.SessionOptions()

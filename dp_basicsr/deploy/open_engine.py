@@ -109,7 +109,7 @@ def _candidates(engine: EngineName, device: str) -> list[str]:
         if device not in ("auto", "cpu"):
             raise UserError(f"--engine {engine} runs on the CPU: give --device cpu, or --engine torch")
         if not _is_installed(engine):
-            raise UserError(f"--engine {engine} is not installed: pip install '.[{EXTRAS[engine]}]'")
+            raise UserError(f"--engine {engine} is not installed: pip install 'dp_basicsr[{EXTRAS[engine]}]'")
         return [engine]
     on_cpu = device == "cpu" or (device == "auto" and not _may_have_gpu())
     return [name for name in PACKAGES if on_cpu and _is_installed(name)]

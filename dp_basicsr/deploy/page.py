@@ -224,7 +224,7 @@ def build(page: Page) -> Any:
         UserError: Gradio is not installed.
     """
     if gr is None:
-        raise UserError("the page needs Gradio: pip install '.[webui]'")
+        raise UserError("the page needs Gradio: pip install 'dp_basicsr[webui]'")
 
     def run(is_trial: bool) -> Callable[..., Iterator[list[Any]]]:
         def handle(

@@ -14,6 +14,7 @@ from typing import Any
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import Evaluation, Measured
 from dp_basicsr.metrics import METRICS
+from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.staging import StagedFolder
 
 JSON_NAME = "evaluation.json"
@@ -60,7 +61,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         images = tuple(_read_image_entry(entry, folder) for entry in data["images"])
         return Evaluation(data["scale"], tuple(data["metrics"]), data["missing"], images)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; scripts/evaluate.py and test.py create it") from error
+        raise UserError(f"{path}: {error.strerror}; `{advise('evaluate')}` and test.py create it") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not an evaluation of dp_basicsr ({error!r}); create it again") from error
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.options.reading import Options, override, read_options
+from dp_basicsr.utils.arguments import Parser
 
 __all__ = [
     "Options",
@@ -29,16 +30,16 @@ __all__ = [
 
 
 def parse_command_line(description: str, argv: Sequence[str] | None, is_train: bool = True) -> argparse.Namespace:
-    """Parse the command line of train.py or test.py: BasicSR's options, and both spellings of ``--local_rank``."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("-opt", required=True, metavar="FILE", help="option file (options/*.yml)")
+    """Parse the command line of train.py or test.py: BasicSR's options, and with ``-`` or ``_``."""
+    parser = Parser(description)
+    parser.add_option_file()
     parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm"),
         default="none",
-        help="how the processes were started; torchrun is detected (default: %(default)s)",
+        help="how the processes were started; torchrun is detected",
     )
-    parser.add_argument("--auto_resume", action="store_true", help="resume from the newest training state of this run")
+    parser.add_argument("--auto-resume", action="store_true", help="resume from the newest training state of this run")
     parser.add_argument("--debug", action="store_true", help="log, save and validate every few iterations")
     if is_train:
         parser.add_argument(
@@ -47,9 +48,9 @@ def parse_command_line(description: str, argv: Sequence[str] | None, is_train: b
             help="check options and data, try a step, estimate time and memory; write nothing",
         )
     add_import_argument(parser)
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument(
-        "--force_yml",
+        "--force-yml",
         nargs="+",
         action="extend",
         default=[],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.arguments import advise
 
 import yaml
 
@@ -75,7 +77,7 @@ def _text_of(path: str | Path) -> str:
             raise OSError(errno.EINVAL, "not a regular file")  # reading a pipe would block
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"option file {path}: {error.strerror}; the shipped ones are in options/") from error
+        raise UserError(f"option file {path}: {error.strerror}; shipped ones: `{advise('options')}`") from error
     except UnicodeDecodeError as error:
         raise UserError(f"option file {path} is not valid YAML: it is not UTF-8 ({error}); save it as UTF-8") from error
     except ValueError as error:  # a path with a null byte
@@ -131,6 +133,8 @@ def split_entry(entry: str) -> tuple[tuple[str, ...], str]:
     keys = tuple(key.strip() for key in path.split(":"))
     if not equals or not keys[-1]:
         raise UserError(f"--force_yml: expected key:key=value, for example train:ema_decay=0.999; got {shown(entry)}")
+    if len(keys) == 1 and text == os.path.expanduser("~"):
+        text = "~"  # bash takes `val=~` for an assignment and puts the home folder there; no top-level key is a folder
     return keys, text
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES
-from dp_basicsr.data.stream import HOW_TO_GET_DATA, HOW_TO_GET_TEST_SETS
+from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, how_to_get_data
 from dp_basicsr.models import ESRGANDPModel, SRGANDPModel
 from dp_basicsr.options.problems import Path, Problem, choose
 from dp_basicsr.options.reading import Options, shown
@@ -348,7 +348,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
         root = opt.get("datasets", "train", key)
         if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root)):
             text = f"expected a folder, got {shown(root)}: no such folder"
-            yield Problem(("datasets", "train", key), text, missing=True, help=HOW_TO_GET_DATA)
+            yield Problem(("datasets", "train", key), text, missing=True, help=how_to_get_data())
     for key in ("pretrain_network_g", "pretrain_network_d", *(["resume_state"] if is_train else [])):
         file = opt.get("path", key)
         if key == "resume_state" and os.path.isdir(f"experiments/{opt.get('name')}/training_states"):

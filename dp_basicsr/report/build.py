@@ -16,6 +16,7 @@ from dp_basicsr.evaluation.evaluate import Evaluation
 from dp_basicsr.evaluation.files import JSON_NAME, ranks, read_evaluation
 from dp_basicsr.metrics import METRICS
 from dp_basicsr.report.images import Viewer, choose_quality, make_viewer
+from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.atomic_io import replacing
 
 HERE = Path(__file__).resolve().parent
@@ -87,14 +88,14 @@ def collect(folders: Sequence[Path], quality: int | None) -> Report:
         if evaluation is None and not logs:
             raise UserError(
                 f"{folder}: expected a training's folder with train_*.log, or an evaluation with {JSON_NAME} "
-                "(created by scripts/evaluate.py --out and by test.py)"
+                f"(created by `{advise('evaluate', '-o')}` and by test.py)"
             )
         if logs:
             _add_training(report, folder)
         if evaluation:
             if report.averages:
                 raise UserError(
-                    f"{folder}: expected one evaluation, got two; compare several methods with one run of evaluate.py"
+                    f"{folder}: expected one evaluation, got two; compare several methods with one run of evaluate"
                 )
             _add_evaluation(report, read_evaluation(evaluation), quality)
     return report

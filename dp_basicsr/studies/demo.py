@@ -15,7 +15,7 @@ from dp_basicsr.data.imresize import mod_crop
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import bicubic
 from dp_basicsr.metrics import METRICS, measure
-from dp_basicsr.studies.study import ROOT
+from dp_basicsr.utils.arguments import ROOT
 
 import cv2
 import numpy as np

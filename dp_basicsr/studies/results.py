@@ -13,8 +13,9 @@ from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.options import override, read_options
 from dp_basicsr.studies.runner import make_job, present_sets
 from dp_basicsr.studies.shares import read_shares, share_lines
-from dp_basicsr.studies.study import ROOT, Smoke, Study, paper_tables
+from dp_basicsr.studies.study import Smoke, Study, paper_tables
 from dp_basicsr.studies.table import study_csv, study_markdown
+from dp_basicsr.utils.arguments import SHIPPED
 from dp_basicsr.utils.staging import StagedFolder
 
 Cells = dict[tuple[str, str], Scores]
@@ -67,7 +68,7 @@ def image_cells(study: Study, smoke: Smoke | None, given: Sequence[Method], metr
     labels = {row.label for row in study.rows if not row.run}
     methods = [Method(BICUBIC, None)] if BICUBIC in labels else []
     methods += [method for method in given if method.name in labels]
-    opt = read_options(ROOT / next(iter(study.bases.values()))["test"])
+    opt = read_options(SHIPPED / Path(next(iter(study.bases.values()))["test"]).name)
     override(opt, smoke.test if smoke else ())
     sets = [find_test_set(Path(one["dataroot_gt"]), Path(one["dataroot_lq"]), one["name"]) for one in present_sets(opt)]
     if not (methods and sets):

@@ -20,7 +20,8 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.after_test import FOLDER
 from dp_basicsr.evaluation.files import JSON_NAME, read_evaluation
 from dp_basicsr.options import override, read_options
-from dp_basicsr.studies.study import ROOT, Row, Smoke, Study
+from dp_basicsr.studies.study import Row, Smoke, Study
+from dp_basicsr.utils.arguments import ROOT, SHIPPED
 from dp_basicsr.utils.console import exit_on_signal
 
 import yaml
@@ -131,8 +132,8 @@ def make_job(study: Study, row: Row, smoke: Smoke | None) -> StudyRun:
         overrides = tuple(entry.replace("weights: imagenet", "weights: random") for entry in overrides)
     return StudyRun(
         name=f"smoke_{row.run}" if smoke else row.run,
-        train_file=ROOT / files["train"],
-        test_file=ROOT / files["test"],
+        train_file=SHIPPED / Path(files["train"]).name,
+        test_file=SHIPPED / Path(files["test"]).name,
         train=(*overrides, *(smoke.train if smoke else ()), *network),
         test=(*(smoke.test if smoke else ()), *network),
     )

@@ -7,14 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import dp_basicsr
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.matching import BICUBIC
+from dp_basicsr.utils.arguments import SHIPPED
 
 import yaml
 
-ROOT = Path(dp_basicsr.__file__).resolve().parents[1]
-STUDIES = ROOT / "options" / "studies"
+STUDIES = SHIPPED / "studies"
 PAPER = Path(__file__).with_name("paper.yml")
 
 NAMES = ("mu", "beta", "networks", "correlation", "comparison", "ablation", "terms")

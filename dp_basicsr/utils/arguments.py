@@ -22,8 +22,8 @@ class Command(NamedTuple):
     """A command.
 
     Attributes:
-        target: ``module`` or ``module:function`` of its main, which takes the arguments.
-        script: The file that starts it in a checkout, from the root of the project.
+        target: Its ``main``, which takes the arguments: ``module`` of this package, or ``module:function``.
+        script: Name of the file that starts it in a checkout; empty if there is none.
         help: One line for the list of commands.
     """
 
@@ -31,13 +31,32 @@ class Command(NamedTuple):
     script: str
     help: str
 
+    @property
+    def script_path(self) -> str:
+        """Return the path of the script from the root of the project."""
+        return f"{'scripts' if self.target.startswith('commands.') else 'dp_basicsr'}/{self.script}.py"
+
 
 # In the order of `dp-basicsr --help`.
 COMMANDS = MappingProxyType(
     {
-        "train": Command("dp_basicsr.train", "dp_basicsr/train.py", "train a model from an option file"),
-        "test": Command("dp_basicsr.test", "dp_basicsr/test.py", "test a model on the available sets"),
-        "upscale": Command("dp_basicsr.inference", "dp_basicsr/inference.py", "upscale images"),
+        "train": Command("train", "train", "train a model from an option file"),
+        "test": Command("test", "test", "test a model on the available sets"),
+        "upscale": Command("inference", "inference", "upscale images"),
+        "web": Command("webui", "webui", "upscale images on a web page"),
+        "export": Command("commands.export", "export_model", "export a model as safetensors, .pth, ONNX or ncnn"),
+        "options": Command("commands.options", "", "list the shipped option files, or copy some"),
+        "data download": Command("commands.data:download", "download_datasets", "download DIV2K and the benchmarks"),
+        "data networks": Command("commands.data:networks", "download_pretrained_models", "fetch VGG19 and ResNet-50"),
+        "data extract": Command("commands.data:extract", "extract_subimages", "cut HR images into sub-images, with LR"),
+        "data lr": Command("commands.data:lr", "make_lr", "create the LR images of a test set"),
+        "data lmdb": Command("commands.data:lmdb", "create_lmdb", "pack images into an LMDB, or convert one"),
+        "data check": Command("commands.data:check", "check_dataset", "find what would break a training"),
+        "evaluate": Command("commands.evaluate", "evaluate", "measure images of any methods"),
+        "report": Command("commands.report", "make_report", "show a run as one HTML file"),
+        "crops": Command("commands.crops", "compare_crops", "show one crop of all methods, as in Figs. 5 to 9"),
+        "features": Command("commands.features", "plot_features", "show features of VGG19 and ResNet-50, as in Fig. 3"),
+        "study": Command("commands.study", "run_study", "reproduce a table of the paper"),
     }
 )
 
@@ -62,8 +81,8 @@ def advise(command: str, arguments: str = "") -> str:
         arguments: What follows.
     """
     started = Path(sys.argv[0]).resolve()
-    if not _program and started.parent in (ROOT / "scripts", ROOT / "dp_basicsr"):
-        start = f"python {COMMANDS[command].script}"
+    if not _program and started.parent in (ROOT / "scripts", ROOT / "dp_basicsr") and COMMANDS[command].script:
+        start = f"python {COMMANDS[command].script_path}"
     else:
         start = f"{_program[0] if _program else 'dp-basicsr'} {command}"
     return f"{start} {arguments}".rstrip()
@@ -78,31 +97,33 @@ def option_file(text: str) -> str:
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Show defaults that say something, and keep the lines of indented examples."""
+    """Show defaults that say something, and keep the lines of examples."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, "", []) or action.default == argparse.SUPPRESS:
+        if action.default in (None, False, "", [], argparse.SUPPRESS) or "(default" in (action.help or ""):
             return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return super()._get_help_string(action)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill, examples = super()._fill_text, ("  ", self._prog)
         paragraphs = text.strip().split("\n\n")
-        return "\n\n".join(
-            paragraph if paragraph.startswith("  ") else super(_Help, self)._fill_text(paragraph, width, indent)
-            for paragraph in paragraphs
-        )
+        return "\n\n".join(part if part.startswith(examples) else fill(part, width, indent) for part in paragraphs)
 
 
 class Parser(argparse.ArgumentParser):
     """A command line whose long options may be written with ``-`` or ``_``.
 
     Args:
-        description: Text of ``--help``; paragraphs that begin with two spaces keep their lines, and ``%(prog)s`` is the
-            command.
+        description: Text of ``--help``; ``%(prog)s`` is the command, and paragraphs that begin with it or with two
+            spaces keep their lines.
     """
 
     def __init__(self, description: str | None) -> None:
-        super().__init__(prog=" ".join(_program) or None, description=description, formatter_class=_Help)
+        module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`
+        started = f"python -m {module.name}" if module else f"python {sys.argv[0]}"
+        super().__init__(prog=" ".join(_program) or started, description=description, formatter_class=_Help)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse, after exchanging each spelling of a long option for the declared one."""

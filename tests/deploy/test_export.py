@@ -289,10 +289,10 @@ def test_an_export_that_differs_is_not_written(monkeypatch: pytest.MonkeyPatch) 
 def test_without_the_extra_onnx_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     network = load("RRDBNetDP", 4)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"pip install '\.\[export\]'"):
+    with pytest.raises(UserError, match=r"pip install 'dp_basicsr\[export\]'"):
         export_network(network, "onnx", Path("out.onnx"), {})
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"need onnxruntime: pip install '\.\[export\]'"):
+    with pytest.raises(UserError, match=r"need onnxruntime: pip install 'dp_basicsr\[export\]'"):
         load_network([Path("out.onnx")])
 
 

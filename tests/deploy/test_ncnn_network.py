@@ -88,7 +88,7 @@ def test_what_cannot_be_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="model bad.param: ncnn cannot read it"):
         load_network([Path("bad.param")])
     monkeypatch.setitem(sys.modules, "ncnn", None)
-    with pytest.raises(UserError, match=r"need ncnn: pip install '\.\[export\]'"):
+    with pytest.raises(UserError, match=r"need ncnn: pip install 'dp_basicsr\[export\]'"):
         load_network([Path("out.param")])
-    with pytest.raises(UserError, match=r"ncnn needs ncnn: pip install '\.\[export\]'"):
+    with pytest.raises(UserError, match=r"ncnn needs ncnn: pip install 'dp_basicsr\[export\]'"):
         export_network(load("MSRResNet", 2), "ncnn", Path("other"), {})

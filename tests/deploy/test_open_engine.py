@@ -234,7 +234,7 @@ def test_what_is_not_installed_is_named_or_skipped(model: Path, monkeypatch: pyt
         monkeypatch.setitem(sys.modules, name, None)
     assert isinstance(open_engine([model]), TorchEngine)
     for name, extra in (("openvino", "openvino"), ("onnxruntime", "export")):
-        with pytest.raises(UserError, match=rf"--engine {name} is not installed: pip install '.\[{extra}\]'"):
+        with pytest.raises(UserError, match=rf"--engine {name} is not installed: pip install 'dp_basicsr\[{extra}\]'"):
             open_engine([model], engine=name)  # type: ignore[arg-type]
 
 

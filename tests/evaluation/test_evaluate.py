@@ -139,7 +139,7 @@ def test_mistakes_are_named(data: Path, arguments: list[str], message: str, caps
 
 
 def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="evaluate.py and test.py create it"):
+    with pytest.raises(UserError, match="dp-basicsr evaluate` and test.py create it"):
         read_evaluation(tmp_path)
     for content in ("{}", "[" * 100_000):
         (tmp_path / "evaluation.json").write_text(content)

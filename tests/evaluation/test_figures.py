@@ -128,7 +128,7 @@ def test_a_missing_extra_is_named(
     command = [str(evaluation), "image0", "--crop", "0,0,8,8"]
     with pytest.raises(SystemExit, match="2"):
         compare_crops.main(command)
-    assert "matplotlib is not installed: pip install '.[plots]'" in capsys.readouterr().err
+    assert "matplotlib is not installed: pip install 'dp_basicsr[plots]'" in capsys.readouterr().err
     error.name = "another"
     with pytest.raises(ModuleNotFoundError):
         compare_crops.main(command)

@@ -315,7 +315,7 @@ def test_missing_files_are_reported_with_the_other_problems(tmp_path: Path) -> N
         parse_options(["-opt", str(TRAIN), "--force_yml", *entries])
     for words in ("dataroot_gt: ", "dataroot_lq: ", "'no.pth': no such file", "'no.state': no such file", "train:foo"):
         assert words in str(caught.value)
-    assert str(caught.value).count("extract_subimages.py") == 1, "how to make the data is said once"
+    assert str(caught.value).count("dp-basicsr data extract") == 1, "how to make the data is said once"
 
 
 def test_a_check_continues_if_only_data_is_missing() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.options import override, read_options
@@ -203,3 +205,10 @@ def test_a_run_uses_the_schema_s_defaults_and_integer_counts(file: Path) -> None
     assert repr(opt["logger"]["save_checkpoint_freq"]) == "5000"
     assert "tile" not in opt["val"]
     assert "mean" not in data, "what is nothing by default stays absent: BasicSR asks whether a key is there"
+
+
+def test_the_home_folder_that_bash_puts_for_a_tilde_is_none() -> None:
+    """``--force_yml val=~`` unquoted; with a section before the key, bash leaves the tilde alone."""
+    opt: dict[str, Any] = {"val": {"val_freq": 1}, "path": {}}
+    override(opt, [f"val={os.path.expanduser('~')}", "path:root=/home"])
+    assert opt == {"val": None, "path": {"root": "/home"}}

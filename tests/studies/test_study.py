@@ -21,8 +21,9 @@ from dp_basicsr.options import override, read_options
 from dp_basicsr.studies import runner
 from dp_basicsr.studies.results import write_study
 from dp_basicsr.studies.runner import Runner, StudyRun, make_job, make_jobs
-from dp_basicsr.studies.study import NAMES, ROOT, paper_tables, read_smoke, read_study
+from dp_basicsr.studies.study import NAMES, paper_tables, read_smoke, read_study
 from dp_basicsr.studies.table import rank_lines, study_csv, study_markdown
+from dp_basicsr.utils.arguments import ROOT
 
 import pytest
 import yaml

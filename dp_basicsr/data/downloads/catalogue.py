@@ -31,7 +31,7 @@ class DatasetSource:
         images: Number of images.
         size: Size of the archive in bytes, if published.
         checksum: ``sha256:...`` or ``md5:...`` of the archive, if published.
-        next_step: Command that prepares the data from it.
+        next_step: Command that prepares the data from it, and its arguments.
         by_hand: What to do if the address does not answer.
     """
 
@@ -41,7 +41,7 @@ class DatasetSource:
     images: int
     size: int | None = None
     checksum: str | None = None
-    next_step: str = ""
+    next_step: tuple[str, str] | None = None
     by_hand: str = ""
 
     @property
@@ -59,7 +59,7 @@ def _div2k_lr(scale: int, size: int, sha256: str) -> DatasetSource:
         images=800,
         size=size,
         checksum=f"sha256:{sha256}",
-        next_step=f"python scripts/extract_subimages.py --scale {scale} --lr-input {{root}}/DIV2K/{folder}",
+        next_step=("data extract", f"--scale {scale} --lr-input {{root}}/DIV2K/{folder}"),
         by_hand="By hand: see https://data.vision.ee.ethz.ch/cvl/DIV2K/",
     )
 
@@ -71,7 +71,7 @@ def _benchmark(name: str, images: int, revision: str, checksum: str | None = Non
         target=PurePosixPath(name, "GT"),
         images=images,
         checksum=checksum,
-        next_step=f"python scripts/make_lr.py --input {{root}}/{name}/GT --output {{root}}/{name}/LRbicx4 --scale 4",
+        next_step=("data lr", f"-i {{root}}/{name}/GT -o {{root}}/{name}/LRbicx4 --scale 4"),
         by_hand=_BY_HAND,
     )
 
@@ -84,7 +84,7 @@ SOURCES: dict[str, DatasetSource] = {
         images=800,
         size=3_530_603_713,
         checksum="sha256:9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335",
-        next_step="python scripts/extract_subimages.py --input {root}/DIV2K/DIV2K_train_HR",
+        next_step=("data extract", "-i {root}/DIV2K/DIV2K_train_HR"),
         by_hand="By hand: see https://data.vision.ee.ethz.ch/cvl/DIV2K/",
     ),
     "div2k_lr_x2": _div2k_lr(2, 925_390_592, "a53a424317575838dadce4bcd97cf7b744d6855f43740ed5f0245af3cf4bd850"),

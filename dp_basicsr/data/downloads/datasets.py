@@ -9,6 +9,7 @@ from dp_basicsr.data.downloads.catalogue import SOURCES, DatasetSource
 from dp_basicsr.data.downloads.fetch import fetch
 from dp_basicsr.data.images import find_images
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.arguments import advise
 
 
 def download_dataset(name: str, root: Path, *, base_url: str | None = None, keep_archive: bool = False) -> str:
@@ -28,7 +29,7 @@ def download_dataset(name: str, root: Path, *, base_url: str | None = None, keep
         raise UserError(f"unknown data set '{name}', expected one of {', '.join(SOURCES)}")
     source = SOURCES[name]
     target = root / source.target
-    next_step = f"\nnext: {source.next_step.format(root=root)}" if source.next_step else ""
+    next_step = f"\nnext: {advise(*source.next_step).format(root=root)}" if source.next_step else ""
     if target.exists():
         _check_existing(target, source)
         return f"{target}: already exists, {source.images} images{next_step}"

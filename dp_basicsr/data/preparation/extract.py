@@ -15,6 +15,7 @@ from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
 from dp_basicsr.data.preparation.records import RecordForm, RecordSink, check_keys, check_stems
 from dp_basicsr.data.preparation.subimages import CutImage, ImageTask, Window, cut_image, subimage_key
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.staging import refuse_existing, refuse_input
 
 OutputForm = Literal["lmdb", "png", "both"]
@@ -133,7 +134,7 @@ def _open_sink(path: Path, job: PrepJob, stack: ExitStack) -> RecordSink:
 
 def _find_hr(folder: Path) -> list[Path]:
     if folder == DIV2K_HR and not folder.is_dir():
-        raise UserError(f"no such folder: {folder}; run `python scripts/download_datasets.py div2k`, or give --input")
+        raise UserError(f"no such folder: {folder}; run `{advise('data download', 'div2k')}`, or give --input")
     return find_images(folder)
 
 

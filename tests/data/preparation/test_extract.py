@@ -184,7 +184,7 @@ def test_colliding_names_are_refused_before_any_work(image_folder: Any) -> None:
 def test_without_div2k_the_error_gives_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        UserError, match=r"no such folder: datasets/DIV2K/DIV2K_train_HR; .*download_datasets\.py div2k"
+        UserError, match=r"no such folder: datasets/DIV2K/DIV2K_train_HR; .*`dp-basicsr data download div2k`"
     ):
         extract_subimages(Extraction(), ONE)
 

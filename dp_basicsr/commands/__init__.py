@@ -1,0 +1,1 @@
+"""Command lines of the commands that are listed in ``dp_basicsr/utils/arguments.py``."""

@@ -1,0 +1,174 @@
+"""Command lines of ``dp-basicsr data``. What they do is imported after parsing, because it takes a while."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dp_basicsr.data.downloads.catalogue import SOURCES
+from dp_basicsr.errors import UserError
+from dp_basicsr.options import add_import_argument, import_modules, read_options
+from dp_basicsr.utils.arguments import Parser
+from dp_basicsr.utils.console import data_command
+
+if TYPE_CHECKING:
+    from dp_basicsr.data.preparation.check import PairedSet
+    from dp_basicsr.data.preparation.jobs import PrepJob
+
+
+def download(argv: Sequence[str] | None = None) -> int:
+    """Download DIV2K and the benchmarks into datasets/: resumable, verified, safely unpacked."""
+    parser = Parser(download.__doc__)
+    add = parser.add_argument
+    add("names", nargs="+", metavar="NAME", help=f"one or several of {', '.join(SOURCES)}")
+    add("--root", type=Path, default=Path("datasets"), help="folder of the data sets")
+    add("--base-url", help="download the archives, with the same file names, from this mirror")
+    add("--keep-archive", action="store_true", help="keep the archives after unpacking")
+    args = parser.parse_args(argv)
+    with data_command():
+        from dp_basicsr.data.downloads.datasets import download_dataset
+
+        for name in args.names:
+            print(download_dataset(name, args.root, base_url=args.base_url, keep_archive=args.keep_archive), flush=True)
+    return 0
+
+
+def networks(argv: Sequence[str] | None = None) -> int:
+    """Download the perceptual networks in advance, for machines without network access."""
+    parser = Parser(networks.__doc__)
+    parser.add_argument("networks", nargs="*", default=["vgg19", "resnet50"], metavar="NETWORK",
+                        help="one of torchvision's VGG or ResNet networks, or alexnet")  # fmt: skip
+    parser.add_output(type=Path, help="folder (default: experiments/pretrained_models)")
+    args = parser.parse_args(argv)
+    with data_command():
+        from dp_basicsr.archs import pretrained
+        from dp_basicsr.archs.perceptual_arch import RESNET_TYPES, VGG_TYPES
+
+        names = ("alexnet", *VGG_TYPES, *RESNET_TYPES)  # alexnet and vgg16 are the backbones of LPIPS
+        for network in args.networks:
+            if network not in names:
+                raise UserError(f"expected one of {', '.join(names)}, got {network!r}")
+        folder = args.output or pretrained.PRETRAINED_DIR
+        for network in args.networks:
+            target = folder / pretrained.weights_url(network).rsplit("/", 1)[1]
+            if target.is_file():
+                print(f"{target} already exists")
+            else:
+                print(f"wrote {pretrained.download_weights(network, folder)}")
+    return 0
+
+
+def extract(argv: Sequence[str] | None = None) -> int:
+    """Extract sub-images and their LR from a folder of HR images. Without arguments: the paper's DIV2K data."""
+    parser = Parser(extract.__doc__)
+    add = parser.add_argument
+    parser.add_input(type=Path, default=Path("datasets/DIV2K/DIV2K_train_HR"), help="HR images, 8-bit colour")
+    parser.add_output(type=Path, help="output folder (default: the parent of --input)")
+    add("--crop-size", type=int, default=480, help="side of a sub-image in HR pixels")
+    add("--step", type=int, default=240, help="distance between sub-images in HR pixels")
+    add("--thresh-size", type=int, default=0, help="leftover of at most this many pixels gets no sub-image")
+    add("--scale", type=int, nargs="+", default=[4], help="scales of the LR images")
+    add("--lr-input", type=Path, nargs="+", default=[],
+        help="cut these LR folders, one per scale, instead of downsampling")  # fmt: skip
+    add("--format", choices=["lmdb", "png", "both"], default="lmdb", help="LMDBs, folders of PNG files or both")
+    add("--lmdb", choices=["png", "raw"], default="png",
+        help="record format: png for BasicSR, raw for PairedRawDataset")  # fmt: skip
+    args = _parse_job(parser, argv)
+    with data_command():
+        from dp_basicsr.data.preparation.extract import Extraction, extract_subimages
+        from dp_basicsr.data.preparation.subimages import Window
+
+        window = Window(args.crop_size, args.step, args.thresh_size)
+        scales, lr = tuple(args.scale), tuple(args.lr_input)
+        what = Extraction(args.input, args.output, window, scales, lr, args.format, args.lmdb)
+        print(extract_subimages(what, _job(args)))
+    return 0
+
+
+def lr(argv: Sequence[str] | None = None) -> int:
+    """Create the LR images of a test set: crop to a multiple of the scale, MATLAB's bicubic, same names."""
+    parser = Parser(lr.__doc__)
+    parser.add_input(type=Path, required=True, help="folder of HR images, e.g. datasets/Set5/GT")
+    parser.add_output(type=Path, required=True, help="folder to create, e.g. datasets/Set5/LRbicx4")
+    parser.add_argument("--scale", type=int, default=4, help="HR size divided by LR size")
+    args = _parse_job(parser, argv)
+    with data_command():
+        from dp_basicsr.data.preparation.convert import make_lr
+
+        print(make_lr(args.input, args.output, args.scale, _job(args)))
+    return 0
+
+
+def lmdb(argv: Sequence[str] | None = None) -> int:
+    """Pack a folder of images into an LMDB, or convert an LMDB, with PNG records (BasicSR) or raw records."""
+    parser = Parser(lmdb.__doc__)
+    parser.add_input(type=Path, required=True, help="folder of images (8 bit, gray or colour) or an LMDB")
+    parser.add_output(type=Path, required=True, help="the LMDB folder to make; its name ends with .lmdb")
+    parser.add_argument("--lmdb", choices=["png", "raw"], default="png",
+                        help="record format; raw is for PairedRawDataset")  # fmt: skip
+    args = _parse_job(parser, argv)
+    with data_command():
+        from dp_basicsr.data.preparation.convert import create_lmdb
+
+        print(create_lmdb(args.input, args.output, _job(args), args.lmdb))
+    return 0
+
+
+def _parse_job(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Add the arguments that ``_job`` reads, and parse."""
+    add = parser.add_argument
+    add("--workers", type=int, help="number of processes (default: all CPUs available to this process)")
+    add("--compression", type=int, default=1, help="PNG compression level, 0 (none) to 9 (slowest)")
+    add("--skip-bad", action="store_true", help="report and skip images that cannot be used")
+    add("--overwrite", action="store_true", help="replace existing output once the new one is complete")
+    return parser.parse_args(argv)
+
+
+def _job(args: argparse.Namespace) -> PrepJob:
+    from dp_basicsr.data.preparation.jobs import PrepJob
+
+    return PrepJob(args.workers, args.skip_bad, args.overwrite, args.compression)
+
+
+def check(argv: Sequence[str] | None = None) -> int:
+    """Check every pair of a data set, or of every set of an option file, and report what would break a training."""
+    parser = Parser(check.__doc__)
+    parser.add_option_file(required=False)
+    add = parser.add_argument
+    add("--gt", type=Path, help="folder or LMDB of the GT, instead of an option file")
+    add("--lq", type=Path, help="folder or LMDB of the LQ")
+    add("--scale", type=int, default=4, help="GT size divided by LQ size")
+    add("--gt-size", type=int, default=128, help="side of a training crop, the minimum GT size")
+    add("--test-set", action="store_true", help="full images of any size, gray allowed, GT not a multiple of scale")
+    add("--workers", type=int, help="number of processes (default: all available CPUs)")
+    add_import_argument(parser)
+    args = parser.parse_args(argv)
+    problems = []
+    with data_command():
+        from dp_basicsr.data.preparation.check import check_set, table
+
+        import_modules(args.imports)
+        for name, pairs in _find_sets(args):
+            checked = check_set(pairs, args.workers)
+            print(f"{name}: {checked}", flush=True)
+            problems += checked.problems
+        if problems:
+            print(f"\n{table(problems)}")
+    return 2 if problems else 0
+
+
+def _find_sets(args: argparse.Namespace) -> Iterator[tuple[str, PairedSet]]:
+    """Yield the sets named on the command line of ``check``."""
+    from dp_basicsr.data.preparation.check import PairedSet, paired_sets
+
+    if (args.opt is None) == (args.gt is None) or (args.gt is None) != (args.lq is None):
+        raise UserError("expected -opt FILE, or --gt and --lq")
+    if args.gt is not None:
+        yield str(args.gt), PairedSet(args.gt, args.lq, args.scale, None if args.test_set else args.gt_size)
+        return
+    sets = list(paired_sets(read_options(args.opt)))
+    if not sets:
+        raise UserError(f"{args.opt}: expected a set with dataroot_gt and dataroot_lq, got none: nothing is checked")
+    yield from sets

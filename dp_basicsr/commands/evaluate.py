@@ -1,0 +1,109 @@
+"""Measure any methods' images against the originals: PSNR and SSIM on RGB and Y, LPIPS with both backbones.
+
+Images are paired by name; a common prefix or suffix (baby_RCAN_x4.png) is detected or given with --pattern. For several
+test sets give several --gt; DIR of a --result then contains one folder per set, or {set} in its name.
+
+  %(prog)s --gt datasets/Set5/GT --result RCAN=downloads/RCAN/Set5 --bicubic
+  %(prog)s --gt datasets/Set5/GT datasets/Set14/GT --result ESRGAN=downloads/ESRGAN/{set}/x4 \\
+      --pattern ESRGAN={}_rlt --bicubic -o results/evaluation
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from dp_basicsr.errors import UserError, exit_on_user_error
+from dp_basicsr.evaluation.matching import BICUBIC, Method, TestSet, find_test_set
+from dp_basicsr.utils.arguments import Parser
+
+# Keys of dp_basicsr.metrics.METRICS, whose import takes seconds.
+METRICS = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y", "lpips_alex", "lpips_vgg")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add(
+        "--gt",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="[SET=]DIR",
+        help="originals, one folder per test set",
+    )
+    add("--lr", nargs="+", action="extend", default=[], metavar="DIR", help="their LR, in the order of --gt")
+    add("--result", action="append", default=[], metavar="NAME=DIR", help="a method's images; may be repeated")
+    add(
+        "--bicubic",
+        action="store_true",
+        help="also measure bicubic, from --lr or from MATLAB-style downsampled originals",
+    )
+    add("--pattern", action="append", default=[], metavar="NAME=PATTERN",
+        help="file names of a method (or of GT, LR): {} is the image's name; or a regex with one group")  # fmt: skip
+    add("--scale", type=int, default=4, help="crop originals to a multiple of it, and as many border pixels")
+    add(
+        "--metrics",
+        nargs="+",
+        choices=METRICS,
+        default=list(METRICS),
+        metavar="METRIC",
+        help=f"{', '.join(METRICS)} (default: all)",
+    )
+    parser.add_output(
+        type=Path,
+        help="folder to create with per_image.csv, evaluation.json, table.md (default: print the table)",
+    )
+    add("--overwrite", action="store_true", help="replace an earlier evaluation in --output")
+    return parser.parse_args(argv)
+
+
+def name_and_value(text: str, what: str) -> tuple[str, str]:
+    """Split ``NAME=VALUE``."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UserError(f"{what}: expected NAME=VALUE, got {text!r}")
+    return name, value
+
+
+def test_sets(args: argparse.Namespace, patterns: dict[str, str]) -> list[TestSet]:
+    """Return the test sets of the command line."""
+    if args.lr and len(args.lr) != len(args.gt):
+        raise UserError(f"--lr: expected one folder for each of the {len(args.gt)} folders of --gt, got {len(args.lr)}")
+    sets = []
+    for gt, lr in zip_longest(args.gt, args.lr):
+        name, folder = name_and_value(gt, "--gt") if "=" in gt else ("", gt)
+        gt_pattern, lr_pattern = patterns.get("GT", ""), patterns.get("LR", "")
+        sets.append(find_test_set(Path(folder), Path(lr) if lr else None, name, gt_pattern, lr_pattern))
+    return sets
+
+
+def methods(args: argparse.Namespace, patterns: dict[str, str]) -> list[Method]:
+    """Return the methods of the command line."""
+    results = [name_and_value(text, "--result") for text in args.result]
+    unknown = patterns.keys() - {name for name, _ in results} - {"GT", "LR"}
+    if unknown:
+        raise UserError(f"--pattern: no --result is called {', '.join(sorted(unknown))}")
+    if not (results or args.bicubic):
+        raise UserError("nothing to measure: give --result NAME=DIR, --bicubic or both")
+    first = [Method(BICUBIC, None)] if args.bicubic else []
+    return first + [Method(name, Path(folder), patterns.get(name, "")) for name, folder in results]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parse(argv)
+    with exit_on_user_error():
+        patterns = dict(name_and_value(text, "--pattern") for text in args.pattern)
+        sets, measured = test_sets(args, patterns), methods(args, patterns)
+        from dp_basicsr.evaluation.evaluate import evaluate
+        from dp_basicsr.evaluation.files import markdown, write_evaluation
+
+        evaluation = evaluate(sets, measured, args.scale, tuple(args.metrics))
+        print(markdown(evaluation), end="")
+        if args.output:
+            print(f"\nwrote {write_evaluation(evaluation, args.output, overwrite=args.overwrite)}")
+    return 0

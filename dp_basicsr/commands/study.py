@@ -1,0 +1,111 @@
+"""Run a study: train what is missing, test on the available sets, write the table.
+
+Finished runs are skipped and interrupted ones resumed, so the command can simply be repeated. Studies: mu (Table 2),
+beta (3), networks (4), correlation (5), comparison (6), ablation (7), and terms (a third loss, not in the paper);
+they are declared in options/studies/*.yml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dp_basicsr.errors import UserError, exit_on_user_error
+from dp_basicsr.evaluation.matching import Method
+from dp_basicsr.studies.study import NAMES, Smoke, Study, read_smoke, read_study
+from dp_basicsr.utils.arguments import Parser, advise
+
+SMOKE_DATA = Path("datasets/demo/HR_sub.lmdb")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("study", choices=NAMES, help="name of the study")
+    add(
+        "--smoke",
+        action="store_true",
+        help="run everything in minutes with demo data and small random networks; meaningless results",
+    )
+    add("--gpus", type=int, help="number of parallel trainings, one per GPU; 0: the CPU (default: all GPUs)")
+    add("--part", type=part, default=(1, 1), metavar="K/N",
+        help="run the K-th of N parts, for N machines in parallel; writes no table")  # fmt: skip
+    add("--dry-run", action="store_true", help="print the commands without running them")
+    add("--retest", action="store_true", help="repeat tests, for example after installing LPIPS")
+    add("--result", action="append", default=[], metavar="NAME=DIR",
+        help="published images for a row of `comparison`, as for evaluate; may be repeated")  # fmt: skip
+    add("--pattern", action="append", default=[], metavar="NAME=PATTERN", help="their file names, as for evaluate")
+    return parser.parse_args(argv)
+
+
+def part(text: str) -> tuple[int, int]:
+    """Read ``K/N``."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected K/N, for example 2/7, got {text!r}")
+    return int(number), int(count)
+
+
+def given_images(args: argparse.Namespace, study: Study) -> list[Method]:
+    """Return the published images given on the command line."""
+    for text in (*args.result, *args.pattern):
+        if "=" not in text:
+            raise UserError(f"expected NAME=VALUE, got {text!r}")
+    patterns = dict(text.split("=", 1) for text in args.pattern)
+    methods = [Method(name, Path(folder), patterns.get(name, ""))
+               for name, folder in (text.split("=", 1) for text in args.result)]  # fmt: skip
+    rows = [row.label for row in study.rows if not row.run and not row.is_bicubic]
+    unknown = [method.name for method in methods if method.name not in rows]
+    if unknown:
+        raise UserError(f"--result {unknown[0]}: rows of {study.name} that take images: {', '.join(rows) or 'none'}")
+    return methods
+
+
+def report(failed: Mapping[str, str]) -> int:
+    """Print what failed and why; return the exit code."""
+    for name, reason in failed.items():
+        print(f"error: {name}: {reason.splitlines()[0]}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def prepare(smoke: Smoke | None) -> None:
+    """Create the demo's data for a smoke run, once."""
+    if smoke and not SMOKE_DATA.is_dir():
+        from dp_basicsr.studies.demo import prepare_photographs
+
+        prepare_photographs()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit code: 1 if a training or a test failed."""
+    args = parse(argv)
+    with exit_on_user_error():
+        study, smoke = read_study(args.study), read_smoke() if args.smoke else None
+        number, count = args.part
+        given = given_images(args, study)
+        from dp_basicsr.studies.results import default_metrics, write_study
+        from dp_basicsr.studies.runner import Runner, make_jobs, show_plan
+
+        import torch
+
+        jobs = make_jobs(study, smoke)[number - 1 :: count]
+        if args.dry_run:
+            show_plan(jobs, args.retest)
+            return 0
+        prepare(smoke)
+        runner = Runner(torch.cuda.device_count() if args.gpus is None else args.gpus)
+        try:
+            runner.run(jobs, args.retest)
+        except KeyboardInterrupt:
+            print("stopped; the same command resumes from the last saved states", file=sys.stderr)
+            return 130
+        if count > 1:
+            print(f"part {number} of {count} is done; {advise('study', study.name)} writes the table when all are")
+            return report(runner.failed)
+        folder = write_study(study, smoke, given, default_metrics(smoke))
+        print((folder / "table.md").read_text(encoding="utf-8"))
+        print(f"wrote {folder}")
+        return report(runner.failed)

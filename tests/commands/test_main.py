@@ -1,0 +1,82 @@
+"""``dp-basicsr``: every command is there, under its script's name too, and the option files are at hand."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import dp_basicsr
+from dp_basicsr.__main__ import main
+from dp_basicsr.utils.arguments import COMMANDS, ROOT, SHIPPED
+
+import pytest
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_and_its_script_are_one(name: str) -> None:
+    command = COMMANDS[name]
+    module, _, function = command.target.partition(":")
+    function = getattr(importlib.import_module(f"dp_basicsr.{module}"), function or "main")
+    if command.script and command.target.startswith("commands."):
+        assert runpy.run_path(str(ROOT / command.script_path))["main"] is function
+
+
+def test_scripts_are_thin() -> None:
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "scripts").glob("*.py")}
+    paths = [command.script_path for command in COMMANDS.values() if command.target.startswith("commands.")]
+    assert all(lines.get(Path(path).name, 0) <= 6 for path in paths)
+    assert sum(lines.values()) <= 800
+
+
+def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in COMMANDS)
+    assert main(["data"]) == 0
+    listed = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("  data ")]
+    assert listed == [name for name in COMMANDS if name.startswith("data ")]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dp_basicsr {dp_basicsr.__version__}\n"
+
+
+@pytest.mark.parametrize(("words", "near"), [("upscal x", "upscale"), ("data lrr", "data lr"), ("check", "data check")])
+def test_a_wrong_name_gets_the_nearest(words: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err.endswith(f"; {near!r}?\n")
+
+
+def test_errors_and_exit_codes_are_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", "no such folder"])
+    assert stopped.value.code == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_option_files_are_listed_and_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["options"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == sorted(
+        file.stem for file in SHIPPED.glob("*.yml")
+    )
+    assert main(["options", "finetune_dp", "-o", "mine"]) == 0
+    assert {path.name for path in Path("mine").iterdir()} == {"finetune_dp.yml", "schema.json"}
+    for wrong in (["finetune_dp", "-o", "mine"], ["none", "-o", "mine"]):
+        with pytest.raises(SystemExit):
+            main(["options", *wrong])
+
+
+def test_it_runs_as_a_module_anywhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dp_basicsr", "data", "lr", "--help"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("usage: python -m dp_basicsr data lr ")
