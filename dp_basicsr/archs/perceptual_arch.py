@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone, require_weights
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.registration import register
 
 import torch
-from basicsr.archs.vgg_arch import NAMES, insert_bn
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models
@@ -22,7 +21,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # torchvision's ResNet family (all have conv1 ... layer4) and BasicSR's VGG names, with and without batch-norm.
 RESNET_TYPES = tuple(name for name in models.list_models(module=models) if "resn" in name)
-VGG_TYPES = tuple(sorted(NAMES)) + tuple(f"{name}_bn" for name in sorted(NAMES))
+_VGGS = [name for name in models.list_models(module=models) if name.startswith("vgg")]
+VGG_TYPES = tuple(sorted(_VGGS, key=lambda name: (name.endswith("_bn"), name)))
 MAX_NAMED = 40  # choices listed in one message
 RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -120,12 +120,11 @@ class VGGFeatures(FrozenFeatures):
         range_norm: bool = False,
     ) -> None:
         _check_choice("VGG network", network, VGG_TYPES)
-        names = NAMES[network.removesuffix("_bn")]
-        names = insert_bn(names) if network.endswith("_bn") else names
         layers = tuple(layers)
+        net = load_backbone(network, weights).features
+        names = vgg_layers(net)
         check_layers(layers, names)
-        last = max(names.index(name) for name in layers)
-        net = load_backbone(network, weights).features[: last + 1]
+        net = net[: max(map(names.index, layers)) + 1]
         if weights == "random":
             initialise_randomly(net, network)
         for before, (_, module) in pairwise(zip(names, net, strict=False)):
@@ -181,30 +180,48 @@ class ResNetFeatures(FrozenFeatures):
         if batch_stats:
             use_batch_statistics(nn.Sequential(*parts.values()))
         super().__init__(parts, layers, use_input_norm, range_norm)
-        # The unfolded network, kept for a cast to float64 (float32 rounds the products); in a tuple to hide the
-        # submodule.
-        self.unfolded: tuple[nn.ModuleDict, ...] = ()
-        if not batch_stats:
-            self.unfolded = (copy.deepcopy(self.parts),)
-            _fold_batch_norm(self.parts)
+        self.folds = not batch_stats
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ResNetFeatures:
-        """Move or cast; a cast to float64 folds batch-norm again."""
-        super()._apply(fn, recurse)
-        weight = next(self.parts.parameters())
-        if self.unfolded and weight.dtype == torch.float64:
-            self.parts, self.unfolded = self.unfolded[0].to(weight), ()
-            _fold_batch_norm(self.parts)
-        return self
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """See ``FrozenFeatures``."""
+        if not torch.compiler.is_compiling():  # whoever compiles a whole loss keeps batch-norm
+            self.fold()
+        return super().forward(x)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Fold, then compile."""
+        self.fold()
+        super().compile(*args, **kwargs)
+
+    @torch.inference_mode(False)  # the weights made here must serve training, too
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Fold each batch-norm into the preceding convolution (torchvision's order of children), once.
+
+        Not in the constructor, because the products would keep float32's rounding after a cast to float64.
+        """
+        if not self.folds:
+            return
+        for module in self.parts.modules():
+            for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    setattr(module, conv_name, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
+                    setattr(module, norm_name, nn.Identity().eval())
+        self.folds = False
 
 
-def _fold_batch_norm(net: nn.Module) -> None:
-    """Fold each batch-norm in eval mode into the preceding convolution (torchvision's order of children)."""
-    for module in net.modules():
-        for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
-                setattr(module, norm_name, nn.Identity().eval())
+def vgg_layers(net: nn.Sequential) -> list[str]:
+    """Return BasicSR's names of the layers of a VGG's ``features``: ``conv1_1``, ``bn1_1``, ``relu1_1``, ``pool1``."""
+    names, block, number = [], 1, 0
+    for module in net:
+        if isinstance(module, nn.MaxPool2d):
+            names.append(f"pool{block}")
+            block, number = block + 1, 0
+            continue
+        number += isinstance(module, nn.Conv2d)
+        kind = {nn.Conv2d: "conv", nn.BatchNorm2d: "bn", nn.ReLU: "relu"}[type(module)]
+        names.append(f"{kind}{block}_{number}")
+    return names
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:

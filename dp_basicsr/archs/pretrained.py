@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+from dp_basicsr.distributed.collectives import is_parallel
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.safe_load import load
 
 import torch
-from basicsr.utils import get_root_logger
-from basicsr.utils.dist_util import get_dist_info
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torchvision import models
 
 # BasicSR's folder for pretrained networks, relative to the current folder.
@@ -81,7 +81,7 @@ def find_weights(network: str, source: str) -> Path:
     for folder in (PRETRAINED_DIR, hub_cache):
         if (folder / name).is_file():
             return folder / name
-    return download_weights(network, hub_cache, progress=get_dist_info()[0] == 0)
+    return download_weights(network, hub_cache, progress=not is_parallel() or distributed.get_rank() == 0)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -145,7 +145,7 @@ def random_network(network: str) -> nn.Module:
 
 def warn_random(network: str) -> None:
     """Log that a network's features are not the paper's."""
-    get_root_logger().warning(
+    logging.getLogger("basicsr").warning(
         f"{network}: RANDOM weights (as the options ask). Its features are not ImageNet's: for trials and demos only."
     )
 

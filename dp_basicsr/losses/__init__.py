@@ -1,7 +1,9 @@
-"""Losses, registered in BasicSR's LOSS_REGISTRY when this package is imported."""
+"""Losses, registered in BasicSR's LOSS_REGISTRY; the names in ``__all__`` are the public API.
 
-from dp_basicsr.losses.dp_loss import DPLoss
-from dp_basicsr.losses.dual_perceptual_loss import DualPerceptualLoss
+BasicSR itself is needed only for terms from its registry.
+"""
+
+from dp_basicsr.losses.dual_perceptual_loss import DPLoss, DualPerceptualLoss
 from dp_basicsr.losses.ldl_loss import LDLLoss
 from dp_basicsr.losses.lpips_loss import LPIPSLoss
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -10,7 +11,9 @@ from dp_basicsr.archs.any_network_arch import build_features
 from dp_basicsr.distributed.collectives import start_mean
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.functional import Criterion, gradient_shares, weighted_total
+from dp_basicsr.losses.lpips_loss import lpips_backbone
 from dp_basicsr.losses.terms import PAPER_MU, PerceptualTerm, RegisteredTerm, WeightRule
+from dp_basicsr.registration import register
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +24,17 @@ PAPER_BETA: Mapping[str, float] = MappingProxyType({"layer3": 1.0})
 
 Channels = Literal["repeat"] | Sequence[int] | Sequence[Sequence[int]] | None
 
+# Prefixes of ``terms`` -> prefixes of their names in the log.
+LOG_PREFIXES = (("l_", "l_g_"), ("weight", "dp_weight"), ("share", "dp_share"))
+
+# Keys of ``WeightRule``.
 RULE = ("mu", "eps", "dynamic_weighting", "static_weight", "max_weight")
 
 
 class DualPerceptualLoss(nn.Module):
     r"""Dual Perceptual Loss: L_DP = L_VGG + w * L_Res, w = detach(L_VGG / (mu * L_Res + eps)) (Eq. 8, 9).
 
-    In general (Eq. 6) it is the sum of a reference and any number of terms, each with its own w. The terms' networks
+    In general (Eq. 6) it is the sum of a reference and any number of terms, each with its local w. The terms' networks
     are frozen and hidden from ``parameters()``, ``state_dict()`` and ``requires_grad_``; ``to()`` moves them.
 
     Args:
@@ -40,7 +47,7 @@ class DualPerceptualLoss(nn.Module):
         static_weight: See ``dynamic_weighting``.
         max_weight: Upper limit of w; None: no limit, as in the paper.
         sync_weight: w is the ratio of the terms' means over all processes, i.e. over the whole mini-batch; False:
-            each process uses the ratio of its own part, as in the released code. Without gradients, as in a
+            each process uses the ratio of its local part, as in the released code. Without gradients, as in a
             validation on one process, nothing is synchronised.
         loss_weight: gamma of Eq. 2.
         criterion: ``l1`` (Eq. 4, 5: mean absolute difference) or ``l2`` (mean squared difference) of features.
@@ -52,7 +59,6 @@ class DualPerceptualLoss(nn.Module):
         range_norm: Images are in [-1, 1] instead of [0, 1].
         vgg_weights: ``imagenet``, the path of a torchvision state_dict, or ``random``.
         resnet_weights: See ``vgg_weights``.
-        extra_networks: Older name of ``extra_terms``.
         extra_terms: Further terms, each a mapping of one of two forms: ``type``, a loss of BasicSR's LOSS_REGISTRY,
             with its own options beside it; or ``network`` and ``layer_weights``, and optionally ``weights``,
             ``use_input_norm``, ``batch_stats`` (see ``dp_basicsr.archs.any_network_arch.build_features``). Both
@@ -92,54 +98,47 @@ class DualPerceptualLoss(nn.Module):
         range_norm: bool = False,
         vgg_weights: str = "imagenet",
         resnet_weights: str = "imagenet",
-        extra_networks: Sequence[Mapping[str, Any]] = (),
         extra_terms: Sequence[Mapping[str, Any]] = (),
         reference: str = "vgg",
         input_channels: Channels = None,
         log_gradient_shares: bool = False,
     ) -> None:
+        terms = dp_loss_terms(locals())
         super().__init__()
         if criterion not in ("l1", "l2"):
             raise UserError(f"criterion: expected l1 or l2, got {criterion!r}")
         self.loss_weight = loss_weight
         self.sync_weight = sync_weight
         self.range_norm = range_norm
-        self.criterion: Criterion = criterion
         self.input_channels = parse_channels(input_channels)
         self.log_gradient_shares = log_gradient_shares
+        self.reference_name = reference
         # A plain dict, so that the networks are not registered and stay out of parameters and checkpoints.
         self.all_terms: dict[str, PerceptualTerm | RegisteredTerm] = {}
         self.rules: dict[str, WeightRule] = {}
-        self.reference_name = reference
-        rule = (mu, eps, dynamic_weighting, static_weight, max_weight)
-        own: list[Mapping[str, Any]] = []
-        if vgg_layer_weights or reference == "vgg":
-            own.append({"name": "vgg", "network": vgg_type, "layer_weights": vgg_layer_weights,
-                        "weights": vgg_weights, "use_input_norm": use_input_norm})  # fmt: skip
-        if resnet_layer_weights:
-            own.append({"name": "resnet", "network": resnet_type, "layer_weights": resnet_layer_weights,
-                        "weights": resnet_weights, "use_input_norm": resnet_use_input_norm,
-                        "batch_stats": resnet_batch_stats})  # fmt: skip
-        for entry in (*own, *extra_networks, *extra_terms):
-            self._add_term(dict(zip(RULE, rule, strict=True)) | dict(entry))
+        for term in terms:
+            name, kind, network = str(term.pop("name")), term.pop("type", None), term.pop("network", None)
+            if name in self.all_terms:
+                raise UserError(f"extra_terms: the name {name!r} is already used; choose another `name`")
+            self.rules[name] = WeightRule(**{key: term.pop(key) for key in RULE})
+            if kind is not None:
+                self.all_terms[name] = RegisteredTerm(kind, term, range_norm)
+            else:
+                layer_weights = term.pop("layer_weights", {})
+                features = build_features(network, layer_weights, range_norm=range_norm, **term)
+                self.all_terms[name] = PerceptualTerm(network, features, layer_weights, criterion)
         if reference not in self.all_terms:
             raise UserError(f"reference: expected one of {', '.join(self.all_terms)}, got {reference!r}")
         self.terms: dict[str, Tensor] = {}
+        self._has_seen_images = False
 
-    def _add_term(self, entry: dict[str, Any]) -> None:
-        kind, network = entry.pop("type", None), entry.pop("network", None)
-        if (kind is None) == (network is None):
-            raise UserError(f"extra_terms: expected `type` or `network` in each entry, got {kind!r} and {network!r}")
-        name = str(entry.pop("name", kind or network))
-        if name in self.all_terms:
-            raise UserError(f"extra_terms: the name {name!r} is already used; choose another `name`")
-        self.rules[name] = WeightRule(**{key: entry.pop(key) for key in RULE})
-        if kind is not None:
-            self.all_terms[name] = RegisteredTerm(kind, entry, self.range_norm)
-            return
-        layer_weights = entry.pop("layer_weights", {})
-        features = build_features(network, layer_weights, range_norm=self.range_norm, **entry)
-        self.all_terms[name] = PerceptualTerm(features, layer_weights, self.criterion)
+    def extra_repr(self) -> str:
+        """Describe the terms, which are no submodules: their networks, layers and weights."""
+        lines = [f"loss_weight={self.loss_weight:g}"]
+        for name in self._names():
+            weight = f", w: {self.rules[name]}" if name in self.weighted else ", the reference" if self.weighted else ""
+            lines.append(f"({name}): {self.all_terms[name]}{weight}")
+        return "\n".join(lines)
 
     @property
     def reference(self) -> PerceptualTerm | RegisteredTerm:
@@ -174,8 +173,8 @@ class DualPerceptualLoss(nn.Module):
         self._check_images(x, gt)
         reference = self._value(self.reference, x, gt)
         others = [self._value(term, x, gt) for term in self.weighted.values()]
-        own = torch.stack([reference, *others]).detach()
-        weights = self._weigh(own, self._start_means(own, torch.is_grad_enabled() and x.requires_grad)())
+        local = torch.stack([reference, *others]).detach()
+        weights = self._weigh(local, self._start_means(local, torch.is_grad_enabled() and x.requires_grad)())
         return self.loss_weight * weighted_total(reference, others, weights)
 
     def backward(self, x: Tensor, gt: Tensor, scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> Tensor:
@@ -201,10 +200,10 @@ class DualPerceptualLoss(nn.Module):
             value = self._value(term, x, gt)
             values.append(value.detach())
             if len(values) == len(terms):
-                own = torch.stack(values)
-                finish = self._start_means(own, True)
+                local = torch.stack(values)
+                finish = self._start_means(local, True)
             gradients += torch.autograd.grad(scale(self.loss_weight * value), x)
-        weights = self._weigh(own, finish())
+        weights = self._weigh(local, finish())
         if self.log_gradient_shares:
             shares = gradient_shares(gradients, weights)
             self.terms |= {f"share_{name}": share for name, share in zip(self._names(), shares, strict=True)}
@@ -222,14 +221,14 @@ class DualPerceptualLoss(nn.Module):
     def _names(self) -> list[str]:
         return [self.reference_name, *self.weighted]
 
-    def _start_means(self, own: Tensor, with_gradient: bool) -> Callable[[], Tensor]:
+    def _start_means(self, local: Tensor, with_gradient: bool) -> Callable[[], Tensor]:
         """Start averaging this process's terms over the processes, if that affects w."""
         dynamic = any(self.rules[name].dynamic_weighting for name in self.weighted)
-        return start_mean(own) if self.sync_weight and dynamic and with_gradient else lambda: own
+        return start_mean(local) if self.sync_weight and dynamic and with_gradient else lambda: local
 
-    def _weigh(self, own: Tensor, means: Tensor) -> list[Tensor]:
+    def _weigh(self, local: Tensor, means: Tensor) -> list[Tensor]:
         """Return the weights from the terms' means, the reference's first; store them and the values in ``terms``."""
-        self.terms = {f"l_{name}": value for name, value in zip(self._names(), own, strict=True)}
+        self.terms = {f"l_{name}": value for name, value in zip(self._names(), local, strict=True)}
         weights = []
         for name, mean in zip(self.weighted, means[1:], strict=True):
             weights.append(self.rules[name].weight(means[0], mean))
@@ -259,12 +258,24 @@ class DualPerceptualLoss(nn.Module):
             raise UserError(f"DPLoss: expected floating-point images, in [0, 1] or with range_norm in [-1, 1], {got}")
         if x.numel() == 0:
             raise UserError(f"DPLoss: expected at least one image and one pixel, {got}")
+        if not self._has_seen_images and not torch.compiler.is_compiling():
+            self._check_range(gt)
         channels = x.size(1)
         if self.input_channels is None and channels != 3:
             way_out = "set input_channels: repeat (gray) or three channel indices ([3, 2, 1])"
             raise UserError(f"DPLoss: expected images of shape (N, 3, H, W), {got}; {way_out}")
         if self.input_channels is not None:
             self._check_channels(self.input_channels, channels)
+
+    def _check_range(self, gt: Tensor) -> None:
+        """Refuse originals in another range. Only in the first call, because it waits for the device."""
+        low, high = gt.detach().aminmax()
+        expected = "[-1, 1] (range_norm)" if self.range_norm else "[0, 1]"
+        if high > 2:  # a little more than 1 may be left by resizing
+            raise UserError(f"DPLoss: expected images in {expected}, got values up to {high:g}: divide them by 255")
+        if low < -0.5 and not self.range_norm:
+            raise UserError(f"DPLoss: expected images in [0, 1], got values from {low:g}: set range_norm for [-1, 1]")
+        self._has_seen_images = True
 
     def _check_channels(self, triples: Sequence[Sequence[int]], channels: int) -> None:
         if list(triples) == [_REPEAT] and channels != 1:
@@ -279,11 +290,70 @@ class DualPerceptualLoss(nn.Module):
             term._apply(fn, recurse)
         return self
 
-    def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *args: Any) -> None:
-        """Drop the frozen networks that earlier versions saved: they are not part of the state."""
-        for key in [key for key in state_dict if key.startswith(prefix)]:
-            del state_dict[key]
-        super()._load_from_state_dict(state_dict, prefix, *args)
+
+@register("loss")
+class DPLoss(DualPerceptualLoss):
+    """``DualPerceptualLoss`` for BasicSR's ``perceptual_opt``."""
+
+    def forward(self, x: Tensor, gt: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """Return the loss, and None in place of the style loss of BasicSR's PerceptualLoss."""
+        return super().forward(x, gt), None
+
+    def log_terms(self) -> dict[str, Tensor]:
+        """Return ``terms`` by their names in the log: ``l_g_vgg``, ``l_g_resnet``, ``dp_weight`` ..."""
+        named = {}
+        for name, value in self.terms.items():
+            old, new = next(prefix for prefix in LOG_PREFIXES if name.startswith(prefix[0]))
+            named[new + name.removeprefix(old)] = value
+        return named
+
+
+def dp_loss_terms(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the terms of a DPLoss, its VGG and ResNet first, as complete entries of ``extra_terms``.
+
+    Args:
+        options: Arguments of the loss; others are ignored, and missing ones have their defaults.
+
+    Raises:
+        UserError: An entry has neither ``type`` nor ``network``, or both.
+    """
+    given = {name: value.default for name, value in inspect.signature(DualPerceptualLoss).parameters.items()}
+    given |= options
+    terms = []
+    if given["vgg_layer_weights"] or given["reference"] == "vgg":
+        terms.append({"name": "vgg", "network": given["vgg_type"], "layer_weights": given["vgg_layer_weights"],
+                      "weights": given["vgg_weights"], "use_input_norm": given["use_input_norm"]})  # fmt: skip
+    if given["resnet_layer_weights"]:
+        terms.append({"name": "resnet", "network": given["resnet_type"], "layer_weights": given["resnet_layer_weights"],
+                      "weights": given["resnet_weights"], "use_input_norm": given["resnet_use_input_norm"],
+                      "batch_stats": given["resnet_batch_stats"]})  # fmt: skip
+    for entry in given["extra_terms"]:
+        kind, network = entry.get("type"), entry.get("network")
+        if (kind is None) == (network is None):
+            text = f"expected `type` or `network` in each entry, got {kind!r} and {network!r}"
+            raise UserError(f"extra_terms: {text}")
+        terms.append({"name": kind or network} | dict(entry))
+    return [{key: given[key] for key in RULE} | term for term in terms]
+
+
+def with_random_weights(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a DPLoss for a trial, which needs no files: the same networks with random weights."""
+    random = {"weights": "random"}
+    entries = [dict(entry) | (random if _takes_weights(entry) else {}) for entry in options.get("extra_terms", ())]
+    return {**options, "vgg_weights": "random", "resnet_weights": "random", "extra_terms": entries}
+
+
+def imagenet_networks(options: Mapping[str, Any]) -> list[str]:
+    """Return the networks (torchvision's or timm's names) whose ImageNet weights a DPLoss loads."""
+    networks = []
+    for term in dp_loss_terms(options):
+        if _takes_weights(term) and term.get("weights", "imagenet") == "imagenet":
+            networks.append(term.get("network") or lpips_backbone(term.get("net", "alex")))
+    return networks
+
+
+def _takes_weights(term: Mapping[str, Any]) -> bool:
+    return "network" in term or term.get("type") == "LPIPSLoss"
 
 
 _REPEAT = [0, 0, 0]

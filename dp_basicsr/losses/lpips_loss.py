@@ -23,19 +23,26 @@ class LPIPSLoss(nn.Module):
     """
 
     def __init__(self, loss_weight: float = 1.0, net: str = "alex", weights: str = "imagenet") -> None:
-        # The metrics need BasicSR, the losses do not.
-        from dp_basicsr.metrics.lpips_metric import BACKBONES, build_network
+        from dp_basicsr.metrics.lpips_metric import build_network  # metrics need BasicSR, losses do not
 
         super().__init__()
-        if net not in BACKBONES:
-            raise UserError(f"LPIPSLoss: net: expected one of {', '.join(BACKBONES)}, got {net!r}")
+        network = lpips_backbone(net)
         if weights == "random":
-            backbone = random_network(BACKBONES[net]).state_dict()
+            backbone = random_network(network).state_dict()
         else:
-            backbone = read_state_dict(find_weights(BACKBONES[net], weights))
+            backbone = read_state_dict(find_weights(network, weights))
         self.loss_weight = loss_weight
         self.network = build_network(net, backbone, weights)
 
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
         """Return the mean distance, 0-d, of ``x`` and ``gt``, (N, 3, H, W), RGB in [0, 1]."""
         return self.loss_weight * self.network(2 * x - 1, 2 * gt - 1).mean()
+
+
+def lpips_backbone(net: str) -> str:
+    """Return torchvision's name of an LPIPS backbone; raise a UserError if there is no such backbone."""
+    from dp_basicsr.metrics.lpips_metric import BACKBONES
+
+    if net not in BACKBONES:
+        raise UserError(f"LPIPSLoss: net: expected one of {', '.join(BACKBONES)}, got {net!r}")
+    return BACKBONES[net]

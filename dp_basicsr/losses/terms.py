@@ -53,6 +53,12 @@ class WeightRule:
         if self.max_weight is not None and not (_is_number(self.max_weight) and self.max_weight > 0):
             raise UserError(f"max_weight: expected a number > 0, or ~ for no limit, got {self.max_weight!r}")
 
+    def __str__(self) -> str:
+        if not self.dynamic_weighting:
+            return f"{self.static_weight:g}"
+        limit = "" if self.max_weight is None else f", at most {self.max_weight:g}"
+        return f"reference / ({self.mu:g} * term + {self.eps:g}){limit}"
+
     def weight(self, reference: Tensor, term: Tensor) -> Tensor:
         """Return the weight w of a term from its value and the reference's: 0-d, without gradient."""
         if self.dynamic_weighting:
@@ -64,16 +70,24 @@ class PerceptualTerm(nn.Module):
     """Distance of two images in the feature space of one frozen network (Eq. 4, 5).
 
     Args:
+        network: Its name, for ``repr``.
         features: The network; its layers must be those of ``layer_weights``.
         layer_weights: Weight of each layer.
         criterion: ``l1`` or ``l2``.
     """
 
-    def __init__(self, features: FrozenFeatures, layer_weights: Mapping[str, float], criterion: Criterion) -> None:
+    def __init__(
+        self, network: str, features: FrozenFeatures, layer_weights: Mapping[str, float], criterion: Criterion
+    ) -> None:
         super().__init__()
+        self.network = network
         self.features = features
         self.layer_weights = dict(layer_weights)
         self.criterion = criterion
+
+    def __repr__(self) -> str:
+        layers = ", ".join(f"{weight:g} {layer}" for layer, weight in self.layer_weights.items())
+        return f"{self.criterion} of {layers} of {self.network}"
 
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
         """Return the 0-d distance of ``x`` and ``gt``, both (N, 3, H, W); the gradient flows only to ``x``."""
@@ -113,6 +127,9 @@ class RegisteredTerm(nn.Module):
             self.loss.requires_grad_(False).eval()
             self._require_distance()
 
+    def __repr__(self) -> str:
+        return self.kind
+
     def train(self, mode: bool = True) -> RegisteredTerm:
         """Stay in eval mode: a loss must not change with the model's mode."""
         return super().train(False)
@@ -127,8 +144,8 @@ class RegisteredTerm(nn.Module):
     def _call(self, x: Tensor, gt: Tensor) -> Tensor:
         """Return the loss's tensor, or the sum of BasicSR's tuple, whose entries may be None."""
         with torch.autocast(x.device.type, enabled=False):
-            found = self.loss(x, gt)
-        parts = [part for part in (found if isinstance(found, tuple) else (found,)) if part is not None]
+            value = self.loss(x, gt)
+        parts = [part for part in (value if isinstance(value, tuple) else (value,)) if part is not None]
         return torch.stack([part.reshape(()) for part in parts]).sum()
 
     def _require_distance(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dp_basicsr.distributed.collectives import is_parallel
 from dp_basicsr.errors import UserError
-from dp_basicsr.losses.dp_loss import DPLoss
+from dp_basicsr.losses.dual_perceptual_loss import DPLoss
 from dp_basicsr.losses.functional import at_least_float32
 from dp_basicsr.losses.ldl_loss import ldl_loss
 from dp_basicsr.utils.signals import resume_advice

@@ -13,7 +13,7 @@ from dp_basicsr.compat import OPTIMIZERS
 from dp_basicsr.errors import UserError
 from dp_basicsr.options.problems import Path, Problem, choose, joined, nearest, report
 from dp_basicsr.options.reading import Options, shown
-from dp_basicsr.options.rules import TERM_LISTS, View, find_conflicts, find_missing
+from dp_basicsr.options.rules import View, find_conflicts, find_missing
 from dp_basicsr.options.signatures import (
     TypedEntry,
     loss_term,
@@ -177,19 +177,18 @@ def _check_terms(entry: Any, path: Path) -> list[Problem]:
     problems: list[Problem] = []
     if not isinstance(entry, dict) or entry.get("type") != "DPLoss":
         return problems
-    for key in TERM_LISTS:
-        terms = entry.get(key)
-        for number, term in enumerate(terms if isinstance(terms, list) else ()):
-            where = (*path, key, number)
-            if not isinstance(term, dict):
-                continue  # already reported by the signature check
-            if ("type" in term) == ("network" in term):
-                got = "both" if "type" in term else "neither"
-                problems.append(Problem(where, f"expected `type` (a loss) or `network` (of features), got {got}"))
-            elif "type" in term:
-                problems += _check_entry(loss_term(), dict(term), where)  # a copy, without the class's defaults
-            else:
-                problems += _validate(network_term(), term, where, is_open=False)
+    terms = entry.get("extra_terms")
+    for number, term in enumerate(terms if isinstance(terms, list) else ()):
+        where = (*path, "extra_terms", number)
+        if not isinstance(term, dict):
+            continue  # already reported by the signature check
+        if ("type" in term) == ("network" in term):
+            got = "both" if "type" in term else "neither"
+            problems.append(Problem(where, f"expected `type` (a loss) or `network` (of features), got {got}"))
+        elif "type" in term:
+            problems += _check_entry(loss_term(), dict(term), where)  # a copy, without the class's defaults
+        else:
+            problems += _validate(network_term(), term, where, is_open=False)
     return problems
 
 

@@ -32,8 +32,7 @@ OURS: tuple[tuple[str, type[Section], tuple[str, ...]], ...] = (
 
 PERCEPTUAL: Path = ("train", "perceptual_opt")
 
-# Keys of DPLoss's further terms: the current name and the older one.
-TERM_LISTS = ("extra_networks", "extra_terms")
+TERMS: Path = (*PERCEPTUAL, "extra_terms")
 
 
 class View:
@@ -148,10 +147,9 @@ def _layer_names(network: Any) -> Sequence[str]:
 
 def _term_paths(opt: View) -> list[Path]:
     """Return the paths of DPLoss's further terms."""
-    lists = {key: opt.at(*PERCEPTUAL, key) for key in TERM_LISTS}
+    terms = opt.at(*TERMS)
     return [
-        (*PERCEPTUAL, key, number)
-        for key, terms in lists.items()
+        (*TERMS, number)
         for number, term in enumerate(terms if isinstance(terms, list) else ())
         if isinstance(term, dict)
     ]
@@ -166,7 +164,7 @@ def _terms(opt: View) -> Iterator[Problem]:
     if opt.get(*PERCEPTUAL, "vgg_layer_weights"):
         own.insert(0, "vgg")
     elif reference == "vgg" and opt.get(*PERCEPTUAL, "vgg_layer_weights") is not None:
-        text = "expected at least one layer, or another term as `reference`, got {}"
+        text = "expected at least one layer, or another term as `reference`, got an empty mapping"
         yield Problem((*PERCEPTUAL, "vgg_layer_weights"), text)
         return
     names = list(own)

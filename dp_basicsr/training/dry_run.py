@@ -12,10 +12,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.archs.any_network_arch import TIMM
 from dp_basicsr.archs.pretrained import PRETRAINED_DIR, weights_url
 from dp_basicsr.checkpoint.resume import require_networks
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu, evaluation_loaders
 from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.losses.dual_perceptual_loss import imagenet_networks, with_random_weights
 from dp_basicsr.metrics import refuse_small_images
 from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
 from dp_basicsr.training.progress import PAPER_BATCH, current_losses, require_loggers
@@ -73,20 +75,13 @@ def trial_options(opt: dict[str, Any], without_files: bool) -> dict[str, Any]:
     """Copy the options for the trial: no worker processes, no downloads, and no files that may be missing."""
     trial = deepcopy(opt)
     trial["datasets"]["train"] |= {"num_worker_per_gpu": 0, "persistent_workers": False, "prefetch_mode": None}
-    for loss in perceptual_losses(trial):  # the cost does not depend on the weights
-        loss |= {"weights": "random"} if "network" in loss else {"vgg_weights": "random", "resnet_weights": "random"}
+    loss = trial["train"].get("perceptual_opt") or {}
+    if loss.get("type") == "DPLoss":
+        trial["train"]["perceptual_opt"] = with_random_weights(loss)  # the cost does not depend on the weights
     if without_files:
         for key in ("pretrain_network_g", "pretrain_network_d", "resume_state"):
             trial["path"][key] = None
     return trial
-
-
-def perceptual_losses(opt: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the options of a DPLoss and of its extra networks, whose weights may need downloads."""
-    loss = opt["train"].get("perceptual_opt") or {}
-    if loss.get("type") != "DPLoss":
-        return []
-    return [loss, *loss.get("extra_networks", ())]
 
 
 def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, float]:
@@ -236,19 +231,15 @@ def duration(seconds: float) -> str:
 
 def downloads(opt: dict[str, Any]) -> list[str]:
     """List the ImageNet weights that the run would download at its start."""
-    notes = []
-    for loss in perceptual_losses(opt):
-        kinds = (("vgg_type", "vgg19", "vgg_weights"), ("resnet_type", "resnet50", "resnet_weights"))
-        extra = (("network", None, "weights"),) if "network" in loss else kinds
-        for kind, default, weights in extra:
-            network = str(loss.get(kind, default))
-            if loss.get(weights, "imagenet") == "imagenet" and not _is_here(network):
-                notes.append(
-                    f"  note:   the ImageNet weights of {network} are missing: the run will download them first"
-                )
-    return notes
+    loss = opt["train"].get("perceptual_opt") or {}
+    networks = imagenet_networks(loss) if loss.get("type") == "DPLoss" else []
+    missing = [network for network in networks if not _is_here(network)]
+    text = "  note:   the ImageNet weights of {} are missing: the run will download them first"
+    return [text.format(network) for network in missing]
 
 
 def _is_here(network: str) -> bool:
+    if network.startswith(TIMM):  # timm has a cache of its own, in which a download is not repeated
+        return False
     name = weights_url(network).rsplit("/", 1)[1]
     return any((folder / name).is_file() for folder in (PRETRAINED_DIR, Path(torch.hub.get_dir()) / "checkpoints"))

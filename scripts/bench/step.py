@@ -103,7 +103,7 @@ def build_unfolded(quick: bool) -> Any:
     """Build ESRGANDPModel with a ResNet whose batch-norms are not folded into its convolutions."""
     model = build_ours(quick, {})
     features = model.cri_perceptual.weighted["resnet"].features
-    features.parts = features.unfolded[0]
+    features.folds = False
     return model
 
 

@@ -34,7 +34,7 @@ def test_the_second_bottleneck_is_followed_by_the_third_of_the_stage() -> None:
     """The third bottleneck applied to its output gives the stage that DPLoss uses."""
     x = torch.rand(1, 3, 64, 64)
     stage = ResNetFeatures(["layer1"], "resnet50", "random")
-    parts = stage.unfolded[0]  # the figure shows the published network, with its batch-norm
+    parts = stage.parts  # not folded before the first call: the figure shows the published network, with its batch-norm
     second = resnet_features("random")(x)[RESNET_LAYER]
     assert torch.equal(parts["layer1"][:2](parts["stem"](stage.normalise(x))), second)
 

@@ -163,12 +163,12 @@ def test_layer_weights_and_criterion() -> None:
 def test_a_third_network_is_a_further_weighted_term() -> None:
     """Eq. 6 in general, from an option file: L_VGG + w_1 L_1 + w_2 L_2, each w_i with its own mu."""
     extra = {"network": "resnet34", "layer_weights": {"layer2": 1}, "weights": "random", "mu": 2.0}
-    loss = small_loss(extra_networks=[extra])
+    loss = small_loss(extra_terms=[extra])
     value, _ = loss(*images())
     assert set(loss.terms) == {"l_vgg", "l_resnet", "weight", "l_resnet34", "weight_resnet34"}
     assert value.item() == pytest.approx((1 + 1 / 0.5 + 1 / 2.0) * loss.l_vgg.item(), rel=1e-6)
     with pytest.raises(UserError, match="resnet34.*already used"):
-        small_loss(extra_networks=[extra, extra])
+        small_loss(extra_terms=[extra, extra])
 
 
 def test_range_norm_takes_images_in_minus_one_to_one() -> None:
@@ -254,7 +254,7 @@ def test_an_image_too_small_for_the_layer_is_refused() -> None:
         ({"vgg_layer_weights": {"conv9_9": 1}}, "conv3_1.*conv9_9"),
         ({"vgg_layer_weights": {}}, "at least one layer"),
         ({"resnet_layer_weights": {"conv4_6": 1}}, "layer3.*conv4_6"),
-        ({"extra_networks": [{"network": "alexnot", "layer_weights": {"a": 1}}]}, "resnet50.*alexnot"),
+        ({"extra_terms": [{"network": "alexnot", "layer_weights": {"a": 1}}]}, "resnet50.*alexnot"),
         ({"extra_terms": [{"network": "alexnet", "layer_weights": {"features.99": 1}}]}, r"features\.12.*features\.99"),
     ],
 )
@@ -266,7 +266,7 @@ def test_wrong_options_name_what_is_expected(options: dict[str, Any], message: s
 def test_the_interface_and_its_defaults() -> None:
     """Other code uses these names, and the paper's reading is the default."""
     defaults = {name: p.default for name, p in inspect.signature(DPLoss).parameters.items()}
-    assert defaults.pop("extra_networks") == defaults.pop("extra_terms") == ()
+    assert defaults.pop("extra_terms") == ()
     assert defaults == {
         "vgg_layer_weights": {"conv5_4": 1},
         "resnet_layer_weights": {"layer3": 1},
@@ -303,7 +303,7 @@ def test_basicsr_builds_it() -> None:
 @pytest.mark.parametrize(
     "options",
     [{}, RELEASED, {"resnet_layer_weights": {}}, {"loss_weight": 0.5, "dynamic_weighting": False},
-     {"extra_networks": [{"network": "vgg11", "name": "b", "layer_weights": {"relu2_1": 1}, "weights": "random"}]}],
+     {"extra_terms": [{"network": "vgg11", "name": "b", "layer_weights": {"relu2_1": 1}, "weights": "random"}]}],
 )  # fmt: skip
 def test_backward_adds_the_gradient_of_forward(options: dict[str, Any]) -> None:
     """One network at a time, with w applied to the gradient: equal up to rounding, added to the image's gradient."""
@@ -328,3 +328,37 @@ def test_the_weight_can_be_capped() -> None:
     assert free.weight > 0.125
     assert capped.weight == 0.125
     assert value.item() == pytest.approx((capped.l_vgg + 0.125 * capped.l_resnet).item(), rel=1e-12)
+
+
+RANGES = {"[0, 1]": (0.0, 1.0), "[-1, 1]": (-1.0, 1.0), "[0, 255]": (0.0, 255.0), "[-0.02, 1.02]": (-0.02, 1.02)}
+
+
+@pytest.mark.parametrize("range_norm", [False, True])
+@pytest.mark.parametrize("given", RANGES)
+def test_images_in_another_range_are_refused_in_the_first_call(given: str, range_norm: bool) -> None:
+    low, high = RANGES[given]
+    x, gt = (low + (high - low) * image.detach() for image in images())
+    gt[0, 0, 0, :2] = torch.tensor([low, high])
+    loss = small_loss(range_norm=range_norm)
+    if given == "[0, 255]":
+        with pytest.raises(UserError, match=r"got values up to 255: divide them by 255"):
+            loss(x, gt)
+    elif given == "[-1, 1]" and not range_norm:
+        with pytest.raises(UserError, match=r"expected images in \[0, 1\], got values from -1: set range_norm"):
+            loss(x, gt)
+    else:
+        loss(x, gt)
+        loss(255 * x, 255 * gt)  # not checked again, because that would wait for the device
+
+
+def test_print_shows_networks_layers_mu_and_weight() -> None:
+    terms = [{"type": "CharbonnierLoss", "mu": 2.0, "max_weight": 3.0}]
+    text = str(small_loss(resnet_layer_weights={"layer1": 1, "layer2": 0.5}, extra_terms=terms, loss_weight=0.25))
+    assert text.splitlines() == [
+        "DPLoss(",
+        "  loss_weight=0.25",
+        "  (vgg): l1 of 1 conv3_1 of vgg11, the reference",
+        "  (resnet): l1 of 1 layer1, 0.5 layer2 of resnet18, w: reference / (0.5 * term + 1e-08)",
+        "  (CharbonnierLoss): CharbonnierLoss, w: reference / (2 * term + 1e-08), at most 3",
+        ")",
+    ]

@@ -286,17 +286,6 @@ class TestModule:
             module.training for term in loss.all_terms.values() for module in term.modules() if module is not term
         )
 
-    def test_an_old_file_with_its_keys_still_loads(self, loss: DualPerceptualLoss) -> None:
-        parent = nn.ModuleDict({"net": nn.Conv2d(3, 3, 1), "loss": loss})
-        old = parent.state_dict() | {
-            "loss.reference.features.parts.conv1_1.weight": torch.ones(1),
-            "loss.weighted.resnet.features.parts.layer1.0.bn1.running_mean": torch.ones(1),
-        }
-        parent.load_state_dict(old, strict=True)
-        loss.load_state_dict({"reference.features.parts.conv1_1.weight": torch.ones(1)}, strict=True)
-        with pytest.raises(RuntimeError, match="Unexpected"):
-            parent.load_state_dict(old | {"other": torch.ones(1)}, strict=True)
-
     def test_a_first_call_in_inference_mode_does_not_break_training(
         self, loss: DualPerceptualLoss, pair: tuple[Tensor, Tensor]
     ) -> None:

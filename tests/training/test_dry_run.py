@@ -117,10 +117,16 @@ def test_a_step_that_fails_is_one_message(
 def test_imagenet_weights_are_not_downloaded(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The trial uses random weights and names those that the run would download."""
     weights = ["train:perceptual_opt:vgg_weights=imagenet", "train:perceptual_opt:resnet_weights=imagenet"]
-    extra = "train:perceptual_opt:extra_networks=[{network: resnet34, layer_weights: {layer1: 1}}]"
+    terms = "[{network: resnet34, layer_weights: {layer1: 1}}, {type: LPIPSLoss, net: vgg}]"
+    extra = f"train:perceptual_opt:extra_terms={terms}"
     code, out, _ = run(capsys, *weights, extra)
     assert code == 0
-    assert [line.split()[5] for line in out.splitlines() if "note:" in line] == ["vgg11", "resnet18", "resnet34"]
+    assert [line.split()[5] for line in out.splitlines() if "note:" in line] == [
+        "vgg11",
+        "resnet18",
+        "resnet34",
+        "vgg16",
+    ]
     here = Path(torch.hub.get_dir(), "checkpoints", dry_run.weights_url("vgg11").rsplit("/", 1)[1])
     here.parent.mkdir(parents=True)
     here.touch()
