@@ -1,8 +1,8 @@
-# `make demo` and `make test` set everything up first. Variables:
+# Every target first installs what it needs, `make setup` everything. Variables:
 #
 #   PYTHON=python3.13   the interpreter of the environment (3.10 or newer)
-#   TORCH_INDEX=URL     another torch build than PyPI's: https://download.pytorch.org/whl/cpu,
-#                       https://download.pytorch.org/whl/cu128, ...
+#   TORCH_INDEX=URL     another torch build than PyPI's: https://download.pytorch.org/whl/cu128, ...;
+#                       without an NVIDIA GPU the CPU build is taken where its index answers
 #   VENV=.venv          the environment's folder
 #   BENCH="step --batch 16"   arguments of make bench; python -m scripts.bench --help lists them
 #   WEIGHTS=imagenet    make demo with the real VGG19 and ResNet-50 instead of random ones
@@ -10,7 +10,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-DONE := $(VENV)/.setup-done
+CPU_INDEX := https://download.pytorch.org/whl/cpu
 # Remove VENV only if it is an environment.
 REMOVE_VENV := if test -e $(VENV)/pyvenv.cfg; then rm -rf $(VENV); fi
 
@@ -21,33 +21,49 @@ help: ## print this help
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
-setup: $(DONE) ## create the environment; does nothing if it exists
+setup: $(VENV)/.setup-done same-python ## create the environment with everything; does nothing if it exists
+
+.PHONY: same-python
+same-python: $(VENV)/.torch-done
 ifneq ($(origin PYTHON),file)
 	@test "$$($(PYTHON) -V)" = "$$($(BIN)/python -V)" || \
 		{ echo "error: $(VENV) was made with $$($(BIN)/python -V): run make clean first, or give another VENV=" >&2; exit 1; }
 endif
 
-# The mark is written last, so that an interrupted set-up is continued by the next run.
-# torch comes before BasicSR, whose setup.py imports it: an isolated build would download it a second time. PYTHONPATH is
-# needed from Python 3.13 on, in this line only; the file there says why.
-$(DONE): setup.py pyproject.toml Makefile
-	@rm -f $@
+# Each mark is written last, so that an interrupted set-up is continued by the next run.
+# torch comes first: its build is chosen here, and BasicSR's setup.py imports it.
+$(VENV)/.torch-done:
 	@$(BIN)/python -m pip --version 2>/dev/null || { \
 		$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: Python 3.10 or newer is needed, \
 	$(PYTHON) is " + sys.version.split()[0] + "; name another: make setup PYTHON=python3.12")' && \
 		$(REMOVE_VENV) && $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install 'pip>=25' 'setuptools>=77'
-	$(BIN)/python -m pip install torch torchvision $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	PYTHONPATH='$(CURDIR)/scripts/py313_basicsr_shim' \
-		$(BIN)/python -m pip install --no-build-isolation --no-deps 'basicsr>=1.4.2'
-	$(BIN)/python -m pip install --no-build-isolation --editable '.[dev]'
+	@index='$(TORCH_INDEX)'; \
+	if test -z "$$index" && ! command -v nvidia-smi >/dev/null && $(BIN)/python -c \
+		'import urllib.request; urllib.request.urlopen("$(CPU_INDEX)/torch/", timeout=5)' 2>/dev/null; \
+	then index=$(CPU_INDEX); fi; \
+	set -x; $(BIN)/python -m pip install torch torchvision $${index:+--index-url $$index}
+	@touch $@
+
+# The package with an extra of pyproject.toml: .demo-done, .lint-done, .docs-done.
+$(VENV)/.%-done: $(VENV)/.torch-done pyproject.toml setup.py
+	$(BIN)/python -m pip install --no-build-isolation --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.demo-done $(VENV)/.dev-done: $(VENV)/.basicsr-done
+
+$(VENV)/.basicsr-done: $(VENV)/.torch-done
+	$(BIN)/python dp_basicsr/get_basicsr.py
 	@reason=$$($(BIN)/python -c 'import cv2' 2>&1) || { \
 		echo "$$reason" | tail -n 1; echo 'OpenCV lacks a system library: installing its headless build instead.'; \
 		$(BIN)/python -m pip install --force-reinstall --no-deps opencv-python-headless; }
-	$(BIN)/python -c 'import dp_basicsr, basicsr, cv2'
 	@touch $@
 
-demo: setup ## prepare data, train, test, draw a picture: minutes on a CPU, offline
+$(VENV)/.setup-done: $(VENV)/.dev-done
+	$(BIN)/python -c 'import dp_basicsr, basicsr, cv2'
+	@touch $(VENV)/.demo-done $(VENV)/.lint-done $(VENV)/.docs-done $@
+
+demo: $(VENV)/.demo-done same-python ## prepare data, train, test, draw a picture: minutes on a CPU, offline
 	$(BIN)/python scripts/demo.py $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 # A process that dies ends the run: pytest-xdist would start another one, but then waits for ever.
@@ -61,13 +77,13 @@ bench: setup ## compare speed and memory with BasicSR's: 20 minutes on an idle C
 gpu-report: setup ## test and measure everything on this machine's GPU, into results/gpu; exits with 2 without one
 	$(BIN)/python -m scripts.gpu_report
 
-lint: setup ## check style, format and types
+lint: $(VENV)/.lint-done same-python ## check style, format and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff check --isolated --preview --select PLW1514 dp_basicsr scripts
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-docs: setup ## build the documentation as a site, into site/; fails on a broken link
+docs: $(VENV)/.docs-done same-python ## build the documentation as a site, into site/; fails on a broken link
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean: ## remove the environment, builds and caches, but no data or experiments

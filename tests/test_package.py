@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import configparser
 import importlib
+import os
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
 
 import dp_basicsr
+from dp_basicsr import get_basicsr
 
 import pytest
 
@@ -42,26 +46,35 @@ for name in sys.argv[2:]:
 """
 
 
-def run_python(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run_python(
+    code: str, *arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run ``code`` in a new Python with the tree under test first on its path."""
     prefix = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
     command = [sys.executable, "-c", prefix + code, *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel of ``pip install .``, built from a copy, so that nothing is written into the tree."""
-    folder = tmp_path_factory.mktemp("wheel")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist and the wheel, built from a copy, so that nothing is written into the tree."""
+    folder = tmp_path_factory.mktemp("built")
     source = folder / "source"
-    shutil.copytree(ROOT / "dp_basicsr", source / "dp_basicsr", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
-        if (ROOT / name).is_file():
-            shutil.copy(ROOT / name, source)
-    build = "from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
-    built = run_python(build, str(folder), cwd=source)
-    assert built.returncode == 0, built.stderr
-    return zipfile.ZipFile(next(folder.glob("*.whl")))
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "site", "datasets",
+                                      "experiments", "results", "tb_logger", "demo_output")  # fmt: skip
+    shutil.copytree(ROOT, source, ignore=left_out)
+    (source / "datasets").mkdir()
+    shutil.copy(ROOT / "datasets/README.md", source / "datasets")
+    build = "from setuptools import build_meta as b; to = sys.argv[1]; b.build_sdist(to); b.build_wheel(to)"
+    done = run_python(build, str(folder), cwd=source, env=os.environ | {"GITHUB_REPOSITORY": "owner/name"})
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> zipfile.ZipFile:
+    """The wheel of ``pip install .``."""
+    return zipfile.ZipFile(next(built.glob("*.whl")))
 
 
 def read_metadata(wheel: zipfile.ZipFile, name: str) -> str:
@@ -70,27 +83,60 @@ def read_metadata(wheel: zipfile.ZipFile, name: str) -> str:
     return wheel.read(path).decode("utf-8")
 
 
-def test_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def files_below(folder: str) -> set[str]:
+    """The files of a folder of the tree, as they are named in an archive."""
+    files = (path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(ROOT).as_posix() for path in files}
+
+
+def test_wheel_holds_the_package_and_the_option_files_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     packaged = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    files = (path for path in (ROOT / "dp_basicsr").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    assert packaged == {path.relative_to(ROOT).as_posix() for path in files}
+    options = {f"dp_basicsr/option_files/{name.removeprefix('options/')}" for name in files_below("options")}
+    assert packaged == files_below("dp_basicsr") | options
+    assert "dp_basicsr/py.typed" in packaged
+
+
+def test_sdist_can_run_its_tests(built: Path) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    folders = ("dp_basicsr", "options", "scripts", "tests", "docs", "benchmarks", "examples")
+    needed = set().union(*map(files_below, folders)) | {"Makefile", "mkdocs.yml", "CITATION.cff", "datasets/README.md"}
+    assert needed <= packed
 
 
 def test_metadata_states_version_python_and_core_requirements(wheel: zipfile.ZipFile) -> None:
     metadata = Parser().parsestr(read_metadata(wheel, "METADATA"))
     assert metadata["Version"] == dp_basicsr.__version__
     assert metadata["Requires-Python"] == ">=3.10"
-    core = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
-    names = {line.split(">")[0].split("=")[0].strip().lower() for line in core}
-    assert {"basicsr", "torch", "torchvision", "lpips", "opencv-python", "pyyaml", "lmdb"} <= names
-    assert not any("==" in line or "<" in line for line in core), "exact pins or upper bounds shut out today's releases"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    lines = metadata.get_all("Requires-Dist", [])
+    core = {re.split(r"[>;\s]", line)[0] for line in lines if "extra ==" not in line}
+    assert {"torch", "torchvision", "opencv-python", "pyyaml"} <= core
+    assert not core & {"basicsr", "lmdb", "lpips", "scipy"}, "only training needs them"
+    assert not any(
+        "==" in line.partition(";")[0] or "<" in line.partition(";")[0] for line in lines if "extra" not in line
+    )
 
 
-def test_console_commands_lead_to_functions(wheel: zipfile.ZipFile) -> None:
+def test_the_extra_train_is_what_get_basicsr_installs(wheel: zipfile.ZipFile) -> None:
+    lines = Parser().parsestr(read_metadata(wheel, "METADATA")).get_all("Requires-Dist", [])
+    extra = {line.partition(";")[0] for line in lines if line.endswith('extra == "train"')}
+    assert extra - {"setuptools"} == set(get_basicsr.TRAIN)
+
+
+def test_links_of_the_description_are_absolute(wheel: zipfile.ZipFile) -> None:
+    text = Parser().parsestr(read_metadata(wheel, "METADATA")).get_payload()
+    links = re.findall(r"\]\(([^)\s]+)\)", str(text))
+    assert "https://github.com/owner/name/blob/main/docs/installation.md" in links
+    assert "https://github.com/owner/name/raw/main/docs/images/demo.jpg" in links
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+
+
+def test_the_console_command_leads_to_a_function(wheel: zipfile.ZipFile) -> None:
     parser = configparser.ConfigParser()
     parser.read_string(read_metadata(wheel, "entry_points.txt"))
     commands = dict(parser["console_scripts"])
-    assert {"dp-basicsr-train", "dp-basicsr-test"} <= commands.keys()
+    assert commands.keys() == {"dp-basicsr"}
     for target in commands.values():
         module, _, function = target.partition(":")
         assert callable(getattr(importlib.import_module(module), function)), target

@@ -1,4 +1,4 @@
-"""The set-up files: the Makefile's guards, the build shim for Python 3.13, and the commands that CI runs."""
+"""The set-up files: the Makefile's guards, the installation of BasicSR, and the commands that CI runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import dp_basicsr
+from dp_basicsr import get_basicsr
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIM = ROOT / "scripts" / "py313_basicsr_shim"
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -25,6 +25,15 @@ def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PYTHON"))}
     command = ["make", "--no-print-directory", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def shim(tmp_path: Path) -> Path:
+    """The folder that get_basicsr.py puts on the path of BasicSR's build."""
+    folder = tmp_path / "shim"
+    folder.mkdir()
+    shutil.copyfile(get_basicsr.__file__, folder / "sitecustomize.py")
+    return folder
 
 
 def run_python(code: str, *python_path: Path) -> str:
@@ -45,37 +54,29 @@ def test_help_lists_every_target() -> None:
 
 @needs_make
 @pytest.mark.parametrize(
-    ("target", "command"),
+    ("target", "extra", "command"),
     [
-        ("demo", "scripts/demo.py"),
-        ("docs", "-m mkdocs"),
-        ("gpu-report", "-m scripts.gpu_report"),
-        ("lint", "-m mypy"),
-        ("test", "-m pytest"),
+        ("demo", "demo", "scripts/demo.py"),
+        ("docs", "docs", "-m mkdocs"),
+        ("lint", "lint", "-m mypy"),
+        ("test", "dev", "-m pytest"),
     ],
 )
-def test_every_target_sets_up_first(target: str, command: str, tmp_path: Path) -> None:
+def test_every_target_first_installs_what_it_needs(target: str, extra: str, command: str, tmp_path: Path) -> None:
     commands = run_make("--dry-run", target, f"VENV={tmp_path / 'venv'}").stdout
-    assert "-m pip install torch torchvision" in commands
-    assert commands.index(".setup-done") < commands.index(command)
-
-
-@needs_make
-def test_shim_is_on_the_path_of_one_install_only(tmp_path: Path) -> None:
-    commands = run_make("--dry-run", "setup", f"VENV={tmp_path / 'venv'}").stdout.replace("\\\n", "").splitlines()
-    with_shim = [line for line in commands if SHIM.name in line or "PYTHONPATH" in line]
-    assert len(with_shim) == 1
-    assert with_shim[0].startswith(f"PYTHONPATH='{SHIM}'")
-    assert "--no-deps 'basicsr" in with_shim[0]
+    installs = re.findall(r"--editable '\.\[(\w+)\]'", commands)
+    assert installs == [extra]
+    steps = ["-m pip install torch torchvision", f"'.[{extra}]'", f".{extra}-done", command]
+    assert [commands.index(step) for step in steps] == sorted(commands.index(step) for step in steps)
+    assert ("get_basicsr.py" in commands) == (extra in ("demo", "dev"))
 
 
 @needs_make
 def test_torch_index_reaches_the_torch_install_only(tmp_path: Path) -> None:
-    url = "https://download.pytorch.org/whl/cpu"
-    commands = run_make("--dry-run", "setup", f"VENV={tmp_path / 'venv'}", f"TORCH_INDEX={url}").stdout.splitlines()
-    assert [line.partition("-m pip ")[2] for line in commands if url in line] == [
-        f"install torch torchvision --index-url {url}"
-    ]
+    url = "https://example.org/whl"
+    commands = run_make("--dry-run", "setup", f"VENV={tmp_path / 'venv'}", f"TORCH_INDEX={url}").stdout
+    assert commands.count(url) == 1
+    assert f"index='{url}'" in commands
 
 
 @needs_make
@@ -94,7 +95,7 @@ def test_an_old_python_is_refused_and_setup_is_not_marked_done(tmp_path: Path) -
 
 @needs_make
 def test_an_interrupted_setup_is_not_marked_done(tmp_path: Path) -> None:
-    """A stale environment whose pip fails half-way: the marker of the earlier set-up is removed."""
+    """A stale environment whose pip fails half-way: the earlier set-up's mark stays older than its sources."""
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     python = venv / "bin" / "python"
@@ -104,7 +105,8 @@ def test_an_interrupted_setup_is_not_marked_done(tmp_path: Path) -> None:
     done.touch()
     os.utime(done, (0, 0))
     assert run_make("setup", f"VENV={venv}").returncode != 0
-    assert not done.exists()
+    assert done.stat().st_mtime == 0
+    assert [path.name for path in venv.glob(".*-done")] == [done.name]
 
 
 @needs_make
@@ -124,8 +126,8 @@ print(version())
 """
 
 
-def test_shim_lets_a_bare_exec_write_into_a_function() -> None:
-    assert run_python(BARE_EXEC_IN_A_FUNCTION, SHIM) == "1.4.2\n"
+def test_shim_lets_a_bare_exec_write_into_a_function(shim: Path) -> None:
+    assert run_python(BARE_EXEC_IN_A_FUNCTION, shim) == "1.4.2\n"
 
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="exec reaches locals() before Python 3.13")
@@ -135,7 +137,7 @@ def test_without_the_shim_exec_is_pythons_own() -> None:
     assert "KeyError: '__version__'" in failure.value.stderr
 
 
-def test_shim_leaves_every_other_exec_as_it_is() -> None:
+def test_shim_leaves_every_other_exec_as_it_is(shim: Path) -> None:
     code = """
 def run():
     here = 1
@@ -153,17 +155,40 @@ run()
 exec("d = 4")
 print(d)
 """
-    assert run_python(code, SHIM) == run_python(code) == "1 {'b': 2} seen\n4\n"
+    assert run_python(code, shim) == run_python(code) == "1 {'b': 2} seen\n4\n"
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="that is what the shim is for")
-def test_shim_does_nothing_before_python_313() -> None:
-    assert run_python("print(type(exec).__name__)", SHIM) == "builtin_function_or_method\n"
+def test_shim_does_nothing_before_python_313(shim: Path) -> None:
+    assert run_python("print(type(exec).__name__)", shim) == "builtin_function_or_method\n"
 
 
-def test_shim_still_runs_the_machines_own_sitecustomize(tmp_path: Path) -> None:
+def test_shim_still_runs_the_machines_own_sitecustomize(shim: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("print('company certificates installed')\n")
-    assert run_python("print('ready')", SHIM, tmp_path) == "company certificates installed\nready\n"
+    assert run_python("print('ready')", shim, tmp_path) == "company certificates installed\nready\n"
+
+
+def test_basicsr_is_installed_into_the_running_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shim is on the path of its build, and of no other step; a failing step ends it."""
+    calls: list[tuple[list[str], str]] = []
+    codes = iter((0, 0, 0, 0, 7))
+
+    def run(command: list[str], env: dict[str, str], check: bool) -> subprocess.CompletedProcess[str]:
+        calls.append((command, env.get("PYTHONPATH", "")))
+        return subprocess.CompletedProcess(command, next(codes))
+
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    monkeypatch.setattr(subprocess, "run", run)
+    assert get_basicsr.main() == 0
+    assert all(command[:4] == [sys.executable, "-m", "pip", "install"] for command, _ in calls)
+    assert [("--no-deps" in command, path != "mine") for command, path in calls] == [
+        (False, False),
+        (True, True),
+        (False, False),
+    ]
+    assert calls[1][1].endswith(f"{os.pathsep}mine")
+    assert get_basicsr.main() == 7
+    assert len(calls) == 5
 
 
 def test_citation_names_this_version() -> None:
