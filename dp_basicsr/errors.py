@@ -88,8 +88,8 @@ def message_for_user(error: BaseException) -> str | None:
     """
     if isinstance(error, UserError):
         return readable(str(error))
-    if isinstance(error, ModuleNotFoundError) and error.name is not None and error.name in EXTRAS:
-        return f"{error.name} is not installed: {how_to_install(error.name)}"
+    if isinstance(error, ModuleNotFoundError) and (module := (error.name or "").partition(".")[0]) in EXTRAS:
+        return f"{module} is not installed: {how_to_install(module)}"
     if is_too_many_files(error):
         return TOO_MANY_FILES
     if isinstance(error, OSError) and error.filename is not None:

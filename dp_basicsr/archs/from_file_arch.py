@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dp_basicsr.archs.rrdbnet_dp_arch import RRDBNetDP
+from dp_basicsr.archs.blocks import MSRResNet
+from dp_basicsr.archs.rrdbnet_dp_arch import FoldedRRDBNet, RRDBNetDP
 from dp_basicsr.checkpoint.network_spec import NetworkSpec, choose_scale, guess_spec
 from dp_basicsr.checkpoint.weight_names import rename_keys
 from dp_basicsr.checkpoint.weights import Weights, compare_shapes, read_weights
@@ -16,8 +17,6 @@ from dp_basicsr.registration import register
 from dp_basicsr.utils.input_size import InputSize
 
 import torch
-from basicsr.archs.rrdbnet_arch import RRDBNet
-from basicsr.archs.srresnet_arch import MSRResNet
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -82,8 +81,10 @@ def build_network(spec: NetworkSpec) -> nn.Module:
     with torch.device("meta"):
         if spec.arch == "MSRResNet":
             return MSRResNet(spec.channels, spec.channels, upscale=spec.scale, **size)
-        kind: Any = RRDBNet if spec.is_folded else RRDBNetDP
-        net = kind(spec.channels, spec.channels, scale=spec.scale, num_grow_ch=spec.num_grow_ch, **size)
+        if spec.is_folded:
+            net: Any = FoldedRRDBNet(spec.channels, spec.scale, num_grow_ch=spec.num_grow_ch, **size)
+        else:
+            net = RRDBNetDP(spec.channels, spec.channels, spec.scale, num_grow_ch=spec.num_grow_ch, **size)
     net.input_size = InputSize(spec.multiple)
     return net
 

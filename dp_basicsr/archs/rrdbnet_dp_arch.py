@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dp_basicsr.archs.blocks import RRDB, conv
 from dp_basicsr.errors import UserError
 from dp_basicsr.registration import register
 from dp_basicsr.utils.input_size import InputSize
 
-from basicsr.archs.rrdbnet_arch import RRDBNet
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 # Scale -> factors of the upsampling blocks (nearest interpolation, 3x3 convolution, LeakyReLU), section 3.1.
@@ -15,7 +15,7 @@ UPSAMPLING = {2: (2,), 3: (3,), 4: (2, 2)}
 
 
 @register("arch")
-class RRDBNetDP(RRDBNet):
+class RRDBNetDP(nn.Module):
     """RRDBNet whose upsampling blocks match the requested scale.
 
     BasicSR's RRDBNet always has two x2 blocks: for x3 it returns x4, and for x2 it first applies pixel-unshuffle to the
@@ -45,11 +45,17 @@ class RRDBNetDP(RRDBNet):
     ) -> None:
         if scale not in UPSAMPLING:
             raise UserError(f"RRDBNetDP: expected scale to be one of {sorted(UPSAMPLING)}, got {scale!r}")
-        super().__init__(num_in_ch, num_out_ch, 4, num_feat, num_block, num_grow_ch)  # 4: no pixel-unshuffle
+        super().__init__()
         self.scale = scale
         self.input_size = InputSize()  # any size: unlike BasicSR's RRDBNet, no pixel-unshuffle
+        self.conv_first = conv(num_in_ch, num_feat)
+        self.body = nn.Sequential(*(RRDB(num_feat, num_grow_ch) for _ in range(num_block)))
+        self.conv_body = conv(num_feat, num_feat)
+        self.conv_up1, self.conv_up2 = conv(num_feat, num_feat), conv(num_feat, num_feat)
+        self.conv_hr, self.conv_last = conv(num_feat, num_feat), conv(num_feat, num_out_ch)
+        self.lrelu = nn.LeakyReLU(negative_slope=0.2, inplace=True)
         if len(UPSAMPLING[scale]) == 1:
-            del self.conv_up2
+            del self.conv_up2  # made first: every scale draws the same random numbers
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale ``x`` of shape (N, num_in_ch, H, W), RGB in [0, 1], to (N, num_out_ch, scale * H, scale * W)."""
@@ -59,3 +65,22 @@ class RRDBNetDP(RRDBNet):
             conv = getattr(self, f"conv_up{number}")
             feat = self.lrelu(conv(F.interpolate(feat, scale_factor=factor, mode="nearest")))
         return self.conv_last(self.lrelu(self.conv_hr(feat)))
+
+
+class FoldedRRDBNet(RRDBNetDP):
+    """BasicSR's RRDBNet at x2 and x1: RRDBNetDP x4 on an image whose 2x2 or 4x4 pixels are channels.
+
+    Args:
+        channels: Channels of the images.
+        scale: 2 or 1.
+        num_feat, num_block, num_grow_ch: See ``RRDBNetDP``.
+    """
+
+    def __init__(self, channels: int, scale: int, num_feat: int, num_block: int, num_grow_ch: int) -> None:
+        fold = 4 // scale
+        super().__init__(channels * fold**2, channels, 4, num_feat, num_block, num_grow_ch)
+        self.fold = fold
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upscale ``x``, (N, channels, H, W), whose sides are multiples of the fold."""
+        return super().forward(F.pixel_unshuffle(x, self.fold))

@@ -18,7 +18,6 @@ from dp_basicsr.losses.ldl_loss import ldl_loss
 from dp_basicsr.utils.signals import resume_advice
 
 import torch
-from basicsr.archs.rrdbnet_arch import RRDB
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
 from torch import Tensor, distributed, nn
@@ -311,7 +310,7 @@ def checkpoint_blocks(net: nn.Module) -> None:
     Raises:
         UserError: ``net`` has no RRDBs.
     """
-    blocks = [module for module in net.modules() if isinstance(module, RRDB)]
+    blocks = [module for module in net.modules() if type(module).__name__ == "RRDB"]  # ours, BasicSR's or spandrel's
     if not blocks:
         raise UserError(
             f"train: checkpointing: expected a network of RRDBs such as RRDBNetDP, got {type(net).__name__}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import time
@@ -15,8 +16,6 @@ from typing import Any, BinaryIO
 from dp_basicsr.errors import UserError, first_line
 
 import torch
-from basicsr.utils import get_root_logger, get_time_str
-from basicsr.utils.misc import sizeof_fmt
 
 # Seconds before a failed write is retried once, so that a short outage of network storage does not end a run.
 RETRY_AFTER = 3.0
@@ -61,7 +60,9 @@ def atomic_write(path: Path, write: Callable[[Any], Any]) -> str:
     try:
         return _write_once(path, write)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        get_root_logger().warning(f"{path} cannot be saved ({first_line(error)}); retrying in {RETRY_AFTER:g} s")
+        logging.getLogger("basicsr").warning(
+            f"{path} cannot be saved ({first_line(error)}); retrying in {RETRY_AFTER:g} s"
+        )
     time.sleep(RETRY_AFTER)
     try:
         return _write_once(path, write)
@@ -127,13 +128,13 @@ def remove_partial_files(folder: str | Path) -> None:
 
 def await_archive_name(folder: str | Path) -> None:
     """Wait until BasicSR's archive name, which has a resolution of one second, is free."""
-    while Path(f"{folder}_archived_{get_time_str()}").exists():
+    while Path(f"{folder}_archived_{time.strftime('%Y%m%d_%H%M%S')}").exists():
         time.sleep(0.1)
 
 
 def free_space(folder: Path) -> str:
     """Describe the free space of a folder's disk."""
     try:
-        return f"{sizeof_fmt(shutil.disk_usage(folder).free)} free on its disk"
+        return f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB free on its disk"
     except OSError as error:
         return f"its folder: {error.strerror}"
