@@ -6,6 +6,7 @@ Otherwise ``--auto_resume`` would continue the abandoned run, whose checkpoints 
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Mapping
@@ -23,6 +24,11 @@ from basicsr.utils import get_root_logger
 _MOVING = "goes_back_to"
 
 
+def is_of(root: Path, state: Path) -> bool:
+    """Whether a training state is in a run's folder, so that the run's earlier figures lead to it."""
+    return state.resolve().parent.parent == root.resolve()
+
+
 def set_aside_later(root: Path, state: Path, iteration: int, best_files: Mapping[str, str]) -> None:
     """Move the files that do not lead to ``state`` from a run's folder to ``abandoned_<time>`` in it.
 
@@ -35,7 +41,7 @@ def set_aside_later(root: Path, state: Path, iteration: int, best_files: Mapping
         best_files: SHA-256 of the best networks at that time, by name.
     """
     finish_setting_aside(root)
-    last = iteration if state.resolve().parent.parent == root.resolve() else -1
+    last = iteration if is_of(root, state) else -1
     later = any(other > last for other in files_by_iteration(root / "models", root / "training_states"))
     best = (root / "models").glob("net_g_best_*.pth")
     if later or any(sha256_of(path) != best_files.get(path.name) for path in best):
@@ -52,9 +58,9 @@ def finish_setting_aside(root: Path) -> None:
     mark = root / _MOVING
     if not mark.is_file():
         return
-    aside = root / f"abandoned_{time.strftime('%Y%m%d_%H%M%S')}"
-    while aside.exists():
-        aside = aside.with_name(f"{aside.name}_")
+    name = f"abandoned_{time.strftime('%Y%m%d_%H%M%S')}"
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    aside = next(root / name for name in names if not (root / name).exists())
     try:
         last = int(mark.read_text(encoding="utf-8"))
         files = files_by_iteration(root / "models", root / "training_states")
@@ -70,7 +76,7 @@ def finish_setting_aside(root: Path) -> None:
         mark.unlink()
     except (OSError, ValueError) as error:
         raise UserError(f"{mark}: the later checkpoints cannot be set aside: {error}") from error
-    what = f"checkpoints of iterations {later[0]} to {later[-1]}" if later else "best networks"
+    what = f"checkpoints of iterations {', '.join(map(str, later))}" if later else "best networks"
     get_root_logger().warning(f"The run goes back to an earlier state: its {what} are now in {aside}.")
 
 

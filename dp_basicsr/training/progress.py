@@ -82,13 +82,13 @@ def require_loggers(opt: dict[str, Any]) -> None:
             raise UserError(f"logger: {name} is requested but not installed: pip install {name}")
 
 
-def open_tensorboard(opt: dict[str, Any], resumed_at: int | None) -> Any:
+def open_tensorboard(opt: dict[str, Any], resuming: bool, keep: int = 0) -> Any:
     """Create TensorBoard's writer on rank 0 (or None), with wandb if requested.
 
     Args:
         opt: Options of the run.
-        resumed_at: The iteration that the run resumes from: TensorBoard drops earlier figures of later ones. None for
-            a new run, whose earlier figures are archived.
+        resuming: A new run archives the figures of an earlier run of its name.
+        keep: Of a resumed run TensorBoard keeps the earlier figures up to this iteration.
 
     Raises:
         UserError: wandb cannot start, for instance without an account.
@@ -102,11 +102,11 @@ def open_tensorboard(opt: dict[str, Any], resumed_at: int | None) -> Any:
     if project:
         _start_wandb(opt, project)
     folder = os.path.join(opt["root_path"], "tb_logger", opt["name"])
-    if resumed_at is None:
+    if not resuming:
         await_archive_name(folder)
         mkdir_and_rename(folder)
     writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
-    return writer(log_dir=folder, purge_step=None if resumed_at is None else resumed_at + 1)
+    return writer(log_dir=folder, purge_step=keep + 1 if resuming else None)
 
 
 def close_tensorboard(tb_logger: Any) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.checkpoint.history import restore_best, set_aside_later
+from dp_basicsr.checkpoint.history import is_of, restore_best, set_aside_later
 from dp_basicsr.checkpoint.resume import ResumePoint, find_resume_point, require_networks, resume_warnings
 from dp_basicsr.checkpoint.schedule import resume_training
 from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
@@ -76,7 +76,8 @@ def train(opt: dict[str, Any], option_file: str) -> None:
         write_log(opt, "train", held_log)
         if point is not None:
             keep_one_history(opt, model, point)
-        tb_logger = open_tensorboard(opt, resumed_at=iteration if point else None)
+        begins = point is None or not is_of(Path(opt["path"]["experiments_root"]), point.path)
+        tb_logger = open_tensorboard(opt, resuming=point is not None, keep=0 if begins else iteration)
         try:
             with no_room_is_user_error(), Interruption(opt["dist"]) as interruption:
                 if hasattr(model, "validator"):

@@ -43,7 +43,7 @@ def test_wandb_gets_tensorboard_s_figures_when_asked(tmp_path: Path, monkeypatch
     fake = SimpleNamespace(init=lambda **arguments: calls.append(arguments) or SimpleNamespace(id="abc"))
     monkeypatch.setitem(sys.modules, "wandb", fake)
     wandb = {"project": "sr", "resume_id": "abc"}
-    writer = open_tensorboard(options(tmp_path, use_tb_logger=True, wandb=wandb), resumed_at=None)
+    writer = open_tensorboard(options(tmp_path, use_tb_logger=True, wandb=wandb), resuming=False)
     writer.close()
     assert calls[0]["project"] == "sr"
     assert calls[0]["sync_tensorboard"]
@@ -68,11 +68,11 @@ def test_wandb_without_a_login_is_one_message(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     with pytest.raises(UserError, match=r"cannot start \(api_key not configured.*\): run `wandb login`, or set WANDB"):
-        open_tensorboard(options(tmp_path, use_tb_logger=True, wandb={"project": "sr"}), resumed_at=None)
+        open_tensorboard(options(tmp_path, use_tb_logger=True, wandb={"project": "sr"}), resuming=False)
 
 
 def test_other_ranks_and_debug_runs_write_no_tensorboard(tmp_path: Path) -> None:
-    assert open_tensorboard(options(tmp_path, rank=1, use_tb_logger=True), resumed_at=None) is None
+    assert open_tensorboard(options(tmp_path, rank=1, use_tb_logger=True), resuming=False) is None
     debug = options(tmp_path, use_tb_logger=True) | {"name": "debug_run"}
-    assert progress.open_tensorboard(debug, resumed_at=None) is None
+    assert progress.open_tensorboard(debug, resuming=False) is None
     assert not (tmp_path / "tb_logger").exists()
