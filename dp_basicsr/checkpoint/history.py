@@ -83,7 +83,7 @@ def finish_setting_aside(root: Path) -> None:
 def restore_best(
     root: Path, state: Path, best: Mapping[str, Mapping[str, Any]], best_files: Mapping[str, str]
 ) -> list[tuple[str, str]]:
-    """Put back the best networks of a state that are missing from a run's folder.
+    """Make the best networks in a run's folder those of a state; they may be missing or have been replaced since.
 
     Args:
         root: The run's folder.
@@ -98,13 +98,15 @@ def restore_best(
     for dataset, record in best.items():
         for metric, figure in record.items():
             path = root / "models" / f"net_g_best_{dataset}_{metric}.pth"
-            if figure["iter"] == -1 or path.is_file():
-                continue
             checksum, source = best_files.get(path.name), state.parent.parent
+            is_same = path.is_file() and checksum in (None, sha256_of(path))  # older states have no checksums
+            if figure["iter"] == -1 or is_same:
+                continue
             copies = [*root.glob(f"abandoned_*/models/{path.name}"), source / "models" / path.name]
             same = [copy for copy in copies if copy.is_file() and sha256_of(copy) == checksum]
             same += [copy for copy in [source / "models" / f"net_g_{figure['iter']}.pth"] if copy.is_file()]
             if not same:
+                path.unlink(missing_ok=True)
                 lost.append((dataset, metric))
                 continue
             with replacing(path) as temporary:
