@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType, ModuleType
@@ -20,26 +21,31 @@ from dp_basicsr.registration import REGISTRIES, register_waiting
 # Names in torch.optim.
 OPTIMIZERS = ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop")
 
-_REMOVED_MODULE = "torchvision.transforms.functional_tensor"
+# Modules that BasicSR imports and current releases have under another name, or will: torchvision 0.17 and SciPy 2.0.
+_RENAMED = MappingProxyType(
+    {
+        "torchvision.transforms.functional_tensor": "torchvision.transforms._functional_tensor",
+        "scipy.ndimage.filters": "scipy.ndimage",
+    }
+)
 
 
-class _FunctionalTensorBridge(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Find ``torchvision.transforms.functional_tensor``, which torchvision 0.17 renamed, under its old name.
+class _RenamedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Find renamed modules under their old names, without which ``import basicsr`` fails.
 
-    ``basicsr.data.degradations`` imports it, so ``import basicsr`` would fail. The finder is *last* in
-    ``sys.meta_path``: it is used only if torchvision itself has no such module.
-    Can be removed when a BasicSR release imports from ``torchvision.transforms.functional``.
+    The finder is *last* in ``sys.meta_path``: it is used only where the library itself has no such module.
+    Can be removed when a BasicSR release imports the new names.
     """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _REMOVED_MODULE:
+        if fullname not in _RENAMED:
             return None
         return importlib.machinery.ModuleSpec(fullname, self)
 
     def exec_module(self, module: ModuleType) -> None:
-        sys.modules[_REMOVED_MODULE] = importlib.import_module("torchvision.transforms._functional_tensor")
+        sys.modules[module.__name__] = importlib.import_module(_RENAMED[module.__name__])
 
 
 def _add_rgb2ycbcr(matlab_functions: Any) -> None:
@@ -124,9 +130,9 @@ def read_lists_as_utf8() -> None:
 
 def install() -> None:
     """Install all bridges. Can be called repeatedly, and after ``import basicsr`` if that works."""
-    if any(isinstance(finder, _FunctionalTensorBridge) for finder in sys.meta_path):
+    if any(isinstance(finder, _RenamedModules) for finder in sys.meta_path):
         return
-    sys.meta_path.append(_FunctionalTensorBridge())
+    sys.meta_path.append(_RenamedModules())
     sys.meta_path.insert(0, _Completion())
     for name, complete in _INCOMPLETE.items():
         if name in sys.modules:
@@ -157,3 +163,13 @@ def without_cuda(on_cpu: bool) -> Iterator[None]:
     finally:
         for kind, cuda in zip(kinds, before, strict=True):
             kind.cuda = cuda
+
+
+def without_buffer_sync() -> dict[str, Any]:
+    """Return the argument that keeps DistributedDataParallel from sending buffers in each forward pass.
+
+    torch 2.13 renamed it and warns of the old name, on each process. Can be removed when torch 2.13 is the oldest.
+    """
+    parallel = importlib.import_module("torch.nn.parallel").DistributedDataParallel
+    new = "forward_sync_buffers"
+    return {new if new in inspect.signature(parallel).parameters else "broadcast_buffers": False}

@@ -21,6 +21,21 @@ def test_the_removed_module_is_torchvision_s_own_under_its_old_name() -> None:
     assert rgb_to_grayscale is _functional_tensor.rgb_to_grayscale
 
 
+def test_basicsr_imports_without_the_names_that_scipy_2_removes() -> None:
+    code = """
+import importlib.machinery as machinery
+there = machinery.PathFinder.find_spec
+def scipy_2(name, path=None, target=None):
+    return None if name == "scipy.ndimage.filters" else there(name, path, target)
+machinery.PathFinder.find_spec = scipy_2
+import dp_basicsr, basicsr, scipy.ndimage
+from basicsr.metrics.niqe import convolve
+assert convolve is scipy.ndimage.convolve
+"""
+    done = subprocess.run([sys.executable, "-W", "error::DeprecationWarning:basicsr.metrics", "-c", code], check=False)
+    assert done.returncode == 0
+
+
 def test_basicsr_may_be_imported_first() -> None:
     """Importing fails without the plugin (when it does not, the bridge can go) and works with it."""
     code = """

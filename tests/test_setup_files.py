@@ -202,6 +202,12 @@ def test_ci_and_pre_commit_run_the_makefile_s_commands() -> None:
     job = workflow["jobs"]["check"]
     assert job["strategy"]["matrix"]["python"] == ["3.10", "3.13"]
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    wheel = workflow["jobs"]["wheel"]["strategy"]["matrix"]
+    assert wheel["python"] == [f"3.{minor}" for minor in range(10, 15)]
+    assert {entry["os"] for entry in wheel["include"]} == {"windows-latest", "macos-latest"}
+    release = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8"))["jobs"]
+    assert release["test"]["uses"] == "./.github/workflows/ci.yml"
+    assert release["publish"]["permissions"] == {"id-token": "write"}, "trusted publishing"
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
     assert [hook["entry"] for hook in hooks] == ["make lint"]
 

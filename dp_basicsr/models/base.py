@@ -9,6 +9,7 @@ from typing import Any
 from dp_basicsr.checkpoint.saver import Networks, Saver, Stateful
 from dp_basicsr.checkpoint.weight_names import Part, rename_keys
 from dp_basicsr.checkpoint.weights import compare_shapes, read_weights
+from dp_basicsr.compat import without_buffer_sync
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.dual_perceptual_loss import DualPerceptualLoss
 from dp_basicsr.models.step import TrainingStep, checkpoint_blocks
@@ -91,7 +92,7 @@ class PluginModel(BaseModel):
         return DistributedDataParallel(
             net,
             device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
+            **without_buffer_sync(),
             # Otherwise DDP reorders gradients after a run's first step, and sums of three or more round differently.
             find_unused_parameters=self.opt.get("find_unused_parameters", self.opt["deterministic"]),
         )
