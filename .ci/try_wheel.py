@@ -1,4 +1,5 @@
 """Try an installed package, in an empty folder: upscaling, exporting and the loss, without what only training needs."""
+# ruff: noqa: E402, PT017  (the imports follow what hides modules from them; pytest is not installed)
 
 import sys
 
