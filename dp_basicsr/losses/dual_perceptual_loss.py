@@ -271,9 +271,9 @@ class DualPerceptualLoss(nn.Module):
         """Refuse originals in another range. Only in the first call, because it waits for the device."""
         low, high = gt.detach().aminmax()
         expected = "[-1, 1] (range_norm)" if self.range_norm else "[0, 1]"
-        if high > 2:  # a little more than 1 may be left by resizing
+        if 2 < high < torch.inf:  # resizing may leave a little more than 1, and inf is skipped by the training step
             raise UserError(f"DPLoss: expected images in {expected}, got values up to {high:g}: divide them by 255")
-        if low < -0.5 and not self.range_norm:
+        if -torch.inf < low < -0.5 and not self.range_norm:
             raise UserError(f"DPLoss: expected images in [0, 1], got values from {low:g}: set range_norm for [-1, 1]")
         self._has_seen_images = True
 
