@@ -150,12 +150,6 @@ class DualPerceptualLoss(nn.Module):
         """The other terms by name."""
         return {name: term for name, term in self.all_terms.items() if name != self.reference_name}
 
-    def compile_networks(self) -> None:
-        """Compile the feature networks (``torch.compile``)."""
-        for term in self.all_terms.values():
-            if isinstance(term, PerceptualTerm):
-                term.features.compile()
-
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
         """Compare images.
 

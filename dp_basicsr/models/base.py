@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.checkpoint.saver import Networks, Saver, Stateful
+from dp_basicsr.checkpoint.saver import Saver, Stateful
 from dp_basicsr.checkpoint.weight_names import Part, rename_keys
 from dp_basicsr.checkpoint.weights import compare_shapes, read_weights
 from dp_basicsr.compat import without_buffer_sync
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.dual_perceptual_loss import DualPerceptualLoss
-from dp_basicsr.models.step import TrainingStep, checkpoint_blocks
+from dp_basicsr.losses.terms import PerceptualTerm
+from dp_basicsr.models.step import TrainingStep
 from dp_basicsr.models.validation import Validator, as_float
 from dp_basicsr.utils.option_schema import add_all_defaults
 
@@ -21,6 +23,7 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 
@@ -44,8 +47,13 @@ class PluginModel(BaseModel):
         super().__init__(opt)  # builds networks, and calls init_training_settings
         self.validator = Validator(self.opt, self.device)
         if self.is_train:
+            nets = {"net_g": {"params": self.get_bare_model(self.net_g)}}
+            if hasattr(self, "net_g_ema"):
+                nets["net_g"]["params_ema"] = self.net_g_ema
+            if hasattr(self, "net_d"):
+                nets["net_d"] = {"params": self.get_bare_model(self.net_d)}
             others: dict[str, Stateful] = {"best_metric_results": self.validator, "scaler": self.step.scaler}
-            self.saver = Saver(self.opt, self.networks(), self.optimizers, self.schedulers, others)
+            self.saver = Saver(self.opt, nets, self.optimizers, self.schedulers, others)
 
     def init_training_settings(self) -> None:
         """Set up EMA, D, losses, optimizers and schedulers as BasicSR, and the training step.
@@ -59,13 +67,23 @@ class PluginModel(BaseModel):
                 "train: ldl_opt: expected ema_decay > 0, because it compares with the EMA generator, got none"
             )
         self.step = TrainingStep(train, self.device)
-        if train["checkpointing"]:  # before BasicSR builds the EMA, which needs no activations
-            checkpoint_blocks(self.get_bare_model(self.net_g))
+        if train["checkpointing"]:
+            # Recompute the inside of each RRDB (ours, BasicSR's or spandrel's) in the backward pass instead of keeping
+            # its activations. The results are unchanged. RRDBs use no random numbers, so no random state is kept.
+            net = self.get_bare_model(self.net_g)
+            blocks = [module for module in net.modules() if type(module).__name__ == "RRDB"]
+            if not blocks:
+                expected = "train: checkpointing: expected a network of RRDBs such as RRDBNetDP"
+                raise UserError(f"{expected}, got {type(net).__name__}")
+            for block in blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         super().init_training_settings()
         if self.cri_perceptual is not None and train["channels_last"]:
             self.cri_perceptual.to(memory_format=torch.channels_last)
         if isinstance(self.cri_perceptual, DualPerceptualLoss) and train["compile"]:
-            self.cri_perceptual.compile_networks()
+            for term in self.cri_perceptual.all_terms.values():
+                if isinstance(term, PerceptualTerm):
+                    term.features.compile()
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Move a network to the device and wrap it for several processes; BasicSR always requires CUDA here.
@@ -80,7 +98,12 @@ class PluginModel(BaseModel):
                 raise UserError("train: sync_batch_norm needs GPUs; set it to false on a CPU")
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         if train.get("channels_last"):
-            use_channels_last(net)
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            # BasicSR's discriminators flatten their features with `view`, which needs contiguous memory: the output of
+            # the last batch-norm, a few pixels, is made contiguous.
+            norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)]
+            for norm in norms[-1:]:
+                norm.register_forward_hook(lambda module, inputs, output: output.contiguous())
         if train.get("compile"):
             net.compile()
         if not self.opt["dist"]:
@@ -118,7 +141,8 @@ class PluginModel(BaseModel):
         names, expected = weights.state, bare.state_dict()
         if part == "generator" and names.keys() != expected.keys():
             names = rename_keys(names)  # the original ESRGAN's
-        fitting = {name: value for name, value in names.items() if fits(value, expected.get(name))}
+        fitting = {name: value for name, value in names.items()
+                   if name in expected and value.shape == expected[name].shape}  # fmt: skip
         differences = compare_shapes(expected, names)
         if differences and (strict or not fitting):
             key = "strict_load_d" if part == "discriminator" else "strict_load_g"
@@ -144,29 +168,9 @@ class PluginModel(BaseModel):
         """Train one step on the batch in ``self.lq``, ``self.gt`` ((N, 3, H, W), RGB in [0, 1])."""
         self.log_dict = self.step(self, current_iter)
 
-    def model_ema(self, decay: float = 0.999) -> None:
-        """Update the EMA, ``ema += (1 - decay) * (weight - ema)``, unless the step was skipped."""
-        if decay == 0:  # BasicSR's way to copy the weights
-            super().model_ema(decay)
-            return
-        ema = [parameter.data for parameter in self.net_g_ema.parameters()]
-        weights = [parameter.data for parameter in self.get_bare_model(self.net_g).parameters()]
-        difference = torch._foreach_sub(weights, ema)
-        torch._foreach_mul_(difference, (1 - decay) * self.step.applied.to(ema[0].dtype))
-        torch._foreach_add_(ema, difference)
-
     def get_current_log(self) -> dict[str, float]:
         """Return the last step's losses as numbers, averaged over the processes. Collective call."""
         return self.reduce_loss_dict(self.log_dict)
-
-    def networks(self) -> Networks:
-        """Return the networks of a checkpoint, by the labels of BasicSR's files."""
-        nets = {"net_g": {"params": self.get_bare_model(self.net_g)}}
-        if hasattr(self, "net_g_ema"):
-            nets["net_g"]["params_ema"] = self.net_g_ema
-        if hasattr(self, "net_d"):
-            nets["net_d"] = {"params": self.get_bare_model(self.net_d)}
-        return nets
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Save a checkpoint; see ``Saver.save``."""
@@ -186,20 +190,3 @@ class PluginModel(BaseModel):
     def test(self) -> None:
         """Set ``self.output`` to the validated network's result for ``self.lq``; see ``Validator.upscale``."""
         self.output = self.validator.upscale(getattr(self, "net_g_ema", self.net_g), self.lq)
-
-
-def fits(value: Tensor, expected: Tensor | None) -> bool:
-    """Whether a tensor of a file is one of the network, in its shape."""
-    return expected is not None and value.shape == expected.shape
-
-
-def use_channels_last(net: nn.Module) -> None:
-    """Keep a network's weights and features in channels_last format, the fastest for convolutions.
-
-    BasicSR's discriminators flatten their features with ``view``, which needs contiguous memory: the output of the last
-    batch-norm, a few pixels, is made contiguous.
-    """
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)]
-    if norms:
-        norms[-1].register_forward_hook(lambda module, inputs, output: output.contiguous())

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from dp_basicsr.distributed.collectives import is_parallel
@@ -22,7 +21,6 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 Losses = dict[str, Tensor]
 
@@ -192,35 +190,28 @@ class TrainingStep:
             if self.train.get("grad_clip"):
                 nn.utils.clip_grad_norm_(parameters, self.train["grad_clip"])
             gradients += [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flag = not_finite(gradients, log)
+        # One flag for all processes, which stays on the device: 1.0 if a gradient or a loss is not finite, else 0.0.
+        values = [nn.utils.get_total_norm(gradients).float(), *(loss.float() for loss in log.values())]
+        flag = 1.0 - torch.isfinite(torch.stack(values)).all().float()
+        if is_parallel():
+            distributed.all_reduce(flag, distributed.ReduceOp.MAX)
         for optimizer in optimizers:
-            step_unless(flag, optimizer)
+            if getattr(optimizer, "_step_supports_amp_scaling", False):
+                # A fused optimizer reads the flag on the device, as torch's GradScaler hands it over.
+                optimizer.found_inf = flag  # type: ignore[attr-defined]
+                optimizer.step()
+                del optimizer.found_inf  # type: ignore[attr-defined]
+            elif not flag.item():
+                optimizer.step()
         self.scaler.update()
         self.applied = 1.0 - flag
-        if model.ema_decay > 0:
-            model.model_ema(model.ema_decay)
+        if model.ema_decay > 0:  # ema += (1 - decay) * (weight - ema), unless the step is skipped
+            ema = [parameter.data for parameter in model.net_g_ema.parameters()]
+            weights = [parameter.data for parameter in model.get_bare_model(model.net_g).parameters()]
+            difference = torch._foreach_sub(weights, ema)
+            torch._foreach_mul_(difference, (1 - model.ema_decay) * self.applied.to(ema[0].dtype))
+            torch._foreach_add_(ema, difference)
         self.guard.watch(iteration, flag, log, model.files)
-
-
-def not_finite(gradients: Sequence[Tensor], losses: Mapping[str, Tensor]) -> Tensor:
-    """Return 1.0 if a gradient or a loss of any process is not finite, else 0.0: a 0-d float32 on the device."""
-    norm = nn.utils.get_total_norm(gradients)
-    finite = torch.isfinite(torch.stack([norm.float(), *(loss.detach().float() for loss in losses.values())])).all()
-    flag = 1.0 - finite.float()
-    if is_parallel():
-        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-    return flag
-
-
-def step_unless(flag: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Step unless ``flag`` is 1: on the device if the optimizer supports it (fused Adam), else by reading the flag."""
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
-        if not flag.item():
-            optimizer.step()
-        return
-    optimizer.found_inf = flag  # type: ignore[attr-defined]  # as torch's GradScaler hands it over
-    optimizer.step()
-    del optimizer.found_inf  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -300,20 +291,3 @@ class StepGuard:
     def advice(self) -> str:
         """Explain how to continue after steps that were not finite."""
         return f"{resume_advice(self.saved)}; lower the learning rate or a loss weight"
-
-
-def checkpoint_blocks(net: nn.Module) -> None:
-    """Recompute the inside of each RRDB in the backward pass instead of keeping its activations.
-
-    The results are unchanged. RRDBs use no random numbers, so no random state is kept for the recomputation.
-
-    Raises:
-        UserError: ``net`` has no RRDBs.
-    """
-    blocks = [module for module in net.modules() if type(module).__name__ == "RRDB"]  # ours, BasicSR's or spandrel's
-    if not blocks:
-        raise UserError(
-            f"train: checkpointing: expected a network of RRDBs such as RRDBNetDP, got {type(net).__name__}"
-        )
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)

@@ -7,8 +7,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,15 @@ class Validator:
         return self.best
 
     def load_state_dict(self, best: dict[str, dict[str, dict[str, Any]]]) -> None:
-        """Restore the best results of the sets that have the same metrics as then; raise a UserError on others."""
-        metrics = ((self.opt.get("val") or {}).get("metrics") or {}).keys()
-        self.best = {name: record for name, record in best.items() if record.keys() == metrics}
+        """Restore the best results of the metrics that are still computed; raise a UserError on other content."""
+        metrics = (self.opt.get("val") or {}).get("metrics") or {}
+        self.best = {
+            name: {metric: figure for metric, figure in record.items() if metric in metrics}
+            for name, record in best.items()
+        }
         figures = [figure for record in self.best.values() for figure in record.values()]
         if any(figure.keys() != {"better", "val", "iter"} or figure["better"] not in WORST for figure in figures):
             raise UserError("its best_metric_results are not those of a validation")
-
-    def forget(self, dataset: str, metric: str) -> None:
-        """Forget a best result, because its network no longer exists."""
-        better = self.best[dataset][metric]["better"]
-        self.best[dataset][metric] |= {"val": WORST[better], "iter": -1}
 
     def validate(
         self, net: nn.Module, dataloader: DataLoader, iteration: int | str, tb_logger: Any, save_img: bool = False
@@ -114,13 +112,11 @@ class Validator:
         if len(values) < len(dataset):
             return False
         if any(values.values()):
-            self._take_results([values[index] for index in range(len(dataset))], name, iteration)
-            if self.opt["rank"] == 0:
-                self._log(name, iteration, tb_logger)
+            self._take_results([values[index] for index in range(len(dataset))], name, iteration, tb_logger)
         return True
 
-    def _take_results(self, values: Sequence[Values], dataset: str, iteration: int | str) -> None:
-        """Set ``results`` to the means, and update ``best``, the same on all processes."""
+    def _take_results(self, values: Sequence[Values], dataset: str, iteration: int | str, tb_logger: Any) -> None:
+        """Set ``results`` to the means, and update ``best``, the same on all processes; log them on rank 0."""
         self.results = {metric: mean_of([value[metric] for value in values]) for metric in values[0]}
         for metric, options in self.opt["val"]["metrics"].items():
             better = options.get("better", "higher")
@@ -130,8 +126,8 @@ class Validator:
             # An infinite mean (every image is perfect) could never be surpassed, so it is no best one.
             if math.isfinite(mean) and (mean >= record["val"] if better == "higher" else mean <= record["val"]):
                 record |= {"val": mean, "iter": iteration}
-
-    def _log(self, dataset: str, iteration: int | str, tb_logger: Any) -> None:
+        if self.opt["rank"] != 0:
+            return
         lines = [f"Validation {dataset}"]
         for metric, mean in self.results.items():
             best = self.best[dataset][metric]
@@ -152,18 +148,23 @@ class Validator:
         measured: dict[int, Values] = {}
         waiting: deque[tuple[int, str, Future[Values]]] = deque()
 
-        def take_oldest() -> None:
-            index, name, values = waiting.popleft()
-            measured[index] = values.result()
-            bar.set_description(f"Test {name}", refresh=False)
-            bar.update()
-
         with bar, ThreadPoolExecutor(val["threads"], initializer=on_device) as workers:
-            for index, sample in read_ahead(dataloader, indices):
-                if self.interrupted():
+            for index, sample in chain(read_ahead(dataloader, indices), [(None, {})]):
+                # Otherwise images would pile up in memory; after the last one, all are awaited.
+                while waiting and (index is None or len(waiting) > val["threads"]):
+                    number, name, values = waiting.popleft()
+                    measured[number] = values.result()
+                    bar.set_description(f"Test {name}", refresh=False)
+                    bar.update()
+                if index is None or self.interrupted():
                     break
                 name = Path(sample["lq_path"][0]).stem
-                path = self._image_path(name, dataset.opt["name"], iteration) if save_img else None
+                path = None
+                if save_img:  # BasicSR's paths
+                    folder, suffix = Path(self.opt["path"]["visualization"]), val.get("suffix") or self.opt["name"]
+                    path = folder / dataset.opt["name"] / f"{name}_{suffix}.png"
+                    if self.opt["is_train"]:
+                        path = folder / name / f"{name}_{iteration}.png"
                 try:
                     result = self.upscale(net, as_float(sample["lq"], self.device)).cpu()
                 except torch.OutOfMemoryError as error:
@@ -173,11 +174,7 @@ class Validator:
                     text = f"validation of {name}: the network cannot take its image {shape}: {first_line(error)}"
                     raise UserError(text) from error
                 gt = as_float(sample["gt"], torch.device("cpu")) if "gt" in sample else None
-                if len(waiting) > val["threads"]:  # otherwise images would pile up in memory
-                    take_oldest()
-                waiting.append((index, name, workers.submit(self._measure, name, result, gt, path)))
-            while waiting:
-                take_oldest()
+                waiting.append((index, name, workers.submit(self._measure, path, name, result, gt)))
         return measured
 
     @torch.compiler.set_stance("force_eager")  # torch.compile would recompile for each image size
@@ -206,23 +203,25 @@ class Validator:
         finally:
             net.train(training)
 
-    def _image_path(self, name: str, dataset_name: str, iteration: int | str) -> Path:
-        """Return BasicSR's path of a saved result."""
-        folder = Path(self.opt["path"]["visualization"])
-        if self.opt["is_train"]:
-            return folder / name / f"{name}_{iteration}.png"
-        return folder / dataset_name / f"{name}_{self.opt['val'].get('suffix') or self.opt['name']}.png"
-
-    def _measure(self, name: str, result: Tensor, gt: Tensor | None, path: Path | None) -> Values:
-        """Save and measure one result, in a thread."""
-        with naming(name):
-            images = {"img": tensor2img([result])}
-            if gt is not None:
-                images["img2"] = tensor2img([gt])
-            if path is not None:
-                write_image(images["img"], path)
+    def _measure(self, path: Path | None, name: str, result: Tensor, gt: Tensor | None) -> Values:
+        """Save and measure one result, in a thread; its name is added to all errors."""
+        images = {"img": tensor2img([result])}
+        if gt is not None:
+            images["img2"] = tensor2img([gt])
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as temporary:
+                    temporary.write_bytes(encode_png(images["img"]))
+            except OSError as error:
+                raise UserError(f"validation of {name}: {path} cannot be written ({error.strerror})") from error
+        try:
             metrics = usable_metrics(self.opt, has_original=gt is not None)
             return {metric: value_of(f"{name}: {metric}", images, opt) for metric, opt in metrics.items()}
+        except (AssertionError, ValueError) as error:  # BasicSR's metrics use assertions
+            raise UserError(f"validation of {name}: {error}") from error
+        except Exception as error:
+            raise RuntimeError(f"validation of {name}: {error}") from error
 
 
 def mean_of(values: Sequence[float]) -> float:
@@ -269,44 +268,16 @@ def read_ahead(dataloader: DataLoader, indices: range) -> Iterator[tuple[int, di
     """
     dataset: Any = dataloader.dataset
 
-    def read(index: int) -> dict[str, Any]:
-        try:
-            return dataloader.collate_fn([dataset[index]])
-        except Exception as error:
-            paths = getattr(dataset, "paths", None)  # an attribute of BasicSR's paired datasets
-            raise UserError(f"image {paths[index] if paths else index} cannot be used: {error}") from error
-
-    coming: deque[tuple[int, Future[dict[str, Any]]]] = deque()
+    coming: deque[tuple[int, Future[Any]]] = deque()
     with ThreadPoolExecutor(1) as reader:
-        for index in indices:
-            coming.append((index, reader.submit(read, index)))
-            if len(coming) > 1:
-                first, sample = coming.popleft()
-                yield first, sample.result()
-        for last, sample in coming:
-            yield last, sample.result()
-
-
-@contextmanager
-def naming(image: str) -> Iterator[None]:
-    """Add the image's name to errors; errors of a metric's input become a UserError."""
-    try:
-        yield
-    except (AssertionError, ValueError) as error:  # BasicSR's metrics use assertions
-        raise UserError(f"validation of {image}: {error}") from error
-    except Exception as error:
-        raise RuntimeError(f"validation of {image}: {error}") from error
-
-
-def write_image(image: NDArray[np.uint8], path: Path) -> None:
-    """Write ``(H, W[, 3])`` BGR uint8 atomically as a PNG like BasicSR's.
-
-    Raises:
-        UserError: The file cannot be written (disk full, no permission).
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(encode_png(image))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror})") from error
+        for number in range(len(indices) + 1):
+            if number < len(indices):
+                coming.append((indices[number], reader.submit(dataset.__getitem__, indices[number])))
+            if number > 0:
+                index, future = coming.popleft()
+                try:
+                    sample = dataloader.collate_fn([future.result()])
+                except Exception as error:
+                    paths = getattr(dataset, "paths", None)  # an attribute of BasicSR's paired datasets
+                    raise UserError(f"image {paths[index] if paths else index} cannot be used: {error}") from error
+                yield index, sample

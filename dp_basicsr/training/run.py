@@ -124,7 +124,7 @@ def keep_one_history(opt: dict[str, Any], model: Any, point: ResumePoint) -> Non
         best = model.validator.best
         for dataset, metric in on_rank_0(lambda: restore_best(root, point.path, best, best_files)):
             get_root_logger().warning(f"The best network of {dataset} by {metric} no longer exists and is forgotten.")
-            model.validator.forget(dataset, metric)
+            del best[dataset][metric]
 
 
 def make_folders(opt: dict[str, Any], option_file: str, resuming: bool) -> None:
