@@ -103,6 +103,7 @@ class DualPerceptualLoss(nn.Module):
         input_channels: Channels = None,
         log_gradient_shares: bool = False,
     ) -> None:
+        # The same function tells the option check and the trial of --check which networks there will be.
         terms = dp_loss_terms(locals())
         super().__init__()
         if criterion not in ("l1", "l2"):
@@ -129,26 +130,31 @@ class DualPerceptualLoss(nn.Module):
                 self.all_terms[name] = PerceptualTerm(network, features, layer_weights, criterion)
         if reference not in self.all_terms:
             raise UserError(f"reference: expected one of {', '.join(self.all_terms)}, got {reference!r}")
+        # The reference first, and the others by name; a dict registers no modules.
+        self.weighted = {name: term for name, term in self.all_terms.items() if name != reference}
+        self.names = [reference, *self.weighted]
         self.terms: dict[str, Tensor] = {}
         self._has_seen_images = False
 
     def extra_repr(self) -> str:
         """Describe the terms, which are no submodules: their networks, layers and weights."""
         lines = [f"loss_weight={self.loss_weight:g}"]
-        for name in self._names():
-            weight = f", w: {self.rules[name]}" if name in self.weighted else ", the reference" if self.weighted else ""
-            lines.append(f"({name}): {self.all_terms[name]}{weight}")
+        for name in self.names:
+            term, rule = self.all_terms[name], self.rules[name]
+            text = term.kind if isinstance(term, RegisteredTerm) else f"{term.criterion} of {term.network}: "
+            if isinstance(term, PerceptualTerm):
+                text += ", ".join(f"{weight:g} {layer}" for layer, weight in term.layer_weights.items())
+            weight = f"{rule.static_weight:g}"
+            if rule.dynamic_weighting:
+                weight = f"{self.names[0]} / ({rule.mu:g} * {name} + {rule.eps:g})"
+                weight += "" if rule.max_weight is None else f", at most {rule.max_weight:g}"
+            lines.append(f"({name}): {text}" + (f"; w = {weight}" if name in self.weighted else ""))
         return "\n".join(lines)
 
     @property
     def reference(self) -> PerceptualTerm | RegisteredTerm:
         """The term that the others are weighted relative to."""
         return self.all_terms[self.reference_name]
-
-    @property
-    def weighted(self) -> dict[str, PerceptualTerm | RegisteredTerm]:
-        """The other terms by name."""
-        return {name: term for name, term in self.all_terms.items() if name != self.reference_name}
 
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
         """Compare images.
@@ -168,6 +174,7 @@ class DualPerceptualLoss(nn.Module):
         reference = self._value(self.reference, x, gt)
         others = [self._value(term, x, gt) for term in self.weighted.values()]
         local = torch.stack([reference, *others]).detach()
+        # Without gradients, as in a validation on rank 0 alone, the other processes would never answer.
         weights = self._weigh(local, self._start_means(local, torch.is_grad_enabled() and x.requires_grad)())
         return self.loss_weight * weighted_total(reference, others, weights)
 
@@ -193,6 +200,7 @@ class DualPerceptualLoss(nn.Module):
         for term in terms:
             value = self._value(term, x, gt)
             values.append(value.detach())
+            # All values are known before the last backward pass, which hides the processes' exchange.
             if len(values) == len(terms):
                 local = torch.stack(values)
                 finish = self._start_means(local, True)
@@ -200,7 +208,8 @@ class DualPerceptualLoss(nn.Module):
         weights = self._weigh(local, finish())
         if self.log_gradient_shares:
             shares = gradient_shares(gradients, weights)
-            self.terms |= {f"share_{name}": share for name, share in zip(self._names(), shares, strict=True)}
+            self.terms |= {f"share_{name}": share for name, share in zip(self.names, shares, strict=True)}
+        # w has no gradient of its own (Eq. 9 detaches it), so it may scale gradients that are already computed.
         gradient = weighted_total(gradients[0], gradients[1:], weights)
         x.grad = gradient if x.grad is None else x.grad + gradient
         return self.loss_weight * weighted_total(values[0], values[1:], weights)
@@ -209,11 +218,12 @@ class DualPerceptualLoss(nn.Module):
         """Return a term's value, 0-d: of the images, or the mean over the triples of ``input_channels``."""
         if self.input_channels is None:
             return term(x, gt)  # type: ignore[no-any-return]
-        values = [term(_channels(x, triple), _channels(gt, triple)) for triple in self.input_channels]
+        values = []
+        for triple in self.input_channels:
+            # No index tensor, whose copy to the GPU would stall every step.
+            pair = [torch.stack([images[:, number] for number in triple], dim=1) for images in (x, gt)]
+            values.append(term(*pair))
         return torch.stack(values).mean()
-
-    def _names(self) -> list[str]:
-        return [self.reference_name, *self.weighted]
 
     def _start_means(self, local: Tensor, with_gradient: bool) -> Callable[[], Tensor]:
         """Start averaging this process's terms over the processes, if that affects w."""
@@ -222,7 +232,7 @@ class DualPerceptualLoss(nn.Module):
 
     def _weigh(self, local: Tensor, means: Tensor) -> list[Tensor]:
         """Return the weights from the terms' means, the reference's first; store them and the values in ``terms``."""
-        self.terms = {f"l_{name}": value for name, value in zip(self._names(), local, strict=True)}
+        self.terms = {f"l_{name}": value for name, value in zip(self.names, local, strict=True)}
         weights = []
         for name, mean in zip(self.weighted, means[1:], strict=True):
             weights.append(self.rules[name].weight(means[0], mean))
@@ -252,34 +262,30 @@ class DualPerceptualLoss(nn.Module):
             raise UserError(f"DPLoss: expected floating-point images, in [0, 1] or with range_norm in [-1, 1], {got}")
         if x.numel() == 0:
             raise UserError(f"DPLoss: expected at least one image and one pixel, {got}")
-        if not self._has_seen_images and not torch.compiler.is_compiling():
-            self._check_range(gt)
-        channels = x.size(1)
-        if self.input_channels is None and channels != 3:
+        channels, triples = x.size(1), self.input_channels
+        if triples is None and channels != 3:
             way_out = "set input_channels: repeat (gray) or three channel indices ([3, 2, 1])"
             raise UserError(f"DPLoss: expected images of shape (N, 3, H, W), {got}; {way_out}")
-        if self.input_channels is not None:
-            self._check_channels(self.input_channels, channels)
-
-    def _check_range(self, gt: Tensor) -> None:
-        """Refuse originals in another range. Only in the first call, because it waits for the device."""
+        if triples == [_REPEAT] and channels != 1:
+            raise UserError(f"input_channels: repeat: expected gray images (1 channel), got {channels} channels")
+        if triples is not None and max(map(max, triples)) >= channels:
+            raise UserError(f"input_channels: expected indices below {channels}, the images' channels, got {triples}")
+        if self._has_seen_images or torch.compiler.is_compiling():
+            return
+        # Only in the first call, because it waits for the device. Resizing may leave a little more than 1, and images
+        # that are not finite are skipped and named by the training step.
+        self._has_seen_images = True
         low, high = gt.detach().aminmax()
         expected = "[-1, 1] (range_norm)" if self.range_norm else "[0, 1]"
-        if 2 < high < torch.inf:  # resizing may leave a little more than 1, and inf is skipped by the training step
+        if 2 < high < torch.inf:
             raise UserError(f"DPLoss: expected images in {expected}, got values up to {high:g}: divide them by 255")
         if -torch.inf < low < -0.5 and not self.range_norm:
             raise UserError(f"DPLoss: expected images in [0, 1], got values from {low:g}: set range_norm for [-1, 1]")
-        self._has_seen_images = True
-
-    def _check_channels(self, triples: Sequence[Sequence[int]], channels: int) -> None:
-        if list(triples) == [_REPEAT] and channels != 1:
-            raise UserError(f"input_channels: repeat: expected gray images (1 channel), got {channels} channels")
-        if max(map(max, triples)) >= channels:
-            raise UserError(f"input_channels: expected indices below {channels}, the images' channels, got {triples}")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DualPerceptualLoss:
         """Move or cast, including the hidden terms."""
         super()._apply(fn, recurse)
+        # torch's to(), double() and cuda() all come here, and do not see the hidden terms.
         for term in self.all_terms.values():
             term._apply(fn, recurse)
         return self
@@ -333,7 +339,8 @@ def dp_loss_terms(options: Mapping[str, Any]) -> list[dict[str, Any]]:
 def with_random_weights(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a DPLoss for a trial, which needs no files: the same networks with random weights."""
     random = {"weights": "random"}
-    entries = [dict(entry) | (random if _takes_weights(entry) else {}) for entry in options.get("extra_terms", ())]
+    entries = [{**entry, **(random if "network" in entry or entry.get("type") == "LPIPSLoss" else {})}
+               for entry in options.get("extra_terms", ())]  # fmt: skip
     return {**options, "vgg_weights": "random", "resnet_weights": "random", "extra_terms": entries}
 
 
@@ -341,13 +348,12 @@ def imagenet_networks(options: Mapping[str, Any]) -> list[str]:
     """Return the networks (torchvision's or timm's names) whose ImageNet weights a DPLoss loads."""
     networks = []
     for term in dp_loss_terms(options):
-        if _takes_weights(term) and term.get("weights", "imagenet") == "imagenet":
-            networks.append(term.get("network") or lpips_backbone(term.get("net", "alex")))
+        network = term.get("network")
+        if term.get("type") == "LPIPSLoss":
+            network = lpips_backbone(term.get("net", "alex"))
+        if network is not None and term.get("weights", "imagenet") == "imagenet":
+            networks.append(network)
     return networks
-
-
-def _takes_weights(term: Mapping[str, Any]) -> bool:
-    return "network" in term or term.get("type") == "LPIPSLoss"
 
 
 _REPEAT = [0, 0, 0]
@@ -365,16 +371,9 @@ def parse_channels(channels: Channels) -> list[list[int]] | None:
     if isinstance(triples, Sequence) and triples and all(isinstance(index, int) for index in triples):
         triples = [triples]
     valid = isinstance(triples, Sequence) and not isinstance(triples, str) and len(triples) > 0
-    if not valid or not all(_is_triple(triple) for triple in triples):
+    for triple in triples if valid else ():
+        whole = isinstance(triple, Sequence) and len(triple) == 3 and all(type(index) is int for index in triple)
+        valid = valid and whole and min(triple) >= 0
+    if not valid:
         raise UserError(f"input_channels: expected repeat, or triples of indices such as [3, 2, 1], got {channels!r}")
     return [list(triple) for triple in triples]
-
-
-def _is_triple(triple: Any) -> bool:
-    whole = isinstance(triple, Sequence) and len(triple) == 3 and all(type(index) is int for index in triple)
-    return whole and min(triple) >= 0
-
-
-def _channels(images: Tensor, numbers: Sequence[int]) -> Tensor:
-    """Select channels of ``images`` without an index tensor, whose copy to the GPU would stall every step."""
-    return torch.stack([images[:, number] for number in numbers], dim=1)

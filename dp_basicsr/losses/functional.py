@@ -32,6 +32,7 @@ def feature_distance(
     """
     distance = _DISTANCES[criterion]
     some = next(iter(x.values()))
+    # A mean over half a million differences loses digits in half precision.
     with torch.autocast(some.device.type, enabled=False):
         terms = [
             weight * distance(at_least_float32(x[layer]), at_least_float32(gt[layer]))
@@ -79,6 +80,7 @@ def gradient_shares(gradients: Sequence[Tensor], weights: Sequence[Tensor]) -> T
     Returns:
         (n,) shares in [0, 1] that sum to 1; NaN if all gradients are 0.
     """
+    # The reference has no weight of its own.
     norms = torch.stack([gradient.norm() for gradient in gradients])
     weighted = torch.stack([torch.ones_like(norms[0]), *(weight.to(norms) for weight in weights)]) * norms
     return weighted / weighted.sum()

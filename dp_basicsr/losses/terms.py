@@ -44,20 +44,18 @@ class WeightRule:
     max_weight: float | None = None
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.mu) and self.mu > 0):
-            raise UserError(f"mu: expected a number > 0 (the paper's is {PAPER_MU}; mu divides w), got {self.mu!r}")
-        if not (_is_number(self.eps) and self.eps >= 0):
-            raise UserError(f"eps: expected a tiny number >= 0, got {self.eps!r}")
-        if not (_is_number(self.static_weight) and self.static_weight >= 0):
-            raise UserError(f"static_weight: expected a number >= 0, got {self.static_weight!r}")
-        if self.max_weight is not None and not (_is_number(self.max_weight) and self.max_weight > 0):
-            raise UserError(f"max_weight: expected a number > 0, or ~ for no limit, got {self.max_weight!r}")
-
-    def __str__(self) -> str:
-        if not self.dynamic_weighting:
-            return f"{self.static_weight:g}"
-        limit = "" if self.max_weight is None else f", at most {self.max_weight:g}"
-        return f"reference / ({self.mu:g} * term + {self.eps:g}){limit}"
+        for name, is_positive, expected in (
+            ("mu", True, f"a number > 0 (the paper's is {PAPER_MU}; mu divides w)"),
+            ("eps", False, "a tiny number >= 0"),
+            ("static_weight", False, "a number >= 0"),
+            ("max_weight", True, "a number > 0, or ~ for no limit"),
+        ):
+            value = getattr(self, name)
+            is_number = type(value) in (int, float) and math.isfinite(value)
+            if name == "max_weight" and value is None:
+                continue
+            if not is_number or value < 0 or (is_positive and value == 0):
+                raise UserError(f"{name}: expected {expected}, got {value!r}")
 
     def weight(self, reference: Tensor, term: Tensor) -> Tensor:
         """Return the weight w of a term from its value and the reference's: 0-d, without gradient."""
@@ -85,12 +83,9 @@ class PerceptualTerm(nn.Module):
         self.layer_weights = dict(layer_weights)
         self.criterion = criterion
 
-    def __repr__(self) -> str:
-        layers = ", ".join(f"{weight:g} {layer}" for layer, weight in self.layer_weights.items())
-        return f"{self.criterion} of {layers} of {self.network}"
-
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
         """Return the 0-d distance of ``x`` and ``gt``, both (N, 3, H, W); the gradient flows only to ``x``."""
+        # No graph of the original's features: half the memory of the term.
         with torch.no_grad():
             gt_features = self.features(gt)
         return feature_distance(self.features(x), gt_features, self.layer_weights, self.criterion)
@@ -125,10 +120,23 @@ class RegisteredTerm(nn.Module):
             except (KeyError, TypeError) as error:
                 raise UserError(f"extra_terms: {kind}: {error}") from error
             self.loss.requires_grad_(False).eval()
-            self._require_distance()
-
-    def __repr__(self) -> str:
-        return self.kind
+            # Probe it with a pair of noisy images and a pair of identical ones.
+            gt = torch.rand(PROBE_SHAPE, generator=torch.Generator().manual_seed(PROBE_SEED))
+            noise = torch.randn(PROBE_SHAPE, generator=torch.Generator().manual_seed(PROBE_SEED + 1))
+            x = (gt + PROBE_NOISE * noise).clamp(0, 1).requires_grad_()
+            expected = f"extra_terms: {kind}: expected a loss that is 0 or more and lowest for identical images"
+            try:
+                apart, same = self._call(x, gt), self._call(gt, gt).item()
+            except Exception as error:  # another package's class may raise anything
+                text = f"extra_terms: {kind} cannot be computed as loss(x, gt) on images {PROBE_SHAPE} in [0, 1]"
+                raise UserError(f"{text}: {error}") from error
+            if min(apart.item(), same) < 0:
+                raise UserError(f"{expected}, got {apart.item():g} for noisy and {same:g} for identical ones")
+            if same > apart.item():
+                values = f"{apart.item():g} for noisy, {same:g} for identical ones"
+                raise UserError(f"{expected}, got a similarity: {values}")
+            if not apart.requires_grad:
+                raise UserError(f"extra_terms: {kind}: expected a loss with a gradient, got one without")
 
     def train(self, mode: bool = True) -> RegisteredTerm:
         """Stay in eval mode: a loss must not change with the model's mode."""
@@ -139,6 +147,7 @@ class RegisteredTerm(nn.Module):
         if self.range_norm:
             x, gt = (x + 1) / 2, (gt + 1) / 2
         value = self._call(x, gt.detach())
+        # A negative distance would turn w, and with it the direction of the gradient; NaN skips the step on the device.
         return value.masked_fill(value < 0, torch.nan)
 
     def _call(self, x: Tensor, gt: Tensor) -> Tensor:
@@ -147,25 +156,3 @@ class RegisteredTerm(nn.Module):
             value = self.loss(x, gt)
         parts = [part for part in (value if isinstance(value, tuple) else (value,)) if part is not None]
         return torch.stack([part.reshape(()) for part in parts]).sum()
-
-    def _require_distance(self) -> None:
-        """Probe the loss with a pair of noisy images and a pair of identical ones."""
-        generator = torch.Generator().manual_seed(PROBE_SEED)
-        gt = torch.rand(PROBE_SHAPE, generator=generator)
-        x = (gt + PROBE_NOISE * torch.randn(PROBE_SHAPE, generator=generator)).clamp(0, 1).requires_grad_()
-        expected = f"extra_terms: {self.kind}: expected a loss that is 0 or more and lowest for identical images"
-        try:
-            apart, same = self._call(x, gt), self._call(gt, gt).item()
-        except Exception as error:  # another package's class may raise anything
-            text = f"extra_terms: {self.kind} cannot be computed as loss(x, gt) on images {PROBE_SHAPE} in [0, 1]"
-            raise UserError(f"{text}: {error}") from error
-        if min(apart.item(), same) < 0:
-            raise UserError(f"{expected}, got {apart.item():g} for noisy and {same:g} for identical ones")
-        if same > apart.item():
-            raise UserError(f"{expected}, got a similarity: {apart.item():g} for noisy, {same:g} for identical ones")
-        if not apart.requires_grad:
-            raise UserError(f"extra_terms: {self.kind}: expected a loss with a gradient, got one without")
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

@@ -357,8 +357,8 @@ def test_print_shows_networks_layers_mu_and_weight() -> None:
     assert text.splitlines() == [
         "DPLoss(",
         "  loss_weight=0.25",
-        "  (vgg): l1 of 1 conv3_1 of vgg11, the reference",
-        "  (resnet): l1 of 1 layer1, 0.5 layer2 of resnet18, w: reference / (0.5 * term + 1e-08)",
-        "  (CharbonnierLoss): CharbonnierLoss, w: reference / (2 * term + 1e-08), at most 3",
+        "  (vgg): l1 of vgg11: 1 conv3_1",
+        "  (resnet): l1 of resnet18: 1 layer1, 0.5 layer2; w = vgg / (0.5 * resnet + 1e-08)",
+        "  (CharbonnierLoss): CharbonnierLoss; w = vgg / (2 * CharbonnierLoss + 1e-08), at most 3",
         ")",
     ]
