@@ -116,6 +116,14 @@ def test_every_public_name_has_its_api_entry(room: str) -> None:
     assert [name for name in public if f"::: dp_basicsr.{room}.{name}\n" not in page] == []
 
 
+def test_public_names_are_listed() -> None:
+    page = (ROOT / "docs/api/index.md").read_text(encoding="utf-8")
+    for room in ("archs", "losses", "metrics", "models"):
+        source = (ROOT / f"dp_basicsr/{room}/__init__.py").read_text(encoding="utf-8")
+        public = ast.literal_eval(source.partition("__all__ = ")[2])
+        assert [name for name in public if f"`{name}`" not in page] == []
+
+
 def test_pictures_are_small() -> None:
     pictures = [*(ROOT / "docs/images").iterdir()]
     assert [picture.name for picture in pictures if picture.stat().st_size > 200_000] == []

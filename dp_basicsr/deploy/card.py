@@ -50,7 +50,7 @@ sharpened. A network trained with perceptual and adversarial losses invents plau
 measurements from its output that the input does not have.
 """
 
-_USE = """With this project: `dp-basicsr-upscale -i photo.png -o results --model_path {file}`
+_USE = """With this project: `dp-basicsr upscale -i photo.png -o results -m {file}`
 
 {code}"""
 
