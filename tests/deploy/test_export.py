@@ -257,7 +257,7 @@ def test_command_writes_file_and_card(
     assert front["license"] == "apache-2.0"
     for part in (
         "# esrgan_dp", "30.1 dB", "iteration: 400", "DIV2K: HR: 2 images", '"mu": 0.5', "model_type: ESRGANDPModel",
-        "--model_path esrgan_dp.safetensors", "every program on spandrel open it",
+        "-m esrgan_dp.safetensors", "every program on spandrel open it",
     ):  # fmt: skip
         assert part in card
     with pytest.raises(SystemExit, match="2"):
