@@ -93,9 +93,10 @@ def spandrel_limit(spec: NetworkSpec | None) -> str | None:
 
 
 def _write_safetensors(network: LoadedNetwork, path: Path, facts: dict[str, str], half: bool) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file(_state_of(network, half), path, metadata={**facts, "format": "pt"})
+    # Not by save_file, which makes a file that its owner alone may read.
+    path.write_bytes(save(_state_of(network, half), metadata={**facts, "format": "pt"}))
 
 
 def _write_pth(network: LoadedNetwork, path: Path, facts: dict[str, str], half: bool) -> None:

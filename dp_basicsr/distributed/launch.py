@@ -59,7 +59,7 @@ def init_distributed(
     if missing:
         raise UserError(
             f"--launcher {launcher}: {', '.join(missing)} not set; start with "
-            "`torchrun --nproc_per_node=N dp_basicsr/train.py -opt ...`"
+            "`torchrun --nproc_per_node=N -m dp_basicsr train FILE`"
         )
     _refuse_shared_store()
     on_gpu = torch.cuda.is_available() and not cpu

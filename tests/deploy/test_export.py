@@ -305,3 +305,11 @@ def test_onnx_files_are_not_mixed_with_weights_or_broken(network_file: Callable[
         load_network([Path("bad.onnx")], device="cuda:0")
     with pytest.raises(UserError, match="ONNX and ncnn files cannot be interpolated"):
         load_network([Path("bad.onnx"), network_file()])
+
+
+def test_the_format_follows_the_name_and_anyone_may_read_the_file(run_folder: Path, command: ModuleType) -> None:
+    assert command.main(["-m", str(run_folder / "models" / "net_g_400.pth"), "-o", "a.safetensors"]) == 0
+    Path("b").touch()
+    assert Path("a.safetensors").stat().st_mode == Path("b").stat().st_mode
+    with pytest.raises(SystemExit):
+        command.main(["-m", str(run_folder / "models" / "net_g_400.pth"), "-o", "a.unknown"])
