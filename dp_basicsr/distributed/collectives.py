@@ -26,6 +26,7 @@ def start_mean(values: Tensor) -> Callable[[], Tensor]:
     """
     if not is_parallel():
         return lambda: values
+    # A copy, because the collective writes into its argument while the caller goes on.
     total = values.detach().clone()
     work = distributed.all_reduce(total, async_op=True)
 
@@ -101,6 +102,7 @@ def all_gather(value: T) -> list[T]:
 
 def on_rank_0(function: Callable[[], T]) -> T:
     """Call a function on rank 0 only; every process gets its return value or its UserError."""
+    # Errors travel as values: a rank that raised alone would leave the others waiting.
     outcome: tuple[Any, UserError | None] = (None, None)
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         try:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from dp_basicsr.errors import EXIT_RETRY, message_for_user
@@ -36,7 +36,9 @@ def fail(error: Exception, store: Store) -> NoReturn:
     ``EXIT_RETRY``, or with 1 if the other one failed with its own error or took the store with it, because a restart
     may fail again.
     """
-    code = _lost(error, store) if is_loss(error) else _failed(error, store)
+    # Torch's and gloo's errors mean that another process is gone or does not answer.
+    is_loss = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+    code = _report_loss(error, store) if is_loss else _report_own(error, store)
     sys.stdout.flush()
     sys.stderr.flush()
     if os.environ.get("RANK") == "0":
@@ -46,12 +48,7 @@ def fail(error: Exception, store: Store) -> NoReturn:
     os._exit(code)  # Python's normal exit would wait for process groups that cannot finish
 
 
-def is_loss(error: Exception) -> bool:
-    """Whether an exception means that another process is gone or does not answer."""
-    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
-
-
-def _failed(error: Exception, store: Store) -> int:
+def _report_own(error: Exception, store: Store) -> int:
     """Report an error of this process; return the exit code."""
     message = message_for_user(error)
     get_error_handler().record_exception(error)  # for torchrun's summary
@@ -59,30 +56,29 @@ def _failed(error: Exception, store: Store) -> int:
     if message is None:
         sys.excepthook(type(error), error, error.__traceback__)
         return 1
-    key = f"said/{zlib.crc32(message.encode())}"
-    if _ask(lambda: store.add(key, 1)) in (1, None):  # all processes may have the same error
+    # All processes may have the same error: the first one to count it prints it, or all if the store is gone.
+    if _ask(lambda: store.add(f"said/{zlib.crc32(message.encode())}", 1)) in (1, None):
         print(f"error: {message}", file=sys.stderr)
     return 2
 
 
-def _lost(error: Exception, store: Store) -> int:
+def _report_loss(error: Exception, store: Store) -> int:
     """Report that another process is lost, unless that one reported its own error; return the exit code."""
     other_failed = _ask(lambda: store.check([FAILED]))
     if other_failed:
         return 1
-    is_gone = other_failed is None  # the store, and with it rank 0
-    if os.environ.get("RANK") == "1" if is_gone else _ask(lambda: store.add("said/lost", 1)) in (1, None):
+    # Without the store rank 0, which hosted it, is gone, and rank 1 speaks; otherwise the first one to count.
+    is_gone = other_failed is None
+    speaks = os.environ.get("RANK") == "1" if is_gone else _ask(lambda: store.add("said/lost", 1)) in (1, None)
+    if speaks:
+        # Torch's description of the connection error, without the location in its source.
+        reason = re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0].partition("\n")[0]
         print(
-            f"error: another process has ended or does not answer ({first_sentence(error)}); saved checkpoints are "
-            "intact: continue with --auto_resume",
+            f"error: another process has ended or does not answer ({reason}); saved checkpoints are intact: continue "
+            "with --auto_resume",
             file=sys.stderr,
         )
     return 1 if is_gone else EXIT_RETRY
-
-
-def first_sentence(error: Exception) -> str:
-    """Return torch's description of the connection error, without the location in its source."""
-    return re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0].partition("\n")[0]
 
 
 def _ask(call: Callable[[], T]) -> T | None:
@@ -94,21 +90,16 @@ def _ask(call: Callable[[], T]) -> T | None:
             answers.append(call())
 
     thread = threading.Thread(target=ask, daemon=True)
-    with _no_stderr():  # torch prints a stack trace if the store is gone
-        thread.start()
-        thread.join(STORE_SECONDS)
-    return answers[0] if answers else None
-
-
-@contextlib.contextmanager
-def _no_stderr() -> Iterator[None]:
-    """Discard everything this process writes to stderr, including C++ output."""
+    # Everything that this process writes to stderr is discarded meanwhile, C++ included: torch prints a stack trace if
+    # the store is gone.
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        yield
+        thread.start()
+        thread.join(STORE_SECONDS)
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(nowhere)
+    return answers[0] if answers else None

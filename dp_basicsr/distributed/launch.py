@@ -61,56 +61,49 @@ def init_distributed(
             f"--launcher {launcher}: {', '.join(missing)} not set; start with "
             "`torchrun --nproc_per_node=N -m dp_basicsr train FILE`"
         )
-    _refuse_shared_store()
-    on_gpu = torch.cuda.is_available() and not cpu
-    if on_gpu:
-        _choose_gpu()
-    if not distributed.is_initialized():
-        if backend is None or not on_gpu:
-            backend = "nccl" if on_gpu else "gloo"
-        _join(backend, timeout)
-    return True
-
-
-def _refuse_shared_store() -> None:
-    """Refuse a torchrun store in which restarts on several hosts would find the keys of an earlier start."""
     hosts, restarts = (int(os.environ.get(name, "0")) for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
-    if hosts > 1 and restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    # In a store that all restarts share, those on several hosts would find the keys of an earlier start.
+    if hosts > 1 and restarts > 0 and shares_store:
         raise UserError(
             f"torchrun --max-restarts={restarts} on {hosts} hosts shares one store between all restarts, so a "
             "host that was lost cannot rejoin: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all hosts"
         )
+    on_gpu = torch.cuda.is_available() and not cpu
+    if on_gpu:
+        local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+        if processes > gpus:  # torchrun shows all GPUs to all processes, so all raise this
+            raise UserError(
+                f"torchrun --nproc_per_node={processes}: expected at most one process per GPU, got {gpus} GPUs: "
+                f"use --nproc_per_node={gpus}, or num_gpu: 0 to train on the CPU"
+            )
+        if local_rank >= gpus > 1:
+            raise ProcessError(f"local rank {local_rank}: expected at most one process per GPU, got {gpus} GPUs")
+        # srun may show each task only its own GPUs, numbered from 0.
+        torch.cuda.set_device(local_rank % gpus)
+    if not distributed.is_initialized():
+        if backend is None or not on_gpu:
+            backend = "nccl" if on_gpu else "gloo"
+        _join(backend, timeout, shares_store)
+    return True
 
 
-def _choose_gpu() -> None:
-    """Select the GPU of the local rank; srun may show each task only its own GPUs, numbered from 0."""
-    local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
-    if processes > gpus:  # torchrun shows all GPUs to all processes, so all raise this
-        raise UserError(
-            f"torchrun --nproc_per_node={processes}: expected at most one process per GPU, got {gpus} GPUs: "
-            f"use --nproc_per_node={gpus}, or num_gpu: 0 to train on the CPU"
-        )
-    if local_rank >= gpus > 1:
-        raise ProcessError(f"local rank {local_rank}: expected at most one process per GPU, got {gpus} GPUs")
-    torch.cuda.set_device(local_rank % gpus)
-
-
-def _join(backend: str, timeout: float) -> None:
+def _join(backend: str, timeout: float, shares_store: bool) -> None:
     """Form the process group."""
     global _store
     rank, world_size, limit = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), timedelta(seconds=timeout)
-    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
         _store = next(rendezvous("env://", timeout=limit))[0]
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        if shares_store:
             # torchrun keeps this store over restarts; the addresses of ended processes must not be found in it.
             _store = PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}_{world_size}", _store)
         distributed.init_process_group(backend, store=_store, rank=rank, world_size=world_size, timeout=limit)
     except (RuntimeError, ValueError) as error:  # torch's DistError, and gloo's errors
         reason = str(error).partition("\n")[0]
         raise ProcessError(
-            f"rank {rank} of {world_size}: the processes could not connect at {where}: {reason} (another program "
+            f"rank {rank} of {world_size}: the processes could not connect at {address}: {reason} (another program "
             "on that port? a firewall? under SLURM set dist_params: port; the time limit is dist_params: timeout; with "
             f"several network cards set the shared one: {backend.upper()}_SOCKET_IFNAME=eth0)"
         ) from error

@@ -215,7 +215,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
 
 def test_a_step_on_a_part_of_the_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm(monkeypatch, SLURM_STEP_NUM_TASKS="4", SLURM_STEP_NODELIST="node5", SLURM_JOB_ID="7", OMP_NUM_THREADS="1")
-    monkeypatch.setattr(launch, "_join", lambda backend, timeout: None)
+    monkeypatch.setattr(launch, "_join", lambda *_: None)
     assert init_distributed("slurm")
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     assert [os.environ[name] for name in names] == ["3", "4", "1", "node5", str(SLURM_PORTS[28])]
@@ -233,7 +233,7 @@ def test_the_gpu_of_a_process(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(launch, "_join", lambda backend, timeout: joined.append(backend))
+    monkeypatch.setattr(launch, "_join", lambda backend, *_: joined.append(backend))
     for name, value in ({"RANK": "3", "WORLD_SIZE": "8"} | environment).items():
         monkeypatch.setenv(name, value)
     assert init_distributed("none")
@@ -352,7 +352,7 @@ def test_a_store_that_prevents_rejoining_is_refused(
     hosts: str, restarts: str, shared: str, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm(monkeypatch)
-    monkeypatch.setattr(launch, "_join", lambda backend, timeout: None)
+    monkeypatch.setattr(launch, "_join", lambda *_: None)
     monkeypatch.setenv("GROUP_WORLD_SIZE", hosts)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
