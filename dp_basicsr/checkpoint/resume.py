@@ -73,16 +73,11 @@ def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
     path = on_rank_0(lambda: _choose(opt))
     if path is None:
         return None
-    state, named = read_state(path), _named(opt)
-    is_named = path == named
+    state, named = read_state(path), opt["path"].get("resume_state")
+    is_named = bool(named) and path == Path(os.path.abspath(named))
     if is_named:
         state["resumed_from"] = _origin(opt, path)
     return ResumePoint(path, state, is_named)
-
-
-def _named(opt: Mapping[str, Any]) -> Path | None:
-    name = opt["path"].get("resume_state")
-    return Path(os.path.abspath(name)) if name else None
 
 
 def _origin(opt: Mapping[str, Any], named: Path) -> str:
@@ -93,7 +88,8 @@ def _origin(opt: Mapping[str, Any], named: Path) -> str:
 
 def _choose(opt: Mapping[str, Any]) -> Path | None:
     """Choose between the newest state of the run and the one that the options name."""
-    named, newest, logger = _named(opt), None, get_root_logger()
+    name, newest, logger = opt["path"].get("resume_state"), None, get_root_logger()
+    named = Path(os.path.abspath(name)) if name else None
     if opt["auto_resume"]:
         finish_setting_aside(Path(opt["path"]["training_states"]).parent)
         try:
@@ -184,17 +180,14 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     advice = "name an earlier one with path:resume_state"
     state = load(path, "training state", advice, allowed=[Counter])  # MultiStepRestartLR keeps its milestones in one
-    if not isinstance(state, dict) or not _is_count(state.get("iter")):
+    if not isinstance(state, dict) or type(state.get("iter")) is not int or not 0 <= state["iter"] < MAX_COUNT:
         raise UserError(f"{path} is not a training state: expected a name like training_states/<iteration>.state")
     position, run = state.get("position", {}), state.get("run", {})
-    counts = isinstance(position, dict) and all(map(_is_count, position.values()))
-    if not (counts and isinstance(run, dict) and _is_count(run.get("manual_seed") or 0)):
+    is_right = isinstance(position, dict) and isinstance(run, dict)
+    counts = [*position.values(), run.get("manual_seed") or 0] if is_right else []
+    if not is_right or not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
         raise UserError(f"{path} is damaged: position or run is not what a run writes; {advice}")
     return state
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < MAX_COUNT
 
 
 def require_networks(opt: Mapping[str, Any]) -> None:

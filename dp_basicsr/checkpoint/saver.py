@@ -89,20 +89,17 @@ class Saver:
             "best_files": dict(self.best_files),
             "resumed_from": self.resumed_from,
         }
-        on_rank_0(lambda: self._write(content, iteration))
-        if iteration != -1:
-            self._saved = iteration
-
-    def _write(self, content: dict[str, Any], iteration: int) -> None:
         name = "latest" if iteration == -1 else str(iteration)
-        checksums = dict(self._write_network(label, name) for label in self.networks)
+        checksums = dict(on_rank_0(lambda: [self._write_network(label, name) for label in self.networks]))
         if iteration == -1:
             return
         state = Path(self.opt["path"]["training_states"], f"{iteration}.state")
-        checksums[state] = write_checkpoint(content, state)
-        write_manifest(state, checksums)
+        # The manifest comes last: until it is there, this is no checkpoint. Older ones are deleted only then.
+        checksums[state] = on_rank_0(lambda: write_checkpoint(content, state))
+        on_rank_0(lambda: write_manifest(state, checksums))
         if keep := self.opt["logger"].get("keep_last"):
-            delete_older(state, Path(self.opt["path"]["models"]), keep)
+            on_rank_0(lambda: delete_older(state, Path(self.opt["path"]["models"]), keep))
+        self._saved = iteration
 
     def _write_network(self, label: str, name: str, of: str = "") -> tuple[Path, str]:
         """Write ``<label><of>_<name>.pth`` in BasicSR's format, ``{key: state_dict}``; return it and its checksum."""
@@ -117,15 +114,10 @@ class Saver:
         Raises:
             UserError: The write failed; raised on every process.
         """
-
-        def write() -> None:
-            for dataset, record in best.items():
-                for metric, figure in record.items():
-                    if figure["iter"] == iteration:
-                        path, checksum = self._write_network("net_g", metric, f"_best_{dataset}")
-                        self.best_files[path.name] = checksum
-
-        on_rank_0(write)
+        new = [(dataset, metric) for dataset in best for metric in best[dataset]
+               if best[dataset][metric]["iter"] == iteration]  # fmt: skip
+        files = on_rank_0(lambda: [self._write_network("net_g", metric, f"_best_{dataset}") for dataset, metric in new])
+        self.best_files |= {path.name: checksum for path, checksum in files}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore a state that this class or BasicSR saved. The networks have been loaded with the model.

@@ -32,10 +32,18 @@ def resume_training(model: Any, state: dict[str, Any], train: dict[str, Any], us
     """
     changed = list(dict.fromkeys(_differences(model, state)))
     note = ""
+    optimizers = list(zip(model.optimizers, state["optimizers"], strict=False))
+    schedulers = list(zip(model.schedulers, state["schedulers"], strict=False))
     if use_options:
-        _use_options(model, state)
-    elif _use_longer_periods(model, state, train["total_iter"]):
-        note = "; the checkpoint's periods end before train:total_iter, so periods are the option file's"
+        for optimizer, saved in optimizers:
+            for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+                theirs |= {key: ours[key] for key in ours if key in theirs and key != "params"}
+        state["schedulers"] = [deepcopy(scheduler.state_dict()) for scheduler in model.schedulers]
+    for scheduler, saved in () if use_options else schedulers:
+        # The rate is undefined after the last period, so a run that was lengthened takes the options' periods.
+        if hasattr(scheduler, "periods") and sum(saved["periods"]) < train["total_iter"]:
+            saved |= {key: getattr(scheduler, key) for key in _PERIODS}
+            note = "; the checkpoint's periods end before train:total_iter, so periods are the option file's"
     model.resume_training(state)
     if use_options:
         with warnings.catch_warnings():
@@ -52,44 +60,25 @@ def resume_training(model: Any, state: dict[str, Any], train: dict[str, Any], us
 
 
 def _differences(model: Any, state: dict[str, Any]) -> Iterator[str]:
+    """Name the settings in which a state and a model's optimizers and schedulers differ, with both values."""
+    values: list[tuple[str, Any, Any]] = []  # name, saved, ours
     names = {id(value): name.replace("optimizer", "optim") for name, value in vars(model).items()}
     for optimizer, saved in zip(model.optimizers, state["optimizers"], strict=False):
-        where = names.get(id(optimizer), "optimizer")
-        for own, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=False):
-            for key in own:
-                if key in theirs and key not in _NOT_OPTIONS:
-                    yield from _difference(f"{where}:{'lr' if key == 'initial_lr' else key}", theirs[key], own[key])
+        name = names.get(id(optimizer), "optimizer")
+        for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+            for key in [key for key in ours if key in theirs and key not in _NOT_OPTIONS]:
+                # BasicSR's schedulers keep the option file's rate there.
+                values.append((f"{name}:{'lr' if key == 'initial_lr' else key}", theirs[key], ours[key]))
     for scheduler, saved in zip(model.schedulers, state["schedulers"], strict=False):
         for key in inspect.signature(type(scheduler)).parameters:
             if key in saved and key != "last_epoch":
-                yield from _difference(f"scheduler:{key}", saved[key], getattr(scheduler, key))
-
-
-def _difference(where: str, saved: Any, own: Any) -> Iterator[str]:
-    saved, own = (_plain(value) for value in (saved, own))
-    if saved != own:
-        values = [textwrap.shorten(str(value), 60) for value in (saved, own)]
-        yield f"{where} {values[0]} (option file: {values[1]})"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Counter):  # BasicSR's milestones
-        return sorted(value.elements())
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _use_options(model: Any, state: dict[str, Any]) -> None:
-    for optimizer, saved in zip(model.optimizers, state["optimizers"], strict=False):
-        for own, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=False):
-            theirs |= {key: own[key] for key in own if key in theirs and key != "params"}
-    state["schedulers"] = [deepcopy(scheduler.state_dict()) for scheduler in model.schedulers]
-
-
-def _use_longer_periods(model: Any, state: dict[str, Any], total_iter: int) -> bool:
-    """Use the options' periods where the state's end before the run does: the rate is undefined after them."""
-    used = False
-    for scheduler, saved in zip(model.schedulers, state["schedulers"], strict=False):
-        if hasattr(scheduler, "periods") and sum(saved["periods"]) < total_iter:
-            saved |= {key: getattr(scheduler, key) for key in _PERIODS}
-            used = True
-    return used
+                values.append((f"scheduler:{key}", saved[key], getattr(scheduler, key)))
+    for name, *pair in values:
+        for index, value in enumerate(pair):
+            if isinstance(value, Counter):  # BasicSR's milestones
+                pair[index] = sorted(value.elements())
+            elif isinstance(value, tuple):
+                pair[index] = list(value)
+        if pair[0] != pair[1]:
+            texts = [textwrap.shorten(str(value), 60) for value in pair]
+            yield f"{name} {texts[0]} (option file: {texts[1]})"

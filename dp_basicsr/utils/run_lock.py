@@ -25,17 +25,12 @@ def run_lock(folder: str) -> Iterator[None]:
         UserError: Another run, named in the message, holds the lock; raised on every process.
     """
     path = Path(folder).with_name(f".{Path(folder).name}.lock")
-    handle = None
-
-    def acquire() -> None:
-        nonlocal handle
-        handle = _acquire(path)
-
-    on_rank_0(acquire)
+    handles: list[int | None] = []
+    on_rank_0(lambda: handles.append(_acquire(path)))
     try:
         yield
     finally:
-        if handle is not None:
+        for handle in filter(None, handles):
             path.unlink(missing_ok=True)
             os.close(handle)
             with contextlib.suppress(OSError):  # the folder contains an experiment
@@ -53,8 +48,10 @@ def _acquire(path: Path) -> int | None:
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         locked = try_lock(handle, path, "lockf", "start no second run of this name")
-        if locked and _is_at(path, handle):
-            break
+        # A run that ended meanwhile deleted this file; another one may hold a new file.
+        with contextlib.suppress(FileNotFoundError):
+            if locked and os.path.samestat(path.stat(), os.fstat(handle)):
+                break
         holder = os.read(handle, 200).decode(errors="replace").strip()
         os.close(handle)
         if locked is None:
@@ -62,24 +59,12 @@ def _acquire(path: Path) -> int | None:
                 path.unlink(missing_ok=True)
             return None
         if not locked:
-            raise _in_use(path, holder)
-        # A run that ended meanwhile deleted this file; another one may hold a new file.
+            name = path.with_name(path.name.removeprefix(".").removesuffix(".lock"))
+            raise UserError(
+                f"{name} is in use by {holder or 'another process'}: wait until it ends, stop it, or give this run "
+                "another name"
+            )
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
     os.ftruncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
     return handle
-
-
-def _is_at(path: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
-    except FileNotFoundError:
-        return False
-
-
-def _in_use(path: Path, holder: str) -> UserError:
-    name = path.name.removeprefix(".").removesuffix(".lock")
-    return UserError(
-        f"{path.with_name(name)} is in use by {holder or 'another process'}: wait until it ends, stop it, or give this "
-        "run another name"
-    )
