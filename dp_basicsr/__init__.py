@@ -8,4 +8,4 @@ from dp_basicsr import compat
 
 compat.install()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

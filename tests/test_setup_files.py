@@ -191,9 +191,10 @@ def test_basicsr_is_installed_into_the_running_environment(monkeypatch: pytest.M
     assert len(calls) == 5
 
 
-def test_citation_names_this_version() -> None:
+def test_citation_and_changelog_name_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == dp_basicsr.__version__
+    assert f"\n## [{dp_basicsr.__version__}] - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert citation["preferred-citation"]["title"].startswith("Dual Perceptual Loss")
 
 
