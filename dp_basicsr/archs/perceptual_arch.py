@@ -66,6 +66,7 @@ class FrozenFeatures(nn.Module):
         self.statistics = (tuple(mean), tuple(std))
         for name, values in zip(("mean", "std"), self.statistics, strict=True):
             self.register_buffer(name, _per_channel(values, torch.ones(())), persistent=False)
+        # Now, and not by the caller: a loss that is built in a model's constructor must never train its networks.
         self.requires_grad_(False)
         self.train(False)
 
@@ -212,6 +213,7 @@ class ResNetFeatures(FrozenFeatures):
 
 def vgg_layers(net: nn.Sequential) -> list[str]:
     """Return BasicSR's names of the layers of a VGG's ``features``: ``conv1_1``, ``bn1_1``, ``relu1_1``, ``pool1``."""
+    # Each block ends with a pool, and its layers are numbered by their convolution.
     names, block, number = [], 1, 0
     for module in net:
         if isinstance(module, nn.MaxPool2d):

@@ -115,11 +115,13 @@ def load_backbone(network: str, source: str) -> Any:
     if source == "random":
         return net
     path = find_weights(network, source)
+    # The classifiers of a file may be of other sizes, and are not needed.
     state = {name: value for name, value in read_state_dict(path).items() if name.partition(".")[0] not in HEADS}
     try:
         _, unexpected = net.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         raise UserError(f"{path} does not contain the weights of {network}: {' '.join(str(error).split())}") from error
+    # Names beside the network's own parts may be a self-supervised training's; foreign layers in its parts are not.
     children = {name for name, _ in net.named_children()}
     foreign = [name for name in unexpected if name.partition(".")[0] in children]
     if foreign or len(unexpected) == len(state):
@@ -156,6 +158,7 @@ def initialise_randomly(net: nn.Module, network: str) -> nn.Module:
     He initialisation for convolutions, identity for batch-norm.
     """
     warn_random(network)
+    # A generator of its own, so that a run's random numbers do not depend on where its networks come from.
     generator = torch.Generator().manual_seed(RANDOM_SEED)
     net.to_empty(device="cpu")
     for module in net.modules():

@@ -19,8 +19,8 @@ from dp_basicsr.utils.atomic_io import atomic_write, replacing
 
 from basicsr.utils import get_root_logger
 
-# File in the run's folder with the iteration that the run goes back to, while files are being moved. A process that is
-# killed then leaves it, and the next start completes the move.
+# File in the run's folder with the iteration that the run goes back to and the folder for what is later, while files
+# are being moved. A process that is killed then leaves it, and the next start completes the move into the same folder.
 _MOVING = "goes_back_to"
 
 
@@ -45,7 +45,10 @@ def set_aside_later(root: Path, state: Path, iteration: int, best_files: Mapping
     later = any(other > last for other in files_by_iteration(root / "models", root / "training_states"))
     best = (root / "models").glob("net_g_best_*.pth")
     if later or any(sha256_of(path) != best_files.get(path.name) for path in best):
-        atomic_write(root / _MOVING, lambda file: file.write(str(last).encode()))
+        name = f"abandoned_{time.strftime('%Y%m%d_%H%M%S')}"
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        aside = next(name for name in names if not (root / name).exists())
+        atomic_write(root / _MOVING, lambda file: file.write(f"{last} {aside}".encode()))
         finish_setting_aside(root)
 
 
@@ -58,11 +61,9 @@ def finish_setting_aside(root: Path) -> None:
     mark = root / _MOVING
     if not mark.is_file():
         return
-    name = f"abandoned_{time.strftime('%Y%m%d_%H%M%S')}"
-    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-    aside = next(root / name for name in names if not (root / name).exists())
     try:
-        last = int(mark.read_text(encoding="utf-8"))
+        number, name = mark.read_text(encoding="utf-8").split()
+        last, aside = int(number), root / name
         files = files_by_iteration(root / "models", root / "training_states")
         later = sorted(iteration for iteration in files if iteration > last)
         # The best networks of the state itself come back by ``restore_best``.

@@ -58,6 +58,7 @@ def read_manifest(path: Path) -> dict[Path, str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path.name} cannot be read ({error})") from error
+    # The names come from a file, so none may lead out of the experiment's folder.
     checksums = {}
     for line in lines:
         match = _LINE.fullmatch(line)

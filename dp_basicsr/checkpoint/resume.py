@@ -70,6 +70,7 @@ def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
     Raises:
         UserError: The state is missing or damaged, or none of the run's checkpoints is intact.
     """
+    # Rank 0 decides: on a slow network file system the others may not yet see the newest files.
     path = on_rank_0(lambda: _choose(opt))
     if path is None:
         return None
@@ -154,6 +155,7 @@ def require_intact(opt: Mapping[str, Any], state: Path) -> None:
             if network not in checked and (network.name.startswith("net_g_") or network.exists()):
                 raise UserError(f"{manifest.name} is damaged: it does not name {network.name}")
         return
+    # A renamed state would be resumed at its own iteration, with the networks of another one.
     iteration = read_state(state)["iter"]
     if str(iteration) != state.stem:
         raise UserError(f"{state} belongs to iteration {iteration}")

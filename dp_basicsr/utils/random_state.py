@@ -27,6 +27,7 @@ def set_determinism(deterministic: bool) -> None:
 
 def random_state() -> dict[str, Any]:
     """Return the states of Python's, NumPy's and torch's generators, as lists and tensors for ``weights_only``."""
+    # NumPy's and Python's own objects would need pickle's classes, which ``weights_only`` refuses.
     version, words, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {

@@ -64,6 +64,7 @@ class Interruption:
             if number == signal.SIGTERM:
                 _stop_at_once(number)
             return
+        # Only a note: the step, and the collectives in it, must be completed on all processes.
         if not self._signal:
             self._signal, self._since = number, time.monotonic()
         elif time.monotonic() - self._since > SAME_SIGNAL:
@@ -82,6 +83,7 @@ class Interruption:
         if not self._dist:
             self._agreed = self._signal
             return self.noted()
+        # The answer to the last call's question has arrived during the step, so nothing waits for it.
         self._read()
         if not self._agreed:
             self._pending = start_maximum(self._signal)

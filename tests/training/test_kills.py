@@ -211,7 +211,7 @@ def test_killed_at_random_times(folder: Path, undisturbed: Path) -> None:
 
 def test_signals_finish_the_step_and_save(folder: Path, undisturbed: Path) -> None:
     """In training, and in validation, which the resumed run repeats."""
-    signals = ((signal.SIGTERM, "step", 5, 5), (signal.SIGINT, "metric", 2, 8), (signal.SIGUSR1, "step", 3, 11))
+    signals = ((signal.SIGTERM, "step", 5, 5), (signal.SIGINT, "metric", 2, 8), (signal.SIGHUP, "step", 3, 11))
     for number, event, place, last in signals:
         assert start(folder, at=[event, place], signals=[number]) == [EXIT_RETRY]
         assert whole_checkpoints(folder)[-1] == last
@@ -348,7 +348,7 @@ def test_a_folder_that_cannot_be_written_stops_with_one_message(folder: Path) ->
 
 
 def test_torchrun_saves_when_it_is_stopped(folder: Path, tmp_path: Path) -> None:
-    """SIGTERM to a worker, later to torchrun: an intact checkpoint each time, bit-identical to an undisturbed run.
+    """SIGTERM to a worker, later SIGHUP to torchrun: an intact checkpoint each time, bit-identical to an undisturbed run.
 
     torchrun itself then exits with code 1, because its workers did not finish.
     """
@@ -367,11 +367,12 @@ def test_torchrun_saves_when_it_is_stopped(folder: Path, tmp_path: Path) -> None
             assert torchrun.is_alive(), output.read_text()
             time.sleep(0.05)
         workers = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-        os.kill(int(workers[1]) if to_a_worker else torchrun.pid, signal.SIGTERM)
+        number = signal.SIGTERM if to_a_worker else signal.SIGHUP
+        os.kill(int(workers[1]) if to_a_worker else torchrun.pid, number)
         torchrun.join(60)
         assert torchrun.exitcode == 1, output.read_text()
         last = whole_checkpoints(folder)[-1]
-        assert f"SIGTERM: stopped after iteration {last}; iteration {last} is saved" in output.read_text()
+        assert f"{number.name}: stopped after iteration {last}; iteration {last} is saved" in output.read_text()
 
     whole = prepare(tmp_path / "whole")
     total = f"train:total_iter={last}", f"logger:save_checkpoint_freq={last}"

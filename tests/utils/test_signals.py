@@ -19,7 +19,7 @@ def work(pipe: Connection) -> None:
         pipe.send(pipe.recv())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_worker_ignores_signals_except_its_parent_s(number: signal.Signals) -> None:
     ours, theirs = multiprocessing.get_context("fork").Pipe()
     worker = multiprocessing.get_context("fork").Process(target=work, args=(theirs,), daemon=True)
