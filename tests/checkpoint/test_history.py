@@ -134,7 +134,7 @@ class World:
         if code == -signal.SIGKILL and last == begun:
             if (self.run / "goes_back_to").exists():  # the next start completes it
                 there = {iteration: trace for iteration, trace in there.items() if iteration <= begun}
-            elif any(trace != self.history[: len(trace)] for trace in there.values()):
+            elif set(there) - set(self.saved):
                 vars(self).update(self.before)  # killed before it went back or was archived
                 return
         for iteration, trace in there.items():

@@ -348,7 +348,7 @@ def test_a_folder_that_cannot_be_written_stops_with_one_message(folder: Path) ->
 
 
 def test_torchrun_saves_when_it_is_stopped(folder: Path, tmp_path: Path) -> None:
-    """SIGTERM to a worker, later SIGHUP to torchrun: an intact checkpoint each time, bit-identical to an undisturbed run.
+    """SIGTERM to a worker, SIGHUP to torchrun: an intact checkpoint each time, bit-identical to an undisturbed run.
 
     torchrun itself then exits with code 1, because its workers did not finish.
     """
