@@ -165,7 +165,7 @@ def test_two_processes(folder: Path) -> None:
         (["-opt", "small.yml", "--force_yml", "path:pretrain_network_g=nowhere.pth"], "nowhere.pth"),
         (["-opt", "small.yml", "--force_yml", "path:resume_state=nowhere.state"], "nowhere.state"),
         (["-opt", "small.yml", "--force_yml", "trian:total_iter=3"], "trian"),
-        (["-opt", "small.yml", "--force_yml", "datasets:train:dataroot_gt=nowhere"], "extract_subimages.py"),
+        (["-opt", "small.yml", "--force_yml", "datasets:train:dataroot_gt=nowhere"], "data extract"),
         (["-opt", "small.yml", "--force_yml", "datasets:train:dataroot_gt=pairs"], "datasets: pairs"),
         (["-opt", "small.yml", "--force_yml", "train:perceptual_opt:mu=-1"], "mu: expected a number > 0"),
         (["-opt", "small.yml", "--force_yml", "datasets:train:prefetch_mode=cuda"], "prefetch_mode"),

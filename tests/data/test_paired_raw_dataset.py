@@ -142,7 +142,7 @@ def test_planes_survive_a_round_trip() -> None:
 
 
 def test_png_records_are_refused_with_the_command(lmdbs: Path) -> None:
-    with pytest.raises(UserError, match=r"gt_bicubic_X4_sub.lmdb has PNG.*create_lmdb.py --input .* --lmdb raw"):
+    with pytest.raises(UserError, match=r"gt_bicubic_X4_sub.lmdb has PNG.*data lmdb -i .* --lmdb raw"):
         dataset(lmdbs / "png", "PairedRawDataset")
     opt = options(lmdbs)
     opt["datasets"]["train"] |= {

@@ -153,7 +153,7 @@ def test_missing_folders_are_named(pairs: Path) -> None:
     opt = options(pairs)
     opt["datasets"]["train"]["dataroot_gt"] = "datasets/not_there"
     opt["datasets"]["val"] = opt["datasets"]["train"] | {"phase": "val"}
-    with pytest.raises(UserError, match=r"datasets/not_there(?s:.*)extract_subimages\.py"):
+    with pytest.raises(UserError, match=r"datasets/not_there(?s:.*)data extract"):
         require_training_data(opt)
     assert evaluation_loaders(opt, "val") == []
 

@@ -10,5 +10,5 @@ import pytest
 def test_commands_are_found_from_any_folder(capfd: pytest.CaptureFixture[str]) -> None:
     demo.run("scripts/make_lr.py", "--help")
     out = capfd.readouterr().out
-    assert "usage: make_lr.py" in out
-    assert "/scripts/make_lr.py --help" in out.splitlines()[1]
+    assert "usage: python " in out
+    assert "scripts/make_lr.py --help" in out.splitlines()[1]
