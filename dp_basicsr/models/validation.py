@@ -134,6 +134,9 @@ class Validator:
             lines.append(f"\t # {metric}: {mean:.4f}\tBest: {best['val']:.4f} @ {best['iter']} iter")
             if tb_logger:
                 tb_logger.add_scalar(f"metrics/{dataset}/{metric}", mean, iteration)
+            unmeasured = sum(not math.isfinite(value[metric]) for value in values)
+            if unmeasured:
+                lines.append(f"\t   {unmeasured} of {len(values)} images not finite, and not in the mean")
         get_root_logger().info("\n".join([*lines, ""]))
 
     def _validate_share(

@@ -76,7 +76,7 @@ class World:
         history: The marks of the run's steps, as far as it has got.
         saved: The iterations of its checkpoints in its folder -> the named state that each one's history began with.
         curve_from: The first step of TensorBoard's curve, less one.
-        base: Where it went back to an earlier state; then the best network before may be lost.
+        base: Where it went back to an earlier state; the best network from before may be lost.
     """
 
     folder: Path
@@ -110,6 +110,8 @@ class World:
         if newest is not None and named not in (None, self.state(newest), self.saved[newest]):
             newest = None  # the named state is another: it wins
         if newest is not None:
+            # What was validated after the checkpoint may have replaced its best network, and now the mark is another.
+            self.base = newest if len(self.history) > newest else self.base
             self.history = self.history[:newest]
             if named == self.state(newest):
                 self.saved[newest] = named

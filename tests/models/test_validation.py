@@ -296,3 +296,22 @@ def test_several_processes_give_the_values_of_one(tmp_path: Path) -> None:
         processes.start(*[[str(ROOT / "tests/models/validation_worker.py")]] * 2)
         codes, outputs = processes.ends(0, 1)
     assert codes == [0, 0], outputs
+
+
+def test_means_and_best_of_any_values_equal_a_closed_form(tmp_path: Path) -> None:
+    """A perfect (inf) or unmeasurable image (NaN) is left out; a mean without any finite value is no best one."""
+    rng = np.random.default_rng(0)
+    for better, worst in (("higher", -math.inf), ("lower", math.inf)):
+        model = make_model(tmp_path, {"metrics": {"m": {"type": "calculate_psnr", "better": better}}})
+        best, best_iteration = worst, -1
+        for iteration in range(1, 31):
+            values = [{"m": float(value)} for value in rng.choice([30, 31.5, math.inf, -math.inf, math.nan], 4)]
+            finite = [value["m"] for value in values if math.isfinite(value["m"])]
+            model.validator._take_results(values, "set", iteration, None)
+            mean = math.fsum(finite) / len(finite) if finite else math.nan
+            assert math.isfinite(model.validator.results["m"]) == bool(finite)
+            if finite:
+                assert model.validator.results["m"] == mean
+                if mean >= best if better == "higher" else mean <= best:
+                    best, best_iteration = mean, iteration
+            assert model.validator.best["set"]["m"] == {"better": better, "val": best, "iter": best_iteration}
