@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from typing import get_args
 
-from dp_basicsr.deploy.batch import describe_left_out, find_jobs
+from dp_basicsr.deploy.batch import describe_left_out, find_all_jobs
 from dp_basicsr.deploy.choices import FORMATS, OVERLAP, QUALITY, AlphaMode, EngineName, PrecisionChoice
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.arguments import Parser
@@ -26,10 +26,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("-i", "--input", required=True, help="image, folder, or glob in quotes ('photos/**/*.jpg')")
+    parser.add_input(nargs="+", required=True, help="images, folders, or globs in quotes ('photos/**/*.jpg')")
     parser.add_output(type=Path, default=Path("results"), help="folder, or a file where the input is one image")
     add_model_arguments(parser)
-    add("--outscale", type=float, help="size of the result over that of the input (default: the model's scale)")
+    add("-s", "--outscale", type=float, help="size of the result over that of the input (default: the model's scale)")
     add("--alpha", choices=get_args(AlphaMode), default="model", help="how transparency is enlarged, or to drop it")
     add("--suffix", default="", help="put between name and extension")
     add("--ext", default="auto", help=f"auto keeps the format; or {', '.join(name[1:] for name in FORMATS)}")
@@ -48,7 +48,7 @@ def add_model_arguments(parser: Parser) -> None:
     )  # fmt: skip
     add("--alpha-interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
     add("--scale", type=int, help="only for x2 and x3 weights that do not tell which they are")
-    add("--tile", default="auto", help="pixels of a tile: auto, a number, or 0 for the whole image at once")
+    add("-t", "--tile", default="auto", help="pixels of a tile: auto, a number, or 0 for the whole image at once")
     add("--tile-overlap", type=int, default=OVERLAP, help="pixels that neighbouring tiles share")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add(
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with data_command():
         if not 1 <= args.quality <= 100 or (args.outscale is not None and not 0 < args.outscale <= 64):
             raise UserError("expected --quality from 1 to 100 and --outscale above 0 and up to 64")
-        jobs, left_out = find_jobs(args.input, args.output, recursive=args.recursive, suffix=args.suffix, ext=args.ext)
+        how = {"recursive": args.recursive, "suffix": args.suffix, "ext": args.ext}
+        jobs, left_out = find_all_jobs(args.input, args.output, **how)
         todo = [job for job in jobs if args.overwrite or not job.target.exists()]
         failed = 0
         if todo:

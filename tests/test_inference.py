@@ -91,6 +91,14 @@ def test_a_folder_is_mirrored(model: str, photos: Path) -> None:
     assert files("globbed") == ["a.png", "b.png", "in/c.png", "in/deep/d.png"]
 
 
+def test_several_inputs_are_one_list(model: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a shell expands ``photos/*``; what is named twice is upscaled once."""
+    assert run("-i", f"{photos}/a.png", f"{photos}/in", photos, "-o", "out", "-m", model) == 0
+    assert files("out") == ["a.png", "b.jpg", "c.webp"]
+    assert run("-i", f"{photos}/a.png", f"{photos}/b.jpg", "-o", "x.png", "-m", model) == 2
+    assert "would all become x.png" in capsys.readouterr().err
+
+
 def test_every_readable_suffix_is_used_and_the_rest_is_counted(
     model: str, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

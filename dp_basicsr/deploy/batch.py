@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr.deploy.choices import FORMATS, READ_SUFFIXES
 from dp_basicsr.errors import UserError
@@ -65,6 +66,14 @@ def find_jobs(
         raise UserError(f"no image in {source}: expected files that end in {', '.join(READ_SUFFIXES)}{also}")
     _refuse_collisions(jobs)
     return jobs, left_out
+
+
+def find_all_jobs(sources: Sequence[str], output: Path, **how: Any) -> tuple[list[UpscaleJob], list[Path]]:
+    """List the images behind several inputs, each once; arguments and errors are those of ``find_jobs``."""
+    every = [find_jobs(source, output, **how) for source in sources]
+    jobs = list(dict.fromkeys(job for jobs, _ in every for job in jobs))
+    _refuse_collisions(jobs)
+    return jobs, sorted({path for _, left_out in every for path in left_out})
 
 
 def describe_left_out(paths: Sequence[Path]) -> str:
