@@ -199,14 +199,14 @@ def require_networks(opt: Mapping[str, Any]) -> None:
             _require_network(Path(path), f"path: {key}:")
 
 
-def _require_network(path: Path, where: str = "network") -> None:
+def _require_network(path: Path, what: str = "network") -> None:
     if not path.is_file():
-        raise UserError(f"{where} no such file: {path}")
-    part: Part = "discriminator" if "network_d" in where or path.name.startswith("net_d_") else "generator"
+        raise UserError(f"{what} no such file: {path}")
+    part: Part = "discriminator" if "network_d" in what or path.name.startswith("net_d_") else "generator"
     try:
         read_weights(path, part=part)
     except UserError as error:
-        raise UserError(f"{where} {error}") from error
+        raise UserError(f"{what} {error}") from error
 
 
 def run_metadata(opt: Mapping[str, Any]) -> dict[str, Any]:

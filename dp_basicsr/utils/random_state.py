@@ -61,12 +61,12 @@ def same_random_state_after() -> Iterator[None]:
 
 def gather_random_states() -> list[dict[str, Any]]:
     """Return the states of all processes by rank; on ranks other than 0, only their own."""
-    own = random_state()
+    local = random_state()
     if not distributed.is_initialized():
-        return [own]
+        return [local]
     states: list[Any] | None = [None] * distributed.get_world_size() if distributed.get_rank() == 0 else None
-    distributed.gather_object(own, states, dst=0)
-    return states or [own]
+    distributed.gather_object(local, states, dst=0)
+    return states or [local]
 
 
 def _cuda_devices() -> list[int]:

@@ -64,10 +64,6 @@ def trace_of(network: Path) -> Trace:
     return tuple(params["trace"][: params["count"]].tolist())
 
 
-def state_of(manifest: Path) -> Path:
-    return manifest.with_suffix(".state")
-
-
 @dataclass
 class World:
     """What should be there: the reference.
@@ -90,14 +86,18 @@ class World:
         return self.folder / "experiments/small"
 
     def checkpoints(self) -> dict[Path, Trace]:
-        """All checkpoints anywhere in the folder, by their states; each is intact, unless it is being moved."""
+        """All checkpoints anywhere in the folder, by their states; each is intact, unless it is being moved.
+
+        One whose manifest alone is missing (killed just before) is a checkpoint as BasicSR's are.
+        """
         found = {}
-        for manifest in self.folder.rglob("*.sha256"):
-            network = manifest.parent.parent / f"models/net_g_{manifest.stem}.pth"
+        for state in self.folder.rglob("*.state"):
+            network = state.parent.parent / f"models/net_g_{state.stem}.pth"
             if (self.run / "goes_back_to").exists() and not network.exists():
                 continue
-            check_manifest(manifest)
-            found[state_of(manifest)] = trace_of(network)
+            if state.with_suffix(".sha256").exists():
+                check_manifest(state.with_suffix(".sha256"))
+            found[state] = trace_of(network)
         return found
 
     def state(self, iteration: int) -> Path:
