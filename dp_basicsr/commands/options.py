@@ -38,5 +38,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         for file in sorted(SHIPPED.glob("*.yml")):
             lines = file.read_text(encoding="utf-8").splitlines()
             summary = next(line.lstrip("# ") for line in lines if line.startswith("# ") and "$schema" not in line)
-            print(f"{file.stem:26} {summary}")
+            print(f"{file.stem:26} {summary.partition('. ')[0]}")
     return 0

@@ -33,13 +33,14 @@ read_lists_as_utf8()
 Batch = dict[str, Any]
 
 
-HOW_TO_GET_TEST_SETS = "datasets/README.md lists their sources and the expected tree"
-
-
 def how_to_get_data() -> str:
     """Return the commands that create the paper's data."""
-    commands = f"  {advise('data download', 'div2k')}\n  {advise('data extract')}\n"
-    return f"to create the paper's data, run\n{commands}datasets/README.md shows the expected tree"
+    return f"to create the paper's data, run\n  {advise('data download', 'div2k')}\n  {advise('data extract')}"
+
+
+def how_to_get_test_sets() -> str:
+    """Return the command that downloads the paper's test sets."""
+    return f"to download the paper's, run\n  {advise('data download', 'set5 set14 bsd100 urban100')}"
 
 
 class TrainSampler(EnlargedSampler):

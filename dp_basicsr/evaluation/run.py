@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dp_basicsr.checkpoint.resume import require_networks
-from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, evaluation_loaders, missing_folders
+from dp_basicsr.data.stream import evaluation_loaders, how_to_get_test_sets, missing_folders
 from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.after_test import evaluate_test_run, metrics_of
@@ -30,7 +30,7 @@ def run_test(opt: dict[str, Any]) -> None:
     sets = [dataset for dataset in opt["datasets"].values() if dataset["phase"] == "test"]
     if all(missing_folders(dataset) for dataset in sets):
         names = ", ".join(dataset["name"] for dataset in sets)
-        raise UserError(f"none of the test sets ({names}) exists; {HOW_TO_GET_TEST_SETS}")
+        raise UserError(f"none of the test sets ({names}) exists; {how_to_get_test_sets()}")
     require_networks(opt)
     held_log = start_log(opt)
     logger = get_root_logger()
@@ -38,7 +38,7 @@ def run_test(opt: dict[str, Any]) -> None:
     drop_unavailable(opt)
     loaders = evaluation_loaders(opt, "test")
     if not loaders:
-        raise UserError(f"none of the test sets has an image; {HOW_TO_GET_TEST_SETS}")
+        raise UserError(f"none of the test sets has an image; {how_to_get_test_sets()}")
     refuse_small_images(opt, loaders)
     model = build_model(opt)
     make_exp_dirs(opt)

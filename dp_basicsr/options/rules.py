@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES
-from dp_basicsr.data.stream import HOW_TO_GET_TEST_SETS, how_to_get_data
+from dp_basicsr.data.stream import how_to_get_data, how_to_get_test_sets
 from dp_basicsr.models import ESRGANDPModel, SRGANDPModel
 from dp_basicsr.options.problems import Path, Problem, choose
 from dp_basicsr.options.reading import Options, shown
@@ -371,4 +371,4 @@ def _missing_for_test(opt: View) -> Iterator[Problem]:
                for name in tests):  # fmt: skip
         names = ", ".join(str(opt.get("datasets", name, "name")) for name in tests)
         text = f"expected an existing test set, got {f'none of {names}' if names else 'none'}"
-        yield Problem(("datasets",), text, missing=True, help=HOW_TO_GET_TEST_SETS)
+        yield Problem(("datasets",), text, missing=True, help=how_to_get_test_sets())
