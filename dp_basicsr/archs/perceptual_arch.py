@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone, require_weights
+from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.registration import register
 
@@ -60,7 +60,11 @@ class FrozenFeatures(nn.Module):
         check_layers(self.layers, parts)
         last = max(list(parts).index(name) for name in self.layers)
         self.parts = nn.ModuleDict(dict(list(parts.items())[: last + 1]))
-        require_weights(self.parts)
+        # What a file lacked is on the meta device; only the parts that are used must be there.
+        missing = [name for name, value in self.parts.state_dict().items() if value.is_meta]
+        if missing:
+            text = f"the weights of the perceptual network lack {len(missing)} tensors: {', '.join(missing[:3])}"
+            raise UserError(text)
         self.use_input_norm = use_input_norm
         self.range_norm = range_norm
         self.statistics = (tuple(mean), tuple(std))

@@ -100,7 +100,7 @@ def load_backbone(network: str, source: str) -> Any:
     """Build a torchvision network with its weights.
 
     A checkpoint without the classifier, as left by self-supervised training, is accepted: missing tensors stay on the
-    meta device, and ``require_weights`` raises an error if they are needed.
+    meta device, and ``FrozenFeatures`` raises an error if they are needed.
 
     Args:
         network: torchvision's name, for example ``resnet50``.
@@ -128,13 +128,6 @@ def load_backbone(network: str, source: str) -> Any:
         named = ", ".join((foreign or list(state))[:3])
         raise UserError(f"{path}: expected the weights of {network}, got {named or 'nothing'}")
     return net
-
-
-def require_weights(net: nn.Module) -> None:
-    """Raise a UserError if the network has tensors on the meta device, which its file did not contain."""
-    missing = [name for name, value in net.state_dict().items() if value.is_meta]
-    if missing:
-        raise UserError(f"the weights of the perceptual network lack {len(missing)} tensors: {', '.join(missing[:3])}")
 
 
 def random_network(network: str) -> nn.Module:

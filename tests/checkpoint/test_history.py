@@ -29,7 +29,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.checkpoint.traced_run import result_of, train_traced
 from tests.distributed.processes import CONTEXT
 
-SEQUENCES, STARTS = 2, 7
+SEQUENCES, STARTS = 2, 6
 TOTAL, SAVE, VALIDATE = 12, 3, 2
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 FULL = 8000  # bytes that a file may have on the full disk: more than a network's, fewer than a state's
