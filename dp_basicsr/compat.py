@@ -84,14 +84,14 @@ def _complete_base_model(base_model: Any) -> None:
     model.get_optimizer, model.model_to_device = get_optimizer, model_to_device
 
 
-# BasicSR module -> function that completes it after the import.
-_INCOMPLETE: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
-    {
-        REGISTRIES: register_waiting,
-        "basicsr.utils.matlab_functions": _add_rgb2ycbcr,
-        "basicsr.utils.diffjpeg": _make_contiguous,
-        "basicsr.models.base_model": _complete_base_model,
-    }
+# BasicSR module -> function that completes it after the import. These only add names, in every program.
+_INCOMPLETE: dict[str, Callable[[ModuleType], None]] = {
+    REGISTRIES: register_waiting,
+    "basicsr.utils.matlab_functions": _add_rgb2ycbcr,
+}
+# These replace methods, so only our programs ask for them: a stranger's BasicSR may have optimizers of its own.
+_REPLACED: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
+    {"basicsr.utils.diffjpeg": _make_contiguous, "basicsr.models.base_model": _complete_base_model}
 )
 
 
@@ -128,8 +128,17 @@ def read_lists_as_utf8() -> None:
             vars(module)["open"] = _open_utf8
 
 
+def complete_basicsr() -> None:
+    """Replace what is incomplete in BasicSR, imported already or not, when one of our programs starts."""
+    for name, complete in _REPLACED.items():
+        if name not in _INCOMPLETE:
+            _INCOMPLETE[name] = complete
+            if name in sys.modules:
+                complete(sys.modules[name])
+
+
 def install() -> None:
-    """Install all bridges. Can be called repeatedly, and after ``import basicsr`` if that works."""
+    """Install the bridges of every program. Can be called repeatedly, and after ``import basicsr`` if that works."""
     if any(isinstance(finder, _RenamedModules) for finder in sys.meta_path):
         return
     sys.meta_path.append(_RenamedModules())

@@ -13,7 +13,7 @@ if not __package__:  # run as a file: this folder's packages (data, losses ...) 
 
 from collections.abc import Sequence
 
-from dp_basicsr.compat import without_cuda
+from dp_basicsr.compat import complete_basicsr, read_lists_as_utf8, without_cuda
 from dp_basicsr.errors import exit_on_user_error
 from dp_basicsr.options import import_modules, parse_command_line, read_given_options
 
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_command_line(__doc__, argv, is_train=True)
     with exit_on_user_error("interrupted; --auto_resume continues from the last saved state"):
         opt = read_given_options(args)
+        complete_basicsr()
 
         # Imported late, because torch and BasicSR take seconds. The first three register their classes.
         import dp_basicsr.archs
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from dp_basicsr.training.run import train
 
         import_modules(args.imports)
+        read_lists_as_utf8()
         with in_group():
             complete_options(opt, args)
             with without_cuda(opt["num_gpu"] == 0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from dp_basicsr.compat import install, without_cuda
+from dp_basicsr.compat import complete_basicsr, install, without_cuda
 
 import pytest
 import torch
@@ -70,8 +70,26 @@ def test_an_already_imported_basicsr_is_completed(monkeypatch: pytest.MonkeyPatc
     assert callable(matlab_functions.rgb2ycbcr)
 
 
+def test_a_strangers_basicsr_keeps_its_methods_until_our_programs_start() -> None:
+    code = """
+import dp_basicsr.archs, dp_basicsr.losses, dp_basicsr.models
+from basicsr.models.base_model import BaseModel
+from basicsr.utils.diffjpeg import DiffJPEG
+methods = lambda: (BaseModel.get_optimizer, BaseModel.model_to_device, DiffJPEG.forward)
+assert all(method.__module__.startswith("basicsr.") for method in methods())
+from dp_basicsr.compat import complete_basicsr
+complete_basicsr()
+before = methods()
+assert all(method.__module__ == "dp_basicsr.compat" for method in before)
+complete_basicsr()
+assert methods() == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_jpeg_images_are_contiguous() -> None:
     """RealESRGANModel filters them next, by ``view``."""
+    complete_basicsr()
     from basicsr.utils import DiffJPEG
 
     assert DiffJPEG(differentiable=False)(torch.rand(2, 3, 32, 48), quality=torch.tensor([50.0, 90.0])).is_contiguous()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
-from dp_basicsr.compat import read_lists_as_utf8
 from dp_basicsr.data.images import IMAGE_SUFFIXES
 from dp_basicsr.data.lmdb_records import LmdbClient, is_raw, lmdb_reader
 from dp_basicsr.data.lmdb_walk import refuse_damaged
@@ -27,8 +26,6 @@ from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher, PrefetchDataLoader, PrefetchGenerator
 from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader, Dataset
-
-read_lists_as_utf8()
 
 Batch = dict[str, Any]
 
