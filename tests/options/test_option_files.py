@@ -64,7 +64,6 @@ def leaves(opt: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-SMALL_NETWORKS = ["network_g:num_feat=8", "network_g:num_block=1"]
 SMALL_TRAINING = [
     "train:total_iter=1",
     "val:val_freq=1",
@@ -86,9 +85,10 @@ def overrides(file: str, pairs: Path) -> list[str]:
         torch.save(RRDBNetDP(num_feat=8, num_block=1).state_dict(), "start.pth")
         network = ["network_g:path=start.pth"]
     else:
-        state = build_network(opt["network_g"] | {"num_feat": 8, "num_block": 1}).state_dict()
+        small = {"num_feat": 8, "num_conv" if opt["network_g"]["type"] == "CompactDP" else "num_block": 1}
+        state = build_network(opt["network_g"] | small).state_dict()
         torch.save({"params": state, "params_ema": state}, "start.pth")
-        network = [*SMALL_NETWORKS, "path:pretrain_network_g=start.pth"]
+        network = [*(f"network_g:{key}={value}" for key, value in small.items()), "path:pretrain_network_g=start.pth"]
     training = SMALL_TRAINING if "train" in opt else []
     random = RANDOM if "perceptual_opt" in opt.get("train", {}) else []
     return [*data, *network, *training, *random]
