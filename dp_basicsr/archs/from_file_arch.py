@@ -14,7 +14,7 @@ from dp_basicsr.checkpoint.weight_names import rename_keys
 from dp_basicsr.checkpoint.weights import Weights, compare_shapes, read_weights
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.registration import register
-from dp_basicsr.utils.input_size import InputSize
+from dp_basicsr.utils.input_size import InputSize, with_step
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ def build_network(spec: NetworkSpec) -> nn.Module:
             net: Any = FoldedRRDBNet(spec.channels, spec.scale, num_grow_ch=spec.num_grow_ch, **size)
         else:
             net = RRDBNetDP(spec.channels, spec.channels, spec.scale, num_grow_ch=spec.num_grow_ch, **size)
-    net.input_size = InputSize(spec.multiple)
+    net.input_size = InputSize(spec.multiple, fold=spec.multiple)
     return net
 
 
@@ -158,7 +158,8 @@ def _open_by_spandrel(weights: Weights) -> OpenedNetwork | None:
     tags = f" ({', '.join(found.tags)})" if found.tags else ""
     required = found.size_requirements
     module = _as_module(found, weights.path)
-    module.input_size = InputSize(required.multiple_of, max(required.minimum, 1), required.square)  # type: ignore[assignment]
+    size = InputSize(required.multiple_of, max(required.minimum, 1), required.square)
+    module.input_size = with_step(found.model, size, found.input_channels)  # type: ignore[assignment]
     return OpenedNetwork(module.eval(), str(found.architecture.id), name + tags, found.scale, found.input_channels)
 
 

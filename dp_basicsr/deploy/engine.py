@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from dp_basicsr.deploy.choices import Precision
 from dp_basicsr.errors import UserError
-from dp_basicsr.utils.input_size import InputSize
+from dp_basicsr.utils.input_size import InputSize, pad
 from dp_basicsr.utils.tiles import Floats
 
 import numpy as np
@@ -56,7 +56,7 @@ class Engine(ABC):
         """
         height, width = image.shape[2:]
         images = image.transpose(1, 0, 2, 3) if self.channels == 1 else image
-        result = self._finite(_pad(images, *self.size.fit(height, width)))
+        result = self._finite(pad(images, self.size))
         result = result[:, :, : height * self.scale, : width * self.scale]
         return result.transpose(1, 0, 2, 3) if self.channels == 1 else result
 
@@ -80,9 +80,3 @@ class Engine(ABC):
         if not np.isfinite(result).all():
             raise UserError("the network gives values that are not finite, in fp32 too: its weights are not usable")
         return result
-
-
-def _pad(images: Floats, height: int, width: int) -> Floats:
-    """Repeat the last row and column up to a size."""
-    bottom, right = height - images.shape[2], width - images.shape[3]
-    return np.pad(images, ((0, 0), (0, 0), (0, bottom), (0, right)), mode="edge") if bottom or right else images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import io
 import tempfile
 import warnings
@@ -37,7 +38,7 @@ def describe(network: LoadedNetwork, provenance: dict[str, str]) -> dict[str, st
     spec, size = network.spec, network.size
     if spec is not None:
         built |= {"num_feat": spec.num_feat, "num_block": spec.num_block, "num_grow_ch": spec.num_grow_ch}
-    built |= {"multiple": size.multiple, "minimum": size.minimum, "square": int(size.square)}
+    built |= {name: int(value) for name, value in dataclasses.asdict(size).items()}
     return provenance | {name: str(value) for name, value in built.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def open_onnx(path: Path, device: str = "cpu") -> LoadedNetwork:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=usable)
         notes = dict(session.get_modelmeta().custom_metadata_map)
-        size = InputSize(int(notes.get("multiple", 1)), int(notes.get("minimum", 1)), notes.get("square") == "1")
+        known: dict[str, Any] = {name: int(notes[name]) for name in asdict(InputSize()) if name in notes}
+        size = InputSize(**known)
         channels = 1 if session.get_inputs()[0].shape[1:2] == [1] else 3
         image = torch.zeros(1, channels, *size.fit(PROBE, PROBE))
         module = OnnxModule(session)

@@ -5,6 +5,7 @@ A network that is in the cache is opened without importing torch.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -37,7 +38,7 @@ EXTRAS = {"openvino": "openvino", "onnxruntime": "export"}
 TOLERANCE = 1e-4  # largest difference from torch on a random image, relative to the largest value
 PROBES = ((24, 40), (33, 17))
 KEPT = 16  # converted networks
-FORM = 1  # of a cache entry; a change invalidates all
+FORM = 2  # of a cache entry; a change invalidates all
 
 Load = Callable[[], "LoadedNetwork"]
 
@@ -178,11 +179,10 @@ def _store(name: str, network: LoadedNetwork, folder: Path) -> None:
         draft = Path(place) / "entry"
         draft.mkdir()
         _module(name).convert(network, draft)
-        size = network.size
         facts = {
             "description": network.description,
             "scale": network.scale,
-            "size": [size.multiple, size.minimum, size.square],
+            "size": dataclasses.astuple(network.size),
             "channels": network.channels,
         }
         (draft / "network.json").write_text(json.dumps(facts), encoding="utf-8")

@@ -9,7 +9,7 @@ from dp_basicsr.deploy.choices import OVERLAP
 from dp_basicsr.deploy.engine import Engine
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.memory import is_out_of_memory
-from dp_basicsr.utils.tiles import OnTile, Pixels, to_pixels, upscale_bands
+from dp_basicsr.utils.tiles import Floats, OnTile, Pixels, blend_tiles, seam_warning, to_floats, to_pixels
 
 import numpy as np
 
@@ -40,8 +40,9 @@ class Upscaler:
         if (tile is not None and tile < 0) or overlap < 0:
             raise UserError(f"expected a tile and an overlap of at least 0, got tile {tile}, overlap {overlap}")
         self.engine = engine
-        self.overlap = overlap * engine.size.multiple  # a folded network sees that much farther
+        self.overlap = overlap
         self.warn = warn
+        self._has_seams = False
         self.tile = engine.tile if tile is None else tile
 
     @property
@@ -68,16 +69,27 @@ class Upscaler:
             self._halve(max(pixels.shape[:2]), reason)
 
     def _upscale(self, pixels: Pixels, on_tile: OnTile | None) -> Pixels:
-        height, width = (side * self.scale for side in pixels.shape[:2])
-        multiple = self.engine.size.multiple
-        padded = _pad(pixels, multiple)
-        result = np.empty((height, width, 3), pixels.dtype)
+        height, width = pixels.shape[:2]
+
+        def run_tile(rows: slice, columns: slice) -> Floats:
+            return self.engine(to_floats(pixels[rows, columns]))[0]  # type: ignore[no-any-return]
+
+        size = self.engine.size
+        bands = blend_tiles(
+            run_tile, height, width, self.scale, self.tile, self.overlap, size, on_tile, self._name_seams
+        )
+        result = np.empty((height * self.scale, width * self.scale, 3), pixels.dtype)
         top = 0
-        for band in upscale_bands(self.engine, padded, self.scale, self.tile, self.overlap, multiple, on_tile):
-            rows = to_pixels(band[:, : height - top, :width], pixels.dtype)
-            result[top : top + len(rows)] = rows
+        for band in bands:
+            result[top : top + band.shape[1]] = to_pixels(band, pixels.dtype)
             top += band.shape[1]
         return result
+
+    def _name_seams(self, difference: float) -> None:
+        reason = seam_warning(difference, self.overlap, self.engine.size)
+        if reason and not self._has_seams:
+            self._has_seams = True
+            self.warn(f"{reason}; give --tile 0 for the whole image at once, or raise --tile and --tile-overlap")
 
     def _halve(self, longest: int, reason: str) -> None:
         half = min(self.tile or longest, longest) // 2
@@ -86,9 +98,3 @@ class Upscaler:
         self.warn(f"out of memory ({reason}): trying again with tiles of {half} pixels")
         self.tile = half
         self.engine.free_memory()
-
-
-def _pad(pixels: Pixels, multiple: int) -> Pixels:
-    """Repeat the last row and column until both sizes are multiples of ``multiple``."""
-    bottom, right = (-side % multiple for side in pixels.shape[:2])
-    return np.pad(pixels, ((0, bottom), (0, right), (0, 0)), mode="edge") if bottom or right else pixels

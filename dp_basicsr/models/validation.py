@@ -16,8 +16,8 @@ from dp_basicsr.data.images import encode_png
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.utils.atomic_io import replacing
-from dp_basicsr.utils.input_size import RRDBNET_FOLDS, InputSize, input_size, pad, run_padded
-from dp_basicsr.utils.tiles import Floats, blend_tiles
+from dp_basicsr.utils.input_size import input_size, run_padded
+from dp_basicsr.utils.tiles import Floats, blend_tiles, seam_warning
 
 import numpy as np
 import torch
@@ -191,18 +191,20 @@ class Validator:
         try:
             if not val.get("tile"):
                 return run_padded(net, lq, size, scale)
-            rows, columns = InputSize(size.multiple).fit(height, width)
-            padded = pad(lq, rows, columns)
 
             def run_tile(rows: slice, columns: slice) -> Floats:
-                return run_padded(net, padded[..., rows, columns], size, scale)[0].float().cpu().numpy()
+                return run_padded(net, lq[..., rows, columns], size, scale)[0].float().cpu().numpy()
 
-            # Pixel-unshuffle enlarges the receptive field.
-            fold = RRDBNET_FOLDS.get(scale, 1) if self.opt["network_g"]["type"] == "RRDBNet" else 1
-            overlap = val["tile_overlap"] * fold
-            bands = blend_tiles(run_tile, rows, columns, scale, val["tile"], overlap, size.multiple)
-            blended = np.concatenate(list(bands), axis=1)[:, : height * scale, : width * scale]
-            return torch.from_numpy(np.ascontiguousarray(blended))[None]
+            def name_seams(difference: float) -> None:
+                reason = seam_warning(difference, val["tile_overlap"], size)
+                if reason and "tiles" not in self._named:
+                    self._named.add("tiles")
+                    get_root_logger().warning(f"val: tile: {reason}; leave tile out, or raise it and tile_overlap")
+
+            bands = blend_tiles(
+                run_tile, height, width, scale, val["tile"], val["tile_overlap"], size, on_seam=name_seams
+            )
+            return torch.from_numpy(np.concatenate(list(bands), axis=1))[None]
         finally:
             net.train(training)
 

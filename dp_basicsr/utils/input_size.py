@@ -1,17 +1,30 @@
-"""Input size requirements of networks, and running them on images of any size."""
+"""Input sizes of networks: what they take, where tiles may start, and the one place where images are padded."""
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # InputSize is also used without torch
+import numpy as np
+
+if TYPE_CHECKING:  # InputSize and pad are also used without torch
     from torch import Tensor, nn
 
 # BasicSR's RRDBNet applies pixel-unshuffle at these scales: scale -> factor.
 RRDBNET_FOLDS = {2: 2, 1: 4}
+
+# Names under which transformers keep the side of their windows, and U-Nets what they pad to, in pixels of their layers.
+WINDOWS = ("window_size", "win_size", "split_size", "stripe_size", "patch_size", "ws")
+STRIDES = ("padder_size",)
+PROBE = 192  # side of the image that shows a network's strides: a multiple of the usual windows
+SMALLEST = 6  # side of a layer, of PROBE, that is still an image: less are weights, or means over the whole image
+RESAMPLING = frozenset({"conv2d", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d",
+                        "interpolate", "boolean_dispatch", "pixel_unshuffle"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,11 +35,22 @@ class InputSize:
         multiple: Divisor of height and width.
         minimum: Minimum height and width.
         square: Whether height and width must be equal.
+        step: Where a tile starts must be a multiple of this: the network's windows and strides lie on that grid, also
+            in networks that take every size because they pad it themselves.
+        fold: Factor of the pixel-unshuffle before the first layer, which sees that much farther.
+        is_global: Each pixel of the result depends on the whole input (global pooling or attention), so that tiles
+            cannot give the same.
     """
 
     multiple: int = 1
     minimum: int = 1
     square: bool = False
+    step: int = 1
+    fold: int = 1
+    is_global: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "step", math.lcm(self.step, self.multiple))
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
         """Return the smallest allowed size that an image of ``height`` x ``width`` can be padded to."""
@@ -38,16 +62,15 @@ def input_size(net: nn.Module) -> InputSize:
     """Return the requirements of a network, bare or wrapped by DistributedDataParallel.
 
     A network opened from a file has them in its attribute ``input_size``. For others they are derived from common
-    properties of super-resolution networks: the ``window_size`` of transformers (SwinIR, HAT), the pixel-unshuffle of
-    BasicSR's RRDBNet at x2 and x1, and modules of type ``nn.PixelUnshuffle``.
+    properties of super-resolution networks, and kept there: the ``window_size`` of transformers (SwinIR, HAT), the
+    pixel-unshuffle of BasicSR's RRDBNet at x2 and x1, and modules of type ``nn.PixelUnshuffle``.
 
     Use it with ``run_padded``, which pads and crops::
 
         size = input_size(net)
         output = run_padded(net, images, size, scale)
 
-    With tiles, pad the image to ``InputSize(size.multiple).fit(height, width)``, cut tiles at multiples of
-    ``size.multiple``, run each tile with ``run_padded``, and crop the result.
+    and cut tiles by ``dp_basicsr.utils.tiles.blend_tiles``, which takes ``size`` too.
     """
     from torch import nn
 
@@ -55,14 +78,108 @@ def input_size(net: nn.Module) -> InputSize:
     known = getattr(net, "input_size", None)
     if isinstance(known, InputSize):
         return known
-    factors = []
-    for module in net.modules():
-        window = getattr(module, "window_size", 1)
-        factors += list(window) if isinstance(window, (list, tuple)) else [window]
-        factors += [module.downscale_factor] if isinstance(module, nn.PixelUnshuffle) else []
+    factors = [module.downscale_factor for module in net.modules() if isinstance(module, nn.PixelUnshuffle)]
     if any(kind.__name__ == "RRDBNet" for kind in type(net).__mro__):
         factors.append(RRDBNET_FOLDS.get(getattr(net, "scale", 4), 1))
-    return InputSize(math.lcm(*(factor for factor in factors if isinstance(factor, int) and factor > 0)))
+    size = InputSize(math.lcm(*factors, *_sides(net.modules(), ("window_size",))))
+    net.input_size = size = with_step(net, size)  # type: ignore[assignment]
+    return size
+
+
+def with_step(net: nn.Module, size: InputSize, channels: int = 3) -> InputSize:
+    """Return ``size`` with ``step``, ``fold`` and ``is_global``, from the network's windows and what its layers do.
+
+    The network runs twice, on images of two sizes, on torch's meta device, which computes shapes alone. If it cannot be
+    run so, the step is that of its windows.
+    """
+    first = size.fit(PROBE, PROBE)
+    try:
+        small, large = (_run_on_meta(net, channels, sides) for sides in (first, (2 * first[0], 2 * first[1])))
+        steps, folds = small.steps, small.folds
+        # An image of four times as many pixels: what then gets four times as large is computed from neighbours.
+        pairs = zip(small.numbers, large.numbers, strict=True)
+        growth = [(many[0] / few[0], many[1] / few[1]) for few, many in pairs]
+        is_global = small.has_norm or any(given != taken > 1 for taken, given in growth)
+    except Exception:  # it asks for values, which there are none of, or for more than an image
+        steps, folds, is_global = {1}, [1], False
+    modules = list(net.modules())
+    step = math.lcm(*steps, *_sides(modules, WINDOWS), *_sides(modules, STRIDES))
+    return replace(size, step=step, fold=max([*folds, 1][0], 1), is_global=is_global)
+
+
+def _run_on_meta(net: nn.Module, channels: int, sides: tuple[int, int]) -> Any:
+    """Run a network on an image without values; return what was seen.
+
+    Returns:
+        An object with ``steps``: the grids of strides and windows, in pixels of the image; ``folds``: side of the image
+        over those of the convolutions' inputs; ``numbers``: values that each function takes and gives; ``has_norm``:
+        whether a layer computes statistics of its whole input.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._pytree import tree_map_only
+
+    class Watch(TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: set[int] = {1}
+            self.folds: list[int] = []
+            self.numbers: list[tuple[int, int]] = []
+            self.has_norm = False
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            taken = [1]
+
+            def on_meta(value: Tensor) -> Tensor:
+                if not value.is_meta:
+                    return value.to("meta")
+                taken.append(value.numel())
+                return value
+
+            with torch._C.DisableTorchFunction():
+                args, kwargs = tree_map_only(torch.Tensor, on_meta, (args, kwargs or {}))
+            result = func(*args, **kwargs)
+            if isinstance(result, torch.Tensor):
+                name = getattr(func, "__name__", "").strip("_")
+                self.has_norm |= name in ("group_norm", "instance_norm")
+                if not args or result.shape != getattr(args[0], "shape", None):  # weights have been left out
+                    self.numbers.append((max(taken), max(result.numel(), 1)))
+                # Several images where there was one are windows, which have their own sides.
+                if name in RESAMPLING and result.ndim == 4 and len(result) == 1:
+                    if name == "conv2d" and args[0].shape[-2] >= SMALLEST:
+                        self.folds.append(round(sides[0] / args[0].shape[-2]))
+                    if result.shape[-2] >= SMALLEST:
+                        self.steps.add(max(round(sides[0] / result.shape[-2]), 1))
+            return result
+
+        def note_windows(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+            # Images as (1, C, H, W) or (1, H, W, C), tokens as (1, H * W, C); several are windows already.
+            shape = tuple(args[0].shape) if args and isinstance(args[0], torch.Tensor) else ()
+            if len(shape) in (3, 4) and shape[0] == 1:
+                side = shape[2] if len(shape) == 4 else math.isqrt(shape[1])
+                if side >= SMALLEST:
+                    self.steps.update(max(round(sides[0] / side), 1) * window for window in _sides([module], WINDOWS))
+
+    # The copy shares the weights. It is needed because some networks keep what they computed last as an attribute.
+    shared = {id(tensor): tensor for tensor in itertools.chain(net.parameters(), net.buffers())}
+    twin, watch = copy.deepcopy(net, shared).eval(), Watch()
+    for module in twin.modules():
+        module._forward_hooks.clear()  # of others, who expect values
+        module._forward_pre_hooks.clear()
+        if _sides([module], WINDOWS) != {1}:
+            module.register_forward_pre_hook(watch.note_windows)
+    image = torch.zeros(1, channels, *sides, device="meta")
+    with warnings.catch_warnings(), torch.no_grad(), torch.device("meta"), watch:
+        warnings.simplefilter("ignore")
+        twin(image)
+    return watch
+
+
+def _sides(modules: Iterable[nn.Module], names: tuple[str, ...]) -> set[int]:
+    """Return 1 and the positive numbers that modules have under ``names``."""
+    values = [getattr(module, name, 1) for module in modules for name in names]
+    flat = [side for value in values for side in (value if isinstance(value, (list, tuple)) else [value])]
+    return {side for side in flat if isinstance(side, int) and side > 0} | {1}
 
 
 def run_padded(forward: Callable[[Tensor], Tensor], images: Tensor, size: InputSize, scale: int) -> Tensor:
@@ -78,14 +195,17 @@ def run_padded(forward: Callable[[Tensor], Tensor], images: Tensor, size: InputS
         (N, C', scale * H, scale * W).
     """
     height, width = images.shape[-2:]
-    padded_height, padded_width = size.fit(height, width)
-    if (padded_height, padded_width) == (height, width):
-        return forward(images)
-    return forward(pad(images, padded_height, padded_width))[..., : height * scale, : width * scale]
+    return forward(pad(images, size))[..., : height * scale, : width * scale]
 
 
-def pad(images: Tensor, height: int, width: int) -> Tensor:
-    """Repeat the last row and column of (N, C, H, W) float images until they are ``height`` x ``width``."""
+def pad(images: Any, size: InputSize) -> Any:
+    """Repeat the last row and column of (N, C, H, W) floats, of torch or NumPy, until a network takes their size."""
+    height, width = images.shape[-2:]
+    bottom, right = (new - old for new, old in zip(size.fit(height, width), (height, width), strict=True))
+    if not bottom and not right:
+        return images
+    if isinstance(images, np.ndarray):
+        return np.pad(images, ((0, 0), (0, 0), (0, bottom), (0, right)), mode="edge")
     from torch.nn import functional as F
 
-    return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]), mode="replicate")
+    return F.pad(images, (0, right, 0, bottom), mode="replicate")

@@ -10,74 +10,96 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dp_basicsr.utils.input_size import InputSize
+
 import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[Any]  # uint8 or uint16
 Floats = NDArray[np.float32]
-Forward = Callable[[Floats], Floats]
-OneTile = Callable[[slice, slice], Floats]  # rows, columns -> result
+RunTile = Callable[[slice, slice], Floats]  # rows, columns -> result
 OnTile = Callable[[int, int], None]  # finished tiles, total
+OnSeam = Callable[[float], None]  # difference of neighbouring tiles
 
 
 @dataclass(frozen=True)
 class Grid:
     """Division of an image into tiles along one dimension.
 
-    Uses as few tiles as possible, all of the same minimal size. Neighbouring tiles blend over half of ``overlap``, in
-    the middle of their shared pixels. Pixels outside the blend are discarded, because there a tile sees its border
-    instead of its neighbourhood.
+    Uses as few tiles as possible, all of the same minimal size; the last one ends with the image. Neighbouring tiles
+    blend over half of ``overlap``, in the middle of their shared pixels. Pixels outside the blend are discarded,
+    because there a tile sees its border instead of its neighbourhood.
 
     Args:
         length: Pixels of the image.
-        tile: Maximum tile size in pixels, including the overlap.
+        tile: Maximum tile size in pixels, including the overlap. With an overlap, a tile has two steps at least.
         overlap: Minimum number of pixels shared by neighbouring tiles.
-        multiple: Divisor of starts and sizes (and of ``length``).
+        step: Divisor of starts and sizes: between them, the windows and strides of a network would see other pixels
+            together than in the whole image.
     """
 
     length: int
     tile: int
     overlap: int = 0
-    multiple: int = 1
+    step: int = 1
 
     @property
     def largest(self) -> int:
-        """``tile``, limited to the image and rounded down to a multiple of ``multiple``."""
-        return min(self.length, max(self.tile // self.multiple, 1) * self.multiple)
+        """``tile``, limited to the image and rounded down to steps."""
+        fewest = 2 if self.overlap else 1
+        return min(self.length, max(self.tile // self.step, fewest) * self.step)
 
     @property
     def shared(self) -> int:
-        """Minimum number of shared pixels: at most half a tile."""
-        return min(self.overlap, self.largest // 2) // self.multiple * self.multiple
+        """Minimum number of shared pixels: ``overlap`` rounded up to steps, at most half a tile."""
+        return min(math.ceil(self.overlap / self.step), self.largest // 2 // self.step) * self.step
 
     @property
     def count(self) -> int:
         """Number of tiles."""
+        if self.largest == self.length:
+            return 1
         return max(math.ceil((self.length - self.shared) / (self.largest - self.shared)), 1)
 
     @property
     def size(self) -> int:
         """Pixels of a tile: as many as ``count`` tiles need to cover the image and share ``shared``."""
         covered = self.length + (self.count - 1) * self.shared
-        return math.ceil(covered / self.count / self.multiple) * self.multiple
+        return math.ceil(covered / self.count / self.step) * self.step
 
     @property
-    def starts(self) -> list[int]:
-        """First pixel of each tile, evenly spaced."""
-        free = (self.length - self.size) // self.multiple
-        return [index * free // max(self.count - 1, 1) * self.multiple for index in range(self.count)]
+    def spans(self) -> list[slice]:
+        """Pixels of each tile, evenly spaced."""
+        steps = max(math.ceil((self.length - self.size) / self.step), 0)
+        starts = [index * steps // max(self.count - 1, 1) * self.step for index in range(self.count)]
+        return [slice(start, min(start + self.size, self.length)) for start in starts]
 
-    def weights(self, scale: int) -> Floats:
-        """Return the weight of each tile in the result, (tiles, scale * size); they sum to 1 at every pixel."""
-        starts = np.array(self.starts, np.float64)
-        middles = (starts[1:] + starts[:-1] + self.size) / 2 * scale
-        fade = max(self.shared / 2 * scale, 1e-6)
-        pixels = starts[:, None] * scale + np.arange(self.size * scale) + 0.5
-        ones, zeros = np.ones_like(pixels[:1]), np.zeros_like(pixels[:1])
-        # Each tile fades in from the previous one and out to the next.
-        enter = ((pixels[1:] - middles[:, None]) / fade + 0.5).clip(0, 1)
-        leave = ((pixels[:-1] - middles[:, None]) / fade + 0.5).clip(0, 1)
-        return (np.concatenate([ones, enter]) - np.concatenate([leave, zeros])).astype(np.float32)
+    def fade(self, pixels: int, scale: int) -> Floats:
+        """Return a tile's weight from 0 to 1 over ``pixels`` of the result that it shares with the one before it."""
+        length = max(self.shared / 2 * scale, 1e-6)
+        return (((np.arange(pixels) + 0.5 - pixels / 2) / length) + 0.5).clip(0, 1).astype(np.float32)
+
+
+def seam_warning(difference: float, overlap: int, size: InputSize) -> str:
+    """Return why tiles do not give what the whole image would; empty if they do, within 1 of 255.
+
+    Args:
+        difference: See ``blend_tiles``.
+        overlap: Pixels that tiles share.
+        size: Of the network.
+    """
+    if size.is_global:
+        return (
+            "each pixel of this network's result depends on the whole image (global pooling or attention), a tile's not"
+        )
+    if difference <= 1 / 255:
+        return ""
+    if not overlap:
+        return "tiles without an overlap do not give what the whole image would"
+    return (
+        f"neighbouring tiles differ by up to {difference * 255:.0f} of 255 where they meet, so the result is not that "
+        f"of the whole image: the network sees farther than their overlap of {overlap} pixels"
+    )
 
 
 def to_floats(pixels: Pixels) -> Floats:
@@ -91,73 +113,70 @@ def to_pixels(image: Floats, dtype: np.dtype) -> Pixels:
     return np.rint(scaled, out=scaled).transpose(1, 2, 0).astype(dtype)
 
 
-def upscale_bands(
-    forward: Forward, pixels: Pixels, scale: int, tile: int, overlap: int, multiple: int, on_tile: OnTile | None
-) -> Iterator[Floats]:
-    """Upscale the pixels of an image and yield the result from top to bottom, one band per row of tiles.
-
-    Args:
-        forward: (1, 3, h, w) float32 in [0, 1] -> (1, 3, scale * h, scale * w) float32.
-        pixels: (H, W, 3), uint8 or uint16; H and W are multiples of ``multiple``.
-        scale: Scale of ``forward``.
-        tile: See ``blend_tiles``.
-        overlap: See ``Grid``.
-        multiple: See ``Grid``.
-        on_tile: Called after each tile.
-
-    Yields:
-        (3, h, scale * W) float32; the sum of all h is scale * H.
-    """
-
-    def one_tile(rows: slice, columns: slice) -> Floats:
-        return forward(to_floats(pixels[rows, columns]))[0]
-
-    height, width = pixels.shape[:2]
-    yield from blend_tiles(one_tile, height, width, scale, tile, overlap, multiple, on_tile)
-
-
 def blend_tiles(
-    one_tile: OneTile,
+    run_tile: RunTile,
     height: int,
     width: int,
     scale: int,
     tile: int,
     overlap: int,
-    multiple: int = 1,
+    size: InputSize,
     on_tile: OnTile | None = None,
+    on_seam: OnSeam | None = None,
 ) -> Iterator[Floats]:
     """Blend the results of tiles into the result of the image, and yield one band per row of tiles.
 
     Args:
-        one_tile: Rows and columns of the image -> their result, (C, scale * h, scale * w) float32.
-        height: Height of the image, a multiple of ``multiple``.
-        width: Width of the image, a multiple of ``multiple``.
-        scale: Scale of ``one_tile``.
+        run_tile: Rows and columns of the image -> their result, (C, scale * h, scale * w) float32.
+        height: Height of the image.
+        width: Width of the image.
+        scale: Scale of ``run_tile``.
         tile: See ``Grid``; 0 processes the image in one piece.
-        overlap: See ``Grid``.
-        multiple: See ``Grid``.
+        overlap: See ``Grid``, as the network's layers see it.
+        size: What the network takes: tiles start at its steps, and are not below its minimum.
         on_tile: Called after each tile.
+        on_seam: Called once at the end, if there are several tiles, with the largest difference between neighbours
+            where they blend, in [0, 1]; 1 if they share nothing.
 
     Yields:
         (C, h, scale * width) float32; the sum of all h is scale * height.
     """
-    rows = Grid(height, tile or height, overlap, multiple)
-    columns = Grid(width, tile or width, overlap, multiple)
-    row_weights, column_weights = rows.weights(scale), columns.weights(scale)
-    ends = [start * scale for start in rows.starts[1:]] + [height * scale]
-    total = len(rows.starts) * len(columns.starts)
-    band = np.zeros((1, 0, 1), np.float32)
-    for row, y in enumerate(rows.starts):
-        carried = band  # rows shared with the previous row of tiles
-        for column, x in enumerate(columns.starts):
-            result = one_tile(slice(y, y + rows.size), slice(x, x + columns.size))
-            if column == 0:
-                band = np.zeros((len(result), rows.size * scale, width * scale), np.float32)
-                band[:, : carried.shape[1]] = carried
-            weight = row_weights[row][:, None] * column_weights[column]
-            band[:, :, x * scale : (x + columns.size) * scale] += result * weight
+    overlap *= size.fold
+    rows, columns = (
+        Grid(side, max(tile, size.minimum) if tile else side, overlap, size.step) for side in (height, width)
+    )
+    total, done, seam = rows.count * columns.count, 0, 0.0
+
+    def merge(before: Floats, after: Floats, weight: Floats) -> None:
+        # Both have computed these pixels, each with another border: their difference, as far as it enters the result,
+        # is the error of tiling.
+        nonlocal seam
+        share = 2 * np.minimum(weight, 1 - weight)
+        difference = np.abs(before.clip(0, 1) - after.clip(0, 1)) * share
+        seam = max(seam, float(difference.max(initial=0.0)) if share.any() else 1.0)
+        after += (before - after) * (1 - weight)
+
+    carried = np.zeros((1, 0, 1), np.float32)  # rows shared with the previous row of tiles
+    for index, vertical in enumerate(rows.spans):
+        band = np.zeros((1, 0, 0), np.float32)
+        end = 0
+        for number, horizontal in enumerate(columns.spans):
+            result = run_tile(vertical, horizontal)
+            if number == 0:
+                band = np.zeros((*result.shape[:2], width * scale), np.float32)
+            else:
+                shared = (end - horizontal.start) * scale
+                before = band[:, :, horizontal.start * scale : end * scale]
+                merge(before, result[:, :, :shared], columns.fade(shared, scale))
+            band[:, :, horizontal.start * scale : horizontal.stop * scale] = result
+            end, done = horizontal.stop, done + 1
             if on_tile:
-                on_tile(row * len(columns.starts) + column + 1, total)
-        finished = ends[row] - y * scale
+                on_tile(done, total)
+        if index > 0:
+            shared = carried.shape[1]
+            merge(carried, band[:, :shared], rows.fade(shared, scale)[:, None])
+        finished = ([*(span.start for span in rows.spans), height][index + 1] - vertical.start) * scale
         yield band[:, :finished]
-        band = band[:, finished:]
+        carried = band[:, finished:]
+    if on_seam and total > 1:
+        on_seam(seam)
