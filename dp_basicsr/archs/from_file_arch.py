@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from dp_basicsr.archs.blocks import MSRResNet
 from dp_basicsr.archs.rrdbnet_dp_arch import FoldedRRDBNet, RRDBNetDP
 from dp_basicsr.checkpoint.network_spec import NetworkSpec, choose_scale, guess_spec
-from dp_basicsr.checkpoint.weight_names import rename_keys
 from dp_basicsr.checkpoint.weights import Weights, compare_shapes, read_weights
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.registration import register
@@ -64,12 +64,14 @@ def FromFile(path: str, scale: int | None = None, num_in_ch: int = 3) -> nn.Modu
         UserError: The network is unknown, has another scale or number of channels, or does not map an image to an
             image.
     """
-    opened = open_network(read_weights(Path(path).expanduser()), scale)
+    weights = read_weights(Path(path).expanduser())
+    opened = open_network(weights, scale)
     if scale not in (None, opened.scale) or num_in_ch != opened.channels:
         raise UserError(
             f"network_g: path: expected a network x{scale} for images of {num_in_ch} channels, as in the options; "
             f"{path} is {opened.description}, for {opened.channels} channels"
         )
+    logging.getLogger("basicsr").info(f"network_g: {path}: {opened.description} {weights.choice}".rstrip())
     if isinstance(opened.module, _SpandrelCall):
         raise UserError(f"network_g: path: {path} is {opened.description}, which does not map an image to an image")
     return opened.module.train().requires_grad_(True)
@@ -102,7 +104,7 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
     Raises:
         UserError: The architecture is unknown, or tensors are missing, unexpected or of another shape.
     """
-    state = rename_keys(weights.state)
+    state = weights.state
     spec = guess_spec(state)
     differences = ""
     if spec is not None:

@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dp_basicsr.checkpoint.weight_names import StateDict
-from dp_basicsr.checkpoint.weights import Weights
+from dp_basicsr.checkpoint.weights import StateDict, Weights
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.input_size import RRDBNET_FOLDS
 

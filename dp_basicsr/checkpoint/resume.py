@@ -12,8 +12,7 @@ from typing import Any
 
 from dp_basicsr.checkpoint.history import finish_setting_aside
 from dp_basicsr.checkpoint.manifest import SUFFIX, check_manifest, manifest_path, read_manifest
-from dp_basicsr.checkpoint.weight_names import Part
-from dp_basicsr.checkpoint.weights import read_weights
+from dp_basicsr.checkpoint.weights import Part, read_weights
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.safe_load import load

@@ -1,54 +1,100 @@
-"""Read a network's weights from any common file format."""
+"""Read a network's weights from any common file format: which of them are the best, and what they are called."""
 
 from __future__ import annotations
 
+import re
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from dp_basicsr.checkpoint.weight_names import PARTS, Part, StateDict, strip_prefixes
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.utils.safe_load import load_beside_objects
 
 import torch
 from torch import Tensor
 
-# Keys of the state_dict in a file, EMA weights first: BasicSR (params_ema, params), other trainers.
-CONTAINERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
+StateDict = dict[str, Tensor]
+Part = Literal["generator", "discriminator"]
+
+# Keys of the state_dict in a file, the usual ones first: of BasicSR; of Lightning, mmagic and timm; of others.
+CONTAINERS = ("params", "state_dict", "model_state_dict", "model", "net", "generator", "net_g", "netG", "G")
+
+# Weights that are averaged over the training: EMA of BasicSR, timm, KAIR and others, torch's AveragedModel.
+_AVERAGED = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?|shadow)(?:[^a-z]|$)", re.IGNORECASE)
+_DISCRIMINATOR = re.compile(r"(?:ema_)?(?:(?:net_?)?d|disc|discriminator)(?:_ema)?", re.IGNORECASE)
+_GENERATOR = re.compile(r"(?:ema_)?(?:(?:net_?)?g|gen|generator)(?:_ema)?", re.IGNORECASE)
+_NETWORKS = (_GENERATOR, _DISCRIMINATOR, re.compile("model|net|network|online_model"))
+# Entries of a file that hold tensors, but no weights of the network to use: the weights before averaging too.
+_OTHERS = re.compile(
+    r"optim|sched|scaler|loss|perceptual|lpips|vgg|metric|data_preprocessor|current_model_state|collected",
+    re.IGNORECASE,
+)
+
+# Prefixes of wrappers: DistributedDataParallel, torch.compile, FSDP, Lightning (but not the layers model.0, ...).
+_WRAPPER = re.compile(r"module\.|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|net\.|model\.(?!\d)")
+# Counters that averaging keeps beside the weights (torch, ema-pytorch, LitEma, mmengine).
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_COUNTERS = frozenset({"n_averaged", "initted", "step", "steps", "num_updates", "decay"})
+
+# The names of the original ESRGAN and SRResNet code (2018) -> BasicSR's. `_rename_oldest` handles the form model.N.
+_RENAMED = (
+    (r"^RRDB_trunk\.(\d+)\.RDB(\d)\.", r"body.\1.rdb\2."),
+    (r"^recon_trunk\.", "body."),
+    (r"^trunk_conv\.", "conv_body."),
+    (r"^HRconv\.", "conv_hr."),
+)
 
 _TORCH = (b"PK\3\4", b"\x80")  # how a file of torch.save starts: a ZIP archive, before torch 1.6 a pickle
 _PACKED = {b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR"}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Weights:
     """The weights of one network.
 
     Attributes:
-        state: Name without wrapper prefixes -> tensor on the CPU; floats of any precision become float32.
+        state: BasicSR's name of a weight -> tensor on the CPU; floats of any precision become float32.
         path: The file.
         notes: Text and numbers stored with the weights, as text (our exports: scale, arch, provenance).
         holds: Description of the file's content.
+        choice: Which weights of the file these are, if it has several or averaged ones; otherwise empty.
     """
 
     state: StateDict
     path: Path
     notes: dict[str, str] = field(default_factory=dict)
     holds: str = ""
+    choice: str = ""
 
 
-def read_weights(path: Path, prefer: str | None = None, part: Part = "generator") -> Weights:
+@dataclass(frozen=True)
+class _Entry:
+    """The weights of one network somewhere in a file: ``keys`` lead to it."""
+
+    keys: tuple[str, ...]
+    state: StateDict
+    averaged: bool
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.keys)
+
+
+def read_weights(
+    path: Path, prefer: str | None = None, part: Part = "generator", names: Collection[str] = ()
+) -> Weights:
     """Read weights of torch or safetensors: bare, in a container, with prefixes, in any precision.
 
     No code from the file is run (``weights_only=True``); objects beside the weights are left out.
 
     Args:
         path: The file.
-        prefer: Key of the state_dict to use if there are several, such as ``params``. Otherwise, EMA weights come first
-            (``params_ema``, ``params``, ...).
+        prefer: Key of the state_dict to use if there are several, such as ``params``. Otherwise the averaged weights
+            (EMA) are used, where there are any.
         part: The network to read from a file with both.
+        names: Weights of the network to fill. If the file has just these, they are not translated to BasicSR's.
 
     Raises:
         UserError: The file does not exist, is damaged, has no weights of ``part``, or values that are not finite.
@@ -57,25 +103,58 @@ def read_weights(path: Path, prefer: str | None = None, part: Part = "generator"
         raise UserError(f"model {path}: {'expected a file' if path.exists() else 'no such file'}")
     start = _start_of(path)
     _refuse_impostors(path, start)
-    refused = None
+    refused: UserError | None = None
+    notes: dict[str, str] = {}
     if _is_safetensors(path, start):
         content, notes = _read_safetensors(path)
     else:
-        content, notes, refused = _read_torch(path)
+        content, refused = load_beside_objects(path, "model")
     holds = _describe(content)
-    state = _unwrap(content, prefer, part)
-    tensors = {name: _as_float32(value) for name, value in state.items() if _is_weight(name, value)}
-    if not tensors:
+    entries = list(_entries(content, (), averaged=False))
+    if isinstance(content, dict) and (
+        "current_model_state" in content or {"message_hub", "ema_state_dict"} <= set(content)
+    ):
+        # Lightning and mmengine exchange the two before they save: `state_dict` is the average.
+        entries = [replace(entry, averaged=entry.keys[0] == "state_dict") for entry in entries]
+    entry = _best(entries, prefer, part)
+    if entry is None:
+        if isinstance(content, dict) and "optimizers" in content:
+            raise UserError(f"model {path} is a training state, not a network: give models/net_g_*.pth of the same run")
+        if isinstance(content, dict) and "param_groups" in content:
+            raise UserError(
+                f"model {path} is the state of an optimizer, not a network: give the network saved beside it"
+            )
         raise refused or UserError(f"model {path}: expected the weights of a {part}, got {holds}")
-    if part == "generator" and isinstance(content, dict) and "pytorch-lightning_version" in content:
-        tensors = _without_losses(tensors)
-    tensors = strip_prefixes(tensors, part)
-    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    if isinstance(content, dict) and not notes:
+        notes = {str(name): str(value) for name, value in content.items() if isinstance(value, (str, int, float))}
+    state = {name: value.float() if value.is_floating_point() else value for name, value in entry.state.items()}
+    if part == "generator" and state.keys() != set(names):
+        state = _canonical(state)
+    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if broken:
         raise UserError(
             f"model {path}: {len(broken)} tensors contain NaN or infinity ({shorten(broken, 1)}): the training diverged"
         )
-    return Weights(tensors, path, notes, holds)
+    return Weights(state, path, notes, holds, _name_choice(entry, entries, content, path))
+
+
+def _name_choice(entry: _Entry, entries: list[_Entry], content: Any, path: Path) -> str:
+    """Return which of the weights were taken; empty if there is only one set, not averaged."""
+    if entry.averaged:
+        return f"EMA weights ({entry.name})"
+    beside = path.with_name(f"{path.stem[:-2]}_E{path.suffix}")
+    if path.stem.endswith("_G") and beside.is_file():  # KAIR
+        return f"not the EMA weights, which are in {beside.name}"
+    chosen = f"weights {entry.name}" if entry.keys else "weights"
+    unused = [other.name for other in entries if other.averaged]
+    if isinstance(content, dict):  # an average of another kind: an object, or one of single parameters
+        simple = (dict, str, int, float, type(None))
+        unused += [str(key) for key, value in content.items()
+                   if _AVERAGED.search(str(key)) and not isinstance(value, simple)]  # fmt: skip
+    if unused:
+        return f"{chosen}, not the EMA ({unused[0]})"
+    networks = [other.name for other in entries if not any(_DISCRIMINATOR.fullmatch(key) for key in other.keys)]
+    return f"{chosen}, of {', '.join(networks)}" if len(networks) > 1 else ""
 
 
 def compare_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
@@ -91,26 +170,127 @@ def compare_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
     return "; ".join(label + shorten(names) for label, names in parts if names)
 
 
-def _unwrap(content: Any, prefer: str | None, part: Part) -> dict[Any, Any]:
-    """Return the state_dict of ``part`` from the containers of a file."""
-    keys = (*([] if prefer is None else [prefer]), *CONTAINERS, *PARTS[part])
-    others = {name for other, names in PARTS.items() if other != part for name in names}
-    while isinstance(content, dict):
-        inner = [key for key, value in content.items() if isinstance(value, dict)]
-        single = inner if len(inner) == 1 and not others & set(inner) else []
-        if any(isinstance(value, Tensor) for value in content.values()):
-            single = []
-        key = next((key for key in (*keys, *single) if key in inner), None)
-        if key is None:
-            return content
-        content = content[key]
-    return {}
+def _canonical(state: StateDict) -> StateDict:
+    """Translate the original ESRGAN's names to BasicSR's; return other state_dicts unchanged."""
+    if any(re.match(r"model\.1\.sub\.\d+\.", name) for name in state):
+        return _rename_oldest(state)
+    if not any(name.startswith(("RRDB_trunk.", "recon_trunk.")) for name in state):
+        return state
+    renamed = {}
+    for name, value in state.items():
+        for pattern, replacement in _RENAMED:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    if "conv_body.weight" in renamed:  # RRDBNet's upconv1 becomes conv_up1; MSRResNet's stays
+        renamed = {re.sub(r"^upconv(\d)\.", r"conv_up\1.", name): value for name, value in renamed.items()}
+    return renamed
 
 
-def _without_losses(tensors: StateDict) -> StateDict:
-    """Return the network of a Lightning module, which may also have losses and metrics with weights."""
-    parts = ({name: value for name, value in tensors.items() if name.startswith(head)} for head in ("model.", "net."))
-    return next((part for part in parts if part), tensors)
+def _rename_oldest(state: StateDict) -> StateDict:
+    """Translate ``model.N`` of the first ESRGAN release, where layers without weights are numbered too.
+
+    Networks with other layers (ESRGAN+), or too few, are returned unchanged.
+    """
+    trunk = [int(match[1]) for name in state if (match := re.match(r"model\.1\.sub\.(\d+)\.", name))]
+    tail = sorted({int(match[1]) for name in state if (match := re.fullmatch(r"model\.(\d+)\.(?:weight|bias)", name))})
+    if tail[:1] != [0] or len(tail) < 3:
+        return state
+    _, *ups, hr, last = tail
+    layers = {"model.0": "conv_first", f"model.1.sub.{max(trunk)}": "conv_body"}
+    layers |= {f"model.{number}": f"conv_up{count}" for count, number in enumerate(ups, start=1)}
+    layers |= {f"model.{hr}": "conv_hr", f"model.{last}": "conv_last"}
+    renamed = {}
+    for name, value in state.items():
+        layer, _, kind = name.rpartition(".")
+        dense = re.fullmatch(r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0", layer)
+        new = f"body.{dense[1]}.rdb{dense[2]}.conv{dense[3]}" if dense else layers.get(layer)
+        if new is None:
+            return state
+        renamed[f"{new}.{kind}"] = value
+    return renamed
+
+
+def _entries(content: Any, keys: tuple[str, ...], averaged: bool) -> Iterator[_Entry]:
+    """Yield the weights of every network in a file, at any depth."""
+    if not isinstance(content, dict) or (keys and _OTHERS.search(keys[-1])):
+        return
+    averaged |= bool(keys and _AVERAGED.search(keys[-1]))
+    state = {name: value for name, value in content.items() if _is_weight(name, value)}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _entries(value, (*keys, str(key)), averaged)
+        elif isinstance(value, (list, tuple)) and _AVERAGED.search(str(key)):
+            # torch_ema, diffusers, NeMo: the average as a list, in the order of the parameters.
+            numbered = {str(number): item for number, item in enumerate(value)}
+            if value and all(isinstance(item, Tensor) for item in value):
+                yield _Entry((*keys, str(key)), numbered, averaged=True)
+    if state:
+        yield from _split(state, keys, averaged)
+
+
+def _split(state: StateDict, keys: tuple[str, ...], averaged: bool) -> Iterator[_Entry]:
+    """Remove the prefixes of wrappers, in any order, and yield each network of a state_dict that has several."""
+    while True:
+        counters = {name for name in _COUNTERS & state.keys() if state[name].ndim == 0}
+        if len(counters) < len(state):
+            state = {name: value for name, value in state.items() if name not in counters}
+            averaged |= "n_averaged" in counters
+        heads = dict.fromkeys(name.partition(".")[0] for name in state)
+        wrappers = {match[0] if (match := _WRAPPER.match(name)) else "" for name in state}
+        if len(wrappers) == 1 and wrappers != {""}:
+            prefix = wrappers.pop()
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+            continue
+        named = [head for head in heads if _is_network(head, state)]
+        if not named or (len(heads) > 1 == len(named) and not any(_OTHERS.search(head) for head in heads)):
+            yield _Entry(keys, state, averaged)  # else a layer has that name
+            return
+        break
+    for head in named:
+        inner = {name.partition(".")[2]: value for name, value in state.items() if name.startswith(f"{head}.")}
+        is_average = (averaged and head != "online_model") or bool(_AVERAGED.search(head))  # of ema-pytorch
+        yield from _split(inner, (*keys, head), is_average)
+
+
+def _is_network(head: str, state: StateDict) -> bool:
+    """Return whether the first part of names is that of a whole network; `model.0` is a layer of an ESRGAN of 2018."""
+    if any(re.match(rf"{re.escape(head)}(?:\.\d|$)", name) for name in state):
+        return False
+    return bool(_AVERAGED.search(head) or any(pattern.fullmatch(head) for pattern in _NETWORKS))
+
+
+def _best(entries: list[_Entry], prefer: str | None, part: Part) -> _Entry | None:
+    """Return the weights to use: of the right network, the preferred key, averaged ones, then the usual keys."""
+    other = _DISCRIMINATOR if part == "generator" else _GENERATOR
+
+    def rank(entry: _Entry) -> tuple[bool, bool, int, int]:
+        order = next((CONTAINERS.index(key) for key in entry.keys if key in CONTAINERS), len(CONTAINERS))
+        return prefer not in entry.keys, not entry.averaged, order, len(entry.keys)
+
+    usable = [entry for entry in entries if not any(other.fullmatch(key) for key in entry.keys)]
+    raw = min((entry for entry in usable if not entry.averaged), key=rank, default=None)
+    completed = [_complete(entry, raw) if entry.averaged and raw else entry for entry in usable]
+    return min((entry for entry in completed if entry), key=rank, default=None)
+
+
+def _complete(entry: _Entry, raw: _Entry) -> _Entry | None:
+    """Give averaged weights the names of the last ones, and what has no average (buffers); None if that cannot be."""
+    state = entry.state
+    if all(name.isdecimal() for name in state):
+        parameters = [name for name, value in raw.state.items() if not name.endswith(_BUFFERS)]
+        if [raw.state[name].shape for name in parameters] != [value.shape for value in state.values()]:
+            return None
+        state = dict(zip(parameters, state.values(), strict=True))
+    elif not state.keys() & raw.state.keys():
+        plain = {name.replace(".", ""): name for name in raw.state}  # LitEma: module names may not have dots
+        state = {plain.get(name, name): value for name, value in state.items()}
+    if not state.keys() <= raw.state.keys():
+        return entry
+    return replace(entry, state={**raw.state, **state})
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and not value.is_complex()
 
 
 def _describe(content: Any) -> str:
@@ -122,14 +302,6 @@ def _describe(content: Any) -> str:
     if tensors:
         return f"{len(tensors)} tensors such as {shorten(tensors, 3)}"
     return f"a mapping with {shorten(inner or [str(key) for key in content])}"
-
-
-def _is_weight(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor) and not value.is_complex()
-
-
-def _as_float32(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
 
 
 def _start_of(path: Path) -> bytes:
@@ -174,15 +346,3 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"model {path} cannot be read as safetensors: {error}") from error
-
-
-def _read_torch(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
-    content, refused = load_beside_objects(path, "model")
-    if isinstance(content, dict) and "optimizers" in content:
-        raise UserError(f"model {path} is a training state, not a network: give models/net_g_*.pth of the same run")
-    if not isinstance(content, dict):
-        return content, {}, refused
-    if "param_groups" in content:
-        raise UserError(f"model {path} is the state of an optimizer, not a network: give the network saved beside it")
-    notes = {name: str(value) for name, value in content.items() if isinstance(value, (str, int, float))}
-    return content, notes, refused

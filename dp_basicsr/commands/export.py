@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts = describe(network, trace(args.model_path[-1], network.notes))
         difference = export_network(network, args.format, output, facts, args.half)
         card = write_card(network, args.format, files[0], facts, args.license, metrics)
+        print(f"read {network.title}")
         print(f"wrote {', '.join(map(str, files))} ({network.description}) and {card}")
         if args.openmodeldb:
             left = write_entry(args.openmodeldb, args.format, files[0], facts, args.license)

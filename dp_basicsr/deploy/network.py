@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from dp_basicsr.checkpoint.weight_names import rename_keys
 from dp_basicsr.checkpoint.weights import Weights, compare_shapes, read_weights
 from dp_basicsr.deploy.choices import is_converted
 from dp_basicsr.deploy.loaded_network import LoadedNetwork
@@ -62,7 +62,7 @@ def assemble(weights: Weights, scale: int | None = None) -> LoadedNetwork:
     options = run_options(weights.path) or {}
     trained_as = (options.get("network_g") or {}).get("scale")
     notes = weights.notes if trained_as is None else {"scale": str(trained_as), **weights.notes}
-    opened = open_network(Weights(weights.state, weights.path, notes), scale)
+    opened = open_network(replace(weights, notes=notes), scale)
     if scale not in (None, opened.scale):
         raise UserError(
             f"--scale {scale}: {weights.path} is {opened.description}; the size of the result is --outscale"
@@ -71,7 +71,7 @@ def assemble(weights: Weights, scale: int | None = None) -> LoadedNetwork:
     return LoadedNetwork(
         module,
         opened.scale,
-        f"{weights.path.name}: {opened.description}",
+        ", ".join(filter(None, (f"{weights.path.name}: {opened.description}", weights.choice))),
         opened.arch,
         opened.description,
         size=input_size(module),
@@ -90,7 +90,7 @@ def interpolate(first: Weights, second: Weights, alpha: float) -> Weights:
     """
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha_interp: expected a number from 0 (first model) to 1 (second model), got {alpha}")
-    one, other = rename_keys(first.state), rename_keys(second.state)
+    one, other = first.state, second.state
     differences = compare_shapes(one, other)
     if differences:
         raise UserError(f"{first.path} and {second.path} cannot be interpolated, the second has {differences}")
@@ -99,7 +99,8 @@ def interpolate(first: Weights, second: Weights, alpha: float) -> Weights:
         for name, value in one.items()
     }
     note = {"interpolation": f"{1 - alpha:g} * {first.path.name} + {alpha:g} * {second.path.name}"}
-    return Weights(state, second.path, {**first.notes, **second.notes, **note})
+    choice = second.choice or first.choice
+    return Weights(state, second.path, {**first.notes, **second.notes, **note}, choice=choice)
 
 
 def _features(module: nn.Module) -> int:

@@ -180,7 +180,7 @@ def _store(name: str, network: LoadedNetwork, folder: Path) -> None:
         draft.mkdir()
         _module(name).convert(network, draft)
         facts = {
-            "description": network.description,
+            "description": network.title.partition(": ")[2],
             "scale": network.scale,
             "size": dataclasses.astuple(network.size),
             "channels": network.channels,

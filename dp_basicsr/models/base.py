@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.checkpoint.saver import Saver, Stateful
-from dp_basicsr.checkpoint.weight_names import Part, rename_keys
-from dp_basicsr.checkpoint.weights import compare_shapes, read_weights
+from dp_basicsr.checkpoint.weights import Part, compare_shapes, read_weights
 from dp_basicsr.compat import without_buffer_sync
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.dual_perceptual_loss import DualPerceptualLoss
@@ -137,10 +136,9 @@ class PluginModel(BaseModel):
         """
         bare = self.get_bare_model(net)
         part: Part = "discriminator" if net is getattr(self, "net_d", None) else "generator"
-        weights = read_weights(Path(load_path), param_key, part)
-        names, expected = weights.state, bare.state_dict()
-        if part == "generator" and names.keys() != expected.keys():
-            names = rename_keys(names)  # the original ESRGAN's
+        expected = bare.state_dict()
+        weights = read_weights(Path(load_path), param_key, part, expected)
+        names = weights.state
         fitting = {name: value for name, value in names.items()
                    if name in expected and value.shape == expected[name].shape}  # fmt: skip
         differences = compare_shapes(expected, names)
@@ -151,7 +149,7 @@ class PluginModel(BaseModel):
                 f"network {load_path} does not match: {differences}; the file contains {weights.holds}{also}"
             )
         logger = get_root_logger()
-        logger.info(f"Loading {type(bare).__name__} model from {load_path}: {weights.holds}.")
+        logger.info(f"Loading {type(bare).__name__} model from {load_path}: {weights.holds}. {weights.choice}".rstrip())
         if differences:
             logger.warning(
                 f"{load_path}: {len(fitting)} of {len(expected)} tensors of {type(bare).__name__} are loaded, the "
