@@ -29,15 +29,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         import dp_basicsr.archs
         import dp_basicsr.models  # noqa: F401
         from dp_basicsr.distributed.launch import in_group
-        from dp_basicsr.evaluation.run import run_test
-        from dp_basicsr.options.completion import complete_options
+        from dp_basicsr.runs.start import start_run
+        from dp_basicsr.runs.testing import test
 
         import_modules(args.imports)
         read_lists_as_utf8()
         with in_group():
-            complete_options(opt, args)
-            with without_cuda(opt["num_gpu"] == 0):
-                run_test(opt)
+            run = start_run(opt, args)
+            with without_cuda(run.num_gpu == 0):
+                test(run)
 
 
 if __name__ == "__main__":

@@ -30,19 +30,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         import dp_basicsr.losses
         import dp_basicsr.models  # noqa: F401
         from dp_basicsr.distributed.launch import in_group
-        from dp_basicsr.options.completion import complete_options
-        from dp_basicsr.training.dry_run import check
-        from dp_basicsr.training.run import train
+        from dp_basicsr.runs.start import start_run
+        from dp_basicsr.runs.training import train
+        from dp_basicsr.runs.trial import check
 
         import_modules(args.imports)
         read_lists_as_utf8()
         with in_group():
-            complete_options(opt, args)
-            with without_cuda(opt["num_gpu"] == 0):
-                if opt["check"] is not None:
-                    check(opt)
+            run = start_run(opt, args)
+            with without_cuda(run.num_gpu == 0):
+                if run.check:
+                    check(run)
                 else:
-                    train(opt, args.opt)
+                    train(run, args.opt)
 
 
 if __name__ == "__main__":

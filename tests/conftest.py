@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from urllib.error import URLError
 
 from dp_basicsr.options import parse_command_line, read_given_options
-from dp_basicsr.options.completion import complete_options
+from dp_basicsr.runs.start import start_run
 
 import cv2
 import numpy as np
@@ -166,11 +166,11 @@ class SmallDiscriminator(nn.Sequential):
 def parse_options(argv: Sequence[str], is_train: bool = True) -> dict[str, Any]:
     """Return options as completed by train.py (test.py)."""
     args = parse_command_line("", argv, is_train)
-    return complete_options(read_given_options(args), args)
+    return start_run(read_given_options(args), args).as_dict()
 
 
 def model_options(model_type: str, folder: Path, **train: Any) -> dict[str, Any]:
-    """Return options of a small model on the test's device, as completed by complete_options."""
+    """Return options of a small model on the test's device, as completed by train.py."""
     adam = {"type": "Adam", "lr": 1e-3, "weight_decay": 0, "betas": [0.9, 0.99]}
     return {
         "name": "small",
@@ -181,6 +181,7 @@ def model_options(model_type: str, folder: Path, **train: Any) -> dict[str, Any]
         "rank": 0,
         "world_size": 1,
         "is_train": True,
+        "datasets": {},
         "network_g": {"type": "RRDBNetDP", "scale": 4, "num_feat": 8, "num_block": 1, "num_grow_ch": 4},
         "network_d": {"type": "SmallDiscriminator"},
         "path": {"models": str(folder), "training_states": str(folder), "resume_state": None},
@@ -194,7 +195,7 @@ def model_options(model_type: str, folder: Path, **train: Any) -> dict[str, Any]
             "gan_opt": {"type": "GANLoss", "gan_type": "vanilla", "loss_weight": 5e-3},
             **train,
         },
-        "logger": {},
+        "logger": {"print_freq": 1},
     }
 
 

@@ -19,10 +19,11 @@ LEVELS = (
     {"__init__", "compat", "errors", "get_basicsr", "registration"},
     {"distributed"},
     {"utils"},
+    {"options"},
     {"archs", "checkpoint", "data"},
     {"losses", "metrics", "training"},
     {"evaluation", "models"},
-    {"deploy", "options", "report", "studies"},
+    {"checks", "deploy", "report", "runs", "studies"},
     {"inference", "test", "train", "webui"},
     {"__main__", "commands"},
 )

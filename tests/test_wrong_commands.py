@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.checkpoint.test_fuzz_checkpoints import SMALL, no_hang
+from tests.checks.test_fuzz_options import judge
 from tests.deploy.conftest import make_network
-from tests.options.test_fuzz_options import judge
 
 ROOT = Path(__file__).resolve().parents[1]
 

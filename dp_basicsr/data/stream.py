@@ -15,7 +15,7 @@ from dp_basicsr.data.lmdb_walk import refuse_damaged
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
 from dp_basicsr.data.worker_signals import outlive_signals
 from dp_basicsr.errors import UserError
-from dp_basicsr.utils import option_schema
+from dp_basicsr.options.schema import dataset_model
 from dp_basicsr.utils.arguments import advise
 
 import cv2
@@ -81,8 +81,8 @@ class TrainStream:
 
     def __init__(self, opt: dict[str, Any], origin: Mapping[str, int] | None = None) -> None:
         self.opt = opt
-        self.dataset_opt = opt["datasets"]["train"] | {"batch_size_per_gpu": batch_size_per_gpu(opt)}
-        option_schema.add_defaults(option_schema.Dataset, self.dataset_opt)
+        given = opt["datasets"]["train"] | {"batch_size_per_gpu": batch_size_per_gpu(opt)}
+        self.dataset_opt = dataset_model(given).of(given).as_dict()
         self.origin = {"iter": 0, "epoch": 0, "sample": 0, **(origin or {})}
         self.dataset = _build(self.dataset_opt)
         if len(self.dataset) == 0:

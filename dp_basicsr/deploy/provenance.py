@@ -65,7 +65,7 @@ def trace(path: Path, notes: dict[str, str]) -> dict[str, str]:
 
 def publishable(options: Options) -> dict[str, Any]:
     """Return the known keys of an option file that describe the training, without paths and secrets."""
-    from dp_basicsr.utils.option_schema import Train  # pydantic
+    from dp_basicsr.options.schema import Train  # pydantic
 
     chosen = {key: options[key] for key in _TOP if key in options}
     for key, section, known in (

@@ -15,7 +15,7 @@ from dp_basicsr.losses.dual_perceptual_loss import DualPerceptualLoss
 from dp_basicsr.losses.terms import PerceptualTerm
 from dp_basicsr.models.step import TrainingStep
 from dp_basicsr.models.validation import Validator, as_float
-from dp_basicsr.utils.option_schema import add_all_defaults
+from dp_basicsr.options.schema import OptionFile
 
 import torch
 from basicsr.models.base_model import BaseModel
@@ -42,7 +42,7 @@ class PluginModel(BaseModel):
     files: Sequence[str] = ()  # files of the batch
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        add_all_defaults(opt)  # BasicSR's own train.py has not done so
+        opt = OptionFile.of(opt).as_dict()  # with our defaults, which BasicSR's own train.py does not know
         super().__init__(opt)  # builds networks, and calls init_training_settings
         self.validator = Validator(self.opt, self.device)
         if self.is_train:

@@ -1,22 +1,16 @@
-"""Option files and command lines: read safely, overridden, checked, and completed for BasicSR.
+"""Option files: read safely and overridden, typed, and completed by what the start of a run adds.
 
-Modules in order: ``reading.py`` (YAML), ``utils/option_schema.py`` (our keys), ``signatures.py`` (keys of registered
-classes), ``rules.py`` (rules for several values), ``checking.py`` (all checks and the message), ``completion.py``
-(derived options). Importing this package does not import torch or basicsr.
+Modules in order: ``reading.py`` (YAML), ``command_line.py``, ``schema.py`` (the typed keys), ``run.py`` (the options of
+one run). Importing this package does not import pydantic, torch or basicsr.
 """
 
-from __future__ import annotations
-
-import argparse
-import importlib
-import os
-import sys
-import traceback
-from collections.abc import Sequence
-
-from dp_basicsr.errors import UserError
+from dp_basicsr.options.command_line import (
+    add_import_argument,
+    import_modules,
+    parse_command_line,
+    read_given_options,
+)
 from dp_basicsr.options.reading import Options, override, read_options
-from dp_basicsr.utils.arguments import Parser
 
 __all__ = [
     "Options",
@@ -27,79 +21,3 @@ __all__ = [
     "read_given_options",
     "read_options",
 ]
-
-
-def parse_command_line(description: str, argv: Sequence[str] | None, is_train: bool = True) -> argparse.Namespace:
-    """Parse the command line of train.py or test.py: BasicSR's options, and with ``-`` or ``_``."""
-    parser = Parser(description)
-    parser.add_option_file()
-    parser.add_argument(
-        "--launcher",
-        choices=("none", "pytorch", "slurm"),
-        default="none",
-        help="how the processes were started; torchrun is detected",
-    )
-    parser.add_argument("--auto-resume", action="store_true", help="resume from the newest training state of this run")
-    parser.add_argument("--debug", action="store_true", help="log, save and validate every few iterations")
-    if is_train:
-        parser.add_argument(
-            "--check",
-            action="store_true",
-            help="check options and data, try a step, estimate time and memory; write nothing",
-        )
-    add_import_argument(parser)
-    parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--force-yml",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY:KEY=VALUE",
-        help="override options; values are YAML",
-    )
-    args = parser.parse_args(argv)
-    args.is_train = is_train
-    return args
-
-
-def read_given_options(args: argparse.Namespace) -> Options:
-    """Read the option file of a command line and apply its overrides.
-
-    Raises:
-        UserError: See ``read_options`` and ``override``.
-    """
-    opt = read_options(args.opt)
-    override(opt, args.force_yml)
-    return opt
-
-
-def add_import_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--import``, whose modules ``import_modules`` imports."""
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import a module that registers models, networks, losses, datasets or metrics with BasicSR; repeatable",
-    )
-
-
-def import_modules(names: Sequence[str]) -> None:
-    """Import the modules of ``--import``: installed ones, or files in the current folder.
-
-    Raises:
-        UserError: A module is missing or raises an error, which the message contains with its location.
-    """
-    if names and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # other packages may raise anything
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            where = "" if "importlib" in last.filename else f" ({last.filename}:{last.lineno})"
-            raise UserError(
-                f"--import {name}: expected an installed module or a file in the current folder, got "
-                f"{type(error).__name__}: {error}{where}"
-            ) from error

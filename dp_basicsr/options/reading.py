@@ -26,7 +26,7 @@ MAX_INT = 2**63
 LONGEST = 60  # maximum characters of a value in a message
 
 
-def shown(value: Any, quotes: bool = True) -> str:
+def quote(value: Any, quotes: bool = True) -> str:
     """Format a value for a message: one line, printable, shortened."""
     try:
         text = value if isinstance(value, str) and not quotes and value.isprintable() else repr(value)
@@ -132,7 +132,7 @@ def split_entry(entry: str) -> tuple[tuple[str, ...], str]:
     path, equals, text = entry.partition("=")
     keys = tuple(key.strip() for key in path.split(":"))
     if not equals or not keys[-1]:
-        raise UserError(f"--force_yml: expected key:key=value, for example train:ema_decay=0.999; got {shown(entry)}")
+        raise UserError(f"--force_yml: expected key:key=value, for example train:ema_decay=0.999; got {quote(entry)}")
     if len(keys) == 1 and text == os.path.expanduser("~"):
         text = "~"  # bash takes `val=~` for an assignment and puts the home folder there; no top-level key is a folder
     return keys, text
@@ -151,11 +151,11 @@ def override(opt: Options, entries: Sequence[str]) -> None:
     """
     for entry in entries:
         (*parents, last), text = split_entry(entry)
-        where = f"--force_yml {shown(entry, quotes=False)}"
+        where = f"--force_yml {quote(entry, quotes=False)}"
         section = opt
         for key in parents:
             if not isinstance(section.get(key), dict):
-                there = ", ".join(shown(name, quotes=False) for name in section)
+                there = ", ".join(quote(name, quotes=False) for name in section)
                 raise UserError(f"{where}: no section {key!r}; expected one of {there}")
             section = section[key]
         section[last] = parse_yaml(text, f"{where}: the value")

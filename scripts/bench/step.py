@@ -15,7 +15,7 @@ import dp_basicsr.archs
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401  (the three register their members)
 from dp_basicsr.options import read_options
-from dp_basicsr.training.malloc import keep_freed_memory
+from dp_basicsr.runs.limits import keep_freed_memory
 
 import torch
 from basicsr.archs import vgg_arch

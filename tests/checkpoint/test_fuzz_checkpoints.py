@@ -20,7 +20,9 @@ from typing import Any
 from dp_basicsr.checkpoint import resume
 from dp_basicsr.deploy.network import load_network
 from dp_basicsr.errors import UserError, readable
-from dp_basicsr.training.run import train
+from dp_basicsr.options import parse_command_line, read_given_options
+from dp_basicsr.runs.start import start_run
+from dp_basicsr.runs.training import train
 
 import pytest
 import torch
@@ -29,9 +31,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tests.conftest import parse_options
+from tests.checks.test_fuzz_options import CASES, fuzz, judge, sections
 from tests.deploy.conftest import make_network
-from tests.options.test_fuzz_options import CASES, fuzz, judge, sections
 from tests.utils.test_safe_load import ENDLESS, endless
 
 few = settings(fuzz, max_examples=CASES if "DP_BASICSR_FUZZ" in os.environ else 40, phases=[Phase.generate])
@@ -107,8 +108,10 @@ def start(*arguments: str) -> tuple[str, dict[str, Any]]:
     patch.setattr(resume.ResumePoint, "options", noting)
     try:
         with no_hang():
-            opt = parse_options(["-opt", "small.yml", *arguments])
-            train(opt, "small.yml")
+            args = parse_command_line("", ["-opt", "small.yml", *arguments])
+            run = start_run(read_given_options(args), args)
+            opt = run.as_dict()
+            train(run, "small.yml")
     except UserError as error:
         return str(error), opt
     finally:

@@ -36,7 +36,7 @@ def run(pairs: Path) -> Run:
 def logs_of_one_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each start a log of its own, though several happen within a second."""
     times = iter(range(100))
-    monkeypatch.setattr("dp_basicsr.training.progress.get_time_str", lambda: f"{next(times):03}")
+    monkeypatch.setattr("dp_basicsr.runs.log.get_time_str", lambda: f"{next(times):03}")
 
 
 def rates(log: str) -> dict[int, str]:

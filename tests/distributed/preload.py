@@ -6,10 +6,9 @@ import gc
 import inspect
 from functools import partial
 
-import dp_basicsr.models
-import dp_basicsr.options.completion
-import dp_basicsr.training.dry_run
-import dp_basicsr.training.run  # noqa: F401
+import dp_basicsr.runs.start
+import dp_basicsr.runs.training
+import dp_basicsr.runs.trial  # noqa: F401
 
 import torch._dynamo  # DistributedDataParallel and the optimizers import it
 import torch.distributed.run

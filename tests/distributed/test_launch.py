@@ -15,7 +15,7 @@ from dp_basicsr.distributed import launch
 from dp_basicsr.distributed.launch import init_distributed, mark_experiment, should_resume
 from dp_basicsr.distributed.slurm import SLURM_PORTS, first_host, slurm_port
 from dp_basicsr.errors import EXIT_RETRY, ProcessError, UserError, exit_on_user_error
-from dp_basicsr.training.progress import describe_batch
+from dp_basicsr.runs.log import describe_batch
 
 import pytest
 import torch

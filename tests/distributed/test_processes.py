@@ -9,7 +9,7 @@ from tests.distributed.processes import CONTEXT
 
 
 def send_imported(pipe: Connection) -> None:
-    pipe.send({"dp_basicsr.training.run", "tensorboard", "torch._dynamo"} & sys.modules.keys())
+    pipe.send({"dp_basicsr.runs.training", "tensorboard", "torch._dynamo"} & sys.modules.keys())
 
 
 def test_everything_is_imported_before_they_start() -> None:

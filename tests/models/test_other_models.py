@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr import train
-from dp_basicsr.training.progress import current_losses
+from dp_basicsr.runs.log import current_losses
 
 import pytest
 import yaml

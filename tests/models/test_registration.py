@@ -14,7 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY,
     ("registry", "names"),
     [
         (LOSS_REGISTRY, {"DPLoss", "LDLLoss", "LPIPSLoss"}),
-        (ARCH_REGISTRY, {"FromFile", "RRDBNetDP", "VGGFeatures", "ResNetFeatures"}),
+        (ARCH_REGISTRY, {"CompactDP", "FromFile", "RRDBNetDP", "VGGFeatures", "ResNetFeatures"}),
         (MODEL_REGISTRY, {"ESRGANDPModel", "SRGANDPModel", "PSNRModel"}),
     ],
 )

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr import options, test, train
+from dp_basicsr import test, train
 from dp_basicsr.archs import RRDBNetDP
 from dp_basicsr.metrics import lpips_metric, scores
-from dp_basicsr.options import read_options
-from dp_basicsr.training import progress
+from dp_basicsr.options import read_options, schema
+from dp_basicsr.runs import log as progress
 
 import pytest
 import torch
@@ -56,6 +56,38 @@ def watch(value: Any, address: str, seen: set[str]) -> Any:
     return Watched(value, address, seen) if isinstance(value, dict) else value
 
 
+ADDRESSES = {
+    schema.OptionFile: "", schema.Train: "train:", schema.Val: "val:", schema.Logger: "logger:", schema.Paths: "path:",
+    schema.Wandb: "logger:wandb:", schema.DistParams: "dist_params:",
+}  # fmt: skip
+
+
+def watch_sections(file: str, seen: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record the attributes that are read of typed options, and the keys that are read of their mappings."""
+    sets = {dataset["name"]: key for key, dataset in read_options(OPTIONS / file)["datasets"].items()}
+    get, as_dict = schema.Section.__getattribute__, schema.Section.as_dict
+    copying = [False]
+
+    def address(section: schema.Section) -> str:
+        if isinstance(section, schema.Dataset):
+            return f"datasets:{sets[get(section, 'name')]}:"
+        return ADDRESSES.get(type(section), "elsewhere:")
+
+    def watched_get(section: schema.Section, name: str) -> Any:
+        if not copying[0] and name in type(section).__pydantic_fields__:
+            seen.add(f"{address(section)}{name}")
+        return get(section, name)
+
+    def watched_dict(section: schema.Section) -> dict[str, Any]:
+        copying[0], outer = True, copying[0]
+        content = as_dict(section)
+        copying[0] = outer
+        return content if outer else Watched(content, address(section), seen)
+
+    monkeypatch.setattr(schema.Section, "__getattribute__", watched_get)
+    monkeypatch.setattr(schema.Section, "as_dict", watched_dict)
+
+
 def leaves(opt: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in opt.items():
         if isinstance(value, dict):
@@ -98,7 +130,7 @@ def overrides(file: str, pairs: Path) -> list[str]:
 def test_every_key_is_read(file: str, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the real program in small: train one step and validate, or test; every key of the file is looked up."""
     seen: set[str] = set()
-    monkeypatch.setattr(options, "read_options", lambda path: Watched(read_options(path), "", seen))
+    watch_sections(file, seen, monkeypatch)
     monkeypatch.setattr(progress, "dict2str", lambda opt: "")  # prints every key
     monkeypatch.setattr(lpips_metric, "why_not", lambda net, weights: None)
     monkeypatch.setattr(lpips_metric, "lpips_network", lambda net, weights, device: lambda x, y: (x - y).abs().mean())

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.options import override, read_options
+from dp_basicsr.options import override, parse_command_line, read_given_options, read_options
+from dp_basicsr.runs.start import start_run
 
 import pytest
 
@@ -191,8 +192,9 @@ def test_an_alias_within_an_override_is_a_copy(file: Path) -> None:
 def test_only_training_has_a_check(file: Path) -> None:
     with pytest.raises(SystemExit):
         parse_options(["-opt", str(file), "--check"], is_train=False)
-    assert parse_options(["-opt", str(file), "--check"])["check"] == []
-    assert parse_options(["-opt", str(file)])["check"] is None
+    for words, check in ((["--check"], True), ([], False)):
+        args = parse_command_line("", ["-opt", str(file), *words])
+        assert start_run(read_given_options(args), args).check is check
 
 
 def test_a_run_uses_the_schema_s_defaults_and_integer_counts(file: Path) -> None:

@@ -8,10 +8,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.checks.checking import STOCK_KEYS, check_options, find_problems
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses import DPLoss
 from dp_basicsr.options import override, read_options
-from dp_basicsr.options.checking import STOCK_KEYS, check_options, find_problems
 from dp_basicsr.studies.runner import make_jobs
 from dp_basicsr.studies.study import read_smoke, read_study
 
@@ -163,7 +163,7 @@ def test_ldl_is_accepted_by_the_models_that_compute_it(model: str, refused: bool
         ("model_type=ESRGANDP", "model_type: expected a model, got 'ESRGANDP'; did you mean ESRGANDPModel"),
         ("network_g:type=RRDBNett", "network_g:type: expected a network, .*RRDBNet"),
         ("train:gan_opt:type=GanLoss", "train:gan_opt:type: expected a loss, .*GANLoss"),
-        ("train:optim_g:type=Adan", "train:optim_g:type: expected a optimizer, .*did you mean Adam"),
+        ("train:optim_g:type=Adan", "train:optim_g:type: expected an optimizer, .*did you mean Adam"),
         ("train:scheduler:type=StepLR", "train:scheduler:type: .*MultiStepLR"),
         ("val:metrics:psnr_y:type=psnr", "val:metrics:psnr_y:type: expected a metric"),
         ("datasets:train:type=PairedImagesDataset", "datasets:train:type: expected a dataset, .*PairedImageDataset"),
@@ -263,7 +263,7 @@ def test_a_foreign_model_may_have_optimizers_of_its_own(monkeypatch: pytest.Monk
         monkeypatch.setitem(MODEL_REGISTRY._obj_map, model.__name__, model)
     lion = "train:optim_g={type: Lion, lr: 1e-4}"
     assert problems("model_type=Own", lion) == []
-    assert any("train:optim_g:type: expected a optimizer" in text for text in problems("model_type=Plain", lion))
+    assert any("train:optim_g:type: expected an optimizer" in text for text in problems("model_type=Plain", lion))
 
 
 @pytest.mark.parametrize("entry", ["datasets=true", "datasets=[test]", "datasets={test: 3}", "path=3", "train=3"])
@@ -318,7 +318,7 @@ def test_missing_files_are_reported_with_the_other_problems(tmp_path: Path) -> N
 
 
 def test_a_check_continues_if_only_data_is_missing() -> None:
-    missing = check_options(read_options(TRAIN), str(TRAIN), [], is_train=True, may_miss_data=True)
+    _, missing = check_options(read_options(TRAIN), str(TRAIN), [], is_train=True, may_miss_data=True)
     assert len(missing) == 1
     assert missing[0].count("no such folder") == 2
     opt = read_options(TRAIN)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from copy import deepcopy
 from itertools import groupby
 from typing import Any
 
-from dp_basicsr.compat import OPTIMIZERS
-from dp_basicsr.errors import UserError
-from dp_basicsr.options.problems import Path, Problem, choose, joined, nearest, report
-from dp_basicsr.options.reading import Options, shown
-from dp_basicsr.options.rules import View, find_conflicts, find_missing
-from dp_basicsr.options.signatures import (
+from dp_basicsr.checks.problems import Path, Problem, hint, nearest, path_text, report
+from dp_basicsr.checks.rules import View, find_conflicts, find_missing
+from dp_basicsr.checks.signatures import (
     TypedEntry,
     loss_term,
     members_of,
@@ -23,16 +19,10 @@ from dp_basicsr.options.signatures import (
     takes_more,
     typed_entries,
 )
-from dp_basicsr.utils.option_schema import (
-    DATASETS,
-    FOREIGN,
-    Dataset,
-    OptionFile,
-    Section,
-    add_all_defaults,
-    add_defaults,
-    section_in,
-)
+from dp_basicsr.compat import OPTIMIZERS
+from dp_basicsr.errors import UserError
+from dp_basicsr.options.reading import Options, quote
+from dp_basicsr.options.schema import DATASETS, FOREIGN, Dataset, OptionFile, Section, dataset_model, section_in
 
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
@@ -75,8 +65,8 @@ WORDS = (
 
 def check_options(
     opt: Options, file: str, entries: Sequence[str], is_train: bool, may_miss_data: bool = False
-) -> list[str]:
-    """Check all options of a run, as read and overridden, before they are completed.
+) -> tuple[OptionFile, tuple[str, ...]]:
+    """Check all options of a run, as read and overridden.
 
     Args:
         opt: Options; they are not changed.
@@ -86,37 +76,34 @@ def check_options(
         may_miss_data: Return a message about missing files, instead of raising, if nothing else is wrong.
 
     Returns:
-        The message about missing files and folders, or None; always None without ``may_miss_data``.
+        The options, and the message about missing files and folders, if any; never one without ``may_miss_data``.
 
     Raises:
         UserError: All problems in one message.
     """
     problems = find_problems(opt, is_train, {entry.partition("=")[0] for entry in entries})
-    if problems and not (may_miss_data and all(one.missing for one in problems)):
-        raise UserError(report(file, problems, entries))
-    return [report(file, problems, entries)] if problems else []
+    message = report(file, problems, entries)
+    if problems and not (may_miss_data and all(problem.missing for problem in problems)):
+        raise UserError(message)
+    return OptionFile.of(opt), (message,) if problems else ()
 
 
 def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()) -> list[Problem]:
     """Find all problems; ``overridden`` lists the keys set on the command line, as ``a:b:c``."""
-    completed = deepcopy(opt)
-    add_all_defaults(completed)
-    view = View(completed)
-    problems = [*_environment(), *_validate(OptionFile, opt, (), _is_open(opt)), *_model_type(opt)]
+    view = View(opt)
+    problems = [*_environment(), *_validate(OptionFile, opt, (), _is_open(opt)), *_names(opt)]
     for name, kind in typed_entries().items():
         path = tuple(name.split(":"))
-        entry = view.at(*path)
+        entry = view.raw(*path)
+        entries = {path: entry}
         if name == "val:metrics":
-            for metric, value in entry.items() if isinstance(entry, dict) else ():
-                problems += _check_entry(kind, value, (*path, metric))
-        elif entry is not None and not (kind.what == "optimizer" and _has_own_optimizers(opt, entry)):
-            problems += _check_entry(kind, entry, path)
+            entries = {(*path, metric): value for metric, value in entry.items()} if isinstance(entry, dict) else {}
+        for key, value in entries.items():
+            if value is not None and not (kind.what == "optimizer" and _has_own_optimizers(opt, value)):
+                problems += _check_entry(kind, value, key, view)
         if name == "train:perceptual_opt":
             problems += _check_terms(entry, path)
-    datasets = opt.get("datasets")
-    for name, dataset in datasets.items() if isinstance(datasets, dict) else ():
-        problems += _check_dataset(name, dataset)
-    view.wrong = {one.path for one in problems}
+    view.wrong = {problem.path for problem in problems}
     problems += find_conflicts(view, is_train, overridden)
     problems += find_missing(view, is_train)
     return _unique(problems)
@@ -147,29 +134,39 @@ def _has_own_optimizers(opt: Options, entry: Any) -> bool:
     return getattr(model, "get_optimizer", None) is not BaseModel.get_optimizer
 
 
-def _model_type(opt: Options) -> Iterator[Problem]:
-    name = opt.get("model_type")
-    models = members_of(MODEL_REGISTRY)
+def _names(opt: Options) -> Iterator[Problem]:
+    """Find models, sets and phases that do not exist."""
+    name, models = opt.get("model_type"), members_of(MODEL_REGISTRY)
     if isinstance(name, str) and name not in models:
-        yield Problem(("model_type",), f"expected a model, got {shown(name)}{choose(name, models)}")
+        yield Problem(("model_type",), f"expected a model, got {quote(name)}{hint(name, models)}")
+    datasets, kinds = opt.get("datasets"), [*members_of(DATASET_REGISTRY), *DATASETS]
+    for key, dataset in datasets.items() if isinstance(datasets, dict) else ():
+        if not isinstance(key, str) or key.split("_")[0] not in ("train", "val", "test"):
+            text = f"expected train, val, val_1, test_1 ..., got {quote(key, quotes=False)}"
+            yield Problem(("datasets", key), text)
+        kind = dataset.get("type") if isinstance(dataset, dict) else None
+        if isinstance(kind, str) and kind not in kinds:
+            yield Problem(("datasets", key, "type"), f"expected a dataset, got {quote(kind)}{hint(kind, kinds)}")
 
 
-def _check_entry(kind: TypedEntry, entry: Any, path: Path) -> list[Problem]:
-    """Check a mapping with a ``type`` against the signature of that class, and add its defaults."""
+def _check_entry(kind: TypedEntry, entry: Any, path: Path, view: View | None = None) -> list[Problem]:
+    """Check a mapping with a ``type`` against the signature of that class, which the view then knows."""
     if not isinstance(entry, dict):
         return []  # already reported by OptionFile
     name = entry.get("type")
     if not isinstance(name, str):
-        text = "missing" if "type" not in entry else f"got {shown(name)}"
-        return [Problem((*path, "type"), f"expected the type of the {kind.what}, {text}{choose('', kind.classes)}")]
+        text = "missing" if "type" not in entry else f"got {quote(name)}"
+        return [Problem((*path, "type"), f"expected the type of the {kind.what}, {text}{hint('', kind.classes)}")]
     if name not in kind.classes:
-        return [Problem((*path, "type"), f"expected a {kind.what}, got {shown(name)}{choose(name, kind.classes)}")]
+        article = "an" if kind.what[0] in "aeiou" else "a"
+        text = f"expected {article} {kind.what}, got {quote(name)}{hint(name, kind.classes)}"
+        return [Problem((*path, "type"), text)]
     member = kind.classes[name]
     is_open = takes_more(member) and kind.what != "metric"  # BasicSR's metrics ignore unknown keys
     model = model_of(member, kind.given, kind.more)
-    problems = _validate(model, entry, path, is_open)
-    add_defaults(model, entry)
-    return problems
+    if view is not None:
+        view.models[path] = model
+    return _validate(model, entry, path, is_open)
 
 
 def _check_terms(entry: Any, path: Path) -> list[Problem]:
@@ -192,35 +189,22 @@ def _check_terms(entry: Any, path: Path) -> list[Problem]:
     return problems
 
 
-def _check_dataset(name: Any, dataset: Any) -> list[Problem]:
-    path: Path = ("datasets", name)
-    if not isinstance(dataset, dict):
-        return []
-    problems = []
-    if not isinstance(name, str) or name.split("_")[0] not in ("train", "val", "test"):
-        problems.append(Problem(path, f"expected train, val, val_1, test_1 ..., got {shown(name, quotes=False)}"))
-    kind = dataset.get("type")
-    names = [*members_of(DATASET_REGISTRY), *DATASETS]
-    if isinstance(kind, str) and kind not in names:
-        problems.append(Problem((*path, "type"), f"expected a dataset, got {shown(kind)}{choose(kind, names)}"))
-    model = DATASETS.get(kind) if isinstance(kind, str) else None
-    return problems + _validate(model or Dataset, dataset, path, is_open=model is None)
-
-
 def _validate(model: type[Section], value: Any, path: Path, is_open: bool) -> list[Problem]:
     """Translate pydantic's errors; an ``is_open`` section accepts keys unlike all known ones."""
     try:
         model.model_validate(value)
     except ValidationError as error:
-        found = [(_real_path(one["loc"], value, one["type"]), one) for one in error.errors(include_url=False)]
+        errors = [(_real_path(item["loc"], value, item["type"]), item) for item in error.errors(include_url=False)]
     else:
         return []
     problems = []
-    for where, group in groupby(found, key=lambda pair: pair[0]):
-        errors = [one for _, one in group]
-        text = _text(model, where, errors, is_open)
+    for inner, group in groupby(errors, key=lambda pair: pair[0]):
+        section = _section_at(model, inner[:-1], value)
+        # A set of a type that has no model here may have any keys, too, and one of a known type no others.
+        any_key = section is Dataset or (is_open and not issubclass(section, Dataset))
+        text = _text(section, inner, [item for _, item in group], any_key)
         if text:
-            problems.append(Problem((*path, *where), text))
+            problems.append(Problem((*path, *inner), text))
     return problems
 
 
@@ -235,24 +219,29 @@ def _real_path(loc: Path, value: Any, kind: str) -> Path:
     return (*path, loc[-1]) if kind == "missing" else tuple(path)
 
 
-def _text(model: type[Section], where: Path, errors: Sequence[Any], is_open: bool) -> str:
+def _text(section: type[Section], where: Path, errors: Sequence[Any], is_open: bool) -> str:
     """Return the message for a location; "" for keys of other programs."""
-    kind = errors[0]["type"]
+    kind, key = errors[0]["type"], where[-1] if where else ""
     if kind == "extra_forbidden":
-        return _unknown(where[-1], _section_at(model, where[:-1]), is_open)
+        is_path, known = section.__name__ == "Paths", section.model_fields
+        if isinstance(key, str) and key.startswith(FOREIGN) and not is_path:
+            return ""
+        if key in STOCK_KEYS and section.__name__ == "DPLoss":
+            return f"expected {STOCK_KEYS[key]}, got a key of PerceptualLoss"
+        if is_open and not is_path and not nearest(key, known, cutoff=0.8):
+            return ""
+        return f"expected a known key, got one that no code reads{hint(key, known)}"
     if kind == "missing":
-        field = _section_at(model, where[:-1]).model_fields[where[-1]]
-        return f"expected {field.description or 'a value'}, got nothing: it is missing"
-    expected = " or ".join(dict.fromkeys(_expected(one) for one in errors))
-    value = errors[0]["input"]
-    hint = ""
-    if any(one["type"] == "literal_error" for one in errors) and isinstance(value, str):
-        names = [name for one in errors for name in str(one.get("ctx", {}).get("expected", "")).split("'")[1::2]]
-        close = nearest(value, names)
-        hint = f"; did you mean {close}?" if close else ""
+        return f"expected {section.model_fields[key].description or 'a value'}, got nothing: it is missing"
+    expected = " or ".join(dict.fromkeys(_expected(error) for error in errors))
+    value, advice = errors[0]["input"], ""
+    if any(error["type"] == "literal_error" for error in errors) and isinstance(value, str):
+        choices = [str(error.get("ctx", {}).get("expected", "")) for error in errors]
+        close = nearest(value, [name for choice in choices for name in choice.split("'")[1::2]])
+        advice = f"; did you mean {close}?" if close else ""
     if expected == "text" and type(value) in (int, float):
-        hint = "; put it into quotes"
-    return f"expected {expected}, got {shown(value)}{hint}"
+        advice = "; put it into quotes"
+    return f"expected {expected}, got {quote(value)}{advice}"
 
 
 def _expected(error: Mapping[str, Any]) -> str:
@@ -262,24 +251,17 @@ def _expected(error: Mapping[str, Any]) -> str:
     return re.sub(r" or instance of \w+", "", text)
 
 
-def _section_at(model: type[Section], where: Path) -> type[Section]:
-    """Return the model of a subsection."""
+def _section_at(model: type[Section], where: Path, value: Any) -> type[Section]:
+    """Return the model of a subsection; of a set, the one of its type."""
     for key in where:
-        model = section_in(model.model_fields[key].annotation) or model
+        value = value.get(key) if isinstance(value, dict) else None
+        if model is OptionFile and where[0] == "datasets" and key != "datasets":
+            model = dataset_model(value)
+        elif key in model.model_fields:
+            model = section_in(model.model_fields[key].annotation) or model
     return model
-
-
-def _unknown(key: Any, section: type[Section], is_open: bool) -> str:
-    is_path, known = section.__name__ == "Paths", section.model_fields
-    if isinstance(key, str) and key.startswith(FOREIGN) and not is_path:
-        return ""
-    if key in STOCK_KEYS and section.__name__ == "DPLoss":
-        return f"expected {STOCK_KEYS[key]}, got a key of PerceptualLoss"
-    if is_open and not is_path and not nearest(key, known, cutoff=0.8):
-        return ""
-    return f"expected a known key, got one that no code reads{choose(key, known)}"
 
 
 def _unique(problems: Sequence[Problem]) -> list[Problem]:
     """Keep one problem per location, in the order of their first keys."""
-    return list({joined(one.path): one for one in reversed(problems)}.values())[::-1]
+    return list({path_text(one.path): one for one in reversed(problems)}.values())[::-1]

@@ -1,4 +1,4 @@
-"""The option files' JSON schema, for editors: ``python -m dp_basicsr.options.json_schema`` writes options/schema.json.
+"""The option files' JSON schema, for editors: ``python -m dp_basicsr.checks.json_schema`` writes options/schema.json.
 
 It is generated from the models used for checking, so that an editor completes keys and marks what the programs would
 refuse. Rules for several values are not included.
@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.options.signatures import VALUES, TypedEntry, model_of, typed_entries
-from dp_basicsr.utils.option_schema import DATASETS, Dataset, OptionFile
+from dp_basicsr.checks.signatures import VALUES, TypedEntry, model_of, typed_entries
+from dp_basicsr.options.schema import DATASETS, Dataset, OptionFile
 
 from pydantic import BaseModel
 
@@ -42,6 +42,7 @@ def json_schema() -> dict[str, Any]:
         if path == "val:metrics":
             entry = {"type": "object", "additionalProperties": entry}
         _replace(properties, key, entry)
+    definitions.pop("Dataset")
     sets = {name: _defined(model, definitions) for name, model in DATASETS.items()}
     any_set = {**_by_type(sets), "required": ["name", "type"]}
     any_set["properties"]["type"]["description"] = Dataset.model_fields["type"].description

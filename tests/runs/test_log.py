@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.training import progress
-from dp_basicsr.training.progress import open_tensorboard, progress_bar, require_loggers, show_losses
+from dp_basicsr.runs import log as progress
+from dp_basicsr.runs.log import open_tensorboard, progress_bar, require_loggers, show_losses
 
 import pytest
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr import train
-from dp_basicsr.training import dry_run
+from dp_basicsr.runs import trial as dry_run
 
 import pytest
 import torch

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Page faults of writing 64 MiB a second time, after it was freed.
 PROGRAM = """
 import ctypes, resource, sys
-from dp_basicsr.training.malloc import keep_freed_memory
+from dp_basicsr.runs.limits import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 libc = ctypes.CDLL(None)

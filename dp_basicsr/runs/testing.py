@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dp_basicsr.checkpoint.resume import require_networks
 from dp_basicsr.data.stream import evaluation_loaders, how_to_get_test_sets, missing_folders
 from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.after_test import evaluate_test_run, metrics_of
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
-from dp_basicsr.training.progress import start_log, write_log
+from dp_basicsr.options.run import RunOptions
+from dp_basicsr.runs.log import start_log, write_log
 
 import torch
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger, make_exp_dirs
 
 
-def run_test(opt: dict[str, Any]) -> None:
+def test(run: RunOptions) -> None:
     """Upscale every image of the test sets, write the results and their tables, log the metrics.
 
     Args:
-        opt: Options, completed by ``complete_options``.
+        run: Options of the run.
 
     Raises:
         UserError: None of the sets exists, or the network's weights are missing.
     """
+    opt = run.as_dict()
     torch.backends.cudnn.benchmark = True
     sets = [dataset for dataset in opt["datasets"].values() if dataset["phase"] == "test"]
     if all(missing_folders(dataset) for dataset in sets):

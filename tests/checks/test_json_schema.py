@@ -6,15 +6,15 @@ import json
 import re
 from pathlib import Path
 
+from dp_basicsr.checks.json_schema import FILE, json_schema
 from dp_basicsr.options import override, read_options
-from dp_basicsr.options.json_schema import FILE, json_schema
-from dp_basicsr.utils.option_schema import DATASETS, DistParams, IoBackend, Logger, OptionFile, Paths, Train, Val, Wandb
+from dp_basicsr.options.schema import DATASETS, DistParams, IoBackend, Logger, OptionFile, Paths, Train, Val, Wandb
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "options").glob("*.yml"))
-REGENERATE = "run `python -m dp_basicsr.options.json_schema`"
+REGENERATE = "run `python -m dp_basicsr.checks.json_schema`"
 
 
 def test_the_committed_file_is_the_generated_one() -> None:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from dp_basicsr import train
 from dp_basicsr.checkpoint.manifest import check_manifest
 from dp_basicsr.errors import UserError
 from dp_basicsr.models import SRGANDPModel
-from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
+from dp_basicsr.options.run import RunOptions
+from dp_basicsr.runs.limits import out_of_memory_is_user_error
 
 import pytest
 import torch
 import yaml
 
-from tests.conftest import model_options
+from tests.conftest import model_options, parse_options
 
 ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation ...")
-OPTIONS: dict[str, Any] = {"train": {}, "datasets": {"train": {"gt_size": 128, "batch_size_per_gpu": 4}}, "num_gpu": 1,
-                           "dist": False, "world_size": 1}  # fmt: skip
 
 
 @pytest.fixture
@@ -68,12 +66,16 @@ def test_a_run_stops_with_the_options_that_help_and_resumes(
 
 
 @pytest.mark.parametrize("error", [ERROR, MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.usefixtures("options")
 def test_gpu_and_cpu_memory_are_handled_alike(error: Exception) -> None:
-    with pytest.raises(UserError, match="does not fit into memory"), out_of_memory_is_user_error(OPTIONS):
+    run = RunOptions.of(parse_options(["-opt", "small.yml"]))
+    with pytest.raises(UserError, match="does not fit into memory"), out_of_memory_is_user_error(run):
         raise error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), UserError("validation of a: out of memory")])
+@pytest.mark.usefixtures("options")
 def test_other_errors_pass(error: Exception) -> None:
-    with pytest.raises(type(error), match=str(error)), out_of_memory_is_user_error(OPTIONS):
+    run = RunOptions.of(parse_options(["-opt", "small.yml"]))
+    with pytest.raises(type(error), match=str(error)), out_of_memory_is_user_error(run):
         raise error

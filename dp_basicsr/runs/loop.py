@@ -9,7 +9,7 @@ from typing import Any
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
-from dp_basicsr.training.progress import current_losses, describe_batch, progress_bar, show_losses
+from dp_basicsr.runs.log import current_losses, describe_batch, progress_bar, show_losses
 from dp_basicsr.utils.random_state import same_random_state_after
 from dp_basicsr.utils.signals import Interruption
 

@@ -17,11 +17,10 @@ from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.distributed.launch import mark_experiment
 from dp_basicsr.errors import UserError, first_line, readable
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
-from dp_basicsr.training.loop import Run, loop
-from dp_basicsr.training.malloc import keep_freed_memory
-from dp_basicsr.training.open_files import raise_open_file_limit
-from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
-from dp_basicsr.training.progress import close_tensorboard, open_tensorboard, require_loggers, start_log, write_log
+from dp_basicsr.options.run import RunOptions
+from dp_basicsr.runs.limits import keep_freed_memory, out_of_memory_is_user_error, raise_open_file_limit
+from dp_basicsr.runs.log import close_tensorboard, open_tensorboard, require_loggers, start_log, write_log
+from dp_basicsr.runs.loop import Run, loop
 from dp_basicsr.utils.atomic_io import (
     atomic_write,
     await_archive_name,
@@ -40,26 +39,27 @@ from basicsr.utils import get_root_logger, make_exp_dirs
 _HEAD = re.compile(r"\A# GENERATE TIME: .*\n# CMD:\n# .*\n\n")
 
 
-def train(opt: dict[str, Any], option_file: str) -> None:
+def train(run: RunOptions, option_file: str) -> None:
     """Start or resume a run and train to its end.
 
     Args:
-        opt: Options, completed by ``complete_options``.
+        run: Options of the run.
         option_file: Where they come from; a copy is kept with the experiment.
 
     Raises:
         UserError: Missing data, weights or states, or a full disk; the message says what to do.
         SystemExit: A signal stopped the run: ``EXIT_RETRY``.
     """
-    set_determinism(opt["deterministic"])
-    if opt["num_gpu"] == 0:
+    opt = run.as_dict()
+    set_determinism(run.options.deterministic)
+    if run.num_gpu == 0:
         keep_freed_memory()
     raise_open_file_limit()
     require_training_data(opt)
     require_networks(opt)
     require_loggers(opt)
     intact = "; saved checkpoints are intact: continue with --auto_resume"
-    with run_lock(opt["path"]["experiments_root"]), out_of_memory_is_user_error(opt, intact), outlive_terminal():
+    with run_lock(opt["path"]["experiments_root"]), out_of_memory_is_user_error(run, intact), outlive_terminal():
         held_log = start_log(opt)
         point = find_resume_point(opt)
         opt = opt if point is None else point.options(opt)

@@ -19,9 +19,10 @@ from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu, evalu
 from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.losses.dual_perceptual_loss import imagenet_networks, with_random_weights
 from dp_basicsr.metrics import refuse_small_images
-from dp_basicsr.training.out_of_memory import out_of_memory_is_user_error
-from dp_basicsr.training.progress import PAPER_BATCH, current_losses, require_loggers
-from dp_basicsr.utils.option_schema import DATASETS
+from dp_basicsr.options.run import RunOptions
+from dp_basicsr.options.schema import DATASETS
+from dp_basicsr.runs.limits import out_of_memory_is_user_error
+from dp_basicsr.runs.log import PAPER_BATCH, current_losses, require_loggers
 
 import torch
 from basicsr.models import build_model
@@ -29,25 +30,25 @@ from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader, Dataset
 
 
-def check(opt: dict[str, Any]) -> None:
+def check(run: RunOptions) -> None:
     """Try one step of a run with valid options, and print the estimated cost.
 
     Args:
-        opt: Options, completed by ``dp_basicsr.options.completion.complete_options``; ``check`` lists missing files.
+        run: Options of the run.
 
     Raises:
         UserError: The model cannot be built or trained, or files are missing. If files are missing, the step is tried
             on random images (weights), so that a run can be planned before its data exists.
     """
+    opt, missing = run.as_dict(), list(run.missing)
     require_loggers(opt)
-    missing = list(opt["check"])
     trial = trial_options(opt, without_files=bool(missing))
     if not missing:
         require_networks(trial)
     with quiet_log():
         batch, source, loading = first_batch(trial, missing)
         try:
-            seconds, losses = try_step(trial, batch)
+            seconds, losses = try_step(run, trial, batch)
         except UserError as error:
             raise UserError("\n".join([*missing, str(error)])) from error
     if opt["rank"] == 0:
@@ -116,7 +117,7 @@ def batch_size(opt: dict[str, Any]) -> int:
     return batch_size_per_gpu(opt) * (1 if opt["dist"] else max(1, opt["num_gpu"]))
 
 
-def try_step(opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]]:
+def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]]:
     """Build the model, train two steps on a batch and validate a corner of each set, in memory only.
 
     Returns:
@@ -130,7 +131,7 @@ def try_step(opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]
     iteration = (first // every + 1) * every  # the next one that also updates the generator
     seconds = 0.0
     try:
-        with out_of_memory_is_user_error(opt):
+        with out_of_memory_is_user_error(run):
             model = build_model(opt)
             for _ in range(2):
                 start = time.perf_counter()

@@ -1,19 +1,26 @@
 """The keys of an option file: type, range, default and meaning. A new key takes one line here.
 
-Defaults are defined only here: ``add_defaults`` adds them to the options that the code reads. The keys of registered
-classes (networks, losses, metrics, optimizers, schedulers) come from their signatures.
+``OptionFile`` is validated once, and is what runs: our code reads its attributes, and BasicSR gets ``as_dict()``. The
+keys of registered classes (networks, losses, metrics, optimizers, schedulers) come from their signatures, so such an
+entry remains a mapping here.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from typing_extensions import Self
 
 # Keys with these prefixes belong to other programs: allowed in all sections but `path`, whose keys become folders.
 FOREIGN = ("x_", "x-")
+
+OURS = "ours"  # mark of a key that only the models of dp_basicsr read
+T = TypeVar("T")
+Ours = Annotated[T, OURS]
 
 
 def _whole(value: Any) -> Any:
@@ -34,21 +41,51 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Folder = Annotated[str, AfterValidator(_folder_name)]
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+FilePath = Annotated[str, AfterValidator(os.path.expanduser)]
 Entry = dict[str, Any]  # arguments of the registered class named by `type`
 
 
 class Section(BaseModel):
-    """A mapping of known keys; values are not converted (no "3" for 3), and numbers are finite."""
+    """A mapping of known keys; values are not converted (no "3" for 3), and numbers are finite. It never changes."""
 
     model_config = ConfigDict(
         extra="forbid",
+        frozen=True,
         strict=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
         protected_namespaces=(),  # a key may be called model_type
         json_schema_extra={"patternProperties": {"^x[_-]": {}}},
     )
+
+    @classmethod
+    def of(cls, values: Any) -> Self:
+        """Return the section that a checked mapping describes, with the keys of other programs.
+
+        It also takes the mapping that BasicSR hands to models and datasets: the keys that a run has added are kept
+        like those of other programs.
+
+        Raises:
+            pydantic.ValidationError: A value is wrong, or a needed key is missing.
+        """
+        return cls.model_validate(values, extra="allow")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a new mapping for BasicSR: the keys that are set, and defaults other than None."""
+        values = {key: getattr(self, key) for key in type(self).model_fields} | (self.model_extra or {})
+        return {
+            key: _plain(value) for key, value in values.items() if value is not None or key in self.model_fields_set
+        }
+
+
+def _plain(value: Any) -> Any:
+    """Copy a value: BasicSR removes the `type` of each entry that it builds."""
+    if isinstance(value, Section):
+        return value.as_dict()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 class IoBackend(Section):
@@ -67,13 +104,13 @@ class IoBackend(Section):
 class Dataset(Section):
     """One of ``datasets``: the keys of every type."""
 
-    name: Folder
+    name: FolderName
     """name in the log and folder of the results"""
     type: str
     """class of BasicSR's DATASET_REGISTRY"""
-    dataroot_gt: str | None = None
+    dataroot_gt: FilePath | None = None
     """folder or LMDB of the GT images"""
-    dataroot_lq: str | None = None
+    dataroot_lq: FilePath | None = None
     """folder or LMDB of the LQ images"""
     io_backend: IoBackend | None = None
     """how images are stored"""
@@ -83,7 +120,7 @@ class Dataset(Section):
     """pairs per step of each process"""
     batch_size_total: Annotated[int, Field(ge=1)] | None = None
     """pairs per step of all processes together, instead of batch_size_per_gpu"""
-    dataroot_flow: str | None = None
+    dataroot_flow: FilePath | None = None
     """folder of the optical flow, for BasicSR's video sets"""
     use_shuffle: Literal[True] | None = None
     """training data is always shuffled"""
@@ -106,9 +143,9 @@ class Dataset(Section):
 class RawDataset(Dataset):
     """PairedRawDataset (dp_basicsr)."""
 
-    dataroot_gt: str
+    dataroot_gt: FilePath
     """LMDB of the GT images"""
-    dataroot_lq: str
+    dataroot_lq: FilePath
     """LMDB of the LQ images"""
     gt_size: Annotated[int, Field(ge=1)] | None = None
     """side of the GT training patch in pixels"""
@@ -123,13 +160,13 @@ class RawDataset(Dataset):
 class PairedDataset(RawDataset):
     """PairedImageDataset (BasicSR)."""
 
-    dataroot_gt: str
+    dataroot_gt: FilePath
     """folder or LMDB of the GT images (images without GT: type SingleImageDataset)"""
-    dataroot_lq: str
+    dataroot_lq: FilePath
     """folder or LMDB of the LQ images"""
     io_backend: IoBackend
     """how images are stored"""
-    meta_info_file: str | None = None
+    meta_info_file: FilePath | None = None
     """list of the files to use; without it, all files of the folder"""
     filename_tmpl: str = "{}"  # type: ignore[assignment]
     """template of the LQ file name, {} is the GT's name"""
@@ -144,11 +181,11 @@ class PairedDataset(RawDataset):
 class SingleDataset(Dataset):
     """SingleImageDataset (BasicSR): images without GT."""
 
-    dataroot_lq: str
+    dataroot_lq: FilePath
     """folder or LMDB of the images"""
     io_backend: IoBackend
     """how images are stored"""
-    meta_info_file: str | None = None
+    meta_info_file: FilePath | None = None
     """list of the files to use"""
     color: Literal["y"] | None = None
     """y: luma only"""
@@ -164,14 +201,29 @@ DATASETS: Mapping[str, type[Dataset]] = MappingProxyType(
 )
 
 
+def dataset_model(values: Any) -> type[Dataset]:
+    """Return the model of a set by its ``type``."""
+    kind = values.get("type") if isinstance(values, dict) else None
+    return DATASETS.get(kind, Dataset) if isinstance(kind, str) else Dataset
+
+
+AnyDataset = Annotated[
+    Annotated[PairedDataset, Tag("PairedDataset")]
+    | Annotated[RawDataset, Tag("RawDataset")]
+    | Annotated[SingleDataset, Tag("SingleDataset")]
+    | Annotated[Dataset, Tag("Dataset")],
+    Discriminator(lambda value: (type(value) if isinstance(value, Dataset) else dataset_model(value)).__name__),
+]
+
+
 class Paths(Section):
     """``path``."""
 
     model_config = ConfigDict(json_schema_extra={"patternProperties": {}})
 
-    pretrain_network_g: str | None = None
+    pretrain_network_g: FilePath | None = None
     """generator to start from, or to test"""
-    pretrain_network_d: str | None = None
+    pretrain_network_d: FilePath | None = None
     """discriminator to start from"""
     param_key_g: str | None = "params"
     """weights to read from the file: params or params_ema"""
@@ -181,7 +233,7 @@ class Paths(Section):
     """all weights must be present and match"""
     strict_load_d: bool = True
     """the same for the discriminator"""
-    resume_state: str | None = None
+    resume_state: FilePath | None = None
     """training state to resume from; or use --auto_resume"""
     resume_schedule: Literal["state", "options"] = "state"
     """when resuming, take lr, betas, milestones ... from the training state or from the option file"""
@@ -216,21 +268,21 @@ class Train(Section):
     """update the generator every n-th iteration"""
     net_d_init_iters: FromZero = 0
     """iterations that train only the discriminator first"""
-    channels_last: bool = False
+    channels_last: Ours[bool] = False
     """memory layout that is fastest for convolutions"""
-    amp: Literal["none", "bf16", "fp16"] = "none"
+    amp: Ours[Literal["none", "bf16", "fp16"]] = "none"
     """precision of the forward passes"""
-    compile: bool = False
+    compile: Ours[bool] = False
     """torch.compile of G, D and the perceptual networks; validation runs G uncompiled"""
-    checkpointing: bool = False
+    checkpointing: Ours[bool] = False
     """recompute the activations of RRDBs in the backward pass: less memory, slower"""
-    grad_accumulation: Annotated[int, Field(ge=1)] = 1
+    grad_accumulation: Ours[Annotated[int, Field(ge=1)]] = 1
     """number of parts to split the batch into"""
-    grad_clip: Positive | None = None
+    grad_clip: Ours[Positive | None] = None
     """maximum norm of each network's gradient"""
-    max_nonfinite: Annotated[int, Field(ge=1)] = 10
+    max_nonfinite: Ours[Annotated[int, Field(ge=1)]] = 10
     """consecutive non-finite steps that are skipped before the run stops"""
-    sync_batch_norm: bool = False
+    sync_batch_norm: Ours[bool] = False
     """synchronise the discriminator's batch-norm over all processes (CUDA)"""
 
 
@@ -241,17 +293,17 @@ class Val(Section):
     """iterations between validations"""
     save_img: bool
     """save the images"""
-    suffix: Folder | None = None
+    suffix: FolderName | None = None
     """suffix of test.py's image names"""
     pbar: bool = False
     """show a progress bar"""
     metrics: dict[str, Entry] | None = None
     """metrics, each with a name of your choice"""
-    tile: Annotated[int, Field(ge=16)] | None = None
+    tile: Ours[Annotated[int, Field(ge=16)] | None] = None
     """tile size for large images in LR pixels; bounds the memory"""
-    tile_overlap: Annotated[int, Field(ge=0)] = 16
+    tile_overlap: Ours[Annotated[int, Field(ge=0)]] = 16
     """overlap of neighbouring tiles in LR pixels"""
-    threads: Annotated[int, Field(ge=1)] = 2
+    threads: Ours[Annotated[int, Field(ge=1)]] = 2
     """number of threads for metrics and image files"""
 
 
@@ -275,9 +327,9 @@ class Logger(Section):
     """TensorBoard"""
     wandb: Wandb | None = None
     """Weights & Biases, on top of TensorBoard"""
-    keep_last: Count | None = None
+    keep_last: Ours[Count | None] = None
     """number of newest checkpoints to keep; ~: all"""
-    keep_best: bool = False
+    keep_best: Ours[bool] = False
     """keep the best network of each set and metric"""
 
 
@@ -292,10 +344,15 @@ class DistParams(Section):
     """seconds until a collective operation times out"""
 
 
+def _or_empty(section: type[Section]) -> BeforeValidator:
+    """Take ~ for an empty section."""
+    return BeforeValidator(lambda value: {} if value is None else value, json_schema_input_type=section | None)
+
+
 class OptionFile(Section):
     """An option file of dp_basicsr."""
 
-    name: Folder
+    name: FolderName
     """name of the run: experiments/<name>, results/<name>"""
     model_type: str
     """class of BasicSR's MODEL_REGISTRY"""
@@ -309,15 +366,15 @@ class OptionFile(Section):
     """deterministic algorithms on CUDA, slower"""
     find_unused_parameters: bool | None = None
     """argument of DistributedDataParallel; ~: the value of deterministic"""
-    dist_params: DistParams | None = None
+    dist_params: Annotated[DistParams, _or_empty(DistParams)] = Field(default_factory=DistParams)
     """settings for several processes"""
-    datasets: dict[str, Entry]
+    datasets: dict[str, AnyDataset]
     """data sets by phase: train, val, val_1, test, test_2 ..."""
     network_g: Entry
     """generator"""
     network_d: Entry | None = None
     """discriminator"""
-    path: Paths | None = None
+    path: Annotated[Paths, _or_empty(Paths)] = Field(default_factory=Paths)
     """networks and training states to start from"""
     train: Train | None = None
     """training"""
@@ -326,38 +383,18 @@ class OptionFile(Section):
     logger: Logger | None = None
     """logging and checkpoints"""
 
+    @property
+    def training(self) -> Train:
+        """``train``, which the checks require for training."""
+        assert self.train is not None
+        return self.train
+
+    def sets(self, phase: str) -> dict[str, Dataset]:
+        """Return the sets of a phase by their keys: ``val_1`` is one of ``val``."""
+        return {key: dataset for key, dataset in self.datasets.items() if key.split("_")[0] == phase}
+
 
 def section_in(annotation: Any) -> type[Section] | None:
     """Return the section model of a field, which may also allow None."""
     choices = (annotation, *get_args(annotation))
-    return next((one for one in choices if isinstance(one, type) and issubclass(one, Section)), None)
-
-
-def add_defaults(section: type[Section], values: dict[str, Any]) -> None:
-    """Add the defaults to a section and its subsections, and convert counts such as ``5e3`` to int, in place.
-
-    A key whose default is None stays absent. Values are not checked; wrong ones are left as they are.
-    """
-    for key, value in list(values.items()):
-        annotation = section.model_fields[key].annotation if key in section.model_fields else None
-        inner = section_in(annotation)
-        if inner is not None and isinstance(value, dict):
-            add_defaults(inner, value)
-        elif _takes_int(annotation):
-            values[key] = _whole(value)
-    for key, field in section.model_fields.items():
-        if not field.is_required() and field.default is not None:
-            values.setdefault(key, field.default)
-
-
-def _takes_int(annotation: Any) -> bool:
-    return annotation is int or any(map(_takes_int, get_args(annotation)))
-
-
-def add_all_defaults(opt: dict[str, Any]) -> None:
-    """Add the defaults to all sections of an option file, and to its datasets by type; see ``add_defaults``."""
-    add_defaults(OptionFile, opt)
-    datasets = opt.get("datasets")
-    for dataset in datasets.values() if isinstance(datasets, dict) else ():
-        if isinstance(dataset, dict):
-            add_defaults(DATASETS.get(str(dataset.get("type")), Dataset), dataset)
+    return next((choice for choice in choices if isinstance(choice, type) and issubclass(choice, Section)), None)

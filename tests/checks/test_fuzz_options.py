@@ -14,7 +14,7 @@ from typing import Any
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.options import read_options
-from dp_basicsr.utils.option_schema import OptionFile, Train, Val
+from dp_basicsr.options.schema import OptionFile, Train, Val
 
 import pytest
 import yaml

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from dp_basicsr.training.open_files import raise_open_file_limit
+from dp_basicsr.runs.limits import raise_open_file_limit
 
 import pytest
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.options.reading import LONGEST, compose, shown, split_entry
+from dp_basicsr.options.reading import LONGEST, compose, quote, split_entry
 
 import yaml
 
@@ -44,7 +44,7 @@ class Places:
         """Return line and ``file:line`` of a key or of the section that lacks it, or 0 and the override."""
         for keys, entry in reversed(self.entries):
             if path[: len(keys)] == keys:
-                return 0, f"--force_yml {shown(entry, quotes=False)}"
+                return 0, f"--force_yml {quote(entry, quotes=False)}"
         line = _line_of(self.root, path)
         return line, f"{self.file}:{line}" if line else self.file
 
@@ -91,14 +91,14 @@ def report(file: str, problems: Sequence[Problem], entries: Sequence[str]) -> st
     """Format all problems as one message, one per line, followed by longer instructions."""
     places = Places(file, entries)
     placed = sorted(((*places.of(one.path), one) for one in problems), key=lambda entry: entry[0])
-    lines = [": ".join([place, *([joined(one.path)] if one.path else []), one.text]) for _, place, one in placed]
+    lines = [": ".join([place, *([path_text(one.path)] if one.path else []), one.text]) for _, place, one in placed]
     lines += dict.fromkeys(one.help for one in problems if one.help)
     return "\n".join(lines if len(problems) == 1 else [f"{file}: {len(problems)} problems", *lines])
 
 
-def joined(path: Path) -> str:
+def path_text(path: Path) -> str:
     """Format a path like ``--force_yml``."""
-    return ":".join(shown(key, quotes=False) for key in path)
+    return ":".join(quote(key, quotes=False) for key in path)
 
 
 def nearest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -106,7 +106,7 @@ def nearest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     return next(iter(difflib.get_close_matches(str(name)[:LONGEST], list(known), n=1, cutoff=cutoff)), None)
 
 
-def choose(name: Any, known: Iterable[str]) -> str:
+def hint(name: Any, known: Iterable[str]) -> str:
     """Return ``; did you mean X?`` for a similar known name, otherwise the list of all if it is short."""
     known = list(known)
     close = nearest(name, known)

@@ -24,7 +24,7 @@ from dp_basicsr.archs.rrdbnet_dp_arch import UPSAMPLING
 from dp_basicsr.compat import OPTIMIZERS
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.dual_perceptual_loss import parse_channels
-from dp_basicsr.utils.option_schema import Count, Decay, FromZero, NonNegative, Positive, Section
+from dp_basicsr.options.schema import Count, Decay, FromZero, NonNegative, Positive, Section
 
 import basicsr.archs
 import basicsr.data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dp_basicsr.training.run import make_folders
+from dp_basicsr.runs.training import make_folders
 
 import pytest
 import yaml

@@ -8,12 +8,12 @@ from itertools import pairwise
 from typing import Any
 
 from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES
+from dp_basicsr.checks.problems import Path, Problem, hint
+from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.data.stream import how_to_get_data, how_to_get_test_sets
 from dp_basicsr.models import ESRGANDPModel, SRGANDPModel
-from dp_basicsr.options.problems import Path, Problem, choose
-from dp_basicsr.options.reading import Options, shown
-from dp_basicsr.options.signatures import members_of
-from dp_basicsr.utils.option_schema import DATASETS, Logger, Section, Train, Val
+from dp_basicsr.options.reading import Options, quote
+from dp_basicsr.options.schema import DATASETS, OURS, OptionFile, Section, dataset_model, section_in
 
 import torch
 from basicsr.archs.vgg_arch import NAMES, insert_bn
@@ -21,32 +21,25 @@ from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
-# Section -> keys that only our models read, not BasicSR's.
-OURS: tuple[tuple[str, type[Section], tuple[str, ...]], ...] = (
-    ("train", Train, ("channels_last", "amp", "compile", "checkpointing", "grad_accumulation", "grad_clip",
-                      "max_nonfinite", "sync_batch_norm")),
-    ("val", Val, ("tile", "tile_overlap", "threads")),
-    ("logger", Logger, ("keep_last", "keep_best")),
-)  # fmt: skip
-
-
 PERCEPTUAL: Path = ("train", "perceptual_opt")
 
 TERMS: Path = (*PERCEPTUAL, "extra_terms")
 
 
 class View:
-    """View of options that hides wrong values from the rules for combinations.
+    """View of options as they are written, with their defaults, that hides wrong values from the rules.
 
     Attributes:
         wrong: Paths of the values known to be wrong.
+        models: Models of the mappings with a ``type``, by path.
     """
 
     def __init__(self, opt: Options) -> None:
         self.opt = opt
         self.wrong: set[Path] = set()
+        self.models: dict[Path, type[Section]] = {}
 
-    def at(self, *path: Any) -> Any:
+    def raw(self, *path: Any) -> Any:
         """Return the value at a path, right or wrong; None if there is none."""
         value: Any = self.opt
         for key in path:
@@ -56,14 +49,30 @@ class View:
                 value = value.get(key) if isinstance(value, dict) else None
         return value
 
-    def get(self, *path: Any) -> Any:
-        """Return the value at a path; None if there is none, or if it or a section around it is wrong."""
+    def valid(self, *path: Any) -> Any:
+        """Return the value at a path or its default; None if there is none, or if it or a section around is wrong."""
         if any(bad == path[: len(bad)] for bad in self.wrong):
             return None
-        value = self.at(*path)
+        section, value = self.raw(*path[:-1]), self.raw(*path)
         if isinstance(value, list) and any(path == bad[: len(path)] for bad in self.wrong):
             return None
-        return value
+        if isinstance(section, dict) and path[-1] not in section:
+            model = self._model(path[:-1])
+            field = model.model_fields.get(path[-1]) if model else None
+            value = None if field is None or field.is_required() else field.get_default(call_default_factory=True)
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    def _model(self, path: Path) -> type[Section] | None:
+        """Return the model of the section at a path, if it has one."""
+        if path in self.models:
+            return self.models[path]
+        if len(path) == 2 and path[0] == "datasets":
+            return dataset_model(self.raw(*path))
+        model: type[Section] | None = OptionFile
+        for key in path:
+            field = model.model_fields.get(key) if model else None
+            model = section_in(field.annotation) if field else None
+        return model
 
 
 def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> Iterator[Problem]:
@@ -94,44 +103,44 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
 
 
 def _gpus(opt: View) -> Iterator[Problem]:
-    wanted, there = opt.get("num_gpu"), torch.cuda.device_count()
+    wanted, there = opt.valid("num_gpu"), torch.cuda.device_count()
     if isinstance(wanted, int) and wanted > there:
         yield Problem(("num_gpu",), f"expected auto or a number from 0 (CPU) to {there} (GPUs here), got {wanted}")
 
 
 def _network_scale(opt: View) -> Iterator[Problem]:
     """The generator's scale must be that of the data, whatever its class calls it."""
-    scale = opt.get("scale")
+    scale = opt.valid("scale")
     for key in ("scale", "upscale"):
-        own = opt.get("network_g", key)
+        own = opt.valid("network_g", key)
         if isinstance(scale, int) and isinstance(own, int) and own != scale:
             yield Problem(("network_g", key), f"expected {scale}, the scale of the data, got {own}")
 
 
 def _io_backends(opt: View) -> Iterator[Problem]:
     """BasicSR recognises an LMDB by the suffix of its name."""
-    for name in opt.get("datasets") or ():
-        kind = opt.get("datasets", name, "io_backend", "type")
+    for name in opt.valid("datasets") or ():
+        kind = opt.valid("datasets", name, "io_backend", "type")
         if kind not in ("disk", "lmdb"):
             continue
         for root in ("dataroot_gt", "dataroot_lq"):
-            path = opt.get("datasets", name, root)
+            path = opt.valid("datasets", name, root)
             if path is not None and path.endswith(".lmdb") != (kind == "lmdb"):
                 form = "a name ending in .lmdb" if kind == "lmdb" else "a folder of images, not an LMDB,"
-                yield Problem(("datasets", name, root), f"expected {form} for io_backend: {kind}, got {shown(path)}")
+                yield Problem(("datasets", name, root), f"expected {form} for io_backend: {kind}, got {quote(path)}")
 
 
 def _layers(opt: View) -> Iterator[Problem]:
     """Layers of DPLoss must be layers of its VGG and of its terms' VGGs and ResNets."""
-    if opt.get(*PERCEPTUAL, "type") != "DPLoss":
+    if opt.valid(*PERCEPTUAL, "type") != "DPLoss":
         return
-    networks = [((*PERCEPTUAL, "vgg_layer_weights"), opt.get(*PERCEPTUAL, "vgg_type"))]
-    networks += [((*path, "layer_weights"), opt.get(*path, "network")) for path in _term_paths(opt)]
+    networks = [((*PERCEPTUAL, "vgg_layer_weights"), opt.valid(*PERCEPTUAL, "vgg_type"))]
+    networks += [((*path, "layer_weights"), opt.valid(*path, "network")) for path in _term_paths(opt)]
     for path, network in networks:
         names = _layer_names(network)
-        for layer in (opt.get(*path) or ()) if names else ():
+        for layer in (opt.valid(*path) or ()) if names else ():
             if layer not in names:
-                text = f"expected a layer of {network}, got {shown(layer)}{choose(layer, names)}"
+                text = f"expected a layer of {network}, got {quote(layer)}{hint(layer, names)}"
                 yield Problem((*path, layer), text)
 
 
@@ -147,7 +156,7 @@ def _layer_names(network: Any) -> Sequence[str]:
 
 def _term_paths(opt: View) -> list[Path]:
     """Return the paths of DPLoss's further terms."""
-    terms = opt.at(*TERMS)
+    terms = opt.raw(*TERMS)
     return [
         (*TERMS, number)
         for number, term in enumerate(terms if isinstance(terms, list) else ())
@@ -157,51 +166,51 @@ def _term_paths(opt: View) -> list[Path]:
 
 def _terms(opt: View) -> Iterator[Problem]:
     """Terms of a DPLoss must have different names, and its reference must be one of them."""
-    if opt.get(*PERCEPTUAL, "type") != "DPLoss":
+    if opt.valid(*PERCEPTUAL, "type") != "DPLoss":
         return
-    reference = opt.get(*PERCEPTUAL, "reference")
-    own = ["resnet"] if opt.get(*PERCEPTUAL, "resnet_layer_weights") else []
-    if opt.get(*PERCEPTUAL, "vgg_layer_weights"):
+    reference = opt.valid(*PERCEPTUAL, "reference")
+    own = ["resnet"] if opt.valid(*PERCEPTUAL, "resnet_layer_weights") else []
+    if opt.valid(*PERCEPTUAL, "vgg_layer_weights"):
         own.insert(0, "vgg")
-    elif reference == "vgg" and opt.get(*PERCEPTUAL, "vgg_layer_weights") is not None:
+    elif reference == "vgg" and opt.valid(*PERCEPTUAL, "vgg_layer_weights") is not None:
         text = "expected at least one layer, or another term as `reference`, got an empty mapping"
         yield Problem((*PERCEPTUAL, "vgg_layer_weights"), text)
         return
     names = list(own)
     for path in _term_paths(opt):
-        name = opt.get(*path, "name") or opt.get(*path, "type") or opt.get(*path, "network")
+        name = opt.valid(*path, "name") or opt.valid(*path, "type") or opt.valid(*path, "network")
         if name in names:
-            yield Problem((*path, "name"), f"expected a unique name, got {shown(name)}, which another term has")
+            yield Problem((*path, "name"), f"expected a unique name, got {quote(name)}, which another term has")
         names.append(str(name))
     if isinstance(reference, str) and reference not in names:
-        text = f"expected the name of a term, got {shown(reference)}{choose(reference, names)}"
+        text = f"expected the name of a term, got {quote(reference)}{hint(reference, names)}"
         yield Problem((*PERCEPTUAL, "reference"), text)
 
 
 def _tiles(opt: View) -> Iterator[Problem]:
-    tile, overlap = opt.get("val", "tile"), opt.get("val", "tile_overlap")
+    tile, overlap = opt.valid("val", "tile"), opt.valid("val", "tile_overlap")
     if isinstance(tile, int) and isinstance(overlap, int) and 2 * overlap >= tile:
         yield Problem(("val", "tile"), f"expected more than twice tile_overlap ({overlap}), got {tile}")
 
 
 def _schedule(opt: View, cut_short: bool) -> Iterator[Problem]:
     """Milestones must increase and precede the end, unless the command line shortened the run for a trial."""
-    total, scheduler = opt.get("train", "total_iter"), ("train", "scheduler")
-    milestones = opt.get(*scheduler, "milestones")
+    total, scheduler = opt.valid("train", "total_iter"), ("train", "scheduler")
+    milestones = opt.valid(*scheduler, "milestones")
     if isinstance(milestones, list):
         if any(later <= earlier for earlier, later in pairwise(milestones)):
-            yield Problem((*scheduler, "milestones"), f"expected increasing iterations, got {shown(milestones)}")
+            yield Problem((*scheduler, "milestones"), f"expected increasing iterations, got {quote(milestones)}")
         late = [one for one in milestones if total is not None and one > total]
         if late and not cut_short:
             yield Problem(
-                (*scheduler, "milestones"), f"expected iterations up to train:total_iter ({total}), got {shown(late)}"
+                (*scheduler, "milestones"), f"expected iterations up to train:total_iter ({total}), got {quote(late)}"
             )
-    periods = opt.get(*scheduler, "periods")
+    periods = opt.valid(*scheduler, "periods")
     if isinstance(periods, list) and total is not None and sum(periods) < total:
         yield Problem(
             (*scheduler, "periods"), f"expected a sum of at least train:total_iter ({total}), got {sum(periods)}"
         )
-    warmup = opt.get("train", "warmup_iter")
+    warmup = opt.valid("train", "warmup_iter")
     if warmup is not None and total is not None and warmup > total and not cut_short:
         yield Problem(("train", "warmup_iter"), f"expected up to train:total_iter ({total}), got {warmup}")
 
@@ -209,37 +218,38 @@ def _schedule(opt: View, cut_short: bool) -> Iterator[Problem]:
 def _restart_weights(opt: View) -> Iterator[Problem]:
     """Restarts of the learning rate need one weight each; both have one by default."""
     path = ("train", "scheduler", "restart_weights")
-    cosine = opt.get("train", "scheduler", "type") == "CosineAnnealingRestartLR"
+    cosine = opt.valid("train", "scheduler", "type") == "CosineAnnealingRestartLR"
     key = "periods" if cosine else "restarts"
-    restarts, weights = opt.get(*path[:2], key), opt.get(*path)
+    restarts, weights = opt.valid(*path[:2], key), opt.valid(*path)
     if isinstance(restarts, (list, tuple)) and isinstance(weights, (list, tuple)) and len(restarts) != len(weights):
         yield Problem(path, f"expected {len(restarts)}, one for each of {key}, got {len(weights)}")
 
 
 def _wandb(opt: View) -> Iterator[Problem]:
-    if opt.get("logger", "wandb", "project") and opt.get("logger", "use_tb_logger") is False:
+    if opt.valid("logger", "wandb", "project") and opt.valid("logger", "use_tb_logger") is False:
         yield Problem(("logger", "use_tb_logger"), "expected true: wandb gets its figures from TensorBoard, got false")
 
 
 def _ours_alone(opt: View) -> Iterator[Problem]:
     """Refuse options that BasicSR's own models would silently ignore, and sync_mean, which its losses do not know."""
-    model = members_of(MODEL_REGISTRY).get(opt.get("model_type"))
+    model = members_of(MODEL_REGISTRY).get(opt.valid("model_type"))
     if not isinstance(model, type) or not model.__module__.startswith(("basicsr.", "dp_basicsr.")):
         return  # another package's model may read any key
-    if opt.get("train", "gan_opt", "sync_mean") is not None and not issubclass(model, ESRGANDPModel):
+    if opt.valid("train", "gan_opt", "sync_mean") is not None and not issubclass(model, ESRGANDPModel):
         yield Problem(("train", "gan_opt", "sync_mean"), f"expected none: {model.__name__}'s loss does not support it")
     if model.__module__.startswith("dp_basicsr."):
         return
-    for section, fields, keys in OURS:
-        for key in keys:
-            value = opt.get(section, key)
-            if value is not None and value != fields.model_fields[key].default:
-                text = f"expected none: {model.__name__} does not support it, got {shown(value)}"
+    for section, field in OptionFile.model_fields.items():
+        fields = getattr(section_in(field.annotation), "model_fields", {})
+        for key in (key for key in fields if OURS in fields[key].metadata):
+            value = opt.valid(section, key)
+            if value is not None and value != fields[key].default:
+                text = f"expected none: {model.__name__} does not support it, got {quote(value)}"
                 yield Problem((section, key), text)
 
 
 def _is_gan(opt: View) -> bool:
-    model = members_of(MODEL_REGISTRY).get(opt.get("model_type"))
+    model = members_of(MODEL_REGISTRY).get(opt.valid("model_type"))
     return isinstance(model, type) and issubclass(model, SRGANModel)
 
 
@@ -247,16 +257,16 @@ def _needed_to_train(opt: View) -> Iterator[Problem]:
     """Require the keys that train.py reads unconditionally."""
     needed: list[Path] = [("train",), ("logger",), ("datasets", "train")]
     needed += [("logger", "save_checkpoint_freq")]
-    needed += [("val", "val_freq")] if opt.get("val") else []
+    needed += [("val", "val_freq")] if opt.valid("val") else []
     needed += [("network_d",), ("train", "optim_d"), ("train", "gan_opt")] if _is_gan(opt) else []
     train = ("datasets", "train")
-    if opt.get(*train, "type") in DATASETS:
+    if opt.valid(*train, "type") in DATASETS:
         needed += [(*train, key) for key in ("num_worker_per_gpu", "gt_size", "use_hflip", "use_rot")]
     for path in needed:
-        if isinstance(opt.at(*path[:-1]), dict) and opt.at(*path) is None:
+        if isinstance(opt.raw(*path[:-1]), dict) and opt.raw(*path) is None:
             yield Problem(path, "expected a value, which training needs, got nothing: it is missing")
-    batch_sizes = [opt.at(*train, key) for key in ("batch_size_per_gpu", "batch_size_total")]
-    if isinstance(opt.at(*train), dict) and batch_sizes == [None, None]:
+    batch_sizes = [opt.raw(*train, key) for key in ("batch_size_per_gpu", "batch_size_total")]
+    if isinstance(opt.raw(*train), dict) and batch_sizes == [None, None]:
         yield Problem(
             (*train, "batch_size_per_gpu"), "expected a value, which training needs, got nothing: it is missing"
         )
@@ -264,12 +274,12 @@ def _needed_to_train(opt: View) -> Iterator[Problem]:
 
 def _patches(opt: View) -> Iterator[Problem]:
     """The patch must be a multiple of the scale and match the discriminator."""
-    size, scale = opt.get("datasets", "train", "gt_size"), opt.get("scale")
+    size, scale = opt.valid("datasets", "train", "gt_size"), opt.valid("scale")
     path = ("datasets", "train", "gt_size")
     if isinstance(size, int) and isinstance(scale, int) and size % scale:
         yield Problem(path, f"expected a multiple of scale ({scale}), got {size}")
-    elif isinstance(size, int) and opt.get("network_d", "type") == "VGGStyleDiscriminator" and _is_gan(opt):
-        taken = opt.get("network_d", "input_size")
+    elif isinstance(size, int) and opt.valid("network_d", "type") == "VGGStyleDiscriminator" and _is_gan(opt):
+        taken = opt.valid("network_d", "input_size")
         if taken is not None and size != taken:
             yield Problem(
                 path, f"expected {taken}, the size that network_d needs (its input_size: 128 or 256), got {size}"
@@ -278,18 +288,18 @@ def _patches(opt: View) -> Iterator[Problem]:
 
 def _channels(opt: View) -> Iterator[Problem]:
     """Networks and DPLoss must accept the channels of the training set: 3, or 1 with ``color: y``."""
-    if opt.get("datasets", "train", "type") not in DATASETS:
+    if opt.valid("datasets", "train", "type") not in DATASETS:
         return
-    channels = 1 if opt.get("datasets", "train", "color") == "y" else 3
+    channels = 1 if opt.valid("datasets", "train", "color") == "y" else 3
     gives = "as the training set has (3, or 1 with PairedImageDataset's color: y)"
     for path in (("network_g", "num_in_ch"), ("network_g", "num_out_ch"), ("network_d", "num_in_ch")):
-        own = opt.get(*path)
+        own = opt.valid(*path)
         if isinstance(own, int) and own != channels and (path[0] == "network_g" or _is_gan(opt)):
             yield Problem(path, f"expected {channels}, {gives}, got {own}")
     path = (*PERCEPTUAL, "input_channels")
-    if opt.get(*PERCEPTUAL, "type") != "DPLoss" or any(bad == path for bad in opt.wrong):
+    if opt.valid(*PERCEPTUAL, "type") != "DPLoss" or any(bad == path for bad in opt.wrong):
         return
-    selected = opt.at(*path)
+    selected = opt.raw(*path)
     if channels == 1 and selected is None:
         yield Problem(path, "expected repeat, which repeats gray images three times, got none")
     elif channels == 3 and selected == "repeat":
@@ -298,9 +308,9 @@ def _channels(opt: View) -> Iterator[Problem]:
 
 def _colors(opt: View, phase: str) -> Iterator[Problem]:
     """Validation or test sets must have the channels that the network takes."""
-    channels = opt.get("network_g", "num_in_ch") or 3
-    for name in opt.get("datasets") or ():
-        kind, color = opt.get("datasets", name, "type"), opt.get("datasets", name, "color")
+    channels = opt.valid("network_g", "num_in_ch") or 3
+    for name in opt.valid("datasets") or ():
+        kind, color = opt.valid("datasets", name, "type"), opt.valid("datasets", name, "color")
         if not str(name).startswith(phase) or kind not in DATASETS or channels not in (1, 3):
             continue
         if channels != (1 if color == "y" else 3):
@@ -310,32 +320,32 @@ def _colors(opt: View, phase: str) -> Iterator[Problem]:
 
 
 def _losses(opt: View) -> Iterator[Problem]:
-    if not isinstance(opt.at("train"), dict):
+    if not isinstance(opt.raw("train"), dict):
         return
-    if opt.at("train", "pixel_opt") is None and opt.at("train", "perceptual_opt") is None:
+    if opt.raw("train", "pixel_opt") is None and opt.raw("train", "perceptual_opt") is None:
         yield Problem(("train", "pixel_opt"), "expected a pixel loss or a perceptual_opt, got neither")
-    if opt.at("train", "ldl_opt") is not None:
+    if opt.raw("train", "ldl_opt") is not None:
         yield from _ldl(opt)
 
 
 def _ldl(opt: View) -> Iterator[Problem]:
     """LDL is supported by some models only, and needs the EMA generator."""
-    model = members_of(MODEL_REGISTRY).get(opt.get("model_type"))
+    model = members_of(MODEL_REGISTRY).get(opt.valid("model_type"))
     if not isinstance(model, type) or not model.__module__.startswith(("basicsr.", "dp_basicsr.")):
         return  # another package's model may compute it
     if not issubclass(model, (SRGANDPModel, RealESRGANModel)):
         names = "ESRGANDPModel, SRGANDPModel and RealESRGANModel"
         yield Problem(("train", "ldl_opt"), f"expected none: {model.__name__} does not compute it, {names} do")
-    elif opt.get("train", "ema_decay") == 0:
+    elif opt.valid("train", "ema_decay") == 0:
         text = "expected a number > 0 for ldl_opt, which compares with the EMA generator, got 0"
         yield Problem(("train", "ema_decay"), text)
 
 
 def _batch(opt: View) -> Iterator[Problem]:
-    batch, parts = opt.get("datasets", "train", "batch_size_per_gpu"), opt.get("train", "grad_accumulation")
+    batch, parts = opt.valid("datasets", "train", "batch_size_per_gpu"), opt.valid("train", "grad_accumulation")
     if isinstance(batch, int) and isinstance(parts, int) and parts > batch:
         yield Problem(("train", "grad_accumulation"), f"expected up to batch_size_per_gpu ({batch}), got {parts}")
-    if opt.get("datasets", "train", "prefetch_mode") == "cuda" and not torch.cuda.is_available():
+    if opt.valid("datasets", "train", "prefetch_mode") == "cuda" and not torch.cuda.is_available():
         path = ("datasets", "train", "prefetch_mode")
         yield Problem(path, "expected ~ or cpu, because there is no GPU here; got cuda")
 
@@ -343,32 +353,32 @@ def _batch(opt: View) -> Iterator[Problem]:
 def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     """Find missing files and folders that a run needs; missing validation and test sets are skipped by the run."""
     for key in ("dataroot_gt", "dataroot_lq") if is_train else ():
-        root = opt.get("datasets", "train", key)
+        root = opt.valid("datasets", "train", key)
         if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root)):
-            text = f"expected a folder, got {shown(root)}: no such folder"
+            text = f"expected a folder, got {quote(root)}: no such folder"
             yield Problem(("datasets", "train", key), text, missing=True, help=how_to_get_data())
     for key in ("pretrain_network_g", "pretrain_network_d", *(["resume_state"] if is_train else [])):
-        file = opt.get("path", key)
-        if key == "resume_state" and os.path.isdir(f"experiments/{opt.get('name')}/training_states"):
+        file = opt.valid("path", key)
+        if key == "resume_state" and os.path.isdir(f"experiments/{opt.valid('name')}/training_states"):
             continue  # --auto_resume may have a newer one; keep_last deletes the named one some day
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
-            yield Problem(("path", key), f"expected a file, got {shown(file)}: no such file", missing=True)
+            yield Problem(("path", key), f"expected a file, got {quote(file)}: no such file", missing=True)
     yield from _missing_for_test(opt) if not is_train else ()
-    meta = opt.get("datasets", "train", "meta_info_file") if is_train else None
+    meta = opt.valid("datasets", "train", "meta_info_file") if is_train else None
     if isinstance(meta, str) and not os.path.isfile(os.path.expanduser(meta)):
         path = ("datasets", "train", "meta_info_file")
-        yield Problem(path, f"expected a file, got {shown(meta)}: no such file", missing=True)
+        yield Problem(path, f"expected a file, got {quote(meta)}: no such file", missing=True)
 
 
 def _missing_for_test(opt: View) -> Iterator[Problem]:
     """A test needs a network and at least one of its sets."""
-    if opt.at("path", "pretrain_network_g") is None and opt.at("network_g", "type") != "FromFile":
+    if opt.raw("path", "pretrain_network_g") is None and opt.raw("network_g", "type") != "FromFile":
         text = "expected a net_g_<iteration>.pth, got none: there is nothing to test"
         yield Problem(("path", "pretrain_network_g"), text, missing=True)
-    tests = [name for name in opt.get("datasets") or () if str(name).startswith("test")]
-    roots = {name: [opt.get("datasets", name, key) for key in ("dataroot_gt", "dataroot_lq")] for name in tests}
+    tests = [name for name in opt.valid("datasets") or () if str(name).startswith("test")]
+    roots = {name: [opt.valid("datasets", name, key) for key in ("dataroot_gt", "dataroot_lq")] for name in tests}
     if not any(all(isinstance(root, str) and os.path.isdir(os.path.expanduser(root)) for root in roots[name] if root)
                for name in tests):  # fmt: skip
-        names = ", ".join(str(opt.get("datasets", name, "name")) for name in tests)
+        names = ", ".join(str(opt.valid("datasets", name, "name")) for name in tests)
         text = f"expected an existing test set, got {f'none of {names}' if names else 'none'}"
         yield Problem(("datasets",), text, missing=True, help=how_to_get_test_sets())

@@ -1,0 +1,1 @@
+"""The checks of option files before a run: keys, classes, combinations, files; and the editors' schema."""

@@ -1,0 +1,1 @@
+"""The bodies of train.py and test.py: start, refuse, build or restore, train; and ``--check``."""

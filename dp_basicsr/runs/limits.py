@@ -1,0 +1,71 @@
+"""Memory and open files: ask the system for what a run needs, and say what to do when memory runs out."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Iterator
+
+from dp_basicsr.data.stream import batch_size_per_gpu
+from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.options.run import RunOptions
+from dp_basicsr.utils.memory import is_out_of_memory
+
+# glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Make this process keep freed memory for its next tensors.
+
+    glibc returns every freed block of 32 MiB or more to the system, which clears its pages again when the next tensor
+    touches them, although every training step allocates the same sizes. The peak usage does not change.
+
+    Returns:
+        Whether it is in effect; False with C libraries other than glibc, which is not an error.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and mallopt(_M_MMAP_MAX, 0) == 1 and mallopt(_M_TRIM_THRESHOLD, -1) == 1
+
+
+def raise_open_file_limit() -> None:
+    """Raise this process's limit of open files to the hard limit, up to 65,536.
+
+    Each worker and each batch that waits needs several; the usual soft limit of 1024 is for programs that use
+    ``select``.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(65536, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a second, lower limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@contextlib.contextmanager
+def out_of_memory_is_user_error(run: RunOptions, also: str = "") -> Iterator[None]:
+    """Turn running out of GPU or CPU memory into a UserError that lists the options that help.
+
+    Args:
+        run: Options of the run.
+        also: Appended to the message.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        train, opt = run.options.training, run.as_dict()
+        raise UserError(
+            f"a training step does not fit into memory ({first_line(error)}); each of these reduces it: "
+            f"train: checkpointing: true (now {str(train.checkpointing).lower()}), train: amp: bf16 (now {train.amp}), "
+            f"a larger train: grad_accumulation (now {train.grad_accumulation}), "
+            f"a smaller datasets: train: batch_size_per_gpu (now {batch_size_per_gpu(opt)}) "
+            f"or gt_size (now {opt['datasets']['train'].get('gt_size')}){also}"
+        ) from error

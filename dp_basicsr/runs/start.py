@@ -1,0 +1,72 @@
+"""Start a run: check its options, join its processes, and choose its seed, folders and name."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+from dp_basicsr.checks.checking import check_options
+from dp_basicsr.distributed.collectives import agree_on
+from dp_basicsr.distributed.launch import init_distributed, should_resume
+from dp_basicsr.options import Options
+from dp_basicsr.options.run import Folders, RunOptions
+from dp_basicsr.options.schema import OptionFile
+
+import torch
+from basicsr.utils import set_random_seed
+from basicsr.utils.dist_util import get_dist_info
+
+# Options of `--debug`: a name that TensorBoard skips, and all phases of a run within a few iterations.
+DEBUG_FREQ = 8
+
+
+def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
+    """Check options, join the process group if there is one, and seed this process.
+
+    Args:
+        opt: Options, as read and overridden; they are not changed.
+        args: Result of ``parse_command_line``.
+
+    Returns:
+        What runs. Experiments, results and relative data paths are relative to the current folder.
+
+    Raises:
+        UserError: See ``check_options`` and ``init_distributed``.
+    """
+    is_train, check = args.is_train, args.is_train and args.check
+    options, missing = check_options(opt, args.opt, args.force_yml, is_train, may_miss_data=check)
+    if args.debug or "debug" in options.name:  # by its name too, as in BasicSR
+        options = for_debugging(options, is_train)
+    parallel = options.dist_params
+    dist = init_distributed(args.launcher, parallel.port, parallel.backend, parallel.timeout, cpu=options.num_gpu == 0)
+    rank, world_size = get_dist_info()
+    seed = options.manual_seed
+    if seed is None:  # one for the run, the same on every process
+        seed = agree_on(random.randint(1, 10000))
+    set_random_seed(seed + rank)
+    folders = Folders.under(Path.cwd() / ("experiments" if is_train else "results") / options.name)
+    return RunOptions(
+        options,
+        is_train,
+        num_gpu=torch.cuda.device_count() if options.num_gpu == "auto" else options.num_gpu,
+        manual_seed=seed,
+        folders=folders,
+        dist=dist,
+        rank=rank,
+        world_size=world_size,
+        auto_resume=is_train and should_resume(args.auto_resume, str(folders.root)),
+        check=check,
+        missing=missing,
+    )
+
+
+def for_debugging(options: OptionFile, is_train: bool) -> OptionFile:
+    """Return options with a name of its own; a training logs, saves and validates every few iterations."""
+    name, logger, val = options.name, options.logger, options.val
+    changed: dict[str, object] = {"name": name if "debug" in name else f"debug_{name}"}
+    if is_train and logger is not None:
+        changed["logger"] = logger.model_copy(update={"print_freq": 1, "save_checkpoint_freq": DEBUG_FREQ})
+        if val is not None:
+            changed["val"] = val.model_copy(update={"val_freq": DEBUG_FREQ})
+    return options.model_copy(update=changed)
