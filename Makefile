@@ -14,7 +14,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # Remove VENV only if it is an environment.
 REMOVE_VENV := if test -e $(VENV)/pyvenv.cfg; then rm -rf $(VENV); fi
 
-.PHONY: help setup demo test bench gpu-report lint docs clean
+.PHONY: help setup demo test fuzz bench gpu-report lint docs clean
 
 help: ## print this help
 	@sed -n '/^#/!q; s/^#  \{0,1\}//p' Makefile
@@ -70,6 +70,10 @@ demo: $(VENV)/.demo-done same-python ## prepare data, train, test, draw a pictur
 test: setup ## run all tests, in two processes of one thread each
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest \
 		--numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
+fuzz: setup ## draw new inputs for the generated tests, FUZZ_SECONDS=60 each; FUZZ_SEED= repeats a run
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),60) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v \
+		$$(grep -lrE '^from tests.support.fuzz import .*(draws|generated)' tests --include='test_*.py')
 
 bench: setup ## compare speed and memory with BasicSR's: 20 minutes on an idle CPU
 	$(BIN)/python -m scripts.bench $(BENCH)

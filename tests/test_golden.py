@@ -17,7 +17,7 @@ import pytest
 import torch
 from basicsr.models import build_model
 
-from tests.conftest import VGG_STYLE_D, model_options, random_batch
+from tests.support.options import VGG_STYLE_D, model_options, random_batch
 
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.json"
 MODELS = ("ESRGANDPModel", "SRGANDPModel")

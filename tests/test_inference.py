@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from tests.conftest import current_device, skip_if_imitated
-from tests.deploy.conftest import make_network
+from tests.support.gpu import current_device, skip_if_imitated
+from tests.support.networks import make_network
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tests.deploy.conftest import make_network
+from tests.support.networks import make_network
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -86,6 +86,20 @@ def test_text_is_utf8_under_every_locale() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_test_modules_share_helpers_through_support_alone() -> None:
+    """Not through another test module or a conftest: helpers stand in tests/support, fixtures come by their name."""
+    tests = PACKAGE.parent / "tests"
+    shared = [
+        f"{path.relative_to(tests)} imports {name}"
+        for path in tests.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+        if name.startswith("tests") and name.split(".")[-1].startswith(("test_", "conftest"))
+    ]
+    assert shared == []
+
+
 def test_no_import_cycles_between_folders() -> None:
     graph: defaultdict[str, set[str]] = defaultdict(set)
     for path in PACKAGE.rglob("*.py"):

@@ -17,54 +17,8 @@ from dp_basicsr.models import PSNRModel
 import pytest
 import torch
 
-from tests.distributed.processes import processes_in
-
-ROOT = Path(__file__).resolve().parents[1]
-
-SMALL = """
-name: small
-model_type: ESRGANDPModel
-scale: 4
-num_gpu: 0
-manual_seed: 0
-datasets:
-  train:
-    name: pairs
-    type: PairedImageDataset
-    dataroot_gt: pairs/GT
-    dataroot_lq: pairs/LRbicx4
-    io_backend: {type: disk}
-    gt_size: 32
-    use_hflip: true
-    use_rot: true
-    num_worker_per_gpu: 1
-    batch_size_per_gpu: 2
-    dataset_enlarge_ratio: 2
-  val_1: &set
-    name: there
-    type: PairedImageDataset
-    dataroot_gt: pairs/GT
-    dataroot_lq: pairs/LRbicx4
-    io_backend: {type: disk}
-  val_2: {<<: *set, name: not_there, dataroot_gt: datasets/nowhere}
-  test_1: *set
-  test_2: {<<: *set, name: not_there, dataroot_gt: datasets/nowhere}
-network_g: {type: RRDBNetDP, scale: 4, num_feat: 8, num_block: 1, num_grow_ch: 4}
-network_d: {type: UNetDiscriminatorSN, num_in_ch: 3, num_feat: 4}
-path: {pretrain_network_g: ~}
-train:
-  ema_decay: 0.9
-  optim_g: &adam {type: Adam, lr: 1e-3, betas: [0.9, 0.99]}
-  optim_d: *adam
-  scheduler: {type: MultiStepLR, milestones: [5], gamma: 0.5}
-  total_iter: 7
-  pixel_opt: {type: L1Loss, loss_weight: 1e-2}
-  perceptual_opt: {type: DPLoss, vgg_type: vgg11, vgg_layer_weights: {conv2_1: 1}, resnet_type: resnet18,
-                   resnet_layer_weights: {layer1: 1}, vgg_weights: random, resnet_weights: random}
-  gan_opt: {type: GANLoss, gan_type: vanilla, loss_weight: 5e-3}
-val: {val_freq: 7, save_img: true, suffix: small, metrics: {psnr_rgb: {type: calculate_psnr, crop_border: 4}}}
-logger: {print_freq: 1, save_checkpoint_freq: 3, use_tb_logger: true}
-"""
+from tests.support.options import SMALL
+from tests.support.programs import ROOT, losses_of, run, run_well, same_weights
 
 # The paper's discriminator, whose batch-norm has its own state.
 BATCH_NORM = ("network_d={type: VGGStyleDiscriminator, num_in_ch: 3, num_feat: 4}", "datasets:train:gt_size=128")
@@ -74,39 +28,6 @@ BATCH_NORM = ("network_d={type: VGGStyleDiscriminator, num_in_ch: 3, num_feat: 4
 def folder(tmp_path: Path, pairs: Path) -> Path:
     (tmp_path / "small.yml").write_text(SMALL)
     return tmp_path
-
-
-def run(*command: str, processes: int = 0) -> tuple[int | None, str]:
-    """Run one of the programs in processes of its own, with torchrun's variables if ``processes``.
-
-    Returns:
-        The first process' exit code and output.
-    """
-    line = [str(ROOT / "dp_basicsr" / command[0]), *command[1:]]
-    with processes_in(Path.cwd()) as started:
-        if processes:
-            started.start(*[line] * processes)
-        else:
-            started.start(line, OMP_NUM_THREADS="1")
-        codes, outputs = started.ends(*range(max(processes, 1)), limit=300)
-    assert len(set(codes)) == 1, outputs
-    return codes[0], outputs[0]
-
-
-def run_well(*command: str, processes: int = 0) -> str:
-    code, output = run(*command, processes=processes)
-    assert code == 0, output
-    return output
-
-
-def losses_of(log: str) -> dict[int, str]:
-    """The losses of each iteration, as printed."""
-    return {int(number): losses for number, losses in re.findall(r"iter:\s+(\d+),.*?(l_g_pix:.*)", log)}
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    a, b = (torch.load(path, weights_only=True) for path in (one, other))
-    return all(torch.equal(a[kind][name], b[kind][name]) for kind in a for name in a[kind])
 
 
 def test_train_stop_resume_test(folder: Path, device: torch.device) -> None:

@@ -25,7 +25,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.deploy.conftest import make_network
+from tests.support.networks import make_network
 
 ROOT = Path(inference.__file__).resolve().parents[1]
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

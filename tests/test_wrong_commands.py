@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.checkpoint.test_fuzz_checkpoints import SMALL, no_hang
-from tests.checks.test_fuzz_options import judge
-from tests.deploy.conftest import make_network
+from tests.support.fuzz import judge, no_hang
+from tests.support.networks import make_network
+from tests.support.options import SMALL_PSNR
+from tests.support.programs import main_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,8 +60,6 @@ READING = [
     "plot_features {} --weights random",
 ]
 
-Program = Callable[[list[str]], int | None]
-
 
 @pytest.fixture
 def place(pairs: Path) -> None:
@@ -76,19 +73,7 @@ def place(pairs: Path) -> None:
     for name in ("rubbish", "a strange name", "bytes as a name"):
         Path(WRONG[name]).write_bytes(b"\x93\0rubbish\xff" * 20)
     torch.save({"params": make_network().state_dict()}, "net.pth")
-    Path("small.yml").write_text(SMALL)
-
-
-def program(name: str) -> Program:
-    """The ``main`` of a file in dp_basicsr/ or scripts/."""
-    path = ROOT / "dp_basicsr" / name if name.endswith(".py") else ROOT / "scripts" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"wrong_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.main
+    Path("small.yml").write_text(SMALL_PSNR)
 
 
 def everything() -> set[bytes]:
@@ -105,7 +90,7 @@ def message_of(error: str) -> str:
 @pytest.mark.parametrize("command", READING)
 def test_wrong_files(command: str, place: None, capsys: pytest.CaptureFixture[str]) -> None:
     name, *words = command.split()
-    main = program(name)
+    main = main_of(name)
     for what, path in WRONG.items():
         before = everything()
         arguments = [word.replace("{}", path).replace("SET", TEST_SET) for word in words]
@@ -139,7 +124,7 @@ def test_wrong_files(command: str, place: None, capsys: pytest.CaptureFixture[st
 )
 def test_wrong_values(command: str, place: None, capsys: pytest.CaptureFixture[str]) -> None:
     name, *words = command.split()
-    main, before = program(name), everything()
+    main, before = main_of(name), everything()
     with pytest.raises(SystemExit) as stopped, no_hang():
         main(words)
     assert stopped.value.code == 2

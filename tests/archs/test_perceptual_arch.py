@@ -11,7 +11,7 @@ import torch
 from basicsr.archs import vgg_arch
 from torchvision import models
 
-from tests.conftest import on_device
+from tests.support.gpu import on_device
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from basicsr.archs.rrdbnet_arch import RRDBNet
 
-from tests.conftest import on_device
+from tests.support.gpu import on_device
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -1,6 +1,6 @@
 """Damaged and wrong checkpoints: a run resumes from an intact one, or stops with one readable message.
 
-DP_BASICSR_FUZZ=5000 tries so many of each; without it a few dozen.
+``make fuzz`` tries more of them.
 """
 
 from __future__ import annotations
@@ -8,13 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from dp_basicsr.checkpoint import resume
@@ -27,38 +23,13 @@ from dp_basicsr.runs.training import train
 import pytest
 import torch
 from basicsr.utils import get_root_logger
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tests.checks.test_fuzz_options import CASES, fuzz, judge, sections
-from tests.deploy.conftest import make_network
-from tests.utils.test_safe_load import ENDLESS, endless
-
-few = settings(fuzz, max_examples=CASES if "DP_BASICSR_FUZZ" in os.environ else 40, phases=[Phase.generate])
-
-LONGEST_CASE = 20  # seconds until a case counts as hanging
-
-SMALL = """
-name: small
-model_type: PSNRModel
-scale: 4
-num_gpu: 0
-manual_seed: 0
-datasets:
-  train:
-    {name: pairs, type: PairedImageDataset, dataroot_gt: pairs/GT, dataroot_lq: pairs/LRbicx4, gt_size: 32,
-     io_backend: {type: disk}, use_hflip: true, use_rot: true, num_worker_per_gpu: 0, batch_size_per_gpu: 1,
-     dataset_enlarge_ratio: 2}
-network_g: {type: RRDBNetDP, scale: 4, num_feat: 8, num_block: 1, num_grow_ch: 4}
-path: {pretrain_network_g: ~}
-train:
-  optim_g: {type: Adam, lr: 1e-3}
-  scheduler: {type: MultiStepLR, milestones: [3], gamma: 0.5}
-  total_iter: 4
-  pixel_opt: {type: L1Loss}
-logger: {print_freq: 1, save_checkpoint_freq: 2, use_tb_logger: false}
-"""
+from tests.support.fuzz import ENDLESS, endless, generated, judge, no_hang, sections
+from tests.support.networks import make_network
+from tests.support.options import SMALL_PSNR
 
 RUN = Path("experiments/small")
 STATE, MANIFEST, NETWORK = "training_states/4.state", "training_states/4.sha256", "models/net_g_4.pth"
@@ -71,24 +42,6 @@ class Files(dict[str, bytes]):
 
     def __repr__(self) -> str:
         return "Files(...)"
-
-
-class HangError(BaseException):
-    """A case that hangs; not caught by `except Exception`."""
-
-
-@contextmanager
-def no_hang() -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise HangError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(LONGEST_CASE)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 RESUMED: list[Path] = []  # the state that the last start resumed from
@@ -126,7 +79,7 @@ def start(*arguments: str) -> tuple[str, dict[str, Any]]:
 def whole(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     """Files of a run with checkpoints of iterations 2 and 4."""
     monkeypatch.setattr("dp_basicsr.utils.atomic_io.RETRY_AFTER", 0.0)
-    Path("small.yml").write_text(SMALL)
+    Path("small.yml").write_text(SMALL_PSNR)
     assert start()[0] == "right"
     return Files({name: (RUN / name).read_bytes() for name in FILES})
 
@@ -201,7 +154,7 @@ def intact(iteration: int, files: Files) -> bool:
     ))  # fmt: skip
 
 
-@few
+@generated(40, phases=[Phase.generate])
 @given(data=st.data())
 def test_auto_resume_uses_an_intact_checkpoint_or_none(whole: Files, data: st.DataObject) -> None:
     """A checkpoint with a manifest and a changed byte is never used."""
@@ -223,7 +176,7 @@ def test_auto_resume_uses_an_intact_checkpoint_or_none(whole: Files, data: st.Da
         assert message == "right" or "start a new run" in message or "cannot be saved" in message
 
 
-@few
+@generated(40, phases=[Phase.generate])
 @given(data=st.data())
 def test_a_named_state(whole: Files, data: st.DataObject) -> None:
     """``path: resume_state``, with and without its manifest; and ``pretrain_network_g`` for a new run."""
@@ -316,7 +269,7 @@ def seal(iteration: int) -> None:
     (RUN / f"training_states/{iteration}.sha256").write_text("".join(lines))
 
 
-@few
+@generated(40, phases=[Phase.generate])
 @given(data=st.data())
 def test_a_state_with_wrong_content(whole: Files, data: st.DataObject) -> None:
     """A readable state with wrong content: of another model or program, or garbage; with or without a manifest."""
@@ -345,7 +298,7 @@ def load(path: Path) -> str:
     return "right"
 
 
-@few
+@generated(40, phases=[Phase.generate])
 @given(data=st.data())
 def test_any_network_is_loaded_or_refused(data: st.DataObject) -> None:
     arch, scale = data.draw(st.sampled_from([("RRDBNetDP", 4), ("RRDBNet", 2), ("MSRResNet", 3)]))

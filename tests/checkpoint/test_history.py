@@ -27,7 +27,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.checkpoint.traced_run import result_of, train_traced
-from tests.distributed.processes import CONTEXT
+from tests.support.processes import CONTEXT
 
 SEQUENCES, STARTS = 2, 6
 TOTAL, SAVE, VALIDATE = 12, 3, 2

@@ -11,7 +11,8 @@ from dp_basicsr.compat import OPTIMIZERS
 
 import pytest
 
-from tests.test_train_and_test import SMALL, same_weights
+from tests.support.options import SMALL
+from tests.support.programs import same_weights
 
 SMALLEST = ["-opt", "small.yml", "--force_yml", "model_type=PSNRModel", "network_d=~", "val=~", "train:total_iter=6",
             "train:perceptual_opt=~", "datasets:train:num_worker_per_gpu=0", "logger:save_checkpoint_freq=2",

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scripts import export_model
-from tests.test_train_and_test import SMALL, same_weights
+from tests.support.options import SMALL
+from tests.support.programs import same_weights
 
 State = dict[str, Tensor]
 

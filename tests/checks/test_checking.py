@@ -20,7 +20,7 @@ from basicsr.losses.basic_loss import PerceptualLoss
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
-from tests.conftest import parse_options
+from tests.support.options import parse_options
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 TRAIN = OPTIONS / "train_esrgan_dp.yml"

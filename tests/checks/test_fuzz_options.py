@@ -1,11 +1,10 @@
 """Broken option files and overrides: each is either valid or refused with one readable message.
 
-DP_BASICSR_FUZZ=5000 tries so many of each; without it a few hundred.
+``make fuzz`` tries more of them.
 """
 
 from __future__ import annotations
 
-import os
 import string
 from collections.abc import Callable
 from copy import deepcopy
@@ -18,24 +17,15 @@ from dp_basicsr.options.schema import OptionFile, Train, Val
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tests.conftest import parse_options
+from tests.support.fuzz import generated, judge, sections
+from tests.support.options import parse_options
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 FILES = sorted(OPTIONS.glob("*.yml"))
 TEXTS = {file.name: file.read_text(encoding="utf-8") for file in FILES}
-CASES = int(os.environ.get("DP_BASICSR_FUZZ", "100"))
-LONGEST_LINE = 700  # of a message; the list of the known keys is the longest
-
-fuzz = settings(
-    max_examples=CASES,
-    deadline=None,
-    derandomize="DP_BASICSR_FUZZ" not in os.environ,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 # Values that have broken programs before, and any others.
 SCALARS = st.one_of(
@@ -86,14 +76,6 @@ def outcome(argv: list[str], is_train: bool) -> str:
     return "right"
 
 
-def judge(message: str) -> None:
-    """Check that a message is not empty, printable, and in lines of limited length."""
-    assert message == "right" or len(message) > 20
-    for line in message.splitlines():
-        assert len(line) <= LONGEST_LINE, line
-        assert line.isprintable(), repr(line)
-
-
 def judge_run(text: str | bytes, entries: list[str], is_train: bool) -> str:
     """Write an option file, read and check it with overrides, and check that nothing else was written."""
     before = sorted(Path().rglob("*"))
@@ -102,13 +84,6 @@ def judge_run(text: str | bytes, entries: list[str], is_train: bool) -> str:
     judge(message)
     assert sorted(Path().rglob("*")) == before
     return message
-
-
-def sections(value: Any) -> list[Any]:
-    """Every mapping and list within a value, itself first."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    found = [value] if isinstance(value, (dict, list)) else []
-    return found + [one for item in inner for one in sections(item)]
 
 
 def mutate(data: st.DataObject, opt: dict[str, Any]) -> None:
@@ -135,7 +110,7 @@ def mutate(data: st.DataObject, opt: dict[str, Any]) -> None:
             section[f"{str(key)[:3]}{data.draw(st.sampled_from('ae_1'))}{str(key)[3:]}"] = section.pop(key)
 
 
-@fuzz
+@generated()
 @given(data=st.data())
 def test_changed_values(data: st.DataObject) -> None:
     opt = deepcopy(read_options(data.draw(st.sampled_from(FILES))))
@@ -172,7 +147,7 @@ ODD = [
 ]
 
 
-@fuzz
+@generated()
 @given(data=st.data())
 def test_changed_text(data: st.DataObject) -> None:
     """Deleted, duplicated and moved lines and inserted characters, as after editing mistakes or bad merges."""
@@ -196,7 +171,7 @@ def test_changed_text(data: st.DataObject) -> None:
     judge_run("".join(lines), [], data.draw(st.booleans()))
 
 
-@fuzz
+@generated()
 @given(data=st.data())
 def test_changed_bytes(data: st.DataObject) -> None:
     content = bytearray(TEXTS[data.draw(st.sampled_from(sorted(TEXTS)))].encode())
@@ -206,7 +181,7 @@ def test_changed_bytes(data: st.DataObject) -> None:
     judge_run(bytes(content), [], is_train=True)
 
 
-@fuzz
+@generated()
 @given(content=st.one_of(st.text(max_size=200), st.binary(max_size=200)))
 def test_any_content(content: str | bytes) -> None:
     judge_run(content, [], is_train=True)
@@ -227,7 +202,7 @@ YAML_TEXT = st.one_of(
 )  # fmt: skip
 
 
-@fuzz
+@generated()
 @given(
     entries=st.lists(
         st.one_of(st.tuples(PATHS, YAML_TEXT).map("=".join), st.text(max_size=15)), min_size=1, max_size=3

@@ -17,7 +17,7 @@ import pytest
 from basicsr.utils import imfrombytes
 from PIL import Image
 
-from tests.data.conftest import smooth_noise
+from tests.support.images import smooth_noise
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 

@@ -27,9 +27,9 @@ import torch
 from basicsr.data import build_dataset
 from torch.utils.data import DataLoader
 
-from tests.data.conftest import smooth_noise
-from tests.data.test_stream import options
-from tests.test_train_and_test import SMALL
+from tests.support.images import smooth_noise
+from tests.support.options import SMALL
+from tests.support.stream import options
 
 
 @pytest.fixture(scope="module")

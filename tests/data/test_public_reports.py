@@ -19,7 +19,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from tests.data.test_stream import evaluation_options, options, take
+from tests.support.stream import evaluation_options, options, take
 
 
 def test_a_list_of_another_data_set(pairs: Path) -> None:

@@ -21,7 +21,7 @@ from basicsr.utils import FileClient
 from torch._utils import ExceptionWrapper
 from torch.utils.data import Dataset
 
-from tests.data.test_stream import options
+from tests.support.stream import options
 
 
 class Numbers(Dataset):

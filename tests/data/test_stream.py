@@ -27,31 +27,8 @@ import pytest
 import torch
 from basicsr.utils import get_root_logger
 
-from tests.conftest import needs_gpus
-
-
-def options(pairs: Path, **changes: Any) -> dict[str, Any]:
-    train = {
-        "name": "small", "type": "PairedImageDataset", "phase": "train", "scale": 4,
-        "dataroot_gt": str(pairs / "GT"), "dataroot_lq": str(pairs / "LRbicx4"), "io_backend": {"type": "disk"},
-        "gt_size": 32, "use_hflip": True, "use_rot": True,
-        "num_worker_per_gpu": changes.pop("workers", 0), "batch_size_per_gpu": changes.pop("batch", 2),
-        "dataset_enlarge_ratio": 2, **changes.pop("train", {}),
-    }  # fmt: skip
-    return {
-        "datasets": {"train": train},
-        "manual_seed": 1,
-        "rank": 0,
-        "world_size": 1,
-        "dist": False,
-        "num_gpu": 0,
-        **changes,
-    }
-
-
-def take(opt: dict[str, Any], start: int, count: int) -> list[torch.Tensor]:
-    batches = TrainStream(opt).batches(start)
-    return [next(batches)["gt"] for _ in range(count)]
+from tests.support.gpu import needs_gpus
+from tests.support.stream import evaluation_options, options, take
 
 
 def test_it_continues_where_it_was_interrupted(pairs: Path) -> None:
@@ -198,13 +175,6 @@ def test_prefetched_batches_last_until_a_busy_gpu_has_read_them(pairs: Path, pin
         copies.append(batch["gt"].clone())
         del batch
     assert all(torch.equal(copy.cpu(), gt) for copy, gt in zip(copies, expected, strict=True))
-
-
-def evaluation_options(pairs: Path, phase: str = "val", **changes: Any) -> dict[str, Any]:
-    """Options with the training set and one validation set, which gets ``changes``."""
-    opt = options(pairs)
-    opt["datasets"]["val"] = opt["datasets"]["train"] | {"phase": phase} | changes
-    return opt
 
 
 def test_an_empty_validation_set_is_skipped_by_name(

@@ -24,8 +24,8 @@ import yaml
 from basicsr.archs.rrdbnet_arch import RRDBNet
 from PIL import Image
 
-from tests.conftest import on_device
-from tests.deploy.conftest import make_network
+from tests.support.gpu import on_device
+from tests.support.networks import make_network
 
 ROOT = Path(inference.__file__).resolve().parents[1]
 IMAGE = torch.rand(1, 3, 24, 20, generator=torch.Generator().manual_seed(9))

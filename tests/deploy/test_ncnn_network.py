@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.deploy.conftest import make_network
+from tests.support.networks import make_network
 
 pytest.importorskip("ncnn")
 pytest.importorskip("pnnx")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from basicsr.archs.rrdbnet_arch import RRDBNet
 
-from tests.deploy.conftest import make_network
+from tests.support.networks import make_network
 
 IMAGE = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(5))
 

@@ -24,7 +24,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.deploy.conftest import make_network
+from tests.support.networks import make_network
 
 if importlib.util.find_spec("openvino") is None:
     pytest.skip("OpenVINO is an extra", allow_module_level=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from scripts import export_model
-from tests.deploy.conftest import make_network
+from tests.support.networks import make_network
 
 # Name -> type, whether it is required, and what else must hold.
 FIELDS: dict[str, tuple[type | tuple[type, ...], bool, Any]] = {

@@ -16,7 +16,7 @@ from PIL import Image
 from spandrel import MAIN_REGISTRY
 from spandrel.architectures.RealCUGAN.__arch.upcunet_v3 import UpCunet2x
 
-from tests.deploy.conftest import make_network
+from tests.support.networks import make_network
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import current_device, needs_gpus, on_device, skip_if_imitated
-from tests.deploy.conftest import make_network
+from tests.support.gpu import current_device, needs_gpus, on_device, skip_if_imitated
+from tests.support.networks import make_network
 
 pytestmark = pytest.mark.usefixtures("device")
 

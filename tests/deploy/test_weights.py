@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.deploy.conftest import make_network
+from tests.support.networks import make_network
 
 StateDict = dict[str, Tensor]
 IMAGE = torch.rand(1, 3, 7, 9, generator=torch.Generator().manual_seed(5))

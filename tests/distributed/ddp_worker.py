@@ -19,7 +19,7 @@ import torch
 from basicsr.models import build_model
 from torch import distributed
 
-from tests.conftest import model_options, random_batch
+from tests.support.options import model_options, random_batch
 
 
 def gradients(net: torch.nn.Module) -> torch.Tensor:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import needs_gpus
-from tests.distributed.processes import processes_in
+from tests.support.gpu import needs_gpus
+from tests.support.processes import processes_in
 
 
 @pytest.mark.parametrize("backend", ["gloo", pytest.param("nccl", marks=needs_gpus(1, "NCCL"))])

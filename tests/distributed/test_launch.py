@@ -22,8 +22,9 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.distributed.processes import Processes, processes_in, run_program
-from tests.test_train_and_test import ROOT, SMALL, losses_of
+from tests.support.options import SMALL
+from tests.support.processes import Processes, processes_in, run_program
+from tests.support.programs import ROOT, losses_of
 
 WORKER = str(ROOT / "tests/distributed/launch_worker.py")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from multiprocessing.connection import Connection
 
-from tests.distributed.processes import CONTEXT
+from tests.support.processes import CONTEXT
 
 
 def send_imported(pipe: Connection) -> None:

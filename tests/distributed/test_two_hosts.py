@@ -24,8 +24,9 @@ import pytest
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousTimeout
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.distributed.processes import CONTEXT, TORCHRUN, processes_in, run_program
-from tests.test_train_and_test import ROOT, SMALL, losses_of, same_weights
+from tests.support.options import SMALL
+from tests.support.processes import CONTEXT, TORCHRUN, processes_in, run_program
+from tests.support.programs import ROOT, losses_of, same_weights
 
 TRAIN = [str(ROOT / "dp_basicsr/train.py"), "-opt", "small.yml"]
 TOTAL = 12

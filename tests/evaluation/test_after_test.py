@@ -12,7 +12,7 @@ from dp_basicsr.evaluation.after_test import evaluate_test_run
 import cv2
 import pytest
 
-from tests.data.conftest import smooth_noise
+from tests.support.images import smooth_noise
 
 
 def options(root: Path) -> dict[str, Any]:

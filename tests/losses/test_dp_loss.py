@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from tests.conftest import on_device
+from tests.support.gpu import on_device
+from tests.support.networks import images, small_loss
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -28,24 +29,6 @@ RELEASED: dict[str, Any] = {
     "resnet_batch_stats": True,
 }
 READINGS = {"paper": {}, "released": RELEASED}
-
-
-def small_loss(**options: Any) -> DPLoss:
-    """A small DPLoss on randomly initialised networks, in float64."""
-    small = {
-        "vgg_type": "vgg11",
-        "vgg_layer_weights": {"conv3_1": 1},
-        "resnet_type": "resnet18",
-        "vgg_weights": "random",
-        "resnet_weights": "random",
-    }
-    return on_device(DPLoss(**{**small, **options}).double())
-
-
-def images(size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x, gt = on_device(torch.rand(2, 2, 3, size, size, generator=generator, dtype=torch.float64))
-    return x.requires_grad_(), gt
 
 
 class SecondComputation:

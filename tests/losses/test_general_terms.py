@@ -17,8 +17,8 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.conftest import current_device, on_device, skip_if_imitated
-from tests.losses.test_dp_loss import images, small_loss
+from tests.support.gpu import current_device, on_device, skip_if_imitated
+from tests.support.networks import images, small_loss
 
 pytestmark = pytest.mark.usefixtures("device")
 

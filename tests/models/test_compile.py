@@ -16,9 +16,10 @@ from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from tests.conftest import current_device, model_options, on_device, random_batch, skip_if_imitated
-from tests.models.test_gan_models import largest_difference
-from tests.models.test_validation import METRICS, SIZES, make_loader, make_model
+from tests.support.gpu import current_device, on_device, skip_if_imitated
+from tests.support.networks import largest_difference
+from tests.support.options import model_options, random_batch
+from tests.support.validation import METRICS, SIZES, make_loader, make_model
 
 pytestmark = pytest.mark.usefixtures("device")
 

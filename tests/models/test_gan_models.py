@@ -20,7 +20,9 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from tests.conftest import current_device, model_options, on_device, random_batch, skip_if_imitated
+from tests.support.gpu import current_device, on_device, skip_if_imitated
+from tests.support.networks import largest_difference
+from tests.support.options import model_options, random_batch
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -45,12 +47,6 @@ def run(model: Any, iterations: int = 4, dtype: torch.dtype = torch.float64) -> 
         model.feed_data(random_batch(iteration, dtype))
         model.optimize_parameters(iteration)
     return model
-
-
-def largest_difference(one: nn.Module, other: nn.Module) -> float:
-    """Of all parameters, relative to the largest of each tensor."""
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
-    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
 @pytest.mark.parametrize("ours", STOCK)

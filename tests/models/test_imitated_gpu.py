@@ -15,8 +15,9 @@ import torch
 from basicsr.models import build_model
 
 from tests import conftest
-from tests.conftest import SMALL_DP_LOSS, model_options, on_device, random_batch
-from tests.imitated_gpu import DEVICE, imitated_gpu
+from tests.support.gpu import on_device
+from tests.support.imitated_gpu import DEVICE, imitated_gpu
+from tests.support.options import SMALL_DP_LOSS, model_options, random_batch
 
 SMALL = {name: value for name, value in SMALL_DP_LOSS.items() if name != "type"}
 

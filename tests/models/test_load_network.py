@@ -13,7 +13,7 @@ import torch
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 
-from tests.conftest import model_options
+from tests.support.options import model_options
 
 FILES = 8  # generated
 

@@ -17,8 +17,9 @@ import torch
 from basicsr.models import build_model
 from torch import Tensor
 
-from tests.conftest import model_options, needs_gpus, random_batch
-from tests.imitated_gpu import DEVICE, imitated_gpu
+from tests.support.gpu import needs_gpus
+from tests.support.imitated_gpu import DEVICE, imitated_gpu
+from tests.support.options import model_options, random_batch
 
 MODELS = ("ESRGANDPModel", "SRGANDPModel", "PSNRModel")
 TRAIN: dict[str, dict[str, Any]] = {

@@ -17,8 +17,7 @@ from basicsr.models import build_model
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.conftest import model_options, random_batch
-from tests.test_train_and_test import SMALL
+from tests.support.options import SMALL, model_options, random_batch
 
 TERMS = ("l_g_vgg: ", "l_g_resnet: ", "dp_weight: ")
 KERNELS = {

@@ -20,7 +20,8 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.conftest import SMALL_DP_LOSS, model_options, needs_gpus
+from tests.support.gpu import needs_gpus
+from tests.support.options import SMALL_DP_LOSS, model_options
 
 BATCH = 8
 # Without batch-norm, which each process has of its own unless `sync_batch_norm` (GPUs only) is set.

@@ -18,7 +18,7 @@ import torch
 from basicsr.models import build_model
 from torch import Tensor
 
-from tests.conftest import model_options, random_batch
+from tests.support.options import model_options, random_batch
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -21,64 +21,23 @@ import numpy as np
 import pytest
 import torch
 from basicsr.data import build_dataloader, build_dataset
-from basicsr.models import build_model
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch.utils.data import DataLoader
 
-from tests.conftest import model_options
-from tests.deploy.conftest import make_network
-from tests.distributed.processes import processes_in
-from tests.utils.test_input_size import swinir
+from tests.support.networks import swinir
+from tests.support.processes import processes_in
+from tests.support.validation import METRICS, SIZES, files, make_loader, make_model
 
 pytestmark = pytest.mark.usefixtures("device")
 
 ROOT = Path(__file__).resolve().parents[2]
-METRICS = {
-    "psnr": {"type": "calculate_psnr", "crop_border": 4},
-    "ssim_y": {"type": "calculate_ssim", "crop_border": 4, "test_y_channel": True},
-}
-SIZES = [(36, 40), (20, 52), (64, 24), (30, 30), (41, 27)]  # LR, of every shape
 
 
 @pytest.fixture
 def loader(tmp_path: Path) -> DataLoader:
     """Five pairs of different sizes, as from train.py's evaluation_loaders."""
     return make_loader(tmp_path)
-
-
-def make_loader(folder: Path) -> DataLoader:
-    rng = np.random.default_rng(0)
-    for number, (height, width) in enumerate(SIZES):
-        gt = cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (4 * width, 4 * height), interpolation=2)
-        for name, image in (("gt", gt), ("lq", cv2.resize(gt, (width, height), interpolation=cv2.INTER_AREA))):
-            (folder / "set" / name).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(folder / "set" / name / f"image{number}.png"), image)
-    options = {
-        "name": "five", "type": "PairedImageDataset", "phase": "val", "scale": 4, "io_backend": {"type": "disk"},
-        "dataroot_gt": str(folder / "set/gt"), "dataroot_lq": str(folder / "set/lq"),
-    }  # fmt: skip
-    return build_dataloader(build_dataset(options), options)
-
-
-def make_model(folder: Path, val: dict[str, Any] | None = None, **changes: Any) -> Any:
-    """A small model whose network has an output that looks like an image."""
-    train, arch = changes.pop("train", {}), changes.pop("arch", "RRDBNetDP")
-    opt = model_options("ESRGANDPModel", folder, **train) | changes
-    size = {"num_in_ch": 3, "num_out_ch": 3, "num_block": 2, "num_grow_ch": 32}
-    opt["network_g"] |= {"type": arch, "scale": opt["scale"], **size}
-    opt["path"]["visualization"] = str(folder / "visualization")
-    opt["val"] = {"save_img": False, "metrics": METRICS, "suffix": None} | (val or {})
-    model = build_model(opt)
-    state = make_network(arch, opt["scale"]).state_dict()
-    for net in (model.net_g, getattr(model, "net_g_ema", None)):
-        if net is not None:
-            model.get_bare_model(net).load_state_dict(state)
-    return model
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("ema", [0, 0.5])

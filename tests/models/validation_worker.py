@@ -11,7 +11,7 @@ from dp_basicsr.errors import UserError
 import pytest
 from torch import distributed
 
-from tests.models.test_validation import SIZES, files, make_loader, make_model
+from tests.support.validation import SIZES, files, make_loader, make_model
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from dp_basicsr import test, train
 import pytest
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
-from tests.test_train_and_test import SMALL, losses_of
+from tests.support.options import SMALL
+from tests.support.programs import losses_of
 
 # A module of a user, with one class of every kind.
 THEIRS = """

@@ -12,7 +12,7 @@ from dp_basicsr.runs.start import start_run
 
 import pytest
 
-from tests.conftest import parse_options
+from tests.support.options import parse_options
 
 MINIMAL = """
 name: small

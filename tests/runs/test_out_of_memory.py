@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import model_options, parse_options
+from tests.support.options import model_options, parse_options
 
 ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation ...")
 

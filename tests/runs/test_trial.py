@@ -15,7 +15,8 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import SmallDiscriminator, model_options
+from tests.support.networks import SmallDiscriminator
+from tests.support.options import model_options
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 
 from scripts import gpu_report
 from scripts.bench import gpu
-from tests.distributed.processes import ForkedSubprocess
+from tests.support.processes import ForkedSubprocess
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -22,7 +22,7 @@ from scripts.scaling_model import (
     step_parts,
     step_seconds,
 )
-from tests.conftest import VGG_STYLE_D, model_options, random_batch
+from tests.support.options import VGG_STYLE_D, model_options, random_batch
 
 # Of the paper's networks, as the script counts them.
 PAPER = Cost(36.7e9, 4.5e9, 14.9e9, 5800, 16_697_987, 14_499_401)

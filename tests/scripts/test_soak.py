@@ -10,7 +10,7 @@ import pytest
 
 from scripts.bench import soak
 from scripts.bench.soak import Sample, descendants, prepare, slopes, watch
-from tests.distributed.processes import ForkedSubprocess
+from tests.support.processes import ForkedSubprocess
 
 
 def test_slopes_are_per_1000_iterations() -> None:

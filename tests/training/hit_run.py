@@ -27,7 +27,7 @@ import torch
 from basicsr.metrics.psnr_ssim import calculate_psnr
 from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
 
-from tests.distributed.processes import prepare_process, redirect_output
+from tests.support.processes import prepare_process, redirect_output
 
 Order = dict[str, Any]
 

@@ -22,7 +22,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from tests.distributed.processes import CONTEXT, TORCHRUN, free_port, rank_variables, run_program
+from tests.support.processes import CONTEXT, TORCHRUN, free_port, rank_variables, run_program
 from tests.training.hit_run import train_and_be_hit
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,10 +9,11 @@ import pytest
 import torch
 from basicsr.archs.rrdbnet_arch import RRDBNet
 from basicsr.archs.srresnet_arch import MSRResNet
-from basicsr.archs.swinir_arch import SwinIR
 from spandrel import SizeRequirements
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
+
+from tests.support.networks import swinir
 
 SMALL = {"num_feat": 4, "num_block": 1, "num_grow_ch": 4}
 
@@ -25,12 +26,6 @@ def test_padded_size_is_spandrels(multiple: int, minimum: int, square: bool) -> 
     for height, width in ((1, 1), (5, 30), (16, 17), (28, 28)):
         add_width, add_height = theirs.get_padding(width, height)
         assert InputSize(multiple, minimum, square).fit(height, width) == (height + add_height, width + add_width)
-
-
-def swinir() -> nn.Module:
-    return SwinIR(
-        img_size=8, window_size=4, depths=[2], embed_dim=8, num_heads=[2], upscale=2, upsampler="pixelshuffle"
-    )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import model_options
+from tests.support.fuzz import ENDLESS, endless
+from tests.support.options import model_options
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,27 +83,6 @@ def test_the_code_would_have_run() -> None:
     legacy({"params": Evil()}, Path("evil.pth"))
     torch.load("evil.pth", weights_only=False)
     assert Path("ran").exists()
-
-
-ENDLESS = ("deep", "list in itself", "mapping in itself", "lists share lists", "mappings share mappings")
-
-
-def endless(kind: str) -> Any:
-    """A few bytes with unbounded nesting."""
-    inner: Any = torch.ones(1)
-    if kind == "deep":
-        for _ in range(100):
-            inner = [inner]
-    elif kind == "list in itself":
-        inner = []
-        inner.append(inner)
-    elif kind == "mapping in itself":
-        inner = {}
-        inner["params"] = inner
-    else:
-        for _ in range(40):
-            inner = [inner] * 2 if kind == "lists share lists" else {"a": inner, "b": inner}
-    return inner
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])

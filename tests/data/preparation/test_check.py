@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from scripts import check_dataset
-from tests.data.conftest import ImageFolder, smooth_noise
+from tests.support.images import ImageFolder, smooth_noise
 
 ONE = PrepJob(workers=1)
 

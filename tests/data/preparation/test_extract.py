@@ -18,7 +18,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from tests.data.conftest import smooth_noise
+from tests.support.images import smooth_noise
 
 WINDOW = Window(48, 24)
 ONE = PrepJob(workers=1)

@@ -20,7 +20,7 @@ import torch.distributed.run
 TORCHRUN = [torch.distributed.run.__file__, "--run-path", "--start-method=fork"]
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.distributed.preload"])
+CONTEXT.set_forkserver_preload(["tests.support.preload"])
 
 # The server must find that module in any folder; until Python 3.12.8 it ignores sys.path, and a module that it does not
 # find, so that each process would import everything by itself.

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import Mock, patch
 
+import dp_basicsr  # noqa: F401 (makes basicsr importable)
+
 import torch
 from basicsr.models.base_model import BaseModel
 from torch import Tensor

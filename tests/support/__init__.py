@@ -1,0 +1,14 @@
+"""Helpers of the tests; no test module imports another.
+
+| module | for |
+|---|---|
+| ``options`` | the one small option file (``SMALL``), its parts as dicts, options as train.py completes them |
+| ``programs`` | running the programs: ``run``, ``run_well``, ``main_of``; the fixture ``refused`` |
+| ``images`` | images to cut, pack and shrink; the fixtures ``pairs`` and ``image_folder`` |
+| ``networks`` | small networks and losses; the fixture ``network_file`` |
+| ``validation`` | a small model that validates on five images |
+| ``stream`` | the training stream on ``pairs`` |
+| ``processes`` | processes forked from one that has imported torch; torchrun |
+| ``gpu`` | the device of the running test: CPU, GPU or imitated GPU |
+| ``fuzz`` | generated tests: how many inputs, the seed, and the judge of messages |
+"""

@@ -1,0 +1,62 @@
+"""Running the programs, and reading what they leave."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.support.processes import processes_in
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Program = Callable[[list[str]], int | None]
+
+
+def run(*command: str, processes: int = 0) -> tuple[int | None, str]:
+    """Run one of the programs in processes of its own, with torchrun's variables if ``processes``.
+
+    Returns:
+        The first process' exit code and output.
+    """
+    line = [str(ROOT / "dp_basicsr" / command[0]), *command[1:]]
+    with processes_in(Path.cwd()) as started:
+        if processes:
+            started.start(*[line] * processes)
+        else:
+            started.start(line, OMP_NUM_THREADS="1")
+        codes, outputs = started.ends(*range(max(processes, 1)), limit=300)
+    assert len(set(codes)) == 1, outputs
+    return codes[0], outputs[0]
+
+
+def run_well(*command: str, processes: int = 0) -> str:
+    code, output = run(*command, processes=processes)
+    assert code == 0, output
+    return output
+
+
+def losses_of(log: str) -> dict[int, str]:
+    """The losses of each iteration, as printed."""
+    return {int(number): losses for number, losses in re.findall(r"iter:\s+(\d+),.*?(l_g_pix:.*)", log)}
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = (torch.load(path, weights_only=True) for path in (one, other))
+    return all(torch.equal(a[kind][name], b[kind][name]) for kind in a for name in a[kind])
+
+
+def main_of(name: str) -> Program:
+    """The ``main`` of a file in dp_basicsr/ or scripts/."""
+    path = ROOT / "dp_basicsr" / name if name.endswith(".py") else ROOT / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"program_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.main
