@@ -20,7 +20,8 @@ class CompactDP(nn.Module):
     starts as a residual block folded into it: He's initialisation times 0.3 plus the identity; the last one times 0.1.
 
     Args:
-        num_in_ch, num_out_ch: Channels of the images; they must be equal, as the enlarged input is added.
+        num_in_ch: Channels of the images.
+        num_out_ch: The same number, as the enlarged input is added.
         num_feat: Channels between the convolutions.
         num_conv: Number of convolutions between the first and the last.
         upscale: Any positive integer.
