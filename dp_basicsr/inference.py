@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from typing import get_args
 
 from dp_basicsr.deploy.batch import describe_left_out, find_all_jobs
-from dp_basicsr.deploy.choices import FORMATS, OVERLAP, QUALITY, AlphaMode, EngineName, PrecisionChoice
+from dp_basicsr.deploy.choices import OVERLAP, AlphaMode, EngineName, PrecisionChoice
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import FORMATS, QUALITY
 from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import data_command, require_paths
 

@@ -19,7 +19,7 @@ LEVELS = (
     {"__init__", "compat", "errors", "get_basicsr", "registration"},
     {"distributed"},
     {"utils"},
-    {"options"},
+    {"images", "options"},
     {"archs", "checkpoint", "data"},
     {"losses", "metrics", "training"},
     {"evaluation", "models"},

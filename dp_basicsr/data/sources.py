@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_basicsr.data.images import BadImageError, decode_image, exif_orientation, find_images, read_image
 from dp_basicsr.data.lmdb_records import Shape, from_planes, lmdb_reader, read_meta_info
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import BadImageError, find_images
+from dp_basicsr.images.strict import decode_image, is_turned, read_image
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ class ImageSource:
 
     def is_turned(self) -> bool:
         """Whether this is a file whose EXIF orientation is not upright."""
-        return self.shape is None and exif_orientation(self.path.read_bytes()) != 1
+        return self.shape is None and is_turned(self.path)
 
     def read(self, *, gray: bool = False) -> NDArray[np.uint8]:
         """Read ``(H, W, 3)`` BGR uint8, with ``gray`` also ``(H, W)``.

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
-from dp_basicsr.data.images import IMAGE_SUFFIXES
 from dp_basicsr.data.lmdb_records import LmdbClient, is_raw, lmdb_reader
 from dp_basicsr.data.lmdb_walk import refuse_damaged
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
 from dp_basicsr.data.worker_signals import outlive_signals
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import IMAGE_SUFFIXES
 from dp_basicsr.options.schema import dataset_model
 from dp_basicsr.utils.arguments import advise
 

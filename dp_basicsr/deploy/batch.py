@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.deploy.choices import FORMATS, READ_SUFFIXES
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import FORMATS, READ_SUFFIXES
 
 
 @dataclass(frozen=True)

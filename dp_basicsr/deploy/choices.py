@@ -13,13 +13,6 @@ PrecisionChoice = Literal["fp32", "bf16", "fp16", "auto"]
 
 TORCH_STARTS = (b"PK\3\4", b"\x80")  # of a file of torch.save: a ZIP archive, before torch 1.6 a pickle
 
-# Suffix of a written image -> Pillow's name of the format.
-FORMATS = {
-    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP",
-    ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP",
-}  # fmt: skip
-READ_SUFFIXES = (*FORMATS, ".gif", ".apng")  # results of the last two are PNG files
-QUALITY = 95
 # Pixels that neighbouring tiles share. docs/inference.md has the seams that this leaves.
 OVERLAP = 32
 

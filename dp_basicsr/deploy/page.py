@@ -12,14 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from dp_basicsr.data.images import BadImageError
 from dp_basicsr.deploy.choices import AlphaMode
-from dp_basicsr.deploy.decode import read_picture
-from dp_basicsr.deploy.encode import write_picture
 from dp_basicsr.deploy.open_engine import open_engine
-from dp_basicsr.deploy.picture import Picture, upscale_picture
+from dp_basicsr.deploy.upscale_picture import upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import BadImageError
+from dp_basicsr.images.picture import Picture
+from dp_basicsr.images.read import read_picture
+from dp_basicsr.images.write import write_picture
 from dp_basicsr.utils.tiles import OnTile
 
 from PIL import Image

@@ -11,12 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from dp_basicsr.deploy.batch import UpscaleJob
-from dp_basicsr.deploy.decode import read_picture
-from dp_basicsr.deploy.encode import write_picture
 from dp_basicsr.deploy.open_engine import open_engine
-from dp_basicsr.deploy.picture import Picture, upscale_picture
+from dp_basicsr.deploy.upscale_picture import upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError, readable
+from dp_basicsr.images.picture import Picture
+from dp_basicsr.images.read import read_picture
+from dp_basicsr.images.write import write_picture
 
 from PIL import Image
 from tqdm import tqdm

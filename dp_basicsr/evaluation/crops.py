@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_basicsr.data.images import size_text
 from dp_basicsr.data.imresize import mod_crop
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import Evaluation, Image, Measured, read_file, read_pair
+from dp_basicsr.images.strict import size_text
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.metrics.scores import in_colour
 

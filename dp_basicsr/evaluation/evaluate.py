@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_basicsr.data.images import BadImageError, read_image, size_text
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.matching import Method, TestSet
+from dp_basicsr.images.files import BadImageError
+from dp_basicsr.images.strict import read_image, size_text
 from dp_basicsr.metrics import METRICS, Scores, measure, missing_metrics
 from dp_basicsr.utils.pool import available_cpus
 

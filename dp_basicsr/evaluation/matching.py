@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_basicsr.data.images import IMAGE_SUFFIXES, find_images
 from dp_basicsr.errors import UserError, shorten
+from dp_basicsr.images.files import IMAGE_SUFFIXES, find_images
 
 BICUBIC = "Bicubic"  # the method that is computed here
 

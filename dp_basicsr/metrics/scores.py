@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from dp_basicsr.data.images import size_text
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.strict import size_text
 from dp_basicsr.metrics.lpips_metric import calculate_lpips, why_not
 
 import numpy as np

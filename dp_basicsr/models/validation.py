@@ -12,9 +12,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.images import encode_png
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.images.strict import encode_png
 from dp_basicsr.utils.atomic_io import replacing
 from dp_basicsr.utils.input_size import input_size, run_padded
 from dp_basicsr.utils.tiles import Floats, blend_tiles, seam_warning

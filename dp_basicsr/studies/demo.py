@@ -10,10 +10,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import mod_crop
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import bicubic
+from dp_basicsr.images.strict import read_image
 from dp_basicsr.metrics import METRICS, measure
 from dp_basicsr.utils.arguments import ROOT
 

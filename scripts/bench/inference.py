@@ -13,12 +13,12 @@ from typing import get_args
 
 from dp_basicsr.archs import RRDBNetDP
 from dp_basicsr.deploy.choices import EngineName
-from dp_basicsr.deploy.decode import read_picture
-from dp_basicsr.deploy.encode import write_picture
 from dp_basicsr.deploy.open_engine import cache_root, open_engine
-from dp_basicsr.deploy.picture import upscale_picture
+from dp_basicsr.deploy.upscale_picture import upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.read import read_picture
+from dp_basicsr.images.write import write_picture
 from dp_basicsr.utils.tiles import to_floats
 
 import cv2

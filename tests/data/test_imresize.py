@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import dp_basicsr  # noqa: F401  (makes basicsr importable)
-from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
+from dp_basicsr.images.strict import read_image
 
 import numpy as np
 import pytest

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dp_basicsr.deploy.loaded_network import LoadedNetwork
-from dp_basicsr.deploy.picture import resize
 from dp_basicsr.deploy.torch_engine import TorchEngine
+from dp_basicsr.deploy.upscale_picture import resize
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.input_size import InputSize

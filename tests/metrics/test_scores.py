@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import imresize, mod_crop
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.strict import read_image
 from dp_basicsr.metrics import METRICS, measure
 
 import numpy as np

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from dp_basicsr.data.images import IMAGE_SUFFIXES
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import IMAGE_SUFFIXES
 from dp_basicsr.utils.staging import StagedFolder
 
 _BLOCK = 1 << 20

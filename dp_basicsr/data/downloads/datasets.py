@@ -7,8 +7,8 @@ from pathlib import Path
 from dp_basicsr.data.downloads.archives import unpack_images
 from dp_basicsr.data.downloads.catalogue import SOURCES, DatasetSource
 from dp_basicsr.data.downloads.fetch import fetch
-from dp_basicsr.data.images import find_images
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import find_images
 from dp_basicsr.utils.arguments import advise
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.images import BadImageError, find_images
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
 from dp_basicsr.data.sources import ImageSource, find_sources
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import BadImageError, find_images
 from dp_basicsr.utils.pool import available_cpus, ordered_map
 
 import cv2

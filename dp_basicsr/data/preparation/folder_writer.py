@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from dp_basicsr.data.images import IMAGE_SUFFIXES
 from dp_basicsr.data.preparation.records import Record, Written
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import IMAGE_SUFFIXES
 from dp_basicsr.utils.staging import StagedFolder
 
 LMDB_FILES = ("data.mdb", "lock.mdb", "meta_info.txt")

@@ -8,9 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dp_basicsr.data.images import BadImage
 from dp_basicsr.data.preparation.records import RecordSink, Written
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import BadImage
 from dp_basicsr.utils.pool import available_cpus, ordered_map
 
 from tqdm import tqdm

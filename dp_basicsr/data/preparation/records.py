@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from dp_basicsr.data.images import encode_png
 from dp_basicsr.data.lmdb_records import to_planes
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.strict import encode_png
 
 import numpy as np
 from numpy.typing import NDArray

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dp_basicsr.data.images import BadImage, BadImageError, read_image, size_text
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation.records import Record, RecordForm, make_record
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import BadImage, BadImageError
+from dp_basicsr.images.strict import read_image, size_text
 
 import numpy as np
 from numpy.typing import NDArray

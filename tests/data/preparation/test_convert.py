@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import dp_basicsr  # noqa: F401  (makes basicsr importable)
-from dp_basicsr.data.images import read_image
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.lmdb_records import lmdb_reader
 from dp_basicsr.data.preparation.convert import create_lmdb, make_lr
 from dp_basicsr.data.preparation.jobs import PrepJob
 from dp_basicsr.data.sources import find_sources
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.strict import read_image
 
 import cv2
 import lmdb

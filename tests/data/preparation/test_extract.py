@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import dp_basicsr  # noqa: F401  (makes basicsr importable)
-from dp_basicsr.data.images import encode_png, read_image
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation.extract import Extraction, extract_subimages
 from dp_basicsr.data.preparation.jobs import PrepJob
 from dp_basicsr.data.preparation.subimages import Window, count_subimages
 from dp_basicsr.data.sources import find_sources
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.strict import encode_png, read_image
 
 import lmdb
 import numpy as np

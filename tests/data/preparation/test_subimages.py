@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dp_basicsr.data.images import BadImage
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation.subimages import CutImage, ImageTask, Window, count_subimages, cut_image, window_starts
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import BadImage
 
 import cv2
 import numpy as np

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.images import BadImageError
-from dp_basicsr.deploy.choices import FORMATS, QUALITY
-from dp_basicsr.deploy.picture import Picture
+from dp_basicsr.images.files import FORMATS, QUALITY, BadImageError
+from dp_basicsr.images.picture import Picture
 from dp_basicsr.utils.tiles import Pixels
 
 import cv2

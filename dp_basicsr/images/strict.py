@@ -2,68 +2,23 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import warnings
-from collections import Counter
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import BadImageError
+from dp_basicsr.images.opening import opened, orientation_of, read_bytes
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif")
-LOSSLESS_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
-MAX_PIXELS = 1 << 27  # per image: 16384 x 8192, 0.4 GB decoded; a few kilobytes of PNG can declare more
-
-_ORIENTATION = 0x0112  # the EXIF tag
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # Pillow's names for the suffixes above
+# Per image: 16384 x 8192, 0.4 GB decoded; a few kilobytes of PNG can declare more. Loaders decode several at a time, so
+# it is less than for upscaling.
+MAX_PIXELS = 1 << 27
 
 # End marks of a complete file. Some OpenCV versions decode a truncated file without an error.
 _END_MARKS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
-
-
-class BadImageError(UserError):
-    """One image file cannot be used; the message gives the reason, the caller adds the file."""
-
-
-@dataclass(frozen=True)
-class BadImage:
-    """An image file that cannot be used, and the reason."""
-
-    path: Path
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.reason}"
-
-
-def find_images(folder: Path) -> list[Path]:
-    """List the image files of ``folder``, sorted by name; subfolders and hidden files are ignored.
-
-    Raises:
-        UserError: ``folder`` does not exist or contains no image.
-    """
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}, expected a folder of images")
-    paths = sorted(path for path in folder.iterdir() if _is_image(path))
-    if not paths:
-        raise UserError(f"no image in {folder}: expected files that end in {', '.join(IMAGE_SUFFIXES)}")
-    return paths
-
-
-def left_out(folder: Path) -> str:
-    """Summarise by suffix what ``find_images`` ignores in ``folder``; "" if nothing is ignored."""
-    others = [path for path in folder.iterdir() if not (_is_image(path) or path.name.startswith("."))]
-    kinds = Counter("folder" if path.is_dir() else path.suffix.lower() or "no suffix" for path in others)
-    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return f"{folder}: ignored {len(others)} that are not images ({counts})" if others else ""
 
 
 def read_image(path: Path, *, gray: bool = False) -> NDArray[np.uint8]:
@@ -72,7 +27,7 @@ def read_image(path: Path, *, gray: bool = False) -> NDArray[np.uint8]:
     Raises:
         BadImageError: The file cannot be read, or see ``decode_image``.
     """
-    return decode_image(_read_bytes(path), gray=gray)
+    return decode_image(read_bytes(path), gray=gray)
 
 
 def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.uint8]:
@@ -110,20 +65,11 @@ def encode(image: NDArray[np.uint8], suffix: str, parameters: list[int] | None =
     return data.tobytes()
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise OSError(errno.EINVAL, "not a regular file")  # reading a pipe would block
-        return path.read_bytes()
-    except OSError as error:
-        raise BadImageError(f"cannot be read ({error.strerror})") from error
-
-
 def _decode(data: bytes) -> NDArray[np.uint8]:
     for start, end in _END_MARKS.items():
         if data.startswith(start) and end not in data:
             raise BadImageError("is truncated")
-    orientation = exif_orientation(data)
+    orientation = _orientation(data)
     buffer = np.frombuffer(data, np.uint8)
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
@@ -137,27 +83,16 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
     return image  # type: ignore[return-value]
 
 
-def exif_orientation(data: bytes) -> int:
-    """Return the EXIF orientation (1: upright) of an image file's content.
+def is_turned(path: Path) -> bool:
+    """Return whether EXIF's orientation of a file is not upright."""
+    return _orientation(read_bytes(path)) != 1
 
-    Raises:
-        BadImageError: The data is not an image, or has more than ``MAX_PIXELS``.
-    """
-    orientation = 1
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on large images, and on files refused below
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                pixels = image.width * image.height
-                with suppress(Exception):  # Pillow raises anything on broken EXIF
-                    orientation = image.getexif().get(_ORIENTATION, 1)
-    except Image.DecompressionBombError as error:  # Pillow's own limit, if enabled
-        raise BadImageError(f"is refused before decoding: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadImageError(f"is not an image in {', '.join(_FORMATS)} format" if data else "is empty") from error
-    if pixels > MAX_PIXELS:
-        raise BadImageError(f"has {pixels / 1e6:,.0f} megapixels, expected at most {MAX_PIXELS / 1e6:,.0f}")
-    return orientation
+
+def _orientation(data: bytes) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on large images, and on files refused here
+        with opened(data, MAX_PIXELS) as image:
+            return orientation_of(image)
 
 
 def _without_opaque_alpha(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -169,7 +104,3 @@ def _without_opaque_alpha(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def size_text(image: NDArray[Any]) -> str:
     """Format the size as ``width x height``, like image viewers."""
     return f"{image.shape[1]} x {image.shape[0]}"
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()

@@ -8,11 +8,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.images import BadImageError
-from dp_basicsr.deploy.choices import FORMATS
-from dp_basicsr.deploy.decode import read_picture
-from dp_basicsr.deploy.encode import encode_picture, write_picture
-from dp_basicsr.deploy.picture import Picture
+from dp_basicsr.images.files import FORMATS, BadImageError
+from dp_basicsr.images.picture import Picture
+from dp_basicsr.images.read import read_picture
+from dp_basicsr.images.write import encode_picture, write_picture
 
 import cv2
 import numpy as np

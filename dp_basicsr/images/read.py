@@ -9,26 +9,18 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from dp_basicsr.data.images import BadImageError
-from dp_basicsr.deploy.picture import Picture
+from dp_basicsr.images.files import BadImageError
+from dp_basicsr.images.opening import ORIENTATION, opened, read_bytes, upright
+from dp_basicsr.images.picture import Picture
 from dp_basicsr.utils.tiles import Pixels
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 MAX_PIXELS = 1 << 30  # OpenCV's limit, 3 GB decoded; deploy/run.py switches Pillow's lower one off
 
-_ORIENTATION = 0x0112
-# EXIF orientation -> transpose first, then flip vertically, then horizontally (Exif 2.32, 4.6.4).
-_UPRIGHT = {
-    1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
-    5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False),
-}  # fmt: skip
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _BLACK_IS_ZERO, _RGB = 1, 2
 
@@ -43,20 +35,9 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS, warn: Callable[[str],
         BadImageError: Not an image, damaged, more pixels than ``max_pixels``, or unsupported: several frames, floats,
             32 bits.
     """
-    try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise BadImageError(f"is {image.width} x {image.height}, more than {max_pixels / 1e6:g} megapixels")
-            return _decode(image, data, warn)
-    except BadImageError:
-        raise
-    except UnidentifiedImageError as error:
-        reason = f"is not an image of a supported type (8 or 16 bits in {', '.join(READ_FORMATS)})"
-        raise BadImageError(reason if data else "is empty") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise BadImageError(f"cannot be read ({reason})") from error
+    data = read_bytes(path)
+    with opened(data, max_pixels) as image:
+        return _decode(image, data, warn)
 
 
 def _decode(image: Image.Image, data: bytes, warn: Callable[[str], None]) -> Picture:
@@ -70,7 +51,7 @@ def _decode(image: Image.Image, data: bytes, warn: Callable[[str], None]) -> Pic
         if image.mode in ("CMYK", "YCbCr", "LAB"):
             image, icc = _to_srgb(image, icc), None
         decoded = _decode_8_bit(image)
-    array, gray = _upright(decoded[0], orientation), decoded[1]
+    array, gray = upright(decoded[0], orientation), decoded[1]
     colour = array[:, :, :1].repeat(3, axis=2) if array.shape[2] < 3 else array[:, :, :3]
     alpha = array[:, :, -1] if array.shape[2] in (2, 4) else None
     return Picture(np.ascontiguousarray(colour), alpha, gray, icc, exif)
@@ -141,14 +122,8 @@ def _split_exif(image: Image.Image, warn: Callable[[str], None]) -> tuple[int, b
     orientation = 1
     try:
         exif = image.getexif()
-        orientation = exif.pop(_ORIENTATION, 1)
+        orientation = exif.pop(ORIENTATION, 1)
         return orientation, exif.tobytes() if "exif" in image.info and len(exif) else None
     except Exception as error:  # Pillow's parser raises what it happens to meet: struct.error, KeyError, TypeError ...
         warn(f"EXIF is dropped: it is damaged ({type(error).__name__}: {error})")
         return orientation, None
-
-
-def _upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
-    transpose, vertical, horizontal = _UPRIGHT.get(orientation, _UPRIGHT[1])
-    array = array.swapaxes(0, 1) if transpose else array
-    return array[:: -1 if vertical else 1, :: -1 if horizontal else 1]

@@ -1,11 +1,12 @@
-"""An image as a file holds it, and how each part of it is upscaled."""
+"""Upscale an image: its colours and its transparency."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dp_basicsr.deploy.choices import AlphaMode
+from dp_basicsr.images.picture import Picture
 from dp_basicsr.utils.tiles import OnTile, Pixels
 
 import cv2
@@ -13,25 +14,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from dp_basicsr.deploy.upscaler import Upscaler
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image and its metadata.
-
-    Attributes:
-        colour: (H, W, 3), RGB, uint8 or uint16; upright (EXIF's orientation is applied).
-        alpha: (H, W) of the same type, or None.
-        gray: The three channels are equal, and one is written.
-        icc: ICC profile.
-        exif: EXIF block, without orientation.
-    """
-
-    colour: Pixels
-    alpha: Pixels | None = None
-    gray: bool = False
-    icc: bytes | None = None
-    exif: bytes | None = None
 
 
 def upscale_picture(

@@ -1,0 +1,1 @@
+"""Image files: which there are, how they are opened, read and written."""

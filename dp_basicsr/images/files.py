@@ -1,0 +1,60 @@
+"""Which files are images. This module imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from dp_basicsr.errors import UserError
+
+# Suffix of a written image -> Pillow's name of the format.
+FORMATS = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP",
+    ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP",
+}  # fmt: skip
+READ_SUFFIXES = (*FORMATS, ".gif", ".apng")  # upscaling: results of the last two are PNG files
+IMAGE_SUFFIXES = (*FORMATS, ".gif")  # training: what OpenCV reads
+LOSSLESS_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+QUALITY = 95  # of JPEG and WebP
+
+
+class BadImageError(UserError):
+    """One image file cannot be used; the message gives the reason, the caller adds the file."""
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image file that cannot be used, and the reason."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}"
+
+
+def find_images(folder: Path) -> list[Path]:
+    """List the image files of ``folder``, sorted by name; subfolders and hidden files are ignored.
+
+    Raises:
+        UserError: ``folder`` does not exist or contains no image.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}, expected a folder of images")
+    paths = sorted(path for path in folder.iterdir() if _is_image(path))
+    if not paths:
+        raise UserError(f"no image in {folder}: expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+    return paths
+
+
+def left_out(folder: Path) -> str:
+    """Summarise by suffix what ``find_images`` ignores in ``folder``; "" if nothing is ignored."""
+    others = [path for path in folder.iterdir() if not (_is_image(path) or path.name.startswith("."))]
+    kinds = Counter("folder" if path.is_dir() else path.suffix.lower() or "no suffix" for path in others)
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    return f"{folder}: ignored {len(others)} that are not images ({counts})" if others else ""
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()

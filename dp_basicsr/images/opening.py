@@ -1,0 +1,71 @@
+"""Open image files: formats, limits, EXIF's orientation, and what damage becomes."""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.images.files import BadImageError
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+ORIENTATION = 0x0112  # the EXIF tag
+# EXIF orientation -> transpose first, then flip vertically, then horizontally (Exif 2.32, 4.6.4).
+_UPRIGHT = {
+    1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
+    5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False),
+}  # fmt: skip
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read an image file."""
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "not a regular file")  # reading a pipe would block
+        return path.read_bytes()
+    except OSError as error:
+        raise BadImageError(f"cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """Open the content of an image file with Pillow, without decoding it.
+
+    Raises:
+        BadImageError: It is not an image, has more than ``max_pixels``, or, within the block, turns out to be damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise BadImageError(f"is {image.width} x {image.height}, more than {max_pixels / 1e6:g} megapixels")
+            yield image
+    except BadImageError:
+        raise
+    except UnidentifiedImageError as error:
+        reason = f"is not an image of a supported type ({', '.join(READ_FORMATS)})"
+        raise BadImageError(reason if data else "is empty") from error
+    except Exception as error:  # on damaged files, decoders raise what they happen to meet
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise BadImageError(f"cannot be read ({reason})") from error
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return EXIF's orientation, 1 (upright) to 8; 1 if there is none, or EXIF is damaged."""
+    with suppress(Exception):  # Pillow's parser raises anything on broken EXIF
+        orientation = image.getexif().get(ORIENTATION, 1)
+        return orientation if orientation in _UPRIGHT else 1
+    return 1
+
+
+def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn (H, W, C) as EXIF's orientation says."""
+    transpose, vertical, horizontal = _UPRIGHT.get(orientation, _UPRIGHT[1])
+    array = array.swapaxes(0, 1) if transpose else array
+    return np.ascontiguousarray(array[:: -1 if vertical else 1, :: -1 if horizontal else 1])
