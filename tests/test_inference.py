@@ -70,7 +70,8 @@ def test_as_a_file_from_anywhere_it_equals_the_network(model: str, device: torch
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
-        f"model.pth: RRDBNetDP x4 (2 blocks, 8 features, growth 32), on {device}, fp32\nwrote 1 of 1 images to out\n"
+        f"model.pth: RRDBNetDP x4 (2 blocks, 8 features, growth 32), EMA weights (params_ema), on {device}, fp32\n"
+        "wrote 1 of 1 images to out\n"
     )
     with torch.no_grad():
         expected = make_network()(torch.from_numpy(image / np.float32(255)).permute(2, 0, 1)[None])[0]
