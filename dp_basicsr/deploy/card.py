@@ -63,8 +63,10 @@ image = np.random.rand(1, 3, 64, 64).astype(np.float32)  # RGB in [0, 1]
 ```""",
     "ncnn": "Upscayl, realesrgan-ncnn-vulkan and chaiNNer take both files, `{file}` and the `.bin` beside it.",
     "pth": """```python
-from dp_basicsr.deploy.network import load_network
 from pathlib import Path
+
+from dp_basicsr.deploy.network import load_network
+
 net = load_network([Path("{file}")]).module  # (N, 3, H, W), RGB in [0, 1]
 ```""",
 }
@@ -149,4 +151,4 @@ def _spandrel(kind: ExportFormat, limit: str | None) -> str:
         return "Programs that run ONNX models (chaiNNer among them) open it; batch, height and width are free."
     if limit:
         return f"chaiNNer and ComfyUI, which load with spandrel, cannot open it: {limit}. Export it as ONNX for them."
-    return "chaiNNer, ComfyUI and every program on spandrel open it as an ESRGAN model."
+    return "chaiNNer, ComfyUI and every program on spandrel open it."
