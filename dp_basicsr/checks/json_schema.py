@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.checks.signatures import VALUES, TypedEntry, model_of, typed_entries
+from dp_basicsr.options.metrics import METRICS
 from dp_basicsr.options.schema import DATASETS, Dataset, OptionFile
 
 from pydantic import BaseModel
@@ -27,7 +28,7 @@ SHOWN = {
     "train:optim_g": ("Adam",),
     "train:optim_d": ("Adam",),
     "train:scheduler": ("MultiStepLR", "CosineAnnealingRestartLR"),
-    "val:metrics": ("calculate_psnr", "calculate_ssim", "calculate_lpips"),
+    "val:metrics": tuple(dict.fromkeys(metric.type for metric in METRICS.values() if "/" not in metric.type)),
 }
 
 

@@ -159,6 +159,8 @@ VALUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "input_size": Size,
             "lr": Positive,
             "weight_decay": NonNegative,
+            "crop_border": FromZero,
+            "input_order": Literal["HWC", "CHW"],
         },
         "Adam": _ADAM,
         "AdamW": _ADAM,
@@ -196,13 +198,6 @@ VALUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "static_weight": NonNegative,
             "max_weight": Positive | None,
             "input_channels": Annotated[Literal["repeat"] | list[Any] | None, AfterValidator(_channels)],
-        },
-        "calculate_psnr": {"crop_border": FromZero, "input_order": Literal["HWC", "CHW"]},
-        "calculate_ssim": {"crop_border": FromZero, "input_order": Literal["HWC", "CHW"]},
-        "calculate_lpips": {
-            "crop_border": FromZero,
-            "input_order": Literal["HWC", "CHW"],
-            "net": Literal["alex", "vgg"],
         },
     }
 )

@@ -1,4 +1,4 @@
-"""Measure any methods' images against the originals: PSNR and SSIM on RGB and Y, LPIPS with both backbones.
+"""Measure any methods' images against the originals: PSNR, SSIM and LPIPS, or other metrics by name.
 
 Images are paired by name; a common prefix or suffix (baby_RCAN_x4.png) is detected or given with --pattern. For several
 test sets give several --gt; DIR of a --result then contains one folder per set, or {set} in its name.
@@ -17,10 +17,8 @@ from pathlib import Path
 
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.matching import BICUBIC, Method, TestSet, find_test_set
+from dp_basicsr.options.metrics import DEFAULT, METRICS
 from dp_basicsr.utils.arguments import Parser
-
-# Keys of dp_basicsr.metrics.METRICS, whose import takes seconds.
-METRICS = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y", "lpips_alex", "lpips_vgg")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -49,9 +47,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--metrics",
         nargs="+",
         choices=METRICS,
-        default=list(METRICS),
+        default=list(DEFAULT),
         metavar="METRIC",
-        help=f"{', '.join(METRICS)} (default: all)",
+        help=f"{', '.join(METRICS)} (default: the first {len(DEFAULT)})",
     )
     parser.add_output(
         type=Path,

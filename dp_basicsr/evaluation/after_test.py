@@ -10,7 +10,8 @@ from typing import Any
 from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.files import markdown, write_evaluation
 from dp_basicsr.evaluation.matching import BICUBIC, Method, TestSet
-from dp_basicsr.metrics import METRICS
+from dp_basicsr.metrics.scores import listed_metrics
+from dp_basicsr.options.metrics import DEFAULT, METRICS
 
 from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader
@@ -19,10 +20,9 @@ FOLDER = "evaluation"  # in results/<name>/
 
 
 def metrics_of(opt: dict[str, Any]) -> tuple[str, ...]:
-    """Return the metrics to compute: always PSNR and SSIM on RGB and Y; LPIPS only if ``val: metrics:`` lists it."""
-    asked = ((opt.get("val") or {}).get("metrics") or {}).values()
-    backbones = {entry.get("net", "alex") for entry in asked if entry["type"] == "calculate_lpips"}
-    return tuple(name for name in METRICS if not name.startswith("lpips_") or name.split("_")[1] in backbones)
+    """Return the metrics to compute: always PSNR and SSIM on RGB and Y; the others if ``val: metrics:`` lists them."""
+    listed = listed_metrics((opt.get("val") or {}).get("metrics") or {})
+    return tuple(name for name in METRICS if name in listed or (name in DEFAULT and not METRICS[name].module))
 
 
 def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Sequence[DataLoader]) -> Path | None:
@@ -46,7 +46,7 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
         return None
     suffix = opt["val"].get("suffix") or opt["name"]
     pattern = f"(.+)_{re.escape(suffix)}"
-    ours = Method(suffix, Path(opt["path"]["visualization"]) / "{set}", pattern)
+    ours = Method(opt["name"], Path(opt["path"]["visualization"]) / "{set}", pattern)
     evaluation = evaluate(sets, [Method(BICUBIC, None), ours], opt["scale"], metrics)
     folder = write_evaluation(evaluation, Path(opt["path"]["results_root"]) / FOLDER)
     logger.info(f"{folder}:\n{markdown(evaluation)}")

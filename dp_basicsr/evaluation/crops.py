@@ -99,10 +99,11 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
 
 
 def score_lines(scores: Scores) -> list[str]:
-    """Format PSNR, SSIM and LPIPS, one per line, with their variants: ``PSNR 26.69 (RGB) 28.43 (Y)``."""
+    """Format the metrics, one per line, with their variants: ``PSNR 26.69 (RGB) 28.43 (Y)``."""
     lines: dict[str, str] = {}
     for name, value in scores.items():
         if value is not None:
-            kind, variant = METRICS[name].label.partition(" [")[0].split()
-            lines[kind] = f"{lines.get(kind, kind)} {METRICS[name].text(value)} ({variant})"
+            label = METRICS[name].label.partition(" [")[0]
+            kind, _, variant = label.partition(" ") if "_" in name else (label, "", "")
+            lines[kind] = f"{lines.get(kind, kind)} {METRICS[name].text(value)}" + (f" ({variant})" if variant else "")
     return list(lines.values())

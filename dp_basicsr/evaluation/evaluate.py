@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.evaluation.matching import Method, TestSet
 from dp_basicsr.images.files import BadImageError
 from dp_basicsr.images.strict import read_image, size_text
-from dp_basicsr.metrics import METRICS, Scores, measure, missing_metrics
+from dp_basicsr.metrics import Scores, measure, missing_metrics
+from dp_basicsr.options.metrics import DEFAULT, METRICS
 from dp_basicsr.utils.pool import available_cpus
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -44,12 +47,14 @@ class Evaluation:
         metrics: Keys of ``METRICS``, in the order of the tables.
         missing: Metrics that could not be computed, with the reason.
         images: Results ordered by set, image, method.
+        lossy: Methods whose files do not hold what was computed, with their formats.
     """
 
     scale: int
     metrics: tuple[str, ...]
     missing: dict[str, str]
     images: tuple[Measured, ...]
+    lossy: dict[str, str] = field(default_factory=dict)
 
     @property
     def sets(self) -> list[str]:
@@ -66,13 +71,47 @@ class Evaluation:
         return [image for image in self.images if (image.set_name, image.method) == (set_name, method)]
 
     def average(self, set_name: str, method: str) -> Scores:
-        """Average each metric over a set, PSNR in decibels as usual. None if a value is missing."""
-        images = self.of(set_name, method)
-        return {name: _mean([image.scores[name] for image in images]) for name in self.metrics}
+        """Average each metric over a set, PSNR in decibels as usual, without the images of ``left_out``.
+
+        If that leaves none: inf or None, where all values are.
+        """
+        scores: Scores = {}
+        for name in self.metrics:
+            out = self.left_out(set_name, name)
+            values = {image.image: image.scores[name] for image in self.of(set_name, method)}
+            used = [value for image, value in values.items() if image not in out and value is not None]
+            infinite = not used and set(values.values()) == {math.inf}
+            scores[name] = math.inf if infinite else sum(used) / len(used) if used else None
+        return scores
+
+    def left_out(self, set_name: str, metric: str) -> list[str]:
+        """Return the images of a set that are in no method's mean: some method has no finite value of the metric.
+
+        So all means are over the same images, and one perfect image (infinite PSNR) does not hide the others.
+        """
+        values = [(image.image, image.scores[metric]) for image in self.images if image.set_name == set_name]
+        return list(dict.fromkeys(image for image, value in values if value is None or not math.isfinite(value)))
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the means must know: images that are not in them, and lossy files."""
+        notes = []
+        for name in self.sets:
+            count = len(self.of(name, self.methods[0]))
+            for metric in self.metrics:
+                out = self.left_out(name, metric)
+                if 0 < len(out) < count:
+                    notes.append(
+                        f"{METRICS[metric].label} of {name} is the mean over {count - len(out)} of {count} images; "
+                        f"without a finite value for every method: {shorten(out)}."
+                    )
+        return notes + [
+            f"{method} is measured from lossy files ({kinds}), which are not what was computed."
+            for method, kinds in self.lossy.items()
+        ]
 
 
 def evaluate(
-    sets: Sequence[TestSet], methods: Sequence[Method], scale: int = 4, metrics: tuple[str, ...] = tuple(METRICS)
+    sets: Sequence[TestSet], methods: Sequence[Method], scale: int = 4, metrics: tuple[str, ...] = DEFAULT
 ) -> Evaluation:
     """Measure the images of ``methods`` on ``sets``; originals are cropped to a multiple of ``scale``.
 
@@ -90,7 +129,15 @@ def evaluate(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return Evaluation(scale, metrics, missing, images)
+    kinds: dict[str, list[str]] = {}
+    for image in images:
+        if image.result is not None and (kind := lossy_format(image.result)):
+            kinds.setdefault(image.method, []).append(kind)
+    lossy = {
+        method: ", ".join(f"{found.count(kind)} {kind}" for kind in sorted(set(found)))
+        for method, found in kinds.items()
+    }
+    return Evaluation(scale, metrics, missing, images, lossy)
 
 
 def read_pair(image: Measured, scale: int) -> tuple[Image, Image]:
@@ -147,9 +194,22 @@ def read_file(path: Path) -> Image:
         raise UserError(f"{path} {error}") from error
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+def lossy_format(path: Path) -> str:
+    """Return the format of a file that does not hold every pixel exactly, "" for a lossless file."""
+    with PIL.Image.open(path) as image:
+        kind, compression = str(image.format), str(image.info.get("compression"))
+    if kind == "TIFF":
+        return "JPEG in TIFF" if "jpeg" in compression else ""
+    if kind == "WEBP":
+        data, offset = (
+            path.read_bytes(),
+            12,
+        )  # RIFF, size, WEBP; then chunks of a name, a size and an even number of bytes
+        while data[offset : offset + 4] not in (b"VP8L", b"VP8 ", b""):
+            size = int.from_bytes(data[offset + 4 : offset + 8], "little")
+            offset += 8 + size + size % 2
+        return "" if data[offset : offset + 4] == b"VP8L" else "lossy WebP"
+    return kind if kind in ("JPEG", "MPO", "GIF") else ""
 
 
 def _check_names(what: str, names: Sequence[str]) -> None:

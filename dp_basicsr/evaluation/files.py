@@ -59,7 +59,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         images = tuple(_read_image_entry(entry, folder) for entry in data["images"])
-        return Evaluation(data["scale"], tuple(data["metrics"]), data["missing"], images)
+        return Evaluation(data["scale"], tuple(data["metrics"]), data["missing"], images, data.get("lossy", {}))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; `{advise('evaluate')}` and test.py create it") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -89,6 +89,7 @@ def as_json(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
         "crop_border": evaluation.scale,
         "metrics": list(evaluation.metrics),
         "missing": evaluation.missing,
+        "lossy": evaluation.lossy,
         "averages": averages,
         "images": images,
     }
@@ -121,6 +122,7 @@ def markdown(evaluation: Evaluation) -> str:
                              [[method, *(column[row] for column in columns)]
                               for row, method in enumerate(evaluation.methods)])  # fmt: skip
     lines += [f"\n{METRICS[name].label} is n/a: {reason}" for name, reason in evaluation.missing.items()]
+    lines += [f"\n{note}" for note in evaluation.notes()]
     return "\n".join(lines) + "\n"
 
 

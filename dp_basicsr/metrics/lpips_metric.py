@@ -7,21 +7,21 @@ like the networks of the loss, see ``dp_basicsr.archs.pretrained.find_weights``.
 from __future__ import annotations
 
 import math
-import threading
 import warnings
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from dp_basicsr.archs.pretrained import find_weights, read_state_dict
 from dp_basicsr.errors import UserError
+from dp_basicsr.metrics.tensors import ALONE, device, to_tensor
+from dp_basicsr.options.metrics import METRICS
 from dp_basicsr.registration import register
 
 import lpips
 import numpy as np
 import torch
-from basicsr.metrics.metric_util import reorder_image
 from basicsr.utils import get_root_logger
 from numpy.typing import NDArray
 from torch import Tensor
@@ -29,18 +29,13 @@ from torch import Tensor
 # lpips's backbone name -> torchvision's.
 BACKBONES = MappingProxyType({"alex": "alexnet", "vgg": "vgg16"})
 
-# Smaller images vanish in AlexNet's pooling; VGG allows less, but one limit serves both.
-MIN_SIDE = 32
-
-_ALONE = threading.Lock()
-
 
 @register("metric")
 def calculate_lpips(
     img: NDArray[np.uint8],
     img2: NDArray[np.uint8],
     crop_border: int,
-    net: str = "alex",
+    net: Literal["alex", "vgg"] = "alex",
     weights: str = "imagenet",
     input_order: str = "HWC",
     **_: Any,  # BasicSR passes every key of the option file, e.g. `better`
@@ -63,18 +58,17 @@ def calculate_lpips(
     """
     if img.shape != img2.shape:
         raise UserError(f"LPIPS: expected images of the same shape, got {img.shape} and {img2.shape}")
-    # One image at a time: validation measures in threads, where loading is not safe and memory would multiply.
-    with _ALONE:
+    with ALONE:
         if why_not(net, weights):
             return math.nan
-        device = _device()
-        pair = [_to_tensor(reorder_image(image, input_order), crop_border).to(device) for image in (img, img2)]
+        pair = [to_tensor(image, crop_border, input_order).div(127.5).sub(1) for image in (img, img2)]
+        if min(pair[0].shape[-2:]) < METRICS["lpips_alex"].side:
+            raise UserError(f"LPIPS needs at least 32 x 32 pixels inside the border, got {tuple(pair[0].shape[-2:])}")
         with torch.inference_mode():
-            return float(lpips_network(net, weights, device)(*pair))
+            return float(lpips_network(net, weights, device())(*pair))
 
 
-@lru_cache
-def why_not(net: str, weights: str) -> str | None:
+def why_not(net: str = "alex", weights: str = "imagenet", **_: Any) -> str | None:
     """Return why LPIPS with this backbone is not available (logged once), or None if it is.
 
     Raises:
@@ -82,8 +76,13 @@ def why_not(net: str, weights: str) -> str | None:
     """
     if net not in BACKBONES:
         raise UserError(f"LPIPS: expected net to be one of {', '.join(BACKBONES)}, got {net!r}")
+    return _missing(net, weights, device())
+
+
+@lru_cache
+def _missing(net: str, weights: str, place: str) -> str | None:
     try:
-        lpips_network(net, weights, _device())
+        lpips_network(net, weights, place)
     except UserError as error:
         get_root_logger().warning(f"LPIPS ({net}) is n/a: {error}")
         return str(error)
@@ -91,14 +90,14 @@ def why_not(net: str, weights: str) -> str | None:
 
 
 @lru_cache
-def lpips_network(net: str, weights: str, device: str) -> lpips.LPIPS:
+def lpips_network(net: str, weights: str, place: str) -> lpips.LPIPS:
     """Load LPIPS, frozen and in eval mode, once per backbone and device.
 
     Raises:
         UserError: The backbone's weights are not available or do not match.
     """
     path = find_weights(BACKBONES[net], weights)
-    return build_network(net, read_state_dict(path), str(path)).to(device)
+    return build_network(net, read_state_dict(path), str(path)).to(place)
 
 
 def build_network(net: str, backbone: dict[str, Tensor], source: str) -> lpips.LPIPS:
@@ -130,16 +129,3 @@ def build_network(net: str, backbone: dict[str, Tensor], source: str) -> lpips.L
     except RuntimeError as error:
         raise UserError(f"{source} does not match {BACKBONES[net]}: {' '.join(str(error).split())}") from error
     return model.requires_grad_(False).eval()
-
-
-def _device() -> str:
-    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-
-
-def _to_tensor(image: NDArray[np.uint8], crop_border: int) -> Tensor:
-    """Convert ``(H, W, C)`` BGR uint8 to (1, 3, h, w) RGB in [-1, 1], the input of LPIPS."""
-    inner = image[crop_border or None : -crop_border or None, crop_border or None : -crop_border or None]
-    if min(inner.shape[:2]) < MIN_SIDE:
-        raise UserError(f"LPIPS needs at least {MIN_SIDE} x {MIN_SIDE} pixels inside the border, got {inner.shape[:2]}")
-    rgb = np.repeat(inner, 3, axis=2) if inner.shape[2] == 1 else inner[..., ::-1]
-    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1))).float().div(127.5).sub(1)[None]

@@ -1,51 +1,58 @@
-"""The metrics of all tables: PSNR and SSIM on RGB and Y, LPIPS with both backbones."""
+"""Measure images with the metrics of the records, and find those that are not available here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from types import MappingProxyType
+import inspect
+import math
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.strict import size_text
-from dp_basicsr.metrics.lpips_metric import calculate_lpips, why_not
+from dp_basicsr.metrics.library_metric import better_of as library_metric_better
+from dp_basicsr.metrics.library_metric import library_metric
+from dp_basicsr.options.metrics import DEFAULT, METRICS, record_of
 
+import basicsr.metrics  # noqa: F401  (registers its metrics)
 import numpy as np
-from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils import get_root_logger
+from basicsr.utils.registry import METRIC_REGISTRY
 from numpy.typing import NDArray
 
 Scores = dict[str, float | None]
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is formatted: its label, its decimal places, and whether higher is better."""
+def function_of(kind: str) -> Callable[..., Any]:
+    """Return the function of a ``type`` of ``val: metrics:``; one of a library enters BasicSR's registry.
 
-    label: str
-    digits: int
-    higher_is_better: bool
+    Raises:
+        UserError: The library is not installed, or has no such metric.
+        KeyError: Nothing of this name is registered.
+    """
+    if "/" in kind and kind not in METRIC_REGISTRY:
+        METRIC_REGISTRY._obj_map.setdefault(kind, library_metric(kind))
+    return METRIC_REGISTRY.get(kind)  # type: ignore[no-any-return]
 
-    def text(self, value: float | None, sign: bool = False) -> str:
-        """Format ``value`` for a table; None is n/a."""
-        return "n/a" if value is None else f"{value:{'+' if sign else ''}.{self.digits}f}"
+
+def better_of(kind: str) -> str:
+    """Return whether ``higher`` (BasicSR's default) or ``lower`` values of a ``type`` are better."""
+    record = record_of(kind)
+    if record is None and "/" in kind:
+        return library_metric_better(kind)
+    return record.better if record else "higher"
 
 
-METRICS = MappingProxyType(
-    {
-        "psnr_rgb": Metric("PSNR RGB [dB]", 2, True),
-        "psnr_y": Metric("PSNR Y [dB]", 2, True),
-        "ssim_rgb": Metric("SSIM RGB", 4, True),
-        "ssim_y": Metric("SSIM Y", 4, True),
-        "lpips_alex": Metric("LPIPS AlexNet", 4, False),
-        "lpips_vgg": Metric("LPIPS VGG-16", 4, False),
-    }
-)
+def why_not(kind: str, **keywords: Any) -> str | None:
+    """Return why a metric of ``val: metrics:`` cannot be computed on this machine, or None if it can."""
+    record = record_of(kind)
+    module = "dp_basicsr.metrics.library_metric" if "/" in kind else record.module if record else ""
+    return import_module(module).why_not(kind=kind, **keywords) if module else None
 
 
 def measure(
-    result: NDArray[np.uint8], gt: NDArray[np.uint8], crop_border: int, metrics: tuple[str, ...] = tuple(METRICS)
+    result: NDArray[np.uint8], gt: NDArray[np.uint8], crop_border: int, metrics: tuple[str, ...] = DEFAULT
 ) -> Scores:
     """Measure one result image against its original.
 
@@ -57,23 +64,48 @@ def measure(
         metrics: Keys of ``METRICS``.
 
     Returns:
-        Each metric's value; infinite PSNR for identical images; None for LPIPS if its backbone is not available.
+        Each metric's value; infinite PSNR for identical images; None where a metric is not available or has no value,
+        for example because the image is too small for it.
 
     Raises:
-        UserError: The sizes differ, or less than SSIM's window of 11 pixels is left inside the border.
+        UserError: The sizes differ.
     """
     if result.shape[:2] != gt.shape[:2]:
         raise UserError(f"expected a result of {size_text(gt)} pixels, the original's size; got {size_text(result)}")
-    if min(gt.shape[:2]) < 2 * crop_border + 11:
-        raise UserError(f"an image of {size_text(gt)} pixels has no 11 x 11 window inside a border of {crop_border}")
-    pair = in_colour(result), in_colour(gt)
-    return {name: _one(name, pair, crop_border) for name in metrics}
+    images = {"img": in_colour(result), "img2": in_colour(gt)}
+    scores: Scores = dict.fromkeys(metrics)
+    for name in metrics:
+        metric = METRICS[name]
+        if metric.blocks_in(gt.shape[:2], crop_border) < metric.enough or why_not(metric.type, **metric.keywords):
+            continue
+        function = function_of(metric.type)
+        given = {key: image for key, image in images.items() if key in inspect.signature(function).parameters}
+        try:
+            value = float(function(**given, crop_border=crop_border, **metric.keywords))
+        except np.linalg.LinAlgError:  # NIQE of a flat image
+            continue
+        scores[name] = None if math.isnan(value) else value
+    return scores
 
 
 def missing_metrics(metrics: tuple[str, ...]) -> dict[str, str]:
     """Return the ``metrics`` that cannot be computed on this machine, with the reasons."""
-    reasons = {name: why_not(name.removeprefix("lpips_"), "imagenet") for name in metrics if name.startswith("lpips_")}
+    reasons = {name: why_not(METRICS[name].type, **METRICS[name].keywords) for name in metrics}
     return {name: reason for name, reason in reasons.items() if reason}
+
+
+def listed_metrics(entries: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    """Return the keys of ``METRICS`` whose function and keywords ``val: metrics:`` lists."""
+    listed = []
+    for entry in entries.values():
+        parameters = inspect.signature(function_of(entry["type"])).parameters.values()
+        used = {parameter.name: parameter.default for parameter in parameters} | entry
+        listed += [
+            name
+            for name, metric in METRICS.items()
+            if metric.type == entry["type"] and all(used.get(key) == value for key, value in metric.keywords.items())
+        ]
+    return tuple(name for name in METRICS if name in listed)
 
 
 def drop_unavailable(opt: dict[str, Any]) -> None:
@@ -87,9 +119,8 @@ def drop_unavailable(opt: dict[str, Any]) -> None:
     """
     metrics = (opt.get("val") or {}).get("metrics") or {}
     for name, metric in list(metrics.items()):
-        if metric["type"] != calculate_lpips.__name__:
-            continue
-        if any(all_gather(why_not(metric.get("net", "alex"), metric.get("weights", "imagenet")))):
+        keywords = {key: value for key, value in metric.items() if key != "type"}
+        if any(all_gather(why_not(metric["type"], **keywords))):
             get_root_logger().warning(f"val: metrics: {name} is skipped")
             del metrics[name]
 
@@ -97,11 +128,3 @@ def drop_unavailable(opt: dict[str, Any]) -> None:
 def in_colour(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Convert a gray or colour image to ``(H, W, 3)``."""
     return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-
-
-def _one(name: str, pair: tuple[NDArray[np.uint8], NDArray[np.uint8]], crop_border: int) -> float | None:
-    kind, variant = name.split("_")
-    if kind == "lpips":
-        return None if why_not(variant, "imagenet") else calculate_lpips(*pair, crop_border, net=variant)
-    function = calculate_psnr if kind == "psnr" else calculate_ssim
-    return float(function(*pair, crop_border, test_y_channel=variant == "y"))

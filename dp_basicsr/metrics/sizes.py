@@ -5,22 +5,16 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
-from types import MappingProxyType
 from typing import Any
 
 from dp_basicsr.data.lmdb_records import read_meta_info
 from dp_basicsr.errors import UserError
-from dp_basicsr.metrics.lpips_metric import MIN_SIDE
+from dp_basicsr.options.metrics import record_of
 
 from PIL import Image
 from torch.utils.data import DataLoader
 
 Size = tuple[int, int]  # the shorter and the longer side, which EXIF's orientation does not change
-
-# Metric -> side of the blocks that it needs inside its border, and how many: BasicSR's NIQE takes a covariance of them.
-BLOCKS = MappingProxyType(
-    {"calculate_psnr": (1, 1), "calculate_ssim": (11, 1), "calculate_lpips": (MIN_SIDE, 1), "calculate_niqe": (96, 2)}
-)
 
 
 def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> None:
@@ -41,11 +35,12 @@ def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> N
                 raise UserError(f"{where} is {_text(gt)} pixels, expected at least {_text(result)}, {scale} x its LQ")
             for metric, options in metrics.items():
                 border = options.get("crop_border", 0)
-                side, count = BLOCKS.get(options["type"], (0, 0))
-                if count and _blocks(gt or result, side, border) < count:
+                record = record_of(options["type"])
+                if record and record.blocks_in(gt or result, border) < record.blocks:
+                    needed = f"{record.blocks} x {record.side} x {record.side} pixels inside a border of {border}"
                     raise UserError(
                         f"{where} of {_text(gt or result)} pixels is too small for val: metrics: {metric}, which needs "
-                        f"{count} x {side} x {side} pixels inside a border of {border}: remove the image or the metric"
+                        f"{needed}: remove the image or the metric"
                     )
 
 
@@ -71,11 +66,6 @@ def _sizes(dataset: Any) -> Iterator[tuple[str, Size, Size | None]]:
             lq, gt = (size(key, pair[key]) if key in pair else None for key in ("lq_path", "gt_path"))
         if lq is not None:
             yield str(pair.get("gt_path", pair["lq_path"])), lq, gt
-
-
-def _blocks(size: Size, side: int, border: int) -> int:
-    shorter, longer = (max(one - 2 * border, 0) // side for one in size)
-    return shorter * longer
 
 
 def _text(size: Size) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.images.strict import encode_png
+from dp_basicsr.metrics.scores import better_of, function_of
 from dp_basicsr.utils.atomic_io import replacing
 from dp_basicsr.utils.input_size import input_size, run_padded
 from dp_basicsr.utils.tiles import Floats, blend_tiles, seam_warning
@@ -23,7 +24,6 @@ import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import get_root_logger, tensor2img
-from basicsr.utils.registry import METRIC_REGISTRY
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -119,7 +119,7 @@ class Validator:
         """Set ``results`` to the means, and update ``best``, the same on all processes; log them on rank 0."""
         self.results = {metric: mean_of([value[metric] for value in values]) for metric in values[0]}
         for metric, options in self.opt["val"]["metrics"].items():
-            better = options.get("better", "higher")
+            better = options.get("better") or better_of(options["type"])
             new = {"better": better, "val": WORST[better], "iter": -1}
             record = self.best.setdefault(dataset, {}).setdefault(metric, new)
             mean = self.results.get(metric, math.nan)
@@ -259,7 +259,7 @@ def usable_metrics(opt: Mapping[str, Any], has_original: bool) -> dict[str, dict
     metrics = (opt.get("val") or {}).get("metrics") or {}
     if has_original:
         return metrics
-    functions = {name: METRIC_REGISTRY.get(metric["type"]) for name, metric in metrics.items()}
+    functions = {name: function_of(metric["type"]) for name, metric in metrics.items()}
     return {name: metrics[name] for name in metrics if "img2" not in inspect.signature(functions[name]).parameters}
 
 

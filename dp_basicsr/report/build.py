@@ -33,12 +33,13 @@ class Cell:
 
 @dataclass
 class Table:
-    """A sortable table; the first ``text_columns`` columns are text."""
+    """A sortable table; the first ``text_columns`` columns are text, and higher is better in the ``highest`` ones."""
 
     name: str
     head: list[str]
     rows: list[list[Cell]]
     text_columns: int = 1
+    highest: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Report:
     option_files: dict[str, str] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    better: str = ""
 
 
 def write_report(folders: Sequence[Path], out: Path, quality: int | None = None) -> Path:
@@ -126,7 +128,13 @@ def average_table(evaluation: Evaluation, set_name: str) -> Table:
         for number, method in enumerate(evaluation.methods)
     ]
     count = len(evaluation.of(set_name, evaluation.methods[0]))
-    return Table(f"{set_name} ({count} image{'s' * (count != 1)})", ["Method", *_labels(evaluation)], rows)
+    return Table(
+        f"{set_name} ({count} image{'s' * (count != 1)})",
+        ["Method", *_labels(evaluation)],
+        rows,
+        1,
+        _highest(evaluation),
+    )
 
 
 def image_table(evaluation: Evaluation) -> Table:
@@ -138,7 +146,7 @@ def image_table(evaluation: Evaluation) -> Table:
         ]
         for image in evaluation.images
     ]
-    return Table("Per image", ["Set", "Image", "Method", *_labels(evaluation)], rows, text_columns=3)
+    return Table("Per image", ["Set", "Image", "Method", *_labels(evaluation)], rows, 3, _highest(evaluation))
 
 
 def _add_training(report: Report, folder: Path) -> None:
@@ -164,6 +172,9 @@ def _add_evaluation(report: Report, evaluation: Evaluation, quality: int | None)
     chosen = choose_quality(evaluation) if quality is None else quality
     for (set_name, _), images in groups.items():
         report.viewers.setdefault(set_name, []).append(make_viewer(images, evaluation, chosen))
+    for better, metrics in (("higher", highest := _highest(evaluation)), ("lower", _labels(evaluation))):
+        names = ", ".join(name.partition(" [")[0] for name in metrics if better == "higher" or name not in highest)
+        report.better += f" {names}: {better} is better." if names else ""
     report.facts |= {
         "Test sets": ", ".join(evaluation.sets),
         "Images": str(len(groups)),
@@ -178,6 +189,7 @@ def _add_evaluation(report: Report, evaluation: Evaluation, quality: int | None)
         else f"Images are shown as WebP of quality {chosen}, to keep "
         "this file small; the numbers were measured on the files themselves.",
         *(f"{METRICS[name].label} is n/a: {reason}" for name, reason in evaluation.missing.items()),
+        *evaluation.notes(),
     ]
 
 
@@ -191,6 +203,10 @@ def _cells(values: Sequence[float | None], metric: str) -> list[Cell]:
 
 def _labels(evaluation: Evaluation) -> list[str]:
     return [METRICS[name].label for name in evaluation.metrics]
+
+
+def _highest(evaluation: Evaluation) -> list[str]:
+    return [METRICS[name].label for name in evaluation.metrics if METRICS[name].higher_is_better]
 
 
 def _title(folder: Path) -> str:

@@ -1,22 +1,23 @@
 "use strict";
 
-// ---- tables: a click on a head sorts by its column, a second one the other way; n/a stays at the end ----
+// ---- tables: a click on a head sorts by its column, the best first; a second one the other way; n/a stays at the end ----
 
 function sortTable(table, column) {
   const head = table.tHead.rows[0].cells[column];
-  const ascending = head.getAttribute("aria-sort") !== "ascending";
+  const [first, second] = head.classList.contains("highest") ? ["descending", "ascending"] : ["ascending", "descending"];
+  const direction = head.getAttribute("aria-sort") === first ? second : first;
   const key = (row) => row.cells[column].dataset.value;
   const compare = (one, other) => {
     const [a, b] = [key(one), key(other)];
     if (a === "" || b === "") return (a === "") - (b === "");
     const numeric = head.classList.contains("number");
     const order = numeric ? number(a) - number(b) : a.localeCompare(b, undefined, { numeric: true });
-    return ascending ? order : -order;
+    return direction === "ascending" ? order : -order;
   };
   const body = table.tBodies[0];
   body.append(...[...body.rows].sort(compare));
   for (const cell of table.tHead.rows[0].cells) cell.setAttribute("aria-sort", "none");
-  head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+  head.setAttribute("aria-sort", direction);
 }
 
 function number(text) {

@@ -19,6 +19,7 @@ from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu, evalu
 from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.losses.dual_perceptual_loss import imagenet_networks, with_random_weights
 from dp_basicsr.metrics import refuse_small_images
+from dp_basicsr.options.metrics import needs_network
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
 from dp_basicsr.runs.limits import out_of_memory_is_user_error
@@ -159,8 +160,9 @@ def try_validation(opt: dict[str, Any], model: Any) -> None:
         return
     loaders = evaluation_loaders(opt, "val")
     refuse_small_images(opt, loaders)
-    metrics = opt["val"].get("metrics") or {}  # LPIPS may need a download
-    opt["val"]["metrics"] = {name: one for name, one in metrics.items() if one["type"] != "calculate_lpips"}
+    metrics = opt["val"].get("metrics") or {}
+    # A metric with a network may need a download.
+    opt["val"]["metrics"] = {name: entry for name, entry in metrics.items() if not needs_network(entry["type"])}
     for loader in loaders:
         model.validation(DataLoader(FirstCorner(loader.dataset, opt["scale"])), 0, None, save_img=False)
 

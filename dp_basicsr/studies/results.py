@@ -11,6 +11,7 @@ from dp_basicsr.evaluation.files import read_evaluation
 from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.options import override, read_options
+from dp_basicsr.options.metrics import DEFAULT
 from dp_basicsr.studies.runner import make_job, present_sets
 from dp_basicsr.studies.shares import read_shares, share_lines
 from dp_basicsr.studies.study import Smoke, Study, paper_tables
@@ -81,8 +82,8 @@ def image_cells(study: Study, smoke: Smoke | None, given: Sequence[Method], metr
 
 
 def default_metrics(smoke: Smoke | None) -> tuple[str, ...]:
-    """Return all metrics; a smoke run omits LPIPS, whose backbones may need a download."""
-    return tuple(name for name in METRICS if not (smoke and name.startswith("lpips")))
+    """Return the metrics of tables; a smoke run omits LPIPS, whose backbones may need a download."""
+    return tuple(name for name in DEFAULT if not (smoke and METRICS[name].module))
 
 
 def _cells(

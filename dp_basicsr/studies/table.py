@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from dp_basicsr.evaluation.files import table_lines
 from dp_basicsr.metrics import METRICS, Scores
+from dp_basicsr.options.metrics import DEFAULT
 from dp_basicsr.studies.study import PaperTable, Study, paper_source
 
 from scipy.stats import spearmanr
@@ -61,7 +62,7 @@ def study_csv(study: Study, columns: Sequence[str], cells: Cells, paper: PaperTa
     writer.writerow(["row", "column", "metric", "smoke" if smoke else "ours", "paper", "difference"])
     for label in dict.fromkeys(row.label for row in study.rows):
         for column in columns:
-            for name in METRICS:
+            for name in DEFAULT:
                 ours = cells.get((label, column), {}).get(name)
                 theirs = paper.value(label, column, name.split("_")[0]) if paper else None
                 writer.writerow(
@@ -76,9 +77,9 @@ def rank_lines(
     """Rank correlation of the columns (Section 4.3.4): Spearman's rho, 1 for the same order."""
     lines = [f"## Rank correlation of {' and '.join(columns)}", "", f"Spearman's rho over {len(labels)} settings.", ""]
     rows = []
-    for name, metric in METRICS.items():
+    for name in DEFAULT:
         ours = [[cells.get((label, column), {}).get(name) for label in labels] for column in columns]
-        row = [metric.label, _rho(*ours)]
+        row = [METRICS[name].label, _rho(*ours)]
         if paper:
             row.append(
                 _rho(*([paper.value(label, column, name.split("_")[0]) for label in labels] for column in columns))

@@ -11,6 +11,7 @@ import dp_basicsr.archs
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401  (the three register their members)
 from dp_basicsr.options import read_options
+from dp_basicsr.options.metrics import needs_network
 
 import cv2
 import numpy as np
@@ -56,7 +57,7 @@ def build(network: str, folder: Path, quick: bool, **val: Any) -> Any:
     opt = read_options(ROOT / "options" / FILES[network])
     if quick:
         opt["network_g"] |= {"num_feat": 8, "num_block": 1}
-    metrics = {name: one for name, one in opt["val"]["metrics"].items() if one["type"] != "calculate_lpips"}
+    metrics = {name: one for name, one in opt["val"]["metrics"].items() if not needs_network(one["type"])}
     opt |= {"num_gpu": min(torch.cuda.device_count(), 1), "dist": False, "rank": 0, "world_size": 1, "is_train": False}
     opt["path"] = {"visualization": str(folder / "results")}
     opt["val"] |= {"metrics": metrics, "pbar": False, "suffix": None} | val

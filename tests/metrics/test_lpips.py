@@ -24,7 +24,7 @@ IMAGE, OTHER = (RNG.integers(0, 256, (48, 56, 3), dtype=np.uint8) for _ in range
 @pytest.fixture(autouse=True)
 def no_memory() -> None:
     """Clear the caches of networks and errors."""
-    lpips_metric.why_not.cache_clear()
+    lpips_metric._missing.cache_clear()
     lpips_metric.lpips_network.cache_clear()
 
 

@@ -12,6 +12,7 @@ from dp_basicsr.metrics import METRICS, measure
 
 import numpy as np
 import pytest
+from basicsr.metrics import calculate_niqe
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 RNG = np.random.default_rng(0)
@@ -50,13 +51,22 @@ def test_identical_images() -> None:
     assert METRICS["lpips_vgg"].text(None) == "n/a"
 
 
-@pytest.mark.parametrize(
-    ("result", "border", "message"),
-    [(IMAGE[:, :-4], 4, "36 x 40 pixels, the original's size; got 32 x 40"), (IMAGE, 13, "no 11 x 11 window")],
-)
-def test_mistakes_are_named(result: np.ndarray, border: int, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        measure(result, IMAGE, border, PIXELS)
+def test_another_size_is_named() -> None:
+    with pytest.raises(UserError, match="36 x 40 pixels, the original's size; got 32 x 40"):
+        measure(IMAGE[:, :-4], IMAGE, 4, PIXELS)
+
+
+def test_an_image_too_small_for_a_metric_is_not_available_for_it() -> None:
+    """36 x 40 pixels inside a border of 13: no window of SSIM; NIQE wants a dozen of its blocks of 96 x 96."""
+    scores = measure(NEAR, IMAGE, 13, (*PIXELS, "niqe"))
+    assert scores["psnr_y"] is not None
+    assert scores["ssim_y"] is scores["niqe"] is None
+
+
+def test_niqe_is_basicsr_s_from_twelve_blocks_on() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (3 * 96 + 8, 4 * 96 + 8, 3), dtype=np.uint8)
+    assert measure(image, image, 4, ("niqe",)) == {"niqe": pytest.approx(calculate_niqe(image, 4))}
+    assert measure(image[1:], image[1:], 4, ("niqe",)) == {"niqe": None}
 
 
 def test_bicubic_set5_gives_the_published_figures(set5: Path) -> None:

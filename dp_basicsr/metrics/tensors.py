@@ -1,0 +1,27 @@
+"""What metrics share that run a network: its input, its device, and one image at a time."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+from basicsr.metrics.metric_util import reorder_image
+from numpy.typing import NDArray
+from torch import Tensor
+
+# One image at a time: validation measures in threads, where loading is not safe and memory would multiply.
+ALONE = threading.Lock()
+
+
+def device() -> str:
+    """Return the device of the networks."""
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
+def to_tensor(image: NDArray[np.uint8], crop_border: int, input_order: str) -> Tensor:
+    """Convert BGR or gray uint8, ``(H, W[, C])`` or ``CHW``, to (1, 3, h, w) RGB float32 in [0, 255] without border."""
+    image = reorder_image(image, input_order)
+    inner = image[crop_border or None : -crop_border or None, crop_border or None : -crop_border or None]
+    rgb = np.repeat(inner, 3, axis=2) if inner.shape[2] == 1 else inner[..., ::-1]
+    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1))).float()[None].to(device())

@@ -1,0 +1,86 @@
+"""The contract *measuring*: generated means against a closed form, and lossy files."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from itertools import product
+from pathlib import Path
+
+from dp_basicsr.evaluation.evaluate import Evaluation, Measured, evaluate, lossy_format
+from dp_basicsr.evaluation.files import as_json, markdown, read_evaluation, write_evaluation
+from dp_basicsr.evaluation.matching import Method, find_test_set
+
+import PIL.Image
+import pytest
+
+from tests.support.fuzz import draws
+from tests.support.images import smooth_noise
+
+NUMBERS = (20.0, 27.5, 31.25, 40.0)
+
+
+def test_means_are_over_the_images_that_every_method_has_a_finite_value_for() -> None:
+    """Against the definition, image by image, for values that are numbers, infinite or missing."""
+    for rng in draws(100):
+        methods, images = [f"m{n}" for n in range(rng.randint(1, 3))], [f"i{n}" for n in range(rng.randint(1, 5))]
+        odd = rng.choice([0.0, 0.2, 0.6, 1.0])
+        values = {
+            pair: rng.choice((None, math.inf) if rng.random() < odd else NUMBERS) for pair in product(methods, images)
+        }
+        measured = tuple(
+            Measured("set", image, method, Path("gt.png"), None, None, {"psnr_y": values[method, image]})
+            for image in images
+            for method in methods
+        )
+        evaluation = Evaluation(4, ("psnr_y",), {}, measured)
+        common = [image for image in images if all(values[method, image] in NUMBERS for method in methods)]
+        for method in methods:
+            mean = evaluation.average("set", method)["psnr_y"]
+            perfect = all(values[method, image] == math.inf for image in images)
+            if common:
+                assert mean == pytest.approx(statistics.fmean(values[method, image] or 0 for image in common))
+            else:
+                assert mean == (math.inf if perfect else None)
+        text = markdown(evaluation)
+        assert (f"is the mean over {len(common)} of {len(images)} images" in text) == (0 < len(common) < len(images))
+
+
+def test_a_method_that_restores_an_image_perfectly_does_not_gain_or_lose_by_it() -> None:
+    """A left-out image is left out for all: with 60 dB for the others on it alone, A would fall behind B."""
+    rows = [("flat", "A", math.inf), ("flat", "B", 60.0), ("photo", "A", 31.0), ("photo", "B", 30.0)]
+    measured = (Measured("set", image, method, Path(), None, None, {"psnr_y": value}) for image, method, value in rows)
+    evaluation = Evaluation(4, ("psnr_y",), {}, tuple(measured))
+    assert [evaluation.average("set", method)["psnr_y"] for method in "AB"] == [31.0, 30.0]
+    assert "without a finite value for every method: flat." in markdown(evaluation)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "settings", "kind"),
+    [
+        (".png", {}, ""),
+        (".jpg", {}, "JPEG"),
+        (".webp", {"quality": 80}, "lossy WebP"),
+        (".webp", {"lossless": True}, ""),
+        (".webp", {"quality": 80, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"}, "lossy WebP"),
+        (".webp", {"lossless": True, "icc_profile": b"VP8 " * 5 + b"x"}, ""),
+        (".tif", {"compression": "jpeg"}, "JPEG in TIFF"),
+        (".tif", {"compression": "tiff_lzw"}, ""),
+        (".gif", {}, "GIF"),
+    ],
+)
+def test_lossy_files_are_known_by_their_content(tmp_path: Path, suffix: str, settings: dict, kind: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    PIL.Image.fromarray(smooth_noise(48, 40, 0)).save(path, **settings)
+    assert lossy_format(path) == kind
+
+
+def test_lossy_results_are_named_in_table_json_and_report(tmp_path: Path) -> None:
+    for folder, name, suffix in (("gt", "a", "png"), ("gt", "b", "png"), ("A", "a", "jpg"), ("A", "b", "png")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        PIL.Image.fromarray(smooth_noise(48, 40, 0)).save(tmp_path / folder / f"{name}.{suffix}")
+    evaluation = evaluate([find_test_set(tmp_path / "gt")], [Method("A", tmp_path / "A")], 4, ("psnr_y",))
+    assert "A is measured from lossy files (1 JPEG), which" in markdown(evaluation)
+    write_evaluation(evaluation, tmp_path / "out")
+    assert read_evaluation(tmp_path / "out").notes() == evaluation.notes()
+    assert as_json(evaluation, tmp_path)["lossy"] == {"A": "1 JPEG"}
