@@ -4,7 +4,7 @@
 #   TORCH_INDEX=URL     another torch build than PyPI's: https://download.pytorch.org/whl/cu128, ...;
 #                       without an NVIDIA GPU the CPU build is taken where its index answers
 #   VENV=.venv          the environment's folder
-#   BENCH="step --batch 16"   arguments of make bench; python -m scripts.bench --help lists them
+#   BENCH="step --batch 16"   arguments of make bench; python -m benchmarks --help lists them
 #   WEIGHTS=imagenet    make demo with the real VGG19 and ResNet-50 instead of random ones
 
 PYTHON ?= python3
@@ -76,14 +76,14 @@ fuzz: setup ## draw new inputs for the generated tests, FUZZ_SECONDS=60 each; FU
 		$$(grep -lrE '^from tests.support.fuzz import .*(draws|generated)' tests --include='test_*.py')
 
 bench: setup ## compare speed and memory with BasicSR's: 20 minutes on an idle CPU
-	$(BIN)/python -m scripts.bench $(BENCH)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 gpu-report: setup ## test and measure everything on this machine's GPU, into results/gpu; exits with 2 without one
-	$(BIN)/python -m scripts.gpu_report
+	$(BIN)/python -m benchmarks.gpu_report
 
 lint: $(VENV)/.lint-done same-python ## check style, format and types
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff check --isolated --preview --select PLW1514 dp_basicsr scripts
+	$(BIN)/python -m ruff check --isolated --preview --select PLW1514 dp_basicsr scripts benchmarks examples
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 

@@ -46,9 +46,8 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
 
 @every_document
 def test_files_that_are_named_exist(path: Path) -> None:
-    names = re.findall(
-        r"\b(?:dp_basicsr|scripts|tests|options)/[\w./]*\.(?:py|yml|json|sbatch)\b", path.read_text("utf-8")
-    )
+    folders = "dp_basicsr|benchmarks|examples|scripts|tests|options"
+    names = re.findall(rf"\b(?:{folders})/[\w./]*\.(?:py|yml|json|sbatch)\b", path.read_text("utf-8"))
     assert [name for name in names if not (ROOT / name).is_file()] == []
 
 

@@ -21,7 +21,7 @@ COMMANDS = [
     "scripts/make_lr.py",
     "-m dp_basicsr",
     *(f"-m dp_basicsr {name}" for name in COMMANDS),
-    "-m scripts.bench",
+    "-m benchmarks",
 ]
 
 # Runs a file or a module as __main__ and prints what it has imported of HEAVY.

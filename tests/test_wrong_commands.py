@@ -118,8 +118,6 @@ def test_wrong_files(command: str, place: None, capsys: pytest.CaptureFixture[st
         "extract_subimages --input pairs/GT --output o --crop-size 99999999999999999999",
         "download_datasets set5 --root wrong/empty.png --base-url http://127.0.0.1:1",
         f"make_report wrong --quality {'9' * 5000}",
-        "scaling_model --tflops 0",
-        "scaling_model --gbits nan",
     ],
 )
 def test_wrong_values(command: str, place: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench import soak
-from scripts.bench.soak import Sample, descendants, prepare, slopes, watch
+from benchmarks import soak
+from benchmarks.soak import Sample, descendants, prepare, slopes, watch
 from tests.support.processes import ForkedSubprocess
 
 

@@ -12,21 +12,22 @@ from typing import Any
 import pytest
 import torch
 
-from scripts.bench.__main__ import PARTS, main
-from scripts.bench.measure import compare, in_turns, seconds_in_a_row
-from scripts.bench.operations import operations_of, passes
-from scripts.bench.step import builders, step_of
+from benchmarks import data
+from benchmarks.__main__ import PARTS, main
+from benchmarks.measure import Settings, compare, in_turns, seconds_in_a_row
+from benchmarks.operations import counted, passes
+from benchmarks.step import builders, step_of
 
 
 def tables_of(text: str) -> dict[str, list[list[str]]]:
     """The rows of each Markdown table, by its title."""
-    found: dict[str, list[list[str]]] = {}
+    tables: dict[str, list[list[str]]] = {}
     for line in text.splitlines():
         if title := re.fullmatch(r"\*\*(.+)\*\*", line):
-            rows = found.setdefault(title[1], [])
+            rows = tables.setdefault(title[1], [])
         elif line.startswith("|") and "---" not in line:
             rows.append([cell.strip() for cell in line.strip("|").split("|")])
-    return found
+    return tables
 
 
 def test_every_part_runs_and_table_and_json_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,10 +91,18 @@ def test_operations_are_those_that_a_convolution_has() -> None:
     """2 x 9 x channels in x channels out for every pixel, and as many for each gradient."""
     conv = torch.nn.Conv2d(4, 8, 3, padding=1, bias=False)
     expected = 2 * 9 * 4 * 8 * 16 * 16 / 1e9
-    found = passes(conv, (1, 4, 16, 16))
-    assert found == pytest.approx({"forward": expected, "to the image": expected, "to the weights": expected})
+    assert passes(conv, (1, 4, 16, 16)) == pytest.approx(
+        {"forward": expected, "to the image": expected, "to the weights": expected}
+    )
     image = torch.rand(1, 4, 16, 16)
-    assert operations_of(lambda: conv(image).sum().backward()) == pytest.approx(2 * expected)
+    assert counted(lambda: conv(image).sum().backward()).flop / 1e9 == pytest.approx(2 * expected)
+
+
+def test_the_data_path_compares_the_same_pixels() -> None:
+    preparation, loader = data.measure(Settings(quick=True, rounds=1))
+    assert "30 sub-images. Differences from BasicSR: HR at most 0, LR 1" in preparation.note
+    assert "30 sub-images; samples bit-identical" in loader.note
+    assert [len(table.rows) for table in (preparation, loader)] == [3, 4]
 
 
 def test_a_mistyped_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

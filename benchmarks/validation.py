@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from basicsr.models import build_model
 from basicsr.models.sr_model import SRModel
 from torch.utils.data import DataLoader
 
-from scripts.bench.measure import ROOT, Settings, Table, Work, compare, in_turns, own_peak, peak_memory
+from benchmarks.measure import ROOT, Settings, Table, Work, compare, in_turns, own_peak, run, smooth_image
 
 BASICSR = "BasicSR's loop"
 OURS = "ours, 2 threads"
@@ -40,8 +40,7 @@ def write_pairs(folder: Path, sizes: list[tuple[int, int]]) -> DataLoader:
     """Write random smooth images of ``sizes`` (LR pixels) and their originals, x4; return their loader."""
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate(sizes):
-        coarse = rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
-        gt = cv2.resize(coarse, (4 * width, 4 * height), interpolation=cv2.INTER_CUBIC)
+        gt = smooth_image(rng, 4 * height, 4 * width)
         for name, image in (("gt", gt), ("lq", cv2.resize(gt, (width, height), interpolation=cv2.INTER_AREA))):
             (folder / name).mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(folder / name / f"{number}.png"), image)
@@ -57,7 +56,7 @@ def build(network: str, folder: Path, quick: bool, **val: Any) -> Any:
     opt = read_options(ROOT / "options" / FILES[network])
     if quick:
         opt["network_g"] |= {"num_feat": 8, "num_block": 1}
-    metrics = {name: one for name, one in opt["val"]["metrics"].items() if not needs_network(one["type"])}
+    metrics = {name: entry for name, entry in opt["val"]["metrics"].items() if not needs_network(entry["type"])}
     opt |= {"num_gpu": min(torch.cuda.device_count(), 1), "dist": False, "rank": 0, "world_size": 1, "is_train": False}
     opt["path"] = {"visualization": str(folder / "results")}
     opt["val"] |= {"metrics": metrics, "pbar": False, "suffix": None} | val
@@ -78,32 +77,30 @@ def measure(settings: Settings) -> list[Table]:
         folder = Path(name)
         loader = write_pairs(folder, [(20, 24), (24, 16)] if settings.quick else SIZES)
         for network in FILES:
-            models = {one: build(network, folder, settings.quick) for one in (BASICSR, OURS)}
+            models = {candidate: build(network, folder, settings.quick) for candidate in (BASICSR, OURS)}
             models[OURS].net_g.load_state_dict(models[BASICSR].net_g.state_dict())
-            works = {one: run_of(one, model, loader) for one, model in models.items()}
+            works = {candidate: run_of(candidate, model, loader) for candidate, model in models.items()}
             seconds = in_turns(works, min(settings.rounds, 3))
             same = models[BASICSR].metric_results == models[OURS].validator.results
             note = f"{len(loader)} images; metrics {'bit-identical' if same else 'DIFFER'}."
             tables.append(compare(f"Validation, {network}: network, PSNR and SSIM, PNG files", seconds, None, note))
     if not settings.quick:
-        peaks = {one: peak_memory("validation", one) for one in CANDIDATES}
-        rows = [(one, f"{peak:.0f} MB") for one, peak in peaks.items()]
+        # A process reports its peak since its start, so each candidate needs its own process.
+        peaks = {name: float(run(["-m", "benchmarks.validation", name]).split()[-1]) for name in CANDIDATES}
+        rows = [(name, f"{peak:.0f} MB") for name, peak in peaks.items()]
         title = f"Validation, peak memory on an image of {BIG[1]} x {BIG[0]} LR pixels"
-        tables.append(Table(title, ("", "peak memory"), rows, {one: {"peak_mb": peak} for one, peak in peaks.items()}))
+        tables.append(Table(title, ("", "peak memory"), rows, {name: {"peak_mb": peaks[name]} for name in peaks}))
     return tables
 
 
-def main() -> None:
+def main(candidate: str) -> None:
     """Validate one large image as one candidate, and print the peak memory of the process."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("candidate", choices=list(CANDIDATES))
-    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         loader = write_pairs(Path(name), [BIG])
-        model = build("generator", Path(name), False, **CANDIDATES[args.candidate])
-        run_of(args.candidate, model, loader)()
+        model = build("generator", Path(name), False, **CANDIDATES[candidate])
+        run_of(candidate, model, loader)()
         print(own_peak())
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -10,51 +10,34 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from dp_basicsr.options import read_options
+from dp_basicsr.distributed.launch import in_group, init_distributed
 
-ROOT = Path(__file__).resolve().parents[1]
+import torch
+from basicsr.models import build_model
+from torch import distributed
+
+from benchmarks.measure import run
+from benchmarks.step import options, step_of
 
 # (processes, threads of each)
 CASES = ((1, 2), (2, 1), (1, 1), (4, 1))
 
 
-def model_options(blocks: int) -> dict[str, Any]:
-    """Return the paper's ESRGAN-DP on the CPU, with ``blocks`` RRDBs and random perceptual networks."""
-    opt = read_options(ROOT / "options/train_esrgan_dp.yml")
-    opt |= {"num_gpu": 0, "is_train": True, "dist": False, "rank": 0, "world_size": 1}
-    opt["network_g"]["num_block"] = blocks
-    opt["train"]["perceptual_opt"] |= {"vgg_weights": "random", "resnet_weights": "random"}
-    return opt
-
-
 def work(args: argparse.Namespace) -> None:
     """Run one of the processes: train on random pairs; rank 0 prints the times of a step."""
-    import dp_basicsr.archs
-    import dp_basicsr.losses
-    import dp_basicsr.models  # noqa: F401  (the three register their members)
-    from dp_basicsr.distributed.launch import init_distributed
-
-    import torch
-    from basicsr.models import build_model
-    from torch import distributed
-
-    opt = model_options(args.blocks)
-    opt["dist"] = init_distributed("pytorch", cpu=True)
+    opt = options(False) | {"num_gpu": 0, "dist": init_distributed("pytorch", cpu=True)}
+    opt["network_g"]["num_block"] = args.blocks
     opt["rank"], opt["world_size"] = distributed.get_rank(), distributed.get_world_size()
-    model, share = build_model(opt), args.batch // opt["world_size"]
-    model.feed_data({"lq": torch.rand(share, 3, 32, 32), "gt": torch.rand(share, 3, 128, 128)})
-    model.optimize_parameters(1)
+    model = build_model(opt)
+    step = step_of(model, args.batch // opt["world_size"])
+    step()
     distributed.barrier()
     start = torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)
-    for iteration in range(args.steps):
-        model.optimize_parameters(2 + iteration)
+    for _ in range(args.steps):
+        step()
     spent = (torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64) - start) / args.steps
     distributed.all_reduce(spent)
     gradients = torch.zeros(sum(weight.numel() for net in (model.net_g, model.net_d) for weight in net.parameters()))
@@ -67,15 +50,6 @@ def work(args: argparse.Namespace) -> None:
         print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "all_reduce": taken}))
 
 
-def measure(processes: int, threads: int, args: argparse.Namespace) -> dict[str, float]:
-    """Start a process group and return the times it prints."""
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", __file__,
-            "--worker", f"--batch={args.batch}", f"--blocks={args.blocks}", f"--steps={args.steps}"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -86,29 +60,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
-        from dp_basicsr.distributed.launch import in_group
-
         with in_group():
             work(args)
         return 0
+    sizes = [f"--batch={args.batch}", f"--blocks={args.blocks}", f"--steps={args.steps}"]
     taken: dict[tuple[int, int], list[dict[str, float]]] = {case: [] for case in CASES}
     for _ in range(args.rounds):
-        for case, results in taken.items():
-            results.append(measure(*case, args))
-    print(
-        f"{args.batch} pairs in all, {args.blocks} blocks, {args.rounds} rounds of {args.steps} steps; median (spread)"
-    )
+        for (processes, threads), results in taken.items():
+            torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+            worker = ["-m", "benchmarks.measure_parallel", "--worker", *sizes]
+            results.append(json.loads(run([*torchrun, *worker], OMP_NUM_THREADS=str(threads)).splitlines()[-1]))
     medians = {
         case: {key: statistics.median(result[key] for result in results) for key in results[0]}
         for case, results in taken.items()
     }
-    work_of_one = medians[1, 1]["cpu_seconds"]
+    print(f"{' '.join(sizes)}, {args.rounds} rounds; median (spread)")
     head = "processes x threads | seconds | CPU seconds | all-reduce, seconds | by the model, seconds | throughput"
     print(f"\n| {head} |\n|---|---|---|---|---|---|")
     for (processes, threads), results in taken.items():
-        ratios = [one["seconds"] / ours["seconds"] for one, ours in zip(taken[CASES[0]], results, strict=True)]
-        mine = medians[processes, threads]
-        modelled = work_of_one / min(processes * threads, os.cpu_count() or 1) + mine["all_reduce"]
+        ratios = [base["seconds"] / ours["seconds"] for base, ours in zip(taken[CASES[0]], results, strict=True)]
+        mine, cores = medians[processes, threads], min(processes * threads, os.cpu_count() or 1)
+        modelled = medians[1, 1]["cpu_seconds"] / cores + mine["all_reduce"]
         print(
             f"| {processes} x {threads} | {mine['seconds']:.2f} | {mine['cpu_seconds']:.2f} | {mine['all_reduce']:.2f} "
             f"| {modelled:.2f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"

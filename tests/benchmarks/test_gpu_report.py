@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import gpu_report
-from scripts.bench import gpu
+from benchmarks import gpu_report
 from tests.support.processes import ForkedSubprocess
 
 
@@ -39,9 +38,9 @@ def test_that_fails():
 def test_the_report_is_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests, bit-exact resume and a run; the parts of the benchmark are rehearsed by test_bench.py."""
     (tmp_path / "test_few.py").write_text(TESTS)
-    monkeypatch.setattr(gpu, "PARTS", ())
-    monkeypatch.setattr(gpu, "REHEARSED_TESTS", str(tmp_path / "test_few.py"))
-    monkeypatch.setattr(gpu, "subprocess", ForkedSubprocess())
+    monkeypatch.setattr(gpu_report, "PARTS", ())
+    monkeypatch.setattr(gpu_report, "REHEARSED_TESTS", str(tmp_path / "test_few.py"))
+    monkeypatch.setattr(gpu_report, "subprocess", ForkedSubprocess())
     assert gpu_report.main(["--rehearse", "--out", str(tmp_path)]) == 0
     suite, resume, run = json.loads((tmp_path / "report.json").read_text())["tables"]
     assert suite["rows"] == [["cpu", "2", "0", "0", "0"], ["cuda", "0", "0", "0", "2"], ["neither", "0", "1", "0", "0"]]

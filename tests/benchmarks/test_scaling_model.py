@@ -5,42 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 
 from dp_basicsr.models import ESRGANDPModel
-from dp_basicsr.training.cost import Cost, count_cost, counted
 
 import pytest
 
-from scripts.scaling_model import (
+from benchmarks.operations import counted
+from benchmarks.scaling_model import (
     GPUS,
     PAPER_BATCH,
+    Cost,
     Machines,
     all_reduce_seconds,
-    bound_by,
-    cost_tables,
+    cost_table,
+    count_cost,
     feed_table,
+    main,
     run_hours,
     run_table,
     step_parts,
-    step_seconds,
 )
 from tests.support.options import VGG_STYLE_D, model_options, random_batch
 
 # Of the paper's networks, as the script counts them.
-PAPER = Cost(36.7e9, 4.5e9, 14.9e9, 5800, 16_697_987, 14_499_401)
+PAPER = Cost(185.8e9, 3521, 16_697_987 + 14_499_401)
 FAST = Machines(50e12, 12.5e9)
 
 
-def test_the_formula_is_what_a_step_does(tmp_path: Path) -> None:
+def test_the_cost_is_what_a_step_does(tmp_path: Path) -> None:
     """3 G + 7 D + 3 perceptual forward passes, within the first layers, whose input needs no gradient."""
     model = ESRGANDPModel(model_options("ESRGANDPModel", tmp_path) | {"network_d": dict(VGG_STYLE_D)})
     cost = count_cost(model)
     batch = random_batch(0, size=128)
-    model.feed_data(batch)
-    step = counted(lambda: model.optimize_parameters(3))
-    assert cost.flop * len(batch["gt"]) == pytest.approx(step.flop, rel=0.05)
-    assert cost.operations == pytest.approx(step.calls, rel=0.05)
-    assert cost.gradient_bytes == 4 * sum(
-        weight.numel() for net in (model.net_g, model.net_d) for weight in net.parameters()
-    )
+    lq, gt = batch["lq"], batch["gt"]
+    g, d = counted(lambda: model.net_g(lq)).flop, counted(lambda: model.net_d(gt)).flop
+    perceptual = counted(lambda: model.cri_perceptual(gt, gt)).flop / 2
+    assert cost.flop * len(gt) == pytest.approx(3 * g + 7 * d + 3 * perceptual, rel=0.05)
+    assert cost.weights == sum(weight.numel() for net in (model.net_g, model.net_d) for weight in net.parameters())
 
 
 def test_a_ring_s_traffic() -> None:
@@ -60,6 +59,10 @@ def test_more_gpus_compute_less_and_communicate_more() -> None:
     assert fixed == sorted(fixed, reverse=True)
 
 
+def bound_by(parts: dict[str, float]) -> str:
+    return max(parts, key=lambda name: parts[name])
+
+
 def test_what_a_step_is_bound_by() -> None:
     slow_network, slow_disk = Machines(50e12, 0.1e9), Machines(50e12, 12.5e9, disk=1e6)
     assert bound_by(step_parts(PAPER, Machines(1e12, 12.5e9), 1, PAPER_BATCH)) == "compute"
@@ -70,13 +73,20 @@ def test_what_a_step_is_bound_by() -> None:
 
 def test_hours() -> None:
     parts = {"compute": 0.5, "launch": 0.9, "disk": 0.1, "network": 0.1}
-    assert step_seconds(parts) == pytest.approx(1.0)
-    assert run_hours(1.0, iterations=3600) == 1
+    assert run_hours(parts, iterations=3600) == pytest.approx(1)
 
 
 def test_tables_are_markdown() -> None:
-    for text in (cost_tables(PAPER), feed_table(PAPER, [1e13]), run_table(PAPER, FAST)):
+    for text in (cost_table(PAPER), feed_table(PAPER, [1e13]), run_table(PAPER, FAST)):
         for block in text.split("\n\n"):
             widths = {line.count("|") for line in block.splitlines()}
             assert len(widths) == 1
     assert "| 64 | n/a | fewer pairs than GPUs |" in run_table(PAPER, FAST)
+
+
+@pytest.mark.parametrize("rate", ["--tflops=0", "--gbits=nan"])
+def test_a_rate_of_nothing_is_refused(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([rate])
+    assert stopped.value.code == 2
+    assert "error: expected --tflops and --gbits above 0" in capsys.readouterr().err

@@ -9,15 +9,11 @@ import argparse
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from dp_basicsr.options import read_options
+from benchmarks.operations import counted
+from benchmarks.step import our_model, step_of
 
-if TYPE_CHECKING:
-    from dp_basicsr.training.cost import Cost
-
-ROOT = Path(__file__).resolve().parents[1]
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 
 ITERATIONS = 400_000  # paper
@@ -36,26 +32,34 @@ PNG_SECONDS = 6.3e-3
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Cost of one training step."""
+
+    flop: float  # floating point operations per pair, two per multiply-add
+    operations: int  # kernel launches, independent of the mini-batch
+    weights: int  # of G and D, whose gradients every step averages over the processes, in float32
+
+
+@dataclass(frozen=True)
 class Machines:
-    """Assumptions about the hardware.
+    """Assumptions about the hardware; rates are per second, sizes in bytes."""
 
-    Attributes:
-        flop_rate: Sustained operations per second of a GPU.
-        network: Bytes per second between two nodes.
-        inside: Bytes per second between the GPUs of a node.
-        gpus_a_node: GPUs per node.
-        latency: Seconds per message.
-        launch: Seconds to launch an operation on the GPU.
-        disk: Bytes per second that the data's storage delivers to all nodes together.
-    """
-
-    flop_rate: float
-    network: float
-    inside: float = 50e9
+    flop_rate: float  # sustained operations of a GPU
+    network: float  # between two nodes
+    inside: float = 50e9  # between the GPUs of a node
     gpus_a_node: int = 8
-    latency: float = 20e-6
-    launch: float = 5e-6
-    disk: float = 1e9
+    latency: float = 20e-6  # of a message
+    launch: float = 5e-6  # of an operation on the GPU
+    disk: float = 1e9  # the data's storage, to all nodes together
+
+
+def count_cost(model: Any) -> Cost:
+    """Count a step of an x4 model on pairs of 128 x 128 HR pixels; D's batch-norm needs two of them."""
+    step = step_of(model, 2)
+    step()  # Adam creates its moments
+    counter = counted(step)
+    weights = sum(weight.numel() for net in (model.net_g, model.net_d) for weight in net.parameters())
+    return Cost(counter.flop / 2, counter.calls, weights)
 
 
 def all_reduce_seconds(size: float, gpus: int, rate: float, latency: float) -> float:
@@ -65,39 +69,19 @@ def all_reduce_seconds(size: float, gpus: int, rate: float, latency: float) -> f
 
 
 def step_parts(cost: Cost, machines: Machines, gpus: int, pairs: float) -> dict[str, float]:
-    """Return the seconds of each part of a step.
-
-    ``compute``, ``launch`` and ``disk`` overlap; ``network`` is added, because how much of it the backward pass hides
-    depends on the machine.
-
-    Args:
-        cost: Cost of the step.
-        machines: Assumptions about the hardware.
-        gpus: Number of GPUs.
-        pairs: Mini-batch of all GPUs together.
-    """
+    """Return the seconds of each part of a step with a mini-batch of ``pairs`` on all GPUs together."""
     rate = machines.inside if gpus <= machines.gpus_a_node else machines.network
     return {
         "compute": cost.flop * pairs / gpus / machines.flop_rate,
         "launch": cost.operations * machines.launch,
         "disk": pairs * PNG_BYTES / machines.disk,
-        "network": all_reduce_seconds(cost.gradient_bytes, gpus, rate, machines.latency),
+        "network": all_reduce_seconds(4 * cost.weights, gpus, rate, machines.latency),
     }
 
 
-def step_seconds(parts: dict[str, float]) -> float:
-    """Return the seconds of a step whose network time is not hidden at all."""
-    return max(parts["compute"], parts["launch"], parts["disk"]) + parts["network"]
-
-
-def run_hours(seconds: float, iterations: int = ITERATIONS) -> float:
-    """Return the hours of a run from the seconds of a step."""
-    return iterations * seconds / 3600
-
-
-def bound_by(parts: dict[str, float]) -> str:
-    """Return the part that takes most of a step."""
-    return max(parts, key=lambda name: parts[name])
+def run_hours(parts: dict[str, float], iterations: int = ITERATIONS) -> float:
+    """Return the hours of a run. The network's time is added: how much the backward pass hides is unknown."""
+    return iterations * (max(parts["compute"], parts["launch"], parts["disk"]) + parts["network"]) / 3600
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -106,24 +90,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def cost_tables(cost: Cost) -> str:
-    """Format tables of the operations per pair and of the bytes per step."""
-    networks = (("G", cost.generator, 3), ("D", cost.discriminator, 7), ("VGG and ResNet", cost.perceptual, 3))
-    rows = [(name, f"{one / 1e9:.1f}", times, f"{times * one / 1e9:.1f}") for name, one, times in networks]
-    operations = table(
-        ("network", "GFLOP, one forward pass", "times", "GFLOP of a step"),
-        [*rows, ("all", "", "", f"**{cost.flop / 1e9:.1f}**")],
-    )
+def cost_table(cost: Cost) -> str:
+    """Format the bytes per step."""
     sizes = (
-        (f"gradients of a step: {cost.parameters_g:,} + {cost.parameters_d:,} weights", cost.gradient_bytes),
-        ("a checkpoint: networks and two moments of each weight", cost.checkpoint_bytes),
+        (f"gradients of a step: {cost.weights:,} weights", 4 * cost.weights),
+        ("a checkpoint: networks and two moments of each weight", 12 * cost.weights),
         (f"samples of a mini-batch of {PAPER_BATCH}, PNG records (about)", PAPER_BATCH * PNG_BYTES),
         (f"samples of a mini-batch of {PAPER_BATCH}, raw records", PAPER_BATCH * RAW_BYTES),
         (f"pages that {PAPER_BATCH} crops touch of raw records", PAPER_BATCH * CROP_BYTES),
     )
-    calls = f"A step launches {cost.operations:,} operations on the device, whatever the mini-batch."
-    megabytes = table(("what", "MB"), [(what, f"{size / 1e6:.1f}") for what, size in sizes])
-    return f"{operations}\n\n{calls}\n\n{megabytes}"
+    return table(("what", "MB"), [(what, f"{size / 1e6:.1f}") for what, size in sizes])
 
 
 def run_table(cost: Cost, machines: Machines) -> str:
@@ -132,11 +108,9 @@ def run_table(cost: Cost, machines: Machines) -> str:
     for gpus in GPUS:
         row: list[object] = [gpus]
         for pairs in (PAPER_BATCH, PAPER_BATCH * gpus):
-            if pairs < gpus:
-                row += ["n/a", "fewer pairs than GPUs"]
-                continue
             parts = step_parts(cost, machines, gpus, pairs)
-            row += [f"{run_hours(step_seconds(parts)):.1f}", bound_by(parts)]
+            longest = max(parts, key=lambda name: parts[name])
+            row += [f"{run_hours(parts):.1f}", longest] if pairs >= gpus else ["n/a", "fewer pairs than GPUs"]
         rows.append(row)
     head = ("GPUs", f"hours, {PAPER_BATCH} pairs in all", "most in", f"hours, {PAPER_BATCH} pairs a GPU", "most in")
     return table(head, rows)
@@ -151,10 +125,8 @@ def feed_table(cost: Cost, rates: Sequence[float]) -> str:
             (f"{rate / 1e12:g} TFLOP/s", f"{pairs:.0f}", f"{pairs * PNG_BYTES / 1e6:.0f}", f"{pairs * PNG_SECONDS:.1f}",
              f"{pairs * CROP_BYTES / 1e6:.0f}", f"{Machines(rate, 1).disk / (pairs * PNG_BYTES):.0f}")
         )  # fmt: skip
-    return table(
-        ("GPU", "pairs/s", "PNG records, MB/s", "CPU cores that decode", "raw crops, MB/s", "GPUs that 1 GB/s feeds"),
-        rows,
-    )
+    head = "GPU", "pairs/s", "PNG records, MB/s", "CPU cores that decode", "raw crops, MB/s", "GPUs that 1 GB/s feeds"
+    return table(head, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,18 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not all(rate > 0 for rate in (*args.tflops, *args.gbits)):
         parser.error("expected --tflops and --gbits above 0")
-    import dp_basicsr.archs
-    import dp_basicsr.losses
-    import dp_basicsr.models  # noqa: F401  (the three register their members)
-    from dp_basicsr.training.cost import count_cost
-
-    from basicsr.models import build_model
-
-    opt = read_options(ROOT / "options/train_esrgan_dp.yml")
-    opt |= {"num_gpu": 0, "is_train": True, "dist": False, "rank": 0, "world_size": 1}
-    opt["train"]["perceptual_opt"] |= {"vgg_weights": "random", "resnet_weights": "random"}  # the same operations
-    cost = count_cost(build_model(opt))
-    print(cost_tables(cost))
+    cost = count_cost(our_model(False, {}))
+    print(f"A step takes {cost.flop / 1e9:.1f} GFLOP per pair in {cost.operations:,} operations.\n\n{cost_table(cost)}")
     print(f"\n{feed_table(cost, [rate * 1e12 for rate in args.tflops])}")
     for rate in args.tflops:
         for network in args.gbits:

@@ -19,9 +19,9 @@ from dp_basicsr.errors import EXIT_RETRY
 
 import numpy as np
 
-from scripts.bench.data import our_step, write_photographs
-from scripts.bench.measure import ROOT, Settings, Table
-from scripts.bench.validation import write_pairs
+from benchmarks.data import HR, LR, our_step, write_photographs
+from benchmarks.measure import ROOT, Settings, Table
+from benchmarks.validation import write_pairs
 
 # Record format -> the dataset that reads it.
 FORMS = {"raw": "PairedRawDataset", "png": "PairedImageDataset"}
@@ -60,15 +60,15 @@ def descendants(pid: int) -> Iterator[int]:
                 yield from descendants(int(child))
 
 
-def look(pid: int, log: Path) -> Sample:
+def take_sample(pid: int, log: Path) -> Sample:
     """Read a run's resource usage from the system and its iteration from its log."""
     memory, descriptors, threads = 0, 0, 0
-    for one in descendants(pid):
+    for process in descendants(pid):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):  # a worker has just ended
-            status = Path(f"/proc/{one}/status").read_text(encoding="utf-8")
+            status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
             memory += int(re.findall(r"RssAnon:\s+(\d+)", status)[0])
             threads += int(re.findall(r"Threads:\s+(\d+)", status)[0])
-            descriptors += len(os.listdir(f"/proc/{one}/fd"))
+            descriptors += len(os.listdir(f"/proc/{process}/fd"))
     iterations = re.findall(r"iter:\s*([\d,]+)", log.read_text(encoding="utf-8"))
     return Sample(time.monotonic(), int(iterations[-1].replace(",", "")), memory / 1024, descriptors, threads)
 
@@ -79,8 +79,8 @@ def prepare(folder: Path, form: str) -> list[str]:
         write_pairs(folder, [(24, 32), (32, 24)])
         write_photographs(folder / "HR", 2, (240, 320))
     our_step(folder / "HR", Window(160, 80), form, folder / form)
-    return [f"datasets:train:dataroot_gt={folder / form}/HR_sub.lmdb", f"datasets:train:type={FORMS[form]}",
-            f"datasets:train:dataroot_lq={folder / form}/LR_bicubic_X4_sub.lmdb",
+    return [f"datasets:train:dataroot_gt={folder / form}/{HR}.lmdb", f"datasets:train:type={FORMS[form]}",
+            f"datasets:train:dataroot_lq={folder / form}/{LR}.lmdb",
             "datasets:train:num_worker_per_gpu=2", "datasets:train:dataset_enlarge_ratio=100",
             f"datasets:val:dataroot_gt={folder}/gt", f"datasets:val:dataroot_lq={folder}/lq"]  # fmt: skip
 
@@ -108,7 +108,7 @@ def watch(folder: Path, form: str, data: list[str], minutes: float) -> list[Samp
             log = next(folder.glob(f"experiments/soak_{form}/*.log"), Path())
             end = time.monotonic() + 60 * minutes
             while run.poll() is None and time.monotonic() < end:
-                samples.append(look(run.pid, log))
+                samples.append(take_sample(run.pid, log))
                 time.sleep(max(1, 60 * minutes / 200))
             run.send_signal(signal.SIGTERM)
             code = run.wait(timeout=300)
@@ -121,39 +121,35 @@ def watch(folder: Path, form: str, data: list[str], minutes: float) -> list[Samp
 
 
 def slopes(samples: list[Sample]) -> dict[str, tuple[float, float, float]]:
-    """Return the start, the end and the slope per 1000 iterations of each quantity, by least squares.
-
-    The slope is that of the second half, because workers restarted after the first epoch take a little more, once.
-    """
+    """Return the start, the end and the slope per 1000 iterations of each quantity, by least squares."""
     seconds, iterations, *quantities = np.array([astuple(sample) for sample in samples], dtype=float).T
     moves = np.flatnonzero(np.diff(iterations, prepend=-1))  # samples with a new log line
-    seconds, iterations = seconds[moves], iterations[moves]
     series = [quantity[moves] for quantity in quantities]
-    series.append(1000 * np.diff(seconds, prepend=np.nan) / np.diff(iterations, prepend=np.nan))
-    found = {}
+    series.append(1000 * np.diff(seconds[moves], prepend=np.nan) / np.diff(iterations[moves], prepend=np.nan))
+    fitted = {}
     for name, values in zip(UNITS, series, strict=True):
         known = np.isfinite(values)
-        half = known.sum() // 2
-        slope = np.polyfit(iterations[known][half:] / 1000, values[known][half:], 1)[0]
-        third = max(1, known.sum() // 3)
-        found[name] = (float(values[known][:third].mean()), float(values[known][-third:].mean()), float(slope))
-    return found
+        x, y = iterations[moves][known] / 1000, values[known]
+        # The second half alone, because workers restarted after the first epoch take a little more, once.
+        slope = np.polyfit(x[len(x) // 2 :], y[len(y) // 2 :], 1)[0]
+        third = max(1, len(y) // 3)
+        fitted[name] = (float(y[:third].mean()), float(y[-third:].mean()), float(slope))
+    return fitted
 
 
 def measure(settings: Settings) -> list[Table]:
     """Return one table per record format."""
     tables = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
         for form in FORMS:
-            samples = watch(folder, form, prepare(folder, form), settings.minutes)
-            iterations = samples[-1].iteration - samples[0].iteration
-            rows, found = [], slopes(samples)
-            for quantity, (start, end, slope) in found.items():
-                unit = UNITS[quantity]
-                rows.append((quantity, f"{start:.4g} {unit}", f"{end:.4g} {unit}", f"{slope:+.2g} {unit}"))
+            samples = watch(Path(name), form, prepare(Path(name), form), settings.minutes)
+            rows = [
+                (quantity, f"{start:.4g} {unit}", f"{end:.4g} {unit}", f"{slope:+.2g} {unit}")
+                for (quantity, (start, end, slope)), unit in zip(slopes(samples).items(), UNITS.values(), strict=True)
+            ]
             header = ("", "first third", "last third", "slope per 1000 iterations, second half")
+            iterations = samples[-1].iteration - samples[0].iteration
             title = f"Soak, {form} records: {iterations} iterations in {settings.minutes:g} minutes"
             note = f"Process and 2 loader workers; validation and checkpoint every {EVERY} iterations; keep_last: 2."
-            tables.append(Table(title, header, rows, {"samples": [astuple(one) for one in samples]}, note))
+            tables.append(Table(title, header, rows, {"samples": [astuple(sample) for sample in samples]}, note))
     return tables

@@ -1,0 +1,174 @@
+"""Compare the data path with BasicSR's, per core: training samples, and the preparation in three steps."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
+from dp_basicsr.data.preparation.subimages import Window, subimage_key, window_corners
+from dp_basicsr.data.seeded import SeededDataset
+from dp_basicsr.data.sources import find_sources
+
+import cv2
+import numpy as np
+import torch
+from basicsr.data import build_dataset
+from basicsr.utils.lmdb_util import make_lmdb_from_imgs
+from basicsr.utils.matlab_functions import imresize
+
+from benchmarks.measure import Settings, Table, Work, compare, in_turns, largest_difference, run
+
+SCALE = 4
+HR, LR = "HR_sub", "LR_bicubic_X4_sub"
+BASICSR, PNG, RAW = "BasicSR's three steps", "extract_subimages.py, PNG records", "extract_subimages.py --lmdb raw"
+FOLDERS = {BASICSR: "basicsr", PNG: "png", RAW: "raw"}
+RAW_ROUNDS = 20
+
+
+def core_seconds(work: Work) -> float:
+    """Return the CPU seconds of ``work`` and of processes that it waits for, which other load hardly affects."""
+
+    def taken() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.process_time() + children.ru_utime + children.ru_stime
+
+    start = taken()
+    work()
+    return taken() - start
+
+
+def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """Write noise at all scales, stronger at larger ones, which PNG compresses like a photograph (to 0.6)."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    height, width = size
+    for number in range(count):
+        image = np.full((height, width, 3), 128, np.float32)
+        for octave in range(8):
+            coarse = rng.normal(0, 5 * 1.6**octave / 2, (height // 2**octave + 1, width // 2**octave + 1, 3))
+            image += cv2.resize(coarse.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{number:04d}.png"), np.clip(image, 0, 255).astype(np.uint8))
+
+
+def basicsr_steps(hr: Path, window: Window, output: Path) -> None:
+    """Extract PNG sub-images, downsample them to PNG files and pack both, as BasicSR's scripts do."""
+    for name in (HR, LR):
+        (output / name).mkdir(parents=True)
+    for path in sorted(hr.iterdir()):
+        image = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+        for index, (y, x) in enumerate(window_corners(image.shape, window)):
+            tile = np.ascontiguousarray(image[y : y + window.crop, x : x + window.crop])
+            name = f"{subimage_key(path.stem, index)}.png"
+            cv2.imwrite(str(output / HR / name), tile, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    for path in sorted((output / HR).iterdir()):
+        tile = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)).astype(np.float32) / 255
+        lr = (imresize(tile, 1 / SCALE) * 255).round().clip(0, 255).astype(np.uint8)
+        cv2.imwrite(str(output / LR / path.name), lr, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for folder in (output / HR, output / LR):
+            paths = sorted(path.name for path in folder.iterdir())
+            make_lmdb_from_imgs(str(folder), f"{folder}.lmdb", paths, [Path(name).stem for name in paths])
+
+
+def our_step(hr: Path, window: Window, form: str, output: Path) -> None:
+    """Run our command, which does all steps; includes its start and its worker."""
+    sizes = ["--crop-size", str(window.crop), "--step", str(window.step), "--workers", "1", "--lmdb", form]
+    run(["scripts/extract_subimages.py", "--input", hr, "--output", output, *sizes], OMP_NUM_THREADS="1")
+
+
+def measure_preparation(settings: Settings, root: Path, window: Window) -> Table:
+    """Time the preparation from HR images to LMDBs of sub-images and their LR; the outputs stay in ``root``."""
+    count, size = (2, (96, 128)) if settings.quick else (4, (1356, 2040))
+    write_photographs(root / "HR", count, size)
+    works = {BASICSR: partial(basicsr_steps, root / "HR", window)}
+    works |= {name: partial(our_step, root / "HR", window, FOLDERS[name]) for name in (PNG, RAW)}
+
+    def prepare(name: str) -> Callable[[], None]:
+        def anew() -> None:
+            shutil.rmtree(root / FOLDERS[name], ignore_errors=True)
+            works[name](root / FOLDERS[name])
+
+        return anew
+
+    seconds = in_turns({name: prepare(name) for name in works}, min(settings.rounds, 3), core_seconds)
+    images = {
+        (folder, kind): [source.read() for source in find_sources(root / folder / f"{kind}.lmdb")]
+        for folder in FOLDERS.values()
+        for kind in (HR, LR)
+    }
+    hr, lr = (
+        max(largest_difference(images["basicsr", kind], images[ours, kind]) for ours in ("png", "raw"))
+        for kind in (HR, LR)
+    )
+    note = (
+        f"Core seconds; {count} images of {size[1]} x {size[0]}, {len(images['basicsr', HR])} sub-images. Differences "
+        f"from BasicSR: HR at most {hr}, LR {lr} (rounded twice, like MATLAB)."
+    )
+    return compare("Preparation: sub-images, LR x4 and LMDBs, per core", seconds, None, note)
+
+
+def dataset(kind: str, root: Path, gt_size: int) -> Any:
+    """Build a training set on the LMDBs in ``root``."""
+    return build_dataset(
+        {
+            "name": kind, "type": kind, "phase": "train", "scale": SCALE, "gt_size": gt_size,
+            "io_backend": {"type": "lmdb"}, "use_hflip": True, "use_rot": True,
+            "dataroot_gt": str(root / f"{HR}.lmdb"), "dataroot_lq": str(root / f"{LR}.lmdb"),
+        }
+    )  # fmt: skip
+
+
+def measure_loader(settings: Settings, root: Path) -> Table:
+    """Time loading a sample, a 128 px crop of a sub-image, from the LMDBs in ``root``."""
+    gt_size = 32 if settings.quick else 128
+    theirs, png = (dataset("PairedImageDataset", root / name, gt_size) for name in ("basicsr", "png"))
+    raw = dataset("PairedRawDataset", root / "raw", gt_size)
+    numbers = range(len(raw))
+
+    def seeded(images: Any) -> Callable[[int], Any]:
+        return lambda number: SeededDataset(images, 0)[0, number, number]  # epoch, place in it, image
+
+    samples: dict[str, Callable[[int], Any]] = {
+        "BasicSR's PairedImageDataset, its LMDB": theirs.__getitem__,
+        "PairedRawDataset, raw LMDB": raw.__getitem__,
+        "PairedImageDataset, as train.py seeds it": seeded(theirs),
+        "PairedRawDataset, as train.py seeds it": seeded(raw),
+    }
+    # Raw samples are so fast that noise would dominate a single pass over the set.
+    passes = {name: RAW_ROUNDS if name.startswith("PairedRaw") else 1 for name in samples}
+    works: dict[str, Work] = {
+        name: lambda name=name: [samples[name](number) for number in passes[name] * list(numbers)]  # type: ignore[misc]
+        for name in samples
+    }
+    rounds = in_turns(works, settings.rounds, core_seconds)
+    seconds = {name: [taken / passes[name] / len(raw) for taken in rounds[name]] for name in samples}
+    same = all(
+        torch.equal(seeded(png)(number)[name], seeded(raw)(number)[name].float() / 255)
+        for number in numbers
+        for name in ("lq", "gt")
+    )
+    note = f"Core seconds per sample, {len(raw)} sub-images; samples {'bit-identical' if same else 'DIFFER'}."
+    return compare(f"Loader: {gt_size} px crop of a sub-image, per core", seconds, None, note)
+
+
+def measure(settings: Settings) -> list[Table]:
+    """Measure the preparation and the loader on generated images, with one thread in OpenCV and torch."""
+    window = Window(48, 24) if settings.quick else Window()
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            return [measure_preparation(settings, Path(name), window), measure_loader(settings, Path(name))]
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])

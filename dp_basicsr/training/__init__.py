@@ -1,1 +1,0 @@
-"""The training loop and its parts: signals, progress, random state, lock, dry run."""
