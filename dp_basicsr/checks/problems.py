@@ -89,11 +89,15 @@ def _child(node: yaml.Node | None, key: Any, seen: set[int]) -> tuple[yaml.Node,
 
 def report(file: str, problems: Sequence[Problem], entries: Sequence[str]) -> str:
     """Format all problems as one message, one per line, followed by longer instructions."""
-    places = Places(file, entries)
-    placed = sorted(((*places.of(one.path), one) for one in problems), key=lambda entry: entry[0])
-    lines = [": ".join([place, *([path_text(one.path)] if one.path else []), one.text]) for _, place, one in placed]
-    lines += dict.fromkeys(one.help for one in problems if one.help)
+    lines = [*placed(file, problems, entries), *dict.fromkeys(one.help for one in problems if one.help)]
     return "\n".join(lines if len(problems) == 1 else [f"{file}: {len(problems)} problems", *lines])
+
+
+def placed(file: str, problems: Iterable[Problem], entries: Sequence[str]) -> list[str]:
+    """Format problems in the order of their lines, each with its line or the override that set its value."""
+    places = Places(file, entries)
+    lines = sorted(((*places.of(problem.path), problem) for problem in problems), key=lambda entry: entry[0])
+    return [": ".join(filter(None, [place, path_text(problem.path), problem.text])) for _, place, problem in lines]
 
 
 def path_text(path: Path) -> str:

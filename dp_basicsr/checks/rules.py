@@ -94,6 +94,8 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
     yield from _wandb(opt)
     yield from _ours_alone(opt)
     yield from _colors(opt, "val" if is_train else "test")
+    if not is_train and opt.raw("val") is None:
+        yield Problem(("val",), "expected a section with save_img, which a test needs, got nothing: it is missing")
     if is_train:
         yield from _needed_to_train(opt)
         yield from _patches(opt)

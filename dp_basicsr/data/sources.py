@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from dp_basicsr.images.strict import decode_image, is_turned, read_image
 
 import numpy as np
 from numpy.typing import NDArray
+
+_SHAPE = re.compile(r"\s+\(\d+,\s*\d+(,\s*\d+)?\).*$")  # BasicSR's comment behind a name: `a.png (480,480,3)`
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,28 @@ def find_sources(place: Path) -> list[ImageSource]:
         return [ImageSource(path, path.stem) for path in find_images(place)]
     info = read_meta_info(place)
     return [ImageSource(place, key, shape, info.raw) for key, shape in sorted(info.shapes.items())]
+
+
+def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
+    """Return the file names in a ``meta_info_file``, one per line; a name may contain blanks.
+
+    Args:
+        meta_info_file: The list, UTF-8.
+        folder: Where the files are.
+
+    Raises:
+        UserError: The list cannot be read.
+    """
+    try:
+        lines = Path(meta_info_file).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"meta_info_file {meta_info_file} cannot be read: {error}") from error
+    names = []
+    for line in filter(str.strip, lines):
+        # BasicSR reads to the first blank, so what stands behind it may be a comment or the rest of the name.
+        readings = line, line.strip(), _SHAPE.sub("", line.strip()), line.split(" ")[0]
+        names.append(next((name for name in readings if (folder / name).is_file()), readings[2]))
+    return names
 
 
 def _text(shape: tuple[int, ...]) -> str:

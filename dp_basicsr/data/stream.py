@@ -12,6 +12,7 @@ import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
 from dp_basicsr.data.lmdb_records import LmdbClient, is_raw, lmdb_reader
 from dp_basicsr.data.lmdb_walk import refuse_damaged
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
+from dp_basicsr.data.sources import listed_names
 from dp_basicsr.data.worker_signals import outlive_signals
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import IMAGE_SUFFIXES
@@ -219,10 +220,10 @@ def _build(dataset_opt: dict[str, Any]) -> Any:
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         raise UserError(f"datasets: {dataset_opt['name']}: {error}") from error
     if isinstance(getattr(dataset, "paths", None), list):
+        _use_list(dataset, dataset_opt)
         # BasicSR keeps the file system's order, which may differ between machines and therefore between ranks.
         dataset.paths.sort(key=str)
         _refuse_foreign_files(dataset, dataset_opt)
-        _check_paths(dataset, dataset_opt)
     backend = getattr(dataset, "io_backend_opt", None) or {}
     if "db_paths" in backend:
         roots, names = backend["db_paths"], backend.get("client_keys", "default")
@@ -239,24 +240,29 @@ def _refuse_foreign_files(dataset: Any, dataset_opt: dict[str, Any]) -> None:
             raise UserError(f"datasets: {dataset_opt['name']}: expected images only, got {path}: remove it")
 
 
-def _check_paths(dataset: Any, dataset_opt: dict[str, Any]) -> None:
-    """Drop blank lines of a ``meta_info_file``; refuse missing files and two GT that share an LQ."""
-    meta_info_file = dataset_opt.get("meta_info_file")
-    if meta_info_file is None or (dataset_opt.get("io_backend") or {}).get("type") != "disk":
+def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
+    """Read a ``meta_info_file`` again, with blanks in names; refuse missing files and two GT that share an LQ."""
+    meta_info_file, kind = dataset_opt.get("meta_info_file"), dataset_opt["type"]
+    on_disk = (dataset_opt.get("io_backend") or {}).get("type") == "disk"
+    if meta_info_file is None or not on_disk or kind not in ("PairedImageDataset", "SingleImageDataset"):
         return
+    lq_root, template = str(dataset_opt["dataroot_lq"]), dataset_opt.get("filename_tmpl", "{}")
+    gt_root = str(dataset_opt["dataroot_gt"]) if kind == "PairedImageDataset" else ""
+    pairs: list[dict[str, str]] = []
+    first: dict[str, str] = {}
+    for name in listed_names(meta_info_file, Path(gt_root or lq_root)):
+        base, suffix = os.path.splitext(os.path.basename(name))
+        lq = os.path.join(lq_root, f"{template.format(base)}{suffix}" if gt_root else name)
+        pairs.append({"lq_path": lq} | ({"gt_path": os.path.join(gt_root, name)} if gt_root else {}))
     name = f"datasets: {dataset_opt['name']}: meta_info_file {meta_info_file}"
-    pairs = [paths if isinstance(paths, dict) else {"lq_path": paths} for paths in dataset.paths]
-    kept = [pair for pair in pairs if not any(path.endswith(os.sep) for path in pair.values())]  # from a blank line
-    ids = {id(pair) for pair in kept}
-    missing = [path for pair in kept for path in pair.values() if not os.path.isfile(path)]
+    missing = [path for pair in pairs for path in pair.values() if not os.path.isfile(path)]
     if missing:
         raise UserError(f"{name}: expected one file name per line, {len(missing)} files are missing, e.g. {missing[0]}")
-    first: dict[str, str] = {}
-    for pair in kept:
-        lq, gt = pair.get("lq_path", ""), pair.get("gt_path", "")
+    for pair in pairs:
+        lq, gt = pair["lq_path"], pair.get("gt_path", "")
         if gt and first.setdefault(lq, gt) != gt:
             raise UserError(f"{name}: {first[lq]} and {gt} would both be paired with {lq}: rename one of them")
-    dataset.paths = [paths for paths, pair in zip(dataset.paths, pairs, strict=True) if id(pair) in ids]
+    dataset.paths = pairs if gt_root else [pair["lq_path"] for pair in pairs]
 
 
 def _refuse_bad_lmdbs(dataset_opt: dict[str, Any]) -> None:
@@ -290,15 +296,11 @@ def require_training_data(opt: dict[str, Any]) -> None:
 
 
 def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
-    """Build loaders for the data sets of a phase (``val`` or ``test``); missing ones are logged and skipped."""
+    """Build loaders for the data sets of a phase (``val`` or ``test``), without missing ones, which ``checks`` name."""
     logger = get_root_logger()
     loaders = []
     for dataset_opt in opt["datasets"].values():
-        if dataset_opt["phase"] != phase:
-            continue
-        missing = missing_folders(dataset_opt)
-        if missing:
-            logger.warning(f"{dataset_opt['name']} is skipped: no such folder: {' and '.join(missing)}")
+        if dataset_opt["phase"] != phase or missing_folders(dataset_opt):
             continue
         dataset = _build(dataset_opt)
         if len(dataset) == 0:

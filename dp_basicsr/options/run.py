@@ -49,6 +49,7 @@ class RunOptions:
         auto_resume: Whether to resume from the newest checkpoint.
         check: Whether only to check and try (``--check``).
         missing: Messages about files that are missing, and that a trial can do without.
+        notes: What the options ask for and the run will not do.
     """
 
     options: OptionFile
@@ -62,6 +63,7 @@ class RunOptions:
     auto_resume: bool = False
     check: bool = False
     missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def tensorboard(self) -> Path:

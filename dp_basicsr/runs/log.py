@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import sys
@@ -12,7 +11,7 @@ from logging.handlers import MemoryHandler
 from typing import Any
 
 from dp_basicsr import __version__
-from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.errors import UserError, first_line, import_optional
 from dp_basicsr.utils.atomic_io import await_archive_name
 
 import torch
@@ -73,13 +72,14 @@ def write_log(opt: dict[str, Any], kind: str, held: MemoryHandler) -> None:
 
 
 def require_loggers(opt: dict[str, Any]) -> None:
-    """Refuse TensorBoard and wandb if they are not installed (UserError)."""
+    """Refuse TensorBoard and wandb if they are missing, broken or too old (UserError)."""
     project = (opt["logger"].get("wandb") or {}).get("project")
     if project and not opt["logger"].get("use_tb_logger"):
         raise UserError("logger: wandb gets its figures from TensorBoard: set use_tb_logger: true")
-    for name in ["tensorboard"] * bool(opt["logger"].get("use_tb_logger")) + ["wandb"] * bool(project):
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"logger: {name} is requested but not installed: pip install {name}")
+    asked = {"tensorboard": opt["logger"].get("use_tb_logger"), "torch.utils.tensorboard": True, "wandb": project}
+    for module in asked if asked["tensorboard"] else ():
+        if asked[module]:
+            import_optional(module)  # torch's own module refuses a TensorBoard that is too old for it
 
 
 def open_tensorboard(opt: dict[str, Any], resuming: bool, keep: int = 0) -> Any:
@@ -105,7 +105,7 @@ def open_tensorboard(opt: dict[str, Any], resuming: bool, keep: int = 0) -> Any:
     if not resuming:
         await_archive_name(folder)
         mkdir_and_rename(folder)
-    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+    writer = import_optional("torch.utils.tensorboard").SummaryWriter
     return writer(log_dir=folder, purge_step=keep + 1 if resuming else None)
 
 
@@ -117,7 +117,7 @@ def close_tensorboard(tb_logger: Any) -> None:
 
 
 def _start_wandb(opt: dict[str, Any], project: str) -> None:
-    wandb = importlib.import_module("wandb")
+    wandb = import_optional("wandb")
     resume_id = opt["logger"]["wandb"].get("resume_id")
     try:
         run = wandb.init(

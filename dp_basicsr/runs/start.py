@@ -35,7 +35,8 @@ def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
         UserError: See ``check_options`` and ``init_distributed``.
     """
     is_train, check = args.is_train, args.is_train and args.check
-    options, missing = check_options(opt, args.opt, args.force_yml, is_train, may_miss_data=check)
+    checked = check_options(opt, args.opt, args.force_yml, is_train, may_miss_data=check)
+    options = checked.options
     if args.debug or "debug" in options.name:  # by its name too, as in BasicSR
         options = for_debugging(options, is_train)
     parallel = options.dist_params
@@ -57,7 +58,8 @@ def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
         world_size=world_size,
         auto_resume=is_train and should_resume(args.auto_resume, str(folders.root)),
         check=check,
-        missing=missing,
+        missing=checked.missing,
+        notes=checked.notes,
     )
 
 

@@ -44,6 +44,8 @@ def test(run: RunOptions) -> None:
     make_exp_dirs(opt)
     agree_on(None)  # wait until rank 0 has moved an earlier run's folder aside
     write_log(opt, "test", held_log)
+    for note in run.notes:
+        logger.warning(note)
     for loader in loaders:
         logger.info(f"Testing {loader.dataset.opt['name']} ...")  # type: ignore[attr-defined]
         model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])

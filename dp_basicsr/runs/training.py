@@ -82,6 +82,8 @@ def train(run: RunOptions, option_file: str) -> None:
             with no_room_is_user_error(), Interruption(opt["dist"]) as interruption:
                 if hasattr(model, "validator"):
                     model.validator.interrupted = interruption.noted  # lets a validation stop between two images
+                for note in run.notes:  # the last lines before the first iteration
+                    get_root_logger().warning(note)
                 loop(Run(opt, model, stream, val_loaders, tb_logger, interruption, iteration))
         finally:
             close_tensorboard(tb_logger)

@@ -16,7 +16,7 @@ from dp_basicsr.archs.any_network_arch import TIMM
 from dp_basicsr.archs.pretrained import PRETRAINED_DIR, weights_url
 from dp_basicsr.checkpoint.resume import require_networks
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu, evaluation_loaders
-from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.errors import UserError, first_line, message_for_user
 from dp_basicsr.losses.dual_perceptual_loss import imagenet_networks, with_random_weights
 from dp_basicsr.metrics import refuse_small_images
 from dp_basicsr.options.metrics import needs_network
@@ -52,8 +52,9 @@ def check(run: RunOptions) -> None:
             seconds, losses = try_step(run, trial, batch)
         except UserError as error:
             raise UserError("\n".join([*missing, str(error)])) from error
+    notes = [f"  note:   {note}" for note in run.notes]
     if opt["rank"] == 0:
-        print("\n".join([summary(opt, batch, source, loading, seconds, losses), *downloads(opt)]), flush=True)
+        print("\n".join([summary(opt, batch, source, loading, seconds, losses), *downloads(opt), *notes]), flush=True)
     broken = [name for name, value in losses.items() if not math.isfinite(value)]
     if broken:
         missing.append(f"{', '.join(broken)} not finite: lower the learning rate or the loss weights")
@@ -147,7 +148,8 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
     except UserError:
         raise
     except Exception as error:  # classes may raise anything on impossible values
-        raise UserError(f"the step failed: {type(error).__name__}: {first_line(error)}") from error
+        reason = message_for_user(error) or f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"the step failed: {reason}") from error
 
 
 def try_validation(opt: dict[str, Any], model: Any) -> None:

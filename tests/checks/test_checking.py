@@ -318,7 +318,7 @@ def test_missing_files_are_reported_with_the_other_problems(tmp_path: Path) -> N
 
 
 def test_a_check_continues_if_only_data_is_missing() -> None:
-    _, missing = check_options(read_options(TRAIN), str(TRAIN), [], is_train=True, may_miss_data=True)
+    missing = check_options(read_options(TRAIN), str(TRAIN), [], is_train=True, may_miss_data=True).missing
     assert len(missing) == 1
     assert missing[0].count("no such folder") == 2
     opt = read_options(TRAIN)

@@ -27,6 +27,7 @@ import pytest
 import torch
 from basicsr.utils import get_root_logger
 
+from tests.support.fuzz import draws
 from tests.support.gpu import needs_gpus
 from tests.support.stream import evaluation_options, options, take
 
@@ -236,8 +237,22 @@ def test_a_meta_info_file_never_makes_a_wrong_pair(pairs: Path) -> None:
     listed.write_text("a/image0.png\nimage1.png\n")
     assert len(TrainStream(options(pairs, train=train)).dataset) == 2
     listed.write_text("image0.png\nimage 9.png\n")
-    with pytest.raises(UserError, match=r"2 files are missing, e.g. .*/image$"):
+    with pytest.raises(UserError, match=r"2 files are missing, e.g. .*/image 9.png$"):
         TrainStream(options(pairs, train=train))
+
+
+def test_any_name_in_a_list_is_read_to_its_end(pairs: Path) -> None:
+    """Blanks and brackets belong to a name; BasicSR's ``(h,w,c)`` and other words behind it do not."""
+    for rng in draws(10):
+        words = ["".join(rng.choices("ab1()-.,", k=rng.randint(1, 4))) for _ in range(rng.randint(1, 4))]
+        name = (" " * rng.randint(1, 2)).join(words) + ".png"
+        for folder in ("GT", "LRbicx4"):
+            shutil.copy(pairs / folder / "image0.png", pairs / folder / name)
+        comment = rng.choice(["", " (160,144,3)", " (160, 144, 3) 1", "  "])
+        (pairs / "meta.txt").write_text(rng.choice(["", "\ufeff"]) + f"{name}{comment}\n\n", encoding="utf-8")
+        stream = TrainStream(options(pairs, train={"meta_info_file": str(pairs / "meta.txt")}))
+        (pair,) = stream.dataset.paths
+        assert [Path(pair[key]).name for key in ("gt_path", "lq_path")] == [name, name]
 
 
 def test_several_sets_can_share_an_lmdb(pairs: Path) -> None:

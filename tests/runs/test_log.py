@@ -52,7 +52,7 @@ def test_wandb_gets_tensorboard_s_figures_when_asked(tmp_path: Path, monkeypatch
 
 def test_wandb_without_tensorboard_or_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install wandb"):
+    with pytest.raises(UserError, match="wandb is not installed: pip install"):
         require_loggers(options(tmp_path, use_tb_logger=True, wandb={"project": "sr"}))
     with pytest.raises(UserError, match="use_tb_logger: true"):
         require_loggers(options(tmp_path, use_tb_logger=False, wandb={"project": "sr"}))

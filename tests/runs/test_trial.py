@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -83,7 +84,23 @@ def test_a_missing_tensorboard_is_known_before_the_run(
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     assert run(capsys)[::2] == (
         2,
-        "error: logger: tensorboard is requested but not installed: pip install tensorboard\n",
+        "error: tensorboard is not installed: pip install tensorboard\n",
+    )
+
+
+@pytest.mark.parametrize("package", ["tensorboard", "wandb"])
+def test_a_broken_logger_is_known_before_the_run(
+    package: str, options: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rf-detr#844: installed, but its import fails."""
+    (options / "broken" / package).mkdir(parents=True)
+    (options / "broken" / package / "__init__.py").write_text("raise TypeError('Descriptors')")
+    monkeypatch.syspath_prepend(str(options / "broken"))
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    code, _, err = run(capsys, "logger:wandb={project: x}")
+    assert code == 2
+    assert re.match(
+        rf"error: {package}.* is installed, but cannot be used \(TypeError: Descriptors\): pip install", err
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
-from dp_basicsr.data.sources import ImageSource, find_sources
+from dp_basicsr.data.sources import ImageSource, find_sources, listed_names
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import BadImageError, find_images
 from dp_basicsr.utils.pool import available_cpus, ordered_map
@@ -103,21 +103,10 @@ def paired_sets(opt: dict[str, Any]) -> Iterator[tuple[str, PairedSet]]:
             continue
         gt, lq = (Path(root).expanduser() for root in roots)
         gt_size = dataset.get("gt_size") if key.split("_")[0] == "train" else None
-        names = (
-            None if gt.suffix == ".lmdb" else _names_in(dataset.get("meta_info_file"))
-        )  # BasicSR ignores it for LMDBs
+        meta = dataset.get("meta_info_file") if gt.suffix != ".lmdb" else None  # BasicSR ignores it for LMDBs
+        names = None if meta is None else tuple(listed_names(meta, gt))
         template = dataset.get("filename_tmpl") or "{}"
         yield f"{key} ({dataset.get('name')})", PairedSet(gt, lq, opt["scale"], gt_size, template, names)
-
-
-def _names_in(meta_info_file: str | None) -> tuple[str, ...] | None:
-    if meta_info_file is None:
-        return None
-    try:
-        lines = Path(meta_info_file).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"meta_info_file {meta_info_file} cannot be read: {error}") from error
-    return tuple(line.split(" ")[0] for line in lines if line.strip())
 
 
 def check_set(what: PairedSet, workers: int | None = None) -> Checked:

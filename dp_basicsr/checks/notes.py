@@ -1,0 +1,107 @@
+"""What valid options ask for and a run will not do: said before its first iteration and by ``--check``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path as File
+from typing import Any
+
+from dp_basicsr.checks.problems import Path, Problem
+from dp_basicsr.checks.signatures import members_of
+from dp_basicsr.data.downloads.catalogue import SOURCES
+from dp_basicsr.data.stream import missing_folders
+from dp_basicsr.options.schema import Dataset, OptionFile, Section
+from dp_basicsr.utils.arguments import advise
+
+from basicsr.models.sr_model import SRModel
+from basicsr.models.srgan_model import SRGANModel
+from basicsr.utils.registry import MODEL_REGISTRY
+
+
+def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:
+    """Find what is asked for without effect, with the reason."""
+    sets = options.sets("val" if is_train else "test")
+    for key, dataset in sets.items():
+        if missing := missing_folders(dataset.as_dict()):
+            folders, command = " and ".join(missing), _how_to_get(dataset, options.scale)
+            yield Problem(("datasets", key), f"{dataset.name} is skipped: no such folder: {folders}{command}")
+    if not is_train:
+        return
+    missing_part = "" if sets else "no validation set (datasets: val ...)"
+    if sets and options.val is None:
+        missing_part = "no `val:` section"
+    elif sets and all(missing_folders(dataset.as_dict()) for dataset in sets.values()):
+        missing_part = "no validation set that exists"
+    if missing_part and (sets or options.val is not None):
+        path: Path = ("datasets", next(iter(sets))) if options.val is None else ("val",)
+        yield Problem(path, f"there is no validation, because there is {missing_part}")
+    for path, condition, reason in [*_about_validation(options, missing_part), *_about_training(options)]:
+        if condition and _is_given(options, path):
+            yield Problem(path, reason)
+
+
+def _about_validation(options: OptionFile, missing_part: str) -> Iterator[tuple[Path, bool, str]]:
+    """Yield keys, whether they are without effect, and the reason."""
+    metrics = options.val.metrics if options.val else None
+    lacking = missing_part or ("" if metrics else "no metric (val: metrics)")
+    yield ("logger", "keep_best"), bool(lacking), f"no best network is kept, because there is {lacking}"
+    if options.val is not None and not missing_part:
+        nothing = not metrics and not options.val.save_img
+        yield ("val", "val_freq"), nothing, "validation leaves nothing: there are no metrics, and save_img is false"
+        yield ("val", "tile_overlap"), options.val.tile is None, "without effect, because there is no val: tile"
+
+
+def _about_training(options: OptionFile) -> Iterator[tuple[Path, bool, str]]:
+    """Yield keys, whether they are without effect, and the reason."""
+    train, logger, total = options.train, options.logger, options.training.total_iter
+    assert train is not None
+    assert logger is not None
+    model = members_of(MODEL_REGISTRY).get(options.model_type)
+    plain = isinstance(model, type) and issubclass(model, SRModel) and not issubclass(model, SRGANModel)
+    unused = f"without effect, because {options.model_type} has no discriminator"
+    yield from ((("train", key), plain, unused) for key in ("optim_d", "gan_opt", "net_d_iters", "net_d_init_iters"))
+    yield from (((path, plain, unused)) for path in (("network_d",), ("path", "pretrain_network_d")))
+    first = (train.net_d_init_iters // train.net_d_iters + 1) * train.net_d_iters
+    key = "net_d_init_iters" if train.net_d_init_iters else "net_d_iters"
+    never = f"the generator is never updated: its first update would be iteration {first} of {total}"
+    yield ("train", key), not plain and first > total, never
+    yield ("logger", "print_freq"), logger.print_freq > total, f"no losses are logged: it is above total_iter ({total})"
+    text = f"no state to resume from is saved before the end: it is above total_iter ({total})"
+    yield ("logger", "save_checkpoint_freq"), (logger.save_checkpoint_freq or 0) > total, text
+    text = "without effect, because TensorBoard leaves out names with `debug`"
+    yield ("logger", "use_tb_logger"), "debug" in options.name, text
+    project = logger.wandb.project if logger.wandb else None
+    yield ("logger", "wandb", "resume_id"), project is None, "without effect, because there is no project"
+    data = options.datasets["train"]
+    rules = {
+        "num_prefetch_queue": (data.prefetch_mode != "cpu", "prefetch_mode is not cpu"),
+        "max_bad_share": (data.on_bad_image == "stop", "on_bad_image is stop"),
+        "persistent_workers": (data.num_worker_per_gpu == 0, "there are no workers (num_worker_per_gpu)"),
+        "batch_size_per_gpu": (data.batch_size_total is not None, "batch_size_total is used"),
+    }
+    for key, (condition, reason) in rules.items():
+        yield ("datasets", "train", key), condition, f"without effect, because {reason}"
+    for name, dataset in options.datasets.items():
+        lmdb = dataset.io_backend is not None and dataset.io_backend.type == "lmdb"
+        for key in ("meta_info_file", "filename_tmpl"):
+            yield ("datasets", name, key), lmdb, "without effect: of an LMDB all records are used, by their keys"
+
+
+def _is_given(options: OptionFile, path: Path) -> bool:
+    """Whether a key is set, and not to its default or to None."""
+    value: Any = options
+    default: Any = None
+    for key in path:
+        fields = type(value).model_fields if isinstance(value, Section) else {}
+        default = fields[key].get_default() if key in fields and not fields[key].is_required() else None
+        value = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
+    return value is not None and value != default
+
+
+def _how_to_get(dataset: Dataset, scale: int) -> str:
+    """Return the command that makes the missing folders of one of the paper's sets, or of a set with originals."""
+    gt, lq = (File(root or "") for root in (dataset.dataroot_gt, dataset.dataroot_lq))
+    if gt.name and gt.is_dir() and lq.suffix != ".lmdb":
+        return f"; `{advise('data lr', f'-i {gt} -o {lq} --scale {scale}')}` makes it"
+    name = gt.parent.name.lower()
+    return f"; `{advise('data download', name)}` gets it" if name in SOURCES else ""

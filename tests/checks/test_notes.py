@@ -1,0 +1,102 @@
+"""What an option file asks for is done, refused, or said not to be done before the first iteration."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import shutil
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr import train
+from dp_basicsr.options.reading import parse_yaml
+
+import pytest
+import yaml
+
+from tests.support.fuzz import draws
+from tests.support.options import SMALL
+
+BASE: dict[str, Any] = parse_yaml(SMALL, "SMALL")
+VAL, SET = BASE.pop("val"), BASE["datasets"]["val_1"]
+METRICS = VAL.pop("metrics")
+BASE["datasets"] = {"train": BASE["datasets"]["train"] | {"num_worker_per_gpu": 0}}
+BASE["train"] |= {
+    "scheduler": BASE["train"]["scheduler"] | {"milestones": [3]},
+    "perceptual_opt": None,
+    "ema_decay": 0,
+    "total_iter": 4,
+}
+BASE["logger"] |= {"use_tb_logger": False}
+
+
+def draw(rng: random.Random) -> dict[str, Any]:
+    """An option file whose sections are left out, misplaced, contradictory or right."""
+    opt = deepcopy(BASE)
+    opt["model_type"] = rng.choice(["PSNRModel", "ESRGANDPModel"])
+    opt["train"] |= {"net_d_init_iters": rng.choice([0, 0, 2, 9])}
+    opt["logger"] |= {"save_checkpoint_freq": rng.choice([2, 9]), "print_freq": rng.choice([1, 9]),
+                      "keep_best": rng.random() < 0.6}  # fmt: skip
+    for number in range(rng.choice([0, 1, 1, 2])):
+        there = rng.random() < 0.6
+        opt["datasets"][f"val_{number}"] = SET | {"name": f"set{number}"} | ({} if there else {"dataroot_gt": "no"})
+    val = VAL | {"val_freq": rng.choice([2, 9]), "save_img": rng.random() < 0.5}
+    if rng.random() < 0.7:
+        val["metrics"] = METRICS
+    if rng.random() < 0.75:
+        home = rng.choice([opt] * 4 + [opt["train"], opt["datasets"]])
+        home["val"] = val
+    if rng.random() < 0.1:
+        opt["metrics"] = METRICS
+    return opt
+
+
+def run(opt: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Train; return the exit code, and the log or the message."""
+    shutil.rmtree("experiments", ignore_errors=True)
+    Path("o.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
+    for handler in logging.getLogger("basicsr").handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.stream = sys.stderr
+    try:
+        train.main(["-opt", "o.yml"])
+    except SystemExit as stopped:
+        return int(stopped.code or 0), capfd.readouterr().err
+    return 0, next(Path("experiments/small").glob("*.log")).read_text()
+
+
+def test_nothing_that_is_asked_for_is_silently_not_done(pairs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What a run leaves behind is compared with what its file asks for; whatever is not there was announced."""
+    for rng in draws(8):
+        opt = draw(rng)
+        code, output = run(opt, capfd)
+        text = yaml.safe_dump(opt)
+        if code:
+            misplaced = "val" in opt["train"] or "val" in opt["datasets"] or "metrics" in opt
+            assert misplaced, output
+            assert re.search(r"o\.yml:\d+: (train:val|datasets:val|metrics)", output), output
+            continue
+        said = "\n".join(re.findall(r"WARNING: (o\.yml:.*)", output.partition("\nValidation")[0]))
+        images = list(Path("experiments/small").glob("visualization/*/*"))
+        sets = {key: value for key, value in opt["datasets"].items() if key.startswith("val")}
+        for key, dataset in sets.items():
+            there = f"Validation {dataset['name']}" in output or bool(images)
+            assert there or re.search(f"{key}: |there is no validation|validation leaves nothing", said), text
+        is_gan, late = opt["model_type"] == "ESRGANDPModel", opt["train"]["net_d_init_iters"] == 9
+        # What the file asks for: whether the run did it, and how a note names it otherwise.
+        done = {
+            "there is no validation|validation leaves nothing":
+                "Validation" in output or bool(images) or not (sets or "val" in opt),
+            "keep_best: no best": not opt["logger"]["keep_best"] or any(Path("experiments").rglob("net_g_best*")),
+            "save_checkpoint_freq: no state": any(Path("experiments").rglob("*.state")),
+            "print_freq: no losses": "l_pix: " in output or "l_d_real: " in output,
+            "gan_opt: without effect": is_gan,
+            "never updated": not (is_gan and late),
+        }  # fmt: skip
+        for note, happened in done.items():
+            assert happened != bool(re.search(note, said)), (note, said, text, output)
+        if is_gan and opt["logger"]["print_freq"] == 1:
+            assert ("l_g_pix: " in output) != late
