@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.deploy.choices import ENGINES, EXPORTS
 from dp_basicsr.utils.arguments import COMMANDS
 
 import pytest
@@ -49,6 +50,15 @@ def test_files_that_are_named_exist(path: Path) -> None:
     folders = "dp_basicsr|benchmarks|examples|scripts|tests|options"
     names = re.findall(rf"\b(?:{folders})/[\w./]*\.(?:py|yml|json|sbatch)\b", path.read_text("utf-8"))
     assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
+def test_the_tables_of_engines_and_formats_are_the_records() -> None:
+    text = (ROOT / "docs/inference.md").read_text(encoding="utf-8")
+    for name, engine in ENGINES.items():
+        needs = f"extra `{engine.extra}` " if engine.extra else ""
+        assert f"| `{name}` | {engine.runs_on} | {needs}|" in text
+    for name, kind in EXPORTS.items():
+        assert f"| `{name}` | {kind.content} | {kind.check} |" in text
 
 
 def test_tests_that_are_named_exist() -> None:

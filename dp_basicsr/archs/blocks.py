@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dp_basicsr.utils.input_size import InputSize
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -93,6 +95,7 @@ class MSRResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.upscale = upscale
+        self.input_size = InputSize()  # any size
         factor = 2 if upscale == 4 else upscale
         self.conv_first = conv(num_in_ch, num_feat)
         self.body = nn.Sequential(*(ResidualBlock(num_feat) for _ in range(num_block)))

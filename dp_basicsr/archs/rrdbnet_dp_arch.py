@@ -80,6 +80,7 @@ class FoldedRRDBNet(RRDBNetDP):
         fold = 4 // scale
         super().__init__(channels * fold**2, channels, 4, num_feat, num_block, num_grow_ch)
         self.fold = fold
+        self.input_size = InputSize(fold, fold=fold)
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale ``x``, (N, channels, H, W), whose sides are multiples of the fold."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from dp_basicsr.checkpoint.opened_network import is_converted
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.utils.safe_load import load_beside_objects
 
@@ -102,6 +103,11 @@ def read_weights(
     if not path.is_file():
         raise UserError(f"model {path}: {'expected a file' if path.exists() else 'no such file'}")
     start = _start_of(path)
+    if is_converted(path):
+        raise UserError(
+            f"model {path}: ONNX and ncnn files cannot be trained, interpolated or exported again: give the .pth or "
+            ".safetensors that it comes from"
+        )
     _refuse_impostors(path, start)
     refused: UserError | None = None
     notes: dict[str, str] = {}
@@ -155,6 +161,25 @@ def _name_choice(entry: _Entry, entries: list[_Entry], content: Any, path: Path)
         return f"{chosen}, not the EMA ({unused[0]})"
     networks = [other.name for other in entries if not any(_DISCRIMINATOR.fullmatch(key) for key in other.keys)]
     return f"{chosen}, of {', '.join(networks)}" if len(networks) > 1 else ""
+
+
+def interpolate(first: Weights, second: Weights, alpha: float) -> Weights:
+    """Network interpolation (ESRGAN, section 3.4): ``(1 - alpha) * first + alpha * second``, weight by weight.
+
+    Raises:
+        UserError: ``alpha`` is not within [0, 1], or the two are not weights of one network.
+    """
+    if not 0 <= alpha <= 1:
+        raise UserError(f"--alpha_interp: expected a number from 0 (first model) to 1 (second model), got {alpha}")
+    if differences := compare_shapes(first.state, second.state):
+        raise UserError(f"{first.path} and {second.path} cannot be interpolated, the second has {differences}")
+    state = {
+        name: torch.lerp(value, second.state[name], alpha) if value.is_floating_point() else value
+        for name, value in first.state.items()
+    }
+    note = {"interpolation": f"{1 - alpha:g} * {first.path.name} + {alpha:g} * {second.path.name}"}
+    choice = second.choice or first.choice
+    return Weights(state, second.path, {**first.notes, **second.notes, **note}, choice=choice)
 
 
 def compare_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
-from dp_basicsr.deploy.choices import ExportFormat, exported_files
+from dp_basicsr.deploy.choices import EXPORTS
 from dp_basicsr.deploy.openmodeldb import check_format, write_entry
 from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import data_command, require_paths
@@ -22,7 +21,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--alpha-interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
     add("--scale", type=int, help="needed only if the weights do not determine whether they are x2 or x3")
     parser.add_output(type=Path, required=True, help="file to write; its card goes to FILE.md")
-    add("--format", choices=get_args(ExportFormat), help="what to write (default: from the suffix of --output)")
+    add("--format", choices=tuple(EXPORTS), help="what to write (default: from the suffix of --output)")
     add("--half", action="store_true", help="weights in fp16; with ONNX also input and output")
     add("--license", default="", help="licence of the weights, for the card, e.g. Apache-2.0")
     add("--metrics", type=Path, help="Markdown file with a table of metrics and their protocol, for the card")
@@ -30,12 +29,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="replace existing files")
     args = parser.parse_args(argv)
     if args.format is None:
-        suffix = args.output.suffix.lower().removeprefix(".")
-        args.format = "ncnn" if suffix in ("param", "bin") else suffix
-        if args.format not in get_args(ExportFormat):
-            parser.error(
-                f"--output: expected a name with .safetensors, .pth, .onnx or .param, or --format; got {args.output}"
-            )
+        suffix = args.output.suffix.lower()
+        args.format = next((name for name, record in EXPORTS.items() if suffix in record.suffixes), None)
+        if args.format is None:
+            names = ", ".join(record.suffixes[0] for record in EXPORTS.values())
+            parser.error(f"--output: expected a name with one of {names}, or --format; got {args.output}")
     return args
 
 
@@ -45,13 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     output: Path = args.output
     with data_command():
         require_paths(args.model_path, "model")
-        files = exported_files(args.format, output)
+        record = EXPORTS[args.format]
+        files = record.files(output)
         refuse_existing([*files, *([args.openmodeldb] if args.openmodeldb else [])], overwrite=args.overwrite)
         if args.openmodeldb:
             check_format(args.format)
+        from dp_basicsr.archs import load_network
         from dp_basicsr.deploy.card import read_metrics, write_card
         from dp_basicsr.deploy.export import describe, export_network, spandrel_limit
-        from dp_basicsr.deploy.network import load_network
         from dp_basicsr.deploy.provenance import trace
 
         metrics = read_metrics(args.metrics)  # before anything is written
@@ -64,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.openmodeldb:
             left = write_entry(args.openmodeldb, args.format, files[0], facts, args.license)
             print(f"wrote {args.openmodeldb}; fill in {', '.join(left)}")
-        if args.format in ("onnx", "ncnn"):
+        if record.target:
             print(f"difference from torch, relative to the largest value: {difference:.1e}")
-        elif limit := spandrel_limit(network.spec):
+        elif limit := spandrel_limit(network):
             print(f"note: spandrel (chaiNNer, ComfyUI) cannot open it: {limit}; export it as ONNX for these")
     return 0

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.deploy.choices import ExportFormat
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork
+from dp_basicsr.deploy.choices import EXPORTS
 from dp_basicsr.deploy.export import spandrel_limit
-from dp_basicsr.deploy.loaded_network import LoadedNetwork
 from dp_basicsr.errors import UserError
 
 import yaml
@@ -41,7 +41,7 @@ Licence of the weights: {license_text}.
 
 {use}
 
-{spandrel}
+{programs}
 
 ## Limits
 
@@ -54,26 +54,9 @@ _USE = """With this project: `dp-basicsr upscale -i photo.png -o results -m {fil
 
 {code}"""
 
-_CODE: dict[ExportFormat, str] = {
-    "onnx": """```python
-import numpy as np, onnxruntime
-session = onnxruntime.InferenceSession("{file}")
-image = np.random.rand(1, 3, 64, 64).astype(np.float32)  # RGB in [0, 1]
-(result,) = session.run(None, {{"image": image}})
-```""",
-    "ncnn": "Upscayl, realesrgan-ncnn-vulkan and chaiNNer take both files, `{file}` and the `.bin` beside it.",
-    "pth": """```python
-from pathlib import Path
-
-from dp_basicsr.deploy.network import load_network
-
-net = load_network([Path("{file}")]).module  # (N, 3, H, W), RGB in [0, 1]
-```""",
-}
-
 
 def write_card(
-    network: LoadedNetwork, kind: ExportFormat, output: Path, facts: dict[str, str], license_name: str, metrics: str
+    network: OpenedNetwork, kind: str, output: Path, facts: dict[str, str], license_name: str, metrics: str
 ) -> Path:
     """Write ``<output>.md``.
 
@@ -85,19 +68,24 @@ def write_card(
         license_name: Licence of the weights; empty if unknown.
         metrics: See ``read_metrics``.
     """
-    limit = spandrel_limit(network.spec) if kind in ("pth", "safetensors") else None
+    record, limit = EXPORTS[kind], spandrel_limit(network)
+    programs = record.programs
+    if limit and not record.target:
+        programs = (
+            f"chaiNNer and ComfyUI, which load with spandrel, cannot open it: {limit}. Export it as ONNX for them."
+        )
     page = _PAGE.format(
         name=output.stem,
         license=license_name.lower() or "other",
         license_text=license_name or UNSTATED,
         title=network.description,
         parameters=sum(parameter.numel() for parameter in network.module.parameters()),
-        multiple=f" with H and W multiples of {network.multiple}" if network.multiple > 1 else "",
+        multiple=f" with H and W multiples of {network.size.multiple}" if network.size.multiple > 1 else "",
         scale=network.scale,
         training=_training(facts),
         metrics=metrics,
-        use=_USE.format(file=output.name, code=_CODE.get(kind, _CODE["pth"]).format(file=output.name)),
-        spandrel=_spandrel(kind, limit),
+        use=_USE.format(file=output.name, code=record.use.format(file=output.name)),
+        programs=programs,
     )
     card = output.with_name((output.stem if kind == "ncnn" else output.name) + ".md")
     card.write_text(page, encoding="utf-8")
@@ -139,16 +127,3 @@ def read_metrics(path: Path | None) -> str:
     if not text:
         raise UserError(f"--metrics {path}: expected a table, got an empty file")
     return text
-
-
-def _spandrel(kind: ExportFormat, limit: str | None) -> str:
-    if kind == "ncnn":
-        return (
-            "Upscayl: put both files into a folder called `models`, and choose it under Settings, *Add Custom Models*; "
-            "it reads the scale from the name (`x2`, `x3`, otherwise 4). chaiNNer: *Load Model* under NCNN."
-        )
-    if kind == "onnx":
-        return "Programs that run ONNX models (chaiNNer among them) open it; batch, height and width are free."
-    if limit:
-        return f"chaiNNer and ComfyUI, which load with spandrel, cannot open it: {limit}. Export it as ONNX for them."
-    return "chaiNNer, ComfyUI and every program on spandrel open it."

@@ -2,32 +2,125 @@
 
 from __future__ import annotations
 
+import pkgutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+EngineName = Literal["auto", "openvino", "onnxruntime", "torch"]
 AlphaMode = Literal["model", "bicubic", "drop"]
-ExportFormat = Literal["safetensors", "pth", "onnx", "ncnn"]
-EngineName = Literal["auto", "torch", "onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16", "fp16"]
 PrecisionChoice = Literal["fp32", "bf16", "fp16", "auto"]
-
-TORCH_STARTS = (b"PK\3\4", b"\x80")  # of a file of torch.save: a ZIP archive, before torch 1.6 a pickle
 
 # Pixels that neighbouring tiles share. docs/inference.md has the seams that this leaves.
 OVERLAP = 32
 
 
-def exported_files(kind: ExportFormat, output: Path) -> list[Path]:
-    """Return the files that an export writes: for ncnn ``net.param`` and ``net.bin``, where ``output`` is ``net``."""
-    if kind != "ncnn":
-        return [output]
-    base = output.with_suffix("") if output.suffix in (".param", ".bin") else output
-    return [base.with_name(base.name + suffix) for suffix in (".param", ".bin")]
+@dataclass(frozen=True)
+class EngineKind:
+    """An engine: all that commands, messages and docs say of it.
+
+    Attributes:
+        target: Its class, a ``FileEngine``; empty for torch.
+        file: Name of a converted network in the cache.
+        packages: What it imports.
+        extra: Of this package, which installs them.
+        runs_on: Devices.
+    """
+
+    target: str
+    file: str
+    packages: tuple[str, ...]
+    extra: str
+    runs_on: str
+
+    def load(self) -> Any:
+        """Return its class."""
+        return pkgutil.resolve_name(f"dp_basicsr.deploy.{self.target}")
 
 
-def is_converted(path: Path) -> bool:
-    """Return whether a model is ONNX or ncnn; a ``.bin`` may also be weights for torch (``pytorch_model.bin``)."""
-    if path.suffix != ".bin" or not path.is_file():
-        return path.suffix in (".onnx", ".param", ".bin")
-    with path.open("rb") as file:
-        return not file.read(4).startswith(TORCH_STARTS)
+# The fastest first (docs/inference.md has the times).
+ENGINES = {
+    "openvino": EngineKind("openvino_engine:OpenVinoEngine", "network.xml", ("openvino",), "openvino", "the CPU"),
+    "onnxruntime": EngineKind(
+        "onnx_engine:OnnxEngine", "network.onnx", ("onnxruntime", "onnx", "onnxscript"), "export", "the CPU"
+    ),
+    "torch": EngineKind("", "", (), "", "CPU, CUDA, MPS"),
+}
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """A format of exported networks: all that commands, checks, cards and docs say of it.
+
+    Attributes:
+        suffixes: Of the files that an export writes.
+        target: The ``FileEngine`` that writes and runs them; empty for weights, which torch reads.
+        tolerance: Largest difference from torch allowed, relative to the output's largest value: sums in another order,
+            ncnn's Winograd transform. 0: the same bits.
+        platform: OpenModelDB's; empty if it does not list such files.
+        content: What is in the files.
+        check: How they are checked.
+        use: How a program runs ``{file}``, in Markdown.
+        programs: Which others open it, in Markdown.
+    """
+
+    suffixes: tuple[str, ...]
+    target: str
+    tolerance: float
+    platform: str
+    content: str
+    check: str
+    use: str
+    programs: str
+
+    def files(self, output: Path) -> list[Path]:
+        """Return the files that an export writes; for ncnn ``net.param`` and ``net.bin``, if ``output`` is ``net``."""
+        if len(self.suffixes) == 1:
+            return [output]
+        base = output.with_suffix("") if output.suffix in self.suffixes else output
+        return [base.with_name(base.name + suffix) for suffix in self.suffixes]
+
+    def load(self) -> Any:
+        """Return the engine's class."""
+        return pkgutil.resolve_name(f"dp_basicsr.deploy.{self.target}")
+
+
+_IN_TORCH = """```python
+from pathlib import Path
+
+from dp_basicsr.archs import load_network
+
+net = load_network([Path("{file}")]).module  # (N, 3, H, W), RGB in [0, 1]
+```"""
+_BY_SPANDREL = "chaiNNer, ComfyUI and every program on spandrel open it."
+
+EXPORTS = {
+    "safetensors": ExportFormat(
+        (".safetensors",), "", 0, "pytorch", "BasicSR's names; metadata as text", "read back, same bits",
+        _IN_TORCH, _BY_SPANDREL,
+    ),
+    "pth": ExportFormat(
+        (".pth",), "", 0, "pytorch", "`params` as BasicSR reads it, and strings and numbers", "read back, same bits",
+        _IN_TORCH, _BY_SPANDREL,
+    ),
+    "onnx": ExportFormat(
+        (".onnx",), "onnx_engine:OnnxEngine", 1e-5, "onnx", "dynamic batch, height, width; metadata",
+        "onnxruntime at 1 x 1, 16 x 16, 17 x 23 and a batch, 1e-5 relative",
+        """```python
+import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession("{file}")
+image = np.random.rand(1, 3, 64, 64).astype(np.float32)  # RGB in [0, 1]
+(result,) = session.run(None, {{"image": image}})
+```""",
+        "Programs that run ONNX models (chaiNNer among them) open it; batch, height and width are free.",
+    ),
+    "ncnn": ExportFormat(
+        (".param", ".bin"), "ncnn_engine:NcnnEngine", 1e-4, "",
+        "`net_g.param` and `net_g.bin`, by pnnx; input `data`, output `output`",
+        "ncnn at the same sizes, 1e-4 relative",
+        "Upscayl, realesrgan-ncnn-vulkan and chaiNNer take both files, `{file}` and the `.bin` beside it.",
+        "Upscayl: put both files into a folder called `models`, and choose it under Settings, *Add Custom Models*; "
+        "it reads the scale from the name (`x2`, `x3`, otherwise 4). chaiNNer: *Load Model* under NCNN.",
+    ),
+}  # fmt: skip

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.choices import Precision
 from dp_basicsr.errors import UserError
-from dp_basicsr.utils.input_size import InputSize, pad
+from dp_basicsr.utils.input_size import pad
 from dp_basicsr.utils.tiles import Floats
 
 import numpy as np
@@ -21,30 +25,25 @@ class Engine(ABC):
     """Runs one network on arrays.
 
     Args:
-        title: File, network, engine, device and precision, for people.
-        scale: Output size over input size.
-        size: Sizes that the network takes; others are padded and cropped.
-        channels: 3: RGB; 1: gray, which runs on each colour of an image.
+        network: What it runs.
+        by: What runs it, for people.
         precision: Arithmetic within the network. If fp16 or bf16 gives values that are not finite, the input is
             computed again in fp32, and so are all after it.
         warn: Called with a warning when the precision changes.
     """
 
     tile = CPU_TILE  # pixels of a tile that suit the device
+    scratch: Any = None  # a TemporaryDirectory of the files that it runs
 
     def __init__(
         self,
-        title: str,
-        scale: int,
-        size: InputSize,
-        channels: int = 3,
+        network: OpenedNetwork,
+        by: str,
         precision: Precision = "fp32",
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
-        self.title = title
-        self.scale = scale
-        self.size = size
-        self.channels = channels
+        self.network = network
+        self.title = f"{network.title}, {by}"  # file, network, engine, device and precision, for people
         self.precision = precision
         self.warn = warn
 
@@ -54,11 +53,18 @@ class Engine(ABC):
         Raises:
             UserError: The output is not finite, in fp32 either.
         """
-        height, width = image.shape[2:]
-        images = image.transpose(1, 0, 2, 3) if self.channels == 1 else image
-        result = self._finite(pad(images, self.size))
-        result = result[:, :, : height * self.scale, : width * self.scale]
-        return result.transpose(1, 0, 2, 3) if self.channels == 1 else result
+        height, width = (side * self.network.scale for side in image.shape[2:])
+        is_gray = self.network.channels == 1
+        images = pad(image.transpose(1, 0, 2, 3) if is_gray else image, self.network.size)
+        result = self.run(images)
+        if self.precision != "fp32" and not np.isfinite(result).all():
+            self.warn(f"{self.precision} gives values that are not finite: continuing in fp32")
+            self.use_fp32()
+            result = self.run(images)
+        if not np.isfinite(result).all():
+            raise UserError("the network gives values that are not finite, in fp32 too: its weights are not usable")
+        result = result[:, :, :height, :width]
+        return result.transpose(1, 0, 2, 3) if is_gray else result
 
     @abstractmethod
     def run(self, images: Floats) -> Floats:
@@ -71,12 +77,54 @@ class Engine(ABC):
     def free_memory(self) -> None:  # noqa: B027  (most engines have nothing to do)
         """Return cached memory to the device."""
 
-    def _finite(self, images: Floats) -> Floats:
-        result = self.run(images)
-        if not np.isfinite(result).all() and self.precision != "fp32":
-            self.warn(f"{self.precision} gives values that are not finite: continuing in fp32")
-            self.use_fp32()
-            result = self.run(images)
-        if not np.isfinite(result).all():
-            raise UserError("the network gives values that are not finite, in fp32 too: its weights are not usable")
-        return result
+
+class FileEngine(Engine):
+    """An engine that runs files of another package, and writes them.
+
+    Args:
+        path: The file.
+        network: What is known of it; None for what the file itself tells.
+        device: See ``open_engine``.
+        precision: See ``Engine``.
+        warn: See ``Engine``.
+
+    Raises:
+        UserError: The file cannot be run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        network: OpenedNetwork | None = None,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        self.precision = precision  # ``load`` compiles for it
+        super().__init__(*self.load(path, network, device), precision, warn)
+
+    @abstractmethod
+    def load(self, path: Path, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
+        """Get ready to run a file; return what it is and what runs it."""
+
+    @staticmethod
+    @abstractmethod
+    def write(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool = False) -> None:
+        """Write a network in torch for any batch, height and width; ``facts`` and ``half`` as for an export."""
+
+    @classmethod
+    def supports(cls, precision: str) -> bool:
+        """Return whether it computes in a precision on this CPU."""
+        return precision == "fp32"
+
+
+def limit_threads() -> int:
+    """Return how many threads an engine may start, or 0 for its own choice.
+
+    ``OMP_NUM_THREADS`` decides, or the CPUs that this process may use where they are not all of the machine's: engines
+    count those of the machine.
+    """
+    if os.environ.get("OMP_NUM_THREADS", "").isdecimal():
+        return int(os.environ["OMP_NUM_THREADS"])
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    return allowed if allowed != os.cpu_count() else 0

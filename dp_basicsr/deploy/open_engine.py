@@ -5,6 +5,7 @@ A network that is in the cache is opened without importing torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,32 +20,22 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
 
-from dp_basicsr.deploy.choices import EngineName, PrecisionChoice, is_converted
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork, is_converted
+from dp_basicsr.deploy.choices import ENGINES, EXPORTS, EngineKind, EngineName, Precision, PrecisionChoice
 from dp_basicsr.deploy.engine import Engine
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.utils.input_size import InputSize
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from dp_basicsr.deploy.loaded_network import LoadedNetwork
-
-# Engines that convert a network, the fastest first (docs/inference.md has the times), and the packages that each needs.
-PACKAGES = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx", "onnxscript")}
-EXTRAS = {"openvino": "openvino", "onnxruntime": "export"}
 TOLERANCE = 1e-4  # largest difference from torch on a random image, relative to the largest value
 PROBES = ((24, 40), (33, 17))
 KEPT = 16  # converted networks
-FORM = 2  # of a cache entry; a change invalidates all
+FORM = 3  # of a cache entry; a change invalidates all
 
-Load = Callable[[], "LoadedNetwork"]
-
-
-class EngineError(Exception):
-    """An engine cannot run a network."""
+Load = Callable[[], OpenedNetwork]
+Warn = Callable[[str], None]
 
 
 def open_engine(
@@ -55,12 +46,12 @@ def open_engine(
     scale: int | None = None,
     device: str = "auto",
     precision: PrecisionChoice = "fp32",
-    warn: Callable[[str], None] = warnings.warn,
+    warn: Warn = warnings.warn,
 ) -> Engine:
     """Open a model in an engine.
 
     Args:
-        paths: See ``load_network``. ONNX and ncnn files run in onnxruntime and ncnn.
+        paths: One file, or two files of weights, see ``load_network``. ONNX and ncnn files run in onnxruntime and ncnn.
         engine: ``auto`` takes on a CPU the fastest one that is installed and equals torch within ``TOLERANCE``,
             otherwise torch.
         alpha_interp: See ``load_network``.
@@ -72,34 +63,49 @@ def open_engine(
     Raises:
         UserError: See ``load_network``; or an engine that was asked for by name cannot be used.
     """
+    if len(paths) == 1 and alpha_interp is None and is_converted(paths[0]):
+        if engine != "auto":
+            raise UserError(
+                f"--engine {engine}: ONNX and ncnn files run in their own engine; give the .pth or .safetensors"
+            )
+        if precision not in ("fp32", "auto"):
+            raise UserError(
+                f"--precision {precision}: ONNX and ncnn files run in the precision that they were exported in"
+            )
+        kind = next(kind for kind in EXPORTS.values() if kind.target and paths[0].suffix in kind.suffixes)
+        opened: Engine = kind.load()(paths[0], None, device, "fp32", warn)
+        opened.network.require_scale(scale)
+        return opened
 
     @functools.cache
-    def load() -> LoadedNetwork:
-        from dp_basicsr.deploy.network import load_network  # takes seconds: torch
+    def load() -> OpenedNetwork:
+        from dp_basicsr.archs import load_network  # takes seconds: torch
 
-        return load_network(paths, alpha_interp=alpha_interp, scale=scale, device=device)
+        return load_network(paths, alpha_interp=alpha_interp, scale=scale)
 
-    converted = any(is_converted(path) for path in paths)
-    if converted and engine != "auto":
-        raise UserError(
-            f"--engine {engine}: ONNX and ncnn files run in their own engine; give the .pth or .safetensors"
-        )
-    for name in [] if converted else _candidates(engine, device):
+    for name in _candidates(engine, device):
         try:
-            return _open_converted(name, _key(name, paths, load, alpha_interp, scale), load, paths[-1], precision, warn)
-        except EngineError as error:
+            key = _key(name, paths, load, alpha_interp, scale)
+            return _open_converted(name, key, load, paths[-1].name, precision, warn)
+        except UserError:
+            raise
+        except Exception as error:  # each package has its own; a broken one may raise any when it is imported
+            reason = first_line(error)[:200]
             if engine != "auto":
-                raise UserError(f"--engine {name} cannot be used: {error}; give --engine auto or torch") from error
-            warn(f"{name} cannot be used ({error}): trying the next engine")
+                raise UserError(f"--engine {name} cannot be used: {reason}; give --engine auto or torch") from error
+            warn(f"{name} cannot be used ({reason}): trying the next engine")
     network = load()
     from dp_basicsr.deploy.torch_engine import TorchEngine, native_precision
 
     return TorchEngine(network, device, native_precision(device) if precision == "auto" else precision, warn)
 
 
-def cache_root() -> Path:
-    """Return the folder of converted networks."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dp_basicsr"
+def cache_root() -> Path | None:
+    """Return the folder of converted networks; None where there is no home folder."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dp_basicsr"
+    except RuntimeError:
+        return None
 
 
 def _candidates(engine: EngineName, device: str) -> list[str]:
@@ -110,31 +116,30 @@ def _candidates(engine: EngineName, device: str) -> list[str]:
         if device not in ("auto", "cpu"):
             raise UserError(f"--engine {engine} runs on the CPU: give --device cpu, or --engine torch")
         if not _is_installed(engine):
-            raise UserError(f"--engine {engine} is not installed: pip install 'dp_basicsr[{EXTRAS[engine]}]'")
+            raise UserError(f"--engine {engine} is not installed: pip install 'dp_basicsr[{ENGINES[engine].extra}]'")
         return [engine]
-    on_cpu = device == "cpu" or (device == "auto" and not _may_have_gpu())
-    return [name for name in PACKAGES if on_cpu and _is_installed(name)]
+    # Importing torch and asking it for a GPU takes seconds.
+    devices = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    may_have_gpu = sys.platform != "linux" or any(Path(name).exists() for name in devices)
+    on_cpu = device == "cpu" or (device == "auto" and not may_have_gpu)
+    return [name for name in ENGINES if on_cpu and name != "torch" and _is_installed(name)]
 
 
 def _is_installed(engine: str) -> bool:
-    return all(sys.modules.get(name, ...) is not None and importlib.util.find_spec(name) for name in PACKAGES[engine])
-
-
-def _may_have_gpu() -> bool:
-    """Return whether it is worth to import torch and ask for a GPU."""
-    devices = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-    return sys.platform != "linux" or any(Path(name).exists() for name in devices)
+    packages = ENGINES[engine].packages
+    return all(sys.modules.get(name, ...) is not None and importlib.util.find_spec(name) for name in packages)
 
 
 def _key(engine: str, paths: Sequence[Path], load: Load, alpha_interp: float | None, scale: int | None) -> str:
     """Return what identifies a conversion: weights, what tells their scale, and the engine's version."""
-    digest = hashlib.sha256(repr((FORM, engine, version(PACKAGES[engine][0]), alpha_interp, scale)).encode())
+    package = ENGINES[engine].packages[0]
+    digest = hashlib.sha256(repr((FORM, engine, version(package), alpha_interp, scale)).encode())
     try:
         for path in paths:
             if not path.is_file():
                 load()  # raises
             digest.update(hashlib.sha256(path.read_bytes()).digest())
-            # The option file of the run may tell the scale of RRDBNetDP, see ``run_options``.
+            # The option file of the run may tell the scale of RRDBNetDP, see ``options_of_run``.
             run = path.resolve().parent
             for file in sorted(run.parent.glob("*.yml")) if run.name == "models" else []:
                 digest.update(file.read_bytes())
@@ -144,59 +149,68 @@ def _key(engine: str, paths: Sequence[Path], load: Load, alpha_interp: float | N
     return digest.hexdigest()[:32]
 
 
-def _open_converted(
-    name: str, key: str, load: Load, path: Path, precision: PrecisionChoice, warn: Callable[[str], None]
-) -> Engine:
+def _open_converted(name: str, key: str, load: Load, file: str, precision: PrecisionChoice, warn: Warn) -> Engine:
     """Open a network from the cache; convert, check and store it first if it is not there.
 
     Raises:
-        EngineError: The engine does not support the precision, cannot run the network, or gives other values.
-        UserError: See ``load_network``.
+        Exception: Any: the engine does not support the precision, cannot run the network, or gives other values.
     """
-    supported = _supported(name, precision)
-    folder = cache_root() / f"{name}-{key}"
-    if (folder / "network.json").is_file():
+    kind, root = ENGINES[name], cache_root()
+    supports = kind.load().supports
+    if precision == "auto":
+        precision = "bf16" if supports("bf16") else "fp32"
+    elif not supports(precision):
+        raise RuntimeError(f"it does not compute in {precision} on this CPU")
+    if root:
+        with contextlib.suppress(OSError):  # a cache that is only read
+            os.utime(root / f"{name}-{key}")
         try:
-            os.utime(folder)
-            return _open(name, folder, path, supported, warn)
+            return _open_entry(root / f"{name}-{key}", kind, file, precision, warn)
+        except FileNotFoundError:
+            pass
         except Exception:  # damaged, or removed by another process: converted again
-            shutil.rmtree(folder, ignore_errors=True)
-    network = load()
-    start = time.monotonic()
+            shutil.rmtree(root / f"{name}-{key}", ignore_errors=True)
+    network, start = load(), time.monotonic()
     try:
-        _store(name, network, folder)
-        engine = _open(name, folder, path, supported, warn)
-    except Exception as error:  # each package has its own
-        raise EngineError(str(error).strip().partition("\n")[0][:200] or type(error).__name__) from error
-    engine.title += f" (converted in {time.monotonic() - start:.0f} s, kept in {cache_root()})"
+        if root is None:
+            raise OSError("there is no home folder")
+        root.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=root, prefix=".draft-", ignore_cleanup_errors=True)
+    except OSError as error:
+        warn(f"converted networks cannot be kept ({error}): name a folder for them in XDG_CACHE_HOME")
+        root, scratch = None, tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    entry = Path(scratch.name) / "entry"
+    _write_entry(entry, kind, network)
+    difference = _difference(network, _open_entry(entry, kind, file, "fp32", warn))
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"it differs from torch by {difference:.1e} on a probe")
+    if root:
+        shutil.rmtree(root / f"{name}-{key}", ignore_errors=True)
+        entry = entry.rename(root / f"{name}-{key}")
+        entries = sorted(root.glob("*-*/network.json"), key=lambda facts: facts.parent.stat().st_mtime)
+        for facts in entries[:-KEPT]:
+            shutil.rmtree(facts.parent, ignore_errors=True)
+    engine = _open_entry(entry, kind, file, precision, warn)
+    engine.scratch = scratch  # deleted with the engine
+    engine.title += f" (converted in {time.monotonic() - start:.0f} s{f', kept in {root}' if root else ''})"
     return engine
 
 
-def _store(name: str, network: LoadedNetwork, folder: Path) -> None:
-    """Convert a network, compare it with torch, and put it into the cache."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".draft-", ignore_cleanup_errors=True) as place:
-        draft = Path(place) / "entry"
-        draft.mkdir()
-        _module(name).convert(network, draft)
-        facts = {
-            "description": network.title.partition(": ")[2],
-            "scale": network.scale,
-            "size": dataclasses.astuple(network.size),
-            "channels": network.channels,
-        }
-        (draft / "network.json").write_text(json.dumps(facts), encoding="utf-8")
-        difference = _difference(network, _open(name, draft, Path("network"), "fp32", warnings.warn))
-        if not difference <= TOLERANCE:
-            raise EngineError(f"it differs from torch by {difference:.1e} on a probe")
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
-    entries = sorted(folder.parent.glob("*-*/network.json"), key=lambda file: file.parent.stat().st_mtime)
-    for file in entries[:-KEPT]:
-        shutil.rmtree(file.parent, ignore_errors=True)
+def _write_entry(folder: Path, kind: EngineKind, network: OpenedNetwork) -> None:
+    folder.mkdir()
+    kind.load().write(network, folder / kind.file, {})
+    facts = {field.name: getattr(network, field.name) for field in dataclasses.fields(network)}
+    facts |= {"size": dataclasses.asdict(network.size), "module": None}
+    (folder / "network.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _difference(network: LoadedNetwork, engine: Engine) -> float:
+def _open_entry(folder: Path, kind: EngineKind, file: str, precision: Precision, warn: Warn) -> Engine:
+    facts = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+    network = OpenedNetwork(**facts | {"file": file, "size": InputSize(**facts["size"])})
+    return kind.load()(folder / kind.file, network, "cpu", precision, warn)  # type: ignore[no-any-return]
+
+
+def _difference(network: OpenedNetwork, engine: Engine) -> float:
     from dp_basicsr.deploy.torch_engine import TorchEngine
 
     exact = TorchEngine(network, "cpu")
@@ -207,28 +221,3 @@ def _difference(network: LoadedNetwork, engine: Engine) -> float:
         expected = exact(image)
         worst = max(worst, float(np.abs(engine(image) - expected).max() / max(np.abs(expected).max(), 1)))
     return worst
-
-
-def _open(name: str, folder: Path, path: Path, precision: str, warn: Callable[[str], None]) -> Engine:
-    facts = json.loads((folder / "network.json").read_text(encoding="utf-8"))
-    title = f"{path.name}: {facts['description']}, by {name} {version(PACKAGES[name][0])}, on cpu, {precision}"
-    info = (title, facts["scale"], InputSize(*facts["size"]), facts["channels"], precision, warn)
-    return _module(name).open_network(folder, *info)  # type: ignore[no-any-return]
-
-
-def _supported(name: str, precision: PrecisionChoice) -> str:
-    """Return the precision to compute in.
-
-    Raises:
-        EngineError: The engine or the CPU does not have it.
-    """
-    supports = _module(name).supports
-    if precision == "auto":
-        return "bf16" if supports("bf16") else "fp32"
-    if not supports(precision):
-        raise EngineError(f"it does not compute in {precision} on this CPU")
-    return precision
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"dp_basicsr.deploy.{name}_engine")

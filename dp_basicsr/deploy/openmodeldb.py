@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.deploy.choices import ExportFormat
+from dp_basicsr.deploy.choices import EXPORTS
 from dp_basicsr.errors import UserError
 
 # Our names of architectures -> OpenModelDB's ids; others are their own names in lower case.
@@ -17,7 +17,7 @@ ARCHITECTURES = {"RRDBNetDP": "esrgan", "RRDBNet": "esrgan", "MSRResNet": "sr-re
 FILL_IN = "FILL-IN"  # its validator refuses it where it wants an author or a tag of its lists
 
 
-def write_entry(path: Path, kind: ExportFormat, output: Path, facts: dict[str, str], license_name: str) -> list[str]:
+def write_entry(path: Path, kind: str, output: Path, facts: dict[str, str], license_name: str) -> list[str]:
     """Write the JSON of a model whose file is ``output``.
 
     Args:
@@ -47,7 +47,15 @@ def write_entry(path: Path, kind: ExportFormat, output: Path, facts: dict[str, s
         "scale": int(facts["scale"]),
         "inputChannels": int(facts.get("channels", 3)),
         "outputChannels": int(facts.get("channels", 3)),
-        "resources": [_resource(kind, output)],
+        "resources": [
+            {
+                "platform": EXPORTS[kind].platform,
+                "type": kind,
+                "size": output.stat().st_size,
+                "sha256": hashlib.sha256(output.read_bytes()).hexdigest(),
+                "urls": [f"https://{FILL_IN}"],
+            }
+        ],
         **_training(facts),
         "images": [],
     }
@@ -55,20 +63,11 @@ def write_entry(path: Path, kind: ExportFormat, output: Path, facts: dict[str, s
     return ["author", "tags", "description", "resources: urls", "images", *([] if license_name else ["license"])]
 
 
-def check_format(kind: ExportFormat) -> None:
+def check_format(kind: str) -> None:
     """Raise a UserError for a format that OpenModelDB does not list."""
-    if kind == "ncnn":
-        raise UserError("--openmodeldb: it lists pth, safetensors and onnx files, got --format ncnn")
-
-
-def _resource(kind: ExportFormat, output: Path) -> dict[str, Any]:
-    return {
-        "platform": "onnx" if kind == "onnx" else "pytorch",
-        "type": kind,
-        "size": output.stat().st_size,
-        "sha256": hashlib.sha256(output.read_bytes()).hexdigest(),
-        "urls": [f"https://{FILL_IN}"],
-    }
+    if not EXPORTS[kind].platform:
+        listed = ", ".join(name for name, record in EXPORTS.items() if record.platform)
+        raise UserError(f"--openmodeldb: it lists {listed} files, got --format {kind}")
 
 
 def _training(facts: dict[str, str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Run networks in OpenVINO on the CPU."""
+"""OpenVINO's files, on the CPU: converted from torch for the cache."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from dp_basicsr.deploy.engine import Engine
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork
+from dp_basicsr.deploy.engine import FileEngine, limit_threads
+from dp_basicsr.errors import UserError
 from dp_basicsr.utils.tiles import Floats
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from dp_basicsr.deploy.loaded_network import LoadedNetwork
-
     import openvino
 
 POLL_MS = 200  # how often a signal is looked for while the network runs
@@ -47,28 +47,28 @@ def core() -> openvino.Core:
     return import_openvino().Core()  # type: ignore[no-any-return]
 
 
-def open_network(folder: Path, *info: Any) -> Engine:
-    """Open what ``convert`` has written; see ``Engine`` for ``info``."""
-    return OpenVinoEngine(folder, *info)
+class OpenVinoEngine(FileEngine):
+    """Runs ``path`` (.xml) compiled for this CPU; the compiled form is kept beside it where that can be written."""
 
-
-class OpenVinoEngine(Engine):
-    """Runs ``folder/network.xml``, compiled for this CPU; the compiled form is kept in the folder."""
-
-    def __init__(self, folder: Path, *info: Any) -> None:
-        super().__init__(*info)
-        self.folder = folder
+    def load(self, path: Path, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
+        """See ``FileEngine.load``."""
+        if network is None:
+            raise UserError(f"model {path}: OpenVINO's files do not tell what they are: give the .pth or .safetensors")
+        by = f"by openvino {import_openvino().__version__.partition('-')[0]}, on {device}, {self.precision}"
+        self.path = path
         self._compile()
+        return network, by
 
     def _compile(self) -> None:
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
-            "CACHE_DIR": str(self.folder),
         }
-        if os.environ.get("OMP_NUM_THREADS", "").isdecimal():
-            properties["INFERENCE_NUM_THREADS"] = int(os.environ["OMP_NUM_THREADS"])
-        self.request = core().compile_model(self.folder / "network.xml", "CPU", properties).create_infer_request()
+        if os.access(self.path.parent, os.W_OK):
+            properties["CACHE_DIR"] = str(self.path.parent)
+        if threads := limit_threads():
+            properties["INFERENCE_NUM_THREADS"] = threads
+        self.request = core().compile_model(self.path, "CPU", properties).create_infer_request()
 
     def run(self, images: Floats) -> Floats:
         """See ``Engine.run``."""
@@ -82,22 +82,22 @@ class OpenVinoEngine(Engine):
         super().use_fp32()
         self._compile()
 
+    @staticmethod
+    def write(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool = False) -> None:
+        """Write ``path`` (.xml) and the .bin beside it."""
+        import torch
 
-def convert(network: LoadedNetwork, folder: Path) -> None:
-    """Write ``folder/network.xml`` and ``.bin``, for any batch, height and width."""
-    import torch
+        openvino = import_openvino()
+        example = torch.rand(1, network.channels, *network.size.fit(16, 16))
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated, and is what OpenVINO converts fastest
+            traced = torch.jit.trace(network.module, example, check_trace=False)
+            shape = openvino.PartialShape([-1, network.channels, -1, -1])
+            model = openvino.convert_model(traced, example_input=example, input=[shape])
+        openvino.save_model(model, path, compress_to_fp16=False)
 
-    openvino = import_openvino()
-    example = torch.rand(1, network.channels, *network.size.fit(16, 16))
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and is what OpenVINO converts fastest
-        traced = torch.jit.trace(network.module, example, check_trace=False)
-        shape = openvino.PartialShape([-1, network.channels, -1, -1])
-        model = openvino.convert_model(traced, example_input=example, input=[shape])
-    openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
-
-
-def supports(precision: str) -> bool:
-    """Return whether this CPU has instructions for a precision."""
-    capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return precision == "fp32" or CAPABILITIES[precision] in capabilities
+    @classmethod
+    def supports(cls, precision: str) -> bool:
+        """See ``FileEngine.supports``."""
+        capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return precision == "fp32" or CAPABILITIES[precision] in capabilities

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr import __version__
-from dp_basicsr.errors import UserError
-from dp_basicsr.options import Options, read_options
+from dp_basicsr.archs.open_network import options_of_run
+from dp_basicsr.options import Options
 
 # What is published of an option file. Paths, logger and keys of no section are left out.
 _TOP = ("name", "model_type", "scale", "manual_seed", "deterministic", "network_g", "network_d")
@@ -19,23 +19,6 @@ _TRAIN_SET = ("name", "type", "gt_size", "batch_size_per_gpu", "batch_size_total
 # Facts of an earlier export that the next one keeps.
 _KEPT = ("source", "source_sha256", "iteration", "trained_by", "interpolation")
 _SECRET = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
-
-
-def run_options(path: Path) -> Options | None:
-    """Return the options of the run that wrote ``experiments/<name>/models/<path>``, from the copy in its folder.
-
-    Returns:
-        The newest file with ``name``, ``model_type``, ``network_g`` and ``datasets``; None if there is none.
-    """
-    if path.resolve().parent.name != "models":
-        return None
-    for file in sorted(path.resolve().parent.parent.glob("*.yml"), key=lambda file: file.stat().st_mtime, reverse=True):
-        with contextlib.suppress(UserError):
-            options = read_options(file)
-            kinds = {"name": str, "model_type": str, "network_g": dict, "datasets": dict}
-            if all(isinstance(options.get(key), kind) for key, kind in kinds.items()):
-                return options
-    return None
 
 
 def trace(path: Path, notes: dict[str, str]) -> dict[str, str]:
@@ -53,7 +36,7 @@ def trace(path: Path, notes: dict[str, str]) -> dict[str, str]:
     iteration = re.search(r"net_g_(\d+)$", path.stem)
     if iteration:
         found["iteration"] = iteration[1]
-    version, options = _trained_by(path), run_options(path)
+    version, options = _trained_by(path), options_of_run(path)
     if version and options:
         found |= {"trained_by": f"dp_basicsr {version}", "options": json.dumps(publishable(options), default=str)}
         found |= _fingerprints(options)

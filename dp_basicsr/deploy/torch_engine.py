@@ -6,14 +6,15 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.choices import Precision
-from dp_basicsr.deploy.engine import CPU_TILE, Engine
-from dp_basicsr.deploy.loaded_network import LoadedNetwork
+from dp_basicsr.deploy.engine import Engine
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.tiles import Floats
 
 import numpy as np
 import torch
+from torch import nn
 
 PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,7 +26,7 @@ MAPS_AT_PEAK = 4
 
 
 class TorchEngine(Engine):
-    """Runs a network in torch, or in the runtime that an ONNX or ncnn file has been opened with.
+    """Runs a network in torch.
 
     Args:
         network: What to run. Its module is moved to the device.
@@ -39,24 +40,21 @@ class TorchEngine(Engine):
 
     def __init__(
         self,
-        network: LoadedNetwork,
+        network: OpenedNetwork,
         device: str = "auto",
-        precision: str = "fp32",
+        precision: Precision = "fp32",
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         if precision not in PRECISIONS:
             raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-        in_torch = network.runtime == "torch"
-        if not in_torch and precision != "fp32":
-            raise UserError(
-                f"--precision {precision}: ONNX and ncnn files run in the precision that they were exported in"
-            )
-        # Other runtimes chose their device when they opened the file, and take their images from the CPU.
-        self.device = find_device(device if in_torch else "cpu")
-        title = network.title + (f", on {self.device}, {precision}" if in_torch else "")
-        super().__init__(title, network.scale, network.size, network.channels, precision, warn)
-        self.module = network.module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.tile = self._tile(network.num_feat) if in_torch else CPU_TILE
+        self.device = find_device(device)
+        super().__init__(network, f"on {self.device}, {precision}", precision, warn)
+        self.module = network.module.to(self.device).to(memory_format=torch.channels_last)
+        if self.device.type == "cuda":
+            # Memory is proportional to the channels between the layers: those that the first convolution gives.
+            features = next((layer.out_channels for layer in self.module.modules() if isinstance(layer, nn.Conv2d)), 64)
+            pixels = 0.7 * torch.cuda.mem_get_info(self.device)[0] / (MAPS_AT_PEAK * features * network.scale**2 * 4)
+            self.tile = min(max(int(pixels**0.5) // 32 * 32, SMALLEST_AUTO_TILE), LARGEST_AUTO_TILE)
 
     @torch.inference_mode()
     def run(self, images: Floats) -> Floats:
@@ -69,13 +67,6 @@ class TorchEngine(Engine):
         """See ``Engine.free_memory``."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _tile(self, num_feat: int) -> int:
-        if self.device.type != "cuda":
-            return CPU_TILE
-        free = torch.cuda.mem_get_info(self.device)[0]
-        side = int((0.7 * free / (MAPS_AT_PEAK * num_feat * max(self.scale, 1) ** 2 * 4)) ** 0.5) // 32 * 32
-        return min(max(side, SMALLEST_AUTO_TILE), LARGEST_AUTO_TILE)
 
 
 def native_precision(device: str) -> Precision:

@@ -48,7 +48,7 @@ class Upscaler:
     @property
     def scale(self) -> int:
         """Output size over input size."""
-        return self.engine.scale
+        return self.engine.network.scale
 
     def __call__(self, pixels: Pixels, on_tile: OnTile | None = None) -> Pixels:
         """Upscale (H, W, 3) RGB, uint8 or uint16, to (scale * H, scale * W, 3) of the same type.
@@ -74,7 +74,7 @@ class Upscaler:
         def run_tile(rows: slice, columns: slice) -> Floats:
             return self.engine(to_floats(pixels[rows, columns]))[0]  # type: ignore[no-any-return]
 
-        size = self.engine.size
+        size = self.engine.network.size
         bands = blend_tiles(
             run_tile, height, width, self.scale, self.tile, self.overlap, size, on_tile, self._name_seams
         )
@@ -86,7 +86,7 @@ class Upscaler:
         return result
 
     def _name_seams(self, difference: float) -> None:
-        reason = seam_warning(difference, self.overlap, self.engine.size)
+        reason = seam_warning(difference, self.overlap, self.engine.network.size)
         if reason and not self._has_seams:
             self._has_seams = True
             self.warn(f"{reason}; give --tile 0 for the whole image at once, or raise --tile and --tile-overlap")

@@ -13,8 +13,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint import resume
-from dp_basicsr.deploy.network import load_network
 from dp_basicsr.errors import UserError, readable
 from dp_basicsr.options import parse_command_line, read_given_options
 from dp_basicsr.runs.start import start_run

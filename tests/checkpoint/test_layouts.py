@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint.weights import read_weights
-from dp_basicsr.deploy.network import load_network
 from dp_basicsr.errors import UserError
 
 import pytest

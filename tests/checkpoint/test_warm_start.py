@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr import train
-from dp_basicsr.archs import RRDBNetDP
+from dp_basicsr.archs import RRDBNetDP, load_network
 from dp_basicsr.checkpoint.weights import read_weights
-from dp_basicsr.deploy.network import load_network
 
 import pytest
 import torch

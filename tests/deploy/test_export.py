@@ -10,10 +10,11 @@ from pathlib import Path
 from types import ModuleType
 
 from dp_basicsr import __version__, inference
+from dp_basicsr.archs import load_network
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy import export
 from dp_basicsr.deploy.export import describe, export_network, spandrel_limit
-from dp_basicsr.deploy.loaded_network import LoadedNetwork
-from dp_basicsr.deploy.network import load_network
+from dp_basicsr.deploy.open_engine import open_engine
 from dp_basicsr.deploy.provenance import fingerprint, trace
 from dp_basicsr.errors import UserError
 
@@ -46,7 +47,7 @@ def command() -> ModuleType:
     return module
 
 
-def load(arch: str, scale: int, growth: int = 32, num_block: int = 2) -> LoadedNetwork:
+def load(arch: str, scale: int, growth: int = 32, num_block: int = 2) -> OpenedNetwork:
     net = make_network(arch, scale, num_grow_ch=growth, num_block=num_block)
     torch.save({"params": net.state_dict()}, "trained.pth")
     ambiguous = arch == "RRDBNetDP" and scale < 4
@@ -60,8 +61,7 @@ def test_spandrel_gives_the_same_pixels_or_the_limit_is_told(arch: str, scale: i
     spandrel = pytest.importorskip("spandrel")
     network = load(arch, scale, growth)
     assert export_network(network, kind, Path(f"out.{kind}"), describe(network, {})) == 0  # type: ignore[arg-type]
-    assert network.spec is not None
-    limit = spandrel_limit(network.spec)
+    limit = spandrel_limit(network)
     assert (limit is None) == (arch != "MSRResNet" and growth == 32 and (arch, scale) != ("RRDBNetDP", 3))
     try:
         theirs = spandrel.ModelLoader().load_from_file(f"out.{kind}")
@@ -86,12 +86,13 @@ def test_onnxruntime_gives_the_same_pixels_at_any_size(arch: str, scale: int) ->
     network = load(arch, scale, num_block=1)
     facts = describe(network, {"source": "trained.pth"})
     assert export_network(network, "onnx", Path("out.onnx"), facts) < 2e-6
-    again = load_network([Path("out.onnx")])
-    assert (again.scale, again.multiple) == (scale, network.multiple)
-    assert facts.items() <= again.notes.items()
-    for shape in ((1, 3, 2, 6), (3, 3, 26, 22), (1, 3, 8 + network.multiple, 34)):
+    again = open_engine([Path("out.onnx")])
+    assert (again.network.scale, again.network.size) == (scale, network.size)
+    assert facts.items() <= again.network.notes.items()
+    for shape in ((1, 3, 2, 6), (3, 3, 26, 22), (1, 3, 8 + network.size.multiple, 34)):
         image = torch.rand(shape, generator=torch.Generator().manual_seed(1))
-        torch.testing.assert_close(again.module(image), network.module(image), rtol=0, atol=1e-5)
+        result = torch.from_numpy(again.run(image.numpy()))
+        torch.testing.assert_close(result, network.module(image), rtol=0, atol=1e-5)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (35, 41, 3), dtype=np.uint8)).save("in.png")
     for model in ("out.onnx", "trained.pth"):
         assert inference.main(["-i", "in.png", "-o", f"{model}.png", "--model_path", model, "--tile", "32"]) == 0
@@ -293,18 +294,21 @@ def test_without_the_extra_onnx_says_what_to_install(monkeypatch: pytest.MonkeyP
         export_network(network, "onnx", Path("out.onnx"), {})
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"need onnxruntime: pip install 'dp_basicsr\[export\]'"):
-        load_network([Path("out.onnx")])
+        open_engine([Path("out.onnx")])
 
 
 def test_onnx_files_are_not_mixed_with_weights_or_broken(network_file: Callable[..., Path]) -> None:
     pytest.importorskip("onnxruntime")
     Path("bad.onnx").write_bytes(b"not a model")
     with pytest.raises(UserError, match="bad.onnx: onnxruntime cannot run it"):
-        load_network([Path("bad.onnx")])
+        open_engine([Path("bad.onnx")])
     with pytest.raises(UserError, match="--device cuda:0: this onnxruntime has no CUDA"):
-        load_network([Path("bad.onnx")], device="cuda:0")
-    with pytest.raises(UserError, match="ONNX and ncnn files cannot be interpolated"):
-        load_network([Path("bad.onnx"), network_file()])
+        open_engine([Path("bad.onnx")], device="cuda:0")
+    with pytest.raises(UserError, match="--precision bf16: ONNX and ncnn files run in the precision"):
+        open_engine([Path("bad.onnx")], precision="bf16")
+    for paths in ([Path("bad.onnx")], [Path("bad.onnx"), network_file()]):
+        with pytest.raises(UserError, match="ONNX and ncnn files cannot be trained, interpolated or exported again"):
+            load_network(paths)
 
 
 def test_the_format_follows_the_name_and_anyone_may_read_the_file(run_folder: Path, command: ModuleType) -> None:

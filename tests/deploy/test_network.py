@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from dp_basicsr.checkpoint.network_spec import NetworkSpec
-from dp_basicsr.deploy.network import load_network
+from dp_basicsr.archs import load_network
 from dp_basicsr.errors import UserError
 
 import pytest
@@ -30,8 +29,9 @@ def test_spec_is_found_and_the_function_is_the_same(arch: str, scale: int, growt
     torch.save({"params": net.state_dict()}, "net.pth")
     told = scale if arch == "RRDBNetDP" and scale < 4 else None
     loaded = load_network([Path("net.pth")], scale=told)
-    assert loaded.spec == NetworkSpec(arch, scale, 8, 2, growth)  # type: ignore[arg-type]
-    assert loaded.multiple == ({1: 4, 2: 2}[scale] if arch == "RRDBNet" else 1)
+    assert (loaded.arch, loaded.scale, loaded.channels) == (arch, scale, 3)
+    assert loaded.arguments == {"num_feat": 8, "num_block": 2, **({"num_grow_ch": growth} if growth else {})}
+    assert loaded.size.multiple == ({1: 4, 2: 2}[scale] if arch == "RRDBNet" else 1)
     assert not loaded.module.training
     assert torch.equal(loaded.module(IMAGE), net(IMAGE))
     assert loaded.module(IMAGE).shape == (2, 3, 8 * scale, 12 * scale)
@@ -41,7 +41,7 @@ def test_basicsrs_own_rrdbnet_is_read() -> None:
     net = RRDBNet(3, 3, scale=4, num_feat=12, num_block=3, num_grow_ch=6).eval()
     torch.save({"params_ema": net.state_dict()}, "net.pth")
     loaded = load_network([Path("net.pth")])
-    assert str(loaded.spec) == "RRDBNetDP x4 (3 blocks, 12 features, growth 6)"
+    assert loaded.description == "RRDBNetDP x4 (3 blocks, 12 features, growth 6)"
     assert torch.equal(loaded.module(IMAGE), net(IMAGE))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import subprocess
@@ -11,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr import inference
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy import open_engine as module
-from dp_basicsr.deploy.engine import Engine
+from dp_basicsr.deploy import openvino_engine
+from dp_basicsr.deploy.choices import ENGINES
+from dp_basicsr.deploy.engine import Engine, FileEngine
 from dp_basicsr.deploy.open_engine import cache_root, open_engine
 from dp_basicsr.deploy.torch_engine import TorchEngine
 from dp_basicsr.errors import UserError
-from dp_basicsr.utils.input_size import InputSize
 
 import cv2
 import numpy as np
@@ -29,7 +30,6 @@ from tests.support.networks import make_network
 if importlib.util.find_spec("openvino") is None:
     pytest.skip("OpenVINO is an extra", allow_module_level=True)
 ROOT = Path(inference.__file__).resolve().parents[1]
-OPENVINO = importlib.import_module("dp_basicsr.deploy.openvino_engine")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,8 @@ def model() -> Path:
 
 
 def entries() -> list[Path]:
-    return sorted(cache_root().iterdir()) if cache_root().is_dir() else []
+    root = cache_root()
+    return sorted(root.iterdir()) if root and root.is_dir() else []
 
 
 @pytest.mark.parametrize(("arch", "scale"), [("RRDBNetDP", 4), ("RRDBNetDP", 3), ("RRDBNet", 2), ("MSRResNet", 2)])
@@ -56,7 +57,7 @@ def test_openvino_gives_the_values_of_torch(arch: str, scale: int) -> None:
     ]
     assert isinstance(engines[0], TorchEngine)
     assert ", by openvino " in engines[1].title
-    assert (engines[0].size, engines[0].scale) == (engines[1].size, engines[1].scale)
+    assert (engines[0].network.size, engines[0].network.scale) == (engines[1].network.size, engines[1].network.scale)
     for shape in ((1, 3, 1, 1), (1, 3, 24, 40), (1, 3, 17, 33)):
         image = np.random.default_rng(0).random(shape, np.float32)
         expected, found = (engine(image) for engine in engines)
@@ -133,8 +134,16 @@ def test_ctrl_c_is_handled_after_a_thread_has_freed_a_network(model: Path) -> No
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
-class Doubling(Engine):
-    """Stands in for a converted network."""
+class Doubling(FileEngine):
+    """Stands in for OpenVINO, without the conversion, which takes seconds."""
+
+    @staticmethod
+    def write(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool = False) -> None:
+        pass
+
+    def load(self, path: Path, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
+        assert network is not None
+        return network, "by nobody"
 
     def run(self, images: Any) -> Any:
         return images.repeat(2, 2).repeat(2, 3) + 0.5
@@ -142,9 +151,7 @@ class Doubling(Engine):
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the conversion and its check, which take seconds."""
-    monkeypatch.setattr(OPENVINO, "convert", lambda network, folder: None)
-    monkeypatch.setattr(OPENVINO, "open_network", lambda folder, *info: Doubling(*info))
+    monkeypatch.setattr(openvino_engine, "OpenVinoEngine", Doubling)
     monkeypatch.setattr(module, "_difference", lambda network, engine: 0.0)
 
 
@@ -170,7 +177,7 @@ def test_the_cache_knows_weights_interpolation_and_run(model: Path, tmp_path: Pa
         (run / "train.yml").write_text(options)
         moved = run / "models" / "net_g_5.pth"
         moved.write_bytes(model.read_bytes())
-        assert open_engine([moved]).scale == scale
+        assert open_engine([moved]).network.scale == scale
 
 
 @pytest.mark.usefixtures("quick")
@@ -200,10 +207,10 @@ def test_auto_falls_back_and_a_named_engine_is_refused(
         raise RuntimeError("no such operator\nand a long trace")
 
     if fault == "values":
-        monkeypatch.setattr(OPENVINO, "open_network", lambda folder, *info: Doubling(*info))
+        monkeypatch.setattr(openvino_engine, "OpenVinoEngine", Doubling)
     else:
-        monkeypatch.setattr(OPENVINO, "convert" if fault == "convert" else "open_network", fail)
-    monkeypatch.setattr(module, "PACKAGES", {"openvino": ("openvino",)})
+        monkeypatch.setattr(openvino_engine.OpenVinoEngine, {"convert": "write", "open": "load"}[fault], fail)
+    monkeypatch.setattr(module, "ENGINES", {"openvino": ENGINES["openvino"]})
     warned: list[str] = []
     assert isinstance(open_engine([model], warn=warned.append), TorchEngine)
     reason = "it differs from torch by .* on a probe" if fault == "values" else "no such operator"
@@ -239,15 +246,15 @@ def test_what_is_not_installed_is_named_or_skipped(model: Path, monkeypatch: pyt
 
 
 def test_half_precision_only_where_the_cpu_has_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PACKAGES", {"openvino": ("openvino",)})
-    monkeypatch.setattr(OPENVINO, "supports", lambda precision: precision == "fp32")
+    monkeypatch.setattr(module, "ENGINES", {"openvino": ENGINES["openvino"]})
+    monkeypatch.setattr(openvino_engine.OpenVinoEngine, "supports", lambda precision: precision == "fp32")
     assert open_engine([model], precision="auto").precision == "fp32"
     with pytest.raises(UserError, match="it does not compute in bf16 on this CPU"):
         open_engine([model], engine="openvino", precision="bf16")
     warned: list[str] = []
     assert open_engine([model], precision="bf16", warn=warned.append).precision == "bf16", "torch emulates it"
     assert len(warned) == 1
-    monkeypatch.setattr(OPENVINO, "supports", lambda precision: True)
+    monkeypatch.setattr(openvino_engine.OpenVinoEngine, "supports", lambda precision: True)
     assert open_engine([model], precision="auto").precision == "bf16"
 
 
@@ -258,7 +265,7 @@ class Overflowing(Engine):
 
 def test_values_that_are_not_finite_are_computed_again_in_fp32() -> None:
     warned: list[str] = []
-    engine = Overflowing("x", 1, InputSize(), 3, "fp16", warned.append)
+    engine = Overflowing(OpenedNetwork("x", "x", 1, "x"), "here", "fp16", warned.append)
     image = np.ones((1, 3, 2, 2), np.float32)
     assert np.array_equal(engine(image), image)
     assert warned == ["fp16 gives values that are not finite: continuing in fp32"]

@@ -108,5 +108,5 @@ def test_ncnn_is_refused_before_anything_is_written(capsys: pytest.CaptureFixtur
     torch.save({"params": make_network().state_dict()}, "net.pth")
     with pytest.raises(SystemExit, match="2"):
         export_model.main(["--model_path", "net.pth", "--format", "ncnn", "-o", "n", "--openmodeldb", "e.json"])
-    assert "--openmodeldb: it lists pth, safetensors and onnx files" in capsys.readouterr().err
+    assert "--openmodeldb: it lists safetensors, pth, onnx files, got" in capsys.readouterr().err
     assert [path.name for path in Path().iterdir()] == ["net.pth"]

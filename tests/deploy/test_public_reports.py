@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dp_basicsr import inference
+from dp_basicsr.archs import load_network
 from dp_basicsr.deploy.batch import find_jobs
-from dp_basicsr.deploy.network import load_network
 from dp_basicsr.errors import UserError
 
 import numpy as np

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dp_basicsr.deploy.loaded_network import LoadedNetwork
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.torch_engine import TorchEngine
 from dp_basicsr.deploy.upscale_picture import resize
 from dp_basicsr.deploy.upscaler import Upscaler
@@ -34,8 +34,8 @@ def photograph(height: int, width: int, dtype: Any = np.uint8) -> np.ndarray:
     return (np.clip(image / 3, 0, 1) * np.iinfo(dtype).max).astype(dtype)
 
 
-def loaded(net: nn.Module, scale: int = 4, multiple: int = 1) -> LoadedNetwork:
-    return LoadedNetwork(net, scale, "test", "Test", "test", InputSize(multiple, fold=multiple))
+def loaded(net: nn.Module, scale: int = 4, multiple: int = 1) -> OpenedNetwork:
+    return OpenedNetwork("test", "Test", scale, "test", size=InputSize(multiple, fold=multiple), module=net)
 
 
 def upscaler(net: nn.Module, scale: int = 4, multiple: int = 1, **options: Any) -> tuple[Upscaler, list[str]]:

@@ -12,8 +12,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.checkpoint.weights import read_weights
-from dp_basicsr.deploy.network import assemble, interpolate, load_network
+from dp_basicsr.archs.open_network import load_network, open_network
+from dp_basicsr.checkpoint.weights import interpolate, read_weights
 from dp_basicsr.errors import UserError
 
 import numpy as np
@@ -278,7 +278,7 @@ def test_a_mismatch_names_keys_and_shapes_in_one_message(network_file: Callable[
     weights.state["extra.weight"] = torch.ones(3)
     weights.state["body.1.rdb2.conv2.weight"] = torch.ones(32, 39, 3, 3)
     with pytest.raises(UserError) as raised:
-        assemble(weights)
+        open_network(weights)
     assert str(raised.value) == (
         f"model {weights.path} looks like RRDBNetDP x4 (2 blocks, 8 features, growth 32), but has "
         "missing: conv_hr.bias (8,); unexpected: extra.weight (3,); "

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dp_basicsr.archs.from_file_arch import build_network
-from dp_basicsr.checkpoint.network_spec import NetworkSpec
+from dp_basicsr.archs.own_networks import build_network
 from dp_basicsr.losses import DPLoss
 
 import torch
@@ -27,8 +26,8 @@ def make_network(
     BasicSR's initialisation gives output near 0, which would hide differences behind clipping.
     """
     torch.manual_seed(scale)
-    spec = NetworkSpec(arch, scale, num_feat, num_block, 0 if arch == "MSRResNet" else num_grow_ch)  # type: ignore[arg-type]
-    net = build_network(spec).to_empty(device="cpu").eval()
+    sizes = {"num_feat": num_feat, "num_block": num_block, "num_grow_ch": num_grow_ch}
+    net: nn.Module = build_network(arch, scale=scale, **sizes).to_empty(device="cpu").eval()
     for name, parameter in net.named_parameters():
         fan_in = parameter[0].numel() if parameter.ndim == 4 else 1
         parameter.data = torch.randn(parameter.shape) * (0.9 / fan_in**0.5 if parameter.ndim == 4 else 0.01)

@@ -1,0 +1,181 @@
+"""Open the network in a file of weights: the project's own, and every one that spandrel recognises."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork
+from dp_basicsr.checkpoint.weights import Weights, compare_shapes, interpolate, read_weights
+from dp_basicsr.errors import UserError, shorten
+from dp_basicsr.options import Options, read_options
+from dp_basicsr.utils.input_size import InputSize, with_step
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor
+
+# Side in pixels of the random image that a network is tried on when it is opened.
+PROBE = 16
+
+
+def load_network(
+    paths: Sequence[Path], *, alpha_interp: float | None = None, scale: int | None = None
+) -> OpenedNetwork:
+    """Load a generator from a file of weights, or interpolate two.
+
+    Args:
+        paths: One file, or two: a PSNR model and a GAN model (in ESRGAN's order).
+        alpha_interp: Share of the second file, 0 to 1 (default: 0.8, ESRGAN's example).
+        scale: For the one case where neither the weights nor anything beside them tell (RRDBNetDP, x2 or x3).
+
+    Raises:
+        UserError: Files that cannot be read, do not fit, or do not fit each other; or another scale than ``scale``.
+    """
+    if len(paths) not in (1, 2):
+        raise UserError(f"--model_path: expected one model, or two to interpolate; got {len(paths)}")
+    if len(paths) == 1 and alpha_interp is not None:
+        raise UserError("--alpha_interp needs two models: --model_path PSNR.pth GAN.pth --alpha_interp 0.8")
+    weights = read_weights(paths[0])
+    if len(paths) == 2:
+        weights = interpolate(weights, read_weights(paths[1]), 0.8 if alpha_interp is None else alpha_interp)
+    network = open_network(weights, scale)
+    network.require_scale(scale)
+    network.module.requires_grad_(False)
+    return network
+
+
+def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
+    """Build the network that ``weights`` belong to, and load them.
+
+    Args:
+        weights: See ``read_weights``.
+        scale: Needed only if nothing else tells whether RRDBNetDP is x2 or x3: the file, or the options of its run.
+
+    Raises:
+        UserError: The architecture is unknown, tensors are missing, unexpected or of another shape, or the network does
+            not map an image to an image.
+    """
+    # They take 0.2 s, and a training that opens no file needs neither.
+    from dp_basicsr.archs.own_networks import build_network, describe, recognise, registry
+
+    from spandrel import ImageModelDescriptor, UnsupportedModelError
+
+    model, state = f"model {weights.path}", weights.state
+    name, arguments = recognise(state)
+    largest = max((int(number) for key in state for number in re.findall(r"\.(\d+)(?=\.)", key)), default=0)
+    if largest > 20 * len(state) + 100:  # spandrel would build that many
+        raise UserError(f"{model} is damaged: it has a layer number {largest}")
+    run = (options_of_run(weights.path) or {}).get("network_g", {})
+    told = next((int(text) for text in map(str, (scale, weights.notes.get("scale"), run.get("scale")))
+                 if text in ("2", "3")), None)  # fmt: skip
+    try:
+        # A mere number in the file of Real-CUGAN tells spandrel that the network expects another range.
+        flags = {"pro": torch.ones(1)} if "pro" in weights.notes else {}
+        opened = registry(told).load(dict(state) | flags)
+    except UserError as error:
+        raise UserError(f"{model} {error}") from None
+    except Exception as error:  # any type, if names match but shapes do not
+        if name and (differences := compare_shapes(build_network(name, **arguments).state_dict(), state)):
+            looks = f"{name} x{arguments['scale']} ({', '.join(describe(arguments))})"
+            raise UserError(f"{model} looks like {looks}, but has {differences}") from error
+        if isinstance(error, UnsupportedModelError):
+            raise UserError(
+                f"{model}: expected a super-resolution network that this project or spandrel knows, got {len(state)} "
+                f"tensors such as {shorten(list(state), 3)}"
+            ) from error
+        raise UserError(
+            f"{model} is damaged or incomplete: spandrel cannot build it ({_why_not(weights, error)})"
+        ) from error
+    title = f"{opened.architecture.name} x{opened.scale}"
+    if not isinstance(opened, ImageModelDescriptor) or opened.input_channels != opened.output_channels:
+        raise UserError(f"{model}: expected a network that maps an image to one of as many channels, got {title}")
+    if opened.input_channels not in (1, 3):
+        raise UserError(
+            f"{model}: expected a network for RGB or gray, got {title} for {opened.input_channels} channels"
+        )
+    module = opened.model
+    if not isinstance(getattr(module, "input_size", None), InputSize):  # ours have it
+        module = _as_module(opened, weights.path)
+        needs = opened.size_requirements
+        size = InputSize(needs.multiple_of, max(needs.minimum, 1), needs.square)
+        module.input_size = with_step(opened.model, size, opened.input_channels)  # type: ignore[assignment]
+    return OpenedNetwork(
+        weights.path.name,
+        str(opened.architecture.id),
+        opened.scale,
+        f"{title} ({', '.join(opened.tags)})" if opened.tags else title,
+        weights.choice,
+        opened.input_channels,
+        module.input_size,  # type: ignore[arg-type]
+        {key: value for key, value in arguments.items() if key.startswith("num_")},
+        weights.notes,
+        module.eval(),
+    )
+
+
+def options_of_run(path: Path) -> Options | None:
+    """Return the options of the run that wrote ``experiments/<name>/models/<path>``, from the copy in its folder.
+
+    Returns:
+        The newest file with ``name``, ``model_type``, ``network_g`` and ``datasets``; None if there is none.
+    """
+    if path.resolve().parent.name != "models":
+        return None
+    for file in sorted(path.resolve().parent.parent.glob("*.yml"), key=lambda file: file.stat().st_mtime, reverse=True):
+        with contextlib.suppress(UserError):
+            options = read_options(file)
+            kinds = {"name": str, "model_type": str, "network_g": dict, "datasets": dict}
+            if all(isinstance(options.get(key), kind) for key, kind in kinds.items()):
+                return options
+    return None
+
+
+class SpandrelCall(nn.Module):
+    """Wrap a network whose ``forward`` has other arguments or results than an image; spandrel knows how to call it."""
+
+    def __init__(self, descriptor: ImageModelDescriptor[nn.Module]) -> None:
+        super().__init__()
+        self.net = descriptor.model
+        self.descriptor = descriptor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the image, clipped to [0, 1]."""
+        return self.descriptor(x)
+
+
+def _as_module(opened: ImageModelDescriptor[nn.Module], path: Path) -> nn.Module:
+    """Return the network itself if it maps an image to an image, otherwise wrap it.
+
+    Raises:
+        UserError: Spandrel cannot run it either.
+    """
+    side = max(PROBE, opened.size_requirements.minimum)
+    side += -side % opened.size_requirements.multiple_of
+    image = torch.rand(1, opened.input_channels, side, side, generator=torch.Generator().manual_seed(0))
+    try:
+        expected = opened(image)
+    except Exception as error:
+        raise UserError(f"model {path}: {opened.architecture.name} cannot be run ({error})") from error
+    try:
+        with torch.no_grad():
+            output = opened.model.eval()(image)
+        same = isinstance(output, Tensor) and torch.equal(output.clamp(0, 1), expected)
+    except Exception:  # it needs more than an image
+        same = False
+    return opened.model if same else SpandrelCall(opened)
+
+
+def _why_not(weights: Weights, error: Exception) -> str:
+    """Return what is wrong with weights that an architecture was recognised in, in one line."""
+    for name in ("conv_first.weight", "conv_last.weight", "model.0.weight"):
+        if name in weights.state and weights.state[name].ndim != 4:
+            return f"expected 4 dimensions of {name}, got shape {tuple(weights.state[name].shape)}"
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return " ".join(str(error).split())[:200] or type(error).__name__

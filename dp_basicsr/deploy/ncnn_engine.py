@@ -1,0 +1,126 @@
+"""ncnn's files: written by pnnx, run by ncnn."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import warnings
+from pathlib import Path
+
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork
+from dp_basicsr.deploy.engine import FileEngine, limit_threads
+from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.utils.input_size import InputSize
+from dp_basicsr.utils.tiles import Floats
+
+import numpy as np
+
+# Names of the input and output that Upscayl and realesrgan-ncnn-vulkan look for.
+BLOBS = {"in0": "data", "out0": "output"}
+PROBE = (1, 3, 8, 8)
+
+
+class NcnnEngine(FileEngine):
+    """Runs ``net.param`` and ``net.bin`` (``path`` is either) on the CPU: RGB in, RGB out.
+
+    Raises:
+        UserError: A file is missing, ncnn is not installed, a device other than the CPU is wanted, or it is not a
+            network of that kind.
+    """
+
+    def load(self, path: Path, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
+        """See ``FileEngine.load``."""
+        try:
+            import ncnn
+        except Exception as error:  # missing, or broken in any way
+            why = first_line(error)
+            raise UserError(f"ncnn files need ncnn: pip install 'dp_basicsr[export]' ({why})") from error
+        param, weights = path.with_suffix(".param"), path.with_suffix(".bin")
+        if missing := [str(file) for file in (param, weights) if not file.is_file()]:
+            raise UserError(f"model {path}: no such file: {', '.join(missing)}")
+        if device not in ("auto", "cpu"):
+            raise UserError(f"--device {device}: ncnn files run on the CPU; give the .pth or .safetensors file")
+        if unknown := _unknown_layers(param):
+            raise UserError(f"model {param}: ncnn has no layer {', '.join(unknown)}")
+        self.net = ncnn.Net()
+        if threads := limit_threads():
+            self.net.opt.num_threads = threads
+        options = self.net.opt
+        options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
+        if self.net.load_param(str(param)) != 0 or self.net.load_model(str(weights)) != 0:
+            raise UserError(f"model {path}: ncnn cannot read it")
+        # A pixel-unshuffle at the input takes multiples alone, and would drop what is left.
+        folds = re.findall(r"^Reorg\s.*\s0=(\d+)", param.read_text(encoding="utf-8"), re.MULTILINE)
+        fold = math.prod(map(int, folds))
+        try:
+            shape = self.run(np.zeros(PROBE, np.float32)).shape
+        except (MemoryError, IndexError) as error:
+            raise UserError(f"model {path}: ncnn cannot run it on {PROBE[2]} x {PROBE[3]} pixels") from error
+        scale = shape[-1] // PROBE[-1]
+        if shape != (1, 3, scale * PROBE[2], scale * PROBE[3]) or scale < 1:
+            raise UserError(f"model {path}: expected RGB in and RGB out, got {shape} for {PROBE}")
+        size = InputSize(fold, fold=fold)
+        network = network or OpenedNetwork(path.name, "ncnn", scale, f"ncnn x{scale}", size=size)
+        return network, "on the CPU"
+
+    def run(self, images: Floats) -> Floats:
+        """See ``Engine.run``."""
+        import ncnn
+
+        results = []
+        for image in images:
+            pixels = np.ascontiguousarray(image)  # ncnn's Mat uses its memory: it must live until the result is there
+            extractor = self.net.create_extractor()
+            extractor.input(self.net.input_names()[0], ncnn.Mat(pixels))
+            status, result = extractor.extract(self.net.output_names()[0])
+            if status != 0:
+                raise MemoryError("ncnn gave no result")
+            results.append(np.array(result))
+        return np.stack(results)
+
+    @staticmethod
+    def write(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool = False) -> None:
+        """Write ``path`` (.param) and the .bin beside it; their folder also takes pnnx's intermediate files.
+
+        Raises:
+            UserError: pnnx is not installed, or cannot convert the network.
+        """
+        try:
+            import ncnn  # noqa: F401  (what is written is checked with it)
+            import pnnx
+        except ImportError as error:
+            raise UserError(f"ncnn needs {error.name or error}: pip install 'dp_basicsr[export]'") from error
+        import torch
+
+        if network.channels != 3:
+            raise UserError(
+                "ncnn: the applications that read it give RGB images, this network takes gray: export it as ONNX"
+            )
+        fold = network.size.multiple
+        shapes = ([1, 3, 16 * fold, 24 * fold], [1, 3, 32 * fold, 16 * fold])
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated, and is what pnnx reads
+            traced = torch.jit.trace(network.module, torch.rand(shapes[0]), check_trace=False)
+            traced.save(str(path.parent / "net.pt"))
+        inputs = [
+            f"{name}={shape}f32".replace(" ", "")
+            for name, shape in zip(("inputshape", "inputshape2"), shapes, strict=True)
+        ]
+        command = [pnnx.EXEC_PATH, "net.pt", *inputs, f"fp16={int(half)}"]
+        done = subprocess.run(command, cwd=path.parent, capture_output=True, check=False)
+        made = path.parent / "net.ncnn.param"
+        if done.returncode != 0 or not made.is_file():
+            said = (done.stderr or done.stdout).decode(errors="replace").strip()[-200:]
+            raise UserError(f"pnnx cannot convert it for ncnn: {said}")
+        if unknown := _unknown_layers(made):
+            raise UserError(f"ncnn has no layer for what pnnx left of it: {', '.join(unknown)}; export it as ONNX")
+        text = re.sub(r"(?<=\s)(in0|out0)(?=\s)", lambda match: BLOBS[match[1]], made.read_text(encoding="utf-8"))
+        path.write_text(text, encoding="utf-8")
+        (path.parent / "net.ncnn.bin").replace(path.with_suffix(".bin"))
+
+
+def _unknown_layers(param: Path) -> list[str]:
+    """Return types of layers that pnnx passed through because ncnn has none like them."""
+    lines = param.read_text(encoding="utf-8", errors="replace").splitlines()[2:]
+    return sorted({kind for line in lines if (kind := line.partition(" ")[0]) and not kind.isalnum()})

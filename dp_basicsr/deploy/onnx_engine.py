@@ -1,0 +1,118 @@
+"""ONNX files: written by torch, run by onnxruntime."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import importlib
+import io
+import os
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork
+from dp_basicsr.deploy.engine import FileEngine, limit_threads
+from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.utils.input_size import InputSize
+from dp_basicsr.utils.tiles import Floats
+
+import numpy as np
+
+# Side of the image that tells the scale, pixels: networks that fold it by 2 or 4 take it, too.
+PROBE = 8
+
+
+def import_onnxruntime() -> ModuleType:
+    """Import onnxruntime without its telemetry.
+
+    From 1.29 it keeps an identity and a database in the user's cache, and sends every session to its makers.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when it is imported
+    return importlib.import_module("onnxruntime")
+
+
+class OnnxEngine(FileEngine):
+    """Runs an ONNX file: ours, or any with one input (N, 3, H, W) and one output of a whole multiple of its size.
+
+    Raises:
+        UserError: No such file, onnxruntime is not installed or not built for the device, or not such a network.
+    """
+
+    def load(self, path: Path, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
+        """See ``FileEngine.load``."""
+        try:
+            ort = import_onnxruntime()
+        except Exception as error:  # missing, or broken in any way
+            why = first_line(error)
+            raise UserError(f"ONNX files need onnxruntime: pip install 'dp_basicsr[export]' ({why})") from error
+        if not path.is_file():
+            raise UserError(f"model {path}: no such file")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors alone: what it tells of its optimisations is no user's concern
+        options.intra_op_num_threads = limit_threads()
+        wanted = [] if device == "cpu" else ["CUDAExecutionProvider"]
+        usable = [name for name in (*wanted, "CPUExecutionProvider") if name in ort.get_available_providers()]
+        if device.startswith("cuda") and "CUDAExecutionProvider" not in usable:
+            raise UserError(f"--device {device}: this onnxruntime has no CUDA: pip install onnxruntime-gpu")
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=usable)
+            self.input = self.session.get_inputs()[0]
+            self.batch = self.input.shape[0] if isinstance(self.input.shape[0], int) else 0  # 0: any
+            network = network or self._recognise(path)
+        except Exception as error:  # onnxruntime's errors have no common class
+            raise UserError(f"model {path}: onnxruntime cannot run it: {first_line(error)}") from error
+        by = f"by onnxruntime {ort.__version__}, {self.session.get_providers()[0].removesuffix('ExecutionProvider')}"
+        return network, by
+
+    def _recognise(self, path: Path) -> OpenedNetwork:
+        """Return what the file tells of its network, and what a run of it shows."""
+        notes = dict(self.session.get_modelmeta().custom_metadata_map)
+        known = {field.name: int(notes[field.name]) for field in dataclasses.fields(InputSize) if field.name in notes}
+        size = InputSize(**known)  # type: ignore[arg-type]
+        channels = 1 if self.input.shape[1:2] == [1] else 3
+        image = np.zeros((1, channels, *size.fit(PROBE, PROBE)), np.float32)
+        result = self.run(image)
+        scale = result.shape[-1] // image.shape[-1]
+        if result.shape != (1, channels, scale * image.shape[2], scale * image.shape[3]) or scale < 1:
+            raise ValueError(f"expected as many colours out as in, RGB or gray, got {result.shape} for {image.shape}")
+        arch = notes.get("arch", "ONNX")
+        return OpenedNetwork(path.name, arch, scale, f"ONNX x{scale}", "", channels, size, notes=notes)
+
+    def run(self, images: Floats) -> Floats:
+        """See ``Engine.run``."""
+        dtype = np.float16 if self.input.type == "tensor(float16)" else np.float32
+        image = np.ascontiguousarray(images, dtype)
+        return self.session.run(None, {self.input.name: image})[0].astype(np.float32, copy=False)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def write(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool = False) -> None:
+        """Write ``facts`` as metadata; with ``half`` also input and output are fp16."""
+        try:
+            import_onnxruntime()  # what is written is checked with it
+            import onnx
+            import onnxscript  # noqa: F401  (torch's exporter is built on it)
+        except ImportError as error:
+            raise UserError(f"ONNX needs {error.name or error}: pip install 'dp_basicsr[export]'") from error
+        import torch
+
+        fold = network.size.multiple
+        height, width = torch.export.Dim("height"), torch.export.Dim("width")
+        size = {
+            0: torch.export.Dim("batch"),
+            2: fold * height if fold > 1 else height,
+            3: fold * width if fold > 1 else width,
+        }
+        module = copy.deepcopy(network.module).half() if half else network.module
+        example = torch.rand(2, network.channels, 8 * fold, 12 * fold, dtype=torch.float16 if half else torch.float32)
+        said = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module, (example,), str(path), dynamo=True, external_data=False, dynamic_shapes=(size,),
+                input_names=["image"], output_names=["upscaled"],
+            )  # fmt: skip
+        model = onnx.load(str(path))
+        onnx.helper.set_model_props(model, facts)
+        onnx.save(model, str(path))
