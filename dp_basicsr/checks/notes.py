@@ -8,8 +8,8 @@ from typing import Any
 
 from dp_basicsr.checks.problems import Path, Problem
 from dp_basicsr.checks.signatures import members_of
+from dp_basicsr.data.datasets import missing_folders
 from dp_basicsr.data.downloads.catalogue import SOURCES
-from dp_basicsr.data.stream import missing_folders
 from dp_basicsr.options.schema import Dataset, OptionFile, Section
 from dp_basicsr.utils.arguments import advise
 

@@ -10,7 +10,7 @@ from typing import Any
 from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES
 from dp_basicsr.checks.problems import Path, Problem, hint
 from dp_basicsr.checks.signatures import members_of
-from dp_basicsr.data.stream import how_to_get_data, how_to_get_test_sets
+from dp_basicsr.data.datasets import how_to_get_data, how_to_get_test_sets
 from dp_basicsr.models import ESRGANDPModel, SRGANDPModel
 from dp_basicsr.options.reading import Options, quote
 from dp_basicsr.options.schema import DATASETS, OURS, OptionFile, Section, dataset_model, section_in

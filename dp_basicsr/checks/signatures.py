@@ -14,7 +14,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-import dp_basicsr.data.stream
+import dp_basicsr.data.datasets
 import dp_basicsr.losses
 import dp_basicsr.metrics
 import dp_basicsr.models  # noqa: F401  (these, and BasicSR's below, register their members)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -206,3 +208,27 @@ class LmdbClient:
         """
         with self._readers[client_key].record(key) as record:
             return bytes(record)
+
+
+_WALK = """
+import sys, lmdb
+environment = lmdb.open(sys.argv[1], readonly=True, lock=False, readahead=False)
+with environment.begin(buffers=True) as transaction, transaction.cursor() as cursor:
+    for key, value in cursor:
+        bytes(value[:1]), bytes(value[-1:])
+"""
+
+
+def refuse_damaged(folder: str) -> None:
+    """Read both ends of every record of an LMDB (about one second for 30,000 records).
+
+    Raises:
+        UserError: The LMDB is damaged.
+    """
+    # In a process of its own: a damaged page is a bus error, which kills whoever reads it.
+    command = [sys.executable, "-c", _WALK, folder]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        reason = lines[-1] if lines and done.returncode > 0 else f"reading it raises signal {-done.returncode}"
+        raise UserError(f"the LMDB {folder} is damaged ({reason}): copy or create it again")

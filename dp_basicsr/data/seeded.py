@@ -60,7 +60,8 @@ class SeededDataset(Dataset):
             try:
                 return {**self._draw(index, seeds), "bad": "\n".join(bad)}
             except Exception as error:
-                if is_too_many_files(error):  # not a fault of the image
+                # Not a fault of the image; the cause is that of a ``DiskClient``'s error.
+                if any(map(is_too_many_files, filter(None, (error, error.__cause__)))):
                     raise UserError(TOO_MANY_FILES) from error
                 bad.append(f"sample {self._name(index)} cannot be used: {_readable(error)}")
         raise UserError(f"{len(bad)} samples in a row; the first: {bad[0]}")

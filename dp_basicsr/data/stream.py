@@ -1,44 +1,26 @@
-"""Build datasets and loaders from options, and a training stream that can start at any iteration."""
+"""A stream of training batches that can start at any iteration."""
 
 from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
-from dp_basicsr.data.lmdb_records import LmdbClient, is_raw, lmdb_reader
-from dp_basicsr.data.lmdb_walk import refuse_damaged
+from dp_basicsr.data.datasets import open_dataset
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
-from dp_basicsr.data.sources import listed_names
-from dp_basicsr.data.worker_signals import outlive_signals
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import IMAGE_SUFFIXES
 from dp_basicsr.options.schema import dataset_model
-from dp_basicsr.utils.arguments import advise
 
-import cv2
-import lmdb
 import torch
-from basicsr.data import build_dataloader, build_dataset
+from basicsr.data import build_dataloader
 from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher, PrefetchDataLoader, PrefetchGenerator
-from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader, Dataset
 
 Batch = dict[str, Any]
-
-
-def how_to_get_data() -> str:
-    """Return the commands that create the paper's data."""
-    return f"to create the paper's data, run\n  {advise('data download', 'div2k')}\n  {advise('data extract')}"
-
-
-def how_to_get_test_sets() -> str:
-    """Return the command that downloads the paper's test sets."""
-    return f"to download the paper's, run\n  {advise('data download', 'set5 set14 bsd100 urban100')}"
 
 
 class TrainSampler(EnlargedSampler):
@@ -85,7 +67,7 @@ class TrainStream:
         given = opt["datasets"]["train"] | {"batch_size_per_gpu": batch_size_per_gpu(opt)}
         self.dataset_opt = dataset_model(given).of(given).as_dict()
         self.origin = {"iter": 0, "epoch": 0, "sample": 0, **(origin or {})}
-        self.dataset = _build(self.dataset_opt)
+        self.dataset = open_dataset(self.dataset_opt)
         if len(self.dataset) == 0:
             roots = " and ".join(
                 dict.fromkeys(str(self.dataset_opt.get(key)) for key in ("dataroot_gt", "dataroot_lq"))
@@ -131,8 +113,7 @@ class TrainStream:
 
         Returns:
             ``iter``, ``epoch``, ``sample`` (samples of the epoch consumed over all processes), and the sizes they
-            depend
-            on: ``batch_size`` and ``epoch_size``.
+            depend on: ``batch_size`` and ``epoch_size``.
         """
         sizes = {"batch_size": self.batch_size, "epoch_size": self.sampler.total_size}
         epoch, sample = self.origin["epoch"], self.origin["sample"]
@@ -207,107 +188,22 @@ def batch_size_per_gpu(opt: dict[str, Any]) -> int:
     return total // processes
 
 
-def _build(dataset_opt: dict[str, Any]) -> Any:
-    """Build BasicSR's dataset; problems with the files (counts, names, a damaged LMDB) become a UserError."""
-    # BasicSR checks these keys with `in` only, and would open or format None.
-    unset = [key for key in ("meta_info_file", "filename_tmpl") if dataset_opt.get(key, "") is None]
-    dataset_opt = {key: value for key, value in dataset_opt.items() if key not in unset}
-    try:
-        _refuse_bad_lmdbs(dataset_opt)
-        dataset = build_dataset(dataset_opt)
-    except KeyError as error:
-        raise UserError(f"datasets: {dataset_opt['name']}: {dataset_opt['type']} needs the key {error}") from error
-    except (AssertionError, ValueError, OSError, lmdb.Error) as error:
-        raise UserError(f"datasets: {dataset_opt['name']}: {error}") from error
-    if isinstance(getattr(dataset, "paths", None), list):
-        _use_list(dataset, dataset_opt)
-        # BasicSR keeps the file system's order, which may differ between machines and therefore between ranks.
-        dataset.paths.sort(key=str)
-        _refuse_foreign_files(dataset, dataset_opt)
-    backend = getattr(dataset, "io_backend_opt", None) or {}
-    if "db_paths" in backend:
-        roots, names = backend["db_paths"], backend.get("client_keys", "default")
-        dataset.file_client = LmdbClient(roots, names)
-    return dataset
+def outlive_signals(worker_id: int = 0) -> None:
+    """Ignore signals to the process group in a worker, because the last step still needs its samples.
 
-
-def _refuse_foreign_files(dataset: Any, dataset_opt: dict[str, Any]) -> None:
-    """Refuse files such as Thumbs.db: BasicSR treats every file as an image and would fail during training."""
-    paths = [path for entry in dataset.paths for path in (entry.values() if isinstance(entry, dict) else [entry])]
-    for path in paths:
-        unusual = os.path.splitext(str(path))[1].lower() not in IMAGE_SUFFIXES
-        if unusual and os.path.isfile(path) and not cv2.haveImageReader(str(path)):
-            raise UserError(f"datasets: {dataset_opt['name']}: expected images only, got {path}: remove it")
-
-
-def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
-    """Read a ``meta_info_file`` again, with blanks in names; refuse missing files and two GT that share an LQ."""
-    meta_info_file, kind = dataset_opt.get("meta_info_file"), dataset_opt["type"]
-    on_disk = (dataset_opt.get("io_backend") or {}).get("type") == "disk"
-    if meta_info_file is None or not on_disk or kind not in ("PairedImageDataset", "SingleImageDataset"):
+    SIGTERM from the parent still ends the worker at once. A thread waits for the signal, because only ``sigwaitinfo``
+    gives the sender.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # Windows, macOS
         return
-    lq_root, template = str(dataset_opt["dataroot_lq"]), dataset_opt.get("filename_tmpl", "{}")
-    gt_root = str(dataset_opt["dataroot_gt"]) if kind == "PairedImageDataset" else ""
-    pairs: list[dict[str, str]] = []
-    first: dict[str, str] = {}
-    for name in listed_names(meta_info_file, Path(gt_root or lq_root)):
-        base, suffix = os.path.splitext(os.path.basename(name))
-        lq = os.path.join(lq_root, f"{template.format(base)}{suffix}" if gt_root else name)
-        pairs.append({"lq_path": lq} | ({"gt_path": os.path.join(gt_root, name)} if gt_root else {}))
-    name = f"datasets: {dataset_opt['name']}: meta_info_file {meta_info_file}"
-    missing = [path for pair in pairs for path in pair.values() if not os.path.isfile(path)]
-    if missing:
-        raise UserError(f"{name}: expected one file name per line, {len(missing)} files are missing, e.g. {missing[0]}")
-    for pair in pairs:
-        lq, gt = pair["lq_path"], pair.get("gt_path", "")
-        if gt and first.setdefault(lq, gt) != gt:
-            raise UserError(f"{name}: {first[lq]} and {gt} would both be paired with {lq}: rename one of them")
-    dataset.paths = pairs if gt_root else [pair["lq_path"] for pair in pairs]
+    for number in (signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _refuse_bad_lmdbs(dataset_opt: dict[str, Any]) -> None:
-    """Refuse damaged LMDBs, and raw records for BasicSR's datasets."""
-    kind = dataset_opt["type"]
-    for root in (str(dataset_opt.get(name)) for name in ("dataroot_gt", "dataroot_lq")):
-        if not root.endswith(".lmdb"):
-            continue
-        lmdb_reader(root).open()
-        refuse_damaged(root)
-        if kind != "PairedRawDataset" and is_raw(root):
-            raise UserError(
-                f"{root} has raw records, which {kind} cannot read: set type: PairedRawDataset (to train), or convert "
-                f"it with `{advise('data lmdb', f'-i {root} --lmdb png -o NEW.lmdb')}`"
-            )
-
-
-def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:
-    """Return the data folders in a dataset's options that do not exist."""
-    roots = (dataset_opt.get("dataroot_gt"), dataset_opt.get("dataroot_lq"))
-    return [root for root in roots if root is not None and not Path(root).is_dir()]
-
-
-def require_training_data(opt: dict[str, Any]) -> None:
-    """Raise a UserError that names the missing training data and the commands that create it."""
-    if "train" not in opt["datasets"]:
-        raise UserError("datasets: expected a `train` entry, which train.py needs")
-    missing = missing_folders(opt["datasets"]["train"])
-    if missing:
-        raise UserError(f"datasets: train: no such folder: {' and '.join(missing)}; {how_to_get_data()}")
-
-
-def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
-    """Build loaders for the data sets of a phase (``val`` or ``test``), without missing ones, which ``checks`` name."""
-    logger = get_root_logger()
-    loaders = []
-    for dataset_opt in opt["datasets"].values():
-        if dataset_opt["phase"] != phase or missing_folders(dataset_opt):
-            continue
-        dataset = _build(dataset_opt)
-        if len(dataset) == 0:
-            logger.warning(f"{dataset_opt['name']} is skipped: no image directly in its folders")
-            continue
-        # BasicSR loads these in the process itself, where torch refuses workers that persist.
-        alone = dataset_opt | {"persistent_workers": False, "prefetch_mode": None}
-        loaders.append(build_dataloader(dataset, alone, num_gpu=opt["num_gpu"], dist=opt["dist"]))
-        logger.info(f"{dataset_opt['name']}: {len(dataset)} images")
-    return loaders
+def _obey_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dp_basicsr.checkpoint.resume import require_networks
-from dp_basicsr.data.stream import evaluation_loaders, how_to_get_test_sets, missing_folders
+from dp_basicsr.data.datasets import evaluation_loaders, how_to_get_test_sets, missing_folders
 from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.after_test import evaluate_test_run, metrics_of

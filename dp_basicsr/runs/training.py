@@ -12,7 +12,8 @@ from typing import Any
 from dp_basicsr.checkpoint.history import is_of, restore_best, set_aside_later
 from dp_basicsr.checkpoint.resume import ResumePoint, find_resume_point, require_networks, resume_warnings
 from dp_basicsr.checkpoint.schedule import resume_training
-from dp_basicsr.data.stream import TrainStream, evaluation_loaders, require_training_data
+from dp_basicsr.data.datasets import evaluation_loaders, require_training_data
+from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.distributed.launch import mark_experiment
 from dp_basicsr.errors import UserError, first_line, readable

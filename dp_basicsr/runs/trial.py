@@ -15,7 +15,8 @@ from typing import Any
 from dp_basicsr.archs.any_network_arch import TIMM
 from dp_basicsr.archs.pretrained import PRETRAINED_DIR, weights_url
 from dp_basicsr.checkpoint.resume import require_networks
-from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu, evaluation_loaders
+from dp_basicsr.data.datasets import evaluation_loaders
+from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
 from dp_basicsr.errors import UserError, first_line, message_for_user
 from dp_basicsr.losses.dual_perceptual_loss import imagenet_networks, with_random_weights
 from dp_basicsr.metrics import refuse_small_images

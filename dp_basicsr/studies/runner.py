@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.stream import missing_folders
+from dp_basicsr.data.datasets import missing_folders
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.after_test import FOLDER
 from dp_basicsr.evaluation.files import JSON_NAME, read_evaluation

@@ -8,8 +8,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
-from dp_basicsr.data.lmdb_walk import refuse_damaged
+from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info, refuse_damaged
 from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
 from dp_basicsr.data.preparation.records import RecordForm, make_record
 from dp_basicsr.data.sources import find_sources

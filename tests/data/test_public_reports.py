@@ -6,10 +6,11 @@ import pickle
 import shutil
 from pathlib import Path
 
+from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.preparation.check import paired_sets
 from dp_basicsr.data.preparation.convert import create_lmdb
 from dp_basicsr.data.preparation.jobs import PrepJob
-from dp_basicsr.data.stream import TrainStream, evaluation_loaders
+from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.errors import UserError
 
 import cv2

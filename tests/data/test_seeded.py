@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from basicsr.utils import FileClient
 from torch._utils import ExceptionWrapper
 from torch.utils.data import Dataset
 
@@ -201,7 +200,7 @@ def test_the_limit_of_open_files_is_no_fault_of_an_image(pairs: Path, monkeypatc
         raise OSError(errno.EMFILE, "Too many open files", "image0.png")
 
     stream = TrainStream(options(pairs, train={"on_bad_image": "skip"}))
-    monkeypatch.setattr(FileClient, "get", read)
+    monkeypatch.setattr(Path, "read_bytes", read)
     with pytest.raises(UserError, match="^too many open files: raise the limit .ulimit -n"):
         next(stream.batches(0))
 

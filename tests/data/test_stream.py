@@ -10,15 +10,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+from dp_basicsr.data.datasets import evaluation_loaders, require_training_data
 from dp_basicsr.data.preparation.convert import create_lmdb
 from dp_basicsr.data.preparation.jobs import PrepJob
-from dp_basicsr.data.stream import (
-    RecordingPrefetcher,
-    SeededDataset,
-    TrainStream,
-    evaluation_loaders,
-    require_training_data,
-)
+from dp_basicsr.data.stream import RecordingPrefetcher, SeededDataset, TrainStream
 from dp_basicsr.errors import UserError
 
 import cv2

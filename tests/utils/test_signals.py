@@ -8,7 +8,7 @@ import subprocess
 import time
 from multiprocessing.connection import Connection
 
-from dp_basicsr.data.worker_signals import outlive_signals
+from dp_basicsr.data.stream import outlive_signals
 
 import pytest
 

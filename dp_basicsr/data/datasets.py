@@ -1,0 +1,180 @@
+"""Open the data sets of the options, with files and LMDBs that BasicSR's datasets can read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
+from dp_basicsr.data.lmdb_records import LmdbClient, is_raw, lmdb_reader, refuse_damaged
+from dp_basicsr.data.sources import listed_names
+from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import IMAGE_SUFFIXES
+from dp_basicsr.utils.arguments import advise
+
+import cv2
+import lmdb
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.utils import get_root_logger
+from torch.utils.data import DataLoader
+
+
+def how_to_get_data() -> str:
+    """Return the commands that create the paper's data."""
+    return f"to create the paper's data, run\n  {advise('data download', 'div2k')}\n  {advise('data extract')}"
+
+
+def how_to_get_test_sets() -> str:
+    """Return the command that downloads the paper's test sets."""
+    return f"to download the paper's, run\n  {advise('data download', 'set5 set14 bsd100 urban100')}"
+
+
+class DiskClient:
+    """BasicSR's file client for files, whose errors are not OSErrors.
+
+    RealESRGANDataset answers an OSError by drawing another image at random; then a missing file would never be noticed.
+    """
+
+    def get(self, path: str | Path, client_key: str = "default") -> bytes:
+        """Return a file's content.
+
+        Raises:
+            UserError: The file cannot be read.
+        """
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(error.strerror or str(error)) from error
+
+
+def open_dataset(dataset_opt: dict[str, Any]) -> Any:
+    """Build BasicSR's dataset.
+
+    Raises:
+        UserError: There is a problem with the files: counts, names, a missing file, a damaged LMDB.
+    """
+    # BasicSR checks these keys with `in` only, and would open or format None.
+    unset = [key for key in ("meta_info_file", "filename_tmpl") if dataset_opt.get(key, "") is None]
+    dataset_opt = {key: value for key, value in dataset_opt.items() if key not in unset}
+    try:
+        _refuse_bad_lmdbs(dataset_opt)
+        dataset = build_dataset(dataset_opt)
+    except KeyError as error:
+        raise UserError(f"datasets: {dataset_opt['name']}: {dataset_opt['type']} needs the key {error}") from error
+    except (AssertionError, ValueError, OSError, lmdb.Error) as error:
+        raise UserError(f"datasets: {dataset_opt['name']}: {error}") from error
+    if isinstance(getattr(dataset, "paths", None), list):
+        _use_list(dataset, dataset_opt)
+        # BasicSR keeps the file system's order, which may differ between machines and therefore between ranks.
+        dataset.paths.sort(key=str)
+        _refuse_foreign_files(dataset, dataset_opt)
+    backend = getattr(dataset, "io_backend_opt", None) or {}
+    if "db_paths" in backend:
+        dataset.file_client = LmdbClient(backend["db_paths"], backend.get("client_keys", "default"))
+    elif backend.get("type") == "disk":
+        dataset.file_client = DiskClient()
+    return dataset
+
+
+def _refuse_foreign_files(dataset: Any, dataset_opt: dict[str, Any]) -> None:
+    """Refuse files such as Thumbs.db: BasicSR treats every file as an image and would fail during training."""
+    for path in (path for entry in dataset.paths for path in _files_of(entry)):
+        unusual = os.path.splitext(str(path))[1].lower() not in IMAGE_SUFFIXES
+        if unusual and os.path.isfile(path) and not cv2.haveImageReader(str(path)):
+            raise UserError(f"datasets: {dataset_opt['name']}: expected images only, got {path}: remove it")
+
+
+def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
+    """Read a list of files, with blanks in names; refuse missing files and two GT that share an LQ.
+
+    PairedImageDataset calls the list ``meta_info_file``, Real-ESRGAN's datasets ``meta_info``.
+    """
+    key = next((key for key in ("meta_info_file", "meta_info") if dataset_opt.get(key) is not None), None)
+    kind, on_disk = dataset_opt["type"], (dataset_opt.get("io_backend") or {}).get("type") == "disk"
+    if key is None or not on_disk:
+        return
+    paths: list[Any]
+    if key == "meta_info":  # read by BasicSR; a blank line makes the path of a folder
+        paths = [entry for entry in dataset.paths if not any(path.endswith(os.sep) for path in _files_of(entry))]
+    elif kind in ("PairedImageDataset", "SingleImageDataset"):
+        lq_root, template = str(dataset_opt["dataroot_lq"]), dataset_opt.get("filename_tmpl", "{}")
+        gt_root = str(dataset_opt["dataroot_gt"]) if kind == "PairedImageDataset" else ""
+        names = listed_names(dataset_opt[key], Path(gt_root or lq_root))
+        if not gt_root:
+            paths = [os.path.join(lq_root, name) for name in names]
+        else:
+            stems = [os.path.splitext(os.path.basename(name)) for name in names]
+            paths = [
+                {
+                    "lq_path": os.path.join(lq_root, template.format(stem) + suffix),
+                    "gt_path": os.path.join(gt_root, name),
+                }
+                for name, (stem, suffix) in zip(names, stems, strict=True)
+            ]
+    else:
+        return
+    name = f"datasets: {dataset_opt['name']}: {key} {dataset_opt[key]}"
+    missing = [path for entry in paths for path in _files_of(entry) if not os.path.isfile(path)]
+    if missing and dataset_opt.get("on_bad_image") != "skip":
+        raise UserError(f"{name}: expected one file name per line, {len(missing)} files are missing, e.g. {missing[0]}")
+    first: dict[str, str] = {}
+    for pair in (entry for entry in paths if isinstance(entry, dict)):
+        lq, gt = pair["lq_path"], pair["gt_path"]
+        if first.setdefault(lq, gt) != gt:
+            raise UserError(f"{name}: {first[lq]} and {gt} would both be paired with {lq}: rename one of them")
+    dataset.paths = paths
+
+
+def _files_of(entry: Any) -> Iterable[str]:
+    """The files of an entry of ``paths``: a path, or a mapping of paths."""
+    return entry.values() if isinstance(entry, dict) else [entry]
+
+
+def _refuse_bad_lmdbs(dataset_opt: dict[str, Any]) -> None:
+    """Refuse damaged LMDBs, and raw records for BasicSR's datasets."""
+    kind = dataset_opt["type"]
+    for root in (str(dataset_opt.get(name)) for name in ("dataroot_gt", "dataroot_lq")):
+        if not root.endswith(".lmdb"):
+            continue
+        lmdb_reader(root).open()
+        refuse_damaged(root)
+        if kind != "PairedRawDataset" and is_raw(root):
+            raise UserError(
+                f"{root} has raw records, which {kind} cannot read: set type: PairedRawDataset (to train), or convert "
+                f"it with `{advise('data lmdb', f'-i {root} --lmdb png -o NEW.lmdb')}`"
+            )
+
+
+def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:
+    """Return the data folders in a dataset's options that do not exist."""
+    roots = (dataset_opt.get("dataroot_gt"), dataset_opt.get("dataroot_lq"))
+    return [root for root in roots if root is not None and not Path(root).is_dir()]
+
+
+def require_training_data(opt: dict[str, Any]) -> None:
+    """Raise a UserError that names the missing training data and the commands that create it."""
+    if "train" not in opt["datasets"]:
+        raise UserError("datasets: expected a `train` entry, which train.py needs")
+    missing = missing_folders(opt["datasets"]["train"])
+    if missing:
+        raise UserError(f"datasets: train: no such folder: {' and '.join(missing)}; {how_to_get_data()}")
+
+
+def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
+    """Build loaders for the data sets of a phase (``val`` or ``test``), without missing ones, which ``checks`` name."""
+    logger = get_root_logger()
+    loaders = []
+    for dataset_opt in opt["datasets"].values():
+        if dataset_opt["phase"] != phase or missing_folders(dataset_opt):
+            continue
+        dataset = open_dataset(dataset_opt)
+        if len(dataset) == 0:
+            logger.warning(f"{dataset_opt['name']} is skipped: no image directly in its folders")
+            continue
+        # BasicSR loads these in the process itself, where torch refuses workers that persist.
+        alone = dataset_opt | {"persistent_workers": False, "prefetch_mode": None}
+        loaders.append(build_dataloader(dataset, alone, num_gpu=opt["num_gpu"], dist=opt["dist"]))
+        logger.info(f"{dataset_opt['name']}: {len(dataset)} images")
+    return loaders
