@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         opt = read_given_options(args)
         complete_basicsr()
+        # OpenMP's threads spin while they wait, which on a shared machine makes a step many times slower.
+        if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
         # Imported late, because torch and BasicSR take seconds. The first two register their classes.
         import dp_basicsr.archs

@@ -11,6 +11,7 @@ from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TY
 from dp_basicsr.checks.problems import Path, Problem, hint
 from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.data.datasets import how_to_get_data, how_to_get_test_sets
+from dp_basicsr.errors import shorten
 from dp_basicsr.models import ESRGANDPModel, SRGANDPModel
 from dp_basicsr.options.reading import Options, quote
 from dp_basicsr.options.schema import DATASETS, OURS, OptionFile, Section, dataset_model, section_in
@@ -377,10 +378,12 @@ def _missing_for_test(opt: View) -> Iterator[Problem]:
     if opt.raw("path", "pretrain_network_g") is None and opt.raw("network_g", "type") != "FromFile":
         text = "expected a net_g_<iteration>.pth, got none: there is nothing to test"
         yield Problem(("path", "pretrain_network_g"), text, missing=True)
-    tests = [name for name in opt.valid("datasets") or () if str(name).startswith("test")]
-    roots = {name: [opt.valid("datasets", name, key) for key in ("dataroot_gt", "dataroot_lq")] for name in tests}
-    if not any(all(isinstance(root, str) and os.path.isdir(os.path.expanduser(root)) for root in roots[name] if root)
-               for name in tests):  # fmt: skip
-        names = ", ".join(str(opt.valid("datasets", name, "name")) for name in tests)
-        text = f"expected an existing test set, got {f'none of {names}' if names else 'none'}"
-        yield Problem(("datasets",), text, missing=True, help=how_to_get_test_sets())
+    missing = []
+    for key in (key for key in opt.valid("datasets") or () if str(key).startswith("test")):
+        roots = [opt.valid("datasets", key, name) for name in ("dataroot_gt", "dataroot_lq")]
+        gone = [root for root in roots if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root))]
+        if not gone:
+            return
+        missing.append(f"{opt.valid('datasets', key, 'name')} ({gone[0]})")
+    text = f"expected an existing test set, got {f'none of {shorten(missing, 8)}' if missing else 'none'}"
+    yield Problem(("datasets",), text, missing=True, help=how_to_get_test_sets())

@@ -97,7 +97,11 @@ class TrainStream:
             )
         loader: DataLoader = build_dataloader(
             SeededDataset(self.dataset, self.opt["manual_seed"]),
-            self.dataset_opt | {"persistent_workers": self.dataset_opt["persistent_workers"] and workers != 0},
+            self.dataset_opt
+            | {
+                "persistent_workers": self.dataset_opt["persistent_workers"] and workers != 0,
+                "pin_memory": self.dataset_opt["pin_memory"] and self.opt["num_gpu"] > 0,  # torch warns without a GPU
+            },
             num_gpu=self.opt["num_gpu"],
             dist=self.opt["dist"],
             sampler=self.sampler,

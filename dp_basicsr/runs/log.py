@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
+import textwrap
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import partial
 from logging.handlers import MemoryHandler
 from typing import Any
 
@@ -14,8 +19,11 @@ from dp_basicsr import __version__
 from dp_basicsr.errors import UserError, first_line, import_optional
 from dp_basicsr.utils.atomic_io import await_archive_name
 
+import basicsr
 import torch
-from basicsr.utils import get_env_info, get_root_logger, get_time_str, mkdir_and_rename
+import torchvision
+from basicsr.utils import MessageLogger, get_root_logger, get_time_str, mkdir_and_rename
+from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.options import dict2str
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -24,6 +32,26 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 BAR_LOSSES = ("l_pix", "l_g_pix", "l_g_percep", "l_g_gan", "dp_weight")
 
 PAPER_BATCH = 16  # pairs per iteration (paper, section 4.1)
+
+
+class _ForTerminal(logging.Formatter):
+    """The time of day before a message, and lines that fit the terminal; a log file has the date and all figures."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = getattr(record, "short", None) or record.getMessage()
+        level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
+        lines = f"{time.strftime('%H:%M:%S')} {level}{text}".split("\n")
+        width = shutil.get_terminal_size().columns
+        wrap = partial(textwrap.wrap, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
+        shown = (part for line in lines for part in (wrap(line, width) if line == lines[0] else [line]))
+        return "\n".join(shown).replace("\u00a0", " ")
+
+
+def _is_for_terminal(record: logging.LogRecord) -> bool:
+    """Whether a record is short: BasicSR prints each network in hundreds of lines after one with its size."""
+    return not getattr(record, "for_file", False) and (
+        record.funcName != "print_network" or "\n" not in record.getMessage()
+    )
 
 
 def start_log(opt: dict[str, Any]) -> MemoryHandler:
@@ -37,9 +65,14 @@ def start_log(opt: dict[str, Any]) -> MemoryHandler:
     held = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
     if opt["rank"] == 0:
         logger.setLevel(logging.INFO)
+        for handler in (handler for handler in logger.handlers if type(handler) is logging.StreamHandler):
+            handler.addFilter(_is_for_terminal)
+            if sys.stderr.isatty():
+                handler.setFormatter(_ForTerminal())
         logger.addHandler(held)
-    logger.info(f"dp_basicsr {__version__}{get_env_info()}")
-    logger.info(dict2str(opt))
+    versions = f"BasicSR {basicsr.__version__}, PyTorch {torch.__version__}, torchvision {torchvision.__version__}"
+    logger.info(f"dp_basicsr {__version__}, {versions}")
+    logger.info(dict2str(opt), extra={"for_file": True})
     return held
 
 
@@ -141,6 +174,35 @@ def progress_bar(opt: dict[str, Any], start_iter: int) -> Iterator[tqdm]:
             return
         with logging_redirect_tqdm([get_root_logger()]):
             yield bar
+
+
+class IterationLog:
+    """BasicSR's line of an iteration for the log file and TensorBoard, and one with sensible digits for a terminal.
+
+    Args:
+        opt: Options of the run.
+        start_iter: Iterations completed before this start.
+        tb_logger: TensorBoard's writer, if there is one.
+    """
+
+    def __init__(self, opt: dict[str, Any], start_iter: int, tb_logger: Any) -> None:
+        self.name, self.total = opt["name"], opt["train"]["total_iter"]
+        self.start_iter, self.start_time = start_iter, time.monotonic()
+        self.line = MessageLogger(opt, start_iter + 1, tb_logger)
+        self.line.max_iters = self.total + 1  # BasicSR's ETA is off by one and would end below zero
+
+    def __call__(self, epoch: int, iteration: int, rates: list[float], figures: dict[str, float]) -> None:
+        """Log one iteration; ``figures`` are BasicSR's ``time`` and ``data_time``, others, and the losses."""
+        if get_dist_info()[0] != 0:
+            return
+        left = (time.monotonic() - self.start_time) / (iteration - self.start_iter) * (self.total - iteration)
+        words = [f"{self.name}: {iteration:,}/{self.total:,}", f"ETA {timedelta(seconds=round(left))}",
+                 f"{figures['time']:.3g} s/it", f"lr {' '.join(f'{rate:.2g}' for rate in rates)}"]  # fmt: skip
+        words += [f"{name} {value:.3g}" for name, value in figures.items() if name.startswith(("l_", "dp_", "out_"))]
+        # No-break spaces keep each figure beside its name.
+        short = " | ".join(word.replace(" ", "\u00a0") for word in words)
+        self.line.logger = logging.LoggerAdapter(get_root_logger(), {"short": short})
+        self.line({"epoch": epoch, "iter": iteration, "lrs": rates} | figures)
 
 
 def current_losses(model: Any) -> dict[str, float]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
-from dp_basicsr.runs.log import current_losses, describe_batch, progress_bar, show_losses
+from dp_basicsr.runs.log import IterationLog, current_losses, describe_batch, progress_bar, show_losses
+from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.random_state import same_random_state_after
 from dp_basicsr.utils.signals import Interruption
 
-from basicsr.utils import AvgTimer, MessageLogger, get_root_logger
+from basicsr.utils import AvgTimer, get_root_logger
 from torch.utils.data import DataLoader
 
 
@@ -30,6 +37,7 @@ class Run:
     iteration: int  # the last completed one
 
     saved: int | None = None  # the last one with a checkpoint
+    started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._note_saved(self.iteration or None)
@@ -89,15 +97,24 @@ class Run:
         """Save a checkpoint and exit on all processes together, because torchrun stops the rest after the first."""
         self.save()
         agree_on(None)  # rank 0 may still be saving
+        if self.saved is not None:
+            program = sys.argv[0] if os.access(sys.argv[0], os.X_OK) else f"python {sys.argv[0]}"
+            command = f"{program} {shlex.join(sys.argv[1:])}"
+            self.say_what_is_next(self.saved, command if "--auto" in command else f"{command} --auto_resume")
         self.interruption.leave(self.iteration, self.saved)
+
+    def say_what_is_next(self, name: int | str, command: str) -> None:
+        """Log the path of the network, the time that this start took, and the next command."""
+        network = os.path.relpath(Path(self.opt["path"]["models"], f"net_g_{name}.pth"))
+        took = timedelta(seconds=round(time.monotonic() - self.started))
+        get_root_logger().info(f"{network} after {took}; next: {command}")
 
 
 def loop(run: Run) -> None:
     """Train from ``run.iteration`` to ``train: total_iter``, with logging, checkpoints and validation."""
     opt, model, every, total_iter = run.opt, run.model, run.opt["logger"], run.opt["train"]["total_iter"]
     val_freq = opt["val"]["val_freq"] if opt.get("val") else 0
-    log_line = MessageLogger(opt, run.iteration + 1, run.tb_logger)
-    log_line.max_iters = total_iter + 1  # BasicSR's ETA is off by one and would end below zero
+    log_line = IterationLog(opt, run.iteration, run.tb_logger)
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     logger = get_root_logger()
     logger.info(describe_batch(opt, run.stream.batch_size))
@@ -123,8 +140,7 @@ def loop(run: Run) -> None:
                 losses = current_losses(model)
                 show_losses(bar, losses, times["data_time"] / times["time"])
                 times["img_per_s"] = run.stream.batch_size / times["time"]
-                line = {"epoch": epoch, "iter": run.iteration, "lrs": model.get_current_learning_rate()}
-                log_line(line | times | losses)
+                log_line(epoch, run.iteration, model.get_current_learning_rate(), times | losses)
             if run.iteration % every["save_checkpoint_freq"] == 0:
                 run.save()
             if run.interruption.agreed():
@@ -137,3 +153,5 @@ def loop(run: Run) -> None:
     run.save_latest()
     if val_freq and run.iteration % val_freq != 0:
         run.validate()
+    network = os.path.relpath(Path(opt["path"]["models"], "net_g_latest.pth"))
+    run.say_what_is_next("latest", advise("upscale", f"-m {network} -i IMAGES -o FOLDER"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dp_basicsr.checkpoint.resume import require_networks
-from dp_basicsr.data.datasets import evaluation_loaders, how_to_get_test_sets, missing_folders
+from dp_basicsr.data.datasets import evaluation_loaders, how_to_get_test_sets
 from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.after_test import evaluate_test_run, metrics_of
@@ -27,10 +27,6 @@ def test(run: RunOptions) -> None:
     """
     opt = run.as_dict()
     torch.backends.cudnn.benchmark = True
-    sets = [dataset for dataset in opt["datasets"].values() if dataset["phase"] == "test"]
-    if all(missing_folders(dataset) for dataset in sets):
-        names = ", ".join(dataset["name"] for dataset in sets)
-        raise UserError(f"none of the test sets ({names}) exists; {how_to_get_test_sets()}")
     require_networks(opt)
     held_log = start_log(opt)
     logger = get_root_logger()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -121,10 +122,10 @@ def batch_size(opt: dict[str, Any]) -> int:
 
 
 def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]]:
-    """Build the model, train two steps on a batch and validate a corner of each set, in memory only.
+    """Build the model, train on a batch and validate a corner of each set, in memory only.
 
     Returns:
-        Seconds of the second step (the first one also allocates memory and selects kernels), and its losses.
+        Median seconds of three steps after the first, which also allocates memory and selects kernels; last losses.
 
     Raises:
         UserError: The step failed; the message is one line.
@@ -132,20 +133,20 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
     train = opt["train"]
     every, first = train["net_d_iters"], train["net_d_init_iters"]
     iteration = (first // every + 1) * every  # the next one that also updates the generator
-    seconds = 0.0
+    seconds: list[float] = []
     try:
         with out_of_memory_is_user_error(run):
             model = build_model(opt)
-            for _ in range(2):
+            for _ in range(4):
                 start = time.perf_counter()
                 model.feed_data(batch)
                 model.optimize_parameters(iteration)
                 if model.device.type == "cuda":
                     torch.cuda.synchronize()
-                seconds = time.perf_counter() - start
+                seconds.append(time.perf_counter() - start)
             losses = current_losses(model)
             try_validation(opt, model)
-            return seconds, losses
+            return statistics.median(seconds[1:]), losses
     except UserError:
         raise
     except Exception as error:  # classes may raise anything on impossible values

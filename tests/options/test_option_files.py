@@ -132,9 +132,9 @@ def test_every_key_is_read(file: str, pairs: Path, monkeypatch: pytest.MonkeyPat
     seen: set[str] = set()
     watch_sections(file, seen, monkeypatch)
     monkeypatch.setattr(progress, "dict2str", lambda opt: "")  # prints every key
-    monkeypatch.setattr(lpips_metric, "why_not", lambda net, weights: None)
-    monkeypatch.setattr(lpips_metric, "lpips_network", lambda net, weights, device: lambda x, y: (x - y).abs().mean())
-    monkeypatch.setattr(scores, "why_not", lambda net, weights: None)
+    monkeypatch.setattr(lpips_metric, "why_not", lambda *given, **more: None)
+    monkeypatch.setattr(lpips_metric, "lpips_network", lambda *given: lambda x, y: (x - y).abs().mean())
+    monkeypatch.setattr(scores, "why_not", lambda *given, **more: None)
     command_line = ["-opt", str(OPTIONS / file), "--force_yml", *overrides(file, pairs)]
     sets = read_options(OPTIONS / file)["datasets"]
     if "train" in sets:
