@@ -60,6 +60,7 @@ def atomic_write(path: Path, write: Callable[[Any], Any]) -> str:
     try:
         return _write_once(path, write)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        # BasicSR's logger by name, because importing BasicSR takes seconds.
         logging.getLogger("basicsr").warning(
             f"{path} cannot be saved ({first_line(error)}); retrying in {RETRY_AFTER:g} s"
         )
@@ -86,6 +87,7 @@ def _write_once(path: Path, write: Callable[[Any], Any]) -> str:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; rename it to ``path`` at the end, or delete it on an error."""
+    # Beside the file, not in /tmp: a rename is atomic within one file system only.
     temporary = path.with_name(path.name + PARTIAL)
     try:
         yield temporary

@@ -51,6 +51,7 @@ class _Terminal(io.FileIO):
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
+            # Later writes must not raise either: logging would print a traceback for each line.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
@@ -60,20 +61,21 @@ class _Terminal(io.FileIO):
 @contextlib.contextmanager
 def outlive_terminal() -> Iterator[None]:
     """Let the program go on, or save and stop, when the terminal that it writes to is closed."""
+
+    def outliving(stream: TextIO) -> TextIO:
+        # Files and pipes report their own errors; only a terminal may vanish while the run is worth going on.
+        if not isinstance(stream, io.TextIOWrapper) or not stream.isatty():
+            return stream
+        stream.flush()
+        buffer = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+        return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=True, write_through=True)
+
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_outliving, before)
+    sys.stdout, sys.stderr = map(outliving, before)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
-
-
-def _outliving(stream: TextIO) -> TextIO:
-    if not isinstance(stream, io.TextIOWrapper) or not stream.isatty():
-        return stream
-    stream.flush()
-    buffer = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
-    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=True, write_through=True)
 
 
 def exit_on_signal(number: int, frame: FrameType | None) -> None:

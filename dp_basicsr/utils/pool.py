@@ -79,12 +79,12 @@ def _take_first(pending: deque[tuple[Task, Future[Result]]]) -> Result:
 def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; only the parent handles it
     cv2.setNumThreads(1)  # the processes are the parallelism
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """Exit when the parent is killed; the worker would otherwise wait for tasks forever."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+
+    def die_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    # Of a killed parent: its worker would wait for tasks forever.
+    threading.Thread(target=die_with_parent, daemon=True).start()

@@ -72,6 +72,7 @@ def load_beside_objects(path: str | Path, what: str) -> tuple[Any, UserError | N
             return load(path, what, allowed=tuple(stand_ins.values())), refused
         except UserError as error:
             refused = refused or error
+            # torch names one refused class at a time, so each try gets one more stand-in.
             named = re.search(r"GLOBAL (\S+\.\S+)", str(error.__cause__))
             if not named or named[1] in stand_ins or len(stand_ins) == MAX_STAND_INS:
                 raise refused from error
@@ -97,6 +98,7 @@ def _require_plain(content: Any, device: str) -> None:
 
     A few bytes can encode a list inside itself, exponentially shared lists, or a tensor of any size.
     """
+    # By levels instead of recursion: a few bytes of pickle nest deeper than Python's stack.
     level, count = [content], 0
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []
@@ -107,18 +109,19 @@ def _require_plain(content: Any, device: str) -> None:
                     raise ValueError(f"more than {MAX_VALUES:,} values")
                 inner += value.values() if isinstance(value, Mapping) else value
             elif isinstance(value, Tensor):
-                _require_dense(value, device)
+                if (
+                    value.layout != torch.strided
+                    or value.is_quantized
+                    or value.is_nested
+                    or value.device.type != device
+                ):
+                    raise ValueError(f"a tensor of kind {value.layout} on {value.device}")
+                if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                    raise ValueError(f"a tensor of shape {tuple(value.shape)} without the values for it")
         if not inner:
             return
         level = inner
     raise ValueError(f"more than {MAX_DEPTH} containers inside one another, or one inside itself")
-
-
-def _require_dense(value: Tensor, device: str) -> None:
-    if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type != device:
-        raise ValueError(f"a tensor of kind {value.layout} on {value.device}")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise ValueError(f"a tensor of shape {tuple(value.shape)} without the values for it")
 
 
 def _reason(path: Path, error: Exception) -> str:

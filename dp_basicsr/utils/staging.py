@@ -36,9 +36,6 @@ class StagedFolder:
             self._lock = open_folder(self.path)
         except OSError as error:
             raise UserError(f"cannot create the folder {self.path}: {error.strerror}") from error
-        self._take_over()
-
-    def _take_over(self) -> None:
         locked = try_lock(self._lock, self.path, "flock", f"let no other process write {self.final}")
         # Between open and lock another process may have renamed the folder into place; then it must not be emptied.
         is_there = locked and self.path.exists() and os.path.samestat(os.fstat(self._lock), self.path.stat())
@@ -91,6 +88,6 @@ def refuse_input(folders: Sequence[Path], outputs: Sequence[Path]) -> None:
     """Raise a UserError if an output equals, contains or is inside one of the input ``folders``."""
     for folder in (path.resolve() for path in folders):
         for output in outputs:
-            place = output.resolve()
-            if place == folder or place in folder.parents or folder in place.parents:
+            target = output.resolve()
+            if target == folder or target in folder.parents or folder in target.parents:
                 raise UserError(f"the output {output} and the input {folder} overlap: choose another output")
