@@ -351,6 +351,11 @@ def _batch(opt: View) -> Iterator[Problem]:
     if opt.valid("datasets", "train", "prefetch_mode") == "cuda" and not torch.cuda.is_available():
         path = ("datasets", "train", "prefetch_mode")
         yield Problem(path, "expected ~ or cpu, because there is no GPU here; got cuda")
+    # Real-ESRGAN's models exchange whole mini-batches with a pool of pairs, and assert it at the first step.
+    queue = opt.raw("queue_size") or 180
+    has_queue = hasattr(members_of(MODEL_REGISTRY).get(opt.valid("model_type")), "_dequeue_and_enqueue")
+    if has_queue and isinstance(batch, int) and isinstance(queue, int) and queue % batch:
+        yield Problem(("queue_size",), f"expected a multiple of batch_size_per_gpu ({batch}), got {queue}")
 
 
 def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:

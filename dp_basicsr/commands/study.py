@@ -1,8 +1,8 @@
 """Run a study: train what is missing, test on the available sets, write the table.
 
 Finished runs are skipped and interrupted ones resumed, so the command can simply be repeated. Studies: mu (Table 2),
-beta (3), networks (4), correlation (5), comparison (6), ablation (7), and terms (a third loss, not in the paper);
-they are declared in options/studies/*.yml.
+beta (3), networks (4), correlation (5), comparison (6), ablation (7); and, not in the paper, terms (a third loss) and
+small (what the second network adds, with seeds and intervals). They are declared in options/studies/*.yml.
 """
 
 from __future__ import annotations
@@ -86,16 +86,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         study, smoke = read_study(args.study), read_smoke() if args.smoke else None
         number, count = args.part
         given = given_images(args, study)
+        from dp_basicsr.studies.calibration import calibrate
+        from dp_basicsr.studies.judging import judge_runs
         from dp_basicsr.studies.results import default_metrics, write_study
         from dp_basicsr.studies.runner import Runner, make_jobs, show_plan
 
         import torch
 
+        if not args.dry_run:
+            prepare(smoke)
+            calibrate(study, smoke)
         jobs = make_jobs(study, smoke)[number - 1 :: count]
         if args.dry_run:
             show_plan(jobs, args.retest)
             return 0
-        prepare(smoke)
         runner = Runner(torch.cuda.device_count() if args.gpus is None else args.gpus)
         try:
             runner.run(jobs, args.retest)
@@ -105,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if count > 1:
             print(f"part {number} of {count} is done; {advise('study', study.name)} writes the table when all are")
             return report(runner.failed)
+        if study.seeds:
+            judge_runs(study, smoke, jobs)
         folder = write_study(study, smoke, given, default_metrics(smoke))
         print((folder / "table.md").read_text(encoding="utf-8"))
         print(f"wrote {folder}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ Panels = dict[str, dict[str, Curve]]  # panel title -> label -> curve
 
 # A log line of BasicSR's MessageLogger: "[..][epoch:  0, iter:     100, lr:(1.000e-04,)] [eta: ...] l_g_pix: 1e-3 ..."
 _ITERATION = re.compile(r"\[epoch:\s*\d+, iter:\s*([\d,]+), lr:\(([^,)]+)")
+_START = re.compile(r"Start training from epoch: \d+, iter: (\d+)")
 _VALUE = re.compile(r"(\w+): ([-+.\deE]+|nan|inf)(?= |$)")
 
 # A validation logs "Validation Set5", then "# psnr_rgb: 26.69  Best: 26.70 @ 5000 iter" for each metric.
@@ -47,6 +49,8 @@ def read_log(path: Path) -> dict[str, Curve]:
             curves["lr"].append((iteration, float(found[2])))
             for name, value in _VALUE.findall(line.rpartition("] ")[2]):
                 curves[name].append((iteration, float(value)))
+        elif found := _START.search(line):
+            iteration = int(found[1])  # a resumed run validates before its first iteration
         elif found := _VALIDATION.search(line):
             set_name = found[1].strip()
         elif found := _METRIC.search(line):
@@ -56,18 +60,24 @@ def read_log(path: Path) -> dict[str, Curve]:
 
 
 def read_run(folder: Path) -> dict[str, Curve]:
-    """Read all logs of a run, ``train_*.log``; if a resumed run repeats iterations, the later log counts.
+    """Read all logs of a run, ``train_*.log``; what a run did after the iteration that a later log resumes is left out.
 
     Raises:
         UserError: ``folder`` has no log, or its logs are empty.
     """
     merged: dict[str, dict[int, float]] = defaultdict(dict)
     for path in sorted(folder.glob("train_*.log"), key=lambda log: log.stat().st_mtime):
-        for name, curve in read_log(path).items():
+        curves = read_log(path)
+        # A run that went back to an earlier state abandoned what came after it, also where nothing replaces it.
+        found = _START.search(path.read_text(encoding="utf-8", errors="replace"))
+        first = int(found[1]) + 1 if found else curves["lr"][0][0] if "lr" in curves else sys.maxsize
+        for name, points in merged.items():
+            merged[name] = {iteration: value for iteration, value in points.items() if iteration < first}
+        for name, curve in curves.items():
             merged[name] |= dict(curve)
     if not merged:
         raise UserError(f"{folder}: expected a train_*.log with at least one line of losses")
-    return {name: sorted(points.items()) for name, points in merged.items()}
+    return {name: sorted(points.items()) for name, points in merged.items() if points}
 
 
 def product(one: Sequence[tuple[int, float]], other: Sequence[tuple[int, float]]) -> Curve:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
@@ -120,12 +120,22 @@ def evaluate(
     """
     _check_names("test set", [test_set.name for test_set in sets])
     _check_names("method", [method.name for method in methods])
-    tasks = list(_tasks(sets, methods))  # match every name before reading the first image
+    tasks = []  # match every name before reading the first image
+    for test_set in sets:
+        results = {method.name: method.images(test_set) for method in methods}
+        for image, gt in test_set.gt.items():
+            lr = test_set.lr[image] if test_set.lr else None
+            tasks += [
+                Measured(test_set.name, image, name, gt, lr, files.get(image), {}) for name, files in results.items()
+            ]
     missing = missing_metrics(metrics)
+
+    def score(task: Measured) -> Measured:
+        return replace(task, scores=measure(*read_pair(task, scale), scale, metrics))
+
     with ThreadPoolExecutor(available_cpus()) as pool:  # OpenCV, NumPy and torch release the GIL
         try:
-            scored = pool.map(lambda task: _measure(task, scale, metrics), tasks)
-            images = tuple(tqdm(scored, total=len(tasks), unit="image", disable=None))
+            images = tuple(tqdm(pool.map(score, tasks), total=len(tasks), unit="image", disable=None))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -170,20 +180,6 @@ def bicubic(gt: Image, lr: Image | None, scale: int, name: str) -> Image:
     if (small.shape[0] * scale, small.shape[1] * scale) != gt.shape[:2]:
         raise UserError(f"LR of {name}: expected 1/{scale} of the original's {size_text(gt)}, got {size_text(small)}")
     return np.clip(np.floor(imresize(small.astype(np.float64), scale) + 0.5), 0, 255).astype(np.uint8)
-
-
-def _tasks(sets: Sequence[TestSet], methods: Sequence[Method]) -> Iterator[Measured]:
-    for test_set in sets:
-        results = {method.name: method.images(test_set) for method in methods}
-        for image, gt in test_set.gt.items():
-            for name, files in results.items():
-                lr = test_set.lr[image] if test_set.lr else None
-                yield Measured(test_set.name, image, name, gt, lr, files.get(image), {})
-
-
-def _measure(image: Measured, scale: int, metrics: tuple[str, ...]) -> Measured:
-    scores = measure(*read_pair(image, scale), scale, metrics)
-    return Measured(image.set_name, image.image, image.method, image.gt, image.lr, image.result, scores)
 
 
 def read_file(path: Path) -> Image:

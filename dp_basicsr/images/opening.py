@@ -52,7 +52,10 @@ def opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
         reason = f"is not an image of a supported type ({', '.join(READ_FORMATS)})"
         raise BadImageError(reason if data else "is empty") from error
     except Exception as error:  # on damaged files, decoders raise what they happen to meet
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        # A bare number, such as the KeyError of a decoder's table, says nothing.
+        if not any(sign.isalpha() for sign in reason):
+            reason = f"damaged: {type(error).__name__} {reason}".strip()
         raise BadImageError(f"cannot be read ({reason})") from error
 
 

@@ -12,6 +12,7 @@ from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.options import override, read_options
 from dp_basicsr.options.metrics import DEFAULT
+from dp_basicsr.studies.judging import judged_markdown, plot_judged
 from dp_basicsr.studies.runner import make_job, present_sets
 from dp_basicsr.studies.shares import read_shares, share_lines
 from dp_basicsr.studies.study import Smoke, Study, paper_tables
@@ -39,6 +40,14 @@ def write_study(study: Study, smoke: Smoke | None, given: Sequence[Method], metr
     Raises:
         UserError: Images of ``given`` are missing or do not match.
     """
+    if study.seeds:
+        markdown = judged_markdown(study, smoke)
+        with StagedFolder(_folder(study, smoke), overwrite=True) as staged:
+            (staged.path / "table.md").write_text(markdown, encoding="utf-8")
+            plot_judged(study, smoke, staged.path / "judge.png")
+            if shares := read_shares(study, smoke):
+                plot_panels(shares, staged.path / "shares.png")
+            return staged.commit()
     cells = trained_cells(study, smoke) | image_cells(study, smoke, given, metrics)
     columns = list(dict.fromkeys(column for _, column in cells)) if smoke else []
     columns = columns or list(study.sets if study.columns == "sets" else study.bases)
@@ -47,12 +56,16 @@ def write_study(study: Study, smoke: Smoke | None, given: Sequence[Method], metr
     markdown = study_markdown(study, columns, cells, paper, bool(smoke))
     if shares:
         markdown += "\n".join(["", *share_lines(shares), ""])
-    with StagedFolder(Path("results", "studies", f"{'smoke_' if smoke else ''}{study.name}"), overwrite=True) as staged:
+    with StagedFolder(_folder(study, smoke), overwrite=True) as staged:
         (staged.path / "table.md").write_text(markdown, encoding="utf-8")
         (staged.path / "table.csv").write_text(study_csv(study, columns, cells, paper, bool(smoke)), encoding="utf-8")
         if shares:
             plot_panels(shares, staged.path / "shares.png")
         return staged.commit()
+
+
+def _folder(study: Study, smoke: Smoke | None) -> Path:
+    return Path("results", "studies", f"{'smoke_' if smoke else ''}{study.name}")
 
 
 def trained_cells(study: Study, smoke: Smoke | None) -> Cells:

@@ -20,6 +20,7 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.after_test import FOLDER
 from dp_basicsr.evaluation.files import JSON_NAME, read_evaluation
 from dp_basicsr.options import override, read_options
+from dp_basicsr.studies.calibration import calibrated_overrides
 from dp_basicsr.studies.study import Row, Smoke, Study
 from dp_basicsr.utils.arguments import ROOT, SHIPPED
 from dp_basicsr.utils.console import exit_on_signal
@@ -38,6 +39,7 @@ class StudyRun:
         train_file, test_file: Option files.
         train: Overrides of the training.
         test: Overrides of the test.
+        judged: Whether the study judges the images itself, instead of test.py.
     """
 
     name: str
@@ -45,6 +47,7 @@ class StudyRun:
     test_file: Path
     train: tuple[str, ...]
     test: tuple[str, ...]
+    judged: bool = False
 
     @property
     def model(self) -> Path:
@@ -114,28 +117,32 @@ class StudyRun:
 
 
 def make_jobs(study: Study, smoke: Smoke | None) -> list[StudyRun]:
-    """Return the trainings of a study, each once."""
+    """Return the trainings of a study, each once, and all rows of a seed before the next seed."""
     jobs: dict[str, StudyRun] = {}
-    for row in study.rows:
-        if row.run:
-            job = make_job(study, row, smoke)
-            jobs[job.name] = job
+    for seed in study.seeds or (None,):
+        for row in study.rows:
+            if row.run:
+                job = make_job(study, row, smoke, seed)
+                jobs[job.name] = job
     return list(jobs.values())
 
 
-def make_job(study: Study, row: Row, smoke: Smoke | None) -> StudyRun:
-    """Return the training of a row."""
+def make_job(study: Study, row: Row, smoke: Smoke | None, seed: int | None = None) -> StudyRun:
+    """Return the training of a row, with a seed of data order, augmentation and D's start if the study has seeds."""
     files = study.bases[row.base]
+    run = row.run if seed is None else f"{row.run}_seed{seed}"
     network = tuple(smoke.network[row.base]) if smoke else ()
-    overrides = row.overrides
+    seeded = () if seed is None else (f"manual_seed={seed}",)
+    overrides = (*study.overrides, *row.overrides, *calibrated_overrides(study, row, smoke), *seeded)
     if smoke:  # entries of a list cannot be overridden individually
         overrides = tuple(entry.replace("weights: imagenet", "weights: random") for entry in overrides)
     return StudyRun(
-        name=f"smoke_{row.run}" if smoke else row.run,
+        name=f"smoke_{run}" if smoke else run,
         train_file=SHIPPED / Path(files["train"]).name,
         test_file=SHIPPED / Path(files["test"]).name,
         train=(*overrides, *(smoke.train if smoke else ()), *network),
         test=(*(smoke.test if smoke else ()), *network),
+        judged=bool(study.seeds),
     )
 
 
@@ -189,7 +196,7 @@ class Runner:
             if not job.is_trained():
                 job.write_record()
                 self._call(job, "training", job.train_command(), device)
-            if job.name not in self.failed and (retest or not job.is_tested()):
+            if job.name not in self.failed and not job.judged and (retest or not job.is_tested()):
                 self._call(job, "testing", job.test_command(), device)
             if job.name not in self.failed and not self._stopping.is_set():
                 print(f"{job.name}: done", flush=True)
@@ -219,7 +226,7 @@ def show_plan(jobs: Sequence[StudyRun], retest: bool) -> None:
     """Print the commands that are still to be run."""
     for job in jobs:
         job.check_record()
-        states = {"training": job.is_trained(), "test": not retest and job.is_tested()}
+        states = {"training": job.is_trained(), "test": job.judged or (not retest and job.is_tested())}
         print(
             f"# {job.name}: " + ", ".join(f"{what} {'is done' if done else 'to do'}" for what, done in states.items())
         )

@@ -16,7 +16,8 @@ def read_shares(study: Study, smoke: Smoke | None) -> dict[str, dict[str, Curve]
     """Read the shares logged by the rows' trainings: label -> term -> curve. Rows without any are omitted."""
     found: dict[str, dict[str, Curve]] = {}
     for row in study.rows:
-        folder = Path("experiments", make_job(study, row, smoke).name) if row.run else Path()
+        seed = study.seeds[0] if study.seeds else None
+        folder = Path("experiments", make_job(study, row, smoke, seed).name) if row.run else Path()
         if row.run and any(folder.glob("train_*.log")):
             curves = read_run(folder)
             found[row.label] = {

@@ -16,7 +16,7 @@ import yaml
 STUDIES = SHIPPED / "studies"
 PAPER = Path(__file__).with_name("paper.yml")
 
-NAMES = ("mu", "beta", "networks", "correlation", "comparison", "ablation", "terms")
+NAMES = ("mu", "beta", "networks", "correlation", "comparison", "ablation", "terms", "small")
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class Row:
         base: Name of its base option files; empty for images that are not trained here.
         run: Name of the training, shared with other studies; empty without one.
         overrides: Overrides of the base, in the form of ``--force_yml``.
+        calibrated: Which gradient ``loss_weight`` is calibrated for, see ``calibration.py``; empty: none.
     """
 
     label: str
     base: str = ""
     run: str = ""
     overrides: tuple[str, ...] = ()
+    calibrated: Literal["", "vgg", "resnet", "static", "dynamic"] = ""
 
     @property
     def is_bicubic(self) -> bool:
@@ -53,6 +55,9 @@ class Study:
         columns: What the columns are: the test sets, or the bases (Table 5, on one set).
         bases: Option files ``train`` and ``test`` by the name of the base.
         rows: Rows in the paper's order.
+        seeds: Each row is trained once with each; such a study is judged by images, see ``judging.py``.
+        overrides: Overrides of every row.
+        comparisons: Pairs of labels that were named before the trainings; all others are exploration.
     """
 
     name: str
@@ -62,6 +67,9 @@ class Study:
     columns: Literal["sets", "bases"]
     bases: dict[str, dict[str, str]]
     rows: tuple[Row, ...]
+    seeds: tuple[int, ...] = ()
+    overrides: tuple[str, ...] = ()
+    comparisons: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,8 @@ def read_study(name: str) -> Study:
         raise UserError(f"study: expected one of {', '.join(NAMES)}; got {name!r}")
     data = _read(STUDIES / f"{name}.yml")
     rows = tuple(Row(**{**row, "overrides": tuple(row.get("overrides", ()))}) for row in data.pop("rows"))
-    return Study(name=name, rows=rows, **{**data, "sets": tuple(data["sets"])})
+    lists = {key: tuple(data[key]) for key in ("sets", "seeds", "overrides", "comparisons") if key in data}
+    return Study(name=name, rows=rows, **{**data, **lists})
 
 
 def read_smoke() -> Smoke:

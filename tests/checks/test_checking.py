@@ -396,4 +396,6 @@ def test_models_that_basicsr_registers_with_a_suffix_are_found() -> None:
     """Real-ESRGAN's model reads its own keys at the top level."""
     entries = ["model_type=RealESRGANModel", "train:channels_last=false"]
     entries += ["train:gan_opt={type: GANLoss, gan_type: vanilla}"]
-    assert problems(*entries, "resize_prob=[0.2, 0.7, 0.1]", "l1_gt_usm=true", "queue_size=180") == []
+    assert problems(*entries, "resize_prob=[0.2, 0.7, 0.1]", "l1_gt_usm=true", "queue_size=160") == []
+    (text,) = problems(*entries, "queue_size=180")  # the model asserts it at its first step
+    assert "queue_size: expected a multiple of batch_size_per_gpu (16), got 180" in text

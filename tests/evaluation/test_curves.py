@@ -62,6 +62,18 @@ def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
     assert curves["held out/psnr_y"] == [(2, 2.0), (4, 4.0), (6, 6.0), (8, 8.0)]
 
 
+def test_a_run_that_went_back_has_no_points_of_the_abandoned_one(tmp_path: Path) -> None:
+    """Iterations 11 to 30 are abandoned at the resume from 10, and the new run logs only every fifth iteration."""
+    write_log(tmp_path / "train_run_1.log", range(1, 31), 1e-4)
+    write_log(tmp_path / "train_run_2.log", range(15, 21, 5), 5e-5)
+    later = tmp_path / "train_run_2.log"
+    later.write_text(f"INFO: Start training from epoch: 0, iter: 10\n{later.read_text()}")
+    os.utime(tmp_path / "train_run_1.log", (1, 1))
+    curves = read_run(tmp_path)
+    assert [iteration for iteration, _ in curves["lr"]] == [*range(1, 11), 15, 20]
+    assert [iteration for iteration, _ in curves["held out/psnr_y"]] == [2, 4, 6, 8, 10, 20]
+
+
 def test_panels_show_each_thing_that_was_logged(tmp_path: Path) -> None:
     write_log(tmp_path / "train_run_1.log", range(1, 6), 1e-4)
     panels = training_panels(read_run(tmp_path))

@@ -45,6 +45,18 @@ def test_every_8_bit_kind_is_read_as_pillow_shows_it(mode: str, suffix: str) -> 
     assert picture.icc == ICC
 
 
+def test_a_bare_number_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder's KeyError of a damaged file is only "105" as text."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError(105)
+
+    Path("in.png").write_bytes(b"x")
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(BadImageError, match="damaged: KeyError 105"):
+        read_picture(Path("in.png"))
+
+
 @pytest.mark.parametrize("suffix", [".png", ".gif"])
 def test_transparency_of_a_palette(suffix: str) -> None:
     source = Image.fromarray(RGB).quantize(8)

@@ -1,0 +1,119 @@
+"""Give objectives the same strength: the norm of the perceptual gradient at the image is that of VGG alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dp_basicsr.data.stream import TrainStream
+from dp_basicsr.errors import UserError
+from dp_basicsr.losses import DualPerceptualLoss
+from dp_basicsr.models.validation import as_float
+from dp_basicsr.options import override, read_options
+from dp_basicsr.studies.study import Row, Smoke, Study
+from dp_basicsr.utils.arguments import SHIPPED
+from dp_basicsr.utils.safe_load import load
+
+import torch
+import yaml
+from basicsr.archs import build_network
+from torch import nn
+
+STEPS = 50  # mini-batches, or 2 for a smoke run
+
+# Of one mini-batch: squared norms of the gradients of L_VGG and L_Res at the image, their product, and w of Eq. 9.
+Gradients = tuple[float, float, float, float]
+
+
+def calibrated_overrides(study: Study, row: Row, smoke: Smoke | None) -> tuple[str, ...]:
+    """Return what ``calibrate`` found for a row; nothing for a row that is not calibrated.
+
+    Raises:
+        UserError: The study is not calibrated yet.
+    """
+    if not row.calibrated:
+        return ()
+    path = calibration_file(study, smoke)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run the study without --dry-run first, which calibrates it")
+    return tuple(yaml.safe_load(path.read_text(encoding="utf-8"))["overrides"][row.calibrated])
+
+
+def calibration_file(study: Study, smoke: Smoke | None) -> Path:
+    """Return the file with the calibration of a study."""
+    return Path("experiments", f"{'smoke_' if smoke else ''}{study.name}.calibration.yml")
+
+
+def study_options(study: Study, smoke: Smoke | None) -> dict[str, Any]:
+    """Return the options that all rows of a study have in common."""
+    base, files = next(iter(study.bases.items()))
+    opt = read_options(SHIPPED / Path(files["train"]).name)
+    override(opt, (*study.overrides, *((*smoke.train, *smoke.network[base]) if smoke else ())))
+    for name, dataset in opt["datasets"].items():
+        dataset |= {"phase": name.split("_")[0], "scale": opt["scale"]}
+    return opt | {"rank": 0, "world_size": 1, "dist": False, "num_gpu": 0}
+
+
+def read_network(opt: dict[str, Any], path: Path | None) -> nn.Module:
+    """Build the generator with the averaged weights of a file, or with those that it starts from."""
+    network: nn.Module = build_network(dict(opt["network_g"]))
+    if path is not None:
+        network.load_state_dict(load(path, "model", "train it first")["params_ema"])
+    return network.eval()
+
+
+def start_of(opt: dict[str, Any]) -> Path | None:
+    """Return the file that all rows start from."""
+    path = opt["path"].get("pretrain_network_g")
+    return Path(path) if path else None
+
+
+def calibrate(study: Study, smoke: Smoke | None) -> None:
+    """Measure the gradients on the first mini-batches with the start network, once, and write the weights.
+
+    Raises:
+        UserError: Data, features or the start network are missing.
+    """
+    path = calibration_file(study, smoke)
+    if path.is_file() or not any(row.calibrated for row in study.rows):
+        return
+    opt = study_options(study, smoke)
+    torch.manual_seed(opt["manual_seed"])
+    network = read_network(opt, start_of(opt))
+    settings = {key: value for key, value in opt["train"]["perceptual_opt"].items() if key != "type"}
+    loss = DualPerceptualLoss(**settings)
+    measured: list[Gradients] = []
+    for batch, _ in zip(TrainStream(opt).batches(0), range(2 if smoke else STEPS), strict=False):
+        lq, gt = (as_float(batch[key], torch.device("cpu")) for key in ("lq", "gt"))
+        with torch.no_grad():
+            result = network(lq)
+        result.requires_grad_()
+        values = [term(result, gt) for term in (loss.all_terms["vgg"], loss.all_terms["resnet"])]
+        vgg, resnet = (torch.autograd.grad(value, result)[0].double() for value in values)
+        w = float(loss.rules["resnet"].weight(*(value.detach() for value in values)))
+        products = (vgg.square().sum(), resnet.square().sum(), (vgg * resnet).sum())
+        measured.append((*(float(product) for product in products), w))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(weights_of(measured), sort_keys=False), encoding="utf-8")
+
+
+def weights_of(measured: Sequence[Gradients]) -> dict[str, Any]:
+    """Return the static weight, the mean w, and for each objective the ``loss_weight`` that gives it VGG's norm.
+
+    The gradient of L_VGG + w * L_Res is that of L_VGG plus w times that of L_Res: its norm follows from the products.
+    """
+    mean_w = fmean(w for *_, w in measured)
+    combinations = {"vgg": (1.0, 0.0), "resnet": (0.0, 1.0), "static": (1.0, mean_w), "dynamic": (1.0, None)}
+    norms = {
+        name: fmean(
+            math.sqrt(a * a * vv + 2 * a * (w if b is None else b) * vr + (w if b is None else b) ** 2 * rr)
+            for vv, rr, vr, w in measured
+        )
+        for name, (a, b) in combinations.items()
+    }
+    overrides = {name: [f"train:perceptual_opt:loss_weight={norms['vgg'] / norms[name]:.6g}"] for name in norms}
+    overrides["static"].append(f"train:perceptual_opt:static_weight={mean_w:.6g}")
+    return {"overrides": overrides, "mean_w": mean_w, "norms": norms, "mini_batches": len(measured)}
