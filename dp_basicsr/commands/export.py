@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_format(args.format)
         from dp_basicsr.archs import load_network
         from dp_basicsr.deploy.card import read_metrics, write_card
-        from dp_basicsr.deploy.export import describe, export_network, spandrel_limit
+        from dp_basicsr.deploy.export import describe, export_network, limit_elsewhere
         from dp_basicsr.deploy.provenance import trace
 
         metrics = read_metrics(args.metrics)  # before anything is written
@@ -65,6 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"wrote {args.openmodeldb}; fill in {', '.join(left)}")
         if record.target:
             print(f"difference from torch, relative to the largest value: {difference:.1e}")
-        elif limit := spandrel_limit(network):
-            print(f"note: spandrel (chaiNNer, ComfyUI) cannot open it: {limit}; export it as ONNX for these")
+        if limit := limit_elsewhere(network, args.format, files[0].stem):
+            print(f"note: {limit}")
     return 0

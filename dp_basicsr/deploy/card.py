@@ -8,7 +8,7 @@ from typing import Any
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.choices import EXPORTS
-from dp_basicsr.deploy.export import spandrel_limit
+from dp_basicsr.deploy.export import limit_elsewhere
 from dp_basicsr.errors import UserError
 
 import yaml
@@ -68,12 +68,8 @@ def write_card(
         license_name: Licence of the weights; empty if unknown.
         metrics: See ``read_metrics``.
     """
-    record, limit = EXPORTS[kind], spandrel_limit(network)
-    programs = record.programs
-    if limit and not record.target:
-        programs = (
-            f"chaiNNer and ComfyUI, which load with spandrel, cannot open it: {limit}. Export it as ONNX for them."
-        )
+    record = EXPORTS[kind]
+    limit = limit_elsewhere(network, kind, output.stem)
     page = _PAGE.format(
         name=output.stem,
         license=license_name.lower() or "other",
@@ -85,7 +81,7 @@ def write_card(
         training=_training(facts),
         metrics=metrics,
         use=_USE.format(file=output.name, code=record.use.format(file=output.name)),
-        programs=programs,
+        programs=f"{limit[0].upper()}{limit[1:]}." if limit else record.programs,
     )
     card = output.with_name((output.stem if kind == "ncnn" else output.name) + ".md")
     card.write_text(page, encoding="utf-8")

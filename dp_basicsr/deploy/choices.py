@@ -119,7 +119,7 @@ image = np.random.rand(1, 3, 64, 64).astype(np.float32)  # RGB in [0, 1]
         (".param", ".bin"), "ncnn_engine:NcnnEngine", 1e-4, "",
         "`net_g.param` and `net_g.bin`, by pnnx; input `data`, output `output`",
         "ncnn at the same sizes, 1e-4 relative",
-        "Upscayl, realesrgan-ncnn-vulkan and chaiNNer take both files, `{file}` and the `.bin` beside it.",
+        "Programs that run ncnn take both files, `{file}` and the `.bin` beside it.",
         "Upscayl: put both files into a folder called `models`, and choose it under Settings, *Add Custom Models*; "
         "it reads the scale from the name (`x2`, `x3`, otherwise 4). chaiNNer: *Load Model* under NCNN.",
     ),

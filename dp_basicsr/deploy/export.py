@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 from pathlib import Path
 
@@ -76,6 +77,23 @@ def spandrel_limit(network: OpenedNetwork) -> str | None:
         return f"it takes every RRDBNet to have a growth of 32, this one has {growth}"
     if network.arch == "RRDBNetDP" and network.scale == 3:
         return "it takes one upsampling layer for x2, and would give images of twice the size, wrongly"
+    return None
+
+
+def limit_elsewhere(network: OpenedNetwork, kind: str, name: str) -> str | None:
+    """What other programs cannot do with an export called ``name``, as a sentence; None if nothing."""
+    if not EXPORTS[kind].target and (limit := spandrel_limit(network)):
+        return f"spandrel (chaiNNer, ComfyUI) cannot open it: {limit}; export it as ONNX for these"
+    if kind != "ncnn":
+        return None
+    # Upscayl's own rule, common/check-model-scale.ts of its repository.
+    taken = next((scale for scale in (2, 3) if re.search(rf"x{scale}|{scale}x", name, re.IGNORECASE)), 4)
+    if network.scale not in (2, 3, 4):
+        return f"Upscayl cannot use it: it knows x2, x3 and x4, and takes this x{network.scale} for x{taken}"
+    if taken != network.scale:
+        return f"Upscayl takes the scale from the name, x{taken} for {name}: choose one with x{network.scale} alone"
+    if network.size.multiple > 1:
+        return f"programs that do not pad images to multiples of {network.size.multiple} lose rows and columns"
     return None
 
 

@@ -59,7 +59,8 @@ class OnnxEngine(FileEngine):
         try:
             self.session = ort.InferenceSession(str(path), options, providers=usable)
             self.input = self.session.get_inputs()[0]
-            self.batch = self.input.shape[0] if isinstance(self.input.shape[0], int) else 0  # 0: any
+            # Of a fixed size are numbers, others names or None.
+            self.fixed = [side if isinstance(side, int) else 0 for side in self.input.shape]
             network = network or self._recognise(path)
         except Exception as error:  # onnxruntime's errors have no common class
             raise UserError(f"model {path}: onnxruntime cannot run it: {first_line(error)}") from error
@@ -70,8 +71,13 @@ class OnnxEngine(FileEngine):
         """Return what the file tells of its network, and what a run of it shows."""
         notes = dict(self.session.get_modelmeta().custom_metadata_map)
         known = {field.name: int(notes[field.name]) for field in dataclasses.fields(InputSize) if field.name in notes}
+        sides = {side for side in self.fixed[2:] if side}
+        if len(sides) > 1:
+            raise ValueError(f"it takes {self.fixed[2]} x {self.fixed[3]} pixels alone: expected a square, or any size")
+        for side in sides:
+            known |= {"minimum": side, "maximum": side}
         size = InputSize(**known)  # type: ignore[arg-type]
-        channels = 1 if self.input.shape[1:2] == [1] else 3
+        channels = 1 if self.fixed[1:2] == [1] else 3
         image = np.zeros((1, channels, *size.fit(PROBE, PROBE)), np.float32)
         result = self.run(image)
         scale = result.shape[-1] // image.shape[-1]
@@ -83,8 +89,13 @@ class OnnxEngine(FileEngine):
     def run(self, images: Floats) -> Floats:
         """See ``Engine.run``."""
         dtype = np.float16 if self.input.type == "tensor(float16)" else np.float32
-        image = np.ascontiguousarray(images, dtype)
-        return self.session.run(None, {self.input.name: image})[0].astype(np.float32, copy=False)  # type: ignore[no-any-return]
+        batch = self.fixed[0] or len(images)
+        results = []
+        for first in range(0, len(images), batch):
+            part = np.ascontiguousarray(images[first : first + batch], dtype)
+            filled = np.concatenate([part, part[-1:].repeat(batch - len(part), 0)])
+            results.append(self.session.run(None, {self.input.name: filled})[0][: len(part)])
+        return np.concatenate(results).astype(np.float32, copy=False)
 
     @staticmethod
     def write(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool = False) -> None:

@@ -87,9 +87,9 @@ def open_engine(
         try:
             key = _key(name, paths, load, alpha_interp, scale)
             return _open_converted(name, key, load, paths[-1].name, precision, warn)
-        except UserError:
-            raise
         except Exception as error:  # each package has its own; a broken one may raise any when it is imported
+            if isinstance(error, UserError):
+                load()  # raises again where the model is at fault, not the engine
             reason = first_line(error)[:200]
             if engine != "auto":
                 raise UserError(f"--engine {name} cannot be used: {reason}; give --engine auto or torch") from error

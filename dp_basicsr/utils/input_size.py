@@ -34,6 +34,7 @@ class InputSize:
     Attributes:
         multiple: Divisor of height and width.
         minimum: Minimum height and width.
+        maximum: Maximum height and width; 0: any. ONNX files may take one size alone.
         square: Whether height and width must be equal.
         step: Where a tile starts must be a multiple of this: the network's windows and strides lie on that grid, also
             in networks that take every size because they pad it themselves.
@@ -48,6 +49,7 @@ class InputSize:
     step: int = 1
     fold: int = 1
     is_global: bool = False
+    maximum: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "step", math.lcm(self.step, self.multiple))

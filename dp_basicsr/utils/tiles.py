@@ -142,9 +142,9 @@ def blend_tiles(
         (C, h, scale * width) float32; the sum of all h is scale * height.
     """
     overlap *= size.fold
-    rows, columns = (
-        Grid(side, max(tile, size.minimum) if tile else side, overlap, size.step) for side in (height, width)
-    )
+    largest = size.maximum or max(height, width)
+    tile = min(max(tile, size.minimum) if tile else largest, largest)
+    rows, columns = (Grid(side, tile, overlap, size.step) for side in (height, width))
     total, done, seam = rows.count * columns.count, 0, 0.0
 
     def merge(before: Floats, after: Floats, weight: Floats) -> None:

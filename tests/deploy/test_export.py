@@ -16,6 +16,7 @@ from dp_basicsr.deploy import export
 from dp_basicsr.deploy.export import describe, export_network, spandrel_limit
 from dp_basicsr.deploy.open_engine import open_engine
 from dp_basicsr.deploy.provenance import fingerprint, trace
+from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError
 
 import numpy as np
@@ -309,6 +310,35 @@ def test_onnx_files_are_not_mixed_with_weights_or_broken(network_file: Callable[
     for paths in ([Path("bad.onnx")], [Path("bad.onnx"), network_file()]):
         with pytest.raises(UserError, match="ONNX and ncnn files cannot be trained, interpolated or exported again"):
             load_network(paths)
+
+
+@pytest.mark.parametrize("shape", [[1, 3, 16, 16], [1, 3, 16, "w"], [4, 3, "h", "w"], [1, 1, 16, 16]])
+def test_onnx_files_of_a_fixed_size_or_batch_upscale_any_image(shape: list[int | str]) -> None:
+    """The image is cut and padded to what the file takes; nearest neighbour x2 shows that nothing is lost."""
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    scales = helper.make_tensor("scales", kind, [4], [1, 1, 2, 2])
+    node = helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="nearest", nearest_mode="floor",
+                            coordinate_transformation_mode="asymmetric")  # fmt: skip
+    values = [helper.make_tensor_value_info("x", kind, shape), helper.make_tensor_value_info("y", kind, None)]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], [scales])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, "fixed.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 37, 3), dtype=np.uint8)
+    engine = open_engine([Path("fixed.onnx")])
+    assert (engine.network.scale, engine.network.channels) == (2, shape[1])
+    assert np.array_equal(Upscaler(engine)(pixels), pixels.repeat(2, 0).repeat(2, 1))
+
+
+def test_an_onnx_file_of_another_fixed_size_says_which() -> None:
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    values = [helper.make_tensor_value_info(name, kind, [1, 3, 16, 24]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, "wide.onnx")
+    with pytest.raises(UserError, match="it takes 16 x 24 pixels alone: expected a square, or any size"):
+        open_engine([Path("wide.onnx")])
 
 
 def test_the_format_follows_the_name_and_anyone_may_read_the_file(run_folder: Path, command: ModuleType) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from dp_basicsr import inference
 from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
-from dp_basicsr.deploy.export import export_network
+from dp_basicsr.deploy.export import export_network, limit_elsewhere
 from dp_basicsr.deploy.open_engine import open_engine
 from dp_basicsr.errors import UserError
 
@@ -76,6 +76,20 @@ def test_a_folded_network_takes_images_of_any_size(scale: int) -> None:
     assert ours.network.size.multiple == theirs.network.size.multiple == 4 // scale
     image = np.random.default_rng(0).random((1, 3, 17, 30), np.float32)
     assert np.abs(ours(image) - theirs(image)).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("scale", "name", "said"),
+    [
+        (4, "net", None), (4, "net_x4", None), (2, "2x-net", None), (3, "net_X3", None),
+        (2, "net", "x4 for net: choose one with x2"), (4, "net_x2", "x2 for net_x2: choose one with x4"),
+        (3, "x2_x3", "x2 for x2_x3"), (1, "net", "Upscayl cannot use it"), (8, "net_x8", "takes this x8 for x4"),
+    ],
+)  # fmt: skip
+def test_a_name_that_upscayl_takes_for_another_scale_is_told(scale: int, name: str, said: str | None) -> None:
+    """upscayl/upscayl#566."""
+    limit = limit_elsewhere(OpenedNetwork("net.pth", "Compact", scale, "Compact"), "ncnn", name)
+    assert (limit is None) if said is None else said in str(limit)
 
 
 def test_what_cannot_be_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

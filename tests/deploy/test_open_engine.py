@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import subprocess
@@ -14,7 +15,8 @@ from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy import open_engine as module
 from dp_basicsr.deploy import openvino_engine
 from dp_basicsr.deploy.choices import ENGINES
-from dp_basicsr.deploy.engine import Engine, FileEngine
+from dp_basicsr.deploy.engine import Engine, FileEngine, limit_threads
+from dp_basicsr.deploy.onnx_engine import import_onnxruntime
 from dp_basicsr.deploy.open_engine import cache_root, open_engine
 from dp_basicsr.deploy.torch_engine import TorchEngine
 from dp_basicsr.errors import UserError
@@ -197,6 +199,68 @@ def test_a_damaged_conversion_is_made_again(model: Path) -> None:
             file.chmod(0o600)
             file.write_bytes(b"damaged")
     assert "converted in" in open_engine([model], engine="openvino").title
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("home", ["none", "not there"])
+def test_without_a_folder_for_them_networks_are_converted_each_time(
+    home: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """facebookresearch/detectron2#381: a container whose user has no home."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "" if home == "none" else "/proc/none")
+    if home == "none":
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr(Path, "home", lambda: Path("~unknown-user").expanduser())  # raises
+    warned: list[str] = []
+    engine = open_engine([model], engine="openvino", warn=warned.append)
+    assert len(warned) == 1
+    assert "cannot be kept" in warned[0]
+    assert "XDG_CACHE_HOME" in warned[0]
+    folder = Path(engine.scratch.name)
+    assert folder.is_dir()
+    del engine
+    gc.collect()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("error", ["ImportError('libtbb.so: cannot open')", "TypeError('Descriptors')"])
+def test_a_package_that_is_installed_but_broken_is_passed_over_with_the_reason(
+    error: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """roboflow/rf-detr#844."""
+    Path("broken").mkdir()
+    for name in ("openvino", "onnxruntime"):
+        Path(f"broken/{name}.py").write_text(f"raise {error}")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path / "broken"))
+    openvino_engine.core.cache_clear()
+    warned: list[str] = []
+    assert isinstance(open_engine([model], warn=warned.append), TorchEngine)
+    reason = error.split("'")[1]
+    assert [word.split()[0] for word in warned] == ["openvino", "onnxruntime"]
+    assert all(reason in word for word in warned)
+    with pytest.raises(UserError, match=f"--engine openvino cannot be used: {reason}; give --engine auto or torch"):
+        open_engine([model], engine="openvino")
+    openvino_engine.core.cache_clear()
+
+
+def test_engines_start_no_more_threads_than_the_process_has_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HivisionIDPhotos#211: onnxruntime binds its threads to CPUs outside of a container's."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for allowed, threads in ((8, 0), (3, 3)):
+        monkeypatch.setattr(
+            os, "sched_getaffinity", lambda process, allowed=allowed: set(range(allowed)), raising=False
+        )
+        assert limit_threads() == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert limit_threads() == 2
+
+
+def test_onnxruntime_is_imported_without_its_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    import_onnxruntime()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 @pytest.mark.parametrize("fault", ["convert", "values", "open"])
