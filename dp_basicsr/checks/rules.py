@@ -11,7 +11,9 @@ from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TY
 from dp_basicsr.checks.problems import Path, Problem, hint
 from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.data.datasets import how_to_get_data, how_to_get_test_sets
-from dp_basicsr.errors import shorten
+from dp_basicsr.errors import UserError, shorten
+from dp_basicsr.losses.balance import build_balancer
+from dp_basicsr.losses.dual_perceptual_loss import OTHER_LOSSES
 from dp_basicsr.models import ESRGANDPModel, SRGANDPModel
 from dp_basicsr.options.reading import Options, quote
 from dp_basicsr.options.schema import DATASETS, OURS, OptionFile, Section, dataset_model, section_in
@@ -102,6 +104,7 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
         yield from _patches(opt)
         yield from _channels(opt)
         yield from _losses(opt)
+        yield from _balance(opt)
         yield from _batch(opt)
 
 
@@ -182,6 +185,8 @@ def _terms(opt: View) -> Iterator[Problem]:
     names = list(own)
     for path in _term_paths(opt):
         name = opt.valid(*path, "name") or opt.valid(*path, "type") or opt.valid(*path, "network")
+        if name in OTHER_LOSSES:
+            yield Problem((*path, "name"), f"expected another name, got {quote(name)}, that of a loss of the step")
         if name in names:
             yield Problem((*path, "name"), f"expected a unique name, got {quote(name)}, which another term has")
         names.append(str(name))
@@ -238,8 +243,9 @@ def _ours_alone(opt: View) -> Iterator[Problem]:
     model = members_of(MODEL_REGISTRY).get(opt.valid("model_type"))
     if not isinstance(model, type) or not model.__module__.startswith(("basicsr.", "dp_basicsr.")):
         return  # another package's model may read any key
-    if opt.valid("train", "gan_opt", "sync_mean") is not None and not issubclass(model, ESRGANDPModel):
-        yield Problem(("train", "gan_opt", "sync_mean"), f"expected none: {model.__name__}'s loss does not support it")
+    for key, owner in (("sync_mean", ESRGANDPModel), ("ramp", SRGANDPModel)):
+        if opt.valid("train", "gan_opt", key) is not None and not issubclass(model, owner):
+            yield Problem(("train", "gan_opt", key), f"expected none: {model.__name__}'s loss does not support it")
     if model.__module__.startswith("dp_basicsr."):
         return
     for section, field in OptionFile.model_fields.items():
@@ -342,6 +348,16 @@ def _ldl(opt: View) -> Iterator[Problem]:
     elif opt.valid("train", "ema_decay") == 0:
         text = "expected a number > 0 for ldl_opt, which compares with the EMA generator, got 0"
         yield Problem(("train", "ema_decay"), text)
+
+
+def _balance(opt: View) -> Iterator[Problem]:
+    """The shares must be those of the step's losses; the model's own function looks, if nothing else is wrong."""
+    if opt.raw("train", "balance") is None or any(path[:1] == ("train",) for path in opt.wrong):
+        return
+    try:
+        build_balancer(opt.raw("train"), _is_gan(opt), opt.raw("train", "gan_opt", "ramp"))
+    except UserError as error:
+        yield Problem(("train", "balance"), str(error).removeprefix("balance: "))
 
 
 def _batch(opt: View) -> Iterator[Problem]:

@@ -79,7 +79,7 @@ def typed_entries() -> dict[str, TypedEntry]:
     """Return the classes for each option with a ``type``; reads the registries at every call."""
     network, loss = TypedEntry("network", members_of(ARCH_REGISTRY)), TypedEntry("loss", members_of(LOSS_REGISTRY))
     optimizer = TypedEntry("optimizer", {name: getattr(torch.optim, name) for name in OPTIMIZERS}, ("params",))
-    gan = TypedEntry("loss", loss.classes, more=(("sync_mean", bool, None),))
+    gan = TypedEntry("loss", loss.classes, more=(("sync_mean", bool, None), ("ramp", Count | None, None)))
     return {
         "network_g": network,
         "network_d": network,

@@ -13,9 +13,14 @@ from torch import Tensor, distributed
 T = TypeVar("T")
 
 
+def process_count() -> int:
+    """Return the number of processes of the group; 1 without one."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def is_parallel() -> bool:
     """Whether this process is one of several."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return process_count() > 1
 
 
 def start_mean(values: Tensor) -> Callable[[], Tensor]:

@@ -96,6 +96,9 @@ def training_panels(curves: Mapping[str, Curve]) -> Panels:
         panels[title] = {name: known[name] for name in names if name in known}
     shares = {name: curve for name, curve in known.items() if name.startswith("dp_share_")}
     panels["Share of the gradient at the image"] = shares
+    panels["Balance: weight and share of each loss"] = {
+        name: curve for name, curve in known.items() if name.startswith(("weight_", "share_"))
+    }
     for name, curve in curves.items():
         if "/" in name:
             set_name, metric = name.rsplit("/", 1)

@@ -3,8 +3,9 @@
 BasicSR itself is needed only for terms from its registry.
 """
 
+from dp_basicsr.losses.balance import Balancer
 from dp_basicsr.losses.dual_perceptual_loss import DPLoss, DualPerceptualLoss
 from dp_basicsr.losses.ldl_loss import LDLLoss
 from dp_basicsr.losses.lpips_loss import LPIPSLoss
 
-__all__ = ["DPLoss", "DualPerceptualLoss", "LDLLoss", "LPIPSLoss"]
+__all__ = ["Balancer", "DPLoss", "DualPerceptualLoss", "LDLLoss", "LPIPSLoss"]

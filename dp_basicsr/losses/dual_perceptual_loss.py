@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
 from dp_basicsr.archs.any_network_arch import build_features
 from dp_basicsr.distributed.collectives import start_mean
 from dp_basicsr.errors import UserError
-from dp_basicsr.losses.functional import Criterion, gradient_shares, weighted_total
+from dp_basicsr.losses.functional import CRITERIA, Criterion, gradient_at, gradient_shares, weighted_total
 from dp_basicsr.losses.lpips_loss import lpips_backbone
 from dp_basicsr.losses.terms import PAPER_MU, PerceptualTerm, RegisteredTerm, WeightRule
 from dp_basicsr.registration import register
@@ -29,6 +29,9 @@ LOG_PREFIXES = (("l_", "l_g_"), ("weight", "dp_weight"), ("share", "dp_share"))
 
 # Keys of ``WeightRule``.
 RULE = ("mu", "eps", "dynamic_weighting", "static_weight", "max_weight")
+
+# Losses of a step whose names a term must not have.
+OTHER_LOSSES = ("pix", "gan", "ldl", "percep")
 
 
 class DualPerceptualLoss(nn.Module):
@@ -50,7 +53,8 @@ class DualPerceptualLoss(nn.Module):
             each process uses the ratio of its local part, as in the released code. Without gradients, as in a
             validation on one process, nothing is synchronised.
         loss_weight: gamma of Eq. 2.
-        criterion: ``l1`` (Eq. 4, 5: mean absolute difference) or ``l2`` (mean squared difference) of features.
+        criterion: Of features: ``l1`` (Eq. 4, 5: mean absolute difference), ``l2`` (mean squared difference),
+            ``charbonnier`` (mean of sqrt(d^2 + 1e-12)) or ``fro`` (norm of the batch's difference, as in BasicSR).
         vgg_type: ``vgg11``, ``vgg13``, ``vgg16``, ``vgg19``, also with ``_bn``.
         resnet_type: Any member of torchvision's ResNet family.
         use_input_norm: Normalise by ImageNet's mean and standard deviation before VGG.
@@ -106,8 +110,8 @@ class DualPerceptualLoss(nn.Module):
         # The same function tells the option check and the trial of --check which networks there will be.
         terms = dp_loss_terms(locals())
         super().__init__()
-        if criterion not in ("l1", "l2"):
-            raise UserError(f"criterion: expected l1 or l2, got {criterion!r}")
+        if criterion not in CRITERIA:
+            raise UserError(f"criterion: expected one of {', '.join(CRITERIA)}, got {criterion!r}")
         self.loss_weight = loss_weight
         self.sync_weight = sync_weight
         self.range_norm = range_norm
@@ -119,6 +123,8 @@ class DualPerceptualLoss(nn.Module):
         self.rules: dict[str, WeightRule] = {}
         for term in terms:
             name, kind, network = str(term.pop("name")), term.pop("type", None), term.pop("network", None)
+            if name in OTHER_LOSSES:
+                raise UserError(f"extra_terms: {name!r} is the name of another loss of a step; choose another `name`")
             if name in self.all_terms:
                 raise UserError(f"extra_terms: the name {name!r} is already used; choose another `name`")
             self.rules[name] = WeightRule(**{key: term.pop(key) for key in RULE})
@@ -193,26 +199,51 @@ class DualPerceptualLoss(nn.Module):
         Returns:
             ``forward(x, gt)``, without a graph.
         """
+        value, gradient = (parts["percep"] for parts in self.gradients(x, gt, scale))
+        x.grad = gradient if x.grad is None else x.grad + gradient
+        return value
+
+    def gradients(
+        self,
+        x: Tensor,
+        gt: Tensor,
+        scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+        balanced: Collection[str] | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return values and gradients at x by name: of the whole loss, or of each term for a ``Balancer``.
+
+        Args:
+            x: See ``backward``.
+            gt: See ``backward``.
+            scale: See ``backward``; of the gradients alone.
+            balanced: None: the whole loss, as ``percep``. Otherwise all terms, those named here without their w.
+        """
         self._check_images(x, gt)
-        terms = [self.reference, *self.weighted.values()]
         values: list[Tensor] = []
         gradients: list[Tensor] = []
-        for term in terms:
-            value = self._value(term, x, gt)
+        for name in self.names:
+            value = self._value(self.all_terms[name], x, gt)
             values.append(value.detach())
             # All values are known before the last backward pass, which hides the processes' exchange.
-            if len(values) == len(terms):
+            if len(values) == len(self.names):
                 local = torch.stack(values)
-                finish = self._start_means(local, True)
-            gradients += torch.autograd.grad(scale(self.loss_weight * value), x)
-        weights = self._weigh(local, finish())
-        if self.log_gradient_shares:
-            shares = gradient_shares(gradients, weights)
-            self.terms |= {f"share_{name}": share for name, share in zip(self.names, shares, strict=True)}
+                finish = self._start_means(local, True, balanced or ())
+            gradients.append(gradient_at(scale(self.loss_weight * value), x, name))
         # w has no gradient of its own (Eq. 9 detaches it), so it may scale gradients that are already computed.
-        gradient = weighted_total(gradients[0], gradients[1:], weights)
-        x.grad = gradient if x.grad is None else x.grad + gradient
-        return self.loss_weight * weighted_total(values[0], values[1:], weights)
+        weights = self._weigh(local, finish(), balanced or ())
+        if balanced is not None:
+            factors = dict(zip(self.names, [torch.ones_like(local[0]), *weights], strict=True))
+            named = dict(zip(self.names, zip(values, gradients, strict=True), strict=True))
+            return (
+                {name: factors[name] * self.loss_weight * value for name, (value, _) in named.items()},
+                {name: factors[name] * gradient for name, (_, gradient) in named.items()},
+            )
+        if self.log_gradient_shares:
+            norms = torch.stack([gradient.norm() for gradient in gradients])
+            shares = gradient_shares(norms, [torch.ones_like(norms[0]), *weights])
+            self.terms |= {f"share_{name}": share for name, share in zip(self.names, shares, strict=True)}
+        total = self.loss_weight * weighted_total(values[0], values[1:], weights)
+        return {"percep": total}, {"percep": weighted_total(gradients[0], gradients[1:], weights)}
 
     def _value(self, term: nn.Module, x: Tensor, gt: Tensor) -> Tensor:
         """Return a term's value, 0-d: of the images, or the mean over the triples of ``input_channels``."""
@@ -225,18 +256,22 @@ class DualPerceptualLoss(nn.Module):
             values.append(term(*pair))
         return torch.stack(values).mean()
 
-    def _start_means(self, local: Tensor, with_gradient: bool) -> Callable[[], Tensor]:
+    def _start_means(self, local: Tensor, with_gradient: bool, balanced: Collection[str] = ()) -> Callable[[], Tensor]:
         """Start averaging this process's terms over the processes, if that affects w."""
-        dynamic = any(self.rules[name].dynamic_weighting for name in self.weighted)
+        dynamic = any(self.rules[name].dynamic_weighting for name in self.weighted if name not in balanced)
         return start_mean(local) if self.sync_weight and dynamic and with_gradient else lambda: local
 
-    def _weigh(self, local: Tensor, means: Tensor) -> list[Tensor]:
-        """Return the weights from the terms' means, the reference's first; store them and the values in ``terms``."""
+    def _weigh(self, local: Tensor, means: Tensor, balanced: Collection[str] = ()) -> list[Tensor]:
+        """Return the weights from the terms' means, without the reference's; store them and the values in ``terms``."""
         self.terms = {f"l_{name}": value for name, value in zip(self.names, local, strict=True)}
+        for name, term in self.all_terms.items():
+            if isinstance(term, RegisteredTerm) and self.input_channels is None:
+                self.terms |= {f"l_{name}{part}": value for part, value in term.parts.items()}
         weights = []
         for name, mean in zip(self.weighted, means[1:], strict=True):
-            weights.append(self.rules[name].weight(means[0], mean))
-            self.terms["weight" if name == "resnet" else f"weight_{name}"] = weights[-1]
+            weights.append(self.rules[name].weight(means[0], mean) if name not in balanced else torch.ones_like(mean))
+            if name not in balanced:
+                self.terms["weight" if name == "resnet" else f"weight_{name}"] = weights[-1]
         return weights
 
     @property

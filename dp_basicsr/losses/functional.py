@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
+
+from dp_basicsr.errors import UserError
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Criterion = Literal["l1", "l2"]
+Criterion = Literal["l1", "l2", "charbonnier", "fro"]
 
-_DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}
+_DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {
+        "l1": F.l1_loss,
+        "l2": F.mse_loss,
+        "charbonnier": lambda x, gt: ((x - gt).square() + 1e-12).sqrt().mean(),
+        # Of the whole batch, as in BasicSR: no mean, and so another loss for another batch size.
+        "fro": lambda x, gt: torch.linalg.vector_norm(x - gt),
+    }
+)
+CRITERIA = tuple(_DISTANCES)
 
 
 def feature_distance(
@@ -25,7 +37,8 @@ def feature_distance(
         x: Features of the super-resolved image by layer, any shapes.
         gt: Features of the original, the same layers and shapes.
         layer_weights: :math:`\lambda_k` by layer.
-        criterion: ``l1``, mean absolute difference, or ``l2``, mean squared difference.
+        criterion: ``l1``, mean absolute difference; ``l2``, mean squared difference; ``charbonnier``, mean of
+            :math:`\sqrt{d^2 + 10^{-12}}`; ``fro``, BasicSR's Frobenius norm of the whole difference.
 
     Returns:
         0-d tensor, >= 0 for weights >= 0; at least float32, also under autocast.
@@ -68,22 +81,41 @@ def weighted_total(reference: Tensor, terms: Sequence[Tensor], weights: Sequence
     return reference + sum((w * term for w, term in zip(weights, terms, strict=True)), torch.zeros_like(reference))
 
 
-def gradient_shares(gradients: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    r"""Compute each term's share of the sum of the terms' gradient norms at the image.
-
-    .. math:: s_i = \frac{w_i \lVert g_i \rVert_2}{\sum_j w_j \lVert g_j \rVert_2}, \qquad w_0 = 1
+def gradient_at(loss: Tensor, x: Tensor, name: str, retain_graph: bool = False) -> Tensor:
+    """Return the gradient of a loss at ``x``, without adding it to ``x.grad``.
 
     Args:
-        gradients: Gradients of the reference and of each term, before weighting, all of the image's shape.
+        loss: 0-d.
+        x: What it is computed from: a leaf, or the output of a network.
+        name: Name of the loss, for the message.
+        retain_graph: Keep the graph for a further loss.
+
+    Raises:
+        UserError: The loss has no gradient there.
+    """
+    gradient = None
+    if loss.requires_grad:
+        gradient = torch.autograd.grad(loss, x, retain_graph=retain_graph, allow_unused=True)[0]
+    if gradient is None:
+        raise UserError(f"{name}: expected a loss with a gradient, got one without: is it computed under no_grad?")
+    return gradient
+
+
+def gradient_shares(norms: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    r"""Compute each term's share of the sum of the terms' weighted gradient norms at the image.
+
+    .. math:: s_i = \frac{w_i \lVert g_i \rVert_2}{\sum_j w_j \lVert g_j \rVert_2}
+
+    Args:
+        norms: (n,) norms of the terms' gradients before weighting.
         weights: Weight of each term, 0-d.
 
     Returns:
-        (n,) shares in [0, 1] that sum to 1; NaN if all gradients are 0.
+        (n,) shares in [0, 1] that sum to 1; 0 if all gradients are 0.
     """
-    # The reference has no weight of its own.
-    norms = torch.stack([gradient.norm() for gradient in gradients])
-    weighted = torch.stack([torch.ones_like(norms[0]), *(weight.to(norms) for weight in weights)]) * norms
-    return weighted / weighted.sum()
+    weighted = torch.stack(list(weights)).to(norms) * norms
+    total = weighted.sum()
+    return weighted / total.where(total > 0, 1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

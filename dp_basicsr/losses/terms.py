@@ -9,7 +9,7 @@ from typing import Any
 
 from dp_basicsr.archs.perceptual_arch import FrozenFeatures
 from dp_basicsr.errors import UserError
-from dp_basicsr.losses.functional import Criterion, dynamic_weight, feature_distance
+from dp_basicsr.losses.functional import Criterion, dynamic_weight, feature_distance, gradient_at
 from dp_basicsr.utils.random_state import same_random_state_after
 
 import torch
@@ -71,7 +71,7 @@ class PerceptualTerm(nn.Module):
         network: Its name, for ``repr``.
         features: The network; its layers must be those of ``layer_weights``.
         layer_weights: Weight of each layer.
-        criterion: ``l1`` or ``l2``.
+        criterion: See ``feature_distance``.
     """
 
     def __init__(
@@ -107,6 +107,8 @@ class RegisteredTerm(nn.Module):
             below 0, higher for identical images (a similarity), or without a gradient.
     """
 
+    parts: Mapping[str, Tensor]  # of a loss that returns a dict, the last call's by name, which begins with "_"
+
     def __init__(self, kind: str, options: Mapping[str, Any], range_norm: bool = False) -> None:
         from basicsr.utils.registry import LOSS_REGISTRY  # the plain loss runs without BasicSR
 
@@ -135,8 +137,7 @@ class RegisteredTerm(nn.Module):
             if same > apart.item():
                 values = f"{apart.item():g} for noisy, {same:g} for identical ones"
                 raise UserError(f"{expected}, got a similarity: {values}")
-            if not apart.requires_grad:
-                raise UserError(f"extra_terms: {kind}: expected a loss with a gradient, got one without")
+            gradient_at(apart, x, f"extra_terms: {kind}")
 
     def train(self, mode: bool = True) -> RegisteredTerm:
         """Stay in eval mode: a loss must not change with the model's mode."""
@@ -151,8 +152,26 @@ class RegisteredTerm(nn.Module):
         return value.masked_fill(value < 0, torch.nan)
 
     def _call(self, x: Tensor, gt: Tensor) -> Tensor:
-        """Return the loss's tensor, or the sum of BasicSR's tuple, whose entries may be None."""
+        """Return the sum of what the loss returns."""
         with torch.autocast(x.device.type, enabled=False):
-            value = self.loss(x, gt)
-        parts = [part for part in (value if isinstance(value, tuple) else (value,)) if part is not None]
-        return torch.stack([part.reshape(()) for part in parts]).sum()
+            total, parts = sum_of_parts(self.loss(x, gt))
+        self.parts = {name: value.detach() for name, value in parts.items() if name.startswith("_")}
+        return total
+
+
+def sum_of_parts(returned: Any, name: str = "") -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the sum of what a loss returned, 0-d, and its parts by their names in the log.
+
+    Args:
+        returned: A tensor of one element; BasicSR's tuple, a loss and a style loss, which may be None; or a dict.
+        name: Name of the loss: its own, and before those of a dict's parts.
+    """
+    if isinstance(returned, Mapping):
+        parts = {f"{name}_{part}": value for part, value in returned.items() if value is not None}
+    else:
+        values = returned if isinstance(returned, (tuple, list)) else [returned]
+        names = [name, "style", *(f"{name}_{number}" for number in range(2, len(values)))]
+        parts = {part: value for part, value in zip(names, values, strict=False) if value is not None}
+    parts = {part: value.reshape(()) for part, value in parts.items()}
+    total = torch.stack(list(parts.values())).sum()
+    return total, {name: total, **parts} if isinstance(returned, Mapping) else parts

@@ -11,6 +11,7 @@ from dp_basicsr.checkpoint.saver import Saver, Stateful
 from dp_basicsr.checkpoint.weights import Part, compare_shapes, read_weights
 from dp_basicsr.compat import without_buffer_sync
 from dp_basicsr.errors import UserError
+from dp_basicsr.losses.balance import build_balancer
 from dp_basicsr.losses.dual_perceptual_loss import DualPerceptualLoss
 from dp_basicsr.losses.terms import PerceptualTerm
 from dp_basicsr.models.step import TrainingStep
@@ -19,6 +20,7 @@ from dp_basicsr.options.schema import OptionFile
 
 import torch
 from basicsr.models.base_model import BaseModel
+from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils import get_root_logger
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -40,6 +42,7 @@ class PluginModel(BaseModel):
     lq: Tensor
     output: Tensor
     files: Sequence[str] = ()  # files of the batch
+    ramp: int | None = None  # updates of G over which its adversarial loss grows
 
     def __init__(self, opt: dict[str, Any]) -> None:
         opt = OptionFile.of(opt).as_dict()  # with our defaults, which BasicSR's own train.py does not know
@@ -52,20 +55,32 @@ class PluginModel(BaseModel):
             if hasattr(self, "net_d"):
                 nets["net_d"] = {"params": self.get_bare_model(self.net_d)}
             others: dict[str, Stateful] = {"best_metric_results": self.validator, "scaler": self.step.scaler}
+            if self.step.balancer is not None:
+                others["balance"] = self.step.balancer
             self.saver = Saver(self.opt, nets, self.optimizers, self.schedulers, others)
 
     def init_training_settings(self) -> None:
         """Set up EMA, D, losses, optimizers and schedulers as BasicSR, and the training step.
 
         Raises:
-            UserError: The generator does not support ``train: checkpointing``, or ``ldl_opt`` lacks an EMA.
+            UserError: Options do not fit each other, or the generator.
         """
         train = self.opt["train"]
         if train.get("ldl_opt") and not train["ema_decay"] > 0:
             raise UserError(
                 "train: ldl_opt: expected ema_decay > 0, because it compares with the EMA generator, got none"
             )
-        self.step = TrainingStep(train, self.device)
+        criterion = (train.get("perceptual_opt") or {}).get("criterion")
+        if criterion == "fro" and (self.opt["world_size"] > 1 or train["grad_accumulation"] > 1):
+            raise UserError(
+                "train: perceptual_opt: criterion: expected a mean (l1, l2, charbonnier), because the norm of a batch "
+                "depends on its size, with several processes or grad_accumulation; got fro"
+            )
+        balancer = None
+        if train.get("balance"):
+            balancer = build_balancer(train, isinstance(self, SRGANModel), self.ramp)
+            get_root_logger().info(balancer.description())
+        self.step = TrainingStep(train, self.device, balancer)
         if train["checkpointing"]:
             # Recompute the inside of each RRDB (ours, BasicSR's or spandrel's) in the backward pass instead of keeping
             # its activations. The results are unchanged. RRDBs use no random numbers, so no random state is kept.

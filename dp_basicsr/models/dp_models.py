@@ -32,6 +32,13 @@ class SRGANDPModel(PluginModel, SRGANModel):
     log_prefix = "l_g_"
     collapsed_logs = 0
 
+    def __init__(self, opt: dict[str, Any]) -> None:
+        train = opt.get("train") or {}
+        gan_opt = dict(train.get("gan_opt") or {})
+        # BasicSR's loss knows neither.
+        self.sync_mean, self.ramp = gan_opt.pop("sync_mean", True), gan_opt.pop("ramp", None)
+        super().__init__(opt | {"train": train | {"gan_opt": gan_opt}} if gan_opt else opt)
+
     def generator_gan_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """Return eta times G's adversarial loss, 0-d, from D's logits on originals (detached) and results, (N, 1)."""
         return self.cri_gan(fake, True, is_disc=False)
@@ -61,12 +68,6 @@ class ESRGANDPModel(SRGANDPModel):
     other side's logits is detached. The means are over the mini-batch: with several processes over all of them,
     unless ``gan_opt: sync_mean`` is false (each process its own, as in BasicSR).
     """
-
-    def __init__(self, opt: dict[str, Any]) -> None:
-        train = opt.get("train") or {}
-        gan_opt = dict(train.get("gan_opt") or {})
-        self.sync_mean = gan_opt.pop("sync_mean", True)  # BasicSR's loss does not know it
-        super().__init__(opt | {"train": train | {"gan_opt": gan_opt}} if gan_opt else opt)
 
     def generator_gan_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """Return eta * L_Ra of G: originals less real than the mean result, results more than the mean original."""

@@ -7,13 +7,17 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import reduce
+from types import MappingProxyType
 from typing import Any
 
 from dp_basicsr.distributed.collectives import is_parallel
 from dp_basicsr.errors import UserError
+from dp_basicsr.losses.balance import Balancer
 from dp_basicsr.losses.dual_perceptual_loss import DPLoss
-from dp_basicsr.losses.functional import at_least_float32
+from dp_basicsr.losses.functional import at_least_float32, gradient_at
 from dp_basicsr.losses.ldl_loss import ldl_loss
+from dp_basicsr.losses.terms import sum_of_parts
 from dp_basicsr.utils.signals import resume_advice
 
 import torch
@@ -23,6 +27,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 Losses = dict[str, Tensor]
+NO_SHARES: Mapping[str, float] = MappingProxyType({})
 
 # `train: amp` -> dtype of autocast.
 AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,6 +47,7 @@ class TrainingStep:
     Args:
         train: Options ``train``.
         device: Device of the model.
+        balancer: Weights the losses of G by ``train: balance``; None: the options' weights.
 
     Attributes:
         scaler: Gradient scaler; enabled for fp16 alone, whose range is too small for gradients.
@@ -49,9 +55,12 @@ class TrainingStep:
         applied: 0-d; 0 after a skipped step.
     """
 
-    def __init__(self, train: Mapping[str, Any], device: torch.device) -> None:
+    def __init__(self, train: Mapping[str, Any], device: torch.device, balancer: Balancer | None = None) -> None:
         self.train = train
         self.device = device
+        self.balancer = balancer
+        if balancer is not None:
+            balancer.moments = balancer.moments.to(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train["amp"] == "fp16")
         self.guard = StepGuard(train["max_nonfinite"], device)
         self.applied = torch.ones((), device=device)
@@ -75,20 +84,28 @@ class TrainingStep:
         """
         net_d = getattr(model, "net_d", None)
         update_g, nets, optimizers = True, [model.net_g], [model.optimizer_g]
-        statistics: list[Tensor] = []
+        shares, gan_weight = NO_SHARES, 1.0
+        state: list[Tensor] = []  # what the passes of a step change
         if net_d is not None:
-            update_g = iteration % model.net_d_iters == 0 and iteration > model.net_d_init_iters
+            every, first = model.net_d_iters, model.net_d_init_iters
+            update_g = iteration % every == 0 and iteration > first
             nets, optimizers = [model.net_g, net_d], [model.optimizer_d, *(optimizers if update_g else [])]
-            statistics = [buffer.clone() for buffer in net_d.buffers()]
+            state += net_d.buffers()
+            gan_weight = min(1.0, (iteration // every - first // every) / (model.ramp or 1))
+        if self.balancer is not None:
+            state.append(self.balancer.moments)
+            if iteration >= self.train["balance"]["start_iter"]:
+                shares = self.balancer.multiplied("gan", gan_weight)
+                gan_weight = 1.0 if "gan" in shares else gan_weight
+        before = [tensor.clone() for tensor in state]
         for optimizer in model.optimizers:
             optimizer.zero_grad()
         parts = self.parts(model, nets)
-        logs = [(share, self.accumulate(model, lq, gt, share, update_g)) for lq, gt, share in parts]
-        log: dict[str, Any] = {name: sum(share * part[name].detach() for share, part in logs) for name in logs[0][1]}
+        logs = [(part, self.accumulate(model, lq, gt, part, update_g, shares, gan_weight)) for lq, gt, part in parts]
+        log: dict[str, Any] = {name: sum(part * losses[name].detach() for part, losses in logs) for name in logs[0][1]}
         self.apply(model, iteration, optimizers, log)
-        if net_d is not None:
-            for buffer, before in zip(net_d.buffers(), statistics, strict=True):
-                buffer.copy_(torch.where(self.applied == 1, buffer, before))  # D's statistics belong to the step
+        for tensor, old in zip(state, before, strict=True):
+            tensor.copy_(torch.where(self.applied == 1, tensor, old))
         return log
 
     def parts(self, model: Any, nets: Sequence[nn.Module]) -> Iterator[tuple[Tensor, Tensor, float]]:
@@ -109,19 +126,39 @@ class TrainingStep:
         """Return autocast for ``train: amp``; losses are still computed in float32."""
         return torch.autocast(self.device.type, AMP[self.train["amp"]], enabled=self.train["amp"] != "none")
 
-    def accumulate(self, model: Any, lq: Tensor, gt: Tensor, share: float, update_g: bool) -> Losses:
-        """Add the gradients of some pairs, scaled by ``share``, to those of D and (``update_g``) of G.
+    def accumulate(
+        self,
+        model: Any,
+        lq: Tensor,
+        gt: Tensor,
+        part: float,
+        update_g: bool,
+        shares: Mapping[str, float] = NO_SHARES,
+        gan_weight: float = 1.0,
+    ) -> Losses:
+        """Add the gradients of some pairs to those of D and (``update_g``) of G; return the losses.
 
         The numbers are those of docs/method.md.
+
+        Args:
+            model: See ``__call__``.
+            lq: Pairs of the batch.
+            gt: See ``lq``.
+            part: Their part of the batch, 0 to 1, which scales the gradients.
+            update_g: Whether G is trained in this step.
+            shares: Losses to balance, with their shares.
+            gan_weight: Factor of G's adversarial loss.
         """
         net_d = getattr(model, "net_d", None)
         log: Losses = {}
         log_d: Losses = {}
+        values: Losses = {}  # of G's losses by name, and their gradients at SR
+        gradients: Losses = {}
 
         def scale(loss: Tensor) -> Tensor:
-            return self.scaler.scale(loss * share)
+            return self.scaler.scale(loss * part)
 
-        # 1. SR = G(LR). SR is detached from G: a leaf that collects gradients.
+        # 1. SR = G(LR). SR is detached from G: a leaf at which each loss has its gradient.
         with self.autocast(), torch.set_grad_enabled(update_g):
             model.output = model.net_g(lq)
         sr = at_least_float32(model.output.detach())
@@ -136,9 +173,10 @@ class TrainingStep:
             # 3. G's adversarial loss, backward to SR only. It comes before D's losses, because it needs the graph of
             #    D that their backward pass frees; D's parameters must not get its gradient.
             if update_g:
-                l_g_gan = model.generator_gan_loss(real.detach(), fake)
-                sr.grad = torch.autograd.grad(scale(l_g_gan), sr, retain_graph=True)[0]
-            # 4. D's losses, backward to D's parameters only: SR behind `fake` accumulates G's gradient, not D's.
+                l_g_gan = model.generator_gan_loss(real.detach(), fake) * gan_weight
+                gradients["gan"] = gradient_at(scale(l_g_gan), sr, "gan", retain_graph=True)
+                values["gan"] = l_g_gan.detach()
+            # 4. D's losses, backward to D's parameters only, not to SR behind `fake`.
             l_d_real, l_d_fake = model.discriminator_losses(real, fake)
             torch.autograd.backward(scale(l_d_real + l_d_fake), inputs=list(net_d.parameters()))
             log_d = {"l_d_real": l_d_real, "l_d_fake": l_d_fake, "out_d_real": real.mean(), "out_d_fake": fake.mean()}
@@ -146,34 +184,40 @@ class TrainingStep:
         if update_g:
             # 5. Pixel loss and L_DP, backward to SR. D's graphs are freed by now; here each loss's graph is freed
             #    before the next one is built, and L_DP does the same with its terms.
-            for losses in self.image_losses(model, lq, sr, gt):
-                scale(torch.stack(list(losses.values())).sum()).backward()
-                log |= losses
-            if isinstance(model.cri_perceptual, DPLoss):
+            for name, loss, losses in self.image_losses(model, lq, sr, gt):
+                gradients[name], values[name] = gradient_at(scale(loss), sr, name), loss.detach()
+                log |= {f"{model.log_prefix}{part}": value for part, value in losses.items()}
+            l_dp, percep = model.cri_perceptual, f"{model.log_prefix}percep"
+            if isinstance(l_dp, DPLoss):
+                # The loss as a whole, or, if they have shares, its terms, those in `shares` without Eq. 9.
+                apart = self.balancer is not None and not self.balancer.targets.keys().isdisjoint(l_dp.names)
                 with self.autocast():
-                    l_percep = model.cri_perceptual.backward(sr, gt, scale)
-                log |= model.cri_perceptual.log_terms() | {f"{model.log_prefix}percep": l_percep}
+                    results = l_dp.gradients(sr, gt, scale, shares.keys() if apart else None)
+                values, gradients = values | results[0], gradients | results[1]
+                log |= l_dp.log_terms() | {percep: torch.stack(list(results[0].values())).sum()}
             if net_d is not None:
-                log["l_g_gan"] = l_g_gan
+                log["l_g_gan"] = values["gan"]
+            if self.balancer is None:
+                total = reduce(torch.add, gradients.values())
+            else:
+                total = self.balancer.combine(values, gradients, scale(torch.ones_like(sr[0, 0, 0, 0])), shares)
+                log |= self.balancer.log()
             # 6. One backward pass through G with the sum on SR.
-            assert sr.grad is not None
-            model.output.backward(sr.grad.to(model.output.dtype))
+            model.output.backward(total.to(model.output.dtype))
         return log | log_d
 
-    def image_losses(self, model: Any, lq: Tensor, sr: Tensor, gt: Tensor) -> Iterator[Losses]:
-        """Yield the losses on images by their names in the log, one graph at a time; a new loss is added here."""
-        prefix = model.log_prefix
+    def image_losses(self, model: Any, lq: Tensor, sr: Tensor, gt: Tensor) -> Iterator[tuple[str, Tensor, Losses]]:
+        """Yield name, value and log of the losses on images, one graph at a time; a new loss is added here."""
         if model.cri_pix:
-            yield {f"{prefix}pix": model.cri_pix(sr, gt)}
+            yield "pix", *sum_of_parts(model.cri_pix(sr, gt), "pix")
         if getattr(model, "cri_ldl", None):
             with torch.no_grad(), self.autocast():
                 ema = at_least_float32(model.net_g_ema(lq))
-            yield {f"{prefix}ldl": ldl_loss(model.cri_ldl, sr, gt, ema)}
+            yield "ldl", *sum_of_parts(ldl_loss(model.cri_ldl, sr, gt, ema), "ldl")
         if model.cri_perceptual and not isinstance(model.cri_perceptual, DPLoss):
             with self.autocast():
-                values = model.cri_perceptual(sr, gt)
-            named = zip((f"{prefix}percep", f"{prefix}style"), values, strict=True)
-            yield {name: loss for name, loss in named if loss is not None}
+                returned = model.cri_perceptual(sr, gt)
+            yield "percep", *sum_of_parts(returned, "percep")
 
     def apply(self, model: Any, iteration: int, optimizers: Sequence[torch.optim.Optimizer], log: Losses) -> None:
         """Step the optimizers and the EMA if all gradients and losses are finite.

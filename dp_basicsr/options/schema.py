@@ -241,6 +241,21 @@ class Paths(Section):
     """networks that keep their pretrain_network when resuming"""
 
 
+class Balance(Section):
+    """``train: balance``."""
+
+    by: Literal["gradient", "value"] = "gradient"
+    """balance the losses' gradients at the image, or their values"""
+    shares: Annotated[dict[str, NonNegative], Field(min_length=1)]
+    """share of each loss (pix, gan, ldl, percep, or the terms of a DPLoss); the sum is 1"""
+    ema: Share = 0.99
+    """decay of the running means; 0: this step, 1: the mean of all steps"""
+    max_weight: Positive | None = None
+    """upper limit of each weight, relative to the loss's loss_weight"""
+    start_iter: FromZero = 0
+    """first iteration that is balanced"""
+
+
 class Train(Section):
     """``train``."""
 
@@ -264,6 +279,8 @@ class Train(Section):
     """adversarial loss"""
     ldl_opt: Entry | None = None
     """LDL loss: L1 where the generator creates artifacts; needs ema_decay"""
+    balance: Ours[Balance | None] = None
+    """weight the losses by their shares of the gradient at the image"""
     net_d_iters: Count = 1
     """update the generator every n-th iteration"""
     net_d_init_iters: FromZero = 0

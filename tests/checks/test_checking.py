@@ -215,6 +215,14 @@ def test_ldl_is_accepted_by_the_models_that_compute_it(model: str, refused: bool
         ("train:ldl_opt={type: LDLLoss}", "train:ema_decay: expected a number > 0 for ldl_opt.*got 0"),
         ("logger={print_freq: 1, save_checkpoint_freq: 1, wandb: {project: a}}", "use_tb_logger: expected true"),
         ("model_type=SRGANDPModel", "train:gan_opt:sync_mean: expected none: SRGANDPModel's loss does not support it"),
+        ("train:balance={shares: {pix: 0.5, lpips: 0.5}}",
+         "train:balance: shares: expected losses of the step, got 'lpips'; there are: pix, percep, gan, vgg, resnet"),
+        ("train:balance={shares: {pix: 0.5, gan: 0.4}}", "train:balance: shares: expected numbers >= 0 with the sum 1"),
+        ("train:balance={shares: {pix: 1.5, gan: -0.5}}", "train:balance:shares:gan: expected a number >= 0, got -0.5"),
+        ("train:balance={shares: {percep: 0.5, vgg: 0.5}}", "train:balance: shares: expected percep or its terms"),
+        ("train:balance={share: {pix: 1}, shares: {pix: 1}}", "train:balance:share: expected a known key"),
+        ("train:perceptual_opt:extra_terms=[{type: L1Loss, name: gan}]",
+         "train:perceptual_opt:extra_terms:0:name: expected another name, got 'gan'"),
         ("val:tile=20", "val:tile: expected more than twice tile_overlap .16., got 20"),
     ],
 )  # fmt: skip
@@ -230,6 +238,8 @@ def test_a_mistake_is_named(entry: str, message: str) -> None:
         "deterministic=true", "dist_params={backend: gloo, port: 29501, timeout: 600}",
         "datasets:train:on_bad_image=skip", "datasets:train:max_bad_share=0.1", "datasets:train:batch_size_total=16",
         "train:max_nonfinite=3", "train:sync_batch_norm=true", "train:grad_clip=1", "train:gan_opt:sync_mean=false",
+        "train:balance={shares: {pix: 0.1, vgg: 0.9}, by: value, ema: 1, max_weight: 10, start_iter: 5e3, x_mine: 1}",
+        "train:balance={shares: {percep: 0.5, gan: 0.5}}", "train:gan_opt:ramp=5000", "train:gan_opt:ramp=~",
         "val:tile=128", "val:tile_overlap=8", "val:threads=1", "logger:keep_last=3", "logger:keep_best=true",
         "datasets:train:dataset_enlarge_ratio=2.5", "datasets:train:use_shuffle=true", "datasets:train:dataroot_flow=~",
         "datasets:train:filename_tmpl='{}'", "train:optim_g={type: AdamW, lr: 1e-4, weight_decay: 0.01}",
@@ -365,9 +375,11 @@ def test_basicsr_s_own_classes_pass() -> None:
 def test_options_that_basicsr_s_models_ignore_are_refused() -> None:
     """They would silently ignore it, and GANLoss does not support sync_mean."""
     asked = ["train:amp=bf16", "val:tile=128", "logger:keep_best=true", "train:max_nonfinite=10"]
+    asked += ["train:balance={shares: {pix: 0.5, gan: 0.5}}", "train:gan_opt:ramp=10"]
     found = problems("model_type=ESRGANModel", *asked)
     assert [re.findall(r"(\S+): expected none: ESRGANModel", one)[0] for one in found] == [
-        "train:gan_opt:sync_mean", "train:channels_last", "train:amp", "val:tile", "logger:keep_best",
+        "train:gan_opt:sync_mean", "train:gan_opt:ramp", "train:balance", "train:channels_last", "train:amp",
+        "val:tile", "logger:keep_best",
     ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import dp_basicsr.losses  # noqa: F401
@@ -143,6 +144,20 @@ def test_layer_weights_and_criterion() -> None:
     assert one.item() == pytest.approx(F.mse_loss(features(x)["conv1_1"], features(gt)["conv1_1"]).item(), rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("criterion", "distance"),
+    [("charbonnier", lambda d: torch.sqrt(d**2 + 1e-12).mean()), ("fro", lambda d: torch.norm(d, p="fro"))],
+)
+def test_other_criteria_are_basicsr_s(criterion: Any, distance: Callable[[Tensor], Tensor]) -> None:
+    x, gt = images()
+    loss = small_loss(vgg_layer_weights={"conv1_1": 1}, resnet_layer_weights={}, criterion=criterion)
+    features = loss.reference.features
+    expected = distance(features(x)["conv1_1"] - features(gt)["conv1_1"])
+    assert loss(x, gt)[0].item() == pytest.approx(expected.item(), rel=1e-12)
+    loss.backward(x, x.detach().clone())
+    assert x.grad.isfinite().all()
+
+
 def test_a_third_network_is_a_further_weighted_term() -> None:
     """Eq. 6 in general, from an option file: L_VGG + w_1 L_1 + w_2 L_2, each w_i with its own mu."""
     extra = {"network": "resnet34", "layer_weights": {"layer2": 1}, "weights": "random", "mu": 2.0}
@@ -231,7 +246,7 @@ def test_an_image_too_small_for_the_layer_is_refused() -> None:
         ({"mu": 0}, "mu.*> 0.*got 0"),
         ({"mu": float("nan")}, "mu"),
         ({"eps": -1e-8}, "eps"),
-        ({"criterion": "l3"}, "l1 or l2.*l3"),
+        ({"criterion": "l3"}, "l1, l2, charbonnier, fro.*l3"),
         ({"vgg_type": "vgg12"}, "vgg19.*vgg12"),
         ({"resnet_type": "vit"}, "resnet50.*vit"),
         ({"vgg_layer_weights": {"conv9_9": 1}}, "conv3_1.*conv9_9"),

@@ -119,6 +119,24 @@ def test_basicsr_s_tuple_is_summed_and_its_loss_weight_counts_once(register: Reg
     assert loss.terms["l_Pair"].item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+def test_a_dict_is_summed_and_its_parts_are_in_the_log(register: Registered) -> None:
+    """As losses of traiNNer-redux return it."""
+
+    def call(x: Tensor, gt: Tensor, factor: float) -> Any:
+        return {"far": F.l1_loss(x, gt), "near": factor * F.mse_loss(x, gt), "none": None}
+
+    loss = small_loss(extra_terms=[{"type": register("Parts", call), "name": "parts", "factor": 2.0}])
+    x, gt = images()
+    value = loss.backward(x, gt)
+    far, near = F.l1_loss(x, gt).item(), 2 * F.mse_loss(x, gt).item()
+    log = {name: value.item() for name, value in loss.log_terms().items()}
+    assert log["l_g_parts_far"] == pytest.approx(far, rel=1e-12)
+    assert log["l_g_parts_near"] == pytest.approx(near, rel=1e-12)
+    assert log["l_g_parts"] == pytest.approx(far + near, rel=1e-12)
+    assert "l_g_parts_none" not in log
+    assert value.item() == pytest.approx(5 * loss.l_vgg.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -145,6 +163,7 @@ def test_losses_unsuitable_for_equation_9_are_refused_by_name(
         ({"type": "GANLoss", "gan_type": "vanilla"}, r"GANLoss.*loss\(x, gt\)"),
         ({"mu": 1}, "expected `type` or `network`"),
         ({"type": "L1Loss", "name": "vgg"}, "'vgg' is already used"),
+        ({"type": "L1Loss", "name": "pix"}, "'pix' is the name of another loss"),
         ({"network": "timm/no_such_net", "layer_weights": {"a": 1}}, "no_such_net"),
         ({"network": "convnext_tiny", "layer_weights": {"stage9": 1}, "weights": "random"}, r"features\.1.*stage9"),
     ],

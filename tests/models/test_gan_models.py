@@ -251,6 +251,41 @@ def test_another_perceptual_loss_and_its_style_term(tmp_path: Path) -> None:
     assert largest_difference(model.net_g, stock.net_g) < 1e-9
 
 
+class Parts(nn.Module):
+    def forward(self, x: torch.Tensor, gt: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"far": (x - gt).abs().mean(), "near": (x.mean() - gt.mean()) ** 2}
+
+
+class Sum(nn.Module):
+    def forward(self, x: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
+        return torch.stack(list(Parts()(x, gt).values())).sum()
+
+
+class NoGradient(nn.Module):
+    def forward(self, x: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return (x - gt).abs().mean()
+
+
+@pytest.mark.parametrize("key", ["pixel_opt", "perceptual_opt"])
+def test_losses_of_others_return_a_tensor_or_a_dict(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (Parts, Sum, NoGradient):
+        monkeypatch.setitem(LOSS_REGISTRY._obj_map, kind.__name__, kind)
+    parts, plain = (run(build("ESRGANDPModel", tmp_path, **{key: {"type": kind}}), 2) for kind in ("Parts", "Sum"))
+    assert largest_difference(parts.net_g, plain.net_g) < 1e-12
+    name = "l_g_pix" if key == "pixel_opt" else "l_g_percep"
+    log = parts.get_current_log()
+    assert log[name] == pytest.approx(log[f"{name}_far"] + log[f"{name}_near"], rel=1e-12)
+    with pytest.raises(UserError, match=f"{name.removeprefix('l_g_')}: expected a loss with a gradient"):
+        run(build("ESRGANDPModel", tmp_path, **{key: {"type": "NoGradient"}}), 1)
+
+
+@pytest.mark.parametrize("kind", ["DPLoss", "PerceptualLoss"])
+def test_the_frobenius_norm_of_a_part_of_a_batch_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"criterion: expected a mean .* got fro"):
+        build("PSNRModel", tmp_path, perceptual_opt={"type": kind, "criterion": "fro"}, grad_accumulation=2)
+
+
 def test_warm_start_from_a_psnr_trained_generator(tmp_path: Path) -> None:
     psnr = build_model(model_options("PSNRModel", tmp_path, perceptual_opt=None, ema_decay=0.5))
     psnr.feed_data(random_batch(0))

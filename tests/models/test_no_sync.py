@@ -25,6 +25,7 @@ MODELS = ("ESRGANDPModel", "SRGANDPModel", "PSNRModel")
 TRAIN: dict[str, dict[str, Any]] = {
     "plain": {},
     "fp16": {"amp": "fp16"},
+    "balanced": {"balance": {"shares": {"pix": 0.5, "vgg": 0.5}, "start_iter": 2}},
     "all at once": {"ema_decay": 0.9, "grad_clip": 1.0, "grad_accumulation": 2, "channels_last": True},
 }
 

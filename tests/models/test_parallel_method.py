@@ -33,6 +33,7 @@ TERMS: dict[str, Any] = {
         {"type": "CharbonnierLoss", "mu": 1.0, "max_weight": 1.0},
     ],
 }
+SHARES = {"pix": 0.05, "vgg": 0.45, "resnet": 0.35, "gan": 0.15}
 CASES: dict[str, dict[str, Any]] = {
     "ESRGAN-DP": {"model_type": "ESRGANDPModel"},
     "SRGAN-DP": {"model_type": "SRGANDPModel"},
@@ -40,6 +41,13 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulated": {"model_type": "ESRGANDPModel", "grad_accumulation": 2},
     "four terms": {"model_type": "ESRGANDPModel", "perceptual_opt": TERMS},
     "four terms, accumulated": {"model_type": "PSNRModel", "perceptual_opt": TERMS, "grad_accumulation": 2},
+    "balanced": {"model_type": "SRGANDPModel", "balance": {"shares": SHARES, "ema": 0}},
+    "balanced, accumulated": {
+        "model_type": "ESRGANDPModel",
+        "balance": {"shares": SHARES, "ema": 0},
+        "grad_accumulation": 2,
+    },
+    "balanced by value": {"model_type": "PSNRModel", "balance": {"by": "value", "shares": {"pix": 0.5, "percep": 0.5}}},
     "each its own w": {"model_type": "PSNRModel", "perceptual_opt": {**SMALL_DP_LOSS, "sync_weight": False}},
     "each its own mean": {
         "model_type": "ESRGANDPModel",
@@ -82,6 +90,12 @@ def gradients(case: str, rank: int = 0, world_size: int = 1, num_gpu: int = 0) -
             net.register_comm_hook(None, lambda _, bucket: averaged.append(0) or allreduce_hook(None, bucket))
     model.feed_data({name: images[rank::world_size] for name, images in batch().items()})
     model.optimize_parameters(1)
+    if case.startswith("balanced"):
+        balancer, log = model.step.balancer, model.log_dict
+        total = sum(log[f"share_{name}"].item() for name in balancer.targets)
+        assert balancer.by == "value" or all(
+            abs(log[f"share_{name}"].item() / total - share) < 1e-6 for name, share in balancer.targets.items()
+        )
     found = {
         f"{name}.{key}": parameter.grad.cpu()
         for name, net in nets.items()
