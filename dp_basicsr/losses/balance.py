@@ -143,7 +143,7 @@ class Balancer:
         new = self.ema * self.moments + torch.stack([norms, torch.ones_like(norms)])
         self.moments.copy_(torch.where(counts, new, self.moments))
         sums, numbers = self.moments
-        means = dict(zip(self.targets, sums / numbers.where(numbers > 0, 1), strict=True))
+        means = dict(zip(self.targets, sums / numbers.masked_fill(numbers == 0, 1), strict=True))
         mu = {name: targets[self.reference] / share if share else math.inf for name, share in targets.items()}
         # Without any mean of the reference, whose gradient has always been 0, the first of the others stands in.
         reference = means[self.reference]

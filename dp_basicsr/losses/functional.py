@@ -113,9 +113,9 @@ def gradient_shares(norms: Tensor, weights: Sequence[Tensor]) -> Tensor:
     Returns:
         (n,) shares in [0, 1] that sum to 1; 0 if all gradients are 0.
     """
-    weighted = torch.stack(list(weights)).to(norms) * norms
+    weighted = torch.stack(list(weights)).to(norms.dtype) * norms
     total = weighted.sum()
-    return weighted / total.where(total > 0, 1)
+    return weighted / total.masked_fill(~(total > 0), 1)  # NaN only where a gradient is
 
 
 def at_least_float32(x: Tensor) -> Tensor:
