@@ -6,16 +6,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
+import shutil
+import socket
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import data_command
+from dp_basicsr.utils.file_lock import open_folder, try_lock
 
 MODEL_SUFFIXES = (".pth", ".safetensors", ".onnx", ".param")
+PREFIX = "dp_basicsr_web_"  # of the folders for uploads and results
 
 
 def find_models(paths: Sequence[Path]) -> dict[str, Path]:
@@ -44,34 +51,81 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     parser.add_model(required=True, help="models, or folders of models")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
-    add("--port", type=int, default=7860, help="port; 0: any free one")
-    add("--max-megapixels", type=float, default=4.0, help="largest image accepted")
+    add("--port", type=int, default=7860, help="port, or the next free one; 0: any")
+    add("--max-megapixels", type=float, default=16.0, help="largest image accepted")
     add("--max-megabytes", type=int, default=64, help="largest file accepted")
     add("--tile", type=int, help="pixels of a tile (default: what suits the device)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     return parser.parse_args(argv)
 
 
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """Make a folder that goes at the end; delete those of servers that were killed, which hold no lock any more."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's
+            handle = open_folder(path)
+            if try_lock(handle, path, "flock", "delete it where no server runs"):
+                shutil.rmtree(path, ignore_errors=True)
+            os.close(handle)
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+        handle = open_folder(Path(name))
+        try_lock(handle, Path(name), "flock", "delete it if the server was killed")
+        yield Path(name)
+
+
+def free_port(host: str, port: int) -> int:
+    """Return a port that is free: this one, or the next.
+
+    Raises:
+        UserError: The address is not of this machine, or the port is not allowed.
+    """
+    for candidate in range(port, min(port + 100, 65536)) if port else [0]:
+        try:
+            with socket.create_server(
+                (host, candidate), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+            ) as server:
+                return int(server.getsockname()[1])
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise UserError(f"--host {host} --port {candidate}: {error.strerror}") from error
+    raise UserError(f"--port {port}: taken, as are those after it")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: see ``--help``."""
     args = parse(argv)
-    with data_command(), tempfile.TemporaryDirectory(prefix="dp_basicsr_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads; removed with the folder
+    with data_command(), private_folder() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)  # uploads
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         models = find_models(args.model_path)
-        from dp_basicsr.deploy.page import Page, build  # takes seconds: torch and Gradio
+        from dp_basicsr.deploy.page import CLOSED, Page
+        from dp_basicsr.deploy.page_layout import build  # takes seconds: Gradio
 
-        pixels = int(args.max_megapixels * 1e6)
-        blocks = build(Page(models, Path(folder), pixels, args.device, args.tile))
+        page = Page(models, folder, int(args.max_megapixels * 1e6), args.device, args.tile)
+        page.open(args.model_path)
+        blocks = build(page)
         from gradio.themes import Default
 
-        _, url, _ = blocks.launch(
-            server_name=args.host, server_port=args.port or None, share=False, quiet=True, prevent_thread_lock=True,
+        port = free_port(args.host, args.port)
+        if args.port not in (0, port):
+            print(f"port {args.port} is taken: this is {port}")
+        look = Path(__file__).parent / "deploy"
+        app, url, _ = blocks.launch(
+            server_name=args.host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
             max_file_size=f"{args.max_megabytes}mb", allowed_paths=[], show_error=True, inbrowser=False,
             theme=Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none from the network
+            css_paths=look / "page.css", head=f"<script>{(look / 'page.js').read_text()}</script>", footer_links=[],
         )  # fmt: skip
+        app.add_api_route("/leave/{key}", lambda key: page.leave(key, CLOSED), methods=["POST"])
         print(f"open {url} (stop with Ctrl-C)", flush=True)
-        blocks.block_thread()
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    time.sleep(1)
+                    page.sweep()
+        finally:
+            page.close()
     return 0
 
 

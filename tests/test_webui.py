@@ -1,24 +1,30 @@
-"""The page in a real browser: upload, watch, compare, download, cancel; and what it does not give away."""
+"""The web page: its work, its servers' ends, and a real browser, also behind a connection that is cut."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from dp_basicsr import inference
-from dp_basicsr.deploy.page import CROP, Cancelled, Page, Result, Task
+from dp_basicsr.deploy import page as page_module
+from dp_basicsr.deploy.page import CROP, Page, Task, Visit, duration
 from dp_basicsr.errors import UserError
-from dp_basicsr.webui import find_models
+from dp_basicsr.webui import PREFIX, find_models, free_port
 
 import numpy as np
 import pytest
@@ -30,7 +36,6 @@ from tests.support.networks import make_network
 ROOT = Path(inference.__file__).resolve().parents[1]
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 WAIT = 120
-PICTURE = os.environ.get("PAGE_PICTURE")  # where to save a screenshot
 
 
 @pytest.fixture
@@ -39,92 +44,183 @@ def model() -> Path:
     return Path("model.pth")
 
 
+@pytest.fixture
+def page(model: Path, tmp_path: Path) -> Page:
+    (tmp_path / "served").mkdir()
+    return Page({"m": model}, tmp_path / "served", 100_000, "cpu", tile=32)
+
+
 def write_image(path: str, height: int, width: int) -> Path:
     rng = np.random.default_rng(2)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
     return Path(path)
 
 
-def test_page_works_in_a_thread_and_can_be_cancelled(model: Path, tmp_path: Path) -> None:
-    page = Page({"m": model}, tmp_path, 10_000, "cpu", tile=32)
-    steps = list(page.upscale("me", write_image("in.png", 40, 50), Task("m")))
-    assert isinstance(steps[-1], Result)
-    assert Image.open(steps[-1].after).size == (200, 160)
-    assert steps[-1].after.name == "in_x4.png"
-    work = page.upscale("me", Path("in.png"), Task("m"))
-    next(work)
-    page.cancel("me")
-    with pytest.raises(Cancelled):
-        list(work)
-    page.cancel("nobody")
+def wait_until(condition: Callable[[], Any]) -> Any:
+    end = time.monotonic() + WAIT
+    while not (value := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return value
 
 
-def test_nothing_of_a_session_remains_when_it_ends(model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "served"
-    page = Page({"m": model}, folder, 10_000, "cpu", tile=32)
-    for name in ("mine", "shared"):
-        (folder / name).mkdir(parents=True)
-    mine, shared = (write_image(f"served/{name}/in.png", 40, 50) for name in ("mine", "shared"))
-    outside = write_image("outside.png", 4, 4)
-    for upload in (shared, outside):
-        page.keep("me", upload)
-    page.keep("other", shared)
-    first, second = (list(page.upscale("me", mine, Task("m")))[-1] for _ in range(2))
-    assert isinstance(first, Result)
-    assert isinstance(second, Result)
-    assert not first.after.exists(), "the next result replaces the last one"
-    assert second.after.exists()
-    work = page.upscale("me", mine, Task("m"))
-    next(work)
-    page.close("me")
-    with pytest.raises(Cancelled):
-        list(work)
-    assert list(page._sessions) == ["other"]
-    assert shared.exists()
-    assert outside.exists(), "only what lies in the served folder is deleted"
-    page.close("other")
-    page.close("nobody")
-    end = time.monotonic() + 30
-    while list(folder.iterdir()) and time.monotonic() < end:  # the thread ends its tile first
-        time.sleep(0.05)
-    assert list(folder.iterdir()) == []
+def upscale(page: Page, files: list[Path], task: Task, session: str = "me") -> Visit:
+    """Let a visitor choose images and wait for the end of the work."""
+    visit = page.visit(session)
+    page.choose(visit, files)
+    page.start(visit, task)
+    wait_until(lambda: visit.job and visit.job.text)
+    return visit
+
+
+def result(visit: Visit) -> Path:
+    assert visit.job is not None
+    assert visit.job.result is not None, visit.job.text
+    return visit.job.result
+
+
+def test_page_upscales_as_the_command_does(page: Page, model: Path) -> None:
+    shutil.copy(write_image("in.png", 40, 50), "uploaded.png")
+    visit = upscale(page, [Path("uploaded.png")], Task("m"))
+    assert re.fullmatch(r"Done in \d+ s: 200 x 160 pixels, 0\.1 MB\.", page.status(visit))
+    assert result(visit).name == "uploaded_x4.png"
+    assert inference.main(["-i", "in.png", "-o", "same.png", "--model_path", str(model), "--tile", "32"]) == 0
+    assert np.array_equal(np.asarray(Image.open(result(visit))), np.asarray(Image.open("same.png")))
+    assert "model.pth" in page.engine
+    assert "on cpu" in page.engine
+
+
+def test_several_images_and_folders_come_back_as_a_zip(page: Page) -> None:
+    files = [write_image(f"{folder}/in.png", 9, 7) for folder in "ab"]
+    Path("broken.png").write_bytes(files[0].read_bytes()[:100])
+    Path("notes.txt").touch()
+    visit = page.visit("me")
+    page.choose(visit, [*files, Path("broken.png"), Path("notes.txt")])
+    assert "the first of 3 images; left out 1 file (1 .txt)" in page.status(visit)
+    page.start(visit, Task("m", ext="jpg", outscale=2))
+    wait_until(lambda: visit.job and visit.job.text)
+    assert "2 of 3 images" in page.status(visit)
+    assert "broken.png: the image cannot be read" in page.status(visit)
+    with zipfile.ZipFile(result(visit)) as archive:
+        assert archive.namelist() == ["1/in_x2.jpg", "in_x2.jpg"]
+        assert Image.open(archive.open("in_x2.jpg")).size == (14, 18)
+
+
+def test_a_new_image_clears_the_result(page: Page) -> None:
+    visit = upscale(page, [write_image("first.png", 9, 7)], Task("m"))
+    page.choose(visit, [write_image("second.png", 8, 6)])
+    assert visit.job is None
+    assert page.status(visit) == "second.png: 6 x 8 pixels"
+    assert [path.name for path in visit.folder.rglob("*.png")] == ["before.png", "second.png"]
+
+
+def test_the_second_visitor_waits_and_can_leave(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_go_on = threading.Event()
+    monkeypatch.setattr(page_module, "upscale_picture", lambda picture, *_, **__: may_go_on.wait(WAIT) and picture)
+    visits = [page.visit(name) for name in ("first", "second", "third")]
+    for visit in visits:
+        page.choose(visit, [write_image("in.png", 9, 7)])
+        page.start(visit, Task("m"))
+    assert page.status(visits[2]) == "waiting: 2 images before yours"
+    assert page.status(visits[1]) == "waiting: 1 image before yours"
+    page.cancel(visits[1])
+    assert page.status(visits[1]) == "Cancelled."
+    assert page.status(visits[2]) == "waiting: 1 image before yours"
+    may_go_on.set()
+    wait_until(lambda: "Done" in page.status(visits[2]))
+    assert "Done" in page.status(visits[0])
+    assert page.status(visits[1]) == "Cancelled."
+
+
+def test_progress_has_an_estimate_and_work_can_be_cancelled(page: Page) -> None:
+    visit = page.visit("me")
+    page.choose(visit, [write_image("in.png", 200, 200)])
+    page.start(visit, Task("m"))
+    wait_until(lambda: re.fullmatch(r"Working: \d+%, \d+ s left", page.status(visit)))
+    page.cancel(visit)
+    assert page.status(visit) == "Cancelled."
+    wait_until(lambda: visit.job and visit.job.text)
+    assert not (visit.folder / "out").exists()
+    assert [duration(seconds) for seconds in (5, 99, 300, 4800)] == ["5 s", "99 s", "5 min", "1 h 20 min"]
+
+
+def test_the_result_survives_until_the_visitor_has_left(page: Page) -> None:
+    visit = page.visit("before the drop", "key")
+    page.choose(visit, [write_image("in.png", 9, 7)])
+    page.leave("before the drop", 3600)
+    page.sweep()
+    assert page.visit("after the drop", "key") is visit
+    assert visit.deadline is None
+    page.leave("before the drop", -1)  # the end of the lost connection may be noticed late
+    page.sweep()
+    assert visit.folder.exists()
+    other = page.visit("other", "another key")
+    page.start(visit, Task("m"))
+    page.leave("key", -1)
+    page.sweep()
+    wait_until(lambda: visit.job and visit.job.text)
+    assert list(page.folder.iterdir()) == [other.folder]
+
+
+def test_nothing_is_written_after_the_end(page: Page) -> None:
+    visit = upscale(page, [write_image("in.png", 9, 7)], Task("m"))
+    page.start(visit, Task("m"))
+    page.close()
+    shutil.rmtree(page.folder)
+    time.sleep(0.5)
+    assert not page.folder.exists()
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
-def test_strength_interpolates_two_models(model: Path, tmp_path: Path, strength: float) -> None:
+def test_strength_interpolates_two_models(page: Page, model: Path, strength: float) -> None:
     torch.save({"params": {name: value * 1.01 for name, value in make_network().state_dict().items()}}, "gan.pth")
-    page = Page({"psnr": model, "gan": Path("gan.pth")}, tmp_path, 10_000, "cpu")
-    result = list(page.upscale("me", write_image("in.png", 9, 7), Task("psnr", other="gan", strength=strength)))[-1]
-    assert isinstance(result, Result)
+    page.models["gan"] = Path("gan.pth")
+    write_image("in.png", 9, 7)
     arguments = ["-i", "in.png", "-o", "same.png", "--engine", "torch", "--model_path", str(model), "gan.pth"]
     assert inference.main([*arguments, "--alpha_interp", str(strength)]) == 0
-    assert np.array_equal(np.asarray(Image.open(result.after)), np.asarray(Image.open("same.png")))
+    visit = upscale(page, [Path("in.png")], Task("m", other="gan", strength=strength))
+    assert np.array_equal(np.asarray(Image.open(result(visit))), np.asarray(Image.open("same.png")))
 
 
-def test_what_does_not_change_the_network_does_not_load_it_again(model: Path, tmp_path: Path) -> None:
-    page = Page({"m": model}, tmp_path, 10_000, "cpu")
-    first = page._upscaler(Task("m"))
-    assert page._upscaler(Task("m", alpha="drop", strength=0.1, is_trial=True)) is first
+def test_what_does_not_change_the_network_does_not_load_it_again(page: Page) -> None:
+    first = page.upscaler(Task("m"))
+    assert page.upscaler(Task("m", alpha="drop", strength=0.1, is_trial=True)) is first
 
 
-def test_a_trial_upscales_the_middle(model: Path, tmp_path: Path) -> None:
-    page = Page({"m": model}, tmp_path, 100_000, "cpu")
-    large = write_image("large.png", 100, CROP + 50)
-    result = list(page.upscale("me", large, Task("m", is_trial=True)))[-1]
-    assert isinstance(result, Result)
-    assert result.after.name == "large_crop_x4.png"
-    assert Image.open(result.after).size == (4 * CROP, 400)
-    assert np.array_equal(np.asarray(Image.open(result.before)), np.asarray(Image.open(large))[:, 25 : 25 + CROP])
+def test_a_trial_upscales_the_middle(page: Page) -> None:
+    pixels = np.asarray(Image.open(write_image("large.png", 100, CROP + 50)))
+    visit = upscale(page, [Path("large.png")], Task("m", is_trial=True))
+    assert result(visit).name == "large_crop_x4.png"
+    assert Image.open(result(visit)).size == (4 * CROP, 400)
+    assert visit.job is not None
+    assert visit.job.shown is not None
+    assert np.array_equal(np.asarray(Image.open(visit.job.shown[0])), pixels[:, 25 : 25 + CROP])
 
 
-def test_page_errors_are_readable(model: Path, tmp_path: Path) -> None:
-    page = Page({"m": model}, tmp_path, 10_000, "cpu")
+def test_a_phone_photograph_is_shown_small_and_kept_whole(model: Path, tmp_path: Path) -> None:
+    visit = Page({"m": model}, tmp_path, 16_000_000).visit("me")
+    pixels = np.zeros((4032, 3024, 3), np.uint8)
+    Image.fromarray(pixels).save("photo.jpg")
+    page = Page({"m": model}, tmp_path, 16_000_000)
+    page.choose(visit, [Path("photo.jpg")])
+    assert page.status(visit) == "photo.jpg: 3024 x 4032 pixels"
+    assert visit.before is not None
+    assert Image.open(visit.before).size == (1920, 2560)
+
+
+def test_page_errors_are_readable(page: Page) -> None:
+    visit = page.visit("me")
     with pytest.raises(UserError, match="choose an image first"):
-        list(page.upscale("me", None, Task("m")))
-    with pytest.raises(UserError, match="the image is 200 x 100, more than 0.01 megapixels"):
-        list(page.upscale("me", write_image("large.png", 100, 200), Task("m")))
-    with pytest.raises(UserError, match="unknown model '../secret'"):
-        list(page.upscale("me", Path("large.png"), Task("m", other="../secret")))
+        page.start(visit, Task("m"))
+    with pytest.raises(UserError, match=r"the image is 500 x 300, more than 0\.1 megapixels"):
+        page.choose(visit, [write_image("large.png", 300, 500)])
+    Path("notes.txt").touch()
+    with pytest.raises(UserError, match=r"^no image in what was chosen: expected files that end in .png"):
+        page.choose(visit, [Path("notes.txt")])
+    page.choose(visit, [write_image("in.png", 9, 7)])
+    with pytest.raises(UserError, match=r"unknown model '\.\./secret'"):
+        page.start(visit, Task("m", other="../secret"))
 
 
 def test_models_of_a_folder_without_discriminators(model: Path, tmp_path: Path) -> None:
@@ -134,6 +230,88 @@ def test_models_of_a_folder_without_discriminators(model: Path, tmp_path: Path) 
         find_models([Path("gone.pth")])
     with pytest.raises(UserError, match="two files have one name"):
         find_models([model, model])
+
+
+def test_a_wrong_model_is_refused_at_the_start(page: Page, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = Path("wrong.pth")
+    torch.save({"params": {"weight": torch.zeros(1)}}, wrong)
+    page.models["wrong"] = wrong
+    with pytest.raises(UserError, match=r"wrong\.pth"):
+        page.open([wrong])
+    page.open([])  # both were found in a folder
+    assert list(page.models) == ["m"]
+    assert "left out: model wrong.pth" in capsys.readouterr().out
+
+
+def test_a_taken_port_gives_the_next_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert port < free_port("127.0.0.1", port) < port + 100
+    assert free_port("127.0.0.1", 0) > 0
+    with pytest.raises(UserError, match=r"--host 203\.0\.113\.1"):
+        free_port("203.0.113.1", 7860)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGKILL"])
+def test_no_file_outlives_the_server(name: str, tmp_path: Path) -> None:
+    code = """if True:
+        import time
+        from dp_basicsr.utils.console import data_command
+        from dp_basicsr.webui import private_folder
+        with data_command(), private_folder() as folder:
+            (folder / "upload.png").touch()
+            print("ready", flush=True)
+            time.sleep(100 if __import__("sys").argv[1:] else 0)
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen([*command, "stay"], env=environment, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline()
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        assert [path.name for path in tmp_path.rglob("*.png")] == ["upload.png"], "another server leaves it alone"
+        server.send_signal(getattr(signal, name))
+    if name == "SIGKILL":
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert not list(tmp_path.iterdir())
+
+
+class Network:
+    """Connections to a server, which can be cut."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.is_up = True
+        self.open: list[socket.socket] = []
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.server.getsockname()[1]}/"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            browser, _ = self.server.accept()
+            if not self.is_up:
+                browser.close()
+                continue
+            ends = browser, socket.create_connection(("127.0.0.1", self.target))
+            self.open += ends
+            for source, target in (ends, ends[::-1]):
+                threading.Thread(target=self._pass_on, args=(source, target), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def drop(self, seconds: float) -> None:
+        self.is_up = False
+        for end in self.open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self.open = []
+        time.sleep(seconds)
+        self.is_up = True
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +329,10 @@ def address(folder: Path) -> Iterator[str]:
     weights = make_network().state_dict()
     torch.save({"params": weights}, folder / "model.pth")
     torch.save({"params": {name: value * 1.01 for name, value in weights.items()}}, folder / "gan.pth")
-    models = ["--model_path", "model.pth", "gan.pth"]
-    command = [sys.executable, "-u", "-m", "dp_basicsr.webui", *models, "--port", "0"]
+    start = (
+        "import sys, dp_basicsr.webui as web, dp_basicsr.deploy.page as page; page.CLOSED = 10.0; sys.exit(web.main())"
+    )
+    command = [sys.executable, "-u", "-c", start, "--model_path", "model.pth", "gan.pth", "--port", "0"]
     command += ["--tile", "32", "--max_megapixels", "0.3", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -163,117 +343,170 @@ def address(folder: Path) -> Iterator[str]:
             assert found is not None, "the page did not start"
             yield found[1]
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGHUP)
             process.wait(timeout=30)
-    assert not list(folder.glob("dp_basicsr_*")), "uploads and results go with the page"
+    assert not list(folder.glob(f"{PREFIX}*")), "uploads and results go with the page"
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def chromium(folder: Path) -> Iterator[Any]:
     """Headless Chromium."""
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
         options.add_argument(argument)
-    options.add_experimental_option("prefs", {"download.default_directory": str(Path("downloads").resolve())})
+    options.add_experimental_option("prefs", {"download.default_directory": str(folder / "downloads")})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     yield driver
     driver.quit()
 
 
+@pytest.fixture
+def browser(address: str, chromium: Any) -> Iterator[Any]:
+    """A new tab, which is a new visitor."""
+    first = chromium.current_window_handle
+    chromium.switch_to.new_window("tab")
+    yield chromium
+    chromium.close()
+    chromium.switch_to.window(first)
+
+
 def wait_for(browser: Any, condition: Any) -> Any:
     """Wait until a function of the browser gives something true."""
-    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(browser, WAIT, 0.2, [StaleElementReferenceException]).until(condition)
+    ignored = [StaleElementReferenceException, NoSuchElementException]
+    return WebDriverWait(browser, WAIT, 0.2, ignored).until(condition)
 
 
 def find(browser: Any, selector: str) -> Any:
-    return wait_for(browser, lambda driver: next(iter(driver.find_elements("css selector", selector)), None))
+    return wait_for(browser, lambda driver: driver.find_element("css selector", selector))
 
 
-def upload(browser: Any, path: Path) -> None:
-    """Give the page a file, as a visitor does."""
-    find(browser, "#image input[type=file]").send_keys(str(path.resolve()))
-    wait_for(browser, lambda driver: path.stem in driver.find_element("css selector", "#image").text)
+def upload(browser: Any, *paths: Path) -> None:
+    """Give the page files, as a visitor does."""
+    find(browser, "#image input[type=file]").send_keys("\n".join(str(path.resolve()) for path in paths))
+    wait_for(browser, lambda driver: paths[0].stem in driver.find_element("css selector", "#image").text)
 
 
 def status(browser: Any, pattern: str) -> str:
-    """Press the button's work through: wait until the status line has ``pattern``."""
-    return str(
-        wait_for(
-            browser,
-            lambda driver: (text := find(driver, "#status").text) and re.search(pattern, text) and text,
-        )
-    )
+    """Wait until the first line of the status has ``pattern``."""
+
+    def first_line(driver: Any) -> str | None:
+        line = driver.find_element("css selector", "#status").text.partition("\n")[0]
+        return line if re.search(pattern, line) else None
+
+    return str(wait_for(browser, first_line))
 
 
-def test_a_visit(address: str, browser: Any, model: Path) -> None:
+def download(browser: Any, folder: Path, name: str) -> Path:
+    find(browser, "#download").click()
+    saved = folder / "downloads" / name
+    wait_for(browser, lambda _: saved.is_file())
+    return saved
+
+
+SIZES = "return [...document.querySelectorAll('#slider img')].map(i => [i.naturalWidth, i.naturalHeight])"
+
+
+def test_a_visit(address: str, browser: Any, folder: Path) -> None:
     browser.get(address)
     small = write_image("small.png", 20, 30)
     upload(browser, small)
+    wait_for(browser, lambda driver: driver.execute_script(SIZES) == [[30, 20], [30, 20]])
     find(browser, "#start").click()
-    assert re.fullmatch(r"Done in \d+ s: 120 x 80 pixels\.", status(browser, "Done"))
-    sizes = "return [...document.querySelectorAll('#slider img')].map(i => [i.naturalWidth, i.naturalHeight])"
-    wait_for(browser, lambda driver: sorted(driver.execute_script(sizes)) == [[30, 20], [120, 80]])
+    assert re.fullmatch(r"Done in \d+ s: 120 x 80 pixels, 0\.0 MB\.", status(browser, "Done"))
+    wait_for(browser, lambda driver: driver.execute_script(SIZES) == [[30, 20], [120, 80]])
+    assert "on cpu" in find(browser, "#status").text
+    assert not browser.find_elements("css selector", "footer"), "the developer's links"
 
-    find(browser, "#download").click()
-    saved = Path("downloads/small_x4.png")
-    wait_for(browser, lambda _: saved.is_file())
-    assert inference.main(["-i", str(small), "-o", "same.png", "--model_path", "model.pth", "--tile", "32"]) == 0
+    saved = download(browser, folder, "small_x4.png")
+    models = ["--model_path", str(folder / "model.pth"), "--tile", "32"]
+    assert inference.main(["-i", str(small), "-o", "same.png", *models]) == 0
     assert np.array_equal(np.asarray(Image.open(saved)), np.asarray(Image.open("same.png")))
 
-    outside = [str(Path(name).resolve()) for name in ("model.pth", "small.png")] + ["/etc/passwd"]
+    outside = [str(path.resolve()) for path in (folder / "model.pth", small)] + ["/etc/passwd"]
     for path in outside:
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(urljoin(address, f"/gradio_api/file={path}"))
         assert refused.value.code in (403, 404)
 
 
-def test_cancel_and_readable_errors(address: str, browser: Any) -> None:
+@pytest.mark.parametrize("size", [(1366, 768), (1280, 900), (390, 844)])
+def test_nothing_needs_scrolling(address: str, browser: Any, size: tuple[int, int]) -> None:
+    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(address)
+    upload(browser, write_image("tall.png", 60, 20))
+    for selector in ("#slider", "#start", "#stop", "#download", "#more", "#status"):
+        edges = browser.execute_script(
+            "const {top, left, right, bottom} = document.querySelector(arguments[0]).getBoundingClientRect();"
+            "return [top, left, innerWidth - right, innerHeight - bottom]",
+            find(browser, selector) and selector,
+        )
+        assert min(edges) >= 0, (selector, edges)
+    area = find(browser, "#slider").size
+    assert area["height"] * area["width"] > 0.5 * size[0] * size[1]
+
+
+def test_cancel_paste_and_readable_errors(address: str, browser: Any) -> None:
     browser.get(address)
     find(browser, "#start").click()
     assert "choose an image first" in status(browser, "Not done")
     upload(browser, write_image("long.png", 500, 500))
     find(browser, "#start").click()
-    status(browser, r"Working: [1-9]")
+    status(browser, r"Working: [1-9]\d?%, .* left")
     find(browser, "#stop").click()
     assert status(browser, "Cancelled|Done") == "Cancelled."
-    Path("broken.png").write_bytes(Path("long.png").read_bytes()[:5000])
-    browser.refresh()
-    upload(browser, Path("broken.png"))
-    find(browser, "#start").click()
-    assert "the image cannot be read" in status(browser, "Not done")
+    browser.execute_script("""
+        const data = new DataTransfer();
+        data.items.add(new File(["no image"], "pasted.png", {type: "image/png"}));
+        document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true}));
+    """)
+    assert "the image is not an image of a supported type" in status(browser, "Not done")
 
 
 def choose(browser: Any, selector: str, name: str) -> None:
     """Choose an entry of a dropdown."""
+    wait_for(browser, lambda driver: driver.find_element("css selector", f"{selector} input").is_displayed())
     find(browser, f"{selector} input").click()
     wait_for(browser, lambda driver: [item for item in driver.find_elements("css selector", "[role=option]")
                                       if item.text.strip().endswith(name)])[0].click()  # fmt: skip
 
 
-def test_strength_and_a_crop_to_try_first(address: str, browser: Any, model: Path) -> None:
+def test_strength_and_a_crop_to_try_first(address: str, browser: Any, folder: Path) -> None:
     browser.get(address)
     upload(browser, write_image("large.png", 230, 250))
+    find(browser, "#more button").click()
     choose(browser, "#other", "gan.pth")
     strength = find(browser, "#strength input[type=number]")
     strength.clear()
     strength.send_keys("0.25\t")
     find(browser, "#trial").click()
-    assert re.fullmatch(rf"Done in \d+ s: {4 * CROP} x {4 * CROP} pixels\.", status(browser, "Done|Not done"))
-    if PICTURE:
-        browser.save_screenshot(PICTURE)
-    find(browser, "#download").click()
-    saved = Path("downloads/large_crop_x4.png")
-    wait_for(browser, lambda _: saved.is_file())
+    assert f"{4 * CROP} x {4 * CROP} pixels" in status(browser, "Done|Not done")
+    saved = download(browser, folder, "large_crop_x4.png")
     Image.fromarray(np.asarray(Image.open("large.png"))[19 : 19 + CROP, 29 : 29 + CROP]).save("crop.png")
-    torch.save({"params": {name: value * 1.01 for name, value in make_network().state_dict().items()}}, "gan.pth")
-    models = ["--model_path", "model.pth", "gan.pth", "--alpha_interp", "0.25", "--engine", "torch"]
-    assert inference.main(["-i", "crop.png", "-o", "same.png", *models, "--tile", "32"]) == 0
+    models = [str(folder / name) for name in ("model.pth", "gan.pth")]
+    arguments = ["--model_path", *models, "--alpha_interp", "0.25", "--engine", "torch", "--tile", "32"]
+    assert inference.main(["-i", "crop.png", "-o", "same.png", *arguments]) == 0
     assert np.array_equal(np.asarray(Image.open(saved)), np.asarray(Image.open("same.png")))
+
+
+@pytest.mark.parametrize("moment", [r"Working: [1-9]", "Done"])
+def test_a_lost_connection_loses_nothing(address: str, browser: Any, folder: Path, moment: str) -> None:
+    network = Network(int(urlsplit(address).port or 0))
+    browser.get(network.address)
+    name = "works" if "Working" in moment else "ended"
+    upload(browser, write_image(f"{name}.png", 300, 300))
+    find(browser, "#start").click()
+    status(browser, moment)
+    network.drop(2)
+    time.sleep(3)  # Gradio notices, and loads the page anew
+    status(browser, "Done")
+    wait_for(browser, lambda driver: driver.execute_script(SIZES) == [[300, 300], [1200, 1200]])
+    assert Image.open(download(browser, folder, f"{name}_x4.png")).size == (1200, 1200)
 
 
 def test_uploads_and_results_go_when_the_visitor_leaves(address: str, folder: Path, browser: Any) -> None:
@@ -281,7 +514,7 @@ def test_uploads_and_results_go_when_the_visitor_leaves(address: str, folder: Pa
     upload(browser, write_image("mine.png", 21, 31))
     find(browser, "#start").click()
     status(browser, "Done")
-    (served,) = folder.glob("dp_basicsr_*")
+    (served,) = folder.glob(f"{PREFIX}*")
     assert [path.name for path in served.rglob("mine*")] != []
     browser.get("about:blank")
     wait_for(browser, lambda _: not any(served.rglob("mine*")))

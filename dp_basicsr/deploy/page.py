@@ -1,4 +1,4 @@
-"""The page to upscale images with: what it does (``Page``), and how it looks (``build``, with Gradio)."""
+"""The work of the web page for its visitors."""
 
 from __future__ import annotations
 
@@ -7,34 +7,29 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+import zipfile
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
 
+from dp_basicsr.checkpoint.opened_network import is_converted
+from dp_basicsr.deploy.batch import describe_left_out, find_jobs
 from dp_basicsr.deploy.choices import AlphaMode
 from dp_basicsr.deploy.open_engine import open_engine
-from dp_basicsr.deploy.upscale_picture import upscale_picture
+from dp_basicsr.deploy.upscale_picture import resize, upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
-from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import BadImageError
+from dp_basicsr.errors import UserError, shorten
+from dp_basicsr.images.files import QUALITY, BadImageError
 from dp_basicsr.images.picture import Picture
 from dp_basicsr.images.read import read_picture
-from dp_basicsr.images.write import write_picture
-from dp_basicsr.utils.tiles import OnTile
+from dp_basicsr.images.write import encode_picture
 
-from PIL import Image
-
-try:  # here, because Gradio looks up the handlers' annotations among the module's names
-    import gradio as gr
-except ImportError:
-    gr = None  # type: ignore[assignment]
-
-POLL_SECONDS = 0.2
-TITLE = "dp_basicsr: upscale an image"
 CROP = 192  # pixels, side of the crop to try first
-ALONE = "(none)"
 STRENGTH = 0.8  # share of the second model, ESRGAN's example
+SHOWN = 2560  # pixels, longest side of a picture on the page: a phone's browser fails at some ten megapixels
+# Seconds for which files are kept after the page was closed (it may be loaded anew), or after the connection was lost.
+CLOSED, LOST = 60.0, 3600.0
 
 
 class Cancelled(Exception):  # noqa: N818  (not an error: the visitor asked for it)
@@ -43,46 +38,59 @@ class Cancelled(Exception):  # noqa: N818  (not an error: the visitor asked for 
 
 @dataclass(frozen=True)
 class Task:
-    """What to do with an image.
-
-    Attributes:
-        model: Name of the model.
-        alpha: How transparency is upscaled.
-        other: Name of a second model to blend with, or None.
-        strength: Share of the second model, 0 to 1.
-        is_trial: Only a crop from the middle.
-    """
+    """What to do with images."""
 
     model: str
-    alpha: AlphaMode = "model"
-    other: str | None = None
-    strength: float = STRENGTH
-    is_trial: bool = False
+    other: str | None = None  # a second model to blend with
+    strength: float = STRENGTH  # share of the second model, 0 to 1
+    alpha: AlphaMode = "model"  # how transparency is upscaled
+    ext: str = "auto"  # format of the result; auto: the image's own
+    quality: int = QUALITY  # of JPEG and WebP
+    outscale: float | None = None  # size of the result over that of the input; None: the model's scale
+    is_trial: bool = False  # only a crop from the middle
 
 
-@dataclass(frozen=True)
-class Result:
-    """What the page shows and offers: the input as a PNG that every browser knows, and the result."""
+@dataclass(eq=False)
+class Job:
+    """A task that waits, runs or has ended."""
 
-    before: Path
-    after: Path
+    task: Task
+    folder: Path  # the visitor's
+    count: int  # of images
+    stop: threading.Event = field(default_factory=threading.Event)  # ends the work after the current tile
+    started: float = 0  # when the first image was begun; 0 before
+    share: float = 0  # how much is finished, 0 to 1
+    engine: str = ""  # what runs the model
+    shown: tuple[Path, Path] | None = None  # the first image before and after
+    result: Path | None = None  # the file to download
+    text: str = ""  # what the page says of the end; empty before
+
+    @property
+    def is_active(self) -> bool:
+        """Whether somebody waits for it."""
+        return not self.text and not self.stop.is_set()
 
 
-@dataclass
-class Session:
-    """What is kept of a visitor until the session ends."""
+@dataclass(eq=False)
+class Visit:
+    """What is kept of a visitor."""
 
-    folder: Path
-    uploads: set[Path] = field(default_factory=set)
-    stop: threading.Event = field(default_factory=threading.Event)
+    folder: Path  # `in` has the images, `out` the results
+    session: str  # Gradio's name of the page that shows the visit
+    key: str = ""  # finds the visit again when the page is loaded anew
+    deadline: float | None = None  # when the files are deleted; None while the page is open
+    count: int = 0  # of images
+    before: Path | None = None  # the first image, as the page shows it
+    text: str = ""  # what the page says of the images
+    job: Job | None = None  # the last one
 
 
 class Page:
-    """What the page does, apart from how it looks.
+    """The work of the page. It outlives the connection to a visitor, who finds the result again by a key.
 
     Args:
         models: Name shown -> file.
-        folder: For results and uploads; nothing else is served.
+        folder: For uploads and results; nothing else is served.
         max_pixels: Largest input.
         device: See ``open_engine``.
         tile: See ``Upscaler``.
@@ -96,106 +104,208 @@ class Page:
         self.max_pixels = max_pixels
         self.device = device
         self.tile = tile
+        self.engine = ""  # what runs the model that is loaded
         self._loaded: tuple[tuple[str | float | None, ...], Upscaler] | None = None
-        self._sessions: dict[str, Session] = {}
-        self._lock = threading.Lock()
+        self._visits: list[Visit] = []
+        self._queue: list[Job] = []
+        self._changed = threading.Condition()  # guards visits and queue
+        self._disk = threading.Lock()  # what was deleted is not written again
+        threading.Thread(target=self._work, daemon=True).start()
 
-    def cancel(self, session: str) -> None:
-        """Stop the work of a visitor at the end of the current tile."""
-        if session in self._sessions:
-            self._sessions[session].stop.set()
-
-    def keep(self, session: str, upload: Path | None) -> Session:
-        """Note an upload of a visitor, for ``close`` to delete."""
-        with self._lock:
-            if session not in self._sessions:
-                self._sessions[session] = Session(Path(tempfile.mkdtemp(dir=self.folder)))
-            if upload is not None:
-                self._sessions[session].uploads.add(upload.resolve())
-            return self._sessions[session]
-
-    def close(self, session: str) -> None:
-        """Stop the work of a visitor who has left, and delete the uploads and results."""
-        with self._lock:
-            ended = self._sessions.pop(session, None)
-            in_use = {upload for other in self._sessions.values() for upload in other.uploads}
-        if ended is None:
-            return
-        ended.stop.set()
-        for upload in ended.uploads - in_use:  # Gradio stores equal files once
-            if self.folder.resolve() in upload.parents:
-                upload.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    upload.parent.rmdir()
-        shutil.rmtree(ended.folder, ignore_errors=True)
-
-    def upscale(self, session: str, image: Path | None, task: Task) -> Iterator[float | Result]:
-        """Upscale one image in a thread.
-
-        Yields:
-            The finished share, 0 to 1; at the end the result (PNG, with the metadata of the input).
+    def open(self, named: Collection[Path]) -> None:
+        """Open every model; one that was not named but found in a folder is left out if it is none.
 
         Raises:
-            UserError: There is no image, it is too large or of an unsupported type, or the models do not fit.
-            Cancelled: ``cancel`` or ``close`` was called for this session.
+            UserError: A model cannot be used.
         """
-        if image is None:
+        for name, path in list(self.models.items()):
+            try:  # in torch: a conversion is for the model that is used
+                open_engine([path], engine="auto" if is_converted(path) else "torch", device=self.device, warn=print)
+            except UserError as error:
+                if path in named or len(self.models) == 1:
+                    raise
+                print(f"left out: {error}")
+                del self.models[name]
+        self.upscaler(Task(next(iter(self.models))))
+
+    def visit(self, session: str, key: str = "") -> Visit:
+        """Return the visit of a key, else of a session, else a new one; it belongs to the session from now on."""
+        with self._changed:
+            by_key = [visit for visit in self._visits if key and visit.key == key]
+            if not (matching := by_key or [visit for visit in self._visits if visit.session == session]):
+                matching = [Visit(Path(tempfile.mkdtemp(dir=self.folder)), session)]
+                self._visits += matching
+            visit = matching[0]
+            visit.session, visit.key = session, key or visit.key
+            visit.deadline = None if visit.key else time.monotonic() + LOST  # a program does not say when it leaves
+            return visit
+
+    def leave(self, name: str, seconds: float) -> None:
+        """Keep the visit of a key or session for some time only, unless the visitor comes back."""
+        with self._changed:
+            for visit in self._visits:
+                if name in (visit.key, visit.session):
+                    end = time.monotonic() + seconds
+                    visit.deadline = min(visit.deadline or end, end)
+
+    def sweep(self) -> None:
+        """Delete the files of visitors who have not come back, and uploads that were broken off."""
+        with self._changed:
+            now = time.monotonic()
+            ended = [visit for visit in self._visits if visit.deadline is not None and visit.deadline < now]
+            self._visits = [visit for visit in self._visits if visit not in ended]
+            folders = {visit.folder for visit in self._visits}
+        for visit in ended:
+            self.cancel(visit)
+            self._delete(visit.folder)
+        for path in set(self.folder.iterdir()) - folders:
+            with contextlib.suppress(FileNotFoundError):  # an upload was completed meanwhile
+                if path.stat().st_mtime < time.time() - LOST:
+                    self._delete(path)
+
+    def close(self) -> None:
+        """Stop all work, and write nothing any more."""
+        for job in self._queue:
+            job.stop.set()
+        self._disk.acquire()
+
+    def choose(self, visit: Visit, files: Sequence[Path]) -> None:
+        """Take images into a visit, in place of those before and of their result.
+
+        Raises:
+            UserError: There is none, or the first cannot be used.
+        """
+        self.cancel(visit)
+        visit.count, visit.before, visit.text, visit.job = 0, None, "", None
+        for old in visit.folder.iterdir():
+            self._delete(old)
+        source = visit.folder / "in"
+        for number, file in enumerate(files):
+            target = source / file.name
+            if target.exists():  # the same name in another folder
+                target = source / str(number) / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+        try:
+            images, left_out = find_jobs(str(source), visit.folder / "out", recursive=True)
+            picture = self._read(images[0].source)
+        except UserError as error:
+            raise UserError(str(error).replace(str(source), "what was chosen")) from error
+        visit.before = self._show(picture, visit.folder / "before")
+        visit.count = len(images)
+        height, width = picture.colour.shape[:2]
+        visit.text = f"{images[0].source.name}: {width} x {height} pixels"
+        visit.text += f", the first of {len(images)} images" if len(images) > 1 else ""
+        visit.text += f"; {describe_left_out(left_out)}" if left_out else ""
+
+    def start(self, visit: Visit, task: Task) -> None:
+        """Put the work on a visit's images at the end of the queue.
+
+        Raises:
+            UserError: There are no images, or no such model.
+        """
+        if not visit.count:
             raise UserError("choose an image first")
-        self.cancel(session)
-        visitor = self.keep(session, image)
-        stop = visitor.stop = threading.Event()
-        progress, outcome = [0.0], list[Result | BaseException]()
+        if unknown := {task.model, task.other or task.model} - set(self.models):
+            raise UserError(f"unknown model {unknown.pop()!r}")
+        self.cancel(visit)
+        self._delete(visit.folder / "out")
+        visit.job = Job(task, visit.folder, visit.count)
+        with self._changed:
+            self._queue.append(visit.job)
+            self._changed.notify()
+
+    def cancel(self, visit: Visit) -> None:
+        """Stop the work of a visit; of a running image the current tile is completed unseen."""
+        if visit.job and not visit.job.text:
+            visit.job.stop.set()
+
+    def status(self, visit: Visit) -> str:
+        """Return what the page says: of the images, of the work, or of its end."""
+        job = visit.job
+        if job is None or job.text:
+            return job.text if job else visit.text
+        with self._changed:
+            ahead = self._queue[: self._queue.index(job)] if job in self._queue else []
+        images = sum(other.count - int(other.share * other.count) for other in ahead if other.is_active)
+        if job.stop.is_set():
+            return "Cancelled."
+        if images:
+            return f"waiting: {images} image{'s' if images > 1 else ''} before yours"
+        if not job.started:
+            return "Loading the model"
+        text = f"Working: {job.share:.0%}"
+        if job.count > 1:
+            text += f", image {min(int(job.share * job.count) + 1, job.count)} of {job.count}"
+        if job.share:
+            text += f", {duration((time.monotonic() - job.started) * (1 / job.share - 1))} left"
+        return text
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue)
+                job = self._queue[0]
+            try:
+                text = self._upscale(job)
+            except Cancelled:
+                text = "Cancelled."
+            except BaseException as error:
+                text = explain(error)
+            with self._changed:
+                job.text = text
+                self._queue.remove(job)
+
+    def _upscale(self, job: Job) -> str:
+        """Upscale the images of a job, and return what to say; of several, those that fail are named."""
+        if job.stop.is_set():
+            raise Cancelled
+        task, upscaler, out = job.task, self.upscaler(job.task), job.folder / "out"
+        job.engine = self.engine
+        scale = task.outscale or upscaler.scale
+        suffix = f"{'_crop' if task.is_trial else ''}_x{scale:g}"
+        images, _ = find_jobs(str(job.folder / "in"), out / "all", recursive=True, suffix=suffix, ext=task.ext)
+        job.started = time.monotonic()
+        written: list[Path] = []
+        failed: list[str] = []
+        size = ""
 
         def on_tile(done: int, total: int) -> None:
-            progress[0] = done / total
-            if stop.is_set():
+            job.share = (len(written) + len(failed) + done / total) / len(images)
+            if job.stop.is_set():
                 raise Cancelled
 
-        def work() -> None:
+        for image in images:
             try:
-                outcome.append(self._upscale(image, task, visitor.folder, on_tile))
-            except BaseException as error:
-                outcome.append(error)
-            if self._sessions.get(session) is not visitor:  # closed meanwhile
-                shutil.rmtree(visitor.folder, ignore_errors=True)
+                picture = self._read(image.source)
+                picture = crop_middle(picture, CROP) if task.is_trial else picture
+                upscaled = upscale_picture(picture, upscaler, outscale=scale, alpha_mode=task.alpha, on_tile=on_tile)
+                data = encode_picture(upscaled, image.target.suffix, task.quality)
+            except UserError as error:
+                if len(images) == 1:
+                    raise
+                failed.append(f"{image.source.name}: {error}")
+                continue
+            self._write(data, image.target, job)
+            if not written:
+                job.shown = self._show(picture, out / "before", job), self._show(upscaled, out / "after", job)
+                size = "{1} x {0} pixels".format(*upscaled.colour.shape)
+            written.append(image.target)
+        if not written:
+            raise UserError(shorten(failed))
+        job.result = written[0]
+        if len(images) > 1:
+            size = f"{len(written)} of {len(images)} images"
+            job.result = out / f"upscaled{suffix}.zip"
+            with self._disk, zipfile.ZipFile(job.result, "w") as archive:
+                for path in written:
+                    archive.write(path, path.relative_to(out / "all"))
+        size += f", {job.result.stat().st_size / 1e6:.1f} MB"
+        return " ".join([f"Done in {duration(time.monotonic() - job.started)}: {size}.", *failed])
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            while thread.is_alive() and not stop.is_set():
-                yield progress[0]
-                thread.join(POLL_SECONDS)
-        finally:
-            stop.set()  # the visitor has left
-        if not outcome or self._sessions.get(session) is not visitor:
-            raise Cancelled
-        if isinstance(outcome[0], BaseException):
-            raise outcome[0]
-        yield outcome[0]
-
-    def _upscale(self, image: Path, task: Task, folder: Path, on_tile: OnTile) -> Result:
-        upscaler = self._upscaler(task)
-        try:
-            picture = read_picture(image, self.max_pixels)
-        except BadImageError as error:
-            raise UserError(f"the image {error}") from error
-        picture = crop_middle(picture, CROP) if task.is_trial else picture
-        upscaled = upscale_picture(picture, upscaler, alpha_mode=task.alpha, on_tile=on_tile)
-        earlier = list(folder.iterdir())
-        place = Path(tempfile.mkdtemp(dir=folder))
-        name = f"{image.stem}_{'crop_' if task.is_trial else ''}x{upscaler.scale}.png"
-        result = Result(place / "before.png", place / name)
-        write_picture(picture, result.before)
-        write_picture(upscaled, result.after)
-        for old in earlier:
-            shutil.rmtree(old, ignore_errors=True)
-        return result
-
-    def _upscaler(self, task: Task) -> Upscaler:
+    def upscaler(self, task: Task) -> Upscaler:
         """Return the network, which stays loaded until another one is asked for."""
         names = [task.model] if task.other is None else [task.model, task.other]
-        if unknown := [name for name in names if name not in self.models]:
-            raise UserError(f"unknown model {unknown[0]!r}")
         strength = None if task.other is None else task.strength
         key = (*names, strength)
         if self._loaded is None or self._loaded[0] != key:
@@ -207,7 +317,40 @@ class Page:
                 warn=print,
             )
             self._loaded = key, Upscaler(engine, tile=self.tile, warn=print)
+            self.engine = engine.title.partition(" (converted")[0]
         return self._loaded[1]
+
+    def _read(self, path: Path) -> Picture:
+        try:
+            return read_picture(path, self.max_pixels, print)
+        except BadImageError as error:
+            raise UserError(f"the image {error}") from error
+
+    def _show(self, picture: Picture, path: Path, job: Job | None = None) -> Path:
+        """Write a picture as the page shows it."""
+        height, width = picture.colour.shape[:2]
+        factor = min(SHOWN / max(height, width), 1)
+        size = max(round(height * factor), 1), max(round(width * factor), 1)
+        alpha = None if picture.alpha is None else resize(picture.alpha, *size)
+        path = path.with_suffix(".jpg" if alpha is None and height * width > 1e6 else ".png")
+        small = replace(picture, colour=resize(picture.colour, *size), alpha=alpha)
+        return self._write(encode_picture(small, path.suffix), path, job)
+
+    def _write(self, data: bytes, path: Path, job: Job | None) -> Path:
+        """Write a file of a visitor who is still there and has not cancelled."""
+        with self._disk:
+            if job and job.stop.is_set():
+                raise Cancelled
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return path
+
+    def _delete(self, path: Path) -> None:
+        with self._disk:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def crop_middle(picture: Picture, side: int) -> Picture:
@@ -218,80 +361,17 @@ def crop_middle(picture: Picture, side: int) -> Picture:
     return replace(picture, colour=picture.colour[rows, columns], alpha=alpha)
 
 
-def build(page: Page) -> Any:
-    """Build the Gradio page (``gradio.Blocks``) for ``page``.
-
-    Raises:
-        UserError: Gradio is not installed.
-    """
-    if gr is None:
-        raise UserError("the page needs Gradio: pip install 'dp_basicsr[webui]'")
-
-    def run(is_trial: bool) -> Callable[..., Iterator[list[Any]]]:
-        def handle(
-            image: str | None, model: str, other: str, strength: float, alpha: AlphaMode, request: gr.Request
-        ) -> Iterator[list[Any]]:
-            task = Task(model, alpha, None if other == ALONE else other, strength, is_trial)
-            yield from _show(page, str(request.session_hash), None if image is None else Path(image), task)
-
-        return handle
-
-    def keep(image: str | None, request: gr.Request) -> None:
-        page.keep(str(request.session_hash), None if image is None else Path(image))
-
-    def cancel(request: gr.Request) -> None:
-        page.cancel(str(request.session_hash))
-
-    def close(request: gr.Request) -> None:
-        page.close(str(request.session_hash))
-
-    names, has_two = list(page.models), len(page.models) > 1
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
-        gr.Markdown(f"# {TITLE}\nUp to {page.max_pixels / 1e6:g} megapixels, 8 or 16 bits, PNG, JPEG, WebP or TIFF.")
-        with gr.Row():
-            with gr.Column(scale=1):
-                image = gr.File(label="Image", file_count="single", type="filepath", elem_id="image")
-                model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
-                other = gr.Dropdown([ALONE, *names], value=ALONE, label="Blend with", elem_id="other", visible=has_two)
-                strength = gr.Slider(
-                    0, 1, STRENGTH, step=0.05, label="Strength: share of the second model", elem_id="strength",
-                    visible=has_two,
-                )  # fmt: skip
-                alpha = gr.Radio(list(get_args(AlphaMode)), value="model", label="Transparency")
-                with gr.Row():
-                    start = gr.Button("Upscale", variant="primary", elem_id="start")
-                    trial = gr.Button("Try a crop", elem_id="trial")
-                    stop = gr.Button("Cancel", interactive=False, elem_id="stop")
-                status = gr.Markdown("", elem_id="status")
-                download = gr.DownloadButton("Download", interactive=False, elem_id="download")
-            with gr.Column(scale=3):
-                slider = gr.ImageSlider(label="Before and after", type="filepath", interactive=False, elem_id="slider")
-        inputs, outputs = [image, model, other, strength, alpha], [status, slider, download, stop]
-        for button in (start, trial):
-            button.click(
-                run(button is trial), inputs, outputs, show_progress="hidden", concurrency_limit=1, concurrency_id="run"
-            )
-        stop.click(cancel, None, None, queue=False)
-        image.upload(keep, image, None, queue=False)
-        blocks.unload(close)
-    return blocks
+def duration(seconds: float) -> str:
+    """Describe a time: ``42 s``, ``3 min``, ``1 h 20 min``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def _show(page: Page, session: str, image: Path | None, task: Task) -> Iterator[list[Any]]:
-    """Yield what status, slider, download and cancel show while an image is upscaled."""
-    idle, busy = gr.update(interactive=False), gr.update(interactive=True)
-    start = time.monotonic()
-    try:
-        for step in page.upscale(session, image, task):
-            if isinstance(step, Result):
-                size = "{} x {} pixels".format(*Image.open(step.after).size)
-                done = f"Done in {time.monotonic() - start:.0f} s: {size}."
-                both = str(step.before), str(step.after)
-                yield [done, both, gr.update(value=both[1], interactive=True), idle]
-            else:
-                yield [f"Working: {step:.0%}", gr.skip(), gr.update(interactive=False), busy]
-    except Cancelled:
-        yield ["Cancelled.", gr.skip(), gr.skip(), idle]
-    except Exception as error:  # shown to the visitor, whatever it is
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        yield [f"**Not done:** {kind}{error}", gr.skip(), gr.skip(), idle]
+def explain(error: BaseException) -> str:
+    """Describe an error to a visitor, whatever it is; one that is not the visitor's is also printed."""
+    if isinstance(error, UserError):
+        return f"Not done: {error}"
+    traceback.print_exception(error)
+    return f"Not done: {type(error).__name__}: {error}"

@@ -13,7 +13,7 @@ FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP",
     ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP",
 }  # fmt: skip
-READ_SUFFIXES = (*FORMATS, ".gif", ".apng")  # upscaling: results of the last two are PNG files
+READ_SUFFIXES = (*FORMATS, ".gif", ".apng", ".avif")  # upscaling: results of the last three are PNG files
 IMAGE_SUFFIXES = (*FORMATS, ".gif")  # training: what OpenCV reads
 LOSSLESS_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 QUALITY = 95  # of JPEG and WebP

@@ -13,9 +13,9 @@ from dp_basicsr.images.files import BadImageError
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
-READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *(["AVIF"] if features.check("avif") else []))
 ORIENTATION = 0x0112  # the EXIF tag
 # EXIF orientation -> transpose first, then flip vertically, then horizontally (Exif 2.32, 4.6.4).
 _UPRIGHT = {

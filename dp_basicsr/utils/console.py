@@ -33,13 +33,19 @@ def require_paths(paths: Sequence[Path], what: str) -> None:
 
 @contextlib.contextmanager
 def data_command() -> Iterator[None]:
-    """Run a command: exit code 2 on a UserError, 130 on Ctrl-C, 143 on SIGTERM, after removing partial results."""
-    previous = signal.signal(signal.SIGTERM, exit_on_signal)
+    """Run a command: exit code 2 on a UserError, 130 on Ctrl-C, 143 on SIGTERM, after removing partial results.
+
+    SIGHUP (a closed terminal) ends it like SIGTERM, but not under nohup.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, exit_on_signal) for number in handled}
     try:
         with exit_on_user_error("interrupted: partial results have been removed"):
             yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class _Terminal(io.FileIO):

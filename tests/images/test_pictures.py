@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 
 from tests.support.fuzz import draws
 from tests.support.images import damage
@@ -65,6 +65,19 @@ def test_transparency_of_a_palette(suffix: str) -> None:
     assert picture.alpha is not None
     assert np.array_equal(picture.alpha == 0, np.asarray(source) == 3)
     assert not picture.gray
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+def test_avif_is_read_as_pillow_shows_it() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.dstack([RGB, ALPHA])).save("in.avif", exif=exif, icc_profile=ICC)
+    picture = read_picture(Path("in.avif"))
+    assert picture.alpha is not None
+    shown = np.asarray(ImageOps.exif_transpose(Image.open("in.avif")))
+    assert np.array_equal(np.dstack([picture.colour, picture.alpha]), shown)
+    assert shown.shape == (9, 6, 4)
+    assert picture.icc == ICC
 
 
 def test_transparent_colour_of_png() -> None:
