@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dp_basicsr.data.downloads.catalogue import SOURCES
+from dp_basicsr.data.downloads.catalogue import SOURCES, download_dataset
 from dp_basicsr.errors import UserError
 from dp_basicsr.options import add_import_argument, import_modules, read_options
 from dp_basicsr.utils.arguments import Parser
@@ -19,19 +19,21 @@ if TYPE_CHECKING:
 
 
 def download(argv: Sequence[str] | None = None) -> int:
-    """Download DIV2K and the benchmarks into datasets/: resumable, verified, safely unpacked."""
+    """Download DIV2K and the benchmarks into datasets/, and make the benchmarks' LR images: resumable and verified."""
     parser = Parser(download.__doc__)
     add = parser.add_argument
     add("names", nargs="+", metavar="NAME", help=f"one or several of {', '.join(SOURCES)}")
     add("--root", type=Path, default=Path("datasets"), help="folder of the data sets")
     add("--base-url", help="download the archives, with the same file names, from this mirror")
+    add("--scale", type=int, nargs="+", default=[4], help="scales of the benchmarks' LR images")
     add("--keep-archive", action="store_true", help="keep the archives after unpacking")
     args = parser.parse_args(argv)
     with data_command():
-        from dp_basicsr.data.downloads.datasets import download_dataset
-
         for name in args.names:
-            print(download_dataset(name, args.root, base_url=args.base_url, keep_archive=args.keep_archive), flush=True)
+            summary = download_dataset(
+                name, args.root, base_url=args.base_url, keep_archive=args.keep_archive, scales=args.scale
+            )
+            print(summary, flush=True)
     return 0
 
 

@@ -176,7 +176,7 @@ def test_download_puts_a_benchmark_into_its_folder(tmp_path: Path, mirror: tuple
     pack(folder / "Set5_HR.tar.gz", [f"Set5_HR/{name}.png" for name in ("baby", "bird", "butterfly", "head", "woman")])
     code, out, err = run("download_datasets.py", "set5", "--base-url", address, folder=tmp_path)
     assert (code, err) == (0, "")
-    assert out.startswith("datasets/Set5/GT: 5 images\nnext: python scripts/make_lr.py -i datasets/Set5/GT")
+    assert out.startswith("datasets/Set5/GT: 5 images\ndatasets/Set5/LRbicx4: 5 images, ")
     assert len(list((tmp_path / "datasets" / "Set5" / "GT").iterdir())) == 5
     assert [path.name for path in (tmp_path / "datasets").iterdir()] == ["Set5"]
     code, out, _ = run("download_datasets.py", "set5", "--base-url", address, folder=tmp_path)

@@ -1,4 +1,4 @@
-"""Addresses, sizes and checksums of the data sets.
+"""Download the data sets: addresses, sizes, checksums, and where the option files expect the images.
 
 DIV2K: the challenge's own server; sizes and SHA-256 as published by TensorFlow Datasets (``div2k/checksums.tsv``).
 Benchmarks: the original pages are gone or serve results rather than images. The addresses point to a public mirror
@@ -9,8 +9,12 @@ and the number of images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.utils.arguments import advise
 
 _DIV2K = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
 _MIRROR = "https://huggingface.co/datasets/eugenesiow"
@@ -31,7 +35,8 @@ class DatasetSource:
         images: Number of images.
         size: Size of the archive in bytes, if published.
         checksum: ``sha256:...`` or ``md5:...`` of the archive, if published.
-        next_step: Command that prepares the data from it, and its arguments.
+        next_step: Command that prepares training data from it, and its arguments; None for a test set, whose LR images
+            are made at once.
         by_hand: What to do if the address does not answer.
     """
 
@@ -71,7 +76,6 @@ def _benchmark(name: str, images: int, revision: str, checksum: str | None = Non
         target=PurePosixPath(name, "GT"),
         images=images,
         checksum=checksum,
-        next_step=("data lr", f"-i {{root}}/{name}/GT -o {{root}}/{name}/LRbicx4 --scale 4"),
         by_hand=_BY_HAND,
     )
 
@@ -97,3 +101,63 @@ SOURCES: dict[str, DatasetSource] = {
         "Urban100", 100, "57309de03db02ac12ee09ad6127e7b815c211328", "md5:65d9d84a34b72c6f7ca1e26a12df1e4c"
     ),
 }
+
+
+def download_dataset(
+    name: str, root: Path, *, base_url: str | None = None, keep_archive: bool = False, scales: Sequence[int] = (4,)
+) -> str:
+    """Download the data set ``name`` to its place below ``root``, and make a test set's LR images.
+
+    Args:
+        name: A key of ``SOURCES``.
+        root: Root folder of the data sets.
+        base_url: Download the archive of the same file name from this URL instead (a mirror).
+        keep_archive: Keep the archive in ``root`` after unpacking.
+        scales: Of a test set's LR images, ``LRbicx<scale>``; folders that exist are left as they are.
+
+    Returns:
+        A summary, and for a training set the next command.
+
+    Raises:
+        UserError: The name is unknown, the download failed (the message explains the manual download), the archive is
+            wrong or dangerous, or the target folder has other content.
+    """
+    if name not in SOURCES:
+        raise UserError(f"unknown data set '{name}', expected one of {', '.join(SOURCES)}")
+    # These take a while, and --help lists SOURCES.
+    from dp_basicsr.data.downloads.archives import unpack_images
+    from dp_basicsr.data.downloads.fetch import fetch
+    from dp_basicsr.images.files import find_images
+
+    source = SOURCES[name]
+    target = root / source.target
+    lines = [f"{target}: {source.images} images"]
+    if target.exists():
+        count = len(find_images(target))
+        if count != source.images:
+            raise UserError(
+                f"{target} already exists with {count} images, expected {source.images}: move it away first"
+            )
+        lines = [f"{target}: already exists, {source.images} images"]
+    else:
+        url = f"{base_url.rstrip('/')}/{source.file_name}" if base_url else source.url
+        try:
+            archive = fetch(url, root / source.file_name, size=source.size, checksum=source.checksum)
+        except UserError as error:
+            raise UserError(f"{error}\n{source.by_hand}; put the {source.images} images into {target}") from error
+        unpack_images(archive, source.folder, target, source.images)
+        if not keep_archive:
+            archive.unlink()
+    if source.next_step:
+        return "\n".join([*lines, f"next: {advise(*source.next_step).format(root=root)}"])
+    for scale in scales:
+        lr = target.parent / f"LRbicx{scale}"
+        if lr.exists():
+            lines.append(f"{lr}: already exists")
+            continue
+        from dp_basicsr.data.preparation.convert import make_lr
+        from dp_basicsr.data.preparation.jobs import PrepJob
+
+        (written,) = make_lr(target, lr, scale, PrepJob()).written
+        lines.append(str(written))
+    return "\n".join(lines)

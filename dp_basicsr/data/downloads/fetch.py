@@ -7,7 +7,6 @@ import hashlib
 import http.client
 import os
 import re
-import shutil
 import ssl
 import time
 import urllib.error
@@ -124,20 +123,16 @@ def _receive(url: str, part: Path, size: int | None) -> None:
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and offset:  # no bytes after ours: complete, or a different file
-            _settle_416(error, part, offset)
+        # 416: no bytes after ours. The part is complete, or it is longer than the file.
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{offset}":
             return
+        if error.code == 416 and offset:
+            part.unlink()
+            raise _IncompleteError("the part was longer than the file; starting again") from error
         raise
     with response:
         offset, total = _position(url, response, offset, size)
         _append(response, part, offset, total)
-
-
-def _settle_416(error: urllib.error.HTTPError, part: Path, offset: int) -> None:
-    total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-    if not (total and int(total[1]) == offset):
-        part.unlink()
-        raise _IncompleteError("the part was longer than the file; starting again")
 
 
 def _position(url: str, response: http.client.HTTPResponse, offset: int, size: int | None) -> tuple[int, int | None]:
@@ -158,9 +153,6 @@ def _position(url: str, response: http.client.HTTPResponse, offset: int, size: i
 
 
 def _append(response: http.client.HTTPResponse, part: Path, offset: int, total: int | None) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if total is not None and total - offset > free:
-        raise UserError(f"{part.name} needs {total - offset:,} more bytes, {free:,} are free in {part.parent}")
     received = offset
     with (
         part.open("r+b" if part.exists() else "wb") as file,

@@ -84,11 +84,12 @@ class PairTask:
 
 @dataclass(frozen=True)
 class ReadPair:
-    """The problems of one pair, and a digest of its pixels if both images were read."""
+    """The problems of one pair; if both images were read, a digest of their pixels, and thumbnails if sizes fit."""
 
     gt: str
-    problems: tuple[BadData, ...]
-    digest: bytes | None
+    problems: tuple[BadData, ...] = ()
+    digest: bytes | None = None
+    thumbnails: NDArray[np.float32] | None = None
 
 
 def paired_sets(opt: dict[str, Any]) -> Iterator[tuple[str, PairedSet]]:
@@ -129,17 +130,21 @@ def check_set(what: PairedSet, workers: int | None = None) -> Checked:
     tasks, unpaired = _pair(what, gt, lq)
     checked.problems += unpaired
     first: dict[bytes, str] = {}
+    pairs: list[ReadPair] = []
     with closing(ordered_map(read_pair, tasks, workers or available_cpus())) as results:
         for pair in tqdm(results, total=len(tasks), unit="pair", disable=None):
             checked.pairs += 1
             checked.problems += pair.problems
             if pair.digest is not None and first.setdefault(pair.digest, pair.gt) != pair.gt:
                 checked.problems.append(BadData("duplicate", pair.gt, f"has the same pixels as {first[pair.digest]}"))
+            if pair.thumbnails is not None:
+                pairs.append(pair)
+    checked.problems += _other_pictures(pairs)
     return checked
 
 
 def read_pair(task: PairTask) -> ReadPair:
-    """Read both images of a pair and compare their sizes and orientations."""
+    """Read both images of a pair and compare their sizes and what they show."""
     whole = task.gt_size is None
     problems: list[BadData] = []
     images: list[NDArray[np.uint8]] = []
@@ -149,26 +154,74 @@ def read_pair(task: PairTask) -> ReadPair:
         except BadImageError as error:
             problems.append(BadData("unreadable", str(source), str(error)))
     if len(images) < 2:
-        return ReadPair(str(task.gt), tuple(problems), None)
+        return ReadPair(str(task.gt), tuple(problems))
     text = _misfit(images[0], images[1], task)
     turned = [source for source in (task.gt, task.lq) if source.is_turned()]
     if text:
         hint = f"; the EXIF orientation of {' and '.join(map(str, turned))} is applied" if turned else ""
         problems.append(BadData("size", str(task.gt), text + hint))
-    elif turned and not _same_way_up(*images):
-        text = f"{' and '.join(map(str, turned))} is rotated by its EXIF orientation, but the other image is not"
+    thumbnails = None if text else np.stack([_thumbnail(image) for image in images])
+    if thumbnails is not None and (way := _way_up(*thumbnails)):
+        text = f"its LQ is {way}"
+        if turned:
+            text = f"{' and '.join(map(str, turned))} is rotated by its EXIF orientation, but the other image is not"
         problems.append(BadData("orientation", str(task.gt), text))
+        thumbnails = None
     digest = hashlib.blake2b(digest_size=16)
     for image in images:
         digest.update(repr(image.shape).encode() + image.tobytes())
-    return ReadPair(str(task.gt), tuple(problems), digest.digest())
+    return ReadPair(str(task.gt), tuple(problems), digest.digest(), thumbnails)
 
 
-def _same_way_up(gt: NDArray[np.uint8], lq: NDArray[np.uint8]) -> bool:
-    """Whether the pair matches best without rotating or mirroring one image."""
-    small_gt, small_lq = (cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA).astype(float) for image in (gt, lq))
-    ways = [np.rot90(image, times) for image in (small_lq, small_lq[:, ::-1]) for times in range(4)]
-    return int(np.argmin([np.abs(small_gt - way).mean() for way in ways])) == 0
+def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return 16 x 16 gray values: noise and compression of a degraded LQ average out, what it shows does not."""
+    gray = image if image.ndim == 2 else image.mean(axis=2)
+    return np.asarray(cv2.resize(gray.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """Return the correlation of two thumbnails, which brightness and contrast do not change; 1 if both are flat."""
+    deviations = float(first.std()), float(second.std())
+    if max(deviations) < 4:  # nothing to compare but the colour
+        return float(abs(first.mean() - second.mean()) < 64)
+    if min(deviations) < 0.5:
+        return 0.0
+    return float(((first - first.mean()) * (second - second.mean())).mean()) / (deviations[0] * deviations[1])
+
+
+def _way_up(gt: NDArray[np.float32], lq: NDArray[np.float32]) -> str:
+    """Return how the LQ is turned or mirrored; empty if it is upright, or fits no way clearly better."""
+    ways = {
+        " and ".join([*mirrored, *([f"rotated clockwise by {90 * times} degrees"] if times else [])]): (
+            # The LQ as it was before: turned back, then mirrored.
+            np.rot90(lq, times)[:, ::-1] if mirrored else np.rot90(lq, times)
+        )
+        for mirrored in ([], ["mirrored"])
+        for times in range(4)
+    }
+    fits = {way: _likeness(gt, image) for way, image in ways.items()}
+    best = max(fits, key=lambda way: fits[way])
+    # Nearly symmetric pictures fit several ways, so the error must be less than half.
+    return best if fits[best] > 0.7 and 1 - fits[best] < (1 - fits[""]) / 2 and fits[best] > fits[""] + 0.01 else ""
+
+
+def _other_pictures(pairs: list[ReadPair]) -> Iterator[BadData]:
+    """Yield the pairs whose LQ shows something else than the GT, with the GT that it belongs to, if there is one."""
+    thumbnails = [pair.thumbnails for pair in pairs if pair.thumbnails is not None]
+    every_gt = np.zeros((len(pairs), 256), np.float32)
+    for row, (gt, _) in zip(every_gt, thumbnails, strict=True):
+        if gt.std() >= 4:
+            row[:] = ((gt - gt.mean()) / (256 * gt.std())).ravel()
+    for pair, (gt, lq) in zip(pairs, thumbnails, strict=True):
+        like = _likeness(gt, lq)
+        if like > 0.9:
+            continue
+        others = every_gt @ (lq - lq.mean()).ravel() / max(float(lq.std()), 0.5)
+        best = int(np.argmax(others))
+        if others[best] > 0.7 and 1 - others[best] < (1 - like) / 2:
+            yield BadData("content", pair.gt, f"its LQ shows what {pairs[best].gt} shows")
+        elif like < 0.5:
+            yield BadData("content", pair.gt, "its LQ does not show the same picture")
 
 
 def _misfit(gt: NDArray[np.uint8], lq: NDArray[np.uint8], task: PairTask) -> str | None:

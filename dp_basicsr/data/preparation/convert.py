@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dp_basicsr.data.imresize import downsample
-from dp_basicsr.data.preparation.folder_writer import FolderWriter
 from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, commit_all, process_images
-from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
 from dp_basicsr.data.preparation.records import Record, RecordForm, check_keys, make_record
+from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter
 from dp_basicsr.data.sources import ImageSource, find_sources
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import LOSSLESS_SUFFIXES, BadImage, BadImageError, find_images, left_out

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dp_basicsr.data.preparation.folder_writer import FolderWriter
 from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, commit_all, process_images
-from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
 from dp_basicsr.data.preparation.records import RecordForm, RecordSink, check_keys, check_stems
 from dp_basicsr.data.preparation.subimages import CutImage, ImageTask, Window, cut_image, subimage_key
+from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import IMAGE_SUFFIXES, find_images, left_out
 from dp_basicsr.utils.arguments import advise

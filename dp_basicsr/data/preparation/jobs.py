@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -43,19 +42,6 @@ class PrepJob:
             raise UserError(f"expected a PNG compression from 0 to 9, got {self.compression}")
         if self.workers is not None and self.workers < 1:
             raise UserError(f"expected at least 1 worker, got {self.workers}")
-
-
-def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that ``job_from`` reads."""
-    parser.add_argument("--workers", type=int, help="number of processes (default: all CPUs available to this process)")
-    parser.add_argument("--compression", type=int, default=1, help="PNG compression level, 0 (none) to 9 (slowest)")
-    parser.add_argument("--skip-bad", action="store_true", help="report and skip images that cannot be used")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing output once the new one is complete")
-
-
-def job_from(args: argparse.Namespace) -> PrepJob:
-    """Convert parsed arguments to a ``PrepJob``."""
-    return PrepJob(args.workers, args.skip_bad, args.overwrite, args.compression)
 
 
 @dataclass(frozen=True)

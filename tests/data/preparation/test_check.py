@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from scripts import check_dataset
+from tests.support.fuzz import draws
 from tests.support.images import ImageFolder, smooth_noise
 
 ONE = PrepJob(workers=1)
@@ -27,8 +30,7 @@ ONE = PrepJob(workers=1)
 @pytest.fixture
 def good(image_folder: ImageFolder, tmp_path: Path) -> Path:
     """GT and LQ, x4, of five pairs."""
-    image_folder("GT", **{f"i{number}": (40, 48) for number in range(5)})
-    image_folder("LQ", **{f"i{number}": (10, 12) for number in range(5)})
+    make_lr(image_folder("GT", **{f"i{number}": (40, 48) for number in range(5)}), tmp_path / "LQ", 4, ONE)
     return tmp_path
 
 
@@ -103,7 +105,7 @@ def test_every_fault_in_an_lmdb_is_named(good: Path) -> None:
 
 def test_a_test_set_may_have_a_remainder_and_gray_images(good: Path) -> None:
     cv2.imwrite(str(good / "GT" / "i0.png"), smooth_noise(43, 49, 0))
-    cv2.imwrite(str(good / "GT" / "i1.png"), np.zeros((40, 48), np.uint8))
+    cv2.imwrite(str(good / "GT" / "i1.png"), np.asarray(cv2.imread(str(good / "GT" / "i1.png"), cv2.IMREAD_GRAYSCALE)))
     cv2.imwrite(str(good / "GT" / "i2.png"), smooth_noise(44, 48, 0))
     assert [name for _, name, _ in check(good, None)] == ["i2.png"]
     assert [name for _, name, _ in check(good)] == ["i0.png", "i2.png", "i1.png"]
@@ -197,6 +199,44 @@ def test_a_pair_with_only_one_image_rotated_by_exif_is_reported(
     make_lr(tmp_path / "GT", tmp_path / "made", 4, ONE)
     what = PairedSet(tmp_path / "GT", tmp_path / "made", 4, 32)
     assert check_set(what, 1).problems == [], "our own LR image is turned as training turns the GT"
+
+
+CHANGES: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "is mirrored": lambda image: image[:, ::-1],
+    "is rotated clockwise by 90 degrees": lambda image: np.rot90(image, -1),
+    "is rotated clockwise by 180 degrees": lambda image: np.rot90(image, 2),
+    "is rotated clockwise by 270 degrees": np.rot90,
+    "is mirrored and rotated clockwise by 180 degrees": lambda image: image[::-1],
+    "does not show the same picture": np.zeros_like,
+}
+
+
+def test_an_lq_that_shows_something_else_is_named_and_a_degraded_one_is_not(tmp_path: Path) -> None:
+    for rng in draws(8):
+        shutil.rmtree(tmp_path / "GT", ignore_errors=True)
+        shutil.rmtree(tmp_path / "LQ", ignore_errors=True)
+        noise, expected = np.random.default_rng(rng.randrange(10**6)), []
+        side = rng.choice([128, 160, 192])
+        coarse = [noise.integers(0, 256, (6, 6, 3), dtype=np.uint8) for _ in range(6)]
+        pictures = [cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC) for image in coarse]
+        small = [cv2.resize(gt, (side // 4, side // 4), interpolation=cv2.INTER_AREA) for gt in pictures]
+        # As real and blind degradations do: noise, contrast, brightness, a shift of a pixel.
+        lq = [image * rng.uniform(0.6, 1) + rng.uniform(0, 40) + noise.normal(0, 8, image.shape) for image in small]
+        lq = [np.roll(image, rng.choice([0, 1]), axis=1).clip(0, 255).astype(np.uint8) for image in lq]
+        wrong, other, changed = rng.sample(range(6), 3)
+        if rng.random() < 0.7:
+            lq[wrong], lq[other] = lq[other], lq[wrong]
+            expected += [("content", number, f"shows what {tmp_path}/GT/{partner}.png shows")
+                         for number, partner in ((wrong, other), (other, wrong))]  # fmt: skip
+        if rng.random() < 0.7:
+            said = rng.choice(list(CHANGES))
+            lq[changed] = np.ascontiguousarray(CHANGES[said](lq[changed]))
+            expected.append(("content" if "show" in said else "orientation", changed, said))
+        for name, images in (("GT", pictures), ("LQ", lq)):
+            (tmp_path / name).mkdir()
+            for number, image in enumerate(images):
+                cv2.imwrite(str(tmp_path / name / f"{number}.png"), image)
+        assert check(tmp_path) == sorted((kind, f"{number}.png", f"its LQ {said}") for kind, number, said in expected)
 
 
 def test_an_option_file_without_pairs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.preparation.folder_writer import FolderWriter
-from dp_basicsr.data.preparation.lmdb_writer import LmdbWriter
 from dp_basicsr.data.preparation.records import Record, check_keys, png_record, raw_record
+from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.staging import StagedFolder
 
