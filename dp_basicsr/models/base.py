@@ -82,15 +82,10 @@ class PluginModel(BaseModel):
             get_root_logger().info(balancer.description())
         self.step = TrainingStep(train, self.device, balancer)
         if train["checkpointing"]:
-            # Recompute the inside of each RRDB (ours, BasicSR's or spandrel's) in the backward pass instead of keeping
-            # its activations. The results are unchanged. RRDBs use no random numbers, so no random state is kept.
-            net = self.get_bare_model(self.net_g)
-            blocks = [module for module in net.modules() if type(module).__name__ == "RRDB"]
-            if not blocks:
-                expected = "train: checkpointing: expected a network of RRDBs such as RRDBNetDP"
-                raise UserError(f"{expected}, got {type(net).__name__}")
-            for block in blocks:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+            # Recompute the inside of each block in the backward pass instead of keeping its activations: the same
+            # results, because a block's random numbers (dropout, drop path) are drawn again from the same state.
+            for block in repeated_blocks(self.get_bare_model(self.net_g)):
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
         super().init_training_settings()
         if self.cri_perceptual is not None and train["channels_last"]:
             self.cri_perceptual.to(memory_format=torch.channels_last)
@@ -203,3 +198,23 @@ class PluginModel(BaseModel):
     def test(self) -> None:
         """Set ``self.output`` to the validated network's result for ``self.lq``; see ``Validator.upscale``."""
         self.output = self.validator.upscale(getattr(self, "net_g_ema", self.net_g), self.lq)
+
+
+def repeated_blocks(net: nn.Module) -> list[nn.Module]:
+    """Return the blocks in a network's lists of blocks, such as its RRDBs; of nested ones the outer ones.
+
+    Raises:
+        UserError: There are none, or they contain batch-norm, whose statistics a second pass would change.
+    """
+    blocks: dict[str, nn.Module] = {}
+    for name, module in net.named_modules():
+        if isinstance(module, (nn.Sequential, nn.ModuleList)) and not name.startswith(tuple(f"{o}." for o in blocks)):
+            # A block has layers of its own: to recompute a single convolution saves nothing.
+            blocks |= {f"{name}.{key}": child for key, child in module.named_children() if list(child.children())}
+    kind = type(net).__name__
+    if not blocks:
+        raise UserError(f"train: checkpointing: expected a network of repeated blocks such as RRDBNetDP, got {kind}")
+    for name, block in blocks.items():
+        if any(getattr(module, "running_mean", None) is not None for module in block.modules()):
+            raise UserError(f"train: checkpointing: expected blocks without batch-norm, got {name} of {kind}")
+    return list(blocks.values())

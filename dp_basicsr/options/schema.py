@@ -292,7 +292,7 @@ class Train(Section):
     compile: Ours[bool] = False
     """torch.compile of G, D and the perceptual networks; validation runs G uncompiled"""
     checkpointing: Ours[bool] = False
-    """recompute the activations of RRDBs in the backward pass: less memory, slower"""
+    """recompute the activations of blocks in the backward pass: less memory, slower"""
     grad_accumulation: Ours[Annotated[int, Field(ge=1)]] = 1
     """number of parts to split the batch into"""
     grad_clip: Ours[Positive | None] = None

@@ -16,7 +16,7 @@ import pytest
 import torch
 from basicsr.losses.loss_util import get_refined_artifact_map
 from basicsr.models import build_model
-from basicsr.utils.registry import LOSS_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
@@ -351,10 +351,47 @@ def test_checkpointing_keeps_less_for_the_backward_pass(tmp_path: Path) -> None:
     assert 0 < saved[True] < 0.1 * saved[False]
 
 
-def test_checkpointing_needs_rrdbs(tmp_path: Path) -> None:
-    opt = model_options("SRGANDPModel", tmp_path, checkpointing=True)
-    opt["network_g"] = {"type": "MSRResNet", "num_feat": 8, "num_block": 1}
-    with pytest.raises(UserError, match="checkpointing: expected a network of RRDBs.*MSRResNet"):
+SWIN = {"type": "SwinIR", "img_size": 8, "window_size": 4, "depths": [2, 2], "embed_dim": 8, "num_heads": [2, 2],
+        "upscale": 4, "upsampler": "pixelshuffle", "drop_rate": 0.2, "drop_path_rate": 0.5}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", [{"type": "MSRResNet", "num_feat": 8, "num_block": 2}, SWIN])
+def test_checkpointing_recomputes_any_network_s_blocks_to_the_same_bits(
+    network: dict[str, Any], tmp_path: Path, device: torch.device
+) -> None:
+    """With dropout and drop path, whose random numbers the second pass draws again."""
+    skip_if_imitated(device, "the random state of its own")
+    models, calls = [], []
+    for checkpointing in (True, False):
+        opt = model_options("PSNRModel", tmp_path, checkpointing=checkpointing) | {"network_g": copy.deepcopy(network)}
+        torch.manual_seed(0)
+        models.append(build_model(opt))
+        body = models[-1].net_g.body if network["type"] == "MSRResNet" else models[-1].net_g.layers
+        list(body[0].modules())[-1].register_forward_hook(lambda *_: calls.append(0))
+        run(models[-1], 2, torch.float32)
+    assert len(calls) == 2 * 2 + 2, "twice a step with checkpointing, once without"
+    assert largest_difference(*(model.net_g for model in models)) == 0
+
+
+class WithBatchNorm(nn.Sequential):
+    def __init__(self) -> None:
+        block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        super().__init__(block, nn.Upsample(scale_factor=4))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("WithBatchNorm", "blocks without batch-norm, got .*0 of WithBatchNorm"), ("Plain", "repeated blocks.*got Plain")],
+)
+def test_checkpointing_refuses_what_it_cannot_recompute(
+    kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, "WithBatchNorm", WithBatchNorm)
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, "Plain", type("Plain", (nn.Upsample,), {}))
+    opt = model_options("PSNRModel", tmp_path, checkpointing=True) | {"network_g": {"type": kind}}
+    with pytest.raises(
+        UserError, match=f"checkpointing: expected {message}|checkpointing: expected a network of {message}"
+    ):
         build_model(opt)
 
 
