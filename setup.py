@@ -21,7 +21,7 @@ def absolute_links(text: str) -> str:
 
 setup(
     packages=[*find_packages(include=["dp_basicsr", "dp_basicsr.*"]),
-              "dp_basicsr.option_files", "dp_basicsr.option_files.studies"],
+              "dp_basicsr.option_files", "dp_basicsr.option_files.studies", "dp_basicsr.networks"],
     package_dir={"dp_basicsr.option_files": "options"},
     long_description=absolute_links(Path(__file__).with_name("README.md").read_text(encoding="utf-8")),
     long_description_content_type="text/markdown",

@@ -1,5 +1,6 @@
 """Upscale images.
 
+%(prog)s -i INPUT -o OUTPUT
 %(prog)s -i INPUT -o OUTPUT -m net_g_400000.pth
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from dp_basicsr.deploy.batch import describe_left_out, find_all_jobs
-from dp_basicsr.deploy.choices import OVERLAP, AlphaMode, EngineName, PrecisionChoice
+from dp_basicsr.deploy.choices import BOX, OVERLAP, AlphaMode, EngineName, PrecisionChoice
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import FORMATS, QUALITY
 from dp_basicsr.utils.arguments import Parser
@@ -44,8 +45,9 @@ def add_model_arguments(parser: Parser) -> None:
     """Add the arguments that ``upscaler_from`` reads."""
     add = parser.add_argument
     parser.add_model(
-        required=True,
-        help=".pth, .safetensors, .onnx, or ncnn's .param; two of the first kinds (PSNR, GAN model) are interpolated",
+        default=BOX,
+        help=".pth, .safetensors, .onnx, or ncnn's .param; two of the first kinds (PSNR, GAN model) are interpolated "
+        "(default: the two networks in the box, x4)",
     )  # fmt: skip
     add("--alpha-interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
     add("--scale", type=int, help="only for x2 and x3 weights that do not tell which they are")

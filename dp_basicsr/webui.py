@@ -1,5 +1,6 @@
 """Serve a web page to upscale images with.
 
+%(prog)s
 %(prog)s -m MODEL.pth ...
 """
 
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dp_basicsr.deploy.choices import NETWORKS
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import data_command
@@ -49,7 +51,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    parser.add_model(required=True, help="models, or folders of models")
+    parser.add_model(default=[NETWORKS], help="models, or folders of models (default: the networks in the box)")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
     add("--port", type=int, default=7860, help="port, or the next free one; 0: any")
     add("--max-megapixels", type=float, default=16.0, help="largest image accepted")

@@ -1,42 +1,28 @@
-"""Train ESRGAN with Dual Perceptual Loss on a few photographs and test it: minutes on a CPU, offline."""
+"""Continue the L1 network in the box with Dual Perceptual Loss on a few photographs and test it, on a CPU, offline."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from dp_basicsr.deploy.choices import BOX
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.curves import plot_panels, product, read_log
 
 OPTIONS = "options/train_demo.yml"
-RUNS = {"L1 stage": "demo_psnr", "ESRGAN-DP": "demo_esrgan_dp"}
-
-# Overrides for the L1 stage that ESRGAN starts from: small patches, many steps.
-L1_STAGE = [
-    "name=demo_psnr",
-    "model_type=PSNRModel",
-    "train:perceptual_opt=~",
-    "train:gan_opt=~",
-    "train:pixel_opt:loss_weight=1",
-    "train:ema_decay=0.99",
-    "train:optim_g:lr=2e-3",
-    "train:total_iter=2000",
-    "train:scheduler:milestones=[1000, 1400, 1700, 1900]",
-    "datasets:train:gt_size=48",
-    "datasets:train:batch_size_per_gpu=8",
-    "val:val_freq=1000",
-    "logger:print_freq=100",
-    "logger:save_checkpoint_freq=1000",
-]
+RUN = "demo_esrgan_dp"
+L1, DP = "L1, in the box", "DP, in the box"  # labels of the picture
+STEPS = "L1 + the demo's steps"
 
 NOTES = {
-    "random": "VGG19 and ResNet-50 have RANDOM weights (nothing is downloaded): the loss compares random features.\n"
-    "This shows that every part works, not how good the method is. The real networks: make demo WEIGHTS=imagenet",
-    "imagenet": "VGG19 and ResNet-50 have torchvision's ImageNet weights. Minutes of training on six photographs:\n"
-    "this shows that every part works, not how good the method is.",
+    "random": "The demo's steps compare RANDOM features (nothing is downloaded): they show that every part works,\n"
+    "not how good the method is. The real networks: make demo WEIGHTS=imagenet",
+    "imagenet": "The demo's steps use torchvision's ImageNet weights: a few steps on six photographs show that\n"
+    "every part works, not how good the method is.",
 }
 
 
@@ -52,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dp_basicsr.studies import demo  # takes seconds: torch
 
         for kind in ("experiments", "results", "tb_logger"):
-            for name in ("demo", *RUNS.values()):
+            for name in ("demo", RUN):
                 shutil.rmtree(Path(kind, name), ignore_errors=True)
         demo.prepare_photographs()
         train(weights)
@@ -62,26 +48,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(weights: str) -> None:
-    """Train with L1, then with Dual Perceptual Loss and the relativistic GAN, like ESRGAN."""
+    """Continue the L1 network in the box with Dual Perceptual Loss and the relativistic GAN, like ESRGAN."""
     from dp_basicsr.studies import demo
 
-    demo.run("dp_basicsr/train.py", "-opt", OPTIONS, "--force_yml", *L1_STAGE)
     networks = [f"train:perceptual_opt:{name}_weights={weights}" for name in ("vgg", "resnet")]
-    start = "path:pretrain_network_g=experiments/demo_psnr/models/net_g_latest.pth"
+    start = f"path:pretrain_network_g={os.path.relpath(BOX[0])}"
     demo.run("dp_basicsr/train.py", "-opt", OPTIONS, "--force_yml", start, *networks)
 
 
 def show(weights: str) -> None:
-    """Test both stages on the held-out photographs; print the table and draw the picture and the curves."""
+    """Upscale the held-out photographs with all networks; print the table and draw the picture and the curves."""
     from dp_basicsr.studies import demo
 
     folders = {}
-    for label, run in RUNS.items():
-        model = f"path:pretrain_network_g=experiments/{run}/models/net_g_latest.pth"
-        demo.run("dp_basicsr/test.py", "-opt", OPTIONS, "--force_yml", f"name={run}", model)
-        folders[label] = Path("results", run, "visualization", "held_out")
+    for label, share in ((L1, 0), (DP, 1)):
+        folders[label] = demo.OUTPUT / f"share_{share}"
+        box = ["-i", demo.DATA / "test/LRbicx4", "-o", folders[label], "--suffix", "_x4", "--alpha_interp", share]
+        demo.run("dp_basicsr/inference.py", *box, "--engine", "torch")
+    model = f"path:pretrain_network_g=experiments/{RUN}/models/net_g_latest.pth"
+    demo.run("dp_basicsr/test.py", "-opt", OPTIONS, "--force_yml", f"name={RUN}", model)
+    folders[STEPS] = Path("results", RUN, "visualization", "held_out")
     images = demo.read_results(folders)
-    demo.OUTPUT.mkdir(parents=True, exist_ok=True)
     demo.draw_comparison(images, NOTES[weights].replace("\n", " "), demo.OUTPUT / "comparison.png")
     draw_curves(demo.OUTPUT / "curves.png")
     print(f"\n{demo.metrics_table(images)}\n\n{NOTES[weights]}\n")
@@ -89,15 +76,16 @@ def show(weights: str) -> None:
 
 
 def draw_curves(path: Path) -> None:
-    """Draw the losses of both stages, and L_VGG with w * L_Res."""
-    first, second = (read_log(next(Path("experiments", run).glob("train_*.log"))) for run in RUNS.values())
-    weighted = product(second["dp_weight"], second["l_g_resnet"])
+    """Draw the losses of the demo's steps, and L_VGG with w * L_Res."""
+    log = read_log(next(Path("experiments", RUN).glob("train_*.log")))
     plot_panels(
         {
-            "L1 stage": {"l_pix": first["l_pix"]},
-            "generator": {name: second[name] for name in ("l_g_pix", "l_g_percep", "l_g_gan")},
-            "L_VGG and w * L_Res": {"l_g_vgg": second["l_g_vgg"], "dp_weight * l_g_resnet": weighted},
-            "discriminator": {name: second[name] for name in ("l_d_real", "l_d_fake")},
+            "generator": {name: log[name] for name in ("l_g_pix", "l_g_percep", "l_g_gan")},
+            "L_VGG and w * L_Res": {
+                "l_g_vgg": log["l_g_vgg"],
+                "dp_weight * l_g_resnet": product(log["dp_weight"], log["l_g_resnet"]),
+            },
+            "discriminator": {name: log[name] for name in ("l_d_real", "l_d_fake")},
         },
         path,
     )

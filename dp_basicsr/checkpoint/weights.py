@@ -177,9 +177,9 @@ def interpolate(first: Weights, second: Weights, alpha: float) -> Weights:
         name: torch.lerp(value, second.state[name], alpha) if value.is_floating_point() else value
         for name, value in first.state.items()
     }
-    note = {"interpolation": f"{1 - alpha:g} * {first.path.name} + {alpha:g} * {second.path.name}"}
-    choice = second.choice or first.choice
-    return Weights(state, second.path, {**first.notes, **second.notes, **note}, choice=choice)
+    note = f"{1 - alpha:g} * {first.path.name} + {alpha:g} * {second.path.name}"
+    choice = ", ".join(filter(None, (note, second.choice or first.choice)))
+    return Weights(state, second.path, {**first.notes, **second.notes, "interpolation": note}, choice=choice)
 
 
 def compare_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dp_basicsr.deploy.choices import EXPORTS
+from dp_basicsr.deploy.choices import BOX, EXPORTS
 from dp_basicsr.deploy.openmodeldb import check_format, write_entry
 from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import data_command, require_paths
@@ -17,7 +17,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    parser.add_model(required=True, help="weights; two are interpolated")
+    parser.add_model(default=BOX, help="weights; two are interpolated (default: the two networks in the box)")
     add("--alpha-interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
     add("--scale", type=int, help="needed only if the weights do not determine whether they are x2 or x3")
     parser.add_output(type=Path, required=True, help="file to write; its card goes to FILE.md")

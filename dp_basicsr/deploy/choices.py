@@ -15,6 +15,12 @@ PrecisionChoice = Literal["fp32", "bf16", "fp16", "auto"]
 # Pixels that neighbouring tiles share. docs/inference.md has the seams that this leaves.
 OVERLAP = 32
 
+# The networks in the box, in ESRGAN's order: trained with L1, and continued with Dual Perceptual Loss. Their cards are
+# beside them.
+NETWORKS = Path(__file__).resolve().parents[1] / "networks"
+BOX = [NETWORKS / "compact_x4_l1.safetensors", NETWORKS / "compact_x4_dp.safetensors"]
+BOX_LIMIT = "the networks in the box know clean images reduced by bicubic x4 only, not JPEG, noise or blur"
+
 
 @dataclass(frozen=True)
 class EngineKind:

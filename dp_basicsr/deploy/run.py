@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from dp_basicsr.deploy.batch import UpscaleJob
+from dp_basicsr.deploy.choices import BOX, BOX_LIMIT
 from dp_basicsr.deploy.open_engine import open_engine
 from dp_basicsr.deploy.upscale_picture import upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
@@ -61,7 +62,7 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
     """
     Image.MAX_IMAGE_PIXELS = None  # the user's own files, up to 2^30 pixels
     upscaler = upscaler_from(args)
-    print(upscaler.engine.title)
+    print(upscaler.engine.title + (f"; {BOX_LIMIT}" if args.model_path == BOX else ""))
     failed = 0
     with (
         warnings.catch_warnings(),

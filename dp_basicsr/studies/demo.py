@@ -112,9 +112,9 @@ def metrics_table(images: Mapping[str, Mapping[str, Image]]) -> str:
     for method in methods:
         lines = [scores[image, method] for image in images]
         scores["average", method] = {name: float(np.mean([line[name] for line in lines])) for name in MEASURED}
-    head = f"{'image':<12}{'method':<12}" + "".join(f"{METRICS[name].label:>15}" for name in MEASURED)
+    head = f"{'image':<12}{'method':<24}" + "".join(f"{METRICS[name].label:>15}" for name in MEASURED)
     rows = [
-        f"{image:<12}{method:<12}" + "".join(f"{METRICS[name].text(line[name]):>15}" for name in MEASURED)
+        f"{image:<12}{method:<24}" + "".join(f"{METRICS[name].text(line[name]):>15}" for name in MEASURED)
         for (image, method), line in scores.items()
     ]
     return "\n".join([head, *rows])

@@ -284,7 +284,7 @@ def test_a_value_in_place_of_a_section(entry: str) -> None:
 
 
 def test_all_problems_are_reported_with_their_lines(tmp_path: Path) -> None:
-    text = DEMO.read_text().replace("gt_size:", "gtsize:").replace("num_block: 2", "num_block: two")
+    text = DEMO.read_text().replace("gt_size:", "gtsize:").replace("num_conv: 16", "num_conv: two")
     text = text.replace("name: held_out", "name: held_out\n    nmae: a").replace("print_freq: 5", "print_freq: 0")
     file = tmp_path / "bad.yml"
     file.write_text(text)
@@ -293,7 +293,7 @@ def test_all_problems_are_reported_with_their_lines(tmp_path: Path) -> None:
         parse_options(["-opt", str(file), "--force_yml", "train:total_itr=3", "scale=four"])
     message = str(caught.value).splitlines()
     assert message[0] == f"{file}: 10 problems"
-    for words in ("gtsize:", "num_block: two", "nmae: a", "print_freq: 0", "dataroot_gt: datasets/demo/HR"):
+    for words in ("gtsize:", "num_conv: two", "nmae: a", "print_freq: 0", "dataroot_gt: datasets/demo/HR"):
         line = next(number for number, one in enumerate(lines, start=1) if words in one)
         assert [one for one in message if one.startswith(f"{file}:{line}: ")], words
     assert "--force_yml train:total_itr=3: train:total_itr: " in str(caught.value)

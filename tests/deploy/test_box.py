@@ -1,0 +1,77 @@
+"""The networks in the box: what they are, that every program opens them, and the commands that need no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dp_basicsr import inference
+from dp_basicsr.archs import CompactDP, load_network
+from dp_basicsr.commands.export import main as export
+from dp_basicsr.data.imresize import imresize
+from dp_basicsr.deploy.choices import BOX, BOX_LIMIT, NETWORKS
+from dp_basicsr.images.strict import read_image
+from dp_basicsr.options import read_options
+from dp_basicsr.webui import find_models
+
+import cv2
+import numpy as np
+import pytest
+import skimage
+import torch
+from basicsr.metrics import calculate_psnr
+from safetensors.torch import load_file
+
+ROOT = Path(inference.__file__).resolve().parents[1]
+IMAGE = np.random.default_rng(3).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+
+
+def upscale(folder: str, *arguments: str) -> np.ndarray:
+    cv2.imwrite("in.png", IMAGE)
+    assert inference.main(["-i", "in.png", "-o", folder, "--device", "cpu", *arguments]) == 0
+    return read_image(Path(folder, "in.png")).astype(int)
+
+
+def test_both_are_fp16_and_together_at_most_3_mb() -> None:
+    assert sum(path.stat().st_size for path in BOX) <= 3e6
+    for path in BOX:
+        assert {value.dtype for value in load_file(path).values()} == {torch.float16}
+        assert "Licence of the weights" in path.with_name(f"{path.name}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", ["train_compact_psnr.yml", "train_compact_dp.yml", "train_demo.yml"])
+def test_the_option_files_have_their_architecture(file: str) -> None:
+    network = read_options(ROOT / "options" / file)["network_g"]
+    assert network.pop("type") == "CompactDP"
+    net = CompactDP(**network)
+    for path in BOX:
+        net.load_state_dict(load_file(path))
+
+
+def test_upscaling_without_a_model_blends_both(capsys: pytest.CaptureFixture[str]) -> None:
+    results = [upscale(f"out{share}", "--alpha_interp", share, "--engine", "torch") for share in "01"]
+    assert BOX_LIMIT in capsys.readouterr().out.splitlines()[0]
+    image = torch.from_numpy(IMAGE[..., ::-1] / np.float32(255)).permute(2, 0, 1)[None]
+    for path, result in zip(BOX, results, strict=True):
+        expected = load_network([path]).module(image)[0].clamp(0, 1).permute(1, 2, 0).mul(255).round().numpy()
+        assert np.abs(result[..., ::-1] - expected).max() <= 1
+    assert find_models([NETWORKS]).keys() == {path.name for path in BOX}, "the page's"
+
+
+def test_spandrel_and_ncnn_give_the_same() -> None:
+    spandrel, _ = pytest.importorskip("spandrel"), pytest.importorskip("pnnx")
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(9))
+    expected = load_network([BOX[0]]).module(image)
+    model = spandrel.ModelLoader().load_from_file(str(BOX[0])).model.float()
+    torch.testing.assert_close(model(image), expected, rtol=0, atol=1e-6)
+    assert export(["-o", "box_x4.param", "--alpha_interp", "0"]) == 0, "the networks in the box are the default"
+    ncnn, ours = upscale("ncnn", "-m", "box_x4.param"), upscale("torch", "--alpha_interp", "0", "--engine", "torch")
+    assert np.abs(ncnn - ours).max() <= 1
+
+
+def test_the_l1_network_is_better_than_bicubic_on_an_unseen_photograph() -> None:
+    photograph = read_image(Path(skimage.__file__).parent / "data" / "chelsea.png")[:192, :256]
+    small = imresize(photograph, 1 / 4)
+    tensor = torch.from_numpy(small[..., ::-1] / np.float32(255)).permute(2, 0, 1)[None]
+    result = load_network([BOX[0]]).module(tensor)[0].clamp(0, 1).permute(1, 2, 0).mul(255).round().numpy()[..., ::-1]
+    ours, bicubic = (calculate_psnr(image, photograph, 4) for image in (result, imresize(small, 4)))
+    assert ours > bicubic + 0.5
