@@ -161,9 +161,10 @@ class PluginModel(BaseModel):
         logger = get_root_logger()
         logger.info(f"Loading {type(bare).__name__} model from {load_path}: {weights.holds}. {weights.choice}".rstrip())
         if differences:
+            new = ", the others keep their random start" if len(fitting) < len(expected) else ""
             logger.warning(
-                f"{load_path}: {len(fitting)} of {len(expected)} tensors of {type(bare).__name__} are loaded, the "
-                f"others keep their random start: {differences}"
+                f"{load_path}: {len(fitting)} of {len(expected)} tensors of {type(bare).__name__} are loaded{new}: "
+                f"{differences}"
             )
         bare.load_state_dict(fitting, strict=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -11,8 +12,10 @@ from dp_basicsr import train
 from dp_basicsr.archs import RRDBNetDP, load_network
 from dp_basicsr.checkpoint.weights import read_weights
 
+import cv2
 import pytest
 import torch
+from basicsr.utils.registry import ARCH_REGISTRY
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -167,3 +170,31 @@ def test_a_network_of_a_file_supports_everything_a_run_does(name: str, pairs: Pa
     x = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(load_network([saved]).module(x).clamp(0, 1), theirs(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("arch", ["RRDBNetDP", "MSRResNet", "CompactDP"])
+@pytest.mark.parametrize("scale", [2, 3])
+def test_the_recipe_for_another_scale_loads_what_fits_and_names_the_rest(scale: int, arch: str, pairs: Path) -> None:
+    """The options of docs/finetuning.md, with the paths, scale and size of a small network."""
+    page = (Path(train.__file__).parents[1] / "docs/finetuning.md").read_text(encoding="utf-8")
+    recipe = page.partition("## Another scale")[2].partition("\n## ")[0]
+    options = dict(re.findall(r"(path:\w+)=(\S+)", recipe))
+    assert options["path:strict_load_g"] == "false"
+    sizes: dict[str, Any] = {"num_feat": 8} | ({"num_conv": 2} if arch == "CompactDP" else {"num_block": 1})
+    sizes |= {"num_grow_ch": 4} if arch == "RRDBNetDP" else {}
+    key = "scale" if arch == "RRDBNetDP" else "upscale"
+    before = ARCH_REGISTRY.get(arch)(num_in_ch=3, num_out_ch=3, **{key: 4}, **sizes).state_dict()
+    torch.save({"params": before}, options["path:pretrain_network_g"])
+    for file in (pairs / "GT").iterdir():
+        image = cv2.imread(str(file))[:144]
+        cv2.imwrite(str(file), image)
+        cv2.imwrite(str(pairs / "LRbicx4" / file.name), cv2.resize(image, (144 // scale, 144 // scale)))
+    network = {"type": arch, key: scale, "num_in_ch": 3, "num_out_ch": 3, **sizes}
+    after = trained(pairs, *(f"{name}={value}" for name, value in options.items()), f"scale={scale}",
+                    f"network_g={network}", "datasets:train:gt_size=48", "train:ema_decay=0")  # fmt: skip
+    same = {name for name, value in after.items() if name in before and value.shape == before[name].shape}
+    assert same
+    assert all(torch.allclose(after[name], before[name], rtol=0, atol=1e-20) for name in same)
+    log = "".join(path.read_text() for path in Path("experiments/small").glob("*.log"))
+    assert f"{len(same)} of {len(after)} tensors of {arch} are loaded" in log
+    assert all(name in log for name in list(before.keys() ^ after.keys())[:2])
