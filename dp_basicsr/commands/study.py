@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dp_basicsr.errors import UserError, exit_on_user_error
-from dp_basicsr.evaluation.matching import Method
+from dp_basicsr.evaluation.matching import BICUBIC, Method
 from dp_basicsr.studies.study import NAMES, Smoke, Study, read_smoke, read_study
 from dp_basicsr.utils.arguments import Parser, advise
 
@@ -57,7 +57,7 @@ def given_images(args: argparse.Namespace, study: Study) -> list[Method]:
     patterns = dict(text.split("=", 1) for text in args.pattern)
     methods = [Method(name, Path(folder), patterns.get(name, ""))
                for name, folder in (text.split("=", 1) for text in args.result)]  # fmt: skip
-    rows = [row.label for row in study.rows if not row.run and not row.is_bicubic]
+    rows = [row.label for row in study.rows if not row.run and row.label != BICUBIC]
     unknown = [method.name for method in methods if method.name not in rows]
     if unknown:
         raise UserError(f"--result {unknown[0]}: rows of {study.name} that take images: {', '.join(rows) or 'none'}")

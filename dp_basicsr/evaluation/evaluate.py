@@ -133,16 +133,17 @@ def evaluate(
     def score(task: Measured) -> Measured:
         return replace(task, scores=measure(*read_pair(task, scale), scale, metrics))
 
-    with ThreadPoolExecutor(available_cpus()) as pool:  # OpenCV, NumPy and torch release the GIL
+    # Threads, because OpenCV, NumPy and torch release the GIL.
+    with ThreadPoolExecutor(available_cpus()) as pool:
         try:
             images = tuple(tqdm(pool.map(score, tasks), total=len(tasks), unit="image", disable=None))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     kinds: dict[str, list[str]] = {}
-    for image in images:
-        if image.result is not None and (kind := lossy_format(image.result)):
-            kinds.setdefault(image.method, []).append(kind)
+    for measured in images:
+        if measured.result is not None and (kind := lossy_format(measured.result)):
+            kinds.setdefault(measured.method, []).append(kind)
     lossy = {
         method: ", ".join(f"{found.count(kind)} {kind}" for kind in sorted(set(found)))
         for method, found in kinds.items()
@@ -161,7 +162,8 @@ def read_pair(image: Measured, scale: int) -> tuple[Image, Image]:
     if image.result is None:
         return bicubic(gt, read_file(image.lr) if image.lr else None, scale, image.image), gt
     result = read_file(image.result)
-    if result.shape[:2] == whole.shape[:2]:  # some methods publish uncropped results
+    # Some methods publish uncropped results.
+    if result.shape[:2] == whole.shape[:2]:
         result = mod_crop(result, scale)
     if result.shape[:2] != gt.shape[:2]:
         raise UserError(

@@ -21,6 +21,8 @@ JSON_NAME = "evaluation.json"
 CSV_NAME = "per_image.csv"
 MARKDOWN_NAME = "table.md"
 
+BAR = r"\|"  # within a cell of Markdown
+
 
 def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = False) -> Path:
     """Write ``per_image.csv``, ``evaluation.json`` and ``table.md`` into a new folder.
@@ -56,9 +58,18 @@ def read_evaluation(folder: Path) -> Evaluation:
         UserError: ``folder`` contains no evaluation, or a damaged one.
     """
     path = folder / JSON_NAME
+
+    def image_of(entry: dict[str, Any]) -> Measured:
+        files = {
+            key: Path(os.path.normpath(folder / entry[key])) if entry[key] else None for key in ("gt", "lr", "result")
+        }
+        scores = {name: None if value is None else float(value) for name, value in entry["scores"].items()}
+        gt = files["gt"] or Path()
+        return Measured(entry["set"], entry["image"], entry["method"], gt, files["lr"], files["result"], scores)
+
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        images = tuple(_read_image_entry(entry, folder) for entry in data["images"])
+        images = tuple(map(image_of, data["images"]))
         return Evaluation(data["scale"], tuple(data["metrics"]), data["missing"], images, data.get("lossy", {}))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; `{advise('evaluate')}` and test.py create it") from error
@@ -129,7 +140,7 @@ def markdown(evaluation: Evaluation) -> str:
 def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Format a Markdown table: the first column is text, the others are numbers."""
     rule = ["---", *["---:"] * (len(head) - 1)]
-    return [f"| {' | '.join(_escape(cell) for cell in row)} |" for row in (head, rule, *rows)]
+    return [f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |" for row in (head, rule, *rows)]
 
 
 def ranks(values: Sequence[float | None], metric: str) -> list[int | None]:
@@ -148,20 +159,9 @@ def mark_best(values: Sequence[float | None], metric: str) -> list[str]:
     return [f"{mark}{text}{mark}" for text, mark in zip(texts, places, strict=True)]
 
 
-def _escape(cell: str) -> str:
-    return cell.replace("|", r"\|")
-
-
 def _finite(scores: dict[str, float | None]) -> dict[str, float | str | None]:
     return {name: "inf" if value == math.inf else value for name, value in scores.items()}
 
 
 def _relative(path: Path | None, folder: Path) -> str | None:
     return None if path is None else Path(os.path.relpath(path, folder)).as_posix()
-
-
-def _read_image_entry(entry: dict[str, Any], folder: Path) -> Measured:
-    paths = {key: Path(os.path.normpath(folder / entry[key])) if entry[key] else None for key in ("gt", "lr", "result")}
-    scores = {name: None if value is None else float(value) for name, value in entry["scores"].items()}
-    gt = paths["gt"] or Path()
-    return Measured(entry["set"], entry["image"], entry["method"], gt, paths["lr"], paths["result"], scores)

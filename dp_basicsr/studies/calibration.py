@@ -92,10 +92,11 @@ def calibrate(study: Study, smoke: Smoke | None) -> None:
             result = network(lq)
         result.requires_grad_()
         values = [term(result, gt) for term in (loss.all_terms["vgg"], loss.all_terms["resnet"])]
+        # The norms of all combinations follow from three products, so each network runs once.
         vgg, resnet = (torch.autograd.grad(value, result)[0].double() for value in values)
         w = float(loss.rules["resnet"].weight(*(value.detach() for value in values)))
-        products = (vgg.square().sum(), resnet.square().sum(), (vgg * resnet).sum())
-        measured.append((*(float(product) for product in products), w))
+        products = vgg.square().sum(), resnet.square().sum(), (vgg * resnet).sum()
+        measured.append((float(products[0]), float(products[1]), float(products[2]), w))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(weights_of(measured), sort_keys=False), encoding="utf-8")
 

@@ -51,6 +51,7 @@ def judge_runs(study: Study, smoke: Smoke | None, jobs: Sequence[StudyRun]) -> N
             continue
         network, first = read_network(opt, job.model), read_network(opt, start)
         judged: Judged = {}
+        # Images are blended, not weights: the same curve for every architecture, and one pass of the network.
         for entry in sets:
             for path in sorted(Path(entry["dataroot_gt"]).iterdir()):
                 gt = in_colour(mod_crop(read_file(path), opt["scale"]))
@@ -117,6 +118,7 @@ def bootstrap(differences: Array, draws: int = DRAWS) -> tuple[float, float, flo
 
     Each draw takes as many seeds and as many images, both with replacement.
     """
+    # Images and seeds are drawn apart: a seed's effect on all images is not averaged away by many images.
     rng = np.random.default_rng(0)
     seeds, images = differences.shape
     means = [
@@ -136,11 +138,13 @@ def comparison_lines(study: Study, runs: Mapping[str, Mapping[int, Judged]], nam
     for one, other in [*named, *others]:
         kind = "named beforehand" if (one, other) in named else "exploration"
         seeds = sorted(runs[one].keys() & runs[other].keys())
+        if not seeds:
+            continue
         drop = min(DROP, *(psnr_loss(runs[label][seed], name)[-1] for label in (one, other) for seed in seeds))
         text = ["n/a", "a run has not lost PSNR"]
         if drop > 0:
-            values = [[at_drop(runs[label][seed], name, drop) for seed in seeds] for label in (one, other)]
-            mean, low, high = bootstrap(np.subtract(*values))
+            pairs = [[at_drop(runs[label][seed], name, drop) for label in (one, other)] for seed in seeds]
+            mean, low, high = bootstrap(np.stack([left - right for left, right in pairs]))
             verdict = "not shown" if low <= 0 <= high else f"{one if mean < 0 else other} is better"
             text = [f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]", verdict]
         rows.append([f"{one} - {other} ({kind})", f"{-drop:.2f} dB", *text])
@@ -181,7 +185,7 @@ def judged_markdown(study: Study, smoke: Smoke | None) -> str:
 
 def mean_of(judged: Judged, name: str, metric: str, index: int) -> float | None:
     """Return the mean of a metric over a set's images that have it, for one of ALPHAS."""
-    values = [image[index][metric] for image in judged[name].values()]
+    values = [image[index].get(metric) for image in judged[name].values()]
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 

@@ -69,12 +69,6 @@ class StudyRun:
         """Log file with the output of both programs."""
         return Path("experiments", f"{self.name}.study.log")
 
-    def test_options(self) -> dict[str, Any]:
-        """The test's option file with the overrides applied."""
-        opt = read_options(self.test_file)
-        override(opt, self.test)
-        return opt
-
     def is_trained(self) -> bool:
         """Whether the training is complete."""
         return self.model.is_file()
@@ -84,7 +78,9 @@ class StudyRun:
         path = self.evaluation / JSON_NAME
         if not path.is_file() or not self.is_trained() or path.stat().st_mtime < self.model.stat().st_mtime:
             return False
-        return {one["name"] for one in present_sets(self.test_options())} <= set(read_evaluation(self.evaluation).sets)
+        opt = read_options(self.test_file)
+        override(opt, self.test)
+        return {entry["name"] for entry in present_sets(opt)} <= set(read_evaluation(self.evaluation).sets)
 
     def train_command(self) -> list[str]:
         """Command of the training, which resumes from the newest state if there is one."""
@@ -99,7 +95,7 @@ class StudyRun:
     def check_record(self) -> None:
         """Raise a UserError if the run was started with other options."""
         if self.record.is_file():
-            if yaml.safe_load(self.record.read_text(encoding="utf-8")) != self._started_with():
+            if yaml.safe_load(self.record.read_text(encoding="utf-8")) != self.started_with():
                 raise UserError(
                     f"experiments/{self.name} was trained with other options than the study has now ({self.record}): "
                     "move the folder and this file away to train it again"
@@ -107,12 +103,8 @@ class StudyRun:
         elif self.record.with_name(self.name).exists():
             raise UserError(f"experiments/{self.name} exists, but was not created by a study: rename it")
 
-    def write_record(self) -> None:
-        """Record the options of the run."""
-        self.record.parent.mkdir(parents=True, exist_ok=True)
-        self.record.write_text(yaml.safe_dump(self._started_with()), encoding="utf-8")
-
-    def _started_with(self) -> dict[str, Any]:
+    def started_with(self) -> dict[str, Any]:
+        """Return the options that ``record`` has."""
         return {"options": self.train_file.name, "overrides": list(self.train)}
 
 
@@ -194,7 +186,8 @@ class Runner:
         device = self._slots.get()
         try:
             if not job.is_trained():
-                job.write_record()
+                job.record.parent.mkdir(parents=True, exist_ok=True)
+                job.record.write_text(yaml.safe_dump(job.started_with()), encoding="utf-8")
                 self._call(job, "training", job.train_command(), device)
             if job.name not in self.failed and not job.judged and (retest or not job.is_tested()):
                 self._call(job, "testing", job.test_command(), device)

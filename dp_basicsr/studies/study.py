@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.evaluation.matching import BICUBIC
 from dp_basicsr.utils.arguments import SHIPPED
 
 import yaml
@@ -36,11 +35,6 @@ class Row:
     run: str = ""
     overrides: tuple[str, ...] = ()
     calibrated: Literal["", "vgg", "resnet", "static", "dynamic"] = ""
-
-    @property
-    def is_bicubic(self) -> bool:
-        """Whether the row is computed by bicubic upscaling rather than trained or given."""
-        return self.label == BICUBIC
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,9 @@ def read_study(name: str) -> Study:
         raise UserError(f"study: expected one of {', '.join(NAMES)}; got {name!r}")
     data = _read(STUDIES / f"{name}.yml")
     rows = tuple(Row(**{**row, "overrides": tuple(row.get("overrides", ()))}) for row in data.pop("rows"))
-    lists = {key: tuple(data[key]) for key in ("sets", "seeds", "overrides", "comparisons") if key in data}
+    lists: dict[str, Any] = {
+        key: tuple(data[key]) for key in ("sets", "seeds", "overrides", "comparisons") if key in data
+    }
     return Study(name=name, rows=rows, **{**data, **lists})
 
 

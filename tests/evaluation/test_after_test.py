@@ -39,11 +39,15 @@ def make_set(root: Path, names: tuple[str, ...], tested: int) -> Any:
 )
 def test_tables_contain_exactly_the_tested_images(tmp_path: Path, names: tuple[str, ...], tested: int) -> None:
     loader = make_set(tmp_path, names, tested)
-    folder = evaluate_test_run(options(tmp_path), ("psnr_rgb",), [loader])
+    opt = options(tmp_path)
+    if tested == 2:  # a suffix of the files does not rename the method
+        opt["name"], opt["val"]["suffix"] = "the_run", "run"
+    folder = evaluate_test_run(opt, ("psnr_rgb",), [loader])
     assert folder is not None
     lines = (folder / "per_image.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * tested  # bicubic and ours
     assert {line.split(",")[1] for line in lines[1:]} == set(names[:tested])
+    assert {line.split(",")[2] for line in lines[1:]} == {"Bicubic", opt["name"]}
 
 
 def test_sets_without_originals_have_no_tables(tmp_path: Path) -> None:

@@ -80,3 +80,8 @@ def test_bicubic_set5_gives_the_published_figures(set5: Path) -> None:
     assert total["ssim_rgb"] == pytest.approx(0.773, abs=0.001)
     assert total["psnr_y"] == pytest.approx(28.43, abs=0.01)
     assert total["ssim_y"] == pytest.approx(0.811, abs=0.001)
+
+
+def test_every_metric_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert [name for name in METRICS if f"`{name}`" not in text] == []

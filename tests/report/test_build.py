@@ -91,6 +91,7 @@ def test_the_best_is_ranked_and_random_networks_are_named(run: Path, evaluation:
     assert [row[3].text for row in table.rows] == ["n/a", "n/a"]
     assert any("RANDOM weights" in note for note in report.notes)
     assert any("quality 50" in note for note in report.notes)
+    assert report.better == " PSNR Y, SSIM Y: higher is better. LPIPS AlexNet: lower is better."
     assert report.facts["Iterations of run"] == "2"
 
 
