@@ -11,6 +11,7 @@ import traceback
 import zipfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 from dp_basicsr.checkpoint.opened_network import is_converted
@@ -238,7 +239,8 @@ class Page:
         if job.count > 1:
             text += f", image {min(int(job.share * job.count) + 1, job.count)} of {job.count}"
         if job.share:
-            text += f", {duration((time.monotonic() - job.started) * (1 / job.share - 1))} left"
+            left = (time.monotonic() - job.started) * (1 / job.share - 1)
+            text += f", {timedelta(seconds=round(left))} left"
         return text
 
     def _work(self) -> None:
@@ -301,7 +303,8 @@ class Page:
                 for path in written:
                     archive.write(path, path.relative_to(out / "all"))
         size += f", {job.result.stat().st_size / 1e6:.1f} MB"
-        return " ".join([f"Done in {duration(time.monotonic() - job.started)}: {size}.", *failed])
+        took = timedelta(seconds=round(time.monotonic() - job.started))
+        return " ".join([f"Done in {took}: {size}.", *failed])
 
     def upscaler(self, task: Task) -> Upscaler:
         """Return the network, which stays loaded until another one is asked for."""
@@ -359,14 +362,6 @@ def crop_middle(picture: Picture, side: int) -> Picture:
     rows, columns = slice(top, top + side), slice(left, left + side)
     alpha = None if picture.alpha is None else picture.alpha[rows, columns]
     return replace(picture, colour=picture.colour[rows, columns], alpha=alpha)
-
-
-def duration(seconds: float) -> str:
-    """Describe a time: ``42 s``, ``3 min``, ``1 h 20 min``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def explain(error: BaseException) -> str:
