@@ -18,9 +18,6 @@ from typing import IO, Any
 
 from dp_basicsr.registration import REGISTRIES, register_waiting
 
-# Names in torch.optim.
-OPTIMIZERS = ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop")
-
 # Modules that BasicSR imports and current releases have under another name, or will: torchvision 0.17 and SciPy 2.0.
 _RENAMED = MappingProxyType(
     {
@@ -64,16 +61,41 @@ def _make_contiguous(diffjpeg: Any) -> None:
 
 
 def _complete_base_model(base_model: Any) -> None:
-    """Give every model the optimizers of BasicSR's repository, and several processes on CPUs.
+    """Give every model any optimizer and scheduler, and several processes on CPUs.
 
-    BasicSR 1.4.2 has only Adam, and wraps networks for the current CUDA device. Can be removed with a release without
-    these limits.
+    BasicSR 1.4.2 has only Adam and two schedulers of its own, and wraps networks for the current CUDA device. Can be
+    removed with a release without these limits.
     """
     model = base_model.BaseModel
-    on_cuda = model.model_to_device
+    on_cuda, setup_own_schedulers = model.model_to_device, model.setup_schedulers
+    update_own_rate, library = model.update_learning_rate, importlib.import_module("dp_basicsr.utils.optimizers")
 
-    def get_optimizer(self: Any, optim_type: str, params: Any, lr: float, **settings: Any) -> Any:
-        return getattr(importlib.import_module("torch.optim"), optim_type)(params, lr, **settings)
+    def get_optimizer(self: Any, optim_type: str, params: Any, **settings: Any) -> Any:
+        return library.optimizers([optim_type])[optim_type](params, **settings)
+
+    def setup_schedulers(self: Any) -> None:
+        settings = dict(self.opt["train"]["scheduler"])
+        kind = library.schedulers().get(settings.pop("type"))
+        if kind is None:
+            setup_own_schedulers(self)
+        else:
+            self.schedulers += [kind(optimizer, **settings) for optimizer in self.optimizers]
+
+    def update_learning_rate(self: Any, current_iter: int, warmup_iter: int = -1) -> None:
+        if not any(hasattr(scheduler, "get_last_lr") for scheduler in self.schedulers) or (
+            type(self.schedulers[0]).__module__.startswith("basicsr.")
+        ):
+            update_own_rate(self, current_iter, warmup_iter)
+            return
+        for scheduler in self.schedulers:
+            groups = scheduler.optimizer.param_groups
+            # Many schedulers multiply the last rate, which must be theirs and not that of the warm-up.
+            for group, rate in zip(groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
+            if current_iter > 1:
+                scheduler.step()
+            for group in groups if current_iter < warmup_iter else ():
+                group["lr"] *= current_iter / warmup_iter
 
     def model_to_device(self: Any, net: Any) -> Any:
         if not self.opt["dist"] or self.device.type == "cuda":
@@ -82,6 +104,7 @@ def _complete_base_model(base_model: Any) -> None:
         return base_model.DistributedDataParallel(net, find_unused_parameters=find_unused)
 
     model.get_optimizer, model.model_to_device = get_optimizer, model_to_device
+    model.setup_schedulers, model.update_learning_rate = setup_schedulers, update_learning_rate
 
 
 # BasicSR module -> function that completes it after the import. These only add names, in every program.

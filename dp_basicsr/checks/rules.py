@@ -10,13 +10,15 @@ from typing import Any
 from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES
 from dp_basicsr.checks.problems import Path, Problem, hint
 from dp_basicsr.checks.signatures import members_of
+from dp_basicsr.checks.view import View
 from dp_basicsr.data.datasets import how_to_get_data, how_to_get_test_sets
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.losses.balance import build_balancer
 from dp_basicsr.losses.dual_perceptual_loss import OTHER_LOSSES
 from dp_basicsr.models import ESRGANDPModel, SRGANDPModel
-from dp_basicsr.options.reading import Options, quote
-from dp_basicsr.options.schema import DATASETS, OURS, OptionFile, Section, dataset_model, section_in
+from dp_basicsr.options.reading import quote
+from dp_basicsr.options.schema import DATASETS, OptionFile, section_in
+from dp_basicsr.options.section import OURS
 
 import torch
 from basicsr.archs.vgg_arch import NAMES, insert_bn
@@ -27,55 +29,6 @@ from basicsr.utils.registry import MODEL_REGISTRY
 PERCEPTUAL: Path = ("train", "perceptual_opt")
 
 TERMS: Path = (*PERCEPTUAL, "extra_terms")
-
-
-class View:
-    """View of options as they are written, with their defaults, that hides wrong values from the rules.
-
-    Attributes:
-        wrong: Paths of the values known to be wrong.
-        models: Models of the mappings with a ``type``, by path.
-    """
-
-    def __init__(self, opt: Options) -> None:
-        self.opt = opt
-        self.wrong: set[Path] = set()
-        self.models: dict[Path, type[Section]] = {}
-
-    def raw(self, *path: Any) -> Any:
-        """Return the value at a path, right or wrong; None if there is none."""
-        value: Any = self.opt
-        for key in path:
-            if isinstance(value, list) and isinstance(key, int):
-                value = value[key] if key < len(value) else None
-            else:
-                value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    def valid(self, *path: Any) -> Any:
-        """Return the value at a path or its default; None if there is none, or if it or a section around is wrong."""
-        if any(bad == path[: len(bad)] for bad in self.wrong):
-            return None
-        section, value = self.raw(*path[:-1]), self.raw(*path)
-        if isinstance(value, list) and any(path == bad[: len(path)] for bad in self.wrong):
-            return None
-        if isinstance(section, dict) and path[-1] not in section:
-            model = self._model(path[:-1])
-            field = model.model_fields.get(path[-1]) if model else None
-            value = None if field is None or field.is_required() else field.get_default(call_default_factory=True)
-        return int(value) if isinstance(value, float) and value.is_integer() else value
-
-    def _model(self, path: Path) -> type[Section] | None:
-        """Return the model of the section at a path, if it has one."""
-        if path in self.models:
-            return self.models[path]
-        if len(path) == 2 and path[0] == "datasets":
-            return dataset_model(self.raw(*path))
-        model: type[Section] | None = OptionFile
-        for key in path:
-            field = model.model_fields.get(key) if model else None
-            model = section_in(field.annotation) if field else None
-        return model
 
 
 def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> Iterator[Problem]:
@@ -94,6 +47,7 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
     yield from _tiles(opt)
     yield from _schedule(opt, cut_short="train:total_iter" in overridden)
     yield from _restart_weights(opt)
+    yield from _monitor(opt)
     yield from _wandb(opt)
     yield from _ours_alone(opt)
     yield from _colors(opt, "val" if is_train else "test")
@@ -201,6 +155,18 @@ def _tiles(opt: View) -> Iterator[Problem]:
         yield Problem(("val", "tile"), f"expected more than twice tile_overlap ({overlap}), got {tile}")
 
 
+def _monitor(opt: View) -> Iterator[Problem]:
+    """What patience watches must be measured: a metric, or one on a set."""
+    monitor, metrics = opt.valid("val", "monitor"), opt.valid("val", "metrics") or {}
+    datasets = opt.valid("datasets") or {}
+    sets = [opt.valid("datasets", key, "name") for key in datasets if str(key).startswith("val")]
+    known = [*metrics, *(f"{name}/{metric}" for name in sets for metric in metrics)]
+    for name in [monitor] if isinstance(monitor, str) else monitor or ():
+        if name not in known:
+            text = f"expected a metric of val: metrics, or set/metric, got {quote(name)}{hint(name, known)}"
+            yield Problem(("val", "monitor"), text)
+
+
 def _schedule(opt: View, cut_short: bool) -> Iterator[Problem]:
     """Milestones must increase and precede the end, unless the command line shortened the run for a trial."""
     total, scheduler = opt.valid("train", "total_iter"), ("train", "scheduler")
@@ -218,6 +184,9 @@ def _schedule(opt: View, cut_short: bool) -> Iterator[Problem]:
         yield Problem(
             (*scheduler, "periods"), f"expected a sum of at least train:total_iter ({total}), got {sum(periods)}"
         )
+    cycle = opt.valid(*scheduler, "total_steps")  # of OneCycleLR, which cannot be stepped beyond
+    if isinstance(cycle, int) and total is not None and cycle < total:
+        yield Problem((*scheduler, "total_steps"), f"expected at least train:total_iter ({total}), got {cycle}")
     warmup = opt.valid("train", "warmup_iter")
     if warmup is not None and total is not None and warmup > total and not cut_short:
         yield Problem(("train", "warmup_iter"), f"expected up to train:total_iter ({total}), got {warmup}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -21,17 +21,16 @@ import dp_basicsr.models  # noqa: F401  (these, and BasicSR's below, register th
 from dp_basicsr.archs.any_network_arch import TIMM, TORCHVISION_TYPES
 from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES
 from dp_basicsr.archs.rrdbnet_dp_arch import UPSAMPLING
-from dp_basicsr.compat import OPTIMIZERS
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.dual_perceptual_loss import parse_channels
-from dp_basicsr.options.schema import Count, Decay, FromZero, NonNegative, Positive, Section
+from dp_basicsr.options.section import Count, Decay, FromZero, NonNegative, Positive, Section
+from dp_basicsr.utils.optimizers import optimizers, schedulers
 
 import basicsr.archs
 import basicsr.data
 import basicsr.losses
 import basicsr.metrics
 import basicsr.models  # noqa: F401
-import torch
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 from pydantic import AfterValidator, ConfigDict, Field, create_model
@@ -75,10 +74,14 @@ _SCHEDULERS = {
 }
 
 
-def typed_entries() -> dict[str, TypedEntry]:
-    """Return the classes for each option with a ``type``; reads the registries at every call."""
+def typed_entries(wanted: Collection[Any] = ()) -> dict[str, TypedEntry]:
+    """Return the classes for each option with a ``type``; reads the registries at every call.
+
+    Args:
+        wanted: Optimizers that must be among them if they exist.
+    """
     network, loss = TypedEntry("network", members_of(ARCH_REGISTRY)), TypedEntry("loss", members_of(LOSS_REGISTRY))
-    optimizer = TypedEntry("optimizer", {name: getattr(torch.optim, name) for name in OPTIMIZERS}, ("params",))
+    optimizer = TypedEntry("optimizer", optimizers(wanted), ("params",))
     gan = TypedEntry("loss", loss.classes, more=(("sync_mean", bool, None), ("ramp", Count | None, None)))
     return {
         "network_g": network,
@@ -89,7 +92,7 @@ def typed_entries() -> dict[str, TypedEntry]:
         "train:gan_opt": gan,
         "train:optim_g": optimizer,
         "train:optim_d": optimizer,
-        "train:scheduler": TypedEntry("scheduler", _SCHEDULERS, ("optimizer", "last_epoch")),
+        "train:scheduler": TypedEntry("scheduler", _SCHEDULERS | schedulers(), ("optimizer", "last_epoch")),
         "val:metrics": TypedEntry(
             "metric",
             members_of(METRIC_REGISTRY),

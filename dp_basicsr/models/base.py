@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 from dp_basicsr.checkpoint.saver import Saver, Stateful
 from dp_basicsr.checkpoint.weights import Part, compare_shapes, read_weights
 from dp_basicsr.compat import without_buffer_sync
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.losses.balance import build_balancer
 from dp_basicsr.losses.dual_perceptual_loss import DualPerceptualLoss
 from dp_basicsr.losses.terms import PerceptualTerm
 from dp_basicsr.models.step import TrainingStep
 from dp_basicsr.models.validation import Validator, as_float
 from dp_basicsr.options.schema import OptionFile
+from dp_basicsr.utils.optimizers import ScheduleFree, averaged_weights, switching
 
 import torch
 from basicsr.models.base_model import BaseModel
@@ -26,6 +28,28 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
+
+
+def freeze(net: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze the weights that match ``train: freeze``, such as ``body.0.*``, and log how many train.
+
+    Raises:
+        UserError: A pattern matches nothing, or nothing is left to train.
+    """
+    weights, frozen = dict(net.named_parameters()), set()
+    for pattern in patterns:
+        names = fnmatch.filter(weights, pattern)
+        if not names:
+            parts = shorten(dict.fromkeys(name.partition(".")[0] for name in weights), 20)
+            raise UserError(f"train: freeze: expected patterns of weights, {pattern!r} matches none: {parts}")
+        frozen |= set(names)
+    for name in frozen:
+        weights[name].requires_grad_(False)
+    left = sum(weight.numel() for name, weight in weights.items() if name not in frozen)
+    total = sum(weight.numel() for weight in weights.values())
+    if not left:
+        raise UserError(f"train: freeze: expected patterns that leave something to train, got all weights: {patterns}")
+    get_root_logger().info(f"{left:,} of {total:,} weights of {type(net).__name__} train; the others are frozen.")
 
 
 class PluginModel(BaseModel):
@@ -57,6 +81,8 @@ class PluginModel(BaseModel):
             others: dict[str, Stateful] = {"best_metric_results": self.validator, "scaler": self.step.scaler}
             if self.step.balancer is not None:
                 others["balance"] = self.step.balancer
+            if switching(self.optimizers):
+                others["schedule_free"] = ScheduleFree(self.optimizers)
             self.saver = Saver(self.opt, nets, self.optimizers, self.schedulers, others)
 
     def init_training_settings(self) -> None:
@@ -102,6 +128,8 @@ class PluginModel(BaseModel):
         """
         net = net.to(self.device)
         train = self.opt.get("train") or {}
+        if train.get("freeze") and self.is_train and net is self.net_g:  # before DDP, which waits for every gradient
+            freeze(net, train["freeze"])
         if train.get("sync_batch_norm") and self.opt["dist"]:
             if self.device.type != "cuda":
                 raise UserError("train: sync_batch_norm needs GPUs; set it to false on a CPU")
@@ -129,11 +157,11 @@ class PluginModel(BaseModel):
             find_unused_parameters=self.opt.get("find_unused_parameters", self.opt["deterministic"]),
         )
 
-    def get_optimizer(self, optim_type: str, params: Any, lr: float, **settings: Any) -> torch.optim.Optimizer:
-        """Create BasicSR's optimizers; Adam in its fused form, one pass over the weights instead of a dozen."""
+    def get_optimizer(self, optim_type: str, params: Any, **settings: Any) -> torch.optim.Optimizer:
+        """Create an optimizer; Adam in its fused form, one pass over the weights instead of a dozen."""
         if optim_type in ("Adam", "AdamW"):
             settings = {"fused": True, **settings}
-        return super().get_optimizer(optim_type, params, lr, **settings)
+        return super().get_optimizer(optim_type, params, **settings)
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
@@ -194,7 +222,8 @@ class PluginModel(BaseModel):
     ) -> bool:
         """Validate the generator, or its EMA, on a set; see ``Validator.validate``."""
         net = getattr(self, "net_g_ema", self.net_g)
-        return self.validator.validate(net, dataloader, current_iter, tb_logger, save_img)
+        with averaged_weights(self.optimizers):
+            return self.validator.validate(net, dataloader, current_iter, tb_logger, save_img)
 
     def test(self) -> None:
         """Set ``self.output`` to the validated network's result for ``self.lq``; see ``Validator.upscale``."""

@@ -57,6 +57,8 @@ class Validator:
         self.interrupted: Callable[[], bool] = lambda: False
         self.results: Values = {}
         self.best: dict[str, dict[str, dict[str, Any]]] = {}
+        self.is_start = False  # the next validation is of the start weights, and no best one
+        self.color_shifts: dict[str, float] = {}  # set -> levels between the mean colours of SR and LQ, of this process
         self._named: set[str] = set()  # sets whose metrics without originals have been logged
 
     def state_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -124,14 +126,16 @@ class Validator:
             record = self.best.setdefault(dataset, {}).setdefault(metric, new)
             mean = self.results.get(metric, math.nan)
             # An infinite mean (every image is perfect) could never be surpassed, so it is no best one.
-            if math.isfinite(mean) and (mean >= record["val"] if better == "higher" else mean <= record["val"]):
+            is_best = mean >= record["val"] if better == "higher" else mean <= record["val"]
+            if is_best and math.isfinite(mean) and not self.is_start:
                 record |= {"val": mean, "iter": iteration}
         if self.opt["rank"] != 0:
             return
         lines = [f"Validation {dataset}"]
         for metric, mean in self.results.items():
             best = self.best[dataset][metric]
-            lines.append(f"\t # {metric}: {mean:.4f}\tBest: {best['val']:.4f} @ {best['iter']} iter")
+            best_text = f"\tBest: {best['val']:.4f} @ {best['iter']} iter" if best["iter"] != -1 else ""
+            lines.append(f"\t # {metric}: {mean:.4f}{best_text}")
             if tb_logger:
                 tb_logger.add_scalar(f"metrics/{dataset}/{metric}", mean, iteration)
             unmeasured = sum(not math.isfinite(value[metric]) for value in values)
@@ -150,6 +154,7 @@ class Validator:
         bar = tqdm(total=len(indices), unit="image", disable=not val["pbar"] or rank != 0)
         measured: dict[int, Values] = {}
         waiting: deque[tuple[int, str, Future[Values]]] = deque()
+        shifts: list[Tensor] = []
 
         with bar, ThreadPoolExecutor(val["threads"], initializer=on_device) as workers:
             for index, sample in chain(read_ahead(dataloader, indices), [(None, {})]):
@@ -176,8 +181,13 @@ class Validator:
                     shape = tuple(sample["lq"].shape)
                     text = f"validation of {name}: the network cannot take its image {shape}: {first_line(error)}"
                     raise UserError(text) from error
+                if result.shape[1] == sample["lq"].shape[1]:  # a mean colour is that of the downscaled image, too
+                    lq = as_float(sample["lq"], torch.device("cpu"))
+                    shifts.append(result.clamp(0, 1).mean((0, 2, 3)).float() - lq.mean((0, 2, 3)))
                 gt = as_float(sample["gt"], torch.device("cpu")) if "gt" in sample else None
                 waiting.append((index, name, workers.submit(self._measure, path, name, result, gt)))
+        if shifts:
+            self.color_shifts[dataset.opt["name"]] = 255 * torch.stack(shifts).mean(0).abs().max().item()
         return measured
 
     @torch.compiler.set_stance("force_eager")  # torch.compile would recompile for each image size

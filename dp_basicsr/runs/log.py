@@ -49,9 +49,9 @@ class _ForTerminal(logging.Formatter):
 
 def _is_for_terminal(record: logging.LogRecord) -> bool:
     """Whether a record is short: BasicSR prints each network in hundreds of lines after one with its size."""
-    return not getattr(record, "for_file", False) and (
-        record.funcName != "print_network" or "\n" not in record.getMessage()
-    )
+    text = record.getMessage()
+    is_printout = (record.funcName == "print_network" and "\n" in text) or text.endswith("will not be optimized.")
+    return not (is_printout or getattr(record, "for_file", False))
 
 
 def start_log(opt: dict[str, Any]) -> MemoryHandler:

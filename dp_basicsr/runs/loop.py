@@ -15,6 +15,7 @@ from typing import Any
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
+from dp_basicsr.runs.judging import Figures, Judge
 from dp_basicsr.runs.log import IterationLog, current_losses, describe_batch, progress_bar, show_losses
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.random_state import same_random_state_after
@@ -34,6 +35,7 @@ class Run:
     val_loaders: Sequence[DataLoader]
     tb_logger: Any
     interruption: Interruption
+    judge: Judge | None
     iteration: int  # the last completed one
 
     saved: int | None = None  # the last one with a checkpoint
@@ -83,15 +85,44 @@ class Run:
             get_root_logger().warning("The last step was not finite and is not part of net_g_latest.")
         self.model.save(epoch=-1, current_iter=-1)
 
-    def validate(self) -> None:
-        """Validate on all sets. A signal interrupts it; the resumed run repeats it."""
+    def validate(self, is_start: bool = False) -> None:
+        """Validate on all sets. A signal interrupts it; the resumed run repeats it.
+
+        Args:
+            is_start: This is the baseline of the start weights, which counts neither for ``patience`` nor as best.
+        """
+        figures: Figures = {}
+        validator: Any = getattr(self.model, "validator", None)
+        if validator is not None:
+            validator.is_start = is_start
         with same_random_state_after():
             for loader in self.val_loaders:
-                self.model.validation(loader, self.iteration, self.tb_logger, self.opt["val"]["save_img"])
+                complete = self.model.validation(loader, self.iteration, self.tb_logger, self.opt["val"]["save_img"])
+                if validator is not None and complete:
+                    figures[loader.dataset.opt["name"]] = dict(validator.results)  # type: ignore[attr-defined]
         if self.interruption.agreed(now=True):
             self.leave()
+        if is_start and self.judge is not None:
+            self.judge.take_start(figures, validator.color_shifts)
+            return
+        if self.judge is not None:
+            self.judge.judge(self.iteration, figures, validator.color_shifts)
         if self.opt["logger"]["keep_best"]:
             self.model.saver.save_best(self.iteration, self.model.validator.best)
+
+    def is_over(self) -> bool:
+        """Save and say so if the patience is used up."""
+        if self.judge is None or not self.judge.is_over():
+            return False
+        best = self.model.validator.best
+        names = [f"{name}/{metric} {entry['val']:.4f} @ {entry['iter']}: net_g_best_{name}_{metric}.pth"
+                 for name, record in best.items() for metric, entry in record.items() if entry["iter"] > 0]  # fmt: skip
+        self.save()
+        get_root_logger().info(
+            f"val: patience: no improvement in {self.judge.waited} validations, the training ends after iteration "
+            f"{self.iteration}. Best: {', '.join(names) or 'none'}"
+        )
+        return True
 
     def leave(self) -> None:
         """Save a checkpoint and exit on all processes together, because torchrun stops the rest after the first."""
@@ -110,6 +141,13 @@ class Run:
         get_root_logger().info(f"{network} after {took}; next: {command}")
 
 
+def starts_from_file(opt: dict[str, Any]) -> bool:
+    """Whether the start weights are validated: as ``val: at_start`` says, or if they come from a file."""
+    given = (opt.get("val") or {}).get("at_start")
+    from_file = opt["path"].get("pretrain_network_g") is not None or opt["network_g"].get("type") == "FromFile"
+    return from_file if given is None else bool(given)
+
+
 def loop(run: Run) -> None:
     """Train from ``run.iteration`` to ``train: total_iter``, with logging, checkpoints and validation."""
     opt, model, every, total_iter = run.opt, run.model, run.opt["logger"], run.opt["train"]["total_iter"]
@@ -121,10 +159,13 @@ def loop(run: Run) -> None:
     logger.info(f"Start training from epoch: {run.stream.epoch_of(run.iteration)}, iter: {run.iteration}")
     if run.iteration and val_freq and run.iteration % val_freq == 0:
         run.validate()  # the checkpoint precedes its validation, which may be missing
+    elif run.iteration == 0 and starts_from_file(opt) and run.judge is not None and run.val_loaders:
+        logger.info("The baseline: validation of the start weights.")
+        run.validate(is_start=True)
 
     with progress_bar(opt, run.iteration) as bar:
         batches = run.stream.batches(run.iteration)
-        while run.iteration < total_iter:
+        while run.iteration < total_iter and not run.is_over():
             data_timer.start()
             batch = next(batches)
             data_timer.record()
@@ -149,7 +190,7 @@ def loop(run: Run) -> None:
                 run.validate()
                 iter_timer.start()  # exclude validation from the time per iteration
 
-    logger.info(f"End of training, {total_iter} iterations. Save the latest model.")
+    logger.info(f"End of training, {run.iteration} iterations. Save the latest model.")
     run.save_latest()
     if val_freq and run.iteration % val_freq != 0:
         run.validate()

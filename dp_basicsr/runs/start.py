@@ -39,6 +39,8 @@ def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
     options = checked.options
     if args.debug or "debug" in options.name:  # by its name too, as in BasicSR
         options = for_debugging(options, is_train)
+    if options.logger and options.val and options.val.patience:  # the training ends after its best network
+        options = options.model_copy(update={"logger": options.logger.model_copy(update={"keep_best": True})})
     parallel = options.dist_params
     dist = init_distributed(args.launcher, parallel.port, parallel.backend, parallel.timeout, cpu=options.num_gpu == 0)
     rank, world_size = get_dist_info()

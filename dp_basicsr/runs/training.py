@@ -19,6 +19,7 @@ from dp_basicsr.distributed.launch import mark_experiment
 from dp_basicsr.errors import UserError, first_line, readable
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
 from dp_basicsr.options.run import RunOptions
+from dp_basicsr.runs.judging import Judge
 from dp_basicsr.runs.limits import keep_freed_memory, out_of_memory_is_user_error, raise_open_file_limit
 from dp_basicsr.runs.log import close_tensorboard, open_tensorboard, require_loggers, start_log, write_log
 from dp_basicsr.runs.loop import Run, loop
@@ -69,6 +70,9 @@ def train(run: RunOptions, option_file: str) -> None:
         val_loaders = evaluation_loaders(opt, "val") if opt.get("val") else []
         refuse_small_images(opt, val_loaders)
         model = build_model(opt)
+        judge = Judge(run.options.val) if run.options.val is not None and hasattr(model, "saver") else None
+        if judge is not None:
+            model.saver.others["judge"] = judge
         if point is not None:
             resume(opt, model, stream, point.state)
         # Nothing is written before this point: an earlier run of this name is moved aside here.
@@ -85,7 +89,7 @@ def train(run: RunOptions, option_file: str) -> None:
                     model.validator.interrupted = interruption.noted  # lets a validation stop between two images
                 for note in run.notes:  # the last lines before the first iteration
                     get_root_logger().warning(note)
-                loop(Run(opt, model, stream, val_loaders, tb_logger, interruption, iteration))
+                loop(Run(opt, model, stream, val_loaders, tb_logger, interruption, judge, iteration))
         finally:
             close_tensorboard(tb_logger)
 
@@ -97,6 +101,12 @@ def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str
         UserError: The state belongs to another model.
     """
     logger, iteration = get_root_logger(), state["iter"]
+    frozen, freezes = state.get("run", {}).get("freeze", []), opt["train"].get("freeze") or []
+    if frozen != freezes:
+        raise UserError(
+            f"train: freeze: expected {frozen}, as in the state of iteration {iteration}, got {freezes}; to change it, "
+            "start a new run from the network of that state (path: pretrain_network_g)"
+        )
     use_options = opt["path"].get("resume_schedule") == "options"
     try:
         changed = resume_training(model, state, opt["train"], use_options)

@@ -1,0 +1,103 @@
+"""Judge validations: whether they still improve (``val: patience``), and whether they beat the start weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dp_basicsr.errors import UserError
+from dp_basicsr.metrics.scores import better_of
+from dp_basicsr.options.schema import Val
+
+from basicsr.utils import get_root_logger
+
+Figures = dict[str, dict[str, float]]  # set -> metric -> mean
+
+IN_A_ROW = 3  # validations below the start's before a warning (our choice)
+COLOR_LEVELS = 2.0  # of 255, by which the mean colour may leave the LQ's beyond the start's (our choice)
+FIDELITY = ("calculate_psnr", "calculate_ssim")  # a GAN's fall below those of its L1 start by design
+
+
+class Judge:
+    """Counts validations without improvement, and compares them with that of the start weights.
+
+    Args:
+        val: Options ``val``.
+    """
+
+    def __init__(self, val: Val) -> None:
+        self.val = val
+        self.best: dict[str, float] = {}  # `set/metric` -> the best mean
+        self.waited = 0  # validations in a row without improvement
+        self.judged = 0  # the last judged iteration
+        self.start: Figures = {}
+        self.start_color: dict[str, float] = {}
+        self.below = 0  # validations in a row of which every metric is worse than the start's
+        self.warned: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all counts and figures."""
+        return {name: value for name, value in vars(self).items() if name != "val"}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state; raise a UserError on other content."""
+        kinds = {name: type(value) for name, value in self.state_dict().items()}
+        if {name: type(value) for name, value in state.items()} != kinds:
+            raise UserError("its judge is not that of this version")
+        vars(self).update(state)
+
+    def take_start(self, figures: Figures, colors: Mapping[str, float]) -> None:
+        """Keep the figures of the start weights, which count neither for patience nor as best."""
+        self.start, self.start_color = figures, dict(colors)
+
+    def judge(self, iteration: int, figures: Figures, colors: Mapping[str, float]) -> None:
+        """Judge a validation of all sets; one that a resumed run repeats does not count twice."""
+        if iteration <= self.judged:
+            return
+        self.judged = iteration
+        monitor = [self.val.monitor] if isinstance(self.val.monitor, str) else self.val.monitor
+        improved = False
+        for key, value in self._flat(figures).items():
+            watched = monitor is None or key in monitor or key.rpartition("/")[2] in monitor
+            before = self.best.get(key)
+            if watched and math.isfinite(value) and self._is_better(key, value, before, self.val.min_delta):
+                self.best[key], improved = value, True
+        self.waited = 0 if improved else self.waited + 1
+        self._compare_with_start(figures, colors)
+
+    def is_over(self) -> bool:
+        """Whether the patience is used up."""
+        return self.val.patience is not None and self.waited >= self.val.patience
+
+    def _compare_with_start(self, figures: Figures, colors: Mapping[str, float]) -> None:
+        now, start = self._flat(figures), self._flat(self.start)
+        shared = [key for key in now if key in start]
+        perceptual = any(self._options(key)["type"] not in FIDELITY for key in shared)
+        worse = all(self._is_better(key, start[key], now[key]) for key in shared)
+        self.below = self.below + 1 if shared and perceptual and worse else 0
+        if self.below == IN_A_ROW:
+            pairs = ", ".join(f"{key} {now[key]:.4g} (start: {start[key]:.4g})" for key in shared)
+            get_root_logger().warning(f"For {IN_A_ROW} validations every metric is worse than the start's: {pairs}.")
+        for name, shift in colors.items():
+            beyond = shift - self.start_color.get(name, math.inf)
+            if beyond > COLOR_LEVELS and name not in self.warned:
+                self.warned.append(name)
+                get_root_logger().warning(
+                    f"The mean colour of {name} is {shift:.1f} of 255 levels from its LQ's, {beyond:.1f} more than "
+                    "with the start weights: the network changes colours."
+                )
+
+    def _flat(self, figures: Figures) -> dict[str, float]:
+        return {f"{name}/{metric}": value for name, values in figures.items() for metric, value in values.items()}
+
+    def _options(self, key: str) -> dict[str, Any]:
+        options: dict[str, Any] = (self.val.metrics or {})[key.rpartition("/")[2]]
+        return options
+
+    def _is_better(self, key: str, value: float, other: float | None, by: float = 0.0) -> bool:
+        if other is None:
+            return True
+        options = self._options(key)
+        sign = -1 if (options.get("better") or better_of(options["type"])) == "lower" else 1
+        return sign * (value - other) > by

@@ -1,0 +1,163 @@
+"""Any optimizer and scheduler: exact resume, a warm-up before it, and refusals with the reason."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr import train
+from dp_basicsr.checks.checking import find_problems
+from dp_basicsr.options import override, read_options
+from dp_basicsr.utils.optimizers import averaged_weights, optimizers, schedulers
+
+import pytest
+import torch
+from basicsr.models.base_model import BaseModel
+
+from tests.support.options import SMALL_PSNR
+
+LAST = Path("experiments/small/training_states/4.state")
+
+
+def run(*entries: str) -> tuple[Any, Any, str]:
+    """Train to the end; return the last state and network, and the log of this start."""
+    Path("small.yml").write_text(SMALL_PSNR)
+    train.main(["-opt", "small.yml", "--auto_resume", "--force_yml", *entries])
+    state = torch.load(LAST, weights_only=False)
+    network = torch.load("experiments/small/models/net_g_4.pth", weights_only=True)
+    return state, network, max(Path("experiments/small").glob("*.log")).read_text()
+
+
+def flat(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [item for key in sorted(value, key=str) for item in (key, *flat(value[key]))]
+    if isinstance(value, (list, tuple)):
+        return [item for part in value for item in flat(part)]
+    return [value.tolist() if isinstance(value, torch.Tensor) else value]
+
+
+def resumes_exactly(*entries: str) -> str:
+    """Train to the end, then again from the checkpoint at half: everything is the same, bit for bit."""
+    state, network, log = run(*entries)
+    for suffix in ("state", "sha256"):
+        LAST.with_suffix(f".{suffix}").unlink()
+    resumed, again, second = run(*entries)
+    assert "iter: 2." in second
+    assert "differ" not in second
+    for key in ("optimizers", "schedulers", *(["schedule_free"] if "schedule_free" in state else [])):
+        assert flat(state[key]) == flat(resumed[key]), key
+    assert flat(network) == flat(again)
+    shutil.rmtree("experiments")
+    return log
+
+
+@pytest.fixture(autouse=True)
+def logs_of_one_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(range(100))
+    monkeypatch.setattr("dp_basicsr.runs.log.get_time_str", lambda: f"{next(times):03}")
+
+
+@pytest.mark.parametrize("kind", ["Adafactor", "NAdam", "ScheduleFreeAdamW", "Lion"])
+def test_an_optimizer_resumes_exactly(kind: str, pairs: Path) -> None:
+    """Factored states, and weights that are trained beside those that are saved."""
+    if kind not in optimizers():
+        pytest.importorskip("pytorch_optimizer")
+    resumes_exactly(f"train:optim_g={{type: {kind}, lr: 1e-3}}", "train:warmup_iter=3")
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        "{type: CosineAnnealingLR, T_max: 4, eta_min: 1e-7}", "{type: OneCycleLR, max_lr: 1e-3, total_steps: 5}",
+        "{type: ExponentialLR, gamma: 0.5}", "{type: CyclicLR, base_lr: 1e-5, max_lr: 1e-3, step_size_up: 2}",
+        "{type: PolynomialLR, total_iters: 4}",
+    ],
+)  # fmt: skip
+def test_a_scheduler_of_torch_resumes_exactly(scheduler: str, pairs: Path) -> None:
+    resumes_exactly(f"train:scheduler={scheduler}", "train:warmup_iter=2")
+
+
+def test_a_warm_up_leaves_the_schedule_behind_it_as_it_is() -> None:
+    """Schedulers that multiply the last rate must not multiply that of the warm-up."""
+    model = BaseModel({"num_gpu": 0, "is_train": True, "train": {"scheduler": {"type": "ExponentialLR", "gamma": 0.5}}})
+    model.optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)]
+    model.setup_schedulers()
+    rates = []
+    for iteration in range(1, 7):
+        model.update_learning_rate(iteration, warmup_iter=4)
+        rates += model.get_current_learning_rate()
+        model.optimizers[0].step()
+    assert rates == [0.25, 0.25, 0.1875, 0.125, 0.0625, 0.03125]
+
+
+def problems(*entries: str) -> str:
+    Path("small.yml").write_text(SMALL_PSNR)
+    opt = read_options("small.yml")
+    override(opt, entries)
+    found = find_problems(opt, is_train=True)
+    return "\n".join(f"{':'.join(map(str, problem.path))}: {problem.text}" for problem in found if not problem.missing)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("optim_g={type: LBFGS}", "optim_g:type: expected an optimizer that .*LBFGS.* 'closure'"),
+        ("optim_g={type: SparseAdam}", "optim_g:type: .* does not support dense gradients"),
+        ("optim_g={type: Adafactor, lr: 1e-3, beta: 1}", "optim_g:beta: expected a known key"),
+        ("optim_g={type: Adam, lr: 1e-3, betas: [2, 0.9]}", "optim_g:betas"),
+        ("optim_g={type: Adan0, lr: 1e-3}", "optim_g:type: expected an optimizer, got 'Adan0'; did you mean Ada"),
+        ("scheduler={type: ReduceLROnPlateau}", "scheduler:type: expected a scheduler that steps by iteration"),
+        ("scheduler={type: LambdaLR, lr_lambda: x}", "scheduler:type: .* a trial fails"),
+        ("scheduler={type: CosineAnnealingLR, T_mx: 4}", "scheduler:T_mx: .*T_max"),
+        ("scheduler={type: OneCycleLR, max_lr: 1e-3, total_steps: 3}", "total_steps: expected at least"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_named_with_the_reason(entry: str, message: str) -> None:
+    assert re.search(message, problems(f"train:{entry}"))
+
+
+@pytest.mark.parametrize("kind", sorted(optimizers()) + sorted(schedulers()))
+def test_every_class_of_torch_trains_or_is_refused(kind: str) -> None:
+    needed = {"CosineAnnealingLR": "T_max: 4", "CosineAnnealingWarmRestarts": "T_0: 2", "SWALR": "swa_lr: 1e-4",
+              "CyclicLR": "base_lr: 1e-5, max_lr: 1e-3", "OneCycleLR": "max_lr: 1e-3, total_steps: 9",
+              "StepLR": "step_size: 2", "ExponentialLR": "gamma: 0.5"}  # fmt: skip
+    key = "optim_g" if kind in optimizers() else "scheduler"
+    refused = {"LBFGS", "SparseAdam", "Muon", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler",
+               "ReduceLROnPlateau"}  # fmt: skip
+    found = problems(f"train:{key}={{type: {kind}, {needed.get(kind, '')}}}")
+    assert bool(found) == (kind in refused), found
+
+
+def test_saving_leaves_schedule_free_weights_as_they_are() -> None:
+    kind = pytest.importorskip("pytorch_optimizer").ScheduleFreeAdamW
+    weight = torch.nn.Parameter(torch.randn(50))
+    optimizer = kind([weight], lr=1e-2)
+    for _ in range(3):
+        weight.grad = weight.detach().sin()
+        optimizer.step()
+    before = weight.detach().clone()
+    with averaged_weights([optimizer]):
+        assert not torch.equal(before, weight)
+    assert torch.equal(before, weight)
+
+
+def test_frozen_weights_stay_and_other_patterns_are_refused_at_a_resume(
+    pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = resumes_exactly("train:freeze=['conv_first*', 'body.0.rdb1.*']")
+    assert re.search(r"[\d,]+ of [\d,]+ weights of RRDBNetDP train; the others are frozen", log)
+    network = run("train:freeze=[conv_first*]")[1]["params"]
+    half = torch.load("experiments/small/models/net_g_2.pth", weights_only=True)["params"]
+    same = {name for name in network if torch.equal(network[name], half[name])}
+    assert same == {"conv_first.weight", "conv_first.bias"}
+    refused = {
+        "[conv_last*]": "expected ['conv_first*'], as in the state of iteration 4, got ['conv_last*']",
+        "[conv_firs]": "'conv_firs' matches none: conv_first, body",
+        "['*']": "got all weights",
+    }
+    for entry, message in refused.items():
+        with pytest.raises(SystemExit):
+            run(f"train:freeze={entry}")
+        assert message in capsys.readouterr().err

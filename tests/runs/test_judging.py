@@ -1,0 +1,117 @@
+"""When to stop, and whether a run is still better than where it began."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr import train
+from dp_basicsr.options.schema import Val
+from dp_basicsr.runs.judging import IN_A_ROW, Judge
+
+import pytest
+import torch
+
+from tests.support.fuzz import draws
+from tests.support.options import SMALL
+
+PSNR, LPIPS = {"type": "calculate_psnr"}, {"type": "calculate_lpips", "better": "lower"}
+
+
+def judge(**val: Any) -> Judge:
+    return Judge(Val(save_img=False, metrics={"psnr": PSNR, "lpips": LPIPS}, **val))
+
+
+def test_patience_counts_as_its_definition_says() -> None:
+    """Against a closed form: validations after the last strict improvement of any watched figure."""
+    for rng in draws(200):
+        delta, keys = rng.choice([0, 0.5]), rng.choice([["s/psnr"], ["s/lpips"], ["s/psnr", "s/lpips"]])
+        figures = [{"psnr": value(rng), "lpips": value(rng)} for _ in range(rng.randint(1, 8))]
+        counter = judge(patience=3, monitor=keys, min_delta=delta)
+        for iteration, figure in enumerate(figures, start=1):
+            counter.judge(iteration, {"s": figure}, {})
+            counter.judge(iteration, {"s": figure}, {})  # repeated by a resumed run
+        last = 0
+        for key in keys:
+            sign, best = -1 if key == "s/lpips" else 1, -math.inf
+            for number, figure in enumerate(figures, start=1):
+                new = sign * figure[key[2:]]
+                if math.isfinite(new) and (best == -math.inf or new - best > delta):
+                    best, last = new, max(last, number)
+        assert counter.waited == len(figures) - last
+        assert counter.is_over() == (counter.waited >= 3)
+
+
+def value(rng: random.Random) -> float:
+    return rng.choice([1.0, 1.25, 1.5, 2.0, 2.25, 3.0, math.inf, math.nan])
+
+
+def test_a_state_restores_the_count() -> None:
+    first, second = judge(patience=2), judge(patience=2)
+    first.judge(4, {"s": {"psnr": 1.0, "lpips": 0.5}}, {})
+    first.judge(8, {"s": {"psnr": 1.0, "lpips": 0.5}}, {})
+    second.load_state_dict(first.state_dict())
+    second.judge(12, {"s": {"psnr": 1.0, "lpips": 0.5}}, {})
+    assert second.is_over()
+
+
+def test_warnings_compare_with_the_start(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("basicsr"), "propagate", True)
+    watching = judge()
+    watching.take_start({"s": {"psnr": 30.0, "lpips": 0.2}}, {"s": 0.5})
+    for iteration in range(1, IN_A_ROW + 1):
+        assert "every metric is worse" not in caplog.text
+        watching.judge(iteration, {"s": {"psnr": 29.0, "lpips": 0.3}}, {"s": 2.4})
+    assert "For 3 validations every metric is worse than the start's: s/psnr 29 (start: 30), s/lpips 0.3" in caplog.text
+    assert "mean colour" not in caplog.text
+    watching.judge(9, {"s": {"psnr": 29.0, "lpips": 0.1}}, {"s": 2.6})
+    assert "The mean colour of s is 2.6 of 255 levels from its LQ's, 2.1 more than with" in caplog.text
+
+
+@pytest.fixture
+def run(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    times = iter(range(100))
+    monkeypatch.setattr("dp_basicsr.runs.log.get_time_str", lambda: f"{next(times):03}")
+    Path("small.yml").write_text(SMALL)
+
+    def start(*entries: str, name: str = "small") -> str:
+        train.main(["-opt", "small.yml", "--auto_resume", "--force_yml", f"name={name}", "model_type=PSNRModel",
+                    "train:perceptual_opt=~", "datasets:train:num_worker_per_gpu=0", "logger:use_tb_logger=false",
+                    "train:optim_g:lr=1e-12", "train:ema_decay=0", "train:total_iter=9", "val:save_img=false",
+                    "val:val_freq=1", "train:scheduler:milestones=[5]", *entries])  # fmt: skip
+        return max(Path("experiments", name).glob("*.log")).read_text()
+
+    return start
+
+
+def test_a_run_ends_when_its_patience_does_and_resumes_the_count(run: Any) -> None:
+    """Weights that hardly change: PSNR improves by less than min_delta after the first validation."""
+    entries = ["val:patience=3", "val:min_delta=0.1", "val:monitor=[there/psnr_rgb]", "logger:save_checkpoint_freq=1"]
+    log = run(*entries)
+    assert "no improvement in 3 validations, the training ends after iteration 4. Best: there/psnr_rgb" in log
+    assert re.search(r"@ \d: net_g_best_there_psnr_rgb.pth", log)
+    state = torch.load("experiments/small/training_states/4.state", weights_only=False)
+    for number in (3, 4):
+        for suffix in ("state", "sha256"):
+            Path(f"experiments/small/training_states/{number}.{suffix}").unlink()
+    assert "the training ends after iteration 4" in run(*entries)
+    again = torch.load("experiments/small/training_states/4.state", weights_only=False)
+    assert state["judge"] == again["judge"]
+    assert state["judge"]["waited"] in (2, 3)
+    assert "the training ends after iteration 4" in run(*entries)
+
+
+def test_the_start_weights_are_a_baseline_but_no_best(run: Any) -> None:
+    run("train:total_iter=1", "logger:save_checkpoint_freq=1")
+    start = "path={pretrain_network_g: experiments/small/models/net_g_1.pth}"
+    log = run(start, "train:total_iter=2", "logger:keep_best=true", name="tuned")
+    baseline, rest = log.split("Start training")[1].split("iter:       1,")
+    assert re.search(r"baseline.*\n.*Validation there\n\s+# psnr_rgb: [\d.]+\n", baseline)
+    assert "Best: " in rest
+    assert " @ 0 iter" not in rest
+    without = run(start, "train:total_iter=2", "val:at_start=false", name="without")
+    assert "Validation" not in without.split("iter:       1,")[0]
