@@ -13,10 +13,11 @@ if not __package__:  # run as a file: this folder's names (data, losses ...) mus
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import get_args
 
-from dp_basicsr.deploy.batch import describe_left_out, find_all_jobs
+from dp_basicsr.deploy.batch import describe_left_out, find_all_jobs, refuse_unwritable
 from dp_basicsr.deploy.choices import BOX, OVERLAP, AlphaMode, EngineName, PrecisionChoice
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import FORMATS, QUALITY
@@ -76,13 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("expected --quality from 1 to 100 and --outscale above 0 and up to 64")
         how = {"recursive": args.recursive, "suffix": args.suffix, "ext": args.ext}
         jobs, left_out = find_all_jobs(args.input, args.output, **how)
-        todo = [job for job in jobs if args.overwrite or not job.target.exists()]
-        failed = 0
-        if todo:
-            require_paths(args.model_path, "model")
-            from dp_basicsr.deploy.run import upscale_all  # takes seconds: torch
+        todo = [job for job in jobs if args.overwrite or not os.path.exists(job.target)]
+        refuse_unwritable(todo)
+        require_paths(args.model_path, "model")
+        from dp_basicsr.deploy.run import upscale_all  # takes seconds: torch
 
-            failed = upscale_all(todo, args)
+        failed = upscale_all(todo, args)  # without images too: whatever is wrong with the arguments is found
     summary = [f"wrote {len(todo) - failed} of {len(jobs)} images to {args.output}"]
     if len(todo) < len(jobs):
         summary.append(f"kept {len(jobs) - len(todo)} that were there (--overwrite replaces them)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections import Counter, defaultdict
@@ -42,7 +43,9 @@ def find_jobs(
     """
     if ext != "auto" and f".{ext.lower().lstrip('.')}" not in FORMATS:
         raise UserError(f"--ext {ext}: expected auto or one of {', '.join(name[1:] for name in FORMATS)}")
-    path, output = Path(source).expanduser(), output.expanduser()
+    if "/" in suffix or "\0" in suffix:
+        raise UserError(f"--suffix {suffix}: expected a part of a file name, without /")
+    path, output = (Path(os.path.expanduser(name)) for name in (source, output))  # Path's raises without a home
     left_out: list[Path] = []
     if path.is_file():
         jobs = [
@@ -64,7 +67,7 @@ def find_jobs(
             raise UserError(f"input {source}: no such file")
         also = f"; {describe_left_out(left_out)}" if left_out else ""
         raise UserError(f"no image in {source}: expected files that end in {', '.join(READ_SUFFIXES)}{also}")
-    _refuse_collisions(jobs)
+    _refuse_collisions(jobs, ext)
     return jobs, left_out
 
 
@@ -72,7 +75,7 @@ def find_all_jobs(sources: Sequence[str], output: Path, **how: Any) -> tuple[lis
     """List the images behind several inputs, each once; arguments and errors are those of ``find_jobs``."""
     every = [find_jobs(source, output, **how) for source in sources]
     jobs = list(dict.fromkeys(job for jobs, _ in every for job in jobs))
-    _refuse_collisions(jobs)
+    _refuse_collisions(jobs, how.get("ext", "auto"))
     return jobs, sorted({path for _, left_out in every for path in left_out})
 
 
@@ -120,7 +123,26 @@ def _is_below(image: Path, output: Path, root: Path) -> bool:
     return folder != Path(os.path.abspath(root)) and folder in Path(os.path.abspath(image)).parents
 
 
-def _refuse_collisions(jobs: list[UpscaleJob]) -> None:
+def refuse_unwritable(jobs: Sequence[UpscaleJob]) -> None:
+    """Raise a UserError for a result that could not be written, before anything is computed."""
+    for target in (Path(os.path.abspath(job.target)) for job in jobs):
+        folder, missing = target.parent, [target.name]
+        while not os.path.exists(folder):
+            missing.append(folder.name)
+            folder = folder.parent
+        try:
+            for path in (target, *(folder / name for name in missing)):
+                with contextlib.suppress(FileNotFoundError):
+                    path.lstat()  # the file system itself knows which names it takes
+        except OSError as error:
+            raise UserError(
+                f"{target} cannot be written ({error.strerror}): choose a shorter name, or --suffix"
+            ) from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{folder} cannot be written to: choose another output for {target.name}")
+
+
+def _refuse_collisions(jobs: list[UpscaleJob], ext: str) -> None:
     sources = {os.path.realpath(job.source) for job in jobs}
     by_target = defaultdict(list)
     for job in jobs:
@@ -130,4 +152,5 @@ def _refuse_collisions(jobs: list[UpscaleJob]) -> None:
     for same in by_target.values():
         if len(same) > 1:
             names = ", ".join(str(job.source) for job in same)
-            raise UserError(f"{names} would all become {same[0].target}: leave out --ext, or give them other names")
+            way_out = "rename them" if ext == "auto" else "leave out --ext, or rename them"
+            raise UserError(f"{names} would all become {same[0].target}: {way_out}, or choose another output for some")

@@ -22,6 +22,7 @@ from dp_basicsr.deploy.upscale_picture import resize, upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.images.files import QUALITY, BadImageError
+from dp_basicsr.images.metadata import Metadata
 from dp_basicsr.images.picture import Picture
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.write import encode_picture
@@ -325,7 +326,7 @@ class Page:
 
     def _read(self, path: Path) -> Picture:
         try:
-            return read_picture(path, self.max_pixels, print)
+            return read_picture(path, self.max_pixels)
         except BadImageError as error:
             raise UserError(f"the image {error}") from error
 
@@ -361,7 +362,8 @@ def crop_middle(picture: Picture, side: int) -> Picture:
     top, left = (max(length - side, 0) // 2 for length in picture.colour.shape[:2])
     rows, columns = slice(top, top + side), slice(left, left + side)
     alpha = None if picture.alpha is None else picture.alpha[rows, columns]
-    return replace(picture, colour=picture.colour[rows, columns], alpha=alpha)
+    # What the file knows, such as places in the picture, does not hold for a part of it.
+    return replace(picture, colour=picture.colour[rows, columns], alpha=alpha, metadata=Metadata())
 
 
 def explain(error: BaseException) -> str:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from dp_basicsr.deploy.batch import UpscaleJob
 from dp_basicsr.deploy.choices import BOX, BOX_LIMIT
 from dp_basicsr.deploy.open_engine import open_engine
-from dp_basicsr.deploy.upscale_picture import upscale_picture
+from dp_basicsr.deploy.upscale_picture import size_of_result, upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError, readable
+from dp_basicsr.images.files import FORMATS
 from dp_basicsr.images.picture import Picture
 from dp_basicsr.images.read import read_picture
-from dp_basicsr.images.write import write_picture
+from dp_basicsr.images.write import refuse_unwritable, write_picture
 
 from PIL import Image
 from tqdm import tqdm
@@ -63,23 +65,23 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
     Image.MAX_IMAGE_PIXELS = None  # the user's own files, up to 2^30 pixels
     upscaler = upscaler_from(args)
     print(upscaler.engine.title + (f"; {BOX_LIMIT}" if args.model_path == BOX else ""))
-    failed = 0
+    failed, tiles = 0, [_expected_tiles(job, upscaler, args) for job in jobs]
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor(2) as pool,
-        tqdm(total=len(jobs), unit="image", disable=None, dynamic_ncols=True) as bar,
+        tqdm(total=sum(tiles), unit="tile", disable=None, dynamic_ncols=True) as bar,
     ):
         warnings.showwarning = lambda message, *_: warn(str(message))  # Pillow's, about damaged metadata
-        reads = _lag((job, pool.submit(read_picture, job.source, warn=_warn_about(job))) for job in jobs)
-        writes = _lag((job, _upscale(job, reading, upscaler, args, pool, bar)) for job, reading in reads)
-        for job, writing in writes:
+        reads = _lag((job, pool.submit(read_picture, job.source)) for job in jobs)
+        results = ((job, _upscale(job, reading, upscaler, args, pool, bar, expected))
+                   for (job, reading), expected in zip(reads, tiles, strict=True))  # fmt: skip
+        for job, writing in _lag(results):
             try:
                 writing.result()
             except Exception as error:  # any error concerns this image alone and is reported
                 failed += 1
                 kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
                 tqdm.write(readable(f"failed: {job.source} {kind}{error}").replace("\n", "\\n"), file=sys.stderr)
-            bar.update()
     return failed
 
 
@@ -93,6 +95,14 @@ def _lag(items: Iterable[T]) -> Iterator[T]:
     yield from started
 
 
+def _expected_tiles(job: UpscaleJob, upscaler: Upscaler, args: argparse.Namespace) -> int:
+    """Return how many tiles an image takes by its header; 1 if that cannot be read."""
+    with contextlib.suppress(Exception), Image.open(job.source) as image:
+        passes = 2 if args.alpha == "model" and image.has_transparency_data else 1
+        return passes * upscaler.count_tiles(image.height, image.width)
+    return 1
+
+
 def _upscale(
     job: UpscaleJob,
     reading: Future[Picture],
@@ -100,22 +110,28 @@ def _upscale(
     args: argparse.Namespace,
     pool: ThreadPoolExecutor,
     bar: tqdm,
+    expected: int,
 ) -> Future[None]:
     """Upscale an image that is being read and start to write the result."""
+    shown = 0
+
+    def show(done: int, total: int) -> None:
+        # Only the upscaler knows: tiles get smaller when memory runs out, and a uniform alpha takes none.
+        nonlocal shown, expected
+        bar.total = (bar.total or 0) + total - expected
+        bar.set_postfix_str(job.source.name, refresh=False)
+        bar.update(done - shown)
+        shown, expected = done, total
+
     try:
-        result = upscale_picture(
-            reading.result(),
-            upscaler,
-            outscale=args.outscale,
-            alpha_mode=args.alpha,
-            on_tile=lambda done, total: bar.set_postfix_str(f"{job.source.name}, tile {done} of {total}"),
-        )
+        picture = reading.result()
+        kind, has_alpha = FORMATS[job.target.suffix.lower()], picture.alpha is not None and args.alpha != "drop"
+        height, width = size_of_result(picture, upscaler, args.outscale)
+        refuse_unwritable(kind, width, height, has_alpha)
+        result = upscale_picture(picture, upscaler, outscale=args.outscale, alpha_mode=args.alpha, on_tile=show)
     except Exception as error:
+        show(expected, expected)
         failure: Future[None] = Future()
         failure.set_exception(error)
         return failure
-    return pool.submit(write_picture, result, job.target, args.quality, _warn_about(job))
-
-
-def _warn_about(job: UpscaleJob) -> Callable[[str], None]:
-    return lambda message: warn(f"{job.source}: {message}")
+    return pool.submit(write_picture, result, job.target, args.quality, lambda text: warn(f"{job.source}: {text}"))

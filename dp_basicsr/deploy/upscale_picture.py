@@ -33,9 +33,7 @@ def upscale_picture(
         alpha_mode: How to upscale the alpha, or to drop it. A uniform alpha stays uniform.
         on_tile: Called after each tile.
     """
-    height, width = picture.colour.shape[:2]
-    factor = upscaler.scale if outscale is None else outscale
-    size = max(round(height * factor), 1), max(round(width * factor), 1)
+    size = size_of_result(picture, upscaler, outscale)
     alpha = None if alpha_mode == "drop" else picture.alpha
     two_passes = alpha is not None and alpha_mode == "model" and not _is_constant(alpha)
     passes = 2 if two_passes else 1
@@ -48,6 +46,13 @@ def upscale_picture(
         alpha = _upscale_alpha(alpha, upscaler, alpha_mode, _part_of(on_tile, 1, passes))
         alpha = resize(alpha, *size)
     return replace(picture, colour=resize(colour, *size), alpha=alpha)
+
+
+def size_of_result(picture: Picture, upscaler: Upscaler, outscale: float | None = None) -> tuple[int, int]:
+    """Return height and width of the result of ``upscale_picture``."""
+    factor = upscaler.scale if outscale is None else outscale
+    height, width = (max(round(side * factor), 1) for side in picture.colour.shape[:2])
+    return height, width
 
 
 def spread_colours(colour: Pixels, alpha: Pixels) -> Pixels:

@@ -9,7 +9,7 @@ from dp_basicsr.deploy.choices import OVERLAP
 from dp_basicsr.deploy.engine import Engine
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.memory import is_out_of_memory
-from dp_basicsr.utils.tiles import Floats, OnTile, Pixels, blend_tiles, seam_warning, to_floats, to_pixels
+from dp_basicsr.utils.tiles import Floats, OnTile, Pixels, blend_tiles, grids, seam_warning, to_floats, to_pixels
 
 import numpy as np
 
@@ -49,6 +49,11 @@ class Upscaler:
     def scale(self) -> int:
         """Output size over input size."""
         return self.engine.network.scale
+
+    def count_tiles(self, height: int, width: int) -> int:
+        """Return how many tiles an image of this size takes."""
+        rows, columns = grids(height, width, self.tile, self.overlap, self.engine.network.size)
+        return rows.count * columns.count
 
     def __call__(self, pixels: Pixels, on_tile: OnTile | None = None) -> Pixels:
         """Upscale (H, W, 3) RGB, uint8 or uint16, to (scale * H, scale * W, 3) of the same type.

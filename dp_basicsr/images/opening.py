@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.images.files import BadImageError
+from dp_basicsr.images.png import SIGNATURE, split, translate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,28 +36,53 @@ def read_bytes(path: Path) -> bytes:
 
 
 @contextmanager
-def opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """Open the content of an image file with Pillow, without decoding it.
-
-    Raises:
-        BadImageError: It is not an image, has more than ``max_pixels``, or, within the block, turns out to be damaged.
-    """
+def damage_is_refused() -> Iterator[None]:
+    """Turn whatever a decoder raises on a damaged file into a BadImageError."""
     try:
-        with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise BadImageError(f"is {image.width} x {image.height}, more than {max_pixels / 1e6:g} megapixels")
-            yield image
-    except BadImageError:
+        yield
+    except (BadImageError, MemoryError):
         raise
-    except UnidentifiedImageError as error:
-        reason = f"is not an image of a supported type ({', '.join(READ_FORMATS)})"
-        raise BadImageError(reason if data else "is empty") from error
-    except Exception as error:  # on damaged files, decoders raise what they happen to meet
+    except Exception as error:  # decoders raise what they happen to meet
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         # A bare number, such as the KeyError of a decoder's table, says nothing.
         if not any(sign.isalpha() for sign in reason):
             reason = f"damaged: {type(error).__name__} {reason}".strip()
         raise BadImageError(f"cannot be read ({reason})") from error
+
+
+def refuse_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise a BadImageError if the header declares too many pixels."""
+    if width * height > max_pixels:
+        raise BadImageError(f"is {width} x {height}, more than {max_pixels / 1e6:g} megapixels")
+
+
+@contextmanager
+def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
+    """Open the content of an image file with Pillow, without decoding it.
+
+    Yields:
+        The image, and the file: for PNG that of the pixels alone, while Pillow's ``info`` has what other formats can
+        hold, ``chunks`` that only PNG can, and ``rest``, names of what is neither.
+
+    Raises:
+        BadImageError: It is not an image, has more than ``max_pixels``, or, within the block, turns out to be damaged.
+    """
+    if not data:
+        raise BadImageError("is empty")
+    with damage_is_refused():
+        info: dict[Any, Any] = {}
+        if data.startswith(SIGNATURE):
+            data, chunks, rest = split(data)
+            info, others = translate(chunks, rest)
+            info |= {"chunks": others, "rest": rest}
+        try:
+            image = Image.open(io.BytesIO(data), formats=READ_FORMATS)
+        except UnidentifiedImageError as error:
+            raise BadImageError(f"is not an image of a supported type ({', '.join(READ_FORMATS)})") from error
+        with image:
+            refuse_size(image.width, image.height, max_pixels)
+            image.info |= info
+            yield image, data
 
 
 def orientation_of(image: Image.Image) -> int:

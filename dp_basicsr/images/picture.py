@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from dp_basicsr.images.metadata import Metadata
 from dp_basicsr.utils.tiles import Pixels
 
 
@@ -15,12 +16,10 @@ class Picture:
         colour: (H, W, 3), RGB, uint8 or uint16; upright (EXIF's orientation is applied).
         alpha: (H, W) of the same type, or None.
         gray: The three channels are equal, and one is written.
-        icc: ICC profile.
-        exif: EXIF block, without orientation.
+        metadata: What else the file knows.
     """
 
     colour: Pixels
     alpha: Pixels | None = None
     gray: bool = False
-    icc: bytes | None = None
-    exif: bytes | None = None
+    metadata: Metadata = field(default_factory=Metadata)

@@ -1,129 +1,169 @@
 """Read images of all common types without silent losses.
 
-8-bit images go through Pillow. Pillow silently reduces 16-bit colour to 8 bits, so OpenCV reads that.
+8-bit images go through Pillow. Pillow silently reduces 16-bit colour to 8 bits, so OpenCV reads that; both refuse or
+confuse kinds of TIFF, so tifffile reads what it can without further libraries.
 """
 
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from dp_basicsr.images.files import BadImageError
-from dp_basicsr.images.opening import ORIENTATION, opened, read_bytes, upright
+from dp_basicsr.images.metadata import Metadata, metadata_of, metadata_of_tiff
+from dp_basicsr.images.opening import damage_is_refused, opened, orientation_of, read_bytes, refuse_size, upright
 from dp_basicsr.images.picture import Picture
 from dp_basicsr.utils.tiles import Pixels
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
+from tifffile import TiffFile, TiffPage
 
 MAX_PIXELS = 1 << 30  # OpenCV's limit, 3 GB decoded; deploy/run.py switches Pillow's lower one off
 
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
-_BLACK_IS_ZERO, _RGB = 1, 2
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # photometric interpretations
+_PLAIN_COMPRESSIONS = (1, 8, 32946, 32773)  # none, deflate, PackBits: tifffile needs imagecodecs for others
+_ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha
 
 
-def read_picture(path: Path, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] = warnings.warn) -> Picture:
-    """Read PNG, JPEG, WebP, TIFF, BMP or GIF: 8 or 16 bits, gray, palette, colour or CMYK, with or without alpha.
+def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF: 8 or 16 bits, gray, palette, colour or CMYK, with or without alpha.
 
     A palette becomes RGB, black and white becomes gray, CMYK becomes sRGB by its profile. EXIF's orientation is
-    applied; EXIF that is damaged is dropped with a warning.
+    applied.
 
     Raises:
         BadImageError: Not an image, damaged, more pixels than ``max_pixels``, or unsupported: several frames, floats,
             32 bits.
     """
     data = read_bytes(path)
-    with opened(data, max_pixels) as image:
-        return _decode(image, data, warn)
+    if data.startswith(_TIFF):
+        with damage_is_refused(), TiffFile(io.BytesIO(data)) as file:
+            return _read_tiff(file, data, max_pixels)
+    with opened(data, max_pixels) as (image, pixels):
+        return _read(image, pixels)
 
 
-def _decode(image: Image.Image, data: bytes, warn: Callable[[str], None]) -> Picture:
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG with its preview is MPO
-        raise BadImageError(f"has {image.n_frames} frames or pages: save the one to upscale by itself")  # type: ignore[attr-defined]
-    orientation, exif = _split_exif(image, warn)
-    icc = image.info.get("icc_profile")
-    if _bits(image, data) == 16:
-        decoded = _decode_16_bit(image, data)
-    else:
-        if image.mode in ("CMYK", "YCbCr", "LAB"):
-            image, icc = _to_srgb(image, icc), None
-        decoded = _decode_8_bit(image)
-    array, gray = upright(decoded[0], orientation), decoded[1]
-    colour = array[:, :, :1].repeat(3, axis=2) if array.shape[2] < 3 else array[:, :, :3]
-    alpha = array[:, :, -1] if array.shape[2] in (2, 4) else None
-    return Picture(np.ascontiguousarray(colour), alpha, gray, icc, exif)
+def _read(image: Image.Image, data: bytes) -> Picture:
+    if image.format != "MPO":  # a phone's JPEG with its preview
+        _refuse_frames(getattr(image, "n_frames", 1))
+    image.load()  # a truncated image fails here
+    orientation = orientation_of(image)
+    depth, kind = data[24:26] if image.format == "PNG" else (8, -1)  # of IHDR: signature, length, name, width, height
+    if depth < 8 and kind == 0 and "transparency" in image.info and image.mode == "L":
+        image.info["transparency"] *= 255 // (2**depth - 1)  # Pillow scales the pixels alone
+    array = _decode_16_bit_png(image, data) if depth == 16 else _decode_8_bit(image)
+    array = upright(array, orientation)
+    is_gray = kind in (0, 4) if depth == 16 else array.shape[2] < 3
+    return _picture(array, is_gray, metadata_of(image, array.shape[1::-1]))
 
 
-def _bits(image: Image.Image, data: bytes) -> int:
-    """Return the file's bits per channel.
-
-    Raises:
-        BadImageError: 32 bits or floats.
-    """
-    if image.format == "PNG":
-        return data[24]  # IHDR: 8 signature, 4 length, 4 type, 4 width, 4 height, then the depth
-    if image.format != "TIFF":
-        return 8
-    tags = image.tag_v2  # type: ignore[attr-defined]
-    bits = max(tags.get(_TIFF_BITS, (1,)))
-    if bits > 16 or max(tags.get(_TIFF_SAMPLE_FORMAT, (1,))) != 1:
-        raise BadImageError(f"has {bits} bits per channel or floats, expected unsigned 8 or 16 bits")
-    if bits == 16 and tags.get(_TIFF_PHOTOMETRIC) not in (_BLACK_IS_ZERO, _RGB):
-        raise BadImageError("is a 16-bit TIFF that is neither gray (black is zero) nor RGB: convert it first")
-    return bits
-
-
-def _decode_16_bit(image: Image.Image, data: bytes) -> tuple[Pixels, bool]:
-    """Decode to (H, W, 1, 3 or 4) uint16, RGB, and whether it is gray."""
+def _decode_16_bit_png(image: Image.Image, data: bytes) -> Pixels:
+    """Decode to (H, W, 1, 3 or 4) uint16, RGB."""
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if array is None or array.dtype != np.uint16 or array.shape[:2] != (image.height, image.width):
         raise BadImageError("is a 16-bit image that OpenCV cannot decode")
-    if array.ndim == 2:
-        return array[:, :, None], True
-    gray_with_alpha = image.format == "PNG" and data[25] == 4  # IHDR's colour type
-    return array[:, :, [2, 1, 0, 3][: array.shape[2]]], gray_with_alpha
+    if array.ndim == 3:
+        return array[:, :, [2, 1, 0, 3][: array.shape[2]]]
+    if (key := image.info.get("transparency")) is None:
+        return array[:, :, None]
+    return np.dstack([array, np.where(array == key, 0, 65535).astype(np.uint16)])  # OpenCV ignores the key of gray
 
 
-def _decode_8_bit(image: Image.Image) -> tuple[Pixels, bool]:
-    """Decode to (H, W, 1, 2, 3 or 4) uint8, RGB, and whether it is gray."""
-    if image.mode not in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"):
+def _decode_8_bit(image: Image.Image) -> Pixels:
+    """Decode to (H, W, 1, 2, 3 or 4) uint8, gray or RGB."""
+    if image.mode in ("CMYK", "LAB"):
+        image = _to_srgb(image)
+    if image.mode not in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"):
         raise BadImageError(f"has pixels of kind {image.mode!r}, expected gray, palette, RGB or CMYK")
-    gray = image.mode in ("1", "L", "LA", "La")
-    transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    if transparent:  # only the conversion to RGBA applies the transparency of a palette or of a colour key
+    is_gray = image.mode in ("1", "L", "LA", "La")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        # Only the conversion to RGBA applies the transparency of a palette or of a colour key.
         array = np.asarray(image.convert("RGBA"))
-        return (array[:, :, [0, 3]] if gray else array), gray
-    array = np.asarray(image.convert("L" if gray else "RGB"))
-    return (array[:, :, None] if gray else array), gray
+        return array[:, :, [0, 3]] if is_gray else array
+    array = np.asarray(image.convert("L" if is_gray else "RGB"))
+    return array[:, :, None] if is_gray else array
 
 
-def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
-    """Convert CMYK and other spaces to sRGB, by the embedded profile if there is one."""
-    from PIL import ImageCms
-
-    if icc and image.mode == "CMYK":
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")  # type: ignore[return-value]
-        except ImageCms.PyCMSError:
-            pass  # a broken profile: viewers show the plain conversion then
-    return image.convert("RGB")
-
-
-def _split_exif(image: Image.Image, warn: Callable[[str], None]) -> tuple[int, bytes | None]:
-    """Return EXIF's orientation, and EXIF without it."""
-    # Pillow and OpenCV apply the orientation of a TIFF when they decode it, and its EXIF describes the old file.
-    if image.format == "TIFF":
-        return 1, None
-    image.load()  # a truncated image fails here: reading the EXIF of a PNG decodes it
-    orientation = 1
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Convert CMYK by the embedded profile, if there is one, or Lab."""
+    srgb, icc = ImageCms.createProfile("sRGB"), image.info.pop("icc_profile", None)
+    if image.mode == "LAB":
+        return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), srgb, outputMode="RGB")  # type: ignore[return-value]
     try:
-        exif = image.getexif()
-        orientation = exif.pop(ORIENTATION, 1)
-        return orientation, exif.tobytes() if "exif" in image.info and len(exif) else None
-    except Exception as error:  # Pillow's parser raises what it happens to meet: struct.error, KeyError, TypeError ...
-        warn(f"EXIF is dropped: it is damaged ({type(error).__name__}: {error})")
-        return orientation, None
+        source = ImageCms.ImageCmsProfile(io.BytesIO(icc or b""))
+        return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")  # type: ignore[return-value]
+    except (ImageCms.PyCMSError, OSError):
+        return image.convert("RGB")  # as viewers show a picture without a profile, or with a broken one
+
+
+def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
+    _refuse_frames(len(file.pages))
+    page: TiffPage = file.pages[0]  # type: ignore[assignment]
+    refuse_size(page.imagewidth, page.imagelength, max_pixels)
+    bits, orientation = page.bitspersample, page.tags.valueof(274, 1)
+    if page.sampleformat != 1 or bits > 16:
+        raise BadImageError(f"has {bits} bits per channel or floats, expected unsigned 8 or 16 bits")
+    is_plain = page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and bits in (8, 16)
+    dropped: list[str] = []
+    if is_plain and page.compression in _PLAIN_COMPRESSIONS:
+        # tifffile would fill missing segments with zeros.
+        segments = zip(page.dataoffsets, page.databytecounts, strict=True)
+        if any(size == 0 or start + size > len(data) for start, size in segments):
+            raise BadImageError("is truncated")
+        planes = page.asarray(squeeze=False)[:, 0]  # (planes, H, W, channels), either is 1
+        samples = np.moveaxis(planes, 0, 2).reshape(*planes.shape[1:3], -1)
+        array, dropped = _without_extras(upright(samples, orientation), page)
+    elif bits == 16:
+        array, dropped = _without_extras(_decode_16_bit_tiff(page, data), page)
+    else:
+        with opened(data, max_pixels) as (image, _):
+            image.load()  # Pillow applies the orientation itself, and makes associated alpha straight
+            array = _decode_8_bit(image)
+    metadata = metadata_of_tiff(page, data, array.shape[1::-1], orientation != 1)
+    return _picture(array, array.shape[2] < 3, replace(metadata, dropped=(*metadata.dropped, *dropped)))
+
+
+def _decode_16_bit_tiff(page: TiffPage, data: bytes) -> Pixels:
+    """Decode what needs libtiff to (H, W, channels), upright."""
+    if (
+        page.photometric not in (_BLACK_IS_ZERO, _RGB)
+        or page.planarconfig != 1
+        or page.samplesperpixel not in (1, 3, 4)
+    ):
+        raise BadImageError("is a 16-bit TIFF that is neither gray nor RGB, or compressed: save it uncompressed as RGB")
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None or array.dtype != np.uint16:
+        raise BadImageError("is a 16-bit image that OpenCV cannot decode")
+    return array[:, :, None] if array.ndim == 2 else array[:, :, [2, 1, 0, 3][: array.shape[2]]]
+
+
+def _without_extras(samples: Pixels, page: TiffPage) -> tuple[Pixels, list[str]]:
+    """Return gray or RGB with straight alpha, if there is any, and a name for further channels."""
+    count, top = 3 if page.photometric == _RGB else 1, np.iinfo(samples.dtype).max
+    # A fourth channel that nothing explains is alpha, as in Pillow and OpenCV.
+    kinds = page.extrasamples or ((_UNASSOCIATED,) if samples.shape[2] == 4 and count == 3 else ())
+    colour, alpha = samples[:, :, :count], samples[:, :, count : count + 1]
+    colour = top - colour if page.photometric == _WHITE_IS_ZERO else colour
+    has_alpha = bool(kinds) and kinds[0] in (_ASSOCIATED, _UNASSOCIATED)
+    if has_alpha and kinds[0] == _ASSOCIATED:
+        straight = np.minimum(colour.astype(np.uint32) * top // np.maximum(alpha, 1), top)
+        colour = np.where(alpha == 0, colour, straight.astype(samples.dtype))
+    further = samples.shape[2] - count - has_alpha
+    array = np.concatenate([colour, alpha], axis=2) if has_alpha else colour
+    return array, [f"{further} further channels"] if further else []
+
+
+def _refuse_frames(count: int) -> None:
+    if count > 1:
+        raise BadImageError(f"has {count} frames or pages: save the one to upscale by itself")
+
+
+def _picture(array: Pixels, is_gray: bool, metadata: Metadata) -> Picture:
+    """Make a picture of (H, W, 1 to 4): gray or RGB, with or without alpha."""
+    colour = array[:, :, :1].repeat(3, axis=2) if array.shape[2] < 3 else array[:, :, :3]
+    alpha = array[:, :, -1] if array.shape[2] in (2, 4) else None
+    return Picture(np.ascontiguousarray(colour), alpha, is_gray, metadata)

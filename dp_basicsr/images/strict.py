@@ -91,7 +91,7 @@ def is_turned(path: Path) -> bool:
 def _orientation(data: bytes) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on large images, and on files refused here
-        with opened(data, MAX_PIXELS) as image:
+        with opened(data, MAX_PIXELS) as (image, _):
             return orientation_of(image)
 
 

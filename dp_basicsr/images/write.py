@@ -1,6 +1,6 @@
 """Write images atomically, without silent losses.
 
-8-bit images go through Pillow, 16-bit ones through OpenCV, and into TIFF through tifffile.
+8-bit images go through Pillow, 16-bit PNG through OpenCV, and TIFF through tifffile.
 """
 
 from __future__ import annotations
@@ -15,18 +15,30 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.images.files import FORMATS, QUALITY, BadImageError
+from dp_basicsr.images.metadata import Metadata, fitted
 from dp_basicsr.images.picture import Picture
+from dp_basicsr.images.png import Chunk, join
+from dp_basicsr.utils.atomic_io import replacing
 from dp_basicsr.utils.tiles import Pixels
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 WITH_ALPHA = ("PNG", "WEBP", "TIFF")
-WITH_EXIF = ("PNG", "JPEG", "WEBP")
 WITH_16_BITS = ("PNG", "TIFF")
-MAX_JPEG_EXIF = 65_533  # bytes that Pillow puts into one marker
+LONGEST_SIDE = {"WEBP": 16_383, "JPEG": 65_500, "PNG": 1_000_000}  # PNG's is libpng's, which most programs read with
+
+
+def refuse_unwritable(kind: str, width: int, height: int, has_alpha: bool) -> None:
+    """Raise a BadImageError if no file of format ``kind`` can hold such a picture: before it is computed."""
+    if has_alpha and kind not in WITH_ALPHA:
+        raise BadImageError(f"has transparency, which {kind} cannot keep: give --ext png or --alpha drop")
+    if max(width, height) > LONGEST_SIDE.get(kind, max(width, height)):
+        raise BadImageError(
+            f"would become {width} x {height}, and {kind} ends at {LONGEST_SIDE[kind]} pixels: give --ext "
+            f"{'tif' if kind == 'PNG' else 'png'}"
+        )
 
 
 def write_picture(
@@ -38,23 +50,18 @@ def write_picture(
         picture: 16 bits stay 16 in PNG and TIFF and are rounded to 8 in other formats.
         path: See ``FORMATS``.
         quality: Of JPEG and WebP; WebP is lossless at 100.
-        warn: Is called where the format cannot keep the picture's EXIF.
+        warn: Is called with the names of what is not in the file.
 
     Raises:
-        BadImageError: The format has no alpha, or does not support the size.
+        BadImageError: See ``refuse_unwritable``.
         OSError: The disk refuses. An earlier file at ``path`` is intact.
     """
     data = encode_picture(picture, path.suffix, quality, warn)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path, f".{os.getpid()}") as beside, beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def encode_picture(
@@ -62,83 +69,103 @@ def encode_picture(
 ) -> bytes:
     """Encode a picture in the format of ``suffix``; see ``write_picture``."""
     kind = FORMATS[suffix.lower()]
-    if picture.alpha is not None and kind not in WITH_ALPHA:
-        raise BadImageError(f"has transparency, which {kind} cannot keep: give --ext png or --alpha drop")
-    if picture.colour.dtype == np.uint16 and kind in WITH_16_BITS:
-        return _encode_16_bit_png(picture) if kind == "PNG" else _encode_16_bit_tiff(picture)
-    image = Image.fromarray(_to_8_bit(_stack(picture)))
-    by_format: dict[str, dict[str, Any]] = {
-        "PNG": {"compress_level": 3},  # twice as fast as the default 6, files 3 % larger
-        "JPEG": {"quality": quality, "subsampling": 0},
-        "WEBP": {"quality": quality, "lossless": quality == 100, "exact": True},
-        "TIFF": {"compression": "tiff_adobe_deflate"},
-        "BMP": {},
-    }
-    options = by_format[kind]
-    options |= {"icc_profile": picture.icc} if picture.icc and kind != "BMP" else {}
-    exif = picture.exif if kind in WITH_EXIF else None
-    if exif and kind == "JPEG" and len(exif) > MAX_JPEG_EXIF:
-        warn(f"EXIF of {len(exif):,} bytes is dropped: JPEG holds 64 KB")
-        exif = None
-    options |= {"exif": exif} if exif else {}
-    file = io.BytesIO()
+    height, width = picture.colour.shape[:2]
+    refuse_unwritable(kind, width, height, picture.alpha is not None)
+    is_deep = picture.colour.dtype == np.uint16
+    # 16-bit gray with alpha is stacked as colour: hardly any program reads it as two channels.
+    is_gray = picture.gray and not (is_deep and picture.alpha is not None)
+    channels = picture.colour[:, :, :1] if is_gray else picture.colour
+    if picture.alpha is not None:
+        channels = np.concatenate([channels, picture.alpha[:, :, None]], axis=2)
+    channels = channels[:, :, 0] if channels.shape[2] == 1 else channels
+    metadata, dropped = fitted(picture.metadata, kind, (width, height), is_gray)
+    if is_deep and kind not in WITH_16_BITS:
+        channels = ((channels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 * 255
+        dropped.append(f"16 bits, {kind} has 8")
+    if dropped:
+        warn(f"dropped: {', '.join(dropped)}")
+    channels = np.ascontiguousarray(channels)
+    if kind == "TIFF":
+        return _encode_tiff(channels, picture.alpha is not None, metadata)
+    if kind == "PNG":
+        return join(_encode_png(channels), _chunks(metadata))
+    file, options = io.BytesIO(), dict[str, Any]()
+    if kind in ("JPEG", "WEBP"):
+        options = {"quality": quality, "icc_profile": metadata.icc or b"", "exif": metadata.exif or b""}
+        options |= {"xmp": metadata.xmp} if metadata.xmp else {}
+    if kind == "JPEG":
+        options |= {"subsampling": 0, "comment": metadata.comment or b"", "extra": _iptc_segment(metadata.iptc)}
+        options["exif"] = b"Exif\0\0" + metadata.exif if metadata.exif else b""
+    if kind == "WEBP":
+        options |= {"lossless": quality == 100, "exact": True}
+    if metadata.density:
+        options["dpi"] = metadata.density
     try:
-        image.save(file, kind, **options)
-    except (OSError, ValueError) as error:  # WebP ends at 16383 pixels, JPEG at 65500
-        raise BadImageError(f"of {image.width} x {image.height} cannot be written as {kind} ({error})") from error
+        Image.fromarray(channels).save(file, kind, **options)
+    except (OSError, ValueError) as error:
+        raise BadImageError(f"of {width} x {height} cannot be written as {kind} ({error})") from error
     return file.getvalue()
 
 
-def _stack(picture: Picture) -> Pixels:
-    """(H, W) gray, (H, W, 2) gray and alpha, (H, W, 3) or (H, W, 4).
-
-    16-bit gray with alpha is stacked as colour: hardly any program reads it as two channels.
-    """
-    as_gray = picture.gray and (picture.alpha is None or picture.colour.dtype == np.uint8)
-    channels = picture.colour[:, :, :1] if as_gray else picture.colour
-    if picture.alpha is not None:
-        channels = np.concatenate([channels, picture.alpha[:, :, None]], axis=2)
-    return channels[:, :, 0] if channels.shape[2] == 1 else channels
-
-
-def _to_8_bit(array: Pixels) -> NDArray[np.uint8]:
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array, np.uint8)
-    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 * 255
-
-
-def _encode_16_bit_tiff(picture: Picture) -> bytes:
+def _encode_tiff(channels: Pixels, has_alpha: bool, metadata: Metadata) -> bytes:
     import tifffile
 
-    file, channels = io.BytesIO(), _stack(picture)
+    file = io.BytesIO()
+    tags = [
+        *metadata.tags,
+        *((code, 7, len(data), data, True) for code, data in ((700, metadata.xmp), (33723, metadata.iptc)) if data),
+    ]
     tifffile.imwrite(
         file,
         channels,
-        photometric="minisblack" if channels.ndim == 2 else "rgb",
-        extrasamples=None if picture.alpha is None else ["unassalpha"],
+        byteorder=metadata.order,
+        photometric="minisblack" if channels.ndim == 2 or channels.shape[2] == 2 else "rgb",
+        extrasamples=["unassalpha"] if has_alpha else None,
+        planarconfig="contig" if channels.ndim == 3 else None,
         compression="adobe_deflate",
         predictor=True,
-        iccprofile=picture.icc,
+        iccprofile=metadata.icc,
+        resolution=metadata.density,
+        resolutionunit=2 if metadata.density else None,
         metadata=None,
+        software=False,
+        extratags=tags,
     )
     return file.getvalue()
 
 
-def _encode_16_bit_png(picture: Picture) -> bytes:
-    """Encode by OpenCV, and insert profile and EXIF, which its older releases do not write."""
-    channels = _stack(picture)
-    pixels = channels if channels.ndim == 2 else channels[:, :, [2, 1, 0, 3][: channels.shape[2]]]
-    done, encoded = cv2.imencode(".png", np.ascontiguousarray(pixels))
+def _encode_png(channels: Pixels) -> bytes:
+    if channels.dtype == np.uint8:
+        file = io.BytesIO()
+        Image.fromarray(channels).save(file, "PNG", compress_level=3)  # twice as fast as the default 6, 3 % larger
+        return file.getvalue()
+    done, encoded = cv2.imencode(
+        ".png", channels if channels.ndim == 2 else channels[:, :, [2, 1, 0, 3][: channels.shape[2]]]
+    )
     if not done:
         raise BadImageError("cannot be written as 16-bit PNG")
-    data, chunks = encoded.tobytes(), b""
-    if picture.icc:
-        chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(picture.icc))
-    if picture.exif:
-        chunks += _png_chunk(b"eXIf", picture.exif.removeprefix(b"Exif\0\0"))
-    header_end = 8 + 12 + 13  # signature; length, type and checksum of IHDR; its content
-    return data[:header_end] + chunks + data[header_end:]
+    return encoded.tobytes()
 
 
-def _png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+def _chunks(metadata: Metadata) -> list[Chunk]:
+    """Return what PNG holds beside pixels."""
+    chunks = list(metadata.chunks)
+    if metadata.icc:
+        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
+    if metadata.exif:
+        chunks.append((b"eXIf", metadata.exif))
+    if metadata.xmp:
+        chunks.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp))
+    if metadata.density:
+        chunks.append((b"pHYs", struct.pack(">IIB", *(round(count / 0.0254) for count in metadata.density), 1)))
+    if metadata.comment:
+        chunks.append((b"tEXt", b"Comment\0" + metadata.comment.replace(b"\0", b" ")))
+    return chunks
+
+
+def _iptc_segment(iptc: bytes | None) -> bytes:
+    """Return JPEG's segment of IPTC's captions, as Photoshop writes it."""
+    if not iptc:
+        return b""
+    content = b"Photoshop 3.0\0" + b"8BIM\4\4\0\0" + struct.pack(">I", len(iptc)) + iptc + bytes(len(iptc) % 2)
+    return b"\xff\xed" + struct.pack(">H", len(content) + 2) + content

@@ -15,12 +15,11 @@ from typing import Any, BinaryIO
 
 from dp_basicsr.errors import UserError, first_line
 
-import torch
-
 # Seconds before a failed write is retried once, so that a short outage of network storage does not end a run.
 RETRY_AFTER = 3.0
 
 PARTIAL = ".partial"  # suffix of temporary files
+LONGEST_NAME = 255  # bytes
 
 
 class _HashedFile:
@@ -40,6 +39,8 @@ class _HashedFile:
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> str:
     """Write ``content`` with ``torch.save``; see ``atomic_write``."""
+    import torch  # here: upscaling, which writes images, may run without it
+
     return atomic_write(path, lambda file: torch.save(content, file))
 
 
@@ -85,10 +86,16 @@ def _write_once(path: Path, write: Callable[[Any], Any]) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to ``path``; rename it to ``path`` at the end, or delete it on an error."""
+def replacing(path: Path, mark: str = "") -> Iterator[Path]:
+    """Yield a temporary path next to ``path``; rename it to ``path`` at the end, or delete it on an error.
+
+    ``mark`` tells the files of several processes apart.
+    """
     # Beside the file, not in /tmp: a rename is atomic within one file system only.
-    temporary = path.with_name(path.name + PARTIAL)
+    name = f"{path.name}{mark}{PARTIAL}"
+    if len(os.fsencode(name)) > LONGEST_NAME:  # the name itself may be as long as file systems allow
+        name = f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{mark}{PARTIAL}"
+    temporary = path.with_name(name)
     try:
         yield temporary
         temporary.replace(path)

@@ -113,6 +113,14 @@ def to_pixels(image: Floats, dtype: np.dtype) -> Pixels:
     return np.rint(scaled, out=scaled).transpose(1, 2, 0).astype(dtype)
 
 
+def grids(height: int, width: int, tile: int, overlap: int, size: InputSize) -> tuple[Grid, Grid]:
+    """Return the rows and columns of tiles; see ``blend_tiles`` for the arguments."""
+    largest = size.maximum or max(height, width)
+    tile = min(max(tile, size.minimum) if tile else largest, largest)
+    rows, columns = (Grid(side, tile, overlap * size.fold, size.step) for side in (height, width))
+    return rows, columns
+
+
 def blend_tiles(
     run_tile: RunTile,
     height: int,
@@ -141,10 +149,7 @@ def blend_tiles(
     Yields:
         (C, h, scale * width) float32; the sum of all h is scale * height.
     """
-    overlap *= size.fold
-    largest = size.maximum or max(height, width)
-    tile = min(max(tile, size.minimum) if tile else largest, largest)
-    rows, columns = (Grid(side, tile, overlap, size.step) for side in (height, width))
+    rows, columns = grids(height, width, tile, overlap, size)
     total, done, seam = rows.count * columns.count, 0, 0.0
 
     def merge(before: Floats, after: Floats, weight: Floats) -> None:

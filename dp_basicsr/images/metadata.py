@@ -1,0 +1,152 @@
+"""What a file knows about its picture besides the pixels: kept, corrected for another size, or named as dropped."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from dp_basicsr.images.exif import corrected
+from dp_basicsr.images.png import Chunk, name_of
+
+import numpy as np
+from PIL import Image
+from tifffile import TIFF, TiffPage
+
+Tag = tuple[int, int, int, bytes, bool]  # of TIFF, in tifffile's form: code, type, count, bytes, True
+
+# What each format can hold, by the names of `Metadata`; in a marker of JPEG, so many bytes at most.
+_HOLDS = {
+    "PNG": {"icc", "exif", "xmp", "density", "comment", "chunks"},
+    "JPEG": {"icc", "exif", "xmp", "density", "comment", "iptc"},
+    "WEBP": {"icc", "exif", "xmp"},
+    "TIFF": {"icc", "xmp", "density", "iptc", "tags"},
+    "BMP": {"density"},
+}
+_TITLES = {
+    "icc": "ICC profile", "exif": "EXIF", "xmp": "XMP", "density": "density", "comment": "comment", "iptc": "IPTC",
+    "chunks": "", "tags": "",
+}  # fmt: skip
+_LONGEST = {"exif": 65_527, "xmp": 65_504, "iptc": 65_500, "comment": 65_533}
+# Segments of JPEG that are read, or belong to its code.
+_READ = (b"JFIF\0", b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"Adobe", b"Photoshop 3.0\0")
+_IPTC_IN_PHOTOSHOP = 0x0404
+# Tags of TIFF that say how its pixels are stored, and density: the new file has its own.
+_STORAGE = {
+    *range(254, 260), *range(262, 267), 273, 274, *range(277, 280), *range(282, 285), *range(288, 294), 296, 317, 320,
+    *range(322, 326), 338, 339, 347, *range(512, 522), 530, 532,
+}  # fmt: skip
+_LEFT_OUT = {330: "further pictures", 34377: "Photoshop's resources", 34665: "EXIF", 34853: "GPS", 37724: "layers"}
+_GEO_TAGS, _GEO_KEYS = (33550, 33922, 34264), 34735
+_FROM_CENTRES = (1025, 0, 1, 2)  # among GeoTIFF's keys: its places are those of pixels' centres, not of their corners
+_DOUBLE = 12  # a type of tags
+_NUMBERS_IN_XMP = (
+    b"tiff:ImageWidth|exif:PixelXDimension", b"tiff:ImageLength|exif:PixelYDimension", b"tiff:Orientation"
+)  # fmt: skip
+_UNITS = {2: 1.0, 3: 2.54}  # of a density: inch, centimetre
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is known about a picture.
+
+    Attributes:
+        size: Width and height, upright.
+        icc: ICC profile.
+        exif: EXIF block without its mark, as it was.
+        xmp: Adobe's XML.
+        density: Pixels per inch, horizontally and vertically.
+        comment: Of JPEG or GIF.
+        iptc: Captions of the press.
+        chunks: Of PNG, which no other format can hold.
+        tags: Of TIFF.
+        order: Of the bytes in ``tags``, "<" or ">".
+        dropped: Names of what was not read.
+    """
+
+    size: tuple[int, int] = (1, 1)
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    density: tuple[float, float] | None = None
+    comment: bytes | None = None
+    iptc: bytes | None = None
+    chunks: tuple[Chunk, ...] = ()
+    tags: tuple[Tag, ...] = ()
+    order: Literal["<", ">"] = "<"
+    dropped: tuple[str, ...] = ()
+
+
+def metadata_of(image: Image.Image, size: tuple[int, int]) -> Metadata:
+    """Return the metadata of a file other than TIFF, whose upright picture has a (width, height)."""
+    info, dropped, comment, iptc = image.info, list(image.info.get("rest", ())), image.info.get("comment"), None
+    if image.format in ("JPEG", "MPO"):
+        segments = image.applist  # type: ignore[attr-defined]
+        comment = b"\n".join(content for name, content in segments if name == "COM")
+        others = [(name, content) for name, content in segments if name != "COM" and not content.startswith(_READ)]
+        dropped += [f"{name} {content.partition(bytes(1))[0][:40]!r}" for name, content in others]
+        resources = dict(info.get("photoshop", {}))
+        iptc = resources.pop(_IPTC_IN_PHOTOSHOP, None)
+        dropped += ["Photoshop's resources"] if resources else []
+    return Metadata(
+        size, info.get("icc_profile"), info.get("exif", b"").removeprefix(b"Exif\0\0"), info.get("xmp"),
+        info.get("dpi") if info.get("jfif_unit", 1) else None,  # JFIF's unit 0: a shape of pixels, no density
+        comment, iptc, tuple(info.get("chunks", ())), dropped=tuple(dropped),
+    )  # fmt: skip
+
+
+def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], is_turned: bool) -> Metadata:
+    """Return the metadata of a TIFF file, whose upright picture has a (width, height)."""
+    tags = {
+        tag.code: (tag.code, int(tag.dtype), tag.count, data[tag.valueoffset :][: tag.valuebytecount], True)
+        for tag in page.tags.values()
+    }
+    dropped = [name for code, name in _LEFT_OUT.items() if tags.pop(code, None)]
+    icc, xmp, iptc = (tags.pop(code)[3] if code in tags else None for code in (34675, 700, 33723))
+    keys = page.tags.valueof(_GEO_KEYS, ())
+    if is_turned or _FROM_CENTRES in zip(*[iter(keys)] * 4, strict=False):
+        dropped += [TIFF.TAGS[code] for code in _GEO_TAGS if tags.pop(code, None)]
+    unit, shares = _UNITS.get(page.tags.valueof(296, 2)), [page.tags.valueof(code, (0, 0)) for code in (282, 283)]
+    density = tuple(unit * part / whole for part, whole in shares) if unit and shares[0][1] and shares[1][1] else None
+    kept = tuple(tag for code, tag in tags.items() if code not in _STORAGE)
+    return Metadata(size, icc, None, xmp, density, None, iptc, (), kept, page.parent.byteorder, tuple(dropped))  # type: ignore[arg-type]
+
+
+def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) -> tuple[Metadata, list[str]]:
+    """Return what a file of format ``kind`` can hold, corrected for another size, and the names of the rest."""
+    kept, dropped = dict[str, Any](), list(metadata.dropped)
+    for name, title in _TITLES.items():
+        value = kept[name] = getattr(metadata, name)
+        is_long = kind == "JPEG" and name in _LONGEST and len(value or b"") > _LONGEST[name]
+        if value and (is_long or name not in _HOLDS[kind]):
+            kept[name] = type(value)() if name in ("chunks", "tags") else None
+            names = {"chunks": map(name_of, metadata.chunks), "tags": (TIFF.TAGS[tag[0]] for tag in metadata.tags)}
+            dropped += names.get(name, [f"{title} of {len(value):,} bytes (JPEG holds 64 KB)" if is_long else title])
+
+    if (icc := kept["icc"]) and (icc[16:20] == b"GRAY") != (is_gray and kind != "WEBP"):
+        dropped.append(f"ICC profile for {icc[16:20].decode('latin-1').strip() or 'nothing'}")
+        kept["icc"] = None
+    if kept["exif"]:
+        try:
+            kept["exif"], names_of_exif = corrected(kept["exif"], metadata.size, size)
+            dropped += names_of_exif
+        except (struct.error, KeyError):
+            dropped.append("damaged EXIF")
+            kept["exif"] = None
+    if kept["xmp"]:
+        for keys, number in zip(_NUMBERS_IN_XMP, (*size, 1), strict=True):
+            kept["xmp"] = re.sub(rb"((?:%s)(?:=[\"']|>)\s*)\d+" % keys, rb"\g<1>%d" % number, kept["xmp"])
+    across, down = (new / old for new, old in zip(size, metadata.size, strict=True))
+    factors = ((1 / across, 1 / down, 1), (across, down, 1, 1, 1, 1), (1 / across, 1 / down, 1, 1))
+    scales = dict(zip(_GEO_TAGS, factors, strict=True))  # size of a pixel; points; matrix
+    kept["tags"] = tuple(_scaled(tag, scales.get(tag[0]), metadata.order + "f8") for tag in kept["tags"])
+    return replace(metadata, **kept), dropped
+
+
+def _scaled(tag: Tag, factors: tuple[float, ...] | None, dtype: str) -> Tag:
+    code, kind, count, data, once = tag
+    if factors is None or kind != _DOUBLE:
+        return tag
+    numbers = np.frombuffer(data, dtype)
+    return code, kind, count, (numbers * np.resize(factors, len(numbers))).astype(dtype).tobytes(), once

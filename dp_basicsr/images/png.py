@@ -1,0 +1,87 @@
+"""The chunks of a PNG file."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+Chunk = tuple[bytes, bytes]  # name, content
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+HEADER_END = 8 + 12 + 13  # signature; length, name and checksum of IHDR; its content
+LONGEST = 1 << 26  # bytes of a profile or a text, unpacked: far above any, and below what would fill the memory
+_PIXELS = (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"iDOT")  # and the chunks whose name begins with a capital
+# Chunks that hold for the result too: these, and by PNG's rule those whose fourth letter is small.
+_COPIED = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"mDCv", b"cLLi", b"tIME", b"pHYs")
+_IN_PIXELS = (b"oFFs", b"sCAL", b"vpAg", b"caNv")  # except these, which count in pixels
+
+
+def split(data: bytes) -> tuple[bytes, list[Chunk], list[str]]:
+    """Split a PNG file into the file of its pixels, other chunks, and descriptions of what is damaged or follows it.
+
+    Decoders refuse a healthy picture for a large profile or text, so they get the pixels alone.
+    """
+    pixels, chunks, rest = [SIGNATURE], list[Chunk](), list[str]()
+    place, name = len(SIGNATURE), b""
+    while place + 12 <= len(data) and name != b"IEND":
+        (length,) = struct.unpack_from(">I", data, place)
+        name = data[place + 4 : place + 8]
+        end = place + 12 + length
+        if name[:1].isupper() or name in _PIXELS or end > len(data):
+            pixels.append(data[place:end])
+        elif zlib.crc32(data[place + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            rest.append(f"damaged {name.decode('latin-1')}")
+        else:
+            chunks.append((name, data[place + 8 : end - 4]))
+        place = end
+    if place < len(data):
+        rest.append(f"{len(data) - place:,} bytes after the picture")
+    return b"".join(pixels), chunks, rest
+
+
+def join(data: bytes, chunks: list[Chunk]) -> bytes:
+    """Insert chunks into a PNG file, after its header."""
+    inserted = [
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    ]
+    return data[:HEADER_END] + b"".join(inserted) + data[HEADER_END:]
+
+
+def translate(chunks: list[Chunk], rest: list[str]) -> tuple[dict[str, Any], list[Chunk]]:
+    """Return what other formats can hold too, by Pillow's names, and the chunks to copy; the others go to ``rest``."""
+    info, kept = dict[str, Any](exif=b""), list[Chunk]()
+    for name, content in chunks:
+        keyword, _, value = content.partition(b"\0")
+        try:
+            if name == b"iCCP":
+                info["icc_profile"] = unpack(value[1:])
+            elif name == b"eXIf":
+                info["exif"] = content
+            elif name == b"pHYs" and content[8:] == b"\1":
+                info["dpi"] = tuple(count * 0.0254 for count in struct.unpack(">II", content[:8]))  # from per metre
+            elif name == b"iTXt" and keyword == b"XML:com.adobe.xmp":
+                text = value[2:].split(b"\0", 2)[2]
+                info["xmp"] = unpack(text) if value[0] else text
+            elif name in (b"tEXt", b"zTXt") and keyword == b"Raw profile type exif":  # ImageMagick's
+                text = unpack(value[1:]) if name == b"zTXt" else value
+                info["exif"] = info["exif"] or bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode())
+            elif name in _COPIED or (name[3:].islower() and name not in _IN_PIXELS):
+                kept.append((name, content))
+            else:
+                rest.append(name.decode("latin-1"))
+        except (zlib.error, struct.error, ValueError, IndexError):
+            rest.append(f"damaged {name.decode('latin-1')}")
+    return info, kept
+
+
+def unpack(content: bytes) -> bytes:
+    """Decompress a profile or text; raises zlib.error if it is damaged."""
+    return zlib.decompressobj().decompress(content, LONGEST)
+
+
+def name_of(chunk: Chunk) -> str:
+    """Name a chunk for people: a text by its keyword."""
+    name, content = chunk
+    is_text = name in (b"tEXt", b"zTXt", b"iTXt")
+    return f"text {content.partition(bytes(1))[0].decode('latin-1')!r}" if is_text else name.decode("latin-1")

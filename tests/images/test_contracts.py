@@ -1,0 +1,300 @@
+"""Generated image files, names and metadata, compared with other decoders and exiftool; ``make fuzz`` draws more."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import shutil
+import struct
+import subprocess
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.deploy.batch import find_all_jobs, refuse_unwritable
+from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import FORMATS, BadImageError
+from dp_basicsr.images.png import HEADER_END, join
+from dp_basicsr.images.read import read_picture
+from dp_basicsr.images.write import write_picture
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from tests.support.fuzz import draws
+
+Array = np.ndarray[Any, Any]
+Expected = tuple[Array, Array | None]  # colour (H, W, 3), alpha
+SIZE = 24, 17  # width, height
+
+
+def noise(rng: random.Random, shape: tuple[int, ...], dtype: Any = np.uint8, top: int | None = None) -> Array:
+    values = np.random.default_rng(rng.randrange(2**32))
+    return values.integers(0, np.iinfo(dtype).max + 1 if top is None else top + 1, shape, dtype)
+
+
+def tiff_of_tifffile(rng: random.Random, path: Path) -> Expected:
+    """8 or 16 bits, gray or RGB, with and without alpha, in strips, tiles or planes, upright or turned."""
+    dtype = rng.choice((np.uint8, np.uint16))
+    top = np.iinfo(dtype).max
+    colours = rng.choice((1, 3))
+    alpha = rng.choice((None, "unassalpha", "assocalpha", "unspecified"))
+    pixels = noise(rng, (*SIZE[::-1], colours + (alpha is not None)), dtype)
+    shown = pixels
+    if alpha == "assocalpha":
+        pixels[..., :-1] = (pixels[..., :-1].astype(np.uint32) * pixels[..., -1:] // top).astype(dtype)
+        shown = pixels.copy()
+        share = pixels[..., -1:].astype(np.float64)
+        shown[..., :-1] = np.where(share == 0, pixels[..., :-1], pixels[..., :-1] * float(top) // np.maximum(share, 1))
+    is_white_zero = colours == 1 and rng.random() < 0.5
+    stored = pixels.copy()
+    if is_white_zero:
+        shown = shown.copy()
+        shown[..., 0] = top - shown[..., 0]
+        if alpha == "assocalpha":
+            stored[..., 0] = pixels[..., 0]
+            plain = top - pixels[..., 0]
+            share = pixels[..., 1].astype(np.float64)
+            shown[..., 0] = np.where(share == 0, plain, np.minimum(plain * float(top) // np.maximum(share, 1), top))
+    orientation = rng.randrange(1, 9)
+    is_planar = pixels.shape[2] > 1 and rng.random() < 0.4
+    tifffile.imwrite(
+        path, stored[..., 0] if stored.shape[2] == 1 else np.moveaxis(stored, 2, 0) if is_planar else stored,
+        photometric="rgb" if colours == 3 else "miniswhite" if is_white_zero else "minisblack",
+        planarconfig=None if pixels.shape[2] == 1 else "separate" if is_planar else "contig",
+        extrasamples=None if alpha is None else [alpha], tile=rng.choice((None, (16, 16))),
+        byteorder=rng.choice("<>"), bigtiff=rng.random() < 0.2, compression=rng.choice((None, "adobe_deflate")),
+        predictor=None, metadata=None, extratags=[(274, 3, 1, orientation, True)],
+    )  # fmt: skip
+    shown = upright(shown, orientation)
+    colour = shown[..., :1].repeat(3, 2) if colours == 1 else shown[..., :3]
+    return colour, shown[..., -1] if alpha in ("unassalpha", "assocalpha") else None
+
+
+def upright(array: Array, orientation: int) -> Array:
+    """Turn as EXIF's table says, by rotations and mirrors alone."""
+    mirrored, quarters = {1: (0, 0), 2: (1, 0), 3: (0, 2), 4: (1, 2), 5: (1, 1), 6: (0, 3), 7: (1, 3), 8: (0, 1)}[
+        orientation
+    ]
+    return np.rot90(array[:, ::-1] if mirrored else array, quarters)
+
+
+def png_of_chunks(rng: random.Random, path: Path) -> Expected:
+    """Every depth and colour type of PNG, with a transparent colour or without, written by hand."""
+    depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+    depth, kind = rng.choice([(depth, kind) for kind in depths for depth in depths[kind]])
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
+    top = 2**depth - 1
+    samples = noise(rng, (*SIZE[::-1], channels), np.uint16, top)
+    palette = noise(rng, (top + 1 if kind == 3 else 1, 4))
+    has_key = rng.random() < 0.6
+    key = samples[3, 4]
+    bits = ((samples[..., None] >> np.arange(depth - 1, -1, -1)) & 1).reshape(SIZE[1], -1).astype(np.uint8)
+    rows = np.packbits(bits, axis=1)
+    chunks: list[tuple[bytes, bytes]] = []
+    if kind == 3:
+        chunks.append((b"PLTE", palette[:, :3].tobytes()))
+    if has_key and kind in (0, 2, 3):
+        chunks.append((b"tRNS", palette[:, 3].tobytes() if kind == 3 else key.astype(">u2").tobytes()))
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    header = struct.pack(">IIBBBBB", *SIZE, depth, kind, 0, 0, 0)
+    empty = join(
+        b"\x89PNG\r\n\x1a\n".ljust(HEADER_END, b"?"), [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
+    )
+    path.write_bytes(empty[:8] + empty[HEADER_END:])
+    if kind == 3:
+        return palette[samples[..., 0], :3], palette[samples[..., 0], 3] if has_key else None
+    shown = samples if depth == 16 else (samples * (255 // min(top, 255))).astype(np.uint8)
+    opaque = np.iinfo(shown.dtype).max
+    alpha = shown[..., -1] if kind in (4, 6) else None
+    if has_key and kind in (0, 2):
+        alpha = np.where((samples == key).all(2), 0, opaque).astype(shown.dtype)
+    return (shown[..., :1].repeat(3, 2) if kind in (0, 4) else shown[..., :3]), alpha
+
+
+def file_of_pillow(rng: random.Random, path: Path) -> Expected:
+    """The formats, modes and compressions that Pillow writes, read again by Pillow."""
+    kind, mode = rng.choice([
+        *(("TIFF", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")),
+        *(("BMP", mode) for mode in ("1", "L", "P", "RGB", "RGBA")), *(("JPEG", mode) for mode in ("L", "RGB", "CMYK")),
+        *(("WEBP", mode) for mode in ("RGB", "RGBA")), *(("GIF", mode) for mode in ("L", "P", "RGB")),
+    ])  # fmt: skip
+    image = Image.fromarray(noise(rng, (*SIZE[::-1], 4))).convert("RGB" if mode in ("P", "CMYK") else mode)
+    image = image.quantize(12) if mode == "P" else image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = rng.randrange(1, 9)
+    settings: dict[str, Any] = {} if kind in ("BMP", "GIF") else {"exif": exif}
+    if kind == "TIFF":
+        settings["compression"] = rng.choice(
+            ("group4",) if mode == "1" else (None, "tiff_lzw", "packbits", "tiff_deflate")
+        )
+    image.save(path, kind, **settings)
+    with Image.open(io.BytesIO(path.read_bytes())) as again:  # by name, Pillow 12 leaves some TIFFs as they lie
+        shown = again if kind == "TIFF" else ImageOps.exif_transpose(again)
+        array = np.asarray(shown.convert("RGBA" if again.has_transparency_data else "RGB"))
+    return array[..., :3], array[..., 3] if array.shape[2] == 4 else None
+
+
+@pytest.mark.parametrize("make", [tiff_of_tifffile, png_of_chunks, file_of_pillow])
+def test_a_generated_file_is_read_as_others_read_it_or_refused(make: Callable[..., Expected]) -> None:
+    read = refused = 0
+    for rng in draws(60):
+        path = Path("generated")
+        colour, alpha = make(rng, path)
+        try:
+            picture = read_picture(path)
+        except BadImageError:
+            refused += 1
+            continue
+        read += 1
+        assert picture.colour.dtype == colour.dtype
+        assert np.array_equal(picture.colour, colour)
+        assert (picture.alpha is None) == (alpha is None)
+        assert alpha is None or np.array_equal(picture.alpha, alpha)
+    assert read > 20 * refused
+
+
+# Groups and tags of exiftool that tell how the file stores its pixels, not what is known about the picture.
+STORAGE_GROUPS = ("File", "System", "ExifTool", "Composite", "PNG-pHYs", "JFIF")
+STORAGE = {
+    "ImageWidth", "ImageHeight", "BitDepth", "ColorType", "Compression", "Filter", "Interlace", "BitsPerSample",
+    "PhotometricInterpretation", "StripOffsets", "SamplesPerPixel", "RowsPerStrip", "StripByteCounts", "Predictor",
+    "PlanarConfiguration", "ExtraSamples", "SampleFormat", "SubfileType", "Orientation", "VP8Version", "WebP_Flags",
+    "HorizontalScale", "VerticalScale", "ImageSize", "Megapixels", "SRGBRendering", "ProfileCMMType", "PixelUnits",
+    "ProfileName",
+}  # fmt: skip
+WORDS = {
+    "IFD1": "thumbnail",
+    "ICC_Profile": "profile",
+    "ICC": "profile",
+    "XMP": "XMP",
+    "ExifIFD": "EXIF",
+    "IFD0": "EXIF",
+    "IPTC": "IPTC",
+}
+CHUNKS = {"BackgroundColor": "bKGD", "Gamma": "gAMA"}
+
+
+def exiftool(*paths: Path) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        ["exiftool", "-j", "-G1", "-n", "-a", *map(str, paths)], capture_output=True, text=True, check=False
+    )
+    return [{name: value for name, value in tags.items() if ":" in name} for tags in json.loads(done.stdout)]
+
+
+def with_metadata(rng: random.Random, path: Path) -> None:
+    """Write a picture that knows a random selection of everything that its format can hold."""
+    kind = FORMATS[path.suffix]
+    exif = Image.Exif()
+    if rng.random() < 0.8:
+        exif[0x010F], exif[0x8298], exif[0x0100], exif[0x0101] = "Maker", "\xa9 someone", *SIZE
+        exif.get_ifd(0x8769).update({0xA002: SIZE[0], 0xA003: SIZE[1], 0x9003: "2020:01:01 00:00:00"})
+        exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 7.0, 30.0)})
+    if rng.random() < 0.5:
+        exif[0x0112] = rng.randrange(1, 9)
+    is_gray = rng.random() < 0.3
+    settings: dict[str, Any] = {} if kind == "BMP" else {"exif": exif}
+    if rng.random() < 0.7 and kind != "WEBP":
+        settings["dpi"] = (300, 300)
+    if rng.random() < 0.5 and kind != "BMP":
+        settings["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    xmp = (
+        b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:RDF xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'>"
+        b"<rdf:Description xmlns:dc='http://purl.org/dc/elements/1.1/' dc:source='a tree'/></rdf:RDF></x:xmpmeta>"
+    )
+    if rng.random() < 0.5 and kind in ("JPEG", "WEBP"):
+        settings["xmp"] = xmp
+    if kind == "JPEG" and rng.random() < 0.5:
+        settings["comment"] = b"a comment"
+    if kind == "PNG":
+        settings["pnginfo"] = info = PngInfo()
+        info.add_text("Author", "me", zip=rng.random() < 0.5)
+        info.add_itxt("Description", "\xe9")
+        info.add(b"gAMA", struct.pack(">I", 55000))
+        info.add(b"bKGD", struct.pack(">3H", 1, 2, 3))
+        if rng.random() < 0.5:
+            info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    image = Image.fromarray(noise(rng, (*SIZE[::-1], 3)))
+    (image.convert("L") if is_gray and kind != "WEBP" else image).save(path, **settings)
+
+
+@pytest.mark.skipif(shutil.which("exiftool") is None, reason="needs exiftool (libimage-exiftool-perl)")
+def test_what_exiftool_lists_is_kept_corrected_or_named(tmp_path: Path) -> None:
+    pairs, said = list[tuple[Path, Path]](), list[str]()
+    for number, rng in enumerate(draws(24)):
+        before = tmp_path / f"{number}{rng.choice(('.png', '.jpg', '.webp', '.tif', '.bmp'))}"
+        after = tmp_path / f"{number}_2{rng.choice((before.suffix, '.png', '.jpg', '.webp', '.tif', '.bmp'))}"
+        with_metadata(rng, before)
+        picture = read_picture(before)
+        larger = replace(picture, colour=picture.colour.repeat(2, 0).repeat(3, 1))
+        words: list[str] = []
+        write_picture(larger, after, warn=words.append)
+        pairs.append((before, after))
+        said.append(" ".join(words))
+        if len(pairs) == 24:
+            compare(pairs, said)
+            pairs, said = [], []
+
+
+def compare(pairs: list[tuple[Path, Path]], said: list[str]) -> None:
+    lost = []
+    every = exiftool(*(path for pair in pairs for path in pair))
+    for (before, after), words, old, new in zip(pairs, said, every[::2], every[1::2], strict=True):
+        results = {name.partition(":")[2]: value for name, value in new.items()}
+        with Image.open(after) as image:
+            sides = {"ExifImageWidth": image.width, "ExifImageHeight": image.height}
+        for name, value in old.items():
+            group, _, tag = name.partition(":")
+            if group in STORAGE_GROUPS or tag in STORAGE:
+                continue
+            sought = {CHUNKS.get(tag, tag), WORDS.get(group.partition("-")[0], tag), "EXIF" if group == "GPS" else tag}
+            is_named = any(word in words for word in sought)
+            kept = results.get(tag) == sides.get(tag, value)
+            if tag in (
+                "XResolution",
+                "YResolution",
+                "ResolutionUnit",
+                "PixelsPerUnitX",
+                "PixelsPerUnitY",
+                "PixelsPerMeterX",
+                "PixelsPerMeterY",
+            ):
+                kept = bool(
+                    kept or "density" in words or {"PixelsPerUnitX", "PixelsPerMeterX", "XResolution"} & results.keys()
+                )
+            if not kept and not is_named:
+                lost.append(f"{before.name} -> {after.name}: {name} {value!r} -> {results.get(tag)!r}; {words}")
+    assert lost == []
+
+
+def test_any_legal_name_is_written_or_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/nonexistent")
+    for number, rng in enumerate(draws(30)):
+        folder, output = tmp_path / f"in{number}", tmp_path / f"out{number}"
+        folder.mkdir()
+        letters = rng.choice(("x", "\u56fe", "e\u0301", "\U0001f333", "% [*]{}", "~", "-", "\udcff", "'\"\\"))
+        length = rng.choice((1, 20, 200, *range(244, 256)))
+        stem = b"" if length < 5 else os.fsencode(letters * 255)[: length - 4]
+        name = os.fsdecode(stem or b"x") + ".png"
+        Image.fromarray(noise(rng, (4, 4))).save(folder / name)
+        suffix = rng.choice(("", "", "_x4"))
+        jobs, left_out = find_all_jobs([str(folder)], output, suffix=suffix)
+        if name.startswith("."):
+            continue
+        assert left_out == []
+        if len(os.fsencode(name + suffix)) > 255:
+            with pytest.raises(UserError, match="cannot be written .*name"):
+                refuse_unwritable(jobs)
+            assert not output.exists()
+            continue
+        refuse_unwritable(jobs)
+        (job,) = jobs
+        write_picture(read_picture(job.source), job.target)
+        assert [path.name for path in output.iterdir()] == [job.target.name]
