@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     COMPILED: {"compile": True},
     TOGETHER: {"amp": "bf16", "compile": True},
     "checkpointing: true": {"checkpointing": True},
+    "balance": {"balance": {"shares": {"pix": 0.05, "vgg": 0.45, "resnet": 0.35, "gan": 0.15}}},
     GIVEN_BACK: {},
 }
 

@@ -232,12 +232,10 @@ class DualPerceptualLoss(nn.Module):
         # w has no gradient of its own (Eq. 9 detaches it), so it may scale gradients that are already computed.
         weights = self._weigh(local, finish(), balanced or ())
         if balanced is not None:
-            factors = dict(zip(self.names, [torch.ones_like(local[0]), *weights], strict=True))
-            named = dict(zip(self.names, zip(values, gradients, strict=True), strict=True))
-            return (
-                {name: factors[name] * self.loss_weight * value for name, (value, _) in named.items()},
-                {name: factors[name] * gradient for name, (_, gradient) in named.items()},
-            )
+            factors = [torch.ones_like(local[0]), *weights]
+            values = [self.loss_weight * factor * value for factor, value in zip(factors, values, strict=True)]
+            gradients = [factor * gradient for factor, gradient in zip(factors, gradients, strict=True)]
+            return dict(zip(self.names, values, strict=True)), dict(zip(self.names, gradients, strict=True))
         if self.log_gradient_shares:
             norms = torch.stack([gradient.norm() for gradient in gradients])
             shares = gradient_shares(norms, [torch.ones_like(norms[0]), *weights])
