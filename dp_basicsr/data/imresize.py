@@ -36,7 +36,12 @@ def imresize(image: NDArray[Any], scale: float) -> NDArray[Any]:
     Raises:
         ValueError: Unsupported dtype or number of dimensions, an empty image, or a non-positive or infinite scale.
     """
-    _check(image, scale)
+    if image.dtype not in (np.uint8, np.float32, np.float64):
+        raise ValueError(f"imresize expects uint8, float32 or float64, got {image.dtype}")
+    if image.ndim not in (2, 3) or image.size == 0:
+        raise ValueError(f"imresize expects a non-empty (H, W) or (H, W, C) image, got shape {image.shape}")
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"imresize expects a positive, finite scale, got {scale}")
     height, width = image.shape[:2]
     channels = 1 if image.ndim == 2 else image.shape[2]
     rows = _resize_rows(image.reshape(height, width * channels), scale)
@@ -65,21 +70,14 @@ def mod_crop(image: NDArray[Any], scale: int) -> NDArray[Any]:
     return image[: height - height % scale, : width - width % scale]
 
 
-def _check(image: NDArray[Any], scale: float) -> None:
-    if image.dtype not in (np.uint8, np.float32, np.float64):
-        raise ValueError(f"imresize expects uint8, float32 or float64, got {image.dtype}")
-    if image.ndim not in (2, 3) or image.size == 0:
-        raise ValueError(f"imresize expects a non-empty (H, W) or (H, W, C) image, got shape {image.shape}")
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"imresize expects a positive, finite scale, got {scale}")
-
-
 def _resize_rows(matrix: NDArray[Any], scale: float) -> NDArray[Any]:
     """Resize ``(rows, columns)`` to ``(ceil(rows * scale), columns)``, rounded if the input is uint8."""
     weights, indices = _contributions(len(matrix), scale)
     is_uint8 = matrix.dtype == np.uint8
-    # If every product and sum is exact in float32 (uint8 at x2 and x4), it gives the same bits with half the traffic.
-    dtype = np.float32 if is_uint8 and _is_exact_in_float32(weights) else np.float64
+    # Sums of uint8 times weight are exact in float32 if the weights are multiples of 2**-14, which leave 10 of its 24
+    # bits (x2 and x4): the same bits with half the traffic.
+    is_exact = is_uint8 and np.array_equal(weights * 2**14, np.rint(weights * 2**14))
+    dtype = np.float32 if is_exact else np.float64
     source, weights = matrix.astype(dtype), weights.astype(dtype)
     result = np.empty((len(weights), matrix.shape[1]), matrix.dtype)
     step = max(1, _CACHE_BLOCK // (dtype().itemsize * matrix.shape[1]))
@@ -95,7 +93,8 @@ def _weighted_sum(source: NDArray[Any], weights: NDArray[Any], indices: NDArray[
     total = np.zeros((len(weights), source.shape[1]), source.dtype)
     product = np.empty_like(total)
     for tap_weights, tap_indices in zip(weights.T, indices.T, strict=True):
-        np.take(source, tap_indices, axis=0, out=product, mode="clip")  # "clip" lets numpy write into ``out`` directly
+        # "clip" lets numpy write into ``out`` directly; no index is out of range.
+        np.take(source, tap_indices, axis=0, out=product, mode="clip")
         product *= tap_weights[:, None]
         total += product
     return total
@@ -116,6 +115,7 @@ def _contributions(length: int, scale: float) -> tuple[NDArray[np.float64], NDAr
     weights = stretch * _cubic(stretch * (centres[:, None] - positions))
     weights /= weights.sum(axis=1, keepdims=True)
     used = np.any(weights != 0, axis=0)
+    # Mirrored with the edge pixel repeated: a period of twice the length.
     mirrored = np.concatenate([np.arange(length), np.arange(length)[::-1]])
     indices = mirrored[np.mod(positions[:, used].astype(np.intp) - 1, 2 * length)]
     return weights[:, used], indices
@@ -127,9 +127,3 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     inner = (1.5 * x - 2.5) * x**2 + 1
     outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return np.where(x <= 1, inner, np.where(x <= 2, outer, 0.0))
-
-
-def _is_exact_in_float32(weights: NDArray[np.float64]) -> bool:
-    """Whether sums of uint8 times weight are exact in float32: multiples of 2**-14 leave 10 of its 24 bits."""
-    scaled = weights * 2**14
-    return bool(np.array_equal(scaled, np.rint(scaled)))

@@ -160,7 +160,8 @@ class LmdbReader:
         if self._process == os.getpid():
             return
         if self._env is not None:
-            self._env.close()  # the parent's, closed in this process only; writes nothing
+            # The parent's, inherited over a fork: closed in this process only, and nothing is written.
+            self._env.close()
         path = Path(self.folder, "data.mdb")
         try:
             self._env = lmdb.open(self.folder, readonly=True, lock=False, readahead=True)
@@ -168,6 +169,7 @@ class LmdbReader:
             size = path.stat().st_size
         except (lmdb.Error, OSError) as error:
             raise UserError(f"the LMDB {self.folder} cannot be opened: {error}") from error
+        # Reading past the end of the map would be a bus error, which no exception handler sees.
         if size < expected:
             raise UserError(f"{path} is truncated: it has {size:,} of {expected:,} bytes; copy or create it again")
         self._process = os.getpid()

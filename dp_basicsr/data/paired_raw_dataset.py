@@ -6,7 +6,7 @@ import random
 from types import ModuleType
 from typing import Any
 
-from dp_basicsr.data.lmdb_records import MetaInfo, lmdb_reader, read_meta_info, view_planes
+from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info, view_planes
 from dp_basicsr.errors import UserError
 from dp_basicsr.registration import register
 from dp_basicsr.utils.arguments import advise
@@ -38,10 +38,26 @@ class PairedRawDataset(Dataset):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.opt = opt
-        _check_options(opt)
+        if opt["phase"] != "train":
+            raise UserError("PairedRawDataset is for training only: use type: PairedImageDataset for whole images")
+        # The template "{}" changes nothing.
+        given = [name for name in _NOT_TAKEN if opt.get(name) not in (None, "{}")]
+        if given:
+            raise UserError(f"PairedRawDataset does not support {', '.join(given)}: remove the key")
+        if (opt.get("io_backend") or {"type": "lmdb"})["type"] != "lmdb":
+            raise UserError("PairedRawDataset reads raw LMDBs only: set io_backend: {type: lmdb}")
         roots = [str(opt["dataroot_lq"]), str(opt["dataroot_gt"])]
         self.paths: list[dict[str, str]] = paired_paths_from_lmdb(roots, ["lq", "gt"])
-        self._shapes = [_read_raw_meta_info(root).shapes for root in roots]
+        self._shapes = []
+        for root in roots:
+            info = read_meta_info(root)
+            if not info.raw:
+                command = advise("data lmdb", f"-i {root} -o {root.removesuffix('.lmdb')}_raw.lmdb --lmdb raw")
+                raise UserError(
+                    f"PairedRawDataset reads raw records, but {root} has PNG: use type: PairedImageDataset, or convert "
+                    f"it with `{command}`"
+                )
+            self._shapes.append(info.shapes)
         self._readers = [lmdb_reader(root) for root in roots]
 
     def __len__(self) -> int:
@@ -78,8 +94,9 @@ class PairedRawDataset(Dataset):
         """Crop like BasicSR's paired_random_crop, on planes."""
         scale, gt_size = self.opt["scale"], self.opt["gt_size"]
         size = gt_size // scale
+        # Gray becomes three equal planes, as when OpenCV decodes a PNG.
         lq, gt = (np.broadcast_to(image, (3, *image.shape[1:])) if len(image) == 1 else image for image in (lq, gt))
-        channels, height, width = lq.shape  # gray becomes three equal planes, as when OpenCV decodes a PNG
+        channels, height, width = lq.shape
         if gt.shape != (3, scale * height, scale * width) or channels != 3:
             raise UserError(f"expected one or three planes and GT = {scale} x LQ, got GT {gt.shape} and LQ {lq.shape}")
         if min(height, width) < size:
@@ -97,24 +114,3 @@ class PairedRawDataset(Dataset):
         flipped = (slice(None), slice(None, None, -1 if vflip else 1), slice(None, None, -1 if hflip else 1))
         lq, gt = lq[flipped], gt[flipped]
         return (lq.swapaxes(1, 2), gt.swapaxes(1, 2)) if transpose else (lq, gt)
-
-
-def _check_options(opt: dict[str, Any]) -> None:
-    if opt["phase"] != "train":
-        raise UserError("PairedRawDataset is for training only: use type: PairedImageDataset for whole images")
-    given = [name for name in _NOT_TAKEN if opt.get(name) not in (None, "{}")]  # the template "{}" changes nothing
-    if given:
-        raise UserError(f"PairedRawDataset does not support {', '.join(given)}: remove the key")
-    if (opt.get("io_backend") or {"type": "lmdb"})["type"] != "lmdb":
-        raise UserError("PairedRawDataset reads raw LMDBs only: set io_backend: {type: lmdb}")
-
-
-def _read_raw_meta_info(root: str) -> MetaInfo:
-    info = read_meta_info(root)
-    if not info.raw:
-        output = f"{root.removesuffix('.lmdb')}_raw.lmdb"
-        raise UserError(
-            f"PairedRawDataset reads raw records, but {root} has PNG: use type: PairedImageDataset, or convert it with "
-            f"`{advise('data lmdb', f'-i {root} -o {output} --lmdb raw')}`"
-        )
-    return info

@@ -51,27 +51,26 @@ class SeededDataset(Dataset):
         Raises:
             UserError: No replacement can be used either; the message names the file or key.
         """
-        epoch, place, index = key
+        epoch, position, index = key
         bad: list[str] = []
         while len(bad) <= _MAX_CONSECUTIVE_BAD:
-            seeds = np.random.SeedSequence((self.seed, epoch, place, *([len(bad)] if bad else [])))
+            # A replacement has its own seeds, and the first draw those of a dataset without bad images.
+            seeds = np.random.SeedSequence((self.seed, epoch, position, *([len(bad)] if bad else [])))
             if bad:
                 index = int(seeds.generate_state(4)[3]) % len(self)
             try:
-                return {**self._draw(index, seeds), "bad": "\n".join(bad)}
+                if hasattr(self.dataset, "sample"):
+                    drawn = self.dataset.sample(index, random.Random(int(seeds.generate_state(1)[0])))
+                else:
+                    with _random_state(seeds):
+                        drawn = self.dataset[index]
+                return {**drawn, "bad": "\n".join(bad)}
             except Exception as error:
                 # Not a fault of the image; the cause is that of a ``DiskClient``'s error.
                 if any(map(is_too_many_files, filter(None, (error, error.__cause__)))):
                     raise UserError(TOO_MANY_FILES) from error
                 bad.append(f"sample {self._name(index)} cannot be used: {_readable(error)}")
         raise UserError(f"{len(bad)} samples in a row; the first: {bad[0]}")
-
-    def _draw(self, index: int, seeds: np.random.SeedSequence) -> Batch:
-        sample = getattr(self.dataset, "sample", None)
-        if sample is not None:
-            return sample(index, random.Random(int(seeds.generate_state(1)[0])))
-        with _random_state(seeds):
-            return self.dataset[index]
 
     def _name(self, index: int) -> str:
         paths = getattr(self.dataset, "paths", None)  # an attribute of BasicSR's paired datasets

@@ -34,10 +34,10 @@ class ImageSource:
     raw: bool = False
 
     def __str__(self) -> str:
-        return str(self.place)
+        return str(self.location)
 
     @property
-    def place(self) -> Path:
+    def location(self) -> Path:
         """The path for messages: the file, or the LMDB followed by the key."""
         return self.path if self.shape is None else self.path / self.key
 
@@ -72,16 +72,16 @@ class ImageSource:
         return image
 
 
-def find_sources(place: Path) -> list[ImageSource]:
+def find_sources(root: Path) -> list[ImageSource]:
     """List the images of a folder (not of subfolders), or the records in an LMDB's ``meta_info.txt``, sorted.
 
     Raises:
         UserError: No such folder, no image in it, or not an LMDB of a known format.
     """
-    if place.suffix != ".lmdb":
-        return [ImageSource(path, path.stem) for path in find_images(place)]
-    info = read_meta_info(place)
-    return [ImageSource(place, key, shape, info.raw) for key, shape in sorted(info.shapes.items())]
+    if root.suffix != ".lmdb":
+        return [ImageSource(path, path.stem) for path in find_images(root)]
+    info = read_meta_info(root)
+    return [ImageSource(root, key, shape, info.raw) for key, shape in sorted(info.shapes.items())]
 
 
 def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dp_basicsr.data.datasets import open_dataset
@@ -43,8 +43,8 @@ class TrainSampler(EnlargedSampler):
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         order = torch.randperm(self.total_size, generator=torch.Generator().manual_seed(self.epoch)).tolist()
         each = (self.total_size - self.start) // self.num_replicas
-        for place in range(self.start + self.rank, self.start + each * self.num_replicas, self.num_replicas):
-            yield self.epoch, place, order[place] % len(self.dataset)
+        for position in range(self.start + self.rank, self.start + each * self.num_replicas, self.num_replicas):
+            yield self.epoch, position, order[position] % len(self.dataset)
 
 
 class TrainStream:
@@ -120,6 +120,7 @@ class TrainStream:
             depend on: ``batch_size`` and ``epoch_size``.
         """
         sizes = {"batch_size": self.batch_size, "epoch_size": self.sampler.total_size}
+        # The resumed epoch ends with the samples that were left of it; from then on every epoch has the same length.
         epoch, sample = self.origin["epoch"], self.origin["sample"]
         done = iteration - self.origin["iter"]
         left = max(self.sampler.total_size - sample, 0) // self.batch_size
@@ -138,16 +139,14 @@ class TrainStream:
         epoch, self.sampler.start = position["epoch"], position["sample"]
         while True:
             self.sampler.set_epoch(epoch)
-            yield from self._one_epoch()
+            loaded: Iterable[Batch] = self.loader
+            if self.dataset_opt.get("prefetch_mode") == "cuda":
+                loaded = iter(RecordingPrefetcher(self.loader, self.opt).next, None)
+            elif isinstance(self.loader, PrefetchDataLoader):
+                loaded = _from_thread(self.loader)
+            yield from self.bad_samples.watch(loaded)
+            # Only the epoch that a run is resumed in starts in its middle.
             epoch, self.sampler.start = epoch + 1, 0
-
-    def _one_epoch(self) -> Iterator[Batch]:
-        if self.dataset_opt.get("prefetch_mode") != "cuda":
-            in_thread = isinstance(self.loader, PrefetchDataLoader)
-            yield from self.bad_samples.watch(_from_thread(self.loader) if in_thread else self.loader)
-            return
-        prefetcher = RecordingPrefetcher(self.loader, self.opt)
-        yield from self.bad_samples.watch(iter(prefetcher.next, None))
 
 
 class RecordingPrefetcher(CUDAPrefetcher):
@@ -208,6 +207,7 @@ def outlive_signals(worker_id: int = 0) -> None:
 
 
 def _obey_parent(parent: int) -> None:
+    # SIGTERM to the group must not end a worker whose parent still finishes its step.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

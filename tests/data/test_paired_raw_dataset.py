@@ -13,7 +13,7 @@ from dp_basicsr.data.lmdb_records import from_planes, lmdb_reader, read_meta_inf
 from dp_basicsr.data.preparation.convert import create_lmdb
 from dp_basicsr.data.preparation.extract import Extraction, extract_subimages
 from dp_basicsr.data.preparation.jobs import PrepJob
-from dp_basicsr.data.preparation.records import Record, RecordForm, raw_record
+from dp_basicsr.data.preparation.records import Record, RecordForm, make_record
 from dp_basicsr.data.preparation.subimages import Window
 from dp_basicsr.data.preparation.writers import LmdbWriter
 from dp_basicsr.data.seeded import SeededDataset
@@ -185,8 +185,8 @@ def write_lmdb(path: Path, *records: Record) -> None:
     ],
 )
 def test_mismatched_sizes_are_reported(tmp_path: Path, gt: Any, lq: Any, message: str) -> None:
-    write_lmdb(tmp_path / "gt_sub.lmdb", raw_record("a", np.zeros(gt, np.uint8)))
-    write_lmdb(tmp_path / "gt_bicubic_X4_sub.lmdb", raw_record("a", np.zeros(lq, np.uint8)))
+    write_lmdb(tmp_path / "gt_sub.lmdb", make_record("raw", "a", np.zeros(gt, np.uint8)))
+    write_lmdb(tmp_path / "gt_bicubic_X4_sub.lmdb", make_record("raw", "a", np.zeros(lq, np.uint8)))
     with pytest.raises(UserError, match=message):
         dataset(tmp_path, "PairedRawDataset")[0]
     with pytest.raises(UserError, match="the first: sample a cannot be used"):
@@ -196,7 +196,7 @@ def test_mismatched_sizes_are_reported(tmp_path: Path, gt: Any, lq: Any, message
 def test_records_that_contradict_meta_info_are_refused(tmp_path: Path) -> None:
     for name, side in (("gt_sub", 48), ("gt_bicubic_X4_sub", 12)):
         path = tmp_path / f"{name}.lmdb"
-        write_lmdb(path, raw_record("a", np.zeros((side, side, 3), np.uint8)))
+        write_lmdb(path, make_record("raw", "a", np.zeros((side, side, 3), np.uint8)))
         lines = f"a.raw ({side + 4},{side},3) planes\nb.raw ({side},{side},3) planes\n"
         (path / "meta_info.txt").write_text(lines)
     raw = SeededDataset(dataset(tmp_path, "PairedRawDataset"), 0)

@@ -44,7 +44,12 @@ def unpack_images(archive: Path, folder: str, target: Path, images: int) -> Path
     with StagedFolder(target) as staged:
         with _opened(archive) as source:
             members = [_checked(member, archive) for member in _members(source)]
-            wanted = [m for m in members if m.is_file and _is_image_in(m.name, folder)]
+            wanted = []
+            for member in members:
+                path = PurePosixPath(member.name)
+                is_image = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")  # macOS: ._0001.png
+                if member.is_file and is_image and path.parent == PurePosixPath(folder):
+                    wanted.append(member)
             if len(wanted) != images:
                 raise UserError(f"{archive} has {len(wanted)} images in its folder {folder}, expected {images}")
             left = _LARGEST
@@ -83,27 +88,18 @@ def _checked(member: _Member, archive: Path) -> _Member:
     return member
 
 
-def _is_image_in(name: str, folder: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = path.name.startswith(".")  # macOS puts ._0001.png beside 0001.png
-    return path.parent == PurePosixPath(folder) and path.suffix.lower() in IMAGE_SUFFIXES and not hidden
-
-
 def _copy(source: zipfile.ZipFile | tarfile.TarFile, member: _Member, path: Path, most: int, archive: Path) -> int:
     """Copy one entry to the new file ``path`` and return its length, counting the bytes actually unpacked."""
     length = 0
-    with _open_member(source, member) as reader, path.open("xb") as writer:
+    if isinstance(source, zipfile.ZipFile):
+        opened: IO[bytes] | None = source.open(member.entry)  # type: ignore[arg-type]
+    else:
+        opened = source.extractfile(member.entry)  # type: ignore[arg-type]
+    assert opened is not None  # None only for entries that are not regular files
+    with opened as reader, path.open("xb") as writer:
         while block := reader.read(_BLOCK):
             length += len(block)
             if length > most:
                 raise UserError(f"{archive} is refused: it unpacks to more than {_LARGEST:,} bytes")
             writer.write(block)
     return length
-
-
-def _open_member(source: zipfile.ZipFile | tarfile.TarFile, member: _Member) -> IO[bytes]:
-    if isinstance(source, zipfile.ZipFile):
-        return source.open(member.entry)  # type: ignore[arg-type]
-    reader = source.extractfile(member.entry)  # type: ignore[arg-type]
-    assert reader is not None  # None only for entries that are not regular files
-    return reader

@@ -105,8 +105,8 @@ def _fetch_part(url: str, part: Path, size: int | None, pause: float) -> None:
             raise UserError(f"cannot write {part}: {error.strerror}") from error
         failures = 0 if _length(part) > before else failures + 1
         if failures == _ATTEMPTS:
-            kept = f"; {_length(part):,} bytes are kept, run the same command again to resume" if _length(part) else ""
-            raise UserError(f"could not download {url}: {getattr(reason, 'reason', reason)}{kept}")
+            note = f"; {_length(part):,} bytes are kept, run the same command again to resume" if _length(part) else ""
+            raise UserError(f"could not download {url}: {getattr(reason, 'reason', reason)}{note}")
         time.sleep(pause * 2 ** (failures - 1) if failures else 0)
 
 
@@ -131,8 +131,19 @@ def _receive(url: str, part: Path, size: int | None) -> None:
             raise _IncompleteError("the part was longer than the file; starting again") from error
         raise
     with response:
-        offset, total = _position(url, response, offset, size)
-        _append(response, part, offset, total)
+        received, total = _position(url, response, offset, size)
+        with (
+            part.open("r+b" if part.exists() else "wb") as file,
+            tqdm(total=total, initial=received, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
+        ):
+            file.seek(received)
+            file.truncate()
+            while block := response.read(_BLOCK):
+                file.write(block)
+                received += len(block)
+                bar.update(len(block))
+        if total is not None and received < total:
+            raise _IncompleteError(f"the connection ended after {received:,} of {total:,} bytes")
 
 
 def _position(url: str, response: http.client.HTTPResponse, offset: int, size: int | None) -> tuple[int, int | None]:
@@ -152,37 +163,19 @@ def _position(url: str, response: http.client.HTTPResponse, offset: int, size: i
     return offset, total if total is not None else size
 
 
-def _append(response: http.client.HTTPResponse, part: Path, offset: int, total: int | None) -> None:
-    received = offset
-    with (
-        part.open("r+b" if part.exists() else "wb") as file,
-        tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
-    ):
-        file.seek(offset)
-        file.truncate()
-        while block := response.read(_BLOCK):
-            file.write(block)
-            received += len(block)
-            bar.update(len(block))
-    if total is not None and received < total:
-        raise _IncompleteError(f"the connection ended after {received:,} of {total:,} bytes")
-
-
 def _what_is_wrong(path: Path, size: int | None, checksum: str | None) -> str:
     """Compare a file with its published length and checksum; empty where they agree."""
     if size is not None and _length(path) != size:
         return f"{_length(path):,} bytes long, expected {size:,}"
-    if checksum is not None and (digest := _digest(path, checksum.split(":")[0])) != checksum:
-        return f"{digest}, expected {checksum}"
+    if checksum is not None:
+        name = checksum.split(":")[0]
+        digest = hashlib.new(name, usedforsecurity=False)
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        if (actual := f"{name}:{digest.hexdigest()}") != checksum:
+            return f"{actual}, expected {checksum}"
     return ""
-
-
-def _digest(path: Path, name: str) -> str:
-    digest = hashlib.new(name, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return f"{name}:{digest.hexdigest()}"
 
 
 def _length(path: Path) -> int:

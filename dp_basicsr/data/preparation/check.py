@@ -52,7 +52,7 @@ class BadData:
     """A problem: its kind (``decoding``, ``size``, ...), the file or record, and a description."""
 
     kind: str
-    place: str
+    path: str
     text: str
 
 
@@ -65,8 +65,8 @@ class Checked:
 
     def __str__(self) -> str:
         kinds = Counter(problem.kind for problem in self.problems)
-        found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing wrong"
-        return f"{self.pairs:,} pairs: {found}"
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing wrong"
+        return f"{self.pairs:,} pairs: {counts}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def check_set(what: PairedSet, workers: int | None = None) -> Checked:
     try:
         if what.names is None:
             gt, lq = find_sources(what.gt), find_sources(what.lq)
-            checked.problems += [problem for place in (what.gt, what.lq) for problem in _check_place(place)]
+            checked.problems += [problem for root in (what.gt, what.lq) for problem in _check_root(root)]
         else:
             gt = [ImageSource(what.gt / name, Path(name).stem) for name in what.names]
             lq = [ImageSource(path, path.stem) for path in find_images(what.lq)]
@@ -258,30 +258,30 @@ def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tupl
     return tasks, problems
 
 
-def _check_place(place: Path) -> Iterator[BadData]:
+def _check_root(root: Path) -> Iterator[BadData]:
     """Compare the records of an LMDB with its meta_info.txt (missing records are found when they are read).
 
     In a folder, BasicSR treats every file that is not hidden as an image.
     """
-    if place.suffix != ".lmdb":
-        files = {path for path in place.iterdir() if path.is_file() and not path.name.startswith(".")}
-        for path in sorted(files - set(find_images(place))):
+    if root.suffix != ".lmdb":
+        files = {path for path in root.iterdir() if path.is_file() and not path.name.startswith(".")}
+        for path in sorted(files - set(find_images(root))):
             yield BadData("foreign", str(path), "is not an image, but BasicSR would try to read it")
         return
-    info = read_meta_info(place)
+    info = read_meta_info(root)
     for key in info.repeated:
-        yield BadData("meta_info", str(place / key), "has more than one line in meta_info.txt")
-    for key in lmdb_reader(place).stored_keys():
+        yield BadData("meta_info", str(root / key), "has more than one line in meta_info.txt")
+    for key in lmdb_reader(root).stored_keys():
         if key not in info.shapes:
-            yield BadData("meta_info", str(place / key), "is a record without a line in meta_info.txt")
+            yield BadData("meta_info", str(root / key), "is a record without a line in meta_info.txt")
 
 
 def table(problems: Iterable[BadData]) -> str:
     """Format problems as a Markdown table, one per row."""
-    rows = [(problem.kind, problem.place, " ".join(problem.text.split())) for problem in problems]
+    rows = [(problem.kind, problem.path, " ".join(problem.text.split())) for problem in problems]
     if not rows:
         return ""
     widths = [max(len(row[column]) for row in [("problem", "where", ""), *rows]) for column in (0, 1)]
     lines = [f"| {'problem':<{widths[0]}} | {'where':<{widths[1]}} | what |"]
     lines.append(f"|{'-' * (widths[0] + 2)}|{'-' * (widths[1] + 2)}|---|")
-    return "\n".join(lines + [f"| {kind:<{widths[0]}} | {place:<{widths[1]}} | {text} |" for kind, place, text in rows])
+    return "\n".join(lines + [f"| {kind:<{widths[0]}} | {path:<{widths[1]}} | {text} |" for kind, path, text in rows])

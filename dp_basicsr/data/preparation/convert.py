@@ -40,11 +40,11 @@ class RecordTask:
         return str(self.source)
 
 
-def create_lmdb(place: Path, output: Path, job: PrepJob, form: RecordForm = "png") -> PrepReport:
+def create_lmdb(root: Path, output: Path, job: PrepJob, form: RecordForm = "png") -> PrepReport:
     """Pack the images of a folder or of another LMDB (8 bit, gray or colour) into the LMDB ``output``, keyed by name.
 
     Args:
-        place: Folder or LMDB, of either format.
+        root: Folder or LMDB, of either format.
         output: LMDB to create; its name must end with ``.lmdb``.
         job: Workers, compression and what to do with bad images and existing output.
         form: Format of the records.
@@ -52,8 +52,8 @@ def create_lmdb(place: Path, output: Path, job: PrepJob, form: RecordForm = "png
     Raises:
         UserError: See ``dp_basicsr.data.preparation.extract.extract_subimages``.
     """
-    images = find_sources(place)
-    refuse_input([place], [output])
+    images = find_sources(root)
+    refuse_input([root], [output])
     check_keys(source.name for source in images)
     with ExitStack() as stack:
         writer = LmdbWriter(output, overwrite=job.overwrite)
@@ -65,7 +65,7 @@ def create_lmdb(place: Path, output: Path, job: PrepJob, form: RecordForm = "png
             lambda record: writer.write([record]),
             job,
         )
-        others = "" if place.suffix == ".lmdb" else left_out(place)
+        others = "" if root.suffix == ".lmdb" else left_out(root)
         return PrepReport(commit_all([writer]), skipped, others)
 
 
@@ -101,7 +101,7 @@ def pack_image(task: RecordTask) -> Record | BadImage:
     try:
         return make_record(task.form, task.source.key, task.source.read(gray=True), task.compression)
     except BadImageError as error:
-        return BadImage(task.source.place, str(error))
+        return BadImage(task.source.location, str(error))
 
 
 def shrink_file(task: FileTask) -> tuple[str, bytes] | BadImage:

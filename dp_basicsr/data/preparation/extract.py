@@ -57,9 +57,9 @@ class Extraction:
         names = {1: hr.name} | {scale: self._lr_name(index) for index, scale in enumerate(self.scales)}
         return {scale: [folder / f"{name}_sub{suffix}" for suffix in suffixes] for scale, name in names.items()}
 
-    def record_form(self, place: Path) -> RecordForm:
+    def record_form(self, path: Path) -> RecordForm:
         """Return the record format of one of the ``output_paths``."""
-        return self.lmdb if place.suffix == ".lmdb" else "png"
+        return self.lmdb if path.suffix == ".lmdb" else "png"
 
     def _lr_name(self, index: int) -> str:
         if not self.lr:
@@ -91,7 +91,9 @@ def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
         UserError: The settings are inconsistent, outputs exist (without ``job.overwrite``), names collide, images
             cannot be used (without ``job.skip_bad``), a worker was killed, or the disk is full.
     """
-    images = _find_hr(what.hr)
+    if what.hr == DIV2K_HR and not what.hr.is_dir():
+        raise UserError(f"no such folder: {what.hr}; run `{advise('data download', 'div2k')}`, or give --input")
+    images = find_images(what.hr)
     what.check()
     check_stems(path.name for path in images)
     if what.form != "png":
@@ -110,11 +112,12 @@ def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
             sink.write(cut.records[group])
 
     with ExitStack() as stack:
-        sinks = [
-            ((scale, what.record_form(path)), _open_sink(path, job, stack))
-            for scale, paths in outputs.items()
-            for path in paths
-        ]
+        sinks = []
+        for scale, path in ((scale, path) for scale, paths in outputs.items() for path in paths):
+            kind = LmdbWriter if path.suffix == ".lmdb" else FolderWriter
+            sink: RecordSink = kind(path, overwrite=job.overwrite)
+            stack.callback(sink.discard)
+            sinks.append(((scale, what.record_form(path)), sink))
         skipped = process_images(images, task, cut_image, write, job)
         return PrepReport(commit_all([sink for _, sink in sinks]), skipped, left_out(what.hr))
 
@@ -124,24 +127,11 @@ def _named(folder: Path) -> Path:
     return folder if folder.name not in ("", "..") else folder.resolve()
 
 
-def _open_sink(path: Path, job: PrepJob, stack: ExitStack) -> RecordSink:
-    kind = LmdbWriter if path.suffix == ".lmdb" else FolderWriter
-    sink: RecordSink = kind(path, overwrite=job.overwrite)
-    stack.callback(sink.discard)
-    return sink
-
-
-def _find_hr(folder: Path) -> list[Path]:
-    if folder == DIV2K_HR and not folder.is_dir():
-        raise UserError(f"no such folder: {folder}; run `{advise('data download', 'div2k')}`, or give --input")
-    return find_images(folder)
-
-
 def _lr_paths(what: Extraction, hr: Path) -> dict[int, Path]:
     """Return the existing LR image for each scale; a missing one by its expected name (the worker reports it)."""
-    found = {}
+    paths = {}
     for folder, scale in zip(what.lr, what.scales, strict=False):
         suffixes = dict.fromkeys([hr.suffix, *IMAGE_SUFFIXES])
         names = [folder / f"{hr.stem}{mark}{suffix}" for mark in (f"x{scale}", "") for suffix in suffixes]
-        found[scale] = next((path for path in names if path.is_file()), names[0])
-    return found
+        paths[scale] = next((path for path in names if path.is_file()), names[0])
+    return paths

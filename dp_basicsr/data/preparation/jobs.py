@@ -88,7 +88,13 @@ def process_images(
                 bad.append(result)
             elif not bad or job.skip_bad:
                 consume(result)
-    _refuse_bad(bad, len(items), job.skip_bad)
+    if bad and not (job.skip_bad and len(bad) < len(items)):
+        named = [f"  {image}" for image in bad[:_MAX_NAMED]]
+        if len(bad) > _MAX_NAMED:
+            named.append(f"  and {len(bad) - _MAX_NAMED} more")
+        advice = "" if job.skip_bad else "; fix or remove them, or skip them with --skip-bad"
+        head = f"{len(bad)} of {len(items)} images cannot be used (nothing was written{advice}):"
+        raise UserError("\n".join([head, *named]))
     return bad
 
 
@@ -97,14 +103,3 @@ def commit_all(sinks: Sequence[RecordSink]) -> list[Written]:
     for sink in sinks:
         sink.close()
     return [sink.commit() for sink in sinks]
-
-
-def _refuse_bad(bad: Sequence[BadImage], total: int, skip_bad: bool) -> None:
-    if not bad or (skip_bad and len(bad) < total):
-        return
-    named = [f"  {image}" for image in bad[:_MAX_NAMED]]
-    if len(bad) > _MAX_NAMED:
-        named.append(f"  and {len(bad) - _MAX_NAMED} more")
-    advice = "" if skip_bad else "; fix or remove them, or skip them with --skip-bad"
-    head = f"{len(bad)} of {total} images cannot be used (nothing was written{advice}):"
-    raise UserError("\n".join([head, *named]))

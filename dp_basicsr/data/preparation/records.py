@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from dp_basicsr.data.lmdb_records import to_planes
 from dp_basicsr.errors import UserError
@@ -68,24 +68,12 @@ class RecordSink(Protocol):
         """Delete everything that was not committed."""
 
 
-def make_record(form: RecordForm, key: str, image: NDArray[np.uint8], compression: int) -> Record:
+def make_record(form: RecordForm, key: str, image: NDArray[np.uint8], compression: int = 1) -> Record:
     """Make the record ``key`` of ``(H, W[, 3])`` BGR uint8; ``compression`` is the PNG level."""
-    return raw_record(key, image) if form == "raw" else png_record(key, image, compression)
-
-
-def png_record(key: str, image: NDArray[np.uint8], compression: int) -> Record:
-    """Encode ``(H, W[, 3])`` BGR uint8 as the PNG record ``key``."""
-    return Record(key, encode_png(image, compression), _shape(image), compression)
-
-
-def raw_record(key: str, image: NDArray[np.uint8]) -> Record:
-    """Convert ``(H, W[, 3])`` BGR uint8 to the raw record ``key``."""
-    return Record(key, to_planes(image), _shape(image), None)
-
-
-def _shape(image: NDArray[np.uint8]) -> tuple[int, int, int]:
-    shape: tuple[Any, ...] = (*image.shape, 1)
-    return shape[:3]
+    height, width, channels = (*image.shape, 1)[:3]
+    if form == "raw":
+        return Record(key, to_planes(image), (height, width, channels), None)
+    return Record(key, encode_png(image, compression), (height, width, channels), compression)
 
 
 def check_keys(names: Iterable[str], *, suffix: str = "") -> None:
@@ -102,15 +90,21 @@ def check_keys(names: Iterable[str], *, suffix: str = "") -> None:
         UserError: Two names share a key (both are reported), or a name has an inner dot, is not printable ASCII, or
             makes a key of more than 511 bytes.
     """
-    names = list(names)
     seen: dict[str, str] = {}
     for name in names:
-        key = _key_as_read(name)
+        key = name.split(".")[0]
         if key in seen:
             raise UserError(f"{seen[key]} and {name} would both have the LMDB key '{key}': rename one of them")
         seen[key] = name
-    for name in names:
-        _check_key(name, suffix)
+    # Only then: where two names collide, both are worth more than the inner dot of one.
+    for as_read, name in seen.items():
+        key = Path(name).stem
+        if key != as_read:
+            raise UserError(f"{name} would be looked up as '{as_read}' in an LMDB: rename it without the inner dot")
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(f"{name!r} cannot be an LMDB key: rename it with printable ASCII characters only")
+        if len(key + suffix) > LONGEST_KEY:
+            raise UserError(f"{name} makes a key of {len(key + suffix)} bytes, LMDB allows {LONGEST_KEY}: shorten it")
 
 
 def check_stems(names: Iterable[str]) -> None:
@@ -125,19 +119,3 @@ def check_stems(names: Iterable[str]) -> None:
         if stem in seen:
             raise UserError(f"{seen[stem]} and {name} would both be written as '{stem}': rename one of them")
         seen[stem] = name
-
-
-def _key_as_read(name: str) -> str:
-    return name.split(".")[0]
-
-
-def _check_key(name: str, suffix: str) -> None:
-    key = Path(name).stem
-    if key != _key_as_read(name):
-        raise UserError(
-            f"{name} would be looked up as '{_key_as_read(name)}' in an LMDB: rename it without the inner dot"
-        )
-    if not (key.isascii() and key.isprintable()):
-        raise UserError(f"{name!r} cannot be an LMDB key: rename it with printable ASCII characters only")
-    if len(key + suffix) > LONGEST_KEY:
-        raise UserError(f"{name} makes a key of {len(key + suffix)} bytes, LMDB allows {LONGEST_KEY}: shorten it")

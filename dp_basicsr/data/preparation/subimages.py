@@ -97,7 +97,9 @@ def subimage_key(stem: str, index: int) -> str:
 def cut_image(task: ImageTask) -> CutImage | BadImage:
     """Decode one HR image once and make all of its records: HR sub-images and their LR at all scales."""
     try:
-        hr = _read_hr(task.path, task.window)
+        hr = read_image(task.path)
+        if min(hr.shape[:2]) < task.window.crop:
+            raise BadImageError(f"is {size_text(hr)}, smaller than the crop of {task.window.crop}")
         given = {scale: _read_lr(path, scale, hr, task.window) for scale, path in task.lr_paths.items()}
     except BadImageError as error:
         return BadImage(task.path, str(error))
@@ -110,21 +112,13 @@ def cut_image(task: ImageTask) -> CutImage | BadImage:
         tile = hr[y : y + crop, x : x + crop]
         images = {1: tile}
         for scale in task.scales:
-            images[scale] = _cut_lr(given[scale], y, x, crop, scale) if scale in given else downsample(tile, scale)
+            if scale in given:
+                images[scale] = given[scale][y // scale : (y + crop) // scale, x // scale : (x + crop) // scale]
+            else:
+                images[scale] = downsample(tile, scale)
         for (scale, form), records in cut.records.items():
             records.append(make_record(form, key, images[scale], task.compression))
     return cut
-
-
-def _cut_lr(lr: NDArray[np.uint8], y: int, x: int, crop: int, scale: int) -> NDArray[np.uint8]:
-    return lr[y // scale : (y + crop) // scale, x // scale : (x + crop) // scale]
-
-
-def _read_hr(path: Path, window: Window) -> NDArray[np.uint8]:
-    image = read_image(path)
-    if min(image.shape[:2]) < window.crop:
-        raise BadImageError(f"is {size_text(image)}, smaller than the crop of {window.crop}")
-    return image
 
 
 def _read_lr(path: Path, scale: int, hr: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:

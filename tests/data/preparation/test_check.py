@@ -37,7 +37,7 @@ def good(image_folder: ImageFolder, tmp_path: Path) -> Path:
 def check(root: Path, gt_size: int | None = 32, suffix: str = "", **changes: Any) -> list[tuple[str, str, str]]:
     """Return kind, name and text of the problems, sorted."""
     what = PairedSet(root / f"GT{suffix}", root / f"LQ{suffix}", 4, gt_size, **changes)
-    return sorted((problem.kind, Path(problem.place).name, problem.text) for problem in check_set(what, 1).problems)
+    return sorted((problem.kind, Path(problem.path).name, problem.text) for problem in check_set(what, 1).problems)
 
 
 def test_an_intact_set_has_no_problems_in_any_format(good: Path) -> None:

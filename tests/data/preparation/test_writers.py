@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.preparation.records import Record, check_keys, png_record, raw_record
+from dp_basicsr.data.preparation.records import Record, check_keys, make_record
 from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.staging import StagedFolder
@@ -29,7 +29,7 @@ def stored(path: Path) -> dict[str, bytes]:
 def test_lmdb_holds_the_records_and_basicsrs_meta_info(tmp_path: Path) -> None:
     writer = LmdbWriter(tmp_path / "a.lmdb")
     writer.write([record("0001_s001"), record("0001_s002")])
-    writer.write([png_record("gray", np.zeros((4, 6), np.uint8), 3)])
+    writer.write([make_record("png", "gray", np.zeros((4, 6), np.uint8), 3)])
     writer.close()
     written = writer.commit()
     assert (written.path, written.images) == (tmp_path / "a.lmdb", 3)
@@ -141,7 +141,9 @@ def full_disk() -> Iterator[None]:
 
 @pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("make", [LmdbWriter, FolderWriter])
-@pytest.mark.parametrize("large", [record("large", 1_000_000), raw_record("raw", np.zeros((480, 480, 3), np.uint8))])
+@pytest.mark.parametrize(
+    "large", [record("large", 1_000_000), make_record("raw", "raw", np.zeros((480, 480, 3), np.uint8))]
+)
 def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path, make: Callable[[Path], Any], large: Record) -> None:
     writer = make(tmp_path / "a.lmdb")
     writer.write([record("small")])
