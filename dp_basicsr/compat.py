@@ -171,6 +171,10 @@ def install() -> None:
             complete(sys.modules[name])
 
 
+# Models that use their device; others may call `.cuda()`.
+ON_ANY_DEVICE = ("ESRGANDPModel", "SRGANDPModel", "PSNRModel", "ESRGANModel", "SRGANModel", "SRModel")
+
+
 @contextlib.contextmanager
 def without_cuda(on_cpu: bool) -> Iterator[None]:
     """Make ``.cuda()`` return the tensor or module itself, in a run on the CPU (``num_gpu: 0``).

@@ -14,7 +14,7 @@ if not __package__:  # run as a file: this folder's packages (data, losses ...) 
 
 from collections.abc import Sequence
 
-from dp_basicsr.compat import complete_basicsr, read_lists_as_utf8, without_cuda
+from dp_basicsr.compat import ON_ANY_DEVICE, complete_basicsr, read_lists_as_utf8, without_cuda
 from dp_basicsr.errors import exit_on_user_error
 from dp_basicsr.options import import_modules, parse_command_line, read_given_options
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         read_lists_as_utf8()
         with in_group():
             run = start_run(opt, args)
-            with without_cuda(run.num_gpu == 0):
+            with without_cuda(run.num_gpu == 0 and run.options.model_type not in ON_ANY_DEVICE):
                 if run.check:
                     check(run)
                 else:

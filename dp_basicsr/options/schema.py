@@ -7,6 +7,7 @@ entry remains a mapping here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args
@@ -350,6 +351,10 @@ class OptionFile(Section):
     """validation and test"""
     logger: Logger | None = None
     """logging and checkpoints"""
+
+    def as_json(self) -> bytes:
+        """Return the options, with defaults, as JSON."""
+        return json.dumps(self.as_dict(), indent=1, default=str).encode()
 
     @property
     def training(self) -> Train:

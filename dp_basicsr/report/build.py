@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -154,6 +155,9 @@ def _add_training(report: Report, folder: Path) -> None:
     for title, panel in training_panels(curves).items():
         report.curves[title if title not in report.curves else f"{title} ({folder.name})"] = panel_svg(title, panel)
     report.facts[f"Iterations of {folder.name}"] = f"{curves['lr'][-1][0]:,}"
+    logs = sorted(folder.glob("train_*.log"), key=lambda log: log.stat().st_mtime)
+    for beside, changes in re.findall(r"Options beside (.+?): (.+)", logs[-1].read_text("utf-8", errors="replace")):
+        report.facts[f"{folder.name} beside {beside}"] = changes
     for path in sorted(folder.glob("*.yml")):
         report.option_files[path.name] = path.read_text(encoding="utf-8", errors="replace")
     if any("RANDOM weights" in log.read_text(encoding="utf-8", errors="replace") for log in folder.glob("train_*.log")):

@@ -19,6 +19,7 @@ from dp_basicsr.distributed.launch import mark_experiment
 from dp_basicsr.errors import UserError, first_line, readable
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
 from dp_basicsr.options.run import RunOptions
+from dp_basicsr.runs.changes import FILE, describe_changes
 from dp_basicsr.runs.judging import Judge
 from dp_basicsr.runs.limits import keep_freed_memory, out_of_memory_is_user_error, raise_open_file_limit
 from dp_basicsr.runs.log import close_tensorboard, open_tensorboard, require_loggers, start_log, write_log
@@ -63,6 +64,7 @@ def train(run: RunOptions, option_file: str) -> None:
     intact = "; saved checkpoints are intact: continue with --auto_resume"
     with run_lock(opt["path"]["experiments_root"]), out_of_memory_is_user_error(run, intact), outlive_terminal():
         held_log = start_log(opt)
+        changes = list(describe_changes(run.options, run.folders.root))
         point = find_resume_point(opt)
         opt = opt if point is None else point.options(opt)
         drop_unavailable(opt)
@@ -87,6 +89,9 @@ def train(run: RunOptions, option_file: str) -> None:
             with no_room_is_user_error(), Interruption(opt["dist"]) as interruption:
                 if hasattr(model, "validator"):
                     model.validator.interrupted = interruption.noted  # lets a validation stop between two images
+                on_rank_0(lambda: atomic_write(run.folders.root / FILE, lambda file: file.write(run.options.as_json())))
+                for change in changes:
+                    get_root_logger().info(change)
                 for note in run.notes:  # the last lines before the first iteration
                     get_root_logger().warning(note)
                 loop(Run(opt, model, stream, val_loaders, tb_logger, interruption, judge, iteration))

@@ -115,3 +115,14 @@ def test_the_start_weights_are_a_baseline_but_no_best(run: Any) -> None:
     assert " @ 0 iter" not in rest
     without = run(start, "train:total_iter=2", "val:at_start=false", name="without")
     assert "Validation" not in without.split("iter:       1,")[0]
+
+
+def test_the_log_says_what_the_options_change(run: Any) -> None:
+    """Beside the nearest shipped file, and beside the previous start of that name."""
+    first = run("train:total_iter=2", "val=~")
+    (shipped,) = re.findall(r"Options beside (\S+\.yml): (.*)", first)
+    assert "and" in shipped[1]
+    assert "previous start" not in first
+    again = run("train:total_iter=3", "val=~", "logger:save_checkpoint_freq=2")
+    expected = "Options beside the previous start: train:total_iter 3 (2), logger:save_checkpoint_freq 2 (3)"
+    assert expected in again

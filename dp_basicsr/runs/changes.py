@@ -1,0 +1,49 @@
+"""What a run changes: its options beside the shipped file that differs least, and beside its previous start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dp_basicsr.errors import shorten
+from dp_basicsr.options import read_options
+from dp_basicsr.options.schema import OptionFile
+from dp_basicsr.utils.arguments import SHIPPED
+
+FILE = "options.json"  # in the experiment's folder: the options that the last start used, overrides included
+
+
+def describe_changes(options: OptionFile, root: Path) -> Iterator[str]:
+    """Yield a line for the nearest shipped training file, and one for the previous run of this name, if there is one.
+
+    Args:
+        options: The options of this start.
+        root: Folder of the experiment, as the previous start left it.
+    """
+    now = _flat(options.as_dict())
+    files = {path.name: read_options(path) for path in sorted(SHIPPED.glob("*.yml"))}
+    shipped = {name: _flat(OptionFile.of(opt).as_dict()) for name, opt in files.items() if "train" in opt}
+    name = min(shipped, key=lambda name: len(_differences(shipped[name], now)), default=None)
+    if name is not None:
+        yield f"Options beside {name}: {shorten(_differences(shipped[name], now), 12) or 'the same'}"
+    try:
+        before = _flat(json.loads((root / FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError):  # none, or not one of ours
+        return
+    yield f"Options beside the previous start: {shorten(_differences(before, now), 12) or 'the same'}"
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by their paths, as ``--force_yml`` writes them."""
+    if not isinstance(value, dict):
+        return {path: value}
+    inner = [_flat(item, f"{path}:{key}" if path else str(key)) for key, item in value.items()]
+    return {key: item for part in inner for key, item in part.items()}
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Name each value that differs, and what it was."""
+    keys = [key for key in dict.fromkeys([*now, *before]) if key != "name" and now.get(key) != before.get(key)]
+    return [f"{key} {now.get(key)} ({before.get(key)})" for key in keys]
