@@ -120,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             css_paths=look / "page.css", head=f"<script>{(look / 'page.js').read_text()}</script>", footer_links=[],
         )  # fmt: skip
         app.add_api_route("/leave/{key}", lambda key: page.leave(key, CLOSED), methods=["POST"])
+        app.router.routes.insert(0, app.router.routes.pop())  # the last of Gradio's takes every address
         print(f"open {url} (stop with Ctrl-C)", flush=True)
         try:
             with contextlib.suppress(KeyboardInterrupt):
