@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from dp_basicsr.deploy.batch import describe_left_out, find_all_jobs, refuse_unwritable
-from dp_basicsr.deploy.choices import BOX, OVERLAP, AlphaMode, EngineName, PrecisionChoice
+from dp_basicsr.deploy.choices import BOX, BOX_ALPHA, OVERLAP, AlphaMode, EngineName, PrecisionChoice
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import FORMATS, QUALITY
 from dp_basicsr.utils.arguments import Parser
@@ -39,7 +39,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--quality", type=int, default=QUALITY, help="of JPEG and WebP, 1 to 100; WebP is lossless at 100")
     add("--recursive", action="store_true", help="take the folders in the input folder too")
     add("--overwrite", action="store_true", help="replace results that are there already")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.model_path == BOX and args.alpha_interp is None:
+        args.alpha_interp = BOX_ALPHA
+    return args
 
 
 def add_model_arguments(parser: Parser) -> None:
@@ -50,7 +53,7 @@ def add_model_arguments(parser: Parser) -> None:
         help=".pth, .safetensors, .onnx, or ncnn's .param; two of the first kinds (PSNR, GAN model) are interpolated "
         "(default: the two networks in the box, x4)",
     )  # fmt: skip
-    add("--alpha-interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
+    add("--alpha-interp", type=float, help="share of the second model, 0 to 1 (default: 0.8, in the box 0.5)")
     add("--scale", type=int, help="only for x2 and x3 weights that do not tell which they are")
     add("-t", "--tile", default="auto", help="pixels of a tile: auto, a number, or 0 for the whole image at once")
     add("--tile-overlap", type=int, default=OVERLAP, help="pixels that neighbouring tiles share")

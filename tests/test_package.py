@@ -128,7 +128,7 @@ def test_links_of_the_description_are_absolute(wheel: zipfile.ZipFile) -> None:
     text = Parser().parsestr(read_metadata(wheel, "METADATA")).get_payload()
     links = re.findall(r"\]\(([^)\s]+)\)", str(text))
     assert "https://github.com/owner/name/blob/main/docs/installation.md" in links
-    assert "https://github.com/owner/name/raw/main/docs/images/demo.jpg" in links
+    assert "https://github.com/owner/name/raw/main/docs/images/box.jpg" in links
     assert [link for link in links if not link.startswith(("https://", "#"))] == []
 
 

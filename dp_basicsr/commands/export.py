@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dp_basicsr.deploy.choices import BOX, EXPORTS
+from dp_basicsr.deploy.choices import BOX, BOX_ALPHA, EXPORTS
 from dp_basicsr.deploy.openmodeldb import check_format, write_entry
 from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import data_command, require_paths
@@ -18,7 +18,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     parser.add_model(default=BOX, help="weights; two are interpolated (default: the two networks in the box)")
-    add("--alpha-interp", type=float, help="share of the second model, 0 to 1 (default with two models: 0.8)")
+    add("--alpha-interp", type=float, help="share of the second model, 0 to 1 (default: 0.8, in the box 0.5)")
     add("--scale", type=int, help="needed only if the weights do not determine whether they are x2 or x3")
     parser.add_output(type=Path, required=True, help="file to write; its card goes to FILE.md")
     add("--format", choices=tuple(EXPORTS), help="what to write (default: from the suffix of --output)")
@@ -28,6 +28,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--openmodeldb", type=Path, metavar="FILE.json", help="also write the entry that OpenModelDB asks for")
     add("--overwrite", action="store_true", help="replace existing files")
     args = parser.parse_args(argv)
+    if args.model_path == BOX and args.alpha_interp is None:
+        args.alpha_interp = BOX_ALPHA
     if args.format is None:
         suffix = args.output.suffix.lower()
         args.format = next((name for name, record in EXPORTS.items() if suffix in record.suffixes), None)

@@ -19,6 +19,7 @@ OVERLAP = 32
 # beside them.
 NETWORKS = Path(__file__).resolve().parents[1] / "networks"
 BOX = [NETWORKS / "compact_x4_l1.safetensors", NETWORKS / "compact_x4_dp.safetensors"]
+BOX_ALPHA = 0.5  # share of the second: beyond it a faint grid shows on the photographs of results.md's dev set
 BOX_LIMIT = "the networks in the box know clean images reduced by bicubic x4 only, not JPEG, noise or blur"
 
 
