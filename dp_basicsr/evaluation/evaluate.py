@@ -12,13 +12,13 @@ from dp_basicsr.data.imresize import downsample, imresize, mod_crop
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.evaluation.matching import Method, TestSet
 from dp_basicsr.images.files import BadImageError
-from dp_basicsr.images.strict import read_image, size_text
+from dp_basicsr.images.opening import opened, read_bytes
+from dp_basicsr.images.strict import MAX_PIXELS, read_image, size_text
 from dp_basicsr.metrics import Scores, measure, missing_metrics
 from dp_basicsr.options.metrics import DEFAULT, METRICS
 from dp_basicsr.utils.pool import available_cpus
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -194,15 +194,13 @@ def read_file(path: Path) -> Image:
 
 def lossy_format(path: Path) -> str:
     """Return the format of a file that does not hold every pixel exactly, "" for a lossless file."""
-    with PIL.Image.open(path) as image:
+    data = read_bytes(path)
+    with opened(data, MAX_PIXELS) as (image, _):
         kind, compression = str(image.format), str(image.info.get("compression"))
     if kind == "TIFF":
         return "JPEG in TIFF" if "jpeg" in compression else ""
     if kind == "WEBP":
-        data, offset = (
-            path.read_bytes(),
-            12,
-        )  # RIFF, size, WEBP; then chunks of a name, a size and an even number of bytes
+        offset = 12  # RIFF, size, WEBP; then chunks of a name, a size and an even number of bytes
         while data[offset : offset + 4] not in (b"VP8L", b"VP8 ", b""):
             size = int.from_bytes(data[offset + 4 : offset + 8], "little")
             offset += 8 + size + size % 2
