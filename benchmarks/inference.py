@@ -76,7 +76,9 @@ def six_images(engines: list[str], folder: Path, size: int, rounds: int) -> Tabl
     (folder / "bare").mkdir()
     for number in range(6):
         cv2.imwrite(str(folder / f"six/{number}.png"), smooth_image(rng, size, size, cell=7))
-    entry = max(cache_root().glob("openvino-*/network.xml"), key=lambda path: path.parent.stat().st_mtime)
+    cache = cache_root()
+    assert cache is not None, "the conversions above were written somewhere"
+    entry = max(cache.glob("openvino-*/network.xml"), key=lambda path: path.parent.stat().st_mtime)
     works: dict[str, Work] = {
         "bare OpenVINO script": partial(run, ["-c", BARE_OPENVINO, entry, folder / "six", folder / "bare"])
     }
