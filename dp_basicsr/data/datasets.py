@@ -37,6 +37,7 @@ class DiskClient:
     RealESRGANDataset answers an OSError by drawing another image at random; then a missing file would never be noticed.
     """
 
+    # BasicSR's datasets also pass which of an LMDB's roots is meant; for files the path says it all.
     def get(self, path: str | Path, client_key: str = "default") -> bytes:
         """Return a file's content.
 
@@ -59,6 +60,7 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
     unset = [key for key in ("meta_info_file", "filename_tmpl") if dataset_opt.get(key, "") is None]
     dataset_opt = {key: value for key, value in dataset_opt.items() if key not in unset}
     try:
+        # Before BasicSR opens them, because reading a damaged page would kill this process.
         _refuse_bad_lmdbs(dataset_opt)
         dataset = build_dataset(dataset_opt)
     except KeyError as error:
@@ -70,6 +72,7 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
         # BasicSR keeps the file system's order, which may differ between machines and therefore between ranks.
         dataset.paths.sort(key=str)
         _refuse_foreign_files(dataset, dataset_opt)
+    # BasicSR makes its own client at the first sample, but only if there is none yet.
     backend = getattr(dataset, "io_backend_opt", None) or {}
     if "db_paths" in backend:
         dataset.file_client = LmdbClient(backend["db_paths"], backend.get("client_keys", "default"))
@@ -81,6 +84,7 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
 def _refuse_foreign_files(dataset: Any, dataset_opt: dict[str, Any]) -> None:
     """Refuse files such as Thumbs.db: BasicSR treats every file as an image and would fail during training."""
     for path in (path for entry in dataset.paths for path in _files_of(entry)):
+        # Only unusual suffixes are tried, because that opens the file, and a set may have tens of thousands.
         unusual = os.path.splitext(str(path))[1].lower() not in IMAGE_SUFFIXES
         if unusual and os.path.isfile(path) and not cv2.haveImageReader(str(path)):
             raise UserError(f"datasets: {dataset_opt['name']}: expected images only, got {path}: remove it")
@@ -96,7 +100,8 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
     if key is None or not on_disk:
         return
     paths: list[Any]
-    if key == "meta_info":  # read by BasicSR; a blank line makes the path of a folder
+    if key == "meta_info":
+        # Read by BasicSR; a blank line makes the path of a folder.
         paths = [entry for entry in dataset.paths if not any(path.endswith(os.sep) for path in _files_of(entry))]
     elif kind in ("PairedImageDataset", "SingleImageDataset"):
         lq_root, template = str(dataset_opt["dataroot_lq"]), dataset_opt.get("filename_tmpl", "{}")
@@ -105,6 +110,7 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
         if not gt_root:
             paths = [os.path.join(lq_root, name) for name in names]
         else:
+            # Like BasicSR, which looks for the LQ by the GT's base name, without its folder.
             stems = [os.path.splitext(os.path.basename(name)) for name in names]
             paths = [
                 {
@@ -117,8 +123,10 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
         return
     name = f"datasets: {dataset_opt['name']}: {key} {dataset_opt[key]}"
     missing = [path for entry in paths for path in _files_of(entry) if not os.path.isfile(path)]
+    # With skip, missing files count as bad images, which are replaced while training.
     if missing and dataset_opt.get("on_bad_image") != "skip":
         raise UserError(f"{name}: expected one file name per line, {len(missing)} files are missing, e.g. {missing[0]}")
+    # A list may name a.png of two folders, and both would get the same LQ.
     first: dict[str, str] = {}
     for pair in (entry for entry in paths if isinstance(entry, dict)):
         lq, gt = pair["lq_path"], pair["gt_path"]

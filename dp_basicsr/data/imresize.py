@@ -84,6 +84,7 @@ def _resize_rows(matrix: NDArray[Any], scale: float) -> NDArray[Any]:
     for start in range(0, len(weights), step):
         block = slice(start, start + step)
         total = _weighted_sum(source, weights[block], indices[block])
+        # MATLAB rounds half away from zero, numpy's rint to even; negative sums are clipped anyway.
         result[block] = np.clip(np.floor(total + dtype(0.5)), 0, 255) if is_uint8 else total
     return result
 
@@ -100,6 +101,7 @@ def _weighted_sum(source: NDArray[Any], weights: NDArray[Any], indices: NDArray[
     return total
 
 
+# The images of a data set share a few sides.
 @lru_cache(maxsize=64)
 def _contributions(length: int, scale: float) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Return weights and source positions, both ``(ceil(length * scale), taps)``, for one dimension.
@@ -109,8 +111,10 @@ def _contributions(length: int, scale: float) -> tuple[NDArray[np.float64], NDAr
     """
     stretch = min(scale, 1.0)
     support = _KERNEL_SUPPORT / stretch
+    # MATLAB's coordinates, which count from 1; hence the - 1 where they become indices.
     centres = np.arange(1, math.ceil(length * scale) + 1) / scale + 0.5 * (1 - 1 / scale)
     first = np.floor(centres - support / 2)
+    # MATLAB takes two taps more than the kernel is wide, and drops those of weight 0 everywhere.
     positions = first[:, None] + np.arange(math.ceil(support) + 2)
     weights = stretch * _cubic(stretch * (centres[:, None] - positions))
     weights /= weights.sum(axis=1, keepdims=True)

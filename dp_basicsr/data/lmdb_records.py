@@ -118,6 +118,7 @@ class LmdbReader:
         self._env: Any = None
         self._process = 0
 
+    # An lmdb environment cannot be pickled: a spawned worker opens its own.
     def __reduce__(self) -> tuple[Any, ...]:
         return lmdb_reader, (self.folder,)
 
@@ -180,6 +181,7 @@ _readers: WeakValueDictionary[str, LmdbReader] = WeakValueDictionary()
 
 def lmdb_reader(folder: str | Path) -> LmdbReader:
     """Return this process's only reader of an LMDB; it is closed when no longer referenced."""
+    # One reader for all spellings of a path, because lmdb refuses to open a folder twice.
     path = os.path.realpath(folder)
     reader = _readers.get(path)
     if reader is None:
@@ -209,9 +211,11 @@ class LmdbClient:
             UserError: The key is missing, or the LMDB is damaged.
         """
         with self._readers[client_key].record(key) as record:
+            # A copy, because the view ends with the block.
             return bytes(record)
 
 
+# Without read-ahead, because only the first and the last page of each record are touched.
 _WALK = """
 import sys, lmdb
 environment = lmdb.open(sys.argv[1], readonly=True, lock=False, readahead=False)
@@ -232,5 +236,6 @@ def refuse_damaged(folder: str) -> None:
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
+        # A negative code is the signal that ended the process.
         reason = lines[-1] if lines and done.returncode > 0 else f"reading it raises signal {-done.returncode}"
         raise UserError(f"the LMDB {folder} is damaged ({reason}): copy or create it again")

@@ -101,6 +101,7 @@ class PairedRawDataset(Dataset):
             raise UserError(f"expected one or three planes and GT = {scale} x LQ, got GT {gt.shape} and LQ {lq.shape}")
         if min(height, width) < size:
             raise UserError(f"LQ is {width} x {height}, expected at least {size} (gt_size / scale)")
+        # BasicSR draws in LQ pixels, the row first.
         top, left = rng.randint(0, height - size), rng.randint(0, width - size)
         lq = lq[:, top : top + size, left : left + size]
         top, left = scale * top, scale * left
@@ -108,9 +109,11 @@ class PairedRawDataset(Dataset):
 
     def _augment(self, lq: Planes, gt: Planes, rng: random.Random | ModuleType) -> tuple[Planes, Planes]:
         """Augment like BasicSR's augment, by changing strides."""
+        # In BasicSR's order; a flip that is switched off draws nothing.
         hflip = self.opt["use_hflip"] and rng.random() < 0.5
         vflip = self.opt["use_rot"] and rng.random() < 0.5
         transpose = self.opt["use_rot"] and rng.random() < 0.5
         flipped = (slice(None), slice(None, None, -1 if vflip else 1), slice(None, None, -1 if hflip else 1))
         lq, gt = lq[flipped], gt[flipped]
+        # What BasicSR calls a rotation by 90 degrees is a transposition.
         return (lq.swapaxes(1, 2), gt.swapaxes(1, 2)) if transpose else (lq, gt)

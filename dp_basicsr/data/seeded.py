@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 Batch = dict[str, Any]
 
 _MAX_CONSECUTIVE_BAD = 10  # bad replacements in a row: the cause is the disk, not one image
+# torch puts a worker's traceback before the message, and this between the two.
 _WORKER_PREFIX = f"{UserError.__module__}.{UserError.__qualname__}: "
 
 
@@ -57,9 +58,11 @@ class SeededDataset(Dataset):
             # A replacement has its own seeds, and the first draw those of a dataset without bad images.
             seeds = np.random.SeedSequence((self.seed, epoch, position, *([len(bad)] if bad else [])))
             if bad:
+                # The first three words seed the generators.
                 index = int(seeds.generate_state(4)[3]) % len(self)
             try:
                 if hasattr(self.dataset, "sample"):
+                    # The same first word as below, so both ways give the same crop.
                     drawn = self.dataset.sample(index, random.Random(int(seeds.generate_state(1)[0])))
                 else:
                     with _random_state(seeds):
@@ -108,6 +111,7 @@ def _random_state(seeds: np.random.SeedSequence) -> Iterator[None]:
     python_seed, numpy_seed, torch_seed = (int(word) for word in seeds.generate_state(3))
     random.seed(python_seed)
     np.random.seed(numpy_seed)
+    # Not torch.manual_seed, which would seed the GPUs, too.
     torch.default_generator.manual_seed(torch_seed)
     try:
         yield
@@ -148,7 +152,8 @@ class BadSamples:
                 yield batch
         except UserError as error:
             raise UserError(str(error).rpartition(_WORKER_PREFIX)[2].rstrip()) from error
-        except RuntimeError as error:  # from torch: a worker was killed or got no shared memory
+        except RuntimeError as error:
+            # From torch: a worker was killed or got no shared memory.
             reason = TOO_MANY_FILES if is_too_many_files(error) else _reason_of_dead_worker(str(error))
             if reason is None:
                 raise

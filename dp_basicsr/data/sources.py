@@ -14,7 +14,8 @@ from dp_basicsr.images.strict import decode_image, is_turned, read_image
 import numpy as np
 from numpy.typing import NDArray
 
-_SHAPE = re.compile(r"\s+\(\d+,\s*\d+(,\s*\d+)?\).*$")  # BasicSR's comment behind a name: `a.png (480,480,3)`
+# BasicSR's comment behind a name: `a.png (480,480,3)`.
+_SHAPE = re.compile(r"\s+\(\d+,\s*\d+(,\s*\d+)?\).*$")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class ImageSource:
             with lmdb_reader(self.path).record(self.key) as record:
                 image = from_planes(record, self.shape) if self.raw else decode_image(record, gray=gray)
         except BadImageError:
+            # A UserError, too, and already in this form.
             raise
         except UserError as error:
             raise BadImageError(str(error)) from error
@@ -95,6 +97,7 @@ def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
         UserError: The list cannot be read.
     """
     try:
+        # Editors on Windows may write a byte order mark.
         lines = Path(meta_info_file).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"meta_info_file {meta_info_file} cannot be read: {error}") from error

@@ -44,6 +44,7 @@ class TrainSampler(EnlargedSampler):
         order = torch.randperm(self.total_size, generator=torch.Generator().manual_seed(self.epoch)).tolist()
         each = (self.total_size - self.start) // self.num_replicas
         for position in range(self.start + self.rank, self.start + each * self.num_replicas, self.num_replicas):
+            # An enlarged epoch repeats the data set.
             yield self.epoch, position, order[position] % len(self.dataset)
 
 
@@ -64,6 +65,7 @@ class TrainStream:
 
     def __init__(self, opt: dict[str, Any], origin: Mapping[str, int] | None = None) -> None:
         self.opt = opt
+        # Validated again, because programs may pass bare dicts, which lack the defaults.
         given = opt["datasets"]["train"] | {"batch_size_per_gpu": batch_size_per_gpu(opt)}
         self.dataset_opt = dataset_model(given).of(given).as_dict()
         self.origin = {"iter": 0, "epoch": 0, "sample": 0, **(origin or {})}
@@ -100,7 +102,8 @@ class TrainStream:
             self.dataset_opt
             | {
                 "persistent_workers": self.dataset_opt["persistent_workers"] and workers != 0,
-                "pin_memory": self.dataset_opt["pin_memory"] and self.opt["num_gpu"] > 0,  # torch warns without a GPU
+                # torch warns about pinned memory without a GPU.
+                "pin_memory": self.dataset_opt["pin_memory"] and self.opt["num_gpu"] > 0,
             },
             num_gpu=self.opt["num_gpu"],
             dist=self.opt["dist"],
@@ -123,6 +126,7 @@ class TrainStream:
         # The resumed epoch ends with the samples that were left of it; from then on every epoch has the same length.
         epoch, sample = self.origin["epoch"], self.origin["sample"]
         done = iteration - self.origin["iter"]
+        # Rounded down, because the loader drops an incomplete batch at the end.
         left = max(self.sampler.total_size - sample, 0) // self.batch_size
         if done < left:
             return {"iter": iteration, "epoch": epoch, "sample": sample + done * self.batch_size, **sizes}
@@ -170,6 +174,7 @@ def _from_thread(loader: PrefetchDataLoader) -> Iterator[Batch]:
 
     def outcomes() -> Iterator[Batch | Exception]:
         try:
+            # Past the class's own __iter__, whose thread would end without a word.
             yield from DataLoader.__iter__(loader)
         except Exception as error:
             yield error
@@ -202,6 +207,7 @@ def outlive_signals(worker_id: int = 0) -> None:
         return
     for number in (signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    # Before the thread starts, which inherits the mask: only a blocked signal can be waited for.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
 
@@ -210,4 +216,5 @@ def _obey_parent(parent: int) -> None:
     # SIGTERM to the group must not end a worker whose parent still finishes its step.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
+    # In a thread, sys.exit would end the thread alone.
     os._exit(0)

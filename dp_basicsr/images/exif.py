@@ -34,13 +34,15 @@ def corrected(block: bytes, before: tuple[int, int], after: tuple[int, int]) -> 
     data, dropped = bytearray(block), list[str]()
     directories = {_FIRST: struct.unpack_from(order + "I", data, 4)[0]}
     waiting = [_FIRST]
+    # The list grows while it is walked.
     for directory in waiting:
         start = directories[directory]
         (count,) = struct.unpack_from(order + "H", data, start)
         end = start + 2 + 12 * count
         entries = []
-        for place in range(start + 2, end, 12):
-            tag, kind, _, value = struct.unpack_from(order + "HHII", data, place)
+        for offset in range(start + 2, end, 12):
+            tag, kind, _, value = struct.unpack_from(order + "HHII", data, offset)
+            # Each directory once, because those of a damaged file may point to each other.
             if tag in (_EXIF, _INTEROP) and tag not in directories:
                 directories[tag] = value
                 waiting.append(tag)
@@ -48,17 +50,20 @@ def corrected(block: bytes, before: tuple[int, int], after: tuple[int, int]) -> 
                 dropped += [_PLACES[tag]] if tag in _PLACES else []
                 continue
             if (side := _SIDES.get((directory, tag))) is not None:
-                struct.pack_into(order + "HII", data, place + 2, _LONG, 1, after[side])
+                # One number of four bytes stands in the entry itself, so nothing moves.
+                struct.pack_into(order + "HII", data, offset + 2, _LONG, 1, after[side])
             elif tag in _DENSITIES and kind == _RATIONAL:
-                count_of_pixels, length = struct.unpack_from(order + "II", data, value)
+                numerator, denominator = struct.unpack_from(order + "II", data, value)
                 side = _DENSITIES[tag]
-                larger = round(count_of_pixels * after[side] / before[side])
-                struct.pack_into(order + "II", data, value, min(larger, 2**32 - 1), length)
-            entries.append(data[place : place + 12])
+                larger = round(numerator * after[side] / before[side])
+                struct.pack_into(order + "II", data, value, min(larger, 2**32 - 1), denominator)
+            entries.append(data[offset : offset + 12])
         (following,) = struct.unpack_from(order + "I", data, end) if directory == _FIRST else (0,)
-        if following:  # another directory follows the first one alone: that of the thumbnail, an old and small picture
+        if following:
+            # Another directory follows the first one alone: that of the thumbnail, an old and small picture.
             dropped.append("EXIF's thumbnail")
             _erase_thumbnail(data, following, order)
+        # In the same bytes, so that no offset changes; the zeros behind say that no directory follows.
         table = struct.pack(order + "H", len(entries)) + b"".join(entries)
         data[start : end + 4] = table.ljust(end + 4 - start, b"\0")
     return bytes(data), dropped
@@ -68,6 +73,6 @@ def _erase_thumbnail(data: bytearray, start: int, order: str) -> None:
     (count,) = struct.unpack_from(order + "H", data, start)
     entries = [struct.unpack_from(order + "HHII", data, start + 2 + 12 * number) for number in range(count)]
     values = {tag: value for tag, _, _, value in entries}
-    place, size = values.get(_THUMBNAIL, 0), values.get(_THUMBNAIL_BYTES, 0)
-    if 0 < place < place + size <= len(data):
-        data[place : place + size] = bytes(size)
+    offset, size = values.get(_THUMBNAIL, 0), values.get(_THUMBNAIL_BYTES, 0)
+    if 0 < offset < offset + size <= len(data):
+        data[offset : offset + size] = bytes(size)

@@ -91,7 +91,8 @@ def metadata_of(image: Image.Image, size: tuple[int, int]) -> Metadata:
         dropped += ["Photoshop's resources"] if resources else []
     return Metadata(
         size, info.get("icc_profile"), info.get("exif", b"").removeprefix(b"Exif\0\0"), info.get("xmp"),
-        info.get("dpi") if info.get("jfif_unit", 1) else None,  # JFIF's unit 0: a shape of pixels, no density
+        # JFIF's unit 0 gives the shape of pixels, no density.
+        info.get("dpi") if info.get("jfif_unit", 1) else None,
         comment, iptc, tuple(info.get("chunks", ())), dropped=tuple(dropped),
     )  # fmt: skip
 
@@ -105,43 +106,48 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], is_turn
     dropped = [name for code, name in _LEFT_OUT.items() if tags.pop(code, None)]
     icc, xmp, iptc = (tags.pop(code)[3] if code in tags else None for code in (34675, 700, 33723))
     keys = page.tags.valueof(_GEO_KEYS, ())
+    # GeoTIFF's keys come in fours. Neither a turn nor places of centres is a mere scaling.
     if is_turned or _FROM_CENTRES in zip(*[iter(keys)] * 4, strict=False):
         dropped += [TIFF.TAGS[code] for code in _GEO_TAGS if tags.pop(code, None)]
     unit, shares = _UNITS.get(page.tags.valueof(296, 2)), [page.tags.valueof(code, (0, 0)) for code in (282, 283)]
     density = tuple(unit * part / whole for part, whole in shares) if unit and shares[0][1] and shares[1][1] else None
-    kept = tuple(tag for code, tag in tags.items() if code not in _STORAGE)
-    return Metadata(size, icc, None, xmp, density, None, iptc, (), kept, page.parent.byteorder, tuple(dropped))  # type: ignore[arg-type]
+    copied = tuple(tag for code, tag in tags.items() if code not in _STORAGE)
+    return Metadata(size, icc, None, xmp, density, None, iptc, (), copied, page.parent.byteorder, tuple(dropped))  # type: ignore[arg-type]
 
 
 def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) -> tuple[Metadata, list[str]]:
     """Return what a file of format ``kind`` can hold, corrected for another size, and the names of the rest."""
-    kept, dropped = dict[str, Any](), list(metadata.dropped)
+    fields, dropped = dict[str, Any](), list(metadata.dropped)
     for name, title in _TITLES.items():
-        value = kept[name] = getattr(metadata, name)
+        value = fields[name] = getattr(metadata, name)
         is_long = kind == "JPEG" and name in _LONGEST and len(value or b"") > _LONGEST[name]
         if value and (is_long or name not in _HOLDS[kind]):
-            kept[name] = type(value)() if name in ("chunks", "tags") else None
+            fields[name] = () if name in ("chunks", "tags") else None
             names = {"chunks": map(name_of, metadata.chunks), "tags": (TIFF.TAGS[tag[0]] for tag in metadata.tags)}
             dropped += names.get(name, [f"{title} of {len(value):,} bytes (JPEG holds 64 KB)" if is_long else title])
 
-    if (icc := kept["icc"]) and (icc[16:20] == b"GRAY") != (is_gray and kind != "WEBP"):
+    # A profile is for the colours of the file, and WebP stores gray as RGB.
+    if (icc := fields["icc"]) and (icc[16:20] == b"GRAY") != (is_gray and kind != "WEBP"):
         dropped.append(f"ICC profile for {icc[16:20].decode('latin-1').strip() or 'nothing'}")
-        kept["icc"] = None
-    if kept["exif"]:
+        fields["icc"] = None
+    if fields["exif"]:
         try:
-            kept["exif"], names_of_exif = corrected(kept["exif"], metadata.size, size)
+            fields["exif"], names_of_exif = corrected(fields["exif"], metadata.size, size)
             dropped += names_of_exif
         except (struct.error, KeyError):
             dropped.append("damaged EXIF")
-            kept["exif"] = None
-    if kept["xmp"]:
+            fields["exif"] = None
+    if fields["xmp"]:
         for keys, number in zip(_NUMBERS_IN_XMP, (*size, 1), strict=True):
-            kept["xmp"] = re.sub(rb"((?:%s)(?:=[\"']|>)\s*)\d+" % keys, rb"\g<1>%d" % number, kept["xmp"])
+            # XMP writes a property as an attribute or as an element.
+            fields["xmp"] = re.sub(rb"((?:%s)(?:=[\"']|>)\s*)\d+" % keys, rb"\g<1>%d" % number, fields["xmp"])
+    # Pixels get smaller by what the picture grows; points in it move apart.
     across, down = (new / old for new, old in zip(size, metadata.size, strict=True))
+    # For the size of a pixel, for points in the picture and on the map, and for a matrix.
     factors = ((1 / across, 1 / down, 1), (across, down, 1, 1, 1, 1), (1 / across, 1 / down, 1, 1))
-    scales = dict(zip(_GEO_TAGS, factors, strict=True))  # size of a pixel; points; matrix
-    kept["tags"] = tuple(_scaled(tag, scales.get(tag[0]), metadata.order + "f8") for tag in kept["tags"])
-    return replace(metadata, **kept), dropped
+    scales = dict(zip(_GEO_TAGS, factors, strict=True))
+    fields["tags"] = tuple(_scaled(tag, scales.get(tag[0]), metadata.order + "f8") for tag in fields["tags"])
+    return replace(metadata, **fields), dropped
 
 
 def _scaled(tag: Tag, factors: tuple[float, ...] | None, dtype: str) -> Tag:

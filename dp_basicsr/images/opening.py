@@ -29,7 +29,8 @@ def read_bytes(path: Path) -> bytes:
     """Read an image file."""
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise OSError(errno.EINVAL, "not a regular file")  # reading a pipe would block
+            # Reading a pipe would block.
+            raise OSError(errno.EINVAL, "not a regular file")
         return path.read_bytes()
     except OSError as error:
         raise BadImageError(f"cannot be read ({error.strerror})") from error
@@ -40,9 +41,11 @@ def damage_is_refused() -> Iterator[None]:
     """Turn whatever a decoder raises on a damaged file into a BadImageError."""
     try:
         yield
+    # Memory that runs out is no damage of the file.
     except (BadImageError, MemoryError):
         raise
-    except Exception as error:  # decoders raise what they happen to meet
+    except Exception as error:
+        # Decoders raise what they happen to meet.
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         # A bare number, such as the KeyError of a decoder's table, says nothing.
         if not any(sign.isalpha() for sign in reason):
@@ -87,7 +90,8 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
 
 def orientation_of(image: Image.Image) -> int:
     """Return EXIF's orientation, 1 (upright) to 8; 1 if there is none, or EXIF is damaged."""
-    with suppress(Exception):  # Pillow's parser raises anything on broken EXIF
+    with suppress(Exception):
+        # Pillow's parser raises anything on broken EXIF.
         orientation = image.getexif().get(ORIENTATION, 1)
         return orientation if orientation in _UPRIGHT else 1
     return 1

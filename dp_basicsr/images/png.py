@@ -22,20 +22,21 @@ def split(data: bytes) -> tuple[bytes, list[Chunk], list[str]]:
     Decoders refuse a healthy picture for a large profile or text, so they get the pixels alone.
     """
     pixels, chunks, rest = [SIGNATURE], list[Chunk](), list[str]()
-    place, name = len(SIGNATURE), b""
-    while place + 12 <= len(data) and name != b"IEND":
-        (length,) = struct.unpack_from(">I", data, place)
-        name = data[place + 4 : place + 8]
-        end = place + 12 + length
+    offset, name = len(SIGNATURE), b""
+    while offset + 12 <= len(data) and name != b"IEND":
+        (length,) = struct.unpack_from(">I", data, offset)
+        name = data[offset + 4 : offset + 8]
+        end = offset + 12 + length
+        # The decoder also gets a chunk that the file breaks off in, and reports it.
         if name[:1].isupper() or name in _PIXELS or end > len(data):
-            pixels.append(data[place:end])
-        elif zlib.crc32(data[place + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            pixels.append(data[offset:end])
+        elif zlib.crc32(data[offset + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             rest.append(f"damaged {name.decode('latin-1')}")
         else:
-            chunks.append((name, data[place + 8 : end - 4]))
-        place = end
-    if place < len(data):
-        rest.append(f"{len(data) - place:,} bytes after the picture")
+            chunks.append((name, data[offset + 8 : end - 4]))
+        offset = end
+    if offset < len(data):
+        rest.append(f"{len(data) - offset:,} bytes after the picture")
     return b"".join(pixels), chunks, rest
 
 
@@ -50,7 +51,7 @@ def join(data: bytes, chunks: list[Chunk]) -> bytes:
 
 def translate(chunks: list[Chunk], rest: list[str]) -> tuple[dict[str, Any], list[Chunk]]:
     """Return what other formats can hold too, by Pillow's names, and the chunks to copy; the others go to ``rest``."""
-    info, kept = dict[str, Any](exif=b""), list[Chunk]()
+    info, copied = dict[str, Any](exif=b""), list[Chunk]()
     for name, content in chunks:
         keyword, _, value = content.partition(b"\0")
         try:
@@ -58,21 +59,24 @@ def translate(chunks: list[Chunk], rest: list[str]) -> tuple[dict[str, Any], lis
                 info["icc_profile"] = unpack(value[1:])
             elif name == b"eXIf":
                 info["exif"] = content
+            # Unit 1 is the metre; without one it is the shape of pixels, no density.
             elif name == b"pHYs" and content[8:] == b"\1":
                 info["dpi"] = tuple(count * 0.0254 for count in struct.unpack(">II", content[:8]))  # from per metre
             elif name == b"iTXt" and keyword == b"XML:com.adobe.xmp":
+                # Behind two flags stand the language and the translated keyword.
                 text = value[2:].split(b"\0", 2)[2]
                 info["xmp"] = unpack(text) if value[0] else text
             elif name in (b"tEXt", b"zTXt") and keyword == b"Raw profile type exif":  # ImageMagick's
                 text = unpack(value[1:]) if name == b"zTXt" else value
+                # ImageMagick writes an empty line, the name and the length before the digits.
                 info["exif"] = info["exif"] or bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode())
             elif name in _COPIED or (name[3:].islower() and name not in _IN_PIXELS):
-                kept.append((name, content))
+                copied.append((name, content))
             else:
                 rest.append(name.decode("latin-1"))
         except (zlib.error, struct.error, ValueError, IndexError):
             rest.append(f"damaged {name.decode('latin-1')}")
-    return info, kept
+    return info, copied
 
 
 def unpack(content: bytes) -> bytes:

@@ -48,13 +48,17 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def _read(image: Image.Image, data: bytes) -> Picture:
-    if image.format != "MPO":  # a phone's JPEG with its preview
+    # An MPO is a phone's JPEG with previews as further frames.
+    if image.format != "MPO":
         _refuse_frames(getattr(image, "n_frames", 1))
-    image.load()  # a truncated image fails here
+    # A truncated image fails here.
+    image.load()
     orientation = orientation_of(image)
-    depth, kind = data[24:26] if image.format == "PNG" else (8, -1)  # of IHDR: signature, length, name, width, height
+    # Bit depth and colour type of IHDR, behind signature, length, name, width and height.
+    depth, kind = data[24:26] if image.format == "PNG" else (8, -1)
     if depth < 8 and kind == 0 and "transparency" in image.info and image.mode == "L":
-        image.info["transparency"] *= 255 // (2**depth - 1)  # Pillow scales the pixels alone
+        # Pillow scales the pixels to 8 bits, but not the transparent value.
+        image.info["transparency"] *= 255 // (2**depth - 1)
     array = _decode_16_bit_png(image, data) if depth == 16 else _decode_8_bit(image)
     array = upright(array, orientation)
     is_gray = kind in (0, 4) if depth == 16 else array.shape[2] < 3
@@ -70,7 +74,8 @@ def _decode_16_bit_png(image: Image.Image, data: bytes) -> Pixels:
         return array[:, :, [2, 1, 0, 3][: array.shape[2]]]
     if (key := image.info.get("transparency")) is None:
         return array[:, :, None]
-    return np.dstack([array, np.where(array == key, 0, 65535).astype(np.uint16)])  # OpenCV ignores the key of gray
+    # OpenCV ignores the transparent value of gray.
+    return np.dstack([array, np.where(array == key, 0, 65535).astype(np.uint16)])
 
 
 def _decode_8_bit(image: Image.Image) -> Pixels:
@@ -90,6 +95,7 @@ def _decode_8_bit(image: Image.Image) -> Pixels:
 
 def _to_srgb(image: Image.Image) -> Image.Image:
     """Convert CMYK by the embedded profile, if there is one, or Lab."""
+    # Popped, because the profile does not hold for the result.
     srgb, icc = ImageCms.createProfile("sRGB"), image.info.pop("icc_profile", None)
     if image.mode == "LAB":
         return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), srgb, outputMode="RGB")  # type: ignore[return-value]
@@ -97,7 +103,8 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         source = ImageCms.ImageCmsProfile(io.BytesIO(icc or b""))
         return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")  # type: ignore[return-value]
     except (ImageCms.PyCMSError, OSError):
-        return image.convert("RGB")  # as viewers show a picture without a profile, or with a broken one
+        # As viewers show a picture without a profile, or with a broken one.
+        return image.convert("RGB")
 
 
 def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
@@ -114,14 +121,16 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
         segments = zip(page.dataoffsets, page.databytecounts, strict=True)
         if any(size == 0 or start + size > len(data) for start, size in segments):
             raise BadImageError("is truncated")
-        planes = page.asarray(squeeze=False)[:, 0]  # (planes, H, W, channels), either is 1
+        # (planes, H, W, channels): either planes or channels is 1.
+        planes = page.asarray(squeeze=False)[:, 0]
         samples = np.moveaxis(planes, 0, 2).reshape(*planes.shape[1:3], -1)
         array, dropped = _without_extras(upright(samples, orientation), page)
     elif bits == 16:
         array, dropped = _without_extras(_decode_16_bit_tiff(page, data), page)
     else:
         with opened(data, max_pixels) as (image, _):
-            image.load()  # Pillow applies the orientation itself, and makes associated alpha straight
+            # Pillow applies the orientation itself, and makes associated alpha straight.
+            image.load()
             array = _decode_8_bit(image)
     metadata = metadata_of_tiff(page, data, array.shape[1::-1], orientation != 1)
     return _picture(array, array.shape[2] < 3, replace(metadata, dropped=(*metadata.dropped, *dropped)))

@@ -59,8 +59,8 @@ def encode_png(image: NDArray[np.uint8], compression: int = 1) -> bytes:
 
 def encode(image: NDArray[np.uint8], suffix: str, parameters: list[int] | None = None) -> bytes:
     """Encode ``(H, W[, 3])`` BGR uint8 in the format named by ``suffix`` (".png", ".bmp")."""
-    whole, data = cv2.imencode(suffix, image, parameters or [])
-    if not whole:
+    success, data = cv2.imencode(suffix, image, parameters or [])
+    if not success:
         raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape} as {suffix}")
     return data.tobytes()
 
@@ -69,11 +69,13 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
     for start, end in _END_MARKS.items():
         if data.startswith(start) and end not in data:
             raise BadImageError("is truncated")
+    # First, because it refuses other formats and sizes by the header, before OpenCV decodes.
     orientation = _orientation(data)
     buffer = np.frombuffer(data, np.uint8)
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
-        if image is not None and orientation != 1:  # OpenCV ignores it for IMREAD_UNCHANGED
+        if image is not None and orientation != 1:
+            # OpenCV ignores it for IMREAD_UNCHANGED, and applies it in modes that drop alpha; see decode_image.
             alpha = _without_opaque_alpha(image).shape[2:] in ((2,), (4,))  # type: ignore[arg-type]
             image = image if alpha else cv2.imdecode(buffer, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error as error:  # e.g. more pixels than OpenCV allows
@@ -90,7 +92,8 @@ def is_turned(path: Path) -> bool:
 
 def _orientation(data: bytes) -> int:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on large images, and on files refused here
+        # Pillow warns about large images, and about files that are refused here.
+        warnings.simplefilter("ignore")
         with opened(data, MAX_PIXELS) as (image, _):
             return orientation_of(image)
 

@@ -23,6 +23,7 @@ from dp_basicsr.utils.tiles import Pixels
 
 import cv2
 import numpy as np
+import tifffile
 from PIL import Image
 
 WITH_ALPHA = ("PNG", "WEBP", "TIFF")
@@ -56,6 +57,7 @@ def write_picture(
         BadImageError: See ``refuse_unwritable``.
         OSError: The disk refuses. An earlier file at ``path`` is intact.
     """
+    # First, so that a picture that cannot be encoded creates nothing.
     data = encode_picture(picture, path.suffix, quality, warn)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, f".{os.getpid()}") as beside, beside.open("wb") as file:
@@ -80,7 +82,8 @@ def encode_picture(
     channels = channels[:, :, 0] if channels.shape[2] == 1 else channels
     metadata, dropped = fitted(picture.metadata, kind, (width, height), is_gray)
     if is_deep and kind not in WITH_16_BITS:
-        channels = ((channels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 * 255
+        # Rounded: 65535 is 257 * 255.
+        channels = ((channels.astype(np.uint32) + 128) // 257).astype(np.uint8)
         dropped.append(f"16 bits, {kind} has 8")
     if dropped:
         warn(f"dropped: {', '.join(dropped)}")
@@ -94,9 +97,12 @@ def encode_picture(
         options = {"quality": quality, "icc_profile": metadata.icc or b"", "exif": metadata.exif or b""}
         options |= {"xmp": metadata.xmp} if metadata.xmp else {}
     if kind == "JPEG":
+        # Colour at full resolution: Pillow's default halves it.
         options |= {"subsampling": 0, "comment": metadata.comment or b"", "extra": _iptc_segment(metadata.iptc)}
+        # Only JPEG's block begins with this mark.
         options["exif"] = b"Exif\0\0" + metadata.exif if metadata.exif else b""
     if kind == "WEBP":
+        # Exact: colours under full transparency stay, too.
         options |= {"lossless": quality == 100, "exact": True}
     if metadata.density:
         options["dpi"] = metadata.density
@@ -108,8 +114,6 @@ def encode_picture(
 
 
 def _encode_tiff(channels: Pixels, has_alpha: bool, metadata: Metadata) -> bytes:
-    import tifffile
-
     file = io.BytesIO()
     tags = [
         *metadata.tags,
@@ -137,7 +141,8 @@ def _encode_tiff(channels: Pixels, has_alpha: bool, metadata: Metadata) -> bytes
 def _encode_png(channels: Pixels) -> bytes:
     if channels.dtype == np.uint8:
         file = io.BytesIO()
-        Image.fromarray(channels).save(file, "PNG", compress_level=3)  # twice as fast as the default 6, 3 % larger
+        # Twice as fast as the default 6, 3 % larger.
+        Image.fromarray(channels).save(file, "PNG", compress_level=3)
         return file.getvalue()
     done, encoded = cv2.imencode(
         ".png", channels if channels.ndim == 2 else channels[:, :, [2, 1, 0, 3][: channels.shape[2]]]
@@ -167,5 +172,6 @@ def _iptc_segment(iptc: bytes | None) -> bytes:
     """Return JPEG's segment of IPTC's captions, as Photoshop writes it."""
     if not iptc:
         return b""
+    # The name is empty, and the content is padded to an even length.
     content = b"Photoshop 3.0\0" + b"8BIM\4\4\0\0" + struct.pack(">I", len(iptc)) + iptc + bytes(len(iptc) % 2)
     return b"\xff\xed" + struct.pack(">H", len(content) + 2) + content

@@ -18,6 +18,7 @@ from dp_basicsr.utils.staging import StagedFolder
 
 _BLOCK = 1 << 20
 _LARGEST = 64 << 30  # bytes unpacked: well above DIV2K's 3.5 GB, well below a zip bomb
+# zipfile raises NotImplementedError for unknown compression and RuntimeError for encrypted entries.
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError)
 
 
@@ -47,11 +48,13 @@ def unpack_images(archive: Path, folder: str, target: Path, images: int) -> Path
             wanted = []
             for member in members:
                 path = PurePosixPath(member.name)
-                is_image = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")  # macOS: ._0001.png
+                # macOS packs files such as ._0001.png, which are no images.
+                is_image = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
                 if member.is_file and is_image and path.parent == PurePosixPath(folder):
                     wanted.append(member)
             if len(wanted) != images:
                 raise UserError(f"{archive} has {len(wanted)} images in its folder {folder}, expected {images}")
+            # One limit for all files, on the bytes that come out: the sizes in an archive's headers may be wrong.
             left = _LARGEST
             for member in wanted:
                 left -= _copy(source, member, staged.path / PurePosixPath(member.name).name, left, archive)
@@ -80,6 +83,7 @@ def _members(source: zipfile.ZipFile | tarfile.TarFile) -> Iterator[_Member]:
 
 
 def _checked(member: _Member, archive: Path) -> _Member:
+    # Also what Windows would take for separators and for a drive letter.
     path = PurePosixPath(member.name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in (path.parts or ("",))[0]:
         raise UserError(f"{archive} is refused: its entry {member.name!r} would be written outside the folder")
@@ -96,6 +100,7 @@ def _copy(source: zipfile.ZipFile | tarfile.TarFile, member: _Member, path: Path
     else:
         opened = source.extractfile(member.entry)  # type: ignore[arg-type]
     assert opened is not None  # None only for entries that are not regular files
+    # Exclusive, so that a second entry of the same name is refused and replaces nothing.
     with opened as reader, path.open("xb") as writer:
         while block := reader.read(_BLOCK):
             length += len(block)

@@ -155,6 +155,7 @@ def download_dataset(
         if lr.exists():
             lines.append(f"{lr}: already exists")
             continue
+        # These need OpenCV and lmdb, which the other downloads do without.
         from dp_basicsr.data.preparation.convert import make_lr
         from dp_basicsr.data.preparation.jobs import PrepJob
 

@@ -76,6 +76,7 @@ def _reserved(part: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write {part}: {error.strerror}") from error
     try:
+        # Between open and lock, another process may have completed or deleted the part that was opened.
         locked = try_lock(handle, part, "flock", "let no other process download it")
         if locked is False or not part.exists() or not os.path.samestat(os.fstat(handle), part.stat()):
             raise UserError(f"another process is downloading {part}: wait for it")
@@ -96,13 +97,16 @@ def _fetch_part(url: str, part: Path, size: int | None, pause: float) -> None:
             _receive(url, part, size)
             return
         except urllib.error.HTTPError as error:
+            # A refusal stays one; errors of the server itself may pass.
             if error.code < 500:
                 raise UserError(f"{url} answered {error.code} {error.reason}") from error
             reason: Exception = error
         except _TRANSIENT as error:
             reason = error
         except OSError as error:
+            # After _TRANSIENT, most of which are OSErrors, too: what remains comes from the disk.
             raise UserError(f"cannot write {part}: {error.strerror}") from error
+        # A long download may break off many times, as long as each attempt brings something.
         failures = 0 if _length(part) > before else failures + 1
         if failures == _ATTEMPTS:
             note = f"; {_length(part):,} bytes are kept, run the same command again to resume" if _length(part) else ""
@@ -116,7 +120,9 @@ def _receive(url: str, part: Path, size: int | None) -> None:
     if size is not None and offset == size:
         return
     if size is not None and offset > size:
+        # Longer than the file: it belongs to something else.
         offset = 0
+    # Compressed in transit, offsets and lengths would not be those of the file.
     headers = {"User-Agent": "dp_basicsr", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
@@ -133,6 +139,7 @@ def _receive(url: str, part: Path, size: int | None) -> None:
     with response:
         received, total = _position(url, response, offset, size)
         with (
+            # Not appended: the server may ignore the range and start from 0.
             part.open("r+b" if part.exists() else "wb") as file,
             tqdm(total=total, initial=received, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
         ):
@@ -155,7 +162,8 @@ def _position(url: str, response: http.client.HTTPResponse, offset: int, size: i
                 f"{url} answered a request for bytes from {offset} with {response.headers.get('Content-Range')}"
             )
         total = int(match[2]) if match[2] != "*" else None
-    else:  # the server does not support ranges and starts from 0
+    else:
+        # The server does not support ranges and starts from 0.
         offset, length = 0, response.headers.get("Content-Length")
         total = int(length) if length else None
     if size is not None and total is not None and total != size:
@@ -169,6 +177,7 @@ def _what_is_wrong(path: Path, size: int | None, checksum: str | None) -> str:
         return f"{_length(path):,} bytes long, expected {size:,}"
     if checksum is not None:
         name = checksum.split(":")[0]
+        # Some data sets publish an MD5 alone, which OpenSSL under FIPS refuses for security.
         digest = hashlib.new(name, usedforsecurity=False)
         with path.open("rb") as file:
             while block := file.read(_BLOCK):

@@ -103,8 +103,10 @@ def paired_sets(opt: dict[str, Any]) -> Iterator[tuple[str, PairedSet]]:
         if None in roots:
             continue
         gt, lq = (Path(root).expanduser() for root in roots)
+        # The phase of a set is its key up to the first underscore, as in BasicSR.
         gt_size = dataset.get("gt_size") if key.split("_")[0] == "train" else None
-        meta = dataset.get("meta_info_file") if gt.suffix != ".lmdb" else None  # BasicSR ignores it for LMDBs
+        # BasicSR ignores a list for LMDBs, which have their own.
+        meta = dataset.get("meta_info_file") if gt.suffix != ".lmdb" else None
         names = None if meta is None else tuple(listed_names(meta, gt))
         template = dataset.get("filename_tmpl") or "{}"
         yield f"{key} ({dataset.get('name')})", PairedSet(gt, lq, opt["scale"], gt_size, template, names)
@@ -131,6 +133,7 @@ def check_set(what: PairedSet, workers: int | None = None) -> Checked:
     checked.problems += unpaired
     first: dict[bytes, str] = {}
     pairs: list[ReadPair] = []
+    # Closed here: after an error, the traceback would keep the generator and its workers alive.
     with closing(ordered_map(read_pair, tasks, workers or available_cpus())) as results:
         for pair in tqdm(results, total=len(tasks), unit="pair", disable=None):
             checked.pairs += 1
@@ -169,6 +172,7 @@ def read_pair(task: PairTask) -> ReadPair:
         thumbnails = None
     digest = hashlib.blake2b(digest_size=16)
     for image in images:
+        # With the shape, because images of other sides can have the same bytes.
         digest.update(repr(image.shape).encode() + image.tobytes())
     return ReadPair(str(task.gt), tuple(problems), digest.digest(), thumbnails)
 
@@ -182,7 +186,8 @@ def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     """Return the correlation of two thumbnails, which brightness and contrast do not change; 1 if both are flat."""
     deviations = float(first.std()), float(second.std())
-    if max(deviations) < 4:  # nothing to compare but the colour
+    if max(deviations) < 4:
+        # Nothing to compare but the colour.
         return float(abs(first.mean() - second.mean()) < 64)
     if min(deviations) < 0.5:
         return 0.0
@@ -208,6 +213,7 @@ def _way_up(gt: NDArray[np.float32], lq: NDArray[np.float32]) -> str:
 def _other_pictures(pairs: list[ReadPair]) -> Iterator[BadData]:
     """Yield the pairs whose LQ shows something else than the GT, with the GT that it belongs to, if there is one."""
     thumbnails = [pair.thumbnails for pair in pairs if pair.thumbnails is not None]
+    # Flat images have no pattern to be recognised by, so their rows stay 0.
     every_gt = np.zeros((len(pairs), 256), np.float32)
     for row, (gt, _) in zip(every_gt, thumbnails, strict=True):
         if gt.std() >= 4:
@@ -216,6 +222,7 @@ def _other_pictures(pairs: list[ReadPair]) -> Iterator[BadData]:
         like = _likeness(gt, lq)
         if like > 0.9:
             continue
+        # At least 0.5, so that the rounding noise of a flat LQ does not count as a pattern.
         others = every_gt @ (lq - lq.mean()).ravel() / max(float(lq.std()), 0.5)
         best = int(np.argmax(others))
         if others[best] > 0.7 and 1 - others[best] < (1 - like) / 2:
@@ -226,6 +233,7 @@ def _other_pictures(pairs: list[ReadPair]) -> Iterator[BadData]:
 
 def _misfit(gt: NDArray[np.uint8], lq: NDArray[np.uint8], task: PairTask) -> str | None:
     (height, width), (lq_height, lq_width), scale = gt.shape[:2], lq.shape[:2], task.scale
+    # For tests, BasicSR crops a GT that is not a multiple of the scale.
     rest = scale - 1 if task.gt_size is None else 0
     sizes = f"is {width} x {height}, its LQ {lq_width} x {lq_height}"
     if not (0 <= height - scale * lq_height <= rest and 0 <= width - scale * lq_width <= rest):
@@ -254,6 +262,7 @@ def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tupl
         else:
             problems.append(BadData("missing", str(source), f"has no LQ in {what.lq}"))
     if what.names is None:
+        # With a list, the LQ that it does not name are no error.
         problems += [BadData("missing", str(source), f"has no GT in {what.gt}") for source in left.values()]
     return tasks, problems
 

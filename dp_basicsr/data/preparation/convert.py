@@ -57,6 +57,7 @@ def create_lmdb(root: Path, output: Path, job: PrepJob, form: RecordForm = "png"
     check_keys(source.name for source in images)
     with ExitStack() as stack:
         writer = LmdbWriter(output, overwrite=job.overwrite)
+        # Does nothing after the commit.
         stack.callback(writer.discard)
         skipped = process_images(
             images,
@@ -82,6 +83,7 @@ def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
     if scale < 2:
         raise UserError(f"expected a scale of at least 2, got {scale}")
     images = find_images(folder)
+    # Before the writer, which already creates its folder.
     refuse_input([folder], [output])
     with ExitStack() as stack:
         writer = FolderWriter(output, overwrite=job.overwrite)
@@ -110,6 +112,7 @@ def shrink_file(task: FileTask) -> tuple[str, bytes] | BadImage:
         image = read_image(task.path, gray=True)
         if min(image.shape[:2]) < task.scale:
             raise BadImageError(f"is smaller than {task.scale} pixels")
+        # The LR must have the HR's full name, by which BasicSR pairs, so its format is given.
         suffix = task.path.suffix.lower()
         if suffix not in LOSSLESS_SUFFIXES:
             raise BadImageError(f"would have a lossy LR of the same name: convert it to {LOSSLESS_SUFFIXES[0]} first")

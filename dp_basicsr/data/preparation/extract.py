@@ -79,6 +79,7 @@ class Extraction:
         if len(set(paths)) != len(paths):
             raise UserError(f"HR and LR would have the same output path: {', '.join(map(str, paths))}; rename a folder")
         for folder in self.lr:
+            # Raises if there is no such folder, or no image in it.
             find_images(folder)
 
 
@@ -97,12 +98,14 @@ def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
     what.check()
     check_stems(path.name for path in images)
     if what.form != "png":
+        # With the longest suffix, because LMDB limits the length of keys.
         check_keys([path.name for path in images], suffix=subimage_key("", _MAX_WINDOWS - 1))
     outputs = what.output_paths()
-    places = [path for paths in outputs.values() for path in paths]
-    refuse_input([what.hr, *what.lr], places)
-    refuse_existing(places, overwrite=job.overwrite)
-    forms = tuple(sorted({what.record_form(path) for path in places}))
+    destinations = [path for paths in outputs.values() for path in paths]
+    refuse_input([what.hr, *what.lr], destinations)
+    # Each writer checks its own; here all are checked before the first is opened.
+    refuse_existing(destinations, overwrite=job.overwrite)
+    forms = tuple(sorted({what.record_form(path) for path in destinations}))
 
     def task(path: Path, check_only: bool) -> ImageTask:
         return ImageTask(path, what.window, what.scales, _lr_paths(what, path), job.compression, check_only, forms)
@@ -130,7 +133,9 @@ def _named(folder: Path) -> Path:
 def _lr_paths(what: Extraction, hr: Path) -> dict[int, Path]:
     """Return the existing LR image for each scale; a missing one by its expected name (the worker reports it)."""
     paths = {}
+    # Not strict, because without LR folders there is nothing to pair.
     for folder, scale in zip(what.lr, what.scales, strict=False):
+        # The HR's own format first, in case the folder has several.
         suffixes = dict.fromkeys([hr.suffix, *IMAGE_SUFFIXES])
         names = [folder / f"{hr.stem}{mark}{suffix}" for mark in (f"x{scale}", "") for suffix in suffixes]
         paths[scale] = next((path for path in names if path.is_file()), names[0])

@@ -82,6 +82,7 @@ def process_images(
         for item in items:
             yield make_task(item, bool(bad) and not job.skip_bad)
 
+    # Closed here: after an error, the traceback would keep the generator and its workers alive.
     with closing(ordered_map(function, tasks(), job.workers or available_cpus())) as results:
         for result in tqdm(results, total=len(items), unit="image", disable=None):
             if isinstance(result, BadImage):
@@ -89,6 +90,7 @@ def process_images(
             elif not bad or job.skip_bad:
                 consume(result)
     if bad and not (job.skip_bad and len(bad) < len(items)):
+        # Skipping every image is no result either.
         named = [f"  {image}" for image in bad[:_MAX_NAMED]]
         if len(bad) > _MAX_NAMED:
             named.append(f"  and {len(bad) - _MAX_NAMED} more")

@@ -70,6 +70,7 @@ class RecordSink(Protocol):
 
 def make_record(form: RecordForm, key: str, image: NDArray[np.uint8], compression: int = 1) -> Record:
     """Make the record ``key`` of ``(H, W[, 3])`` BGR uint8; ``compression`` is the PNG level."""
+    # A gray image has no third axis, and one channel.
     height, width, channels = (*image.shape, 1)[:3]
     if form == "raw":
         return Record(key, to_planes(image), (height, width, channels), None)
@@ -92,6 +93,7 @@ def check_keys(names: Iterable[str], *, suffix: str = "") -> None:
     """
     seen: dict[str, str] = {}
     for name in names:
+        # As BasicSR reads it, which is not the stem.
         key = name.split(".")[0]
         if key in seen:
             raise UserError(f"{seen[key]} and {name} would both have the LMDB key '{key}': rename one of them")

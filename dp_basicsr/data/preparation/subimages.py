@@ -105,6 +105,7 @@ def cut_image(task: ImageTask) -> CutImage | BadImage:
         return BadImage(task.path, str(error))
     cut = CutImage({(scale, form): [] for scale in (1, *task.scales) for form in task.forms})
     if task.check_only:
+        # Whatever can be wrong with an image has been raised by now.
         return cut
     crop = task.window.crop
     for index, (y, x) in enumerate(window_corners(hr.shape, task.window)):
@@ -115,6 +116,7 @@ def cut_image(task: ImageTask) -> CutImage | BadImage:
             if scale in given:
                 images[scale] = given[scale][y // scale : (y + crop) // scale, x // scale : (x + crop) // scale]
             else:
+                # The kernel sees a mirror image at this border; with DIV2K's own LR (above) it saw the neighbourhood.
                 images[scale] = downsample(tile, scale)
         for (scale, form), records in cut.records.items():
             records.append(make_record(form, key, images[scale], task.compression))

@@ -35,6 +35,7 @@ class _Writer:
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         if overwrite and path.exists():
+            # A mistyped output must not delete a folder of other work.
             foreign = [path] if not path.is_dir() else [entry for entry in path.iterdir() if not _is_data(entry)]
             if foreign:
                 raise UserError(f"--overwrite replaces only images and LMDBs, but {foreign[0]} is something else")
@@ -58,6 +59,7 @@ class _Writer:
             free = shutil.disk_usage(self._folder.final.parent).free
             raise UserError(f"cannot write {name}: {error} ({free / 1e6:,.0f} MB free)") from error
         except BaseException:
+            # Ctrl-C, too.
             self.discard()
             raise
 
@@ -124,6 +126,7 @@ class LmdbWriter(_Writer):
             with self._env.begin(write=True) as transaction:
                 for record in records:
                     if not transaction.put(record.key.encode("ascii"), record.data, overwrite=False):
+                        # Raised within the transaction, which is thereby aborted.
                         raise UserError(f"two images have the LMDB key '{record.key}'")
         except lmdb.MapFullError:
             return False
@@ -139,6 +142,7 @@ class LmdbWriter(_Writer):
     def discard(self) -> None:
         """Delete everything that was not committed."""
         if hasattr(self, "_env"):
+            # Opening it may itself have failed.
             self._env.close()
         super().discard()
 
