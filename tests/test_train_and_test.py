@@ -232,7 +232,7 @@ def test_without_a_network_there_is_nothing_to_test(folder: Path, capsys: pytest
     ("program", "options", "message"),
     [
         ("train.py", "train_esrgan_dp.yml", "DIV2K_train_HR_sub.lmdb"),
-        ("test.py", "test_esrgan_dp.yml", "Set5, Set14, BSD100, Urban100"),
+        ("test.py", "test_esrgan_dp.yml", "download_datasets.py set5 set14 bsd100 urban100"),
     ],
 )
 def test_the_shipped_options_report_missing_data(program: str, options: str, message: str, folder: Path) -> None:

@@ -9,11 +9,14 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import tempfile
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import first_line, import_optional
+from dp_basicsr.utils.safe_load import load
 
 import torch
 from torch.optim import Optimizer, lr_scheduler
@@ -89,10 +92,10 @@ def why_not_scheduler(kind: Any, settings: Mapping[str, Any]) -> str | None:
 
 def _reload(part: Any, other: Any) -> None:
     """Give ``other`` the state of ``part`` by way of a file."""
-    file = io.BytesIO()
-    torch.save(part.state_dict(), file)
-    file.seek(0)
-    other.load_state_dict(torch.load(file, weights_only=True))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "state")
+        torch.save(part.state_dict(), path)
+        other.load_state_dict(load(path, "the state"))
 
 
 def _try(attempt: Any) -> str | None:

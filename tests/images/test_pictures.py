@@ -81,7 +81,7 @@ def test_avif_is_read_as_pillow_shows_it() -> None:
     shown = np.asarray(ImageOps.exif_transpose(Image.open("in.avif")))
     assert np.array_equal(np.dstack([picture.colour, picture.alpha]), shown)
     assert shown.shape == (9, 6, 4)
-    assert picture.icc == ICC
+    assert picture.metadata.icc == ICC
 
 
 def test_transparent_colour_of_png() -> None:

@@ -58,7 +58,8 @@ def test_an_alias_is_a_copy(file: Path) -> None:
     """`val` and `test` may be one set in the file; each is completed with its own phase."""
     aliases = MINIMAL.replace("val_2:", "val_2: &set").replace("network_g:", "  test_1: *set\nnetwork_g:")
     file.write_text(aliases)
-    here = ["path={pretrain_network_g: options.yml}", "datasets:test_1:dataroot_gt=.", "datasets:test_1:dataroot_lq=."]
+    here = ["path={pretrain_network_g: options.yml}", "datasets:test_1:dataroot_gt=.", "datasets:test_1:dataroot_lq=.",
+            "val={save_img: true}"]  # fmt: skip
     datasets = parse_options(["-opt", str(file), "--force_yml", *here], is_train=False)["datasets"]
     assert (datasets["val_2"]["phase"], datasets["test_1"]["phase"]) == ("val", "test")
 
@@ -158,7 +159,7 @@ def test_derived_options(file: Path, tmp_path: Path) -> None:
     assert opt["logger"]["print_freq"] == 1
     assert (opt["dist"], opt["rank"], opt["world_size"]) == (False, 0, 1)
     assert isinstance(opt["manual_seed"], int)
-    here = ["path={pretrain_network_g: options.yml}", f"datasets:test_1={TEST_SET}"]
+    here = ["path={pretrain_network_g: options.yml}", f"datasets:test_1={TEST_SET}", "val={save_img: true}"]
     test_opt = parse_options(["-opt", str(file), "--local_rank", "0", "--force_yml", *here], is_train=False)
     assert test_opt["path"]["visualization"] == str(tmp_path / "results/small/visualization")
 
