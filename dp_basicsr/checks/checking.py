@@ -66,6 +66,7 @@ WORDS = (
     ("Dictionary should have ", ""),
     (" after validation", ""),
     ("Keys should be strings", "text as key"),
+    # Before `greater than`, which it contains; the words are replaced in this order.
     ("greater than or equal to", "a number >="),
     ("less than or equal to", "a number <="),
     ("greater than", "a number >"),
@@ -105,6 +106,7 @@ def check_options(
     """
     problems = find_problems(opt, is_train, {entry.partition("=")[0] for entry in entries})
     message = report(file, problems, entries)
+    # `--check` tries a step on random images instead, so that a run can be planned before its data exists.
     if problems and not (may_miss_data and all(problem.missing for problem in problems)):
         raise UserError(message)
     options = OptionFile.of(opt)
@@ -116,18 +118,22 @@ def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()
     """Find all problems; ``overridden`` lists the keys set on the command line, as ``a:b:c``."""
     view = View(opt)
     problems = [*_environment(), *_validate(OptionFile, opt, (), _is_open(opt)), *_names(opt)]
+    # Only what the file names: importing the package of further optimizers takes seconds.
     wanted = {name for key in ("optim_g", "optim_d") if isinstance(name := view.raw("train", key, "type"), str)}
     for name, kind in typed_entries(wanted).items():
         path = tuple(name.split(":"))
         entry = view.raw(*path)
         entries = {path: entry}
         if name == "val:metrics":
+            # `metrics` is a mapping of entries, each of which has a type.
             entries = {(*path, metric): value for metric, value in entry.items()} if isinstance(entry, dict) else {}
         for key, value in entries.items():
+            # Another package's model may build its optimizer itself, and then its keys are not a signature's.
             if value is not None and not (kind.what == "optimizer" and _has_own_optimizers(opt, value)):
                 problems += _check_entry(kind, value, key, view)
         if name == "train:perceptual_opt":
             problems += _check_terms(entry, path)
+    # From here on a wrong value is hidden: rules that read it would only report it again.
     view.wrong = {problem.path for problem in problems}
     problems += find_conflicts(view, is_train, overridden)
     problems += find_missing(view, is_train)
@@ -147,6 +153,7 @@ def _is_open(opt: Options) -> bool:
     models = members_of(MODEL_REGISTRY)
     if not isinstance(name, str) or name not in models:
         return False
+    # By the module, because other packages may register models under any name.
     ours = models[name].__module__.startswith("dp_basicsr.")
     return not ours and name not in RELATED
 
@@ -177,11 +184,13 @@ def _names(opt: Options) -> Iterator[Problem]:
 def _check_entry(kind: TypedEntry, entry: Any, path: Path, view: View | None = None) -> list[Problem]:
     """Check a mapping with a ``type`` against the signature of that class, which the view then knows."""
     if not isinstance(entry, dict):
-        return []  # already reported by OptionFile
+        # OptionFile has reported it already.
+        return []
     name = entry.get("type")
     if not isinstance(name, str):
         text = "missing" if "type" not in entry else f"got {quote(name)}"
         return [Problem((*path, "type"), f"expected the type of the {kind.what}, {text}{hint('', kind.classes)}")]
+    # Built on demand, because the libraries' metrics are not registered.
     if kind.what == "metric" and "/" in name:
         try:
             kind = replace(kind, classes={**kind.classes, name: function_of(name)})
@@ -200,6 +209,7 @@ def _check_entry(kind: TypedEntry, entry: Any, path: Path, view: View | None = N
     problems = _validate(model, entry, path, is_open)
     attempt = {"optimizer": why_not_optimizer, "scheduler": why_not_scheduler}.get(kind.what)
     if attempt is not None and not problems and not member.__module__.startswith("basicsr."):
+        # A signature does not tell whether a class works here, so it is tried on small weights.
         settings = {key: value for key, value in entry.items() if key != "type"}
         if reason := attempt(member, settings):
             text = f"expected {WORKING[kind.what]}, got {name}, of which a trial fails: {reason}"
@@ -214,16 +224,17 @@ def _check_terms(entry: Any, path: Path) -> list[Problem]:
         return problems
     terms = entry.get("extra_terms")
     for number, term in enumerate(terms if isinstance(terms, list) else ()):
-        where = (*path, "extra_terms", number)
+        term_path = (*path, "extra_terms", number)
         if not isinstance(term, dict):
             continue  # already reported by the signature check
         if ("type" in term) == ("network" in term):
             got = "both" if "type" in term else "neither"
-            problems.append(Problem(where, f"expected `type` (a loss) or `network` (of features), got {got}"))
+            problems.append(Problem(term_path, f"expected `type` (a loss) or `network` (of features), got {got}"))
         elif "type" in term:
-            problems += _check_entry(loss_term(), dict(term), where)  # a copy, without the class's defaults
+            # No view, so that the rules do not see defaults of its class in the term.
+            problems += _check_entry(loss_term(), dict(term), term_path)
         else:
-            problems += _validate(network_term(), term, where, is_open=False)
+            problems += _validate(network_term(), term, term_path, is_open=False)
     return problems
 
 
@@ -236,6 +247,7 @@ def _validate(model: type[Section], value: Any, path: Path, is_open: bool) -> li
     else:
         return []
     problems = []
+    # A union yields an error for each of its branches: they become one message.
     for inner, group in groupby(errors, key=lambda pair: pair[0]):
         section = _section_at(model, inner[:-1], value)
         # A set of a type that has no model here may have any keys, too, and one of a known type no others.
@@ -250,6 +262,7 @@ def _real_path(loc: Path, value: Any, kind: str) -> Path:
     """Return pydantic's location without union branches; for a missing key it ends with the key."""
     path: list[Any] = []
     for key in loc:
+        # Names of union branches are in no file, so a key that the value lacks is one of them.
         in_list = isinstance(value, list) and isinstance(key, int) and key < len(value)
         if in_list or (isinstance(value, dict) and key in value):
             value = value[key]
@@ -257,15 +270,17 @@ def _real_path(loc: Path, value: Any, kind: str) -> Path:
     return (*path, loc[-1]) if kind == "missing" else tuple(path)
 
 
-def _text(section: type[Section], where: Path, errors: Sequence[Any], is_open: bool) -> str:
+def _text(section: type[Section], path: Path, errors: Sequence[Any], is_open: bool) -> str:
     """Return the message for a location; "" for keys of other programs."""
-    kind, key = errors[0]["type"], where[-1] if where else ""
+    kind, key = errors[0]["type"], path[-1] if path else ""
     if kind == "extra_forbidden":
         is_path, known = section.__name__ == "Paths", section.model_fields
+        # BasicSR makes a folder of every key of `path`, also of another program's.
         if isinstance(key, str) and key.startswith(FOREIGN) and not is_path:
             return ""
         if key in STOCK_KEYS and section.__name__ == "DPLoss":
             return f"expected {STOCK_KEYS[key]}, got a key of PerceptualLoss"
+        # A key much like a known one is a typing error even where any key is allowed.
         if is_open and not is_path and not nearest(key, known, cutoff=0.8):
             return ""
         return f"expected a known key, got one that no code reads{hint(key, known)}"
@@ -274,9 +289,11 @@ def _text(section: type[Section], where: Path, errors: Sequence[Any], is_open: b
     expected = " or ".join(dict.fromkeys(_expected(error) for error in errors))
     value, advice = errors[0]["input"], ""
     if any(error["type"] == "literal_error" for error in errors) and isinstance(value, str):
+        # pydantic names the choices only in a text, in quotes.
         choices = [str(error.get("ctx", {}).get("expected", "")) for error in errors]
         close = nearest(value, [name for choice in choices for name in choice.split("'")[1::2]])
         advice = f"; did you mean {close}?" if close else ""
+    # A name such as 001 is a number for YAML.
     if expected == "text" and type(value) in (int, float):
         advice = "; put it into quotes"
     return f"expected {expected}, got {quote(value)}{advice}"
@@ -289,11 +306,11 @@ def _expected(error: Mapping[str, Any]) -> str:
     return re.sub(r" or instance of \w+", "", text)
 
 
-def _section_at(model: type[Section], where: Path, value: Any) -> type[Section]:
+def _section_at(model: type[Section], path: Path, value: Any) -> type[Section]:
     """Return the model of a subsection; of a set, the one of its type."""
-    for key in where:
+    for key in path:
         value = value.get(key) if isinstance(value, dict) else None
-        if model is OptionFile and where[0] == "datasets" and key != "datasets":
+        if model is OptionFile and path[0] == "datasets" and key != "datasets":
             model = dataset_model(value)
         elif key in model.model_fields:
             model = section_in(model.model_fields[key].annotation) or model
@@ -302,4 +319,5 @@ def _section_at(model: type[Section], where: Path, value: Any) -> type[Section]:
 
 def _unique(problems: Sequence[Problem]) -> list[Problem]:
     """Keep one problem per location, in the order of their first keys."""
-    return list({path_text(one.path): one for one in reversed(problems)}.values())[::-1]
+    # Reversed twice, so that of two problems at one place the first remains.
+    return list({path_text(problem.path): problem for problem in reversed(problems)}.values())[::-1]

@@ -41,8 +41,10 @@ def json_schema() -> dict[str, Any]:
         properties = (definitions[section[0].capitalize()] if section else schema)["properties"]
         entry = _by_type({name: _signature(typed_entries()[path], name, definitions) for name in names})
         if path == "val:metrics":
+            # Metrics have names of the user's choice.
             entry = {"type": "object", "additionalProperties": entry}
         _replace(properties, key, entry)
+    # Replaced below by one schema for each type, which an editor can choose by `type`.
     definitions.pop("Dataset")
     sets = {name: _defined(model, definitions) for name, model in DATASETS.items()}
     any_set = {**_by_type(sets), "required": ["name", "type"]}
@@ -57,7 +59,8 @@ def json_schema() -> dict[str, Any]:
 
 def _signature(kind: TypedEntry, name: str, definitions: dict[str, Any]) -> dict[str, str]:
     reference = _defined(model_of(kind.classes[name], kind.given, kind.more), definitions)
-    if kind.what == "optimizer":  # torch's signatures change between versions
+    # torch's signatures change between versions, and the file must not.
+    if kind.what == "optimizer":
         schema = definitions[name]
         schema["properties"] = {
             key: value for key, value in schema["properties"].items() if key in (*VALUES[name], "type")
@@ -80,7 +83,8 @@ def _by_type(schemas: dict[str, dict[str, str]]) -> dict[str, Any]:
         {"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": schema}
         for name, schema in schemas.items()
     ]
-    kind = {"type": "string", "anyOf": [{"enum": list(schemas)}, {}]}  # suggest the names, accept others
+    # An enum beside an empty schema: editors suggest the names, and accept others.
+    kind = {"type": "string", "anyOf": [{"enum": list(schemas)}, {}]}
     return {"type": "object", "properties": {"type": kind}, "required": ["type"], "allOf": rules}
 
 
@@ -97,9 +101,9 @@ def _without_titles(value: Any) -> Any:
     """Remove pydantic's titles, which only repeat the keys."""
     if isinstance(value, dict):
         return {
-            key: _without_titles(one) for key, one in value.items() if not (key == "title" and isinstance(one, str))
+            key: _without_titles(item) for key, item in value.items() if not (key == "title" and isinstance(item, str))
         }
-    return [_without_titles(one) for one in value] if isinstance(value, list) else value
+    return [_without_titles(item) for item in value] if isinstance(value, list) else value
 
 
 def as_text() -> str:

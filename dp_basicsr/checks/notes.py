@@ -33,6 +33,7 @@ def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:
         missing_part = "no `val:` section"
     elif sets and all(missing_folders(dataset.as_dict()) for dataset in sets.values()):
         missing_part = "no validation set that exists"
+    # A run without sets and without `val:` asks for no validation, so there is nothing to say.
     if missing_part and (sets or options.val is not None):
         path: Path = ("datasets", next(iter(sets))) if options.val is None else ("val",)
         yield Problem(path, f"there is no validation, because there is {missing_part}")
@@ -57,13 +58,16 @@ def _about_validation(options: OptionFile, missing_part: str) -> Iterator[tuple[
 def _about_training(options: OptionFile) -> Iterator[tuple[Path, bool, str]]:
     """Yield keys, whether they are without effect, and the reason."""
     train, logger, total = options.train, options.logger, options.training.total_iter
+    # The checks require both of a training; the types do not know that.
     assert train is not None
     assert logger is not None
     model = members_of(MODEL_REGISTRY).get(options.model_type)
+    # Another package's model may have a discriminator of its own, so only what surely has none is named.
     plain = isinstance(model, type) and issubclass(model, SRModel) and not issubclass(model, SRGANModel)
     unused = f"without effect, because {options.model_type} has no discriminator"
     yield from ((("train", key), plain, unused) for key in ("optim_d", "gan_opt", "net_d_iters", "net_d_init_iters"))
     yield from (((path, plain, unused)) for path in (("network_d",), ("path", "pretrain_network_d")))
+    # BasicSR's rule: a multiple of net_d_iters above net_d_init_iters.
     first = (train.net_d_init_iters // train.net_d_iters + 1) * train.net_d_iters
     key = "net_d_init_iters" if train.net_d_init_iters else "net_d_iters"
     never = f"the generator is never updated: its first update would be iteration {first} of {total}"
@@ -95,6 +99,7 @@ def _is_given(options: OptionFile, path: Path) -> bool:
     value: Any = options
     default: Any = None
     for key in path:
+        # Entries are mappings without defaults; sections have attributes and know theirs.
         fields = type(value).model_fields if isinstance(value, Section) else {}
         default = fields[key].get_default() if key in fields and not fields[key].is_required() else None
         value = value.get(key) if isinstance(value, dict) else getattr(value, key, None)

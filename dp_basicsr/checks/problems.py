@@ -42,6 +42,7 @@ class Places:
 
     def of(self, path: Path) -> tuple[int, str]:
         """Return line and ``file:line`` of a key or of the section that lacks it, or 0 and the override."""
+        # The last override of a key is the one that holds.
         for keys, entry in reversed(self.entries):
             if path[: len(keys)] == keys:
                 return 0, f"--force_yml {quote(entry, quotes=False)}"
@@ -52,7 +53,8 @@ class Places:
 def _composed(file: str) -> yaml.Node | None:
     try:
         return compose(file)
-    except (yaml.YAMLError, UserError, RecursionError):  # the file has changed since it was read
+    # The file has changed since it was read: the problems are reported without lines.
+    except (yaml.YAMLError, UserError, RecursionError):
         return None
 
 
@@ -60,10 +62,10 @@ def _line_of(node: yaml.Node | None, path: Path) -> int:
     """Return the line of the last existing key of ``path`` (including merged ones), from 1; 0 for none."""
     line = 0
     for key in path:
-        found = _child(node, key, set())
-        if found is None:
+        nodes = _child(node, key, set())
+        if nodes is None:
             break
-        key_node, node = found
+        key_node, node = nodes
         line = key_node.start_mark.line + 1
     return line
 
@@ -75,21 +77,25 @@ def _child(node: yaml.Node | None, key: Any, seen: set[int]) -> tuple[yaml.Node,
         return (node.value[key], node.value[key]) if inside else None
     if not isinstance(node, yaml.MappingNode) or id(node) in seen:
         return None
-    seen.add(id(node))  # sections can be merged recursively or exponentially often
+    # Sections can be merged recursively or exponentially often.
+    seen.add(id(node))
+    # Nodes have the text of a key, which may be a number in the path.
     for key_node, value in node.value:
         if key_node.value == str(key):
             return key_node, value
+    # The section's own keys were searched first: they take precedence over merged ones.
     merged = [value for key_node, value in node.value if key_node.value == "<<"]
     for value in merged:
-        for one in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-            if (found := _child(one, key, seen)) is not None:
-                return found
+        for section in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            if (nodes := _child(section, key, seen)) is not None:
+                return nodes
     return None
 
 
 def report(file: str, problems: Sequence[Problem], entries: Sequence[str]) -> str:
     """Format all problems as one message, one per line, followed by longer instructions."""
-    lines = [*placed(file, problems, entries), *dict.fromkeys(one.help for one in problems if one.help)]
+    lines = [*placed(file, problems, entries), *dict.fromkeys(problem.help for problem in problems if problem.help)]
+    # A single line already names the file.
     return "\n".join(lines if len(problems) == 1 else [f"{file}: {len(problems)} problems", *lines])
 
 

@@ -45,6 +45,7 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
     yield from _layers(opt)
     yield from _terms(opt)
     yield from _tiles(opt)
+    # `--force_yml train:total_iter=10` is how a run is tried out; its milestones lie beyond.
     yield from _schedule(opt, cut_short="train:total_iter" in overridden)
     yield from _restart_weights(opt)
     yield from _monitor(opt)
@@ -71,10 +72,11 @@ def _gpus(opt: View) -> Iterator[Problem]:
 def _network_scale(opt: View) -> Iterator[Problem]:
     """The generator's scale must be that of the data, whatever its class calls it."""
     scale = opt.valid("scale")
+    # RRDBNet calls it scale, MSRResNet upscale.
     for key in ("scale", "upscale"):
-        own = opt.valid("network_g", key)
-        if isinstance(scale, int) and isinstance(own, int) and own != scale:
-            yield Problem(("network_g", key), f"expected {scale}, the scale of the data, got {own}")
+        factor = opt.valid("network_g", key)
+        if isinstance(scale, int) and isinstance(factor, int) and factor != scale:
+            yield Problem(("network_g", key), f"expected {scale}, the scale of the data, got {factor}")
 
 
 def _io_backends(opt: View) -> Iterator[Problem]:
@@ -129,16 +131,17 @@ def _terms(opt: View) -> Iterator[Problem]:
     if opt.valid(*PERCEPTUAL, "type") != "DPLoss":
         return
     reference = opt.valid(*PERCEPTUAL, "reference")
-    own = ["resnet"] if opt.valid(*PERCEPTUAL, "resnet_layer_weights") else []
+    networks = ["resnet"] if opt.valid(*PERCEPTUAL, "resnet_layer_weights") else []
     if opt.valid(*PERCEPTUAL, "vgg_layer_weights"):
-        own.insert(0, "vgg")
+        networks.insert(0, "vgg")
     elif reference == "vgg" and opt.valid(*PERCEPTUAL, "vgg_layer_weights") is not None:
         text = "expected at least one layer, or another term as `reference`, got an empty mapping"
         yield Problem((*PERCEPTUAL, "vgg_layer_weights"), text)
         return
-    names = list(own)
+    names = list(networks)
     for path in _term_paths(opt):
         name = opt.valid(*path, "name") or opt.valid(*path, "type") or opt.valid(*path, "network")
+        # All are logged side by side, and balance tells them apart by name.
         if name in OTHER_LOSSES:
             yield Problem((*path, "name"), f"expected another name, got {quote(name)}, that of a loss of the step")
         if name in names:
@@ -174,7 +177,7 @@ def _schedule(opt: View, cut_short: bool) -> Iterator[Problem]:
     if isinstance(milestones, list):
         if any(later <= earlier for earlier, later in pairwise(milestones)):
             yield Problem((*scheduler, "milestones"), f"expected increasing iterations, got {quote(milestones)}")
-        late = [one for one in milestones if total is not None and one > total]
+        late = [milestone for milestone in milestones if total is not None and milestone > total]
         if late and not cut_short:
             yield Problem(
                 (*scheduler, "milestones"), f"expected iterations up to train:total_iter ({total}), got {quote(late)}"
@@ -184,7 +187,8 @@ def _schedule(opt: View, cut_short: bool) -> Iterator[Problem]:
         yield Problem(
             (*scheduler, "periods"), f"expected a sum of at least train:total_iter ({total}), got {sum(periods)}"
         )
-    cycle = opt.valid(*scheduler, "total_steps")  # of OneCycleLR, which cannot be stepped beyond
+    # OneCycleLR raises when it is stepped beyond its total_steps.
+    cycle = opt.valid(*scheduler, "total_steps")
     if isinstance(cycle, int) and total is not None and cycle < total:
         yield Problem((*scheduler, "total_steps"), f"expected at least train:total_iter ({total}), got {cycle}")
     warmup = opt.valid("train", "warmup_iter")
@@ -211,12 +215,14 @@ def _ours_alone(opt: View) -> Iterator[Problem]:
     """Refuse options that BasicSR's own models would silently ignore, and sync_mean, which its losses do not know."""
     model = members_of(MODEL_REGISTRY).get(opt.valid("model_type"))
     if not isinstance(model, type) or not model.__module__.startswith(("basicsr.", "dp_basicsr.")):
-        return  # another package's model may read any key
+        # Another package's model may read any key.
+        return
     for key, owner in (("sync_mean", ESRGANDPModel), ("ramp", SRGANDPModel)):
         if opt.valid("train", "gan_opt", key) is not None and not issubclass(model, owner):
             yield Problem(("train", "gan_opt", key), f"expected none: {model.__name__}'s loss does not support it")
     if model.__module__.startswith("dp_basicsr."):
         return
+    # A value equal to the default is harmless: it is what a model without the key does.
     for section, field in OptionFile.model_fields.items():
         fields = getattr(section_in(field.annotation), "model_fields", {})
         for key in (key for key in fields if OURS in fields[key].metadata):
@@ -239,6 +245,7 @@ def _needed_to_train(opt: View) -> Iterator[Problem]:
     needed += [("network_d",), ("train", "optim_d"), ("train", "gan_opt")] if _is_gan(opt) else []
     train = ("datasets", "train")
     if opt.valid(*train, "type") in DATASETS:
+        # Optional in the types, because test sets do not need them.
         needed += [(*train, key) for key in ("num_worker_per_gpu", "gt_size", "use_hflip", "use_rot")]
     for path in needed:
         if isinstance(opt.raw(*path[:-1]), dict) and opt.raw(*path) is None:
@@ -257,6 +264,7 @@ def _patches(opt: View) -> Iterator[Problem]:
     if isinstance(size, int) and isinstance(scale, int) and size % scale:
         yield Problem(path, f"expected a multiple of scale ({scale}), got {size}")
     elif isinstance(size, int) and opt.valid("network_d", "type") == "VGGStyleDiscriminator" and _is_gan(opt):
+        # Its linear layer fits one size only.
         taken = opt.valid("network_d", "input_size")
         if taken is not None and size != taken:
             yield Problem(
@@ -271,13 +279,14 @@ def _channels(opt: View) -> Iterator[Problem]:
     channels = 1 if opt.valid("datasets", "train", "color") == "y" else 3
     gives = "as the training set has (3, or 1 with PairedImageDataset's color: y)"
     for path in (("network_g", "num_in_ch"), ("network_g", "num_out_ch"), ("network_d", "num_in_ch")):
-        own = opt.valid(*path)
-        if isinstance(own, int) and own != channels and (path[0] == "network_g" or _is_gan(opt)):
-            yield Problem(path, f"expected {channels}, {gives}, got {own}")
+        taken = opt.valid(*path)
+        if isinstance(taken, int) and taken != channels and (path[0] == "network_g" or _is_gan(opt)):
+            yield Problem(path, f"expected {channels}, {gives}, got {taken}")
     path = (*PERCEPTUAL, "input_channels")
     if opt.valid(*PERCEPTUAL, "type") != "DPLoss" or any(bad == path for bad in opt.wrong):
         return
     selected = opt.raw(*path)
+    # The loss's networks take three channels.
     if channels == 1 and selected is None:
         yield Problem(path, "expected repeat, which repeats gray images three times, got none")
     elif channels == 3 and selected == "repeat":
@@ -310,7 +319,8 @@ def _ldl(opt: View) -> Iterator[Problem]:
     """LDL is supported by some models only, and needs the EMA generator."""
     model = members_of(MODEL_REGISTRY).get(opt.valid("model_type"))
     if not isinstance(model, type) or not model.__module__.startswith(("basicsr.", "dp_basicsr.")):
-        return  # another package's model may compute it
+        # Another package's model may compute it.
+        return
     if not issubclass(model, (SRGANDPModel, RealESRGANModel)):
         names = "ESRGANDPModel, SRGANDPModel and RealESRGANModel"
         yield Problem(("train", "ldl_opt"), f"expected none: {model.__name__} does not compute it, {names} do")
@@ -324,6 +334,7 @@ def _balance(opt: View) -> Iterator[Problem]:
     if opt.raw("train", "balance") is None or any(path[:1] == ("train",) for path in opt.wrong):
         return
     try:
+        # The model's own function, so that the checks and the run cannot disagree.
         build_balancer(opt.raw("train"), _is_gan(opt), opt.raw("train", "gan_opt", "ramp"))
     except UserError as error:
         yield Problem(("train", "balance"), str(error).removeprefix("balance: "))
@@ -353,7 +364,8 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     for key in ("pretrain_network_g", "pretrain_network_d", *(["resume_state"] if is_train else [])):
         file = opt.valid("path", key)
         if key == "resume_state" and os.path.isdir(f"experiments/{opt.valid('name')}/training_states"):
-            continue  # --auto_resume may have a newer one; keep_last deletes the named one some day
+            # --auto_resume may have a newer one, and keep_last deletes the named one some day.
+            continue
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
             yield Problem(("path", key), f"expected a file, got {quote(file)}: no such file", missing=True)
     yield from _missing_for_test(opt) if not is_train else ()
@@ -372,6 +384,7 @@ def _missing_for_test(opt: View) -> Iterator[Problem]:
     for key in (key for key in opt.valid("datasets") or () if str(key).startswith("test")):
         roots = [opt.valid("datasets", key, name) for name in ("dataroot_gt", "dataroot_lq")]
         gone = [root for root in roots if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root))]
+        # One set is enough: a test skips the others.
         if not gone:
             return
         missing.append(f"{opt.valid('datasets', key, 'name')} ({gone[0]})")

@@ -67,6 +67,7 @@ TERM_RULE: tuple[tuple[str, Any, Any], ...] = (
     ("max_weight", Positive | None, None),
 )
 
+# BasicSR builds its own class for both of the first two names.
 _SCHEDULERS = {
     "MultiStepLR": MultiStepRestartLR,
     "MultiStepRestartLR": MultiStepRestartLR,
@@ -82,6 +83,7 @@ def typed_entries(wanted: Collection[Any] = ()) -> dict[str, TypedEntry]:
     """
     network, loss = TypedEntry("network", members_of(ARCH_REGISTRY)), TypedEntry("loss", members_of(LOSS_REGISTRY))
     optimizer = TypedEntry("optimizer", optimizers(wanted), ("params",))
+    # Our models take both keys out before they build the loss.
     gan = TypedEntry("loss", loss.classes, more=(("sync_mean", bool, None), ("ramp", Count | None, None)))
     return {
         "network_g": network,
@@ -104,7 +106,8 @@ def typed_entries(wanted: Collection[Any] = ()) -> dict[str, TypedEntry]:
 
 def members_of(registry: Any) -> dict[str, Callable[..., Any]]:
     """Return a registry's classes; like BasicSR, find ``<name>_basicsr`` by both names."""
-    members = dict(iter(registry))  # a Registry has keys(), but is not a mapping
+    # A Registry has keys(), so dict() would take it for a mapping, which it is not.
+    members = dict(iter(registry))
     return {name.removesuffix("_basicsr"): member for name, member in members.items()} | members
 
 
@@ -182,7 +185,8 @@ VALUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "MSRResNet": {"upscale": Literal[2, 3, 4]},
         "VGGStyleDiscriminator": {"input_size": Literal[128, 256]},
         "GANLoss": {"gan_type": Literal["vanilla", "lsgan", "wgan", "wgan_softplus", "hinge"]},
-        "L1Loss": {"reduction": Literal["mean", "sum"]},  # `none` would not return a scalar
+        # `none` would not return a scalar, which backward needs.
+        "L1Loss": {"reduction": Literal["mean", "sum"]},
         "MSELoss": {"reduction": Literal["mean", "sum"]},
         "CharbonnierLoss": {"reduction": Literal["mean", "sum"], "eps": Positive},
         "PerceptualLoss": {
@@ -209,7 +213,8 @@ VALUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 class Signature(Section):
     """The base of models that are made from signatures."""
 
-    model_config = ConfigDict(use_attribute_docstrings=False)  # there is no source to search for, which takes 30 ms
+    # There is no source to search for docstrings of attributes, which takes 30 ms.
+    model_config = ConfigDict(use_attribute_docstrings=False)
 
 
 @lru_cache
@@ -220,7 +225,8 @@ def model_of(
     init = member.__init__ if inspect.isclass(member) else member  # type: ignore[misc]
     try:
         hints = typing.get_type_hints(init, include_extras=True)
-    except Exception:  # other plugins' annotations may use names imported only for type checking
+    # Other plugins' annotations may use names imported only for type checking.
+    except Exception:
         hints = {}
     named = {**VALUES[""], **VALUES.get(member.__name__, {})}
     fields: dict[str, Any] = {"type": (str, REQUIRED), **{name: (kind, default) for name, kind, default in more}}
@@ -228,7 +234,9 @@ def model_of(
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in given:
             continue
         default = REQUIRED if parameter.default is parameter.empty else parameter.default
+        # Ours are read-only mappings, of which pydantic cannot copy a default.
         default = dict(default) if isinstance(default, Mapping) else default
+        # BasicSR's networks have no annotations: `num_feat`, `num_block` and the like are counts.
         size = Size if name.startswith("num_") and not isinstance(default, (list, tuple)) else None
         fields[name] = (named.get(name) or size or _our_hint(hints, name, member) or _type_of(default), default)
     return create_model(member.__name__, __base__=Signature, __doc__=f"Signature of {member.__name__}.", **fields)
@@ -241,6 +249,7 @@ def _our_hint(hints: Mapping[str, Any], name: str, member: Callable[..., Any]) -
 
 def _type_of(default: Any) -> Any:
     """Infer the type of an unannotated parameter from its default; an int accepts any number."""
+    # Before int, of which bool is a subclass.
     if isinstance(default, bool):
         return bool
     if isinstance(default, (int, float)):
@@ -252,4 +261,4 @@ def _type_of(default: Any) -> Any:
 
 def takes_more(member: Callable[..., Any]) -> bool:
     """Whether a class accepts arbitrary keys (``**kwargs``)."""
-    return any(one.kind == one.VAR_KEYWORD for one in inspect.signature(member).parameters.values())
+    return any(parameter.kind == parameter.VAR_KEYWORD for parameter in inspect.signature(member).parameters.values())

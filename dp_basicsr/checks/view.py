@@ -38,12 +38,15 @@ class View:
         if any(bad == path[: len(bad)] for bad in self.wrong):
             return None
         section, value = self.raw(*path[:-1]), self.raw(*path)
+        # A list is right only as a whole: rules compare its values with each other.
         if isinstance(value, list) and any(path == bad[: len(path)] for bad in self.wrong):
             return None
+        # Only a key that is left out has its default: ~ is a value of its own.
         if isinstance(section, dict) and path[-1] not in section:
             model = self._model(path[:-1])
             field = model.model_fields.get(path[-1]) if model else None
             value = None if field is None or field.is_required() else field.get_default(call_default_factory=True)
+        # BasicSR's files write counts as floats, such as 5e3.
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
     def _model(self, path: Path) -> type[Section] | None:

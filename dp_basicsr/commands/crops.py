@@ -24,11 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_output(type=Path, default=Path("crops.png"), help="the picture: .png, .pdf or .svg")
     args = parser.parse_args(argv)
     with exit_on_user_error():
+        # Before the imports, which take seconds: a misspelt path is reported at once.
         require_paths([args.evaluation], "evaluation")
         from dp_basicsr.evaluation.after_test import FOLDER
         from dp_basicsr.evaluation.crops import Crop, compare_crops, images_of
         from dp_basicsr.evaluation.files import JSON_NAME, read_evaluation
 
+        # A test's folder has its evaluation one level down.
         inner = args.evaluation / FOLDER
         evaluation = read_evaluation(inner if (inner / JSON_NAME).is_file() else args.evaluation)
         images = images_of(evaluation, args.image, args.set)

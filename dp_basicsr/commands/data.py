@@ -33,6 +33,7 @@ def download(argv: Sequence[str] | None = None) -> int:
             summary = download_dataset(
                 name, args.root, base_url=args.base_url, keep_archive=args.keep_archive, scales=args.scale
             )
+            # Flushed, as the next archive may take hours.
             print(summary, flush=True)
     return 0
 
@@ -48,8 +49,10 @@ def networks(argv: Sequence[str] | None = None) -> int:
         from dp_basicsr.archs import pretrained
         from dp_basicsr.archs.perceptual_arch import RESNET_TYPES, VGG_TYPES
 
-        names = ("alexnet", *VGG_TYPES, *RESNET_TYPES)  # alexnet and vgg16 are the backbones of LPIPS
+        # AlexNet and vgg16 are the backbones of LPIPS.
+        names = ("alexnet", *VGG_TYPES, *RESNET_TYPES)
         for network in args.networks:
+            # All names are checked before the first download.
             if network not in names:
                 raise UserError(f"expected one of {', '.join(names)}, got {network!r}")
         folder = args.output or pretrained.PRETRAINED_DIR
@@ -66,6 +69,7 @@ def extract(argv: Sequence[str] | None = None) -> int:
     """Extract sub-images and their LR from a folder of HR images. Without arguments: the paper's DIV2K data."""
     parser = Parser(extract.__doc__)
     add = parser.add_argument
+    # With the other defaults: 480 pixels, step 240, x4, which is BasicSR's preparation of DIV2K.
     parser.add_input(type=Path, default=Path("datasets/DIV2K/DIV2K_train_HR"), help="HR images, 8-bit colour")
     parser.add_output(type=Path, help="output folder (default: the parent of --input)")
     add("--crop-size", type=int, default=480, help="side of a sub-image in HR pixels")
@@ -151,6 +155,7 @@ def check(argv: Sequence[str] | None = None) -> int:
     with data_command():
         from dp_basicsr.data.preparation.check import check_set, table
 
+        # Before the sets are read, whose types the modules may register.
         import_modules(args.imports)
         for name, pairs in _find_sets(args):
             checked = check_set(pairs, args.workers)
@@ -158,6 +163,7 @@ def check(argv: Sequence[str] | None = None) -> int:
             problems += checked.problems
         if problems:
             print(f"\n{table(problems)}")
+    # As for other mistakes in the input, so that scripts can stop before a training.
     return 2 if problems else 0
 
 
@@ -165,6 +171,7 @@ def _find_sets(args: argparse.Namespace) -> Iterator[tuple[str, PairedSet]]:
     """Yield the sets named on the command line of ``check``."""
     from dp_basicsr.data.preparation.check import PairedSet, paired_sets
 
+    # Exactly one of the two ways, and the second with both folders.
     if (args.opt is None) == (args.gt is None) or (args.gt is None) != (args.lq is None):
         raise UserError("expected -opt FILE, or --gt and --lq")
     if args.gt is not None:

@@ -73,6 +73,7 @@ def test_sets(args: argparse.Namespace, patterns: dict[str, str]) -> list[TestSe
         raise UserError(f"--lr: expected one folder for each of the {len(args.gt)} folders of --gt, got {len(args.lr)}")
     sets = []
     for gt, lr in zip_longest(args.gt, args.lr):
+        # The set's name is optional: it is found in the folder's.
         name, folder = name_and_value(gt, "--gt") if "=" in gt else ("", gt)
         gt_pattern, lr_pattern = patterns.get("GT", ""), patterns.get("LR", "")
         sets.append(find_test_set(Path(folder), Path(lr) if lr else None, name, gt_pattern, lr_pattern))
@@ -87,6 +88,7 @@ def methods(args: argparse.Namespace, patterns: dict[str, str]) -> list[Method]:
         raise UserError(f"--pattern: no --result is called {', '.join(sorted(unknown))}")
     if not (results or args.bicubic):
         raise UserError("nothing to measure: give --result NAME=DIR, --bicubic or both")
+    # First, because the others are read against it.
     first = [Method(BICUBIC, None)] if args.bicubic else []
     return first + [Method(name, Path(folder), patterns.get(name, "")) for name, folder in results]
 
@@ -96,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     with exit_on_user_error():
         patterns = dict(name_and_value(text, "--pattern") for text in args.pattern)
+        # Before the imports, which take seconds: most mistakes are in the names.
         sets, measured = test_sets(args, patterns), methods(args, patterns)
         from dp_basicsr.evaluation.evaluate import evaluate
         from dp_basicsr.evaluation.files import markdown, write_evaluation

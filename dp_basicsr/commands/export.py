@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_paths(args.model_path, "model")
         record = EXPORTS[args.format]
         files = record.files(output)
+        # Before the network is loaded and converted, which may take minutes.
         refuse_existing([*files, *([args.openmodeldb] if args.openmodeldb else [])], overwrite=args.overwrite)
         if args.openmodeldb:
             check_format(args.format)
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dp_basicsr.deploy.export import describe, export_network, limit_elsewhere
         from dp_basicsr.deploy.provenance import trace
 
-        metrics = read_metrics(args.metrics)  # before anything is written
+        # Before anything is written, because the file may be wrong.
+        metrics = read_metrics(args.metrics)
         network = load_network(args.model_path, alpha_interp=args.alpha_interp, scale=args.scale)
         facts = describe(network, trace(args.model_path[-1], network.notes))
         difference = export_network(network, args.format, output, facts, args.half)
@@ -65,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.openmodeldb:
             left = write_entry(args.openmodeldb, args.format, files[0], facts, args.license)
             print(f"wrote {args.openmodeldb}; fill in {', '.join(left)}")
+        # torch itself reads files of weights, so there is nothing to compare.
         if record.target:
             print(f"difference from torch, relative to the largest value: {difference:.1e}")
         if limit := limit_elsewhere(network, args.format, files[0].stem):

@@ -9,7 +9,8 @@ from dp_basicsr.errors import exit_on_user_error
 from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import require_paths
 
-PAPER_CHANNELS = (1, 64, 256)  # counted from 1
+# Those of Fig. 3, counted from 1.
+PAPER_CHANNELS = (1, 64, 256)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_output(type=Path, default=Path("features.png"), help="picture to write: .png, .pdf or .svg")
     args = parser.parse_args(argv)
     with exit_on_user_error():
+        # Before the import of torch, which takes seconds.
         require_paths([args.image], "image")
         from dp_basicsr.evaluation.features import plot_features
 

@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     args = parser.parse_args(argv)
     with exit_on_user_error():
+        # As for train: with or without .yml.
         files = [SHIPPED / Path(option_file(f"options/{name}")).name for name in args.names]
         missing = [name for name, file in zip(args.names, files, strict=True) if not file.is_file()]
         if missing:
@@ -32,11 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.output.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, args.output / file.name)
             print(f"wrote {args.output / file.name}")
-        if files:  # which editors check the files against
+        # Editors check the copied files against the schema beside them.
+        if files:
             shutil.copyfile(SHIPPED / "schema.json", args.output / "schema.json")
             return 0
         for file in sorted(SHIPPED.glob("*.yml")):
             lines = file.read_text(encoding="utf-8").splitlines()
+            # The first comment says what the file is for; the line of the schema is for editors.
             summary = next(line.lstrip("# ") for line in lines if line.startswith("# ") and "$schema" not in line)
             print(f"{file.stem:26} {summary.partition('. ')[0]}")
     return 0

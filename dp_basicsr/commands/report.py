@@ -19,6 +19,7 @@ def quality(text: str) -> int | None:
     """Parse ``--quality``."""
     if text in ("auto", "lossless"):
         return None if text == "auto" else LOSSLESS
+    # The length first, because int() refuses thousands of digits with an error of its own.
     if not text.isdecimal() or len(text) > 3 or not 1 <= int(text) <= 100:
         raise UserError(f"--quality: expected auto, lossless or a number from 1 to 100, got {text!r}")
     return int(text)
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quality", default="auto", help="image quality: auto, lossless, or 1 to 100 (WebP)")
     args = parser.parse_args(argv)
     with exit_on_user_error():
+        # Inside the block that shows a UserError as one line, so not argparse's `type`.
         encoding = quality(args.quality)
         require_paths(args.folders, "folder")
         from dp_basicsr.report.build import write_report

@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exit_on_user_error():
         study, smoke = read_study(args.study), read_smoke() if args.smoke else None
         number, count = args.part
+        # Checked before the trainings, which take days.
         given = given_images(args, study)
         from dp_basicsr.studies.calibration import calibrate
         from dp_basicsr.studies.judging import judge_runs
@@ -95,7 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not args.dry_run:
             prepare(smoke)
+            # Before the jobs are made, whose overrides contain the calibrated weights.
             calibrate(study, smoke)
+        # Every N-th, so that long and short trainings spread over the machines.
         jobs = make_jobs(study, smoke)[number - 1 :: count]
         if args.dry_run:
             show_plan(jobs, args.retest)
@@ -105,10 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             runner.run(jobs, args.retest)
         except KeyboardInterrupt:
             print("stopped; the same command resumes from the last saved states", file=sys.stderr)
+            # As a shell does for a command that Ctrl-C ended.
             return 130
+        # A part has not all cells; and several machines would write the same table.
         if count > 1:
             print(f"part {number} of {count} is done; {advise('study', study.name)} writes the table when all are")
             return report(runner.failed)
+        # In this process, not by test.py: the blends need the start's images as well.
         if study.seeds:
             judge_runs(study, smoke, jobs)
         folder = write_study(study, smoke, given, default_metrics(smoke))

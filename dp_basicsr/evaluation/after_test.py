@@ -40,11 +40,13 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
         UserError: See ``evaluate``.
     """
     logger = get_root_logger()
-    sets = [found for found in map(images_of_loader, loaders) if found.gt]
+    # LMDBs have no files to measure, and some sets no originals.
+    sets = [test_set for test_set in map(images_of_loader, loaders) if test_set.gt]
     if not (sets and opt["val"]["save_img"]):
         logger.info("No tables written: they need `val: save_img: true` and originals in image folders.")
         return None
     suffix = opt["val"].get("suffix") or opt["name"]
+    # The exact name that the validation gave its files, because a suffix may contain dots and brackets.
     pattern = f"(.+)_{re.escape(suffix)}"
     ours = Method(opt["name"], Path(opt["path"]["visualization"]) / "{set}", pattern)
     evaluation = evaluate(sets, [Method(BICUBIC, None), ours], opt["scale"], metrics)
@@ -59,5 +61,6 @@ def images_of_loader(loader: DataLoader) -> TestSet:
     pairs = [
         pair for pair in getattr(dataset, "paths", []) if isinstance(pair, dict) and Path(pair["gt_path"]).is_file()
     ]
+    # By the LQ's name, after which BasicSR names its results.
     gt, lr = ({Path(pair["lq_path"]).stem: Path(pair[key]) for pair in pairs} for key in ("gt_path", "lq_path"))
     return TestSet(dataset.opt["name"], gt, lr)

@@ -51,13 +51,15 @@ def images_of(evaluation: Evaluation, image: str, set_name: str = "") -> list[Me
     Raises:
         UserError: The evaluation has no such image, or has it in several sets.
     """
-    found = [one for one in evaluation.images if one.image == image and set_name in ("", one.set_name)]
-    sets = sorted({one.set_name for one in found})
+    matching = [result for result in evaluation.images if result.image == image and set_name in ("", result.set_name)]
+    sets = sorted({result.set_name for result in matching})
     if len(sets) != 1:
-        names = sorted({one.image for one in evaluation.images if set_name in ("", one.set_name)})
-        where = f"is in {', '.join(sets)}: choose one with --set" if sets else f"not found; expected {', '.join(names)}"
-        raise UserError(f"image {image!r} {where}")
-    return found
+        names = sorted({result.image for result in evaluation.images if set_name in ("", result.set_name)})
+        reason = (
+            f"is in {', '.join(sets)}: choose one with --set" if sets else f"not found; expected {', '.join(names)}"
+        )
+        raise UserError(f"image {image!r} {reason}")
+    return matching
 
 
 def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop, out: Path) -> None:
@@ -74,10 +76,12 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
     """
     gt = in_colour(mod_crop(read_file(images[0].gt), evaluation.scale))
     crop.check(gt)
+    # After the checks, because matplotlib takes a second to import, and is an extra.
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     shown = {image.method: (in_colour(read_pair(image, evaluation.scale)[0]), image.scores) for image in images}
+    # Two rows of crops, the original's included; the division rounds up.
     columns = max(2, -(-(len(shown) + 1) // 2))
     width = 2.3 * gt.shape[1] / gt.shape[0] * 2
     figure = Figure(figsize=(width + 2.3 * columns, 5.8), layout="constrained")
@@ -86,6 +90,7 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
     whole.imshow(gt[..., ::-1])
     whole.add_patch(Rectangle((crop.left, crop.top), crop.width, crop.height, fill=False, edgecolor="red", linewidth=2))
     whole.set_title(f"{images[0].image} ({images[0].set_name})")
+    # The original comes last, as in the paper's figures.
     panels: Mapping[str, tuple[Image, Scores]] = shown | {"Original": (gt, {})}
     axes = [whole]
     for number, (name, (image, scores)) in enumerate(panels.items()):
@@ -104,6 +109,7 @@ def score_lines(scores: Scores) -> list[str]:
     for name, value in scores.items():
         if value is not None:
             label = METRICS[name].label.partition(" [")[0]
+            # Keys with a variant have an underscore: psnr_rgb and psnr_y share a line, gmsd has its own.
             kind, _, variant = label.partition(" ") if "_" in name else (label, "", "")
             lines[kind] = f"{lines.get(kind, kind)} {METRICS[name].text(value)}" + (f" ({variant})" if variant else "")
     return list(lines.values())

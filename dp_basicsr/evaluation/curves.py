@@ -47,6 +47,7 @@ def read_log(path: Path) -> dict[str, Curve]:
         if found := _ITERATION.search(line):
             iteration = int(found[1].replace(",", ""))
             curves["lr"].append((iteration, float(found[2])))
+            # Only after the last bracket: the times before it look like losses.
             for name, value in _VALUE.findall(line.rpartition("] ")[2]):
                 curves[name].append((iteration, float(value)))
         elif found := _START.search(line):
@@ -54,6 +55,7 @@ def read_log(path: Path) -> dict[str, Curve]:
         elif found := _VALIDATION.search(line):
             set_name = found[1].strip()
         elif found := _METRIC.search(line):
+            # With a print_freq above val_freq the preceding line is older, but a new best value names its iteration.
             at = max(iteration, int(found[3] or 0))
             curves[f"{set_name}/{found[1]}"].append((at, float(found[2])))
     return dict(curves)
@@ -74,16 +76,17 @@ def read_run(folder: Path) -> dict[str, Curve]:
         for name, points in merged.items():
             merged[name] = {iteration: value for iteration, value in points.items() if iteration < first}
         for name, curve in curves.items():
+            # The later log wins: a resumed run repeats the validation of its checkpoint.
             merged[name] |= dict(curve)
     if not merged:
         raise UserError(f"{folder}: expected a train_*.log with at least one line of losses")
     return {name: sorted(points.items()) for name, points in merged.items() if points}
 
 
-def product(one: Sequence[tuple[int, float]], other: Sequence[tuple[int, float]]) -> Curve:
+def product(first: Sequence[tuple[int, float]], second: Sequence[tuple[int, float]]) -> Curve:
     """Multiply two curves point by point, such as w and L_Res, at the iterations they share."""
-    factors = dict(other)
-    return [(iteration, value * factors[iteration]) for iteration, value in one if iteration in factors]
+    factors = dict(second)
+    return [(iteration, value * factors[iteration]) for iteration, value in first if iteration in factors]
 
 
 def training_panels(curves: Mapping[str, Curve]) -> Panels:
@@ -127,6 +130,7 @@ def panel_svg(title: str, curves: Mapping[str, Curve]) -> str:
     from matplotlib.figure import Figure
 
     ink = "#010203"  # placeholder for "currentColor", which matplotlib cannot write
+    # The salt makes the SVG's ids the same for the same curves, and different between panels.
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title}
     for part in ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"):
         settings[part] = ink
@@ -134,18 +138,22 @@ def panel_svg(title: str, curves: Mapping[str, Curve]) -> str:
         figure = Figure(figsize=(4.4, 3.0), layout="constrained")
         _draw(figure.subplots(), title, curves)
         text = io.StringIO()
+        # Without the date, so that the same curves give the same file.
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
+    # The XML declaration and doctype before it are not allowed within HTML.
     return svg[svg.index("<svg") :].replace(ink, "currentColor")
 
 
 def _draw(axis: Any, title: str, curves: Mapping[str, Curve]) -> None:
     for label, curve in curves.items():
+        # A line of a single point would not be visible.
         marker = "o" if len(curve) < 20 else ""
         axis.plot(*zip(*curve, strict=True), label=label, linewidth=1.4, marker=marker, markersize=3)
     values = [value for curve in curves.values() for _, value in curve]
     if min(values) > 0 and max(values) > 30 * min(values):
-        axis.set_yscale("log")  # otherwise small values would vanish on the axis
+        # Otherwise small values would vanish on the axis.
+        axis.set_yscale("log")
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("iteration", fontsize=9)
     axis.tick_params(labelsize=8)

@@ -80,6 +80,7 @@ class Evaluation:
             out = self.left_out(set_name, name)
             values = {image.image: image.scores[name] for image in self.of(set_name, method)}
             used = [value for image, value in values.items() if image not in out and value is not None]
+            # If every image is perfect, the mean is infinite, not missing.
             infinite = not used and set(values.values()) == {math.inf}
             scores[name] = math.inf if infinite else sum(used) / len(used) if used else None
         return scores
@@ -99,6 +100,7 @@ class Evaluation:
             count = len(self.of(name, self.methods[0]))
             for metric in self.metrics:
                 out = self.left_out(name, metric)
+                # If all are left out, the cell itself says so: it has no number.
                 if 0 < len(out) < count:
                     notes.append(
                         f"{METRICS[metric].label} of {name} is the mean over {count - len(out)} of {count} images; "
@@ -120,7 +122,8 @@ def evaluate(
     """
     _check_names("test set", [test_set.name for test_set in sets])
     _check_names("method", [method.name for method in methods])
-    tasks = []  # match every name before reading the first image
+    # Match every name before reading the first image: measuring may take long.
+    tasks = []
     for test_set in sets:
         results = {method.name: method.images(test_set) for method in methods}
         for image, gt in test_set.gt.items():
@@ -131,12 +134,14 @@ def evaluate(
     missing = missing_metrics(metrics)
 
     def score(task: Measured) -> Measured:
+        # As many border pixels as the scale, as in the paper: 4 at x4.
         return replace(task, scores=measure(*read_pair(task, scale), scale, metrics))
 
     # Threads, because OpenCV, NumPy and torch release the GIL.
     with ThreadPoolExecutor(available_cpus()) as pool:
         try:
             images = tuple(tqdm(pool.map(score, tasks), total=len(tasks), unit="image", disable=None))
+        # Also Ctrl-C: without this, leaving the pool would wait for all images.
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -145,8 +150,8 @@ def evaluate(
         if measured.result is not None and (kind := lossy_format(measured.result)):
             kinds.setdefault(measured.method, []).append(kind)
     lossy = {
-        method: ", ".join(f"{found.count(kind)} {kind}" for kind in sorted(set(found)))
-        for method, found in kinds.items()
+        method: ", ".join(f"{lossy_kinds.count(kind)} {kind}" for kind in sorted(set(lossy_kinds)))
+        for method, lossy_kinds in kinds.items()
     }
     return Evaluation(scale, metrics, missing, images, lossy)
 
@@ -195,12 +200,14 @@ def read_file(path: Path) -> Image:
 def lossy_format(path: Path) -> str:
     """Return the format of a file that does not hold every pixel exactly, "" for a lossless file."""
     data = read_bytes(path)
+    # By content, because a file's suffix may be wrong.
     with opened(data, MAX_PIXELS) as (image, _):
         kind, compression = str(image.format), str(image.info.get("compression"))
     if kind == "TIFF":
         return "JPEG in TIFF" if "jpeg" in compression else ""
     if kind == "WEBP":
-        offset = 12  # RIFF, size, WEBP; then chunks of a name, a size and an even number of bytes
+        # RIFF, size, WEBP; then chunks of a name, a size and an even number of bytes.
+        offset = 12
         while data[offset : offset + 4] not in (b"VP8L", b"VP8 ", b""):
             size = int.from_bytes(data[offset + 4 : offset + 8], "little")
             offset += 8 + size + size % 2

@@ -33,6 +33,7 @@ def resnet_features(weights: str) -> FrozenFeatures:
     """
     net = load_backbone("resnet50", weights)
     stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+    # As layers of their own, because the loss's ResNet stops only at whole stages.
     parts: dict[str, nn.Module] = {"stem": stem, "conv2_1": net.layer1[0], RESNET_LAYER: net.layer1[1]}
     if weights == "random":
         initialise_randomly(nn.Sequential(*parts.values()), "resnet50")
@@ -82,6 +83,7 @@ def plot_features(path: Path, out: Path, channels: Sequence[int], weights: str =
         row[0].imshow(image[..., ::-1])
         row[0].set_title(name)
         for axis, channel in zip(row[1:], channels, strict=True):
+            # The paper counts channels from 1.
             axis.imshow(features[channel - 1].numpy(), cmap="gray")
             axis.set_title(f"channel {channel}")
         for axis in row:

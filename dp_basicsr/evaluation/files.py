@@ -35,6 +35,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = 
     Raises:
         UserError: The folder already exists, or the write failed.
     """
+    # `--overwrite` replaces the whole folder, so it must never be one with anything else in it.
     if folder.is_dir() and any(folder.iterdir()) and not (folder / JSON_NAME).is_file():
         raise UserError(f"{folder} contains something other than an evaluation: choose another folder")
     with StagedFolder(folder, overwrite=overwrite) as staged:
@@ -60,6 +61,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     path = folder / JSON_NAME
 
     def image_of(entry: dict[str, Any]) -> Measured:
+        # Relative to the evaluation, so that results can be moved together with it.
         files = {
             key: Path(os.path.normpath(folder / entry[key])) if entry[key] else None for key in ("gt", "lr", "result")
         }
@@ -97,6 +99,7 @@ def as_json(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
     ]
     return {
         "scale": evaluation.scale,
+        # For readers of the file; the number of cropped pixels is always the scale.
         "crop_border": evaluation.scale,
         "metrics": list(evaluation.metrics),
         "missing": evaluation.missing,
@@ -126,7 +129,7 @@ def markdown(evaluation: Evaluation) -> str:
         lines.append("**Best**" + (", *second best*." if len(evaluation.methods) > 2 else "."))
     for name in evaluation.sets:
         averages = [evaluation.average(name, method) for method in evaluation.methods]
-        columns = [mark_best([one[metric] for one in averages], metric) for metric in evaluation.metrics]
+        columns = [mark_best([scores[metric] for scores in averages], metric) for metric in evaluation.metrics]
         count = len(evaluation.of(name, evaluation.methods[0]))
         lines += ["", f"### {name} ({count} images)", ""]
         lines += table_lines(["", *(METRICS[metric].label for metric in evaluation.metrics)],
@@ -147,16 +150,18 @@ def ranks(values: Sequence[float | None], metric: str) -> list[int | None]:
     """Rank the values, 0 for the best; values printed alike are equal; None for n/a or if all are equal."""
     digits, sign = METRICS[metric].digits, -1 if METRICS[metric].higher_is_better else 1
     printed = [None if value is None else sign * round(value, digits) for value in values]
+    # Of the printed values: what reads alike in the table is marked alike.
     order = sorted({value for value in printed if value is not None})
     return [None if value is None or len(values) < 2 else order.index(value) for value in printed]
 
 
 def mark_best(values: Sequence[float | None], metric: str) -> list[str]:
     """Format the values as Markdown with the best one marked, and the second best of at least three."""
+    # Of two methods, the second best is the worst.
     marks = {0: "**", 1: "*" if len(values) > 2 else ""}
     texts = (METRICS[metric].text(value) for value in values)
-    places = (marks.get(-1 if rank is None else rank, "") for rank in ranks(values, metric))
-    return [f"{mark}{text}{mark}" for text, mark in zip(texts, places, strict=True)]
+    ranked = (marks.get(-1 if rank is None else rank, "") for rank in ranks(values, metric))
+    return [f"{mark}{text}{mark}" for text, mark in zip(texts, ranked, strict=True)]
 
 
 def _finite(scores: dict[str, float | None]) -> dict[str, float | str | None]:

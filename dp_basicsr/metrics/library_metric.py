@@ -62,6 +62,7 @@ def library_metric(kind: str) -> Callable[..., float]:
 
     first = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [*(inspect.Parameter(name, first) for name in images), *settings]
+    # BasicSR and the checks of the options read a metric's keys from its signature.
     calculate.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     calculate.__name__ = kind
     return calculate
@@ -95,7 +96,8 @@ def better_of(kind: str) -> str:
     member: Any = library_class(kind)
     if library == "pyiqa":
         return "lower" if build(kind, "{}", device()).lower_better else "higher"
-    if library == "piq":  # its classes are losses, but for this one
+    # piq's classes are losses, but for this one.
+    if library == "piq":
         return "higher" if name == "CLIPIQA" else "lower"
     return "higher" if member.higher_is_better else "lower"
 
@@ -124,6 +126,7 @@ def _why_not(kind: str, keywords: str) -> str | None:
     except (UserError, ImportError, OSError, RuntimeError) as error:  # not installed, or its weights are not there
         get_root_logger().warning(f"{kind} is n/a: {first_line(error)}")
         return first_line(error)
+    # Wrong keywords are a mistake in the options; what is only missing lets a run continue.
     except (TypeError, ValueError) as error:
         raise UserError(f"{kind}: {first_line(error)}") from error
     # A class may take a pair and still need more, such as low-resolution bands: only trying tells.

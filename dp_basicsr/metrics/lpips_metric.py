@@ -110,21 +110,26 @@ def build_network(net: str, backbone: dict[str, Tensor], source: str) -> lpips.L
         UserError: ``backbone`` lacks a convolution of the network; the message names ``source``.
     """
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it uses a deprecated torchvision API
+        # It uses a deprecated torchvision API.
+        warnings.simplefilter("ignore")
         model = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
     linear = read_state_dict(Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth")
+    # Made outside the meta device, where they would have no values.
     constants = {f"scaling_layer.{name}": value for name, value in lpips.ScalingLayer().state_dict().items()}
     state = linear | constants
     for name in model.state_dict():
         head, rest = name.split(".", 1)
-        if head == "lins":  # lins.0.model.1.weight is an alias of lin0.model.1.weight
+        # lins.0.model.1.weight is an alias of lin0.model.1.weight.
+        if head == "lins":
             state[name] = linear[f"lin{rest}"]
-        elif head == "net":  # net.slice2.3.weight is torchvision's features.3.weight
+        # net.slice2.3.weight is torchvision's features.3.weight.
+        elif head == "net":
             key = f"features.{rest.split('.', 1)[1]}"
             if key not in backbone:
                 raise UserError(f"{source} does not contain the weights of {BACKBONES[net]}: {key} is missing")
             state[name] = backbone[key]
     try:
+        # Assigned, because weights on the meta device have no memory to copy into.
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise UserError(f"{source} does not match {BACKBONES[net]}: {' '.join(str(error).split())}") from error

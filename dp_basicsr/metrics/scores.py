@@ -80,12 +80,14 @@ def measure(
         if metric.blocks_in(gt.shape[:2], crop_border) < metric.enough or why_not(metric.type, **metric.keywords):
             continue
         function = function_of(metric.type)
+        # NIQE and its like take no original.
         given = {key: image for key, image in images.items() if key in inspect.signature(function).parameters}
         try:
             value = float(function(**given, crop_border=crop_border, **metric.keywords))
-        # NIQE inverts a covariance, which a flat image makes singular.
+        # NIQE's features of a flat image are NaN, of which there is no pseudo-inverse.
         except np.linalg.LinAlgError:
             continue
+        # NaN is how a metric says that it is not available.
         scores[name] = None if math.isnan(value) else value
     return scores
 
@@ -101,6 +103,7 @@ def listed_metrics(entries: dict[str, dict[str, Any]]) -> tuple[str, ...]:
     listed = []
     for entry in entries.values():
         parameters = inspect.signature(function_of(entry["type"])).parameters.values()
+        # With the function's defaults: an entry without test_y_channel is PSNR on RGB.
         used = {parameter.name: parameter.default for parameter in parameters} | entry
         listed += [
             name
@@ -120,8 +123,10 @@ def drop_unavailable(opt: dict[str, Any]) -> None:
         UserError: An LPIPS entry names an unknown backbone.
     """
     metrics = (opt.get("val") or {}).get("metrics") or {}
+    # A copy, because entries are deleted on the way.
     for name, metric in list(metrics.items()):
         keywords = {key: value for key, value in metric.items() if key != "type"}
+        # Asked of all processes for every metric, because gathering is a collective call.
         if any(all_gather(why_not(metric["type"], **keywords))):
             get_root_logger().warning(f"val: metrics: {name} is skipped")
             del metrics[name]

@@ -50,6 +50,7 @@ def _sizes(dataset: Any) -> Iterator[tuple[str, Size, Size | None]]:
     shapes = {key: read_meta_info(root).shapes if str(root).endswith(".lmdb") else None for key, root in roots.items()}
 
     def size(key: str, path: str) -> Size:
+        # An LMDB's list has the shapes, so that its records need not be decoded.
         known = shapes.get(key)
         if known is not None:
             height, width, _ = known[path]

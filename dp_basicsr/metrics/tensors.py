@@ -22,6 +22,7 @@ def device() -> str:
 def to_tensor(image: NDArray[np.uint8], crop_border: int, input_order: str) -> Tensor:
     """Convert BGR or gray uint8, ``(H, W[, C])`` or ``CHW``, to (1, 3, h, w) RGB float32 in [0, 255] without border."""
     image = reorder_image(image, input_order)
+    # `or None`, because a slice to -0 would be empty.
     inner = image[crop_border or None : -crop_border or None, crop_border or None : -crop_border or None]
     rgb = np.repeat(inner, 3, axis=2) if inner.shape[2] == 1 else inner[..., ::-1]
     return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1))).float()[None].to(device())

@@ -1,8 +1,7 @@
 """Option files: read safely and overridden, typed, and completed by what the start of a run adds.
 
-Modules in order: ``reading.py`` (YAML), ``command_line.py``, ``section.py``, ``schema.py`` (the typed
-keys), ``run.py`` (the options of
-one run). Importing this package does not import pydantic, torch or basicsr.
+Modules in order: ``reading.py`` (YAML), ``command_line.py``, ``section.py``, ``schema.py`` (the typed keys), ``run.py``
+(the options of one run). Importing this package does not import pydantic, torch or basicsr.
 """
 
 from dp_basicsr.options.command_line import (

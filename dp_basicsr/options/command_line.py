@@ -33,6 +33,7 @@ def parse_command_line(description: str, argv: Sequence[str] | None, is_train: b
             help="check options and data, try a step, estimate time and memory; write nothing",
         )
     add_import_argument(parser)
+    # torch's old launcher passes it; the environment says the same, so it is not read.
     parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument(
         "--force-yml",
@@ -76,13 +77,16 @@ def import_modules(names: Sequence[str]) -> None:
     Raises:
         UserError: A module is missing or raises an error, which the message contains with its location.
     """
+    # An installed command has its own folder in sys.path, not the current one.
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for name in names:
         try:
             importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # other packages may raise anything
+        # Other packages may raise anything.
+        except (Exception, SystemExit) as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
+            # A module that was not found has no line to show.
             where = "" if "importlib" in last.filename else f" ({last.filename}:{last.lineno})"
             raise UserError(
                 f"--import {name}: expected an installed module or a file in the current folder, got "

@@ -58,6 +58,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         "psnr_rgb": Metric("PSNR RGB [dB]", 2, True, _PSNR, {"test_y_channel": False}, default=True),
         "psnr_y": Metric("PSNR Y [dB]", 2, True, _PSNR, {"test_y_channel": True}, default=True),
+        # SSIM's window has 11 pixels a side.
         "ssim_rgb": Metric("SSIM RGB", 4, True, _SSIM, {"test_y_channel": False}, 11, default=True),
         "ssim_y": Metric("SSIM Y", 4, True, _SSIM, {"test_y_channel": True}, 11, default=True),
         # Smaller images vanish in AlexNet's pooling; VGG allows less, but one limit serves both.
@@ -85,4 +86,5 @@ def record_of(kind: str) -> Metric | None:
 def needs_network(kind: str) -> bool:
     """Return whether a metric of this ``type`` runs a network, whose weights may have to be downloaded."""
     record = record_of(kind)
+    # Of another library's metric it is not known, so it counts as one with a network.
     return "/" in kind or bool(record and record.module)

@@ -30,7 +30,8 @@ def quote(value: Any, quotes: bool = True) -> str:
     """Format a value for a message: one line, printable, shortened."""
     try:
         text = value if isinstance(value, str) and not quotes and value.isprintable() else repr(value)
-    except ValueError:  # a number with thousands of digits in a YAML set
+    # A number with thousands of digits in a YAML set, which Python does not print.
+    except ValueError:
         text = f"a {type(value).__name__} that cannot be printed"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
@@ -45,6 +46,7 @@ class _Loader(yaml.SafeLoader):
         node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[misc]
         seen = set()
         for key, _ in node.value:
+            # `<<` may stand more than once: each merges another section.
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
                     raise yaml.composer.ComposerError(None, None, f"duplicate key {key.value!r}", key.start_mark)
@@ -74,13 +76,15 @@ def read_options(path: str | Path) -> Options:
 def _text_of(path: str | Path) -> str:
     try:
         if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
-            raise OSError(errno.EINVAL, "not a regular file")  # reading a pipe would block
+            # Reading a pipe would block.
+            raise OSError(errno.EINVAL, "not a regular file")
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"option file {path}: {error.strerror}; shipped ones: `{advise('options')}`") from error
     except UnicodeDecodeError as error:
         raise UserError(f"option file {path} is not valid YAML: it is not UTF-8 ({error}); save it as UTF-8") from error
-    except ValueError as error:  # a path with a null byte
+    # A path with a null byte.
+    except ValueError as error:
         raise UserError(f"option file {path} is not valid YAML: {error}") from error
 
 
@@ -101,7 +105,8 @@ def parse_yaml(text: str, what: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise UserError(f"{what} is not valid YAML: {error.problem or error.context}{where}") from error
-    except Exception as error:  # PyYAML passes on errors of int() and datetime()
+    # PyYAML passes on errors of int() and datetime().
+    except Exception as error:
         raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -134,7 +139,8 @@ def split_entry(entry: str) -> tuple[tuple[str, ...], str]:
     if not equals or not keys[-1]:
         raise UserError(f"--force_yml: expected key:key=value, for example train:ema_decay=0.999; got {quote(entry)}")
     if len(keys) == 1 and text == os.path.expanduser("~"):
-        text = "~"  # bash takes `val=~` for an assignment and puts the home folder there; no top-level key is a folder
+        # bash takes `val=~` for an assignment and puts the home folder there; no top-level key is a folder.
+        text = "~"
     return keys, text
 
 
@@ -158,4 +164,5 @@ def override(opt: Options, entries: Sequence[str]) -> None:
                 there = ", ".join(quote(name, quotes=False) for name in section)
                 raise UserError(f"{where}: no section {key!r}; expected one of {there}")
             section = section[key]
+        # Only the last key may be new: a misspelt section would be a new one that nobody reads.
         section[last] = parse_yaml(text, f"{where}: the value")

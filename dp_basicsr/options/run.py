@@ -74,6 +74,7 @@ class RunOptions:
         """Return a new mapping as BasicSR's programs complete it, for its builders and models."""
         opt = self.options.as_dict()
         for key, dataset in opt["datasets"].items():
+            # BasicSR's datasets read both from their own options.
             dataset |= {"phase": key.split("_")[0], "scale": self.options.scale}
         root, kind = str(self.folders.root), "experiments" if self.is_train else "results"
         opt["path"] |= {f"{kind}_root": root, "log": root, "visualization": str(self.folders.visualization)}
@@ -99,6 +100,7 @@ class RunOptions:
             pydantic.ValidationError: A value is wrong, or a needed key is missing.
         """
         path, is_train = opt.get("path") or {}, opt["is_train"]
+        # Tests and other programs build models from options without folders.
         root = path.get("experiments_root" if is_train else "results_root") or os.path.join("experiments", opt["name"])
         given = {name: Path(path[name]) for name in ("models", "training_states", "visualization") if path.get(name)}
         folders = Folders(**{**vars(Folders.under(Path(root))), **given})

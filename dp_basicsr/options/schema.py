@@ -64,6 +64,7 @@ class Dataset(Section):
     """pairs per step of all processes together, instead of batch_size_per_gpu"""
     dataroot_flow: FilePath | None = None
     """folder of the optical flow, for BasicSR's video sets"""
+    # Stands in many published files, and is read by nothing: false would be a false promise.
     use_shuffle: Literal[True] | None = None
     """training data is always shuffled"""
     dataset_enlarge_ratio: Annotated[float, Field(ge=1)] = 1
@@ -154,6 +155,7 @@ AnyDataset = Annotated[
     | Annotated[RawDataset, Tag("RawDataset")]
     | Annotated[SingleDataset, Tag("SingleDataset")]
     | Annotated[Dataset, Tag("Dataset")],
+    # Chosen by `type`, so that a mistake is reported once and not for each kind of set.
     Discriminator(lambda value: (type(value) if isinstance(value, Dataset) else dataset_model(value)).__name__),
 ]
 
@@ -161,6 +163,7 @@ AnyDataset = Annotated[
 class Paths(Section):
     """``path``."""
 
+    # No keys of other programs here: BasicSR makes a folder of every key of `path`.
     model_config = ConfigDict(json_schema_extra={"patternProperties": {}})
 
     pretrain_network_g: FilePath | None = None

@@ -23,6 +23,7 @@ def whole(value: Any) -> Any:
 
 def _folder_name(value: str) -> str:
     """Check that a name, which becomes a folder or part of a file name, contains no path."""
+    # 200 bytes, because file systems allow 255 and suffixes are added.
     if value in ("", ".", "..") or not value.isprintable() or set(value) & set("/\\") or len(value.encode()) > 200:
         raise ValueError("the name of a folder")
     return value
@@ -45,10 +46,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
+        # So that "3" is no number and 1 not true: a typing error would otherwise run.
         strict=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
-        protected_namespaces=(),  # a key may be called model_type
+        # A key may be called model_type, which pydantic would warn of.
+        protected_namespaces=(),
+        # For editors: keys of other programs, as FOREIGN.
         json_schema_extra={"patternProperties": {"^x[_-]": {}}},
     )
 
@@ -67,6 +71,7 @@ class Section(BaseModel):
     def as_dict(self) -> dict[str, Any]:
         """Return a new mapping for BasicSR: the keys that are set, and defaults other than None."""
         values = {key: getattr(self, key) for key in type(self).model_fields} | (self.model_extra or {})
+        # BasicSR tests some keys by their presence, so a default of None stays out.
         return {
             key: _plain(value) for key, value in values.items() if value is not None or key in self.model_fields_set
         }

@@ -72,6 +72,7 @@ def write_report(folders: Sequence[Path], out: Path, quality: int | None = None)
             failed.
     """
     report = collect(folders, quality)
+    # Rendered before the old file is touched, so that an error leaves it.
     text = render(report)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def collect(folders: Sequence[Path], quality: int | None) -> Report:
     """Read everything shown in the report."""
     report = Report(title=", ".join(dict.fromkeys(_title(folder) for folder in folders)))
     for folder in folders:
-        evaluation = next((one for one in (folder, folder / FOLDER) if (one / JSON_NAME).is_file()), None)
+        evaluation = next((path for path in (folder, folder / FOLDER) if (path / JSON_NAME).is_file()), None)
         logs = any(folder.glob("train_*.log"))
         if evaluation is None and not logs:
             raise UserError(
@@ -96,6 +97,7 @@ def collect(folders: Sequence[Path], quality: int | None) -> Report:
         if logs:
             _add_training(report, folder)
         if evaluation:
+            # Two evaluations may differ in scale and images, so their means do not belong in one table.
             if report.averages:
                 raise UserError(
                     f"{folder}: expected one evaluation, got two; compare several methods with one run of evaluate"
@@ -108,11 +110,13 @@ def render(report: Report) -> str:
     """Render the page with its style, script and images embedded."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    # Escaped, as names of files and option files are shown; a misspelt name in the template is an error.
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html").render(
         report=report,
+        # Embedded, so that one file shows everything, also without network.
         style=(HERE / "report.css").read_text(encoding="utf-8"),
         script=(HERE / "report.js").read_text(encoding="utf-8"),
         version=__version__,
@@ -123,14 +127,14 @@ def render(report: Report) -> str:
 def average_table(evaluation: Evaluation, set_name: str) -> Table:
     """Build the table of each method's mean on a set, with the best two of each column ranked."""
     averages = [evaluation.average(set_name, method) for method in evaluation.methods]
-    columns = [_cells([one[metric] for one in averages], metric) for metric in evaluation.metrics]
+    columns = [_cells([scores[metric] for scores in averages], metric) for metric in evaluation.metrics]
     rows = [
         [Cell(method, method), *(column[number] for column in columns)]
         for number, method in enumerate(evaluation.methods)
     ]
     count = len(evaluation.of(set_name, evaluation.methods[0]))
     return Table(
-        f"{set_name} ({count} image{'s' * (count != 1)})",
+        f"{set_name} ({count} image{'' if count == 1 else 's'})",
         ["Method", *_labels(evaluation)],
         rows,
         1,
@@ -153,13 +157,16 @@ def image_table(evaluation: Evaluation) -> Table:
 def _add_training(report: Report, folder: Path) -> None:
     curves = read_run(folder)
     for title, panel in training_panels(curves).items():
+        # Of two trainings, the second one's panels carry its name.
         report.curves[title if title not in report.curves else f"{title} ({folder.name})"] = panel_svg(title, panel)
     report.facts[f"Iterations of {folder.name}"] = f"{curves['lr'][-1][0]:,}"
+    # The last start's log says what it changed.
     logs = sorted(folder.glob("train_*.log"), key=lambda log: log.stat().st_mtime)
     for beside, changes in re.findall(r"Options beside (.+?): (.+)", logs[-1].read_text("utf-8", errors="replace")):
         report.facts[f"{folder.name} beside {beside}"] = changes
     for path in sorted(folder.glob("*.yml")):
         report.option_files[path.name] = path.read_text(encoding="utf-8", errors="replace")
+    # Random features are logged with these words; such curves must not pass for a result.
     if any("RANDOM weights" in log.read_text(encoding="utf-8", errors="replace") for log in folder.glob("train_*.log")):
         report.notes.append(
             f"{folder.name} was trained with perceptual networks of RANDOM weights, for a trial or demo: its losses "
@@ -198,10 +205,9 @@ def _add_evaluation(report: Report, evaluation: Evaluation, quality: int | None)
 
 
 def _cells(values: Sequence[float | None], metric: str) -> list[Cell]:
-    places = ranks(values, metric)
     return [
         Cell(METRICS[metric].text(value), "" if value is None else value, rank)
-        for value, rank in zip(values, places, strict=True)
+        for value, rank in zip(values, ranks(values, metric), strict=True)
     ]
 
 
@@ -215,4 +221,5 @@ def _highest(evaluation: Evaluation) -> list[str]:
 
 def _title(folder: Path) -> str:
     resolved = folder.resolve()
+    # The folder of every test's evaluation has the same name, its parent the run's.
     return resolved.parent.name if resolved.name == FOLDER else resolved.name

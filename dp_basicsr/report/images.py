@@ -15,7 +15,8 @@ from dp_basicsr.report import LOSSLESS
 
 import cv2
 
-HANDY = 60e6  # total pixels up to which lossless images give a file that a browser opens quickly (about 100 MB)
+# Total pixels up to which lossless images give a file that a browser opens quickly (about 100 MB).
+HANDY = 60e6
 SMALLER = 90  # quality above that
 
 
@@ -63,11 +64,13 @@ def make_viewer(images: Sequence[Measured], evaluation: Evaluation, quality: int
     gt = mod_crop(read_file(first.gt), scale)
     lr = read_file(first.lr) if first.lr else downsample(gt, scale)
     sources = [Panel("LR (nearest)", "", data_uri(lr, quality), nearest=True)]
+    # Something to compare with, though it was not measured.
     if BICUBIC not in evaluation.methods:
         sources.append(Panel(BICUBIC, "", data_uri(bicubic(gt, lr, scale, first.image), quality)))
     for image in images:
         sources.append(Panel(image.method, scores_text(image.scores), data_uri(read_pair(image, scale)[0], quality)))
     sources.append(Panel("Original", "", data_uri(gt, quality)))
+    # Without LR, the original and bicubic: the slider begins between bicubic and the last method.
     results = [source.name for source in sources[1:-1] if source.name != BICUBIC]
     return Viewer(first.image, gt.shape[1], gt.shape[0], sources, BICUBIC, (results or ["Original"])[-1])
 
@@ -79,6 +82,7 @@ def scores_text(scores: Scores) -> str:
         if value is not None:
             label, _, unit = METRICS[name].label.partition(" [")
             words = [*label.split(), METRICS[name].text(value), *([unit.rstrip("]")] if unit else [])]
+            # A metric's name, value and unit stay on one line.
             parts.append("\N{NO-BREAK SPACE}".join(words))
     return " · ".join(parts)
 

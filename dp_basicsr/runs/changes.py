@@ -24,13 +24,15 @@ def describe_changes(options: OptionFile, root: Path) -> Iterator[str]:
     """
     now = _flat(options.as_dict())
     files = {path.name: read_options(path) for path in sorted(SHIPPED.glob("*.yml"))}
+    # Completed with defaults like the run's options, so that a key left out is no difference.
     shipped = {name: _flat(OptionFile.of(opt).as_dict()) for name, opt in files.items() if "train" in opt}
     name = min(shipped, key=lambda name: len(_differences(shipped[name], now)), default=None)
     if name is not None:
         yield f"Options beside {name}: {shorten(_differences(shipped[name], now), 12) or 'the same'}"
     try:
         before = _flat(json.loads((root / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError):  # none, or not one of ours
+    # The first start of this name, or a file that another program wrote.
+    except (OSError, ValueError, AttributeError):
         return
     yield f"Options beside the previous start: {shorten(_differences(before, now), 12) or 'the same'}"
 
@@ -45,5 +47,6 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Name each value that differs, and what it was."""
+    # Every run has its own name, which says nothing about what changed.
     keys = [key for key in dict.fromkeys([*now, *before]) if key != "name" and now.get(key) != before.get(key)]
     return [f"{key} {now.get(key)} ({before.get(key)})" for key in keys]

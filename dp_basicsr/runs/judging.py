@@ -16,7 +16,8 @@ Figures = dict[str, dict[str, float]]  # set -> metric -> mean
 
 IN_A_ROW = 3  # validations below the start's before a warning (our choice)
 COLOR_LEVELS = 2.0  # of 255, by which the mean colour may leave the LQ's beyond the start's (our choice)
-FIDELITY = ("calculate_psnr", "calculate_ssim")  # a GAN's fall below those of its L1 start by design
+# A GAN's PSNR and SSIM fall below those of its L1 start by design.
+FIDELITY = ("calculate_psnr", "calculate_ssim")
 
 
 class Judge:
@@ -42,6 +43,7 @@ class Judge:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state; raise a UserError on other content."""
+        # The attributes are the state, so a state of another version has other names or types.
         kinds = {name: type(value) for name, value in self.state_dict().items()}
         if {name: type(value) for name, value in state.items()} != kinds:
             raise UserError("its judge is not that of this version")
@@ -59,8 +61,10 @@ class Judge:
         monitor = [self.val.monitor] if isinstance(self.val.monitor, str) else self.val.monitor
         improved = False
         for key, value in self._flat(figures).items():
+            # A monitor names a metric of all sets, or one of them as `set/metric`.
             watched = monitor is None or key in monitor or key.rpartition("/")[2] in monitor
             before = self.best.get(key)
+            # An infinite PSNR could never be surpassed: the patience would run out after a perfect set.
             if watched and math.isfinite(value) and self._is_better(key, value, before, self.val.min_delta):
                 self.best[key], improved = value, True
         self.waited = 0 if improved else self.waited + 1
@@ -76,6 +80,7 @@ class Judge:
         perceptual = any(self._options(key)["type"] not in FIDELITY for key in shared)
         worse = all(self._is_better(key, start[key], now[key]) for key in shared)
         self.below = self.below + 1 if shared and perceptual and worse else 0
+        # Equal, not at least: one warning for each time that the run falls below its start.
         if self.below == IN_A_ROW:
             pairs = ", ".join(f"{key} {now[key]:.4g} (start: {start[key]:.4g})" for key in shared)
             get_root_logger().warning(f"For {IN_A_ROW} validations every metric is worse than the start's: {pairs}.")

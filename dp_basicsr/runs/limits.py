@@ -27,6 +27,7 @@ def keep_freed_memory() -> bool:
     """
     if not sys.platform.startswith("linux"):
         return False
+    # musl, the C library of Alpine Linux, has no mallopt.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and mallopt(_M_MMAP_MAX, 0) == 1 and mallopt(_M_TRIM_THRESHOLD, -1) == 1
 
@@ -44,7 +45,8 @@ def raise_open_file_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65536 if hard == resource.RLIM_INFINITY else min(65536, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):  # macOS has a second, lower limit
+        # macOS has a second, lower limit, and a run may do with the old one.
+        with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
@@ -59,6 +61,7 @@ def out_of_memory_is_user_error(run: RunOptions, also: str = "") -> Iterator[Non
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        # torch raises plain RuntimeErrors for lack of memory on the CPU, as for all other errors.
         if not is_out_of_memory(error):
             raise
         train, opt = run.options.training, run.as_dict()

@@ -42,6 +42,7 @@ class _ForTerminal(logging.Formatter):
         level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
         lines = f"{time.strftime('%H:%M:%S')} {level}{text}".split("\n")
         width = shutil.get_terminal_size().columns
+        # Nine spaces: continued lines begin below the message, after `HH:MM:SS `.
         wrap = partial(textwrap.wrap, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
         shown = (part for line in lines for part in (wrap(line, width) if line == lines[0] else [line]))
         return "\n".join(shown).replace("\u00a0", " ")
@@ -65,6 +66,7 @@ def start_log(opt: dict[str, Any]) -> MemoryHandler:
     held = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
     if opt["rank"] == 0:
         logger.setLevel(logging.INFO)
+        # The exact type, because a FileHandler is a StreamHandler too and keeps all lines.
         for handler in (handler for handler in logger.handlers if type(handler) is logging.StreamHandler):
             handler.addFilter(_is_for_terminal)
             if sys.stderr.isatty():
@@ -72,6 +74,7 @@ def start_log(opt: dict[str, Any]) -> MemoryHandler:
         logger.addHandler(held)
     versions = f"BasicSR {basicsr.__version__}, PyTorch {torch.__version__}, torchvision {torchvision.__version__}"
     logger.info(f"dp_basicsr {__version__}, {versions}")
+    # As long as the option file: on a terminal it would hide everything else.
     logger.info(dict2str(opt), extra={"for_file": True})
     return held
 
@@ -81,6 +84,7 @@ class _LogFile(logging.FileHandler):
 
     reported = False
 
+    # logging would print a traceback for every line.
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         if not self.reported:
             print(
@@ -94,6 +98,7 @@ def write_log(opt: dict[str, Any], kind: str, held: MemoryHandler) -> None:
     """Open the run's log file (rank 0) and write what has been logged so far."""
     if opt["rank"] != 0:
         return
+    # BasicSR's name, by which its tools and ours find the logs of a run.
     path = os.path.join(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log")
     file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))  # BasicSR's
@@ -128,6 +133,7 @@ def open_tensorboard(opt: dict[str, Any], resuming: bool, keep: int = 0) -> Any:
     """
     options = opt["logger"]
     project = (options.get("wandb") or {}).get("project")
+    # As in BasicSR, whose MessageLogger writes no figures for such names either.
     if opt["rank"] != 0 or "debug" in opt["name"]:
         return None
     if not options.get("use_tb_logger"):
@@ -138,6 +144,7 @@ def open_tensorboard(opt: dict[str, Any], resuming: bool, keep: int = 0) -> Any:
     if not resuming:
         await_archive_name(folder)
         mkdir_and_rename(folder)
+    # TensorBoard hides what an earlier process wrote from purge_step on: a resumed run repeats it.
     writer = import_optional("torch.utils.tensorboard").SummaryWriter
     return writer(log_dir=folder, purge_step=keep + 1 if resuming else None)
 
@@ -172,6 +179,7 @@ def progress_bar(opt: dict[str, Any], start_iter: int) -> Iterator[tqdm]:
         if hidden:
             yield bar
             return
+        # Otherwise each log line would be written into the bar.
         with logging_redirect_tqdm([get_root_logger()]):
             yield bar
 
@@ -188,8 +196,10 @@ class IterationLog:
     def __init__(self, opt: dict[str, Any], start_iter: int, tb_logger: Any) -> None:
         self.name, self.total = opt["name"], opt["train"]["total_iter"]
         self.start_iter, self.start_time = start_iter, time.monotonic()
+        # BasicSR counts from the first iteration of a start, we from the last one before it.
         self.line = MessageLogger(opt, start_iter + 1, tb_logger)
-        self.line.max_iters = self.total + 1  # BasicSR's ETA is off by one and would end below zero
+        # BasicSR's ETA is off by one and would end below zero.
+        self.line.max_iters = self.total + 1
 
     def __call__(self, epoch: int, iteration: int, rates: list[float], figures: dict[str, float]) -> None:
         """Log one iteration; ``figures`` are BasicSR's ``time`` and ``data_time``, others, and the losses."""
@@ -201,7 +211,9 @@ class IterationLog:
         words += [f"{name} {value:.3g}" for name, value in figures.items() if name.startswith(("l_", "dp_", "out_"))]
         # No-break spaces keep each figure beside its name.
         short = " | ".join(word.replace(" ", "\u00a0") for word in words)
+        # One record with both forms: the log file formats the long one, the terminal `short`.
         self.line.logger = logging.LoggerAdapter(get_root_logger(), {"short": short})
+        # A new mapping, because MessageLogger removes keys from the one that it gets.
         self.line({"epoch": epoch, "iter": iteration, "lrs": rates} | figures)
 
 
@@ -211,14 +223,16 @@ def current_losses(model: Any) -> dict[str, float]:
     Collective call.
     """
     losses: dict[str, float] = model.get_current_log()
-    perceptual: Any = next((one for one in vars(model).values() if hasattr(one, "log_terms")), None)
+    perceptual: Any = next((part for part in vars(model).values() if hasattr(part, "log_terms")), None)
     terms = perceptual.log_terms() if perceptual is not None else {}
+    # Averaged over the processes, as the model's own losses are.
     return losses if terms.keys() <= losses.keys() else losses | model.reduce_loss_dict(terms)
 
 
 def show_losses(bar: tqdm, losses: Mapping[str, float], waiting: float) -> None:
     """Show the main losses and the share of time spent waiting for data (0 to 1) next to the bar."""
     shown = {name: f"{losses[name]:.3g}" for name in BAR_LOSSES if name in losses}
+    # Not drawn here: the next update draws the bar anyway.
     bar.set_postfix({"data": f"{waiting:.0%}", **shown}, refresh=False)
 
 

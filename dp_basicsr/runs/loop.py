@@ -47,6 +47,7 @@ class Run:
     def _note_saved(self, iteration: int | None) -> None:
         self.saved = iteration
         if (guard := self._guard()) is not None:
+            # The guard's message on too many non-finite steps names the checkpoint to go back to.
             guard.saved = iteration
 
     def _guard(self) -> Any:
@@ -64,8 +65,10 @@ class Run:
         if self.tb_logger:
             self.tb_logger.flush()
         get_root_logger().info("Saving models and training states.")
+        # Of the last step, not of the next, which may begin another epoch.
         epoch = self.stream.epoch_of(self.iteration - 1)
         if saver := getattr(self.model, "saver", None):
+            # The position makes a resumed epoch continue with the samples that it has not seen.
             saver.save(epoch, self.iteration, self.stream.position(self.iteration))
         else:  # BasicSR's models, and those of other packages
             self.model.save(epoch, self.iteration)
@@ -78,11 +81,13 @@ class Run:
             UserError: The last steps, or all of them, were not finite, so the weights may be corrupt.
         """
         if (guard := self._guard()) is not None and not guard.last_step_applied():
+            # One skipped step left the weights of the step before it, unless there was none.
             if guard.in_a_row > 1 or self.iteration == 1:
                 raise UserError(
                     f"the last {guard.in_a_row} step(s) were not finite: net_g_latest is not saved; {guard.advice()}"
                 )
             get_root_logger().warning("The last step was not finite and is not part of net_g_latest.")
+        # BasicSR's way to ask for the name `latest`.
         self.model.save(epoch=-1, current_iter=-1)
 
     def validate(self, is_start: bool = False) -> None:
@@ -95,11 +100,13 @@ class Run:
         validator: Any = getattr(self.model, "validator", None)
         if validator is not None:
             validator.is_start = is_start
+        # So that the training does not depend on how often it is validated.
         with same_random_state_after():
             for loader in self.val_loaders:
                 complete = self.model.validation(loader, self.iteration, self.tb_logger, self.opt["val"]["save_img"])
                 if validator is not None and complete:
                     figures[loader.dataset.opt["name"]] = dict(validator.results)  # type: ignore[attr-defined]
+        # Before the results are used: an interrupted validation has none of some sets.
         if self.interruption.agreed(now=True):
             self.leave()
         if is_start and self.judge is not None:
@@ -127,7 +134,8 @@ class Run:
     def leave(self) -> None:
         """Save a checkpoint and exit on all processes together, because torchrun stops the rest after the first."""
         self.save()
-        agree_on(None)  # rank 0 may still be saving
+        # Rank 0 may still be saving when the others get here.
+        agree_on(None)
         if self.saved is not None:
             program = sys.argv[0] if os.access(sys.argv[0], os.X_OK) else f"python {sys.argv[0]}"
             command = f"{program} {shlex.join(sys.argv[1:])}"
@@ -158,19 +166,22 @@ def loop(run: Run) -> None:
     logger.info(describe_batch(opt, run.stream.batch_size))
     logger.info(f"Start training from epoch: {run.stream.epoch_of(run.iteration)}, iter: {run.iteration}")
     if run.iteration and val_freq and run.iteration % val_freq == 0:
-        run.validate()  # the checkpoint precedes its validation, which may be missing
+        # The checkpoint precedes its validation, which may be missing.
+        run.validate()
     elif run.iteration == 0 and starts_from_file(opt) and run.judge is not None and run.val_loaders:
         logger.info("The baseline: validation of the start weights.")
         run.validate(is_start=True)
 
     with progress_bar(opt, run.iteration) as bar:
         batches = run.stream.batches(run.iteration)
+        # Asked before the first step, too: a run that is resumed after its end does not go on.
         while run.iteration < total_iter and not run.is_over():
             data_timer.start()
             batch = next(batches)
             data_timer.record()
             epoch = run.stream.epoch_of(run.iteration)
             run.iteration += 1
+            # BasicSR's order: the rate of an iteration is set before its step.
             model.update_learning_rate(run.iteration, warmup_iter=opt["train"]["warmup_iter"])
             model.feed_data(batch)
             model.optimize_parameters(run.iteration)
@@ -182,13 +193,15 @@ def loop(run: Run) -> None:
                 show_losses(bar, losses, times["data_time"] / times["time"])
                 times["img_per_s"] = run.stream.batch_size / times["time"]
                 log_line(epoch, run.iteration, model.get_current_learning_rate(), times | losses)
+            # Before validation, which may take long: killed in it, the run repeats it and no step.
             if run.iteration % every["save_checkpoint_freq"] == 0:
                 run.save()
             if run.interruption.agreed():
                 run.leave()
             if val_freq and run.iteration % val_freq == 0:
                 run.validate()
-                iter_timer.start()  # exclude validation from the time per iteration
+                # Validation does not count as time per iteration.
+                iter_timer.start()
 
     logger.info(f"End of training, {run.iteration} iterations. Save the latest model.")
     run.save_latest()

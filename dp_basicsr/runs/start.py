@@ -18,6 +18,7 @@ from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 
 # Options of `--debug`: a name that TensorBoard skips, and all phases of a run within a few iterations.
+# BasicSR's value for validations and checkpoints of a debug run.
 DEBUG_FREQ = 8
 
 
@@ -35,18 +36,23 @@ def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
         UserError: See ``check_options`` and ``init_distributed``.
     """
     is_train, check = args.is_train, args.is_train and args.check
+    # Before the process group: a mistake is reported at once, without waiting for the other processes.
     checked = check_options(opt, args.opt, args.force_yml, is_train, may_miss_data=check)
     options = checked.options
-    if args.debug or "debug" in options.name:  # by its name too, as in BasicSR
+    # By its name too, as in BasicSR.
+    if args.debug or "debug" in options.name:
         options = for_debugging(options, is_train)
-    if options.logger and options.val and options.val.patience:  # the training ends after its best network
+    # The training ends some validations after its best network, which would be lost.
+    if options.logger and options.val and options.val.patience:
         options = options.model_copy(update={"logger": options.logger.model_copy(update={"keep_best": True})})
     parallel = options.dist_params
     dist = init_distributed(args.launcher, parallel.port, parallel.backend, parallel.timeout, cpu=options.num_gpu == 0)
     rank, world_size = get_dist_info()
     seed = options.manual_seed
-    if seed is None:  # one for the run, the same on every process
+    # One for the run: processes that drew their own would shuffle the data differently.
+    if seed is None:
         seed = agree_on(random.randint(1, 10000))
+    # Processes differ in their random numbers, as in BasicSR, but not in the order of the data.
     set_random_seed(seed + rank)
     folders = Folders.under(Path.cwd() / ("experiments" if is_train else "results") / options.name)
     return RunOptions(
@@ -68,6 +74,7 @@ def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
 def for_debugging(options: OptionFile, is_train: bool) -> OptionFile:
     """Return options with a name of its own; a training logs, saves and validates every few iterations."""
     name, logger, val = options.name, options.logger, options.val
+    # So that a debug run never moves aside or resumes the run that it tries out.
     changed: dict[str, object] = {"name": name if "debug" in name else f"debug_{name}"}
     if is_train and logger is not None:
         changed["logger"] = logger.model_copy(update={"print_freq": 1, "save_checkpoint_freq": DEBUG_FREQ})

@@ -30,6 +30,7 @@ def test(run: RunOptions) -> None:
     require_networks(opt)
     held_log = start_log(opt)
     logger = get_root_logger()
+    # Before unavailable ones are dropped: the tables keep their columns and give the reason.
     metrics = metrics_of(opt)
     drop_unavailable(opt)
     loaders = evaluation_loaders(opt, "test")
@@ -38,12 +39,14 @@ def test(run: RunOptions) -> None:
     refuse_small_images(opt, loaders)
     model = build_model(opt)
     make_exp_dirs(opt)
-    agree_on(None)  # wait until rank 0 has moved an earlier run's folder aside
+    # Wait until rank 0 has moved an earlier run's folder aside.
+    agree_on(None)
     write_log(opt, "test", held_log)
     for note in run.notes:
         logger.warning(note)
     for loader in loaders:
         logger.info(f"Testing {loader.dataset.opt['name']} ...")  # type: ignore[attr-defined]
+        # BasicSR puts the run's name where a validation has the iteration.
         model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
     if opt["rank"] == 0:
         evaluate_test_run(opt, metrics, loaders)

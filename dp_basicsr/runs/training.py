@@ -54,6 +54,7 @@ def train(run: RunOptions, option_file: str) -> None:
         SystemExit: A signal stopped the run: ``EXIT_RETRY``.
     """
     opt = run.as_dict()
+    # First of all, because cuBLAS reads its setting when a GPU is first used.
     set_determinism(run.options.deterministic)
     if run.num_gpu == 0:
         keep_freed_memory()
@@ -64,6 +65,7 @@ def train(run: RunOptions, option_file: str) -> None:
     intact = "; saved checkpoints are intact: continue with --auto_resume"
     with run_lock(opt["path"]["experiments_root"]), out_of_memory_is_user_error(run, intact), outlive_terminal():
         held_log = start_log(opt)
+        # A list, read now: the file of the previous start is replaced below.
         changes = list(describe_changes(run.options, run.folders.root))
         point = find_resume_point(opt)
         opt = opt if point is None else point.options(opt)
@@ -72,8 +74,10 @@ def train(run: RunOptions, option_file: str) -> None:
         val_loaders = evaluation_loaders(opt, "val") if opt.get("val") else []
         refuse_small_images(opt, val_loaders)
         model = build_model(opt)
+        # BasicSR's models have no saver, so a judge's state could not be resumed.
         judge = Judge(run.options.val) if run.options.val is not None and hasattr(model, "saver") else None
         if judge is not None:
+            # Before the state is restored, which includes the judge's.
             model.saver.others["judge"] = judge
         if point is not None:
             resume(opt, model, stream, point.state)
@@ -83,16 +87,19 @@ def train(run: RunOptions, option_file: str) -> None:
         write_log(opt, "train", held_log)
         if point is not None:
             keep_one_history(opt, model, point)
+        # A state of another run starts this one: its figures are not in this run's TensorBoard.
         begins = point is None or not is_of(Path(opt["path"]["experiments_root"]), point.path)
         tb_logger = open_tensorboard(opt, resuming=point is not None, keep=0 if begins else iteration)
         try:
             with no_room_is_user_error(), Interruption(opt["dist"]) as interruption:
                 if hasattr(model, "validator"):
-                    model.validator.interrupted = interruption.noted  # lets a validation stop between two images
+                    # Lets a validation stop between two images.
+                    model.validator.interrupted = interruption.noted
                 on_rank_0(lambda: atomic_write(run.folders.root / FILE, lambda file: file.write(run.options.as_json())))
                 for change in changes:
                     get_root_logger().info(change)
-                for note in run.notes:  # the last lines before the first iteration
+                # The last lines before the first iteration, where they are seen.
+                for note in run.notes:
                     get_root_logger().warning(note)
                 loop(Run(opt, model, stream, val_loaders, tb_logger, interruption, judge, iteration))
         finally:
@@ -115,7 +122,8 @@ def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str
     use_options = opt["path"].get("resume_schedule") == "options"
     try:
         changed = resume_training(model, state, opt["train"], use_options)
-    except Exception as error:  # another model's state fails in any way
+    # Another model's state fails in any way.
+    except Exception as error:
         raise UserError(
             f"the state of iteration {iteration} does not fit these options ({first_line(error)}): resume with the "
             "options it was saved with (another scheduler: path:resume_schedule=options), or start a new run without "
@@ -140,6 +148,7 @@ def keep_one_history(opt: dict[str, Any], model: Any, point: ResumePoint) -> Non
         on_rank_0(lambda: set_aside_later(root, point.path, point.state["iter"], best_files))
     if saver and opt["logger"]["keep_best"]:
         best = model.validator.best
+        # All processes forget it, or their `best` would differ.
         for dataset, metric in on_rank_0(lambda: restore_best(root, point.path, best, best_files)):
             get_root_logger().warning(f"The best network of {dataset} by {metric} no longer exists and is forgotten.")
             del best[dataset][metric]
@@ -157,9 +166,11 @@ def make_folders(opt: dict[str, Any], option_file: str, resuming: bool) -> None:
             make_exp_dirs(opt)
         for folder in ("models", "training_states", "visualization"):
             os.makedirs(opt["path"][folder], exist_ok=True)
+            # Of a process that was killed while it wrote.
             remove_partial_files(opt["path"][folder])
-        kept = Path(opt["path"]["experiments_root"], Path(option_file).name)  # may be the option file itself
-        atomic_write(kept, lambda file: file.write((head + text).encode()))
+        # May be the option file itself, if a run is started from its experiment's copy.
+        copy = Path(opt["path"]["experiments_root"], Path(option_file).name)
+        atomic_write(copy, lambda file: file.write((head + text).encode()))
         mark_experiment(opt["path"]["experiments_root"])
     except OSError as error:
         raise UserError(f"cannot make {opt['path']['experiments_root']}: {error}") from error

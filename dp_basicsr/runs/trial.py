@@ -57,6 +57,7 @@ def check(run: RunOptions) -> None:
     notes = [f"  note:   {note}" for note in run.notes]
     if opt["rank"] == 0:
         print("\n".join([summary(opt, batch, source, loading, seconds, losses), *downloads(opt), *notes]), flush=True)
+    # After the summary, whose losses show which term is not finite.
     broken = [name for name, value in losses.items() if not math.isfinite(value)]
     if broken:
         missing.append(f"{', '.join(broken)} not finite: lower the learning rate or the loss weights")
@@ -82,7 +83,8 @@ def trial_options(opt: dict[str, Any], without_files: bool) -> dict[str, Any]:
     trial["datasets"]["train"] |= {"num_worker_per_gpu": 0, "persistent_workers": False, "prefetch_mode": None}
     loss = trial["train"].get("perceptual_opt") or {}
     if loss.get("type") == "DPLoss":
-        trial["train"]["perceptual_opt"] = with_random_weights(loss)  # the cost does not depend on the weights
+        # The cost does not depend on the weights, which may have to be downloaded.
+        trial["train"]["perceptual_opt"] = with_random_weights(loss)
     if without_files:
         for key in ("pretrain_network_g", "pretrain_network_d", "resume_state"):
             trial["path"][key] = None
@@ -107,7 +109,8 @@ def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, fl
             return batch, "pairs of the data", time.perf_counter() - start
         except UserError as error:
             missing.append(str(error))
-    if opt["datasets"]["train"]["type"] not in DATASETS:  # the format of its batches is unknown
+    # The format of its batches is unknown.
+    if opt["datasets"]["train"]["type"] not in DATASETS:
         raise UserError("\n".join(missing))
     data, scale = opt["datasets"]["train"], opt["scale"]
     channels, size = opt["network_g"].get("num_in_ch", 3), data["gt_size"]
@@ -132,7 +135,8 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
     """
     train = opt["train"]
     every, first = train["net_d_iters"], train["net_d_init_iters"]
-    iteration = (first // every + 1) * every  # the next one that also updates the generator
+    # The first one that also updates the generator, which costs the most.
+    iteration = (first // every + 1) * every
     seconds: list[float] = []
     try:
         with out_of_memory_is_user_error(run):
@@ -141,15 +145,18 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
                 start = time.perf_counter()
                 model.feed_data(batch)
                 model.optimize_parameters(iteration)
+                # Kernels run asynchronously: without this, only their launch would be timed.
                 if model.device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)
             losses = current_losses(model)
             try_validation(opt, model)
+            # The first step also allocates memory and selects kernels.
             return statistics.median(seconds[1:]), losses
     except UserError:
         raise
-    except Exception as error:  # classes may raise anything on impossible values
+    # Classes may raise anything on impossible values.
+    except Exception as error:
         reason = message_for_user(error) or f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"the step failed: {reason}") from error
 
@@ -174,6 +181,7 @@ def try_validation(opt: dict[str, Any], model: Any) -> None:
 class FirstCorner(Dataset):
     """The first sample of a dataset, cropped to ``CORNER``: LR pixels, odd and large enough for every metric."""
 
+    # Odd, because a network or a metric that fails on odd sides would fail at the first validation.
     CORNER = (121, 127)
 
     def __init__(self, dataset: Any, scale: int) -> None:
@@ -197,21 +205,22 @@ def summary(
     opt: dict[str, Any], batch: Batch, source: str, loading: float, seconds: float, losses: dict[str, float]
 ) -> str:
     """Format the trial and the estimate in a few lines."""
-    name = "lq" if "lq" in batch else "gt"  # some models create the LQ themselves
-    own, processes, total = len(batch[name]), int(opt["world_size"]), opt["train"]["total_iter"]
-    whole = own * processes
+    # Some models create the LQ themselves.
+    name = "lq" if "lq" in batch else "gt"
+    pairs, processes, total = len(batch[name]), int(opt["world_size"]), opt["train"]["total_iter"]
+    all_pairs = pairs * processes
     data = f", one batch loaded in {loading:.2f} s by one process" if loading else ""
-    relation = "" if whole == PAPER_BATCH else f", the paper's is {PAPER_BATCH}"
+    relation = "" if all_pairs == PAPER_BATCH else f", the paper's is {PAPER_BATCH}"
     shape = " x ".join(map(str, batch[name].shape))
     return "\n".join(
         [
-            f"{opt['name']}: one step of {opt['model_type']} on {own} {source} ({name} {shape}){data}",
+            f"{opt['name']}: one step of {opt['model_type']} on {pairs} {source} ({name} {shape}){data}",
             f"  losses: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}",
             f"  time:   {seconds:.3g} s per iteration, {duration(seconds * total)} for {total} iterations, "
             "without validation",
             f"  memory: {memory(opt)}",
-            f"  batch:  {whole} ({own} on each of {processes} process{'es' if processes > 1 else ''}{relation}), "
-            f"{whole / seconds:.3g} pairs per second",
+            f"  batch:  {all_pairs} ({pairs} on each of {processes} process{'es' if processes > 1 else ''}{relation}), "
+            f"{all_pairs / seconds:.3g} pairs per second",
         ]
     )
 
@@ -224,6 +233,7 @@ def memory(opt: dict[str, Any]) -> str:
         import resource
     except ImportError:  # Windows
         return "not measured on this system"
+    # Bytes on macOS, KiB on Linux.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return f"{peak / 2**30:.2f} GiB peak, with {torch.get_num_threads()} thread(s)"
 
@@ -246,7 +256,8 @@ def downloads(opt: dict[str, Any]) -> list[str]:
 
 
 def _is_here(network: str) -> bool:
-    if network.startswith(TIMM):  # timm has a cache of its own, in which a download is not repeated
+    # timm has a cache of its own, in which a download is not repeated.
+    if network.startswith(TIMM):
         return False
     name = weights_url(network).rsplit("/", 1)[1]
     return any((folder / name).is_file() for folder in (PRETRAINED_DIR, Path(torch.hub.get_dir()) / "checkpoints"))

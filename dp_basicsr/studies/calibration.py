@@ -50,10 +50,12 @@ def calibration_file(study: Study, smoke: Smoke | None) -> Path:
 def study_options(study: Study, smoke: Smoke | None) -> dict[str, Any]:
     """Return the options that all rows of a study have in common."""
     base, files = next(iter(study.bases.items()))
+    # By name, because an installed package has the option files in another folder than a checkout.
     opt = read_options(SHIPPED / Path(files["train"]).name)
     override(opt, (*study.overrides, *((*smoke.train, *smoke.network[base]) if smoke else ())))
     for name, dataset in opt["datasets"].items():
         dataset |= {"phase": name.split("_")[0], "scale": opt["scale"]}
+    # What the start of a run would add; the calibration runs in this process, on the CPU.
     return opt | {"rank": 0, "world_size": 1, "dist": False, "num_gpu": 0}
 
 
@@ -61,6 +63,7 @@ def read_network(opt: dict[str, Any], path: Path | None) -> nn.Module:
     """Build the generator with the averaged weights of a file, or with those that it starts from."""
     network: nn.Module = build_network(dict(opt["network_g"]))
     if path is not None:
+        # The averaged weights are what a trained run is tested with.
         network.load_state_dict(load(path, "model", "train it first")["params_ema"])
     return network.eval()
 
@@ -78,6 +81,7 @@ def calibrate(study: Study, smoke: Smoke | None) -> None:
         UserError: Data, features or the start network are missing.
     """
     path = calibration_file(study, smoke)
+    # Never measured again: the trainings that exist were made with the first weights.
     if path.is_file() or not any(row.calibrated for row in study.rows):
         return
     opt = study_options(study, smoke)
@@ -90,9 +94,11 @@ def calibrate(study: Study, smoke: Smoke | None) -> None:
         lq, gt = (as_float(batch[key], torch.device("cpu")) for key in ("lq", "gt"))
         with torch.no_grad():
             result = network(lq)
+        # The image is the variable: gradients are wanted at it, not at the network's weights.
         result.requires_grad_()
         values = [term(result, gt) for term in (loss.all_terms["vgg"], loss.all_terms["resnet"])]
         # The norms of all combinations follow from three products, so each network runs once.
+        # In float64, because squares of small gradients are summed over a whole batch.
         vgg, resnet = (torch.autograd.grad(value, result)[0].double() for value in values)
         w = float(loss.rules["resnet"].weight(*(value.detach() for value in values)))
         products = vgg.square().sum(), resnet.square().sum(), (vgg * resnet).sum()
@@ -107,6 +113,7 @@ def weights_of(measured: Sequence[Gradients]) -> dict[str, Any]:
     The gradient of L_VGG + w * L_Res is that of L_VGG plus w times that of L_Res: its norm follows from the products.
     """
     mean_w = fmean(w for *_, w in measured)
+    # None stands for the w of each mini-batch, as the dynamic objective has it.
     combinations = {"vgg": (1.0, 0.0), "resnet": (0.0, 1.0), "static": (1.0, mean_w), "dynamic": (1.0, None)}
     norms = {
         name: fmean(

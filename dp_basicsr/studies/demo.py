@@ -61,6 +61,7 @@ def write_photographs(folder: Path = DATA) -> None:
         for name in names:
             if not (source / name).is_file():
                 raise UserError(f"expected the photograph {name} in {source}: install scikit-image's wheel from PyPI")
+            # As the originals of the benchmarks, whose LR must have whole pixels.
             photograph = mod_crop(read_image(source / name), SCALE)
             cv2.imwrite(str(target / f"{Path(name).stem}.png"), photograph)
 
@@ -83,6 +84,7 @@ def run(*command: object) -> None:
         UserError: The command failed; it has printed its own message.
     """
     program, *words = map(str, command)
+    # Relative, as a user would type it from here.
     words.insert(0, os.path.relpath(ROOT / program))
     print(f"\n$ python {shlex.join(words)}", flush=True)
     # Waiting threads yield their core: spinning, the default, is many times slower on a shared machine.
@@ -124,6 +126,7 @@ def draw_comparison(images: Mapping[str, Mapping[str, Image]], note: str, path: 
     """Draw each original with its crop marked, and the crop of LR, bicubic, each result and the original."""
     import matplotlib
 
+    # A backend that needs no display.
     matplotlib.use("Agg")
     from matplotlib import patches, pyplot
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -138,6 +141,7 @@ def draw_comparison(images: Mapping[str, Mapping[str, Image]], note: str, path: 
         row[0].add_patch(patches.Rectangle((left, top), CROP, CROP, fill=False, edgecolor="red", linewidth=2))
         row[0].set_title(name)
         for axis, (label, image) in zip(row[1:], shown.items(), strict=True):
+            # The crop is given in pixels of the original.
             step = SCALE if label == "LR" else 1
             crop = image[top // step : (top + CROP) // step, left // step : (left + CROP) // step]
             axis.imshow(crop[..., ::-1], interpolation="nearest")

@@ -44,8 +44,10 @@ def judge_runs(study: Study, smoke: Smoke | None, jobs: Sequence[StudyRun]) -> N
     # A smoke run has no start network: its first run stands for it.
     start = start_of(opt) or jobs[0].model
     validator = Validator(opt | {"val": {}}, torch.device("cpu"))
+    # The start is the same for all runs, so its images are computed once.
     before: dict[Path, tuple[NDArray[np.uint8], Scores]] = {}  # the start's result and its metrics
     for job in jobs:
+        # Judged once for each model: a model that was trained again is newer than its file.
         target = Path("results", job.name, "judged.json")
         if not job.is_trained() or (target.is_file() and target.stat().st_mtime > job.model.stat().st_mtime):
             continue
@@ -66,9 +68,11 @@ def judge_runs(study: Study, smoke: Smoke | None, jobs: Sequence[StudyRun]) -> N
                 picture.write_bytes(encode_png(result))
                 scores = [before[path][1]]
                 for alpha in ALPHAS[1:]:
+                    # The table shows the runs alone; the blends need only the two axes of the curve.
                     metrics = COLUMNS if alpha == 1 else (DISTORTION, JUDGE)
                     scores.append(measure(blend(before[path][0], result, alpha), gt, opt["scale"], metrics))
                 judged.setdefault(entry["name"], {})[path.stem] = scores
+        # The file marks the run as judged, so it must be complete.
         with replacing(target) as temporary:
             temporary.write_text(json.dumps(judged), encoding="utf-8")
         print(f"{job.name}: judged", flush=True)
@@ -81,13 +85,13 @@ def blend(start: NDArray[np.uint8], result: NDArray[np.uint8], alpha: float) -> 
 
 def read_judged(study: Study, smoke: Smoke | None) -> dict[str, dict[int, Judged]]:
     """Return what was judged so far: label -> seed -> scores."""
-    found: dict[str, dict[int, Judged]] = {}
+    judged: dict[str, dict[int, Judged]] = {}
     for row in study.rows:
         for seed in study.seeds:
             path = Path("results", make_job(study, row, smoke, seed).name, "judged.json")
             if path.is_file():
-                found.setdefault(row.label, {})[seed] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+                judged.setdefault(row.label, {})[seed] = json.loads(path.read_text(encoding="utf-8"))
+    return judged
 
 
 def curve(judged: Judged, name: str, metric: str) -> Array:
@@ -108,6 +112,7 @@ def at_drop(judged: Judged, name: str, drop: float) -> Array:
     a blend may first gain PSNR. The run alone must have lost as much.
     """
     lost, values = psnr_loss(judged, name), curve(judged, name, JUDGE)
+    # lost[last + 1] is at least `drop`, because the last one is: the division is safe.
     last = max(index for index in range(len(ALPHAS) - 1) if lost[index] < drop)
     part = (drop - lost[last]) / (lost[last + 1] - lost[last])
     return np.asarray((1 - part) * values[:, last] + part * values[:, last + 1])
@@ -133,6 +138,7 @@ def comparison_lines(study: Study, runs: Mapping[str, Mapping[int, Judged]], nam
     """Compare objectives in pairs on one set: the comparisons named beforehand, then Eq. 9 with all others."""
     named = [tuple(pair) for pair in study.comparisons if set(pair) <= runs.keys()]
     first = study.comparisons[0][0] if study.comparisons else ""
+    # Eq. 9 is named first in the study's comparisons.
     others = [(first, label) for label in runs if first in runs and label != first and (first, label) not in named]
     rows = []
     for one, other in [*named, *others]:
@@ -140,11 +146,13 @@ def comparison_lines(study: Study, runs: Mapping[str, Mapping[int, Judged]], nam
         seeds = sorted(runs[one].keys() & runs[other].keys())
         if not seeds:
             continue
+        # At a drop that all runs of both reach, or one would be compared beyond its end.
         drop = min(DROP, *(psnr_loss(runs[label][seed], name)[-1] for label in (one, other) for seed in seeds))
         text = ["n/a", "a run has not lost PSNR"]
         if drop > 0:
             pairs = [[at_drop(runs[label][seed], name, drop) for label in (one, other)] for seed in seeds]
             mean, low, high = bootstrap(np.stack([left - right for left, right in pairs]))
+            # The interval contains 0: the data do not tell which is better.
             verdict = "not shown" if low <= 0 <= high else f"{one if mean < 0 else other} is better"
             text = [f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]", verdict]
         rows.append([f"{one} - {other} ({kind})", f"{-drop:.2f} dB", *text])
@@ -168,10 +176,12 @@ def judged_markdown(study: Study, smoke: Smoke | None) -> str:
     for name in study.sets:
         shown = {label: {seed: run for seed, run in seeds.items() if name in run} for label, seeds in runs.items()}
         shown = {label: seeds for label, seeds in shown.items() if seeds}
+        # Sets that are not on this machine were not judged.
         if not shown:
             continue
         any_run = next(iter(next(iter(shown.values())).values()))
         rows = []
+        # Index 0 of the blends is the start's image, -1 the run's own.
         for label, seeds, index in (("start (L1)", {0: any_run}, 0), *((*item, -1) for item in shown.items())):
             values = {metric: [mean_of(run, name, metric, index) for run in seeds.values()] for metric in COLUMNS}
             texts = [mean_text(value, metric) for metric, value in values.items()]

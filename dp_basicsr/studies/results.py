@@ -40,6 +40,7 @@ def write_study(study: Study, smoke: Smoke | None, given: Sequence[Method], metr
     Raises:
         UserError: Images of ``given`` are missing or do not match.
     """
+    # Runs with seeds were judged by their images, so there are no evaluations to read.
     if study.seeds:
         markdown = judged_markdown(study, smoke)
         with StagedFolder(_folder(study, smoke), overwrite=True) as staged:
@@ -49,8 +50,10 @@ def write_study(study: Study, smoke: Smoke | None, given: Sequence[Method], metr
                 plot_panels(shares, staged.path / "shares.png")
             return staged.commit()
     cells = trained_cells(study, smoke) | image_cells(study, smoke, given, metrics)
+    # A smoke run has the demo's set in place of the paper's.
     columns = list(dict.fromkeys(column for _, column in cells)) if smoke else []
     columns = columns or list(study.sets if study.columns == "sets" else study.bases)
+    # Meaningless numbers are not put beside the paper's.
     paper = None if smoke or study.table is None else paper_tables()[study.table]
     shares = read_shares(study, smoke)
     markdown = study_markdown(study, columns, cells, paper, bool(smoke))
@@ -84,7 +87,10 @@ def image_cells(study: Study, smoke: Smoke | None, given: Sequence[Method], metr
     methods += [method for method in given if method.name in labels]
     opt = read_options(SHIPPED / Path(next(iter(study.bases.values()))["test"]).name)
     override(opt, smoke.test if smoke else ())
-    sets = [find_test_set(Path(one["dataroot_gt"]), Path(one["dataroot_lq"]), one["name"]) for one in present_sets(opt)]
+    sets = [
+        find_test_set(Path(entry["dataroot_gt"]), Path(entry["dataroot_lq"]), entry["name"])
+        for entry in present_sets(opt)
+    ]
     if not (methods and sets):
         return {}
     evaluation = evaluate(sets, methods, opt["scale"], metrics)
@@ -102,9 +108,11 @@ def default_metrics(smoke: Smoke | None) -> tuple[str, ...]:
 def _cells(
     study: Study, label: str, base: str, evaluation: Evaluation, smoke: Smoke | None, method: str = ""
 ) -> Mapping[tuple[str, str], Scores]:
-    method = method or evaluation.methods[-1]  # test.py lists its own method after bicubic
+    # test.py lists its own method after bicubic.
+    method = method or evaluation.methods[-1]
     averages = {name: evaluation.average(name, method) for name in evaluation.sets}
     if study.columns == "sets":
         return {(label, name): scores for name, scores in averages.items()}
+    # The columns are networks, all on one set: the study's first, or the demo's.
     chosen = averages.get(next(iter(averages)) if smoke else study.sets[0])
     return {(label, base): chosen} if chosen else {}

@@ -76,6 +76,7 @@ class StudyRun:
     def is_tested(self) -> bool:
         """Whether the tables are newer than the model and include every available set."""
         path = self.evaluation / JSON_NAME
+        # An older table is of a model that has been trained again since.
         if not path.is_file() or not self.is_trained() or path.stat().st_mtime < self.model.stat().st_mtime:
             return False
         opt = read_options(self.test_file)
@@ -84,6 +85,7 @@ class StudyRun:
 
     def train_command(self) -> list[str]:
         """Command of the training, which resumes from the newest state if there is one."""
+        # Also at the first start: without a state, --auto_resume begins a new run.
         return _command("train.py", self.train_file, "--auto_resume", f"name={self.name}", *self.train)
 
     def test_command(self) -> list[str]:
@@ -95,6 +97,7 @@ class StudyRun:
     def check_record(self) -> None:
         """Raise a UserError if the run was started with other options."""
         if self.record.is_file():
+            # A study that was edited must not mix its rows with runs of the old options.
             if yaml.safe_load(self.record.read_text(encoding="utf-8")) != self.started_with():
                 raise UserError(
                     f"experiments/{self.name} was trained with other options than the study has now ({self.record}): "
@@ -111,10 +114,12 @@ class StudyRun:
 def make_jobs(study: Study, smoke: Smoke | None) -> list[StudyRun]:
     """Return the trainings of a study, each once, and all rows of a seed before the next seed."""
     jobs: dict[str, StudyRun] = {}
+    # Seeds outside, so that all rows are comparable after each round.
     for seed in study.seeds or (None,):
         for row in study.rows:
             if row.run:
                 job = make_job(study, row, smoke, seed)
+                # By name, because rows may share a training.
                 jobs[job.name] = job
     return list(jobs.values())
 
@@ -126,7 +131,8 @@ def make_job(study: Study, row: Row, smoke: Smoke | None, seed: int | None = Non
     network = tuple(smoke.network[row.base]) if smoke else ()
     seeded = () if seed is None else (f"manual_seed={seed}",)
     overrides = (*study.overrides, *row.overrides, *calibrated_overrides(study, row, smoke), *seeded)
-    if smoke:  # entries of a list cannot be overridden individually
+    # Entries of a list cannot be overridden individually.
+    if smoke:
         overrides = tuple(entry.replace("weights: imagenet", "weights: random") for entry in overrides)
     return StudyRun(
         name=f"smoke_{run}" if smoke else run,
@@ -154,6 +160,7 @@ class Runner:
     """
 
     def __init__(self, gpus: int) -> None:
+        # Its names may be UUIDs, and its order is the user's: children get its entries, not numbers.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         devices = visible.split(",") if visible else [str(number) for number in range(gpus)]
         if len(devices) < gpus:
@@ -171,13 +178,15 @@ class Runner:
         for job in jobs:
             job.check_record()
         pool = ThreadPoolExecutor(self._slots.qsize())
+        # The default would kill this process and leave its trainings running.
         previous = signal.signal(signal.SIGTERM, exit_on_signal)
         try:
             list(pool.map(lambda job: self._run_one(job, retest), jobs))
         finally:
             with self._starting:
                 self._stopping.set()
-            for child in list(self._children):  # stop all trainings with the study
+            # Stop all trainings with the study: SIGTERM lets each save a checkpoint.
+            for child in list(self._children):
                 child.terminate()
             pool.shutdown(cancel_futures=True)
             signal.signal(signal.SIGTERM, previous)
@@ -187,6 +196,7 @@ class Runner:
         try:
             if not job.is_trained():
                 job.record.parent.mkdir(parents=True, exist_ok=True)
+                # Before the training, so that an interrupted one is known as the study's.
                 job.record.write_text(yaml.safe_dump(job.started_with()), encoding="utf-8")
                 self._call(job, "training", job.train_command(), device)
             if job.name not in self.failed and not job.judged and (retest or not job.is_tested()):
@@ -197,16 +207,18 @@ class Runner:
             self._slots.put(device)
 
     def _call(self, job: StudyRun, what: str, command: list[str], device: str) -> None:
-        where = f"GPU {device}" if device else "the CPU"
+        device_name = f"GPU {device}" if device else "the CPU"
+        # Hides the other GPUs, which `num_gpu: auto` would take too.
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": device}
         job.log.parent.mkdir(parents=True, exist_ok=True)
+        # Appended to: training, resumed trainings and test share one file.
         with job.log.open("ab") as log:
             with self._starting:
                 if self._stopping.is_set():
                     return
                 child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
                 self._children.add(child)
-            print(f"{job.name}: {what} on {where}, output in {job.log}", flush=True)
+            print(f"{job.name}: {what} on {device_name}, output in {job.log}", flush=True)
             code = child.wait()
             self._children.discard(child)
         if code != 0 and not self._stopping.is_set():
@@ -235,6 +247,7 @@ def shown(command: Sequence[str]) -> str:
 
 
 def _command(program: str, options: Path, *arguments: str) -> list[str]:
+    # `--force_yml` takes all words that follow it, so the flags come first.
     flags = [argument for argument in arguments if argument.startswith("--")]
     entries = [argument for argument in arguments if not argument.startswith("--")]
     paths = [os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

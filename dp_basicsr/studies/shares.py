@@ -14,16 +14,16 @@ SHARE = "dp_share_"  # prefix of a term's name in the log
 
 def read_shares(study: Study, smoke: Smoke | None) -> dict[str, dict[str, Curve]]:
     """Read the shares logged by the rows' trainings: label -> term -> curve. Rows without any are omitted."""
-    found: dict[str, dict[str, Curve]] = {}
+    shares: dict[str, dict[str, Curve]] = {}
     for row in study.rows:
         seed = study.seeds[0] if study.seeds else None
         folder = Path("experiments", make_job(study, row, smoke, seed).name) if row.run else Path()
         if row.run and any(folder.glob("train_*.log")):
             curves = read_run(folder)
-            found[row.label] = {
+            shares[row.label] = {
                 name.removeprefix(SHARE): curve for name, curve in curves.items() if name.startswith(SHARE)
             }
-    return {label: curves for label, curves in found.items() if curves}
+    return {label: curves for label, curves in shares.items() if curves}
 
 
 def share_lines(shares: dict[str, dict[str, Curve]]) -> list[str]:

@@ -15,6 +15,7 @@ import yaml
 STUDIES = SHIPPED / "studies"
 PAPER = Path(__file__).with_name("paper.yml")
 
+# A list, not the folder's files, which include the settings of smoke runs.
 NAMES = ("mu", "beta", "networks", "correlation", "comparison", "ablation", "terms", "small")
 
 
@@ -76,6 +77,7 @@ class PaperTable:
     def value(self, row: str, column: str, kind: str) -> float | None:
         """Return the value of one metric (``psnr``, ``ssim``, ``lpips``), or None if the paper has none."""
         values = self.rows.get(row, {}).get(column)
+        # Not every table of the paper has every metric, nor every row every column.
         return values[self.metrics.index(kind)] if values and kind in self.metrics else None
 
 
@@ -98,6 +100,7 @@ def read_study(name: str) -> Study:
         raise UserError(f"study: expected one of {', '.join(NAMES)}; got {name!r}")
     data = _read(STUDIES / f"{name}.yml")
     rows = tuple(Row(**{**row, "overrides": tuple(row.get("overrides", ()))}) for row in data.pop("rows"))
+    # YAML has lists, and a frozen record tuples.
     lists: dict[str, Any] = {
         key: tuple(data[key]) for key in ("sets", "seeds", "overrides", "comparisons") if key in data
     }

@@ -45,6 +45,7 @@ def study_markdown(
     elif paper:
         lines += [f"Each cell: ours / the paper's / the difference. Paper: {paper_source()}."]
     kinds = paper.metrics if paper else ("psnr", "ssim", "lpips")
+    # Two rows of one label are one setting on two bases, side by side.
     labels = list(dict.fromkeys(row.label for row in study.rows))
     for reading, names in READINGS.items():
         lines += ["", f"## {reading}", "", f"{' / '.join(kind.upper() for kind in kinds)}", ""]
@@ -64,6 +65,7 @@ def study_csv(study: Study, columns: Sequence[str], cells: Cells, paper: PaperTa
         for column in columns:
             for name in DEFAULT:
                 ours = cells.get((label, column), {}).get(name)
+                # The paper does not say which variant it is, so its number stands beside each.
                 theirs = paper.value(label, column, name.split("_")[0]) if paper else None
                 writer.writerow(
                     [label, column, name, *("" if v is None else v for v in (ours, theirs, _minus(ours, theirs)))]
@@ -88,10 +90,11 @@ def rank_lines(
     return lines + table_lines(["", "smoke" if smoke else "ours", *(["paper"] if paper else [])], rows)
 
 
-def _rho(one: Sequence[float | None], other: Sequence[float | None]) -> str:
-    if None in one or None in other or len(set(one)) == 1 or len(set(other)) == 1:
-        return "n/a"  # values are missing, or all are equal
-    rho = float(spearmanr(one, other).statistic)
+def _rho(first: Sequence[float | None], second: Sequence[float | None]) -> str:
+    if None in first or None in second or len(set(first)) == 1 or len(set(second)) == 1:
+        # Values are missing, or all are equal: no order can be compared.
+        return "n/a"
+    rho = float(spearmanr(first, second).statistic)
     return "n/a" if math.isnan(rho) else f"{rho:+.2f}"
 
 
