@@ -85,6 +85,7 @@ class NodeFeatures(FrozenFeatures):
     ) -> None:
         layers = tuple(layers)
         with torch.device("meta"):
+            # Only names are wanted, so the weights take neither time nor memory.
             nodes = get_graph_node_names(models.get_model(network, weights=None).eval())[1]
         # A module name selects its last node.
         modules = dict.fromkeys(".".join(node.split(".")[:depth]) for depth in (2, 1, 3, 4, 5) for node in nodes)
@@ -122,6 +123,7 @@ class TimmFeatures(FrozenFeatures):
             whole = _create(network, pretrained=False)
         names = [info["module"] for info in whole.feature_info]
         check_layers(layers, names)
+        # timm returns the features in the network's order, whatever the indices' order.
         layers = tuple(sorted(layers, key=names.index))
         wanted = {"features_only": True, "out_indices": [names.index(layer) for layer in layers]}
         part = _with_weights(network, weights, wanted)
@@ -153,10 +155,12 @@ def _with_weights(network: str, weights: str, options: dict[str, Any]) -> Any:
             raise UserError(
                 f"weights of {TIMM}{network}: expected `imagenet`, `random` or a file, got {weights!r} (no such file)"
             )
+        # timm then reads this file where it would download its own weights.
         options = options | {"pretrained_cfg_overlay": {"file": str(Path(weights).expanduser())}}
     try:
         return _create(network, pretrained=True, **options)
-    except Exception as error:  # hubs and files of other networks raise anything
+    except Exception as error:
+        # Hubs, and files of other networks, raise anything.
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"the weights of {TIMM}{network} ({weights}) are not available or do not match: {reason}"
@@ -168,10 +172,12 @@ def _create(network: str, **options: Any) -> Any:
         import timm
     except ImportError as error:
         raise UserError(f"network: {TIMM}{network}: timm is not installed: pip install 'dp_basicsr[timm]'") from error
+    # Behind the dot stands the tag of the weights.
     if not timm.is_model(network.partition(".")[0]):
         close = timm.list_models(f"*{network[:6]}*")[:5]
         raise UserError(f"network: {TIMM}{network}: expected a model of timm ({', '.join(close)} ...), got {network!r}")
     try:
-        return timm.create_model(network, dynamic_img_size=True, **options)  # only transformers have it
+        # Only transformers have this argument.
+        return timm.create_model(network, dynamic_img_size=True, **options)
     except TypeError:
         return timm.create_model(network, **options)

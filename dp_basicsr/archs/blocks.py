@@ -96,6 +96,7 @@ class MSRResNet(nn.Module):
         super().__init__()
         self.upscale = upscale
         self.input_size = InputSize()  # any size
+        # x4 is two steps of x2.
         factor = 2 if upscale == 4 else upscale
         self.conv_first = conv(num_in_ch, num_feat)
         self.body = nn.Sequential(*(ResidualBlock(num_feat) for _ in range(num_block)))
@@ -105,6 +106,7 @@ class MSRResNet(nn.Module):
         self.pixel_shuffle = nn.PixelShuffle(factor)
         self.conv_hr, self.conv_last = conv(num_feat, num_feat), conv(num_feat, num_out_ch)
         self.lrelu = nn.LeakyReLU(negative_slope=0.1, inplace=True)
+        # In BasicSR's order, upconv2 last: the same seed draws the same weights.
         initialise((self.conv_first, self.upconv1, self.conv_hr, self.conv_last))
         if upscale == 4:
             initialise((self.upconv2,))

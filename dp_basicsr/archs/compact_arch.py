@@ -39,6 +39,7 @@ class CompactDP(nn.Module):
         initialise(inner, 0.3)
         initialise((last,), 0.1)
         with torch.no_grad():
+            # The middle weight alone, from each channel to itself, is the identity.
             for module in inner:
                 module.weight[:, :, 1, 1] += torch.eye(num_feat)
         layers = [layer for module in (first, *inner) for layer in (module, nn.PReLU(num_feat))]

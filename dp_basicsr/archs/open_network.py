@@ -69,9 +69,11 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
     model, state = f"model {weights.path}", weights.state
     name, arguments = recognise(state)
     largest = max((int(number) for key in state for number in re.findall(r"\.(\d+)(?=\.)", key)), default=0)
-    if largest > 20 * len(state) + 100:  # spandrel would build that many
+    # spandrel takes the number of blocks from the names, and would build that many.
+    if largest > 20 * len(state) + 100:
         raise UserError(f"{model} is damaged: it has a layer number {largest}")
     run = (options_of_run(weights.path) or {}).get("network_g", {})
+    # The first that tells: the caller, the file, or the options of its run.
     told = next((int(text) for text in map(str, (scale, weights.notes.get("scale"), run.get("scale")))
                  if text in ("2", "3")), None)  # fmt: skip
     try:
@@ -100,7 +102,8 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
             f"{model}: expected a network for RGB or gray, got {title} for {opened.input_channels} channels"
         )
     module = opened.model
-    if not isinstance(getattr(module, "input_size", None), InputSize):  # ours have it
+    # The project's own networks know what they take.
+    if not isinstance(getattr(module, "input_size", None), InputSize):
         module = _as_module(opened, weights.path)
         needs = opened.size_requirements
         size = InputSize(needs.multiple_of, max(needs.minimum, 1), needs.square)
@@ -129,6 +132,7 @@ def options_of_run(path: Path) -> Options | None:
         return None
     for file in sorted(path.resolve().parent.parent.glob("*.yml"), key=lambda file: file.stat().st_mtime, reverse=True):
         with contextlib.suppress(UserError):
+            # Another file beside the models must not keep the network from being opened.
             options = read_options(file)
             kinds = {"name": str, "model_type": str, "network_g": dict, "datasets": dict}
             if all(isinstance(options.get(key), kind) for key, kind in kinds.items()):
@@ -165,8 +169,10 @@ def _as_module(opened: ImageModelDescriptor[nn.Module], path: Path) -> nn.Module
     try:
         with torch.no_grad():
             output = opened.model.eval()(image)
+        # spandrel clips what it returns; apart from that, both must agree to the bit.
         same = isinstance(output, Tensor) and torch.equal(output.clamp(0, 1), expected)
-    except Exception:  # it needs more than an image
+    except Exception:
+        # It needs more than an image.
         same = False
     return opened.model if same else SpandrelCall(opened)
 

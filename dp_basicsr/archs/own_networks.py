@@ -43,6 +43,7 @@ class OwnArchitecture(Architecture[nn.Module]):
             UserError: RRDBNetDP at x2 or x3, and nothing tells which.
         """
         _, arguments = recognise(state_dict)
+        # recognise says 2 for x3, too.
         if self.id == "RRDBNetDP" and arguments["scale"] == 2:
             if self.told is None:
                 raise UserError(
@@ -50,6 +51,7 @@ class OwnArchitecture(Architecture[nn.Module]):
                     "beside its models/ folder says which: give --scale 2 or --scale 3"
                 )
             arguments["scale"] = self.told
+        # Empty, because spandrel's descriptor loads the weights.
         net = build_network(self.id, **arguments).to_empty(device="cpu")
         scale, channels = arguments["scale"], arguments["channels"]
         return ImageModelDescriptor(
@@ -109,7 +111,8 @@ def recognise(state: StateDict) -> tuple[str, dict[str, int]]:
         return "MSRResNet", arguments | {"scale": scale}
     arguments["num_grow_ch"] = growth[0]
     fold, rest = divmod(first[1], last[0])
-    if first[1] == last[0] and "conv_up1.weight" in state:  # else ESRGAN x1, which spandrel knows
+    # Without conv_up1 it is ESRGAN x1, which spandrel knows.
+    if first[1] == last[0] and "conv_up1.weight" in state:
         return "RRDBNetDP", arguments | {"scale": 4 if "conv_up2.weight" in state else 2}
     if fold in FOLDED and not rest:
         return "RRDBNet", arguments | {"scale": FOLDED[fold]}

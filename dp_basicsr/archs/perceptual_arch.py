@@ -20,8 +20,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # torchvision's ResNet family (all have conv1 ... layer4) and BasicSR's VGG names, with and without batch-norm.
+# The common part of resnet, resnext and wide_resnet.
 RESNET_TYPES = tuple(name for name in models.list_models(module=models) if "resn" in name)
 _VGGS = [name for name in models.list_models(module=models) if name.startswith("vgg")]
+# Those without batch-norm, such as the paper's, come first in messages.
 VGG_TYPES = tuple(sorted(_VGGS, key=lambda name: (name.endswith("_bn"), name)))
 MAX_NAMED = 40  # choices listed in one message
 RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -129,12 +131,14 @@ class VGGFeatures(FrozenFeatures):
         net = load_backbone(network, weights).features
         names = vgg_layers(net)
         check_layers(layers, names)
+        # Cut first, so that only what is used needs weights.
         net = net[: max(map(names.index, layers)) + 1]
         if weights == "random":
             initialise_randomly(net, network)
         for before, (_, module) in pairwise(zip(names, net, strict=False)):
             if isinstance(module, nn.ReLU):
-                module.inplace = before[0] not in layers  # in-place would overwrite the returned features
+                # In place, it would overwrite the features that are returned.
+                module.inplace = before[0] not in layers
         super().__init__(dict(zip(names, net, strict=False)), layers, use_input_norm, range_norm)
         self.min_size = 2 ** sum(isinstance(part, nn.MaxPool2d) for part in self.parts.values())
 
@@ -179,6 +183,7 @@ class ResNetFeatures(FrozenFeatures):
         check_layers(layers, RESNET_STAGES)
         net = load_backbone(network, weights)
         parts: dict[str, nn.Module] = {"stem": nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)}
+        # As text, layer1 to layer4 are in order, too.
         parts |= {stage: getattr(net, stage) for stage in RESNET_STAGES[: RESNET_STAGES.index(max(layers)) + 1]}
         if weights == "random":
             initialise_randomly(nn.Sequential(*parts.values()), network)
@@ -189,7 +194,8 @@ class ResNetFeatures(FrozenFeatures):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """See ``FrozenFeatures``."""
-        if not torch.compiler.is_compiling():  # whoever compiles a whole loss keeps batch-norm
+        if not torch.compiler.is_compiling():
+            # Whoever compiles a whole loss keeps batch-norm.
             self.fold()
         return super().forward(x)
 
@@ -198,7 +204,8 @@ class ResNetFeatures(FrozenFeatures):
         self.fold()
         super().compile(*args, **kwargs)
 
-    @torch.inference_mode(False)  # the weights made here must serve training, too
+    # The weights that are made here must serve training, too.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def fold(self) -> None:
         """Fold each batch-norm into the preceding convolution (torchvision's order of children), once.
@@ -248,6 +255,7 @@ def _check_choice(what: str, value: str, choices: Iterable[str]) -> None:
 
 
 def check_layers(layers: tuple[str, ...], names: Iterable[str]) -> None:
+    """Raise a UserError unless ``layers`` has at least one name, and all of them are among ``names``."""
     if not layers:
         raise UserError(f"expected at least one layer out of {', '.join(names)}; got none")
     for layer in layers:

@@ -110,7 +110,8 @@ def load_backbone(network: str, source: str) -> Any:
     Raises:
         UserError: The weights are not available, or belong to another network.
     """
-    with torch.device("meta"):  # no time or memory for weights that are replaced
+    # No time or memory for weights that are replaced.
+    with torch.device("meta"):
         net = models.get_model(network, weights=None)
     if source == "random":
         return net
@@ -118,6 +119,7 @@ def load_backbone(network: str, source: str) -> Any:
     # The classifiers of a file may be of other sizes, and are not needed.
     state = {name: value for name, value in read_state_dict(path).items() if name.partition(".")[0] not in HEADS}
     try:
+        # Assigned: a copy of values to the meta device would keep none.
         _, unexpected = net.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         raise UserError(f"{path} does not contain the weights of {network}: {' '.join(str(error).split())}") from error

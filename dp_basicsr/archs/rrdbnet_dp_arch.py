@@ -55,15 +55,16 @@ class RRDBNetDP(nn.Module):
         self.conv_hr, self.conv_last = conv(num_feat, num_feat), conv(num_feat, num_out_ch)
         self.lrelu = nn.LeakyReLU(negative_slope=0.2, inplace=True)
         if len(UPSAMPLING[scale]) == 1:
-            del self.conv_up2  # made first: every scale draws the same random numbers
+            # Made first, so that every scale draws the same random numbers.
+            del self.conv_up2
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale ``x`` of shape (N, num_in_ch, H, W), RGB in [0, 1], to (N, num_out_ch, scale * H, scale * W)."""
         feat = self.conv_first(x)
         feat = feat + self.conv_body(self.body(feat))
         for number, factor in enumerate(UPSAMPLING[self.scale], start=1):
-            conv = getattr(self, f"conv_up{number}")
-            feat = self.lrelu(conv(F.interpolate(feat, scale_factor=factor, mode="nearest")))
+            upconv = getattr(self, f"conv_up{number}")
+            feat = self.lrelu(upconv(F.interpolate(feat, scale_factor=factor, mode="nearest")))
         return self.conv_last(self.lrelu(self.conv_hr(feat)))
 
 

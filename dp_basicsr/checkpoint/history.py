@@ -101,10 +101,12 @@ def restore_best(
             path = root / "models" / f"net_g_best_{dataset}_{metric}.pth"
             checksum, source = best_files.get(path.name), state.parent.parent
             is_same = path.is_file() and checksum in (None, sha256_of(path))  # older states have no checksums
+            # -1: there is no best network yet.
             if figure["iter"] == -1 or is_same:
                 continue
             copies = [*root.glob(f"abandoned_*/models/{path.name}"), source / "models" / path.name]
             same = [copy for copy in copies if copy.is_file() and sha256_of(copy) == checksum]
+            # The regular checkpoint of that iteration has the same weights.
             same += [copy for copy in [source / "models" / f"net_g_{figure['iter']}.pth"] if copy.is_file()]
             if not same:
                 path.unlink(missing_ok=True)

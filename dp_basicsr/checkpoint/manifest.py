@@ -117,6 +117,7 @@ def delete_older(state: Path, models: Path, keep: int) -> None:
     """
     files = files_by_iteration(models, state.parent)
     started = [iteration for iteration in files if (state.parent / f"{iteration}.state") in files[iteration]]
+    # A file without its state is of an interrupted save or deletion, and counts as no checkpoint.
     first = sorted(iteration for iteration in started if iteration <= int(state.stem))[-max(keep, 1) :][0]
     for iteration in sorted(files):
         if iteration < first:

@@ -48,6 +48,7 @@ class ResumePoint:
         # The folder may belong to another run or an archived one, and the state may have been renamed.
         for key, file in _networks(opt, self.path.with_stem(str(self.state["iter"]))).items():
             path[f"pretrain_{key}"] = str(file) if saved is None or file in saved else None
+        # Training continues from the trained weights, also where it once started from averaged ones (params_ema).
         path |= {key: "params" for key in path if key.startswith("param_key")}
         opt = opt | {"path": path}
         require_networks(opt)
@@ -180,7 +181,8 @@ def read_state(path: Path) -> dict[str, Any]:
         UserError: The file is missing, damaged, or contains more than a training state.
     """
     advice = "name an earlier one with path:resume_state"
-    state = load(path, "training state", advice, allowed=[Counter])  # MultiStepRestartLR keeps its milestones in one
+    # MultiStepRestartLR keeps its milestones in a Counter.
+    state = load(path, "training state", advice, allowed=[Counter])
     if not isinstance(state, dict) or type(state.get("iter")) is not int or not 0 <= state["iter"] < MAX_COUNT:
         raise UserError(f"{path} is not a training state: expected a name like training_states/<iteration>.state")
     position, run = state.get("position", {}), state.get("run", {})

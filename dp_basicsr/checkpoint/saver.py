@@ -85,7 +85,8 @@ class Saver:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "position": dict(position or {}),
-            "random": gather_random_states(),  # of all processes, so not within on_rank_0
+            # Of all processes, so not within on_rank_0.
+            "random": gather_random_states(),
             "run": run_metadata(self.opt),
             **{key: part.state_dict() for key, part in self.others.items()},
             "best_files": dict(self.best_files),
@@ -132,7 +133,8 @@ class Saver:
             UserError: Optimizers or schedulers belong to another model. Other damage may raise any error.
         """
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            for group in saved["param_groups"]:  # fused or not is this run's choice; BasicSR's Adam is not
+            for group in saved["param_groups"]:
+                # Fused or not is this run's choice; BasicSR's Adam is not.
                 group |= {name: optimizer.defaults[name] for name in ("fused",) if name in optimizer.defaults}
         # torch loads a state of another kind of optimizer without a word, and fails in the first step.
         before = self._structure()
@@ -146,7 +148,8 @@ class Saver:
         if not same or not all(map(has_consistent_state, self.optimizers)):
             raise UserError("its optimizers or schedulers belong to another model")
         for key, part in self.others.items():
-            if saved := state.get(key):  # BasicSR's states lack them
+            if saved := state.get(key):
+                # BasicSR's states lack them.
                 part.load_state_dict(saved)
         self._saved, self.resumed_from = state["iter"], state.get("resumed_from")
         self.best_files = dict(state.get("best_files", {}))
@@ -157,6 +160,7 @@ class Saver:
         if len(states) == processes:
             set_random_state(states[rank])
         else:
+            # With the iteration, so that the numbers of the run's start do not come again.
             set_random_seed(self.opt.get("manual_seed", 0) + rank + processes * state["iter"])
 
     def _structure(self) -> tuple[Any, Any]:

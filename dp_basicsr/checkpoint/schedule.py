@@ -48,6 +48,7 @@ def resume_training(model: Any, state: dict[str, Any], train: dict[str, Any], us
     if use_options:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch expects a step of the optimizer between two of the scheduler
+            # Replayed, because the rate at an iteration follows from all steps before it.
             for iteration in range(1, state["iter"] + 1):
                 model.update_learning_rate(iteration, warmup_iter=train["warmup_iter"])
     if not changed:
@@ -70,7 +71,8 @@ def _differences(model: Any, state: dict[str, Any]) -> Iterator[str]:
     """Name the settings in which a state and a model's optimizers and schedulers differ, with both values."""
     values: list[tuple[str, Any, Any]] = []  # name, saved, ours
     # Some schedulers move the momentum with the rate, so it is no setting.
-    cycled = {"betas", "momentum"} if any(getattr(one, "cycle_momentum", False) for one in model.schedulers) else set()
+    cycles = any(getattr(scheduler, "cycle_momentum", False) for scheduler in model.schedulers)
+    cycled = {"betas", "momentum"} if cycles else set()
     names = {id(value): name.replace("optimizer", "optim") for name, value in vars(model).items()}
     for optimizer, saved in zip(model.optimizers, state["optimizers"], strict=False):
         name = names.get(id(optimizer), "optimizer")

@@ -257,6 +257,7 @@ def _split(state: StateDict, keys: tuple[str, ...], averaged: bool) -> Iterator[
     """Remove the prefixes of wrappers, in any order, and yield each network of a state_dict that has several."""
     while True:
         counters = {name for name in _COUNTERS & state.keys() if state[name].ndim == 0}
+        # Where nothing else is left, these names are the weights.
         if len(counters) < len(state):
             state = {name: value for name, value in state.items() if name not in counters}
             averaged |= "n_averaged" in counters
@@ -267,8 +268,9 @@ def _split(state: StateDict, keys: tuple[str, ...], averaged: bool) -> Iterator[
             state = {name.removeprefix(prefix): value for name, value in state.items()}
             continue
         named = [head for head in heads if _is_network(head, state)]
-        if not named or (len(heads) > 1 == len(named) and not any(_OTHERS.search(head) for head in heads)):
-            yield _Entry(keys, state, averaged)  # else a layer has that name
+        # A single such name among others is a layer, unless the others are no weights.
+        if not named or (len(named) == 1 < len(heads) and not any(_OTHERS.search(head) for head in heads)):
+            yield _Entry(keys, state, averaged)
             return
         break
     for head in named:

@@ -45,7 +45,8 @@ def find_jobs(
         raise UserError(f"--ext {ext}: expected auto or one of {', '.join(name[1:] for name in FORMATS)}")
     if "/" in suffix or "\0" in suffix:
         raise UserError(f"--suffix {suffix}: expected a part of a file name, without /")
-    path, output = (Path(os.path.expanduser(name)) for name in (source, output))  # Path's raises without a home
+    # Not Path's own expanduser, which raises an error where there is no home folder.
+    path, output = (Path(os.path.expanduser(name)) for name in (source, output))
     left_out: list[Path] = []
     if path.is_file():
         jobs = [
@@ -57,9 +58,10 @@ def find_jobs(
                 f"--output {output}: expected a folder for the images of {source}, got the name of an image"
             )
         root = path if path.is_dir() else _root_of_glob(path)
-        found = _list(path, recursive)
-        images = [file for file in found if file.suffix.lower() in READ_SUFFIXES and file.is_file()]
-        left_out = sorted(set(found) - set(images))
+        files = _list(path, recursive)
+        images = [file for file in files if file.suffix.lower() in READ_SUFFIXES and file.is_file()]
+        left_out = sorted(set(files) - set(images))
+        # Only now, so that earlier results are not reported as left out.
         images = [image for image in images if not _is_below(image, output, root)]
         jobs = [UpscaleJob(image, output / _rename(image.relative_to(root), suffix, ext)) for image in images]
     if not jobs:
@@ -87,9 +89,10 @@ def describe_left_out(paths: Sequence[Path]) -> str:
     if kinds:
         count = len(paths) - folders
         names = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
-        parts.append(f"{count} file{'s' * (count > 1)} ({names}{', ...' * (len(kinds) > 5)})")
+        parts.append(f"{count} file{'s' if count > 1 else ''} ({names}{', ...' if len(kinds) > 5 else ''})")
     if folders:
-        parts.append(f"{folders} folder{'s' * (folders > 1)} (--recursive includes {'them' if folders > 1 else 'it'})")
+        names, pronoun = ("folders", "them") if folders > 1 else ("folder", "it")
+        parts.append(f"{folders} {names} (--recursive includes {pronoun})")
     return f"left out {' and '.join(parts)}"
 
 
@@ -97,8 +100,8 @@ def _list(path: Path, recursive: bool) -> list[Path]:
     """List files, and without ``recursive`` the subfolders of a folder."""
     if path.is_dir():
         below = path.rglob("*") if recursive else path.iterdir()
-        found = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-        return sorted(file for file in found if not (recursive and file.is_dir()))
+        files = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        return sorted(file for file in files if not (recursive and file.is_dir()))
     return sorted(file for name in glob.glob(str(path), recursive=True) if not (file := Path(name)).is_dir())
 
 
@@ -113,8 +116,8 @@ def _root_of_glob(pattern: Path) -> Path:
 
 
 def _rename(path: Path, suffix: str, ext: str) -> Path:
-    kept = path.suffix if path.suffix.lower() in FORMATS else ".png"
-    return path.with_name(path.stem + suffix + (kept if ext == "auto" else f".{ext.lower().lstrip('.')}"))
+    extension = path.suffix if path.suffix.lower() in FORMATS else ".png"
+    return path.with_name(path.stem + suffix + (extension if ext == "auto" else f".{ext.lower().lstrip('.')}"))
 
 
 def _is_below(image: Path, output: Path, root: Path) -> bool:
@@ -126,6 +129,7 @@ def _is_below(image: Path, output: Path, root: Path) -> bool:
 def refuse_unwritable(jobs: Sequence[UpscaleJob]) -> None:
     """Raise a UserError for a result that could not be written, before anything is computed."""
     for target in (Path(os.path.abspath(job.target)) for job in jobs):
+        # Every part that is still to be created is tried as a name in the nearest folder that exists.
         folder, missing = target.parent, [target.name]
         while not os.path.exists(folder):
             missing.append(folder.name)
@@ -133,7 +137,8 @@ def refuse_unwritable(jobs: Sequence[UpscaleJob]) -> None:
         try:
             for path in (target, *(folder / name for name in missing)):
                 with contextlib.suppress(FileNotFoundError):
-                    path.lstat()  # the file system itself knows which names it takes
+                    # The file system itself knows which names it takes.
+                    path.lstat()
         except OSError as error:
             raise UserError(
                 f"{target} cannot be written ({error.strerror}): choose a shorter name, or --suffix"
@@ -143,6 +148,7 @@ def refuse_unwritable(jobs: Sequence[UpscaleJob]) -> None:
 
 
 def _refuse_collisions(jobs: list[UpscaleJob], ext: str) -> None:
+    # Links are resolved, because two paths may lead to one file.
     sources = {os.path.realpath(job.source) for job in jobs}
     by_target = defaultdict(list)
     for job in jobs:

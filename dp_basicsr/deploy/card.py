@@ -72,6 +72,7 @@ def write_card(
     limit = limit_elsewhere(network, kind, output.stem)
     page = _PAGE.format(
         name=output.stem,
+        # `other` is the model hubs' word for a licence that is not in their list.
         license=license_name.lower() or "other",
         license_text=license_name or UNSTATED,
         title=network.description,
@@ -83,6 +84,7 @@ def write_card(
         use=_USE.format(file=output.name, code=record.use.format(file=output.name)),
         programs=f"{limit[0].upper()}{limit[1:]}." if limit else record.programs,
     )
+    # ncnn writes two files, whose common name has no suffix.
     card = output.with_name((output.stem if kind == "ncnn" else output.name) + ".md")
     card.write_text(page, encoding="utf-8")
     return card
@@ -115,7 +117,8 @@ def read_metrics(path: Path | None) -> str:
     if path is None:
         return "None were given at export (`--metrics FILE.md`: a table that names RGB or Y and the crop)."
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():
+            # A pipe would be waited for.
             raise OSError("no such file")
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -55,8 +55,10 @@ class Engine(ABC):
         """
         height, width = (side * self.network.scale for side in image.shape[2:])
         is_gray = self.network.channels == 1
+        # A network for gray gets the three colours as three images.
         images = pad(image.transpose(1, 0, 2, 3) if is_gray else image, self.network.size)
         result = self.run(images)
+        # A value beyond fp16's range becomes infinite; this says nothing against the weights yet.
         if self.precision != "fp32" and not np.isfinite(result).all():
             self.warn(f"{self.precision} gives values that are not finite: continuing in fp32")
             self.use_fp32()
@@ -100,7 +102,8 @@ class FileEngine(Engine):
         precision: Precision = "fp32",
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
-        self.precision = precision  # ``load`` compiles for it
+        # Before the base class's own assignment, because ``load`` compiles for it.
+        self.precision = precision
         super().__init__(*self.load(path, network, device), precision, warn)
 
     @abstractmethod

@@ -51,6 +51,7 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
     if half and not all(value.half().isfinite().all() for value in _state_of(network, False).values()):
         raise UserError("--half: some weights are beyond the range of fp16 (65504)")
     output.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename is atomic within one file system alone.
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         drafts = [Path(folder) / f"draft{suffix}" for suffix in format_.suffixes]
         if format_.target:
@@ -61,6 +62,7 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
         else:
             _write_weights(network, drafts[0], facts, half)
             difference, tolerance = _compare_weights(network, drafts[0], half), 0
+        # Not `>`, which is false for NaN, too.
         if not difference <= tolerance:
             raise UserError(f"the exported {kind} differs from the network by {difference:.1e}; nothing was written")
         for draft, file in zip(drafts, format_.files(output), strict=True):
@@ -118,6 +120,7 @@ def _compare_weights(network: OpenedNetwork, path: Path, half: bool) -> float:
     """Return 0 if the file gives the same network with the same bits, otherwise infinity."""
     again = load_network([path])
     ours, theirs = _state_of(network, half), again.module.state_dict()
+    # Weights are opened in float32, whatever the file has.
     same = all(torch.equal(value.float(), theirs[name].float()) for name, value in ours.items())
     return 0.0 if same and again.description == network.description else float("inf")
 

@@ -47,6 +47,7 @@ class NcnnEngine(FileEngine):
         if threads := limit_threads():
             self.net.opt.num_threads = threads
         options = self.net.opt
+        # ncnn would compute in fp16 where the CPU can; this engine promises fp32.
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
         if self.net.load_param(str(param)) != 0 or self.net.load_model(str(weights)) != 0:
             raise UserError(f"model {path}: ncnn cannot read it")
@@ -70,7 +71,8 @@ class NcnnEngine(FileEngine):
 
         results = []
         for image in images:
-            pixels = np.ascontiguousarray(image)  # ncnn's Mat uses its memory: it must live until the result is there
+            # ncnn's Mat uses its memory, so it must live until the result is there.
+            pixels = np.ascontiguousarray(image)
             extractor = self.net.create_extractor()
             extractor.input(self.net.input_names()[0], ncnn.Mat(pixels))
             status, result = extractor.extract(self.net.output_names()[0])
@@ -98,6 +100,7 @@ class NcnnEngine(FileEngine):
                 "ncnn: the applications that read it give RGB images, this network takes gray: export it as ONNX"
             )
         fold = network.size.multiple
+        # pnnx leaves those sides free in which two inputs differ.
         shapes = ([1, 3, 16 * fold, 24 * fold], [1, 3, 32 * fold, 16 * fold])
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is deprecated, and is what pnnx reads
@@ -122,5 +125,6 @@ class NcnnEngine(FileEngine):
 
 def _unknown_layers(param: Path) -> list[str]:
     """Return types of layers that pnnx passed through because ncnn has none like them."""
+    # Behind the magic number and the counts. ncnn's own types are single words, foreign ones have dots or colons.
     lines = param.read_text(encoding="utf-8", errors="replace").splitlines()[2:]
     return sorted({kind for line in lines if (kind := line.partition(" ")[0]) and not kind.isalnum()})

@@ -50,7 +50,8 @@ class OnnxEngine(FileEngine):
         if not path.is_file():
             raise UserError(f"model {path}: no such file")
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors alone: what it tells of its optimisations is no user's concern
+        # Errors alone: what it tells of its optimisations is no user's concern.
+        options.log_severity_level = 3
         options.intra_op_num_threads = limit_threads()
         wanted = [] if device == "cpu" else ["CUDAExecutionProvider"]
         usable = [name for name in (*wanted, "CPUExecutionProvider") if name in ort.get_available_providers()]
@@ -93,6 +94,7 @@ class OnnxEngine(FileEngine):
         results = []
         for first in range(0, len(images), batch):
             part = np.ascontiguousarray(images[first : first + batch], dtype)
+            # A file of a fixed batch takes no smaller one: the last image fills it up.
             filled = np.concatenate([part, part[-1:].repeat(batch - len(part), 0)])
             results.append(self.session.run(None, {self.input.name: filled})[0][: len(part)])
         return np.concatenate(results).astype(np.float32, copy=False)
@@ -110,14 +112,18 @@ class OnnxEngine(FileEngine):
 
         fold = network.size.multiple
         height, width = torch.export.Dim("height"), torch.export.Dim("width")
+        # A folded network takes multiples alone, which the exporter has to be told.
         size = {
             0: torch.export.Dim("batch"),
             2: fold * height if fold > 1 else height,
             3: fold * width if fold > 1 else width,
         }
+        # A copy, because half() converts in place, and the result is compared with the network.
         module = copy.deepcopy(network.module).half() if half else network.module
+        # A batch of 2: the exporter would take 1 for a constant.
         example = torch.rand(2, network.channels, 8 * fold, 12 * fold, dtype=torch.float16 if half else torch.float32)
         said = io.StringIO()
+        # The exporter tells of its progress, and warns of its own plans.
         with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             warnings.simplefilter("ignore")
             torch.onnx.export(

@@ -79,7 +79,8 @@ def open_engine(
 
     @functools.cache
     def load() -> OpenedNetwork:
-        from dp_basicsr.archs import load_network  # takes seconds: torch
+        # Takes seconds, as it imports torch.
+        from dp_basicsr.archs import load_network
 
         return load_network(paths, alpha_interp=alpha_interp, scale=scale)
 
@@ -87,9 +88,11 @@ def open_engine(
         try:
             key = _key(name, paths, load, alpha_interp, scale)
             return _open_converted(name, key, load, paths[-1].name, precision, warn)
-        except Exception as error:  # each package has its own; a broken one may raise any when it is imported
+        except Exception as error:
+            # Each package has its own; a broken one may raise any when it is imported.
             if isinstance(error, UserError):
-                load()  # raises again where the model is at fault, not the engine
+                # Raises again where the model is at fault, not the engine.
+                load()
             reason = first_line(error)[:200]
             if engine != "auto":
                 raise UserError(f"--engine {name} cannot be used: {reason}; give --engine auto or torch") from error
@@ -127,6 +130,7 @@ def _candidates(engine: EngineName, device: str) -> list[str]:
 
 def _is_installed(engine: str) -> bool:
     packages = ENGINES[engine].packages
+    # None among the modules forbids an import, as this package does with OpenVINO's telemetry.
     return all(sys.modules.get(name, ...) is not None and importlib.util.find_spec(name) for name in packages)
 
 
@@ -162,13 +166,15 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
     elif not supports(precision):
         raise RuntimeError(f"it does not compute in {precision} on this CPU")
     if root:
-        with contextlib.suppress(OSError):  # a cache that is only read
+        with contextlib.suppress(OSError):
+            # The entries used last are kept; a cache that may only be read stays as it is.
             os.utime(root / f"{name}-{key}")
         try:
             return _open_entry(root / f"{name}-{key}", kind, file, precision, warn)
         except FileNotFoundError:
             pass
-        except Exception:  # damaged, or removed by another process: converted again
+        except Exception:
+            # Damaged, or removed by another process: converted again.
             shutil.rmtree(root / f"{name}-{key}", ignore_errors=True)
     network, start = load(), time.monotonic()
     try:
@@ -181,17 +187,20 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
         root, scratch = None, tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     entry = Path(scratch.name) / "entry"
     _write_entry(entry, kind, network)
+    # Always in fp32: in lower precision the difference would not tell a wrong conversion.
     difference = _difference(network, _open_entry(entry, kind, file, "fp32", warn))
     if not difference <= TOLERANCE:
         raise RuntimeError(f"it differs from torch by {difference:.1e} on a probe")
     if root:
+        # Another process may have stored the same network meanwhile, and a rename replaces no folder.
         shutil.rmtree(root / f"{name}-{key}", ignore_errors=True)
         entry = entry.rename(root / f"{name}-{key}")
         entries = sorted(root.glob("*-*/network.json"), key=lambda facts: facts.parent.stat().st_mtime)
         for facts in entries[:-KEPT]:
             shutil.rmtree(facts.parent, ignore_errors=True)
     engine = _open_entry(entry, kind, file, precision, warn)
-    engine.scratch = scratch  # deleted with the engine
+    # Deleted with the engine.
+    engine.scratch = scratch
     engine.title += f" (converted in {time.monotonic() - start:.0f} s{f', kept in {root}' if root else ''})"
     return engine
 

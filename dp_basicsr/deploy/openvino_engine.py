@@ -73,8 +73,10 @@ class OpenVinoEngine(FileEngine):
     def run(self, images: Floats) -> Floats:
         """See ``Engine.run``."""
         self.request.start_async([np.ascontiguousarray(images)])
-        while not self.request.wait_for(POLL_MS):  # so that Ctrl-C is heard within a tile
+        while not self.request.wait_for(POLL_MS):
+            # So that Ctrl-C is heard within a tile.
             pass
+        # A copy, because the next tile is written to the same memory.
         return np.array(self.request.get_output_tensor().data, np.float32)
 
     def use_fp32(self) -> None:
@@ -90,10 +92,12 @@ class OpenVinoEngine(FileEngine):
         openvino = import_openvino()
         example = torch.rand(1, network.channels, *network.size.fit(16, 16))
         with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit is deprecated, and is what OpenVINO converts fastest
+            # torch.jit is deprecated, and is what OpenVINO converts fastest.
+            warnings.simplefilter("ignore")
             traced = torch.jit.trace(network.module, example, check_trace=False)
             shape = openvino.PartialShape([-1, network.channels, -1, -1])
             model = openvino.convert_model(traced, example_input=example, input=[shape])
+        # Its default is to round the weights to fp16.
         openvino.save_model(model, path, compress_to_fp16=False)
 
     @classmethod

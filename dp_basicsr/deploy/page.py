@@ -121,13 +121,15 @@ class Page:
             UserError: A model cannot be used.
         """
         for name, path in list(self.models.items()):
-            try:  # in torch: a conversion is for the model that is used
+            # In torch: a conversion is for the model that is used.
+            try:
                 open_engine([path], engine="auto" if is_converted(path) else "torch", device=self.device, warn=print)
             except UserError as error:
                 if path in named or len(self.models) == 1:
                     raise
                 print(f"left out: {error}")
                 del self.models[name]
+        # The first visitor need not wait for it.
         self.upscaler(Task(next(iter(self.models))))
 
     def visit(self, session: str, key: str = "") -> Visit:
@@ -139,7 +141,8 @@ class Page:
                 self._visits += matching
             visit = matching[0]
             visit.session, visit.key = session, key or visit.key
-            visit.deadline = None if visit.key else time.monotonic() + LOST  # a program does not say when it leaves
+            # A program has no key, and does not say when it leaves.
+            visit.deadline = None if visit.key else time.monotonic() + LOST
             return visit
 
     def leave(self, name: str, seconds: float) -> None:
@@ -161,7 +164,8 @@ class Page:
             self.cancel(visit)
             self._delete(visit.folder)
         for path in set(self.folder.iterdir()) - folders:
-            with contextlib.suppress(FileNotFoundError):  # an upload was completed meanwhile
+            with contextlib.suppress(FileNotFoundError):
+                # The upload may have been completed meanwhile, which moves it.
                 if path.stat().st_mtime < time.time() - LOST:
                     self._delete(path)
 
@@ -169,6 +173,7 @@ class Page:
         """Stop all work, and write nothing any more."""
         for job in self._queue:
             job.stop.set()
+        # Never released: whoever would still write waits until the process ends.
         self._disk.acquire()
 
     def choose(self, visit: Visit, files: Sequence[Path]) -> None:
@@ -184,7 +189,8 @@ class Page:
         source = visit.folder / "in"
         for number, file in enumerate(files):
             target = source / file.name
-            if target.exists():  # the same name in another folder
+            if target.exists():
+                # The same name in another folder.
                 target = source / str(number) / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
             file.replace(target)
@@ -248,12 +254,14 @@ class Page:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue)
+                # It stays in the queue while it runs, so that the others see what is before them.
                 job = self._queue[0]
             try:
                 text = self._upscale(job)
             except Cancelled:
                 text = "Cancelled."
             except BaseException as error:
+                # This thread works for all visitors, and must survive what one image raises.
                 text = explain(error)
             with self._changed:
                 job.text = text
@@ -315,7 +323,8 @@ class Page:
         if self._loaded is None or self._loaded[0] != key:
             engine = open_engine(
                 [self.models[name] for name in names],
-                engine="auto" if strength is None else "torch",  # not a conversion for each strength
+                # Not a conversion for each strength.
+                engine="auto" if strength is None else "torch",
                 alpha_interp=strength,
                 device=self.device,
                 warn=print,

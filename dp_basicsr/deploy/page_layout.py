@@ -13,7 +13,8 @@ from dp_basicsr.deploy.page import LOST, STRENGTH, Page, Task, Visit, explain
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import QUALITY, READ_SUFFIXES
 
-try:  # here, because Gradio looks up the handlers' annotations among the module's names
+# Here, because Gradio looks up the handlers' annotations among the module's names.
+try:
     import gradio as gr
 except ImportError:
     gr = None  # type: ignore[assignment]
@@ -50,7 +51,8 @@ def build(page: Page) -> Any:
         visit = page.visit(str(request.session_hash))
         blend = None if other == ALONE else other
         try:
-            if image is not None:  # of a program; on the page it was chosen before
+            # Of a program; on the page it was chosen before.
+            if image is not None:
                 page.choose(visit, [Path(image)])
             page.start(visit, Task(model, blend, strength, alpha, ext, int(quality), outscale or None, is_trial))
         except Exception as error:
@@ -96,6 +98,7 @@ def build(page: Page) -> Any:
                 trial = gr.Button("Try a crop", elem_id="trial")
         key, image = gr.Textbox(visible=False), gr.File(visible=False)
         outputs = [slider, status, download, stop]
+        # Gradio would run one handler at a time, but these only wait for the page's own queue.
         quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
         for button, name in ((start, "handle"), (trial, "trial")):
             is_trial = gr.Checkbox(button is trial, visible=False)
@@ -104,6 +107,7 @@ def build(page: Page) -> Any:
         for upload in (files, folder):
             upload.upload(choose, upload, outputs, api_visibility="private", **quiet)
         blocks.load(resume, key, outputs, js=KEY, api_visibility="private", **quiet)
+        # Not queued, because it must be heard while a handler still shows the work.
         stop.click(cancel, None, None, queue=False, api_visibility="private")
         blocks.unload(leave)
     return blocks

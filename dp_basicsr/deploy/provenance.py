@@ -32,18 +32,19 @@ def trace(path: Path, notes: dict[str, str]) -> dict[str, str]:
         ``source``, ``source_sha256``, ``exported_by`` always; ``iteration`` if the name has it. ``options`` (JSON),
         ``trained_by`` and ``dataset_<name>`` (fingerprint of the training images) if a run of this project wrote it.
     """
-    found = {"source": path.name, "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    facts = {"source": path.name, "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     iteration = re.search(r"net_g_(\d+)$", path.stem)
     if iteration:
-        found["iteration"] = iteration[1]
+        facts["iteration"] = iteration[1]
     version, options = _trained_by(path), options_of_run(path)
     if version and options:
-        found |= {"trained_by": f"dp_basicsr {version}", "options": json.dumps(publishable(options), default=str)}
-        found |= _fingerprints(options)
-    kept = _earlier_facts(notes)
-    if "source" in kept:  # exported before: the first source is the one that was trained
-        found = {}
-    return {**found, **kept, "exported_by": f"dp_basicsr {__version__}"}
+        facts |= {"trained_by": f"dp_basicsr {version}", "options": json.dumps(publishable(options), default=str)}
+        facts |= _fingerprints(options)
+    earlier = _earlier_facts(notes)
+    # Exported before: the first source is the one that was trained.
+    if "source" in earlier:
+        facts = {}
+    return {**facts, **earlier, "exported_by": f"dp_basicsr {__version__}"}
 
 
 def publishable(options: Options) -> dict[str, Any]:
@@ -80,13 +81,13 @@ def fingerprint(root: Path) -> str:
 
 
 def _fingerprints(options: Options) -> dict[str, str]:
-    found = {}
+    fingerprints = {}
     for phase, dataset in options["datasets"].items():
         root = dataset.get("dataroot_gt") if isinstance(dataset, dict) else None
         if str(phase).split("_")[0] == "train" and isinstance(root, str):
             with contextlib.suppress(OSError):
-                found[f"dataset_{dataset.get('name', phase)}"] = fingerprint(Path(root).expanduser())
-    return found
+                fingerprints[f"dataset_{dataset.get('name', phase)}"] = fingerprint(Path(root).expanduser())
+    return fingerprints
 
 
 def _earlier_facts(notes: dict[str, str]) -> dict[str, str]:
@@ -95,6 +96,7 @@ def _earlier_facts(notes: dict[str, str]) -> dict[str, str]:
     if not notes.get("exported_by", "").startswith("dp_basicsr "):
         return kept
     kept |= {name: value for name, value in notes.items() if name in _KEPT or name.startswith("dataset_")}
+    # The metadata of a file may say anything: what is not understood is left out.
     with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
         options = publishable(json.loads(notes.get("options", "")))
         kept |= {"options": json.dumps(options)} if {"name", "model_type"} <= options.keys() else {}
@@ -115,6 +117,7 @@ def _trained_by(path: Path) -> str | None:
     if path.resolve().parent.name != "models":
         return None
     for log in sorted(path.resolve().parent.parent.glob("train_*.log"), reverse=True):
+        # A run logs its version among its first lines.
         version = re.search(r"dp_basicsr (\d\S*)", log.read_text(encoding="utf-8", errors="replace")[:4000])
         if version:
             return version[1]

@@ -62,7 +62,8 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
     Returns:
         How many failed.
     """
-    Image.MAX_IMAGE_PIXELS = None  # the user's own files, up to 2^30 pixels
+    # These are the user's own files, up to 2^30 pixels.
+    Image.MAX_IMAGE_PIXELS = None
     upscaler = upscaler_from(args)
     print(upscaler.engine.title + (f"; {BOX_LIMIT}" if args.model_path == BOX else ""))
     failed, tiles = 0, [_expected_tiles(job, upscaler, args) for job in jobs]
@@ -71,14 +72,17 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
         ThreadPoolExecutor(2) as pool,
         tqdm(total=sum(tiles), unit="tile", disable=None, dynamic_ncols=True) as bar,
     ):
-        warnings.showwarning = lambda message, *_: warn(str(message))  # Pillow's, about damaged metadata
+        # Pillow's, about damaged metadata.
+        warnings.showwarning = lambda message, *_: warn(str(message))
+        # Generators: while the network runs, the next image is read and the last one is written.
         reads = _lag((job, pool.submit(read_picture, job.source)) for job in jobs)
         results = ((job, _upscale(job, reading, upscaler, args, pool, bar, expected))
                    for (job, reading), expected in zip(reads, tiles, strict=True))  # fmt: skip
         for job, writing in _lag(results):
             try:
                 writing.result()
-            except Exception as error:  # any error concerns this image alone and is reported
+            except Exception as error:
+                # Any error concerns this image alone and is reported.
                 failed += 1
                 kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
                 tqdm.write(readable(f"failed: {job.source} {kind}{error}").replace("\n", "\\n"), file=sys.stderr)
@@ -130,6 +134,7 @@ def _upscale(
         refuse_unwritable(kind, width, height, has_alpha)
         result = upscale_picture(picture, upscaler, outscale=args.outscale, alpha_mode=args.alpha, on_tile=show)
     except Exception as error:
+        # What failed counts as done, so that the bar reaches its end.
         show(expected, expected)
         failure: Future[None] = Future()
         failure.set_exception(error)

@@ -53,6 +53,7 @@ class TorchEngine(Engine):
         if self.device.type == "cuda":
             # Memory is proportional to the channels between the layers: those that the first convolution gives.
             features = next((layer.out_channels for layer in self.module.modules() if isinstance(layer, nn.Conv2d)), 64)
+            # A part of the free memory stays for others; a float has 4 bytes.
             pixels = 0.7 * torch.cuda.mem_get_info(self.device)[0] / (MAPS_AT_PEAK * features * network.scale**2 * 4)
             self.tile = min(max(int(pixels**0.5) // 32 * 32, SMALLEST_AUTO_TILE), LARGEST_AUTO_TILE)
 
@@ -89,8 +90,10 @@ def find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        # torch knows the names of devices that this machine does not have.
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+    except (RuntimeError, AssertionError) as error:
+        # torch without CUDA asserts.
         reason = str(error).partition("\n")[0]
         raise UserError(f"--device {name}: not there ({reason}); expected auto, cpu, cuda, cuda:1 or mps") from error
     return device

@@ -41,6 +41,7 @@ def upscale_picture(
     colour = picture.colour if alpha is None else spread_colours(picture.colour, alpha)
     colour = upscaler(colour, _part_of(on_tile, 0, passes))
     if picture.gray:
+        # A network may give gray a slight colour.
         colour = np.repeat(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)  # type: ignore[assignment]
     if alpha is not None:
         alpha = _upscale_alpha(alpha, upscaler, alpha_mode, _part_of(on_tile, 1, passes))
@@ -63,6 +64,7 @@ def spread_colours(colour: Pixels, alpha: Pixels) -> Pixels:
     hidden = alpha == 0
     if not hidden.any() or hidden.all():
         return colour
+    # OpenCV labels each visible pixel, and each hidden one like the visible one next to it.
     _, labels = cv2.distanceTransformWithLabels(
         hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )

@@ -66,7 +66,8 @@ class Upscaler:
         while True:
             try:
                 return self._upscale(pixels, on_tile)
-            except Exception as error:  # onnxruntime and OpenVINO have exceptions of their own
+            except Exception as error:
+                # onnxruntime and OpenVINO have exceptions of their own.
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error).partition("\n")[0] or type(error).__name__

@@ -55,7 +55,8 @@ def start_maximum(value: int) -> Callable[[], int]:
     work = distributed.all_reduce(largest, distributed.ReduceOp.MAX, async_op=True)
     wait: Callable[[], object] = work.wait
     if on_gpu:
-        work.wait()  # blocks the stream, not the program
+        # Blocks the stream, not the program.
+        work.wait()
         largest, ready = largest.to("cpu", non_blocking=True), torch.cuda.Event()
         ready.record()
         wait = ready.synchronize

@@ -45,7 +45,8 @@ def fail(error: Exception, store: Store) -> NoReturn:
         time.sleep(LINGER_SECONDS)
     for child in multiprocessing.active_children():  # data loader workers
         child.terminate()
-    os._exit(code)  # Python's normal exit would wait for process groups that cannot finish
+    # Python's normal exit would wait for process groups that cannot finish.
+    os._exit(code)
 
 
 def _report_own(error: Exception, store: Store) -> int:

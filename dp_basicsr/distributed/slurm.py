@@ -33,7 +33,8 @@ def adopt_slurm(port: int | None) -> None:
         os.environ["MASTER_PORT"] = str(port)
     os.environ.setdefault("MASTER_PORT", str(slurm_port()))
     if "OMP_NUM_THREADS" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
-        torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))  # otherwise every task uses all cores of the node
+        # Otherwise every task uses all cores of the node.
+        torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))
 
 
 def first_host(nodelist: str) -> str:

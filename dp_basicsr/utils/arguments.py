@@ -90,7 +90,8 @@ def advise(command: str, arguments: str = "") -> str:
 
 def option_file(text: str) -> str:
     """Return an option file's path; a shipped one is found as ``train_esrgan_dp`` too."""
-    if os.path.exists(text):  # unlike Path's, it raises nothing
+    # Unlike Path's, this raises nothing, whatever the text is.
+    if os.path.exists(text):
         return text
     shipped = [SHIPPED / f"{text.removeprefix('options/')}{suffix}" for suffix in ("", ".yml")]
     return next((str(file) for file in shipped if os.path.isfile(file)), text)
@@ -128,6 +129,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse, after exchanging each spelling of a long option for the declared one."""
         words = list(sys.argv[1:] if args is None else args)
+        # What follows a bare -- is no option, even if it looks like one.
         end = words.index("--") if "--" in words else len(words)
         parsed, rest = super().parse_known_args([*map(self._declared, words[:end]), *words[end:]], namespace)
         if hasattr(parsed, "positional_opt"):
@@ -144,6 +146,7 @@ class Parser(argparse.ArgumentParser):
             return word
         options = {option.replace("_", "-"): option for option in self._option_string_actions}
         name = name.replace("_", "-")
+        # argparse takes abbreviations too, so they must also work in both spellings.
         longer = [option for spelling, option in options.items() if spelling.startswith(name)]
         declared = options.get(name) or (longer[0] if len(longer) == 1 else None)
         return f"{declared}{equals}{value}" if declared else word

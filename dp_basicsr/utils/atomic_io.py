@@ -39,7 +39,8 @@ class _HashedFile:
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> str:
     """Write ``content`` with ``torch.save``; see ``atomic_write``."""
-    import torch  # here: upscaling, which writes images, may run without it
+    # Here: upscaling, which writes images, may run without it.
+    import torch
 
     return atomic_write(path, lambda file: torch.save(content, file))
 
@@ -60,7 +61,8 @@ def atomic_write(path: Path, write: Callable[[Any], Any]) -> str:
     """
     try:
         return _write_once(path, write)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer turns a full disk into a RuntimeError.
         # BasicSR's logger by name, because importing BasicSR takes seconds.
         logging.getLogger("basicsr").warning(
             f"{path} cannot be saved ({first_line(error)}); retrying in {RETRY_AFTER:g} s"
@@ -93,7 +95,8 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
     """
     # Beside the file, not in /tmp: a rename is atomic within one file system only.
     name = f"{path.name}{mark}{PARTIAL}"
-    if len(os.fsencode(name)) > LONGEST_NAME:  # the name itself may be as long as file systems allow
+    # The name itself may be as long as file systems allow.
+    if len(os.fsencode(name)) > LONGEST_NAME:
         name = f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{mark}{PARTIAL}"
     temporary = path.with_name(name)
     try:

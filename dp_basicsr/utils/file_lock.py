@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 fcntl: Any = None
-with contextlib.suppress(ImportError):  # Windows
+# Windows has no fcntl.
+with contextlib.suppress(ImportError):
     fcntl = importlib.import_module("fcntl")
 
 

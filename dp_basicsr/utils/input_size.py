@@ -52,6 +52,7 @@ class InputSize:
     maximum: int = 0
 
     def __post_init__(self) -> None:
+        # The way to set an attribute of a frozen dataclass.
         object.__setattr__(self, "step", math.lcm(self.step, self.multiple))
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
@@ -81,6 +82,7 @@ def input_size(net: nn.Module) -> InputSize:
     if isinstance(known, InputSize):
         return known
     factors = [module.downscale_factor for module in net.modules() if isinstance(module, nn.PixelUnshuffle)]
+    # By name, because this must also run where BasicSR is not installed.
     if any(kind.__name__ == "RRDBNet" for kind in type(net).__mro__):
         factors.append(RRDBNET_FOLDS.get(getattr(net, "scale", 4), 1))
     size = InputSize(math.lcm(*factors, *_sides(net.modules(), ("window_size",))))
@@ -101,12 +103,14 @@ def with_step(net: nn.Module, size: InputSize, channels: int = 3) -> InputSize:
         # An image of four times as many pixels: what then gets four times as large is computed from neighbours.
         pairs = zip(small.numbers, large.numbers, strict=True)
         growth = [(many[0] / few[0], many[1] / few[1]) for few, many in pairs]
-        is_global = small.has_norm or any(given != taken > 1 for taken, given in growth)
-    except Exception:  # it asks for values, which there are none of, or for more than an image
+        is_global = small.has_norm or any(taken > 1 and given != taken for taken, given in growth)
+    except Exception:
+        # It asks for values, which there are none of, or for more than an image.
         steps, folds, is_global = {1}, [1], False
     modules = list(net.modules())
     step = math.lcm(*steps, *_sides(modules, WINDOWS), *_sides(modules, STRIDES))
-    return replace(size, step=step, fold=max([*folds, 1][0], 1), is_global=is_global)
+    # The first convolution shows what is folded before it; later ones also have the network's strides.
+    return replace(size, step=step, fold=max(folds[0] if folds else 1, 1), is_global=is_global)
 
 
 def _run_on_meta(net: nn.Module, channels: int, sides: tuple[int, int]) -> Any:
@@ -138,13 +142,15 @@ def _run_on_meta(net: nn.Module, channels: int, sides: tuple[int, int]) -> Any:
                 taken.append(value.numel())
                 return value
 
+            # Moving the arguments is none of the network's work, and must not be watched.
             with torch._C.DisableTorchFunction():
                 args, kwargs = tree_map_only(torch.Tensor, on_meta, (args, kwargs or {}))
             result = func(*args, **kwargs)
             if isinstance(result, torch.Tensor):
                 name = getattr(func, "__name__", "").strip("_")
                 self.has_norm |= name in ("group_norm", "instance_norm")
-                if not args or result.shape != getattr(args[0], "shape", None):  # weights have been left out
+                if not args or result.shape != getattr(args[0], "shape", None):
+                    # Of the images alone: weights were not on the meta device, and on_meta has not counted them.
                     self.numbers.append((max(taken), max(result.numel(), 1)))
                 # Several images where there was one are windows, which have their own sides.
                 if name in RESAMPLING and result.ndim == 4 and len(result) == 1:
@@ -166,7 +172,8 @@ def _run_on_meta(net: nn.Module, channels: int, sides: tuple[int, int]) -> Any:
     shared = {id(tensor): tensor for tensor in itertools.chain(net.parameters(), net.buffers())}
     twin, watch = copy.deepcopy(net, shared).eval(), Watch()
     for module in twin.modules():
-        module._forward_hooks.clear()  # of others, who expect values
+        # They belong to others, who expect values.
+        module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
         if _sides([module], WINDOWS) != {1}:
             module.register_forward_pre_hook(watch.note_windows)

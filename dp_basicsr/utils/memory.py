@@ -9,6 +9,7 @@ MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory"
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception of PyTorch, oneDNN, onnxruntime or numpy means that memory ran out."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import
+    # torch's own error by name, because this must not import torch.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return any(message in str(error).lower() for message in MEMORY_MESSAGES)

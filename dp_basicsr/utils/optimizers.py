@@ -61,6 +61,7 @@ def why_not_optimizer(kind: type[Optimizer], settings: Mapping[str, Any]) -> str
         optimizer.step()
 
     def attempt() -> str | None:
+        # One goes on, the other starts from its state, and both take the same third step.
         (weights, optimizer), (others, resumed) = make(), make()
         step(weights, optimizer)
         step(weights, optimizer)
@@ -68,6 +69,7 @@ def why_not_optimizer(kind: type[Optimizer], settings: Mapping[str, Any]) -> str
         for weight, other in zip(weights, others, strict=True):
             other.data.copy_(weight.data)
         for pair in ((weights, optimizer), (others, resumed)):
+            # Some draw random numbers.
             torch.manual_seed(0)
             step(*pair)
         same = all(torch.equal(weight, other) for weight, other in zip(weights, others, strict=True))
@@ -99,11 +101,13 @@ def _reload(part: Any, other: Any) -> None:
 
 
 def _try(attempt: Any) -> str | None:
+    # Classes of others may print, warn and draw random numbers when they are tried.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             reason: str | None = attempt()
-        except Exception as error:  # of other people's classes, on values that they may not take
+        except Exception as error:
+            # Of other people's classes, on values that they may not take.
             return f"{type(error).__name__}: {first_line(error)}"
         return reason
 

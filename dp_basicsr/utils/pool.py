@@ -65,7 +65,8 @@ def ordered_map(
 
 
 def _take_first(pending: deque[tuple[Task, Future[Result]]]) -> Result:
-    task, future = pending[0]  # removed only afterwards, so that the message after a kill lists it
+    # Removed only afterwards, so that the message after a kill lists it.
+    task, future = pending[0]
     try:
         result = future.result()
     except (BrokenProcessPool, UserError):
@@ -77,8 +78,10 @@ def _take_first(pending: deque[tuple[Task, Future[Result]]]) -> Result:
 
 
 def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; only the parent handles it
-    cv2.setNumThreads(1)  # the processes are the parallelism
+    # Ctrl-C reaches the whole group; only the parent handles it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The processes are the parallelism.
+    cv2.setNumThreads(1)
     parent = multiprocessing.parent_process()
 
     def die_with_parent() -> None:

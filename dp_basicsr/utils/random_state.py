@@ -19,7 +19,8 @@ def set_determinism(deterministic: bool) -> None:
     A CPU with a fixed number of threads is always deterministic. Must be called before the first use of a GPU.
     """
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by torch
+        # Without it, torch refuses to multiply matrices on a GPU deterministically.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
@@ -45,7 +46,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    for device, cuda in zip(_cuda_devices(), state["cuda"], strict=False):  # a CPU's state may be restored on a GPU
+    # Not strict, because a CPU's state may be restored on a GPU.
+    for device, cuda in zip(_cuda_devices(), state["cuda"], strict=False):
         torch.cuda.set_rng_state(cuda, device)
 
 

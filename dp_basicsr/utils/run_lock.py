@@ -31,9 +31,11 @@ def run_lock(folder: str) -> Iterator[None]:
         yield
     finally:
         for handle in filter(None, handles):
+            # Deleted while it is locked: afterwards the file may be another run's.
             path.unlink(missing_ok=True)
             os.close(handle)
-            with contextlib.suppress(OSError):  # the folder contains an experiment
+            with contextlib.suppress(OSError):
+                # Refused if the folder still contains an experiment.
                 path.parent.rmdir()
 
 
@@ -55,6 +57,7 @@ def _acquire(path: Path) -> int | None:
         holder = os.read(handle, 200).decode(errors="replace").strip()
         os.close(handle)
         if locked is None:
+            # Without locks the file is of no use, unless another run has written into it.
             if not holder:
                 path.unlink(missing_ok=True)
             return None

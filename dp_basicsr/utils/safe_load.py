@@ -42,13 +42,15 @@ def load(path: str | Path, what: str, advice: str = "", map_location: str = "cpu
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError("it is a folder, or not a regular file")  # reading a pipe would block
+            # Reading a pipe would block.
+            raise OSError("it is a folder, or not a regular file")
         with open(path, "rb") as file, torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about old file formats
             content = torch.load(file, map_location=map_location, weights_only=True)
         _require_plain(content, map_location)
         return content
-    except Exception as error:  # torch.load may raise anything on a damaged file
+    except Exception as error:
+        # torch.load may raise anything on a damaged file.
         reason = _reason(Path(path), error)
         raise UserError(f"{what} {path} {reason}{f'; {advice}' if advice else ''}") from error
 
@@ -148,6 +150,7 @@ def _first_global(path: Path) -> str | None:
                 return f"{strings[-2]}.{strings[-1]}"
             if isinstance(argument, str):
                 strings.append(argument)
-    except Exception:  # not a pickle
+    except Exception:
+        # It is no pickle either.
         return None
     return None

@@ -43,14 +43,20 @@ class StagedFolder:
             os.close(self._lock)
             raise UserError(f"another process is writing {self.final}: wait for it, or choose another output")
         for entry in self.path.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            # What a killed process has left may be incomplete.
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
     def commit(self) -> Path:
         """Move the folder to ``final``, replacing an old one, and return ``final``."""
+        # Again, because it may have appeared while the folder was filled.
         refuse_existing([self.final], overwrite=self._overwrite)
         old = self.final.with_name(self.final.name + ".old")
         if self.final.exists():
             shutil.rmtree(old, ignore_errors=True)
+            # Renamed, not deleted: a process that is killed here loses neither.
             self.final.rename(old)
         self.path.rename(self.final)
         shutil.rmtree(old, ignore_errors=True)

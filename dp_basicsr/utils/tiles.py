@@ -76,6 +76,7 @@ class Grid:
 
     def fade(self, pixels: int, scale: int) -> Floats:
         """Return a tile's weight from 0 to 1 over ``pixels`` of the result that it shares with the one before it."""
+        # Above 0, because tiles may share nothing.
         length = max(self.shared / 2 * scale, 1e-6)
         return (((np.arange(pixels) + 0.5 - pixels / 2) / length) + 0.5).clip(0, 1).astype(np.float32)
 
@@ -180,6 +181,7 @@ def blend_tiles(
         if index > 0:
             shared = carried.shape[1]
             merge(carried, band[:, :shared], rows.fade(shared, scale)[:, None])
+        # The next row of tiles begins above the end of this one, and still changes what lies below its start.
         finished = ([*(span.start for span in rows.spans), height][index + 1] - vertical.start) * scale
         yield band[:, :finished]
         carried = band[:, finished:]
