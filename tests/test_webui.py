@@ -22,7 +22,7 @@ from urllib.parse import urljoin, urlsplit
 
 from dp_basicsr import inference
 from dp_basicsr.deploy import page as page_module
-from dp_basicsr.deploy.page import CROP, Page, Task, Visit
+from dp_basicsr.deploy.page import CROP, Job, Page, Task, Visit
 from dp_basicsr.errors import UserError
 from dp_basicsr.webui import PREFIX, find_models, free_port
 
@@ -142,6 +142,30 @@ def test_progress_has_an_estimate_and_work_can_be_cancelled(page: Page) -> None:
     assert page.status(visit) == "Cancelled."
     wait_until(lambda: visit.job and visit.job.text)
     assert not (visit.folder / "out").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_new_start_after_the_last_image_ends_the_old_work(
+    page: Page, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It deletes the images that the old work would pack and measure."""
+    visit, write = page.visit("me"), page._write
+    jobs: list[Any] = []  # of each file written
+
+    def write_and_start(data: bytes, path: Path, job: Job | None) -> Path:
+        write(data, path, job)
+        jobs.append(job)
+        # The last image; the first one has two views.
+        if len(jobs) == count + 2:
+            page.start(visit, Task("m"))
+        return path
+
+    page.choose(visit, [write_image(f"{name}.png", 9, 7) for name in "ab"[:count]])
+    monkeypatch.setattr(page, "_write", write_and_start)
+    page.start(visit, Task("m"))
+    wait_until(lambda: len(jobs) > count + 2 and visit.job and visit.job.text)
+    assert jobs[0].text == "Cancelled."
+    assert "Done" in page.status(visit)
 
 
 def test_the_result_survives_until_the_visitor_has_left(page: Page) -> None:

@@ -305,13 +305,17 @@ class Page:
         if not written:
             raise UserError(shorten(failed))
         job.result = written[0]
-        if len(images) > 1:
-            size = f"{len(written)} of {len(images)} images"
-            job.result = out / f"upscaled{suffix}.zip"
-            with self._disk, zipfile.ZipFile(job.result, "w") as archive:
-                for path in written:
-                    archive.write(path, path.relative_to(out / "all"))
-        size += f", {job.result.stat().st_size / 1e6:.1f} MB"
+        with self._disk:
+            # Whoever cancels may have started anew, which deletes what was written.
+            if job.stop.is_set():
+                raise Cancelled
+            if len(images) > 1:
+                size = f"{len(written)} of {len(images)} images"
+                job.result = out / f"upscaled{suffix}.zip"
+                with zipfile.ZipFile(job.result, "w") as archive:
+                    for path in written:
+                        archive.write(path, path.relative_to(out / "all"))
+            size += f", {job.result.stat().st_size / 1e6:.1f} MB"
         took = timedelta(seconds=round(time.monotonic() - job.started))
         return " ".join([f"Done in {took}: {size}.", *failed])
 

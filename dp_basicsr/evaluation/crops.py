@@ -9,6 +9,7 @@ from pathlib import Path
 from dp_basicsr.data.imresize import mod_crop
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import Evaluation, Image, Measured, read_file, read_pair
+from dp_basicsr.evaluation.figures import picture_format, save_figure
 from dp_basicsr.images.strict import size_text
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.metrics.scores import in_colour
@@ -72,7 +73,7 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
         out: Picture to write.
 
     Raises:
-        UserError: The crop is not inside the image, or a file no longer exists.
+        UserError: The crop is not inside the image, a file no longer exists, or ``out`` cannot be written.
     """
     gt = in_colour(mod_crop(read_file(images[0].gt), evaluation.scale))
     crop.check(gt)
@@ -80,6 +81,7 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
+    picture_format(out)
     shown = {image.method: (in_colour(read_pair(image, evaluation.scale)[0]), image.scores) for image in images}
     # Two rows of crops, the original's included; the division rounds up.
     columns = max(2, -(-(len(shown) + 1) // 2))
@@ -100,7 +102,7 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
     for axis in axes:
         axis.axis("off")
     figure.supxlabel("Metrics are for the full image.", fontsize=8)
-    figure.savefig(out, dpi=150, bbox_inches="tight")
+    save_figure(figure, out, dpi=150, bbox_inches="tight")
 
 
 def score_lines(scores: Scores) -> list[str]:

@@ -118,8 +118,11 @@ def evaluate(
     """Measure the images of ``methods`` on ``sets``; originals are cropped to a multiple of ``scale``.
 
     Raises:
-        UserError: Images are missing, unreadable or of the wrong size, or two sets or methods share a name.
+        UserError: Images are missing, unreadable or of the wrong size, two sets or methods share a name, or ``scale``
+            is less than 1.
     """
+    if scale < 1:
+        raise UserError(f"scale: expected a whole number from 1, got {scale}")
     _check_names("test set", [test_set.name for test_set in sets])
     _check_names("method", [method.name for method in methods])
     # Match every name before reading the first image: measuring may take long.

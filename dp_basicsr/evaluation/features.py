@@ -9,6 +9,7 @@ from dp_basicsr.archs.perceptual_arch import FrozenFeatures, VGGFeatures
 from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import read_file
+from dp_basicsr.evaluation.figures import picture_format, save_figure
 from dp_basicsr.metrics.scores import in_colour
 
 import numpy as np
@@ -63,17 +64,19 @@ def plot_features(path: Path, out: Path, channels: Sequence[int], weights: str =
 
     Args:
         path: Image file.
-        out: Picture to write (.png, .pdf, .svg).
+        out: Picture to write, in a format of matplotlib: .png, .pdf, .svg ...
         channels: Channels counted from 1, as in the paper.
         weights: ``imagenet`` or ``random``.
 
     Raises:
-        UserError: The image cannot be read, a channel does not exist, or the weights are not available.
+        UserError: The image cannot be read, a channel does not exist, the weights are not available, or ``out`` cannot
+            be written.
     """
     wrong = [channel for channel in channels if not 1 <= channel <= CHANNELS]
     if wrong:
         raise UserError(f"channels: expected numbers from 1 to {CHANNELS}, got {wrong[0]}")
     image = in_colour(read_file(path))
+    picture_format(out)
     maps = feature_maps(image, weights)
     from matplotlib.figure import Figure
 
@@ -90,4 +93,4 @@ def plot_features(path: Path, out: Path, channels: Sequence[int], weights: str =
             axis.axis("off")
     if weights == "random":
         figure.suptitle("RANDOM WEIGHTS: not the features of Fig. 3", color="red")
-    figure.savefig(out, dpi=130)
+    save_figure(figure, out, dpi=130)

@@ -65,17 +65,24 @@ def read_evaluation(folder: Path) -> Evaluation:
         files = {
             key: Path(os.path.normpath(folder / entry[key])) if entry[key] else None for key in ("gt", "lr", "result")
         }
-        scores = {name: None if value is None else float(value) for name, value in entry["scores"].items()}
+        # Every metric of the tables, or a KeyError.
+        values = {name: entry["scores"][name] for name in data["metrics"]}
+        scores = {name: None if value is None else float(value) for name, value in values.items()}
         gt = files["gt"] or Path()
-        return Measured(entry["set"], entry["image"], entry["method"], gt, files["lr"], files["result"], scores)
+        set_name, image, method = (str(entry[key]) for key in ("set", "image", "method"))
+        return Measured(set_name, image, method, gt, files["lr"], files["result"], scores)
 
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        images = tuple(map(image_of, data["images"]))
-        return Evaluation(data["scale"], tuple(data["metrics"]), data["missing"], images, data.get("lossy", {}))
+        metrics, missing, lossy = tuple(data["metrics"]), dict(data["missing"]), dict(data.get("lossy", {}))
+        if unknown := {*metrics, *missing} - METRICS.keys():
+            raise ValueError(f"metrics that are unknown here: {', '.join(sorted(map(str, unknown)))}")
+        if data["scale"] < 1:
+            raise ValueError(f"scale {data['scale']}")
+        return Evaluation(int(data["scale"]), metrics, missing, tuple(map(image_of, data["images"])), lossy)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; `{advise('evaluate')}` and test.py create it") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is not an evaluation of dp_basicsr ({error!r}); create it again") from error
 
 
@@ -131,7 +138,7 @@ def markdown(evaluation: Evaluation) -> str:
         averages = [evaluation.average(name, method) for method in evaluation.methods]
         columns = [mark_best([scores[metric] for scores in averages], metric) for metric in evaluation.metrics]
         count = len(evaluation.of(name, evaluation.methods[0]))
-        lines += ["", f"### {name} ({count} images)", ""]
+        lines += ["", f"### {name} ({count} image{'' if count == 1 else 's'})", ""]
         lines += table_lines(["", *(METRICS[metric].label for metric in evaluation.metrics)],
                              [[method, *(column[row] for column in columns)]
                               for row, method in enumerate(evaluation.methods)])  # fmt: skip

@@ -69,8 +69,10 @@ def measure(
         for example because the image is too small for it.
 
     Raises:
-        UserError: The sizes differ.
+        UserError: The sizes differ, or the border is negative.
     """
+    if crop_border < 0:
+        raise UserError(f"crop_border: expected a number of pixels from 0, got {crop_border}")
     if result.shape[:2] != gt.shape[:2]:
         raise UserError(f"expected a result of {size_text(gt)} pixels, the original's size; got {size_text(result)}")
     images = {"img": in_colour(result), "img2": in_colour(gt)}

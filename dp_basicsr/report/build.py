@@ -159,7 +159,8 @@ def _add_training(report: Report, folder: Path) -> None:
     for title, panel in training_panels(curves).items():
         # Of two trainings, the second one's panels carry its name.
         report.curves[title if title not in report.curves else f"{title} ({folder.name})"] = panel_svg(title, panel)
-    report.facts[f"Iterations of {folder.name}"] = f"{curves['lr'][-1][0]:,}"
+    # A log may end after the baseline, before the first line of an iteration.
+    report.facts[f"Iterations of {folder.name}"] = f"{curves['lr'][-1][0] if 'lr' in curves else 0:,}"
     # The last start's log says what it changed.
     logs = sorted(folder.glob("train_*.log"), key=lambda log: log.stat().st_mtime)
     for beside, changes in re.findall(r"Options beside (.+?): (.+)", logs[-1].read_text("utf-8", errors="replace")):

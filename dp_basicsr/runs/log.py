@@ -236,17 +236,20 @@ def show_losses(bar: tqdm, losses: Mapping[str, float], waiting: float) -> None:
     bar.set_postfix({"data": f"{waiting:.0%}", **shown}, refresh=False)
 
 
-def describe_batch(opt: dict[str, Any], batch_size: int) -> str:
+def describe_batch(opt: dict[str, Any], batch_size: int, model: Any) -> str:
     """Describe the total mini-batch relative to the paper's, and its relation to the learning rate.
 
     Args:
         opt: Options of the run.
         batch_size: Pairs per iteration, over all processes.
+        model: Its ``optimizer_g`` and ``optimizer_d``, where it has them, know the rates.
     """
     processes, parts = opt["world_size"], opt["train"]["grad_accumulation"]
     threads = f"{torch.get_num_threads()} CPU thread(s) each"
     share = "the paper's" if batch_size == PAPER_BATCH else f"{batch_size / PAPER_BATCH:g} times the paper's"
-    rates = {key: opt["train"][f"optim_{key}"]["lr"] for key in "gd" if opt["train"].get(f"optim_{key}")}
+    # Of the optimizers, not the options, which may leave the rate to an optimizer's default.
+    groups = {key: vars(model)[f"optimizer_{key}"].param_groups[0] for key in "gd" if f"optimizer_{key}" in vars(model)}
+    rates = {key: group.get("initial_lr", group["lr"]) for key, group in groups.items()}
     return (
         f"Mini-batch: {processes} process(es), {threads}, x {batch_size // processes} pairs"
         + (f" in {parts} parts" if parts > 1 else "")

@@ -163,7 +163,7 @@ def loop(run: Run) -> None:
     log_line = IterationLog(opt, run.iteration, run.tb_logger)
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     logger = get_root_logger()
-    logger.info(describe_batch(opt, run.stream.batch_size))
+    logger.info(describe_batch(opt, run.stream.batch_size, model))
     logger.info(f"Start training from epoch: {run.stream.epoch_of(run.iteration)}, iter: {run.iteration}")
     if run.iteration and val_freq and run.iteration % val_freq == 0:
         # The checkpoint precedes its validation, which may be missing.

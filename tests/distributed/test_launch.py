@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 from dp_basicsr import errors
 from dp_basicsr.distributed import launch
@@ -316,10 +317,13 @@ def test_an_elastic_job_recognises_its_run(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_the_mini_batch_is_stated(per_process: int, processes: int, parts: int, expected: list[str]) -> None:
     """And the learning rate is not scaled with it. Accumulation splits the batch and does not enlarge it."""
-    train = {"total_iter": 400_000, "optim_g": {"lr": 1e-4}, "optim_d": {"lr": 2e-4}, "grad_accumulation": parts}
-    line = describe_batch({"world_size": processes, "train": train}, per_process * processes)
+    train = {"total_iter": 400_000, "optim_g": {"type": "Adam", "lr": 1e-4}, "grad_accumulation": parts}
+    weights = [torch.zeros(1)]
+    # D's options leave the rate to Adam.
+    model = SimpleNamespace(optimizer_g=torch.optim.Adam(weights, lr=1e-4), optimizer_d=torch.optim.Adam(weights))
+    line = describe_batch({"world_size": processes, "train": train}, per_process * processes, model)
     assert all(part in line for part in expected)
-    assert "as given (G 0.0001, D 0.0002), not scaled" in line
+    assert "as given (G 0.0001, D 0.001), not scaled" in line
 
 
 @pytest.mark.parametrize(("variable", "said"), [("0", True), ("1", False)])

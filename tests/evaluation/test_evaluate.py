@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr.data.imresize import downsample, mod_crop
 from dp_basicsr.errors import UserError
-from dp_basicsr.evaluation.evaluate import evaluate
-from dp_basicsr.evaluation.files import mark_best, markdown, read_evaluation, write_evaluation
+from dp_basicsr.evaluation.evaluate import Evaluation, Measured, evaluate
+from dp_basicsr.evaluation.files import as_json, csv_text, mark_best, markdown, read_evaluation, write_evaluation
 from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.metrics import measure
 
@@ -128,6 +131,8 @@ def test_only_an_evaluation_is_replaced_and_only_on_request(data: Path) -> None:
             ["--result", "LR=lr/A"],
             r"gray.png: expected 52 x 64 pixels \(the original, cropped to a multiple of 4\), got",
         ),
+        (["--bicubic", "--scale", "0"], "scale: expected a whole number from 1, got 0"),
+        (["--bicubic", "--scale", "-4"], "scale: expected a whole number from 1, got -4"),
         (["--bicubic", "--lr", "gt/A"], "LR of gray: expected 1/4 of the original's 52 x 64, got 52 x 65"),
     ],
 )
@@ -145,3 +150,34 @@ def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
         (tmp_path / "evaluation.json").write_text(content)
         with pytest.raises(UserError, match="not an evaluation of dp_basicsr"):
             read_evaluation(tmp_path)
+
+
+def test_an_evaluation_with_anything_changed_is_read_or_refused(tmp_path: Path) -> None:
+    """What is read can also be printed."""
+    image = Measured("A", "one", "Good", Path("gt.png"), None, Path("good.png"), {"psnr_y": 30.0})
+    whole = as_json(Evaluation(4, ("psnr_y",), {"lpips_alex": "no weights"}, (image,), {"Good": "1 JPEG"}), tmp_path)
+
+    def places(part: Any) -> Iterator[tuple[Any, Any]]:
+        for key in list(part) if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ():
+            yield from [(part, key), *places(part[key])]
+
+    refused = 0
+    for part, key in places(whole):
+        before = part[key]
+        for part[key] in (None, [], ["x"], {}, {"x": 1}, "x", 0, -1, math.inf, math.nan):
+            (tmp_path / "evaluation.json").write_text(json.dumps(whole))
+            try:
+                evaluation = read_evaluation(tmp_path)
+            except UserError:
+                refused += 1
+            else:
+                assert markdown(evaluation).count("(1 image)") == len(evaluation.images)
+                assert csv_text(evaluation)
+        part[key] = before
+    assert refused > 50
+
+
+def test_a_metric_that_is_unknown_here_is_named(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(json.dumps({"metrics": ["vmaf"], "missing": {}}))
+    with pytest.raises(UserError, match="metrics that are unknown here: vmaf.*create it again"):
+        read_evaluation(tmp_path)

@@ -68,6 +68,7 @@ def test_random_weights_are_named_in_the_picture(titles: list[str]) -> None:
         (["image.png"], "put vgg19"),
         (["image.png", "--channels", "0", "--weights", "random"], "from 1 to 256, got 0"),
         (["nothing.png", "--weights", "random"], "image nothing.png: no such file or folder"),
+        (["image.png", "-o", "features.xyz"], "features.xyz: expected a name that ends with ."),
     ],
 )
 def test_mistakes_about_features_are_named(
@@ -77,7 +78,7 @@ def test_mistakes_about_features_are_named(
     with pytest.raises(SystemExit, match="2"):
         plot_features.main(arguments)
     assert message in capsys.readouterr().err
-    assert not Path("features.png").exists()
+    assert not list(Path().glob("features*"))
 
 
 @pytest.fixture
@@ -88,11 +89,12 @@ def evaluation(pairs: Path) -> Path:
 
 
 def test_crops_are_drawn_side_by_side_with_their_metrics(evaluation: Path, titles: list[str]) -> None:
-    assert compare_crops.main([str(evaluation), "image2", "--crop", "10,20,32,24", "--out", "crops.png"]) == 0
+    assert compare_crops.main([str(evaluation), "image2", "--crop", "10,20,32,24", "--out", "new/crops.png"]) == 0
     assert titles[0] == "image2 (pairs)"
     assert [title.splitlines()[0] for title in titles[1:4]] == [BICUBIC, "Same", "Original"]
     assert "PSNR inf (RGB) inf (Y)" in titles[2]
-    assert Path("crops.png").stat().st_size > 10_000
+    assert [path.name for path in Path("new").iterdir()] == ["crops.png"]
+    assert Path("new/crops.png").stat().st_size > 10_000
 
 
 def test_a_crop_is_cut_in_pixels_of_the_original() -> None:
@@ -106,6 +108,7 @@ def test_a_crop_is_cut_in_pixels_of_the_original() -> None:
         (["image9", "--crop", "0,0,8,8"], "'image9' not found; expected image0, image1"),
         (["image0", "--crop", "140,0,8,8"], "is not inside the 144 x 160"),
         (["image0", "--crop", "1,2,3"], "expected left,top,width,height"),
+        (["image0", "--crop", "0,0,8,8", "-o", "crops.xyz"], "crops.xyz: expected a name that ends with ."),
     ],
 )
 def test_mistakes_about_crops_are_named(

@@ -54,6 +54,8 @@ def test_identical_images() -> None:
 def test_another_size_is_named() -> None:
     with pytest.raises(UserError, match="36 x 40 pixels, the original's size; got 32 x 40"):
         measure(IMAGE[:, :-4], IMAGE, 4, PIXELS)
+    with pytest.raises(UserError, match="crop_border: expected a number of pixels from 0, got -1"):
+        measure(IMAGE, IMAGE, -1, PIXELS)
 
 
 def test_an_image_too_small_for_a_metric_is_not_available_for_it() -> None:

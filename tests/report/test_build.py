@@ -99,6 +99,13 @@ def test_a_training_without_evaluation_has_a_report(run: Path) -> None:
     assert "<h2>Training</h2>" in write_report([run], Path("report.html")).read_text()
 
 
+def test_a_run_that_ended_after_its_baseline_has_a_report(run: Path) -> None:
+    (run / "train_run_20260101.log").write_text("\n".join(LOG[3:]).replace("@ 2 iter", "@ 0 iter"))
+    report = collect([run], None)
+    assert report.facts["Iterations of run"] == "0"
+    assert list(report.curves) == ["Validation: psnr_rgb"]
+
+
 def test_mistakes_are_named(pairs: Path, evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="one evaluation"):
         collect([evaluation, evaluation], None)

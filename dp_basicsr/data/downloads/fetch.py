@@ -22,6 +22,7 @@ from tqdm import tqdm
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
 _ATTEMPTS = 4  # consecutive attempts without new data
+_BUSY = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_MANY_REQUESTS)
 
 
 class _IncompleteError(Exception):
@@ -97,8 +98,8 @@ def _fetch_part(url: str, part: Path, size: int | None, pause: float) -> None:
             _receive(url, part, size)
             return
         except urllib.error.HTTPError as error:
-            # A refusal stays one; errors of the server itself may pass.
-            if error.code < 500:
+            # A refusal stays one; a busy server and its own errors may pass.
+            if error.code < 500 and error.code not in _BUSY:
                 raise UserError(f"{url} answered {error.code} {error.reason}") from error
             reason: Exception = error
         except _TRANSIENT as error:
@@ -133,14 +134,15 @@ def _receive(url: str, part: Path, size: int | None) -> None:
         if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{offset}":
             return
         if error.code == 416 and offset:
-            part.unlink()
+            # Not deleted: the lock is this file's, and a new one would have none.
+            os.truncate(part, 0)
             raise _IncompleteError("the part was longer than the file; starting again") from error
         raise
     with response:
         received, total = _position(url, response, offset, size)
         with (
             # Not appended: the server may ignore the range and start from 0.
-            part.open("r+b" if part.exists() else "wb") as file,
+            part.open("r+b") as file,
             tqdm(total=total, initial=received, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
         ):
             file.seek(received)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from dp_basicsr.data.preparation.records import Record, Written
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import IMAGE_SUFFIXES
+from dp_basicsr.utils.atomic_io import free_space
 from dp_basicsr.utils.staging import StagedFolder
 
 import lmdb
@@ -55,9 +55,10 @@ class _Writer:
         try:
             yield
         except (lmdb.Error, OSError) as error:
+            # Before the discard, which may free what filled the disk.
+            free = free_space(self._folder.final.parent)
             self.discard()
-            free = shutil.disk_usage(self._folder.final.parent).free
-            raise UserError(f"cannot write {name}: {error} ({free / 1e6:,.0f} MB free)") from error
+            raise UserError(f"cannot write {name}: {error} ({free})") from error
         except BaseException:
             # Ctrl-C, too.
             self.discard()

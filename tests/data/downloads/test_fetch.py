@@ -30,7 +30,8 @@ class Behaviour:
     knows_ranges: bool = True
     sends_length: bool = True
     status: int | None = None  # answer every request with this
-    failures: int = 0  # number of initial requests answered with 503
+    failures: int = 0  # number of initial requests answered with `answer`
+    answer: int = 503
     requests: list[str | None] = field(default_factory=list)
 
 
@@ -41,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.behaviour
         server.requests.append(self.headers.get("Range"))
         if server.status or len(server.requests) <= server.failures:
-            return self.send_error(server.status or 503)
+            return self.send_error(server.status or server.answer)
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if server.knows_ranges else None
         start = int(wanted[1]) if wanted else 0
         if wanted and start >= len(server.body):
@@ -112,8 +113,12 @@ def test_a_complete_partial_file_is_recognised(server: Server, tmp_path: Path, k
 
 @pytest.mark.parametrize("known", [{}, {"size": len(BODY)}])
 def test_a_partial_file_that_is_too_long_is_discarded(server: Server, tmp_path: Path, known: dict[str, int]) -> None:
-    (tmp_path / "file.zip.part").write_bytes(BODY + b"more")
-    assert get(server, tmp_path, checksum=SHA256, **known).read_bytes() == BODY
+    part = tmp_path / "file.zip.part"
+    part.write_bytes(BODY + b"more")
+    locked = part.stat().st_ino
+    path = get(server, tmp_path, checksum=SHA256, **known)
+    # The same file from the first byte to the last, because a new one would not be locked.
+    assert (path.read_bytes(), path.stat().st_ino) == (BODY, locked)
 
 
 def test_without_content_length_the_known_size_is_checked(server: Server, tmp_path: Path) -> None:
@@ -121,8 +126,9 @@ def test_without_content_length_the_known_size_is_checked(server: Server, tmp_pa
     assert get(server, tmp_path, size=len(BODY)).read_bytes() == BODY
 
 
-def test_a_busy_server_is_retried(server: Server, tmp_path: Path) -> None:
-    server[1].failures = 2
+@pytest.mark.parametrize("answer", [503, 429, 408])
+def test_a_busy_server_is_retried(server: Server, tmp_path: Path, answer: int) -> None:
+    server[1].failures, server[1].answer = 2, answer
     assert get(server, tmp_path).read_bytes() == BODY
 
 
