@@ -62,7 +62,8 @@ train:
   pixel_opt: {{type: L1Loss, loss_weight: 1e-2}}
   perceptual_opt: {{type: DPLoss, vgg_type: vgg11, vgg_layer_weights: {{conv2_1: 1}}, resnet_type: resnet18,
                    resnet_layer_weights: {{layer1: 1}}, vgg_weights: random, resnet_weights: random}}
-  gan_opt: {{type: GANLoss, gan_type: vanilla, loss_weight: 5e-3}}
+  gan_opt: {{type: GANLoss, gan_type: vanilla, loss_weight: 5e-3, ramp: 9}}
+  balance: {{shares: {{pix: 0.1, vgg: 0.4, resnet: 0.4, gan: 0.1}}, ema: 0.9}}
 val: {{val_freq: 4, save_img: false, metrics: {{psnr: {{type: counted_psnr, crop_border: 4}}}}}}
 logger: {{print_freq: 1, save_checkpoint_freq: 3, use_tb_logger: true, keep_last: 2, keep_best: true}}
 """
@@ -253,7 +254,9 @@ def test_keep_best_is_the_network_of_the_best_iteration(folder: Path, undisturbe
 
 def test_a_state_of_another_model_is_one_message(folder: Path) -> None:
     assert start(folder, at=["step", 4], signals=[signal.SIGTERM]) == [EXIT_RETRY]
-    assert start(folder, "model_type=PSNRModel", "train:perceptual_opt=null") == [2]
+    assert start(
+        folder, "model_type=PSNRModel", "train:perceptual_opt=null", "train:balance=null", "train:gan_opt=null"
+    ) == [2]
     error = (folder / "output").read_text().splitlines()[-1]
     assert error.startswith("error: the state of iteration 4 does not fit these options")
 
