@@ -20,8 +20,10 @@ from tests.support.programs import Program
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as after a shell's &; the programs under test would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Ignored after a shell's & and under nohup; the programs under test would inherit it, and not end as a test expects.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # Files whose tests take longest, for two processes: what starts last should be short.
 LONG = ("test_two_hosts", "test_gpu_report", "test_webui", "test_data_commands", "test_bench", "test_kills",

@@ -367,7 +367,11 @@ def address(folder: Path) -> Iterator[str]:
             yield found[1]
         finally:
             process.send_signal(signal.SIGHUP)
-            process.wait(timeout=30)
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()  # the block's end would wait for ever
+                raise
     assert not list(folder.glob(f"{PREFIX}*")), "uploads and results go with the page"
 
 
