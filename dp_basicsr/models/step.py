@@ -85,7 +85,7 @@ class TrainingStep:
         net_d = getattr(model, "net_d", None)
         update_g, nets, optimizers = True, [model.net_g], [model.optimizer_g]
         shares, gan_weight = NO_SHARES, 1.0
-        state: list[Tensor] = []  # what the passes of a step change
+        state = list(model.net_g.buffers())  # what the passes of a step change
         if net_d is not None:
             every, first = model.net_d_iters, model.net_d_init_iters
             update_g = iteration % every == 0 and iteration > first
@@ -106,6 +106,10 @@ class TrainingStep:
         self.apply(model, iteration, optimizers, log)
         for tensor, old in zip(state, before, strict=True):
             tensor.copy_(torch.where(self.applied == 1, tensor, old))
+        if model.ema_decay > 0:
+            # BasicSR averages parameters alone; a batch-norm's statistics would stay at their start in the EMA.
+            for average, buffer in zip(model.net_g_ema.buffers(), nets[0].buffers(), strict=True):
+                average.copy_(buffer)
         return log
 
     def parts(self, model: Any, nets: Sequence[nn.Module]) -> Iterator[tuple[Tensor, Tensor, float]]:

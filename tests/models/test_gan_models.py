@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -414,3 +415,21 @@ def test_grad_clip_bounds_the_norm(tmp_path: Path) -> None:
     for net in (model.net_g, model.net_d):
         norm = torch.linalg.vector_norm(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
         assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_batch_norm_s_statistics_reach_the_ema_and_survive_a_skipped_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sesemi#36: an EMA of the parameters alone keeps the statistics of the start."""
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, "WithBatchNorm", WithBatchNorm)
+    opt = model_options("PSNRModel", tmp_path, ema_decay=0.5, max_nonfinite=2) | {
+        "network_g": {"type": "WithBatchNorm"}
+    }
+    model = run(build_model(opt), 2, torch.float32)
+    buffers = [buffer.clone() for buffer in model.net_g.buffers()]
+    assert buffers[2] == 2, "batches of batch-norm"
+    model.feed_data({key: value * math.nan for key, value in random_batch(3).items()})
+    model.optimize_parameters(3)
+    assert not model.step.guard.last_step_applied()
+    for net in (model.net_g, model.net_g_ema):
+        assert all(torch.equal(*pair) for pair in zip(net.buffers(), buffers, strict=True))
