@@ -11,7 +11,7 @@ import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
 from dp_basicsr.data.lmdb_records import LmdbClient, is_raw, lmdb_reader, refuse_damaged
 from dp_basicsr.data.sources import listed_names
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import IMAGE_SUFFIXES
+from dp_basicsr.images.files import IMAGE_SUFFIXES, unicode_hint
 from dp_basicsr.utils.arguments import advise
 
 import cv2
@@ -66,7 +66,9 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
     except KeyError as error:
         raise UserError(f"datasets: {dataset_opt['name']}: {dataset_opt['type']} needs the key {error}") from error
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
-        raise UserError(f"datasets: {dataset_opt['name']}: {error}") from error
+        roots = [Path(str(dataset_opt.get(key))) for key in ("dataroot_gt", "dataroot_lq")]
+        names = [[path.name for path in root.iterdir()] if root.is_dir() else [] for root in roots]
+        raise UserError(f"datasets: {dataset_opt['name']}: {error}{unicode_hint(*names)}") from error
     if isinstance(getattr(dataset, "paths", None), list):
         _use_list(dataset, dataset_opt)
         # BasicSR keeps the file system's order, which may differ between machines and therefore between ranks.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dp_basicsr.errors import UserError, shorten
-from dp_basicsr.images.files import IMAGE_SUFFIXES, find_images
+from dp_basicsr.images.files import IMAGE_SUFFIXES, find_images, unicode_hint
 
 BICUBIC = "Bicubic"  # the method that is computed here
 
@@ -161,7 +161,7 @@ def detect_pattern(stems: Collection[str], names: Collection[str], folder: Path)
     if most == 0:
         raise UserError(
             f"{folder}: no file is named like an original; found: {shorten(stems)}; originals: {shorten(names)}. "
-            "Give --pattern NAME=PATTERN"
+            f"Give --pattern NAME=PATTERN{unicode_hint(names, stems)}"
         )
     best = sorted(f"{before}{{}}{after}" for (before, after), count in fits.items() if count == most)
     # If names are missing as well, those are reported instead.

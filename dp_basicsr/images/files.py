@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +56,15 @@ def left_out(folder: Path) -> str:
     kinds = Counter("folder" if path.is_dir() else path.suffix.lower() or "no suffix" for path in others)
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     return f"{folder}: ignored {len(others)} that are not images ({counts})" if others else ""
+
+
+def unicode_hint(names: Iterable[str], others: Iterable[str]) -> str:
+    """Say so if some of ``names`` look like some of the ``others``, but are written in other characters; "" if none."""
+    # macOS writes an accent as a character of its own (NFD), other systems mostly do not (NFC).
+    looks = {unicodedata.normalize("NFC", name): name for name in others}
+    if all(looks.get(unicodedata.normalize("NFC", name), name) == name for name in names):
+        return ""
+    return "; names that look equal differ in Unicode's form (NFC and NFD): rename those of one folder, as convmv does"
 
 
 def _is_image(path: Path) -> bool:

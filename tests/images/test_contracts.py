@@ -9,6 +9,7 @@ import random
 import shutil
 import struct
 import subprocess
+import unicodedata
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import Any
 
 from dp_basicsr.deploy.batch import find_all_jobs, refuse_unwritable
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import FORMATS, BadImageError
+from dp_basicsr.images.files import FORMATS, BadImageError, unicode_hint
 from dp_basicsr.images.png import HEADER_END, join
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.write import write_picture
@@ -298,3 +299,12 @@ def test_any_legal_name_is_written_or_refused_first(tmp_path: Path, monkeypatch:
         (job,) = jobs
         write_picture(read_picture(job.source), job.target)
         assert [path.name for path in output.iterdir()] == [job.target.name]
+
+
+@pytest.mark.parametrize("names", [["café.png", "a.png"], ["ガ.png"], ["Å.png", "Å2.png"]])
+def test_names_that_differ_in_unicode_s_form_alone_are_named(names: list[str]) -> None:
+    """paperbanana#240: macOS writes an accent as a character of its own."""
+    composed, decomposed = ([unicodedata.normalize(form, name) for name in names] for form in ("NFC", "NFD"))
+    assert "NFC and NFD" in unicode_hint(composed, decomposed)
+    assert "NFC and NFD" in unicode_hint(decomposed, [*composed, "b.png"])
+    assert unicode_hint(composed, composed) == unicode_hint(["a.png"], ["b.png"]) == unicode_hint([], names) == ""

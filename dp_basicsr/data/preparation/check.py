@@ -13,7 +13,7 @@ from typing import Any
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
 from dp_basicsr.data.sources import ImageSource, find_sources, listed_names
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import BadImageError, find_images
+from dp_basicsr.images.files import BadImageError, find_images, unicode_hint
 from dp_basicsr.utils.pool import available_cpus, ordered_map
 
 import cv2
@@ -260,7 +260,7 @@ def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tupl
         elif name in taken:
             problems.append(BadData("shared", str(source), f"would be paired with the LQ of {taken[name]}"))
         else:
-            problems.append(BadData("missing", str(source), f"has no LQ in {what.lq}"))
+            problems.append(BadData("missing", str(source), f"has no LQ in {what.lq}{unicode_hint([name], left)}"))
     if what.names is None:
         # With a list, the LQ that it does not name are no error.
         problems += [BadData("missing", str(source), f"has no GT in {what.gt}") for source in left.values()]
