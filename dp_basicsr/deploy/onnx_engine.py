@@ -121,7 +121,8 @@ class OnnxEngine(FileEngine):
         # A copy, because half() converts in place, and the result is compared with the network.
         module = copy.deepcopy(network.module).half() if half else network.module
         # A batch of 2: the exporter would take 1 for a constant.
-        example = torch.rand(2, network.channels, 8 * fold, 12 * fold, dtype=torch.float16 if half else torch.float32)
+        sides = network.size.fit(8 * fold, 12 * fold)
+        example = torch.rand(2, network.channels, *sides, dtype=torch.float16 if half else torch.float32)
         said = io.StringIO()
         # The exporter tells of its progress, and warns of its own plans.
         with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

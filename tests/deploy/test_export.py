@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from dp_basicsr import __version__, inference
 from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy import export
+from dp_basicsr.deploy.choices import EXPORTS
 from dp_basicsr.deploy.export import describe, export_network, spandrel_limit
 from dp_basicsr.deploy.open_engine import open_engine
 from dp_basicsr.deploy.provenance import fingerprint, trace
@@ -285,6 +287,24 @@ def test_an_export_that_differs_is_not_written(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(export, "_compare_weights", lambda *_: float("nan"))
     with pytest.raises(UserError, match="differs from the network by nan; nothing was written"):
         export_network(network, "pth", Path("out/out.pth"), {})
+    assert list(Path("out").iterdir()) == []
+
+
+def test_a_runtime_that_refuses_a_size_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SwinIR#145: exporters take some sizes of windows for constants."""
+
+    class Refusing:
+        def __init__(self, path: Path) -> None: ...
+
+        @staticmethod
+        def write(*_: Any) -> None: ...
+
+        def run(self, image: Any) -> Any:
+            raise RuntimeError("Got invalid dimensions")
+
+    monkeypatch.setattr(type(EXPORTS["onnx"]), "load", lambda _: Refusing)
+    with pytest.raises(UserError, match=r"onnx cannot take every size.*nothing was written; export it \.safetensors"):
+        export_network(load("RRDBNetDP", 4), "onnx", Path("out/out.onnx"), {})
     assert list(Path("out").iterdir()) == []
 
 
