@@ -31,8 +31,8 @@ from dp_basicsr.utils.atomic_io import (
     remove_partial_files,
 )
 from dp_basicsr.utils.console import outlive_terminal
+from dp_basicsr.utils.file_lock import run_lock
 from dp_basicsr.utils.random_state import set_determinism
-from dp_basicsr.utils.run_lock import run_lock
 from dp_basicsr.utils.signals import Interruption
 
 from basicsr.models import build_model

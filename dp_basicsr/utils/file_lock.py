@@ -1,4 +1,4 @@
-"""Advisory file locks, where the system and the file system support them."""
+"""Advisory file locks, where the system and the file system support them; the lock of a run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import errno
 import importlib
 import logging
 import os
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+from dp_basicsr.errors import UserError
 
 fcntl: Any = None
 # Windows has no fcntl.
@@ -44,3 +49,65 @@ def try_lock(handle: int, path: Path, kind: Literal["flock", "lockf"], instead: 
         logging.getLogger("basicsr").warning(f"{path} cannot be locked ({error.strerror}): {instead}")
         return None
     return True
+
+
+@contextlib.contextmanager
+def run_lock(folder: str) -> Iterator[None]:
+    """Lock an experiment (rank 0) by a file next to its folder, because the folder itself may be moved away.
+
+    It is a POSIX record lock: the kernel releases it when the process dies, it works over NFS, and unlike a ``flock``
+    it is not held by a data loader worker that briefly outlives its parent.
+
+    Raises:
+        UserError: Another run, named in the message, holds the lock; raised on every process.
+    """
+    # Here, because it needs torch, which other locks do without.
+    from dp_basicsr.distributed.collectives import on_rank_0
+
+    path = Path(folder).with_name(f".{Path(folder).name}.lock")
+    handles: list[int | None] = []
+    on_rank_0(lambda: handles.append(_lock_run(path)))
+    try:
+        yield
+    finally:
+        for handle in filter(None, handles):
+            # Deleted while it is locked: afterwards the file may be another run's.
+            path.unlink(missing_ok=True)
+            os.close(handle)
+            with contextlib.suppress(OSError):
+                # Refused if the folder still contains an experiment.
+                path.parent.rmdir()
+
+
+def _lock_run(path: Path) -> int | None:
+    """Open and lock the file; None if the file system has no locks."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue  # an ending run has just removed the empty folder
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        locked = try_lock(handle, path, "lockf", "start no second run of this name")
+        # A run that ended meanwhile deleted this file; another one may hold a new file.
+        with contextlib.suppress(FileNotFoundError):
+            if locked and os.path.samestat(path.stat(), os.fstat(handle)):
+                break
+        holder = os.read(handle, 200).decode(errors="replace").strip()
+        os.close(handle)
+        if locked is None:
+            # Without locks the file is of no use, unless another run has written into it.
+            if not holder:
+                path.unlink(missing_ok=True)
+            return None
+        if not locked:
+            name = path.with_name(path.name.removeprefix(".").removesuffix(".lock"))
+            raise UserError(
+                f"{name} is in use by {holder or 'another process'}: wait until it ends, stop it, or give this run "
+                "another name"
+            )
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+    return handle

@@ -6,10 +6,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import TypeVar
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.file_lock import open_folder, try_lock
+
+Staged = TypeVar("Staged", bound="StagedFolder")
 
 
 class StagedFolder:
@@ -60,25 +62,21 @@ class StagedFolder:
             self.final.rename(old)
         self.path.rename(self.final)
         shutil.rmtree(old, ignore_errors=True)
-        self._release()
+        os.close(self._lock)
+        self._lock = -1
         return self.final
 
     def discard(self) -> None:
         """Delete the partial folder; does nothing after ``commit``."""
         if self._lock >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
-            self._release()
+            os.close(self._lock)
+            self._lock = -1
 
-    def _release(self) -> None:
-        os.close(self._lock)
-        self._lock = -1
-
-    def __enter__(self) -> StagedFolder:
+    def __enter__(self: Staged) -> Staged:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.discard()
 
 

@@ -1,8 +1,13 @@
-"""Small photographs to cut, pack and shrink."""
+"""Small photographs to cut, pack and shrink, in this process."""
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+from dp_basicsr.data.preparation import check, jobs
 
 import cv2
 import pytest
@@ -22,3 +27,16 @@ def image_folder(tmp_path: Path) -> ImageFolder:
         return path
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def no_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare images in this process, with what a pool would pickle; ``test_pool`` is about the pool itself."""
+
+    def in_turn(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+        for task in tasks:
+            call, argument = pickle.loads(pickle.dumps((function, task)))
+            yield pickle.loads(pickle.dumps(call(argument)))
+
+    for module in (check, jobs):
+        monkeypatch.setattr(module, "ordered_map", in_turn)

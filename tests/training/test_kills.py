@@ -14,7 +14,7 @@ from typing import Any
 
 from dp_basicsr.checkpoint.manifest import check_manifest
 from dp_basicsr.errors import EXIT_RETRY
-from dp_basicsr.utils.run_lock import run_lock
+from dp_basicsr.utils.file_lock import run_lock
 
 import cv2
 import numpy as np

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from dp_basicsr.utils import file_lock
-from dp_basicsr.utils.run_lock import run_lock
+from dp_basicsr.utils.file_lock import run_lock
 from dp_basicsr.utils.staging import StagedFolder
 
 import pytest

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.utils.run_lock import run_lock
+from dp_basicsr.utils.file_lock import run_lock
 
 import pytest
 

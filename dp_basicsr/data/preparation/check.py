@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,11 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class PairTask:
-    """One pair to check."""
+class Pair:
+    """One pair to read."""
 
     gt: ImageSource
     lq: ImageSource
-    scale: int
-    gt_size: int | None
 
     def __str__(self) -> str:
         return str(self.gt)
@@ -84,10 +83,9 @@ class PairTask:
 
 @dataclass(frozen=True)
 class ReadPair:
-    """The problems of one pair; if both images were read, a digest of their pixels, and thumbnails if sizes fit."""
+    """The problems of one pair; if both images were read, a digest of their pixels, and thumbnails if they fit."""
 
-    gt: str
-    problems: tuple[BadData, ...] = ()
+    problems: list[BadData]
     digest: bytes | None = None
     thumbnails: NDArray[np.float32] | None = None
 
@@ -132,49 +130,55 @@ def check_set(what: PairedSet, workers: int | None = None) -> Checked:
     tasks, unpaired = _pair(what, gt, lq)
     checked.problems += unpaired
     first: dict[bytes, str] = {}
-    pairs: list[ReadPair] = []
+    shown: list[tuple[str, NDArray[np.float32]]] = []
+    read = partial(read_pair, scale=what.scale, gt_size=what.gt_size)
     # Closed here: after an error, the traceback would keep the generator and its workers alive.
-    with closing(ordered_map(read_pair, tasks, workers or available_cpus())) as results:
-        for pair in tqdm(results, total=len(tasks), unit="pair", disable=None):
+    with closing(ordered_map(read, tasks, workers or available_cpus())) as results:
+        for task, pair in zip(tasks, tqdm(results, total=len(tasks), unit="pair", disable=None), strict=True):
+            name = str(task)
             checked.pairs += 1
             checked.problems += pair.problems
-            if pair.digest is not None and first.setdefault(pair.digest, pair.gt) != pair.gt:
-                checked.problems.append(BadData("duplicate", pair.gt, f"has the same pixels as {first[pair.digest]}"))
+            if pair.digest is not None and first.setdefault(pair.digest, name) != name:
+                checked.problems.append(BadData("duplicate", name, f"has the same pixels as {first[pair.digest]}"))
             if pair.thumbnails is not None:
-                pairs.append(pair)
-    checked.problems += _other_pictures(pairs)
+                shown.append((name, pair.thumbnails))
+    checked.problems += _other_pictures(shown)
     return checked
 
 
-def read_pair(task: PairTask) -> ReadPair:
+def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
     """Read both images of a pair and compare their sizes and what they show."""
-    whole = task.gt_size is None
-    problems: list[BadData] = []
+    name, problems = str(pair), list[BadData]()
     images: list[NDArray[np.uint8]] = []
-    for source in (task.gt, task.lq):
+    for source in (pair.gt, pair.lq):
         try:
-            images.append(source.read(gray=whole))
+            images.append(source.read(gray=gt_size is None))
         except BadImageError as error:
             problems.append(BadData("unreadable", str(source), str(error)))
     if len(images) < 2:
-        return ReadPair(str(task.gt), tuple(problems))
-    text = _misfit(images[0], images[1], task)
-    turned = [source for source in (task.gt, task.lq) if source.is_turned()]
-    if text:
-        hint = f"; the EXIF orientation of {' and '.join(map(str, turned))} is applied" if turned else ""
-        problems.append(BadData("size", str(task.gt), text + hint))
-    thumbnails = None if text else np.stack([_thumbnail(image) for image in images])
-    if thumbnails is not None and (way := _way_up(*thumbnails)):
-        text = f"its LQ is {way}"
-        if turned:
-            text = f"{' and '.join(map(str, turned))} is rotated by its EXIF orientation, but the other image is not"
-        problems.append(BadData("orientation", str(task.gt), text))
-        thumbnails = None
+        return ReadPair(problems)
     digest = hashlib.blake2b(digest_size=16)
     for image in images:
         # With the shape, because images of other sides can have the same bytes.
         digest.update(repr(image.shape).encode() + image.tobytes())
-    return ReadPair(str(task.gt), tuple(problems), digest.digest(), thumbnails)
+    turned = " and ".join(str(source) for source in (pair.gt, pair.lq) if source.is_turned())
+    (height, width), (lq_height, lq_width) = (image.shape[:2] for image in images)
+    # For tests, BasicSR crops a GT that is not a multiple of the scale.
+    rest = scale - 1 if gt_size is None else 0
+    sizes = f"is {width} x {height}, its LQ {lq_width} x {lq_height}"
+    if not (0 <= height - scale * lq_height <= rest and 0 <= width - scale * lq_width <= rest):
+        sizes += f": not {scale} times as large"
+    elif gt_size is not None and min(height, width) < gt_size:
+        sizes += f": smaller than gt_size {gt_size}"
+    else:
+        thumbnails = np.stack([_thumbnail(image) for image in images])
+        way = _way_up(*thumbnails)
+        if not way:
+            return ReadPair(problems, digest.digest(), thumbnails)
+        by_exif = f"{turned} is rotated by its EXIF orientation, but the other image is not"
+        return ReadPair([BadData("orientation", name, by_exif if turned else f"its LQ is {way}")], digest.digest())
+    hint = f"; the EXIF orientation of {turned} is applied" if turned else ""
+    return ReadPair([BadData("size", name, sizes + hint)], digest.digest())
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -196,29 +200,31 @@ def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
 
 def _way_up(gt: NDArray[np.float32], lq: NDArray[np.float32]) -> str:
     """Return how the LQ is turned or mirrored; empty if it is upright, or fits no way clearly better."""
-    ways = {
-        " and ".join([*mirrored, *([f"rotated clockwise by {90 * times} degrees"] if times else [])]): (
+    fits = {}
+    for mirrored in (False, True):
+        for times in range(4):
             # The LQ as it was before: turned back, then mirrored.
-            np.rot90(lq, times)[:, ::-1] if mirrored else np.rot90(lq, times)
-        )
-        for mirrored in ([], ["mirrored"])
-        for times in range(4)
-    }
-    fits = {way: _likeness(gt, image) for way, image in ways.items()}
-    best = max(fits, key=lambda way: fits[way])
+            image = np.rot90(lq, times)
+            fits[mirrored, times] = _likeness(gt, image[:, ::-1] if mirrored else image)
+    upright, best = fits[False, 0], max(fits, key=lambda way: fits[way])
     # Nearly symmetric pictures fit several ways, so the error must be less than half.
-    return best if fits[best] > 0.7 and 1 - fits[best] < (1 - fits[""]) / 2 and fits[best] > fits[""] + 0.01 else ""
+    if fits[best] <= 0.7 or 1 - fits[best] >= (1 - upright) / 2 or fits[best] <= upright + 0.01:
+        return ""
+    mirrored, times = best
+    turn = f"rotated clockwise by {90 * times} degrees"
+    if mirrored:
+        return f"mirrored and {turn}" if times else "mirrored"
+    return turn
 
 
-def _other_pictures(pairs: list[ReadPair]) -> Iterator[BadData]:
+def _other_pictures(pairs: list[tuple[str, NDArray[np.float32]]]) -> Iterator[BadData]:
     """Yield the pairs whose LQ shows something else than the GT, with the GT that it belongs to, if there is one."""
-    thumbnails = [pair.thumbnails for pair in pairs if pair.thumbnails is not None]
     # Flat images have no pattern to be recognised by, so their rows stay 0.
     every_gt = np.zeros((len(pairs), 256), np.float32)
-    for row, (gt, _) in zip(every_gt, thumbnails, strict=True):
+    for row, (_, (gt, _)) in zip(every_gt, pairs, strict=True):
         if gt.std() >= 4:
             row[:] = ((gt - gt.mean()) / (256 * gt.std())).ravel()
-    for pair, (gt, lq) in zip(pairs, thumbnails, strict=True):
+    for name, (gt, lq) in pairs:
         like = _likeness(gt, lq)
         if like > 0.9:
             continue
@@ -226,24 +232,12 @@ def _other_pictures(pairs: list[ReadPair]) -> Iterator[BadData]:
         others = every_gt @ (lq - lq.mean()).ravel() / max(float(lq.std()), 0.5)
         best = int(np.argmax(others))
         if others[best] > 0.7 and 1 - others[best] < (1 - like) / 2:
-            yield BadData("content", pair.gt, f"its LQ shows what {pairs[best].gt} shows")
+            yield BadData("content", name, f"its LQ shows what {pairs[best][0]} shows")
         elif like < 0.5:
-            yield BadData("content", pair.gt, "its LQ does not show the same picture")
+            yield BadData("content", name, "its LQ does not show the same picture")
 
 
-def _misfit(gt: NDArray[np.uint8], lq: NDArray[np.uint8], task: PairTask) -> str | None:
-    (height, width), (lq_height, lq_width), scale = gt.shape[:2], lq.shape[:2], task.scale
-    # For tests, BasicSR crops a GT that is not a multiple of the scale.
-    rest = scale - 1 if task.gt_size is None else 0
-    sizes = f"is {width} x {height}, its LQ {lq_width} x {lq_height}"
-    if not (0 <= height - scale * lq_height <= rest and 0 <= width - scale * lq_width <= rest):
-        return f"{sizes}: not {scale} times as large"
-    if task.gt_size is not None and min(height, width) < task.gt_size:
-        return f"{sizes}: smaller than gt_size {task.gt_size}"
-    return None
-
-
-def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tuple[list[PairTask], list[BadData]]:
+def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tuple[list[Pair], list[BadData]]:
     """Pair like BasicSR: records by key, files by the GT's full name with the template applied to its stem."""
     problems, tasks = [], []
     left, taken = {source.name: source for source in lq}, {}
@@ -256,7 +250,7 @@ def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tupl
         partner = left.pop(name, None)
         if partner is not None:
             taken[name] = source
-            tasks.append(PairTask(source, partner, what.scale, what.gt_size))
+            tasks.append(Pair(source, partner))
         elif name in taken:
             problems.append(BadData("shared", str(source), f"would be paired with the LQ of {taken[name]}"))
         else:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dp_basicsr.data.imresize import downsample
-from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, commit_all, process_images
+from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, process_images
 from dp_basicsr.data.preparation.records import Record, RecordForm, check_keys, make_record
 from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter
 from dp_basicsr.data.sources import ImageSource, find_sources
@@ -15,29 +14,6 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import LOSSLESS_SUFFIXES, BadImage, BadImageError, find_images, left_out
 from dp_basicsr.images.strict import encode, read_image
 from dp_basicsr.utils.staging import refuse_input
-
-
-@dataclass(frozen=True)
-class FileTask:
-    """One image file to downsample."""
-
-    path: Path
-    scale: int
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-
-@dataclass(frozen=True)
-class RecordTask:
-    """One image to convert to a record."""
-
-    source: ImageSource
-    form: RecordForm
-    compression: int
-
-    def __str__(self) -> str:
-        return str(self.source)
 
 
 def create_lmdb(root: Path, output: Path, job: PrepJob, form: RecordForm = "png") -> PrepReport:
@@ -55,19 +31,8 @@ def create_lmdb(root: Path, output: Path, job: PrepJob, form: RecordForm = "png"
     images = find_sources(root)
     refuse_input([root], [output])
     check_keys(source.name for source in images)
-    with ExitStack() as stack:
-        writer = LmdbWriter(output, overwrite=job.overwrite)
-        # Does nothing after the commit.
-        stack.callback(writer.discard)
-        skipped = process_images(
-            images,
-            lambda source, _: RecordTask(source, form, job.compression),
-            pack_image,
-            lambda record: writer.write([record]),
-            job,
-        )
-        others = "" if root.suffix == ".lmdb" else left_out(root)
-        return PrepReport(commit_all([writer]), skipped, others)
+    pack = partial(pack_image, form=form, compression=job.compression)
+    return process_images(images, pack, {output: LmdbWriter}, job, "" if root.suffix == ".lmdb" else left_out(root))
 
 
 def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
@@ -85,37 +50,27 @@ def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
     images = find_images(folder)
     # Before the writer, which already creates its folder.
     refuse_input([folder], [output])
-    with ExitStack() as stack:
-        writer = FolderWriter(output, overwrite=job.overwrite)
-        stack.callback(writer.discard)
-        skipped = process_images(
-            images,
-            lambda path, _: FileTask(path, scale),
-            shrink_file,
-            lambda file: writer.write_file(*file),
-            job,
-        )
-        return PrepReport(commit_all([writer]), skipped, left_out(folder))
+    return process_images(images, partial(shrink_file, scale=scale), {output: FolderWriter}, job, left_out(folder))
 
 
-def pack_image(task: RecordTask) -> Record | BadImage:
+def pack_image(source: ImageSource, form: RecordForm, compression: int) -> list[list[Record]] | BadImage:
     """Decode one image and convert it to a record."""
     try:
-        return make_record(task.form, task.source.key, task.source.read(gray=True), task.compression)
+        return [[make_record(form, source.key, source.read(gray=True), compression)]]
     except BadImageError as error:
-        return BadImage(task.source.location, str(error))
+        return BadImage(source.location, str(error))
 
 
-def shrink_file(task: FileTask) -> tuple[str, bytes] | BadImage:
-    """Downsample one image; return its name and the encoded LR file."""
+def shrink_file(path: Path, scale: int) -> list[list[Record]] | BadImage:
+    """Downsample one image; return the record of the LR file."""
     try:
-        image = read_image(task.path, gray=True)
-        if min(image.shape[:2]) < task.scale:
-            raise BadImageError(f"is smaller than {task.scale} pixels")
+        image = read_image(path, gray=True)
+        if min(image.shape[:2]) < scale:
+            raise BadImageError(f"is smaller than {scale} pixels")
         # The LR must have the HR's full name, by which BasicSR pairs, so its format is given.
-        suffix = task.path.suffix.lower()
-        if suffix not in LOSSLESS_SUFFIXES:
+        if path.suffix.lower() not in LOSSLESS_SUFFIXES:
             raise BadImageError(f"would have a lossy LR of the same name: convert it to {LOSSLESS_SUFFIXES[0]} first")
-        return task.path.name, encode(downsample(image, task.scale), suffix)
+        lr = downsample(image, scale)
+        return [[Record(path.stem, encode(lr, path.suffix.lower()), (*lr.shape, 1)[:3], suffix=path.suffix)]]
     except BadImageError as error:
-        return BadImage(task.path, str(error))
+        return BadImage(path, str(error))

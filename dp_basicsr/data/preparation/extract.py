@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, commit_all, process_images
-from dp_basicsr.data.preparation.records import RecordForm, RecordSink, check_keys, check_stems
-from dp_basicsr.data.preparation.subimages import CutImage, ImageTask, Window, cut_image, subimage_key
+from dp_basicsr.data.imresize import downsample
+from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, process_images
+from dp_basicsr.data.preparation.records import Record, RecordForm, check_keys, make_record
+from dp_basicsr.data.preparation.subimages import Window, subimage_key, window_corners
 from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import IMAGE_SUFFIXES, find_images, left_out
+from dp_basicsr.images.files import IMAGE_SUFFIXES, BadImage, BadImageError, find_images, left_out
+from dp_basicsr.images.strict import read_image, size_text
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.staging import refuse_existing, refuse_input
+
+import numpy as np
+from numpy.typing import NDArray
 
 OutputForm = Literal["lmdb", "png", "both"]
 
@@ -46,41 +51,33 @@ class Extraction:
     form: OutputForm = "lmdb"
     lmdb: RecordForm = "png"
 
-    def output_paths(self) -> dict[int, list[Path]]:
-        """Return the output paths by scale; 1 is HR.
+    def outputs(self) -> list[tuple[Path, int, RecordForm]]:
+        """Return each output's path, its scale (1 is HR) and its record format.
 
         ``DIV2K_train_HR_sub.lmdb`` and ``DIV2K_train_LR_bicubic_X4_sub.lmdb`` for DIV2K.
         """
         hr = _named(self.hr)
-        folder = hr.parent if self.output is None else self.output
+        names = [f"{re.sub('HR$', 'LR', hr.name)}_bicubic_X{scale}" for scale in self.scales]
+        for index, folder in enumerate(map(_named, self.lr)):
+            # DIV2K has one subfolder per scale: DIV2K_train_LR_bicubic/X4
+            is_scale = re.fullmatch("[xX][0-9]+", folder.name)
+            names[index] = f"{_named(folder.parent).name}_{folder.name}" if is_scale else folder.name
+        root = hr.parent if self.output is None else self.output
+        forms: dict[str, RecordForm] = {".lmdb": self.lmdb, "": "png"}
         suffixes = {"lmdb": [".lmdb"], "png": [""], "both": [".lmdb", ""]}[self.form]
-        names = {1: hr.name} | {scale: self._lr_name(index) for index, scale in enumerate(self.scales)}
-        return {scale: [folder / f"{name}_sub{suffix}" for suffix in suffixes] for scale, name in names.items()}
+        return [
+            (root / f"{name}_sub{suffix}", scale, forms[suffix])
+            for name, scale in zip([hr.name, *names], [1, *self.scales], strict=True)
+            for suffix in suffixes
+        ]
 
-    def record_form(self, path: Path) -> RecordForm:
-        """Return the record format of one of the ``output_paths``."""
-        return self.lmdb if path.suffix == ".lmdb" else "png"
-
-    def _lr_name(self, index: int) -> str:
-        if not self.lr:
-            return f"{re.sub('HR$', 'LR', _named(self.hr).name)}_bicubic_X{self.scales[index]}"
-        folder = _named(self.lr[index])
-        # DIV2K has one subfolder per scale: DIV2K_train_LR_bicubic/X4
-        return f"{_named(folder.parent).name}_{folder.name}" if re.fullmatch("[xX][0-9]+", folder.name) else folder.name
-
-    def check(self) -> None:
-        """Raise a UserError if the settings are inconsistent."""
-        self.window.check(self.scales)
-        if not self.scales or len(set(self.scales)) != len(self.scales) or min(self.scales) < 2:
-            raise UserError(f"expected different scales of at least 2, got {list(self.scales)}")
-        if self.lr and len(self.lr) != len(self.scales):
-            raise UserError(f"expected one LR folder for each scale, got {len(self.lr)} for scales {list(self.scales)}")
-        paths = [path for group in self.output_paths().values() for path in group]
-        if len(set(paths)) != len(paths):
-            raise UserError(f"HR and LR would have the same output path: {', '.join(map(str, paths))}; rename a folder")
-        for folder in self.lr:
-            # Raises if there is no such folder, or no image in it.
-            find_images(folder)
+    def lr_image(self, hr: Path, scale: int) -> Path:
+        """Return the existing LR image of an HR image; a missing one by its expected name."""
+        folder = self.lr[self.scales.index(scale)]
+        # The HR's own format first, in case the folder has several.
+        suffixes = dict.fromkeys([hr.suffix, *IMAGE_SUFFIXES])
+        names = [folder / f"{hr.stem}{mark}{suffix}" for mark in (f"x{scale}", "") for suffix in suffixes]
+        return next((path for path in names if path.is_file()), names[0])
 
 
 def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
@@ -94,49 +91,73 @@ def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
     """
     if what.hr == DIV2K_HR and not what.hr.is_dir():
         raise UserError(f"no such folder: {what.hr}; run `{advise('data download', 'div2k')}`, or give --input")
-    images = find_images(what.hr)
-    what.check()
-    check_stems(path.name for path in images)
+    images, scales = find_images(what.hr), what.scales
+    if not scales or len(set(scales)) != len(scales) or min(scales) < 2:
+        raise UserError(f"expected different scales of at least 2, got {list(scales)}")
+    what.window.check(scales)
+    if what.lr and len(what.lr) != len(scales):
+        raise UserError(f"expected one LR folder for each scale, got {len(what.lr)} for scales {list(scales)}")
+    for folder in what.lr:
+        # Raises if there is no such folder, or no image in it.
+        find_images(folder)
+    destinations = [path for path, _, _ in what.outputs()]
+    if len(set(destinations)) != len(destinations):
+        names = ", ".join(map(str, destinations))
+        raise UserError(f"HR and LR would have the same output path: {names}; rename a folder")
+    stems: dict[str, str] = {}
+    for path in images:
+        if (first := stems.setdefault(path.stem, path.name)) != path.name:
+            raise UserError(f"{first} and {path.name} would both be written as '{path.stem}': rename one of them")
     if what.form != "png":
         # With the longest suffix, because LMDB limits the length of keys.
         check_keys([path.name for path in images], suffix=subimage_key("", _MAX_WINDOWS - 1))
-    outputs = what.output_paths()
-    destinations = [path for paths in outputs.values() for path in paths]
     refuse_input([what.hr, *what.lr], destinations)
     # Each writer checks its own; here all are checked before the first is opened.
     refuse_existing(destinations, overwrite=job.overwrite)
-    forms = tuple(sorted({what.record_form(path) for path in destinations}))
+    cut = partial(cut_image, what=what, compression=job.compression)
+    outputs = {path: LmdbWriter if path.suffix == ".lmdb" else FolderWriter for path in destinations}
+    return process_images(images, cut, outputs, job, left_out(what.hr))
 
-    def task(path: Path, check_only: bool) -> ImageTask:
-        return ImageTask(path, what.window, what.scales, _lr_paths(what, path), job.compression, check_only, forms)
 
-    def write(cut: CutImage) -> None:
-        for group, sink in sinks:
-            sink.write(cut.records[group])
+def cut_image(path: Path, what: Extraction, compression: int = 1) -> list[list[Record]] | BadImage:
+    """Decode one HR image once and make its records for each of ``what.outputs()``, in the same order and keys."""
+    crop, lr_images = what.window.crop, {}
+    try:
+        hr = read_image(path)
+        if min(hr.shape[:2]) < crop:
+            raise BadImageError(f"is {size_text(hr)}, smaller than the crop of {crop}")
+        corners = window_corners(hr.shape, what.window)
+        if what.lr:
+            lr_images = {scale: _read_lr(what.lr_image(path, scale), scale, hr, corners) for scale in what.scales}
+    except BadImageError as error:
+        return BadImage(path, str(error))
+    records: dict[tuple[int, RecordForm], list[Record]] = {(scale, form): [] for _, scale, form in what.outputs()}
+    for index, (y, x) in enumerate(corners):
+        tiles = {1: hr[y : y + crop, x : x + crop]}
+        for scale in what.scales:
+            if scale in lr_images:
+                tiles[scale] = lr_images[scale][y // scale : (y + crop) // scale, x // scale : (x + crop) // scale]
+            else:
+                # The kernel sees a mirror image at this border; with DIV2K's own LR (above) it saw the neighbourhood.
+                tiles[scale] = downsample(tiles[1], scale)
+        for (scale, form), made in records.items():
+            made.append(make_record(form, subimage_key(path.stem, index), tiles[scale], compression))
+    return [records[scale, form] for _, scale, form in what.outputs()]
 
-    with ExitStack() as stack:
-        sinks = []
-        for scale, path in ((scale, path) for scale, paths in outputs.items() for path in paths):
-            kind = LmdbWriter if path.suffix == ".lmdb" else FolderWriter
-            sink: RecordSink = kind(path, overwrite=job.overwrite)
-            stack.callback(sink.discard)
-            sinks.append(((scale, what.record_form(path)), sink))
-        skipped = process_images(images, task, cut_image, write, job)
-        return PrepReport(commit_all([sink for _, sink in sinks]), skipped, left_out(what.hr))
+
+def _read_lr(path: Path, scale: int, hr: NDArray[np.uint8], corners: list[tuple[int, int]]) -> NDArray[np.uint8]:
+    """Read an existing LR image and check that every window of ``hr`` maps to whole pixels of it."""
+    try:
+        lr = read_image(path)
+    except BadImageError as error:
+        raise BadImageError(f"cannot be paired: its LR {path} {error}") from error
+    if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
+        raise BadImageError(f"is {size_text(hr)}, expected {scale} times its LR {path} of {size_text(lr)}")
+    if any(y % scale or x % scale for y, x in corners):
+        raise BadImageError(f"has a window that does not start at a multiple of {scale}, as its LR {path} requires")
+    return lr
 
 
 def _named(folder: Path) -> Path:
     """Resolve ``.`` and ``..`` so that the path ends with the folder's name."""
     return folder if folder.name not in ("", "..") else folder.resolve()
-
-
-def _lr_paths(what: Extraction, hr: Path) -> dict[int, Path]:
-    """Return the existing LR image for each scale; a missing one by its expected name (the worker reports it)."""
-    paths = {}
-    # Not strict, because without LR folders there is nothing to pair.
-    for folder, scale in zip(what.lr, what.scales, strict=False):
-        # The HR's own format first, in case the folder has several.
-        suffixes = dict.fromkeys([hr.suffix, *IMAGE_SUFFIXES])
-        names = [folder / f"{hr.stem}{mark}{suffix}" for mark in (f"x{scale}", "") for suffix in suffixes]
-        paths[scale] = next((path for path in names if path.is_file()), names[0])
-    return paths

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
-from dp_basicsr.data.preparation.records import RecordSink, Written
+from dp_basicsr.data.preparation.records import Record
+from dp_basicsr.data.preparation.writers import FolderWriter
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import BadImage
 from dp_basicsr.utils.pool import available_cpus, ordered_map
@@ -15,8 +17,6 @@ from dp_basicsr.utils.pool import available_cpus, ordered_map
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 
 _MAX_NAMED = 20  # bad images listed in one message; the rest is counted
 
@@ -45,6 +45,18 @@ class PrepJob:
 
 
 @dataclass(frozen=True)
+class Written:
+    """What was committed: the folder, its number of images and their size in bytes."""
+
+    path: Path
+    images: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.images:,} images, {self.size / 1e6:,.1f} MB"
+
+
+@dataclass(frozen=True)
 class PrepReport:
     """What was written, which images were skipped, and a line about files that are not images."""
 
@@ -60,48 +72,45 @@ class PrepReport:
 
 def process_images(
     items: Sequence[Item],
-    make_task: Callable[[Item, bool], Task],
-    function: Callable[[Task], Result | BadImage],
-    consume: Callable[[Result], None],
+    function: Callable[[Item], Sequence[Sequence[Record]] | BadImage],
+    outputs: Mapping[Path, type[FolderWriter]],
     job: PrepJob,
-) -> list[BadImage]:
-    """Run ``function(make_task(item, check_only))`` on every image and pass the good results to ``consume``, in order.
+    left_out: str = "",
+) -> PrepReport:
+    """Run ``function`` on every image in a pool, and write its results; the outputs appear when all are complete.
 
-    After the first bad image, without ``job.skip_bad``, the rest is only checked, so that one run reports all bad
-    images.
-
-    Returns:
-        The images that were skipped (``job.skip_bad``).
+    Args:
+        items: The images; ``str(item)`` names one in messages.
+        function: Importable from a module, with picklable arguments. It returns an image's records for each output.
+        outputs: Destinations, and how each is written.
+        job: Settings.
+        left_out: For the report.
 
     Raises:
-        UserError: Images were bad (without ``job.skip_bad``), all images were bad, or a worker was killed.
+        UserError: An output exists or cannot be written, images were bad (all of them are named; without
+            ``job.skip_bad``), all images were bad, or a worker was killed.
     """
     bad: list[BadImage] = []
-
-    def tasks() -> Iterator[Task]:
-        for item in items:
-            yield make_task(item, bool(bad) and not job.skip_bad)
-
-    # Closed here: after an error, the traceback would keep the generator and its workers alive.
-    with closing(ordered_map(function, tasks(), job.workers or available_cpus())) as results:
+    with ExitStack() as stack:
+        # Discarded at the end of the block, which does nothing after the commit.
+        writers = [stack.enter_context(kind(path, overwrite=job.overwrite)) for path, kind in outputs.items()]
+        # Closed here: after an error, the traceback would keep the generator and its workers alive.
+        results = stack.enter_context(closing(ordered_map(function, items, job.workers or available_cpus())))
         for result in tqdm(results, total=len(items), unit="image", disable=None):
             if isinstance(result, BadImage):
                 bad.append(result)
             elif not bad or job.skip_bad:
-                consume(result)
-    if bad and not (job.skip_bad and len(bad) < len(items)):
+                for writer, records in zip(writers, result, strict=True):
+                    writer.write(records)
         # Skipping every image is no result either.
-        named = [f"  {image}" for image in bad[:_MAX_NAMED]]
-        if len(bad) > _MAX_NAMED:
-            named.append(f"  and {len(bad) - _MAX_NAMED} more")
-        advice = "" if job.skip_bad else "; fix or remove them, or skip them with --skip-bad"
-        head = f"{len(bad)} of {len(items)} images cannot be used (nothing was written{advice}):"
-        raise UserError("\n".join([head, *named]))
-    return bad
-
-
-def commit_all(sinks: Sequence[RecordSink]) -> list[Written]:
-    """Close all sinks before committing any, so that a full disk does not leave some outputs without the others."""
-    for sink in sinks:
-        sink.close()
-    return [sink.commit() for sink in sinks]
+        if bad and not (job.skip_bad and len(bad) < len(items)):
+            named = [f"  {image}" for image in bad[:_MAX_NAMED]]
+            if len(bad) > _MAX_NAMED:
+                named.append(f"  and {len(bad) - _MAX_NAMED} more")
+            advice = "" if job.skip_bad else "; fix or remove them, or skip them with --skip-bad"
+            head = f"{len(bad)} of {len(items)} images cannot be used (nothing was written{advice}):"
+            raise UserError("\n".join([head, *named]))
+        # All before the first commit, so that a full disk does not leave some outputs without the others.
+        for writer in writers:
+            writer.close()
+        return PrepReport([Written(writer.commit(), writer.images, writer.size) for writer in writers], bad, left_out)

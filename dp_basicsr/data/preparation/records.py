@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
-from dp_basicsr.data.lmdb_records import to_planes
+from dp_basicsr.data.lmdb_records import Shape, to_planes
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.strict import encode_png
 
@@ -21,16 +21,21 @@ LONGEST_KEY = 511  # bytes: MDB_MAXKEYSIZE of LMDB as it is built by default
 
 @dataclass(frozen=True)
 class Record:
-    """One image: name without extension, content, (height, width, channels), and compression.
+    """One image.
 
-    ``compression`` is the PNG level if ``data`` is a PNG file, None for a raw record
-    (``dp_basicsr.data.lmdb_records``).
+    Attributes:
+        key: Its name without suffix.
+        data: A file's content, or pixels (``dp_basicsr.data.lmdb_records``).
+        shape: (height, width, channels).
+        compression: Level of a PNG file; None for pixels.
+        suffix: Of the file.
     """
 
     key: str
     data: bytes
-    shape: tuple[int, int, int]
-    compression: int | None
+    shape: Shape
+    compression: int | None = None
+    suffix: str = ".png"
 
     @property
     def meta_line(self) -> str:
@@ -40,40 +45,12 @@ class Record:
         return f"{self.key}.{suffix} ({height},{width},{channels}) {how}\n"
 
 
-@dataclass(frozen=True)
-class Written:
-    """What a sink committed: the folder, its number of images and their size in bytes."""
-
-    path: Path
-    images: int
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.images:,} images, {self.size / 1e6:,.1f} MB"
-
-
-class RecordSink(Protocol):
-    """A destination for records. They become visible on ``commit``; ``discard`` after it does nothing."""
-
-    def write(self, records: Sequence[Record]) -> None:
-        """Add the records, all of them or none. Raises UserError if the write fails."""
-
-    def close(self) -> None:
-        """Finish writing. Whatever can fail must fail here, so that several sinks are committed together."""
-
-    def commit(self) -> Written:
-        """Move the closed result to its destination."""
-
-    def discard(self) -> None:
-        """Delete everything that was not committed."""
-
-
 def make_record(form: RecordForm, key: str, image: NDArray[np.uint8], compression: int = 1) -> Record:
     """Make the record ``key`` of ``(H, W[, 3])`` BGR uint8; ``compression`` is the PNG level."""
     # A gray image has no third axis, and one channel.
     height, width, channels = (*image.shape, 1)[:3]
     if form == "raw":
-        return Record(key, to_planes(image), (height, width, channels), None)
+        return Record(key, to_planes(image), (height, width, channels))
     return Record(key, encode_png(image, compression), (height, width, channels), compression)
 
 
@@ -107,17 +84,3 @@ def check_keys(names: Iterable[str], *, suffix: str = "") -> None:
             raise UserError(f"{name!r} cannot be an LMDB key: rename it with printable ASCII characters only")
         if len(key + suffix) > LONGEST_KEY:
             raise UserError(f"{name} makes a key of {len(key + suffix)} bytes, LMDB allows {LONGEST_KEY}: shorten it")
-
-
-def check_stems(names: Iterable[str]) -> None:
-    """Refuse image file names that differ only in their extension, because their results would share a name.
-
-    Raises:
-        UserError: Two names have the same stem; both are reported.
-    """
-    seen: dict[str, str] = {}
-    for name in names:
-        stem = Path(name).stem
-        if stem in seen:
-            raise UserError(f"{seen[stem]} and {name} would both be written as '{stem}': rename one of them")
-        seen[stem] = name

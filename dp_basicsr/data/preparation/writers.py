@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from dp_basicsr.data.preparation.records import Record, Written
+from dp_basicsr.data.preparation.records import Record
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import IMAGE_SUFFIXES
 from dp_basicsr.utils.atomic_io import free_space
@@ -22,105 +23,77 @@ _LMDB_FILES = ("data.mdb", "lock.mdb", "meta_info.txt")
 _FIRST_MAP_SIZE = 64 << 20  # bytes; doubled whenever it is full, so the final size need not be known
 
 
-class _Writer:
-    """What both writers share: a staged folder that is discarded if writing fails.
+class FolderWriter(StagedFolder):
+    """A folder of image files that appears at ``final`` only when it is complete.
 
-    Args:
-        path: Destination.
-        overwrite: Replace an existing one on commit.
+    ``close`` does whatever can fail, so that several writers are committed together.
+
+    Attributes:
+        images: Number of records written.
+        size: Their bytes.
 
     Raises:
         UserError: See ``StagedFolder``, or the folder to replace contains other files than data.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        if overwrite and path.exists():
+    def __init__(self, final: Path, *, overwrite: bool = False) -> None:
+        if overwrite and final.exists():
             # A mistyped output must not delete a folder of other work.
-            foreign = [path] if not path.is_dir() else [entry for entry in path.iterdir() if not _is_data(entry)]
+            foreign = [entry for entry in final.iterdir() if not _is_data(entry)] if final.is_dir() else [final]
             if foreign:
                 raise UserError(f"--overwrite replaces only images and LMDBs, but {foreign[0]} is something else")
-        self._folder = StagedFolder(path, overwrite=overwrite)
-        self._images, self._size = 0, 0
-
-    def commit(self) -> Written:
-        """Move the closed result to its destination."""
-        return Written(self._folder.commit(), self._images, self._size)
-
-    def discard(self) -> None:
-        """Delete everything that was not committed."""
-        self._folder.discard()
-
-    @contextmanager
-    def _discarded_on_error(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except (lmdb.Error, OSError) as error:
-            # Before the discard, which may free what filled the disk.
-            free = free_space(self._folder.final.parent)
-            self.discard()
-            raise UserError(f"cannot write {name}: {error} ({free})") from error
-        except BaseException:
-            # Ctrl-C, too.
-            self.discard()
-            raise
-
-
-class FolderWriter(_Writer):
-    """A folder of files that appears at ``path`` only when it is complete."""
+        super().__init__(final, overwrite=overwrite)
+        self.images = self.size = 0
 
     def write(self, records: Sequence[Record]) -> None:
-        """Write each record as ``<key>.png``."""
+        """Write the records. Raises UserError if there is such a name already, or the write fails."""
         for record in records:
-            self.write_file(f"{record.key}.png", record.data)
-
-    def write_file(self, name: str, data: bytes) -> None:
-        """Write one file.
-
-        Raises:
-            UserError: A file of that name exists, or the write failed; the folder is discarded.
-        """
-        with (
-            self._discarded_on_error(f"{name} into {self._folder.final}"),
-            (self._folder.path / name).open("xb") as file,
-        ):
-            file.write(data)
-        self._images += 1
-        self._size += len(data)
+            name = f"{record.key}{record.suffix}"
+            with self._readable_errors(f"{name} into {self.final}"), (self.path / name).open("xb") as file:
+                file.write(record.data)
+        self.images += len(records)
+        self.size += sum(len(record.data) for record in records)
 
     def close(self) -> None:
         """Do nothing: every file is closed after writing."""
 
+    @contextmanager
+    def _readable_errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (lmdb.Error, OSError) as error:
+            raise UserError(f"cannot write {what}: {error} ({free_space(self.final.parent)})") from error
 
-class LmdbWriter(_Writer):
-    """An LMDB that appears at ``path`` only when it is complete.
+
+class LmdbWriter(FolderWriter):
+    """An LMDB that appears at ``final`` only when it is complete; BasicSR's datasets recognise it by ``.lmdb``.
 
     Args:
-        path: Destination; must end with ``.lmdb``, by which BasicSR's datasets recognise it.
+        final: Destination.
         overwrite: Replace an existing one on commit.
         map_size: Initial size of the memory map in bytes; it grows automatically.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False, map_size: int = _FIRST_MAP_SIZE) -> None:
-        if path.suffix != ".lmdb":
-            raise UserError(f"expected an LMDB folder that ends with .lmdb, got {path}")
-        super().__init__(path, overwrite=overwrite)
+    _env: Any = None
+
+    def __init__(self, final: Path, *, overwrite: bool = False, map_size: int = _FIRST_MAP_SIZE) -> None:
+        if final.suffix != ".lmdb":
+            raise UserError(f"expected an LMDB folder that ends with .lmdb, got {final}")
+        super().__init__(final, overwrite=overwrite)
+        self._map_size = map_size
         self._lines: list[str] = []
-        with self._discarded_on_error(str(path)):
-            # Nothing reads the database before commit, so one flush in close() is as safe as one per transaction.
-            self._env = lmdb.open(str(self._folder.path), map_size=map_size, sync=False)
 
     def write(self, records: Sequence[Record]) -> None:
-        """Add records in one transaction: all of them or, on an error, none.
-
-        Raises:
-            UserError: A key already exists, or the write failed; the LMDB is discarded.
-        """
-        with self._discarded_on_error(str(self._folder.final)):
+        """Add records in one transaction: all of them or, on an error, none."""
+        with self._readable_errors(str(self.final)):
+            if self._env is None:
+                # Nothing reads it before commit, so one flush in close() is as safe as one per transaction.
+                self._env = lmdb.open(str(self.path), map_size=self._map_size, sync=False)
             while not self._fits(records):
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
         self._lines += [record.meta_line for record in records]
-        self._images += len(records)
-        self._size += sum(len(record.data) for record in records)
+        self.images += len(records)
+        self.size += sum(len(record.data) for record in records)
 
     def _fits(self, records: Sequence[Record]) -> bool:
         try:
@@ -135,15 +108,14 @@ class LmdbWriter(_Writer):
 
     def close(self) -> None:
         """Flush the database and write ``meta_info.txt``."""
-        with self._discarded_on_error(str(self._folder.final)):
+        with self._readable_errors(str(self.final)):
             self._env.sync(True)
             self._env.close()
-            (self._folder.path / "meta_info.txt").write_text("".join(self._lines), encoding="ascii")
+            (self.path / "meta_info.txt").write_text("".join(self._lines), encoding="ascii")
 
     def discard(self) -> None:
         """Delete everything that was not committed."""
-        if hasattr(self, "_env"):
-            # Opening it may itself have failed.
+        if self._env is not None:
             self._env.close()
         super().discard()
 

@@ -23,11 +23,7 @@ def test_counts_and_paths_match_the_option_files() -> None:
     places = {name: (str(source.target), source.images) for name, source in SOURCES.items()}
     assert places["div2k"] == ("DIV2K/DIV2K_train_HR", 800)
     assert places["div2k_lr_x4"] == ("DIV2K/DIV2K_train_LR_bicubic/X4", 800)
-    for name, folder, count in [("set5", "Set5", 5), ("set14", "Set14", 14), ("bsd100", "BSD100", 100)]:
-        assert places[name] == (f"{folder}/GT", count)
-    assert places["urban100"] == ("Urban100/GT", 100)
-
-
-def test_sources_do_not_share_archives_or_targets() -> None:
+    for folder, count in {"Set5": 5, "Set14": 14, "BSD100": 100, "Urban100": 100}.items():
+        assert places[folder.lower()] == (f"{folder}/GT", count)
     assert len({source.file_name for source in SOURCES.values()}) == len(SOURCES)
     assert len({source.target for source in SOURCES.values()}) == len(SOURCES)
