@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dp_basicsr.errors import UserError, exit_on_user_error
@@ -33,6 +34,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--gpus", type=int, help="number of parallel trainings, one per GPU; 0: the CPU (default: all GPUs)")
     add("--part", type=part, default=(1, 1), metavar="K/N",
         help="run the K-th of N parts, for N machines in parallel; writes no table")  # fmt: skip
+    add("--no-training", action="store_true",
+        help="only measure what is trained so far and write the table, also while another process trains")  # fmt: skip
+    add("--force_yml", nargs="+", default=(), metavar="KEY=VALUE",
+        help="overrides of every training, such as your data's folders")  # fmt: skip
     add("--dry-run", action="store_true", help="print the commands without running them")
     add("--retest", action="store_true", help="repeat tests, for example after installing LPIPS")
     add("--result", action="append", default=[], metavar="NAME=DIR",
@@ -84,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     with exit_on_user_error():
         study, smoke = read_study(args.study), read_smoke() if args.smoke else None
+        seeds = study.seeds[:2] if smoke else study.seeds
+        study = replace(study, seeds=seeds, overrides=(*study.overrides, *args.force_yml))
         number, count = args.part
         # Checked before the trainings, which take days.
         given = given_images(args, study)
@@ -94,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         import torch
 
-        if not args.dry_run:
+        if not (args.dry_run or args.no_training):
             prepare(smoke)
             # Before the jobs are made, whose overrides contain the calibrated weights.
             calibrate(study, smoke)
@@ -103,9 +110,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             show_plan(jobs, args.retest)
             return 0
+        if args.no_training:
+            missing = [job.name for job in jobs if not job.is_trained()]
+            jobs = [job for job in jobs if job.is_trained()]
+            print(f"not trained yet: {', '.join(missing) or 'none'}", flush=True)
         runner = Runner(torch.cuda.device_count() if args.gpus is None else args.gpus)
         try:
             runner.run(jobs, args.retest)
+            # In this process, not by test.py: the blends need the start's images as well.
+            if study.seeds:
+                judge_runs(study, smoke, jobs)
         except KeyboardInterrupt:
             print("stopped; the same command resumes from the last saved states", file=sys.stderr)
             # As a shell does for a command that Ctrl-C ended.
@@ -114,9 +128,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if count > 1:
             print(f"part {number} of {count} is done; {advise('study', study.name)} writes the table when all are")
             return report(runner.failed)
-        # In this process, not by test.py: the blends need the start's images as well.
-        if study.seeds:
-            judge_runs(study, smoke, jobs)
         folder = write_study(study, smoke, given, default_metrics(smoke))
         print((folder / "table.md").read_text(encoding="utf-8"))
         print(f"wrote {folder}")

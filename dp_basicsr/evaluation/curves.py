@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.figures import save_figure
 
 Curve = list[tuple[int, float]]
 Panels = dict[str, dict[str, Curve]]  # panel title -> label -> curve
@@ -121,7 +122,7 @@ def plot_panels(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
         _draw(axis, title, curves)
     for axis in axes[len(panels) :]:
         axis.axis("off")
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def panel_svg(title: str, curves: Mapping[str, Curve]) -> str:

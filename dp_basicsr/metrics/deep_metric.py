@@ -6,6 +6,7 @@ It is not LPIPS: the network is EfficientNet-Lite0, and no weights are fitted to
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,18 @@ def calculate_deep_distance(
         if min(pair[0].shape[-2:]) < METRICS["deep"].side:
             raise UserError(f"deep distance: expected at least 32 x 32 pixels inside the border, got {img.shape[:2]}")
         with torch.inference_mode():
-            first, second = (depths(lite0(device()), image) for image in pair)
-        distances = [(left - right).square().sum(dim=1).mean() for left, right in zip(first, second, strict=True)]
-        return float(torch.stack(distances).mean())
+            return distance(*(depths(lite0(device()), image) for image in pair))
+
+
+def distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """Return the squared difference of features of unit length over the channels, averaged over positions, then levels.
+
+    Args:
+        first, second: Levels of a network's features, each (N, C, H, W).
+    """
+    pairs = zip(first, second, strict=True)
+    units = [[nn.functional.normalize(level, dim=1) for level in pair] for pair in pairs]
+    return float(torch.stack([(left - right).square().sum(dim=1).mean() for left, right in units]).mean())
 
 
 @lru_cache
@@ -88,7 +98,7 @@ def lite0(device_name: str) -> nn.Module:
 
 
 def depths(network: Any, image: Tensor) -> list[Tensor]:
-    """Return the last features of each of the five resolutions, of unit length over the channels.
+    """Return the last features of each of the five resolutions.
 
     Args:
         network: EfficientNet-Lite0.
@@ -103,4 +113,4 @@ def depths(network: Any, image: Tensor) -> list[Tensor]:
         if block._depthwise_conv.stride[0] > 1:
             last.append(features)
         features = block(features)
-    return [nn.functional.normalize(level, dim=1) for level in (*last, features)]
+    return [*last, features]

@@ -39,7 +39,9 @@ def calibrated_overrides(study: Study, row: Row, smoke: Smoke | None) -> tuple[s
     path = calibration_file(study, smoke)
     if not path.is_file():
         raise UserError(f"{path} is missing: run the study without --dry-run first, which calibrates it")
-    return tuple(yaml.safe_load(path.read_text(encoding="utf-8"))["overrides"][row.calibrated])
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))["overrides"][row.calibrated]
+    split = (entry.split("=", 1) for entry in entries)
+    return tuple(f"{key}={float(value) * (row.times if key.endswith(':loss_weight') else 1):g}" for key, value in split)
 
 
 def calibration_file(study: Study, smoke: Smoke | None) -> Path:

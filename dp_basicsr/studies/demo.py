@@ -13,6 +13,7 @@ from pathlib import Path
 from dp_basicsr.data.imresize import mod_crop
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import bicubic
+from dp_basicsr.evaluation.figures import save_figure
 from dp_basicsr.images.strict import read_image
 from dp_basicsr.metrics import METRICS, measure
 from dp_basicsr.utils.arguments import ROOT
@@ -152,5 +153,5 @@ def draw_comparison(images: Mapping[str, Mapping[str, Image]], note: str, path: 
         for axis in row:
             axis.axis("off")
     figure.supxlabel(note, fontsize=9)
-    figure.savefig(path, dpi=130, bbox_inches="tight", pad_inches=0.1)
+    save_figure(figure, path, dpi=130, bbox_inches="tight", pad_inches=0.1)
     pyplot.close(figure)

@@ -12,7 +12,7 @@ from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.options import override, read_options
 from dp_basicsr.options.metrics import DEFAULT
-from dp_basicsr.studies.judging import judged_markdown, plot_judged
+from dp_basicsr.studies.comparing import judged_markdown, plot_judged
 from dp_basicsr.studies.runner import make_job, present_sets
 from dp_basicsr.studies.shares import read_shares, share_lines
 from dp_basicsr.studies.study import Smoke, Study, paper_tables

@@ -98,7 +98,9 @@ class StudyRun:
         """Raise a UserError if the run was started with other options."""
         if self.record.is_file():
             # A study that was edited must not mix its rows with runs of the old options.
-            if yaml.safe_load(self.record.read_text(encoding="utf-8")) != self.started_with():
+            started = yaml.safe_load(self.record.read_text(encoding="utf-8"))
+            # By what they come to: the order of overrides says nothing.
+            if started["options"] != self.train_file.name or self._options(started["overrides"]) != self._options():
                 raise UserError(
                     f"experiments/{self.name} was trained with other options than the study has now ({self.record}): "
                     "move the folder and this file away to train it again"
@@ -110,18 +112,25 @@ class StudyRun:
         """Return the options that ``record`` has."""
         return {"options": self.train_file.name, "overrides": list(self.train)}
 
+    def _options(self, overrides: Sequence[str] | None = None) -> dict[str, Any]:
+        opt = read_options(self.train_file)
+        override(opt, self.train if overrides is None else overrides)
+        return opt
+
 
 def make_jobs(study: Study, smoke: Smoke | None) -> list[StudyRun]:
-    """Return the trainings of a study, each once, and all rows of a seed before the next seed."""
-    jobs: dict[str, StudyRun] = {}
+    """Return the trainings of a study, each once, and all rows of a seed before the next; rows with own seeds last."""
     # Seeds outside, so that all rows are comparable after each round.
-    for seed in study.seeds or (None,):
-        for row in study.rows:
-            if row.run:
-                job = make_job(study, row, smoke, seed)
-                # By name, because rows may share a training.
-                jobs[job.name] = job
-    return list(jobs.values())
+    rounds = [(row, seed) for seed in study.seeds or (None,) for row in study.rows if row.run and not row.seeds]
+    rounds += [(row, seed) for row in study.rows for seed in row.seeds]
+    jobs = (make_job(study, row, smoke, seed) for row, seed in rounds)
+    # By name, because rows may share a training.
+    return list({job.name: job for job in jobs}.values())
+
+
+def seeds_of(study: Study, row: Row) -> tuple[int, ...]:
+    """Return the seeds that a row is trained with."""
+    return row.seeds or study.seeds
 
 
 def make_job(study: Study, row: Row, smoke: Smoke | None, seed: int | None = None) -> StudyRun:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dp_basicsr.evaluation.curves import Curve, read_run
 from dp_basicsr.evaluation.files import table_lines
-from dp_basicsr.studies.runner import make_job
+from dp_basicsr.studies.runner import make_job, seeds_of
 from dp_basicsr.studies.study import Smoke, Study
 
 SHARE = "dp_share_"  # prefix of a term's name in the log
@@ -16,7 +16,7 @@ def read_shares(study: Study, smoke: Smoke | None) -> dict[str, dict[str, Curve]
     """Read the shares logged by the rows' trainings: label -> term -> curve. Rows without any are omitted."""
     shares: dict[str, dict[str, Curve]] = {}
     for row in study.rows:
-        seed = study.seeds[0] if study.seeds else None
+        seed = next(iter(seeds_of(study, row)), None)
         folder = Path("experiments", make_job(study, row, smoke, seed).name) if row.run else Path()
         if row.run and any(folder.glob("train_*.log")):
             curves = read_run(folder)

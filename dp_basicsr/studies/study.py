@@ -29,6 +29,8 @@ class Row:
         run: Name of the training, shared with other studies; empty without one.
         overrides: Overrides of the base, in the form of ``--force_yml``.
         calibrated: Which gradient ``loss_weight`` is calibrated for, see ``calibration.py``; empty: none.
+        times: Factor of the calibrated ``loss_weight``.
+        seeds: Seeds of this row, if not the study's; such a row is an exploration, and trained after all others.
     """
 
     label: str
@@ -36,6 +38,8 @@ class Row:
     run: str = ""
     overrides: tuple[str, ...] = ()
     calibrated: Literal["", "vgg", "resnet", "static", "dynamic"] = ""
+    times: float = 1
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,9 @@ def read_study(name: str) -> Study:
     if name not in NAMES:
         raise UserError(f"study: expected one of {', '.join(NAMES)}; got {name!r}")
     data = _read(STUDIES / f"{name}.yml")
-    rows = tuple(Row(**{**row, "overrides": tuple(row.get("overrides", ()))}) for row in data.pop("rows"))
     # YAML has lists, and a frozen record tuples.
+    lists_of_row = ("overrides", "seeds")
+    rows = tuple(Row(**{**row, **{key: tuple(row.get(key, ())) for key in lists_of_row}}) for row in data.pop("rows"))
     lists: dict[str, Any] = {
         key: tuple(data[key]) for key in ("sets", "seeds", "overrides", "comparisons") if key in data
     }

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
+from dp_basicsr import train
+from dp_basicsr.checks.checking import find_problems
+from dp_basicsr.commands import study as command
 from dp_basicsr.options import override, read_options
-from dp_basicsr.studies.calibration import calibrate, calibration_file, read_network, study_options, weights_of
-from dp_basicsr.studies.judging import ALPHAS, Judged, at_drop, blend, bootstrap, judge_runs, judged_markdown, psnr_loss
-from dp_basicsr.studies.results import write_study
-from dp_basicsr.studies.runner import make_jobs
-from dp_basicsr.studies.study import Study, read_smoke, read_study
+from dp_basicsr.studies.calibration import calibration_file, weights_of
+from dp_basicsr.studies.comparing import at_drop, bootstrap, psnr_loss
+from dp_basicsr.studies.judging import ALPHAS, COLUMNS, Judged, blend, read_judged
+from dp_basicsr.studies.runner import Runner, StudyRun, make_jobs
+from dp_basicsr.studies.study import Row, Study, read_smoke, read_study
 from dp_basicsr.utils.arguments import ROOT
 
 import numpy as np
 import pytest
-import torch
+import yaml
 
 from tests.support.fuzz import draws
 
@@ -97,68 +102,86 @@ def test_blends_are_rounded_once() -> None:
 
 
 @pytest.fixture
-def study(pairs: Path) -> Study:
-    """The shipped study with two rows, two seeds and two small photographs; its runs are networks without training."""
-    for number in (2, 3):
-        for folder in ("GT", "LRbicx4"):
-            (pairs / folder / f"image{number}.png").unlink()
-    target = Path("datasets/demo/test")
-    target.parent.mkdir(parents=True)
-    target.symlink_to(pairs)
+def small(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """The shipped study with two rows, small networks and two photographs; it trains in this process."""
+    for path in [*pairs.glob("*/image2.png"), *pairs.glob("*/image3.png")]:
+        path.unlink()
+    Path("datasets/demo").mkdir(parents=True)
+    Path("datasets/demo/test").symlink_to(pairs)
+    Path("datasets/demo/HR_sub.lmdb").symlink_to(pairs)  # the demo's data is not created
+    data = [f"datasets:train:dataroot_gt={pairs / 'GT'}", f"datasets:train:dataroot_lq={pairs / 'LRbicx4'}"]
+    data += ["datasets:train:io_backend:type=disk", "train:total_iter=1"]
+    data += ["train:perceptual_opt:vgg_type=vgg11", "train:perceptual_opt:vgg_layer_weights={conv5_2: 1}"]
+    smoke = read_smoke()
+    monkeypatch.setattr(command, "read_smoke", lambda: replace(smoke, train=(*smoke.train, *data)))
     shipped = read_study("small")
-    study = replace(shipped, rows=tuple(row for row in shipped.rows if row.label in ("VGG", "Eq. 9")), seeds=(0, 1))
-    study = replace(study, comparisons=(("Eq. 9", "VGG"),))
-    path = calibration_file(study, read_smoke())
-    path.parent.mkdir()
-    path.write_text("overrides: {vgg: [], dynamic: ['train:perceptual_opt:loss_weight=0.5']}")
-    opt = study_options(study, read_smoke())
-    for number, job in enumerate(make_jobs(study, read_smoke())):
-        torch.manual_seed(number)
-        job.model.parent.mkdir(parents=True)
-        network = read_network(opt, None)
-        torch.save({"params_ema": network.state_dict()}, job.model)
+    rows = {row.label: row for row in shipped.rows}
+    study = replace(shipped, rows=(rows["VGG"], rows["equal shares of the gradient"]), comparisons=())
+    monkeypatch.setattr(command, "read_study", lambda name: study)
+
+    def call(self: Runner, job: StudyRun, what: str, arguments: list[str], device: str) -> None:
+        train.main(arguments[2:])
+
+    monkeypatch.setattr(Runner, "_call", call)
     return study
 
 
-def test_a_study_is_judged_once_and_written(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    smoke = read_smoke()
-    jobs = make_jobs(study, smoke)
-    assert [job.name for job in jobs] == [f"smoke_small_{n}_seed{s}" for s in (0, 1) for n in ("vgg", "dynamic")]
-    assert "train:perceptual_opt:loss_weight=0.5" in jobs[1].train
-    judge_runs(study, smoke, jobs)
-    judged = json.loads((Path("results") / jobs[3].name / "judged.json").read_text())
-    assert list(judged["photographs"]) == ["image0", "image1"]
-    assert [len(scores) for scores in judged["photographs"]["image0"]] == [5, 2, 2, 2, 5]
-    capsys.readouterr()
-    judge_runs(study, smoke, jobs)
-    assert capsys.readouterr().out == ""  # nothing is judged twice
-    folder = write_study(study, smoke, [], ())
+def test_a_study_is_trained_judged_once_and_written(small: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole of ``dp-basicsr study small --smoke``, then again beside a training that has not ended."""
+    assert command.main(["small", "--smoke", "--gpus", "0"]) == 0
+    names = ["smoke_small_vgg_seed0", "smoke_small_vgg_seed1", "smoke_small_gradient_seed0"]
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.endswith(": judged")] == [f"{name}: judged" for name in names]
+    folder = Path("results/studies/smoke_small")
     text = (folder / "table.md").read_text()
-    assert text == judged_markdown(study, smoke)
+    assert text in out
     assert "## photographs (2 images)" in text
-    assert "| VGG | 2 |" in text
-    assert "±" in text
-    assert "| Eq. 9 - VGG (named beforehand) |" in text
-    assert (folder / "judge.png").stat().st_size > 1000
+    assert re.search(r"\| VGG \| 2 \| [\d.]+ ± [\d.]+ \|", text)
+    assert re.search(r"\| equal shares of the gradient \| 1 \| [\d.]+ \|", text)
+    assert "NIQE: 0 of the 2 images; it needs 12 blocks of 96 x 96 pixels." in text
+    assert {path.name for path in folder.iterdir()} == {"table.md", "judge.png", "shares.png"}
+    judged = json.loads(Path("results", names[2], "judged.json").read_text())["sets"]["photographs"]
+    assert list(judged) == ["image0", "image1"]
+    assert all(len(scores) == len(ALPHAS) and scores[-1].keys() == set(COLUMNS) for scores in judged.values())
+    assert Path("results", names[0], "photographs/image1.png").is_file()
+
+    experiments = Path("experiments")
+    calibration = (experiments / "smoke_small.calibration.yml").read_text()
+    assert "mini_batches: 2" in calibration
+    (experiments / names[1] / "models" / "net_g_latest.pth").unlink()
+    os.utime(experiments / names[0] / "models" / "net_g_latest.pth")
+    assert command.main(["small", "--smoke", "--gpus", "0", "--no-training"]) == 0
+    out = capsys.readouterr().out
+    assert f"not trained yet: {names[1]}\n" in out
+    assert [line for line in out.splitlines() if line.endswith(": judged")] == [f"{names[0]}: judged"]
+    assert (experiments / "smoke_small.calibration.yml").read_text() == calibration
 
 
-def test_calibration_is_measured_once_on_the_study_s_own_data(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small random networks; every calibrated row then has its overrides."""
-    data = [f"datasets:train:dataroot_gt={pairs / 'GT'}", f"datasets:train:dataroot_lq={pairs / 'LRbicx4'}"]
-    data += ["datasets:train:io_backend:type=disk"]
-    data += ["train:perceptual_opt:vgg_type=vgg11", "train:perceptual_opt:vgg_layer_weights={conv5_2: 1}"]
-    smoke = read_smoke()
-    smoke = replace(smoke, train=(*smoke.train, *data))
+def test_judged_with_other_metrics_counts_as_not_judged(small: Study) -> None:
+    job = make_jobs(replace(small, rows=(Row("none", "small", "run"),)), None)[0]
+    path = Path("results", job.name, "judged.json")
+    path.parent.mkdir(parents=True)
+    for metrics, is_judged in ((COLUMNS, True), (COLUMNS[1:], False)):
+        path.write_text(json.dumps({"metrics": metrics, "sets": {"Set5": {}}}))
+        assert bool(read_judged(job)) == is_judged
+
+
+def test_rows_with_seeds_of_their_own_come_last() -> None:
     study = read_study("small")
-    calibrate(study, smoke)
-    path = calibration_file(study, smoke)
-    written = path.read_text()
-    assert "mini_batches: 2" in written
-    monkeypatch.setattr(torch, "manual_seed", None)  # would fail if it were measured again
-    calibrate(study, smoke)
-    for job in make_jobs(study, smoke):
-        is_calibrated = "none" not in job.name and "published" not in job.name
-        assert any("loss_weight" in entry for entry in job.train) == is_calibrated
+    Path("experiments").mkdir()
+    entries = {name: ["train:perceptual_opt:loss_weight=0.5"] for name in ("vgg", "resnet", "static", "dynamic")}
+    calibration_file(study, None).write_text(yaml.safe_dump({"overrides": entries}))
+    jobs = make_jobs(study, None)
+    assert len(jobs) == 6 * 3 + 3
+    assert [job.name for job in jobs[:2]] == ["small_vgg_seed0", "small_resnet_seed0"]
+    assert [job.name for job in jobs[-3:]] == ["small_dynamic_times3_seed0", "small_mu1_seed0", "small_gradient_seed0"]
+    assert "train:perceptual_opt:loss_weight=1.5" in jobs[-3].train
+    assert not any("loss_weight" in entry for entry in jobs[-2].train)
+    for job in (*jobs[:6], *jobs[-3:]):
+        opt = read_options(job.train_file)
+        override(opt, job.train)
+        texts = [str(problem.text) for problem in find_problems(opt, is_train=True)]
+        assert [text for text in texts if "no such" not in text] == []  # the data is not here
 
 
 def test_the_rows_differ_in_the_perceptual_term_alone() -> None:
@@ -169,5 +192,6 @@ def test_the_rows_differ_in_the_perceptual_term_alone() -> None:
         opt = read_options(ROOT / study.bases[row.base]["train"])
         override(opt, (*study.overrides, *row.overrides))
         opt["train"].pop("perceptual_opt")
+        opt["train"].pop("balance", None)  # of the terms of the perceptual loss alone
         options.append(opt)
     assert all(opt == options[0] for opt in options)

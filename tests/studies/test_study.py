@@ -145,9 +145,13 @@ def test_done_rows_are_skipped_and_changed_ones_refused(monkeypatch: pytest.Monk
     assert len(calls.read_text().splitlines()) == 6
 
     record = Path(f"experiments/{names[0]}.study.yml")
-    record.write_text(yaml.safe_dump(yaml.safe_load(record.read_text()) | {"overrides": ["train:total_iter=1"]}))
+    started = yaml.safe_load(record.read_text())
+    own = "train:total_iter=1"
+    record.write_text(yaml.safe_dump(started | {"overrides": [own, *started["overrides"]]}))
     with pytest.raises(SystemExit, match="2"):
         main(["ablation", "--gpus", "0"])
+    assert main(["ablation", "--gpus", "0", "--part", "1/3", "--force_yml", own]) == 0  # in another order the same
+    assert len(calls.read_text().splitlines()) == 6
 
 
 def test_a_failed_row_is_named_and_the_others_continue(
