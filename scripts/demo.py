@@ -12,6 +12,7 @@ from pathlib import Path
 from dp_basicsr.deploy.choices import BOX
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.curves import plot_panels, product, read_log
+from dp_basicsr.evaluation.files import markdown
 
 OPTIONS = "options/train_demo.yml"
 RUN = "demo_esrgan_dp"
@@ -68,10 +69,10 @@ def show(weights: str) -> None:
     model = f"path:pretrain_network_g=experiments/{RUN}/models/net_g_latest.pth"
     demo.run("dp_basicsr/test.py", "-opt", OPTIONS, "--force_yml", f"name={RUN}", model)
     folders[STEPS] = Path("results", RUN, "visualization", "held_out")
-    images = demo.read_results(folders)
-    demo.draw_comparison(images, NOTES[weights].replace("\n", " "), demo.OUTPUT / "comparison.png")
+    evaluation = demo.measure_results(folders)
+    demo.draw_comparison(evaluation, NOTES[weights].replace("\n", " "), demo.OUTPUT / "comparison.png")
     draw_curves(demo.OUTPUT / "curves.png")
-    print(f"\n{demo.metrics_table(images)}\n\n{NOTES[weights]}\n")
+    print(f"\n{markdown(evaluation)}\n{NOTES[weights]}\n")
     print(f"picture: {demo.OUTPUT / 'comparison.png'}\ncurves:  {demo.OUTPUT / 'curves.png'}")
 
 

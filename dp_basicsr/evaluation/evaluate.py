@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
@@ -93,19 +95,26 @@ class Evaluation:
         values = [(image.image, image.scores[metric]) for image in self.images if image.set_name == set_name]
         return list(dict.fromkeys(image for image, value in values if value is None or not math.isfinite(value)))
 
+    def title(self, set_name: str) -> str:
+        """Return the name of a set with its number of images."""
+        count = len(self.of(set_name, self.methods[0]))
+        return f"{set_name} ({count} image{'' if count == 1 else 's'})"
+
     def notes(self) -> list[str]:
-        """Return what a reader of the means must know: images that are not in them, and lossy files."""
-        notes = []
-        for name in self.sets:
-            count = len(self.of(name, self.methods[0]))
-            for metric in self.metrics:
-                out = self.left_out(name, metric)
-                # If all are left out, the cell itself says so: it has no number.
-                if 0 < len(out) < count:
-                    notes.append(
-                        f"{METRICS[metric].label} of {name} is the mean over {count - len(out)} of {count} images; "
-                        f"without a finite value for every method: {shorten(out)}."
-                    )
+        """Return what a reader of the means must know: metrics and images that are not in them, and lossy files."""
+        notes = [f"{METRICS[metric].label} is n/a: {reason}" for metric, reason in self.missing.items()]
+        for name, metric in product(self.sets, self.metrics):
+            record, out, count = METRICS[metric], self.left_out(name, metric), len(self.of(name, self.methods[0]))
+            averages = [self.average(name, method)[metric] for method in self.methods]
+            # If all values are infinite, the cell says so itself.
+            if not out or metric in self.missing or (len(out) == count and None not in averages):
+                continue
+            used = f"the mean over {count - len(out)} of {count} images" if len(out) < count else "n/a"
+            needs = f" (it needs {record.enough} x {record.side} x {record.side} pixels)" if record.side > 1 else ""
+            text = (
+                f"{record.label} of {name} is {used}; without a finite value for every method{needs}: {shorten(out)}."
+            )
+            notes.append(text)
         return notes + [
             f"{method} is measured from lossy files ({kinds}), which are not what was computed."
             for method, kinds in self.lossy.items()
@@ -148,13 +157,13 @@ def evaluate(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    kinds: dict[str, list[str]] = {}
+    kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for measured in images:
         if measured.result is not None and (kind := lossy_format(measured.result)):
-            kinds.setdefault(measured.method, []).append(kind)
+            kinds[measured.method][kind] += 1
     lossy = {
-        method: ", ".join(f"{lossy_kinds.count(kind)} {kind}" for kind in sorted(set(lossy_kinds)))
-        for method, lossy_kinds in kinds.items()
+        method: ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+        for method, counts in kinds.items()
     }
     return Evaluation(scale, metrics, missing, images, lossy)
 

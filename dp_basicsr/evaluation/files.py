@@ -137,12 +137,10 @@ def markdown(evaluation: Evaluation) -> str:
     for name in evaluation.sets:
         averages = [evaluation.average(name, method) for method in evaluation.methods]
         columns = [mark_best([scores[metric] for scores in averages], metric) for metric in evaluation.metrics]
-        count = len(evaluation.of(name, evaluation.methods[0]))
-        lines += ["", f"### {name} ({count} image{'' if count == 1 else 's'})", ""]
+        lines += ["", f"### {evaluation.title(name)}", ""]
         lines += table_lines(["", *(METRICS[metric].label for metric in evaluation.metrics)],
                              [[method, *(column[row] for column in columns)]
                               for row, method in enumerate(evaluation.methods)])  # fmt: skip
-    lines += [f"\n{METRICS[name].label} is n/a: {reason}" for name, reason in evaluation.missing.items()]
     lines += [f"\n{note}" for note in evaluation.notes()]
     return "\n".join(lines) + "\n"
 

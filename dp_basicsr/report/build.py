@@ -15,7 +15,7 @@ from dp_basicsr.evaluation.after_test import FOLDER
 from dp_basicsr.evaluation.curves import panel_svg, read_run, training_panels
 from dp_basicsr.evaluation.evaluate import Evaluation
 from dp_basicsr.evaluation.files import JSON_NAME, ranks, read_evaluation
-from dp_basicsr.metrics import METRICS
+from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.report.images import Viewer, choose_quality, make_viewer
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.atomic_io import replacing
@@ -71,9 +71,21 @@ def write_report(folders: Sequence[Path], out: Path, quality: int | None = None)
         UserError: A folder has nothing to show, two evaluations are given, images no longer exist, or the write
             failed.
     """
-    report = collect(folders, quality)
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # Escaped, as names of files and option files are shown; a misspelt name in the template is an error.
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     # Rendered before the old file is touched, so that an error leaves it.
-    text = render(report)
+    text = environment.get_template("report.html").render(
+        report=collect(folders, quality),
+        # Embedded, so that one file shows everything, also without network.
+        style=(HERE / "report.css").read_text(encoding="utf-8"),
+        script=(HERE / "report.js").read_text(encoding="utf-8"),
+        version=__version__,
+        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as temporary:
@@ -85,7 +97,10 @@ def write_report(folders: Sequence[Path], out: Path, quality: int | None = None)
 
 def collect(folders: Sequence[Path], quality: int | None) -> Report:
     """Read everything shown in the report."""
-    report = Report(title=", ".join(dict.fromkeys(_title(folder) for folder in folders)))
+    paths = [folder.resolve() for folder in folders]
+    # The folder of every test's evaluation has the same name, its parent the run's.
+    titles = dict.fromkeys(path.parent.name if path.name == FOLDER else path.name for path in paths)
+    report = Report(title=", ".join(titles))
     for folder in folders:
         evaluation = next((path for path in (folder, folder / FOLDER) if (path / JSON_NAME).is_file()), None)
         logs = any(folder.glob("train_*.log"))
@@ -106,52 +121,24 @@ def collect(folders: Sequence[Path], quality: int | None) -> Report:
     return report
 
 
-def render(report: Report) -> str:
-    """Render the page with its style, script and images embedded."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    # Escaped, as names of files and option files are shown; a misspelt name in the template is an error.
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html").render(
-        report=report,
-        # Embedded, so that one file shows everything, also without network.
-        style=(HERE / "report.css").read_text(encoding="utf-8"),
-        script=(HERE / "report.js").read_text(encoding="utf-8"),
-        version=__version__,
-        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-    )
-
-
-def average_table(evaluation: Evaluation, set_name: str) -> Table:
-    """Build the table of each method's mean on a set, with the best two of each column ranked."""
-    averages = [evaluation.average(set_name, method) for method in evaluation.methods]
-    columns = [_cells([scores[metric] for scores in averages], metric) for metric in evaluation.metrics]
+def make_table(
+    name: str, head: Sequence[str], lines: Sequence[tuple[tuple[str, ...], Scores]], metrics: Sequence[str]
+) -> Table:
+    """Build a table of lines that begin with texts; with one text, the method, the best two of a column are ranked."""
+    columns = []
+    for metric in metrics:
+        values = [scores[metric] for _, scores in lines]
+        ranked = ranks(values, metric) if len(head) == 1 else [None] * len(values)
+        texts = (METRICS[metric].text(value) for value in values)
+        columns.append(
+            [Cell(*cell) for cell in zip(texts, ("" if v is None else v for v in values), ranked, strict=True)]
+        )
     rows = [
-        [Cell(method, method), *(column[number] for column in columns)]
-        for number, method in enumerate(evaluation.methods)
+        [*(Cell(text, text) for text in texts), *(column[number] for column in columns)]
+        for number, (texts, _) in enumerate(lines)
     ]
-    count = len(evaluation.of(set_name, evaluation.methods[0]))
-    return Table(
-        f"{set_name} ({count} image{'' if count == 1 else 's'})",
-        ["Method", *_labels(evaluation)],
-        rows,
-        1,
-        _highest(evaluation),
-    )
-
-
-def image_table(evaluation: Evaluation) -> Table:
-    """Build the table of every image of every method."""
-    rows = [
-        [
-            *(Cell(text, text) for text in (image.set_name, image.image, image.method)),
-            *(_cells([image.scores[metric]], metric)[0] for metric in evaluation.metrics),
-        ]
-        for image in evaluation.images
-    ]
-    return Table("Per image", ["Set", "Image", "Method", *_labels(evaluation)], rows, 3, _highest(evaluation))
+    highest = [METRICS[metric].label for metric in metrics if METRICS[metric].higher_is_better]
+    return Table(name, [*head, *(METRICS[metric].label for metric in metrics)], rows, len(head), highest)
 
 
 def _add_training(report: Report, folder: Path) -> None:
@@ -161,14 +148,15 @@ def _add_training(report: Report, folder: Path) -> None:
         report.curves[title if title not in report.curves else f"{title} ({folder.name})"] = panel_svg(title, panel)
     # A log may end after the baseline, before the first line of an iteration.
     report.facts[f"Iterations of {folder.name}"] = f"{curves['lr'][-1][0] if 'lr' in curves else 0:,}"
-    # The last start's log says what it changed.
     logs = sorted(folder.glob("train_*.log"), key=lambda log: log.stat().st_mtime)
-    for beside, changes in re.findall(r"Options beside (.+?): (.+)", logs[-1].read_text("utf-8", errors="replace")):
+    texts = [log.read_text(encoding="utf-8", errors="replace") for log in logs]
+    # The last start's log says what it changed.
+    for beside, changes in re.findall(r"Options beside (.+?): (.+)", texts[-1]):
         report.facts[f"{folder.name} beside {beside}"] = changes
     for path in sorted(folder.glob("*.yml")):
         report.option_files[path.name] = path.read_text(encoding="utf-8", errors="replace")
     # Random features are logged with these words; such curves must not pass for a result.
-    if any("RANDOM weights" in log.read_text(encoding="utf-8", errors="replace") for log in folder.glob("train_*.log")):
+    if any("RANDOM weights" in text for text in texts):
         report.notes.append(
             f"{folder.name} was trained with perceptual networks of RANDOM weights, for a trial or demo: its losses "
             "compare random features, not those of the paper."
@@ -176,16 +164,20 @@ def _add_training(report: Report, folder: Path) -> None:
 
 
 def _add_evaluation(report: Report, evaluation: Evaluation, quality: int | None) -> None:
-    report.averages = [average_table(evaluation, name) for name in evaluation.sets]
-    report.images = image_table(evaluation)
+    for name in evaluation.sets:
+        lines = [((method,), evaluation.average(name, method)) for method in evaluation.methods]
+        report.averages.append(make_table(evaluation.title(name), ["Method"], lines, evaluation.metrics))
+    every = [((image.set_name, image.image, image.method), image.scores) for image in evaluation.images]
+    report.images = make_table("Per image", ["Set", "Image", "Method"], every, evaluation.metrics)
     groups: dict[tuple[str, str], list[Any]] = {}
     for image in evaluation.images:
         groups.setdefault((image.set_name, image.image), []).append(image)
     chosen = choose_quality(evaluation) if quality is None else quality
     for (set_name, _), images in groups.items():
         report.viewers.setdefault(set_name, []).append(make_viewer(images, evaluation, chosen))
-    for better, metrics in (("higher", highest := _highest(evaluation)), ("lower", _labels(evaluation))):
-        names = ", ".join(name.partition(" [")[0] for name in metrics if better == "higher" or name not in highest)
+    for better in ("higher", "lower"):
+        records = [METRICS[metric] for metric in evaluation.metrics if METRICS[metric].better == better]
+        names = ", ".join(record.label.partition(" [")[0] for record in records)
         report.better += f" {names}: {better} is better." if names else ""
     report.facts |= {
         "Test sets": ", ".join(evaluation.sets),
@@ -193,34 +185,10 @@ def _add_evaluation(report: Report, evaluation: Evaluation, quality: int | None)
         "Methods": ", ".join(evaluation.methods),
         "Scale": f"x{evaluation.scale}",
     }
+    shown = f"as WebP of quality {chosen}, to keep this file small; the numbers were measured on the files themselves"
     report.notes += [
         f"Measured on the 8-bit files, {evaluation.scale} border pixels cropped. RGB is all three channels, Y "
         "is BT.601's luma; a set's value is the mean over its images.",
-        "Images are shown losslessly."
-        if chosen > 100
-        else f"Images are shown as WebP of quality {chosen}, to keep "
-        "this file small; the numbers were measured on the files themselves.",
-        *(f"{METRICS[name].label} is n/a: {reason}" for name, reason in evaluation.missing.items()),
+        f"Images are shown {'losslessly' if chosen > 100 else shown}.",
         *evaluation.notes(),
     ]
-
-
-def _cells(values: Sequence[float | None], metric: str) -> list[Cell]:
-    return [
-        Cell(METRICS[metric].text(value), "" if value is None else value, rank)
-        for value, rank in zip(values, ranks(values, metric), strict=True)
-    ]
-
-
-def _labels(evaluation: Evaluation) -> list[str]:
-    return [METRICS[name].label for name in evaluation.metrics]
-
-
-def _highest(evaluation: Evaluation) -> list[str]:
-    return [METRICS[name].label for name in evaluation.metrics if METRICS[name].higher_is_better]
-
-
-def _title(folder: Path) -> str:
-    resolved = folder.resolve()
-    # The folder of every test's evaluation has the same name, its parent the run's.
-    return resolved.parent.name if resolved.name == FOLDER else resolved.name

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from dp_basicsr.data.imresize import downsample, mod_crop
 from dp_basicsr.evaluation.evaluate import Evaluation, Image, Measured, bicubic, read_file, read_pair
 from dp_basicsr.evaluation.matching import BICUBIC
+from dp_basicsr.images.strict import encode
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.report import LOSSLESS
 
@@ -89,7 +90,5 @@ def scores_text(scores: Scores) -> str:
 
 def data_uri(image: Image, quality: int) -> str:
     """Encode ``(H, W[, 3])`` BGR uint8 as a WebP data URI."""
-    whole, data = cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, quality])
-    if not whole:
-        raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape} as WebP")
-    return "data:image/webp;base64," + base64.b64encode(data.tobytes()).decode("ascii")
+    data = encode(image, ".webp", [cv2.IMWRITE_WEBP_QUALITY, quality])
+    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")

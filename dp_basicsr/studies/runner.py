@@ -86,36 +86,35 @@ class StudyRun:
     def train_command(self) -> list[str]:
         """Command of the training, which resumes from the newest state if there is one."""
         # Also at the first start: without a state, --auto_resume begins a new run.
-        return _command("train.py", self.train_file, "--auto_resume", f"name={self.name}", *self.train)
+        return _command("train.py", self.train_file, ["--auto_resume"], [f"name={self.name}", *self.train])
 
     def test_command(self) -> list[str]:
         """Command of the test on all available sets."""
-        return _command(
-            "test.py", self.test_file, f"name={self.name}", f"path:pretrain_network_g={self.model}", *self.test
-        )
+        model = f"path:pretrain_network_g={self.model}"
+        return _command("test.py", self.test_file, [], [f"name={self.name}", model, *self.test])
 
     def check_record(self) -> None:
-        """Raise a UserError if the run was started with other options."""
-        if self.record.is_file():
-            # A study that was edited must not mix its rows with runs of the old options.
-            started = yaml.safe_load(self.record.read_text(encoding="utf-8"))
-            # By what they come to: the order of overrides says nothing.
-            if started["options"] != self.train_file.name or self._options(started["overrides"]) != self._options():
-                raise UserError(
-                    f"experiments/{self.name} was trained with other options than the study has now ({self.record}): "
-                    "move the folder and this file away to train it again"
-                )
-        elif self.record.with_name(self.name).exists():
-            raise UserError(f"experiments/{self.name} exists, but was not created by a study: rename it")
+        """Raise a UserError if the run was started with other options, which must not mix with the study's rows."""
+        if not self.record.is_file():
+            if self.record.with_name(self.name).exists():
+                raise UserError(f"experiments/{self.name} exists, but was not created by a study: rename it")
+            return
+        started = yaml.safe_load(self.record.read_text(encoding="utf-8"))
+        # By what the overrides come to: their order says nothing.
+        before, now = read_options(self.train_file), read_options(self.train_file)
+        override(before, started["overrides"])
+        override(now, self.train)
+        if (started["options"], before) != (self.train_file.name, now):
+            raise UserError(
+                f"experiments/{self.name} was trained with other options than the study has now ({self.record}): "
+                "move the folder and this file away to train it again"
+            )
 
-    def started_with(self) -> dict[str, Any]:
-        """Return the options that ``record`` has."""
-        return {"options": self.train_file.name, "overrides": list(self.train)}
-
-    def _options(self, overrides: Sequence[str] | None = None) -> dict[str, Any]:
-        opt = read_options(self.train_file)
-        override(opt, self.train if overrides is None else overrides)
-        return opt
+    def write_record(self) -> None:
+        """Write the options that the run is started with."""
+        self.record.parent.mkdir(parents=True, exist_ok=True)
+        record = {"options": self.train_file.name, "overrides": list(self.train)}
+        self.record.write_text(yaml.safe_dump(record), encoding="utf-8")
 
 
 def make_jobs(study: Study, smoke: Smoke | None) -> list[StudyRun]:
@@ -204,9 +203,8 @@ class Runner:
         device = self._slots.get()
         try:
             if not job.is_trained():
-                job.record.parent.mkdir(parents=True, exist_ok=True)
                 # Before the training, so that an interrupted one is known as the study's.
-                job.record.write_text(yaml.safe_dump(job.started_with()), encoding="utf-8")
+                job.write_record()
                 self._call(job, "training", job.train_command(), device)
             if job.name not in self.failed and not job.judged and (retest or not job.is_tested()):
                 self._call(job, "testing", job.test_command(), device)
@@ -216,7 +214,6 @@ class Runner:
             self._slots.put(device)
 
     def _call(self, job: StudyRun, what: str, command: list[str], device: str) -> None:
-        device_name = f"GPU {device}" if device else "the CPU"
         # Hides the other GPUs, which `num_gpu: auto` would take too.
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": device}
         job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +224,7 @@ class Runner:
                     return
                 child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
                 self._children.add(child)
-            print(f"{job.name}: {what} on {device_name}, output in {job.log}", flush=True)
+            print(f"{job.name}: {what} on {f'GPU {device}' if device else 'the CPU'}, output in {job.log}", flush=True)
             code = child.wait()
             self._children.discard(child)
         if code != 0 and not self._stopping.is_set():
@@ -237,28 +234,19 @@ class Runner:
 
 
 def show_plan(jobs: Sequence[StudyRun], retest: bool) -> None:
-    """Print the commands that are still to be run."""
+    """Print the commands that are still to be run, as a user would type them."""
     for job in jobs:
         job.check_record()
-        states = {"training": job.is_trained(), "test": job.judged or (not retest and job.is_tested())}
-        print(
-            f"# {job.name}: " + ", ".join(f"{what} {'is done' if done else 'to do'}" for what, done in states.items())
-        )
-        commands = {"training": job.train_command(), "test": job.test_command()}
-        for what, done in states.items():
+        is_tested = job.judged or (not retest and job.is_tested())
+        steps = (("training", job.is_trained(), job.train_command()), ("test", is_tested, job.test_command()))
+        print(f"# {job.name}: " + ", ".join(f"{what} {'is done' if done else 'to do'}" for what, done, _ in steps))
+        for _, done, command in steps:
             if not done:
-                print(shown(commands[what]))
+                print(shlex.join(["python", *command[1:]]))
 
 
-def shown(command: Sequence[str]) -> str:
-    """Format a command as a user would type it."""
-    return shlex.join(["python", *command[1:]])
-
-
-def _command(program: str, options: Path, *arguments: str) -> list[str]:
-    # `--force_yml` takes all words that follow it, so the flags come first.
-    flags = [argument for argument in arguments if argument.startswith("--")]
-    entries = [argument for argument in arguments if not argument.startswith("--")]
+def _command(program: str, options: Path, flags: Sequence[str], overrides: Sequence[str]) -> list[str]:
     paths = [os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
              for path in (ROOT / "dp_basicsr" / program, options)]  # fmt: skip
-    return [sys.executable, paths[0], "-opt", paths[1], *flags, "--force_yml", *entries]
+    # The flags first: `--force_yml` takes all words that follow it.
+    return [sys.executable, paths[0], "-opt", paths[1], *flags, "--force_yml", *overrides]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 from dp_basicsr.evaluation.files import table_lines
 from dp_basicsr.metrics import METRICS, Scores
@@ -45,12 +45,26 @@ def study_markdown(
     elif paper:
         lines += [f"Each cell: ours / the paper's / the difference. Paper: {paper_source()}."]
     kinds = paper.metrics if paper else ("psnr", "ssim", "lpips")
-    # Two rows of one label are one setting on two bases, side by side.
-    labels = list(dict.fromkeys(row.label for row in study.rows))
+
+    def cell(label: str, column: str, names: Mapping[str, str]) -> str:
+        rows = [[cells.get((label, column), {}).get(names[kind]) for kind in kinds]]
+        if paper:
+            rows.append([paper.value(label, column, kind) for kind in kinds])
+            rows.append([_minus(ours, theirs) for ours, theirs in zip(*rows, strict=True)])
+        records = [METRICS[names[kind]] for kind in kinds]
+        # The difference, in the third row, has a sign.
+        texts = [
+            [record.text(value, sign=number == 2) for record, value in zip(records, row, strict=True)]
+            for number, row in enumerate(rows)
+        ]
+        return "<br>".join(" / ".join(row) for row in texts)
+
+    labels = labels_of(study)
     for reading, names in READINGS.items():
         lines += ["", f"## {reading}", "", f"{' / '.join(kind.upper() for kind in kinds)}", ""]
-        rows = [[label, *(_cell(cells, paper, names, kinds, label, column) for column in columns)] for label in labels]
-        lines += table_lines(["", *columns], rows)
+        lines += table_lines(
+            ["", *columns], [[label, *(cell(label, column, names) for column in columns)] for label in labels]
+        )
     if study.columns == "bases":
         lines += ["", *rank_lines(labels, columns, cells, paper, smoke)]
     return "\n".join(lines) + "\n"
@@ -59,18 +73,20 @@ def study_markdown(
 def study_csv(study: Study, columns: Sequence[str], cells: Cells, paper: PaperTable | None, smoke: bool = False) -> str:
     """Format one line per row, column and metric: ours, the paper's and the difference (empty without a table)."""
     text = io.StringIO()
+    # csv writes None as an empty field.
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "column", "metric", "smoke" if smoke else "ours", "paper", "difference"])
-    for label in dict.fromkeys(row.label for row in study.rows):
-        for column in columns:
-            for name in DEFAULT:
-                ours = cells.get((label, column), {}).get(name)
-                # The paper does not say which variant it is, so its number stands beside each.
-                theirs = paper.value(label, column, name.split("_")[0]) if paper else None
-                writer.writerow(
-                    [label, column, name, *("" if v is None else v for v in (ours, theirs, _minus(ours, theirs)))]
-                )
+    for label, column, name in product(labels_of(study), columns, DEFAULT):
+        ours = cells.get((label, column), {}).get(name)
+        # The paper does not say which variant it is, so its number stands beside each.
+        theirs = paper.value(label, column, name.split("_")[0]) if paper else None
+        writer.writerow([label, column, name, ours, theirs, _minus(ours, theirs)])
     return text.getvalue()
+
+
+def labels_of(study: Study) -> list[str]:
+    """Return the labels of a table: two rows of one label are one setting on two bases, side by side."""
+    return list(dict.fromkeys(row.label for row in study.rows))
 
 
 def rank_lines(
@@ -80,13 +96,11 @@ def rank_lines(
     lines = [f"## Rank correlation of {' and '.join(columns)}", "", f"Spearman's rho over {len(labels)} settings.", ""]
     rows = []
     for name in DEFAULT:
-        ours = [[cells.get((label, column), {}).get(name) for label in labels] for column in columns]
-        row = [METRICS[name].label, _rho(*ours)]
+        values = [[[cells.get((label, column), {}).get(name) for label in labels] for column in columns]]
         if paper:
-            row.append(
-                _rho(*([paper.value(label, column, name.split("_")[0]) for label in labels] for column in columns))
-            )
-        rows.append(row)
+            kind = name.split("_")[0]
+            values.append([[paper.value(label, column, kind) for label in labels] for column in columns])
+        rows.append([METRICS[name].label, *(_rho(*pair) for pair in values)])
     return lines + table_lines(["", "smoke" if smoke else "ours", *(["paper"] if paper else [])], rows)
 
 
@@ -94,24 +108,7 @@ def _rho(first: Sequence[float | None], second: Sequence[float | None]) -> str:
     if None in first or None in second or len(set(first)) == 1 or len(set(second)) == 1:
         # Values are missing, or all are equal: no order can be compared.
         return "n/a"
-    rho = float(spearmanr(first, second).statistic)
-    return "n/a" if math.isnan(rho) else f"{rho:+.2f}"
-
-
-def _cell(
-    cells: Cells, paper: PaperTable | None, names: Mapping[str, str], kinds: Sequence[str], label: str, column: str
-) -> str:
-    ours = [cells.get((label, column), {}).get(names[kind]) for kind in kinds]
-    lines = [_joined(kinds, names, ours)]
-    if paper:
-        theirs = [paper.value(label, column, kind) for kind in kinds]
-        lines += [_joined(kinds, names, theirs)]
-        lines += [_joined(kinds, names, [_minus(a, b) for a, b in zip(ours, theirs, strict=True)], sign=True)]
-    return "<br>".join(lines)
-
-
-def _joined(kinds: Sequence[str], names: Mapping[str, str], values: Sequence[float | None], sign: bool = False) -> str:
-    return " / ".join(METRICS[names[kind]].text(value, sign) for kind, value in zip(kinds, values, strict=True))
+    return f"{float(spearmanr(first, second).statistic):+.2f}"
 
 
 def _minus(ours: float | None, theirs: float | None) -> float | None:

@@ -46,6 +46,15 @@ def test_means_are_over_the_images_that_every_method_has_a_finite_value_for() ->
         assert (f"is the mean over {len(common)} of {len(images)} images" in text) == (0 < len(common) < len(images))
 
 
+def test_a_metric_that_no_image_is_large_enough_for_is_n_a_with_the_reason() -> None:
+    measured = Measured("set", "tiny", "A", Path(), None, None, {"psnr_y": math.inf, "niqe": None, "deep": None})
+    text = markdown(Evaluation(4, ("psnr_y", "niqe", "deep"), {"deep": "not installed"}, (measured,)))
+    assert "NIQE of set is n/a; without a finite value for every method (it needs 12 x 96 x 96 pixels): tiny." in text
+    assert [line for line in text.splitlines() if "PSNR Y" in line or "Deep distance" in line][1:] == [
+        "Deep distance is n/a: not installed"
+    ]
+
+
 def test_a_method_that_restores_an_image_perfectly_does_not_gain_or_lose_by_it() -> None:
     """A left-out image is left out for all: with 60 dB for the others on it alone, A would fall behind B."""
     rows = [("flat", "A", math.inf), ("flat", "B", 60.0), ("photo", "A", 31.0), ("photo", "B", 30.0)]
