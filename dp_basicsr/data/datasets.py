@@ -59,21 +59,34 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
     # BasicSR checks these keys with `in` only, and would open or format None.
     unset = [key for key in ("meta_info_file", "filename_tmpl") if dataset_opt.get(key, "") is None]
     dataset_opt = {key: value for key, value in dataset_opt.items() if key not in unset}
+    name, kind = f"datasets: {dataset_opt['name']}", dataset_opt["type"]
+    roots = [str(dataset_opt.get(key)) for key in ("dataroot_gt", "dataroot_lq")]
     try:
         # Before BasicSR opens them, because reading a damaged page would kill this process.
-        _refuse_bad_lmdbs(dataset_opt)
+        for root in (root for root in roots if root.endswith(".lmdb")):
+            lmdb_reader(root).open()
+            refuse_damaged(root)
+            if kind != "PairedRawDataset" and is_raw(root):
+                raise UserError(
+                    f"{root} has raw records, which {kind} cannot read: set type: PairedRawDataset (to train), or "
+                    f"convert it with `{advise('data lmdb', f'-i {root} --lmdb png -o NEW.lmdb')}`"
+                )
         dataset = build_dataset(dataset_opt)
     except KeyError as error:
-        raise UserError(f"datasets: {dataset_opt['name']}: {dataset_opt['type']} needs the key {error}") from error
+        raise UserError(f"{name}: {kind} needs the key {error}") from error
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
-        roots = [Path(str(dataset_opt.get(key))) for key in ("dataroot_gt", "dataroot_lq")]
-        names = [[path.name for path in root.iterdir()] if root.is_dir() else [] for root in roots]
-        raise UserError(f"datasets: {dataset_opt['name']}: {error}{unicode_hint(*names)}") from error
+        names = [os.listdir(root) if os.path.isdir(root) else [] for root in roots]
+        raise UserError(f"{name}: {error}{unicode_hint(*names)}") from error
     if isinstance(getattr(dataset, "paths", None), list):
         _use_list(dataset, dataset_opt)
         # BasicSR keeps the file system's order, which may differ between machines and therefore between ranks.
         dataset.paths.sort(key=str)
-        _refuse_foreign_files(dataset, dataset_opt)
+        for path in (path for entry in dataset.paths for path in _files_of(entry)):
+            # BasicSR treats every file as an image. Only unusual suffixes are tried, because that opens the file, and
+            # a set may have tens of thousands.
+            unusual = os.path.splitext(str(path))[1].lower() not in IMAGE_SUFFIXES
+            if unusual and os.path.isfile(path) and not cv2.haveImageReader(str(path)):
+                raise UserError(f"{name}: expected images only, got {path}: remove it")
     # BasicSR makes its own client at the first sample, but only if there is none yet.
     backend = getattr(dataset, "io_backend_opt", None) or {}
     if "db_paths" in backend:
@@ -81,15 +94,6 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
     elif backend.get("type") == "disk":
         dataset.file_client = DiskClient()
     return dataset
-
-
-def _refuse_foreign_files(dataset: Any, dataset_opt: dict[str, Any]) -> None:
-    """Refuse files such as Thumbs.db: BasicSR treats every file as an image and would fail during training."""
-    for path in (path for entry in dataset.paths for path in _files_of(entry)):
-        # Only unusual suffixes are tried, because that opens the file, and a set may have tens of thousands.
-        unusual = os.path.splitext(str(path))[1].lower() not in IMAGE_SUFFIXES
-        if unusual and os.path.isfile(path) and not cv2.haveImageReader(str(path)):
-            raise UserError(f"datasets: {dataset_opt['name']}: expected images only, got {path}: remove it")
 
 
 def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
@@ -105,22 +109,17 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
     if key == "meta_info":
         # Read by BasicSR; a blank line makes the path of a folder.
         paths = [entry for entry in dataset.paths if not any(path.endswith(os.sep) for path in _files_of(entry))]
-    elif kind in ("PairedImageDataset", "SingleImageDataset"):
-        lq_root, template = str(dataset_opt["dataroot_lq"]), dataset_opt.get("filename_tmpl", "{}")
-        gt_root = str(dataset_opt["dataroot_gt"]) if kind == "PairedImageDataset" else ""
-        names = listed_names(dataset_opt[key], Path(gt_root or lq_root))
-        if not gt_root:
-            paths = [os.path.join(lq_root, name) for name in names]
-        else:
+    elif kind == "SingleImageDataset":
+        root = str(dataset_opt["dataroot_lq"])
+        paths = [os.path.join(root, name) for name in listed_names(dataset_opt[key], Path(root))]
+    elif kind == "PairedImageDataset":
+        root, lq_root = str(dataset_opt["dataroot_gt"]), str(dataset_opt["dataroot_lq"])
+        paths = []
+        for name in listed_names(dataset_opt[key], Path(root)):
             # Like BasicSR, which looks for the LQ by the GT's base name, without its folder.
-            stems = [os.path.splitext(os.path.basename(name)) for name in names]
-            paths = [
-                {
-                    "lq_path": os.path.join(lq_root, template.format(stem) + suffix),
-                    "gt_path": os.path.join(gt_root, name),
-                }
-                for name, (stem, suffix) in zip(names, stems, strict=True)
-            ]
+            stem, suffix = os.path.splitext(os.path.basename(name))
+            lq = dataset_opt.get("filename_tmpl", "{}").format(stem) + suffix
+            paths.append({"lq_path": os.path.join(lq_root, lq), "gt_path": os.path.join(root, name)})
     else:
         return
     name = f"datasets: {dataset_opt['name']}: {key} {dataset_opt[key]}"
@@ -140,21 +139,6 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
 def _files_of(entry: Any) -> Iterable[str]:
     """The files of an entry of ``paths``: a path, or a mapping of paths."""
     return entry.values() if isinstance(entry, dict) else [entry]
-
-
-def _refuse_bad_lmdbs(dataset_opt: dict[str, Any]) -> None:
-    """Refuse damaged LMDBs, and raw records for BasicSR's datasets."""
-    kind = dataset_opt["type"]
-    for root in (str(dataset_opt.get(name)) for name in ("dataroot_gt", "dataroot_lq")):
-        if not root.endswith(".lmdb"):
-            continue
-        lmdb_reader(root).open()
-        refuse_damaged(root)
-        if kind != "PairedRawDataset" and is_raw(root):
-            raise UserError(
-                f"{root} has raw records, which {kind} cannot read: set type: PairedRawDataset (to train), or convert "
-                f"it with `{advise('data lmdb', f'-i {root} --lmdb png -o NEW.lmdb')}`"
-            )
 
 
 def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:

@@ -83,22 +83,17 @@ def _resize_rows(matrix: NDArray[Any], scale: float) -> NDArray[Any]:
     step = max(1, _CACHE_BLOCK // (dtype().itemsize * matrix.shape[1]))
     for start in range(0, len(weights), step):
         block = slice(start, start + step)
-        total = _weighted_sum(source, weights[block], indices[block])
+        # Tap by tap, without a (rows, taps, columns) array.
+        total = np.zeros((len(weights[block]), source.shape[1]), dtype)
+        product = np.empty_like(total)
+        for tap_weights, tap_indices in zip(weights[block].T, indices[block].T, strict=True):
+            # "clip" lets numpy write into ``out`` directly; no index is out of range.
+            np.take(source, tap_indices, axis=0, out=product, mode="clip")
+            product *= tap_weights[:, None]
+            total += product
         # MATLAB rounds half away from zero, numpy's rint to even; negative sums are clipped anyway.
         result[block] = np.clip(np.floor(total + dtype(0.5)), 0, 255) if is_uint8 else total
     return result
-
-
-def _weighted_sum(source: NDArray[Any], weights: NDArray[Any], indices: NDArray[np.intp]) -> NDArray[Any]:
-    """Compute ``sum over k of weights[:, k] * source[indices[:, k]]`` without a ``(rows, taps, columns)`` array."""
-    total = np.zeros((len(weights), source.shape[1]), source.dtype)
-    product = np.empty_like(total)
-    for tap_weights, tap_indices in zip(weights.T, indices.T, strict=True):
-        # "clip" lets numpy write into ``out`` directly; no index is out of range.
-        np.take(source, tap_indices, axis=0, out=product, mode="clip")
-        product *= tap_weights[:, None]
-        total += product
-    return total
 
 
 # The images of a data set share a few sides.

@@ -72,15 +72,13 @@ class SeededDataset(Dataset):
                 # Not a fault of the image; the cause is that of a ``DiskClient``'s error.
                 if any(map(is_too_many_files, filter(None, (error, error.__cause__)))):
                     raise UserError(TOO_MANY_FILES) from error
-                bad.append(f"sample {self._name(index)} cannot be used: {_readable(error)}")
+                name: Any = index
+                if hasattr(self.dataset, "paths"):
+                    # Of BasicSR's datasets: a path, or those of a pair, which are the same key in an LMDB.
+                    name = self.dataset.paths[index]
+                    name = " or ".join(dict.fromkeys(name.values())) if isinstance(name, dict) else name
+                bad.append(f"sample {name} cannot be used: {_readable(error)}")
         raise UserError(f"{len(bad)} samples in a row; the first: {bad[0]}")
-
-    def _name(self, index: int) -> str:
-        paths = getattr(self.dataset, "paths", None)  # an attribute of BasicSR's paired datasets
-        if paths is None:
-            return str(index)
-        path = paths[index]
-        return " or ".join(dict.fromkeys(path.values())) if isinstance(path, dict) else str(path)
 
 
 def _reason_of_dead_worker(text: str) -> str | None:
@@ -148,27 +146,25 @@ class BadSamples:
         """
         try:
             for batch in batches:
-                self._note(batch.pop("bad"))
+                bad = batch.pop("bad")
+                self.seen += len(bad)
+                for reason in (line for lines in bad for line in lines.splitlines()):
+                    if self.on_bad_image == "stop":
+                        raise UserError(f"{reason}; fix or remove it, or set datasets: train: on_bad_image: skip")
+                    self.count += 1
+                    # Log as an error, because BasicSR silences warnings on all ranks but 0.
+                    get_root_logger().error(f"skipped ({self.count} so far): {reason}")
+                    if self.count > max(1, self.most * max(self.seen, self.epoch)):
+                        raise UserError(
+                            f"{self.count} samples cannot be used, more than max_bad_share: {self.most:g} of those "
+                            f"seen; `{advise('data check', '-opt FILE')}` lists all of them; the last: {reason}"
+                        )
                 yield batch
         except UserError as error:
             raise UserError(str(error).rpartition(_WORKER_PREFIX)[2].rstrip()) from error
         except RuntimeError as error:
             # From torch: a worker was killed or got no shared memory.
-            reason = TOO_MANY_FILES if is_too_many_files(error) else _reason_of_dead_worker(str(error))
-            if reason is None:
+            cause = TOO_MANY_FILES if is_too_many_files(error) else _reason_of_dead_worker(str(error))
+            if cause is None:
                 raise
-            raise UserError(reason) from None
-
-    def _note(self, bad: list[str]) -> None:
-        self.seen += len(bad)
-        for reason in (line for lines in bad for line in lines.splitlines()):
-            if self.on_bad_image == "stop":
-                raise UserError(f"{reason}; fix or remove it, or set datasets: train: on_bad_image: skip")
-            self.count += 1
-            # Log as an error, because BasicSR silences warnings on all ranks but 0.
-            get_root_logger().error(f"skipped ({self.count} so far): {reason}")
-            if self.count > max(1, self.most * max(self.seen, self.epoch)):
-                raise UserError(
-                    f"{self.count} samples cannot be used, more than max_bad_share: {self.most:g} of those seen; "
-                    f"`{advise('data check', '-opt FILE')}` lists all of them; the last: {reason}"
-                )
+            raise UserError(cause) from None

@@ -62,15 +62,14 @@ class ImageSource:
         try:
             with lmdb_reader(self.path).record(self.key) as record:
                 image = from_planes(record, self.shape) if self.raw else decode_image(record, gray=gray)
-        except BadImageError:
-            # A UserError, too, and already in this form.
-            raise
         except UserError as error:
             raise BadImageError(str(error)) from error
         if not gray and image.ndim == 2:
             raise BadImageError("is gray, expected three colour channels without alpha")
-        if (*image.shape, 1)[:3] != self.shape:
-            raise BadImageError(f"is {_text(image.shape)}, but its meta_info.txt says {_text(self.shape)}")
+        shape = (*image.shape, 1)[:3]
+        if shape != self.shape:
+            actual, expected = (" x ".join(map(str, sides)) for sides in (image.shape, self.shape))
+            raise BadImageError(f"is {actual}, but its meta_info.txt says {expected}")
         return image
 
 
@@ -107,7 +106,3 @@ def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
         readings = line, line.strip(), _SHAPE.sub("", line.strip()), line.split(" ")[0]
         names.append(next((name for name in readings if (folder / name).is_file()), readings[2]))
     return names
-
-
-def _text(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

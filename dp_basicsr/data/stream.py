@@ -71,13 +71,34 @@ class TrainStream:
         self.origin = {"iter": 0, "epoch": 0, "sample": 0, **(origin or {})}
         self.dataset = open_dataset(self.dataset_opt)
         if len(self.dataset) == 0:
-            roots = " and ".join(
-                dict.fromkeys(str(self.dataset_opt.get(key)) for key in ("dataroot_gt", "dataroot_lq"))
+            roots = dict.fromkeys(str(self.dataset_opt.get(key)) for key in ("dataroot_gt", "dataroot_lq"))
+            raise UserError(
+                f"datasets: train: no image directly in {' and '.join(roots)} (subfolders are not searched)"
             )
-            raise UserError(f"datasets: train: no image directly in {roots} (subfolders are not searched)")
         ratio = self.dataset_opt["dataset_enlarge_ratio"]
         self.sampler = TrainSampler(self.dataset, opt["world_size"], opt["rank"], ratio)
-        self.loader = self._build_loader()
+        prefetch_mode, workers = self.dataset_opt.get("prefetch_mode"), self.dataset_opt.get("num_worker_per_gpu")
+        if prefetch_mode == "cuda" and not torch.cuda.is_available():
+            raise UserError("datasets: train: prefetch_mode: cuda needs a GPU: use ~ or cpu")
+        if prefetch_mode == "cpu" and workers == 0:
+            raise UserError(
+                "datasets: train: prefetch_mode: cpu without workers reads in a thread that shares the random state "
+                "of the training: set num_worker_per_gpu to 1 or more, or prefetch_mode to ~"
+            )
+        # torch warns about pinned memory without a GPU.
+        pin_memory = self.dataset_opt["pin_memory"] and opt["num_gpu"] > 0
+        persistent = self.dataset_opt["persistent_workers"] and workers != 0
+        self.loader: DataLoader = build_dataloader(
+            SeededDataset(self.dataset, opt["manual_seed"]),
+            self.dataset_opt | {"persistent_workers": persistent, "pin_memory": pin_memory},
+            num_gpu=opt["num_gpu"],
+            dist=opt["dist"],
+            sampler=self.sampler,
+            seed=opt["manual_seed"],
+        )
+        # Each iteration over a loader draws a seed for its workers; keep that out of the training's random state.
+        self.loader.generator = torch.Generator()
+        self.loader.worker_init_fn = outlive_signals
         self.batch_size = (self.loader.batch_size or 1) * opt["world_size"]
         self.iters_per_epoch = len(self.loader)
         if self.iters_per_epoch == 0:
@@ -87,33 +108,6 @@ class TrainStream:
             )
         on_bad, most = self.dataset_opt["on_bad_image"], self.dataset_opt["max_bad_share"]
         self.bad_samples = BadSamples(on_bad, most, len(self.sampler))
-
-    def _build_loader(self) -> DataLoader:
-        prefetch_mode, workers = self.dataset_opt.get("prefetch_mode"), self.dataset_opt.get("num_worker_per_gpu")
-        if prefetch_mode == "cuda" and not torch.cuda.is_available():
-            raise UserError("datasets: train: prefetch_mode: cuda needs a GPU: use ~ or cpu")
-        if prefetch_mode == "cpu" and workers == 0:
-            raise UserError(
-                "datasets: train: prefetch_mode: cpu without workers reads in a thread that shares the random state "
-                "of the training: set num_worker_per_gpu to 1 or more, or prefetch_mode to ~"
-            )
-        loader: DataLoader = build_dataloader(
-            SeededDataset(self.dataset, self.opt["manual_seed"]),
-            self.dataset_opt
-            | {
-                "persistent_workers": self.dataset_opt["persistent_workers"] and workers != 0,
-                # torch warns about pinned memory without a GPU.
-                "pin_memory": self.dataset_opt["pin_memory"] and self.opt["num_gpu"] > 0,
-            },
-            num_gpu=self.opt["num_gpu"],
-            dist=self.opt["dist"],
-            sampler=self.sampler,
-            seed=self.opt["manual_seed"],
-        )
-        # Each iteration over a loader draws a seed for its workers; keep that out of the training's random state.
-        loader.generator = torch.Generator()
-        loader.worker_init_fn = outlive_signals
-        return loader
 
     def position(self, iteration: int) -> dict[str, int]:
         """Return the position of the stream after ``iteration`` iterations, for a checkpoint.
@@ -209,12 +203,13 @@ def outlive_signals(worker_id: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
     # Before the thread starts, which inherits the mask: only a blocked signal can be waited for.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+    parent = os.getppid()
 
+    def obey_parent() -> None:
+        # SIGTERM to the group must not end a worker whose parent still finishes its step.
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        # In a thread, sys.exit would end the thread alone.
+        os._exit(0)
 
-def _obey_parent(parent: int) -> None:
-    # SIGTERM to the group must not end a worker whose parent still finishes its step.
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    # In a thread, sys.exit would end the thread alone.
-    os._exit(0)
+    threading.Thread(target=obey_parent, daemon=True).start()

@@ -107,7 +107,7 @@ class Run:
                 if validator is not None and complete:
                     figures[loader.dataset.opt["name"]] = dict(validator.results)  # type: ignore[attr-defined]
         # Before the results are used: an interrupted validation has none of some sets.
-        if self.interruption.agreed(now=True):
+        if self.interruption.all_agree(now=True):
             self.leave()
         if is_start and self.judge is not None:
             self.judge.take_start(figures, validator.color_shifts)
@@ -196,7 +196,7 @@ def loop(run: Run) -> None:
             # Before validation, which may take long: killed in it, the run repeats it and no step.
             if run.iteration % every["save_checkpoint_freq"] == 0:
                 run.save()
-            if run.interruption.agreed():
+            if run.interruption.all_agree():
                 run.leave()
             if val_freq and run.iteration % val_freq == 0:
                 run.validate()

@@ -94,7 +94,7 @@ def train(run: RunOptions, option_file: str) -> None:
             with no_room_is_user_error(), Interruption(opt["dist"]) as interruption:
                 if hasattr(model, "validator"):
                     # Lets a validation stop between two images.
-                    model.validator.interrupted = interruption.noted
+                    model.validator.interrupted = interruption.received
                 on_rank_0(lambda: atomic_write(run.folders.root / FILE, lambda file: file.write(run.options.as_json())))
                 for change in changes:
                     get_root_logger().info(change)

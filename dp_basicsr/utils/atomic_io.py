@@ -45,12 +45,13 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> str:
     return atomic_write(path, lambda file: torch.save(content, file))
 
 
-def atomic_write(path: Path, write: Callable[[Any], Any]) -> str:
+def atomic_write(path: Path, write: Callable[[Any], Any], *, is_retry: bool = False) -> str:
     """Write a temporary file, fsync it and rename it to ``path``; retry once on an error.
 
     Args:
         path: Destination.
         write: Function that writes the content to a binary file.
+        is_retry: Whether an error is final.
 
     Returns:
         The content's SHA-256, in hexadecimal.
@@ -60,31 +61,31 @@ def atomic_write(path: Path, write: Callable[[Any], Any]) -> str:
             the temporary file is deleted.
     """
     try:
-        return _write_once(path, write)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            hashed = _HashedFile(file)
+            write(hashed)
+            file.flush()
+            os.fsync(file.fileno())
+        # The rename too, if the file system supports it for folders (some network ones do not).
+        with contextlib.suppress(OSError):
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        return hashed.sha256.hexdigest()
     except (OSError, RuntimeError) as error:
         # torch's zip writer turns a full disk into a RuntimeError.
+        if is_retry:
+            raise UserError(
+                f"{path} cannot be saved ({first_line(error)}; {free_space(path.parent)}); earlier checkpoints "
+                "are intact; fix this and continue with --auto_resume"
+            ) from error
         # BasicSR's logger by name, because importing BasicSR takes seconds.
-        logging.getLogger("basicsr").warning(
-            f"{path} cannot be saved ({first_line(error)}); retrying in {RETRY_AFTER:g} s"
-        )
+        logger = logging.getLogger("basicsr")
+        logger.warning(f"{path} cannot be saved ({first_line(error)}); retrying in {RETRY_AFTER:g} s")
     time.sleep(RETRY_AFTER)
-    try:
-        return _write_once(path, write)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{path} cannot be saved ({first_line(error)}; {free_space(path.parent)}); earlier checkpoints "
-            "are intact; fix this and continue with --auto_resume"
-        ) from error
-
-
-def _write_once(path: Path, write: Callable[[Any], Any]) -> str:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        hashed = _HashedFile(file)
-        write(hashed)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_folder(path.parent)
-    return hashed.sha256.hexdigest()
+    return atomic_write(path, write, is_retry=True)
 
 
 @contextlib.contextmanager
@@ -106,16 +107,6 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Sync a rename to the disk, if the file system supports it for folders (some network ones do not)."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from dp_basicsr.errors import first_line, import_optional
 from dp_basicsr.utils.safe_load import load
 
 import torch
+from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
 EXTRA = "pytorch_optimizer"
@@ -49,47 +50,44 @@ def _subclasses(module: Any, base: type, *without: str) -> dict[str, Any]:
 
 def why_not_optimizer(kind: type[Optimizer], settings: Mapping[str, Any]) -> str | None:
     """Return why a run cannot use an optimizer: it must take dense gradients without a closure, and resume exactly."""
-
-    def make() -> tuple[list[torch.Tensor], Any]:
-        weights = [torch.linspace(-1, 1, 108).reshape(4, 3, 3, 3), torch.linspace(-1, 1, 4)]
-        weights = [torch.nn.Parameter(weight) for weight in weights]
-        return weights, kind(weights, **settings)
-
-    def step(weights: Sequence[torch.Tensor], optimizer: Any) -> None:
-        for weight in weights:
-            weight.grad = (weight.detach() * 3).cos()
-        optimizer.step()
-
-    def attempt() -> str | None:
+    with _trial() as reasons:
         # One goes on, the other starts from its state, and both take the same third step.
-        (weights, optimizer), (others, resumed) = make(), make()
-        step(weights, optimizer)
-        step(weights, optimizer)
-        _reload(optimizer, resumed)
-        for weight, other in zip(weights, others, strict=True):
-            other.data.copy_(weight.data)
-        for pair in ((weights, optimizer), (others, resumed)):
+        weights, others = (
+            [nn.Parameter(torch.linspace(-1, 1, 108).reshape(4, 3, 3, 3)), nn.Parameter(torch.linspace(-1, 1, 4))]
+            for _ in range(2)
+        )
+        first, resumed = kind(weights, **settings), kind(others, **settings)
+
+        def step(stepped: list[nn.Parameter], optimizer: Any) -> None:
+            for weight in stepped:
+                weight.grad = (weight.detach() * 3).cos()
             # Some draw random numbers.
             torch.manual_seed(0)
-            step(*pair)
-        same = all(torch.equal(weight, other) for weight, other in zip(weights, others, strict=True))
-        return None if same else "it does not resume exactly from its state"
+            optimizer.step()
 
-    return _try(attempt)
+        step(weights, first)
+        step(weights, first)
+        _reload(first, resumed)
+        for weight, other in zip(weights, others, strict=True):
+            other.data.copy_(weight.data)
+        step(weights, first)
+        step(others, resumed)
+        if not all(torch.equal(weight, other) for weight, other in zip(weights, others, strict=True)):
+            reasons.append("it does not resume exactly from its state")
+    return reasons[0] if reasons else None
 
 
 def why_not_scheduler(kind: Any, settings: Mapping[str, Any]) -> str | None:
     """Return why a run cannot use a scheduler: it must step by iteration, and resume exactly."""
-
-    def attempt() -> str | None:
+    with _trial() as reasons:
         first, resumed = (kind(torch.optim.Adam([torch.zeros(1)], lr=0.1), **settings) for _ in range(2))
         first.step()
         _reload(first.optimizer, resumed.optimizer)
         _reload(first, resumed)
         first.step(), resumed.step()
-        return None if first.get_last_lr() == resumed.get_last_lr() else "it does not resume exactly from its state"
-
-    return _try(attempt)
+        if first.get_last_lr() != resumed.get_last_lr():
+            reasons.append("it does not resume exactly from its state")
+    return reasons[0] if reasons else None
 
 
 def _reload(part: Any, other: Any) -> None:
@@ -100,16 +98,18 @@ def _reload(part: Any, other: Any) -> None:
         other.load_state_dict(load(path, "the state"))
 
 
-def _try(attempt: Any) -> str | None:
+@contextlib.contextmanager
+def _trial() -> Iterator[list[str]]:
+    """Yield a list of reasons, to which an error of the block is added."""
+    reasons: list[str] = []
     # Classes of others may print, warn and draw random numbers when they are tried.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
-            reason: str | None = attempt()
+            yield reasons
         except Exception as error:
             # Of other people's classes, on values that they may not take.
-            return f"{type(error).__name__}: {first_line(error)}"
-        return reason
+            reasons.append(f"{type(error).__name__}: {first_line(error)}")
 
 
 def switching(given: Iterable[Optimizer]) -> list[Any]:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from dp_basicsr.distributed.collectives import start_maximum
@@ -51,30 +51,31 @@ class Interruption:
                     self._handlers[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if kind is None or kind is SystemExit:  # after an error, another process may never answer
+        # After an error, another process may never answer.
+        if kind is None or kind is SystemExit:
             self._read()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a forked child: handle only SIGTERM, from its parent
-            if number == signal.SIGTERM:
-                _stop_at_once(number)
+        # A forked child handles only SIGTERM, from its parent.
+        if os.getpid() != self._pid and number != signal.SIGTERM:
             return
+        is_repeated = self._signal and time.monotonic() - self._since > SAME_SIGNAL
+        if os.getpid() != self._pid or is_repeated:
+            # As if killed by the signal: a shell sees 128 + its number.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         # Only a note: the step, and the collectives in it, must be completed on all processes.
         if not self._signal:
             self._signal, self._since = number, time.monotonic()
-        elif time.monotonic() - self._since > SAME_SIGNAL:
-            _stop_at_once(number)
 
-    def noted(self) -> bool:
+    def received(self) -> bool:
         """Whether this process received a signal; for interrupting long work such as a validation."""
         return bool(self._signal or self._agreed)
 
-    def agreed(self, now: bool = False) -> bool:
+    def all_agree(self, now: bool = False) -> bool:
         """Whether to stop; the same on all processes, which must call it equally often.
 
         Args:
@@ -82,7 +83,7 @@ class Interruption:
         """
         if not self._dist:
             self._agreed = self._signal
-            return self.noted()
+            return self.received()
         # The answer to the last call's question has arrived during the step, so nothing waits for it.
         self._read()
         if not self._agreed:
@@ -109,9 +110,3 @@ def resume_advice(saved: int | None) -> str:
     if saved is None:
         return "nothing is saved: the same command starts again"
     return f"iteration {saved} is saved: the same command with --auto_resume resumes from it"
-
-
-def _stop_at_once(number: int) -> None:
-    """Exit as if killed by the signal: a shell sees 128 + its number."""
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
