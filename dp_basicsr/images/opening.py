@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -86,6 +87,15 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
             refuse_size(image.width, image.height, max_pixels)
             image.info |= info
             yield image, data
+
+
+def header_size(path: Path) -> tuple[int, int]:
+    """Return the width and height that the header of a file declares; raise a BadImageError for what is no image."""
+    with damage_is_refused(), warnings.catch_warnings():
+        # Pillow warns about large images, whose pixels are not read here.
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=READ_FORMATS) as image:
+            return image.size
 
 
 def orientation_of(image: Image.Image) -> int:

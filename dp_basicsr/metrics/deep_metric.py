@@ -13,7 +13,7 @@ from typing import Any
 
 from dp_basicsr.archs.pretrained import read_state_dict
 from dp_basicsr.errors import UserError, how_to_install
-from dp_basicsr.metrics.tensors import ALONE, device, to_tensor
+from dp_basicsr.metrics.tensors import ALONE, device, pair_of
 from dp_basicsr.options.metrics import METRICS
 from dp_basicsr.registration import register
 
@@ -49,14 +49,10 @@ def calculate_deep_distance(
     Raises:
         UserError: The shapes differ, or an image is too small.
     """
-    if img.shape != img2.shape:
-        raise UserError(f"deep distance: expected images of the same shape, got {img.shape} and {img2.shape}")
     with ALONE:
         if why_not():
             return math.nan
-        pair = [to_tensor(image, crop_border, input_order) for image in (img, img2)]
-        if min(pair[0].shape[-2:]) < METRICS["deep"].side:
-            raise UserError(f"deep distance: expected at least 32 x 32 pixels inside the border, got {img.shape[:2]}")
+        pair = pair_of("deep distance", METRICS["deep"].side, (img, img2), crop_border, input_order)
         with torch.inference_mode():
             return distance(*(depths(lite0(device()), image) for image in pair))
 
@@ -67,9 +63,11 @@ def distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     Args:
         first, second: Levels of a network's features, each (N, C, H, W).
     """
-    pairs = zip(first, second, strict=True)
-    units = [[nn.functional.normalize(level, dim=1) for level in pair] for pair in pairs]
-    return float(torch.stack([(left - right).square().sum(dim=1).mean() for left, right in units]).mean())
+    distances = []
+    for levels in zip(first, second, strict=True):
+        left, right = (nn.functional.normalize(level, dim=1) for level in levels)
+        distances.append((left - right).square().sum(dim=1).mean())
+    return float(torch.stack(distances).mean())
 
 
 @lru_cache

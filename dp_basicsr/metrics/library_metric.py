@@ -31,15 +31,6 @@ def library_metric(kind: str) -> Callable[..., float]:
     Raises:
         UserError: The library is not installed, or has no metric of this name that compares two images.
     """
-    member = library_class(kind)
-    own = inspect.Parameter("self", inspect.Parameter.KEYWORD_ONLY)
-    images = ["img", "img2"] if takes_original(kind) else ["img"]
-    settings = [own.replace(name="crop_border", default=0), own.replace(name="input_order", default="HWC")]
-    settings += [
-        own.replace(name=name, default=parameter.default)
-        for name, parameter in inspect.signature(member).parameters.items()
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name not in (*RANGE, "reduction")
-    ]
 
     def calculate(
         img: NDArray[np.uint8],
@@ -60,9 +51,14 @@ def library_metric(kind: str) -> Callable[..., float]:
                 metric.reset()
             return value
 
-    first = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [*(inspect.Parameter(name, first) for name in images), *settings]
-    # BasicSR and the checks of the options read a metric's keys from its signature.
+    # BasicSR and the checks of the options read a metric's keys from its signature: images, border and the class's own.
+    first, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(name, first) for name in ("img", "img2")[: 1 + takes_original(kind)]]
+    settings: dict[str, Any] = {"crop_border": 0, "input_order": "HWC"}
+    for name, parameter in inspect.signature(library_class(kind)).parameters.items():
+        if parameter.kind is first and name not in (*RANGE, "reduction"):
+            settings[name] = parameter.default
+    parameters += [inspect.Parameter(name, keyword, default=default) for name, default in settings.items()]
     calculate.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     calculate.__name__ = kind
     return calculate

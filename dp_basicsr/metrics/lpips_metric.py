@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from dp_basicsr.archs.pretrained import find_weights, read_state_dict
 from dp_basicsr.errors import UserError
-from dp_basicsr.metrics.tensors import ALONE, device, to_tensor
+from dp_basicsr.metrics.tensors import ALONE, device, pair_of
 from dp_basicsr.options.metrics import METRICS
 from dp_basicsr.registration import register
 
@@ -56,16 +56,12 @@ def calculate_lpips(
     Raises:
         UserError: The shapes differ, an image is too small, or the backbone is unknown.
     """
-    if img.shape != img2.shape:
-        raise UserError(f"LPIPS: expected images of the same shape, got {img.shape} and {img2.shape}")
     with ALONE:
         if why_not(net, weights):
             return math.nan
-        pair = [to_tensor(image, crop_border, input_order).div(127.5).sub(1) for image in (img, img2)]
-        if min(pair[0].shape[-2:]) < METRICS["lpips_alex"].side:
-            raise UserError(f"LPIPS needs at least 32 x 32 pixels inside the border, got {tuple(pair[0].shape[-2:])}")
+        pair = pair_of("LPIPS", METRICS["lpips_alex"].side, (img, img2), crop_border, input_order)
         with torch.inference_mode():
-            return float(lpips_network(net, weights, device())(*pair))
+            return float(lpips_network(net, weights, device())(*(image / 127.5 - 1 for image in pair)))
 
 
 def why_not(net: str = "alex", weights: str = "imagenet", **_: Any) -> str | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+
+from dp_basicsr.errors import UserError
 
 import numpy as np
 import torch
@@ -26,3 +29,16 @@ def to_tensor(image: NDArray[np.uint8], crop_border: int, input_order: str) -> T
     inner = image[crop_border or None : -crop_border or None, crop_border or None : -crop_border or None]
     rgb = np.repeat(inner, 3, axis=2) if inner.shape[2] == 1 else inner[..., ::-1]
     return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1))).float()[None].to(device())
+
+
+def pair_of(
+    what: str, side: int, images: Sequence[NDArray[np.uint8]], crop_border: int, input_order: str
+) -> list[Tensor]:
+    """Convert a result and its original by ``to_tensor``; raise a UserError if their shapes differ or are too small."""
+    if images[0].shape != images[1].shape:
+        raise UserError(f"{what}: expected images of the same shape, got {images[0].shape} and {images[1].shape}")
+    pair = [to_tensor(image, crop_border, input_order) for image in images]
+    if min(pair[0].shape[-2:]) < side:
+        inside = tuple(pair[0].shape[-2:])
+        raise UserError(f"{what} needs at least {side} x {side} pixels inside the border, got {inside}")
+    return pair
