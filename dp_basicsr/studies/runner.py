@@ -138,7 +138,9 @@ def make_job(study: Study, row: Row, smoke: Smoke | None, seed: int | None = Non
     run = row.run if seed is None else f"{row.run}_seed{seed}"
     network = tuple(smoke.network[row.base]) if smoke else ()
     seeded = () if seed is None else (f"manual_seed={seed}",)
-    overrides = (*study.overrides, *row.overrides, *calibrated_overrides(study, row, smoke), *seeded)
+    own = (*row.overrides, *calibrated_overrides(study, row, smoke), *seeded)
+    # The row's come last: one without a perceptual loss removes the section that the smoke run's reach into.
+    overrides = (*study.overrides, *(smoke.train if smoke else ()), *network, *own)
     # Entries of a list cannot be overridden individually.
     if smoke:
         overrides = tuple(entry.replace("weights: imagenet", "weights: random") for entry in overrides)
@@ -146,7 +148,7 @@ def make_job(study: Study, row: Row, smoke: Smoke | None, seed: int | None = Non
         name=f"smoke_{run}" if smoke else run,
         train_file=SHIPPED / Path(files["train"]).name,
         test_file=SHIPPED / Path(files["test"]).name,
-        train=(*overrides, *(smoke.train if smoke else ()), *network),
+        train=overrides,
         test=(*(smoke.test if smoke else ()), *network),
         judged=bool(study.seeds),
     )
