@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import shlex
@@ -102,8 +103,10 @@ class StudyRun:
         started = yaml.safe_load(self.record.read_text(encoding="utf-8"))
         # By what the overrides come to: their order says nothing.
         before, now = read_options(self.train_file), read_options(self.train_file)
-        override(before, started["overrides"])
         override(now, self.train)
+        # Overrides of an older study may not even apply today.
+        with contextlib.suppress(UserError):
+            override(before, started["overrides"])
         if (started["options"], before) != (self.train_file.name, now):
             raise UserError(
                 f"experiments/{self.name} was trained with other options than the study has now ({self.record}): "

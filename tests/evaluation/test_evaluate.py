@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pytest
 
 from scripts.evaluate import main
 
+Refused = Callable[[Any, list[str]], str]
 PIXELS = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y")
 NAMES = ["one", "two", "gray"]
 
@@ -92,13 +93,9 @@ def test_an_evaluation_survives_a_round_trip(data: Path) -> None:
     assert read.average("A", "Same") == evaluation.average("A", "Same")
     assert [image.scores for image in read.images] == [image.scores for image in evaluation.images]
     assert read.missing == evaluation.missing
-
-
-def test_bicubic_from_lr_files_is_bicubic_of_the_original(data: Path) -> None:
-    given, made = (
-        evaluate([find_test_set(Path("gt/A"), lr)], [Method(BICUBIC, None)], 4, PIXELS) for lr in (Path("lr/A"), None)
-    )
-    assert given.average("A", BICUBIC) == made.average("A", BICUBIC)
+    # Bicubic from LR files is bicubic of the original.
+    given = evaluate([find_test_set(Path("gt/A"), Path("lr/A"))], [Method(BICUBIC, None)], 4, evaluation.metrics)
+    assert [image.scores for image in given.images] == [image.scores for image in evaluation.of("A", BICUBIC)]
 
 
 def test_the_best_are_marked() -> None:
@@ -108,13 +105,12 @@ def test_the_best_are_marked() -> None:
     assert mark_best([0.1], "ssim_y") == ["0.1000"]
 
 
-def test_only_an_evaluation_is_replaced_and_only_on_request(data: Path) -> None:
+def test_only_an_evaluation_is_replaced_and_only_on_request(data: Path, refused: Refused) -> None:
     command = ["--gt", "gt/A", "--bicubic", "--metrics", "psnr_y", "--out"]
     for arguments in ([*command, "out"], [*command, "out", "--overwrite"]):
         main(arguments)
     for arguments in ([*command, "out"], [*command, "gt", "--overwrite"]):
-        with pytest.raises(SystemExit, match="2"):
-            main(arguments)
+        refused(main, arguments)
     assert len(list((data / "gt").rglob("*.png"))) == 6
 
 
@@ -132,23 +128,22 @@ def test_only_an_evaluation_is_replaced_and_only_on_request(data: Path) -> None:
             r"gray.png: expected 52 x 64 pixels \(the original, cropped to a multiple of 4\), got",
         ),
         (["--bicubic", "--scale", "0"], "scale: expected a whole number from 1, got 0"),
-        (["--bicubic", "--scale", "-4"], "scale: expected a whole number from 1, got -4"),
         (["--bicubic", "--lr", "gt/A"], "LR of gray: expected 1/4 of the original's 52 x 64, got 52 x 65"),
     ],
 )
-def test_mistakes_are_named(data: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["--gt", "gt/A", "--metrics", "psnr_y", *arguments, "--out", "out"])
-    assert re.search(f"error: .*{message}", capsys.readouterr().err)
+def test_mistakes_are_named(data: Path, arguments: list[str], message: str, refused: Refused) -> None:
+    text = refused(main, ["--gt", "gt/A", "--metrics", "psnr_y", *arguments, "--out", "out"])
+    assert re.search(f"error: .*{message}", text)
     assert not list(data.glob("out*"))
 
 
 def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dp-basicsr evaluate` and test.py create it"):
         read_evaluation(tmp_path)
-    for content in ("{}", "[" * 100_000):
+    unknown = json.dumps({"metrics": ["vmaf"], "missing": {}})
+    for content, reason in (("{}", ""), ("[" * 100_000, ""), (unknown, ".*metrics that are unknown here: vmaf")):
         (tmp_path / "evaluation.json").write_text(content)
-        with pytest.raises(UserError, match="not an evaluation of dp_basicsr"):
+        with pytest.raises(UserError, match=f"not an evaluation of dp_basicsr{reason}.*create it again"):
             read_evaluation(tmp_path)
 
 
@@ -175,9 +170,3 @@ def test_an_evaluation_with_anything_changed_is_read_or_refused(tmp_path: Path) 
                 assert csv_text(evaluation)
         part[key] = before
     assert refused > 50
-
-
-def test_a_metric_that_is_unknown_here_is_named(tmp_path: Path) -> None:
-    (tmp_path / "evaluation.json").write_text(json.dumps({"metrics": ["vmaf"], "missing": {}}))
-    with pytest.raises(UserError, match="metrics that are unknown here: vmaf.*create it again"):
-        read_evaluation(tmp_path)
