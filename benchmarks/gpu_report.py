@@ -23,7 +23,7 @@ from benchmarks import data, inference, operations, step, validation
 from benchmarks.measure import ROOT, Settings, Table, write_report
 from benchmarks.soak import NETWORKS, prepare, train_command
 
-REHEARSED_TESTS = "tests/archs/test_rrdbnet_dp_arch.py"
+REHEARSED_TESTS = "tests/archs/test_generators.py"
 OUTCOMES = ("passed", "failure", "error", "skipped")
 
 # Parts of the benchmark.

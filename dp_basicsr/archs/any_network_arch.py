@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from dp_basicsr.archs.perceptual_arch import (
@@ -17,11 +16,11 @@ from dp_basicsr.archs.perceptual_arch import (
     check_layers,
     use_batch_statistics,
 )
-from dp_basicsr.archs.pretrained import RANDOM_SEED, load_backbone, random_network, warn_random
-from dp_basicsr.errors import UserError
+from dp_basicsr.archs.pretrained import find_weights, load_backbone, random_network, random_weights
+from dp_basicsr.errors import UserError, import_optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
@@ -60,103 +59,61 @@ def build_features(
         return VGGFeatures(layers, network, weights, use_input_norm, range_norm)
     if network in RESNET_TYPES:
         return ResNetFeatures(layers, network, weights, use_input_norm, range_norm, batch_stats)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
     if network.startswith(TIMM):
-        return TimmFeatures(layers, network.removeprefix(TIMM), weights, use_input_norm, range_norm, batch_stats)
-    if network in TORCHVISION_TYPES:
-        return NodeFeatures(layers, network, weights, use_input_norm, range_norm, batch_stats)
-    names = ", ".join(VGG_TYPES + RESNET_TYPES)
-    raise UserError(
-        f"network: expected one of {names}, another classification network of torchvision, or timm/<name>; "
-        f"got {network!r}"
-    )
-
-
-class NodeFeatures(FrozenFeatures):
-    """Features of a torchvision classification network by node name; see ``build_features`` for the arguments."""
-
-    def __init__(
-        self,
-        layers: Iterable[str],
-        network: str,
-        weights: str = "imagenet",
-        use_input_norm: bool = True,
-        range_norm: bool = False,
-        batch_stats: bool = False,
-    ) -> None:
-        layers = tuple(layers)
+        name = network.removeprefix(TIMM)
+        with torch.device("meta"):
+            whole = _create(name, pretrained=False)
+        names = [info["module"] for info in whole.feature_info]
+        check_layers(layers, names)
+        # timm returns the features in the network's order, whatever the indices' order.
+        layers = tuple(sorted(layers, key=names.index))
+        net = _with_weights(name, weights, features_only=True, out_indices=[names.index(layer) for layer in layers])
+        mean, std = whole.pretrained_cfg.get("mean", mean), whole.pretrained_cfg.get("std", std)
+    elif network in TORCHVISION_TYPES:
         with torch.device("meta"):
             # Only names are wanted, so the weights take neither time nor memory.
             nodes = get_graph_node_names(models.get_model(network, weights=None).eval())[1]
         # A module name selects its last node.
         modules = dict.fromkeys(".".join(node.split(".")[:depth]) for depth in (2, 1, 3, 4, 5) for node in nodes)
         check_layers(layers, modules)
-        net = random_network(network) if weights == "random" else load_backbone(network, weights)
-        net.eval()
-        part = create_feature_extractor(net, list(layers), suppress_diff_warning=True)
-        if batch_stats:
-            use_batch_statistics(part)
-        super().__init__({"net": part}, ("net",), use_input_norm, range_norm)
-        self.layers = layers
+        backbone = random_network(network) if weights == "random" else load_backbone(network, weights)
+        net = create_feature_extractor(backbone.eval(), list(layers), suppress_diff_warning=True)
+    else:
+        names = ", ".join(VGG_TYPES + RESNET_TYPES)
+        raise UserError(
+            f"network: expected one of {names}, another classification network of torchvision, or timm/<name>; "
+            f"got {network!r}"
+        )
+    if batch_stats:
+        use_batch_statistics(net)
+    return ReturnedFeatures(net, layers, use_input_norm, range_norm, mean, std)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """See ``FrozenFeatures``."""
-        return dict(self.parts["net"](self.normalise(x)))
 
-
-class TimmFeatures(FrozenFeatures):
-    """Features of a timm model (extra ``timm``); see ``build_features`` for the arguments.
+class ReturnedFeatures(FrozenFeatures):
+    """Features of a network that returns those of all ``layers``: by name (torchvision), or as a list (timm).
 
     A vision transformer needs image sides that are multiples of its patch size.
     """
 
-    def __init__(
-        self,
-        layers: Iterable[str],
-        network: str,
-        weights: str = "imagenet",
-        use_input_norm: bool = True,
-        range_norm: bool = False,
-        batch_stats: bool = False,
-    ) -> None:
-        layers = tuple(layers)
-        with torch.device("meta"):
-            whole = _create(network, pretrained=False)
-        names = [info["module"] for info in whole.feature_info]
-        check_layers(layers, names)
-        # timm returns the features in the network's order, whatever the indices' order.
-        layers = tuple(sorted(layers, key=names.index))
-        wanted = {"features_only": True, "out_indices": [names.index(layer) for layer in layers]}
-        part = _with_weights(network, weights, wanted)
-        if batch_stats:
-            use_batch_statistics(part)
-        config = whole.pretrained_cfg
-        mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
-        super().__init__({"net": part}, ("net",), use_input_norm, range_norm, mean, std)
+    def __init__(self, net: nn.Module, layers: tuple[str, ...], *normalisation: Any) -> None:
+        super().__init__({"net": net}, ("net",), *normalisation)
         self.layers = layers
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """See ``FrozenFeatures``."""
-        return dict(zip(self.layers, self.parts["net"](self.normalise(x)), strict=True))
+        features = self.parts["net"](self.normalise(x))
+        return dict(features if isinstance(features, dict) else zip(self.layers, features, strict=True))
 
 
-def _with_weights(network: str, weights: str, options: dict[str, Any]) -> Any:
-    """Create a timm model with its own weights, the weights of a file, or random weights.
-
-    Raises:
-        UserError: The weights are not available or do not match.
-    """
+def _with_weights(network: str, weights: str, **options: Any) -> Any:
+    """Create a timm model with its own weights, the weights of a file, or random weights."""
     if weights == "random":
-        warn_random(f"{TIMM}{network}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(RANDOM_SEED)
+        with random_weights(f"{TIMM}{network}"):
             return _create(network, pretrained=False, **options)
     if weights != "imagenet":
-        if not Path(weights).expanduser().is_file():
-            raise UserError(
-                f"weights of {TIMM}{network}: expected `imagenet`, `random` or a file, got {weights!r} (no such file)"
-            )
         # timm then reads this file where it would download its own weights.
-        options = options | {"pretrained_cfg_overlay": {"file": str(Path(weights).expanduser())}}
+        options["pretrained_cfg_overlay"] = {"file": str(find_weights(f"{TIMM}{network}", weights))}
     try:
         return _create(network, pretrained=True, **options)
     except Exception as error:
@@ -168,10 +125,7 @@ def _with_weights(network: str, weights: str, options: dict[str, Any]) -> Any:
 
 
 def _create(network: str, **options: Any) -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise UserError(f"network: {TIMM}{network}: timm is not installed: pip install 'dp_basicsr[timm]'") from error
+    timm = import_optional("timm")
     # Behind the dot stands the tag of the weights.
     if not timm.is_model(network.partition(".")[0]):
         close = timm.list_models(f"*{network[:6]}*")[:5]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.checkpoint.weights import Weights, compare_shapes, interpolate, read_weights
 from dp_basicsr.errors import UserError, shorten
-from dp_basicsr.options import Options, read_options
+from dp_basicsr.options import USED_OPTIONS, Options, read_options
 from dp_basicsr.utils.input_size import InputSize, with_step
 
 import torch
@@ -91,9 +91,8 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
                 f"{model}: expected a super-resolution network that this project or spandrel knows, got {len(state)} "
                 f"tensors such as {shorten(list(state), 3)}"
             ) from error
-        raise UserError(
-            f"{model} is damaged or incomplete: spandrel cannot build it ({_why_not(weights, error)})"
-        ) from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{model} is damaged or incomplete: spandrel cannot build it ({reason})") from error
     title = f"{opened.architecture.name} x{opened.scale}"
     if not isinstance(opened, ImageModelDescriptor) or opened.input_channels != opened.output_channels:
         raise UserError(f"{model}: expected a network that maps an image to one of as many channels, got {title}")
@@ -123,14 +122,17 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
 
 
 def options_of_run(path: Path) -> Options | None:
-    """Return the options of the run that wrote ``experiments/<name>/models/<path>``, from the copy in its folder.
+    """Return the options of the run that wrote ``experiments/<name>/models/<path>``.
 
     Returns:
-        The newest file with ``name``, ``model_type``, ``network_g`` and ``datasets``; None if there is none.
+        Those that its last start used, overrides included; of another program or version, the newest option file with
+        ``name``, ``model_type``, ``network_g`` and ``datasets`` in its folder; None if there is none.
     """
+    run = path.resolve().parent.parent
     if path.resolve().parent.name != "models":
         return None
-    for file in sorted(path.resolve().parent.parent.glob("*.yml"), key=lambda file: file.stat().st_mtime, reverse=True):
+    files = sorted(run.glob("*.yml"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in [run / USED_OPTIONS, *files]:
         with contextlib.suppress(UserError):
             # Another file beside the models must not keep the network from being opened.
             options = read_options(file)
@@ -154,34 +156,17 @@ class SpandrelCall(nn.Module):
 
 
 def _as_module(opened: ImageModelDescriptor[nn.Module], path: Path) -> nn.Module:
-    """Return the network itself if it maps an image to an image, otherwise wrap it.
-
-    Raises:
-        UserError: Spandrel cannot run it either.
-    """
-    side = max(PROBE, opened.size_requirements.minimum)
-    side += -side % opened.size_requirements.multiple_of
-    image = torch.rand(1, opened.input_channels, side, side, generator=torch.Generator().manual_seed(0))
+    """Return the network itself if it maps an image to an image, otherwise wrap it; UserError if it cannot be run."""
+    needs = opened.size_requirements
+    sides = InputSize(needs.multiple_of, needs.minimum).fit(PROBE, PROBE)
+    image = torch.rand(1, opened.input_channels, *sides, generator=torch.Generator().manual_seed(0))
     try:
         expected = opened(image)
     except Exception as error:
         raise UserError(f"model {path}: {opened.architecture.name} cannot be run ({error})") from error
-    try:
-        with torch.no_grad():
-            output = opened.model.eval()(image)
+    with contextlib.suppress(Exception), torch.no_grad():  # it may need more than an image
+        output = opened.model.eval()(image)
         # spandrel clips what it returns; apart from that, both must agree to the bit.
-        same = isinstance(output, Tensor) and torch.equal(output.clamp(0, 1), expected)
-    except Exception:
-        # It needs more than an image.
-        same = False
-    return opened.model if same else SpandrelCall(opened)
-
-
-def _why_not(weights: Weights, error: Exception) -> str:
-    """Return what is wrong with weights that an architecture was recognised in, in one line."""
-    for name in ("conv_first.weight", "conv_last.weight", "model.0.weight"):
-        if name in weights.state and weights.state[name].ndim != 4:
-            return f"expected 4 dimensions of {name}, got shape {tuple(weights.state[name].shape)}"
-    if isinstance(error, KeyError):
-        return f"it has no {error}"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(output, Tensor) and torch.equal(output.clamp(0, 1), expected):
+            return opened.model
+    return SpandrelCall(opened)

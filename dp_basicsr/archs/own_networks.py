@@ -21,12 +21,7 @@ FOLDED = {factor**2: scale for scale, factor in RRDBNET_FOLDS.items()}
 
 
 class OwnArchitecture(Architecture[nn.Module]):
-    """One of ``NAMES``.
-
-    Args:
-        name: Which one.
-        told: The scale of RRDBNetDP, whose tensors are the same at x2 and x3; None if nothing tells.
-    """
+    """One of ``NAMES``; ``told`` is the scale of RRDBNetDP, whose tensors are the same at x2 and x3, if it is known."""
 
     def __init__(self, name: str, told: int | None) -> None:
         super().__init__(id=name, detect=self._fits)
@@ -37,11 +32,7 @@ class OwnArchitecture(Architecture[nn.Module]):
         return name == self.id and not compare_shapes(build_network(name, **arguments).state_dict(), state)
 
     def load(self, state_dict: StateDict) -> ImageModelDescriptor[nn.Module]:
-        """Build the network and fill it.
-
-        Raises:
-            UserError: RRDBNetDP at x2 or x3, and nothing tells which.
-        """
+        """Build the network and fill it; a UserError if nothing tells whether RRDBNetDP is x2 or x3."""
         _, arguments = recognise(state_dict)
         # recognise says 2 for x3, too.
         if self.id == "RRDBNetDP" and arguments["scale"] == 2:

@@ -129,7 +129,14 @@ class VGGFeatures(FrozenFeatures):
         _check_choice("VGG network", network, VGG_TYPES)
         layers = tuple(layers)
         net = load_backbone(network, weights).features
-        names = vgg_layers(net)
+        # BasicSR's names: conv1_1, bn1_1, relu1_1, pool1. Each block ends with a pool, and convolutions are counted.
+        names, block, number = [], 1, 0
+        for module in net:
+            number += isinstance(module, nn.Conv2d)
+            kind = {nn.Conv2d: "conv", nn.BatchNorm2d: "bn", nn.ReLU: "relu", nn.MaxPool2d: "pool"}[type(module)]
+            names.append(f"pool{block}" if kind == "pool" else f"{kind}{block}_{number}")
+            if kind == "pool":
+                block, number = block + 1, 0
         check_layers(layers, names)
         # Cut first, so that only what is used needs weights.
         net = net[: max(map(names.index, layers)) + 1]
@@ -220,21 +227,6 @@ class ResNetFeatures(FrozenFeatures):
                     setattr(module, conv_name, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
                     setattr(module, norm_name, nn.Identity().eval())
         self.folds = False
-
-
-def vgg_layers(net: nn.Sequential) -> list[str]:
-    """Return BasicSR's names of the layers of a VGG's ``features``: ``conv1_1``, ``bn1_1``, ``relu1_1``, ``pool1``."""
-    # Each block ends with a pool, and its layers are numbered by their convolution.
-    names, block, number = [], 1, 0
-    for module in net:
-        if isinstance(module, nn.MaxPool2d):
-            names.append(f"pool{block}")
-            block, number = block + 1, 0
-            continue
-        number += isinstance(module, nn.Conv2d)
-        kind = {nn.Conv2d: "conv", nn.BatchNorm2d: "bn", nn.ReLU: "relu"}[type(module)]
-        names.append(f"{kind}{block}_{number}")
-    return names
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -132,35 +134,32 @@ def load_backbone(network: str, source: str) -> Any:
     return net
 
 
-def random_network(network: str) -> nn.Module:
-    """Build a torchvision network with seeded random weights; the global random state is unchanged."""
-    warn_random(network)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
-        return models.get_model(network, weights=None)  # type: ignore[no-any-return]
-
-
-def warn_random(network: str) -> None:
-    """Log that a network's features are not the paper's."""
+@contextlib.contextmanager
+def random_weights(network: str) -> Iterator[None]:
+    """Draw seeded weights, log that they are not the paper's, and leave the global random state as it was."""
     logging.getLogger("basicsr").warning(
         f"{network}: RANDOM weights (as the options ask). Its features are not ImageNet's: for trials and demos only."
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        yield
+
+
+def random_network(network: str) -> nn.Module:
+    """Build a torchvision network with its own initialisation, see ``random_weights``."""
+    with random_weights(network):
+        return models.get_model(network, weights=None)  # type: ignore[no-any-return]
 
 
 def initialise_randomly(net: nn.Module, network: str) -> nn.Module:
-    """Initialise a network on the meta device like torchvision, seeded; the global random state is unchanged.
-
-    He initialisation for convolutions, identity for batch-norm.
-    """
-    warn_random(network)
-    # A generator of its own, so that a run's random numbers do not depend on where its networks come from.
-    generator = torch.Generator().manual_seed(RANDOM_SEED)
+    """Fill a network on the meta device: He's initialisation for convolutions, identity for batch-norm."""
     net.to_empty(device="cpu")
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.reset_parameters()
+    with random_weights(network):
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
     return net

@@ -82,7 +82,7 @@ def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
 
 
 def _origin(opt: Mapping[str, Any], named: Path) -> str:
-    """Return a named state as it is noted in those that follow: relative, because experiments are moved and renamed."""
+    """Return a named state as those that follow note it: relative, because experiments are moved and renamed."""
     root = Path(opt["path"]["training_states"]).parent
     return Path(os.path.relpath(os.path.realpath(named), os.path.realpath(root))).as_posix()
 
@@ -118,49 +118,41 @@ def _choose(opt: Mapping[str, Any]) -> Path | None:
 
 
 def _newest_intact(opt: Mapping[str, Any]) -> Path | None:
-    folder = Path(opt["path"]["training_states"])
+    """Return the newest state in the run's folder whose checkpoint is intact; None if there are no checkpoints.
+
+    One without a manifest, such as BasicSR's, is intact if its state and the networks of the options can be loaded.
+
+    Raises:
+        UserError: There are checkpoints, but none is intact.
+    """
+    folder, reasons = Path(opt["path"]["training_states"]), []
     files = [path for suffix in (".state", SUFFIX) for path in folder.glob(f"*{suffix}")]
-    iterations = sorted({int(path.stem) for path in files if path.stem.isdecimal()}, reverse=True)
-    reasons = []
-    for iteration in iterations:
-        state = folder / f"{iteration}.state"
+    for number in sorted({int(path.stem) for path in files if path.stem.isdecimal()}, reverse=True):
+        state = folder / f"{number}.state"
+        manifest, networks = manifest_path(state), _networks(opt, state).values()
         try:
-            require_intact(opt, state)
-        except UserError as error:
-            get_root_logger().warning(f"The checkpoint of iteration {iteration} is skipped: {error}")
-            reasons.append(f"{iteration}: {textwrap.shorten(str(error), 200)}")
-        else:
+            if os.path.lexists(manifest):  # a broken link was a manifest, too
+                checked = check_manifest(manifest)
+                for network in networks:
+                    # Models may lack a network of the options; one that was not saved (G always is) has no file either.
+                    if network not in checked and (network.name.startswith("net_g_") or network.exists()):
+                        raise UserError(f"{manifest.name} is damaged: it does not name {network.name}")
+                return state
+            # A renamed state would be resumed at its own iteration, with the networks of another one.
+            if (iteration := read_state(state)["iter"]) != number:
+                raise UserError(f"{state} belongs to iteration {iteration}")
+            for network in networks:
+                _require_network(network)
             return state
+        except UserError as error:
+            get_root_logger().warning(f"The checkpoint of iteration {number} is skipped: {error}")
+            reasons.append(f"{number}: {textwrap.shorten(str(error), 200)}")
     if reasons:
         raise UserError(
             f"none of the checkpoints in {folder.parent} is intact ({'; '.join(reasons)}); name a state with "
             "path:resume_state, or start a new run without --auto_resume"
         )
     return None
-
-
-def require_intact(opt: Mapping[str, Any], state: Path) -> None:
-    """Refuse a checkpoint that is not intact.
-
-    One without a manifest, such as BasicSR's, is intact if its state and the networks of the options can be loaded.
-
-    Raises:
-        UserError: What is missing or damaged.
-    """
-    manifest = manifest_path(state)
-    if os.path.lexists(manifest):  # a broken link was a manifest, too
-        checked = check_manifest(manifest)
-        for network in _networks(opt, state).values():
-            # Models may lack a network of the options; one that was not saved (G always is) has no file either.
-            if network not in checked and (network.name.startswith("net_g_") or network.exists()):
-                raise UserError(f"{manifest.name} is damaged: it does not name {network.name}")
-        return
-    # A renamed state would be resumed at its own iteration, with the networks of another one.
-    iteration = read_state(state)["iter"]
-    if str(iteration) != state.stem:
-        raise UserError(f"{state} belongs to iteration {iteration}")
-    for network in _networks(opt, state).values():
-        _require_network(network)
 
 
 def _networks(opt: Mapping[str, Any], state: Path) -> dict[str, Path]:
@@ -224,13 +216,7 @@ def run_metadata(opt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resume_warnings(opt: Mapping[str, Any], state: dict[str, Any], position: dict[str, int]) -> Iterator[str]:
-    """Yield the reasons why resuming is not bit-exact.
-
-    Args:
-        opt: Options of this run.
-        state: Training state that it resumes from.
-        position: Position of this run's training stream.
-    """
+    """Yield the reasons why resuming ``state`` is not bit-exact; ``position`` is that of this run's training stream."""
     if "run" not in state:
         yield "the state is BasicSR's or an older version's, without random states and best metrics"
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from dp_basicsr.checkpoint.resume import run_metadata
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.atomic_io import write_checkpoint
-from dp_basicsr.utils.optimizers import ELEMENTWISE, averaged_weights, weights_of
+from dp_basicsr.utils.optimizers import averaged_weights, weights_of
 from dp_basicsr.utils.random_state import gather_random_states, set_random_state
 
 import torch
@@ -189,37 +189,19 @@ def has_structure(expected: Any, actual: Any) -> bool:
 
 
 def has_consistent_state(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether its state has the entries of its kind for every weight, in the right shapes."""
-    weights = weights_of(optimizer)
-    states = [(weight, optimizer.state.get(weight, {})) for weight in weights]
-    if type(optimizer).__name__ not in ELEMENTWISE:
-        return all(have_shapes(states[number][1], fresh) for number, fresh in first_states(optimizer))
-    names = {frozenset(state) for _, state in states if state}
-    return len(names) <= 1 and all(
-        isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape in (torch.Size(), weight.shape)
-        for weight, state in states
-        for value in state.values()
-    )
-
-
-def first_states(optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield number and state of each weight after the first step of an optimizer of the same kind and settings."""
+    """Whether the state of each weight has what a first step of the same kind gives it, in the same shapes."""
     kind = type(optimizer)
     settings = {name: value for name, value in optimizer.defaults.items() if name in inspect.signature(kind).parameters}
-    weights = [torch.nn.Parameter(torch.ones_like(weight)) for weight in weights_of(optimizer)]
-    for weight in weights:
-        weight.grad = torch.ones_like(weight)
-    with torch.random.fork_rng(devices=[]):
-        fresh = kind(weights, **settings)
-        fresh.step()
-    # Weights without a gradient have no state: D's, where only G is trained.
-    yield from ((number, fresh.state.get(weight, {})) for number, weight in enumerate(weights)
-                if optimizer.state.get(weights_of(optimizer)[number]))  # fmt: skip
-
-
-def have_shapes(state: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
-    """Whether a state has all entries of another one, tensors in the same shape."""
-    return all(
-        name in state and getattr(state[name], "shape", None) == getattr(value, "shape", None)
-        for name, value in expected.items()
-    )
+    for weight in weights_of(optimizer):
+        # Weights without a gradient have no state: D's, where only G is trained.
+        if not (state := optimizer.state.get(weight)):
+            continue
+        twin = nn.Parameter(torch.ones_like(weight))
+        twin.grad = torch.ones_like(weight)
+        with torch.random.fork_rng(devices=[]):
+            fresh = kind([twin], **settings)
+            fresh.step()
+        for name, value in fresh.state.get(twin, {}).items():
+            if name not in state or getattr(state[name], "shape", None) != getattr(value, "shape", None):
+                return False
+    return True

@@ -100,48 +100,79 @@ def read_weights(
     Raises:
         UserError: The file does not exist, is damaged, has no weights of ``part``, or values that are not finite.
     """
+    content, notes, refused = _read_file(path)
+    holds = _describe(content)
+    entries = list(_entries(content, (), averaged=False))
+    keys = set(content) if isinstance(content, dict) else set()
+    if "param_groups" in keys:  # whose moments look like weights
+        raise UserError(f"model {path} is the state of an optimizer, not a network: give the network saved beside it")
+    if "current_model_state" in keys or {"message_hub", "ema_state_dict"} <= keys:
+        # Lightning and mmengine exchange the two before they save: `state_dict` is the average.
+        entries = [replace(entry, averaged=entry.keys[0] == "state_dict") for entry in entries]
+    entry = _best(entries, prefer, part)
+    if entry is None:
+        if "optimizers" in keys:
+            raise UserError(f"model {path} is a training state, not a network: give models/net_g_*.pth of the same run")
+        raise refused or UserError(f"model {path}: expected the weights of a {part}, got {holds}")
+    state = {name: value.float() if value.is_floating_point() else value for name, value in entry.state.items()}
+    if part == "generator" and state.keys() != set(names):
+        state = _canonical(state)
+    if broken := [name for name, value in state.items() if not torch.isfinite(value).all()]:
+        raise UserError(
+            f"model {path}: {len(broken)} tensors contain NaN or infinity ({shorten(broken, 1)}): the training diverged"
+        )
+    return Weights(state, path, notes, holds, _name_choice(entry, entries, content, path))
+
+
+def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
+    """Return a file's content, what it says about itself, and why objects in it are left out; refuse impostors."""
     if not path.is_file():
         raise UserError(f"model {path}: {'expected a file' if path.exists() else 'no such file'}")
-    start = _start_of(path)
     if is_converted(path):
         raise UserError(
             f"model {path}: ONNX and ncnn files cannot be trained, interpolated or exported again: give the .pth or "
             ".safetensors that it comes from"
         )
-    _refuse_impostors(path, start)
-    refused: UserError | None = None
-    notes: dict[str, str] = {}
-    if _is_safetensors(path, start):
-        content, notes = _read_safetensors(path)
-    else:
-        content, refused = load_beside_objects(path, "model")
-    holds = _describe(content)
-    entries = list(_entries(content, (), averaged=False))
-    if isinstance(content, dict) and (
-        "current_model_state" in content or {"message_hub", "ema_state_dict"} <= set(content)
-    ):
-        # Lightning and mmengine exchange the two before they save: `state_dict` is the average.
-        entries = [replace(entry, averaged=entry.keys[0] == "state_dict") for entry in entries]
-    entry = _best(entries, prefer, part)
-    if entry is None:
-        if isinstance(content, dict) and "optimizers" in content:
-            raise UserError(f"model {path} is a training state, not a network: give models/net_g_*.pth of the same run")
-        if isinstance(content, dict) and "param_groups" in content:
-            raise UserError(
-                f"model {path} is the state of an optimizer, not a network: give the network saved beside it"
-            )
-        raise refused or UserError(f"model {path}: expected the weights of a {part}, got {holds}")
-    if isinstance(content, dict) and not notes:
-        notes = {str(name): str(value) for name, value in content.items() if isinstance(value, (str, int, float))}
-    state = {name: value.float() if value.is_floating_point() else value for name, value in entry.state.items()}
-    if part == "generator" and state.keys() != set(names):
-        state = _canonical(state)
-    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
-    if broken:
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+        is_zip = zipfile.is_zipfile(path)
+        inside = zipfile.ZipFile(path).namelist() if is_zip else []
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"model {path} cannot be read ({error})") from error
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    packed = next((name for signature, name in _PACKED.items() if start.startswith(signature)), None)
+    if not start:
+        raise UserError(f"model {path} is empty: copy or download it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"model {path} is a Git LFS pointer, not the weights: run `git lfs pull`, or download the file")
+    if text.startswith((b"<", b"{")):
+        said = " ".join(text.decode(errors="replace").split())
         raise UserError(
-            f"model {path}: {len(broken)} tensors contain NaN or infinity ({shorten(broken, 1)}): the training diverged"
+            f"model {path} is a web page or a server's message ({said}), not weights: download the file itself "
+            "(the raw link)"
         )
-    return Weights(state, path, notes, holds, _name_choice(entry, entries, content, path))
+    if packed or (is_zip and not any(name.endswith("data.pkl") for name in inside)):  # torch's has it
+        what = f"compressed ({packed})" if packed else f"a ZIP archive ({shorten(inside)})"
+        raise UserError(f"model {path} is {what}: unpack it and give the file in it")
+    # By the content, a length of 8 bytes before JSON: downloads are often given another extension.
+    if start[8:9] == b"{" or (path.suffix == ".safetensors" and not start.startswith(_TORCH)):
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                content = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+                notes = dict(tensors.metadata() or {})
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"model {path} cannot be read as safetensors: {error}") from error
+        return content, notes or _notes_in(content), None
+    content, refused = load_beside_objects(path, "model")
+    return content, _notes_in(content), refused
+
+
+def _notes_in(content: Any) -> dict[str, str]:
+    items = content.items() if isinstance(content, dict) else ()
+    return {str(name): str(value) for name, value in items if isinstance(value, (str, int, float))}
 
 
 def _name_choice(entry: _Entry, entries: list[_Entry], content: Any, path: Path) -> str:
@@ -182,14 +213,14 @@ def interpolate(first: Weights, second: Weights, alpha: float) -> Weights:
     return Weights(state, second.path, {**first.notes, **second.notes, "interpolation": note}, choice=choice)
 
 
-def compare_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Describe how ``found`` differs from ``expected`` in names and shapes; "" if they agree."""
-    missing = [f"{name} {tuple(value.shape)}" for name, value in expected.items() if name not in found]
-    extra = [f"{name} {tuple(value.shape)}" for name, value in found.items() if name not in expected]
+def compare_shapes(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> str:
+    """Describe how ``actual`` differs from ``expected`` in names and shapes; "" if they agree."""
+    missing = [f"{name} {tuple(value.shape)}" for name, value in expected.items() if name not in actual]
+    extra = [f"{name} {tuple(value.shape)}" for name, value in actual.items() if name not in expected]
     other = [
-        f"{name} of shape {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        f"{name} of shape {tuple(actual[name].shape)} instead of {tuple(value.shape)}"
         for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
+        if name in actual and actual[name].shape != value.shape
     ]
     parts = [("missing: ", missing), ("unexpected: ", extra), ("", other)]
     return "; ".join(label + shorten(names) for label, names in parts if names)
@@ -240,7 +271,11 @@ def _entries(content: Any, keys: tuple[str, ...], averaged: bool) -> Iterator[_E
     if not isinstance(content, dict) or (keys and _OTHERS.search(keys[-1])):
         return
     averaged |= bool(keys and _AVERAGED.search(keys[-1]))
-    state = {name: value for name, value in content.items() if _is_weight(name, value)}
+    state = {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor) and not value.is_complex()
+    }
     for key, value in content.items():
         if isinstance(value, dict):
             yield from _entries(value, (*keys, str(key)), averaged)
@@ -316,10 +351,6 @@ def _complete(entry: _Entry, raw: _Entry) -> _Entry | None:
     return replace(entry, state={**raw.state, **state})
 
 
-def _is_weight(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor) and not value.is_complex()
-
-
 def _describe(content: Any) -> str:
     """Describe the content of a file."""
     if not isinstance(content, dict):
@@ -329,47 +360,3 @@ def _describe(content: Any) -> str:
     if tensors:
         return f"{len(tensors)} tensors such as {shorten(tensors, 3)}"
     return f"a mapping with {shorten(inner or [str(key) for key in content])}"
-
-
-def _start_of(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(64)
-    except OSError as error:
-        raise UserError(f"model {path} cannot be read ({error.strerror})") from error
-
-
-def _is_safetensors(path: Path, start: bytes) -> bool:
-    """Tell by the content, a length of 8 bytes before JSON: downloads are often given another extension."""
-    return start[8:9] == b"{" or (path.suffix == ".safetensors" and not start.startswith(_TORCH))
-
-
-def _refuse_impostors(path: Path, start: bytes) -> None:
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    packed = next((name for signature, name in _PACKED.items() if start.startswith(signature)), None)
-    if not start:
-        raise UserError(f"model {path} is empty: copy or download it again")
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"model {path} is a Git LFS pointer, not the weights: run `git lfs pull`, or download the file")
-    if text.lower().startswith((b"<!doctype", b"<html")):
-        raise UserError(f"model {path} is a web page, not weights: download the file itself (the raw link)")
-    if text.startswith((b"<", b"{")):
-        said = " ".join(text.decode(errors="replace").split())
-        raise UserError(f"model {path} is a web page or a server's message ({said}), not weights: download it again")
-    if packed:
-        raise UserError(f"model {path} is compressed ({packed}): unpack it and give the file in it")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if not any(name.endswith("data.pkl") for name in names):  # torch's
-            raise UserError(f"model {path} is a ZIP archive ({shorten(names)}): unpack it and give the file in it")
-
-
-def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"model {path} cannot be read as safetensors: {error}") from error

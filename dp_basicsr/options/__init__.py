@@ -10,9 +10,10 @@ from dp_basicsr.options.command_line import (
     parse_command_line,
     read_given_options,
 )
-from dp_basicsr.options.reading import Options, override, read_options
+from dp_basicsr.options.reading import USED_OPTIONS, Options, override, read_options
 
 __all__ = [
+    "USED_OPTIONS",
     "Options",
     "add_import_argument",
     "import_modules",

@@ -16,6 +16,8 @@ import yaml
 
 Options = dict[str, Any]
 
+USED_OPTIONS = "options.json"  # in the experiment's folder: the options that the last start used, overrides included
+
 # A shipped file has about 150 values. A few lines with aliases of aliases can expand to millions.
 MAX_VALUES = 100_000
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import shorten
-from dp_basicsr.options import read_options
+from dp_basicsr.options import USED_OPTIONS, read_options
 from dp_basicsr.options.schema import OptionFile
 from dp_basicsr.utils.arguments import SHIPPED
-
-FILE = "options.json"  # in the experiment's folder: the options that the last start used, overrides included
 
 
 def describe_changes(options: OptionFile, root: Path) -> Iterator[str]:
@@ -30,7 +28,7 @@ def describe_changes(options: OptionFile, root: Path) -> Iterator[str]:
     if name is not None:
         yield f"Options beside {name}: {shorten(_differences(shipped[name], now), 12) or 'the same'}"
     try:
-        before = _flat(json.loads((root / FILE).read_text(encoding="utf-8")))
+        before = _flat(json.loads((root / USED_OPTIONS).read_text(encoding="utf-8")))
     # The first start of this name, or a file that another program wrote.
     except (OSError, ValueError, AttributeError):
         return

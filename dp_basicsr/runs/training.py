@@ -18,8 +18,9 @@ from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.distributed.launch import mark_experiment
 from dp_basicsr.errors import UserError, first_line, readable
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
+from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.options.run import RunOptions
-from dp_basicsr.runs.changes import FILE, describe_changes
+from dp_basicsr.runs.changes import describe_changes
 from dp_basicsr.runs.judging import Judge
 from dp_basicsr.runs.limits import keep_freed_memory, out_of_memory_is_user_error, raise_open_file_limit
 from dp_basicsr.runs.log import close_tensorboard, open_tensorboard, require_loggers, start_log, write_log
@@ -95,7 +96,8 @@ def train(run: RunOptions, option_file: str) -> None:
                 if hasattr(model, "validator"):
                     # Lets a validation stop between two images.
                     model.validator.interrupted = interruption.received
-                on_rank_0(lambda: atomic_write(run.folders.root / FILE, lambda file: file.write(run.options.as_json())))
+                used = run.folders.root / USED_OPTIONS
+                on_rank_0(lambda: atomic_write(used, lambda file: file.write(run.options.as_json())))
                 for change in changes:
                     get_root_logger().info(change)
                 # The last lines before the first iteration, where they are seen.

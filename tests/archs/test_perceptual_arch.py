@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dp_basicsr.archs import ResNetFeatures, VGGFeatures
+from dp_basicsr.archs.pretrained import initialise_randomly
 
 import pytest
 import torch
@@ -19,8 +20,12 @@ pytestmark = pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("network", ["vgg11", "vgg13_bn"])
 def test_vgg_equals_basicsr_s_extractor(network: str, tmp_path: Path, monkeypatch) -> None:
     """The same layers by the same names, including those followed by an in-place ReLU."""
-    torch.save(getattr(models, network)(weights=None).state_dict(), tmp_path / "vgg.pth")
+    with torch.device("meta"):
+        net = models.get_model(network, weights=None)
+    net.classifier = torch.nn.Identity()  # 120 million weights that no features need
+    torch.save(initialise_randomly(net, network).state_dict(), tmp_path / "vgg.pth")
     monkeypatch.setattr(vgg_arch, "VGG_PRETRAIN_PATH", str(tmp_path / "vgg.pth"))
+    monkeypatch.setattr(vgg_arch.vgg, network, lambda **_: net)
     layers = ["conv1_1", "relu1_1", "conv2_1", "pool2", "conv3_2"]
     theirs = on_device(vgg_arch.VGGFeatureExtractor(layers, network))
     ours = on_device(VGGFeatures(layers, network, str(tmp_path / "vgg.pth")))
@@ -62,22 +67,23 @@ def test_networks_are_frozen_and_stay_in_eval_mode() -> None:
 
 
 @pytest.mark.parametrize("network", ["resnet18", "resnet50"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_folded_batch_norm_is_the_same_network(
-    network: str, dtype: torch.dtype, tolerance: float, tmp_path: Path
-) -> None:
+def test_folded_batch_norm_is_the_same_network(network: str, tmp_path: Path) -> None:
     """Compared with torchvision's own network with non-initial statistics."""
-    plain = getattr(models, network)(weights=None).eval()
-    for number, norm in enumerate(module for module in plain.modules() if isinstance(module, torch.nn.BatchNorm2d)):
-        generator = torch.Generator().manual_seed(number)
+    with torch.device("meta"):
+        plain = models.get_model(network, weights=None)
+    plain.fc = torch.nn.Identity()
+    initialise_randomly(plain, network).eval()
+    generator = torch.Generator().manual_seed(0)
+    for norm in (module for module in plain.modules() if isinstance(module, torch.nn.BatchNorm2d)):
         for tensor in (norm.running_var, norm.running_mean, norm.weight.data, norm.bias.data):
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
     torch.save(plain.state_dict(), tmp_path / "net.pth")
-    folded = ResNetFeatures(["layer1", "layer2"], network, str(tmp_path / "net.pth"), use_input_norm=False).to(dtype)
-    folded, plain = on_device(folded), on_device(plain.to(dtype))
-    x = on_device(torch.rand(1, 3, 64, 64, dtype=dtype))
-    first = plain.layer1(plain.maxpool(plain.relu(plain.bn1(plain.conv1(x)))))
-    features = folded(x)
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
-    for value, expected in ((features["layer1"], first), (features["layer2"], plain.layer2(first))):
-        assert (value - expected).abs().max() <= tolerance * expected.abs().max()
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        net = ResNetFeatures(["layer1", "layer2"], network, str(tmp_path / "net.pth"), use_input_norm=False)
+        folded, plain = on_device(net.to(dtype)), on_device(plain.to(dtype))
+        x = on_device(torch.rand(1, 3, 64, 64, dtype=dtype))
+        first = plain.layer1(plain.maxpool(plain.relu(plain.bn1(plain.conv1(x)))))
+        features = folded(x)
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+        for value, expected in ((features["layer1"], first), (features["layer2"], plain.layer2(first))):
+            assert (value - expected).abs().max() <= tolerance * expected.abs().max()

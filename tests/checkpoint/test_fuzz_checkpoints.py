@@ -47,32 +47,27 @@ class Files(dict[str, bytes]):
 RESUMED: list[Path] = []  # the state that the last start resumed from
 
 
-def start(*arguments: str) -> tuple[str, dict[str, Any]]:
-    """Train with the real program; return the message or ``right``, and the completed options."""
-    opt, logger = {}, get_root_logger()
+def start(*arguments: str) -> str:
+    """Train with the real program; return the message or ``right``."""
+    logger, options_of = get_root_logger(), resume.ResumePoint.options
     RESUMED.clear()
-    note = resume.ResumePoint.options
 
     def noting(point: resume.ResumePoint, opt: dict[str, Any]) -> dict[str, Any]:
         RESUMED.append(point.path)
-        return note(point, opt)
+        return options_of(point, opt)
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(resume.ResumePoint, "options", noting)
     try:
-        with no_hang():
+        with no_hang(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resume.ResumePoint, "options", noting)
             args = parse_command_line("", ["-opt", "small.yml", *arguments])
-            run = start_run(read_given_options(args), args)
-            opt = run.as_dict()
-            train(run, "small.yml")
+            train(start_run(read_given_options(args), args), "small.yml")
     except UserError as error:
-        return str(error), opt
+        return str(error)
     finally:
-        patch.undo()
         for handler in logger.handlers[1:]:
             handler.close()
             logger.removeHandler(handler)
-    return "right", opt
+    return "right"
 
 
 @pytest.fixture
@@ -80,7 +75,7 @@ def whole(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     """Files of a run with checkpoints of iterations 2 and 4."""
     monkeypatch.setattr("dp_basicsr.utils.atomic_io.RETRY_AFTER", 0.0)
     Path("small.yml").write_text(SMALL_PSNR)
-    assert start()[0] == "right"
+    assert start() == "right"
     return Files({name: (RUN / name).read_bytes() for name in FILES})
 
 
@@ -147,55 +142,6 @@ def damage(data: st.DataObject, path: Path, others: list[Path]) -> None:
         path.touch()
 
 
-def intact(iteration: int, files: Files) -> bool:
-    """Whether a checkpoint's state and network have the bytes that were written."""
-    return all((RUN / name).read_bytes() == files[name] for name in (
-        f"training_states/{iteration}.state", f"models/net_g_{iteration}.pth"
-    ))  # fmt: skip
-
-
-@generated(40, phases=[Phase.generate])
-@given(data=st.data())
-def test_auto_resume_uses_an_intact_checkpoint_or_none(whole: Files, data: st.DataObject) -> None:
-    """A checkpoint with a manifest and a changed byte is never used."""
-    put_back(whole)
-    before = outside()
-    names = data.draw(st.lists(st.sampled_from((*NEWEST, *FILES)), min_size=1, max_size=3))
-    for name in names:
-        damage(data, RUN / name, [RUN / other for other in FILES])
-    message, _ = start("--auto_resume", "--force_yml", "train:total_iter=5")
-    judge(readable(message))
-    assert outside() == before
-    if message == "right":
-        (chosen,) = RESUMED
-        assert chosen.parent == RUN.absolute() / "training_states"  # it has not started again
-        if chosen.with_suffix(".sha256").is_file():
-            assert intact(int(chosen.stem), whole)
-    if not set(names) & set(FILES[3:]):  # the checkpoint of iteration 2 is intact
-        # A folder in place of a file is named when the run overwrites it.
-        assert message == "right" or "start a new run" in message or "cannot be saved" in message
-
-
-@generated(40, phases=[Phase.generate])
-@given(data=st.data())
-def test_a_named_state(whole: Files, data: st.DataObject) -> None:
-    """``path: resume_state``, with and without its manifest; and ``pretrain_network_g`` for a new run."""
-    put_back(whole)
-    shutil.rmtree("given", ignore_errors=True)
-    RUN.rename("given")
-    key, name = data.draw(st.sampled_from([("resume_state", STATE), ("pretrain_network_g", NETWORK)]))
-    if key == "resume_state":
-        (RUN / "models").mkdir(parents=True)
-        shutil.copy(Path("given", NETWORK), RUN / "models")
-    if data.draw(st.booleans()):
-        Path("given", MANIFEST).unlink()
-    damage(data, Path("given", name), [Path("given", other) for other in FILES])
-    before = outside()
-    message, _ = start("--force_yml", "train:total_iter=5", f"path:{key}=given/{name}")
-    judge(readable(message))
-    assert outside() == before
-
-
 # Content that torch.load can read: tensors of every kind, huge ones in a few bytes, and garbage.
 TENSORS = st.sampled_from([
     lambda: torch.ones(0), lambda: torch.tensor(2.0), lambda: torch.full((3,), float("nan")), lambda: torch.ones(8, 3),
@@ -205,7 +151,7 @@ TENSORS = st.sampled_from([
     lambda: torch.nn.Parameter(torch.ones(3)), lambda: torch.ones(3).to(torch.float8_e4m3fn),
 ])  # fmt: skip
 OTHER_TENSORS = st.sampled_from(
-    [torch.Tensor.double, torch.zeros_like, lambda one: one[None], lambda one: one * float("inf")]
+    [torch.Tensor.double, torch.zeros_like, lambda value: value[None], lambda value: value * float("inf")]
 )
 PLAIN = st.one_of(
     st.sampled_from([None, True, 0, -1, 1, 3, 10**6, -(10**6), 2**31, 10**30, 0.5, float("nan"), float("inf")]),
@@ -262,29 +208,60 @@ def store(data: st.DataObject, content: Any, path: Path) -> None:
     torch.save(content, path, _use_new_zipfile_serialization=data.draw(st.booleans()))
 
 
-def seal(iteration: int) -> None:
-    """Write a manifest for the current files."""
-    names = (f"models/net_g_{iteration}.pth", f"training_states/{iteration}.state")
-    lines = [f"{hashlib.sha256((RUN / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
-    (RUN / f"training_states/{iteration}.sha256").write_text("".join(lines))
+def seal(folder: Path) -> None:
+    """Write a manifest for the current files of iteration 4."""
+    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in (NETWORK, STATE)]
+    (folder / MANIFEST).write_text("".join(lines))
 
 
-@generated(40, phases=[Phase.generate])
+@generated(64, phases=[Phase.generate])
 @given(data=st.data())
-def test_a_state_with_wrong_content(whole: Files, data: st.DataObject) -> None:
-    """A readable state with wrong content: of another model or program, or garbage; with or without a manifest."""
+def test_a_run_resumes_from_an_intact_checkpoint_or_says_why_not(whole: Files, data: st.DataObject) -> None:
+    """By itself or from a named state; a checkpoint with a manifest and a changed byte is never used.
+
+    Files are damaged, or readable with wrong content: of another model or program, or garbage.
+    """
     put_back(whole)
-    before = outside()
-    name = data.draw(st.sampled_from([STATE, STATE, STATE, NETWORK]))
-    store(data, change(data, torch.load(RUN / name, weights_only=True)), RUN / name)
-    if data.draw(st.booleans()):
-        seal(4)
+    auto, wrong_content = data.draw(st.booleans()), data.draw(st.booleans())
+    key = "pretrain_network_g" if not auto and data.draw(st.integers(0, 4)) == 0 else "resume_state"
+    folder = RUN
+    if not auto and data.draw(st.booleans()):
+        # A state of another folder; this run's has a network of the same iteration.
+        shutil.rmtree("given", ignore_errors=True)
+        folder = RUN.rename("given")
+        (RUN / "models").mkdir(parents=True)
+        shutil.copy(folder / NETWORK, RUN / "models")
+    names = data.draw(st.lists(st.sampled_from((*NEWEST, *FILES)), min_size=1, max_size=3))
+    if wrong_content:
+        names = [data.draw(st.sampled_from([STATE, STATE, STATE, NETWORK])), MANIFEST]
+        path = folder / names[0]
+        store(data, change(data, torch.load(path, weights_only=True)), path)
+        if data.draw(st.booleans()):
+            seal(folder)
+        else:
+            (folder / MANIFEST).unlink()
     else:
-        (RUN / MANIFEST).unlink()
-    arguments = ["--auto_resume"] if data.draw(st.booleans()) else ["--force_yml", f"path:resume_state={RUN / STATE}"]
-    message, _ = start(*arguments, *([] if "--force_yml" in arguments else ["--force_yml"]), "train:total_iter=5")
+        for name in names:
+            damage(data, folder / name, [folder / other for other in FILES])
+        if not auto and data.draw(st.booleans()):
+            (folder / MANIFEST).unlink(missing_ok=True)
+    before = outside()
+    named = STATE if key == "resume_state" else NETWORK
+    arguments = ["--auto_resume", "--force_yml"] if auto else ["--force_yml", f"path:{key}={folder / named}"]
+    message = start(*arguments, "train:total_iter=5")
     judge(readable(message))
     assert outside() == before
+    if not auto or wrong_content:
+        return
+    if message == "right":
+        (chosen,) = RESUMED
+        assert chosen.parent == RUN.absolute() / "training_states"  # it has not started again
+        if chosen.with_suffix(".sha256").is_file():
+            files = (f"training_states/{chosen.stem}.state", f"models/net_g_{chosen.stem}.pth")
+            assert all((RUN / name).read_bytes() == whole[name] for name in files)
+    if not set(names) & set(FILES[3:]):  # the checkpoint of iteration 2 is intact
+        # A folder in place of a file is named when the run overwrites it.
+        assert message == "right" or "start a new run" in message or "cannot be saved" in message
 
 
 def load(path: Path) -> str:
@@ -298,7 +275,7 @@ def load(path: Path) -> str:
     return "right"
 
 
-@generated(40, phases=[Phase.generate])
+@generated(24, phases=[Phase.generate])
 @given(data=st.data())
 def test_any_network_is_loaded_or_refused(data: st.DataObject) -> None:
     arch, scale = data.draw(st.sampled_from([("RRDBNetDP", 4), ("RRDBNet", 2), ("MSRResNet", 3)]))

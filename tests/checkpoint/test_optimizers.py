@@ -14,7 +14,6 @@ from dp_basicsr.utils.optimizers import averaged_weights, optimizers, schedulers
 
 import pytest
 import torch
-from basicsr.models.base_model import BaseModel
 
 from tests.support.options import SMALL_PSNR
 
@@ -59,37 +58,22 @@ def logs_of_one_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dp_basicsr.runs.log.get_time_str", lambda: f"{next(times):03}")
 
 
-@pytest.mark.parametrize("kind", ["Adafactor", "NAdam", "ScheduleFreeAdamW", "Lion"])
-def test_an_optimizer_resumes_exactly(kind: str, pairs: Path) -> None:
-    """Factored states, and weights that are trained beside those that are saved."""
-    if kind not in optimizers():
-        pytest.importorskip("pytorch_optimizer")
-    resumes_exactly(f"train:optim_g={{type: {kind}, lr: 1e-3}}", "train:warmup_iter=3")
-
-
 @pytest.mark.parametrize(
-    "scheduler",
+    ("optimizer", "scheduler"),
     [
-        "{type: CosineAnnealingLR, T_max: 4, eta_min: 1e-7}", "{type: OneCycleLR, max_lr: 1e-3, total_steps: 5}",
-        "{type: ExponentialLR, gamma: 0.5}", "{type: CyclicLR, base_lr: 1e-5, max_lr: 1e-3, step_size_up: 2}",
-        "{type: PolynomialLR, total_iters: 4}",
+        # Factored states, weights that are trained beside those that are saved, counters of other packages.
+        ("Adafactor", "{type: CosineAnnealingLR, T_max: 4, eta_min: 1e-7}"),
+        ("ScheduleFreeAdamW", "{type: ExponentialLR, gamma: 0.5}"),
+        ("Lion", "{type: CyclicLR, base_lr: 1e-5, max_lr: 1e-3, step_size_up: 2}"),
+        ("NAdam", "{type: OneCycleLR, max_lr: 1e-3, total_steps: 5}"),
+        ("SGD", "{type: PolynomialLR, total_iters: 4}"),
     ],
-)  # fmt: skip
-def test_a_scheduler_of_torch_resumes_exactly(scheduler: str, pairs: Path) -> None:
-    resumes_exactly(f"train:scheduler={scheduler}", "train:warmup_iter=2")
-
-
-def test_a_warm_up_leaves_the_schedule_behind_it_as_it_is() -> None:
-    """Schedulers that multiply the last rate must not multiply that of the warm-up."""
-    model = BaseModel({"num_gpu": 0, "is_train": True, "train": {"scheduler": {"type": "ExponentialLR", "gamma": 0.5}}})
-    model.optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)]
-    model.setup_schedulers()
-    rates = []
-    for iteration in range(1, 7):
-        model.update_learning_rate(iteration, warmup_iter=4)
-        rates += model.get_current_learning_rate()
-        model.optimizers[0].step()
-    assert rates == [0.25, 0.25, 0.1875, 0.125, 0.0625, 0.03125]
+)
+def test_an_optimizer_and_a_scheduler_resume_exactly(optimizer: str, scheduler: str, pairs: Path) -> None:
+    if optimizer not in optimizers():
+        pytest.importorskip("pytorch_optimizer")
+    resumes_exactly(f"train:optim_g={{type: {optimizer}, lr: 1e-3}}", f"train:scheduler={scheduler}",
+                    "train:warmup_iter=3")  # fmt: skip
 
 
 def problems(*entries: str) -> str:

@@ -78,21 +78,17 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path)
 
 
 def test_a_failed_write_is_retried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failures = [OSError(errno.EDQUOT, "Disk quota exceeded")]
-    fsync = atomic_io.os.fsync
-    monkeypatch.setattr(
-        atomic_io.os, "fsync", lambda handle: fsync(handle) if not failures else raise_it(failures.pop())
-    )
+    failures, fsync = [OSError(errno.EDQUOT, "Disk quota exceeded")], atomic_io.os.fsync
+
+    def fail_once(handle: int) -> None:
+        if failures:
+            raise failures.pop()
+        fsync(handle)
+
+    monkeypatch.setattr(atomic_io.os, "fsync", fail_once)
     checksum = write_checkpoint({"iter": 1}, tmp_path / "1.state")
     assert failures == []
     assert hashlib.sha256((tmp_path / "1.state").read_bytes()).hexdigest() == checksum
-
-
-def raise_it(error: Exception) -> None:
-    raise error
-
-
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone/1\.state"):
         write_checkpoint({"iter": 1}, tmp_path / "gone" / "1.state")
 
@@ -103,11 +99,7 @@ def test_auto_resume_uses_the_newest_checkpoint(manifest: bool, run: Path) -> No
     for iteration in (5, 20, 100):
         save(run, iteration, manifest)
     (run / "training_states/best.state").touch()
-    opt = options(run)
-    point = find_resume_point(opt)
-    assert point is not None
-    assert point.state["iter"] == 100
-    assert point.options(opt)["path"]["pretrain_network_g"] == str(run / "models/net_g_100.pth")
+    assert resume(options(run))["path"]["pretrain_network_g"] == str(run / "models/net_g_100.pth")
     assert find_resume_point(options(run, auto_resume=False)) is None
 
 
@@ -150,18 +142,11 @@ def test_no_intact_checkpoint_is_an_error(run: Path) -> None:
         resume(options(run))
 
 
-def test_sha256sum_reads_the_manifest(run: Path) -> None:
-    save(run, 5)
-    program = shutil.which("sha256sum")
-    if program is None:
-        pytest.skip("there is no sha256sum here")
-    subprocess.run([program, "-c", "training_states/5.sha256"], cwd=run, check=True, capture_output=True)
-
-
-def test_a_manifest_must_not_list_files_outside(run: Path) -> None:
-    outside = run.parent / "outside"
-    outside.write_text("keep me")
+def test_sha256sum_reads_the_manifest_which_must_not_list_files_outside(run: Path) -> None:
     manifest = save(run, 5)[2]
+    if program := shutil.which("sha256sum"):
+        subprocess.run([program, "-c", "training_states/5.sha256"], cwd=run, check=True, capture_output=True)
+    (run.parent / "outside").write_text("keep me")
     line = f"{hashlib.sha256(b'keep me').hexdigest()}  ../outside\n"
     manifest.write_text(line + manifest.read_text())
     with pytest.raises(UserError, match="outside"):
@@ -200,9 +185,7 @@ def test_networks_that_the_model_lacks_are_not_required(manifest: bool, run: Pat
     (run / "own.pth").write_bytes((run / "models/net_g_5.pth").read_bytes())
     opt = options(run) | {"network_d": {} if manifest else None, "network_e": {}}
     opt["path"] |= {"ignore_resume_networks": ["network_e"], "pretrain_network_e": str(run / "own.pth")}
-    point = find_resume_point(opt)
-    assert point is not None
-    opt = point.options(opt)
+    opt = resume(opt)
     assert opt["path"]["pretrain_network_g"] == str(run / "models/net_g_5.pth")
     assert opt["path"]["pretrain_network_d"] is None
     assert opt["path"]["pretrain_network_e"] == str(run / "own.pth")
@@ -210,40 +193,32 @@ def test_networks_that_the_model_lacks_are_not_required(manifest: bool, run: Pat
 
 def test_the_seed_of_the_state_is_used(run: Path) -> None:
     """A run without manual_seed draws one, on which the samples depend."""
-    state = run / "training_states/5.state"
     save(run, 5, manifest=False)
-    write_checkpoint({"iter": 5, "run": {"manual_seed": 4711}}, state)
+    write_checkpoint({"iter": 5, "run": {"manual_seed": 4711}}, run / "training_states/5.state")
     opt = options(run)
-    point = find_resume_point(opt)
-    assert point is not None
-    assert point.options(opt)["manual_seed"] == 4711
+    assert resume(opt)["manual_seed"] == 4711
     assert opt["manual_seed"] == 1
 
 
-def test_a_damaged_state_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "7.state"
-    write_checkpoint({"iter": 7, "optimizers": [torch.ones(1000)]}, path)
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(UserError, match=r"7\.state"):
-        read_state(path)
-    path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"7\.state"):
-        read_state(path)
-    write_checkpoint({"params": {}}, path)
+def test_a_damaged_state_is_named(run: Path) -> None:
+    state = save(run, 7)[1]
+    for content in (state.read_bytes()[:500], b""):
+        state.write_bytes(content)
+        with pytest.raises(UserError, match=r"7\.state"):
+            read_state(state)
+    write_checkpoint({"params": {}}, state)
     with pytest.raises(UserError, match="not a training state"):
-        read_state(path)
+        read_state(state)
 
 
 def test_the_named_state_must_be_intact(run: Path) -> None:
     path = save(run, 5)[0]
     opt = options(run, auto_resume=False)
-    opt["path"]["resume_state"] = str(run / "training_states/5.state")
     path.write_bytes(b"half of a file")
-    with pytest.raises(UserError, match=r"net_g_5\.pth"):
-        resume(opt)
-    path.unlink()
-    with pytest.raises(UserError, match=r"net_g_5\.pth"):
-        resume(opt)
-    opt["path"]["resume_state"] = "nowhere.state"
-    with pytest.raises(UserError, match=r"nowhere\.state"):
-        resume(opt)
+    for named, missing in (
+        (str(run / "training_states/5.state"), r"net_g_5\.pth"),
+        ("nowhere.state", r"nowhere\.state"),
+    ):
+        opt["path"]["resume_state"] = named
+        with pytest.raises(UserError, match=missing):
+            resume(opt)

@@ -1,114 +1,143 @@
-"""Sources of a resumed run's networks, learning rates, optimizer settings and option file."""
+"""Learning rates and optimizer settings of a resumed run, and the sources of its networks and option file."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr import train
-from dp_basicsr.utils.optimizers import ELEMENTWISE
+from dp_basicsr.checkpoint.schedule import resume_training
+from dp_basicsr.compat import complete_basicsr
 
 import pytest
+import torch
+from basicsr.models.base_model import BaseModel
 
 from tests.support.options import SMALL_PSNR
 from tests.support.programs import same_weights
 
-SMALLEST = ["-opt", "small.yml", "--force_yml", "train:total_iter=6", "train:scheduler:milestones=[5]"]
+ADAM = {"type": "Adam", "lr": 1e-3}
+STEPS = {"type": "MultiStepLR", "milestones": [3], "gamma": 0.5}
+
+
+def build(optim: dict[str, Any] = ADAM, scheduler: dict[str, Any] = STEPS) -> Any:
+    """A model of one weight, as the programs build it."""
+    complete_basicsr()
+    model = BaseModel({"num_gpu": 0, "is_train": True, "train": {"scheduler": dict(scheduler)}})
+    settings = {name: value for name, value in optim.items() if name != "type"}
+    model.optimizer_g = model.get_optimizer(optim["type"], [torch.nn.Parameter(torch.zeros(1))], **settings)
+    model.optimizers = [model.optimizer_g]
+    model.setup_schedulers()
+    return model
+
+
+def rates(model: Any, first: int, last: int, warmup: int = -1) -> dict[int, float]:
+    """Train; return the learning rate of each iteration."""
+    found = {}
+    for iteration in range(first, last + 1):
+        model.update_learning_rate(iteration, warmup_iter=warmup)
+        (found[iteration],) = model.get_current_learning_rate()
+        model.optimizer_g.step()
+    return found
+
+
+def state_of(model: Any, iteration: int) -> dict[str, Any]:
+    parts = {"optimizers": model.optimizers, "schedulers": model.schedulers}
+    return {"iter": iteration, **{name: [deepcopy(part.state_dict()) for part in of] for name, of in parts.items()}}
+
+
+def resume(state: dict[str, Any], model: Any, use_options: bool, total: int = 6, warmup: int = -1) -> str | None:
+    return resume_training(model, deepcopy(state), {"total_iter": total, "warmup_iter": warmup}, use_options)
+
+
+COSINE = {"type": "CosineAnnealingRestartLR", "periods": [6], "eta_min": 1e-7}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({}, {"optim": ADAM | {"lr": 5e-4}}, "optim_g:lr 0.001 (option file: 0.0005)"),
+        ({"optim": ADAM | {"betas": [0.9, 0.99]}}, {"optim": ADAM | {"betas": [0.5, 0.9]}},
+         "optim_g:betas [0.9, 0.99] (option file: [0.5, 0.9])"),
+        ({}, {"optim": {"type": "AdamW", "lr": 1e-3, "weight_decay": 0}},
+         "optim_g:decoupled_weight_decay False (option file: True)"),
+        ({}, {"scheduler": STEPS | {"milestones": [4]}}, "scheduler:milestones [3] (option file: [4])"),
+        ({}, {"scheduler": STEPS | {"gamma": 0.1}}, "scheduler:gamma 0.5 (option file: 0.1)"),
+        ({"scheduler": COSINE}, {"scheduler": COSINE | {"periods": [8], "eta_min": 1e-6}},
+         "scheduler:periods [6] (option file: [8]), scheduler:eta_min 1e-07 (option file: 1e-06)"),
+    ],
+)  # fmt: skip
+def test_the_state_s_values_are_kept_and_named_or_the_option_file_s_used(
+    before: dict[str, Any], now: dict[str, Any], said: str
+) -> None:
+    """With ``options``, iterations have the rates of a run with these options from its start."""
+    first = build(**before)
+    rates(first, 1, 4)
+    state = state_of(first, 4)
+    for use_options, whole, whose in ((False, build(**before), "checkpoint"), (True, build(**now), "option file")):
+        expected = rates(whole, 1, 6)
+        resumed = build(**now)
+        note = resume(state, resumed, use_options)
+        assert said in str(note)
+        assert f"the {whose}'s values are used" in str(note)
+        assert rates(resumed, 5, 6) == {number: expected[number] for number in (5, 6)}
+
+
+@pytest.mark.parametrize("use_options", [False, True])
+def test_a_run_can_be_lengthened(use_options: bool) -> None:
+    """Beyond the end of its original periods."""
+
+    def cosine(periods: list[int], weights: list[float]) -> Any:
+        return build(scheduler={"type": COSINE["type"], "periods": periods, "restart_weights": weights})
+
+    first, longer = cosine([4], [1]), cosine([4, 4], [1, 0.5])
+    rates(first, 1, 4)
+    note = resume(state_of(first, 4), longer, use_options, total=8)
+    assert ("so periods are the option file's" in str(note)) != use_options
+    assert rates(longer, 5, 8) == {
+        number: rate for number, rate in rates(cosine([4, 4], [1, 0.5]), 1, 8).items() if number > 4
+    }
+
+
+def test_a_warm_up_comes_from_the_option_file() -> None:
+    """The rate of MultiStepLR depends on all steps before."""
+    first = build(scheduler=COSINE)
+    rates(first, 1, 4, warmup=3)
+    scheduler = STEPS | {"milestones": [5]}
+    resumed = build(scheduler=scheduler)
+    resume(state_of(first, 4), resumed, use_options=True, warmup=5)
+    expected = rates(build(scheduler=scheduler), 1, 6, warmup=5)
+    assert rates(resumed, 5, 6, warmup=5) == {number: expected[number] for number in (5, 6)}
+
+
+def test_a_warm_up_leaves_the_schedule_behind_it_as_it_is() -> None:
+    """Schedulers that multiply the last rate must not multiply that of the warm-up."""
+    model = build({"type": "SGD", "lr": 1.0}, {"type": "ExponentialLR", "gamma": 0.5})
+    assert list(rates(model, 1, 6, warmup=4).values()) == [0.25, 0.25, 0.1875, 0.125, 0.0625, 0.03125]
+
 
 Run = Callable[..., str]
 
 
 @pytest.fixture
-def run(pairs: Path) -> Run:
+def run(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Train a very small run of six iterations; return what this start has logged."""
     Path("small.yml").write_text(SMALL_PSNR)
+    times = iter(range(100))  # a log for each start, though several happen within a second
+    monkeypatch.setattr("dp_basicsr.runs.log.get_time_str", lambda: f"{next(times):03}")
+    options = ["-opt", "small.yml", "--force_yml", "train:total_iter=6", "train:scheduler:milestones=[5]"]
 
     def start(*entries: str, arguments: tuple[str, ...] = ("--auto_resume",), name: str = "small") -> str:
-        train.main([*SMALLEST, f"name={name}", *entries, *arguments])
+        train.main([*options, f"name={name}", *entries, *arguments])
         return max(Path("experiments", name).glob("*.log")).read_text()
 
     return start
 
 
-@pytest.fixture(autouse=True)
-def logs_of_one_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each start a log of its own, though several happen within a second."""
-    times = iter(range(100))
-    monkeypatch.setattr("dp_basicsr.runs.log.get_time_str", lambda: f"{next(times):03}")
-
-
-def rates(log: str) -> dict[int, str]:
-    """Learning rate of each iteration, as logged."""
-    return {int(number): lr for number, lr in re.findall(r"iter:\s+(\d+), lr:\((.*?),\)", log)}
-
-
 def latest(name: str) -> Path:
     return Path("experiments", name, "models/net_g_latest.pth")
-
-
-def only_warning(log: str) -> str:
-    (line,) = [line for line in log.splitlines() if "WARNING" in line]
-    return line
-
-
-@pytest.mark.parametrize("total", [6, 4])
-def test_a_run_that_is_complete_says_so(total: int, run: Run) -> None:
-    run()
-    expected = rf"Nothing is left to train: iteration 6 of train: total_iter \({total}\) is saved already"
-    assert re.search(expected, run(f"train:total_iter={total}"))
-    assert same_weights(latest("small"), Path("experiments/small/models/net_g_6.pth"))
-
-
-def test_a_named_state_loads_the_networks_beside_it(run: Run) -> None:
-    """Even if this run's folder has networks of the same iteration from another run."""
-    run(name="first")
-    run("manual_seed=5", name="small")
-    Path("experiments/first").rename("experiments/first_archived")
-    run("path={resume_state: experiments/first_archived/training_states/4.state}", arguments=())
-    assert same_weights(Path("experiments/first_archived/models/net_g_latest.pth"), latest("small"))
-
-
-def test_a_state_without_its_networks_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    run()
-    Path("alone").mkdir()
-    Path("experiments/small/training_states/4.state").rename("alone/4.state")
-    with pytest.raises(SystemExit):
-        run("path={resume_state: alone/4.state}", arguments=())
-    assert f"no such file: {Path('models/net_g_4.pth').absolute()}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("first", "then", "said"),
-    [
-        ("train:optim_g:lr=1e-3", "train:optim_g:lr=5e-4", "optim_g:lr 0.001 (option file: 0.0005)"),
-        ("train:optim_g:betas=[0.9, 0.99]", "train:optim_g:betas=[0.5, 0.9]",
-         "optim_g:betas [0.9, 0.99] (option file: [0.5, 0.9])"),
-        ("train:optim_g={type: Adam, lr: 1e-3}", "train:optim_g={type: AdamW, lr: 1e-3, weight_decay: 0}",
-         "optim_g:decoupled_weight_decay False (option file: True)"),
-        ("train:scheduler:milestones=[3]", "train:scheduler:milestones=[4]",
-         "scheduler:milestones [3] (option file: [4])"),
-        ("train:scheduler:gamma=0.5", "train:scheduler:gamma=0.1", "scheduler:gamma 0.5 (option file: 0.1)"),
-        ("train:scheduler={type: CosineAnnealingRestartLR, periods: [6], eta_min: 1e-7}",
-         "train:scheduler={type: CosineAnnealingRestartLR, periods: [8], eta_min: 1e-6}",
-         "scheduler:periods [6] (option file: [8]), scheduler:eta_min 1e-07 (option file: 1e-06)"),
-    ],
-)  # fmt: skip
-def test_the_state_s_values_are_kept_and_named_or_the_option_file_s_used(
-    first: str, then: str, said: str, run: Run
-) -> None:
-    """With `options`, iterations have the rates of a run with these options from its start."""
-    kept, used = rates(run(first, arguments=())), rates(run(then, arguments=(), name="used"))
-    back_to_4()
-    log = run(then)
-    assert said in only_warning(log)
-    assert "the checkpoint's values are used" in only_warning(log)
-    assert rates(log) == {number: kept[number] for number in (5, 6)}
-    back_to_4()
-    log = run(then, "path:resume_schedule=options")
-    assert said in only_warning(log)
-    assert "the option file's values are used" in only_warning(log)
-    assert rates(log) == {number: used[number] for number in (5, 6)}
 
 
 def back_to_4() -> None:
@@ -117,65 +146,52 @@ def back_to_4() -> None:
         Path(f"experiments/small/training_states/6.{suffix}").unlink()
 
 
-@pytest.mark.parametrize("schedule", ["state", "options"])
-def test_a_run_can_be_lengthened(schedule: str, run: Run) -> None:
-    """Beyond the end of its original periods."""
-    cosine = "train:scheduler={type: CosineAnnealingRestartLR, periods: [%s], restart_weights: [%s]}"
-    first = run("train:total_iter=4", cosine % ("4", "1"), arguments=())
-    used = rates(run("train:total_iter=8", cosine % ("4, 4", "1, 0.5"), arguments=(), name="used"))
-    log = run("train:total_iter=8", cosine % ("4, 4", "1, 0.5"), f"path:resume_schedule={schedule}")
-    assert rates(first) | rates(log) == used
-    assert ("so periods are the option file's" in only_warning(log)) == (schedule == "state")
-
-
-def test_warm_up_and_another_scheduler_come_from_the_option_file(run: Run) -> None:
-    """The rate of MultiStepLR depends on all steps before; the other kind is refused where the state's is asked for."""
-    other = ["train:scheduler={type: CosineAnnealingRestartLR, periods: [6]}", "train:warmup_iter=3"]
-    run(*other, arguments=())
-    back_to_4()
-    then = ["train:warmup_iter=5", "train:scheduler:milestones=[5]", "path:resume_schedule=options"]
-    used = rates(run(*then, name="used", arguments=()))
-    assert rates(run(*then)) == {number: used[number] for number in (5, 6)}
-    back_to_4()
-    with pytest.raises(SystemExit):
-        run("train:scheduler:milestones=[5]")
-
-
-def test_resume_with_the_same_options_is_exact_and_says_nothing(run: Run) -> None:
+def test_resume_with_the_same_options_is_exact_and_a_complete_run_says_so(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(arguments=())
     whole = latest("small").rename("whole.pth")
     for schedule in ("state", "options"):
         back_to_4()
         assert "WARNING" not in run(f"path:resume_schedule={schedule}")
         assert same_weights(whole, latest("small"))
-
-
-@pytest.mark.parametrize("optimizer", ELEMENTWISE)
-def test_resume_is_exact_with_any_optimizer(optimizer: str, run: Run) -> None:
-    entry = f"train:optim_g={{type: {optimizer}, lr: 1e-3}}"
-    run(entry, arguments=())
-    whole = latest("small").rename("whole.pth")
+    for total in (6, 4):
+        text = f"Nothing is left to train: iteration 6 of train: total_iter ({total}) is saved already"
+        assert text in run(f"train:total_iter={total}")
+        assert same_weights(whole, latest("small"))
     back_to_4()
-    run(entry)
-    assert same_weights(whole, latest("small"))
+    with pytest.raises(SystemExit):
+        run("train:scheduler={type: CosineAnnealingRestartLR, periods: [6]}")
+    assert "another scheduler: path:resume_schedule=options" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [("--auto_resume",), ()])
-def test_the_option_file_kept_with_a_run_can_start_it_again(arguments: tuple[str, ...], run: Run) -> None:
+def test_a_named_state_loads_the_networks_beside_it(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Even if this run's folder has networks of the same iteration from another run."""
+    run(name="first")
+    run("manual_seed=5", name="small")
+    Path("experiments/first").rename("experiments/first_archived")
+    run("path={resume_state: experiments/first_archived/training_states/4.state}", arguments=())
+    assert same_weights(Path("experiments/first_archived/models/net_g_latest.pth"), latest("small"))
+    Path("alone").mkdir()
+    Path("experiments/first_archived/training_states/4.state").rename("alone/4.state")
+    with pytest.raises(SystemExit):
+        run("path={resume_state: alone/4.state}", arguments=())
+    assert f"no such file: {Path('models/net_g_4.pth').absolute()}" in capsys.readouterr().err
+
+
+def test_the_option_file_kept_with_a_run_can_start_it_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run(arguments=())
     kept = Path("experiments/small/small.yml")
     text = kept.read_text()
     back_to_4()
-    log = run("-opt", str(kept), arguments=arguments)
-    assert ("Resuming training from epoch" in log) == bool(arguments)
-    assert len(list(Path("experiments").glob("small_archived_*"))) == (0 if arguments else 1)
-    assert kept.read_text().count("# CMD:") == 1
-    assert kept.read_text().partition("\n\n")[2] == text.partition("\n\n")[2]
-
-
-def test_a_copy_that_cannot_be_read_moves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(arguments=())
-    kept = Path("experiments/small/small.yml")
+    for arguments, archived in ((("--auto_resume",), 0), ((), 1)):
+        log = run("-opt", str(kept), arguments=arguments)
+        assert ("Resuming training from epoch" in log) != archived
+        assert len(list(Path("experiments").glob("small_archived_*"))) == archived
+        assert kept.read_text().count("# CMD:") == 1
+        assert kept.read_text().partition("\n\n")[2] == text.partition("\n\n")[2]
+    # A copy that can no longer be read moves nothing.
+    before = sorted(Path("experiments").iterdir())
     build = train.main.__globals__["read_given_options"]
 
     def read_and_lose(args: object) -> object:
@@ -186,5 +202,4 @@ def test_a_copy_that_cannot_be_read_moves_nothing(run: Run, monkeypatch: pytest.
     monkeypatch.setitem(train.main.__globals__, "read_given_options", read_and_lose)
     with pytest.raises(SystemExit):
         run("-opt", str(kept), arguments=())
-    assert latest("small").exists()
-    assert [path.name for path in Path("experiments").iterdir() if path.is_dir()] == ["small"]
+    assert sorted(Path("experiments").iterdir()) == before

@@ -5,7 +5,7 @@
 | ``options`` | the one small option file (``SMALL``), its parts as dicts, options as train.py completes them |
 | ``programs`` | running the programs: ``run``, ``run_well``, ``main_of``; the fixture ``refused`` |
 | ``images`` | images to cut, pack and shrink; the fixtures ``pairs`` and ``image_folder`` |
-| ``networks`` | small networks and losses; the fixture ``network_file`` |
+| ``networks`` | small networks, files of them, and losses |
 | ``validation`` | a small model that validates on five images |
 | ``stream`` | the training stream on ``pairs`` |
 | ``processes`` | processes forked from one that has imported torch; torchrun |

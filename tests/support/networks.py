@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from dp_basicsr.archs.own_networks import build_network
@@ -34,6 +35,12 @@ def make_network(
         if name == "conv_last.bias":
             parameter.data += 0.5
     return net.requires_grad_(False)
+
+
+def network_file(name: str = "net.pth", **size: Any) -> Path:
+    """Write a file of a small network (see ``make_network``) in BasicSR's form to the current folder."""
+    torch.save({"params": make_network(**size).state_dict()}, name)
+    return Path(name)
 
 
 def swinir() -> nn.Module:

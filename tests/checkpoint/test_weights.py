@@ -1,36 +1,46 @@
-"""The best weights in a file: layouts of the trainers that people use, drawn at random."""
+"""The best weights in a file of any kind, under BasicSR's names; layouts of the trainers that people use."""
 
 from __future__ import annotations
 
-import os
+import argparse
+import datetime
 import random
-import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from dp_basicsr.archs import load_network
-from dp_basicsr.checkpoint.weights import read_weights
+from dp_basicsr.checkpoint.weights import interpolate, read_weights
 from dp_basicsr.errors import UserError
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.support.networks import make_network
+from tests.support.fuzz import draws
+from tests.support.networks import make_network, network_file
 
 State = dict[str, Tensor]
-SECONDS, SEED = float(os.environ.get("FUZZ_SECONDS", "0")), int(os.environ.get("FUZZ_SEED", "0"))
 
 
-def draws(count: int) -> Iterator[random.Random]:
-    """Random generators: ``count``, or for FUZZ_SECONDS; a failure prints its FUZZ_SEED."""
-    end, seed = time.monotonic() + SECONDS, SEED
-    while time.monotonic() < end if SECONDS else seed < SEED + count:
-        print(f"FUZZ_SEED={seed}")
-        yield random.Random(seed)
-        seed += 1
+class Harmless:
+    """Something that is not a tensor."""
+
+    def __init__(self) -> None:
+        self.text = "inside"
+
+
+BESIDE: dict[str, Any] = {
+    "numbers of numpy": {"iter": np.int64(3), "psnr": np.float64(28.5), "history": np.zeros(3)},
+    "arguments": {"args": argparse.Namespace(lr=1e-4)},
+    "a path and a time": {"path": Path("x"), "when": datetime.datetime(2026, 1, 1)},
+    "objects": {"config": [Harmless()], "hooks": {Harmless: {"best": Harmless()}}},
+}
 
 
 def prefixed(state: State, prefix: str) -> State:
@@ -85,6 +95,7 @@ BOTH: dict[str, Callable[[State, State], Any]] = {
 
 ALONE: dict[str, Callable[[State], Any]] = {
     "bare, KAIR, accelerate": lambda state: state,
+    "BasicSR": lambda state: {"params": state},
     "DataParallel": lambda state: prefixed(state, "module."),
     "torch.compile": lambda state: prefixed(state, "_orig_mod."),
     "compiled in DDP": lambda state: {"state_dict": prefixed(state, "module._orig_mod.")},
@@ -103,14 +114,15 @@ ALONE: dict[str, Callable[[State], Any]] = {
 
 
 def write(content: Any, path: Path, rng: random.Random) -> None:
-    """Save as a trainer does: wrapped once more, in fp16, or with objects beside the weights."""
-    if rng.random() < 0.3 and isinstance(content, dict):
-        content = {**content, "args": {"lr": 1e-4}, "config": Path("x")}
+    """Save as a trainer does: in either format of torch, and often with objects beside the weights."""
+    if rng.random() < 0.5 and isinstance(content, dict):
+        # open-mmlab/mmengine#1655: torch >= 2.6 refuses the whole file.
+        content = {**content, **BESIDE[rng.choice(list(BESIDE))]}
     torch.save(content, path, _use_new_zipfile_serialization=rng.random() < 0.8)
 
 
-def same(found: State, expected: State) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+def same(state: State, expected: State) -> bool:
+    return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in expected)
 
 
 def networks(rng: random.Random) -> tuple[State, State]:
@@ -179,8 +191,104 @@ def test_statistics_that_are_not_averaged_are_the_last_ones(tmp_path: Path) -> N
     assert torch.equal(state["norm.running_mean"], torch.ones(2))
 
 
-def test_an_optimizer_alone_is_no_network(tmp_path: Path) -> None:
-    raw, _ = networks(random.Random(0))
-    torch.save({"optimizer": optimizer(raw), "epoch": 3}, tmp_path / "net.pth")
-    with pytest.raises(UserError, match="expected the weights of a generator, got a mapping with optimizer"):
-        read_weights(tmp_path / "net.pth")
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.8, 1.0])
+def test_interpolation_is_esrgans(alpha: float) -> None:
+    first = read_weights(network_file("psnr.pth", scale=4))
+    second = read_weights(network_file("gan.pth", scale=4))
+    second = replace(second, state={name: value * 3 + 0.1 for name, value in second.state.items()})
+    mixed = interpolate(first, second, alpha)
+    for name, value in mixed.state.items():  # net_interp.py of the original ESRGAN
+        torch.testing.assert_close(value, (1 - alpha) * first.state[name] + alpha * second.state[name])
+    share = Fraction(alpha).limit_denominator(100)
+    assert mixed.notes["interpolation"] == f"{float(1 - share):g} * psnr.pth + {float(share):g} * gan.pth"
+
+
+def test_interpolation_of_different_networks_names_what_differs() -> None:
+    first, second = network_file("a.pth"), network_file("b.pth", num_feat=12)
+    with pytest.raises(UserError, match=r"b.pth cannot be interpolated, .*conv_first.weight of shape \(12, 3, 3, 3\)"):
+        load_network([first, second])
+    with pytest.raises(UserError, match="from 0 .* to 1 .*got 1.5"):
+        load_network([first, first], alpha_interp=1.5)
+    with pytest.raises(UserError, match="needs two models"):
+        load_network([first], alpha_interp=0.5)
+
+
+class Calls:
+    """Unpickling it would call ``torch.set_num_threads``, which is visible and does no harm."""
+
+    def __reduce__(self) -> Any:
+        return torch.set_num_threads, (torch.get_num_threads() + 1,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_is_called_for_objects_beside_the_weights(zipped: bool) -> None:
+    threads = torch.get_num_threads()
+    state = make_network().state_dict()
+    torch.save({"params": state, "extra": Calls()}, "net.pth", _use_new_zipfile_serialization=zipped)
+    assert same(read_weights(Path("net.pth")).state, state)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_name_that_belies_its_content_does_not_matter() -> None:
+    """Iyashinouta/sd-model-downloader#11: a browser or a script gave a .safetensors file the name of a checkpoint."""
+    state = {name: value.half() for name, value in make_network().state_dict().items()}
+    save_file(state, "renamed.pth", metadata={"scale": "4"})
+    torch.save({"params": state}, "renamed.safetensors")
+    torch.save(state, "pytorch_model.bin")
+    for name in ("renamed.pth", "renamed.safetensors", "pytorch_model.bin"):
+        assert same(read_weights(Path(name)).state, {name: value.float() for name, value in state.items()})
+    assert read_weights(Path("renamed.pth")).notes == {"scale": "4"}
+
+
+def test_an_archive_with_the_file_in_it_is_named() -> None:
+    torch.save({"params": make_network().state_dict()}, "net.pth")
+    with zipfile.ZipFile("model.zip", "w") as archive:
+        archive.write("net.pth", "release/net.pth")
+        archive.writestr("release/README.md", "")
+    with pytest.raises(UserError, match=r"model.zip is a ZIP archive .release/net.pth, release/README.md.: unpack it"):
+        load_network([Path("model.zip")])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"optimizers": [], "iter": 3}, "is a training state, not a network: give models/net_g"),
+        ({"optimizer": optimizer({}), "epoch": 3}, "expected the weights of a generator, got a mapping with optimizer"),
+        # JingyunLiang/SwinIR#28: KAIR saves it beside the network.
+        (optimizer({"x": torch.ones(3)}), "is the state of an optimizer, not a network: give the network saved beside"),
+        ({"params": {"layer": Harmless()}}, r"contains more than weights \(.*Harmless\)"),
+        ([1, 2], "expected the weights of a generator, got list"),
+        ({"fc.weight": torch.ones(2)}, "expected a super-resolution network .* got 1 tensors such as fc.weight"),
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
+        (b'\n<?xml version="1.0"?><Error><Code>AccessDenied', "is a web page or a server's message .*AccessDenied"),
+        (b'{"message": "Not Found"}', 'is a web page or a server\'s message \\({"message": "Not Found"}\\)'),
+        (b"PK\3\4 cut off", "is damaged or not a checkpoint"),
+        (b"\x1f\x8b\x08 of a download", "is compressed .gzip.: unpack it"),
+        (b"7z\xbc\xaf\x27\x1c of a download", "is compressed .7-Zip.: unpack it"),
+        (b"Rar! of a download", "is compressed .RAR.: unpack it"),
+        (b"", "is empty: copy or download it again"),
+    ],
+)
+def test_what_is_no_network_is_told_apart(content: object, message: str) -> None:
+    path = Path("net.pth")
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=message) as raised:
+        load_network([path])
+    assert "\n" not in str(raised.value)
+
+
+def test_damaged_safetensors_missing_file_and_nan() -> None:
+    Path("net.safetensors").write_bytes(b"no such thing")
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        load_network([Path("net.safetensors")])
+    with pytest.raises(UserError, match="nowhere.pth: no such file"):
+        load_network([Path("nowhere.pth")])
+    state = make_network().state_dict()
+    state["conv_hr.bias"][2] = float("nan")
+    torch.save(state, "nan.pth")
+    with pytest.raises(UserError, match="1 tensors contain NaN or infinity .conv_hr.bias"):
+        load_network([Path("nan.pth")])

@@ -1,0 +1,164 @@
+"""Architecture, size and scale from the weights alone; the oracle for foreign names is spandrel, as in chaiNNer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from dp_basicsr.archs.open_network import load_network, open_network
+from dp_basicsr.checkpoint.weights import read_weights
+from dp_basicsr.errors import UserError
+
+import pytest
+import torch
+from basicsr.archs.rrdbnet_arch import RRDBNet
+from torch import Tensor
+
+from tests.support.networks import make_network, network_file
+
+State = dict[str, Tensor]
+IMAGE = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize(
+    ("arch", "scale", "growth"),
+    [
+        ("RRDBNetDP", 2, 8), ("RRDBNetDP", 3, 8), ("RRDBNetDP", 4, 8), ("RRDBNetDP", 4, 32),
+        ("RRDBNet", 1, 8), ("RRDBNet", 2, 8), ("MSRResNet", 2, 0), ("MSRResNet", 3, 0), ("MSRResNet", 4, 0),
+    ],
+)  # fmt: skip
+def test_spec_is_found_and_the_function_is_the_same(arch: str, scale: int, growth: int) -> None:
+    net = make_network(arch, scale, num_feat=8, num_grow_ch=growth)
+    torch.save({"params": net.state_dict()}, "net.pth")
+    told = scale if arch == "RRDBNetDP" and scale < 4 else None
+    loaded = load_network([Path("net.pth")], scale=told)
+    assert (loaded.arch, loaded.scale, loaded.channels) == (arch, scale, 3)
+    assert loaded.arguments == {"num_feat": 8, "num_block": 2, **({"num_grow_ch": growth} if growth else {})}
+    assert loaded.size.multiple == ({1: 4, 2: 2}[scale] if arch == "RRDBNet" else 1)
+    assert not loaded.module.training
+    assert torch.equal(loaded.module(IMAGE), net(IMAGE))
+    assert loaded.module(IMAGE).shape == (2, 3, 8 * scale, 12 * scale)
+
+
+def test_x2_or_x3_is_asked_for_unless_something_tells(tmp_path: Path) -> None:
+    path = network_file(scale=3)
+    with pytest.raises(UserError, match="neither the file nor an option file .* give --scale 2 or --scale 3"):
+        load_network([path])
+    assert load_network([path], scale=2).scale == 2
+    run = tmp_path / "experiments" / "x3"
+    (run / "models").mkdir(parents=True)
+    (run / "train.yml").write_text(
+        "{name: x3, model_type: M, scale: 3, num_gpu: 0, datasets: {}, network_g: {type: RRDBNetDP, scale: 3}}"
+    )
+    moved = path.rename(run / "models" / "net_g_500.pth")
+    assert load_network([moved]).scale == 3
+
+
+def test_a_scale_that_contradicts_the_weights_is_refused() -> None:
+    with pytest.raises(UserError, match="--scale 2: .* is RRDBNetDP x4 .*; the size of the result is --outscale"):
+        load_network([network_file(scale=4)], scale=2)
+
+
+def test_a_discriminator_is_refused_and_a_gray_network_opens() -> None:
+    torch.save({"params": {"conv0_0.weight": torch.ones(4, 3, 3, 3)}}, "net_d.pth")
+    with pytest.raises(UserError, match="expected a super-resolution network .* such as conv0_0.weight"):
+        load_network([Path("net_d.pth")])
+    gray = RRDBNet(1, 1, scale=4, num_feat=4, num_block=1, num_grow_ch=4)
+    torch.save(gray.state_dict(), "gray.pth")
+    opened = load_network([Path("gray.pth")])
+    assert opened.channels == 1
+    x = torch.rand(1, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(opened.module(x), gray(x))
+
+
+def esrgan_names(state: State) -> State:
+    """BasicSR's names as the original ESRGAN code called them."""
+    pairs = [("conv_body", "trunk_conv"), ("body.", "RRDB_trunk."), (".rdb", ".RDB"), ("conv_up", "upconv")]
+    renamed = {}
+    for name, value in state.items():
+        for new, old in [*pairs, ("conv_hr", "HRconv")]:
+            name = name.replace(new, old)
+        renamed[name] = value
+    return renamed
+
+
+def oldest_names(state: State) -> State:
+    """BasicSR's names in the flat form of ESRGAN's first release, whose layers are numbered."""
+    blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("body."))
+    ups = sum(name.startswith("conv_up") and name.endswith("weight") for name in state)
+    fixed = {"conv_first": "model.0", "conv_body": f"model.1.sub.{blocks}"}
+    fixed |= {f"conv_up{number}": f"model.{3 * number}" for number in range(1, ups + 1)}
+    fixed |= {"conv_hr": f"model.{3 * ups + 2}", "conv_last": f"model.{3 * ups + 4}"}
+    renamed = {}
+    for name, value in state.items():
+        layer, _, kind = name.rpartition(".")
+        new = re.sub(r"^body\.(\d+)\.rdb(\d)\.conv(\d)$", r"model.1.sub.\1.RDB\2.conv\3.0", fixed.get(layer, layer))
+        renamed[f"{new}.{kind}"] = value
+    return renamed
+
+
+@pytest.mark.parametrize("names", [esrgan_names, oldest_names])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_original_esrgan_files_give_the_pixels_that_spandrel_gives(names: Callable[[State], State], scale: int) -> None:
+    spandrel = pytest.importorskip("spandrel")
+    torch.save(names(make_network(scale=scale).state_dict()), "old.pth")
+    theirs = spandrel.ModelLoader().load_from_file("old.pth")
+    ours = load_network([Path("old.pth")], scale=2 if scale == 2 else None)
+    assert ours.scale == theirs.scale == scale
+    torch.testing.assert_close(ours.module(IMAGE), theirs.model(IMAGE), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1, 8])
+def test_the_1x_and_8x_esrgan_of_2018_open(scale: int) -> None:
+    """Theirs have the growth of 32 that spandrel assumes."""
+    state = dict(make_network(scale=4).state_dict())
+    if scale == 8:
+        state |= {f"conv_up3.{kind}": state[f"conv_up2.{kind}"] for kind in ("weight", "bias")}
+    else:
+        state = {name: value for name, value in state.items() if not name.startswith("conv_up")}
+    torch.save(oldest_names(state), "old.pth")
+    opened = load_network([Path("old.pth")])
+    assert opened.scale == scale
+    assert opened.module(IMAGE).shape == (2, 3, 8 * scale, 12 * scale)
+
+
+def old_with(shape: tuple[int, ...] | None, name: str) -> State:
+    """ESRGAN of 2018 with a tensor of another shape, or without what comes after it."""
+    state = oldest_names(make_network(scale=4).state_dict())
+    if shape is None:
+        names = list(state)
+        return {key: state[key] for key in names[: names.index(name)]}
+    return state | {name: torch.ones(shape)}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (make_network().state_dict() | {"conv_first.weight": torch.ones(8)}, "damaged or incomplete: spandrel cannot"),
+        (old_with((0, 8, 3, 3), "model.10.weight"), "damaged or incomplete: spandrel cannot build it"),
+        (old_with(None, "model.3.weight"), "damaged or incomplete: .*KeyError: 'model.1.weight'"),
+        (old_with(None, "model.10.weight"), "expected a network that maps an image to one of as many channels"),
+        (old_with(None, "model.1.sub.0.RDB1.conv1.0.weight"), "expected a super-resolution network"),
+        (make_network(scale=2, num_grow_ch=4).state_dict() | {"conv_last.weight": torch.ones(0, 8, 3, 3)}, "damaged"),
+    ],
+)
+def test_old_files_that_are_damaged_or_too_short_are_named(content: State, message: str) -> None:
+    torch.save(content, "old.pth")
+    with pytest.raises(UserError, match=message):
+        load_network([Path("old.pth")])
+
+
+def test_a_mismatch_names_keys_and_shapes_in_one_message() -> None:
+    weights = read_weights(network_file())
+    del weights.state["conv_hr.bias"]
+    weights.state["extra.weight"] = torch.ones(3)
+    weights.state["body.1.rdb2.conv2.weight"] = torch.ones(32, 39, 3, 3)
+    with pytest.raises(UserError) as raised:
+        open_network(weights)
+    assert str(raised.value) == (
+        f"model {weights.path} looks like RRDBNetDP x4 (2 blocks, 8 features, growth 32), but has "
+        "missing: conv_hr.bias (8,); unexpected: extra.weight (3,); "
+        "body.1.rdb2.conv2.weight of shape (32, 39, 3, 3) instead of (32, 40, 3, 3)"
+    )
