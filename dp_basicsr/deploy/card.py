@@ -25,7 +25,7 @@ pipeline_tag: image-to-image
 # {name}
 
 {title}, {parameters:,} parameters.
-It takes RGB images in [0, 1], (N, 3, H, W){multiple}, and gives (N, 3, {scale} H, {scale} W).
+It takes RGB images in [0, 1], (N, 3, H, W){sides}, and gives (N, 3, {scale} H, {scale} W).
 
 Licence of the weights: {license_text}.
 
@@ -39,7 +39,9 @@ Licence of the weights: {license_text}.
 
 ## Use
 
-{use}
+With this project: `dp-basicsr upscale -i photo.png -o results -m {file}`
+
+{code}
 
 {programs}
 
@@ -49,10 +51,6 @@ It knows the kind of image, downsampling and noise that it was trained on; other
 sharpened. A network trained with perceptual and adversarial losses invents plausible detail: do not read text, faces or
 measurements from its output that the input does not have.
 """
-
-_USE = """With this project: `dp-basicsr upscale -i photo.png -o results -m {file}`
-
-{code}"""
 
 
 def write_card(
@@ -68,7 +66,10 @@ def write_card(
         license_name: Licence of the weights; empty if unknown.
         metrics: See ``read_metrics``.
     """
-    record = EXPORTS[kind]
+    record, size = EXPORTS[kind], network.size
+    sides = f" with H and W of {size.maximum}" if size.maximum else ""
+    if size.multiple > 1:
+        sides = sides or f" with H and W multiples of {size.multiple}"
     limit = limit_elsewhere(network, kind, output.stem)
     page = _PAGE.format(
         name=output.stem,
@@ -77,11 +78,12 @@ def write_card(
         license_text=license_name or UNSTATED,
         title=network.description,
         parameters=sum(parameter.numel() for parameter in network.module.parameters()),
-        multiple=f" with H and W multiples of {network.size.multiple}" if network.size.multiple > 1 else "",
+        sides=sides,
         scale=network.scale,
         training=_training(facts),
         metrics=metrics,
-        use=_USE.format(file=output.name, code=record.use.format(file=output.name)),
+        file=output.name,
+        code=record.use.format(file=output.name),
         programs=f"{limit[0].upper()}{limit[1:]}." if limit else record.programs,
     )
     # ncnn writes two files, whose common name has no suffix.

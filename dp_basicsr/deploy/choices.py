@@ -28,7 +28,7 @@ class EngineKind:
     """An engine: all that commands, messages and docs say of it.
 
     Attributes:
-        target: Its class, a ``FileEngine``; empty for torch.
+        target: Its class, an ``Engine`` that writes files; empty for torch.
         file: Name of a converted network in the cache.
         packages: What it imports.
         extra: Of this package, which installs them.
@@ -62,7 +62,7 @@ class ExportFormat:
 
     Attributes:
         suffixes: Of the files that an export writes.
-        target: The ``FileEngine`` that writes and runs them; empty for weights, which torch reads.
+        target: The ``Engine`` that writes and runs them; empty for weights, which torch reads.
         tolerance: Largest difference from torch allowed, relative to the output's largest value: sums in another order,
             ncnn's Winograd transform. 0: the same bits.
         platform: OpenModelDB's; empty if it does not list such files.

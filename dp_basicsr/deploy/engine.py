@@ -25,27 +25,58 @@ class Engine(ABC):
     """Runs one network on arrays.
 
     Args:
-        network: What it runs.
-        by: What runs it, for people.
+        network: What it runs; None for what the file itself tells.
+        device: See ``open_engine``.
         precision: Arithmetic within the network. If fp16 or bf16 gives values that are not finite, the input is
             computed again in fp32, and so are all after it.
         warn: Called with a warning when the precision changes.
+        path: The file that it runs, if it runs files.
+
+    Raises:
+        UserError: There is no such device or precision, or the file cannot be run.
     """
 
     tile = CPU_TILE  # pixels of a tile that suit the device
-    scratch: Any = None  # a TemporaryDirectory of the files that it runs
+    scratch: Any = None  # a TemporaryDirectory of the file that it runs
 
     def __init__(
         self,
-        network: OpenedNetwork,
-        by: str,
+        network: OpenedNetwork | None,
+        device: str = "cpu",
         precision: Precision = "fp32",
         warn: Callable[[str], None] = warnings.warn,
+        path: Path = Path(),
     ) -> None:
-        self.network = network
-        self.title = f"{network.title}, {by}"  # file, network, engine, device and precision, for people
         self.precision = precision
         self.warn = warn
+        self.path = path
+        self.network, by = self.load(network, device)
+        self.title = f"{self.network.title}, {by}"  # file, network, engine, device and precision, for people
+
+    @abstractmethod
+    def load(self, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
+        """Get ready to run; return what it runs, and what runs it."""
+
+    @abstractmethod
+    def run(self, images: Floats) -> Floats:
+        """Run the network on (N, channels, h, w), a size that it takes."""
+
+    @staticmethod
+    def write(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool = False) -> None:
+        """Write a network in torch for any batch, height and width; ``facts`` and ``half`` as for an export."""
+        raise NotImplementedError
+
+    @classmethod
+    def supports(cls, precision: str) -> bool:
+        """Return whether it computes in a precision on this CPU."""
+        return precision == "fp32"
+
+    def use_fp32(self) -> None:
+        """Compute in fp32 from now on."""
+        self.precision = "fp32"
+
+    def free_memory(self) -> None:  # noqa: B027  (most engines have nothing to do)
+        """Return cached memory to the device."""
 
     def __call__(self, image: Floats) -> Floats:
         """Upscale (1, 3, h, w) in [0, 1] to (1, 3, scale * h, scale * w), finite, not clipped.
@@ -68,57 +99,18 @@ class Engine(ABC):
         result = result[:, :, :height, :width]
         return result.transpose(1, 0, 2, 3) if is_gray else result
 
-    @abstractmethod
-    def run(self, images: Floats) -> Floats:
-        """Run the network on (N, channels, h, w), a size that it takes."""
+    def probe(self, channels: int, height: int, width: int) -> int:
+        """Return the scale, which a run of the network on a black image shows.
 
-    def use_fp32(self) -> None:
-        """Compute in fp32 from now on."""
-        self.precision = "fp32"
-
-    def free_memory(self) -> None:  # noqa: B027  (most engines have nothing to do)
-        """Return cached memory to the device."""
-
-
-class FileEngine(Engine):
-    """An engine that runs files of another package, and writes them.
-
-    Args:
-        path: The file.
-        network: What is known of it; None for what the file itself tells.
-        device: See ``open_engine``.
-        precision: See ``Engine``.
-        warn: See ``Engine``.
-
-    Raises:
-        UserError: The file cannot be run.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        network: OpenedNetwork | None = None,
-        device: str = "cpu",
-        precision: Precision = "fp32",
-        warn: Callable[[str], None] = warnings.warn,
-    ) -> None:
-        # Before the base class's own assignment, because ``load`` compiles for it.
-        self.precision = precision
-        super().__init__(*self.load(path, network, device), precision, warn)
-
-    @abstractmethod
-    def load(self, path: Path, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
-        """Get ready to run a file; return what it is and what runs it."""
-
-    @staticmethod
-    @abstractmethod
-    def write(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool = False) -> None:
-        """Write a network in torch for any batch, height and width; ``facts`` and ``half`` as for an export."""
-
-    @classmethod
-    def supports(cls, precision: str) -> bool:
-        """Return whether it computes in a precision on this CPU."""
-        return precision == "fp32"
+        Raises:
+            ValueError: Its result is no image of as many channels, of a whole multiple of the size.
+        """
+        shape = self.run(np.zeros((1, channels, height, width), np.float32)).shape
+        scale = shape[-1] // width
+        if shape != (1, channels, scale * height, scale * width) or scale < 1:
+            given = (1, channels, height, width)
+            raise ValueError(f"expected as many colours out as in, RGB or gray, got {shape} for {given}")
+        return int(scale)
 
 
 def limit_threads() -> int:

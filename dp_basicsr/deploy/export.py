@@ -11,14 +11,15 @@ from pathlib import Path
 from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.choices import EXPORTS
-from dp_basicsr.deploy.engine import Engine
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, first_line
 
 import torch
 from torch import Tensor
 
 # (N, H, W) at which files that torch does not read are compared with it; folded networks take multiples.
 CHECK_SIZES = ((1, 1, 1), (1, 16, 16), (1, 17, 23), (2, 31, 8))
+# H and W of an ONNX file of one size, a multiple of the usual windows.
+FIXED_SIDE = 192
 HALF_TOLERANCE = 1e-2  # of the values of a network in fp16, 11 bits
 
 
@@ -33,10 +34,10 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
     """Write a network, and check it before it is put in place.
 
     Args:
-        network: With its weights on the CPU.
+        network: With its weights on the CPU. If ONNX can hold it at one size alone, its ``size`` becomes that.
         kind: One of ``EXPORTS``. ``safetensors``: BasicSR's names, ``facts`` as metadata. ``pth``: BasicSR's form,
-            ``params`` beside ``facts``, nothing but tensors, strings and numbers. ``onnx``: dynamic batch, height and
-            width, ``facts`` as metadata. ``ncnn``: ``.param`` and ``.bin``. The last two need the extra ``export``.
+            ``params`` beside ``facts``, nothing but tensors, strings and numbers. ``onnx``: ``facts`` as metadata.
+            ``ncnn``: ``.param`` and ``.bin``. The last two need the extra ``export``.
         output: The file; for ncnn both without their suffix.
         facts: See ``describe``.
         half: Weights in fp16; with ONNX also input, output and arithmetic.
@@ -56,18 +57,19 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         drafts = [Path(folder) / f"draft{suffix}" for suffix in format_.suffixes]
         if format_.target:
-            engine = format_.load()
-            engine.write(network, drafts[0], facts, half)
-            difference = _compare_outputs(network, engine(drafts[0]))
             tolerance = HALF_TOLERANCE if half else format_.tolerance
+            difference, reason = _convert(network, kind, drafts[0], facts, half)
+            # Not `>`, which is false for NaN, too.
+            if kind == "onnx" and not difference <= tolerance:
+                # The exporter takes the number of a network's windows for a constant. Upscaling cuts and pads tiles for
+                # a file of one size.
+                side = max(network.size.fit(FIXED_SIDE, FIXED_SIDE))
+                network.size = dataclasses.replace(network.size, minimum=side, maximum=side)
+                difference, reason = _convert(network, kind, drafts[0], describe(network, facts), half)
         else:
-            _write_weights(network, drafts[0], facts, half)
-            difference, tolerance = _compare_weights(network, drafts[0], half), 0
-        # Not `>`, which is false for NaN, too.
+            difference, tolerance, reason = _save_weights(network, drafts[0], facts, half), 0, ""
         if not difference <= tolerance:
-            wrong = f"differs from the network by {difference:.1e}"
-            if format_.target and math.isinf(difference):
-                wrong = "cannot take every size of image that the network takes"
+            wrong = f"cannot be run ({reason})" if reason else f"differs from the network by {difference:.1e}"
             instead = "; export it as .safetensors" if format_.target else ""
             raise UserError(f"the exported {kind} {wrong}; nothing was written{instead}")
         for draft, file in zip(drafts, format_.files(output), strict=True):
@@ -91,6 +93,8 @@ def limit_elsewhere(network: OpenedNetwork, kind: str, name: str) -> str | None:
     """What other programs cannot do with an export called ``name``, as a sentence; None if nothing."""
     if not EXPORTS[kind].target and (limit := spandrel_limit(network)):
         return f"spandrel (chaiNNer, ComfyUI) cannot open it: {limit}; export it as ONNX for these"
+    if kind == "onnx" and (side := network.size.maximum):
+        return f"it takes images of {side} x {side} pixels alone, as programs must cut them; `dp-basicsr upscale` does"
     if kind != "ncnn":
         return None
     # Upscayl's own rule, common/check-model-scale.ts of its repository.
@@ -104,7 +108,13 @@ def limit_elsewhere(network: OpenedNetwork, kind: str, name: str) -> str | None:
     return None
 
 
-def _write_weights(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool) -> None:
+def _state_of(network: OpenedNetwork, half: bool) -> dict[str, Tensor]:
+    state = {name: value.detach().cpu().contiguous() for name, value in network.module.state_dict().items()}
+    return {name: value.half() if half and value.is_floating_point() else value for name, value in state.items()}
+
+
+def _save_weights(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool) -> float:
+    """Write weights; return 0 if the file gives the same network with the same bits, otherwise infinity."""
     state = _state_of(network, half)
     if path.suffix == ".pth":
         numbers = {name: int(value) if value.isdecimal() else value for name, value in facts.items()}
@@ -114,37 +124,35 @@ def _write_weights(network: OpenedNetwork, path: Path, facts: dict[str, str], ha
 
         # Not by save_file, which makes a file that its owner alone may read.
         path.write_bytes(save(state, metadata={**facts, "format": "pt"}))
-
-
-def _state_of(network: OpenedNetwork, half: bool) -> dict[str, Tensor]:
-    state = {name: value.detach().cpu().contiguous() for name, value in network.module.state_dict().items()}
-    return {name: value.half() if half and value.is_floating_point() else value for name, value in state.items()}
-
-
-def _compare_weights(network: OpenedNetwork, path: Path, half: bool) -> float:
-    """Return 0 if the file gives the same network with the same bits, otherwise infinity."""
     again = load_network([path])
-    ours, theirs = _state_of(network, half), again.module.state_dict()
+    theirs = again.module.state_dict()
     # Weights are opened in float32, whatever the file has.
-    same = all(torch.equal(value.float(), theirs[name].float()) for name, value in ours.items())
-    return 0.0 if same and again.description == network.description else float("inf")
+    same = all(torch.equal(value.float(), theirs[name].float()) for name, value in state.items())
+    return 0.0 if same and again.description == network.description else math.inf
 
 
-def _compare_outputs(network: OpenedNetwork, engine: Engine) -> float:
-    """Return the largest relative difference between torch and what runs the file, over all sizes."""
+def _convert(network: OpenedNetwork, kind: str, path: Path, facts: dict[str, str], half: bool) -> tuple[float, str]:
+    """Write a file that another package runs; return its largest relative difference from torch, or why it fails."""
+    engine = EXPORTS[kind].load()
+    try:
+        engine.write(network, path, facts, half)
+    except UserError:
+        raise
+    except Exception as error:  # of the exporter
+        return math.inf, first_line(error)
     generator = torch.Generator().manual_seed(0)
     multiple, worst = network.size.multiple, 0.0
-    for batch, height, width in CHECK_SIZES:
-        shape = (batch, network.channels, *network.size.fit(height * multiple, width * multiple))
-        image = torch.rand(shape, generator=generator)
-        with torch.inference_mode():
-            ours = network.module(image)
-        try:
-            theirs = torch.from_numpy(engine.run(image.numpy()))
-        except Exception:
-            # Exporters take some sizes of windows for constants; the runtime then refuses an image in words of its own.
-            return float("inf")
-        if ours.shape != theirs.shape:
-            return float("inf")
-        worst = max(worst, float((ours - theirs).abs().max() / ours.abs().max()))
-    return worst
+    try:
+        runner = engine(None, path=path)
+        for batch, height, width in ((1, 1, 1), (2, 1, 1)) if network.size.maximum else CHECK_SIZES:
+            sides = network.size.fit(height * multiple, width * multiple)
+            image = torch.rand(batch, network.channels, *sides, generator=generator)
+            with torch.inference_mode():
+                expected = network.module(image)
+            result = torch.from_numpy(runner.run(image.numpy()))
+            if result.shape != expected.shape:
+                return math.inf, f"{tuple(result.shape)} instead of {tuple(expected.shape)}"
+            worst = max(worst, float((expected - result).abs().max() / expected.abs().max()))
+    except Exception as error:  # of the runtime
+        return math.inf, first_line(error)
+    return worst, ""

@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
-from dp_basicsr.deploy.engine import FileEngine, limit_threads
-from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.deploy.engine import Engine, limit_threads
+from dp_basicsr.errors import UserError, import_optional
 from dp_basicsr.utils.input_size import InputSize
 from dp_basicsr.utils.tiles import Floats
 
@@ -18,27 +18,17 @@ import numpy as np
 
 # Names of the input and output that Upscayl and realesrgan-ncnn-vulkan look for.
 BLOBS = {"in0": "data", "out0": "output"}
-PROBE = (1, 3, 8, 8)
+PROBE = 8  # side of the image that tells the scale, pixels
 
 
-class NcnnEngine(FileEngine):
-    """Runs ``net.param`` and ``net.bin`` (``path`` is either) on the CPU: RGB in, RGB out.
+class NcnnEngine(Engine):
+    """Runs ``net.param`` and ``net.bin`` (``path`` is either) on the CPU: RGB in, RGB out."""
 
-    Raises:
-        UserError: A file is missing, ncnn is not installed, a device other than the CPU is wanted, or it is not a
-            network of that kind.
-    """
-
-    def load(self, path: Path, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
-        """See ``FileEngine.load``."""
-        try:
-            import ncnn
-        except Exception as error:  # missing, or broken in any way
-            why = first_line(error)
-            raise UserError(f"ncnn files need ncnn: pip install 'dp_basicsr[export]' ({why})") from error
-        param, weights = path.with_suffix(".param"), path.with_suffix(".bin")
+    def load(self, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
+        ncnn = import_optional("ncnn")
+        param, weights = self.path.with_suffix(".param"), self.path.with_suffix(".bin")
         if missing := [str(file) for file in (param, weights) if not file.is_file()]:
-            raise UserError(f"model {path}: no such file: {', '.join(missing)}")
+            raise UserError(f"model {self.path}: no such file: {', '.join(missing)}")
         if device not in ("auto", "cpu"):
             raise UserError(f"--device {device}: ncnn files run on the CPU; give the .pth or .safetensors file")
         if unknown := _unknown_layers(param):
@@ -50,25 +40,19 @@ class NcnnEngine(FileEngine):
         # ncnn would compute in fp16 where the CPU can; this engine promises fp32.
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
         if self.net.load_param(str(param)) != 0 or self.net.load_model(str(weights)) != 0:
-            raise UserError(f"model {path}: ncnn cannot read it")
+            raise UserError(f"model {self.path}: ncnn cannot read it")
         # A pixel-unshuffle at the input takes multiples alone, and would drop what is left.
         folds = re.findall(r"^Reorg\s.*\s0=(\d+)", param.read_text(encoding="utf-8"), re.MULTILINE)
         fold = math.prod(map(int, folds))
         try:
-            shape = self.run(np.zeros(PROBE, np.float32)).shape
-        except (MemoryError, IndexError) as error:
-            raise UserError(f"model {path}: ncnn cannot run it on {PROBE[2]} x {PROBE[3]} pixels") from error
-        scale = shape[-1] // PROBE[-1]
-        if shape != (1, 3, scale * PROBE[2], scale * PROBE[3]) or scale < 1:
-            raise UserError(f"model {path}: expected RGB in and RGB out, got {shape} for {PROBE}")
+            scale = self.probe(3, PROBE, PROBE)
+        except (MemoryError, IndexError, ValueError) as error:
+            raise UserError(f"model {self.path}: ncnn cannot run it on {PROBE} x {PROBE} pixels: {error}") from error
         size = InputSize(fold, fold=fold)
-        network = network or OpenedNetwork(path.name, "ncnn", scale, f"ncnn x{scale}", size=size)
-        return network, "on the CPU"
+        return network or OpenedNetwork(self.path.name, "ncnn", scale, f"ncnn x{scale}", size=size), "on the CPU"
 
     def run(self, images: Floats) -> Floats:
-        """See ``Engine.run``."""
-        import ncnn
-
+        ncnn = import_optional("ncnn")
         results = []
         for image in images:
             # ncnn's Mat uses its memory, so it must live until the result is there.
@@ -88,11 +72,8 @@ class NcnnEngine(FileEngine):
         Raises:
             UserError: pnnx is not installed, or cannot convert the network.
         """
-        try:
-            import ncnn  # noqa: F401  (what is written is checked with it)
-            import pnnx
-        except ImportError as error:
-            raise UserError(f"ncnn needs {error.name or error}: pip install 'dp_basicsr[export]'") from error
+        import_optional("ncnn")  # what is written is checked with it
+        pnnx = import_optional("pnnx")
         import torch
 
         if network.channels != 3:
@@ -106,11 +87,8 @@ class NcnnEngine(FileEngine):
             warnings.simplefilter("ignore")  # torch.jit is deprecated, and is what pnnx reads
             traced = torch.jit.trace(network.module, torch.rand(shapes[0]), check_trace=False)
             traced.save(str(path.parent / "net.pt"))
-        inputs = [
-            f"{name}={shape}f32".replace(" ", "")
-            for name, shape in zip(("inputshape", "inputshape2"), shapes, strict=True)
-        ]
-        command = [pnnx.EXEC_PATH, "net.pt", *inputs, f"fp16={int(half)}"]
+        first, second = (f"{shape}f32".replace(" ", "") for shape in shapes)
+        command = [pnnx.EXEC_PATH, "net.pt", f"inputshape={first}", f"inputshape2={second}", f"fp16={int(half)}"]
         done = subprocess.run(command, cwd=path.parent, capture_output=True, check=False)
         made = path.parent / "net.ncnn.param"
         if done.returncode != 0 or not made.is_file():

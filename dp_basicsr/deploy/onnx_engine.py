@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import importlib
 import io
 import os
 import warnings
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
-from dp_basicsr.deploy.engine import FileEngine, limit_threads
-from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.deploy.engine import Engine, limit_threads
+from dp_basicsr.errors import UserError, first_line, import_optional
 from dp_basicsr.utils.input_size import InputSize
 from dp_basicsr.utils.tiles import Floats
 
@@ -24,31 +23,22 @@ import numpy as np
 PROBE = 8
 
 
-def import_onnxruntime() -> ModuleType:
+def import_onnxruntime() -> Any:
     """Import onnxruntime without its telemetry.
 
     From 1.29 it keeps an identity and a database in the user's cache, and sends every session to its makers.
     """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when it is imported
-    return importlib.import_module("onnxruntime")
+    return import_optional("onnxruntime")
 
 
-class OnnxEngine(FileEngine):
-    """Runs an ONNX file: ours, or any with one input (N, 3, H, W) and one output of a whole multiple of its size.
+class OnnxEngine(Engine):
+    """Runs an ONNX file: ours, or any with one input (N, 3, H, W) and one output of a whole multiple of its size."""
 
-    Raises:
-        UserError: No such file, onnxruntime is not installed or not built for the device, or not such a network.
-    """
-
-    def load(self, path: Path, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
-        """See ``FileEngine.load``."""
-        try:
-            ort = import_onnxruntime()
-        except Exception as error:  # missing, or broken in any way
-            why = first_line(error)
-            raise UserError(f"ONNX files need onnxruntime: pip install 'dp_basicsr[export]' ({why})") from error
-        if not path.is_file():
-            raise UserError(f"model {path}: no such file")
+    def load(self, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
+        ort = import_onnxruntime()
+        if not self.path.is_file():
+            raise UserError(f"model {self.path}: no such file")
         options = ort.SessionOptions()
         # Errors alone: what it tells of its optimisations is no user's concern.
         options.log_severity_level = 3
@@ -58,17 +48,17 @@ class OnnxEngine(FileEngine):
         if device.startswith("cuda") and "CUDAExecutionProvider" not in usable:
             raise UserError(f"--device {device}: this onnxruntime has no CUDA: pip install onnxruntime-gpu")
         try:
-            self.session = ort.InferenceSession(str(path), options, providers=usable)
+            self.session = ort.InferenceSession(str(self.path), options, providers=usable)
             self.input = self.session.get_inputs()[0]
             # Of a fixed size are numbers, others names or None.
             self.fixed = [side if isinstance(side, int) else 0 for side in self.input.shape]
-            network = network or self._recognise(path)
+            network = network or self._recognise()
         except Exception as error:  # onnxruntime's errors have no common class
-            raise UserError(f"model {path}: onnxruntime cannot run it: {first_line(error)}") from error
+            raise UserError(f"model {self.path}: onnxruntime cannot run it: {first_line(error)}") from error
         by = f"by onnxruntime {ort.__version__}, {self.session.get_providers()[0].removesuffix('ExecutionProvider')}"
         return network, by
 
-    def _recognise(self, path: Path) -> OpenedNetwork:
+    def _recognise(self) -> OpenedNetwork:
         """Return what the file tells of its network, and what a run of it shows."""
         notes = dict(self.session.get_modelmeta().custom_metadata_map)
         known = {field.name: int(notes[field.name]) for field in dataclasses.fields(InputSize) if field.name in notes}
@@ -79,16 +69,11 @@ class OnnxEngine(FileEngine):
             known |= {"minimum": side, "maximum": side}
         size = InputSize(**known)  # type: ignore[arg-type]
         channels = 1 if self.fixed[1:2] == [1] else 3
-        image = np.zeros((1, channels, *size.fit(PROBE, PROBE)), np.float32)
-        result = self.run(image)
-        scale = result.shape[-1] // image.shape[-1]
-        if result.shape != (1, channels, scale * image.shape[2], scale * image.shape[3]) or scale < 1:
-            raise ValueError(f"expected as many colours out as in, RGB or gray, got {result.shape} for {image.shape}")
+        scale = self.probe(channels, *size.fit(PROBE, PROBE))
         arch = notes.get("arch", "ONNX")
-        return OpenedNetwork(path.name, arch, scale, f"ONNX x{scale}", "", channels, size, notes=notes)
+        return OpenedNetwork(self.path.name, arch, scale, f"ONNX x{scale}", "", channels, size, notes=notes)
 
     def run(self, images: Floats) -> Floats:
-        """See ``Engine.run``."""
         dtype = np.float16 if self.input.type == "tensor(float16)" else np.float32
         batch = self.fixed[0] or len(images)
         results = []
@@ -101,35 +86,35 @@ class OnnxEngine(FileEngine):
 
     @staticmethod
     def write(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool = False) -> None:
-        """Write ``facts`` as metadata; with ``half`` also input and output are fp16."""
-        try:
-            import_onnxruntime()  # what is written is checked with it
-            import onnx
-            import onnxscript  # noqa: F401  (torch's exporter is built on it)
-        except ImportError as error:
-            raise UserError(f"ONNX needs {error.name or error}: pip install 'dp_basicsr[export]'") from error
+        """Write ``facts`` as metadata; with ``half`` also input and output are fp16.
+
+        A network whose size has a maximum is written for one image of this size.
+        """
+        import_onnxruntime()  # what is written is checked with it
+        import_optional("onnxscript")  # torch's exporter is built on it
+        onnx = import_optional("onnx")
         import torch
 
-        fold = network.size.multiple
+        # A copy, because half() converts in place, and the result is compared with the network.
+        module = copy.deepcopy(network.module).half() if half else network.module
+        fold, side = network.size.multiple, network.size.maximum
+        # A batch of 2: the exporter would take 1 for a constant.
+        shape = (1 if side else 2, network.channels, *network.size.fit(8 * fold, 12 * fold))
+        example = torch.rand(shape, dtype=torch.float16 if half else torch.float32)
         height, width = torch.export.Dim("height"), torch.export.Dim("width")
         # A folded network takes multiples alone, which the exporter has to be told.
-        size = {
+        free = {
             0: torch.export.Dim("batch"),
             2: fold * height if fold > 1 else height,
             3: fold * width if fold > 1 else width,
         }
-        # A copy, because half() converts in place, and the result is compared with the network.
-        module = copy.deepcopy(network.module).half() if half else network.module
-        # A batch of 2: the exporter would take 1 for a constant.
-        sides = network.size.fit(8 * fold, 12 * fold)
-        example = torch.rand(2, network.channels, *sides, dtype=torch.float16 if half else torch.float32)
         said = io.StringIO()
         # The exporter tells of its progress, and warns of its own plans.
         with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                module, (example,), str(path), dynamo=True, external_data=False, dynamic_shapes=(size,),
-                input_names=["image"], output_names=["upscaled"],
+                module, (example,), str(path), dynamo=True, external_data=False,
+                dynamic_shapes=None if side else (free,), input_names=["image"], output_names=["upscaled"],
             )  # fmt: skip
         model = onnx.load(str(path))
         onnx.helper.set_model_props(model, facts)

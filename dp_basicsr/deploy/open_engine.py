@@ -22,9 +22,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork, is_converted
-from dp_basicsr.deploy.choices import ENGINES, EXPORTS, EngineKind, EngineName, Precision, PrecisionChoice
+from dp_basicsr.deploy.choices import ENGINES, EXPORTS, EngineName, Precision, PrecisionChoice
 from dp_basicsr.deploy.engine import Engine
 from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.utils.input_size import InputSize
 
 import numpy as np
@@ -54,9 +55,8 @@ def open_engine(
         paths: One file, or two files of weights, see ``load_network``. ONNX and ncnn files run in onnxruntime and ncnn.
         engine: ``auto`` takes on a CPU the fastest one that is installed and equals torch within ``TOLERANCE``,
             otherwise torch.
-        alpha_interp: See ``load_network``.
-        scale: See ``load_network``.
-        device: See ``TorchEngine``. The other engines run on the CPU.
+        alpha_interp, scale: See ``load_network``.
+        device: ``auto`` (CUDA, then MPS, then CPU) or torch's name. Engines other than torch run on the CPU.
         precision: See ``Engine``; ``auto`` is bf16 where the device computes in it, otherwise fp32.
         warn: Called with a warning when an engine cannot be used.
 
@@ -73,7 +73,7 @@ def open_engine(
                 f"--precision {precision}: ONNX and ncnn files run in the precision that they were exported in"
             )
         kind = next(kind for kind in EXPORTS.values() if kind.target and paths[0].suffix in kind.suffixes)
-        opened: Engine = kind.load()(paths[0], None, device, "fp32", warn)
+        opened: Engine = kind.load()(None, device, "fp32", warn, paths[0])
         opened.network.require_scale(scale)
         return opened
 
@@ -143,9 +143,10 @@ def _key(engine: str, paths: Sequence[Path], load: Load, alpha_interp: float | N
             if not path.is_file():
                 load()  # raises
             digest.update(hashlib.sha256(path.read_bytes()).digest())
-            # The option file of the run may tell the scale of RRDBNetDP, see ``options_of_run``.
+            # The options of the run may tell the scale of RRDBNetDP, see ``options_of_run``.
             run = path.resolve().parent
-            for file in sorted(run.parent.glob("*.yml")) if run.name == "models" else []:
+            files = [*run.parent.glob("*.yml"), *run.parent.glob(USED_OPTIONS)] if run.name == "models" else []
+            for file in sorted(files):
                 digest.update(file.read_bytes())
     except OSError:
         load()  # raises
@@ -160,17 +161,23 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
         Exception: Any: the engine does not support the precision, cannot run the network, or gives other values.
     """
     kind, root = ENGINES[name], cache_root()
-    supports = kind.load().supports
+    make = kind.load()
     if precision == "auto":
-        precision = "bf16" if supports("bf16") else "fp32"
-    elif not supports(precision):
+        precision = "bf16" if make.supports("bf16") else "fp32"
+    elif not make.supports(precision):
         raise RuntimeError(f"it does not compute in {precision} on this CPU")
+
+    def open_entry(folder: Path, precision: Precision) -> Engine:
+        facts = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+        network = OpenedNetwork(**facts | {"file": file, "size": InputSize(**facts["size"])})
+        return make(network, "cpu", precision, warn, folder / kind.file)  # type: ignore[no-any-return]
+
     if root:
         with contextlib.suppress(OSError):
             # The entries used last are kept; a cache that may only be read stays as it is.
             os.utime(root / f"{name}-{key}")
         try:
-            return _open_entry(root / f"{name}-{key}", kind, file, precision, warn)
+            return open_entry(root / f"{name}-{key}", precision)
         except FileNotFoundError:
             pass
         except Exception:
@@ -186,9 +193,12 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
         warn(f"converted networks cannot be kept ({error}): name a folder for them in XDG_CACHE_HOME")
         root, scratch = None, tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     entry = Path(scratch.name) / "entry"
-    _write_entry(entry, kind, network)
+    entry.mkdir()
+    make.write(network, entry / kind.file, {})
+    facts = dataclasses.asdict(dataclasses.replace(network, module=None))
+    (entry / "network.json").write_text(json.dumps(facts), encoding="utf-8")
     # Always in fp32: in lower precision the difference would not tell a wrong conversion.
-    difference = _difference(network, _open_entry(entry, kind, file, "fp32", warn))
+    difference = _difference(network, open_entry(entry, "fp32"))
     if not difference <= TOLERANCE:
         raise RuntimeError(f"it differs from torch by {difference:.1e} on a probe")
     if root:
@@ -196,33 +206,20 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
         shutil.rmtree(root / f"{name}-{key}", ignore_errors=True)
         entry = entry.rename(root / f"{name}-{key}")
         entries = sorted(root.glob("*-*/network.json"), key=lambda facts: facts.parent.stat().st_mtime)
-        for facts in entries[:-KEPT]:
-            shutil.rmtree(facts.parent, ignore_errors=True)
-    engine = _open_entry(entry, kind, file, precision, warn)
+        for old in entries[:-KEPT]:
+            shutil.rmtree(old.parent, ignore_errors=True)
+    engine = open_entry(entry, precision)
     # Deleted with the engine.
     engine.scratch = scratch
     engine.title += f" (converted in {time.monotonic() - start:.0f} s{f', kept in {root}' if root else ''})"
     return engine
 
 
-def _write_entry(folder: Path, kind: EngineKind, network: OpenedNetwork) -> None:
-    folder.mkdir()
-    kind.load().write(network, folder / kind.file, {})
-    facts = {field.name: getattr(network, field.name) for field in dataclasses.fields(network)}
-    facts |= {"size": dataclasses.asdict(network.size), "module": None}
-    (folder / "network.json").write_text(json.dumps(facts), encoding="utf-8")
-
-
-def _open_entry(folder: Path, kind: EngineKind, file: str, precision: Precision, warn: Warn) -> Engine:
-    facts = json.loads((folder / "network.json").read_text(encoding="utf-8"))
-    network = OpenedNetwork(**facts | {"file": file, "size": InputSize(**facts["size"])})
-    return kind.load()(folder / kind.file, network, "cpu", precision, warn)  # type: ignore[no-any-return]
-
-
 def _difference(network: OpenedNetwork, engine: Engine) -> float:
+    """Return the largest difference between an engine and torch on random images, relative to the largest value."""
     from dp_basicsr.deploy.torch_engine import TorchEngine
 
-    exact = TorchEngine(network, "cpu")
+    exact = TorchEngine(network)
     random = np.random.default_rng(0)
     worst = 0.0
     for height, width in PROBES:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from dp_basicsr.deploy.choices import EXPORTS
 from dp_basicsr.errors import UserError
@@ -22,18 +21,24 @@ def write_entry(path: Path, kind: str, output: Path, facts: dict[str, str], lice
 
     Args:
         path: The JSON file.
-        kind: Format of ``output``.
+        kind: Format of ``output``, one that ``check_format`` allows.
         output: The exported file.
         facts: See ``dp_basicsr.deploy.export.describe``.
         license_name: SPDX id; empty if unknown.
 
     Returns:
         Names of the fields that the author has to fill in.
-
-    Raises:
-        UserError: OpenModelDB does not list files of this format.
     """
-    check_format(kind)
+    train_set = (json.loads(facts.get("options", "{}")).get("datasets") or {}).get("train") or {}
+    data = {name.removeprefix("dataset_"): value for name, value in facts.items() if name.startswith("dataset_")}
+    counts = [int(match[1]) for value in data.values() if (match := re.search(r": (\d+) images", value))]
+    training = {
+        "trainingIterations": int(facts["iteration"]) if "iteration" in facts else None,
+        "trainingBatchSize": train_set.get("batch_size_total") or train_set.get("batch_size_per_gpu"),
+        "trainingHRSize": train_set.get("gt_size"),
+        "dataset": ", ".join(data) or None,
+        "datasetSize": sum(counts) or None,
+    }
     entry = {
         "name": output.stem,
         "author": FILL_IN,
@@ -56,7 +61,7 @@ def write_entry(path: Path, kind: str, output: Path, facts: dict[str, str], lice
                 "urls": [f"https://{FILL_IN}"],
             }
         ],
-        **_training(facts),
+        **{name: value for name, value in training.items() if value},
         "images": [],
     }
     path.write_text(json.dumps(entry, indent=4, ensure_ascii=False), encoding="utf-8")
@@ -68,19 +73,3 @@ def check_format(kind: str) -> None:
     if not EXPORTS[kind].platform:
         listed = ", ".join(name for name, record in EXPORTS.items() if record.platform)
         raise UserError(f"--openmodeldb: it lists {listed} files, got --format {kind}")
-
-
-def _training(facts: dict[str, str]) -> dict[str, Any]:
-    """Return iterations, batch, HR size and data, as far as they are known."""
-    options = json.loads(facts.get("options", "{}"))
-    train_set = (options.get("datasets") or {}).get("train") or {}
-    data = {name.removeprefix("dataset_"): value for name, value in facts.items() if name.startswith("dataset_")}
-    sizes = [int(match[1]) for value in data.values() if (match := re.search(r": (\d+) images", value))]
-    known = {
-        "trainingIterations": int(facts["iteration"]) if "iteration" in facts else None,
-        "trainingBatchSize": train_set.get("batch_size_total") or train_set.get("batch_size_per_gpu"),
-        "trainingHRSize": train_set.get("gt_size"),
-        "dataset": ", ".join(data) or None,
-        "datasetSize": sum(sizes) or None,
-    }
-    return {name: value for name, value in known.items() if value}

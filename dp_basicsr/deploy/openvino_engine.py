@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import sys
 import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
-from dp_basicsr.deploy.engine import FileEngine, limit_threads
-from dp_basicsr.errors import UserError
+from dp_basicsr.deploy.engine import Engine, limit_threads
+from dp_basicsr.errors import import_optional
 from dp_basicsr.utils.tiles import Floats
 
 import numpy as np
@@ -27,14 +25,14 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
 
 
-def import_openvino() -> ModuleType:
+def import_openvino() -> Any:
     """Import OpenVINO without its telemetry.
 
     It would send every import and conversion to its makers, from a process that can keep the program from exiting when
     there is no network.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
-    return importlib.import_module("openvino")
+    return import_optional("openvino")
 
 
 @functools.cache
@@ -47,17 +45,13 @@ def core() -> openvino.Core:
     return import_openvino().Core()  # type: ignore[no-any-return]
 
 
-class OpenVinoEngine(FileEngine):
+class OpenVinoEngine(Engine):
     """Runs ``path`` (.xml) compiled for this CPU; the compiled form is kept beside it where that can be written."""
 
-    def load(self, path: Path, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
-        """See ``FileEngine.load``."""
-        if network is None:
-            raise UserError(f"model {path}: OpenVINO's files do not tell what they are: give the .pth or .safetensors")
-        by = f"by openvino {import_openvino().__version__.partition('-')[0]}, on {device}, {self.precision}"
-        self.path = path
+    def load(self, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
+        assert network is not None, "its files do not tell what they are"
         self._compile()
-        return network, by
+        return network, f"by openvino {import_openvino().__version__.partition('-')[0]}, on {device}, {self.precision}"
 
     def _compile(self) -> None:
         properties: dict[str, Any] = {
@@ -71,7 +65,6 @@ class OpenVinoEngine(FileEngine):
         self.request = core().compile_model(self.path, "CPU", properties).create_infer_request()
 
     def run(self, images: Floats) -> Floats:
-        """See ``Engine.run``."""
         self.request.start_async([np.ascontiguousarray(images)])
         while not self.request.wait_for(POLL_MS):
             # So that Ctrl-C is heard within a tile.
@@ -80,7 +73,6 @@ class OpenVinoEngine(FileEngine):
         return np.array(self.request.get_output_tensor().data, np.float32)
 
     def use_fp32(self) -> None:
-        """See ``Engine.use_fp32``."""
         super().use_fp32()
         self._compile()
 
@@ -102,6 +94,5 @@ class OpenVinoEngine(FileEngine):
 
     @classmethod
     def supports(cls, precision: str) -> bool:
-        """See ``FileEngine.supports``."""
         capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return precision == "fp32" or CAPABILITIES[precision] in capabilities

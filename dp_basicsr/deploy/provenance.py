@@ -33,14 +33,25 @@ def trace(path: Path, notes: dict[str, str]) -> dict[str, str]:
         ``trained_by`` and ``dataset_<name>`` (fingerprint of the training images) if a run of this project wrote it.
     """
     facts = {"source": path.name, "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    iteration = re.search(r"net_g_(\d+)$", path.stem)
-    if iteration:
+    if iteration := re.search(r"net_g_(\d+)$", path.stem):
         facts["iteration"] = iteration[1]
-    version, options = _trained_by(path), options_of_run(path)
-    if version and options:
+    options = options_of_run(path)
+    if options and (version := _version_in_log(path.resolve().parent.parent)):
         facts |= {"trained_by": f"dp_basicsr {version}", "options": json.dumps(publishable(options), default=str)}
-        facts |= _fingerprints(options)
-    earlier = _earlier_facts(notes)
+        for phase, dataset in options["datasets"].items():
+            root = dataset.get("dataroot_gt") if isinstance(dataset, dict) else None
+            if str(phase).split("_")[0] == "train" and isinstance(root, str):
+                with contextlib.suppress(OSError):
+                    facts[f"dataset_{dataset.get('name', phase)}"] = fingerprint(Path(root).expanduser())
+    is_ours = notes.get("exported_by", "").startswith("dp_basicsr ")
+    # The metadata of other programs is not passed on.
+    earlier = {name: value for name, value in notes.items()
+               if name == "interpolation" or (is_ours and (name in _KEPT or name.startswith("dataset_")))}  # fmt: skip
+    if is_ours:
+        # The metadata of a file may say anything: what is not understood is left out.
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+            published = publishable(json.loads(notes.get("options", "")))
+            earlier |= {"options": json.dumps(published)} if {"name", "model_type"} <= published.keys() else {}
     # Exported before: the first source is the one that was trained.
     if "source" in earlier:
         facts = {}
@@ -48,17 +59,15 @@ def trace(path: Path, notes: dict[str, str]) -> dict[str, str]:
 
 
 def publishable(options: Options) -> dict[str, Any]:
-    """Return the known keys of an option file that describe the training, without paths and secrets."""
+    """Return the known options that describe the training, without paths and secrets."""
     from dp_basicsr.options.schema import Train  # pydantic
 
     chosen = {key: options[key] for key in _TOP if key in options}
-    for key, section, known in (
-        ("datasets", (options.get("datasets") or {}).get("train"), _TRAIN_SET),
-        ("train", options.get("train"), tuple(Train.model_fields)),
-    ):
-        if isinstance(section, dict):
-            kept = {name: value for name, value in section.items() if name in known}
-            chosen[key] = {"train": kept} if key == "datasets" else kept
+    train, train_set = options.get("train"), (options.get("datasets") or {}).get("train")
+    if isinstance(train_set, dict):
+        chosen["datasets"] = {"train": {key: value for key, value in train_set.items() if key in _TRAIN_SET}}
+    if isinstance(train, dict):
+        chosen["train"] = {key: value for key, value in train.items() if key in Train.model_fields}
     return _clean(chosen)  # type: ignore[no-any-return]
 
 
@@ -80,29 +89,6 @@ def fingerprint(root: Path) -> str:
     return f"{root.name}: {len(lines)} images, sha256 {digest} over names and sizes"
 
 
-def _fingerprints(options: Options) -> dict[str, str]:
-    fingerprints = {}
-    for phase, dataset in options["datasets"].items():
-        root = dataset.get("dataroot_gt") if isinstance(dataset, dict) else None
-        if str(phase).split("_")[0] == "train" and isinstance(root, str):
-            with contextlib.suppress(OSError):
-                fingerprints[f"dataset_{dataset.get('name', phase)}"] = fingerprint(Path(root).expanduser())
-    return fingerprints
-
-
-def _earlier_facts(notes: dict[str, str]) -> dict[str, str]:
-    """Return what an earlier export of this project wrote; the metadata of other programs is not taken over."""
-    kept = {name: notes[name] for name in ("interpolation",) if name in notes}
-    if not notes.get("exported_by", "").startswith("dp_basicsr "):
-        return kept
-    kept |= {name: value for name, value in notes.items() if name in _KEPT or name.startswith("dataset_")}
-    # The metadata of a file may say anything: what is not understood is left out.
-    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
-        options = publishable(json.loads(notes.get("options", "")))
-        kept |= {"options": json.dumps(options)} if {"name", "model_type"} <= options.keys() else {}
-    return kept
-
-
 def _clean(value: Any) -> Any:
     """Remove secrets, and replace paths and addresses, at any depth."""
     if isinstance(value, dict):
@@ -112,13 +98,10 @@ def _clean(value: Any) -> Any:
     return "(path)" if isinstance(value, str) and re.search(r"[/\\]", value) else value
 
 
-def _trained_by(path: Path) -> str | None:
-    """Return the version of this project in the newest training log beside ``models/``."""
-    if path.resolve().parent.name != "models":
-        return None
-    for log in sorted(path.resolve().parent.parent.glob("train_*.log"), reverse=True):
+def _version_in_log(run: Path) -> str | None:
+    """Return the version of this project in the newest training log of a run's folder."""
+    for log in sorted(run.glob("train_*.log"), reverse=True):
         # A run logs its version among its first lines.
-        version = re.search(r"dp_basicsr (\d\S*)", log.read_text(encoding="utf-8", errors="replace")[:4000])
-        if version:
+        if version := re.search(r"dp_basicsr (\d\S*)", log.read_text(encoding="utf-8", errors="replace")[:4000]):
             return version[1]
     return None

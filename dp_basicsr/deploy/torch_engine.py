@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
@@ -26,29 +24,14 @@ MAPS_AT_PEAK = 4
 
 
 class TorchEngine(Engine):
-    """Runs a network in torch.
+    """Runs a network in torch; its module is moved to the device."""
 
-    Args:
-        network: What to run. Its module is moved to the device.
-        device: ``auto`` (CUDA, then MPS, then CPU) or torch's name.
-        precision: See ``Engine``.
-        warn: See ``Engine``.
-
-    Raises:
-        UserError: No such device or precision.
-    """
-
-    def __init__(
-        self,
-        network: OpenedNetwork,
-        device: str = "auto",
-        precision: Precision = "fp32",
-        warn: Callable[[str], None] = warnings.warn,
-    ) -> None:
-        if precision not in PRECISIONS:
-            raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    def load(self, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
+        """Take ``auto`` (CUDA, then MPS, then CPU) or torch's name of a device."""
+        assert network is not None
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         self.device = find_device(device)
-        super().__init__(network, f"on {self.device}, {precision}", precision, warn)
         self.module = network.module.to(self.device).to(memory_format=torch.channels_last)
         if self.device.type == "cuda":
             # Memory is proportional to the channels between the layers: those that the first convolution gives.
@@ -56,16 +39,15 @@ class TorchEngine(Engine):
             # A part of the free memory stays for others; a float has 4 bytes.
             pixels = 0.7 * torch.cuda.mem_get_info(self.device)[0] / (MAPS_AT_PEAK * features * network.scale**2 * 4)
             self.tile = min(max(int(pixels**0.5) // 32 * 32, SMALLEST_AUTO_TILE), LARGEST_AUTO_TILE)
+        return network, f"on {self.device}, {self.precision}"
 
     @torch.inference_mode()
     def run(self, images: Floats) -> Floats:
-        """See ``Engine.run``."""
         tensor = torch.from_numpy(np.ascontiguousarray(images)).to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
             return self.module(tensor).float().cpu().numpy()  # type: ignore[no-any-return]
 
     def free_memory(self) -> None:
-        """See ``Engine.free_memory``."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

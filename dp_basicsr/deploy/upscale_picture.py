@@ -35,16 +35,25 @@ def upscale_picture(
     """
     size = size_of_result(picture, upscaler, outscale)
     alpha = None if alpha_mode == "drop" else picture.alpha
-    two_passes = alpha is not None and alpha_mode == "model" and not _is_constant(alpha)
-    passes = 2 if two_passes else 1
+    is_uniform = alpha is not None and bool((alpha == alpha[0, 0]).all())
+    passes = 2 if alpha is not None and alpha_mode == "model" and not is_uniform else 1
 
-    colour = picture.colour if alpha is None else spread_colours(picture.colour, alpha)
-    colour = upscaler(colour, _part_of(on_tile, 0, passes))
+    def upscale(pixels: Pixels, number: int) -> Pixels:
+        # The progress of one pass as that of all passes.
+        return upscaler(pixels, on_tile and (lambda done, total: on_tile(number * total + done, passes * total)))
+
+    colour = upscale(picture.colour if alpha is None else spread_colours(picture.colour, alpha), 0)
     if picture.gray:
         # A network may give gray a slight colour.
         colour = np.repeat(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)  # type: ignore[assignment]
     if alpha is not None:
-        alpha = _upscale_alpha(alpha, upscaler, alpha_mode, _part_of(on_tile, 1, passes))
+        height, width = (side * upscaler.scale for side in alpha.shape)
+        if is_uniform:
+            alpha = np.full((height, width), alpha[0, 0], alpha.dtype)
+        elif alpha_mode == "bicubic":
+            alpha = cv2.resize(alpha, (width, height), interpolation=cv2.INTER_CUBIC)  # type: ignore[assignment]
+        else:
+            alpha = cv2.cvtColor(upscale(np.repeat(alpha[:, :, None], 3, axis=2), 1), cv2.COLOR_RGB2GRAY)  # type: ignore[assignment]
         alpha = resize(alpha, *size)
     return replace(picture, colour=resize(colour, *size), alpha=alpha)
 
@@ -79,24 +88,3 @@ def resize(image: Pixels, height: int, width: int) -> Pixels:
         return image
     shrinks = height <= image.shape[0] and width <= image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)  # type: ignore[return-value]
-
-
-def _upscale_alpha(alpha: Pixels, upscaler: Upscaler, mode: AlphaMode, on_tile: OnTile | None) -> Pixels:
-    height, width = (side * upscaler.scale for side in alpha.shape)
-    if _is_constant(alpha):
-        return np.full((height, width), alpha[0, 0], alpha.dtype)
-    if mode == "bicubic":
-        return cv2.resize(alpha, (width, height), interpolation=cv2.INTER_CUBIC)  # type: ignore[return-value]
-    enlarged = upscaler(np.repeat(alpha[:, :, None], 3, axis=2), on_tile)
-    return cv2.cvtColor(enlarged, cv2.COLOR_RGB2GRAY)  # type: ignore[return-value]
-
-
-def _is_constant(alpha: Pixels) -> bool:
-    return bool((alpha == alpha[0, 0]).all())
-
-
-def _part_of(on_tile: OnTile | None, number: int, passes: int) -> OnTile | None:
-    """Convert the progress of one pass into that of all passes."""
-    if on_tile is None:
-        return None
-    return lambda done, total: on_tile(number * total + done, passes * total)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from dp_basicsr.deploy.choices import OVERLAP
 from dp_basicsr.deploy.engine import Engine
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.utils.memory import is_out_of_memory
 from dp_basicsr.utils.tiles import Floats, OnTile, Pixels, blend_tiles, grids, seam_warning, to_floats, to_pixels
 
@@ -70,37 +70,33 @@ class Upscaler:
                 # onnxruntime and OpenVINO have exceptions of their own.
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).partition("\n")[0] or type(error).__name__
+                reason = first_line(error)
             # Outside of the except block: the exception would keep the arrays of the failed attempt alive.
-            self._halve(max(pixels.shape[:2]), reason)
+            longest = max(pixels.shape[:2])
+            half = min(self.tile or longest, longest) // 2
+            if half < SMALLEST_TILE:
+                raise UserError(f"out of memory even with tiles of {self.tile or longest} pixels ({reason})")
+            self.warn(f"out of memory ({reason}): trying again with tiles of {half} pixels")
+            self.tile = half
+            self.engine.free_memory()
 
     def _upscale(self, pixels: Pixels, on_tile: OnTile | None) -> Pixels:
-        height, width = pixels.shape[:2]
+        (height, width), size = pixels.shape[:2], self.engine.network.size
 
         def run_tile(rows: slice, columns: slice) -> Floats:
             return self.engine(to_floats(pixels[rows, columns]))[0]  # type: ignore[no-any-return]
 
-        size = self.engine.network.size
-        bands = blend_tiles(
-            run_tile, height, width, self.scale, self.tile, self.overlap, size, on_tile, self._name_seams
-        )
+        def name_seams(difference: float) -> None:
+            reason = seam_warning(difference, self.overlap, size)
+            if reason and not self._has_seams:
+                self._has_seams = True
+                self.warn(f"{reason}; give --tile 0 for the whole image at once, or raise --tile and --tile-overlap")
+
         result = np.empty((height * self.scale, width * self.scale, 3), pixels.dtype)
         top = 0
-        for band in bands:
+        for band in blend_tiles(
+            run_tile, height, width, self.scale, self.tile, self.overlap, size, on_tile, name_seams
+        ):
             result[top : top + band.shape[1]] = to_pixels(band, pixels.dtype)
             top += band.shape[1]
         return result
-
-    def _name_seams(self, difference: float) -> None:
-        reason = seam_warning(difference, self.overlap, self.engine.network.size)
-        if reason and not self._has_seams:
-            self._has_seams = True
-            self.warn(f"{reason}; give --tile 0 for the whole image at once, or raise --tile and --tile-overlap")
-
-    def _halve(self, longest: int, reason: str) -> None:
-        half = min(self.tile or longest, longest) // 2
-        if half < SMALLEST_TILE:
-            raise UserError(f"out of memory even with tiles of {self.tile or longest} pixels ({reason})")
-        self.warn(f"out of memory ({reason}): trying again with tiles of {half} pixels")
-        self.tile = half
-        self.engine.free_memory()

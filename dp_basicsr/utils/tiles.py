@@ -36,12 +36,14 @@ class Grid:
         overlap: Minimum number of pixels shared by neighbouring tiles.
         step: Divisor of starts and sizes: between them, the windows and strides of a network would see other pixels
             together than in the whole image.
+        minimum: Minimum tile size, if the image has as many pixels.
     """
 
     length: int
     tile: int
     overlap: int = 0
     step: int = 1
+    minimum: int = 1
 
     @property
     def largest(self) -> int:
@@ -65,7 +67,7 @@ class Grid:
     def size(self) -> int:
         """Pixels of a tile: as many as ``count`` tiles need to cover the image and share ``shared``."""
         covered = self.length + (self.count - 1) * self.shared
-        return math.ceil(covered / self.count / self.step) * self.step
+        return max(math.ceil(covered / self.count / self.step) * self.step, min(self.minimum, self.largest))
 
     @property
     def spans(self) -> list[slice]:
@@ -118,7 +120,7 @@ def grids(height: int, width: int, tile: int, overlap: int, size: InputSize) -> 
     """Return the rows and columns of tiles; see ``blend_tiles`` for the arguments."""
     largest = size.maximum or max(height, width)
     tile = min(max(tile, size.minimum) if tile else largest, largest)
-    rows, columns = (Grid(side, tile, overlap * size.fold, size.step) for side in (height, width))
+    rows, columns = (Grid(side, tile, overlap * size.fold, size.step, size.minimum) for side in (height, width))
     return rows, columns
 
 

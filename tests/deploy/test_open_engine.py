@@ -15,7 +15,7 @@ from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy import open_engine as module
 from dp_basicsr.deploy import openvino_engine
 from dp_basicsr.deploy.choices import ENGINES
-from dp_basicsr.deploy.engine import Engine, FileEngine, limit_threads
+from dp_basicsr.deploy.engine import Engine, limit_threads
 from dp_basicsr.deploy.onnx_engine import import_onnxruntime
 from dp_basicsr.deploy.open_engine import cache_root, open_engine
 from dp_basicsr.deploy.torch_engine import TorchEngine
@@ -27,7 +27,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.networks import make_network
+from tests.support.networks import make_network, network_file
 
 if importlib.util.find_spec("openvino") is None:
     pytest.skip("OpenVINO is an extra", allow_module_level=True)
@@ -41,8 +41,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def model() -> Path:
-    torch.save({"params": make_network("MSRResNet", 2).state_dict()}, "net.pth")
-    return Path("net.pth")
+    return network_file(arch="MSRResNet", scale=2)
 
 
 def entries() -> list[Path]:
@@ -50,30 +49,30 @@ def entries() -> list[Path]:
     return sorted(root.iterdir()) if root and root.is_dir() else []
 
 
-@pytest.mark.parametrize(("arch", "scale"), [("RRDBNetDP", 4), ("RRDBNetDP", 3), ("RRDBNet", 2), ("MSRResNet", 2)])
-def test_openvino_gives_the_values_of_torch(arch: str, scale: int) -> None:
-    torch.save({"params": make_network(arch, scale, num_block=1).state_dict()}, "net.pth")
-    engines = [
-        open_engine([Path("net.pth")], engine=name, scale=scale if scale == 3 else None)  # type: ignore[arg-type]
-        for name in ("torch", "openvino")
-    ]
-    assert isinstance(engines[0], TorchEngine)
-    assert ", by openvino " in engines[1].title
-    assert (engines[0].network.size, engines[0].network.scale) == (engines[1].network.size, engines[1].network.scale)
+@pytest.mark.parametrize(
+    ("name", "arch", "scale"),
+    [
+        ("openvino", "RRDBNetDP", 3),
+        ("openvino", "RRDBNet", 2),
+        ("openvino", "MSRResNet", 2),
+        ("onnxruntime", "MSRResNet", 2),
+    ],
+)
+def test_an_engine_gives_the_values_of_torch(name: Any, arch: str, scale: int) -> None:
+    pytest.importorskip("onnxscript")
+    model = network_file(arch=arch, scale=scale, num_block=1)
+    told = scale if scale == 3 else None
+    torch_engine, engine = (open_engine([model], engine=kind, scale=told) for kind in ("torch", name))
+    assert isinstance(torch_engine, TorchEngine)
+    assert f", by {name} " in engine.title
+    assert any(path.name.startswith(f"{name}-") for path in entries())
+    assert (torch_engine.network.size, torch_engine.network.scale) == (engine.network.size, engine.network.scale)
     for shape in ((1, 3, 1, 1), (1, 3, 24, 40), (1, 3, 17, 33)):
         image = np.random.default_rng(0).random(shape, np.float32)
-        expected, found = (engine(image) for engine in engines)
-        difference = np.abs(expected - found).max() / np.abs(expected).max()
-        print(f"{arch} x{scale} {shape}: OpenVINO differs by {difference:.1e}")
+        expected = torch_engine(image)
+        difference = np.abs(expected - engine(image)).max() / np.abs(expected).max()
+        print(f"{arch} x{scale} {shape}: {name} differs by {difference:.1e}")
         assert difference < 5e-6
-
-
-def test_onnxruntime_gives_the_values_of_torch(model: Path) -> None:
-    pytest.importorskip("onnxscript")
-    image = np.random.default_rng(0).random((1, 3, 24, 40), np.float32)
-    expected, found = (open_engine([model], engine=name)(image) for name in ("torch", "onnxruntime"))  # type: ignore[arg-type]
-    assert np.abs(expected - found).max() < 1e-5
-    assert [path.name.partition("-")[0] for path in entries()] == ["onnxruntime"]
 
 
 def test_alpha_tiles_16_bits_and_sizes_are_those_of_torch(model: Path) -> None:
@@ -136,14 +135,14 @@ def test_ctrl_c_is_handled_after_a_thread_has_freed_a_network(model: Path) -> No
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
-class Doubling(FileEngine):
+class Doubling(Engine):
     """Stands in for OpenVINO, without the conversion, which takes seconds."""
 
     @staticmethod
     def write(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool = False) -> None:
         pass
 
-    def load(self, path: Path, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
+    def load(self, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
         assert network is not None
         return network, "by nobody"
 
@@ -158,7 +157,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_cache_knows_weights_interpolation_and_run(model: Path, tmp_path: Path) -> None:
+def test_the_cache_knows_weights_interpolation_and_run_and_is_bounded(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     open_engine([model])
     (entry,) = entries()
     assert "converted in" not in open_engine([model]).title
@@ -170,8 +171,11 @@ def test_the_cache_knows_weights_interpolation_and_run(model: Path, tmp_path: Pa
     assert len(entries()) == 3
     (entry / "network.json").write_bytes(b"damaged")
     assert "converted in" in open_engine([model]).title
+    monkeypatch.setattr(module, "KEPT", 2)
+    open_engine([model, Path("other.pth")], alpha_interp=0.4)
+    assert len(entries()) == 2
     # RRDBNetDP x2 and x3 have the same tensors, and the run's option file tells which it is.
-    torch.save({"params": make_network("RRDBNetDP", 3).state_dict()}, "net.pth")
+    network_file(scale=3)
     for scale in (3, 2):
         run = tmp_path / f"run{scale}"
         (run / "models").mkdir(parents=True)
@@ -180,16 +184,6 @@ def test_the_cache_knows_weights_interpolation_and_run(model: Path, tmp_path: Pa
         moved = run / "models" / "net_g_5.pth"
         moved.write_bytes(model.read_bytes())
         assert open_engine([moved]).network.scale == scale
-
-
-@pytest.mark.usefixtures("quick")
-def test_the_cache_is_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KEPT", 2)
-    for number in range(4):
-        state = make_network("MSRResNet", 2).state_dict()
-        torch.save({"params": {name: value + number / 100 for name, value in state.items()}}, model)
-        open_engine([model])
-    assert len(entries()) == 2
 
 
 def test_a_damaged_conversion_is_made_again(model: Path) -> None:
@@ -239,7 +233,7 @@ def test_a_package_that_is_installed_but_broken_is_passed_over_with_the_reason(
     reason = error.split("'")[1]
     assert [word.split()[0] for word in warned] == ["openvino", "onnxruntime"]
     assert all(reason in word for word in warned)
-    with pytest.raises(UserError, match=f"--engine openvino cannot be used: {reason}; give --engine auto or torch"):
+    with pytest.raises(UserError, match=f"--engine openvino cannot be used: .*{reason}.*; give --engine auto or torch"):
         open_engine([model], engine="openvino")
     openvino_engine.core.cache_clear()
 
@@ -320,16 +314,3 @@ def test_half_precision_only_where_the_cpu_has_it(model: Path, monkeypatch: pyte
     assert len(warned) == 1
     monkeypatch.setattr(openvino_engine.OpenVinoEngine, "supports", lambda precision: True)
     assert open_engine([model], precision="auto").precision == "bf16"
-
-
-class Overflowing(Engine):
-    def run(self, images: Any) -> Any:
-        return images * np.float32("nan" if self.precision == "fp16" else 1)
-
-
-def test_values_that_are_not_finite_are_computed_again_in_fp32() -> None:
-    warned: list[str] = []
-    engine = Overflowing(OpenedNetwork("x", "x", 1, "x"), "here", "fp16", warned.append)
-    image = np.ones((1, 3, 2, 2), np.float32)
-    assert np.array_equal(engine(image), image)
-    assert warned == ["fp16 gives values that are not finite: continuing in fp32"]

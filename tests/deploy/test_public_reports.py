@@ -16,15 +16,14 @@ from PIL import Image
 from spandrel import MAIN_REGISTRY
 from spandrel.architectures.RealCUGAN.__arch.upcunet_v3 import UpCunet2x
 
-from tests.support.networks import make_network
+from tests.support.networks import network_file
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
 
 
 @pytest.fixture
 def model() -> str:
-    torch.save({"params": make_network("RRDBNet", 2, num_grow_ch=4).state_dict()}, "x2.pth")
-    return "x2.pth"
+    return str(network_file("x2.pth", arch="RRDBNet", scale=2, num_grow_ch=4))
 
 
 def upscale(*arguments: str) -> int:
@@ -55,28 +54,6 @@ def test_home_and_the_name_of_an_image_as_output(tmp_path: Path, monkeypatch: py
     assert job.target == tmp_path / "home/out/a.png"
     with pytest.raises(UserError, match=r"all.png: expected a folder for the images of in, got the name of an image"):
         find_jobs("in", Path("all.png"))
-
-
-def test_the_state_of_an_optimizer_is_named() -> None:
-    """JingyunLiang/SwinIR#28: KAIR saves it beside the network."""
-    weight = torch.nn.Parameter(torch.ones(3))
-    torch.save(torch.optim.Adam([weight]).state_dict(), "40000_optimizerG.pth")
-    with pytest.raises(
-        UserError, match="is the state of an optimizer, not a network: give the network saved beside it"
-    ):
-        load_network([Path("40000_optimizerG.pth")])
-
-
-@pytest.mark.parametrize("tile", ["1", "7", "1000"])
-def test_any_tile_gives_the_whole_image(tile: str, model: str) -> None:
-    """upscayl/upscayl#1342, IceClear/StableSR#131 and chaiNNer-org/chaiNNer#2461: tiny, too large, and odd sizes.
-
-    That tiles leave no seam is tested in test_upscaler.py.
-    """
-    Image.fromarray(RGB).save("in.png")
-    assert upscale("-i", "in.png", "--model_path", model, "--tile", tile) == 0
-    with Image.open("out/in.png") as image:
-        assert image.size == (62, 40)
 
 
 def test_any_name_is_written_and_replaced(model: str) -> None:
@@ -128,7 +105,7 @@ def test_a_png_of_any_kind_becomes_the_same_picture(suffix: str, model: str) -> 
 @pytest.mark.parametrize(("arch", "scale"), [("RRDBNet", 2), ("MSRResNet", 3)])
 def test_alpha_is_kept_at_x2_and_x3(arch: str, scale: int) -> None:
     """xinntao/Real-ESRGAN-ncnn-vulkan#6: all was transparent."""
-    torch.save({"params": make_network(arch, scale, num_grow_ch=4).state_dict()}, "net.pth")
+    network_file(arch=arch, scale=scale, num_grow_ch=4)
     alpha = np.zeros(RGB.shape[:2], np.uint8)
     alpha[:, :16] = 255
     Image.fromarray(np.dstack([RGB, alpha])).save("in.png")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -18,6 +16,8 @@ import pytest
 import torch
 from spandrel import MAIN_REGISTRY
 from torch import Tensor
+
+from tests.support.fuzz import SEED, draws
 
 WINDOWED = {"depths": [2], "embed_dim": 12, "num_heads": [2], "window_size": 8, "mlp_ratio": 2, "img_size": 16}
 DEEP = {"depth": [2, 2], "num_heads": [2, 2], "drop_path_rate": 0.0}
@@ -65,22 +65,14 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "Uformer*": ("Uformer", {"img_size": 128, "embed_dim": 8, "depths": [1] * 9}),
 }  # fmt: skip
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
-SEED = int(os.environ.get("FUZZ_SEED", "0"))
 
-
-def drawn(names: list[str], few: int) -> Iterator[tuple[str, int]]:
-    """``few`` of the names with seeds; with FUZZ_SECONDS=60 all of them again and again, for that long."""
+def drawn(names: list[str]) -> Iterator[tuple[str, int]]:
+    """Six of the names with seeds; under ``make fuzz`` all of them again and again."""
     random.Random(SEED).shuffle(names)
-    end = time.monotonic() + SECONDS
-    for seed in range(SEED, SEED + 10**6):
-        for name in names if SECONDS else names[:few]:
-            if SECONDS and time.monotonic() > end:
-                return
-            print(f"{name} with FUZZ_SEED={seed}")
-            yield name, seed
-        if not SECONDS:
-            return
+    for number, _ in enumerate(draws(6)):
+        seed = SEED + number // len(names)
+        print(f"{names[number % len(names)]} with FUZZ_SEED={seed}")
+        yield names[number % len(names)], seed
 
 
 def opened(name: str, seed: int) -> tuple[Callable[[Tensor], Tensor], InputSize, int, int]:
@@ -104,7 +96,7 @@ def opened(name: str, seed: int) -> tuple[Callable[[Tensor], Tensor], InputSize,
 
 
 def test_a_part_that_starts_at_a_step_is_computed_as_in_the_whole_image() -> None:
-    for name, seed in drawn([name for name in SMALL if not name.endswith("*")], 6):
+    for name, seed in drawn([name for name in SMALL if not name.endswith("*")]):
         run, size, scale, channels = opened(name, seed)
         side, margin = size.step * 2 if size.step > 8 else 16, 48 + 2 * size.step
         start = -(-margin // size.step) | 1  # odd: not by chance a multiple of more
@@ -129,7 +121,7 @@ def tiled(run: Any, image: Tensor, tile: int, overlap: int, size: InputSize, sca
 
 
 def test_tiles_give_the_whole_image_or_say_that_they_do_not() -> None:
-    for name, seed in drawn(list(SMALL), 6):
+    for name, seed in drawn(list(SMALL)):
         run, size, scale, channels = opened(name, seed)
         rng = random.Random(seed)
         step = max(size.step, 8)
@@ -149,11 +141,13 @@ def test_a_grid_covers_every_pixel_once_and_starts_at_steps(step: int) -> None:
     rng = random.Random(step)
     for _ in range(60):
         length, tile, overlap = rng.randrange(1, 200), rng.randrange(1, 80), rng.randrange(40)
-        grid = Grid(length, tile, overlap, step)
+        minimum = rng.choice([1, rng.randrange(1, 80)])
+        grid = Grid(length, max(tile, minimum), overlap, step, minimum)
         spans = grid.spans
         assert spans[0].start == 0
         assert spans[-1].stop == length
         assert all(span.start % step == 0 for span in spans)
+        assert spans[0].stop >= min(minimum, length) // step * step
         assert all(before.stop - after.start >= grid.shared for before, after in pairwise(spans))
         column = torch.rand(1, 1, length, 1)
         result, _ = tiled(lambda image: image, column, tile, overlap, InputSize(step=step), 1)
