@@ -69,8 +69,8 @@ def count(settings: Settings) -> tuple[Table, dict[str, float]]:
     networks = {
         "generator": passes(model.net_g, low),
         "discriminator": passes(model.net_d, high),
-        "VGG19": passes(model.cri_perceptual.reference.features, high),
-        "ResNet-50": passes(model.cri_perceptual.weighted["resnet"].features, high),
+        "VGG19": passes(model.cri_perceptual.all_terms["vgg"].features, high),
+        "ResNet-50": passes(model.cri_perceptual.all_terms["resnet"].features, high),
     }
     columns = ("forward", "to the image", "to the weights")
     rows = [

@@ -77,7 +77,7 @@ def our_model(quick: bool, changes: dict[str, Any], folded: bool = True) -> Any:
     """Build ESRGANDPModel with ``changes`` in ``train:``, and ResNet's batch-norms folded into its convolutions."""
     model = build_model(options(quick, **changes))
     if not folded:
-        model.cri_perceptual.weighted["resnet"].features.folds = False
+        model.cri_perceptual.all_terms["resnet"].features.folds = False
     return model
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-from dp_basicsr.distributed.collectives import is_parallel
+from dp_basicsr.distributed.collectives import process_count
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.safe_load import load
@@ -83,7 +83,7 @@ def find_weights(network: str, source: str) -> Path:
     for folder in (PRETRAINED_DIR, hub_cache):
         if (folder / name).is_file():
             return folder / name
-    return download_weights(network, hub_cache, progress=not is_parallel() or distributed.get_rank() == 0)
+    return download_weights(network, hub_cache, progress=process_count() == 1 or distributed.get_rank() == 0)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -18,18 +18,13 @@ def process_count() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def is_parallel() -> bool:
-    """Whether this process is one of several."""
-    return process_count() > 1
-
-
 def start_mean(values: Tensor) -> Callable[[], Tensor]:
     """Start averaging ``values`` (any shape, detached) over the processes.
 
     Returns:
         A function that waits for the mean; computation before it is called hides the communication.
     """
-    if not is_parallel():
+    if process_count() == 1:
         return lambda: values
     # A copy, because the collective writes into its argument while the caller goes on.
     total = values.detach().clone()
@@ -45,11 +40,10 @@ def start_mean(values: Tensor) -> Callable[[], Tensor]:
 def start_maximum(value: int) -> Callable[[], int]:
     """Start computing the maximum of ``value`` over the processes.
 
-    It uses the default group, because a gloo group beside NCCL would need a network interface of its own.
-
     Returns:
         A function that waits for the maximum; on GPUs, only for work queued before this call.
     """
+    # In the default group, because a gloo group beside NCCL would need a network interface of its own.
     on_gpu = distributed.get_backend() == "nccl"
     largest = torch.full((), value, device="cuda" if on_gpu else "cpu")
     work = distributed.all_reduce(largest, distributed.ReduceOp.MAX, async_op=True)
@@ -69,11 +63,7 @@ def start_maximum(value: int) -> Callable[[], int]:
 
 
 class _Mean(torch.autograd.Function):
-    """Average a tensor over the processes; the gradient is the mean of the processes' gradients.
-
-    DistributedDataParallel then averages the gradients to those of the mean loss.
-    """
-
+    # The gradient is the mean of the processes' gradients: DDP then averages them to those of the mean loss.
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         return start_mean(values)()
@@ -85,7 +75,7 @@ class _Mean(torch.autograd.Function):
 
 def mean_over_processes(values: Tensor) -> Tensor:
     """Average ``values`` (any shape) over the processes, with a gradient; identity with one process."""
-    return _Mean.apply(values) if is_parallel() else values  # type: ignore[no-any-return]
+    return _Mean.apply(values) if process_count() > 1 else values  # type: ignore[no-any-return]
 
 
 def agree_on(value: T) -> T:

@@ -6,15 +6,14 @@ a restart can succeed, so a process that fails with its own error records it in 
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import re
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable
+from concurrent import futures
 from typing import NoReturn, TypeVar
 
 from dp_basicsr.errors import EXIT_RETRY, message_for_user
@@ -36,12 +35,39 @@ def fail(error: Exception, store: Store) -> NoReturn:
     ``EXIT_RETRY``, or with 1 if the other one failed with its own error or took the store with it, because a restart
     may fail again.
     """
+    rank, message, code = os.environ.get("RANK"), message_for_user(error), 1
     # Torch's and gloo's errors mean that another process is gone or does not answer.
-    is_loss = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
-    code = _report_loss(error, store) if is_loss else _report_own(error, store)
+    if isinstance(error, DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error)):
+        other_failed = _ask(lambda: store.check([FAILED]))
+        if other_failed is None:
+            # The store is gone with rank 0, which hosted it.
+            is_speaker = rank == "1"
+        elif other_failed:
+            is_speaker = False  # that one has reported its error
+        else:
+            code = EXIT_RETRY
+            is_speaker = _ask(lambda: store.add("said/lost", 1)) in (1, None)
+        if is_speaker:
+            # Torch's description of the connection error, without the location in its source.
+            reason = re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0].partition("\n")[0]
+            print(
+                f"error: another process has ended or does not answer ({reason}); saved checkpoints are intact: "
+                "continue with --auto_resume",
+                file=sys.stderr,
+            )
+    else:
+        get_error_handler().record_exception(error)  # for torchrun's summary
+        _ask(lambda: store.add(FAILED, 1))
+        if message is None:
+            sys.excepthook(type(error), error, error.__traceback__)
+        else:
+            code = 2
+            # All processes may have the same error: the first to count it prints it, or all if the store is gone.
+            if _ask(lambda: store.add(f"said/{zlib.crc32(message.encode())}", 1)) in (1, None):
+                print(f"error: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.environ.get("RANK") == "0":
+    if rank == "0":
         time.sleep(LINGER_SECONDS)
     for child in multiprocessing.active_children():  # data loader workers
         child.terminate()
@@ -49,58 +75,18 @@ def fail(error: Exception, store: Store) -> NoReturn:
     os._exit(code)
 
 
-def _report_own(error: Exception, store: Store) -> int:
-    """Report an error of this process; return the exit code."""
-    message = message_for_user(error)
-    get_error_handler().record_exception(error)  # for torchrun's summary
-    _ask(lambda: store.add(FAILED, 1))
-    if message is None:
-        sys.excepthook(type(error), error, error.__traceback__)
-        return 1
-    # All processes may have the same error: the first one to count it prints it, or all if the store is gone.
-    if _ask(lambda: store.add(f"said/{zlib.crc32(message.encode())}", 1)) in (1, None):
-        print(f"error: {message}", file=sys.stderr)
-    return 2
-
-
-def _report_loss(error: Exception, store: Store) -> int:
-    """Report that another process is lost, unless that one reported its own error; return the exit code."""
-    other_failed = _ask(lambda: store.check([FAILED]))
-    if other_failed:
-        return 1
-    # Without the store rank 0, which hosted it, is gone, and rank 1 speaks; otherwise the first one to count.
-    is_gone = other_failed is None
-    speaks = os.environ.get("RANK") == "1" if is_gone else _ask(lambda: store.add("said/lost", 1)) in (1, None)
-    if speaks:
-        # Torch's description of the connection error, without the location in its source.
-        reason = re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0].partition("\n")[0]
-        print(
-            f"error: another process has ended or does not answer ({reason}); saved checkpoints are intact: continue "
-            "with --auto_resume",
-            file=sys.stderr,
-        )
-    return 1 if is_gone else EXIT_RETRY
-
-
 def _ask(call: Callable[[], T]) -> T | None:
     """Return the store's answer to ``call``, or None if the store is gone or its host does not answer."""
-    answers: list[T] = []
-
-    def ask() -> None:
-        with contextlib.suppress(RuntimeError):
-            answers.append(call())
-
-    thread = threading.Thread(target=ask, daemon=True)
     # Everything that this process writes to stderr is discarded meanwhile, C++ included: torch prints a stack trace if
     # the store is gone.
     sys.stderr.flush()
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        thread.start()
-        thread.join(STORE_SECONDS)
+        return futures.ThreadPoolExecutor(1).submit(call).result(STORE_SECONDS)
+    except (RuntimeError, futures.TimeoutError):
+        return None
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
-    return answers[0] if answers else None

@@ -17,8 +17,6 @@ import torch
 from torch import distributed
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
-TIMEOUT = 600.0  # seconds; NCCL's own default
-
 # File in the experiment's folder with torchrun's job id, by which a restarted job recognises its run.
 JOB_ID_FILE = "job_id"
 
@@ -29,7 +27,7 @@ def init_distributed(
     launcher: str,
     port: int | None = None,
     backend: str | None = None,
-    timeout: float = TIMEOUT,
+    timeout: float = 600.0,
     *,
     cpu: bool = False,
 ) -> bool:
@@ -39,7 +37,8 @@ def init_distributed(
         launcher: ``none``, ``pytorch`` (torchrun) or ``slurm`` (srun). Under torchrun, ``none`` means ``pytorch``.
         port: Port of the first process under SLURM. Default: MASTER_PORT, or one derived from the job id.
         backend: Backend of torch.distributed. Default: nccl with CUDA, else gloo.
-        timeout: Seconds to wait for the other processes, at the start and in every collective operation.
+        timeout: Seconds to wait for the other processes, at the start and in every collective operation; NCCL's own
+            default.
         cpu: Use no GPU, even if there is one (``num_gpu: 0``).
 
     Returns:
@@ -49,14 +48,14 @@ def init_distributed(
         UserError: The launcher's environment variables are missing, there are fewer GPUs than processes, torchrun's
             store does not support its restarts, or the other processes do not join in time.
     """
-    if launcher == "none" and not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+    variables = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
+    if launcher == "none" and not variables <= os.environ.keys():
         return False
     if not timeout > 0:
         raise UserError(f"dist_params: timeout: expected seconds > 0, got {timeout!r}")
     if launcher == "slurm":
         adopt_slurm(port)
-    missing = sorted({"RANK", "WORLD_SIZE", "LOCAL_RANK"} - os.environ.keys())
-    if missing:
+    if missing := sorted(variables - os.environ.keys()):
         raise UserError(
             f"--launcher {launcher}: {', '.join(missing)} not set; start with "
             "`torchrun --nproc_per_node=N -m dp_basicsr train FILE`"
@@ -83,9 +82,7 @@ def init_distributed(
         # srun may show each task only its own GPUs, numbered from 0.
         torch.cuda.set_device(local_rank % gpus)
     if not distributed.is_initialized():
-        if backend is None or not on_gpu:
-            backend = "nccl" if on_gpu else "gloo"
-        _join(backend, timeout, shares_store)
+        _join((backend or "nccl") if on_gpu else "gloo", timeout, shares_store)
     return True
 
 
@@ -128,23 +125,18 @@ def in_group() -> Iterator[None]:
 def should_resume(asked: bool, experiment: str) -> bool:
     """Whether this run resumes: on request, or because its job was restarted. The same on all processes.
 
-    torchrun counts its restarts (``--max-restarts``), but not those after a host joined or left, nor those before its
-    own host came back. Therefore the knowledge of any process counts, and the job id in the experiment's folder.
-
     Args:
         asked: ``--auto_resume``.
         experiment: The run's folder.
     """
-    return any(all_gather(asked or restarted(Path(experiment))))
-
-
-def restarted(experiment: Path) -> bool:
-    """Whether torchrun or SLURM (``--requeue``) told this process that its job was restarted."""
-    counts = [os.environ.get(name) or "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
-    if any(count.isdecimal() and int(count) > 0 for count in counts):
-        return True
-    mark = experiment / JOB_ID_FILE
-    return bool(job_id()) and mark.is_file() and mark.read_text(encoding="utf-8") == job_id()
+    counts = [os.environ.get(name, "") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
+    mark = Path(experiment, JOB_ID_FILE)
+    # torchrun counts its restarts (--max-restarts), but not those after a host joined or left, nor those before its own
+    # host came back: the job's id in the folder tells them, and the knowledge of any process counts.
+    is_restarted = any(count.isdecimal() and int(count) > 0 for count in counts) or (
+        bool(job_id()) and mark.is_file() and mark.read_text(encoding="utf-8") == job_id()
+    )
+    return any(all_gather(asked or is_restarted))
 
 
 def job_id() -> str:

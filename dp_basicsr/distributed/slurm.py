@@ -9,11 +9,9 @@ from dp_basicsr.errors import UserError
 
 import torch
 
-DEFAULT_PORT = 29500  # torch.distributed's own default
-
 # Jobs on one node must use different ports: each SLURM job gets four, one for each of its steps.
-SLURM_PORTS = range(12288, 28672)
-STEPS_A_JOB = 4
+SLURM_PORTS, STEPS_A_JOB = range(12288, 28672), 4
+DEFAULT_PORT = 29500  # torch.distributed's own
 
 
 def adopt_slurm(port: int | None) -> None:
@@ -24,14 +22,11 @@ def adopt_slurm(port: int | None) -> None:
     ntasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
     nodelist = "SLURM_STEP_NODELIST" if "SLURM_STEP_NODELIST" in os.environ else "SLURM_NODELIST"
     names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": ntasks, "LOCAL_RANK": "SLURM_LOCALID"}
-    missing = sorted({*names.values(), nodelist} - os.environ.keys())
-    if missing:
+    if missing := sorted({*names.values(), nodelist} - os.environ.keys()):
         raise UserError(f"--launcher slurm: {', '.join(missing)} not set; start with srun")
     os.environ |= {name: os.environ[slurm] for name, slurm in names.items()}
     os.environ["MASTER_ADDR"] = first_host(os.environ[nodelist])
-    if port is not None:
-        os.environ["MASTER_PORT"] = str(port)
-    os.environ.setdefault("MASTER_PORT", str(slurm_port()))
+    os.environ["MASTER_PORT"] = str(port or os.environ.get("MASTER_PORT") or slurm_port())
     if "OMP_NUM_THREADS" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
         # Otherwise every task uses all cores of the node.
         torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))

@@ -64,8 +64,9 @@ class Balancer:
         reference: str | None = None,
         eps: float = 1e-8,
     ) -> None:
+        is_distribution = all(share >= 0 for share in shares.values()) and abs(sum(shares.values()) - 1) <= TOLERANCE
         for what, expected, is_right, got in (
-            ("shares", "numbers >= 0 with the sum 1", is_distribution(shares), dict(shares)),
+            ("shares", "numbers >= 0 with the sum 1", is_distribution, dict(shares)),
             ("ema", "a number from 0 to 1", 0 <= ema <= 1, ema),
             ("max_weight", "a number > 0", max_weight is None or max_weight > 0, max_weight),
             ("by", "gradient or value", by in ("gradient", "value"), by),
@@ -162,23 +163,9 @@ class Balancer:
         rest = (1 - factor * share) / (1 - share) if share < 1 else 1.0
         return {key: (factor if key == name else rest) * value for key, value in self.targets.items()}
 
-    def log(self) -> dict[str, Tensor]:
-        """Return weights and measured shares by their names in the log."""
-        named = {f"weight_{name}": value for name, value in self.weights.items()}
-        named |= {f"share_{name}": value for name, value in self.shares.items()}
-        return {name: value.float() for name, value in named.items()}  # BasicSR's log takes one type
-
-    def description(self) -> str:
-        """Describe the rule, for the log."""
-        shares = ", ".join(f"{name} {share:g}" for name, share in self.targets.items())
-        return (
-            f"Balance by {self.by}: {shares}, relative to {self.reference}. For these losses mu, dynamic_weighting and "
-            "static_weight are not used; others keep their loss_weight."
-        )
-
     def state_dict(self) -> dict[str, Any]:
         """Return the running means: what they are of, and sum and count by name."""
-        sums, counts = (dict(zip(self.targets, row, strict=True)) for row in self.moments.tolist())
+        sums, counts = (dict(zip(self.targets, row, strict=True)) for row in self.moments.cpu().tolist())
         return {"by": self.by, "sums": sums, "counts": counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -195,11 +182,6 @@ class Balancer:
             )
 
 
-def is_distribution(shares: Mapping[str, float]) -> bool:
-    """Whether all shares are numbers >= 0, and their sum is 1."""
-    return all(share >= 0 for share in shares.values()) and abs(sum(shares.values()) - 1) <= TOLERANCE
-
-
 def build_balancer(train: Mapping[str, Any], is_gan: bool, ramp: int | None = None) -> Balancer:
     """Build the balancer of ``train: balance``.
 
@@ -213,11 +195,11 @@ def build_balancer(train: Mapping[str, Any], is_gan: bool, ramp: int | None = No
     """
     keys = {"pix": "pixel_opt", "percep": "perceptual_opt"} | ({"gan": "gan_opt", "ldl": "ldl_opt"} if is_gan else {})
     options: dict[str, Mapping[str, Any]] = {name: train[key] for name, key in keys.items() if train.get(key)}
-    loss, terms, reference = options.get("percep", {}), [], None
+    loss, terms, reference = options.get("percep", {}), {}, None
     if loss.get("type") == "DPLoss":
-        terms, reference = dp_loss_terms(loss), loss.get("reference", "vgg")
-        for term in terms:
-            options[term["name"]] = {"loss_weight": loss.get("loss_weight", 1) * term.get("loss_weight", 1)}
+        weight, reference = loss.get("loss_weight", 1), loss.get("reference", "vgg")
+        terms = {t["name"]: {"loss_weight": weight * t.get("loss_weight", 1)} for t in dp_loss_terms(loss)}
+    options |= terms
     given = {key: train["balance"][key] for key in ("shares", "ema", "max_weight", "by") if key in train["balance"]}
     balancer = Balancer(**given, reference=reference)
     shares = balancer.targets
@@ -227,13 +209,11 @@ def build_balancer(train: Mapping[str, Any], is_gan: bool, ramp: int | None = No
             raise UserError(f"balance: shares: expected losses of the step, got {name!r}; there are: {there}")
         if options[name].get("loss_weight", 1) == 0:
             raise UserError(f"balance: shares: {name}: expected a loss_weight > 0 for a loss with a share, got 0")
-    if "percep" in shares and any(term["name"] in shares for term in terms):
+    if "percep" in shares and not terms.keys().isdisjoint(shares):
         raise UserError("balance: shares: expected percep or its terms, got both")
-    gan_type = options.get("gan", {}).get("gan_type")
-    if balancer.by == "value" and "gan" in shares and gan_type in ("hinge", "wgan"):
-        raise UserError(
-            f"balance: by: expected gradient with a share of gan: a {gan_type} loss can be negative; got value"
-        )
+    kind = options.get("gan", {}).get("gan_type")
+    if balancer.by == "value" and "gan" in shares and kind in ("hinge", "wgan"):
+        raise UserError(f"balance: by: expected gradient with a share of gan: a {kind} loss can be negative; got value")
     if ramp and balancer.reference == "gan":
         raise UserError("balance: shares: with gan_opt: ramp, expected another loss than gan first, the reference")
     return balancer

@@ -24,14 +24,9 @@ PAPER_BETA: Mapping[str, float] = MappingProxyType({"layer3": 1.0})
 
 Channels = Literal["repeat"] | Sequence[int] | Sequence[Sequence[int]] | None
 
-# Prefixes of ``terms`` -> prefixes of their names in the log.
-LOG_PREFIXES = (("l_", "l_g_"), ("weight", "dp_weight"), ("share", "dp_share"))
-
-# Keys of ``WeightRule``.
-RULE = ("mu", "eps", "dynamic_weighting", "static_weight", "max_weight")
-
-# Losses of a step whose names a term must not have.
-OTHER_LOSSES = ("pix", "gan", "ldl", "percep")
+REPEAT = [0, 0, 0]  # the triple of ``input_channels: repeat``
+RULE = tuple(WeightRule.__dataclass_fields__)  # keys of a term that say how it is weighted
+OTHER_LOSSES = ("pix", "gan", "ldl", "percep")  # losses of a step, whose names a term must not have
 
 
 class DualPerceptualLoss(nn.Module):
@@ -49,9 +44,8 @@ class DualPerceptualLoss(nn.Module):
         dynamic_weighting: False: L_VGG + static_weight * L_Res (Table 7, second row).
         static_weight: See ``dynamic_weighting``.
         max_weight: Upper limit of w; None: no limit, as in the paper.
-        sync_weight: w is the ratio of the terms' means over all processes, i.e. over the whole mini-batch; False:
-            each process uses the ratio of its local part, as in the released code. Without gradients, as in a
-            validation on one process, nothing is synchronised.
+        sync_weight: w is the ratio of the terms' means over all processes, i.e. over the whole mini-batch; False: of
+            each process's part, as in the released code. Without gradients nothing is synchronised.
         loss_weight: gamma of Eq. 2.
         criterion: Of features: ``l1`` (Eq. 4, 5: mean absolute difference), ``l2`` (mean squared difference),
             ``charbonnier`` (mean of sqrt(d^2 + 1e-12)) or ``fro`` (norm of the batch's difference, as in BasicSR).
@@ -63,11 +57,11 @@ class DualPerceptualLoss(nn.Module):
         range_norm: Images are in [-1, 1] instead of [0, 1].
         vgg_weights: ``imagenet``, the path of a torchvision state_dict, or ``random``.
         resnet_weights: See ``vgg_weights``.
-        extra_terms: Further terms, each a mapping of one of two forms: ``type``, a loss of BasicSR's LOSS_REGISTRY,
-            with its own options beside it; or ``network`` and ``layer_weights``, and optionally ``weights``,
-            ``use_input_norm``, ``batch_stats`` (see ``dp_basicsr.archs.any_network_arch.build_features``). Both
-            accept ``name`` (default: the type or network), ``mu``, ``eps``, ``dynamic_weighting``,
-            ``static_weight`` and ``max_weight``, which default to the arguments above.
+        extra_terms: Further terms, each a mapping with ``type``, a loss of BasicSR's LOSS_REGISTRY, and its options;
+            or with ``network`` and ``layer_weights``, optionally ``weights``, ``use_input_norm`` and ``batch_stats``
+            (see ``dp_basicsr.archs.any_network_arch.build_features``). Both accept ``name`` (default: the type or
+            network), ``mu``, ``eps``, ``dynamic_weighting``, ``static_weight`` and ``max_weight``, which default to
+            the arguments above.
         reference: Name of the term that the others are weighted relative to: ``vgg``, ``resnet`` or an extra term.
         input_channels: Input of the terms for images that do not have three channels: ``repeat`` (gray, three
             times), three indices (``[3, 2, 1]``), or several triples, over which a term's value is averaged.
@@ -117,7 +111,6 @@ class DualPerceptualLoss(nn.Module):
         self.range_norm = range_norm
         self.input_channels = parse_channels(input_channels)
         self.log_gradient_shares = log_gradient_shares
-        self.reference_name = reference
         # A plain dict, so that the networks are not registered and stay out of parameters and checkpoints.
         self.all_terms: dict[str, PerceptualTerm | RegisteredTerm] = {}
         self.rules: dict[str, WeightRule] = {}
@@ -136,9 +129,7 @@ class DualPerceptualLoss(nn.Module):
                 self.all_terms[name] = PerceptualTerm(network, features, layer_weights, criterion)
         if reference not in self.all_terms:
             raise UserError(f"reference: expected one of {', '.join(self.all_terms)}, got {reference!r}")
-        # The reference first, and the others by name; a dict registers no modules.
-        self.weighted = {name: term for name, term in self.all_terms.items() if name != reference}
-        self.names = [reference, *self.weighted]
+        self.names = [reference, *(name for name in self.all_terms if name != reference)]
         self.terms: dict[str, Tensor] = {}
         self._has_seen_images = False
 
@@ -147,20 +138,17 @@ class DualPerceptualLoss(nn.Module):
         lines = [f"loss_weight={self.loss_weight:g}"]
         for name in self.names:
             term, rule = self.all_terms[name], self.rules[name]
-            text = term.kind if isinstance(term, RegisteredTerm) else f"{term.criterion} of {term.network}: "
-            if isinstance(term, PerceptualTerm):
-                text += ", ".join(f"{weight:g} {layer}" for layer, weight in term.layer_weights.items())
-            weight = f"{rule.static_weight:g}"
-            if rule.dynamic_weighting:
-                weight = f"{self.names[0]} / ({rule.mu:g} * {name} + {rule.eps:g})"
-                weight += "" if rule.max_weight is None else f", at most {rule.max_weight:g}"
-            lines.append(f"({name}): {text}" + (f"; w = {weight}" if name in self.weighted else ""))
+            if isinstance(term, RegisteredTerm):
+                text = f"({name}): {term.kind}"
+            else:
+                layers = ", ".join(f"{weight:g} {layer}" for layer, weight in term.layer_weights.items())
+                text = f"({name}): {term.criterion} of {term.network}: {layers}"
+            if name != self.names[0]:
+                limit = "" if rule.max_weight is None else f", at most {rule.max_weight:g}"
+                dynamic = f"{self.names[0]} / ({rule.mu:g} * {name} + {rule.eps:g}){limit}"
+                text += f"; w = {dynamic if rule.dynamic_weighting else f'{rule.static_weight:g}'}"
+            lines.append(text)
         return "\n".join(lines)
-
-    @property
-    def reference(self) -> PerceptualTerm | RegisteredTerm:
-        """The term that the others are weighted relative to."""
-        return self.all_terms[self.reference_name]
 
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
         """Compare images.
@@ -177,19 +165,14 @@ class DualPerceptualLoss(nn.Module):
             UserError: The shapes differ or are unsupported, or there are no images, or integers (a ValueError).
         """
         self._check_images(x, gt)
-        reference = self._value(self.reference, x, gt)
-        others = [self._value(term, x, gt) for term in self.weighted.values()]
-        local = torch.stack([reference, *others]).detach()
+        values = [self._value(name, x, gt) for name in self.names]
         # Without gradients, as in a validation on rank 0 alone, the other processes would never answer.
-        weights = self._weigh(local, self._start_means(local, torch.is_grad_enabled() and x.requires_grad)())
-        return self.loss_weight * weighted_total(reference, others, weights)
+        sync = torch.is_grad_enabled() and x.requires_grad
+        weights = self._start_weights(torch.stack(values).detach(), sync)()
+        return self.loss_weight * weighted_total(values[0], values[1:], weights)
 
     def backward(self, x: Tensor, gt: Tensor, scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> Tensor:
         """Add the gradient of ``scale(forward(x, gt))`` to ``x.grad``, with the memory of one term at a time.
-
-        w scales a term's gradient and never changes its direction. So each term's graph is used and freed before
-        the next one is built, and w is applied to the gradients at the image, while the processes average the
-        terms.
 
         Args:
             x: Super-resolved images as in ``forward``, a leaf that requires a gradient.
@@ -221,18 +204,18 @@ class DualPerceptualLoss(nn.Module):
         self._check_images(x, gt)
         values: list[Tensor] = []
         gradients: list[Tensor] = []
+        # w scales a term's gradient and never changes its direction (Eq. 9 detaches it): each term's graph is used and
+        # freed before the next one is built, and w is applied to the gradients at the image.
         for name in self.names:
-            value = self._value(self.all_terms[name], x, gt)
+            value = self._value(name, x, gt)
             values.append(value.detach())
             # All values are known before the last backward pass, which hides the processes' exchange.
             if len(values) == len(self.names):
-                local = torch.stack(values)
-                finish = self._start_means(local, True, balanced or ())
+                finish = self._start_weights(torch.stack(values), True, balanced or ())
             gradients.append(gradient_at(scale(self.loss_weight * value), x, name))
-        # w has no gradient of its own (Eq. 9 detaches it), so it may scale gradients that are already computed.
-        weights = self._weigh(local, finish(), balanced or ())
+        weights = finish()
         if balanced is not None:
-            factors = [torch.ones_like(local[0]), *weights]
+            factors = [torch.ones_like(values[0]), *weights]
             values = [self.loss_weight * factor * value for factor, value in zip(factors, values, strict=True)]
             gradients = [factor * gradient for factor, gradient in zip(factors, gradients, strict=True)]
             return dict(zip(self.names, values, strict=True)), dict(zip(self.names, gradients, strict=True))
@@ -243,8 +226,9 @@ class DualPerceptualLoss(nn.Module):
         total = self.loss_weight * weighted_total(values[0], values[1:], weights)
         return {"percep": total}, {"percep": weighted_total(gradients[0], gradients[1:], weights)}
 
-    def _value(self, term: nn.Module, x: Tensor, gt: Tensor) -> Tensor:
+    def _value(self, name: str, x: Tensor, gt: Tensor) -> Tensor:
         """Return a term's value, 0-d: of the images, or the mean over the triples of ``input_channels``."""
+        term = self.all_terms[name]
         if self.input_channels is None:
             return term(x, gt)  # type: ignore[no-any-return]
         values = []
@@ -254,55 +238,60 @@ class DualPerceptualLoss(nn.Module):
             values.append(term(*pair))
         return torch.stack(values).mean()
 
-    def _start_means(self, local: Tensor, with_gradient: bool, balanced: Collection[str] = ()) -> Callable[[], Tensor]:
-        """Start averaging this process's terms over the processes, if that affects w."""
-        dynamic = any(self.rules[name].dynamic_weighting for name in self.weighted if name not in balanced)
-        return start_mean(local) if self.sync_weight and dynamic and with_gradient else lambda: local
+    def _start_weights(self, local: Tensor, sync: bool, balanced: Collection[str] = ()) -> Callable[[], list[Tensor]]:
+        """Start computing the weights of all terms but the reference, from this process's values, (n,).
 
-    def _weigh(self, local: Tensor, means: Tensor, balanced: Collection[str] = ()) -> list[Tensor]:
-        """Return the weights from the terms' means, without the reference's; store them and the values in ``terms``."""
+        ``balanced`` terms have the weight 1. The returned function waits for the other processes' values, if they
+        affect w, and stores values and weights in ``terms``.
+        """
         self.terms = {f"l_{name}": value for name, value in zip(self.names, local, strict=True)}
         for name, term in self.all_terms.items():
             if isinstance(term, RegisteredTerm) and self.input_channels is None:
                 self.terms |= {f"l_{name}{part}": value for part, value in term.parts.items()}
-        weights = []
-        for name, mean in zip(self.weighted, means[1:], strict=True):
-            weights.append(self.rules[name].weight(means[0], mean) if name not in balanced else torch.ones_like(mean))
-            if name not in balanced:
-                self.terms["weight" if name == "resnet" else f"weight_{name}"] = weights[-1]
+        weighted = [name for name in self.names[1:] if name not in balanced]
+        is_dynamic = any(self.rules[name].dynamic_weighting for name in weighted)
+        finish = start_mean(local) if self.sync_weight and sync and is_dynamic else lambda: local
+
+        def weights() -> list[Tensor]:
+            means = dict(zip(self.names, finish(), strict=True))
+            reference = means.pop(self.names[0])
+            rated = {name: self.rules[name].weight(reference, means[name]) for name in weighted}
+            self.terms |= {"weight" if name == "resnet" else f"weight_{name}": w for name, w in rated.items()}
+            return [rated.get(name, torch.ones_like(mean)) for name, mean in means.items()]
+
         return weights
 
     @property
     def l_vgg(self) -> Tensor | None:
-        """L_VGG of the last call, detached, 0-d; None before it or without a VGG."""
+        """L_VGG in ``terms``, or None."""
         return self.terms.get("l_vgg")
 
     @property
     def l_resnet(self) -> Tensor | None:
-        """L_Res of the last call, detached, 0-d; None before it or without a ResNet."""
+        """L_Res in ``terms``, or None."""
         return self.terms.get("l_resnet")
 
     @property
     def weight(self) -> Tensor | None:
-        """The weight w of the last call, detached, 0-d; None before it or without a ResNet."""
+        """The ResNet's w in ``terms``, or None."""
         return self.terms.get("weight")
 
     def _check_images(self, x: Tensor, gt: Tensor) -> None:
         got = f"got x {tuple(x.shape)} {x.dtype} and gt {tuple(gt.shape)} {gt.dtype}"
+        triples = self.input_channels
         if x.shape != gt.shape or x.dim() != 4:
             raise UserError(f"DPLoss: expected x and gt of the same shape (N, 3, H, W), {got}")
         if not (x.is_floating_point() and gt.is_floating_point()):
             raise UserError(f"DPLoss: expected floating-point images, in [0, 1] or with range_norm in [-1, 1], {got}")
         if x.numel() == 0:
             raise UserError(f"DPLoss: expected at least one image and one pixel, {got}")
-        channels, triples = x.size(1), self.input_channels
-        if triples is None and channels != 3:
+        if triples is None and x.size(1) != 3:
             way_out = "set input_channels: repeat (gray) or three channel indices ([3, 2, 1])"
             raise UserError(f"DPLoss: expected images of shape (N, 3, H, W), {got}; {way_out}")
-        if triples == [_REPEAT] and channels != 1:
-            raise UserError(f"input_channels: repeat: expected gray images (1 channel), got {channels} channels")
-        if triples is not None and max(map(max, triples)) >= channels:
-            raise UserError(f"input_channels: expected indices below {channels}, the images' channels, got {triples}")
+        if triples == [REPEAT] and x.size(1) != 1:
+            raise UserError(f"input_channels: repeat: expected gray images (1 channel), {got}")
+        if triples is not None and max(map(max, triples)) >= x.size(1):
+            raise UserError(f"input_channels: expected indices below {x.size(1)}, the images' channels, got {triples}")
         if self._has_seen_images or torch.compiler.is_compiling():
             return
         # Only in the first call, because it waits for the device. Resizing may leave a little more than 1, and images
@@ -316,7 +305,6 @@ class DualPerceptualLoss(nn.Module):
             raise UserError(f"DPLoss: expected images in [0, 1], got values from {low:g}: set range_norm for [-1, 1]")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DualPerceptualLoss:
-        """Move or cast, including the hidden terms."""
         super()._apply(fn, recurse)
         # torch's to(), double() and cuda() all come here, and do not see the hidden terms.
         for term in self.all_terms.values():
@@ -334,11 +322,8 @@ class DPLoss(DualPerceptualLoss):
 
     def log_terms(self) -> dict[str, Tensor]:
         """Return ``terms`` by their names in the log: ``l_g_vgg``, ``l_g_resnet``, ``dp_weight`` ..."""
-        named = {}
-        for name, value in self.terms.items():
-            old, new = next(prefix for prefix in LOG_PREFIXES if name.startswith(prefix[0]))
-            named[new + name.removeprefix(old)] = value
-        return named
+        return {f"l_g_{name[2:]}" if name.startswith("l_") else f"dp_{name}": value
+                for name, value in self.terms.items()}  # fmt: skip
 
 
 def dp_loss_terms(options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -371,9 +356,10 @@ def dp_loss_terms(options: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def with_random_weights(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a DPLoss for a trial, which needs no files: the same networks with random weights."""
-    random = {"weights": "random"}
-    entries = [{**entry, **(random if "network" in entry or entry.get("type") == "LPIPSLoss" else {})}
-               for entry in options.get("extra_terms", ())]  # fmt: skip
+    entries = [dict(entry) for entry in options.get("extra_terms", ())]
+    for entry in entries:
+        if "network" in entry or entry.get("type") == "LPIPSLoss":
+            entry["weights"] = "random"
     return {**options, "vgg_weights": "random", "resnet_weights": "random", "extra_terms": entries}
 
 
@@ -381,18 +367,13 @@ def imagenet_networks(options: Mapping[str, Any]) -> list[str]:
     """Return the networks (torchvision's or timm's names) whose ImageNet weights a DPLoss loads."""
     networks = []
     for term in dp_loss_terms(options):
-        network = term.get("network")
-        if term.get("type") == "LPIPSLoss":
-            network = lpips_backbone(term.get("net", "alex"))
+        network = lpips_backbone(term.get("net", "alex")) if term.get("type") == "LPIPSLoss" else term.get("network")
         if network is not None and term.get("weights", "imagenet") == "imagenet":
             networks.append(network)
     return networks
 
 
-_REPEAT = [0, 0, 0]
-
-
-def parse_channels(channels: Channels) -> list[list[int]] | None:
+def parse_channels(channels: Any) -> list[list[int]] | None:
     """Return ``input_channels`` as a list of triples of indices.
 
     Raises:
@@ -400,13 +381,14 @@ def parse_channels(channels: Channels) -> list[list[int]] | None:
     """
     if channels is None:
         return None
-    triples: Any = [_REPEAT] if channels == "repeat" else channels
-    if isinstance(triples, Sequence) and triples and all(isinstance(index, int) for index in triples):
+    triples: list[Any] = list(channels) if isinstance(channels, Sequence) else [channels]
+    if channels == "repeat":
+        triples = [REPEAT]
+    elif all(isinstance(index, int) for index in triples):
         triples = [triples]
-    valid = isinstance(triples, Sequence) and not isinstance(triples, str) and len(triples) > 0
-    for triple in triples if valid else ():
-        whole = isinstance(triple, Sequence) and len(triple) == 3 and all(type(index) is int for index in triple)
-        valid = valid and whole and min(triple) >= 0
-    if not valid:
-        raise UserError(f"input_channels: expected repeat, or triples of indices such as [3, 2, 1], got {channels!r}")
+    for triple in triples:
+        is_triple = isinstance(triple, Sequence) and len(triple) == 3
+        if not is_triple or not all(type(index) is int and index >= 0 for index in triple):
+            text = f"expected repeat, or triples of indices such as [3, 2, 1], got {channels!r}"
+            raise UserError(f"input_channels: {text}")
     return [list(triple) for triple in triples]

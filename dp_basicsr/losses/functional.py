@@ -37,8 +37,7 @@ def feature_distance(
         x: Features of the super-resolved image by layer, any shapes.
         gt: Features of the original, the same layers and shapes.
         layer_weights: :math:`\lambda_k` by layer.
-        criterion: ``l1``, mean absolute difference; ``l2``, mean squared difference; ``charbonnier``, mean of
-            :math:`\sqrt{d^2 + 10^{-12}}`; ``fro``, BasicSR's Frobenius norm of the whole difference.
+        criterion: The distance of two features; see ``DualPerceptualLoss``.
 
     Returns:
         0-d tensor, >= 0 for weights >= 0; at least float32, also under autocast.

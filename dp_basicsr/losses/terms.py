@@ -25,36 +25,26 @@ PROBE_SHAPE, PROBE_NOISE, PROBE_SEED = (2, 3, 128, 128), 0.1, 0
 class WeightRule:
     """Weighting of a term relative to the reference.
 
-    Args:
-        mu: Divides the dynamic weight (Eq. 9), > 0.
-        eps: Keeps the denominator of Eq. 9 from being 0, >= 0; with 0, as in the released code, identical images give
-            NaN.
-        dynamic_weighting: False uses ``static_weight`` (Table 7, second row).
-        static_weight: Weight without dynamic weighting, >= 0.
-        max_weight: Upper limit of the dynamic weight, > 0; None for no limit, as in the paper.
-
     Raises:
         UserError: A value is out of range.
     """
 
-    mu: float
-    eps: float
-    dynamic_weighting: bool = True
+    mu: float  # divides the dynamic weight (Eq. 9)
+    eps: float  # keeps the denominator of Eq. 9 from being 0; with 0, as released, identical images give NaN
+    dynamic_weighting: bool = True  # False: static_weight (Table 7, second row)
     static_weight: float = 1.0
-    max_weight: float | None = None
+    max_weight: float | None = None  # of the dynamic weight
 
     def __post_init__(self) -> None:
-        for name, is_positive, expected in (
-            ("mu", True, f"a number > 0 (the paper's is {PAPER_MU}; mu divides w)"),
-            ("eps", False, "a tiny number >= 0"),
-            ("static_weight", False, "a number >= 0"),
-            ("max_weight", True, "a number > 0, or ~ for no limit"),
+        for name, minimum, expected in (
+            ("mu", math.ulp(0), f"a number > 0 (the paper's is {PAPER_MU}; mu divides w)"),
+            ("eps", 0, "a tiny number >= 0"),
+            ("static_weight", 0, "a number >= 0"),
+            ("max_weight", math.ulp(0), "a number > 0, or ~ for no limit"),
         ):
             value = getattr(self, name)
-            is_number = type(value) in (int, float) and math.isfinite(value)
-            if name == "max_weight" and value is None:
-                continue
-            if not is_number or value < 0 or (is_positive and value == 0):
+            is_unlimited = name == "max_weight" and value is None
+            if not is_unlimited and (type(value) not in (int, float) or not minimum <= value < math.inf):
                 raise UserError(f"{name}: expected {expected}, got {value!r}")
 
     def weight(self, reference: Tensor, term: Tensor) -> Tensor:
@@ -78,10 +68,8 @@ class PerceptualTerm(nn.Module):
         self, network: str, features: FrozenFeatures, layer_weights: Mapping[str, float], criterion: Criterion
     ) -> None:
         super().__init__()
-        self.network = network
-        self.features = features
+        self.network, self.features, self.criterion = network, features, criterion
         self.layer_weights = dict(layer_weights)
-        self.criterion = criterion
 
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
         """Return the 0-d distance of ``x`` and ``gt``, both (N, 3, H, W); the gradient flows only to ``x``."""
@@ -99,8 +87,8 @@ class RegisteredTerm(nn.Module):
 
     Args:
         kind: Name in the registry; BasicSR's suffix rule applies.
-        range_norm: Images are in [-1, 1]; the loss gets them in [0, 1].
         options: Options of the loss.
+        range_norm: Images are in [-1, 1]; the loss gets them in [0, 1].
 
     Raises:
         UserError: A name or option is unknown, or the loss is not a distance: not callable as ``loss(x, gt)``,
@@ -126,18 +114,18 @@ class RegisteredTerm(nn.Module):
             gt = torch.rand(PROBE_SHAPE, generator=torch.Generator().manual_seed(PROBE_SEED))
             noise = torch.randn(PROBE_SHAPE, generator=torch.Generator().manual_seed(PROBE_SEED + 1))
             x = (gt + PROBE_NOISE * noise).clamp(0, 1).requires_grad_()
-            expected = f"extra_terms: {kind}: expected a loss that is 0 or more and lowest for identical images"
             try:
                 apart, same = self._call(x, gt), self._call(gt, gt).item()
             except Exception as error:  # another package's class may raise anything
                 text = f"extra_terms: {kind} cannot be computed as loss(x, gt) on images {PROBE_SHAPE} in [0, 1]"
                 raise UserError(f"{text}: {error}") from error
-            if min(apart.item(), same) < 0:
-                raise UserError(f"{expected}, got {apart.item():g} for noisy and {same:g} for identical ones")
-            if same > apart.item():
-                values = f"{apart.item():g} for noisy, {same:g} for identical ones"
-                raise UserError(f"{expected}, got a similarity: {values}")
-            gradient_at(apart, x, f"extra_terms: {kind}")
+        if min(apart.item(), same) < 0 or same > apart.item():
+            what = "" if min(apart.item(), same) < 0 else "a similarity: "
+            raise UserError(
+                f"extra_terms: {kind}: expected a loss that is 0 or more and lowest for identical images, got {what}"
+                f"{apart.item():g} for noisy and {same:g} for identical ones"
+            )
+        gradient_at(apart, x, f"extra_terms: {kind}")
 
     def train(self, mode: bool = True) -> RegisteredTerm:
         """Stay in eval mode: a loss must not change with the model's mode."""
@@ -167,11 +155,12 @@ def sum_of_parts(returned: Any, name: str = "") -> tuple[Tensor, dict[str, Tenso
         name: Name of the loss: its own, and before those of a dict's parts.
     """
     if isinstance(returned, Mapping):
-        parts = {f"{name}_{part}": value for part, value in returned.items() if value is not None}
+        parts = {f"{name}_{part}": value for part, value in returned.items()}
     else:
         values = returned if isinstance(returned, (tuple, list)) else [returned]
         names = [name, "style", *(f"{name}_{number}" for number in range(2, len(values)))]
-        parts = {part: value for part, value in zip(names, values, strict=False) if value is not None}
-    parts = {part: value.reshape(()) for part, value in parts.items()}
-    total = torch.stack(list(parts.values())).sum()
+        parts = dict(zip(names, values, strict=False))
+    parts = {part: value.reshape(()) for part, value in parts.items() if value is not None}
+    # Without any part the sum is 0, which `gradient_at` refuses by the loss's name.
+    total = torch.stack(list(parts.values())).sum() if parts else torch.zeros(())
     return total, {name: total, **parts} if isinstance(returned, Mapping) else parts

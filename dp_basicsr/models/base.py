@@ -96,8 +96,9 @@ class PluginModel(BaseModel):
             raise UserError(
                 "train: ldl_opt: expected ema_decay > 0, because it compares with the EMA generator, got none"
             )
-        criterion = (train.get("perceptual_opt") or {}).get("criterion")
-        if criterion == "fro" and (self.opt["world_size"] > 1 or train["grad_accumulation"] > 1):
+        percep = train.get("perceptual_opt") or {}
+        criteria = [loss.get("criterion") for loss in (percep, *percep.get("extra_terms", ()))]
+        if "fro" in criteria and (self.opt["world_size"] > 1 or train["grad_accumulation"] > 1):
             raise UserError(
                 "train: perceptual_opt: criterion: expected a mean (l1, l2, charbonnier), because the norm of a batch "
                 "depends on its size, with several processes or grad_accumulation; got fro"
@@ -105,7 +106,11 @@ class PluginModel(BaseModel):
         balancer = None
         if train.get("balance"):
             balancer = build_balancer(train, isinstance(self, SRGANModel), self.ramp)
-            get_root_logger().info(balancer.description())
+            shares = ", ".join(f"{name} {share:g}" for name, share in balancer.targets.items())
+            get_root_logger().info(
+                f"Balance by {balancer.by}: {shares}, relative to {balancer.reference}. For these losses mu, "
+                "dynamic_weighting and static_weight are not used; others keep their loss_weight."
+            )
         self.step = TrainingStep(train, self.device, balancer)
         if train["checkpointing"]:
             # Recompute the inside of each block in the backward pass instead of keeping its activations: the same
@@ -159,7 +164,7 @@ class PluginModel(BaseModel):
 
     def get_optimizer(self, optim_type: str, params: Any, **settings: Any) -> torch.optim.Optimizer:
         """Create an optimizer; Adam in its fused form, one pass over the weights instead of a dozen."""
-        if optim_type in ("Adam", "AdamW"):
+        if optim_type in ("Adam", "AdamW") and not settings.get("foreach"):  # which excludes it
             settings = {"fused": True, **settings}
         return super().get_optimizer(optim_type, params, **settings)
 
@@ -176,10 +181,9 @@ class PluginModel(BaseModel):
         part: Part = "discriminator" if net is getattr(self, "net_d", None) else "generator"
         expected = bare.state_dict()
         weights = read_weights(Path(load_path), param_key, part, expected)
-        names = weights.state
-        fitting = {name: value for name, value in names.items()
+        fitting = {name: value for name, value in weights.state.items()
                    if name in expected and value.shape == expected[name].shape}  # fmt: skip
-        differences = compare_shapes(expected, names)
+        differences = compare_shapes(expected, weights.state)
         if differences and (strict or not fitting):
             key = "strict_load_d" if part == "discriminator" else "strict_load_g"
             also = "" if strict else f" (nothing fits, not even with path: {key}: false)"
@@ -190,10 +194,8 @@ class PluginModel(BaseModel):
         logger.info(f"Loading {type(bare).__name__} model from {load_path}: {weights.holds}. {weights.choice}".rstrip())
         if differences:
             new = ", the others keep their random start" if len(fitting) < len(expected) else ""
-            logger.warning(
-                f"{load_path}: {len(fitting)} of {len(expected)} tensors of {type(bare).__name__} are loaded{new}: "
-                f"{differences}"
-            )
+            count = f"{len(fitting)} of {len(expected)} tensors of {type(bare).__name__}"
+            logger.warning(f"{load_path}: {count} are loaded{new}: {differences}")
         bare.load_state_dict(fitting, strict=False)
 
     def feed_data(self, data: Mapping[str, Any]) -> None:

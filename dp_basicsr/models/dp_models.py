@@ -34,10 +34,11 @@ class SRGANDPModel(PluginModel, SRGANModel):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         train = opt.get("train") or {}
-        gan_opt = dict(train.get("gan_opt") or {})
+        gan_opt = train.get("gan_opt") or {}
+        self.sync_mean, self.ramp = gan_opt.get("sync_mean", True), gan_opt.get("ramp")
         # BasicSR's loss knows neither.
-        self.sync_mean, self.ramp = gan_opt.pop("sync_mean", True), gan_opt.pop("ramp", None)
-        super().__init__(opt | {"train": train | {"gan_opt": gan_opt}} if gan_opt else opt)
+        theirs = {key: value for key, value in gan_opt.items() if key not in ("sync_mean", "ramp")}
+        super().__init__(opt | {"train": train | {"gan_opt": theirs}} if theirs else opt)
 
     def generator_gan_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """Return eta times G's adversarial loss, 0-d, from D's logits on originals (detached) and results, (N, 1)."""

@@ -6,12 +6,11 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import reduce
 from types import MappingProxyType
 from typing import Any
 
-from dp_basicsr.distributed.collectives import is_parallel
+from dp_basicsr.distributed.collectives import process_count
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.balance import Balancer
 from dp_basicsr.losses.dual_perceptual_loss import DPLoss
@@ -69,8 +68,8 @@ class TrainingStep:
     def __call__(self, model: Any, iteration: int) -> Losses:
         """Train G and D one step on the batch in ``model.lq``, ``model.gt`` ((N, 3, H, W), RGB in [0, 1]).
 
-        With ``train: grad_accumulation: n``, the batch is processed in n parts and their gradients are averaged. Each
-        part then has its own w, its own means of D's logits and its own batch-norm statistics.
+        With ``train: grad_accumulation: n``, the batch is processed in n parts, as even as possible, and their
+        gradients are averaged. Each part has its own w, its own means of D's logits and its own batch-norm statistics.
 
         Args:
             model: Its networks, losses and optimizers have BasicSR's names; ``log_prefix`` begins those of G's losses.
@@ -100,9 +99,19 @@ class TrainingStep:
         before = [tensor.clone() for tensor in state]
         for optimizer in model.optimizers:
             optimizer.zero_grad()
-        parts = self.parts(model, nets)
-        logs = [(part, self.accumulate(model, lq, gt, part, update_g, shares, gan_weight)) for lq, gt, part in parts]
+
+        n = self.train["grad_accumulation"]
+        logs: list[tuple[float, Losses]] = []
+        for lq, gt in zip(model.lq.tensor_split(n), model.gt.tensor_split(n), strict=True):
+            part = len(lq) / len(model.lq)
+            with ExitStack() as stack:
+                # Several processes average the gradients once, with the last part.
+                for net in nets:
+                    if len(logs) < n - 1 and isinstance(net, DistributedDataParallel):
+                        stack.enter_context(net.no_sync())
+                logs.append((part, self.accumulate(model, lq, gt, part, update_g, shares, gan_weight)))
         log: dict[str, Any] = {name: sum(part * losses[name].detach() for part, losses in logs) for name in logs[0][1]}
+
         self.apply(model, iteration, optimizers, log)
         for tensor, old in zip(state, before, strict=True):
             tensor.copy_(torch.where(self.applied == 1, tensor, old))
@@ -111,20 +120,6 @@ class TrainingStep:
             for average, buffer in zip(model.net_g_ema.buffers(), nets[0].buffers(), strict=True):
                 average.copy_(buffer)
         return log
-
-    def parts(self, model: Any, nets: Sequence[nn.Module]) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """Yield the batch in ``train: grad_accumulation`` parts, as even as possible: lq, gt and the part's share.
-
-        Several processes average the gradients of ``nets`` once, with the last part.
-        """
-        lq, gt, n = model.lq, model.gt, self.train["grad_accumulation"]
-        pairs = list(zip(lq.tensor_split(n), gt.tensor_split(n), strict=True))
-        for number, (part, original) in enumerate(pairs, start=1):
-            with ExitStack() as stack:
-                for net in nets:
-                    if number < len(pairs) and isinstance(net, DistributedDataParallel):
-                        stack.enter_context(net.no_sync())
-                yield part, original, len(part) / len(lq)
 
     def autocast(self) -> torch.autocast:
         """Return autocast for ``train: amp``; losses are still computed in float32."""
@@ -169,7 +164,6 @@ class TrainingStep:
         if not self.train["channels_last"]:
             sr = sr.contiguous()  # transformers' outputs are not, and BasicSR's discriminators use view
         sr = sr.requires_grad_(update_g)
-
         if net_d is not None:
             # 2. real = D(HR), fake = D(SR).
             with self.autocast():
@@ -184,30 +178,34 @@ class TrainingStep:
             l_d_real, l_d_fake = model.discriminator_losses(real, fake)
             torch.autograd.backward(scale(l_d_real + l_d_fake), inputs=list(net_d.parameters()))
             log_d = {"l_d_real": l_d_real, "l_d_fake": l_d_fake, "out_d_real": real.mean(), "out_d_fake": fake.mean()}
+        if not update_g:
+            return log_d
 
-        if update_g:
-            # 5. Pixel loss and L_DP, backward to SR. D's graphs are freed by now; here each loss's graph is freed
-            #    before the next one is built, and L_DP does the same with its terms.
-            for name, loss, losses in self.image_losses(model, lq, sr, gt):
-                gradients[name], values[name] = gradient_at(scale(loss), sr, name), loss.detach()
-                log |= {f"{model.log_prefix}{part}": value for part, value in losses.items()}
-            l_dp, percep = model.cri_perceptual, f"{model.log_prefix}percep"
-            if isinstance(l_dp, DPLoss):
-                # The loss as a whole, or, if they have shares, its terms, those in `shares` without Eq. 9.
-                apart = self.balancer is not None and not self.balancer.targets.keys().isdisjoint(l_dp.names)
-                with self.autocast():
-                    results = l_dp.gradients(sr, gt, scale, shares.keys() if apart else None)
-                values, gradients = values | results[0], gradients | results[1]
-                log |= l_dp.log_terms() | {percep: torch.stack(list(results[0].values())).sum()}
-            if net_d is not None:
-                log["l_g_gan"] = values["gan"]
-            if self.balancer is None:
-                total = reduce(torch.add, gradients.values())
-            else:
-                total = self.balancer.combine(values, gradients, scale(torch.ones_like(sr[0, 0, 0, 0])), shares)
-                log |= self.balancer.log()
-            # 6. One backward pass through G with the sum on SR.
-            model.output.backward(total.to(model.output.dtype))
+        # 5. Pixel loss and L_DP, backward to SR. D's graphs are freed by now; here each loss's graph is freed before
+        #    the next one is built, and L_DP does the same with its terms.
+        for name, loss, losses in self.image_losses(model, lq, sr, gt):
+            gradients[name], values[name] = gradient_at(scale(loss), sr, name), loss.detach()
+            log |= {f"{model.log_prefix}{part}": value for part, value in losses.items()}
+        if isinstance(model.cri_perceptual, DPLoss):
+            l_dp = model.cri_perceptual
+            # The loss as a whole, or, if they have shares, its terms, those in `shares` without Eq. 9.
+            apart = self.balancer is not None and not self.balancer.targets.keys().isdisjoint(l_dp.names)
+            with self.autocast():
+                results = l_dp.gradients(sr, gt, scale, shares.keys() if apart else None)
+            values, gradients = values | results[0], gradients | results[1]
+            percep = torch.stack(list(results[0].values())).sum()
+            log |= l_dp.log_terms() | {f"{model.log_prefix}percep": percep}
+        if net_d is not None:
+            log["l_g_gan"] = values["gan"]
+        if self.balancer is None:
+            total = reduce(torch.add, gradients.values())
+        else:
+            total = self.balancer.combine(values, gradients, scale(torch.ones_like(sr[0, 0, 0, 0])), shares)
+            # As float, because BasicSR's log takes one type.
+            log |= {f"weight_{name}": value.float() for name, value in self.balancer.weights.items()}
+            log |= {f"share_{name}": value.float() for name, value in self.balancer.shares.items()}
+        # 6. One backward pass through G with the sum on SR.
+        model.output.backward(total.to(model.output.dtype))
         return log | log_d
 
     def image_losses(self, model: Any, lq: Tensor, sr: Tensor, gt: Tensor) -> Iterator[tuple[str, Tensor, Losses]]:
@@ -241,7 +239,7 @@ class TrainingStep:
         # One flag for all processes, which stays on the device: 1.0 if a gradient or a loss is not finite, else 0.0.
         values = [nn.utils.get_total_norm(gradients).float(), *(loss.float() for loss in log.values())]
         flag = 1.0 - torch.isfinite(torch.stack(values)).all().float()
-        if is_parallel():
+        if process_count() > 1:
             distributed.all_reduce(flag, distributed.ReduceOp.MAX)
         for optimizer in optimizers:
             if getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -262,17 +260,6 @@ class TrainingStep:
         self.guard.watch(iteration, flag, log, model.files)
 
 
-@dataclass(frozen=True)
-class WatchedStep:
-    """A step for the report: its losses by name, its flag, and the files of its batch."""
-
-    iteration: int
-    flag: Tensor
-    losses: Mapping[str, Tensor]
-    files: Sequence[str]
-    ready: torch.cuda.Event | None
-
-
 class StepGuard:
     """Reports skipped steps, and stops the run after too many in a row.
 
@@ -289,9 +276,10 @@ class StepGuard:
         self.lag = LAG if device.type == "cuda" else 0
         self.in_a_row = 0
         self.saved: int | None = None
-        self.steps: deque[WatchedStep] = deque()
+        # Iteration, flag, event behind which the flag can be read, losses and files.
+        self.steps: deque[tuple[int, Tensor, torch.cuda.Event | None, Losses, Sequence[str]]] = deque()
 
-    def watch(self, iteration: int, flag: Tensor, losses: Mapping[str, Tensor], files: Sequence[str]) -> None:
+    def watch(self, iteration: int, flag: Tensor, losses: Losses, files: Sequence[str]) -> None:
         """Record a step, and check the one that is ``lag`` steps old.
 
         Raises:
@@ -302,9 +290,9 @@ class StepGuard:
             flag = flag.to("cpu", non_blocking=True)
             ready = torch.cuda.Event()
             ready.record()
-        self.steps.append(WatchedStep(iteration, flag, losses, files, ready))
+        self.steps.append((iteration, flag, ready, losses, files))
         if len(self.steps) > self.lag:
-            self._report(self.steps.popleft())
+            self._report_oldest()
 
     def last_step_applied(self) -> bool:
         """Whether the last step was applied; waits for the device. The same on all processes.
@@ -313,26 +301,27 @@ class StepGuard:
             UserError: See ``watch``.
         """
         while self.steps:
-            self._report(self.steps.popleft())
+            self._report_oldest()
         return self.in_a_row == 0
 
-    def _report(self, step: WatchedStep) -> None:
-        if step.ready is not None:
-            step.ready.synchronize()
-        if not step.flag.item():
+    def _report_oldest(self) -> None:
+        iteration, flag, ready, losses, files = self.steps.popleft()
+        if ready is not None:
+            ready.synchronize()
+        if not flag.item():
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        terms = [name for name, value in step.losses.items() if not math.isfinite(value.item())]
+        terms = [name for name, value in losses.items() if not math.isfinite(value.item())]
         if terms or get_dist_info()[0] == 0:
             # Log as an error, because BasicSR silences lower levels on ranks other than 0, whose files these may be.
             get_root_logger().error(
-                f"iteration {step.iteration}: {', '.join(terms) or 'a gradient'} not finite, the step is skipped; "
-                f"batch: {', '.join(step.files) or 'files unknown'}"
+                f"iteration {iteration}: {', '.join(terms) or 'a gradient'} not finite, the step is skipped; "
+                f"batch: {', '.join(files) or 'files unknown'}"
             )
         if self.in_a_row >= self.limit:
             raise UserError(
-                f"iteration {step.iteration}: {self.limit} consecutive steps were not finite (train: max_nonfinite); "
+                f"iteration {iteration}: {self.limit} consecutive steps were not finite (train: max_nonfinite); "
                 f"{self.advice()}"
             )
 

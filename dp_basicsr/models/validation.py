@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -93,24 +93,21 @@ class Validator:
         dataset: Any = dataloader.dataset
         name = dataset.opt["name"]
         metrics = usable_metrics(self.opt, bool(dataset.opt.get("dataroot_gt")))
-        unusable = ((self.opt["val"].get("metrics") or {}).keys() - metrics.keys()) if name not in self._named else ()
-        if unusable:
+        unusable = sorted((self.opt["val"].get("metrics") or {}).keys() - metrics.keys())
+        if unusable and name not in self._named:
             self._named.add(name)
-            get_root_logger().warning(
-                f"{name} has no originals (dataroot_gt): {', '.join(sorted(unusable))} cannot be computed"
-            )
-        measured: dict[int, Values] = {}
-        error: UserError | None = None
+            text = f"{name} has no originals (dataroot_gt): {', '.join(unusable)} cannot be computed"
+            get_root_logger().warning(text)
+        share: dict[int, Values] | UserError
         try:
-            measured = self._validate_share(net, dataloader, iteration, save_img)
-        except UserError as caught:  # the other processes wait below and must be told
-            error = caught
-        share = measured, None if error is None else str(error)
-        shares = all_gather(share) if self.opt["dist"] else [share]
-        for _, message in shares:
-            if message is not None:
-                raise UserError(message) from error
-        values = {index: value for measured, _ in shares for index, value in measured.items()}
+            share = self._validate_share(net, dataloader, iteration, save_img)
+        except UserError as error:  # the other processes wait below and must be told
+            share = error
+        values: dict[int, Values] = {}
+        for measured in all_gather(share) if self.opt["dist"] else [share]:
+            if isinstance(measured, UserError):
+                raise measured
+            values |= measured
         if len(values) < len(dataset):
             return False
         if any(values.values()):
@@ -282,17 +279,15 @@ def read_ahead(dataloader: DataLoader, indices: range) -> Iterator[tuple[int, di
         UserError: A sample cannot be read; the message names its files.
     """
     dataset: Any = dataloader.dataset
-
-    coming: deque[tuple[int, Future[Any]]] = deque()
     with ThreadPoolExecutor(1) as reader:
-        for number in range(len(indices) + 1):
-            if number < len(indices):
-                coming.append((indices[number], reader.submit(dataset.__getitem__, indices[number])))
-            if number > 0:
-                index, future = coming.popleft()
-                try:
-                    sample = dataloader.collate_fn([future.result()])
-                except Exception as error:
-                    paths = getattr(dataset, "paths", None)  # an attribute of BasicSR's paired datasets
-                    raise UserError(f"image {paths[index] if paths else index} cannot be used: {error}") from error
-                yield index, sample
+        coming = [reader.submit(dataset.__getitem__, index) for index in indices[:1]]
+        for index, following in zip_longest(indices, indices[1:]):
+            sample = coming.pop()
+            if following is not None:
+                coming.append(reader.submit(dataset.__getitem__, following))
+            try:
+                batch = dataloader.collate_fn([sample.result()])
+            except Exception as error:
+                paths = getattr(dataset, "paths", None)  # an attribute of BasicSR's paired datasets
+                raise UserError(f"image {paths[index] if paths else index} cannot be used: {error}") from error
+            yield index, batch

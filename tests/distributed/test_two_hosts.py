@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import socket
@@ -188,6 +189,32 @@ def test_a_killed_process_is_restarted(
     reference = undisturbed(pairs)
     assert written_losses(experiment) == written_losses(reference)
     assert same_weights(experiment / MODEL, reference / MODEL)
+
+
+def test_srun_trains_and_only_rank_0_writes(
+    pairs: Path, tmp_path: Path, scontrol: None, undisturbed: Callable[[Path], Path]
+) -> None:
+    """Two plain processes in two folders: one model, the losses of torchrun's two; nothing in the second folder."""
+    folders = [tmp_path / "host1", tmp_path / "host2"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "small.yml").write_text(SMALL.replace("pairs/", f"{pairs}/"))
+    slurm = {"SLURM_PROCID": "{rank}", "SLURM_LOCALID": "{rank}", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0",
+             "SLURM_NODELIST": "node[1-2]", "SLURM_JOB_ID": str(os.getpid()), "PATH": os.environ["PATH"],
+             "SLURM_CPUS_PER_TASK": "1"}  # fmt: skip
+    with processes_in(tmp_path) as srun:
+        srun.start(*[[*TRAIN, "--launcher", "slurm", *HALF, "train:total_iter=3"]] * 2, folders=folders, **slurm)
+        codes, outputs = srun.ends(0, 1, limit=LIMIT)
+        assert codes == [0, 0], outputs
+    experiment, reference = folders[0] / "experiments/small", undisturbed(pairs)
+    assert [path.name for path in folders[1].rglob("*")] == ["small.yml"]
+    assert (experiment / MODEL).is_file()
+    losses = written_losses(reference)
+    assert written_losses(experiment) == {iteration: losses[iteration] for iteration in (1, 2, 3)}
+    log = next(experiment.glob("train_*.log")).read_text()
+    assert "2 process(es), 1 CPU thread(s) each, x 1 pairs = 2 pairs, 0.125 times the paper's 16" in log
+    assert "G 0.001, D 0.001), not scaled" in log
+    assert re.search(r"img_per_s: \d", log)
 
 
 def test_a_killed_host_is_brought_back(

@@ -14,7 +14,10 @@ from torchvision import models
 
 
 @pytest.mark.parametrize(("net", "network"), [("alex", "alexnet"), ("vgg", "vgg16")])
-def test_it_is_the_package_s_lpips(net: str, network: str, tmp_path: Path) -> None:
+def test_it_is_the_package_s_lpips(net: str, network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The classifiers, a hundred million weights, are not used: no time to initialise them.
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda _: None)
+    monkeypatch.setattr(torch.nn.init, "normal_", lambda weight, *_: weight)
     torch.manual_seed(0)
     reference = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     backbone = models.get_model(network, weights=None).features

@@ -58,7 +58,10 @@ def train_steps(model: Any, count: int) -> None:
         model.optimize_parameters(iteration)
 
 
-@pytest.mark.parametrize("train", [{}, {"channels_last": True, "checkpointing": True}])
+BALANCED = {"balance": {"shares": {"pix": 0.05, "vgg": 0.45, "resnet": 0.35, "gan": 0.15}, "ema": 0}}
+
+
+@pytest.mark.parametrize("train", [{}, {"channels_last": True, "checkpointing": True}, BALANCED])
 def test_every_network_of_a_step_is_compiled_once(
     train: dict[str, Any], graphs: dict[str, int], tmp_path: Path
 ) -> None:
@@ -69,6 +72,9 @@ def test_every_network_of_a_step_is_compiled_once(
     train_steps(model, 1)
     assert graphs == GRAPHS
     assert largest_difference(model.net_g, plain.net_g) < 1e-3
+    assert model.get_current_log() == pytest.approx(plain.get_current_log(), rel=1e-3)
+    for name, share in train.get("balance", {}).get("shares", {}).items():
+        assert model.log_dict[f"share_{name}"].item() == pytest.approx(share, abs=1e-6)
     train_steps(model, 3)
     assert graphs == GRAPHS
     assert model.net_g.state_dict().keys() == plain.net_g.state_dict().keys()

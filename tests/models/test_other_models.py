@@ -94,27 +94,23 @@ def test_check_takes_a_batch_without_lq(pairs: Path, capsys: pytest.CaptureFixtu
     ],
 )
 def test_check_without_the_data_of_a_foreign_dataset_tries_no_step(
-    entry: str, message: str, pairs: Path, capsys: pytest.CaptureFixture[str]
+    entry: str, message: str, pairs: Path, refused: Any
 ) -> None:
     """Random batches cannot be made, because they contain kernels and more."""
-    with pytest.raises(SystemExit) as stopped:
-        train.main(["-opt", str(on_the_fly("RealESRGANModel", **GAN)), "--check", "--force_yml", entry])
-    assert stopped.value.code == 2
-    assert message in (said := capsys.readouterr().err)
+    said = refused(train.main, ["-opt", str(on_the_fly("RealESRGANModel", **GAN)), "--check", "--force_yml", entry])
+    assert message in said
     assert "Error" not in said
 
 
-def test_a_key_that_a_foreign_dataset_needs_is_named(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_that_a_foreign_dataset_needs_is_named(pairs: Path, refused: Any) -> None:
     opt = yaml.safe_load(on_the_fly("RealESRGANModel", **GAN).read_text())
     del opt["datasets"]["train"]["kernel_prob2"]
     Path("small.yml").write_text(yaml.safe_dump(opt))
-    with pytest.raises(SystemExit) as stopped:
-        train.main(["-opt", "small.yml"])
-    assert stopped.value.code == 2
-    assert "datasets: on_the_fly: RealESRGANDataset needs the key 'kernel_prob2'" in capsys.readouterr().err
+    message = "datasets: on_the_fly: RealESRGANDataset needs the key 'kernel_prob2'"
+    assert message in refused(train.main, ["-opt", "small.yml"])
 
 
-@pytest.mark.parametrize("model_type", ["ESRGANModel", "SRGANModel", "SRModel", "PSNRModel"])
+@pytest.mark.parametrize("model_type", ["ESRGANModel", "SRModel"])
 def test_the_log_has_the_terms_of_any_model(model_type: str, pairs: Path) -> None:
     Path("small.yml").write_text(SMALL)
     train.main(["-opt", "small.yml", "--force_yml", f"model_type={model_type}", "train:total_iter=2", "val=~",
