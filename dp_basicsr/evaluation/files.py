@@ -46,7 +46,8 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = 
         }
         try:
             for name, text in texts.items():
-                (staged.path / name).write_text(text, encoding="utf-8")
+                # A name that is no UTF-8, or read under LC_ALL=C, comes out as the bytes that it is on the disk.
+                (staged.path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
         except OSError as error:
             raise UserError(f"cannot write into {folder}: {error.strerror}") from error
         return staged.commit()

@@ -89,7 +89,7 @@ def write_report(folders: Sequence[Path], out: Path, quality: int | None = None)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # as in the tables
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
     return out

@@ -16,6 +16,7 @@ from dp_basicsr.evaluation.evaluate import Evaluation, Measured, evaluate
 from dp_basicsr.evaluation.files import as_json, csv_text, mark_best, markdown, read_evaluation, write_evaluation
 from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.metrics import measure
+from dp_basicsr.report.build import write_report
 
 import cv2
 import numpy as np
@@ -77,6 +78,20 @@ def test_the_command_writes_complete_files(data: Path, capsys: pytest.CaptureFix
         np.mean([float(row["psnr_y"]) for row in rows if row["method"] == "Bad" and row["set"] == "B"])
     )
     assert (data / "out" / stored["images"][-1]["result"]).resolve() == data / "bad/B/two_bad_x4.png"
+
+
+def test_any_name_of_a_file_is_written_as_the_disk_has_it(data: Path) -> None:
+    """No UTF-8 (dupeguru#210), and UTF-8 as Python reads it under LC_ALL=C (rich#212)."""
+    names = [b"\xff\xe9", "\u00e9t\u00e9".encode()]
+    file, scores = Path("gt/A/one.png"), {"psnr_rgb": 30.0}
+    images = [Measured("A", name.decode("ascii", "surrogateescape"), "m", file, None, file, scores) for name in names]
+    evaluation = Evaluation(4, ("psnr_rgb",), {}, tuple(images))
+    write_evaluation(evaluation, Path("out"))
+    rows = Path("out/per_image.csv").read_bytes().splitlines()
+    assert rows[1:] == [b"A," + name + b",m,30.0" for name in names]
+    assert [image.image for image in read_evaluation(Path("out")).images] == [image.image for image in images]
+    write_report([Path("out")], Path("report.html"))
+    assert all(name in Path("report.html").read_bytes() for name in names)
 
 
 def test_an_evaluation_survives_a_round_trip(data: Path) -> None:
