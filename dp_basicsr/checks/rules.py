@@ -52,6 +52,7 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
     yield from _wandb(opt)
     yield from _ours_alone(opt)
     yield from _colors(opt, "val" if is_train else "test")
+    yield from _set_names(opt, "val" if is_train else "test")
     if not is_train and opt.raw("val") is None:
         yield Problem(("val",), "expected a section with save_img, which a test needs, got nothing: it is missing")
     if is_train:
@@ -304,6 +305,16 @@ def _colors(opt: View, phase: str) -> Iterator[Problem]:
             expected, got = ("y", color or "none") if channels == 1 else ("none", "y")
             text = f"expected {expected}, because network_g has num_in_ch: {channels}, got {got}"
             yield Problem(("datasets", name, "color"), text)
+
+
+def _set_names(opt: View, phase: str) -> Iterator[Problem]:
+    """Images, figures and best networks are kept by the name of the set."""
+    taken: dict[str, str] = {}
+    for key in opt.valid("datasets") or ():
+        name = opt.valid("datasets", key, "name")
+        if str(key).startswith(phase) and name is not None and taken.setdefault(name, str(key)) != key:
+            text = f"expected another name, got {quote(name)}: {taken[name]} has it, and would be mixed with this one"
+            yield Problem(("datasets", key, "name"), text)
 
 
 def _losses(opt: View) -> Iterator[Problem]:

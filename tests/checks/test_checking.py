@@ -223,6 +223,8 @@ def test_ldl_is_accepted_by_the_models_that_compute_it(model: str, refused: bool
         ("train:balance={share: {pix: 1}, shares: {pix: 1}}", "train:balance:share: expected a known key"),
         ("train:perceptual_opt:extra_terms=[{type: L1Loss, name: gan}]",
          "train:perceptual_opt:extra_terms:0:name: expected another name, got 'gan'"),
+        ("datasets:val_2={name: Set5, type: SingleImageDataset, dataroot_lq: x, io_backend: {type: disk}}",
+         "datasets:val_2:name: expected another name, got 'Set5': val_1 has it"),
         ("val:tile=20", "val:tile: expected more than twice tile_overlap .16., got 20"),
     ],
 )  # fmt: skip
