@@ -80,10 +80,9 @@ def build_features(
         backbone = random_network(network) if weights == "random" else load_backbone(network, weights)
         net = create_feature_extractor(backbone.eval(), list(layers), suppress_diff_warning=True)
     else:
-        names = ", ".join(VGG_TYPES + RESNET_TYPES)
         raise UserError(
-            f"network: expected one of {names}, another classification network of torchvision, or timm/<name>; "
-            f"got {network!r}"
+            f"network: expected one of {', '.join(VGG_TYPES + RESNET_TYPES)}, another classification network of "
+            f"torchvision, or timm/<name>; got {network!r}"
         )
     if batch_stats:
         use_batch_statistics(net)

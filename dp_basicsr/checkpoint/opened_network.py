@@ -12,31 +12,19 @@ from dp_basicsr.utils.input_size import InputSize
 
 @dataclass
 class OpenedNetwork:
-    """A network with the weights of a file.
+    """A network with the weights of a file."""
 
-    Attributes:
-        file: Name of the file.
-        arch: Name of the architecture, ours or spandrel's; ``ONNX`` or ``ncnn`` where the file does not tell.
-        scale: Output size over input size.
-        description: Architecture, scale and size, for people.
-        choice: Which weights of the file these are, see ``Weights``.
-        channels: 3: RGB; 1: gray, which runs on each colour of an image.
-        size: Which H and W the network takes.
-        arguments: ``num_feat``, ``num_block`` and ``num_grow_ch`` of the project's own networks.
-        notes: What the file says about itself.
-        module: An ``nn.Module`` in eval mode, (N, channels, H, W) in [0, 1] -> (N, channels, scale * H, scale * W);
-            None where another package than torch runs the network.
-    """
-
-    file: str
-    arch: str
-    scale: int
-    description: str
-    choice: str = ""
-    channels: int = 3
-    size: InputSize = field(default_factory=InputSize)
-    arguments: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    file: str  # its name
+    arch: str  # name of the architecture, ours or spandrel's; ``ONNX`` or ``ncnn`` where the file does not tell
+    scale: int  # output size over input size
+    description: str  # architecture, scale and size, for people
+    choice: str = ""  # which weights of the file these are, see ``Weights``
+    channels: int = 3  # RGB; 1: gray, which runs on each colour of an image
+    size: InputSize = field(default_factory=InputSize)  # which H and W it takes
+    arguments: dict[str, int] = field(default_factory=dict)  # num_feat, num_block, num_grow_ch of our own networks
+    notes: dict[str, str] = field(default_factory=dict)  # what the file says about itself
+    # An nn.Module in eval mode, (N, channels, H, W) in [0, 1] -> (N, channels, scale * H, scale * W); None where
+    # another package than torch runs the network.
     module: Any = None
 
     @property

@@ -25,17 +25,11 @@ MAX_COUNT = 2**31  # iterations, samples and seeds are below
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint that a run resumes from.
+    """A checkpoint that a run resumes from."""
 
-    Attributes:
-        path: Its training state.
-        state: What ``Saver`` (or BasicSR) saved, on the CPU. Its ``resumed_from`` is that of the states to come.
-        is_named: Whether ``path: resume_state`` names it; otherwise it is the newest one of the run's folder.
-    """
-
-    path: Path
-    state: dict[str, Any]
-    is_named: bool
+    path: Path  # its training state
+    state: dict[str, Any]  # what was saved, on the CPU; its ``resumed_from`` is that of the states to come
+    is_named: bool  # by ``path: resume_state``; otherwise it is the newest one of the run's folder
 
     def options(self, opt: dict[str, Any]) -> dict[str, Any]:
         """Return the options with the networks beside the state, and its seed.

@@ -53,21 +53,15 @@ _PACKED = {b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR"}
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of one network.
+    """The weights of one network."""
 
-    Attributes:
-        state: BasicSR's name of a weight -> tensor on the CPU; floats of any precision become float32.
-        path: The file.
-        notes: Text and numbers stored with the weights, as text (our exports: scale, arch, provenance).
-        holds: Description of the file's content.
-        choice: Which weights of the file these are, if it has several or averaged ones; otherwise empty.
-    """
-
-    state: StateDict
+    state: StateDict  # BasicSR's name of a weight -> tensor on the CPU; floats of any precision become float32
     path: Path
-    notes: dict[str, str] = field(default_factory=dict)
-    holds: str = ""
-    choice: str = ""
+    notes: dict[str, str] = field(
+        default_factory=dict
+    )  # stored with the weights (our exports: scale, arch, provenance)
+    holds: str = ""  # description of the file's content
+    choice: str = ""  # which weights of the file these are, if it has several or averaged ones
 
 
 @dataclass(frozen=True)

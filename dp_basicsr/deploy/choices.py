@@ -25,21 +25,13 @@ BOX_LIMIT = "the networks in the box know clean images reduced by bicubic x4 onl
 
 @dataclass(frozen=True)
 class EngineKind:
-    """An engine: all that commands, messages and docs say of it.
+    """An engine: all that commands, messages and docs say of it."""
 
-    Attributes:
-        target: Its class, an ``Engine`` that writes files; empty for torch.
-        file: Name of a converted network in the cache.
-        packages: What it imports.
-        extra: Of this package, which installs them.
-        runs_on: Devices.
-    """
-
-    target: str
-    file: str
-    packages: tuple[str, ...]
-    extra: str
-    runs_on: str
+    target: str  # its class, an ``Engine`` that writes files; empty for torch
+    file: str  # name of a converted network in the cache
+    packages: tuple[str, ...]  # what it imports
+    extra: str  # of this package, which installs them
+    runs_on: str  # devices
 
     def load(self) -> Any:
         """Return its class."""
@@ -58,28 +50,18 @@ ENGINES = {
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A format of exported networks: all that commands, checks, cards and docs say of it.
+    """A format of exported networks: all that commands, checks, cards and docs say of it."""
 
-    Attributes:
-        suffixes: Of the files that an export writes.
-        target: The ``Engine`` that writes and runs them; empty for weights, which torch reads.
-        tolerance: Largest difference from torch allowed, relative to the output's largest value: sums in another order,
-            ncnn's Winograd transform. 0: the same bits.
-        platform: OpenModelDB's; empty if it does not list such files.
-        content: What is in the files.
-        check: How they are checked.
-        use: How a program runs ``{file}``, in Markdown.
-        programs: Which others open it, in Markdown.
-    """
-
-    suffixes: tuple[str, ...]
-    target: str
+    suffixes: tuple[str, ...]  # of the files that an export writes
+    target: str  # the ``Engine`` that writes and runs them; empty for weights, which torch reads
+    # Largest difference from torch allowed, relative to the output's largest value: sums in another order, ncnn's
+    # Winograd transform. 0: the same bits.
     tolerance: float
-    platform: str
-    content: str
-    check: str
-    use: str
-    programs: str
+    platform: str  # OpenModelDB's; empty if it does not list such files
+    content: str  # what is in the files
+    check: str  # how they are checked
+    use: str  # how a program runs ``{file}``, in Markdown
+    programs: str  # which others open it, in Markdown
 
     def files(self, output: Path) -> list[Path]:
         """Return the files that an export writes; for ncnn ``net.param`` and ``net.bin``, if ``output`` is ``net``."""

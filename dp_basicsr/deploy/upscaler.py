@@ -9,7 +9,7 @@ from dp_basicsr.deploy.choices import OVERLAP
 from dp_basicsr.deploy.engine import Engine
 from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.utils.memory import is_out_of_memory
-from dp_basicsr.utils.tiles import Floats, OnTile, Pixels, blend_tiles, grids, seam_warning, to_floats, to_pixels
+from dp_basicsr.utils.tiles import Floats, OnTile, Pixels, blend_tiles, grid, seam_warning, to_floats, to_pixels
 
 import numpy as np
 
@@ -52,8 +52,8 @@ class Upscaler:
 
     def count_tiles(self, height: int, width: int) -> int:
         """Return how many tiles an image of this size takes."""
-        rows, columns = grids(height, width, self.tile, self.overlap, self.engine.network.size)
-        return rows.count * columns.count
+        (rows, _), (columns, _) = grid(height, width, self.tile, self.overlap, self.engine.network.size)
+        return len(rows) * len(columns)
 
     def __call__(self, pixels: Pixels, on_tile: OnTile | None = None) -> Pixels:
         """Upscale (H, W, 3) RGB, uint8 or uint16, to (scale * H, scale * W, 3) of the same type.

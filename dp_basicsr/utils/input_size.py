@@ -29,27 +29,18 @@ RESAMPLING = frozenset({"conv2d", "max_pool2d", "avg_pool2d", "adaptive_max_pool
 
 @dataclass(frozen=True)
 class InputSize:
-    """Requirements on the height and width of a network's input, in pixels.
+    """Requirements on the height and width of a network's input, in pixels."""
 
-    Attributes:
-        multiple: Divisor of height and width.
-        minimum: Minimum height and width.
-        maximum: Maximum height and width; 0: any. ONNX files may take one size alone.
-        square: Whether height and width must be equal.
-        step: Where a tile starts must be a multiple of this: the network's windows and strides lie on that grid, also
-            in networks that take every size because they pad it themselves.
-        fold: Factor of the pixel-unshuffle before the first layer, which sees that much farther.
-        is_global: Each pixel of the result depends on the whole input (global pooling or attention), so that tiles
-            cannot give the same.
-    """
-
-    multiple: int = 1
+    multiple: int = 1  # divisor of height and width
     minimum: int = 1
-    square: bool = False
+    square: bool = False  # whether height and width must be equal
+    # Where a tile starts must be a multiple of this: the network's windows and strides lie on that grid, also in
+    # networks that take every size because they pad it themselves.
     step: int = 1
-    fold: int = 1
+    fold: int = 1  # factor of the pixel-unshuffle before the first layer, which sees that much farther
+    # Each pixel of the result depends on the whole input (global pooling or attention), so tiles cannot give the same.
     is_global: bool = False
-    maximum: int = 0
+    maximum: int = 0  # 0: any; ONNX files may take one size alone
 
     def __post_init__(self) -> None:
         # The way to set an attribute of a frozen dataclass.

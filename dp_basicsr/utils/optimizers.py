@@ -26,9 +26,6 @@ EXTRA = "pytorch_optimizer"
 # The base class, its old name, and the one that BasicSR has too.
 _NOT_NAMED = ("LRScheduler", "_LRScheduler", "MultiStepLR")
 
-# Their states have the weight's shape, or are one number.
-ELEMENTWISE = ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop")
-
 
 def optimizers(wanted: Collection[Any] = ()) -> dict[str, type[Optimizer]]:
     """Return the optimizers by name; those of the extra, whose import takes seconds, if torch lacks a wanted one."""

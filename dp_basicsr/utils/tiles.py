@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from dp_basicsr.utils.input_size import InputSize
@@ -22,65 +21,29 @@ OnTile = Callable[[int, int], None]  # finished tiles, total
 OnSeam = Callable[[float], None]  # difference of neighbouring tiles
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Division of an image into tiles along one dimension.
-
-    Uses as few tiles as possible, all of the same minimal size; the last one ends with the image. Neighbouring tiles
-    blend over half of ``overlap``, in the middle of their shared pixels. Pixels outside the blend are discarded,
-    because there a tile sees its border instead of its neighbourhood.
+def spans(length: int, tile: int, overlap: int = 0, step: int = 1, minimum: int = 1) -> tuple[list[slice], int]:
+    """Divide an image into tiles along one dimension: as few as possible, of the same size, evenly spaced.
 
     Args:
-        length: Pixels of the image.
+        length: Pixels of the image; the last tile ends with it.
         tile: Maximum tile size in pixels, including the overlap. With an overlap, a tile has two steps at least.
-        overlap: Minimum number of pixels shared by neighbouring tiles.
+        overlap: Minimum number of pixels shared by neighbouring tiles; at most half a tile.
         step: Divisor of starts and sizes: between them, the windows and strides of a network would see other pixels
             together than in the whole image.
         minimum: Minimum tile size, if the image has as many pixels.
+
+    Returns:
+        Pixels of each tile, and the minimum number that neighbours share: ``overlap`` rounded up to steps.
     """
-
-    length: int
-    tile: int
-    overlap: int = 0
-    step: int = 1
-    minimum: int = 1
-
-    @property
-    def largest(self) -> int:
-        """``tile``, limited to the image and rounded down to steps."""
-        fewest = 2 if self.overlap else 1
-        return min(self.length, max(self.tile // self.step, fewest) * self.step)
-
-    @property
-    def shared(self) -> int:
-        """Minimum number of shared pixels: ``overlap`` rounded up to steps, at most half a tile."""
-        return min(math.ceil(self.overlap / self.step), self.largest // 2 // self.step) * self.step
-
-    @property
-    def count(self) -> int:
-        """Number of tiles."""
-        if self.largest == self.length:
-            return 1
-        return max(math.ceil((self.length - self.shared) / (self.largest - self.shared)), 1)
-
-    @property
-    def size(self) -> int:
-        """Pixels of a tile: as many as ``count`` tiles need to cover the image and share ``shared``."""
-        covered = self.length + (self.count - 1) * self.shared
-        return max(math.ceil(covered / self.count / self.step) * self.step, min(self.minimum, self.largest))
-
-    @property
-    def spans(self) -> list[slice]:
-        """Pixels of each tile, evenly spaced."""
-        steps = max(math.ceil((self.length - self.size) / self.step), 0)
-        starts = [index * steps // max(self.count - 1, 1) * self.step for index in range(self.count)]
-        return [slice(start, min(start + self.size, self.length)) for start in starts]
-
-    def fade(self, pixels: int, scale: int) -> Floats:
-        """Return a tile's weight from 0 to 1 over ``pixels`` of the result that it shares with the one before it."""
-        # Above 0, because tiles may share nothing.
-        length = max(self.shared / 2 * scale, 1e-6)
-        return (((np.arange(pixels) + 0.5 - pixels / 2) / length) + 0.5).clip(0, 1).astype(np.float32)
+    largest = min(length, max(tile // step, 2 if overlap else 1) * step)
+    shared = min(math.ceil(overlap / step), largest // 2 // step) * step
+    count = 1 if largest == length else max(math.ceil((length - shared) / (largest - shared)), 1)
+    # As many pixels as these tiles need to cover the image and share that much.
+    size = math.ceil((length + (count - 1) * shared) / count / step) * step
+    size = max(size, min(minimum, largest))
+    steps = max(math.ceil((length - size) / step), 0)
+    starts = [index * steps // max(count - 1, 1) * step for index in range(count)]
+    return [slice(start, min(start + size, length)) for start in starts], shared
 
 
 def seam_warning(difference: float, overlap: int, size: InputSize) -> str:
@@ -116,11 +79,13 @@ def to_pixels(image: Floats, dtype: np.dtype) -> Pixels:
     return np.rint(scaled, out=scaled).transpose(1, 2, 0).astype(dtype)
 
 
-def grids(height: int, width: int, tile: int, overlap: int, size: InputSize) -> tuple[Grid, Grid]:
-    """Return the rows and columns of tiles; see ``blend_tiles`` for the arguments."""
+def grid(
+    height: int, width: int, tile: int, overlap: int, size: InputSize
+) -> tuple[tuple[list[slice], int], tuple[list[slice], int]]:
+    """Return the ``spans`` of the rows and columns of tiles; see ``blend_tiles`` for the arguments."""
     largest = size.maximum or max(height, width)
     tile = min(max(tile, size.minimum) if tile else largest, largest)
-    rows, columns = (Grid(side, tile, overlap * size.fold, size.step, size.minimum) for side in (height, width))
+    rows, columns = (spans(side, tile, overlap * size.fold, size.step, size.minimum) for side in (height, width))
     return rows, columns
 
 
@@ -142,8 +107,8 @@ def blend_tiles(
         height: Height of the image.
         width: Width of the image.
         scale: Scale of ``run_tile``.
-        tile: See ``Grid``; 0 processes the image in one piece.
-        overlap: See ``Grid``, as the network's layers see it.
+        tile: See ``spans``; 0 processes the image in one piece.
+        overlap: See ``spans``, as the network's layers see it.
         size: What the network takes: tiles start at its steps, and are not below its minimum.
         on_tile: Called after each tile.
         on_seam: Called once at the end, if there are several tiles, with the largest difference between neighbours
@@ -152,8 +117,14 @@ def blend_tiles(
     Yields:
         (C, h, scale * width) float32; the sum of all h is scale * height.
     """
-    rows, columns = grids(height, width, tile, overlap, size)
-    total, done, seam = rows.count * columns.count, 0, 0.0
+    (rows, row_overlap), (columns, column_overlap) = grid(height, width, tile, overlap, size)
+    total, done, seam = len(rows) * len(columns), 0, 0.0
+
+    def fade(pixels: int, overlap: int) -> Floats:
+        # From 0 to 1 over half of the overlap, in the middle of the shared pixels: outside of it a tile sees its border
+        # instead of its neighbourhood. Tiles may also share nothing.
+        length = max(overlap / 2 * scale, 1e-6)
+        return (((np.arange(pixels) + 0.5 - pixels / 2) / length) + 0.5).clip(0, 1).astype(np.float32)
 
     def merge(before: Floats, after: Floats, weight: Floats) -> None:
         # Both have computed these pixels, each with another border: their difference, as far as it enters the result,
@@ -165,26 +136,26 @@ def blend_tiles(
         after += (before - after) * (1 - weight)
 
     carried = np.zeros((1, 0, 1), np.float32)  # rows shared with the previous row of tiles
-    for index, vertical in enumerate(rows.spans):
+    for index, vertical in enumerate(rows):
         band = np.zeros((1, 0, 0), np.float32)
         end = 0
-        for number, horizontal in enumerate(columns.spans):
+        for number, horizontal in enumerate(columns):
             result = run_tile(vertical, horizontal)
             if number == 0:
                 band = np.zeros((*result.shape[:2], width * scale), np.float32)
             else:
                 shared = (end - horizontal.start) * scale
                 before = band[:, :, horizontal.start * scale : end * scale]
-                merge(before, result[:, :, :shared], columns.fade(shared, scale))
+                merge(before, result[:, :, :shared], fade(shared, column_overlap))
             band[:, :, horizontal.start * scale : horizontal.stop * scale] = result
             end, done = horizontal.stop, done + 1
             if on_tile:
                 on_tile(done, total)
         if index > 0:
             shared = carried.shape[1]
-            merge(carried, band[:, :shared], rows.fade(shared, scale)[:, None])
+            merge(carried, band[:, :shared], fade(shared, row_overlap)[:, None])
         # The next row of tiles begins above the end of this one, and still changes what lies below its start.
-        finished = ([*(span.start for span in rows.spans), height][index + 1] - vertical.start) * scale
+        finished = ([*(span.start for span in rows), height][index + 1] - vertical.start) * scale
         yield band[:, :finished]
         carried = band[:, finished:]
     if on_seam and total > 1:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from dp_basicsr.utils.input_size import InputSize, run_padded, with_step
-from dp_basicsr.utils.tiles import Grid, blend_tiles, seam_warning
+from dp_basicsr.utils.tiles import blend_tiles, seam_warning, spans
 
 import numpy as np
 import pytest
@@ -142,13 +142,12 @@ def test_a_grid_covers_every_pixel_once_and_starts_at_steps(step: int) -> None:
     for _ in range(60):
         length, tile, overlap = rng.randrange(1, 200), rng.randrange(1, 80), rng.randrange(40)
         minimum = rng.choice([1, rng.randrange(1, 80)])
-        grid = Grid(length, max(tile, minimum), overlap, step, minimum)
-        spans = grid.spans
-        assert spans[0].start == 0
-        assert spans[-1].stop == length
-        assert all(span.start % step == 0 for span in spans)
-        assert spans[0].stop >= min(minimum, length) // step * step
-        assert all(before.stop - after.start >= grid.shared for before, after in pairwise(spans))
+        tiles, shared = spans(length, max(tile, minimum), overlap, step, minimum)
+        assert tiles[0].start == 0
+        assert tiles[-1].stop == length
+        assert all(span.start % step == 0 for span in tiles)
+        assert tiles[0].stop >= min(minimum, length) // step * step
+        assert all(before.stop - after.start >= shared for before, after in pairwise(tiles))
         column = torch.rand(1, 1, length, 1)
         result, _ = tiled(lambda image: image, column, tile, overlap, InputSize(step=step), 1)
         assert np.array_equal(result, column[0].numpy())
