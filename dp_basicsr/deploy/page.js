@@ -1,3 +1,4 @@
+sessionStorage.visit ||= Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16)).join("");
 function choose(files) {
   const input = document.querySelector("#image input[type=file]");
   if (!input || !files?.length) return;

@@ -78,8 +78,8 @@ class Visit:
     """What is kept of a visitor."""
 
     folder: Path  # `in` has the images, `out` the results
-    session: str  # Gradio's name of the page that shows the visit
-    key: str = ""  # finds the visit again when the page is loaded anew
+    key: str  # of the browser's tab: finds the visit again when the page is loaded anew
+    session: str = ""  # Gradio's name of the page that shows the visit
     deadline: float | None = None  # when the files are deleted; None while the page is open
     count: int = 0  # of images
     before: Path | None = None  # the first image, as the page shows it
@@ -132,17 +132,15 @@ class Page:
         # The first visitor need not wait for it.
         self.upscaler(Task(next(iter(self.models))))
 
-    def visit(self, session: str, key: str = "") -> Visit:
-        """Return the visit of a key, else of a session, else a new one; it belongs to the session from now on."""
+    def visit(self, key: str, session: str = "") -> Visit:
+        """Return the visit of a key, or a new one; with a session, that page shows it from now on."""
         with self._changed:
-            by_key = [visit for visit in self._visits if key and visit.key == key]
-            if not (matching := by_key or [visit for visit in self._visits if visit.session == session]):
-                matching = [Visit(Path(tempfile.mkdtemp(dir=self.folder)), session)]
-                self._visits += matching
-            visit = matching[0]
-            visit.session, visit.key = session, key or visit.key
-            # A program has no key, and does not say when it leaves.
-            visit.deadline = None if visit.key else time.monotonic() + LOST
+            visit = next((visit for visit in self._visits if visit.key == key), None)
+            if visit is None:
+                visit = Visit(Path(tempfile.mkdtemp(dir=self.folder)), key)
+                self._visits.append(visit)
+            if session:
+                visit.session, visit.deadline = session, None
             return visit
 
     def leave(self, name: str, seconds: float) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,8 +21,7 @@ POLL_SECONDS = 0.2
 ALONE = "(none)"
 EXTENSIONS = ("auto", "png", "jpg", "webp", "tif")
 # The key of a visit stays with the tab, also when Gradio loads the page anew after a lost connection.
-KEY = """() => sessionStorage.visit ||=
-    Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16)).join("")"""
+KEY = "(_, ...values) => [sessionStorage.visit, ...values]"
 
 
 def build(page: Page) -> Any:
@@ -36,34 +33,35 @@ def build(page: Page) -> Any:
     if gr is None:
         raise UserError("the web page needs Gradio: pip install 'dp_basicsr[webui]'")
 
-    def choose(files: list[str], request: gr.Request) -> Iterator[list[Any]]:
-        visit = page.visit(str(request.session_hash))
+    def resume(key: str, request: gr.Request) -> list[Any]:
+        return view(page, page.visit(key, str(request.session_hash)))
+
+    def choose(key: str, files: list[str], request: gr.Request) -> list[Any]:
+        visit = page.visit(key, str(request.session_hash))
         try:
             page.choose(visit, [Path(file) for file in files])
         except Exception as error:
             visit.text = explain(error)
-        yield from show(page, visit)
+        return view(page, visit)
 
-    def handle(
-        image: str | None, model: str, other: str, strength: float, alpha: AlphaMode, ext: str, quality: float,
-        outscale: float, is_trial: bool, request: gr.Request,
-    ) -> Iterator[list[Any]]:  # fmt: skip
-        visit = page.visit(str(request.session_hash))
+    def start(
+        key: str, is_trial: bool, model: str, other: str, strength: float, alpha: AlphaMode, ext: str, quality: float,
+        outscale: float, request: gr.Request,
+    ) -> list[Any]:  # fmt: skip
+        visit = page.visit(key, str(request.session_hash))
         blend = None if other == ALONE else other
         try:
-            # Of a program; on the page it was chosen before.
-            if image is not None:
-                page.choose(visit, [Path(image)])
             page.start(visit, Task(model, blend, strength, alpha, ext, int(quality), outscale or None, is_trial))
         except Exception as error:
             visit.text, visit.job = explain(error), None
-        yield from show(page, visit)
+        return view(page, visit)
 
-    def resume(key: str, request: gr.Request) -> Iterator[list[Any]]:
-        yield from show(page, page.visit(str(request.session_hash), key))
+    def cancel(key: str) -> list[Any]:
+        page.cancel(page.visit(key))
+        return view(page, page.visit(key))
 
-    def cancel(request: gr.Request) -> None:
-        page.cancel(page.visit(str(request.session_hash)))
+    def poll(key: str, seen: str) -> list[Any]:
+        return view(page, page.visit(key), seen)
 
     def leave(request: gr.Request) -> None:
         page.leave(str(request.session_hash), LOST)
@@ -77,7 +75,7 @@ def build(page: Page) -> Any:
             status = gr.HTML(elem_id="status")
             with gr.Row(elem_id="buttons"):
                 files = gr.UploadButton("Choose images", file_count="multiple", file_types=list(READ_SUFFIXES))
-                start = gr.Button("Upscale", variant="primary", elem_id="start")
+                upscale = gr.Button("Upscale", variant="primary", elem_id="start")
                 stop = gr.Button("Cancel", interactive=False, elem_id="stop")
                 download = gr.DownloadButton("Download", interactive=False, elem_id="download")
         with gr.Accordion("More", open=False, elem_id="more"):
@@ -96,42 +94,41 @@ def build(page: Page) -> Any:
             with gr.Row():
                 folder = gr.UploadButton("Choose a folder", file_count="directory", elem_id="folder")
                 trial = gr.Button("Try a crop", elem_id="trial")
-        key, image = gr.Textbox(visible=False), gr.File(visible=False)
-        outputs = [slider, status, download, stop]
-        # Gradio would run one handler at a time, but these only wait for the page's own queue.
-        quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
-        for button, name in ((start, "handle"), (trial, "trial")):
-            is_trial = gr.Checkbox(button is trial, visible=False)
-            inputs = [image, model, other, strength, alpha, ext, quality, outscale, is_trial]
-            button.click(handle, inputs, outputs, api_name=name, **quiet)
+        key, seen = gr.Textbox(visible=False), gr.Textbox(visible=False)
+        timer = gr.Timer(POLL_SECONDS, active=False)
+        outputs = [status, slider, download, stop, timer, seen]
+        settings = [model, other, strength, alpha, ext, quality, outscale]
+        # Not queued: Gradio ends a page's stream of answers when none is awaited, and loses an answer that is asked for
+        # before the browser has noticed. So each answer is that to a request, and a timer asks while work goes on.
+        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private", "js": KEY}
+        for button in (upscale, trial):
+            button.click(start, [key, gr.State(button is trial), *settings], outputs, **quiet)
         for upload in (files, folder):
-            upload.upload(choose, upload, outputs, api_visibility="private", **quiet)
-        blocks.load(resume, key, outputs, js=KEY, api_visibility="private", **quiet)
-        # Not queued, because it must be heard while a handler still shows the work.
-        stop.click(cancel, None, None, queue=False, api_visibility="private")
+            upload.upload(choose, [key, upload], outputs, **quiet)
+        stop.click(cancel, key, outputs, **quiet)
+        timer.tick(poll, [key, seen], outputs, trigger_mode="once", **quiet)
+        blocks.load(resume, key, outputs, **quiet)
         blocks.unload(leave)
     return blocks
 
 
-def show(page: Page, visit: Visit) -> Iterator[list[Any]]:
-    """Yield what the page shows of a visit, until its work ends."""
-    job, is_first = visit.job, True
-    while True:
-        is_active = visit.job is job and job is not None and job.is_active
-        bar = f"<progress value={job.share if job else 0}></progress>" if is_active else ""
-        engine = (visit.job and visit.job.engine) or page.engine
-        text = f"{bar}{html.escape(page.status(visit))}<br><small>{html.escape(engine)}</small>"
-        if is_first or not is_active:
-            before = visit.before and (visit.before, visit.before)
-            shown = (visit.job and visit.job.shown) or before
-            result = visit.job and visit.job.result
-            yield [
-                gr.update(value=shown, elem_classes=["alone"] if shown == before else []), text,
-                gr.update(value=result, interactive=result is not None), gr.update(interactive=is_active),
-            ]  # fmt: skip
-        else:
-            yield [gr.skip(), text, gr.skip(), gr.skip()]
-        if not is_active:
-            return
-        is_first = False
-        time.sleep(POLL_SECONDS)
+def view(page: Page, visit: Visit, seen: str = "") -> list[Any]:
+    """Return the values of ``outputs``; only the text if the page has ``seen`` the rest."""
+    job = visit.job
+    is_active = job is not None and job.is_active
+    bar = f"<progress value={job.share}></progress>" if job and is_active else ""
+    engine = (job and job.engine) or page.engine
+    text = f"{bar}{html.escape(page.status(visit))}<br><small>{html.escape(engine)}</small>"
+    before = visit.before and (visit.before, visit.before)
+    shown, result = (job and job.shown) or before, job and job.result
+    state = f"{shown} {result} {is_active}"
+    if state == seen:
+        return [text, *[gr.skip()] * 5]
+    return [
+        text,
+        gr.update(value=shown, elem_classes=["alone"] if shown == before else []),
+        gr.update(value=result, interactive=result is not None),
+        gr.update(interactive=is_active),
+        gr.update(active=is_active),
+        state,
+    ]
