@@ -40,8 +40,15 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
         UserError: See ``evaluate``.
     """
     logger = get_root_logger()
-    # LMDBs have no files to measure, and some sets no originals.
-    sets = [test_set for test_set in map(images_of_loader, loaders) if test_set.gt]
+    sets = []
+    for dataset in (loader.dataset for loader in loaders):
+        # LMDBs have no files to measure, and some sets no originals.
+        paths = [pair for pair in getattr(dataset, "paths", []) if isinstance(pair, dict)]
+        pairs = [pair for pair in paths if Path(pair["gt_path"]).is_file()]
+        # By the LQ's name, after which BasicSR names its results.
+        gt, lr = ({Path(pair["lq_path"]).stem: Path(pair[key]) for pair in pairs} for key in ("gt_path", "lq_path"))
+        if gt:
+            sets.append(TestSet(dataset.opt["name"], gt, lr))  # type: ignore[attr-defined]
     if not (sets and opt["val"]["save_img"]):
         logger.info("No tables written: they need `val: save_img: true` and originals in image folders.")
         return None
@@ -53,14 +60,3 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
     folder = write_evaluation(evaluation, Path(opt["path"]["results_root"]) / FOLDER)
     logger.info(f"{folder}:\n{markdown(evaluation)}")
     return folder
-
-
-def images_of_loader(loader: DataLoader) -> TestSet:
-    """Return the files of a set by the names of their saved results; empty if its originals are not files."""
-    dataset: Any = loader.dataset
-    pairs = [
-        pair for pair in getattr(dataset, "paths", []) if isinstance(pair, dict) and Path(pair["gt_path"]).is_file()
-    ]
-    # By the LQ's name, after which BasicSR names its results.
-    gt, lr = ({Path(pair["lq_path"]).stem: Path(pair[key]) for pair in pairs} for key in ("gt_path", "lq_path"))
-    return TestSet(dataset.opt["name"], gt, lr)

@@ -23,39 +23,35 @@ RESNET_LAYER = "conv2_2"  # the second bottleneck of conv2, torchvision's layer1
 CHANNELS = 256
 
 
-def resnet_features(weights: str) -> FrozenFeatures:
-    """Build ResNet-50 up to the second bottleneck of conv2, in eval mode, for normalised RGB.
-
-    Args:
-        weights: ``imagenet``, a path or ``random``.
-
-    Raises:
-        UserError: The weights are not available.
-    """
-    net = load_backbone("resnet50", weights)
-    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
-    # As layers of their own, because the loss's ResNet stops only at whole stages.
-    parts: dict[str, nn.Module] = {"stem": stem, "conv2_1": net.layer1[0], RESNET_LAYER: net.layer1[1]}
-    if weights == "random":
-        initialise_randomly(nn.Sequential(*parts.values()), "resnet50")
-    return FrozenFeatures(parts, [RESNET_LAYER], use_input_norm=True, range_norm=False)
-
-
 def feature_maps(image: NDArray[np.uint8], weights: str) -> dict[str, Tensor]:
     """Compute the features of one image with both networks.
 
     Args:
         image: ``(H, W, 3)`` BGR uint8.
-        weights: Weights of both networks.
+        weights: Weights of both networks: ``imagenet`` or ``random``.
 
     Returns:
         ``(256, about H / 4, about W / 4)`` by network and layer name.
+
+    Raises:
+        UserError: The weights are not available.
     """
+    net = load_backbone("resnet50", weights)
+    # Parts of our own, because the loss's ResNet stops only at whole stages.
+    parts: dict[str, nn.Module] = {
+        "stem": nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool),
+        "conv2_1": net.layer1[0],
+        RESNET_LAYER: net.layer1[1],
+    }
+    if weights == "random":
+        initialise_randomly(nn.Sequential(*parts.values()), "resnet50")
+    resnet = FrozenFeatures(parts, [RESNET_LAYER], use_input_norm=True, range_norm=False)
+    vgg = VGGFeatures([VGG_LAYER], "vgg19", weights)
     rgb = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float().div(255)[None]
     with torch.inference_mode():
         return {
-            f"VGG19 {VGG_LAYER}": VGGFeatures([VGG_LAYER], "vgg19", weights)(rgb)[VGG_LAYER][0],
-            f"ResNet-50 {RESNET_LAYER}": resnet_features(weights)(rgb)[RESNET_LAYER][0],
+            f"VGG19 {VGG_LAYER}": vgg(rgb)[VGG_LAYER][0],
+            f"ResNet-50 {RESNET_LAYER}": resnet(rgb)[RESNET_LAYER][0],
         }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from dp_basicsr.errors import UserError, shorten
@@ -151,12 +152,16 @@ def detect_pattern(stems: Collection[str], names: Collection[str], folder: Path)
     Raises:
         UserError: None matches any name, or several match all.
     """
-    there = set(stems)
     # Exact names come first: no prefix or suffix has to be guessed then.
-    if set(names) <= there:
+    if set(names) <= (files := set(stems)):
         return "{}"
-    candidates = {(before, after) for name in names for stem in stems for before, after in _splits(stem, name)}
-    fits = {split: sum(f"{split[0]}{name}{split[1]}" in there for name in names) for split in candidates}
+    candidates = {
+        (stem[:start], stem[start + len(name) :])
+        for name, stem in product(names, stems)
+        for start in range(len(stem))
+        if stem.startswith(name, start)
+    }
+    fits = {split: sum(f"{split[0]}{name}{split[1]}" in files for name in names) for split in candidates}
     most = max(fits.values(), default=0)
     if most == 0:
         raise UserError(
@@ -170,11 +175,3 @@ def detect_pattern(stems: Collection[str], names: Collection[str], folder: Path)
             f"{folder}: the files match several patterns: {shorten(best)}; choose one with --pattern NAME=PATTERN"
         )
     return best[0]
-
-
-def _splits(stem: str, name: str) -> Iterable[tuple[str, str]]:
-    """Yield every ``(before, after)`` with ``stem == before + name + after``."""
-    start = stem.find(name)
-    while start >= 0:
-        yield stem[:start], stem[start + len(name) :]
-        start = stem.find(name, start + 1)
