@@ -36,6 +36,7 @@ def feature_maps(image: NDArray[np.uint8], weights: str) -> dict[str, Tensor]:
     Raises:
         UserError: The weights are not available.
     """
+    vgg = VGGFeatures([VGG_LAYER], "vgg19", weights)
     net = load_backbone("resnet50", weights)
     # Parts of our own, because the loss's ResNet stops only at whole stages.
     parts: dict[str, nn.Module] = {
@@ -46,7 +47,6 @@ def feature_maps(image: NDArray[np.uint8], weights: str) -> dict[str, Tensor]:
     if weights == "random":
         initialise_randomly(nn.Sequential(*parts.values()), "resnet50")
     resnet = FrozenFeatures(parts, [RESNET_LAYER], use_input_norm=True, range_norm=False)
-    vgg = VGGFeatures([VGG_LAYER], "vgg19", weights)
     rgb = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float().div(255)[None]
     with torch.inference_mode():
         return {
