@@ -97,7 +97,7 @@ class PluginModel(BaseModel):
                 "train: ldl_opt: expected ema_decay > 0, because it compares with the EMA generator, got none"
             )
         percep = train.get("perceptual_opt") or {}
-        criteria = [loss.get("criterion") for loss in (percep, *percep.get("extra_terms", ()))]
+        criteria = [loss.get("criterion") for loss in (percep, *(percep.get("extra_terms") or ()))]
         if "fro" in criteria and (self.opt["world_size"] > 1 or train["grad_accumulation"] > 1):
             raise UserError(
                 "train: perceptual_opt: criterion: expected a mean (l1, l2, charbonnier), because the norm of a batch "

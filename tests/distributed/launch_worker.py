@@ -36,6 +36,10 @@ def work(what: str, iterations: int, timeout: float) -> None:
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if restarted and os.environ["RANK"] == os.environ["LATE"]:
         time.sleep(1)  # the other one must not take what the first start has left in the store for news
+    # Together, because the timeout is also that of joining, and a busy machine may start one much later.
+    Path(f"ready{os.environ['RANK']}").touch()
+    while len(list(Path().glob("ready*"))) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.01)
     init_distributed(sys.argv[1], timeout=timeout)
     for iteration in range(1, iterations + 1):
         if iteration == 3:

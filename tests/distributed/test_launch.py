@@ -28,6 +28,7 @@ from tests.support.processes import Processes, processes_in, run_program
 from tests.support.programs import ROOT
 
 WORKER = str(ROOT / "tests/distributed/launch_worker.py")
+LIMIT = 200.0  # seconds for what takes one on a quiet machine
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def worker(what: str = "work", iterations: int = 100_000, timeout: float = 300) 
 
 def until(path: Path, value: int) -> None:
     """Wait until the processes have reached an iteration."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + LIMIT
     while not path.is_file() or int(path.read_text() or 0) < value:
         assert time.monotonic() < end, "the processes do not reach their work"
         time.sleep(0.02)
@@ -58,7 +59,7 @@ def test_a_killed_process_ends_the_others(lost: int, code: int, tmp_path: Path, 
     processes.start(worker(), worker(), worker())
     until(tmp_path / "iteration", 5)
     processes.all[lost].kill()
-    codes, outputs = processes.ends(*{0, 1, 2} - {lost})
+    codes, outputs = processes.ends(*{0, 1, 2} - {lost}, limit=LIMIT)
     assert codes == [code, code]
     (said,) = filter(None, outputs)
     assert re.fullmatch(r"error: another process has ended or does not answer \(\w.*\); .* --auto_resume\n", said)
@@ -67,12 +68,12 @@ def test_a_killed_process_ends_the_others(lost: int, code: int, tmp_path: Path, 
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_process_that_does_not_answer_ends_the_others(stopped: int, tmp_path: Path, processes: Processes) -> None:
     """SIGSTOP, like a host that is off: no connection is closed. With rank 0, the store does not answer either."""
-    processes.start(worker(timeout=2), worker(timeout=2))
+    processes.start(worker(timeout=3), worker(timeout=3))
     until(tmp_path / "iteration", 5)
     pid = processes.all[stopped].pid
     assert pid
     os.kill(pid, signal.SIGSTOP)
-    (code,), (said,) = processes.ends(1 - stopped, limit=20)
+    (code,), (said,) = processes.ends(1 - stopped, limit=LIMIT)
     assert code == (EXIT_RETRY if stopped else 1)
     assert said.startswith("error: another process has ended or does not answer (Timed out")
 
@@ -91,7 +92,7 @@ def test_the_error_of_one_process_is_the_message(
 ) -> None:
     """The exit codes of the others are not 75, or a supervisor would restart the run forever."""
     processes.start(*(worker(what if number == rank else "work") for number in range(3)))
-    codes, outputs = processes.ends(0, 1, 2)
+    codes, outputs = processes.ends(0, 1, 2, limit=LIMIT)
     assert codes == [code if number == rank else 1 for number in range(3)]
     assert message in outputs.pop(rank)
     # With rank 0 the store is gone, and with it whether a message was printed: rank 1 prints another.
@@ -101,7 +102,7 @@ def test_the_error_of_one_process_is_the_message(
 
 def test_an_error_of_all_processes_is_printed_once(processes: Processes) -> None:
     processes.start(*[worker("mistake of rank 0")] * 3)
-    codes, outputs = processes.ends(0, 1, 2)
+    codes, outputs = processes.ends(0, 1, 2, limit=LIMIT)
     assert codes == [2, 2, 2]
     assert "".join(outputs) == "error: this image is broken\n"
 
@@ -164,12 +165,13 @@ def test_a_step_on_a_part_of_the_allocation(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("environment", "visible", "gpu"),
-    [({"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}, 4, 3), ({"LOCAL_RANK": "3"}, 1, 0), ({"LOCAL_RANK": "1"}, 4, 1)],
-)
+    [({"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}, 4, 3), ({"LOCAL_RANK": "3"}, 1, 0), ({"LOCAL_RANK": "1"}, 4, 1),
+     ({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"}, 2, None)],
+)  # fmt: skip
 def test_the_gpu_of_a_process(
-    environment: dict[str, str], visible: int, gpu: int, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], visible: int, gpu: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By local rank; srun may show each task only one GPU."""
+    """By local rank; srun may show each task only one GPU. Too few are refused by the one that has a GPU and prints."""
     chosen, joined = [], []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
@@ -177,23 +179,20 @@ def test_the_gpu_of_a_process(
     monkeypatch.setattr(launch, "_join", lambda backend, *_: joined.append(backend))
     for name, value in ({"RANK": "3", "WORLD_SIZE": "8"} | environment).items():
         monkeypatch.setenv(name, value)
+    if gpu is None:
+        with pytest.raises(UserError, match="nproc_per_node=4: expected at most one process per GPU, got 2"):
+            init_distributed("none")
+        return
     assert init_distributed("none")
     assert init_distributed("none", cpu=True)
     assert init_distributed("none", backend="gloo")
     assert (chosen, joined) == ([gpu, gpu], ["nccl", "gloo", "gloo"])
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"}.items():
-        monkeypatch.setenv(name, value)  # this process has a GPU, but it is the one that prints
-    with pytest.raises(UserError, match="nproc_per_node=4: expected at most one process per GPU, got 2"):
-        init_distributed("none")
-
-
 def test_missing_processes_are_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm(monkeypatch, SLURM_PROCID="1", SLURM_NTASKS="2", SLURM_NODELIST="127.0.0.1", SLURM_JOB_ID=str(os.getpid()))
+    with pytest.raises(UserError, match="dist_params: timeout"):
+        init_distributed("slurm", timeout=0)
     with pytest.raises(ProcessError, match=r"rank 1 of 2: the processes could not connect at 127\.0\.0\.1:\d+"):
         init_distributed("slurm", timeout=0.5)
 
@@ -208,12 +207,6 @@ def test_a_missing_network_interface_is_a_user_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
     with pytest.raises(UserError, match=r"nosuch0 .*GLOO_SOCKET_IFNAME=eth0"):
         init_distributed("none", cpu=True)
-
-
-def test_timeout_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm(monkeypatch)
-    with pytest.raises(UserError, match="dist_params: timeout"):
-        init_distributed("slurm", timeout=0)
 
 
 def test_a_restarted_job_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,18 +270,14 @@ def test_an_error_before_the_group_forms_is_printed_once_per_machine(
 
 
 @pytest.mark.parametrize(
-    ("hosts", "restarts", "shared", "refused"),
-    [("2", "3", "True", True), ("2", "3", "False", False), ("1", "3", "True", False), ("2", "0", "True", False)],
+    ("hosts", "restarts", "shared"), [("2", "3", "True"), ("2", "3", "False"), ("1", "3", "True"), ("2", "0", "True")]
 )
 def test_a_store_that_prevents_rejoining_is_refused(
-    hosts: str, restarts: str, shared: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+    hosts: str, restarts: str, shared: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slurm(monkeypatch)
+    slurm(monkeypatch, GROUP_WORLD_SIZE=hosts, TORCHELASTIC_MAX_RESTARTS=restarts, TORCHELASTIC_USE_AGENT_STORE=shared)
     monkeypatch.setattr(launch, "_join", lambda *_: None)
-    monkeypatch.setenv("GROUP_WORLD_SIZE", hosts)
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
-    if not refused:
+    if (hosts, restarts, shared) != ("2", "3", "True"):
         assert init_distributed("slurm")
         return
     with pytest.raises(UserError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all hosts"):

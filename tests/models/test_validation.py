@@ -238,7 +238,7 @@ def test_several_processes_give_the_values_of_one(tmp_path: Path) -> None:
     """Five images on two processes, bit for bit; then an error and an interruption on one, which both report."""
     with processes_in(tmp_path) as processes:
         processes.start(*[[str(ROOT / "tests/models/validation_worker.py")]] * 2)
-        codes, outputs = processes.ends(0, 1)
+        codes, outputs = processes.ends(0, 1, limit=300)
     assert codes == [0, 0], outputs
 
 
