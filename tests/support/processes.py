@@ -93,7 +93,7 @@ class Processes:
     def output(self, rank: int) -> Path:
         return self.outputs / str(rank)
 
-    def ends(self, *ranks: int, limit: float = 60) -> tuple[list[int | None], list[str]]:
+    def ends(self, *ranks: int, limit: float = 300) -> tuple[list[int | None], list[str]]:
         """Exit codes and outputs of processes that must end by themselves."""
         for rank in ranks:
             self.all[rank].join(limit)
