@@ -86,11 +86,7 @@ def restore_best(
 ) -> list[tuple[str, str]]:
     """Make the best networks in a run's folder those of a state; they may be missing or have been replaced since.
 
-    Args:
-        root: The run's folder.
-        state: The training state that the run resumes from.
-        best: Its best results by set and metric.
-        best_files: SHA-256 of its best networks, by name.
+    ``best`` are its results by set and metric, ``best_files`` the SHA-256 of its best networks, by name.
 
     Returns:
         Sets and metrics whose best network no longer exists, so that the result must be forgotten, too.

@@ -56,16 +56,7 @@ measurements from its output that the input does not have.
 def write_card(
     network: OpenedNetwork, kind: str, output: Path, facts: dict[str, str], license_name: str, metrics: str
 ) -> Path:
-    """Write ``<output>.md``.
-
-    Args:
-        network: What was exported.
-        kind: As what.
-        output: Where to.
-        facts: See ``describe``.
-        license_name: Licence of the weights; empty if unknown.
-        metrics: See ``read_metrics``.
-    """
+    """Write ``<output>.md`` of an exported network; ``facts`` are ``describe``'s, ``metrics`` ``read_metrics``'s."""
     record, size = EXPORTS[kind], network.size
     sides = f" with H and W of {size.maximum}" if size.maximum else ""
     if size.multiple > 1:

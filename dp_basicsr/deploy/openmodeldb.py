@@ -17,17 +17,9 @@ FILL_IN = "FILL-IN"  # its validator refuses it where it wants an author or a ta
 
 
 def write_entry(path: Path, kind: str, output: Path, facts: dict[str, str], license_name: str) -> list[str]:
-    """Write the JSON of a model whose file is ``output``.
+    """Write the JSON of a model whose file is ``output``; return the fields that the author has to fill in.
 
-    Args:
-        path: The JSON file.
-        kind: Format of ``output``, one that ``check_format`` allows.
-        output: The exported file.
-        facts: See ``dp_basicsr.deploy.export.describe``.
-        license_name: SPDX id; empty if unknown.
-
-    Returns:
-        Names of the fields that the author has to fill in.
+    ``kind`` must be one that ``check_format`` allows; ``facts`` are ``dp_basicsr.deploy.export.describe``'s.
     """
     train_set = (json.loads(facts.get("options", "{}")).get("datasets") or {}).get("train") or {}
     data = {name.removeprefix("dataset_"): value for name, value in facts.items() if name.startswith("dataset_")}
