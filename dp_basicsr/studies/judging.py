@@ -67,7 +67,8 @@ def judge_runs(study: Study, smoke: Smoke | None, jobs: Sequence[StudyRun]) -> N
     trained = [job for job in jobs if job.is_trained()]
     opt = study_options(study, smoke)
     sets = [entry for entry in present_sets(opt) if entry["name"] in study.sets]
-    waiting = [job for job in trained if not {entry["name"] for entry in sets} <= read_judged(job).keys()]
+    names = {entry["name"] for entry in sets}
+    waiting = [job for job in trained if not names <= read_judged(job).keys()]
     if not waiting:
         return
     if reason := deep_metric.why_not():
@@ -89,6 +90,9 @@ def judge_runs(study: Study, smoke: Smoke | None, jobs: Sequence[StudyRun]) -> N
     # The originals' features take as long as a run's, so they are kept: half a gigabyte for 25 images.
     references: dict[Path, Reference] = {}
     for job in waiting:
+        # Another process may have judged it since.
+        if names <= read_judged(job).keys():
+            continue
         network = read_network(opt, job.model)
         judged: Judged = {entry["name"]: {} for entry in sets}
         for entry in sets:
