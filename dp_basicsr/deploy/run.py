@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import warnings
 from collections import deque
@@ -17,7 +16,8 @@ from dp_basicsr.deploy.open_engine import open_engine
 from dp_basicsr.deploy.upscale_picture import size_of_result, upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError, readable
-from dp_basicsr.images.files import FORMATS
+from dp_basicsr.images.files import FORMATS, BadImageError
+from dp_basicsr.images.opening import header_size
 from dp_basicsr.images.picture import Picture
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.write import refuse_unwritable, write_picture
@@ -66,7 +66,7 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
     Image.MAX_IMAGE_PIXELS = None
     upscaler = upscaler_from(args)
     print(upscaler.engine.title + (f"; {BOX_LIMIT}" if args.model_path == BOX else ""))
-    failed, tiles = 0, [_expected_tiles(job, upscaler, args) for job in jobs]
+    failed, tiles = 0, [_expected_tiles(job, upscaler) for job in jobs]
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor(2) as pool,
@@ -99,12 +99,13 @@ def _lag(items: Iterable[T]) -> Iterator[T]:
     yield from started
 
 
-def _expected_tiles(job: UpscaleJob, upscaler: Upscaler, args: argparse.Namespace) -> int:
-    """Return how many tiles an image takes by its header; 1 if that cannot be read."""
-    with contextlib.suppress(Exception), Image.open(job.source) as image:
-        passes = 2 if args.alpha == "model" and image.has_transparency_data else 1
-        return passes * upscaler.count_tiles(image.height, image.width)
-    return 1
+def _expected_tiles(job: UpscaleJob, upscaler: Upscaler) -> int:
+    """Return how many tiles the colours of an image take by its header; 1 if that cannot be read."""
+    try:
+        width, height = header_size(job.source)
+    except BadImageError:
+        return 1
+    return upscaler.count_tiles(height, width)
 
 
 def _upscale(

@@ -6,8 +6,9 @@ import re
 import struct
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from xml.parsers.expat import ExpatError
 
-from dp_basicsr.images.exif import corrected
+from dp_basicsr.images import exif, xmp
 from dp_basicsr.images.png import Chunk, name_of
 
 import numpy as np
@@ -32,6 +33,8 @@ _LONGEST = {"exif": 65_527, "xmp": 65_504, "iptc": 65_500, "comment": 65_533}
 # Segments of JPEG that are read, or belong to its code.
 _READ = (b"JFIF\0", b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"Adobe", b"Photoshop 3.0\0")
 _IPTC_IN_PHOTOSHOP = 0x0404
+_SCAN, _END = 0xDA, 0xD9  # markers of JPEG: compressed pixels follow, and the end
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # within the pixels 0xff is followed by 0, or restarts
 # Tags of TIFF that say how its pixels are stored, and density: the new file has its own.
 _STORAGE = {
     *range(254, 260), *range(262, 267), 273, 274, *range(277, 280), *range(282, 285), *range(288, 294), 296, 317, 320,
@@ -41,9 +44,6 @@ _LEFT_OUT = {330: "further pictures", 34377: "Photoshop's resources", 34665: "EX
 _GEO_TAGS, _GEO_KEYS = (33550, 33922, 34264), 34735
 _FROM_CENTRES = (1025, 0, 1, 2)  # among GeoTIFF's keys: its places are those of pixels' centres, not of their corners
 _DOUBLE = 12  # a type of tags
-_NUMBERS_IN_XMP = (
-    b"tiff:ImageWidth|exif:PixelXDimension", b"tiff:ImageLength|exif:PixelYDimension", b"tiff:Orientation"
-)  # fmt: skip
 _UNITS = {2: 1.0, 3: 2.54}  # of a density: inch, centimetre
 
 
@@ -62,6 +62,7 @@ class Metadata:
         chunks: Of PNG, which no other format can hold.
         tags: Of TIFF.
         order: Of the bytes in ``tags``, "<" or ">".
+        is_turned: The file was not upright.
         dropped: Names of what was not read.
     """
 
@@ -75,10 +76,11 @@ class Metadata:
     chunks: tuple[Chunk, ...] = ()
     tags: tuple[Tag, ...] = ()
     order: Literal["<", ">"] = "<"
+    is_turned: bool = False
     dropped: tuple[str, ...] = ()
 
 
-def metadata_of(image: Image.Image, size: tuple[int, int]) -> Metadata:
+def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, is_turned: bool) -> Metadata:
     """Return the metadata of a file other than TIFF, whose upright picture has a (width, height)."""
     info, dropped, comment, iptc = image.info, list(image.info.get("rest", ())), image.info.get("comment"), None
     if image.format in ("JPEG", "MPO"):
@@ -89,12 +91,26 @@ def metadata_of(image: Image.Image, size: tuple[int, int]) -> Metadata:
         resources = dict(info.get("photoshop", {}))
         iptc = resources.pop(_IPTC_IN_PHOTOSHOP, None)
         dropped += ["Photoshop's resources"] if resources else []
+        behind = len(data[_end_of_jpeg(data) :].rstrip(b"\0"))
+        dropped += [f"{behind:,} bytes after the picture"] if behind else []
     return Metadata(
         size, info.get("icc_profile"), info.get("exif", b"").removeprefix(b"Exif\0\0"), info.get("xmp"),
         # JFIF's unit 0 gives the shape of pixels, no density.
         info.get("dpi") if info.get("jfif_unit", 1) else None,
-        comment, iptc, tuple(info.get("chunks", ())), dropped=tuple(dropped),
+        comment, iptc, tuple(info.get("chunks", ())), is_turned=is_turned, dropped=tuple(dropped),
     )  # fmt: skip
+
+
+def _end_of_jpeg(data: bytes) -> int:
+    """Return where the first picture of a JPEG file ends: behind it stand films, maps of gains and previews."""
+    offset = 2
+    while data[offset : offset + 1] == b"\xff" and offset + 4 <= len(data) and data[offset + 1] != _END:
+        (length,) = struct.unpack_from(">H", data, offset + 2)
+        is_scan, offset = data[offset + 1] == _SCAN, offset + 2 + length
+        if is_scan:
+            following = _MARKER.search(data, offset)
+            offset = following.start() if following else len(data)
+    return offset + 2
 
 
 def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], is_turned: bool) -> Metadata:
@@ -104,7 +120,7 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], is_turn
         for tag in page.tags.values()
     }
     dropped = [name for code, name in _LEFT_OUT.items() if tags.pop(code, None)]
-    icc, xmp, iptc = (tags.pop(code)[3] if code in tags else None for code in (34675, 700, 33723))
+    icc, xml, iptc = (tags.pop(code)[3] if code in tags else None for code in (34675, 700, 33723))
     keys = page.tags.valueof(_GEO_KEYS, ())
     # GeoTIFF's keys come in fours. Neither a turn nor places of centres is a mere scaling.
     if is_turned or _FROM_CENTRES in zip(*[iter(keys)] * 4, strict=False):
@@ -112,7 +128,9 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], is_turn
     unit, shares = _UNITS.get(page.tags.valueof(296, 2)), [page.tags.valueof(code, (0, 0)) for code in (282, 283)]
     density = tuple(unit * part / whole for part, whole in shares) if unit and shares[0][1] and shares[1][1] else None
     copied = tuple(tag for code, tag in tags.items() if code not in _STORAGE)
-    return Metadata(size, icc, None, xmp, density, None, iptc, (), copied, page.parent.byteorder, tuple(dropped))  # type: ignore[arg-type]
+    return Metadata(
+        size, icc, None, xml, density, None, iptc, (), copied, page.parent.byteorder, is_turned, tuple(dropped)
+    )  # type: ignore[arg-type]
 
 
 def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) -> tuple[Metadata, list[str]]:
@@ -132,15 +150,18 @@ def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) 
         fields["icc"] = None
     if fields["exif"]:
         try:
-            fields["exif"], names_of_exif = corrected(fields["exif"], metadata.size, size)
+            fields["exif"], names_of_exif = exif.corrected(fields["exif"], metadata.size, size)
             dropped += names_of_exif
         except (struct.error, KeyError):
             dropped.append("damaged EXIF")
             fields["exif"] = None
     if fields["xmp"]:
-        for keys, number in zip(_NUMBERS_IN_XMP, (*size, 1), strict=True):
-            # XMP writes a property as an attribute or as an element.
-            fields["xmp"] = re.sub(rb"((?:%s)(?:=[\"']|>)\s*)\d+" % keys, rb"\g<1>%d" % number, fields["xmp"])
+        try:
+            fields["xmp"], names_of_xmp = xmp.corrected(fields["xmp"], metadata.size, size, metadata.is_turned)
+            dropped += names_of_xmp
+        except (ExpatError, RecursionError):
+            dropped.append("damaged XMP")
+            fields["xmp"] = None
     # Pixels get smaller by what the picture grows; points in it move apart.
     across, down = (new / old for new, old in zip(size, metadata.size, strict=True))
     # For the size of a pixel, for points in the picture and on the map, and for a matrix.

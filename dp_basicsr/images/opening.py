@@ -16,6 +16,7 @@ from dp_basicsr.images.png import SIGNATURE, split, translate
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
+from tifffile import TiffFile
 
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *(["AVIF"] if features.check("avif") else []))
 ORIENTATION = 0x0112  # the EXIF tag
@@ -96,6 +97,17 @@ def header_size(path: Path) -> tuple[int, int]:
         warnings.simplefilter("ignore")
         with Image.open(path, formats=READ_FORMATS) as image:
             return image.size
+
+
+def refuse_frames(file: Image.Image | TiffFile) -> None:
+    """Raise a BadImageError if a file has several pictures; smaller copies of the first do not count."""
+    if isinstance(file, TiffFile):
+        count = 1 + sum(not page.is_reduced for page in file.pages[1:])  # type: ignore[union-attr]
+    else:
+        # An MPO is a phone's JPEG with previews as further frames.
+        count = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+    if count > 1:
+        raise BadImageError(f"has {count} frames or pages: save the one to use by itself")
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -7,12 +7,21 @@ confuse kinds of TIFF, so tifffile reads what it can without further libraries.
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from dp_basicsr.images.files import BadImageError
 from dp_basicsr.images.metadata import Metadata, metadata_of, metadata_of_tiff
-from dp_basicsr.images.opening import damage_is_refused, opened, orientation_of, read_bytes, refuse_size, upright
+from dp_basicsr.images.opening import (
+    damage_is_refused,
+    opened,
+    orientation_of,
+    read_bytes,
+    refuse_frames,
+    refuse_size,
+    upright,
+)
 from dp_basicsr.images.picture import Picture
 from dp_basicsr.utils.tiles import Pixels
 
@@ -48,21 +57,29 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def _read(image: Image.Image, data: bytes) -> Picture:
-    # An MPO is a phone's JPEG with previews as further frames.
-    if image.format != "MPO":
-        _refuse_frames(getattr(image, "n_frames", 1))
+    refuse_frames(image)
     # A truncated image fails here.
     image.load()
     orientation = orientation_of(image)
-    # Bit depth and colour type of IHDR, behind signature, length, name, width and height.
-    depth, kind = data[24:26] if image.format == "PNG" else (8, -1)
+    depth, kind = 8, -1
+    if image.format == "PNG":
+        # Bit depth and colour type of IHDR, behind signature, length, name, width and height.
+        depth, kind = data[24:26]
+    elif image.format == "AVIF":
+        depth = _depth_of_avif(data)
     if depth < 8 and kind == 0 and "transparency" in image.info and image.mode == "L":
         # Pillow scales the pixels to 8 bits, but not the transparent value.
         image.info["transparency"] *= 255 // (2**depth - 1)
-    array = _decode_16_bit_png(image, data) if depth == 16 else _decode_8_bit(image)
+    if depth == 16:
+        array = _decode_16_bit_png(image, data)
+    elif depth <= 8 or (deep := _decode_deep_avif(image, data, depth)) is None:
+        image.info["rest"] = [*image.info.get("rest", ()), *([f"{depth} bits, read as 8"] if depth > 8 else [])]
+        array = _decode_8_bit(image)
+    else:
+        array = deep
     array = upright(array, orientation)
     is_gray = kind in (0, 4) if depth == 16 else array.shape[2] < 3
-    return _picture(array, is_gray, metadata_of(image, array.shape[1::-1]))
+    return _picture(array, is_gray, metadata_of(image, array.shape[1::-1], data, orientation != 1))
 
 
 def _decode_16_bit_png(image: Image.Image, data: bytes) -> Pixels:
@@ -76,6 +93,23 @@ def _decode_16_bit_png(image: Image.Image, data: bytes) -> Pixels:
         return array[:, :, None]
     # OpenCV ignores the transparent value of gray.
     return np.dstack([array, np.where(array == key, 0, 65535).astype(np.uint16)])
+
+
+def _depth_of_avif(data: bytes) -> int:
+    """Return the largest depth that the boxes before the pixels give: 8, 10 or 12 bits."""
+    # The third byte of a configuration of AV1 has the flags high_bitdepth and twelve_bit.
+    flags = [data[match.end() + 2] for match in re.finditer(b"av1C", data[: data.find(b"mdat")])]
+    return max((12 if flag & 0x20 else 10 if flag & 0x40 else 8 for flag in flags), default=8)
+
+
+def _decode_deep_avif(image: Image.Image, data: bytes, depth: int) -> Pixels | None:
+    """Decode to (H, W, 1, 3 or 4) uint16, gray or RGB; None if this OpenCV cannot."""
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None or array.dtype != np.uint16 or array.shape[:2] != (image.height, image.width):
+        return None
+    # The highest bits again below, so that white is 65535.
+    deep: Pixels = np.left_shift(array, 16 - depth) | np.right_shift(array, 2 * depth - 16)  # type: ignore[type-var]
+    return deep[:, :, None] if deep.ndim == 2 else deep[:, :, [2, 1, 0, 3][: deep.shape[2]]]
 
 
 def _decode_8_bit(image: Image.Image) -> Pixels:
@@ -108,7 +142,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 
 def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
-    _refuse_frames(len(file.pages))
+    refuse_frames(file)
     page: TiffPage = file.pages[0]  # type: ignore[assignment]
     refuse_size(page.imagewidth, page.imagelength, max_pixels)
     bits, orientation = page.bitspersample, page.tags.valueof(274, 1)
@@ -164,11 +198,6 @@ def _without_extras(samples: Pixels, page: TiffPage) -> tuple[Pixels, list[str]]
     further = samples.shape[2] - count - has_alpha
     array = np.concatenate([colour, alpha], axis=2) if has_alpha else colour
     return array, [f"{further} further channels"] if further else []
-
-
-def _refuse_frames(count: int) -> None:
-    if count > 1:
-        raise BadImageError(f"has {count} frames or pages: save the one to upscale by itself")
 
 
 def _picture(array: Pixels, is_gray: bool, metadata: Metadata) -> Picture:

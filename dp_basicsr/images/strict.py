@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
 
 from dp_basicsr.images.files import BadImageError
-from dp_basicsr.images.opening import opened, orientation_of, read_bytes
+from dp_basicsr.images.opening import opened, orientation_of, read_bytes, refuse_frames
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from tifffile import TiffFile
 
 # Per image: 16384 x 8192, 0.4 GB decoded; a few kilobytes of PNG can declare more. Loaders decode several at a time, so
 # it is less than for upscaling.
@@ -33,7 +35,8 @@ def read_image(path: Path, *, gray: bool = False) -> NDArray[np.uint8]:
 def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.uint8]:
     """Decode the content of an image file; see ``read_image`` for the result.
 
-    16-bit images and images with alpha are refused, because OpenCV would silently convert them. A fully opaque alpha
+    16-bit images, those with alpha, and files of several pictures are refused, because OpenCV would silently convert
+    them or take the first. A fully opaque alpha
     channel is dropped. The EXIF orientation is applied, as OpenCV does when BasicSR reads images.
 
     Raises:
@@ -95,6 +98,11 @@ def _orientation(data: bytes) -> int:
         # Pillow warns about large images, and about files that are refused here.
         warnings.simplefilter("ignore")
         with opened(data, MAX_PIXELS) as (image, _):
+            if image.format == "TIFF":
+                with TiffFile(io.BytesIO(data)) as file:
+                    refuse_frames(file)
+            else:
+                refuse_frames(image)
             return orientation_of(image)
 
 

@@ -22,7 +22,9 @@ from dp_basicsr.images.files import FORMATS, BadImageError, unicode_hint
 from dp_basicsr.images.png import HEADER_END, join
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.write import write_picture
+from dp_basicsr.images.xmp import corrected
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -308,3 +310,96 @@ def test_names_that_differ_in_unicode_s_form_alone_are_named(names: list[str]) -
     assert "NFC and NFD" in unicode_hint(composed, decomposed)
     assert "NFC and NFD" in unicode_hint(decomposed, [*composed, "b.png"])
     assert unicode_hint(composed, composed) == unicode_hint(["a.png"], ["b.png"]) == unicode_hint([], names) == ""
+
+
+XMP_BEFORE_AND_AFTER = {  # as exiftool writes it; the picture grows 3 times in width and 2 times in height
+    "GPano:FullPanoWidthPixels": (24, 72), "GPano:CroppedAreaTopPixels": (5, 10), "GPano:ProjectionType": ("x", "x"),
+    "mwg-rs:RegionAppliedToDimensionsW": (24, 72), "mwg-rs:RegionAppliedToDimensionsH": (17, 34),
+    "mwg-rs:RegionAreaX": (0.25, 0.25), "mwg-rs:RegionName": ("Ada", "Ada"),
+    "tiff:ImageWidth": (24, 72), "exif:ExifImageHeight": (17, 34), "exif:FocalPlaneXResolution": (100, 300),
+    "tiff:Make": ("a maker", "a maker"), "crs:CropLeft": (0.1, 0.1), "crs:CropWidth": (3, None),
+    "exif:SubjectLocation": (1, None),
+}  # fmt: skip
+TURNED = ("GPano", "mwg-rs", "crs")  # places in the picture as it was stored
+
+
+@pytest.mark.skipif(shutil.which("exiftool") is None, reason="needs exiftool (libimage-exiftool-perl)")
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_xmp_fits_the_larger_picture(orientation: int) -> None:
+    """immich#24193: sizes and regions in XMP that are those of the old picture."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", SIZE if orientation == 1 else SIZE[::-1]).save("in.jpg", exif=exif)
+    written = [f"-XMP-{name}={value}" for name, (value, _) in XMP_BEFORE_AND_AFTER.items()]
+    subprocess.run(["exiftool", "-q", "-m", "-n", *written, "in.jpg"], check=True)
+    before = exiftool(Path("in.jpg"))[0]
+    picture, said = read_picture(Path("in.jpg")), list[str]()
+    write_picture(replace(picture, colour=picture.colour.repeat(2, 0).repeat(3, 1)), Path("out.jpg"), warn=said.append)
+    after = exiftool(Path("out.jpg"))[0]
+    for name, (_, expected) in XMP_BEFORE_AND_AFTER.items():
+        assert f"XMP-{name}" in before
+        prefix = name.partition(":")[0]
+        if orientation != 1 and prefix in TURNED:
+            expected = None
+        result = after.get(f"XMP-{name}")
+        result = result[0] if isinstance(result, list) else result
+        assert result == expected, name
+        if expected is None:
+            assert f"XMP's {'mwg-rs:Regions' if prefix == 'mwg-rs' else name}" in said[0], name
+
+
+def test_xmp_of_what_stands_behind_the_picture_is_left_out() -> None:
+    """immich#28572: else a viewer looks for a film, a map of gains or further XMP that the result lacks."""
+    google = "http://ns.google.com/photos/1.0"
+    xmp = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">
+        <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description
+        xmlns:GCamera="{google}/camera/" xmlns:Container="{google}/container/" xmlns:Item="{google}/container/item/"
+        xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" xmlns:n="http://ns.adobe.com/xmp/note/"
+        xmlns:apple="http://ns.apple.com/HDRGainMap/1.0/" GCamera:MotionPhoto="1" GCamera:BurstID="\u56fe"
+        hdrgm:Version="1.0" n:HasExtendedXMP="0123" apple:HDRGainMapVersion="65536"><Container:Directory><rdf:Seq>
+        <rdf:li rdf:parseType="Resource"><Container:Item Item:Length="2345" Item:Semantic="MotionPhoto"/></rdf:li>
+        </rdf:Seq></Container:Directory><GCamera:MicroVideoOffset>2345</GCamera:MicroVideoOffset>
+        </rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>""".encode()
+    result, dropped = corrected(xmp + bytes(3), (4, 4), (8, 8), is_turned=False)
+    assert dropped == [
+        f"XMP's {name}"
+        for name in ("GCamera:MotionPhoto", "hdrgm:Version", "n:HasExtendedXMP", "apple:HDRGainMapVersion",
+                     "Container:Directory", "GCamera:MicroVideoOffset")
+    ]  # fmt: skip
+    assert not any(word in result for word in (b"2345", b"0123", b"Semantic", b"MotionPhoto"))
+    assert 'GCamera:BurstID="\u56fe"'.encode() in result
+    assert result.startswith(b"<?xpacket begin")
+    assert corrected(result, (4, 4), (8, 8), is_turned=True) == (result, [])
+
+
+def test_what_stands_behind_a_jpeg_is_named() -> None:
+    """immich#28572: the film of a motion photo; Pillow#8036: the further pictures of an MPO."""
+    image = Image.fromarray(noise(random.Random(0), (40, 50, 3)))
+    for settings in ({}, {"progressive": True}, {"restart_marker_rows": 1}):
+        image.save("in.jpg", quality=90, **settings)
+        plain = Path("in.jpg").read_bytes()
+        for behind, words in ((b"", []), (b"\0" * 9, []), (b"\0\0\0\x18ftypmp42\xff\xd9", ["14 bytes after"])):
+            Path("in.jpg").write_bytes(plain + behind)
+            assert [name.rpartition(" the")[0] for name in read_picture(Path("in.jpg")).metadata.dropped] == words
+    image.save("in.mpo", save_all=True, append_images=[image])
+    assert any("bytes after the picture" in name for name in read_picture(Path("in.mpo")).metadata.dropped)
+
+
+@pytest.mark.skipif(not cv2.haveImageWriter(".avif"), reason="OpenCV without AVIF")
+@pytest.mark.parametrize("depth", [8, 10, 12])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_deep_avif_keeps_its_bits_or_says_so(depth: int, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """image-rs#2232"""
+    values = np.linspace(0, 2**depth - 1, 64).astype(np.uint16 if depth > 8 else np.uint8)
+    pixels = np.ascontiguousarray(values[None, :, None].repeat(32, 0).repeat(channels, 2))
+    settings = [cv2.IMWRITE_AVIF_DEPTH, depth, cv2.IMWRITE_AVIF_QUALITY, 100, cv2.IMWRITE_AVIF_SPEED, 9]
+    assert cv2.imwrite("in.avif", pixels, settings)
+    picture = read_picture(Path("in.avif"))
+    assert picture.colour.dtype == (np.uint8 if depth == 8 else np.uint16)
+    assert (picture.alpha is not None) == (channels == 4)
+    share = picture.colour[:, :, 1] / np.iinfo(picture.colour.dtype).max
+    assert np.abs(share - pixels[:, :, 0] / (2**depth - 1)).max() < 2**-depth * 2
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
+    picture = read_picture(Path("in.avif"))
+    assert picture.colour.dtype == np.uint8
+    assert list(picture.metadata.dropped) == ([f"{depth} bits, read as 8"] if depth > 8 else [])

@@ -10,11 +10,13 @@ from pathlib import Path
 from dp_basicsr.errors import UserError
 from dp_basicsr.images import strict
 from dp_basicsr.images.files import BadImageError, find_images, left_out
+from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.strict import encode_png, read_image
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from basicsr.utils import imfrombytes
 from PIL import Image
 
@@ -156,3 +158,19 @@ def test_ignored_files_are_counted(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "sub").mkdir()
     assert left_out(tmp_path) == f"{tmp_path}: ignored 4 that are not images (2 .heic, 1 folder, 1 no suffix)"
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
+def test_several_pictures_are_refused(tmp_path: Path, suffix: str) -> None:
+    images = [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)]
+    images[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=images[1:])
+    with pytest.raises(BadImageError, match="has 2 frames or pages"):
+        read_image(tmp_path / f"a{suffix}")
+
+
+def test_smaller_copies_of_a_tiff_do_not_count(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(COLOUR, photometric="rgb")
+        file.write(COLOUR[::2, ::2], photometric="rgb", subfiletype=1)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), COLOUR[:, :, ::-1])
+    assert np.array_equal(read_picture(tmp_path / "a.tif").colour, COLOUR)

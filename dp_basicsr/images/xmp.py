@@ -1,0 +1,80 @@
+"""Correct Adobe's XML for a scaled picture: adapt sizes and places in pixels, leave out what the new file lacks."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from xml.dom import minidom
+
+_GOOGLE = "http://ns.google.com/photos/1.0/"
+_XMP, _TIFF, _EXIF, _RAW = (
+    f"http://ns.adobe.com/{name}/1.0/" for name in ("xap", "tiff", "exif", "camera-raw-settings")
+)
+_REGIONS = "http://www.metadataworkinggroup.com/schemas/regions/"
+_AREA_UNIT = "http://ns.adobe.com/xmp/sType/Area#unit"
+# Namespace and name of properties: of a film, a map of gains or depths, or XMP behind the old picture; of a small
+# picture; places in units of their own.
+_LEFT_OUT = re.compile(
+    rf"{_GOOGLE}(?!panorama/|camera/).*|{_GOOGLE}camera/(Motion|MicroVideo).*|http://ns.adobe.com/hdr-gain-map/1.0/.*|"
+    rf"http://ns.apple.com/HDRGainMap/1.0/.*|http://ns.adobe.com/xmp/note/HasExtendedXMP|{_XMP}Thumbnails|"
+    rf"{_RAW}Crop(Width|Height|Units?)|{_EXIF}Subject(Area|Location)"
+)
+# Places in the picture as it was stored.
+_PLACES = re.compile(rf"{_GOOGLE}panorama/.*|{_REGIONS}Regions|{_RAW}(Crop.*|HasCrop)")
+_NUMBER = re.compile(r"^\s*\d+(\.\d+)?")
+
+
+def corrected(xmp: bytes, before: tuple[int, int], after: tuple[int, int], is_turned: bool) -> tuple[bytes, list[str]]:
+    """Make XMP speak of the upright result, and return also the names of what was left out.
+
+    Args:
+        xmp: As a file holds it.
+        before: Width and height, upright.
+        after: Width and height of the result.
+        is_turned: The file was not upright.
+
+    Raises:
+        ExpatError, RecursionError: It is no XML, or a bomb.
+    """
+    # Some cameras pad it with zeros.
+    document = minidom.parseString(xmp.rstrip(b"\0"))
+    original, dropped, waiting = document.toxml(), list[str](), [document.documentElement]
+    while waiting:
+        element: Any = waiting.pop()
+        # XMP writes a property as an attribute or as an element.
+        for node in [*element.attributes.values(), *element.childNodes]:
+            name = f"{node.namespaceURI}{node.localName}"
+            is_attribute = node.nodeType == minidom.Node.ATTRIBUTE_NODE
+            if _LEFT_OUT.fullmatch(name) or (is_turned and _PLACES.fullmatch(name)) or _is_in_pixels(node, name):
+                dropped.append(f"XMP's {node.prefix}:{node.localName}")
+                (element.removeAttributeNode if is_attribute else element.removeChild)(node)
+            elif is_attribute:
+                node.value = _scaled(name, node.value, before, after)
+            elif node.nodeType == minidom.Node.ELEMENT_NODE:
+                waiting.append(node)
+                if len(node.childNodes) == 1 and node.firstChild.nodeType == minidom.Node.TEXT_NODE:
+                    node.firstChild.data = _scaled(name, node.firstChild.data, before, after)
+    if document.toxml() == original:
+        return xmp, dropped
+    return "".join(node.toxml() for node in document.childNodes).encode(), dropped
+
+
+def _is_in_pixels(node: Any, name: str) -> bool:
+    """Return whether a node is a list of regions that are not shares of the picture."""
+    return name == f"{_REGIONS}Regions" and bool(re.search(r"Area:unit(=[\"']|>)\s*pixel", node.toxml()))
+
+
+def _scaled(name: str, text: str, before: tuple[int, int], after: tuple[int, int]) -> str:
+    """Return the value of a property in the new picture."""
+    if name == f"{_TIFF}Orientation":
+        return "1"
+    for side, sizes, scaled in (
+        (0, "ImageWidth|PixelXDimension", "Width|Left|#w|FocalPlaneXResolution"),
+        (1, "ImageLength|PixelYDimension", "Height|Top|#h|FocalPlaneYResolution"),
+    ):
+        if re.fullmatch(rf"({_TIFF}|{_EXIF})({sizes})", name):
+            return str(after[side])
+        if re.fullmatch(rf"{_GOOGLE}panorama/.*({scaled}).*|.*/sType/Dimensions({scaled})|{_EXIF}({scaled})", name):
+            number = _NUMBER.match(text)
+            return f"{float(number[0]) * after[side] / before[side]:.0f}{text[number.end() :]}" if number else text
+    return text
