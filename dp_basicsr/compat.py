@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.abc
-import importlib.machinery
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from importlib.machinery import ModuleSpec, PathFinder
 from types import MappingProxyType, ModuleType
 from typing import IO, Any
 
@@ -34,12 +34,10 @@ class _RenamedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     Can be removed when a BasicSR release imports the new names.
     """
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if fullname not in _RENAMED:
             return None
-        return importlib.machinery.ModuleSpec(fullname, self)
+        return ModuleSpec(fullname, self)
 
     def exec_module(self, module: ModuleType) -> None:
         sys.modules[module.__name__] = importlib.import_module(_RENAMED[module.__name__])
@@ -121,19 +119,18 @@ _REPLACED: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
 class _Completion(importlib.abc.MetaPathFinder):
     """Complete a module of BasicSR right after its import."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         complete = _INCOMPLETE.get(fullname)
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target) if complete else None
-        if complete is not None and spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
+        spec = PathFinder.find_spec(fullname, path, target) if complete else None
+        if complete is None or spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
 
-            def exec_and_complete(module: ModuleType) -> None:
-                execute(module)
-                complete(module)
+        def exec_and_complete(module: ModuleType) -> None:
+            execute(module)
+            complete(module)
 
-            spec.loader.exec_module = exec_and_complete  # type: ignore[method-assign]
+        spec.loader.exec_module = exec_and_complete  # type: ignore[method-assign]
         return spec
 
 

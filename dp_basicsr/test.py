@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -14,34 +13,12 @@ if not __package__:  # run as a file: this folder's packages (data, losses ...) 
 
 from collections.abc import Sequence
 
-from dp_basicsr.compat import ON_ANY_DEVICE, complete_basicsr, read_lists_as_utf8, without_cuda
-from dp_basicsr.errors import exit_on_user_error
-from dp_basicsr.options import import_modules, parse_command_line, read_given_options
+from dp_basicsr.train import run_program
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: see ``--help``."""
-    args = parse_command_line(__doc__, argv, is_train=False)
-    with exit_on_user_error():
-        opt = read_given_options(args)
-        complete_basicsr()
-        # OpenMP's threads spin while they wait, which on a shared machine makes a step many times slower.
-        if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-        # Imported late, because torch and BasicSR take seconds. The first two register their classes.
-        import dp_basicsr.archs
-        import dp_basicsr.models  # noqa: F401
-        from dp_basicsr.distributed.launch import in_group
-        from dp_basicsr.runs.start import start_run
-        from dp_basicsr.runs.testing import test
-
-        import_modules(args.imports)
-        read_lists_as_utf8()
-        with in_group():
-            run = start_run(opt, args)
-            with without_cuda(run.num_gpu == 0 and run.options.model_type not in ON_ANY_DEVICE):
-                test(run)
+    run_program(__doc__, argv, is_train=False)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,14 @@ from dp_basicsr.options import import_modules, parse_command_line, read_given_op
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: see ``--help``."""
-    args = parse_command_line(__doc__, argv, is_train=True)
-    with exit_on_user_error("interrupted; --auto_resume continues from the last saved state"):
+    run_program(__doc__, argv, is_train=True)
+
+
+def run_program(description: str, argv: Sequence[str] | None, is_train: bool) -> None:
+    """Run train.py or test.py."""
+    args = parse_command_line(description, argv, is_train)
+    advice = "; --auto_resume continues from the last saved state" if is_train else ""
+    with exit_on_user_error(f"interrupted{advice}"):
         opt = read_given_options(args)
         complete_basicsr()
         # OpenMP's threads spin while they wait, which on a shared machine makes a step many times slower.
@@ -35,17 +41,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         import dp_basicsr.models  # noqa: F401
         from dp_basicsr.distributed.launch import in_group
         from dp_basicsr.runs.start import start_run
-        from dp_basicsr.runs.training import train
-        from dp_basicsr.runs.trial import check
 
         import_modules(args.imports)
         read_lists_as_utf8()
         with in_group():
             run = start_run(opt, args)
             with without_cuda(run.num_gpu == 0 and run.options.model_type not in ON_ANY_DEVICE):
-                if run.check:
+                if not is_train:
+                    from dp_basicsr.runs.testing import test
+
+                    test(run)
+                elif run.check:
+                    from dp_basicsr.runs.trial import check
+
                     check(run)
                 else:
+                    from dp_basicsr.runs.training import train
+
                     train(run, args.opt)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from dp_basicsr.deploy.choices import BOX
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.curves import plot_panels, product, read_log
-from dp_basicsr.evaluation.files import markdown
 
 OPTIONS = "options/train_demo.yml"
 RUN = "demo_esrgan_dp"
@@ -59,6 +58,7 @@ def train(weights: str) -> None:
 
 def show(weights: str) -> None:
     """Upscale the held-out photographs with all networks; print the table and draw the picture and the curves."""
+    from dp_basicsr.evaluation.files import markdown
     from dp_basicsr.studies import demo
 
     folders = {}

@@ -21,34 +21,41 @@ def test_the_removed_module_is_torchvision_s_own_under_its_old_name() -> None:
     assert rgb_to_grayscale is _functional_tensor.rgb_to_grayscale
 
 
-def test_basicsr_imports_without_the_names_that_scipy_2_removes() -> None:
+def test_a_strangers_basicsr_is_completed_and_keeps_its_methods_until_our_programs_start() -> None:
+    """Importing it fails without the plugin (when it does not, the bridge can go), and works with it.
+
+    With a SciPy 2, which removes a name; and only ``complete_basicsr`` replaces methods, once.
+    """
     code = """
-import importlib.machinery as machinery
+import importlib.machinery as machinery, sys
+try:
+    import basicsr
+except ImportError as error:
+    assert str(error) == "No module named 'torchvision.transforms.functional_tensor'"
+else:
+    raise AssertionError
 there = machinery.PathFinder.find_spec
 def scipy_2(name, path=None, target=None):
     return None if name == "scipy.ndimage.filters" else there(name, path, target)
 machinery.PathFinder.find_spec = scipy_2
-import dp_basicsr, basicsr, scipy.ndimage
+sys.modules.pop("scipy.ndimage.filters", None)
+import dp_basicsr.archs, dp_basicsr.losses, dp_basicsr.models, scipy.ndimage
 from basicsr.metrics.niqe import convolve
-assert convolve is scipy.ndimage.convolve
-"""
-    done = subprocess.run([sys.executable, "-W", "error::DeprecationWarning:basicsr.metrics", "-c", code], check=False)
-    assert done.returncode == 0
-
-
-def test_basicsr_may_be_imported_first() -> None:
-    """Importing fails without the plugin (when it does not, the bridge can go) and works with it."""
-    code = """
-try:
-    import basicsr
-except ImportError as error:
-    print(error)
-import dp_basicsr.losses
+from basicsr.models.base_model import BaseModel
+from basicsr.utils.diffjpeg import DiffJPEG
 from basicsr.utils.registry import LOSS_REGISTRY
-print(LOSS_REGISTRY.get("DPLoss").__name__)
+assert convolve is scipy.ndimage.convolve
+assert LOSS_REGISTRY.get("DPLoss") is dp_basicsr.losses.DPLoss
+methods = lambda: (BaseModel.get_optimizer, BaseModel.model_to_device, DiffJPEG.forward)
+assert all(method.__module__.startswith("basicsr.") for method in methods())
+from dp_basicsr.compat import complete_basicsr
+complete_basicsr()
+before = methods()
+assert all(method.__module__ == "dp_basicsr.compat" for method in before)
+complete_basicsr()
+assert methods() == before
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "No module named 'torchvision.transforms.functional_tensor'\nDPLoss\n"
+    subprocess.run([sys.executable, "-W", "error::DeprecationWarning:basicsr.metrics", "-c", code], check=True)
 
 
 def test_hat_finds_rgb2ycbcr_where_it_looks_for_it() -> None:
@@ -68,23 +75,6 @@ def test_an_already_imported_basicsr_is_completed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(DiffJPEG, "forward", DiffJPEG.forward)
     install()
     assert callable(matlab_functions.rgb2ycbcr)
-
-
-def test_a_strangers_basicsr_keeps_its_methods_until_our_programs_start() -> None:
-    code = """
-import dp_basicsr.archs, dp_basicsr.losses, dp_basicsr.models
-from basicsr.models.base_model import BaseModel
-from basicsr.utils.diffjpeg import DiffJPEG
-methods = lambda: (BaseModel.get_optimizer, BaseModel.model_to_device, DiffJPEG.forward)
-assert all(method.__module__.startswith("basicsr.") for method in methods())
-from dp_basicsr.compat import complete_basicsr
-complete_basicsr()
-before = methods()
-assert all(method.__module__ == "dp_basicsr.compat" for method in before)
-complete_basicsr()
-assert methods() == before
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_jpeg_images_are_contiguous() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from dp_basicsr.utils.arguments import COMMANDS
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "torchvision", "basicsr", "gradio", "matplotlib", "onnxruntime", "scipy")
@@ -24,59 +24,61 @@ COMMANDS = [
     "-m benchmarks",
 ]
 
-# Runs a file or a module as __main__ and prints what it has imported of HEAVY.
+MISSING = [
+    "dp_basicsr/train.py -opt no.yml",
+    "dp_basicsr/test.py -opt no.yml",
+    "dp_basicsr/inference.py -i no.png --model_path no.pth",
+    "-m dp_basicsr.webui --model_path no.pth",
+    "-m dp_basicsr data check -opt no.yml",
+    "-m dp_basicsr crops no image --crop 0,0,9,9",
+    "-m dp_basicsr data lmdb --input no --output o.lmdb",
+    "-m dp_basicsr evaluate --gt no --bicubic",
+    "-m dp_basicsr export --model_path no.pth --format pth -o o.pth",
+    "-m dp_basicsr data extract --input no --output o",
+    "-m dp_basicsr data lr --input no --output o",
+    "-m dp_basicsr report no",
+    "-m dp_basicsr features no.png",
+]
+
+# Runs files and modules as __main__, one after the other, and prints for each its code, its output, and what has been
+# imported of HEAVY until then.
 RUN = """
-import runpy, sys
-heavy = sys.argv.pop(1).split(",")
-try:
-    name = sys.argv.pop(1)
-    if name == "-m":
-        runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
-    else:
-        sys.argv[0] = name
-        runpy.run_path(name, run_name="__main__")
-except SystemExit as stopped:
-    print("imported:", *(name for name in heavy if name in sys.modules))
-    sys.exit(stopped.code)
+import contextlib, io, json, runpy, sys
+heavy = sys.argv[1].split(",")
+for command in json.loads(sys.argv[2]):
+    name, *words = command
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = 0
+        try:
+            if name == "-m":
+                sys.argv = words
+                runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+            else:
+                sys.argv = command
+                runpy.run_path(name, run_name="__main__")
+        except SystemExit as stopped:
+            code = stopped.code
+    print(json.dumps([code, out.getvalue(), err.getvalue(), [name for name in heavy if name in sys.modules]]))
 """
 
 
-def run(command: str) -> subprocess.CompletedProcess[str]:
+def run(commands: list[str]) -> Iterator[tuple[int, str, str, list[str]]]:
+    lines = [[str(ROOT / word) if word.endswith(".py") else word for word in command.split()] for command in commands]
+    command = [sys.executable, "-c", RUN, ",".join(HEAVY), json.dumps(lines)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [str(ROOT / word) if word.endswith(".py") else word for word in command.split()]
-    line = [sys.executable, "-c", RUN, ",".join(HEAVY), *words]
-    return subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=60)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_imports_nothing_heavy(command: str) -> None:
-    done = run(f"{command} --help")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: ")
-    assert done.stdout.splitlines()[-1] == "imported:"
+    return map(json.loads, done.stdout.splitlines())
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "dp_basicsr/train.py -opt no.yml",
-        "dp_basicsr/test.py -opt no.yml",
-        "dp_basicsr/inference.py -i no.png --model_path no.pth",
-        "-m dp_basicsr.webui --model_path no.pth",
-        "-m dp_basicsr data check -opt no.yml",
-        "-m dp_basicsr crops no image --crop 0,0,9,9",
-        "-m dp_basicsr data lmdb --input no --output o.lmdb",
-        "-m dp_basicsr evaluate --gt no --bicubic",
-        "-m dp_basicsr export --model_path no.pth --format pth -o o.pth",
-        "-m dp_basicsr data extract --input no --output o",
-        "-m dp_basicsr data lr --input no --output o",
-        "-m dp_basicsr report no",
-        "-m dp_basicsr features no.png",
-    ],
-)
-def test_a_missing_file_is_reported_before_heavy_imports(command: str) -> None:
-    done = run(command)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert "no" in done.stderr
-    assert done.stdout.splitlines()[-1] == "imported:"
+def test_help_imports_nothing_heavy() -> None:
+    for command, (code, out, err, heavy) in zip(COMMANDS, run([f"{name} --help" for name in COMMANDS]), strict=True):
+        assert (code, heavy) == (0, []), (command, err)
+        assert out.startswith("usage: "), command
+
+
+def test_a_missing_file_is_reported_before_heavy_imports() -> None:
+    for command, (code, _, err, heavy) in zip(MISSING, run(MISSING), strict=True):
+        assert (code, heavy) == (2, []), (command, err)
+        assert err.startswith("error: "), command
+        assert "no" in err, command

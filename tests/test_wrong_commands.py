@@ -138,7 +138,6 @@ def shell(*command: str) -> list[str]:
 @pytest.mark.parametrize("command", [
     ("train.py", "-opt", WRONG["bytes as a name"]),
     ("inference.py", "-i", WRONG["a strange name"], "-o", "out", "--model_path", "net.pth"),
-    ("make_lr.py", "--input", "wrong", "--output", "o"),
 ])  # fmt: skip
 def test_commands_as_a_user_types_them(command: tuple[str, ...], place: None) -> None:
     """In new processes with their own locale: no traceback, and no other files."""
@@ -151,7 +150,6 @@ def test_commands_as_a_user_types_them(command: tuple[str, ...], place: None) ->
 
 
 @pytest.mark.parametrize("command", [
-    ("inference.py", "-i", "pairs/GT", "-o", "out", "--model_path", "net.pth"),
     ("train.py", "-opt", "small.yml"),
     ("make_lr.py", "--input", "pairs/GT", "--output", "o"),
 ])  # fmt: skip

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 from dp_basicsr.checks.notes import find_notes
 from dp_basicsr.checks.problems import Path, Problem, hint, nearest, path_text, placed, report
 from dp_basicsr.checks.rules import find_conflicts, find_missing
 from dp_basicsr.checks.signatures import (
+    NetworkTerm,
     TypedEntry,
     loss_term,
     members_of,
     model_of,
-    network_term,
     takes_more,
     typed_entries,
 )
@@ -43,10 +44,18 @@ STOCK_KEYS = {
     "style_weight": "none, because DPLoss has no style loss: remove it",
 }
 
-WORKING = {
-    "optimizer": "an optimizer that steps on dense gradients of weights of any shape, without a closure, and resumes",
-    "scheduler": "a scheduler that steps by iteration, and resumes",
-}
+# What an optimizer and a scheduler must do, and the function that tries it.
+TRIALS: Mapping[str, tuple[str, Callable[..., str | None]]] = MappingProxyType(
+    {
+        "optimizer": (
+            "an optimizer that steps on dense gradients of weights of any shape, without a closure, and resumes",
+            why_not_optimizer,
+        ),
+        "scheduler": ("a scheduler that steps by iteration, and resumes", why_not_scheduler),
+    }
+)
+
+_tried: dict[tuple[Any, str], str | None] = {}  # class and settings -> why it does not work here
 
 # pydantic's description of a type -> ours.
 WORDS = (
@@ -117,7 +126,12 @@ def check_options(
 def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()) -> list[Problem]:
     """Find all problems; ``overridden`` lists the keys set on the command line, as ``a:b:c``."""
     view = View(opt)
-    problems = [*_environment(), *_validate(OptionFile, opt, (), _is_open(opt)), *_names(opt)]
+    # Another package's model may read keys of its own. By the module, because it may have any name.
+    is_open = view.model is not None and opt["model_type"] not in RELATED
+    is_open = is_open and not view.model.__module__.startswith("dp_basicsr.")
+    # It may also build its optimizer itself, whose keys are then not a signature's.
+    builds_optimizers = is_open and getattr(view.model, "get_optimizer", None) is not BaseModel.get_optimizer
+    problems = [*_environment(), *_validate(OptionFile, opt, (), is_open), *_names(opt)]
     # Only what the file names: importing the package of further optimizers takes seconds.
     wanted = {name for key in ("optim_g", "optim_d") if isinstance(name := view.raw("train", key, "type"), str)}
     for name, kind in typed_entries(wanted).items():
@@ -128,16 +142,20 @@ def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()
             # `metrics` is a mapping of entries, each of which has a type.
             entries = {(*path, metric): value for metric, value in entry.items()} if isinstance(entry, dict) else {}
         for key, value in entries.items():
-            # Another package's model may build its optimizer itself, and then its keys are not a signature's.
-            if value is not None and not (kind.what == "optimizer" and _has_own_optimizers(opt, value)):
-                problems += _check_entry(kind, value, key, view)
+            # Sections that are none have been reported already.
+            if not isinstance(value, dict):
+                continue
+            if kind.what == "optimizer" and builds_optimizers and str(value.get("type")) not in optimizers():
+                continue
+            problems += _check_entry(kind, value, key, view)
         if name == "train:perceptual_opt":
             problems += _check_terms(entry, path)
     # From here on a wrong value is hidden: rules that read it would only report it again.
     view.wrong = {problem.path for problem in problems}
     problems += find_conflicts(view, is_train, overridden)
     problems += find_missing(view, is_train)
-    return _unique(problems)
+    # One problem per location: reversed twice, so that of two problems at one place the first remains.
+    return list({path_text(problem.path): problem for problem in reversed(problems)}.values())[::-1]
 
 
 def _environment() -> Iterator[Problem]:
@@ -145,25 +163,6 @@ def _environment() -> Iterator[Problem]:
     name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     if os.environ.get(name, "0").lower() in ("1", "y", "yes", "true"):
         yield Problem((), f"expected {name} to be unset in the environment: with it a file of weights can run code")
-
-
-def _is_open(opt: Options) -> bool:
-    """Whether the model is from another package and may therefore read keys of its own."""
-    name = opt.get("model_type")
-    models = members_of(MODEL_REGISTRY)
-    if not isinstance(name, str) or name not in models:
-        return False
-    # By the module, because other packages may register models under any name.
-    ours = models[name].__module__.startswith("dp_basicsr.")
-    return not ours and name not in RELATED
-
-
-def _has_own_optimizers(opt: Options, entry: Any) -> bool:
-    """Whether another package's model creates an optimizer that torch does not have."""
-    if not _is_open(opt) or not isinstance(entry, dict) or entry.get("type") in optimizers():
-        return False
-    model: Any = members_of(MODEL_REGISTRY)[opt["model_type"]]
-    return getattr(model, "get_optimizer", None) is not BaseModel.get_optimizer
 
 
 def _names(opt: Options) -> Iterator[Problem]:
@@ -181,38 +180,38 @@ def _names(opt: Options) -> Iterator[Problem]:
             yield Problem(("datasets", key, "type"), f"expected a dataset, got {quote(kind)}{hint(kind, kinds)}")
 
 
-def _check_entry(kind: TypedEntry, entry: Any, path: Path, view: View | None = None) -> list[Problem]:
+def _check_entry(kind: TypedEntry, entry: dict[str, Any], path: Path, view: View | None = None) -> list[Problem]:
     """Check a mapping with a ``type`` against the signature of that class, which the view then knows."""
-    if not isinstance(entry, dict):
-        # OptionFile has reported it already.
-        return []
     name = entry.get("type")
     if not isinstance(name, str):
         text = "missing" if "type" not in entry else f"got {quote(name)}"
         return [Problem((*path, "type"), f"expected the type of the {kind.what}, {text}{hint('', kind.classes)}")]
+    member = kind.classes.get(name)
     # Built on demand, because the libraries' metrics are not registered.
     if kind.what == "metric" and "/" in name:
         try:
-            kind = replace(kind, classes={**kind.classes, name: function_of(name)})
+            member = function_of(name)
         except UserError as error:
             return [Problem((*path, "type"), str(error))]
-    if name not in kind.classes:
+    if member is None:
         article = "an" if kind.what[0] in "aeiou" else "a"
         text = f"expected {article} {kind.what}, got {quote(name)}{hint(name, kind.classes)}"
         return [Problem((*path, "type"), text)]
-    member = kind.classes[name]
-    # Metrics and many optimizers take any key, and ignore it.
-    is_open = takes_more(member) and kind.what not in ("metric", "optimizer")
     model = model_of(member, kind.given, kind.more)
     if view is not None:
-        view.models[path] = model
-    problems = _validate(model, entry, path, is_open)
-    attempt = {"optimizer": why_not_optimizer, "scheduler": why_not_scheduler}.get(kind.what)
-    if attempt is not None and not problems and not member.__module__.startswith("basicsr."):
+        view.signatures[path] = model
+    # Metrics and many optimizers take any key, and ignore it.
+    problems = _validate(model, entry, path, takes_more(member) and kind.what not in ("metric", "optimizer"))
+    if kind.what in TRIALS and not problems and not member.__module__.startswith("basicsr."):
         # A signature does not tell whether a class works here, so it is tried on small weights.
+        expected, why_not = TRIALS[kind.what]
         settings = {key: value for key, value in entry.items() if key != "type"}
-        if reason := attempt(member, settings):
-            text = f"expected {WORKING[kind.what]}, got {name}, of which a trial fails: {reason}"
+        # G and D have the same one as a rule, and a trial takes longer than all other checks.
+        key = (member, repr(settings))
+        if key not in _tried:
+            _tried[key] = why_not(member, settings)
+        if reason := _tried[key]:
+            text = f"expected {expected}, got {name}, of which a trial fails: {reason}"
             problems.append(Problem((*path, "type"), text))
     return problems
 
@@ -234,7 +233,7 @@ def _check_terms(entry: Any, path: Path) -> list[Problem]:
             # No view, so that the rules do not see defaults of its class in the term.
             problems += _check_entry(loss_term(), dict(term), term_path)
         else:
-            problems += _validate(network_term(), term, term_path, is_open=False)
+            problems += _validate(NetworkTerm, term, term_path, is_open=False)
     return problems
 
 
@@ -286,7 +285,10 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], is_open: bo
         return f"expected a known key, got one that no code reads{hint(key, known)}"
     if kind == "missing":
         return f"expected {section.model_fields[key].description or 'a value'}, got nothing: it is missing"
-    expected = " or ".join(dict.fromkeys(_expected(error) for error in errors))
+    messages = [str(error["msg"]) for error in errors]
+    for theirs, ours in WORDS:
+        messages = [message.replace(theirs, ours) for message in messages]
+    expected = " or ".join(dict.fromkeys(re.sub(r" or instance of \w+", "", message) for message in messages))
     value, advice = errors[0]["input"], ""
     if any(error["type"] == "literal_error" for error in errors) and isinstance(value, str):
         # pydantic names the choices only in a text, in quotes.
@@ -299,13 +301,6 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], is_open: bo
     return f"expected {expected}, got {quote(value)}{advice}"
 
 
-def _expected(error: Mapping[str, Any]) -> str:
-    text = str(error["msg"])
-    for theirs, ours in WORDS:
-        text = text.replace(theirs, ours)
-    return re.sub(r" or instance of \w+", "", text)
-
-
 def _section_at(model: type[Section], path: Path, value: Any) -> type[Section]:
     """Return the model of a subsection; of a set, the one of its type."""
     for key in path:
@@ -315,9 +310,3 @@ def _section_at(model: type[Section], path: Path, value: Any) -> type[Section]:
         elif key in model.model_fields:
             model = section_in(model.model_fields[key].annotation) or model
     return model
-
-
-def _unique(problems: Sequence[Problem]) -> list[Problem]:
-    """Keep one problem per location, in the order of their first keys."""
-    # Reversed twice, so that of two problems at one place the first remains.
-    return list({path_text(problem.path): problem for problem in reversed(problems)}.values())[::-1]

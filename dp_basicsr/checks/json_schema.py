@@ -43,7 +43,9 @@ def json_schema() -> dict[str, Any]:
         if path == "val:metrics":
             # Metrics have names of the user's choice.
             entry = {"type": "object", "additionalProperties": entry}
-        _replace(properties, key, entry)
+        # Replaces "any mapping", and keeps the description of the key.
+        entry = {"anyOf": [entry, {"type": "null"}]} if "anyOf" in properties[key] else entry
+        properties[key] = {**entry, "description": properties[key]["description"]}
     # Replaced below by one schema for each type, which an editor can choose by `type`.
     definitions.pop("Dataset")
     sets = {name: _defined(model, definitions) for name, model in DATASETS.items()}
@@ -88,15 +90,6 @@ def _by_type(schemas: dict[str, dict[str, str]]) -> dict[str, Any]:
     return {"type": "object", "properties": {"type": kind}, "required": ["type"], "allOf": rules}
 
 
-def _replace(properties: dict[str, Any], key: str, entry: dict[str, Any]) -> None:
-    """Replace the entry "any mapping" with ``entry``, keeping the model's description of the key."""
-    old = properties[key]
-    description = {"description": old["description"]}
-    properties[key] = (
-        {"anyOf": [entry, {"type": "null"}], **description} if "anyOf" in old else {**entry, **description}
-    )
-
-
 def _without_titles(value: Any) -> Any:
     """Remove pydantic's titles, which only repeat the keys."""
     if isinstance(value, dict):
@@ -106,11 +99,6 @@ def _without_titles(value: Any) -> Any:
     return [_without_titles(item) for item in value] if isinstance(value, list) else value
 
 
-def as_text() -> str:
-    """Return the content of options/schema.json."""
-    return json.dumps(json_schema(), indent=1) + "\n"
-
-
 if __name__ == "__main__":
-    FILE.write_text(as_text(), encoding="utf-8")
+    FILE.write_text(f"{json.dumps(json_schema(), indent=1)}\n", encoding="utf-8")
     print(f"written: {FILE}")

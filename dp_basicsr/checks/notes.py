@@ -11,7 +11,7 @@ from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.data.datasets import missing_folders
 from dp_basicsr.data.downloads.catalogue import SOURCES
 from dp_basicsr.options.schema import Dataset, OptionFile
-from dp_basicsr.options.section import Section
+from dp_basicsr.options.section import Entry, Section
 from dp_basicsr.utils.arguments import advise
 
 from basicsr.models.sr_model import SRModel
@@ -57,41 +57,53 @@ def _about_validation(options: OptionFile, missing_part: str) -> Iterator[tuple[
 
 def _about_training(options: OptionFile) -> Iterator[tuple[Path, bool, str]]:
     """Yield keys, whether they are without effect, and the reason."""
-    train, logger, total = options.train, options.logger, options.training.total_iter
-    # The checks require both of a training; the types do not know that.
-    assert train is not None
-    assert logger is not None
+    train, logger, data = options.training, options.logs, options.datasets["train"]
+    total = train.total_iter
     model = members_of(MODEL_REGISTRY).get(options.model_type)
     # Another package's model may have a discriminator of its own, so only what surely has none is named.
     plain = isinstance(model, type) and issubclass(model, SRModel) and not issubclass(model, SRGANModel)
     unused = f"without effect, because {options.model_type} has no discriminator"
-    yield from ((("train", key), plain, unused) for key in ("optim_d", "gan_opt", "net_d_iters", "net_d_init_iters"))
-    yield from (((path, plain, unused)) for path in (("network_d",), ("path", "pretrain_network_d")))
+    for key in ("optim_d", "gan_opt", "net_d_iters", "net_d_init_iters"):
+        yield ("train", key), plain, unused
+    yield ("network_d",), plain, unused
+    yield ("path", "pretrain_network_d"), plain, unused
     # BasicSR's rule: a multiple of net_d_iters above net_d_init_iters.
     first = (train.net_d_init_iters // train.net_d_iters + 1) * train.net_d_iters
     key = "net_d_init_iters" if train.net_d_init_iters else "net_d_iters"
     never = f"the generator is never updated: its first update would be iteration {first} of {total}"
     yield ("train", key), not plain and first > total, never
+    # Another package's model may have more losses.
+    if isinstance(model, type) and model.__module__.startswith(("basicsr.", "dp_basicsr.")):
+        losses = {"pixel_opt": train.pixel_opt, "perceptual_opt": train.perceptual_opt}
+        losses |= {} if plain else {"gan_opt": train.gan_opt, "ldl_opt": train.ldl_opt}
+        given = {key: loss for key, loss in losses.items() if loss}
+        nothing = f"the generator is not trained: the weight of {' and '.join(given)} is 0"
+        yield ("train", next(iter(given))), all(map(_is_weightless, given.values())), nothing
     yield ("logger", "print_freq"), logger.print_freq > total, f"no losses are logged: it is above total_iter ({total})"
     text = f"no state to resume from is saved before the end: it is above total_iter ({total})"
     yield ("logger", "save_checkpoint_freq"), (logger.save_checkpoint_freq or 0) > total, text
     text = "without effect, because TensorBoard leaves out names with `debug`"
     yield ("logger", "use_tb_logger"), "debug" in options.name, text
-    project = logger.wandb.project if logger.wandb else None
-    yield ("logger", "wandb", "resume_id"), project is None, "without effect, because there is no project"
-    data = options.datasets["train"]
-    rules = {
-        "num_prefetch_queue": (data.prefetch_mode != "cpu", "prefetch_mode is not cpu"),
-        "max_bad_share": (data.on_bad_image == "stop", "on_bad_image is stop"),
-        "persistent_workers": (data.num_worker_per_gpu == 0, "there are no workers (num_worker_per_gpu)"),
-        "batch_size_per_gpu": (data.batch_size_total is not None, "batch_size_total is used"),
-    }
-    for key, (condition, reason) in rules.items():
+    text = "without effect, because there is no project"
+    yield ("logger", "wandb", "resume_id"), logger.wandb_project is None, text
+    for key, condition, reason in (
+        ("num_prefetch_queue", data.prefetch_mode != "cpu", "prefetch_mode is not cpu"),
+        ("max_bad_share", data.on_bad_image == "stop", "on_bad_image is stop"),
+        ("persistent_workers", data.num_worker_per_gpu == 0, "there are no workers (num_worker_per_gpu)"),
+        ("batch_size_per_gpu", data.batch_size_total is not None, "batch_size_total is used"),
+    ):
         yield ("datasets", "train", key), condition, f"without effect, because {reason}"
     for name, dataset in options.datasets.items():
         lmdb = dataset.io_backend is not None and dataset.io_backend.type == "lmdb"
         for key in ("meta_info_file", "filename_tmpl"):
             yield ("datasets", name, key), lmdb, "without effect: of an LMDB all records are used, by their keys"
+
+
+def _is_weightless(loss: Entry) -> bool:
+    # BasicSR's PerceptualLoss has two weights, of features and of style, and others none.
+    if loss["type"] == "PerceptualLoss":
+        return loss.get("perceptual_weight", 1) == 0 and loss.get("style_weight", 0) == 0
+    return loss.get("loss_weight", 1) == 0
 
 
 def _is_given(options: OptionFile, path: Path) -> bool:

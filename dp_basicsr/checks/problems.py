@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from dp_basicsr.errors import UserError
@@ -32,66 +33,6 @@ class Problem:
     help: str = ""
 
 
-class Places:
-    """The source of each value of an option file: its line, or the override that set it."""
-
-    def __init__(self, file: str, entries: Sequence[str]) -> None:
-        self.file = file
-        self.entries = [(split_entry(entry)[0], entry) for entry in entries]
-        self.root = _composed(file)
-
-    def of(self, path: Path) -> tuple[int, str]:
-        """Return line and ``file:line`` of a key or of the section that lacks it, or 0 and the override."""
-        # The last override of a key is the one that holds.
-        for keys, entry in reversed(self.entries):
-            if path[: len(keys)] == keys:
-                return 0, f"--force_yml {quote(entry, quotes=False)}"
-        line = _line_of(self.root, path)
-        return line, f"{self.file}:{line}" if line else self.file
-
-
-def _composed(file: str) -> yaml.Node | None:
-    try:
-        return compose(file)
-    # The file has changed since it was read: the problems are reported without lines.
-    except (yaml.YAMLError, UserError, RecursionError):
-        return None
-
-
-def _line_of(node: yaml.Node | None, path: Path) -> int:
-    """Return the line of the last existing key of ``path`` (including merged ones), from 1; 0 for none."""
-    line = 0
-    for key in path:
-        nodes = _child(node, key, set())
-        if nodes is None:
-            break
-        key_node, node = nodes
-        line = key_node.start_mark.line + 1
-    return line
-
-
-def _child(node: yaml.Node | None, key: Any, seen: set[int]) -> tuple[yaml.Node, yaml.Node] | None:
-    """Return the nodes of a key (or an index) and its value; ``seen`` contains the mappings already visited."""
-    if isinstance(node, yaml.SequenceNode):
-        inside = isinstance(key, int) and key < len(node.value)
-        return (node.value[key], node.value[key]) if inside else None
-    if not isinstance(node, yaml.MappingNode) or id(node) in seen:
-        return None
-    # Sections can be merged recursively or exponentially often.
-    seen.add(id(node))
-    # Nodes have the text of a key, which may be a number in the path.
-    for key_node, value in node.value:
-        if key_node.value == str(key):
-            return key_node, value
-    # The section's own keys were searched first: they take precedence over merged ones.
-    merged = [value for key_node, value in node.value if key_node.value == "<<"]
-    for value in merged:
-        for section in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-            if (nodes := _child(section, key, seen)) is not None:
-                return nodes
-    return None
-
-
 def report(file: str, problems: Sequence[Problem], entries: Sequence[str]) -> str:
     """Format all problems as one message, one per line, followed by longer instructions."""
     lines = [*placed(file, problems, entries), *dict.fromkeys(problem.help for problem in problems if problem.help)]
@@ -101,9 +42,53 @@ def report(file: str, problems: Sequence[Problem], entries: Sequence[str]) -> st
 
 def placed(file: str, problems: Iterable[Problem], entries: Sequence[str]) -> list[str]:
     """Format problems in the order of their lines, each with its line or the override that set its value."""
-    places = Places(file, entries)
-    lines = sorted(((*places.of(problem.path), problem) for problem in problems), key=lambda entry: entry[0])
-    return [": ".join(filter(None, [place, path_text(problem.path), problem.text])) for _, place, problem in lines]
+    overrides = [(split_entry(entry)[0], entry) for entry in entries]
+    try:
+        root = compose(file)
+    # The file has changed since it was read: the problems are reported without lines.
+    except (yaml.YAMLError, UserError, RecursionError):
+        root = None
+    lines = []
+    for problem in problems:
+        line, place = 0, file
+        # The last override of a key is the one that holds.
+        if given := [entry for keys, entry in overrides if problem.path[: len(keys)] == keys]:
+            place = f"--force_yml {quote(given[-1], quotes=False)}"
+        elif line := _line_of(root, problem.path):
+            place = f"{file}:{line}"
+        lines.append((line, ": ".join(filter(None, [place, path_text(problem.path), problem.text]))))
+    return [text for _, text in sorted(lines, key=itemgetter(0))]
+
+
+def _line_of(node: yaml.Node | None, path: Path) -> int:
+    """Return the line of the last existing key of ``path`` (including merged ones), from 1; 0 for none."""
+    line = 0
+    for key in path:
+        nodes = _child(node, key, set())
+        if nodes is None:
+            break
+        line, node = nodes[0].start_mark.line + 1, nodes[1]
+    return line
+
+
+def _child(node: yaml.Node | None, key: Any, seen: set[int]) -> tuple[yaml.Node, yaml.Node] | None:
+    """Return the nodes of a key (or an index) and its value; ``seen`` contains the mappings already visited."""
+    if isinstance(node, yaml.SequenceNode):
+        inside = isinstance(key, int) and key < len(node.value)
+        return (node.value[key], node.value[key]) if inside else None
+    # Sections can be merged recursively or exponentially often.
+    if not isinstance(node, yaml.MappingNode) or id(node) in seen:
+        return None
+    seen.add(id(node))
+    merged: list[yaml.Node] = []
+    # Nodes have the text of a key, which may be a number in the path.
+    for key_node, value in node.value:
+        if key_node.value == str(key):
+            return key_node, value
+        if key_node.value == "<<":
+            merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+    # Only now, because the section's own keys take precedence over merged ones.
+    return next(filter(None, (_child(section, key, seen) for section in merged)), None)
 
 
 def path_text(path: Path) -> str:

@@ -35,7 +35,6 @@ from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepResta
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 from pydantic import AfterValidator, ConfigDict, Field, create_model
 
-Number = int | float
 Size = Annotated[int, Field(ge=1)]
 REQUIRED: Any = ...
 
@@ -57,15 +56,18 @@ class TypedEntry:
     more: tuple[tuple[str, Any, Any], ...] = ()
 
 
-# Keys of a DPLoss term itself; the others are arguments of the term's class.
-TERM_RULE: tuple[tuple[str, Any, Any], ...] = (
-    ("name", str, None),
-    ("mu", Positive, None),
-    ("eps", NonNegative, None),
-    ("dynamic_weighting", bool, None),
-    ("static_weight", NonNegative, None),
-    ("max_weight", Positive | None, None),
+# How a DPLoss weighs a term: keys of the loss, and of each of its terms.
+RULE: Mapping[str, Any] = MappingProxyType(
+    {
+        "mu": Positive,
+        "eps": NonNegative,
+        "dynamic_weighting": bool,
+        "static_weight": NonNegative,
+        "max_weight": Positive | None,
+    }
 )
+# Keys of a DPLoss term itself; the others are arguments of the term's class.
+TERM: tuple[tuple[str, Any, Any], ...] = (("name", str, None), *((name, kind, None) for name, kind in RULE.items()))
 
 # BasicSR builds its own class for both of the first two names.
 _SCHEDULERS = {
@@ -127,21 +129,20 @@ def _network(value: str) -> str:
 
 def loss_term() -> TypedEntry:
     """Return the classes and keys of a registered loss as a DPLoss term."""
-    return TypedEntry("loss", members_of(LOSS_REGISTRY), more=TERM_RULE)
+    return TypedEntry("loss", members_of(LOSS_REGISTRY), more=TERM)
 
 
-def network_term() -> type[Section]:
-    """Return the model of a feature network as a DPLoss term."""
-    return create_model(
-        "NetworkTerm",
-        __base__=Section,
-        network=(Annotated[str, AfterValidator(_network)], REQUIRED),
-        layer_weights=(Annotated[dict[str, float], Field(min_length=1)], REQUIRED),
-        weights=(str, "imagenet"),
-        use_input_norm=(bool, True),
-        batch_stats=(bool, False),
-        **{name: (kind, default) for name, kind, default in TERM_RULE},  # type: ignore[call-overload]
-    )
+# A feature network as a DPLoss term.
+NetworkTerm = create_model(
+    "NetworkTerm",
+    __base__=Section,
+    network=(Annotated[str, AfterValidator(_network)], REQUIRED),
+    layer_weights=(Annotated[dict[str, float], Field(min_length=1)], REQUIRED),
+    weights=(str, "imagenet"),
+    use_input_norm=(bool, True),
+    batch_stats=(bool, False),
+    **{name: (kind, default) for name, kind, default in TERM},  # type: ignore[call-overload]
+)
 
 
 _ADAM = {
@@ -196,14 +197,11 @@ VALUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "style_weight": NonNegative,
         },
         "DPLoss": {
-            "mu": Positive,
-            "eps": NonNegative,
+            **RULE,
             "vgg_type": Literal[VGG_TYPES],  # type: ignore[valid-type]
             "resnet_type": Literal[RESNET_TYPES],  # type: ignore[valid-type]
             "vgg_layer_weights": dict[str, float],
             "resnet_layer_weights": dict[Literal[RESNET_STAGES], float],  # type: ignore[valid-type]
-            "static_weight": NonNegative,
-            "max_weight": Positive | None,
             "input_channels": Annotated[Literal["repeat"] | list[Any] | None, AfterValidator(_channels)],
         },
     }
@@ -222,12 +220,11 @@ def model_of(
     member: Callable[..., Any], given: tuple[str, ...] = (), more: tuple[tuple[str, Any, Any], ...] = ()
 ) -> type[Section]:
     """Return the model of a registered class or function, with ``type``; see ``TypedEntry``."""
-    init = member.__init__ if inspect.isclass(member) else member  # type: ignore[misc]
-    try:
+    hints: dict[str, Any] = {}
+    # Those of others are not written for YAML (a tuple would refuse a list).
+    if member.__module__.startswith("dp_basicsr."):
+        init = member.__init__ if inspect.isclass(member) else member  # type: ignore[misc]
         hints = typing.get_type_hints(init, include_extras=True)
-    # Other plugins' annotations may use names imported only for type checking.
-    except Exception:
-        hints = {}
     named = {**VALUES[""], **VALUES.get(member.__name__, {})}
     fields: dict[str, Any] = {"type": (str, REQUIRED), **{name: (kind, default) for name, kind, default in more}}
     for name, parameter in inspect.signature(member).parameters.items():
@@ -238,13 +235,8 @@ def model_of(
         default = dict(default) if isinstance(default, Mapping) else default
         # BasicSR's networks have no annotations: `num_feat`, `num_block` and the like are counts.
         size = Size if name.startswith("num_") and not isinstance(default, (list, tuple)) else None
-        fields[name] = (named.get(name) or size or _our_hint(hints, name, member) or _type_of(default), default)
+        fields[name] = (named.get(name) or size or hints.get(name) or _type_of(default), default)
     return create_model(member.__name__, __base__=Signature, __doc__=f"Signature of {member.__name__}.", **fields)
-
-
-def _our_hint(hints: Mapping[str, Any], name: str, member: Callable[..., Any]) -> Any:
-    """Return an annotation of ours; those of others are not written for YAML (a tuple would refuse a list)."""
-    return hints.get(name) if member.__module__.startswith("dp_basicsr.") else None
 
 
 def _type_of(default: Any) -> Any:
@@ -253,7 +245,7 @@ def _type_of(default: Any) -> Any:
     if isinstance(default, bool):
         return bool
     if isinstance(default, (int, float)):
-        return Number
+        return int | float
     if isinstance(default, str):
         return str | None
     return list[Any] if isinstance(default, (list, tuple)) else Any

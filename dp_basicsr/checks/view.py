@@ -5,23 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from dp_basicsr.checks.problems import Path
+from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.options.reading import Options
 from dp_basicsr.options.schema import OptionFile, dataset_model, section_in
 from dp_basicsr.options.section import Section
+
+from basicsr.models.srgan_model import SRGANModel
+from basicsr.utils.registry import MODEL_REGISTRY
 
 
 class View:
     """View of options as they are written, with their defaults, that hides wrong values from the rules.
 
     Attributes:
+        model: The class of ``model_type``, if it is registered.
+        is_known_model: Whether it is BasicSR's or ours; others may read any key and have any loss.
+        is_gan: Whether it has a discriminator as BasicSR's SRGANModel.
         wrong: Paths of the values known to be wrong.
-        models: Models of the mappings with a ``type``, by path.
+        signatures: Models of the mappings with a ``type``, by path.
     """
 
     def __init__(self, opt: Options) -> None:
         self.opt = opt
         self.wrong: set[Path] = set()
-        self.models: dict[Path, type[Section]] = {}
+        self.signatures: dict[Path, type[Section]] = {}
+        name = opt.get("model_type")
+        model = members_of(MODEL_REGISTRY).get(name) if isinstance(name, str) else None
+        self.model: type | None = model if isinstance(model, type) else None
+        self.is_known_model = bool(model and model.__module__.startswith(("basicsr.", "dp_basicsr.")))
+        self.is_gan = self.model is not None and issubclass(self.model, SRGANModel)
 
     def raw(self, *path: Any) -> Any:
         """Return the value at a path, right or wrong; None if there is none."""
@@ -43,16 +55,16 @@ class View:
             return None
         # Only a key that is left out has its default: ~ is a value of its own.
         if isinstance(section, dict) and path[-1] not in section:
-            model = self._model(path[:-1])
+            model = self._model_of(path[:-1])
             field = model.model_fields.get(path[-1]) if model else None
             value = None if field is None or field.is_required() else field.get_default(call_default_factory=True)
         # BasicSR's files write counts as floats, such as 5e3.
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    def _model(self, path: Path) -> type[Section] | None:
+    def _model_of(self, path: Path) -> type[Section] | None:
         """Return the model of the section at a path, if it has one."""
-        if path in self.models:
-            return self.models[path]
+        if path in self.signatures:
+            return self.signatures[path]
         if len(path) == 2 and path[0] == "datasets":
             return dataset_model(self.raw(*path))
         model: type[Section] | None = OptionFile

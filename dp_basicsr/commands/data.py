@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import data_command
 
 if TYPE_CHECKING:
-    from dp_basicsr.data.preparation.check import PairedSet
     from dp_basicsr.data.preparation.jobs import PrepJob
 
 
@@ -153,11 +152,19 @@ def check(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     problems = []
     with data_command():
-        from dp_basicsr.data.preparation.check import check_set, table
+        # Exactly one of the two ways, and the second with both folders.
+        if (args.opt is None) == (args.gt is None) or (args.gt is None) != (args.lq is None):
+            raise UserError("expected -opt FILE, or --gt and --lq")
+        from dp_basicsr.data.preparation.check import PairedSet, check_set, paired_sets, table
 
         # Before the sets are read, whose types the modules may register.
         import_modules(args.imports)
-        for name, pairs in _find_sets(args):
+        if args.gt is not None:
+            sets = [(str(args.gt), PairedSet(args.gt, args.lq, args.scale, None if args.test_set else args.gt_size))]
+        elif not (sets := list(paired_sets(read_options(args.opt)))):
+            text = "expected a set with dataroot_gt and dataroot_lq, got none: nothing is checked"
+            raise UserError(f"{args.opt}: {text}")
+        for name, pairs in sets:
             checked = check_set(pairs, args.workers)
             print(f"{name}: {checked}", flush=True)
             problems += checked.problems
@@ -165,19 +172,3 @@ def check(argv: Sequence[str] | None = None) -> int:
             print(f"\n{table(problems)}")
     # As for other mistakes in the input, so that scripts can stop before a training.
     return 2 if problems else 0
-
-
-def _find_sets(args: argparse.Namespace) -> Iterator[tuple[str, PairedSet]]:
-    """Yield the sets named on the command line of ``check``."""
-    from dp_basicsr.data.preparation.check import PairedSet, paired_sets
-
-    # Exactly one of the two ways, and the second with both folders.
-    if (args.opt is None) == (args.gt is None) or (args.gt is None) != (args.lq is None):
-        raise UserError("expected -opt FILE, or --gt and --lq")
-    if args.gt is not None:
-        yield str(args.gt), PairedSet(args.gt, args.lq, args.scale, None if args.test_set else args.gt_size)
-        return
-    sets = list(paired_sets(read_options(args.opt)))
-    if not sets:
-        raise UserError(f"{args.opt}: expected a set with dataroot_gt and dataroot_lq, got none: nothing is checked")
-    yield from sets

@@ -25,36 +25,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add(
-        "--gt",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="[SET=]DIR",
-        help="originals, one folder per test set",
-    )
+    add("--gt", nargs="+", action="extend", required=True, metavar="[SET=]DIR",
+        help="originals, one folder per test set")  # fmt: skip
     add("--lr", nargs="+", action="extend", default=[], metavar="DIR", help="their LR, in the order of --gt")
     add("--result", action="append", default=[], metavar="NAME=DIR", help="a method's images; may be repeated")
-    add(
-        "--bicubic",
-        action="store_true",
-        help="also measure bicubic, from --lr or from MATLAB-style downsampled originals",
-    )
+    add("--bicubic", action="store_true",
+        help="also measure bicubic, from --lr or from MATLAB-style downsampled originals")  # fmt: skip
     add("--pattern", action="append", default=[], metavar="NAME=PATTERN",
         help="file names of a method (or of GT, LR): {} is the image's name; or a regex with one group")  # fmt: skip
     add("--scale", type=int, default=4, help="crop originals to a multiple of it, and as many border pixels")
-    add(
-        "--metrics",
-        nargs="+",
-        choices=METRICS,
-        default=list(DEFAULT),
-        metavar="METRIC",
-        help=f"{', '.join(METRICS)} (default: the first {len(DEFAULT)})",
-    )
-    parser.add_output(
-        type=Path,
-        help="folder to create with per_image.csv, evaluation.json, table.md (default: print the table)",
-    )
+    add("--metrics", nargs="+", choices=METRICS, default=list(DEFAULT), metavar="METRIC",
+        help=f"{', '.join(METRICS)} (default: the first {len(DEFAULT)})")  # fmt: skip
+    parser.add_output(type=Path,
+        help="folder to create with per_image.csv, evaluation.json, table.md (default: print the table)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace an earlier evaluation in --output")
     return parser.parse_args(argv)
 
@@ -67,39 +50,34 @@ def name_and_value(text: str, what: str) -> tuple[str, str]:
     return name, value
 
 
-def test_sets(args: argparse.Namespace, patterns: dict[str, str]) -> list[TestSet]:
-    """Return the test sets of the command line."""
+def methods(args: argparse.Namespace) -> tuple[list[TestSet], list[Method]]:
+    """Return the test sets and the methods of the command line; most mistakes are in their names."""
+    patterns = dict(name_and_value(text, "--pattern") for text in args.pattern)
     if args.lr and len(args.lr) != len(args.gt):
         raise UserError(f"--lr: expected one folder for each of the {len(args.gt)} folders of --gt, got {len(args.lr)}")
     sets = []
     for gt, lr in zip_longest(args.gt, args.lr):
         # The set's name is optional: it is found in the folder's.
         name, folder = name_and_value(gt, "--gt") if "=" in gt else ("", gt)
-        gt_pattern, lr_pattern = patterns.get("GT", ""), patterns.get("LR", "")
-        sets.append(find_test_set(Path(folder), Path(lr) if lr else None, name, gt_pattern, lr_pattern))
-    return sets
-
-
-def methods(args: argparse.Namespace, patterns: dict[str, str]) -> list[Method]:
-    """Return the methods of the command line."""
+        lr_folder = Path(lr) if lr else None
+        sets.append(find_test_set(Path(folder), lr_folder, name, patterns.get("GT", ""), patterns.get("LR", "")))
     results = [name_and_value(text, "--result") for text in args.result]
     unknown = patterns.keys() - {name for name, _ in results} - {"GT", "LR"}
     if unknown:
         raise UserError(f"--pattern: no --result is called {', '.join(sorted(unknown))}")
     if not (results or args.bicubic):
         raise UserError("nothing to measure: give --result NAME=DIR, --bicubic or both")
-    # First, because the others are read against it.
+    # Bicubic first, because the others are read against it.
     first = [Method(BICUBIC, None)] if args.bicubic else []
-    return first + [Method(name, Path(folder), patterns.get(name, "")) for name, folder in results]
+    return sets, first + [Method(name, Path(folder), patterns.get(name, "")) for name, folder in results]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parse(argv)
     with exit_on_user_error():
-        patterns = dict(name_and_value(text, "--pattern") for text in args.pattern)
-        # Before the imports, which take seconds: most mistakes are in the names.
-        sets, measured = test_sets(args, patterns), methods(args, patterns)
+        # Before the imports, which take seconds.
+        sets, measured = methods(args)
         from dp_basicsr.evaluation.evaluate import evaluate
         from dp_basicsr.evaluation.files import markdown, write_evaluation
 

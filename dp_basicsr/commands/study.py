@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.matching import BICUBIC, Method
-from dp_basicsr.studies.study import NAMES, Smoke, Study, read_smoke, read_study
+from dp_basicsr.studies.study import NAMES, Study, read_smoke, read_study
 from dp_basicsr.utils.arguments import Parser, advise
 
 SMOKE_DATA = Path("datasets/demo/HR_sub.lmdb")
@@ -26,11 +26,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("study", choices=NAMES, help="name of the study")
-    add(
-        "--smoke",
-        action="store_true",
-        help="run everything in minutes with demo data and small random networks; meaningless results",
-    )
+    add("--smoke", action="store_true",
+        help="run everything in minutes with demo data and small random networks; meaningless results")  # fmt: skip
     add("--gpus", type=int, help="number of parallel trainings, one per GPU; 0: the CPU (default: all GPUs)")
     add("--part", type=part, default=(1, 1), metavar="K/N",
         help="run the K-th of N parts, for N machines in parallel; writes no table")  # fmt: skip
@@ -76,14 +73,6 @@ def report(failed: Mapping[str, str]) -> int:
     return 1 if failed else 0
 
 
-def prepare(smoke: Smoke | None) -> None:
-    """Create the demo's data for a smoke run, once."""
-    if smoke and not SMOKE_DATA.is_dir():
-        from dp_basicsr.studies.demo import prepare_photographs
-
-        prepare_photographs()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 1 if a training or a test failed."""
     args = parse(argv)
@@ -102,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         import torch
 
         if not (args.dry_run or args.no_training):
-            prepare(smoke)
+            if smoke and not SMOKE_DATA.is_dir():
+                from dp_basicsr.studies.demo import prepare_photographs
+
+                prepare_photographs()
             # Before the jobs are made, whose overrides contain the calibrated weights.
             calibrate(study, smoke)
         # Every N-th, so that long and short trainings spread over the machines.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ MAX_VALUES = 100_000
 
 # Range of torch's integers; Python refuses to print numbers of 5000 digits.
 MAX_INT = 2**63
-
 
 LONGEST = 60  # maximum characters of a value in a message
 
@@ -98,7 +97,7 @@ def parse_yaml(text: str, what: str) -> Any:
             MAX_INT. The message starts with ``what``.
     """
     try:
-        return _Copier().copy(yaml.load(text, Loader=_Loader))
+        return _copy(yaml.load(text, Loader=_Loader), iter(range(MAX_VALUES)))
     except RecursionError:
         raise UserError(f"{what} is not valid YAML: nested too deeply, or an alias within itself") from None
     except UserError as error:
@@ -112,21 +111,15 @@ def parse_yaml(text: str, what: str) -> Any:
         raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
-class _Copier:
-    """Copies values without YAML's aliases, which share objects: completing one would change the others."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def copy(self, value: Any) -> Any:
-        self.count += 1
-        if self.count > MAX_VALUES:
-            raise UserError(f"expected at most {MAX_VALUES} values, got more by aliases of aliases")
-        if isinstance(value, int) and abs(value) >= MAX_INT:
-            raise UserError("expected whole numbers of at most 63 bits, got a larger one")
-        if isinstance(value, dict):
-            return {self.copy(key): self.copy(item) for key, item in value.items()}
-        return [self.copy(item) for item in value] if isinstance(value, list) else value
+def _copy(value: Any, left: Iterator[int]) -> Any:
+    """Copy a value without YAML's aliases, which share objects: completing one would change the others."""
+    if next(left, None) is None:
+        raise UserError(f"expected at most {MAX_VALUES} values, got more by aliases of aliases")
+    if isinstance(value, int) and abs(value) >= MAX_INT:
+        raise UserError("expected whole numbers of at most 63 bits, got a larger one")
+    if isinstance(value, dict):
+        return {_copy(key, left): _copy(item, left) for key, item in value.items()}
+    return [_copy(item, left) for item in value] if isinstance(value, list) else value
 
 
 def compose(path: str | Path) -> yaml.Node | None:

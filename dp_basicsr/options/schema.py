@@ -100,7 +100,20 @@ class RawDataset(Dataset):
     """the LQ has the GT's name, as all records of LMDBs have"""
 
 
-class PairedDataset(RawDataset):
+class ImageFiles(Section):
+    """Keys of BasicSR's sets of images."""
+
+    meta_info_file: FilePath | None = None
+    """list of the files to use; without it, all files of the folder"""
+    color: Literal["y"] | None = None
+    """y: luma only"""
+    mean: list[float] | None = None
+    """subtracted per channel"""
+    std: list[float] | None = None
+    """divisor per channel"""
+
+
+class PairedDataset(ImageFiles, RawDataset):
     """PairedImageDataset (BasicSR)."""
 
     dataroot_gt: FilePath
@@ -109,33 +122,17 @@ class PairedDataset(RawDataset):
     """folder or LMDB of the LQ images"""
     io_backend: IoBackend
     """how images are stored"""
-    meta_info_file: FilePath | None = None
-    """list of the files to use; without it, all files of the folder"""
     filename_tmpl: str = "{}"  # type: ignore[assignment]
     """template of the LQ file name, {} is the GT's name"""
-    color: Literal["y"] | None = None
-    """y: luma only"""
-    mean: list[float] | None = None
-    """subtracted per channel"""
-    std: list[float] | None = None
-    """divisor per channel"""
 
 
-class SingleDataset(Dataset):
+class SingleDataset(ImageFiles, Dataset):
     """SingleImageDataset (BasicSR): images without GT."""
 
     dataroot_lq: FilePath
     """folder or LMDB of the images"""
     io_backend: IoBackend
     """how images are stored"""
-    meta_info_file: FilePath | None = None
-    """list of the files to use"""
-    color: Literal["y"] | None = None
-    """y: luma only"""
-    mean: list[float] | None = None
-    """subtracted per channel"""
-    std: list[float] | None = None
-    """divisor per channel"""
 
 
 # Datasets read their keys from one mapping and have no signature; other types accept every key.
@@ -304,6 +301,11 @@ class Logger(Section):
     keep_best: Ours[bool] = False
     """keep the best network of each set and metric"""
 
+    @property
+    def wandb_project(self) -> str | None:
+        """The project of wandb, if it is asked for."""
+        return self.wandb.project if self.wandb else None
+
 
 class DistParams(Section):
     """``dist_params``."""
@@ -364,6 +366,12 @@ class OptionFile(Section):
         """``train``, which the checks require for training."""
         assert self.train is not None
         return self.train
+
+    @property
+    def logs(self) -> Logger:
+        """``logger``, which the checks require for training."""
+        assert self.logger is not None
+        return self.logger
 
     def sets(self, phase: str) -> dict[str, Dataset]:
         """Return the sets of a phase by their keys: ``val_1`` is one of ``val``."""

@@ -9,6 +9,7 @@ from typing import Any
 from dp_basicsr.errors import UserError
 from dp_basicsr.metrics.scores import better_of
 from dp_basicsr.options.schema import Val
+from dp_basicsr.options.section import Entry
 
 from basicsr.utils import get_root_logger
 
@@ -59,23 +60,16 @@ class Judge:
             return
         self.judged = iteration
         monitor = [self.val.monitor] if isinstance(self.val.monitor, str) else self.val.monitor
-        improved = False
-        for key, value in self._flat(figures).items():
+        now, start = flat(figures), flat(self.start)
+        self.waited += 1
+        for key, value in now.items():
             # A monitor names a metric of all sets, or one of them as `set/metric`.
             watched = monitor is None or key in monitor or key.rpartition("/")[2] in monitor
-            before = self.best.get(key)
             # An infinite PSNR could never be surpassed: the patience would run out after a perfect set.
-            if watched and math.isfinite(value) and self._is_better(key, value, before, self.val.min_delta):
-                self.best[key], improved = value, True
-        self.waited = 0 if improved else self.waited + 1
-        self._compare_with_start(figures, colors)
-
-    def is_over(self) -> bool:
-        """Whether the patience is used up."""
-        return self.val.patience is not None and self.waited >= self.val.patience
-
-    def _compare_with_start(self, figures: Figures, colors: Mapping[str, float]) -> None:
-        now, start = self._flat(figures), self._flat(self.start)
+            if not watched or not math.isfinite(value):
+                continue
+            if key not in self.best or self._is_better(key, value, self.best[key], self.val.min_delta):
+                self.best[key], self.waited = value, 0
         shared = [key for key in now if key in start]
         perceptual = any(self._options(key)["type"] not in FIDELITY for key in shared)
         worse = all(self._is_better(key, start[key], now[key]) for key in shared)
@@ -93,16 +87,19 @@ class Judge:
                     "with the start weights: the network changes colours."
                 )
 
-    def _flat(self, figures: Figures) -> dict[str, float]:
-        return {f"{name}/{metric}": value for name, values in figures.items() for metric, value in values.items()}
+    def is_over(self) -> bool:
+        """Whether the patience is used up."""
+        return self.val.patience is not None and self.waited >= self.val.patience
 
-    def _options(self, key: str) -> dict[str, Any]:
-        options: dict[str, Any] = (self.val.metrics or {})[key.rpartition("/")[2]]
-        return options
+    def _options(self, key: str) -> Entry:
+        return (self.val.metrics or {})[key.rpartition("/")[2]]
 
-    def _is_better(self, key: str, value: float, other: float | None, by: float = 0.0) -> bool:
-        if other is None:
-            return True
+    def _is_better(self, key: str, value: float, other: float, by: float = 0.0) -> bool:
         options = self._options(key)
         sign = -1 if (options.get("better") or better_of(options["type"])) == "lower" else 1
         return sign * (value - other) > by
+
+
+def flat(figures: Figures) -> dict[str, float]:
+    """Return the means by ``set/metric``."""
+    return {f"{name}/{metric}": value for name, values in figures.items() for metric, value in values.items()}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -17,13 +16,14 @@ from typing import Any
 
 from dp_basicsr import __version__
 from dp_basicsr.errors import UserError, first_line, import_optional
+from dp_basicsr.options.run import RunOptions
+from dp_basicsr.options.schema import Train
 from dp_basicsr.utils.atomic_io import await_archive_name
 
 import basicsr
 import torch
 import torchvision
 from basicsr.utils import MessageLogger, get_root_logger, get_time_str, mkdir_and_rename
-from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.options import dict2str
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -40,12 +40,11 @@ class _ForTerminal(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = getattr(record, "short", None) or record.getMessage()
         level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
-        lines = f"{time.strftime('%H:%M:%S')} {level}{text}".split("\n")
+        first, *others = f"{time.strftime('%H:%M:%S')} {level}{text}".split("\n")
         width = shutil.get_terminal_size().columns
         # Nine spaces: continued lines begin below the message, after `HH:MM:SS `.
         wrap = partial(textwrap.wrap, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
-        shown = (part for line in lines for part in (wrap(line, width) if line == lines[0] else [line]))
-        return "\n".join(shown).replace("\u00a0", " ")
+        return "\n".join([*wrap(first, width), *others]).replace("\u00a0", " ")
 
 
 def _is_for_terminal(record: logging.LogRecord) -> bool:
@@ -55,7 +54,7 @@ def _is_for_terminal(record: logging.LogRecord) -> bool:
     return not (is_printout or getattr(record, "for_file", False))
 
 
-def start_log(opt: dict[str, Any]) -> MemoryHandler:
+def start_log(run: RunOptions) -> MemoryHandler:
     """Start logging versions and options (rank 0), before there is a folder for the log.
 
     Returns:
@@ -64,7 +63,7 @@ def start_log(opt: dict[str, Any]) -> MemoryHandler:
     """
     logger = get_root_logger()
     held = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
-    if opt["rank"] == 0:
+    if run.rank == 0:
         logger.setLevel(logging.INFO)
         # The exact type, because a FileHandler is a StreamHandler too and keeps all lines.
         for handler in (handler for handler in logger.handlers if type(handler) is logging.StreamHandler):
@@ -75,7 +74,7 @@ def start_log(opt: dict[str, Any]) -> MemoryHandler:
     versions = f"BasicSR {basicsr.__version__}, PyTorch {torch.__version__}, torchvision {torchvision.__version__}"
     logger.info(f"dp_basicsr {__version__}, {versions}")
     # As long as the option file: on a terminal it would hide everything else.
-    logger.info(dict2str(opt), extra={"for_file": True})
+    logger.info(dict2str(run.as_dict()), extra={"for_file": True})
     return held
 
 
@@ -87,95 +86,86 @@ class _LogFile(logging.FileHandler):
     # logging would print a traceback for every line.
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         if not self.reported:
-            print(
-                f"{self.baseFilename} cannot be written ({sys.exc_info()[1]}); further lines appear only here",
-                file=sys.stderr,
-            )
+            text = f"{self.baseFilename} cannot be written ({sys.exc_info()[1]}); further lines appear only here"
+            print(text, file=sys.stderr)
         self.reported = True
 
 
-def write_log(opt: dict[str, Any], kind: str, held: MemoryHandler) -> None:
+def write_log(run: RunOptions, kind: str, held: MemoryHandler) -> None:
     """Open the run's log file (rank 0) and write what has been logged so far."""
-    if opt["rank"] != 0:
+    if run.rank != 0:
         return
     # BasicSR's name, by which its tools and ours find the logs of a run.
-    path = os.path.join(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log")
+    path = run.folders.root / f"{kind}_{run.options.name}_{get_time_str()}.log"
     file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))  # BasicSR's
-    logger = get_root_logger()
     held.setTarget(file)
     held.flush()
+    logger = get_root_logger()
     logger.removeHandler(held)
     logger.addHandler(file)
 
 
-def require_loggers(opt: dict[str, Any]) -> None:
+def require_loggers(run: RunOptions) -> None:
     """Refuse TensorBoard and wandb if they are missing, broken or too old (UserError)."""
-    project = (opt["logger"].get("wandb") or {}).get("project")
-    if project and not opt["logger"].get("use_tb_logger"):
-        raise UserError("logger: wandb gets its figures from TensorBoard: set use_tb_logger: true")
-    asked = {"tensorboard": opt["logger"].get("use_tb_logger"), "torch.utils.tensorboard": True, "wandb": project}
-    for module in asked if asked["tensorboard"] else ():
-        if asked[module]:
-            import_optional(module)  # torch's own module refuses a TensorBoard that is too old for it
+    if run.options.logs.use_tb_logger:
+        # torch's own module refuses a TensorBoard that is too old for it.
+        for module in (
+            "tensorboard",
+            "torch.utils.tensorboard",
+            *(["wandb"] if run.options.logs.wandb_project else []),
+        ):
+            import_optional(module)
 
 
-def open_tensorboard(opt: dict[str, Any], resuming: bool, keep: int = 0) -> Any:
-    """Create TensorBoard's writer on rank 0 (or None), with wandb if requested.
+@contextmanager
+def tensorboard(run: RunOptions, resuming: bool, keep: int = 0) -> Iterator[Any]:
+    """Open TensorBoard's writer on rank 0 (otherwise None), with wandb if requested.
 
     Args:
-        opt: Options of the run.
+        run: Options of the run.
         resuming: A new run archives the figures of an earlier run of its name.
         keep: Of a resumed run TensorBoard keeps the earlier figures up to this iteration.
 
     Raises:
         UserError: wandb cannot start, for instance without an account.
     """
-    options = opt["logger"]
-    project = (options.get("wandb") or {}).get("project")
-    # As in BasicSR, whose MessageLogger writes no figures for such names either.
-    if opt["rank"] != 0 or "debug" in opt["name"]:
-        return None
-    if not options.get("use_tb_logger"):
-        return None
-    if project:
-        _start_wandb(opt, project)
-    folder = os.path.join(opt["root_path"], "tb_logger", opt["name"])
+    name, logs = run.options.name, run.options.logs
+    # As in BasicSR, whose MessageLogger writes no figures for names with `debug` either.
+    if run.rank != 0 or "debug" in name or not logs.use_tb_logger:
+        yield None
+        return
+    if logs.wandb is not None and logs.wandb_project:
+        wandb, resume_id = import_optional("wandb"), logs.wandb.resume_id
+        try:
+            started = wandb.init(
+                project=logs.wandb_project, name=name, id=resume_id, resume="allow" if resume_id else None,
+                config=run.as_dict(), sync_tensorboard=True,
+            )  # fmt: skip
+        except Exception as error:  # its errors have no public common class
+            advice = "run `wandb login`, or set WANDB_MODE=offline"
+            raise UserError(f"logger: wandb cannot start ({first_line(error)}): {advice}") from error
+        get_root_logger().info(f"wandb: project {logs.wandb_project}, resume_id {started.id}")
     if not resuming:
-        await_archive_name(folder)
-        mkdir_and_rename(folder)
+        await_archive_name(str(run.tensorboard))
+        mkdir_and_rename(str(run.tensorboard))
     # TensorBoard hides what an earlier process wrote from purge_step on: a resumed run repeats it.
     writer = import_optional("torch.utils.tensorboard").SummaryWriter
-    return writer(log_dir=folder, purge_step=keep + 1 if resuming else None)
-
-
-def close_tensorboard(tb_logger: Any) -> None:
-    """Close the writer, if there is one; ignore a full disk, which has already been reported."""
-    if tb_logger:
-        with suppress(OSError):
-            tb_logger.close()
-
-
-def _start_wandb(opt: dict[str, Any], project: str) -> None:
-    wandb = import_optional("wandb")
-    resume_id = opt["logger"]["wandb"].get("resume_id")
+    writer = writer(log_dir=str(run.tensorboard), purge_step=keep + 1 if resuming else None)
     try:
-        run = wandb.init(
-            project=project, name=opt["name"], id=resume_id, resume="allow" if resume_id else None, config=opt,
-            sync_tensorboard=True,
-        )  # fmt: skip
-    except Exception as error:  # its errors have no public common class
-        advice = "run `wandb login`, or set WANDB_MODE=offline"
-        raise UserError(f"logger: wandb cannot start ({first_line(error)}): {advice}") from error
-    get_root_logger().info(f"wandb: project {project}, resume_id {run.id}")
+        yield writer
+    finally:
+        # A full disk has been reported already.
+        with suppress(OSError):
+            writer.close()
 
 
 @contextmanager
-def progress_bar(opt: dict[str, Any], start_iter: int) -> Iterator[tqdm]:
+def progress_bar(run: RunOptions, start_iter: int) -> Iterator[tqdm]:
     """Create a bar with iteration and ETA, on rank 0 of a terminal only; log lines go above it."""
-    total = opt["train"]["total_iter"]
-    hidden = opt["rank"] != 0 or not sys.stderr.isatty()
-    with tqdm(total=total, initial=start_iter, desc=opt["name"], unit="it", disable=hidden, dynamic_ncols=True) as bar:
+    total, name = run.options.training.total_iter, run.options.name
+    hidden = run.rank != 0 or not sys.stderr.isatty()
+    with tqdm(total=total, initial=start_iter, desc=name, unit="it", disable=hidden, dynamic_ncols=True) as bar:
         if hidden:
             yield bar
             return
@@ -188,25 +178,30 @@ class IterationLog:
     """BasicSR's line of an iteration for the log file and TensorBoard, and one with sensible digits for a terminal.
 
     Args:
-        opt: Options of the run.
+        run: Options of the run.
         start_iter: Iterations completed before this start.
         tb_logger: TensorBoard's writer, if there is one.
+        bar: Shows the main losses and the share of time spent waiting for data.
     """
 
-    def __init__(self, opt: dict[str, Any], start_iter: int, tb_logger: Any) -> None:
-        self.name, self.total = opt["name"], opt["train"]["total_iter"]
+    def __init__(self, run: RunOptions, start_iter: int, tb_logger: Any, bar: tqdm) -> None:
+        self.run, self.bar = run, bar
         self.start_iter, self.start_time = start_iter, time.monotonic()
         # BasicSR counts from the first iteration of a start, we from the last one before it.
-        self.line = MessageLogger(opt, start_iter + 1, tb_logger)
+        self.line = MessageLogger(run.as_dict(), start_iter + 1, tb_logger)
         # BasicSR's ETA is off by one and would end below zero.
-        self.line.max_iters = self.total + 1
+        self.line.max_iters = run.options.training.total_iter + 1
 
     def __call__(self, epoch: int, iteration: int, rates: list[float], figures: dict[str, float]) -> None:
         """Log one iteration; ``figures`` are BasicSR's ``time`` and ``data_time``, others, and the losses."""
-        if get_dist_info()[0] != 0:
+        if self.run.rank != 0:
             return
-        left = (time.monotonic() - self.start_time) / (iteration - self.start_iter) * (self.total - iteration)
-        words = [f"{self.name}: {iteration:,}/{self.total:,}", f"ETA {timedelta(seconds=round(left))}",
+        shown = {name: f"{figures[name]:.3g}" for name in BAR_LOSSES if name in figures}
+        # Not drawn here: the next update draws the bar anyway.
+        self.bar.set_postfix({"data": f"{figures['data_time'] / figures['time']:.0%}", **shown}, refresh=False)
+        name, total = self.run.options.name, self.run.options.training.total_iter
+        left = (time.monotonic() - self.start_time) / (iteration - self.start_iter) * (total - iteration)
+        words = [f"{name}: {iteration:,}/{total:,}", f"ETA {timedelta(seconds=round(left))}",
                  f"{figures['time']:.3g} s/it", f"lr {' '.join(f'{rate:.2g}' for rate in rates)}"]  # fmt: skip
         words += [f"{name} {value:.3g}" for name, value in figures.items() if name.startswith(("l_", "dp_", "out_"))]
         # No-break spaces keep each figure beside its name.
@@ -229,32 +224,23 @@ def current_losses(model: Any) -> dict[str, float]:
     return losses if terms.keys() <= losses.keys() else losses | model.reduce_loss_dict(terms)
 
 
-def show_losses(bar: tqdm, losses: Mapping[str, float], waiting: float) -> None:
-    """Show the main losses and the share of time spent waiting for data (0 to 1) next to the bar."""
-    shown = {name: f"{losses[name]:.3g}" for name in BAR_LOSSES if name in losses}
-    # Not drawn here: the next update draws the bar anyway.
-    bar.set_postfix({"data": f"{waiting:.0%}", **shown}, refresh=False)
-
-
-def describe_batch(opt: dict[str, Any], batch_size: int, model: Any) -> str:
+def describe_batch(train: Train, processes: int, batch_size: int, model: Any) -> str:
     """Describe the total mini-batch relative to the paper's, and its relation to the learning rate.
 
     Args:
-        opt: Options of the run.
+        train: Options of the training.
+        processes: Number of processes.
         batch_size: Pairs per iteration, over all processes.
         model: Its ``optimizer_g`` and ``optimizer_d``, where it has them, know the rates.
     """
-    processes, parts = opt["world_size"], opt["train"]["grad_accumulation"]
     threads = f"{torch.get_num_threads()} CPU thread(s) each"
+    parts = f" in {train.grad_accumulation} parts" if train.grad_accumulation > 1 else ""
     share = "the paper's" if batch_size == PAPER_BATCH else f"{batch_size / PAPER_BATCH:g} times the paper's"
     # Of the optimizers, not the options, which may leave the rate to an optimizer's default.
     groups = {key: vars(model)[f"optimizer_{key}"].param_groups[0] for key in "gd" if f"optimizer_{key}" in vars(model)}
-    rates = {key: group.get("initial_lr", group["lr"]) for key, group in groups.items()}
+    rates = [f"{key.upper()} {group.get('initial_lr', group['lr']):g}" for key, group in groups.items()]
     return (
-        f"Mini-batch: {processes} process(es), {threads}, x {batch_size // processes} pairs"
-        + (f" in {parts} parts" if parts > 1 else "")
-        + f" = {batch_size} pairs, {share} {PAPER_BATCH}; {opt['train']['total_iter']} iterations see "
-        f"{opt['train']['total_iter'] * batch_size:,} pairs. The learning rate is used as given ("
-        + ", ".join(f"{key.upper()} {rate:g}" for key, rate in rates.items())
-        + "), not scaled with the mini-batch."
+        f"Mini-batch: {processes} process(es), {threads}, x {batch_size // processes} pairs{parts} = {batch_size} "
+        f"pairs, {share} {PAPER_BATCH}; {train.total_iter} iterations see {train.total_iter * batch_size:,} pairs. "
+        f"The learning rate is used as given ({', '.join(rates)}), not scaled with the mini-batch."
     )

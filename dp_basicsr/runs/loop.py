@@ -9,14 +9,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
+from dp_basicsr.options.run import RunOptions
 from dp_basicsr.runs.judging import Figures, Judge
-from dp_basicsr.runs.log import IterationLog, current_losses, describe_batch, progress_bar, show_losses
+from dp_basicsr.runs.log import IterationLog, current_losses, describe_batch, progress_bar
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.random_state import same_random_state_after
 from dp_basicsr.utils.signals import Interruption
@@ -26,10 +26,10 @@ from torch.utils.data import DataLoader
 
 
 @dataclass
-class Run:
+class Training:
     """State of the loop, and its actions besides a step: save, validate, leave."""
 
-    opt: dict[str, Any]
+    run: RunOptions
     model: Any
     stream: TrainStream
     val_loaders: Sequence[DataLoader]
@@ -42,24 +42,23 @@ class Run:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        # BasicSR's models, and those of other packages, have neither.
+        self.guard: Any = getattr(getattr(self.model, "step", None), "guard", None)
+        self.validator: Any = getattr(self.model, "validator", None)
         self._note_saved(self.iteration or None)
 
     def _note_saved(self, iteration: int | None) -> None:
         self.saved = iteration
-        if (guard := self._guard()) is not None:
-            # The guard's message on too many non-finite steps names the checkpoint to go back to.
-            guard.saved = iteration
-
-    def _guard(self) -> Any:
-        """Return the step guard of the project's own models; BasicSR's models have none."""
-        return getattr(getattr(self.model, "step", None), "guard", None)
+        if self.guard is not None:
+            # Its message on too many non-finite steps names the checkpoint to go back to.
+            self.guard.saved = iteration
 
     def save(self) -> None:
         """Save a checkpoint, unless the step was not finite, because the weights may be corrupt.
 
         TensorBoard's figures are flushed first, so that none are missing when a run resumes here.
         """
-        if (guard := self._guard()) is not None and not guard.last_step_applied():
+        if self.guard is not None and not self.guard.last_step_applied():
             get_root_logger().warning(f"Iteration {self.iteration} is not saved: its step was not finite.")
             return
         if self.tb_logger:
@@ -70,7 +69,7 @@ class Run:
         if saver := getattr(self.model, "saver", None):
             # The position makes a resumed epoch continue with the samples that it has not seen.
             saver.save(epoch, self.iteration, self.stream.position(self.iteration))
-        else:  # BasicSR's models, and those of other packages
+        else:
             self.model.save(epoch, self.iteration)
         self._note_saved(self.iteration)
 
@@ -80,12 +79,11 @@ class Run:
         Raises:
             UserError: The last steps, or all of them, were not finite, so the weights may be corrupt.
         """
-        if (guard := self._guard()) is not None and not guard.last_step_applied():
+        if self.guard is not None and not self.guard.last_step_applied():
             # One skipped step left the weights of the step before it, unless there was none.
-            if guard.in_a_row > 1 or self.iteration == 1:
-                raise UserError(
-                    f"the last {guard.in_a_row} step(s) were not finite: net_g_latest is not saved; {guard.advice()}"
-                )
+            if self.guard.in_a_row > 1 or self.iteration == 1:
+                text = f"the last {self.guard.in_a_row} step(s) were not finite: net_g_latest is not saved"
+                raise UserError(f"{text}; {self.guard.advice()}")
             get_root_logger().warning("The last step was not finite and is not part of net_g_latest.")
         # BasicSR's way to ask for the name `latest`.
         self.model.save(epoch=-1, current_iter=-1)
@@ -96,34 +94,34 @@ class Run:
         Args:
             is_start: This is the baseline of the start weights, which counts neither for ``patience`` nor as best.
         """
+        assert self.run.options.val is not None
         figures: Figures = {}
-        validator: Any = getattr(self.model, "validator", None)
-        if validator is not None:
-            validator.is_start = is_start
+        if self.validator is not None:
+            self.validator.is_start = is_start
         # So that the training does not depend on how often it is validated.
         with same_random_state_after():
             for loader in self.val_loaders:
-                complete = self.model.validation(loader, self.iteration, self.tb_logger, self.opt["val"]["save_img"])
-                if validator is not None and complete:
-                    figures[loader.dataset.opt["name"]] = dict(validator.results)  # type: ignore[attr-defined]
+                save_img = self.run.options.val.save_img
+                complete = self.model.validation(loader, self.iteration, self.tb_logger, save_img)
+                if self.validator is not None and complete:
+                    figures[loader.dataset.opt["name"]] = dict(self.validator.results)  # type: ignore[attr-defined]
         # Before the results are used: an interrupted validation has none of some sets.
         if self.interruption.all_agree(now=True):
             self.leave()
-        if is_start and self.judge is not None:
-            self.judge.take_start(figures, validator.color_shifts)
-            return
-        if self.judge is not None:
-            self.judge.judge(self.iteration, figures, validator.color_shifts)
-        if self.opt["logger"]["keep_best"]:
-            self.model.saver.save_best(self.iteration, self.model.validator.best)
+        if self.judge is not None and is_start:
+            self.judge.take_start(figures, self.validator.color_shifts)
+        elif self.judge is not None:
+            self.judge.judge(self.iteration, figures, self.validator.color_shifts)
+        if self.run.options.logs.keep_best and not is_start:
+            self.model.saver.save_best(self.iteration, self.validator.best)
 
     def is_over(self) -> bool:
         """Save and say so if the patience is used up."""
         if self.judge is None or not self.judge.is_over():
             return False
-        best = self.model.validator.best
         names = [f"{name}/{metric} {entry['val']:.4f} @ {entry['iter']}: net_g_best_{name}_{metric}.pth"
-                 for name, record in best.items() for metric, entry in record.items() if entry["iter"] > 0]  # fmt: skip
+                 for name, record in self.validator.best.items() for metric, entry in record.items()
+                 if entry["iter"] > 0]  # fmt: skip
         self.save()
         get_root_logger().info(
             f"val: patience: no improvement in {self.judge.waited} validations, the training ends after iteration "
@@ -142,70 +140,66 @@ class Run:
             self.say_what_is_next(self.saved, command if "--auto" in command else f"{command} --auto_resume")
         self.interruption.leave(self.iteration, self.saved)
 
-    def say_what_is_next(self, name: int | str, command: str) -> None:
-        """Log the path of the network, the time that this start took, and the next command."""
-        network = os.path.relpath(Path(self.opt["path"]["models"], f"net_g_{name}.pth"))
+    def say_what_is_next(self, name: int | str, command: str = "") -> None:
+        """Log the path of the network, the time that this start took, and the next command (default: to upscale)."""
+        network = os.path.relpath(self.run.folders.models / f"net_g_{name}.pth")
         took = timedelta(seconds=round(time.monotonic() - self.started))
+        command = command or advise("upscale", f"-m {network} -i IMAGES -o FOLDER")
         get_root_logger().info(f"{network} after {took}; next: {command}")
 
 
-def starts_from_file(opt: dict[str, Any]) -> bool:
-    """Whether the start weights are validated: as ``val: at_start`` says, or if they come from a file."""
-    given = (opt.get("val") or {}).get("at_start")
-    from_file = opt["path"].get("pretrain_network_g") is not None or opt["network_g"].get("type") == "FromFile"
-    return from_file if given is None else bool(given)
-
-
-def loop(run: Run) -> None:
-    """Train from ``run.iteration`` to ``train: total_iter``, with logging, checkpoints and validation."""
-    opt, model, every, total_iter = run.opt, run.model, run.opt["logger"], run.opt["train"]["total_iter"]
-    val_freq = opt["val"]["val_freq"] if opt.get("val") else 0
-    log_line = IterationLog(opt, run.iteration, run.tb_logger)
-    data_timer, iter_timer = AvgTimer(), AvgTimer()
-    logger = get_root_logger()
-    logger.info(describe_batch(opt, run.stream.batch_size, model))
-    logger.info(f"Start training from epoch: {run.stream.epoch_of(run.iteration)}, iter: {run.iteration}")
-    if run.iteration and val_freq and run.iteration % val_freq == 0:
+def loop(training: Training) -> None:
+    """Train from ``training.iteration`` to ``train: total_iter``, with logging, checkpoints and validation."""
+    run, model, stream, logger = training.run, training.model, training.stream, get_root_logger()
+    options, every, val = run.options.training, run.options.logs, run.options.val
+    # The checks require both of a training.
+    assert every.save_checkpoint_freq is not None
+    val_freq = (val.val_freq or 0) if val is not None else 0
+    logger.info(describe_batch(options, run.world_size, stream.batch_size, model))
+    logger.info(f"Start training from epoch: {stream.epoch_of(training.iteration)}, iter: {training.iteration}")
+    if training.iteration and val_freq and training.iteration % val_freq == 0:
         # The checkpoint precedes its validation, which may be missing.
-        run.validate()
-    elif run.iteration == 0 and starts_from_file(opt) and run.judge is not None and run.val_loaders:
-        logger.info("The baseline: validation of the start weights.")
-        run.validate(is_start=True)
+        training.validate()
+    elif training.iteration == 0 and training.judge is not None and training.val_loaders:
+        network, at_start = run.options.network_g, training.judge.val.at_start
+        from_file = run.options.path.pretrain_network_g is not None or network.get("type") == "FromFile"
+        if at_start or (at_start is None and from_file):
+            logger.info("The baseline: validation of the start weights.")
+            training.validate(is_start=True)
 
-    with progress_bar(opt, run.iteration) as bar:
-        batches = run.stream.batches(run.iteration)
+    data_timer, iter_timer = AvgTimer(), AvgTimer()
+    with progress_bar(run, training.iteration) as bar:
+        log_line = IterationLog(run, training.iteration, training.tb_logger, bar)
+        batches = stream.batches(training.iteration)
         # Asked before the first step, too: a run that is resumed after its end does not go on.
-        while run.iteration < total_iter and not run.is_over():
+        while training.iteration < options.total_iter and not training.is_over():
             data_timer.start()
             batch = next(batches)
             data_timer.record()
-            epoch = run.stream.epoch_of(run.iteration)
-            run.iteration += 1
+            epoch = stream.epoch_of(training.iteration)
+            training.iteration += 1
             # BasicSR's order: the rate of an iteration is set before its step.
-            model.update_learning_rate(run.iteration, warmup_iter=opt["train"]["warmup_iter"])
+            model.update_learning_rate(training.iteration, warmup_iter=options.warmup_iter)
             model.feed_data(batch)
-            model.optimize_parameters(run.iteration)
+            model.optimize_parameters(training.iteration)
             iter_timer.record()
             bar.update()
-            if run.iteration % every["print_freq"] == 0:
+            if training.iteration % every.print_freq == 0:
                 times = {"time": iter_timer.get_avg_time(), "data_time": data_timer.get_avg_time()}
-                losses = current_losses(model)
-                show_losses(bar, losses, times["data_time"] / times["time"])
-                times["img_per_s"] = run.stream.batch_size / times["time"]
-                log_line(epoch, run.iteration, model.get_current_learning_rate(), times | losses)
+                times["img_per_s"] = stream.batch_size / times["time"]
+                log_line(epoch, training.iteration, model.get_current_learning_rate(), times | current_losses(model))
             # Before validation, which may take long: killed in it, the run repeats it and no step.
-            if run.iteration % every["save_checkpoint_freq"] == 0:
-                run.save()
-            if run.interruption.all_agree():
-                run.leave()
-            if val_freq and run.iteration % val_freq == 0:
-                run.validate()
+            if training.iteration % every.save_checkpoint_freq == 0:
+                training.save()
+            if training.interruption.all_agree():
+                training.leave()
+            if val_freq and training.iteration % val_freq == 0:
+                training.validate()
                 # Validation does not count as time per iteration.
                 iter_timer.start()
 
-    logger.info(f"End of training, {run.iteration} iterations. Save the latest model.")
-    run.save_latest()
-    if val_freq and run.iteration % val_freq != 0:
-        run.validate()
-    network = os.path.relpath(Path(opt["path"]["models"], "net_g_latest.pth"))
-    run.say_what_is_next("latest", advise("upscale", f"-m {network} -i IMAGES -o FOLDER"))
+    logger.info(f"End of training, {training.iteration} iterations. Save the latest model.")
+    training.save_latest()
+    if val_freq and training.iteration % val_freq != 0:
+        training.validate()
+    training.say_what_is_next("latest")

@@ -28,7 +28,7 @@ def test(run: RunOptions) -> None:
     opt = run.as_dict()
     torch.backends.cudnn.benchmark = True
     require_networks(opt)
-    held_log = start_log(opt)
+    held_log = start_log(run)
     logger = get_root_logger()
     # Before unavailable ones are dropped: the tables keep their columns and give the reason.
     metrics = metrics_of(opt)
@@ -41,7 +41,7 @@ def test(run: RunOptions) -> None:
     make_exp_dirs(opt)
     # Wait until rank 0 has moved an earlier run's folder aside.
     agree_on(None)
-    write_log(opt, "test", held_log)
+    write_log(run, "test", held_log)
     for note in run.notes:
         logger.warning(note)
     for loader in loaders:

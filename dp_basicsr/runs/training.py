@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -23,8 +22,8 @@ from dp_basicsr.options.run import RunOptions
 from dp_basicsr.runs.changes import describe_changes
 from dp_basicsr.runs.judging import Judge
 from dp_basicsr.runs.limits import keep_freed_memory, out_of_memory_is_user_error, raise_open_file_limit
-from dp_basicsr.runs.log import close_tensorboard, open_tensorboard, require_loggers, start_log, write_log
-from dp_basicsr.runs.loop import Run, loop
+from dp_basicsr.runs.log import require_loggers, start_log, tensorboard, write_log
+from dp_basicsr.runs.loop import Training, loop
 from dp_basicsr.utils.atomic_io import (
     atomic_write,
     await_archive_name,
@@ -37,7 +36,7 @@ from dp_basicsr.utils.random_state import set_determinism
 from dp_basicsr.utils.signals import Interruption
 
 from basicsr.models import build_model
-from basicsr.utils import get_root_logger, make_exp_dirs
+from basicsr.utils import get_root_logger, mkdir_and_rename
 
 # What BasicSR and make_folders put before the option file that is kept with an experiment.
 _HEAD = re.compile(r"\A# GENERATE TIME: .*\n# CMD:\n# .*\n\n")
@@ -54,7 +53,7 @@ def train(run: RunOptions, option_file: str) -> None:
         UserError: Missing data, weights or states, or a full disk; the message says what to do.
         SystemExit: A signal stopped the run: ``EXIT_RETRY``.
     """
-    opt = run.as_dict()
+    opt, root = run.as_dict(), run.folders.root
     # First of all, because cuBLAS reads its setting when a GPU is first used.
     set_determinism(run.options.deterministic)
     if run.num_gpu == 0:
@@ -62,17 +61,17 @@ def train(run: RunOptions, option_file: str) -> None:
     raise_open_file_limit()
     require_training_data(opt)
     require_networks(opt)
-    require_loggers(opt)
+    require_loggers(run)
     intact = "; saved checkpoints are intact: continue with --auto_resume"
-    with run_lock(opt["path"]["experiments_root"]), out_of_memory_is_user_error(run, intact), outlive_terminal():
-        held_log = start_log(opt)
+    with run_lock(str(root)), out_of_memory_is_user_error(run, intact), outlive_terminal():
+        held_log = start_log(run)
         # A list, read now: the file of the previous start is replaced below.
-        changes = list(describe_changes(run.options, run.folders.root))
+        changes = list(describe_changes(run.options, root))
         point = find_resume_point(opt)
         opt = opt if point is None else point.options(opt)
         drop_unavailable(opt)
         stream = TrainStream(opt, origin=point.state.get("position") if point else None)
-        val_loaders = evaluation_loaders(opt, "val") if opt.get("val") else []
+        val_loaders = evaluation_loaders(opt, "val") if run.options.val else []
         refuse_small_images(opt, val_loaders)
         model = build_model(opt)
         # BasicSR's models have no saver, so a judge's state could not be resumed.
@@ -83,29 +82,28 @@ def train(run: RunOptions, option_file: str) -> None:
         if point is not None:
             resume(opt, model, stream, point.state)
         # Nothing is written before this point: an earlier run of this name is moved aside here.
-        on_rank_0(lambda: make_folders(opt, option_file, resuming=point is not None))
-        iteration = point.state["iter"] if point else 0
-        write_log(opt, "train", held_log)
+        on_rank_0(lambda: make_folders(run, option_file, resuming=point is not None))
+        write_log(run, "train", held_log)
         if point is not None:
-            keep_one_history(opt, model, point)
+            keep_one_history(run, model, point)
+        iteration = point.state["iter"] if point else 0
         # A state of another run starts this one: its figures are not in this run's TensorBoard.
-        begins = point is None or not is_of(Path(opt["path"]["experiments_root"]), point.path)
-        tb_logger = open_tensorboard(opt, resuming=point is not None, keep=0 if begins else iteration)
-        try:
-            with no_room_is_user_error(), Interruption(opt["dist"]) as interruption:
-                if hasattr(model, "validator"):
-                    # Lets a validation stop between two images.
-                    model.validator.interrupted = interruption.received
-                used = run.folders.root / USED_OPTIONS
-                on_rank_0(lambda: atomic_write(used, lambda file: file.write(run.options.as_json())))
-                for change in changes:
-                    get_root_logger().info(change)
-                # The last lines before the first iteration, where they are seen.
-                for note in run.notes:
-                    get_root_logger().warning(note)
-                loop(Run(opt, model, stream, val_loaders, tb_logger, interruption, judge, iteration))
-        finally:
-            close_tensorboard(tb_logger)
+        keep = iteration if point is not None and is_of(root, point.path) else 0
+        with (
+            tensorboard(run, resuming=point is not None, keep=keep) as tb_logger,
+            no_room_is_user_error(),
+            Interruption(run.dist) as interruption,
+        ):
+            if hasattr(model, "validator"):
+                # Lets a validation stop between two images.
+                model.validator.interrupted = interruption.received
+            on_rank_0(lambda: atomic_write(root / USED_OPTIONS, lambda file: file.write(run.options.as_json())))
+            for change in changes:
+                get_root_logger().info(change)
+            # The last lines before the first iteration, where they are seen.
+            for note in run.notes:
+                get_root_logger().warning(note)
+            loop(Training(run, model, stream, val_loaders, tb_logger, interruption, judge, iteration))
 
 
 def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
@@ -114,7 +112,7 @@ def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str
     Raises:
         UserError: The state belongs to another model.
     """
-    logger, iteration = get_root_logger(), state["iter"]
+    logger, iteration, total = get_root_logger(), state["iter"], opt["train"]["total_iter"]
     frozen, freezes = state.get("run", {}).get("freeze", []), opt["train"].get("freeze") or []
     if frozen != freezes:
         raise UserError(
@@ -134,7 +132,7 @@ def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str
     if changed is not None:
         logger.warning(changed)
     logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
-    if iteration >= (total := opt["train"]["total_iter"]):
+    if iteration >= total:
         logger.warning(
             f"Nothing is left to train: iteration {iteration} of train: total_iter ({total}) is saved already."
         )
@@ -142,13 +140,13 @@ def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str
         logger.warning(f"Resume is not bit-exact: {reason}.")
 
 
-def keep_one_history(opt: dict[str, Any], model: Any, point: ResumePoint) -> None:
+def keep_one_history(run: RunOptions, model: Any, point: ResumePoint) -> None:
     """Set aside what does not lead to the resumed state: later checkpoints, and best networks other than its own."""
-    root, saver = Path(opt["path"]["experiments_root"]), getattr(model, "saver", None)
+    root, saver = run.folders.root, getattr(model, "saver", None)
     best_files = saver.best_files if saver else {}
     if point.is_named:
         on_rank_0(lambda: set_aside_later(root, point.path, point.state["iter"], best_files))
-    if saver and opt["logger"]["keep_best"]:
+    if saver and run.options.logs.keep_best:
         best = model.validator.best
         # All processes forget it, or their `best` would differ.
         for dataset, metric in on_rank_0(lambda: restore_best(root, point.path, best, best_files)):
@@ -156,23 +154,24 @@ def keep_one_history(opt: dict[str, Any], model: Any, point: ResumePoint) -> Non
             del best[dataset][metric]
 
 
-def make_folders(opt: dict[str, Any], option_file: str, resuming: bool) -> None:
+def make_folders(run: RunOptions, option_file: str, resuming: bool) -> None:
     """Make the experiment's folders, with the option file; a new run renames an earlier one of its name."""
     # As BasicSR's copy_opt_file, but UTF-8 under every locale, and read before the folder of the file may be renamed.
     command = readable(" ".join(sys.argv)).replace("\n", "\\n")
     head = f"# GENERATE TIME: {time.asctime()}\n# CMD:\n# {command}\n\n"
+    folders, root = run.folders, str(run.folders.root)
     try:
         text = _HEAD.sub("", Path(option_file).read_text(encoding="utf-8"))
         if not resuming:
-            await_archive_name(opt["path"]["experiments_root"])
-            make_exp_dirs(opt)
-        for folder in ("models", "training_states", "visualization"):
-            os.makedirs(opt["path"][folder], exist_ok=True)
+            await_archive_name(root)
+            mkdir_and_rename(root)
+        for folder in (folders.models, folders.training_states, folders.visualization):
+            folder.mkdir(parents=True, exist_ok=True)
             # Of a process that was killed while it wrote.
-            remove_partial_files(opt["path"][folder])
+            remove_partial_files(folder)
         # May be the option file itself, if a run is started from its experiment's copy.
-        copy = Path(opt["path"]["experiments_root"], Path(option_file).name)
+        copy = folders.root / Path(option_file).name
         atomic_write(copy, lambda file: file.write((head + text).encode()))
-        mark_experiment(opt["path"]["experiments_root"])
+        mark_experiment(root)
     except OSError as error:
-        raise UserError(f"cannot make {opt['path']['experiments_root']}: {error}") from error
+        raise UserError(f"cannot make {root}: {error}") from error

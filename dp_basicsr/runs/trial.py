@@ -8,8 +8,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from dp_basicsr.metrics import refuse_small_images
 from dp_basicsr.options.metrics import needs_network
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
+from dp_basicsr.options.section import Entry
 from dp_basicsr.runs.limits import out_of_memory_is_user_error
 from dp_basicsr.runs.log import PAPER_BATCH, current_losses, require_loggers
 
@@ -44,19 +43,29 @@ def check(run: RunOptions) -> None:
             on random images (weights), so that a run can be planned before its data exists.
     """
     opt, missing = run.as_dict(), list(run.missing)
-    require_loggers(opt)
-    trial = trial_options(opt, without_files=bool(missing))
-    if not missing:
-        require_networks(trial)
-    with quiet_log():
-        batch, source, loading = first_batch(trial, missing)
-        try:
-            seconds, losses = try_step(run, trial, batch)
-        except UserError as error:
-            raise UserError("\n".join([*missing, str(error)])) from error
-    notes = [f"  note:   {note}" for note in run.notes]
-    if opt["rank"] == 0:
-        print("\n".join([summary(opt, batch, source, loading, seconds, losses), *downloads(opt), *notes]), flush=True)
+    require_loggers(run)
+    # No worker processes.
+    opt["datasets"]["train"] |= {"num_worker_per_gpu": 0, "persistent_workers": False, "prefetch_mode": None}
+    if (loss := opt["train"].get("perceptual_opt") or {}).get("type") == "DPLoss":
+        # The cost does not depend on the weights, which may have to be downloaded.
+        opt["train"]["perceptual_opt"] = with_random_weights(loss)
+    if missing:
+        opt["path"] |= dict.fromkeys(("pretrain_network_g", "pretrain_network_d", "resume_state"))
+    require_networks(opt)
+    logger = get_root_logger()
+    before = logger.level
+    # Network listings and warnings belong in a run's log.
+    logger.setLevel(logging.ERROR)
+    try:
+        batch, source, loaded = first_batch(opt, missing)
+        seconds, losses = try_step(run, opt, batch)
+    except UserError as error:
+        raise UserError("\n".join([*missing, str(error)])) from error
+    finally:
+        logger.setLevel(before)
+    if run.rank == 0:
+        notes = [f"  note:   {note}" for note in (*downloads(run.options.training.perceptual_opt), *run.notes)]
+        print("\n".join([summary(run, batch, source, loaded, seconds, losses), *notes]), flush=True)
     # After the summary, whose losses show which term is not finite.
     broken = [name for name, value in losses.items() if not math.isfinite(value)]
     if broken:
@@ -65,58 +74,31 @@ def check(run: RunOptions) -> None:
         raise UserError("\n".join(missing))
 
 
-@contextmanager
-def quiet_log() -> Iterator[None]:
-    """Suppress the network listings and warnings, which belong in a run's log."""
-    logger = get_root_logger()
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def trial_options(opt: dict[str, Any], without_files: bool) -> dict[str, Any]:
-    """Copy the options for the trial: no worker processes, no downloads, and no files that may be missing."""
-    trial = deepcopy(opt)
-    trial["datasets"]["train"] |= {"num_worker_per_gpu": 0, "persistent_workers": False, "prefetch_mode": None}
-    loss = trial["train"].get("perceptual_opt") or {}
-    if loss.get("type") == "DPLoss":
-        # The cost does not depend on the weights, which may have to be downloaded.
-        trial["train"]["perceptual_opt"] = with_random_weights(loss)
-    if without_files:
-        for key in ("pretrain_network_g", "pretrain_network_d", "resume_state"):
-            trial["path"][key] = None
-    return trial
-
-
-def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, float]:
+def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, str]:
     """Return a batch of the run's own data if it exists, otherwise of random images.
 
     Returns:
-        The batch, its description, and the seconds to load it (0 for random images). Problems of existing data are
-        added to ``missing``.
+        The batch, its description, and the time to load it. Problems of existing data are added to ``missing``.
 
     Raises:
         UserError: Data is missing or wrong, and random batches cannot be made for this type of dataset.
     """
+    data, scale = opt["datasets"]["train"], opt["scale"]
     if not missing:
         try:
             stream = TrainStream(opt)
             start = time.perf_counter()
             batch = next(stream.batches(0))
-            return batch, "pairs of the data", time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            return batch, "pairs of the data", f", one batch loaded in {seconds:.2f} s by one process"
         except UserError as error:
             missing.append(str(error))
     # The format of its batches is unknown.
-    if opt["datasets"]["train"]["type"] not in DATASETS:
-        raise UserError("\n".join(missing))
-    data, scale = opt["datasets"]["train"], opt["scale"]
-    channels, size = opt["network_g"].get("num_in_ch", 3), data["gt_size"]
-    shape = (batch_size(opt), channels)
+    if data["type"] not in DATASETS:
+        raise UserError(missing.pop())
+    shape, size = (batch_size(opt), opt["network_g"].get("num_in_ch", 3)), data["gt_size"]
     lq, gt = torch.rand(*shape, size // scale, size // scale), torch.rand(*shape, size, size)
-    return {"lq": lq, "gt": gt}, "random pairs", 0.0
+    return {"lq": lq, "gt": gt}, "random pairs", ""
 
 
 def batch_size(opt: dict[str, Any]) -> int:
@@ -133,10 +115,9 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
     Raises:
         UserError: The step failed; the message is one line.
     """
-    train = opt["train"]
-    every, first = train["net_d_iters"], train["net_d_init_iters"]
+    train = run.options.training
     # The first one that also updates the generator, which costs the most.
-    iteration = (first // every + 1) * every
+    iteration = (train.net_d_init_iters // train.net_d_iters + 1) * train.net_d_iters
     seconds: list[float] = []
     try:
         with out_of_memory_is_user_error(run):
@@ -151,7 +132,6 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
                 seconds.append(time.perf_counter() - start)
             losses = current_losses(model)
             try_validation(opt, model)
-            # The first step also allocates memory and selects kernels.
             return statistics.median(seconds[1:]), losses
     except UserError:
         raise
@@ -159,6 +139,25 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
     except Exception as error:
         reason = message_for_user(error) or f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"the step failed: {reason}") from error
+
+
+class FirstCorner(Dataset):
+    """The first sample of a data set, cropped: large enough for every metric, with odd sides, on which some fail."""
+
+    def __init__(self, dataset: Any, scale: int) -> None:
+        self.dataset, self.scale, self.opt = dataset, scale, dataset.opt
+        self.paths = list(getattr(dataset, "paths", []))[:1]
+
+    def __len__(self) -> int:
+        return 1
+
+    # Read here, within the validation, which names an image that cannot be read.
+    def __getitem__(self, index: int) -> Batch:
+        sample = dict(self.dataset[index])
+        for key, scale in (("lq", 1), ("gt", self.scale)):
+            if key in sample:
+                sample[key] = sample[key][..., : 121 * scale, : 127 * scale]
+        return sample
 
 
 def try_validation(opt: dict[str, Any], model: Any) -> None:
@@ -178,56 +177,30 @@ def try_validation(opt: dict[str, Any], model: Any) -> None:
         model.validation(DataLoader(FirstCorner(loader.dataset, opt["scale"])), 0, None, save_img=False)
 
 
-class FirstCorner(Dataset):
-    """The first sample of a dataset, cropped to ``CORNER``: LR pixels, odd and large enough for every metric."""
-
-    # Odd, because a network or a metric that fails on odd sides would fail at the first validation.
-    CORNER = (121, 127)
-
-    def __init__(self, dataset: Any, scale: int) -> None:
-        self.dataset, self.scale, self.opt = dataset, scale, dataset.opt
-        self.paths = list(getattr(dataset, "paths", []))[:1]
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> Batch:
-        """Return the sample; ``lq`` and ``gt`` are (C, H, W) as in the dataset."""
-        sample = dict(self.dataset[index])
-        for key, scale in (("lq", 1), ("gt", self.scale)):
-            if key in sample:
-                height, width = (scale * side for side in self.CORNER)
-                sample[key] = sample[key][..., :height, :width]
-        return sample
-
-
-def summary(
-    opt: dict[str, Any], batch: Batch, source: str, loading: float, seconds: float, losses: dict[str, float]
-) -> str:
+def summary(run: RunOptions, batch: Batch, source: str, loaded: str, seconds: float, losses: dict[str, float]) -> str:
     """Format the trial and the estimate in a few lines."""
     # Some models create the LQ themselves.
     name = "lq" if "lq" in batch else "gt"
-    pairs, processes, total = len(batch[name]), int(opt["world_size"]), opt["train"]["total_iter"]
+    pairs, processes, total = len(batch[name]), run.world_size, run.options.training.total_iter
     all_pairs = pairs * processes
-    data = f", one batch loaded in {loading:.2f} s by one process" if loading else ""
+    each = f"{pairs} on each of {processes} {'processes' if processes > 1 else 'process'}"
     relation = "" if all_pairs == PAPER_BATCH else f", the paper's is {PAPER_BATCH}"
     shape = " x ".join(map(str, batch[name].shape))
     return "\n".join(
         [
-            f"{opt['name']}: one step of {opt['model_type']} on {pairs} {source} ({name} {shape}){data}",
+            f"{run.options.name}: one step of {run.options.model_type} on {pairs} {source} ({name} {shape}){loaded}",
             f"  losses: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}",
             f"  time:   {seconds:.3g} s per iteration, {duration(seconds * total)} for {total} iterations, "
             "without validation",
-            f"  memory: {memory(opt)}",
-            f"  batch:  {all_pairs} ({pairs} on each of {processes} process{'es' if processes > 1 else ''}{relation}), "
-            f"{all_pairs / seconds:.3g} pairs per second",
+            f"  memory: {memory(run)}",
+            f"  batch:  {all_pairs} ({each}{relation}), {all_pairs / seconds:.3g} pairs per second",
         ]
     )
 
 
-def memory(opt: dict[str, Any]) -> str:
+def memory(run: RunOptions) -> str:
     """Return the peak memory of this process, on the GPU or in RAM."""
-    if opt["num_gpu"] and torch.cuda.is_available():
+    if run.num_gpu and torch.cuda.is_available():
         return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB peak on the GPU"
     try:
         import resource
@@ -246,18 +219,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def downloads(opt: dict[str, Any]) -> list[str]:
-    """List the ImageNet weights that the run would download at its start."""
-    loss = opt["train"].get("perceptual_opt") or {}
-    networks = imagenet_networks(loss) if loss.get("type") == "DPLoss" else []
-    missing = [network for network in networks if not _is_here(network)]
-    text = "  note:   the ImageNet weights of {} are missing: the run will download them first"
-    return [text.format(network) for network in missing]
-
-
-def _is_here(network: str) -> bool:
-    # timm has a cache of its own, in which a download is not repeated.
-    if network.startswith(TIMM):
-        return False
-    name = weights_url(network).rsplit("/", 1)[1]
-    return any((folder / name).is_file() for folder in (PRETRAINED_DIR, Path(torch.hub.get_dir()) / "checkpoints"))
+def downloads(loss: Entry | None) -> Iterator[str]:
+    """Name the ImageNet weights of a DPLoss that the run would download at its start."""
+    folders = (PRETRAINED_DIR, Path(torch.hub.get_dir()) / "checkpoints")
+    for network in imagenet_networks(loss) if loss and loss["type"] == "DPLoss" else ():
+        # timm has a cache of its own, in which a download is not repeated.
+        name = "" if network.startswith(TIMM) else weights_url(network).rsplit("/", 1)[1]
+        if not name or not any((folder / name).is_file() for folder in folders):
+            yield f"the ImageNet weights of {network} are missing: the run will download them first"

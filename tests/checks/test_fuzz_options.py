@@ -41,17 +41,14 @@ VALUES = st.recursive(
     ),
     max_leaves=5,
 )
-KNOWN_KEYS = [
-    *OptionFile.model_fields,
-    *Train.model_fields,
-    *Val.model_fields,
-    "type",
-    "name",
-    "io_backend",
-    "x_a",
-    "<<",
-]
-KEYS = st.one_of(st.sampled_from(KNOWN_KEYS), st.text(max_size=8), st.integers(-1, 3), st.none(), st.booleans())
+KNOWN_KEYS = [*OptionFile.model_fields, *Train.model_fields, *Val.model_fields]
+KEYS = st.one_of(
+    st.sampled_from([*KNOWN_KEYS, "type", "io_backend", "x_a", "<<"]),
+    st.text(max_size=8),
+    st.integers(-1, 3),
+    st.none(),
+    st.booleans(),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -67,23 +64,15 @@ def everything_is_there() -> None:
     Path("fuzzed.yml").touch()
 
 
-def outcome(argv: list[str], is_train: bool) -> str:
-    """Return the message, or ``right``; any other exception fails the test."""
-    try:
-        parse_options(argv, is_train)
-    except UserError as error:
-        return str(error)
-    return "right"
-
-
-def judge_run(text: str | bytes, entries: list[str], is_train: bool) -> str:
-    """Write an option file, read and check it with overrides, and check that nothing else was written."""
+def judge_run(text: str | bytes, entries: list[str], is_train: bool) -> None:
+    """Check an option file with overrides: a UserError or none, and nothing else is written."""
     before = sorted(Path().rglob("*"))
     Path("fuzzed.yml").write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
-    message = outcome(["-opt", "fuzzed.yml", *(["--force_yml", *entries] if entries else [])], is_train)
-    judge(message)
+    try:
+        parse_options(["-opt", "fuzzed.yml", *(["--force_yml", *entries] if entries else [])], is_train)
+    except UserError as error:
+        judge(str(error))
     assert sorted(Path().rglob("*")) == before
-    return message
 
 
 def mutate(data: st.DataObject, opt: dict[str, Any]) -> None:
@@ -110,7 +99,7 @@ def mutate(data: st.DataObject, opt: dict[str, Any]) -> None:
             section[f"{str(key)[:3]}{data.draw(st.sampled_from('ae_1'))}{str(key)[3:]}"] = section.pop(key)
 
 
-@generated()
+@generated(50)
 @given(data=st.data())
 def test_changed_values(data: st.DataObject) -> None:
     opt = deepcopy(read_options(data.draw(st.sampled_from(FILES))))
@@ -125,29 +114,11 @@ def test_changed_values(data: st.DataObject) -> None:
     judge_run(text, [], data.draw(st.booleans()))
 
 
-ODD = [
-    ": ",
-    "- ",
-    "[",
-    "{",
-    "}",
-    "&a ",
-    "*a",
-    "!!int ",
-    "!!python/",
-    "'",
-    "<<: *val ",
-    "<<: [*val, *val] ",
-    "图",
-    "? ",
-    "| ",
-    "%",
-    "@",
-    "`",
-]
+ODD = [": ", "- ", "[", "{", "}", "&a ", "*a", "!!int ", "!!python/", "'", "<<: *val ", "<<: [*val, *val] ", "图", "? ",
+       "| ", "%", "@", "`"]  # fmt: skip
 
 
-@generated()
+@generated(50)
 @given(data=st.data())
 def test_changed_text(data: st.DataObject) -> None:
     """Deleted, duplicated and moved lines and inserted characters, as after editing mistakes or bad merges."""
@@ -171,7 +142,7 @@ def test_changed_text(data: st.DataObject) -> None:
     judge_run("".join(lines), [], data.draw(st.booleans()))
 
 
-@generated()
+@generated(50)
 @given(data=st.data())
 def test_changed_bytes(data: st.DataObject) -> None:
     content = bytearray(TEXTS[data.draw(st.sampled_from(sorted(TEXTS)))].encode())
@@ -181,7 +152,7 @@ def test_changed_bytes(data: st.DataObject) -> None:
     judge_run(bytes(content), [], is_train=True)
 
 
-@generated()
+@generated(50)
 @given(content=st.one_of(st.text(max_size=200), st.binary(max_size=200)))
 def test_any_content(content: str | bytes) -> None:
     judge_run(content, [], is_train=True)
@@ -202,7 +173,7 @@ YAML_TEXT = st.one_of(
 )  # fmt: skip
 
 
-@generated()
+@generated(50)
 @given(
     entries=st.lists(
         st.one_of(st.tuples(PATHS, YAML_TEXT).map("=".join), st.text(max_size=15)), min_size=1, max_size=3
@@ -218,9 +189,3 @@ def test_any_override(entries: list[str], is_train: bool) -> None:
 def test_the_judge_can_fail(wrong: Callable[[], None]) -> None:
     with pytest.raises(AssertionError):
         wrong()
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_unchanged_files_are_valid(file: Path) -> None:
-    """The tests above can pass."""
-    assert outcome(["-opt", str(file)], is_train=not file.name.startswith("test")) == "right"

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr import train
+from dp_basicsr.checks.checking import check_options
+from dp_basicsr.options import override, read_options
 from dp_basicsr.options.reading import parse_yaml
+from dp_basicsr.utils.arguments import SHIPPED
 
 import pytest
 import yaml
 
 from tests.support.fuzz import draws
 from tests.support.options import SMALL
+from tests.support.programs import same_weights
 
 BASE: dict[str, Any] = parse_yaml(SMALL, "SMALL")
 VAL, SET = BASE.pop("val"), BASE["datasets"]["val_1"]
@@ -38,6 +42,7 @@ def draw(rng: random.Random) -> dict[str, Any]:
     opt = deepcopy(BASE)
     opt["model_type"] = rng.choice(["PSNRModel", "ESRGANDPModel"])
     opt["train"] |= {"net_d_init_iters": rng.choice([0, 0, 2, 9])}
+    opt["train"]["pixel_opt"]["loss_weight"] = rng.choice([0, 1e-2])
     opt["logger"] |= {"save_checkpoint_freq": rng.choice([2, 9]), "print_freq": rng.choice([1, 9]),
                       "keep_best": rng.random() < 0.6}  # fmt: skip
     for number in range(rng.choice([0, 1, 1, 2])):
@@ -100,3 +105,27 @@ def test_nothing_that_is_asked_for_is_silently_not_done(pairs: Path, capfd: pyte
             assert happened != bool(re.search(note, said)), (note, said, text, output)
         if is_gan and opt["logger"]["print_freq"] == 1:
             assert ("l_g_pix: " in output) != late
+        models = Path("experiments/small/models")
+        if (models / "net_g_2.pth").exists():
+            untrained = same_weights(models / "net_g_2.pth", models / "net_g_latest.pth")
+            assert untrained == bool(re.search("the generator is (never updated|not trained)", said)), (said, text)
+
+
+@pytest.mark.parametrize(
+    ("entries", "named"),
+    [
+        (["model_type=PSNRModel", "train:perceptual_opt=~", "train:gan_opt=~"], "pixel_opt"),
+        (["train:perceptual_opt:loss_weight=0", "train:gan_opt:loss_weight=0"], "pixel_opt and perceptual_opt and gan"),
+        (["train:perceptual_opt:loss_weight=0"], ""),
+        (["model_type=ESRGANModel", "train:channels_last=false",
+          "train:gan_opt={type: GANLoss, gan_type: hinge, loss_weight: 0}",
+          "train:perceptual_opt={type: PerceptualLoss, layer_weights: {conv5_4: 1}, perceptual_weight: 0}"],
+         "pixel_opt and perceptual_opt and gan_opt"),
+    ],
+)  # fmt: skip
+def test_losses_that_train_nothing_are_named(entries: list[str], named: str) -> None:
+    opt, file = read_options(SHIPPED / "train_esrgan_dp.yml"), str(SHIPPED / "train_esrgan_dp.yml")
+    override(opt, ["train:pixel_opt:loss_weight=0", *entries])
+    notes = "\n".join(check_options(opt, file, [], is_train=True, may_miss_data=True).notes)
+    assert (f"the generator is not trained: the weight of {named}" in notes) == bool(named), notes
+    assert ("not trained" in notes) == bool(named)

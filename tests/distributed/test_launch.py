@@ -17,6 +17,7 @@ from dp_basicsr.distributed import launch
 from dp_basicsr.distributed.launch import init_distributed, mark_experiment, should_resume
 from dp_basicsr.distributed.slurm import SLURM_PORTS, first_host, slurm_port
 from dp_basicsr.errors import EXIT_RETRY, ProcessError, UserError, exit_on_user_error
+from dp_basicsr.options.schema import Train
 from dp_basicsr.runs.log import describe_batch
 
 import pytest
@@ -240,11 +241,11 @@ def test_a_restarted_job_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_the_mini_batch_is_stated(per_process: int, processes: int, parts: int, expected: list[str]) -> None:
     """And the learning rate is not scaled with it. Accumulation splits the batch and does not enlarge it."""
-    train = {"total_iter": 400_000, "optim_g": {"type": "Adam", "lr": 1e-4}, "grad_accumulation": parts}
+    train = Train.model_construct(total_iter=400_000, grad_accumulation=parts)
     weights = [torch.zeros(1)]
     # D's options leave the rate to Adam.
     model = SimpleNamespace(optimizer_g=torch.optim.Adam(weights, lr=1e-4), optimizer_d=torch.optim.Adam(weights))
-    line = describe_batch({"world_size": processes, "train": train}, per_process * processes, model)
+    line = describe_batch(train, processes, per_process * processes, model)
     assert all(part in line for part in expected)
     assert "as given (G 0.0001, D 0.001), not scaled" in line
 

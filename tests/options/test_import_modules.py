@@ -92,37 +92,28 @@ def test_classes_of_an_imported_module_train_and_test(folder: Path) -> None:
 
 @pytest.mark.parametrize("main", [train.main, test.main])
 def test_without_the_import_its_names_are_unknown(
-    main: Callable[..., None], folder: Path, capsys: pytest.CaptureFixture[str]
+    main: Callable[..., None], folder: Path, refused: Callable[..., str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["-opt", "small.yml", "--force_yml", TERMS])
-    assert stopped.value.code == 2
-    assert "extra_terms:0:type: expected a loss, got 'TheirLoss'" in capsys.readouterr().err
+    error = refused(main, ["-opt", "small.yml", "--force_yml", TERMS])
+    assert "extra_terms:0:type: expected a loss, got 'TheirLoss'" in error
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("not_there", None, "ModuleNotFoundError: No module named 'not_there'"),
+        ("not_there", "", "ModuleNotFoundError: No module named 'not_there'"),
         ("raising", "import basicsr\n1 / 0\n", r"ZeroDivisionError: division by zero \(\S+raising.py:2\)"),
         ("raising", "import needs_this\n", r"ModuleNotFoundError: No module named 'needs_this' \(\S+raising.py:1\)"),
         ("raising", "def f(:\n", r"SyntaxError: invalid syntax \(raising.py, line 1\)"),
         ("raising", "import sys\nsys.exit('usage: ...')\n", r"SystemExit: usage: ... \(\S+raising.py:2\)"),
-        ("small.yml", None, "ModuleNotFoundError: No module named 'small'"),
+        ("small.yml", "", "ModuleNotFoundError: No module named 'small'"),
     ],
 )
-@pytest.mark.parametrize("main", [train.main, test.main])
 def test_a_module_that_cannot_be_imported_is_one_message(
-    main: Callable[..., None], name: str, content: str | None, message: str, folder: Path, capsys: pytest.CaptureFixture
+    name: str, content: str, message: str, folder: Path, refused: Callable[..., str]
 ) -> None:
-    if content is not None:
-        Path("raising.py").write_text(content)
-    with pytest.raises(SystemExit) as stopped:
-        main(["-opt", "small.yml", "--import", name])
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert re.match(
-        f"error: --import {name}: expected an installed module or a file in the current folder, got {message}", error
-    ), error
-    assert error.count("\n") == 1
+    Path("raising.py").write_text(content)
+    (error,) = refused(train.main, ["-opt", "small.yml", "--import", name]).splitlines()
+    expected = f"error: --import {name}: expected an installed module or a file in the current folder, got {message}"
+    assert re.match(expected, error), error
     assert not Path("experiments").exists()

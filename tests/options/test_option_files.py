@@ -96,15 +96,9 @@ def leaves(opt: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-SMALL_TRAINING = [
-    "train:total_iter=1",
-    "val:val_freq=1",
-    "logger:print_freq=1",
-    "datasets:train:num_worker_per_gpu=0",
-    "datasets:train:persistent_workers=false",
-    "datasets:train:batch_size_per_gpu=2",
-    "datasets:train:io_backend:type=disk",
-]
+SMALL_TRAINING = ["train:total_iter=1", "val:val_freq=1", "logger:print_freq=1", "datasets:train:num_worker_per_gpu=0",
+                  "datasets:train:persistent_workers=false", "datasets:train:batch_size_per_gpu=1",
+                  "datasets:train:io_backend:type=disk"]  # fmt: skip
 RANDOM = ["train:perceptual_opt:vgg_weights=random", "train:perceptual_opt:resnet_weights=random"]
 
 
@@ -141,7 +135,7 @@ def test_every_key_is_read(file: str, pairs: Path, monkeypatch: pytest.MonkeyPat
         train.main(command_line)
     if any(name.startswith("test") for name in sets):
         test.main(command_line)
-    only_with_wandb = {"logger:wandb:resume_id"}  # read by progress._start_wandb
+    only_with_wandb = {"logger:wandb:resume_id"}  # read by log.tensorboard
     assert set(leaves(read_options(OPTIONS / file))) - seen - only_with_wandb == set()
 
 

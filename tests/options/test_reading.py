@@ -164,11 +164,6 @@ def test_derived_options(file: Path, tmp_path: Path) -> None:
     assert test_opt["path"]["visualization"] == str(tmp_path / "results/small/visualization")
 
 
-def test_a_missing_gpu_is_refused(file: Path) -> None:
-    with pytest.raises(UserError, match="num_gpu.*got 99"):
-        parse_options(["-opt", str(file), "--force_yml", "num_gpu=99"])
-
-
 def test_a_launcher_that_did_not_start_us_is_refused(file: Path) -> None:
     with pytest.raises(UserError, match="torchrun"):
         parse_options(["-opt", str(file), "--launcher", "pytorch"])

@@ -5,18 +5,23 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from dp_basicsr.archs import RRDBNetDP
 from dp_basicsr.errors import UserError
-from dp_basicsr.runs import log as progress
-from dp_basicsr.runs.log import IterationLog, open_tensorboard, progress_bar, require_loggers, show_losses
+from dp_basicsr.options.reading import parse_yaml
+from dp_basicsr.options.run import Folders, RunOptions
+from dp_basicsr.options.schema import OptionFile
+from dp_basicsr.runs.log import IterationLog, progress_bar, require_loggers, start_log, tensorboard, write_log
 
 import pytest
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
+
+from tests.support.options import SMALL_PSNR
 
 
 class Terminal(io.StringIO):
@@ -24,8 +29,12 @@ class Terminal(io.StringIO):
         return True
 
 
-def options(tmp_path: Path, rank: int = 0, **logger: Any) -> dict[str, Any]:
-    return {"name": "run", "rank": rank, "train": {"total_iter": 10}, "logger": logger, "root_path": str(tmp_path)}
+def run_with(tmp_path: Path, name: str = "run", rank: int = 0, total: int = 10, **logger: Any) -> RunOptions:
+    opt = parse_yaml(SMALL_PSNR, "options") | {"name": name, "logger": {"print_freq": 1, **logger}}
+    opt["train"]["total_iter"] = total
+    folders = Folders.under(tmp_path / "experiments" / name)
+    folders.root.mkdir(parents=True, exist_ok=True)
+    return RunOptions(OptionFile.of(opt), is_train=True, num_gpu=0, manual_seed=0, folders=folders, rank=rank)
 
 
 @pytest.mark.parametrize(("terminal", "rank", "shown"), [(True, 0, True), (False, 0, False), (True, 1, False)])
@@ -34,36 +43,36 @@ def test_the_bar_is_shown_only_on_rank_0_of_a_terminal(
 ) -> None:
     stderr = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
-    with progress_bar(options(tmp_path, rank), start_iter=4) as bar:
-        show_losses(bar, {"l_g_percep": 0.123456, "l_d_real": 0.5}, waiting=0.25)
+    run = run_with(tmp_path, rank=rank)
+    with progress_bar(run, start_iter=4) as bar:
+        IterationLog(run, 4, None, bar)(0, 5, [1e-4], {"time": 1.0, "data_time": 0.25, "l_g_percep": 0.123456})
         bar.update()
         bar.refresh()
     text = stderr.getvalue()
     assert all(part in text for part in ("5/10", "l_g_percep=0.123", "data=25%")) == shown
 
 
+WANDB: dict[str, Any] = {"use_tb_logger": True, "wandb": {"project": "sr", "resume_id": "abc"}}
+
+
 def test_wandb_gets_tensorboard_s_figures_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
     fake = SimpleNamespace(init=lambda **arguments: calls.append(arguments) or SimpleNamespace(id="abc"))
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    wandb = {"project": "sr", "resume_id": "abc"}
-    writer = open_tensorboard(options(tmp_path, use_tb_logger=True, wandb=wandb), resuming=False)
-    writer.close()
-    assert calls[0]["project"] == "sr"
-    assert calls[0]["sync_tensorboard"]
-    assert (calls[0]["id"], calls[0]["resume"]) == ("abc", "allow")
+    with tensorboard(run_with(tmp_path, **WANDB), resuming=False):
+        assert (tmp_path / "tb_logger/run").is_dir()
+    (call,) = calls
+    assert (call["project"], call["id"], call["resume"], call["sync_tensorboard"]) == ("sr", "abc", "allow", True)
 
 
-def test_wandb_without_tensorboard_or_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_loggers_are_refused_if_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="wandb is not installed: pip install"):
-        require_loggers(options(tmp_path, use_tb_logger=True, wandb={"project": "sr"}))
-    with pytest.raises(UserError, match="use_tb_logger: true"):
-        require_loggers(options(tmp_path, use_tb_logger=False, wandb={"project": "sr"}))
+        require_loggers(run_with(tmp_path, **WANDB))
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match="pip install tensorboard"):
-        require_loggers(options(tmp_path, use_tb_logger=True))
-    require_loggers(options(tmp_path, use_tb_logger=False))
+        require_loggers(run_with(tmp_path, use_tb_logger=True))
+    require_loggers(run_with(tmp_path, use_tb_logger=False))
 
 
 def test_wandb_without_a_login_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,14 +80,17 @@ def test_wandb_without_a_login_is_one_message(tmp_path: Path, monkeypatch: pytes
         raise RuntimeError("api_key not configured (no-tty). call wandb.login(key=[your_api_key])\nmore")
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    with pytest.raises(UserError, match=r"cannot start \(api_key not configured.*\): run `wandb login`, or set WANDB"):
-        open_tensorboard(options(tmp_path, use_tb_logger=True, wandb={"project": "sr"}), resuming=False)
+    with (
+        pytest.raises(UserError, match=r"cannot start \(api_key not configured.*\): run `wandb login`, or set WANDB"),
+        tensorboard(run_with(tmp_path, **WANDB), resuming=False),
+    ):
+        pass
 
 
-def test_other_ranks_and_debug_runs_write_no_tensorboard(tmp_path: Path) -> None:
-    assert open_tensorboard(options(tmp_path, rank=1, use_tb_logger=True), resuming=False) is None
-    debug = options(tmp_path, use_tb_logger=True) | {"name": "debug_run"}
-    assert progress.open_tensorboard(debug, resuming=False) is None
+@pytest.mark.parametrize("changes", [{"rank": 1}, {"name": "debug_run"}, {"use_tb_logger": False}])
+def test_other_ranks_and_debug_runs_write_no_tensorboard(changes: dict[str, Any], tmp_path: Path) -> None:
+    with tensorboard(run_with(tmp_path, **{"use_tb_logger": True, **changes}), resuming=False) as writer:
+        assert writer is None
     assert not (tmp_path / "tb_logger").exists()
 
 
@@ -96,13 +108,13 @@ def test_lines_of_a_terminal_fit_it_and_the_log_file_has_all(
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     get_root_logger()
     monkeypatch.setattr(logging.getLogger("basicsr"), "handlers", [logging.StreamHandler(terminal)])
-    opt = options(tmp_path, use_tb_logger=False, print_freq=1) | {"name": "ESRGAN_DP_x4_DIV2K", "path": {}}
-    opt["train"]["total_iter"], opt["path"]["log"] = 400_000, str(tmp_path)
-    held = progress.start_log(opt)
-    BaseModel(opt | {"num_gpu": 0, "is_train": True}).print_network(RRDBNetDP(num_block=2))
-    IterationLog(opt, 1100, None)(3, 1200, [1e-4], FIGURES)
-    progress.write_log(opt, "train", held)
-    shown, file = terminal.getvalue(), next(tmp_path.glob("train_*.log")).read_text()
+    run = run_with(tmp_path, name="ESRGAN_DP_x4_DIV2K", total=400_000, use_tb_logger=False)
+    held = start_log(run)
+    BaseModel(run.as_dict()).print_network(RRDBNetDP(num_block=2))
+    with progress_bar(replace(run, rank=1), 1100) as hidden:
+        IterationLog(run, 1100, None, hidden)(3, 1200, [1e-4], FIGURES)
+    write_log(run, "train", held)
+    shown, file = terminal.getvalue(), next(run.folders.root.glob("train_*.log")).read_text()
     assert len(shown.splitlines()) <= {80: 10, 120: 8}[columns]
     assert [line for line in shown.splitlines() if len(line) > columns] == []
     text = " ".join(shown.replace("\u00a0", " ").split())

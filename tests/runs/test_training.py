@@ -5,21 +5,26 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from dp_basicsr.options.reading import parse_yaml
+from dp_basicsr.options.run import Folders, RunOptions
+from dp_basicsr.options.schema import OptionFile
 from dp_basicsr.runs.training import make_folders
 
 import pytest
 import yaml
 
+from tests.support.options import SMALL_PSNR
+
 
 @pytest.mark.parametrize("resuming", [False, True])
 def test_a_run_may_start_from_its_own_copy_of_the_options(resuming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "a=1\nb: 2"])
+    options = OptionFile.of(parse_yaml(SMALL_PSNR, "options"))
     root = Path("experiments", "run")
     root.mkdir(parents=True)
     (root / "small.yml").write_text("# 训练\nname: run\n", encoding="utf-8")
-    folders = {name: str(root / name) for name in ("models", "training_states", "visualization")}
-    opt = {"is_train": True, "path": {"experiments_root": str(root), **folders}}
-    make_folders(opt, str(root / "small.yml"), resuming)
+    run = RunOptions(options, is_train=True, num_gpu=0, manual_seed=0, folders=Folders.under(root))
+    make_folders(run, str(root / "small.yml"), resuming)
     text = (root / "small.yml").read_text(encoding="utf-8")
     assert text.endswith("# 训练\nname: run\n")
     assert "# train.py a=1\\nb: 2\n" in text

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.options import parse_command_line, read_given_options
+from dp_basicsr.options.reading import parse_yaml
 from dp_basicsr.runs.start import start_run
 
 import torch
+import yaml
 
 from tests.support import networks  # noqa: F401 (registers SmallDiscriminator)
 from tests.support.gpu import current_device
@@ -80,6 +82,13 @@ train:
   pixel_opt: {type: L1Loss}
 logger: {print_freq: 1, save_checkpoint_freq: 2, use_tb_logger: false}
 """
+
+
+def write_small_gan(file: str = "small.yml", **changes: Any) -> None:
+    """Write SMALL without sets to validate and to test."""
+    opt = parse_yaml(SMALL, "SMALL")
+    opt["datasets"] = {"train": opt["datasets"]["train"]}
+    Path(file).write_text(yaml.safe_dump(opt | {"model_type": "SRGANDPModel", "val": None, **changes}))
 
 
 SMALL_DP_LOSS: dict[str, Any] = {
