@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with data_command(), private_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)  # uploads
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+        os.environ["no_proxy"] = "*"  # Gradio asks only this server whether it is up, which no proxy can tell
         models = find_models(args.model_path)
         from dp_basicsr.deploy.page import CLOSED, Page
         from dp_basicsr.deploy.page_layout import build  # takes seconds: Gradio

@@ -361,6 +361,8 @@ def address(folder: Path) -> Iterator[str]:
     command = [sys.executable, "-u", "-c", start, "--model_path", "model.pth", "gan.pth", "--port", "0"]
     command += ["--tile", "32", "--max_megapixels", "0.3", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    # Proxies that do not answer (gradio#4046): the page does not need them.
+    environment |= {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")

@@ -8,14 +8,10 @@ from typing import Any, get_args
 
 from dp_basicsr.deploy.choices import AlphaMode
 from dp_basicsr.deploy.page import LOST, STRENGTH, Page, Task, Visit, explain
-from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import QUALITY, READ_SUFFIXES
 
 # Here, because Gradio looks up the handlers' annotations among the module's names.
-try:
-    import gradio as gr
-except ImportError:
-    gr = None  # type: ignore[assignment]
+import gradio as gr
 
 POLL_SECONDS = 0.2
 ALONE = "(none)"
@@ -25,13 +21,7 @@ KEY = "(_, ...values) => [sessionStorage.visit, ...values]"
 
 
 def build(page: Page) -> Any:
-    """Build the Gradio page (``gradio.Blocks``) for ``page``.
-
-    Raises:
-        UserError: Gradio is not installed.
-    """
-    if gr is None:
-        raise UserError("the web page needs Gradio: pip install 'dp_basicsr[webui]'")
+    """Build the Gradio page (``gradio.Blocks``) for ``page``."""
 
     def resume(key: str, request: gr.Request) -> list[Any]:
         return view(page, page.visit(key, str(request.session_hash)))
