@@ -57,9 +57,9 @@ def artifact_map(sr: Tensor, gt: Tensor, ema: Tensor) -> Tensor:
     """
     residual = (gt - sr).abs().sum(1, keepdim=True)
     variance = residual.var(dim=(-1, -2, -3), keepdim=True)
-    varies = variance > 0
+    is_flat = ~(variance > 0)
     # Masked before the root, because 0 times the infinite slope is NaN, too.
-    factor = variance.where(varies, 1).pow(1 / 5).where(varies, 0)
+    factor = variance.masked_fill(is_flat, 1).pow(1 / 5).masked_fill(is_flat, 0)
     windows = F.pad(residual, [KSIZE // 2] * 4, mode="reflect").unfold(2, KSIZE, 1).unfold(3, KSIZE, 1)
     weight = factor * windows.var(dim=(-1, -2))
-    return weight.where(residual >= (gt - ema).abs().sum(1, keepdim=True), 0)
+    return weight.masked_fill(~(residual >= (gt - ema).abs().sum(1, keepdim=True)), 0)
