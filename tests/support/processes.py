@@ -144,9 +144,18 @@ class Program:
 
 
 class ForkedSubprocess:
-    """The module ``subprocess`` whose ``Popen`` forks."""
+    """The module ``subprocess`` whose ``Popen`` forks, and whose ``run`` forks Python files."""
 
     Popen = Program
+
+    def run(self, command: Sequence[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+        if not command[1].endswith(".py"):
+            return subprocess.run(command, **settings)
+        with tempfile.NamedTemporaryFile() as output:
+            words = [str(Path(settings["cwd"], command[1])), *command[2:]]
+            process = Program([command[0], *words], Path(settings["cwd"]), stdout=output)
+            _, printed = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode or 0, printed, printed)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(subprocess, name)
