@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import resource
+import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,13 +36,10 @@ RAW_ROUNDS = 20
 def core_seconds(work: Work) -> float:
     """Return the CPU seconds of ``work`` and of processes that it waits for, which other load hardly affects."""
 
-    def taken() -> float:
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return time.process_time() + children.ru_utime + children.ru_stime
-
-    start = taken()
+    start = os.times()
     work()
-    return taken() - start
+    # User and system, of this process and of its children.
+    return sum(after - before for before, after in zip(start[:4], os.times()[:4], strict=True))
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
@@ -92,26 +88,21 @@ def measure_preparation(settings: Settings, root: Path, window: Window) -> Table
     works = {BASICSR: partial(basicsr_steps, root / "HR", window)}
     works |= {name: partial(our_step, root / "HR", window, FOLDERS[name]) for name in (PNG, RAW)}
 
-    def prepare(name: str) -> Callable[[], None]:
-        def anew() -> None:
-            shutil.rmtree(root / FOLDERS[name], ignore_errors=True)
-            works[name](root / FOLDERS[name])
+    def prepare(name: str) -> None:
+        shutil.rmtree(root / FOLDERS[name], ignore_errors=True)
+        works[name](root / FOLDERS[name])
 
-        return anew
-
-    seconds = in_turns({name: prepare(name) for name in works}, min(settings.rounds, 3), core_seconds)
-    images = {
-        (folder, kind): [source.read() for source in find_sources(root / folder / f"{kind}.lmdb")]
-        for folder in FOLDERS.values()
-        for kind in (HR, LR)
-    }
-    hr, lr = (
-        max(largest_difference(images["basicsr", kind], images[ours, kind]) for ours in ("png", "raw"))
-        for kind in (HR, LR)
-    )
+    rounds = min(settings.rounds, 3)
+    seconds = in_turns({name: partial(prepare, name) for name in works}, rounds, core_seconds)
+    worst = {}
+    for kind in (HR, LR):
+        theirs, *ours = (
+            [source.read() for source in find_sources(root / folder / f"{kind}.lmdb")] for folder in FOLDERS.values()
+        )
+        worst[kind] = max(largest_difference(theirs, images) for images in ours)
     note = (
-        f"Core seconds; {count} images of {size[1]} x {size[0]}, {len(images['basicsr', HR])} sub-images. Differences "
-        f"from BasicSR: HR at most {hr}, LR {lr} (rounded twice, like MATLAB)."
+        f"Core seconds; {count} images of {size[1]} x {size[0]}, {len(theirs)} sub-images. Differences "
+        f"from BasicSR: HR at most {worst[HR]}, LR {worst[LR]} (rounded twice, like MATLAB)."
     )
     return compare("Preparation: sub-images, LR x4 and LMDBs, per core", seconds, None, note)
 
@@ -137,20 +128,21 @@ def measure_loader(settings: Settings, root: Path) -> Table:
     def seeded(images: Any) -> Callable[[int], Any]:
         return lambda number: SeededDataset(images, 0)[0, number, number]  # epoch, place in it, image
 
-    samples: dict[str, Callable[[int], Any]] = {
-        "BasicSR's PairedImageDataset, its LMDB": theirs.__getitem__,
-        "PairedRawDataset, raw LMDB": raw.__getitem__,
-        "PairedImageDataset, as train.py seeds it": seeded(theirs),
-        "PairedRawDataset, as train.py seeds it": seeded(raw),
-    }
     # Raw samples are so fast that noise would dominate a single pass over the set.
-    passes = {name: RAW_ROUNDS if name.startswith("PairedRaw") else 1 for name in samples}
-    works: dict[str, Work] = {
-        name: lambda name=name: [samples[name](number) for number in passes[name] * list(numbers)]  # type: ignore[misc]
-        for name in samples
+    samples: dict[str, tuple[Callable[[int], Any], int]] = {
+        "BasicSR's PairedImageDataset, its LMDB": (theirs.__getitem__, 1),
+        "PairedRawDataset, raw LMDB": (raw.__getitem__, RAW_ROUNDS),
+        "PairedImageDataset, as train.py seeds it": (seeded(theirs), 1),
+        "PairedRawDataset, as train.py seeds it": (seeded(raw), RAW_ROUNDS),
     }
-    rounds = in_turns(works, settings.rounds, core_seconds)
-    seconds = {name: [taken / passes[name] / len(raw) for taken in rounds[name]] for name in samples}
+
+    def load(name: str) -> None:
+        sample, passes = samples[name]
+        for number in passes * list(numbers):
+            sample(number)
+
+    rounds = in_turns({name: partial(load, name) for name in samples}, settings.rounds, core_seconds)
+    seconds = {name: [taken / samples[name][1] / len(raw) for taken in times] for name, times in rounds.items()}
     same = all(
         torch.equal(seeded(png)(number)[name], seeded(raw)(number)[name].float() / 255)
         for number in numbers

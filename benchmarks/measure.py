@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,12 @@ def smooth_image(rng: np.random.Generator, height: int, width: int, cell: int = 
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
+def markdown(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Format a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
 def write_report(tables: Sequence[Table], path: Path, **facts: str) -> None:
     """Print the machine and all tables as Markdown, and write them to ``<path>.md`` and ``<path>.json``."""
     info = Path("/proc/cpuinfo")
@@ -154,8 +160,7 @@ def write_report(tables: Sequence[Table], path: Path, **facts: str) -> None:
     }
     lines = ["; ".join(f"{key} {value}" for key, value in machine.items())]
     for table in tables:
-        lines += ["", f"**{table.title}**", ""]
-        lines += [f"| {' | '.join(row)} |" for row in (table.header, ("---",) * len(table.header), *table.rows)]
+        lines += ["", f"**{table.title}**", "", markdown(table.header, table.rows)]
         lines += ["", table.note] if table.note else []
     text = "\n".join(lines) + "\n"
     print(text)

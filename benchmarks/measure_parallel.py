@@ -19,7 +19,7 @@ import torch
 from basicsr.models import build_model
 from torch import distributed
 
-from benchmarks.measure import run
+from benchmarks.measure import markdown, run
 from benchmarks.step import options, step_of
 
 # (processes, threads of each)
@@ -75,16 +75,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         for case, results in taken.items()
     }
     print(f"{' '.join(sizes)}, {args.rounds} rounds; median (spread)")
-    head = "processes x threads | seconds | CPU seconds | all-reduce, seconds | by the model, seconds | throughput"
-    print(f"\n| {head} |\n|---|---|---|---|---|---|")
+    head = (
+        "processes x threads",
+        "seconds",
+        "CPU seconds",
+        "all-reduce, seconds",
+        "by the model, seconds",
+        "throughput",
+    )
+    rows = []
     for (processes, threads), results in taken.items():
-        ratios = [base["seconds"] / ours["seconds"] for base, ours in zip(taken[CASES[0]], results, strict=True)]
         mine, cores = medians[processes, threads], min(processes * threads, os.cpu_count() or 1)
         modelled = medians[1, 1]["cpu_seconds"] / cores + mine["all_reduce"]
-        print(
-            f"| {processes} x {threads} | {mine['seconds']:.2f} | {mine['cpu_seconds']:.2f} | {mine['all_reduce']:.2f} "
-            f"| {modelled:.2f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
-        )
+        seconds = (mine["seconds"], mine["cpu_seconds"], mine["all_reduce"], modelled)
+        ratios = [base["seconds"] / ours["seconds"] for base, ours in zip(taken[CASES[0]], results, strict=True)]
+        throughput = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        rows.append((f"{processes} x {threads}", *(f"{value:.2f}" for value in seconds), throughput))
+    print(f"\n{markdown(head, rows)}")
     return 0
 
 

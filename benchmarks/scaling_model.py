@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.measure import markdown
 from benchmarks.operations import counted
 from benchmarks.step import our_model, step_of
 
@@ -64,8 +65,7 @@ def count_cost(model: Any) -> Cost:
 
 def all_reduce_seconds(size: float, gpus: int, rate: float, latency: float) -> float:
     """Return the seconds of a ring all-reduce: 2 (P - 1) / P of the data in 2 (P - 1) messages per bucket."""
-    buckets = math.ceil(size / BUCKET_BYTES)
-    return 2 * (gpus - 1) * (size / gpus / rate + buckets * latency)
+    return 2 * (gpus - 1) * (size / gpus / rate + math.ceil(size / BUCKET_BYTES) * latency)
 
 
 def step_parts(cost: Cost, machines: Machines, gpus: int, pairs: float) -> dict[str, float]:
@@ -84,22 +84,16 @@ def run_hours(parts: dict[str, float], iterations: int = ITERATIONS) -> float:
     return iterations * (max(parts["compute"], parts["launch"], parts["disk"]) + parts["network"]) / 3600
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Format a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
 def cost_table(cost: Cost) -> str:
     """Format the bytes per step."""
-    sizes = (
-        (f"gradients of a step: {cost.weights:,} weights", 4 * cost.weights),
-        ("a checkpoint: networks and two moments of each weight", 12 * cost.weights),
-        (f"samples of a mini-batch of {PAPER_BATCH}, PNG records (about)", PAPER_BATCH * PNG_BYTES),
-        (f"samples of a mini-batch of {PAPER_BATCH}, raw records", PAPER_BATCH * RAW_BYTES),
-        (f"pages that {PAPER_BATCH} crops touch of raw records", PAPER_BATCH * CROP_BYTES),
-    )
-    return table(("what", "MB"), [(what, f"{size / 1e6:.1f}") for what, size in sizes])
+    sizes = {
+        f"gradients of a step: {cost.weights:,} weights": 4 * cost.weights,
+        "a checkpoint: networks and two moments of each weight": 12 * cost.weights,
+        f"samples of a mini-batch of {PAPER_BATCH}, PNG records (about)": PAPER_BATCH * PNG_BYTES,
+        f"samples of a mini-batch of {PAPER_BATCH}, raw records": PAPER_BATCH * RAW_BYTES,
+        f"pages that {PAPER_BATCH} crops touch of raw records": PAPER_BATCH * CROP_BYTES,
+    }
+    return markdown(("what", "MB"), [(what, f"{size / 1e6:.1f}") for what, size in sizes.items()])
 
 
 def run_table(cost: Cost, machines: Machines) -> str:
@@ -113,7 +107,7 @@ def run_table(cost: Cost, machines: Machines) -> str:
             row += [f"{run_hours(parts):.1f}", longest] if pairs >= gpus else ["n/a", "fewer pairs than GPUs"]
         rows.append(row)
     head = ("GPUs", f"hours, {PAPER_BATCH} pairs in all", "most in", f"hours, {PAPER_BATCH} pairs a GPU", "most in")
-    return table(head, rows)
+    return markdown(head, rows)
 
 
 def feed_table(cost: Cost, rates: Sequence[float]) -> str:
@@ -126,7 +120,7 @@ def feed_table(cost: Cost, rates: Sequence[float]) -> str:
              f"{pairs * CROP_BYTES / 1e6:.0f}", f"{Machines(rate, 1).disk / (pairs * PNG_BYTES):.0f}")
         )  # fmt: skip
     head = "GPU", "pairs/s", "PNG records, MB/s", "CPU cores that decode", "raw crops, MB/s", "GPUs that 1 GB/s feeds"
-    return table(head, rows)
+    return markdown(head, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

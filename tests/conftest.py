@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from tests.support.programs import Program
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+# Else the collector looks again and again at the half million objects that the imports leave; see below.
+gc.disable()
 
 # Ignored after a shell's & and under nohup; the programs under test would inherit it, and not end as a test expects.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -33,6 +36,12 @@ LONG = ("test_two_hosts", "test_gpu_report", "test_webui", "test_data_commands",
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the long files first."""
     items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every later collection."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(params=DEVICES)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
-from dp_basicsr.data.lmdb_records import LmdbClient, is_raw, lmdb_reader, refuse_damaged
+from dp_basicsr.data.lmdb_records import LmdbClient, has_raw_records, lmdb_reader, refuse_damaged
 from dp_basicsr.data.sources import listed_names
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import IMAGE_SUFFIXES, unicode_hint
+from dp_basicsr.images.strict import orientation_if_single
 from dp_basicsr.utils.arguments import advise
 
 import cv2
@@ -19,6 +20,9 @@ import lmdb
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader
+
+# Suffixes of files whose first picture alone OpenCV would take.
+MAY_HAVE_SEVERAL = (".gif", ".webp", ".tif", ".tiff")
 
 
 def how_to_get_data() -> str:
@@ -42,12 +46,15 @@ class DiskClient:
         """Return a file's content.
 
         Raises:
-            UserError: The file cannot be read.
+            UserError: The file cannot be read, or has several pictures.
         """
         try:
-            return Path(path).read_bytes()
+            content = Path(path).read_bytes()
         except OSError as error:
             raise UserError(error.strerror or str(error)) from error
+        if str(path).lower().endswith(MAY_HAVE_SEVERAL):
+            orientation_if_single(content)
+        return content
 
 
 def open_dataset(dataset_opt: dict[str, Any]) -> Any:
@@ -66,7 +73,7 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
         for root in (root for root in roots if root.endswith(".lmdb")):
             lmdb_reader(root).open()
             refuse_damaged(root)
-            if kind != "PairedRawDataset" and is_raw(root):
+            if kind != "PairedRawDataset" and has_raw_records(root):
                 raise UserError(
                     f"{root} has raw records, which {kind} cannot read: set type: PairedRawDataset (to train), or "
                     f"convert it with `{advise('data lmdb', f'-i {root} --lmdb png -o NEW.lmdb')}`"

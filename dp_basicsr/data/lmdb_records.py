@@ -57,25 +57,25 @@ def read_meta_info(folder: str | Path) -> MetaInfo:
         lines = path.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): expected an LMDB of create_lmdb.py in {folder}") from error
-    matches = [_LINE.fullmatch(line) for line in lines]
-    if not all(matches) or not matches:
-        wrong = next((number for number, match in enumerate(matches) if not match), 0)
-        got = f"line {wrong + 1} is {lines[wrong]!r}" if lines else "it is empty"
-        raise UserError(f"{path}: expected lines such as '0001_s001.png (480,480,3) 1', {got}")
     shapes: dict[str, Shape] = {}
-    repeated, suffixes = [], set()
-    for match in filter(None, matches):
-        key, suffix, *sides = match.groups()
-        suffixes.add(suffix == "raw")
+    repeated, is_raw = [], set()
+    # An empty file counts as one with an empty line.
+    for number, line in enumerate(lines or [""], 1):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            got = f"line {number} is {line!r}" if lines else "it is empty"
+            raise UserError(f"{path}: expected lines such as '0001_s001.png (480,480,3) 1', {got}")
+        key, suffix, height, width, channels = match.groups()
+        is_raw.add(suffix == "raw")
         if key in shapes:
             repeated.append(key)
-        shapes[key] = (int(sides[0]), int(sides[1]), int(sides[2]))
-    if len(suffixes) > 1:
+        shapes[key] = (int(height), int(width), int(channels))
+    if len(is_raw) > 1:
         raise UserError(f"{path}: expected either raw records or image files, got both: create the LMDB again")
-    return MetaInfo(shapes, suffixes.pop(), tuple(repeated))
+    return MetaInfo(shapes, is_raw.pop(), tuple(repeated))
 
 
-def is_raw(folder: str | Path) -> bool:
+def has_raw_records(folder: str | Path) -> bool:
     """Whether the first line of an LMDB's ``meta_info.txt`` describes a raw record; other lines are not read."""
     with (Path(folder) / "meta_info.txt").open(encoding="ascii", errors="replace") as file:
         return ".raw (" in file.readline()
@@ -140,11 +140,7 @@ class LmdbReader:
             yield record
 
     def stored_keys(self) -> list[str]:
-        """Return the keys of all stored records, sorted.
-
-        Raises:
-            UserError: The LMDB is damaged or cannot be opened.
-        """
+        """Return the keys of all stored records, sorted. Raises UserError if the LMDB is damaged."""
         self.open()
         try:
             with self._env.begin() as transaction, transaction.cursor() as cursor:
@@ -153,11 +149,7 @@ class LmdbReader:
             raise UserError(f"the LMDB {self.folder} is damaged: {error}; copy or create it again") from error
 
     def open(self) -> None:
-        """Open the LMDB unless this process has it open already.
-
-        Raises:
-            UserError: It is not an LMDB, or its file is truncated (reading past the end would be a bus error).
-        """
+        """Open the LMDB unless this process has it open. Raises UserError if it is not an LMDB, or truncated."""
         if self._process == os.getpid():
             return
         if self._env is not None:
@@ -195,9 +187,7 @@ class LmdbClient:
     BasicSR opens an LMDB once per dataset, but lmdb refuses to open one twice in a process, so two validation sets, or
     training and validation, could not share one.
 
-    Args:
-        roots: LMDB folders.
-        names: The dataset's names for them, in the same order: ``lq``, ``gt``.
+    ``names`` are the dataset's names for the folders ``roots``, in the same order: ``lq``, ``gt``.
     """
 
     def __init__(self, roots: str | Sequence[str], names: str | Sequence[str]) -> None:
@@ -205,11 +195,7 @@ class LmdbClient:
         self._readers = {name: lmdb_reader(root) for name, root in zip(names, roots, strict=True)}
 
     def get(self, key: str, client_key: str = "default") -> bytes:
-        """Return the record of a key.
-
-        Raises:
-            UserError: The key is missing, or the LMDB is damaged.
-        """
+        """Return the record of a key. Raises UserError if it is missing, or the LMDB is damaged."""
         with self._readers[client_key].record(key) as record:
             # A copy, because the view ends with the block.
             return bytes(record)

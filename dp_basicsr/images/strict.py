@@ -41,7 +41,7 @@ def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.
 
     Raises:
         BadImageError: The data cannot be decoded, is truncated, has more than ``MAX_PIXELS`` (checked in the header,
-            before decoding), or has an unsupported bit depth or number of channels.
+            before decoding), or has several frames, an unsupported bit depth or number of channels.
     """
     image = _without_opaque_alpha(_decode(bytes(data)))
     channels = 1 if image.ndim == 2 else image.shape[2]
@@ -73,7 +73,7 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
         if data.startswith(start) and end not in data:
             raise BadImageError("is truncated")
     # First, because it refuses other formats and sizes by the header, before OpenCV decodes.
-    orientation = _orientation(data)
+    orientation = orientation_if_single(data)
     buffer = np.frombuffer(data, np.uint8)
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
@@ -90,10 +90,15 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
 
 def is_turned(path: Path) -> bool:
     """Return whether EXIF's orientation of a file is not upright."""
-    return _orientation(read_bytes(path)) != 1
+    return orientation_if_single(read_bytes(path)) != 1
 
 
-def _orientation(data: bytes) -> int:
+def orientation_if_single(data: bytes) -> int:
+    """Return EXIF's orientation of an image file with one picture.
+
+    Raises:
+        BadImageError: It is animated or has several pages, of which OpenCV would silently take the first.
+    """
     with warnings.catch_warnings():
         # Pillow warns about large images, and about files that are refused here.
         warnings.simplefilter("ignore")

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
 # The option files: package data of an installed wheel, or the checkout's.
 SHIPPED = next((folder for folder in (ROOT / "dp_basicsr/option_files", ROOT / "options") if folder.is_dir()), Path())
 

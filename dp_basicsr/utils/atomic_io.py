@@ -76,14 +76,15 @@ def atomic_write(path: Path, write: Callable[[Any], Any], *, is_retry: bool = Fa
         return hashed.sha256.hexdigest()
     except (OSError, RuntimeError) as error:
         # torch's zip writer turns a full disk into a RuntimeError.
+        reason = f"[Errno {error.errno}] {error.strerror}" if isinstance(error, OSError) else first_line(error)
         if is_retry:
             raise UserError(
-                f"{path} cannot be saved ({first_line(error)}; {free_space(path.parent)}); earlier checkpoints "
+                f"{path} cannot be saved ({reason}; {free_space(path.parent)}); earlier checkpoints "
                 "are intact; fix this and continue with --auto_resume"
             ) from error
         # BasicSR's logger by name, because importing BasicSR takes seconds.
         logger = logging.getLogger("basicsr")
-        logger.warning(f"{path} cannot be saved ({first_line(error)}); retrying in {RETRY_AFTER:g} s")
+        logger.warning(f"{path} cannot be saved ({reason}); retrying in {RETRY_AFTER:g} s")
     time.sleep(RETRY_AFTER)
     return atomic_write(path, write, is_retry=True)
 
@@ -101,11 +102,22 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
         name = f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{mark}{PARTIAL}"
     temporary = path.with_name(name)
     try:
-        yield temporary
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the system name the file that was to be written, which the user knows, not a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
         raise
 
 

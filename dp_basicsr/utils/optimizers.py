@@ -9,10 +9,8 @@ import contextlib
 import importlib.util
 import inspect
 import io
-import tempfile
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import first_line, import_optional
@@ -88,11 +86,11 @@ def why_not_scheduler(kind: Any, settings: Mapping[str, Any]) -> str | None:
 
 
 def _reload(part: Any, other: Any) -> None:
-    """Give ``other`` the state of ``part`` by way of a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "state")
-        torch.save(part.state_dict(), path)
-        other.load_state_dict(load(path, "the state"))
+    """Give ``other`` the state of ``part`` by way of a file's content."""
+    content = io.BytesIO()
+    torch.save(part.state_dict(), content)
+    content.seek(0)
+    other.load_state_dict(load(content, "the state"))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pickle
 import pickletools
@@ -24,11 +26,17 @@ MAX_DEPTH = 50
 MAX_STAND_INS = 100  # classes in a file that are replaced
 
 
-def load(path: str | Path, what: str, advice: str = "", map_location: str = "cpu", allowed: Sequence[type] = ()) -> Any:
+def load(
+    path: str | Path | io.BytesIO,
+    what: str,
+    advice: str = "",
+    map_location: str = "cpu",
+    allowed: Sequence[type] = (),
+) -> Any:
     """Read a file written by ``torch.save`` without running code from it (``weights_only=True``).
 
     Args:
-        path: The file.
+        path: The file, or its content.
         what: Description of the file, the start of error messages.
         advice: How to fix it, the end of error messages.
         map_location: Device of the tensors; ``meta`` reads only their shapes.
@@ -41,17 +49,20 @@ def load(path: str | Path, what: str, advice: str = "", map_location: str = "cpu
         UserError: The file does not exist, is damaged, or contains something else, which the message names.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not isinstance(path, io.BytesIO) and not stat.S_ISREG(os.stat(path).st_mode):
             # Reading a pipe would block.
             raise OSError("it is a folder, or not a regular file")
-        with open(path, "rb") as file, torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
+        with contextlib.ExitStack() as stack:
+            file = path if isinstance(path, io.BytesIO) else stack.enter_context(open(path, "rb"))
+            stack.enter_context(torch.serialization.safe_globals(list(allowed)))
+            stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # torch warns about old file formats
             content = torch.load(file, map_location=map_location, weights_only=True)
         _require_plain(content, map_location)
         return content
     except Exception as error:
         # torch.load may raise anything on a damaged file.
-        reason = _reason(Path(path), error)
+        reason = _reason(path, error)
         raise UserError(f"{what} {path} {reason}{f'; {advice}' if advice else ''}") from error
 
 
@@ -126,7 +137,7 @@ def _require_plain(content: Any, device: str) -> None:
     raise ValueError(f"more than {MAX_DEPTH} containers inside one another, or one inside itself")
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(path: str | Path | io.BytesIO, error: Exception) -> str:
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error})"
     if isinstance(error, pickle.UnpicklingError):
@@ -139,11 +150,13 @@ def _reason(path: Path, error: Exception) -> str:
     return f"cannot be read: it is damaged or not a checkpoint ({first_line(error).partition(' In PyTorch 2.6')[0]})"
 
 
-def _first_global(path: Path) -> str | None:
+def _first_global(path: str | Path | io.BytesIO) -> str | None:
     """Return the first class or function named in a bare pickle of another protocol, which torch.load does not read."""
     strings: list[str] = []
     try:
-        for opcode, argument, _ in pickletools.genops(path.read_bytes()):
+        for opcode, argument, _ in pickletools.genops(
+            path.getvalue() if isinstance(path, io.BytesIO) else Path(path).read_bytes()
+        ):
             if opcode.name == "GLOBAL":
                 return str(argument).replace(" ", ".")
             if opcode.name == "STACK_GLOBAL" and len(strings) > 1:

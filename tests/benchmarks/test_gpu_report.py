@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_report
+from benchmarks import gpu_report, measure
 from tests.support.processes import ForkedSubprocess
 
 
@@ -40,7 +40,8 @@ def test_the_report_is_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "test_few.py").write_text(TESTS)
     monkeypatch.setattr(gpu_report, "PARTS", ())
     monkeypatch.setattr(gpu_report, "REHEARSED_TESTS", str(tmp_path / "test_few.py"))
-    monkeypatch.setattr(gpu_report, "subprocess", ForkedSubprocess())
+    for module in (gpu_report, measure):
+        monkeypatch.setattr(module, "subprocess", ForkedSubprocess())
     assert gpu_report.main(["--rehearse", "--out", str(tmp_path)]) == 0
     suite, resume, run = json.loads((tmp_path / "report.json").read_text())["tables"]
     assert suite["rows"] == [["cpu", "2", "0", "0", "0"], ["cuda", "0", "0", "0", "2"], ["neither", "0", "1", "0", "0"]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import soak
+from benchmarks import measure, soak
 from benchmarks.soak import Sample, descendants, prepare, slopes, watch
 from tests.support.processes import ForkedSubprocess
 
@@ -37,7 +37,8 @@ def test_processes_below_a_process_are_found() -> None:
 def test_a_run_is_watched_and_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "EVERY", 10)
     monkeypatch.setattr(soak, "LINE", 5)
-    monkeypatch.setattr(soak, "subprocess", ForkedSubprocess())
+    for module in (measure, soak):
+        monkeypatch.setattr(module, "subprocess", ForkedSubprocess())
     samples = watch(tmp_path, "raw", prepare(tmp_path, "raw"), 0.06)
     assert samples[-1].iteration > samples[0].iteration >= 10
     assert all(sample.threads >= 3 and sample.descriptors > 10 and sample.memory > 100 for sample in samples)

@@ -13,14 +13,11 @@ from dp_basicsr.data.seeded import BadSamples, SeededDataset
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.errors import UserError
 
-import cv2
-import numpy as np
 import pytest
 import torch
-from torch._utils import ExceptionWrapper
 from torch.utils.data import Dataset
 
-from tests.support.stream import options
+from tests.support.stream import options, packed, take
 
 
 class Numbers(Dataset):
@@ -36,11 +33,6 @@ class Numbers(Dataset):
         if index in self.bad:
             raise ValueError("torn")
         return {"index": index, "drawn": torch.rand(()).item()}
-
-
-def batches_of(opt: dict[str, Any], count: int) -> list[torch.Tensor]:
-    batches = TrainStream(opt).batches(0)
-    return [next(batches)["gt"] for _ in range(count)]
 
 
 @pytest.fixture
@@ -71,7 +63,7 @@ def test_a_set_with_only_bad_samples_is_an_error() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stop_names_the_file_without_a_traceback(spoilt: Path, workers: int) -> None:
     with pytest.raises(UserError) as caught:
-        batches_of(options(spoilt, workers=workers), 20)
+        take(options(spoilt, workers=workers), 0, 20)
     message = str(caught.value)
     assert message.startswith("sample ")
     assert str(spoilt / "GT" / "image1.png") in message
@@ -87,7 +79,7 @@ def test_errors_of_the_prefetch_thread_are_raised(pairs: Path) -> None:
 
     def train() -> None:
         try:
-            batches_of(opt, 1)
+            take(opt, 0, 1)
         except UserError as error:
             said.append(str(error))
 
@@ -96,25 +88,6 @@ def test_errors_of_the_prefetch_thread_are_raised(pairs: Path) -> None:
     thread.join(60)
     assert len(said) == 1
     assert said[0].startswith("11 samples in a row; the first: sample ")
-
-
-def test_empty_files_are_named(pairs: Path) -> None:
-    for image in (pairs / "LRbicx4").iterdir():
-        image.write_bytes(b"")
-    with pytest.raises(UserError, match=r"^11 samples in a row; the first: sample .* does not decode$"):
-        batches_of(options(pairs), 1)
-
-
-def test_an_error_of_a_worker_is_shown_without_its_traceback() -> None:
-    def from_worker() -> Iterator[dict[str, Any]]:
-        try:
-            SeededDataset(Numbers(1, 0), 0)[0, 0, 0]
-        except UserError:
-            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
-        yield {}
-
-    with pytest.raises(UserError, match="^11 samples in a row; the first: sample 0 cannot be used: torn$"):
-        list(BadSamples("stop", 0.01, 1).watch(from_worker()))
 
 
 def test_skip_logs_the_file_and_counts_the_same_for_all_workers(spoilt: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -137,7 +110,7 @@ def test_skip_stops_above_the_share(spoilt: Path) -> None:
     opt = options(spoilt)
     opt["datasets"]["train"] |= {"on_bad_image": "skip", "max_bad_share": 0.01}
     with pytest.raises(UserError, match=r"2 samples cannot be used, more than max_bad_share: 0.01 .*image1.png"):
-        batches_of(opt, 20)
+        take(opt, 0, 20)
 
 
 def test_the_share_is_of_an_epoch_first_and_of_what_was_seen_later() -> None:
@@ -151,29 +124,12 @@ def test_the_share_is_of_an_epoch_first_and_of_what_was_seen_later() -> None:
         list(skips.watch([batch("d")]))
 
 
-def test_a_key_missing_from_the_lmdb_is_named(image_folder: Any, tmp_path: Path) -> None:
-    from dp_basicsr.data.preparation.convert import create_lmdb
-    from dp_basicsr.data.preparation.jobs import PrepJob
-
-    for name, side in (("GT", 40), ("LQ", 10)):
-        create_lmdb(image_folder(name, a=(side, side), b=(side, side)), tmp_path / f"{name}.lmdb", PrepJob(workers=1))
-        (tmp_path / f"{name}.lmdb" / "meta_info.txt").write_text("a.png (40,40,3) 1\nnot_there.png (40,40,3) 1\n")
-    opt = options(tmp_path)
-    roots = {"dataroot_gt": f"{tmp_path}/GT.lmdb", "dataroot_lq": f"{tmp_path}/LQ.lmdb"}
-    opt["datasets"]["train"] |= {"io_backend": {"type": "lmdb"}, **roots}
+def test_a_key_missing_from_the_lmdb_is_named(pairs: Path) -> None:
+    lmdbs = packed(pairs)
+    for name in ("GT", "LRbicx4"):
+        (pairs / f"{name}.lmdb/meta_info.txt").write_text("image0.png (1,1,3) 1\nnot_there.png (1,1,3) 1\n")
     with pytest.raises(UserError, match=r"sample not_there cannot be used: is not in .*GT\.lmdb"):
-        batches_of(opt, 2)
-
-
-def test_the_images_are_what_opencv_reads(pairs: Path) -> None:
-    """The faster sample path gives the same samples."""
-    opt = options(pairs)
-    opt["datasets"]["train"] |= {"use_hflip": False, "use_rot": False, "on_bad_image": "skip"}
-    batch = next(TrainStream(opt).batches(0))
-    image = cv2.imread(batch["gt_path"][0])[:, :, ::-1]
-    crop = (batch["gt"][0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    windows = np.lib.stride_tricks.sliding_window_view(image, (32, 32, 3))[:, :, 0]
-    assert (windows == crop).all(axis=(2, 3, 4)).any()
+        take(options(pairs, train=lmdbs), 0, 2)
 
 
 @pytest.mark.parametrize(

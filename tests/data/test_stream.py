@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import shutil
 import struct
@@ -10,9 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-from dp_basicsr.data.datasets import evaluation_loaders, require_training_data
-from dp_basicsr.data.preparation.convert import create_lmdb
-from dp_basicsr.data.preparation.jobs import PrepJob
+from dp_basicsr.data.datasets import evaluation_loaders, open_dataset, require_training_data
 from dp_basicsr.data.stream import RecordingPrefetcher, SeededDataset, TrainStream
 from dp_basicsr.errors import UserError
 
@@ -24,7 +23,7 @@ from basicsr.utils import get_root_logger
 
 from tests.support.fuzz import draws
 from tests.support.gpu import needs_gpus
-from tests.support.stream import evaluation_options, options, take
+from tests.support.stream import evaluation_options, options, packed, take
 
 
 def test_it_continues_where_it_was_interrupted(pairs: Path) -> None:
@@ -37,16 +36,9 @@ def test_it_continues_where_it_was_interrupted(pairs: Path) -> None:
 
 
 def test_workers_do_not_change_the_samples(pairs: Path) -> None:
-    alone, helped = (take(options(pairs, workers=workers), 1, 5) for workers in (0, 2))
-    assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
-
-
-def test_processes_share_the_samples_of_one(pairs: Path) -> None:
-    """Two processes with half the batch together see the samples of one."""
-    one = take(options(pairs, batch=2), 0, 4)
-    ranks = [take(options(pairs, batch=1, rank=rank, world_size=2, dist=True), 0, 4) for rank in (0, 1)]
-    for batch, first, second in zip(one, *ranks, strict=True):
-        assert torch.equal(batch, torch.cat([first, second]))
+    alone = take(options(pairs), 1, 5)
+    for helped in ({"workers": 2}, {"workers": 1, "train": {"prefetch_mode": "cpu"}}):
+        assert all(torch.equal(a, b) for a, b in zip(alone, take(options(pairs, **helped), 1, 5), strict=True))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
@@ -60,11 +52,6 @@ def test_batch_size_total_is_the_same_on_any_number_of_processes(processes: int,
     for batch, *parts in zip(one, *ranks, strict=True):
         together = torch.stack(parts, dim=1).flatten(0, 1)  # samples are distributed round-robin
         assert torch.equal(batch, together)
-
-
-def test_a_total_that_the_processes_cannot_share_is_refused(pairs: Path) -> None:
-    with pytest.raises(UserError, match="batch_size_total: 4 is not a multiple of the 3 processes"):
-        TrainStream(options(pairs, train={"batch_size_total": 4}, world_size=3, dist=True))
 
 
 def test_another_mini_batch_size_continues_with_the_unseen_samples(pairs: Path) -> None:
@@ -92,12 +79,6 @@ def test_starting_a_loader_draws_nothing_from_the_program_s_random_state(pairs: 
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_prefetching_in_a_thread_is_refused_without_workers(pairs: Path) -> None:
-    with pytest.raises(UserError, match="num_worker_per_gpu"):
-        TrainStream(options(pairs, train={"prefetch_mode": "cpu"}))
-    take(options(pairs, workers=1, train={"prefetch_mode": "cpu"}), 0, 1)
-
-
 def test_every_epoch_and_seed_has_its_own_crops(pairs: Path) -> None:
     epochs = take(options(pairs), 0, 8)
     assert not any(torch.equal(a, b) for a, b in zip(epochs[:4], epochs[4:], strict=True))
@@ -117,9 +98,17 @@ def test_the_program_s_random_state_is_unchanged() -> None:
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
-def test_less_than_a_batch_is_refused(pairs: Path) -> None:
-    with pytest.raises(UserError, match="8 samples.*batch of 16"):
-        TrainStream(options(pairs, batch=16))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 16}, "8 samples.*batch of 16"),
+        ({"train": {"batch_size_total": 4}, "world_size": 3, "dist": True}, "4 is not a multiple of the 3 processes"),
+        ({"train": {"prefetch_mode": "cpu"}}, "num_worker_per_gpu"),  # a thread would share the random state
+    ],
+)
+def test_what_cannot_be_loaded_is_refused(pairs: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainStream(options(pairs, **changes))
 
 
 def test_missing_folders_are_named(pairs: Path) -> None:
@@ -210,15 +199,6 @@ def test_keys_without_a_value_count_as_absent(pairs: Path, kind: str, key: str) 
     assert loader.dataset[3]["lq"].shape == (3, 40, 36)
 
 
-def test_a_blank_line_of_a_meta_info_file_is_ignored(pairs: Path) -> None:
-    listed = pairs / "meta.txt"
-    listed.write_text("image1.png (160,144,3)\n\nimage3.png (160,144,3)\n\n")
-    for kind in ("PairedImageDataset", "SingleImageDataset"):
-        opt = evaluation_options(pairs, type=kind, meta_info_file=str(listed))
-        (loader,) = evaluation_loaders(opt, "val")
-        assert len(loader.dataset) == 2  # type: ignore[arg-type]
-
-
 def test_a_meta_info_file_never_makes_a_wrong_pair(pairs: Path) -> None:
     """BasicSR drops the subfolder from the LQ's name, so two GT of the same name would share an LQ."""
     for folder in ("a", "b"):
@@ -244,23 +224,26 @@ def test_any_name_in_a_list_is_read_to_its_end(pairs: Path) -> None:
         for folder in ("GT", "LRbicx4"):
             shutil.copy(pairs / folder / "image0.png", pairs / folder / name)
         comment = rng.choice(["", " (160,144,3)", " (160, 144, 3) 1", "  "])
-        (pairs / "meta.txt").write_text(rng.choice(["", "\ufeff"]) + f"{name}{comment}\n\n", encoding="utf-8")
-        stream = TrainStream(options(pairs, train={"meta_info_file": str(pairs / "meta.txt")}))
-        (pair,) = stream.dataset.paths
+        (pairs / "meta.txt").write_text(
+            rng.choice(["", "\ufeff"]) + f"{name}{comment}{rng.choice(['', chr(13)])}\n\n", encoding="utf-8"
+        )
+        train = options(pairs, train={"meta_info_file": str(pairs / "meta.txt")})["datasets"]["train"]
+        (pair,) = open_dataset(train).paths
         assert [Path(pair[key]).name for key in ("gt_path", "lq_path")] == [name, name]
+        (path,) = open_dataset(train | {"type": "SingleImageDataset"}).paths
+        assert Path(path).name == name
 
 
 def test_several_sets_can_share_an_lmdb(pairs: Path) -> None:
-    for name in ("GT", "LRbicx4"):
-        create_lmdb(pairs / name, pairs / f"{name}.lmdb", PrepJob(workers=1))
-    lmdbs = {"dataroot_gt": f"{pairs}/GT.lmdb", "dataroot_lq": f"{pairs}/LRbicx4.lmdb", "io_backend": {"type": "lmdb"}}
+    """Training, with and without workers, and two validation sets, which are also pickled."""
+    plain, lmdbs = take(options(pairs), 0, 1)[0], packed(pairs)
     opt = evaluation_options(pairs, **lmdbs)
     opt["datasets"]["val_2"] = opt["datasets"]["val"] | {"type": "SingleImageDataset"}
     opt["datasets"]["train"] |= lmdbs
-    plain = take(options(pairs), 0, 1)[0]
     assert torch.equal(next(TrainStream(opt).batches(0))["gt"], plain)
     first, second = evaluation_loaders(opt, "val")
-    assert torch.equal(first.dataset[1]["lq"], second.dataset[1]["lq"])
+    for dataset in (second.dataset, pickle.loads(pickle.dumps(first.dataset))):
+        assert torch.equal(first.dataset[1]["lq"], dataset[1]["lq"])
     helped = opt | {"datasets": {"train": opt["datasets"]["train"] | {"num_worker_per_gpu": 1}}}
     assert torch.equal(next(TrainStream(helped).batches(0))["gt"], plain)
 
@@ -275,10 +258,7 @@ def test_a_gt_that_is_not_a_multiple_of_the_scale_is_named_with_advice(pairs: Pa
 
 def test_an_lmdb_with_damaged_inner_pages_is_refused_at_the_start(pairs: Path) -> None:
     """Whichever page is overwritten, the run is refused or continues, and the process survives."""
-    for name in ("GT", "LRbicx4"):
-        create_lmdb(pairs / name, pairs / f"{name}.lmdb", PrepJob(workers=1), "raw")
-    lmdbs = {"dataroot_gt": f"{pairs}/GT.lmdb", "dataroot_lq": f"{pairs}/LRbicx4.lmdb", "io_backend": {"type": "lmdb"}}
-    opt = options(pairs, train=lmdbs | {"type": "PairedRawDataset"})
+    opt = options(pairs, train=packed(pairs, "raw"))
     data = (pairs / "GT.lmdb/data.mdb").read_bytes()
     heads = [struct.unpack_from("<QHH", data, 4096 * page) for page in range(len(data) // 4096)]
     tree = [page for page, (number, _, flags) in enumerate(heads) if page > 1 and number == page and flags in (1, 2)]

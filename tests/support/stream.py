@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.data.preparation.convert import create_lmdb
+from dp_basicsr.data.preparation.jobs import PrepJob
+from dp_basicsr.data.preparation.records import RecordForm
 from dp_basicsr.data.stream import TrainStream
 
 import torch
@@ -39,3 +42,12 @@ def evaluation_options(pairs: Path, phase: str = "val", **changes: Any) -> dict[
     opt = options(pairs)
     opt["datasets"]["val"] = opt["datasets"]["train"] | {"phase": phase} | changes
     return opt
+
+
+def packed(pairs: Path, form: RecordForm = "png") -> dict[str, Any]:
+    """Pack the pairs into LMDBs; return the keys of a data set that read them."""
+    for name in ("GT", "LRbicx4"):
+        create_lmdb(pairs / name, pairs / f"{name}.lmdb", PrepJob(workers=1), form)
+    kind = {"png": "PairedImageDataset", "raw": "PairedRawDataset"}[form]
+    roots = {"dataroot_gt": f"{pairs}/GT.lmdb", "dataroot_lq": f"{pairs}/LRbicx4.lmdb"}
+    return {"type": kind, "io_backend": {"type": "lmdb"}, **roots}

@@ -55,18 +55,22 @@ class DatasetSource:
         return self.url.rsplit("/", 1)[-1]
 
 
-def _div2k_lr(scale: int, size: int, sha256: str) -> DatasetSource:
-    folder = f"DIV2K_train_LR_bicubic/X{scale}"
+def _div2k(archive: str, folder: str, size: int, sha256: str, arguments: str) -> DatasetSource:
     return DatasetSource(
-        url=f"{_DIV2K}/DIV2K_train_LR_bicubic_X{scale}.zip",
+        url=f"{_DIV2K}/{archive}.zip",
         folder=folder,
         target=PurePosixPath("DIV2K", folder),
         images=800,
         size=size,
         checksum=f"sha256:{sha256}",
-        next_step=("data extract", f"--scale {scale} --lr-input {{root}}/DIV2K/{folder}"),
-        by_hand="By hand: see https://data.vision.ee.ethz.ch/cvl/DIV2K/",
+        next_step=("data extract", f"{arguments} {{root}}/DIV2K/{folder}"),
+        by_hand=f"By hand: see {_DIV2K}/",
     )
+
+
+def _div2k_lr(scale: int, size: int, sha256: str) -> DatasetSource:
+    name = f"DIV2K_train_LR_bicubic_X{scale}"
+    return _div2k(name, f"DIV2K_train_LR_bicubic/X{scale}", size, sha256, f"--scale {scale} --lr-input")
 
 
 def _benchmark(name: str, images: int, revision: str, checksum: str | None = None) -> DatasetSource:
@@ -81,15 +85,12 @@ def _benchmark(name: str, images: int, revision: str, checksum: str | None = Non
 
 
 SOURCES: dict[str, DatasetSource] = {
-    "div2k": DatasetSource(
-        url=f"{_DIV2K}/DIV2K_train_HR.zip",
-        folder="DIV2K_train_HR",
-        target=PurePosixPath("DIV2K", "DIV2K_train_HR"),
-        images=800,
-        size=3_530_603_713,
-        checksum="sha256:9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335",
-        next_step=("data extract", "-i {root}/DIV2K/DIV2K_train_HR"),
-        by_hand="By hand: see https://data.vision.ee.ethz.ch/cvl/DIV2K/",
+    "div2k": _div2k(
+        "DIV2K_train_HR",
+        "DIV2K_train_HR",
+        3_530_603_713,
+        "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335",
+        "-i",
     ),
     "div2k_lr_x2": _div2k_lr(2, 925_390_592, "a53a424317575838dadce4bcd97cf7b744d6855f43740ed5f0245af3cf4bd850"),
     "div2k_lr_x3": _div2k_lr(3, 427_847_282, "ad5c8e5507e2765823d3c2c5bd0934842efcd487c5370604c224090898b3163a"),
@@ -131,7 +132,6 @@ def download_dataset(
 
     source = SOURCES[name]
     target = root / source.target
-    lines = [f"{target}: {source.images} images"]
     if target.exists():
         count = len(find_images(target))
         if count != source.images:
@@ -140,6 +140,7 @@ def download_dataset(
             )
         lines = [f"{target}: already exists, {source.images} images"]
     else:
+        lines = [f"{target}: {source.images} images"]
         url = f"{base_url.rstrip('/')}/{source.file_name}" if base_url else source.url
         try:
             archive = fetch(url, root / source.file_name, size=source.size, checksum=source.checksum)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import dp_basicsr  # noqa: F401  (makes basicsr importable)
+from dp_basicsr.data.datasets import DiskClient
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.lmdb_records import lmdb_reader
 from dp_basicsr.data.preparation.convert import create_lmdb, make_lr
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from PIL import Image
 
 from tests.support.images import ImageFolder
 
@@ -95,6 +97,22 @@ def test_make_lr_refuses_lossy_formats(image_folder: ImageFolder) -> None:
     assert "tiny.png is smaller than 4 pixels" in str(caught.value)
     with pytest.raises(UserError, match="scale of at least 2"):
         make_lr(gt, gt.parent / "LR", 1, JOB)
+
+
+@pytest.mark.parametrize("kind", ["png", "gif", "webp", "tiff"])
+def test_of_several_pictures_none_is_taken_silently(image_folder: ImageFolder, kind: str) -> None:
+    """OpenCV takes the first; a phone's JPEG with a preview (MPO) has one picture."""
+    folder = image_folder("images", one=(10, 12), another=(10, 12))
+    first, second = (Image.open(folder / f"{name}.png") for name in ("one", "another"))
+    first.save(folder / "phone.jpg", "MPO", save_all=True, append_images=[second])
+    for name, others in (("both", [second.copy()]), ("single", [])):
+        first.copy().save(folder / f"{name}.{kind}", save_all=True, append_images=others)
+    with pytest.raises(UserError, match=r"1 of 5 images(?s:.*)both\.\w+ has 2 frames or pages"):
+        create_lmdb(folder, folder.parent / "x.lmdb", JOB)
+    if kind != "png":
+        with pytest.raises(UserError, match="has 2 frames"):
+            DiskClient().get(folder / f"both.{kind}")
+    assert DiskClient().get(folder / f"single.{kind}") == (folder / f"single.{kind}").read_bytes()
 
 
 @pytest.mark.parametrize("settings", [{"compression": 10}, {"compression": -1}, {"workers": 0}])
