@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = EXPORTS[args.format]
         files = record.files(output)
         # Before the network is loaded and converted, which may take minutes.
-        refuse_existing([*files, *([args.openmodeldb] if args.openmodeldb else [])], overwrite=args.overwrite)
+        beside = [record.card(output), *([args.openmodeldb] if args.openmodeldb else [])]
+        refuse_existing([*files, *beside], overwrite=args.overwrite)
         if args.openmodeldb:
             check_format(args.format)
         from dp_basicsr.archs import load_network

@@ -77,8 +77,7 @@ def write_card(
         code=record.use.format(file=output.name),
         programs=f"{limit[0].upper()}{limit[1:]}." if limit else record.programs,
     )
-    # ncnn writes two files, whose common name has no suffix.
-    card = output.with_name((output.stem if kind == "ncnn" else output.name) + ".md")
+    card = record.card(output)
     card.write_text(page, encoding="utf-8")
     return card
 

@@ -70,6 +70,11 @@ class ExportFormat:
         base = output.with_suffix("") if output.suffix in self.suffixes else output
         return [base.with_name(base.name + suffix) for suffix in self.suffixes]
 
+    def card(self, output: Path) -> Path:
+        """Return the card's file; ncnn's two files share the name without a suffix."""
+        name = output.stem if len(self.suffixes) > 1 and output.suffix in self.suffixes else output.name
+        return output.with_name(f"{name}.md")
+
     def load(self) -> Any:
         """Return the engine's class."""
         return pkgutil.resolve_name(f"dp_basicsr.deploy.{self.target}")

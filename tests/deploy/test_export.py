@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr import inference
 from dp_basicsr.archs import load_network
@@ -211,3 +213,18 @@ def test_the_format_follows_the_name_and_anyone_may_read_the_file() -> None:
     assert Path("a.safetensors").stat().st_mode == Path("b").stat().st_mode
     with pytest.raises(SystemExit):
         export_model.main(["-m", "net.pth", "-o", "a.unknown"])
+
+
+@pytest.mark.parametrize(
+    ("output", "card"), [("x.v1.pth", "x.v1.pth.md"), ("x.v1.param", "x.v1.md"), ("x.v1", "x.v1.md")]
+)
+def test_a_card_is_replaced_only_on_request(output: str, card: str, refused: Callable[[Any, list[str]], str]) -> None:
+    """InvokeAI#8352: names with a period; x.v1.param and x.v1 have one card."""
+    network_file()
+    Path(card).write_text("mine")
+    message = refused(
+        export_model.main, ["-m", "net.pth", "-o", output, *(["--format", "pth"] if output == "x.v1" else [])]
+    )
+    assert f"already exists: {card}" in message
+    assert Path(card).read_text() == "mine"
+    assert not Path(output).exists()
