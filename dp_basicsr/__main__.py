@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     group = words[0] if words and any(key.startswith(f"{words[0]} ") for key in COMMANDS) else ""
     asked = [word for word in words[bool(group) :] if word not in ("-h", "--help")]
-    print(overview(program, group), file=sys.stderr if asked else sys.stdout)
+    with exit_on_user_error():
+        print(overview(program, group), file=sys.stderr if asked else sys.stdout)
     if asked:
         given = " ".join(words[: 1 + bool(group)])
         near = difflib.get_close_matches(given, COMMANDS, 1)

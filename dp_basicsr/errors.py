@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import io
 import os
+import select
 import sys
 import time
 import traceback
@@ -147,20 +148,37 @@ def message_for_user(error: BaseException) -> str | None:
     return None
 
 
+def _reader_is_gone() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more (``| head``)."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 @contextlib.contextmanager
 def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
     """Print user errors as one line on stderr and exit with code 2; other errors keep their traceback.
 
-    Ctrl-C prints ``interrupted`` and exits with code 130.
+    Ctrl-C prints ``interrupted`` and exits with code 130. A pipe that nobody reads ends it with 141, without a word.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be Unicode
     try:
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a reader that is gone is noticed here, not after the end
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            # What is still in the buffer would raise again at the interpreter's end.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.close(nowhere)
+            raise SystemExit(141) from None  # as a shell command killed by SIGPIPE
         message = message_for_user(error)
         if message is None:
             raise

@@ -6,12 +6,15 @@ import errno
 import importlib
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 from dp_basicsr.errors import EXTRAS, UserError, exit_on_user_error, import_optional
 
 import pytest
+
+from tests.support.programs import ROOT
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,17 @@ def test_the_limit_of_open_files_is_one_message(error: Exception, capsys: pytest
     assert said.startswith("error: too many open files: raise the limit (ulimit -n 65536)")
     assert said.count("\n") == 1
     assert "num_worker_per_gpu" in said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are others there")
+def test_a_reader_that_is_gone_ends_a_command_quietly() -> None:
+    """Backblaze/B2_Command_Line_Tool#1071: ``dp-basicsr options | head -n 1``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "dp_basicsr", "options"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 FAULTS = {
