@@ -107,6 +107,16 @@ def test_several_images_and_folders_come_back_as_a_zip(page: Page) -> None:
         assert Image.open(archive.open("in_x2.jpg")).size == (14, 18)
 
 
+def test_a_broken_first_image_is_named_and_the_others_are_taken(page: Page) -> None:
+    Path("a.png").write_bytes(write_image("b.png", 9, 7).read_bytes()[:100])
+    visit = page.visit("me")
+    page.choose(visit, [Path("a.png"), Path("b.png"), Path("b.png")])
+    assert page.status(visit).startswith("b.png: 7 x 9 pixels, the first of 2 images; a.png: the image cannot be read")
+    page.start(visit, Task("m"))
+    wait_until(lambda: visit.job and visit.job.text)
+    assert "1 of 2 images" in page.status(visit)
+
+
 def test_a_new_image_clears_the_result(page: Page) -> None:
     visit = upscale(page, [write_image("first.png", 9, 7)], Task("m"))
     page.choose(visit, [write_image("second.png", 8, 6)])
@@ -278,7 +288,9 @@ def test_a_taken_port_gives_the_next_one() -> None:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGKILL"])
 def test_no_file_outlives_the_server(name: str, tmp_path: Path) -> None:
     code = """if True:
-        import time
+        import signal, time
+        # Another test's process may have ignored it, which is inherited.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         from dp_basicsr.utils.console import data_command
         from dp_basicsr.webui import private_folder
         with data_command(), private_folder() as folder:
@@ -371,7 +383,7 @@ def address(folder: Path) -> Iterator[str]:
             assert found is not None, "the page did not start"
             yield found[1]
         finally:
-            process.send_signal(signal.SIGHUP)
+            process.terminate()
             try:
                 process.wait(timeout=60)
             except subprocess.TimeoutExpired:

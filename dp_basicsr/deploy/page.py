@@ -178,14 +178,15 @@ class Page:
         """Take images into a visit, in place of those before and of their result.
 
         Raises:
-            UserError: There is none, or the first cannot be used.
+            UserError: There is none that can be used.
         """
         self.cancel(visit)
         visit.count, visit.before, visit.text, visit.job = 0, None, "", None
         for old in visit.folder.iterdir():
             self._delete(old)
         source = visit.folder / "in"
-        for number, file in enumerate(files):
+        # Gradio gives equal files of one name the same place.
+        for number, file in enumerate(dict.fromkeys(files)):
             target = source / file.name
             if target.exists():
                 # The same name in another folder.
@@ -194,15 +195,24 @@ class Page:
             file.replace(target)
         try:
             images, left_out = find_jobs(str(source), visit.folder / "out", recursive=True)
-            picture = self._read(images[0].source)
         except UserError as error:
             raise UserError(str(error).replace(str(source), "what was chosen")) from error
+        failed: list[str] = []
+        for image in images:
+            try:
+                picture = self._read(image.source)
+                break
+            except UserError as error:
+                failed.append(f"{image.source.name}: {error}")
+        else:
+            raise UserError(failed[0] if len(failed) == 1 else shorten(failed))
         visit.before = self._show(picture, visit.folder / "before")
         visit.count = len(images)
         height, width = picture.colour.shape[:2]
-        visit.text = f"{images[0].source.name}: {width} x {height} pixels"
+        visit.text = f"{image.source.name}: {width} x {height} pixels"
         visit.text += f", the first of {len(images)} images" if len(images) > 1 else ""
         visit.text += f"; {describe_left_out(left_out)}" if left_out else ""
+        visit.text += f"; {shorten(failed)}" if failed else ""
 
     def start(self, visit: Visit, task: Task) -> None:
         """Put the work on a visit's images at the end of the queue.
