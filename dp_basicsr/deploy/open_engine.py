@@ -64,7 +64,7 @@ def open_engine(
         UserError: See ``load_network``; or an engine that was asked for by name cannot be used.
     """
     if len(paths) == 1 and alpha_interp is None and is_converted(paths[0]):
-        if engine != "auto":
+        if engine != "auto" and (engine, paths[0].suffix) != ("onnxruntime", ".onnx"):
             raise UserError(
                 f"--engine {engine}: ONNX and ncnn files run in their own engine; give the .pth or .safetensors"
             )
