@@ -12,6 +12,7 @@ from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.choices import EXPORTS
 from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.utils.atomic_io import naming
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
         raise UserError("--half: some weights are beyond the range of fp16 (65504)")
     output.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename is atomic within one file system alone.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+    with naming(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         drafts = [Path(folder) / f"draft{suffix}" for suffix in format_.suffixes]
         if format_.target:
             tolerance = HALF_TOLERANCE if half else format_.tolerance

@@ -20,6 +20,8 @@ RETRY_AFTER = 3.0
 
 PARTIAL = ".partial"  # suffix of temporary files
 LONGEST_NAME = 255  # bytes
+# In errors of torch's and safetensors' writers.
+_DISK_REFUSED = ("inline_container.cc", "iostream error", "I/O error")
 
 
 class _HashedFile:
@@ -119,6 +121,13 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+    except Exception as error:
+        if isinstance(error, UserError) or not any(sign in str(error) for sign in _DISK_REFUSED):
+            raise
+        # torch's writer raises its own also while it closes a file that the system has refused to write.
+        cause = error.__context__
+        known = (cause.errno, cause.strerror) if isinstance(cause, OSError) else (errno.EIO, "the disk refuses it")
+        raise OSError(*known, str(path)) from error
 
 
 @contextlib.contextmanager
