@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import html
+import json
 from pathlib import Path
 from typing import Any, get_args
 
 from dp_basicsr.deploy.choices import AlphaMode
 from dp_basicsr.deploy.page import LOST, STRENGTH, Page, Task, Visit, explain
+from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import QUALITY, READ_SUFFIXES
 
 # Here, because Gradio looks up the handlers' annotations among the module's names.
-import gradio as gr
+try:
+    import gradio as gr
+except ImportError:
+    gr = None  # type: ignore[assignment]
 
 POLL_SECONDS = 0.2
 ALONE = "(none)"
@@ -21,7 +26,13 @@ KEY = "(_, ...values) => [sessionStorage.visit, ...values]"
 
 
 def build(page: Page) -> Any:
-    """Build the Gradio page (``gradio.Blocks``) for ``page``."""
+    """Build the Gradio page (``gradio.Blocks``) for ``page``.
+
+    Raises:
+        UserError: Gradio is not installed.
+    """
+    if gr is None:
+        raise UserError("the web page needs Gradio: pip install 'dp_basicsr[webui]'")
 
     def resume(key: str, request: gr.Request) -> list[Any]:
         return view(page, page.visit(key, str(request.session_hash)))
@@ -87,7 +98,7 @@ def build(page: Page) -> Any:
         key, seen = gr.Textbox(visible=False), gr.Textbox(visible=False)
         timer = gr.Timer(POLL_SECONDS, active=False)
         outputs = [status, slider, download, stop, timer, seen]
-        settings = [model, other, strength, alpha, ext, quality, outscale]
+        settings: list[Any] = [model, other, strength, alpha, ext, quality, outscale]
         # Not queued: Gradio ends a page's stream of answers when none is awaited, and loses an answer that is asked for
         # before the browser has noticed. So each answer is that to a request, and a timer asks while work goes on.
         quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private", "js": KEY}
@@ -98,6 +109,11 @@ def build(page: Page) -> Any:
         stop.click(cancel, key, outputs, **quiet)
         timer.tick(poll, [key, seen], outputs, trigger_mode="once", **quiet)
         blocks.load(resume, key, outputs, **quiet)
+        # The settings of these models stay with the tab, too.
+        stored = f"sessionStorage[{json.dumps(f'settings of {names}')}]"
+        gr.on([setting.change for setting in settings], None, settings, None,
+              js=f"(...values) => {{ {stored} = JSON.stringify(values) }}")  # fmt: skip
+        blocks.load(None, settings, settings, js=f"(...values) => JSON.parse({stored} ?? JSON.stringify(values))")
         blocks.unload(leave)
     return blocks
 
