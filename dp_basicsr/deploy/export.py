@@ -61,7 +61,7 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
             tolerance = HALF_TOLERANCE if half else format_.tolerance
             difference, reason = _convert(network, kind, drafts[0], facts, half)
             # Not `>`, which is false for NaN, too.
-            if kind == "onnx" and not difference <= tolerance:
+            if kind == "onnx" and not difference <= tolerance and (reason or math.isfinite(difference)):
                 # The exporter takes the number of a network's windows for a constant. Upscaling cuts and pads tiles for
                 # a file of one size.
                 side = max(network.size.fit(FIXED_SIDE, FIXED_SIDE))
@@ -72,6 +72,8 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
         if not difference <= tolerance:
             wrong = f"cannot be run ({reason})" if reason else f"differs from the network by {difference:.1e}"
             instead = "; export it as .safetensors" if format_.target else ""
+            if half and not math.isfinite(difference) and not reason:
+                instead = "; inside it, values exceed the range of fp16 (65504): export it without --half"
             raise UserError(f"the exported {kind} {wrong}; nothing was written{instead}")
         for draft, file in zip(drafts, format_.files(output), strict=True):
             draft.replace(file)
@@ -142,7 +144,7 @@ def _convert(network: OpenedNetwork, kind: str, path: Path, facts: dict[str, str
     except Exception as error:  # of the exporter
         return math.inf, first_line(error)
     generator = torch.Generator().manual_seed(0)
-    multiple, worst = network.size.multiple, 0.0
+    multiple, worst = network.size.multiple, torch.zeros(())
     try:
         runner = engine(None, path=path)
         for batch, height, width in ((1, 1, 1), (2, 1, 1)) if network.size.maximum else CHECK_SIZES:
@@ -153,7 +155,8 @@ def _convert(network: OpenedNetwork, kind: str, path: Path, facts: dict[str, str
             result = torch.from_numpy(runner.run(image.numpy()))
             if result.shape != expected.shape:
                 return math.inf, f"{tuple(result.shape)} instead of {tuple(expected.shape)}"
-            worst = max(worst, float((expected - result).abs().max() / expected.abs().max()))
+            # torch's maximum keeps a NaN, Python's does not.
+            worst = torch.maximum(worst, (expected - result).abs().max() / expected.abs().max())
     except Exception as error:  # of the runtime
         return math.inf, first_line(error)
-    return worst, ""
+    return float(worst), ""

@@ -363,13 +363,13 @@ def with_random_weights(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "vgg_weights": "random", "resnet_weights": "random", "extra_terms": entries}
 
 
-def imagenet_networks(options: Mapping[str, Any]) -> list[str]:
-    """Return the networks (torchvision's or timm's names) whose ImageNet weights a DPLoss loads."""
+def feature_networks(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the networks (torchvision's or timm's names) of a DPLoss, each with its ``weights``."""
     networks = []
     for term in dp_loss_terms(options):
         network = lpips_backbone(term.get("net", "alex")) if term.get("type") == "LPIPSLoss" else term.get("network")
-        if network is not None and term.get("weights", "imagenet") == "imagenet":
-            networks.append(network)
+        if network is not None:
+            networks.append((network, term.get("weights", "imagenet")))
     return networks
 
 

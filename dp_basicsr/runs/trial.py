@@ -7,17 +7,16 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dp_basicsr.archs.any_network_arch import TIMM
-from dp_basicsr.archs.pretrained import PRETRAINED_DIR, weights_url
+from dp_basicsr.archs.pretrained import PRETRAINED_DIR, read_state_dict, weights_url
 from dp_basicsr.checkpoint.resume import require_networks
 from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
 from dp_basicsr.errors import UserError, first_line, message_for_user
-from dp_basicsr.losses.dual_perceptual_loss import imagenet_networks, with_random_weights
+from dp_basicsr.losses.dual_perceptual_loss import feature_networks, with_random_weights
 from dp_basicsr.metrics import refuse_small_images
 from dp_basicsr.options.metrics import needs_network
 from dp_basicsr.options.run import RunOptions
@@ -64,7 +63,8 @@ def check(run: RunOptions) -> None:
     finally:
         logger.setLevel(before)
     if run.rank == 0:
-        notes = [f"  note:   {note}" for note in (*downloads(run.options.training.perceptual_opt), *run.notes)]
+        weights = try_weights(run.options.training.perceptual_opt, missing)
+        notes = [f"  note:   {note}" for note in (*weights, *run.notes)]
         print("\n".join([summary(run, batch, source, loaded, seconds, losses), *notes]), flush=True)
     # After the summary, whose losses show which term is not finite.
     broken = [name for name, value in losses.items() if not math.isfinite(value)]
@@ -219,11 +219,22 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def downloads(loss: Entry | None) -> Iterator[str]:
-    """Name the ImageNet weights of a DPLoss that the run would download at its start."""
+def try_weights(loss: Entry | None, missing: list[str]) -> list[str]:
+    """Return a note for each feature network of a DPLoss that the run would download.
+
+    Files that are there are read, because the step was tried without them; what is wrong is added to ``missing``.
+    """
+    notes = []
     folders = (PRETRAINED_DIR, Path(torch.hub.get_dir()) / "checkpoints")
-    for network in imagenet_networks(loss) if loss and loss["type"] == "DPLoss" else ():
+    for network, weights in feature_networks(loss) if loss and loss["type"] == "DPLoss" else ():
         # timm has a cache of its own, in which a download is not repeated.
         name = "" if network.startswith(TIMM) else weights_url(network).rsplit("/", 1)[1]
-        if not name or not any((folder / name).is_file() for folder in folders):
-            yield f"the ImageNet weights of {network} are missing: the run will download them first"
+        files = [folder / name for folder in folders] if weights == "imagenet" else [Path(weights).expanduser()]
+        if file := next((file for file in files if file.is_file()), None):
+            try:
+                read_state_dict(file)
+            except UserError as error:
+                missing.append(str(error))
+        elif weights == "imagenet":
+            notes.append(f"the ImageNet weights of {network} are missing: the run will download them first")
+    return notes

@@ -111,6 +111,16 @@ def test_onnx_in_half_precision_is_opened() -> None:
     assert np.abs(result - network.module(IMAGE).numpy()).max() < 3e-3
 
 
+def test_values_beyond_half_precision_are_told() -> None:
+    pytest.importorskip("onnxscript")
+    network = load("MSRResNet", 3, num_block=1)
+    for layer in (network.module.conv_first, network.module.upconv1):
+        for value in layer.parameters():
+            value.data *= 1e4
+    with pytest.raises(UserError, match=r"values exceed the range of fp16 \(65504\): export it without --half"):
+        export_network(network, "onnx", Path("out.onnx"), {}, half=True)
+
+
 def test_basicsr_loads_the_pth_strictly_and_it_holds_nothing_else() -> None:
     network = load("RRDBNetDP", 4)
     export_network(network, "pth", Path("out.pth"), describe(network, {"source": "trained.pth"}))

@@ -130,9 +130,13 @@ def test_imagenet_weights_are_not_downloaded(options: Path, capsys: pytest.Captu
     assert named == ["vgg11", "resnet18", "squeezenet1_1", "alexnet"]
     here = Path(torch.hub.get_dir(), "checkpoints", trial.weights_url("vgg11").rsplit("/", 1)[1])
     here.parent.mkdir(parents=True)
-    here.touch()
-    notes = trial.downloads({"type": "DPLoss", "vgg_type": "vgg11"})
-    assert [note.split()[4] for note in notes] == ["resnet50"]
+    torch.save({}, here)
+    damaged = Path("damaged.pth")
+    damaged.write_bytes(here.read_bytes()[:-9])
+    problems: list[str] = []
+    loss = {"type": "DPLoss", "vgg_type": "vgg11", "extra_terms": [{"network": "alexnet", "weights": str(damaged)}]}
+    assert [note.split()[4] for note in trial.try_weights(loss, problems)] == ["resnet50"]
+    assert [problem.partition(":")[0] for problem in problems] == ["state_dict damaged.pth cannot be read"]
 
 
 @pytest.mark.parametrize(
