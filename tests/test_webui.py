@@ -558,6 +558,18 @@ def test_a_lost_connection_loses_nothing(address: str, browser: Any, folder: Pat
     assert Image.open(download(browser, folder, f"{name}_x4.png")).size == (1200, 1200)
 
 
+def test_a_program_sends_an_image_and_gets_the_result(address: str, folder: Path) -> None:
+    client_of_gradio = pytest.importorskip("gradio_client")
+    client = client_of_gradio.Client(address, verbose=False, download_files=str(folder / "client"))
+    image = client_of_gradio.handle_file(str(write_image("sent.png", 20, 30)))
+    text, result = client.predict(image, "model.pth", "(none)", 0.8, "model", api_name="/handle")
+    assert "120 x 80 pixels" in text
+    assert Image.open(result["value"] if isinstance(result, dict) else result).size == (120, 80)
+    Path("bad.png").write_text("no image")
+    text, _ = client.predict(client_of_gradio.handle_file("bad.png"), api_name="/handle")
+    assert "is not an image" in text
+
+
 def test_uploads_and_results_go_when_the_visitor_leaves(address: str, folder: Path, browser: Any) -> None:
     browser.get(address)
     upload(browser, write_image("mine.png", 21, 31))

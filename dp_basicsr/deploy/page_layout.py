@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -57,6 +58,21 @@ def build(page: Page) -> Any:
             visit.text, visit.job = explain(error), None
         return view(page, visit)
 
+    def handle(
+        image: str, model: str, other: str, strength: float, alpha: AlphaMode, ext: str, quality: float,
+        outscale: float, request: gr.Request,
+    ) -> tuple[str, Path | None]:  # fmt: skip
+        # A program has no tab: its call is a visit, which ends with the answer.
+        key = str(request.session_hash)
+        choose(key, [image], request)
+        visit = page.visit(key)
+        if visit.count:
+            start(key, False, model, other, strength, alpha, ext, quality, outscale, request)
+        while visit.job and visit.job.is_active:
+            time.sleep(POLL_SECONDS)
+        page.leave(key, LOST)
+        return page.status(visit), visit.job.result if visit.job else None
+
     def cancel(key: str) -> list[Any]:
         page.cancel(page.visit(key))
         return view(page, page.visit(key))
@@ -106,6 +122,9 @@ def build(page: Page) -> Any:
             button.click(start, [key, gr.State(button is trial), *settings], outputs, **quiet)
         for upload in (files, folder):
             upload.upload(choose, [key, upload], outputs, **quiet)
+        image, program = gr.File(visible=False), gr.Button(visible=False)
+        # Queued, as an answer takes as long as the work; a page does not ask for it.
+        program.click(handle, [image, *settings], [status, download], api_name="handle", concurrency_limit=None)
         stop.click(cancel, key, outputs, **quiet)
         timer.tick(poll, [key, seen], outputs, trigger_mode="once", **quiet)
         blocks.load(resume, key, outputs, **quiet)
