@@ -64,6 +64,7 @@ class Metadata:
         order: Of the bytes in ``tags``, "<" or ">".
         is_turned: The file was not upright.
         dropped: Names of what was not read.
+        is_lossless_webp: As a WebP it is expected to stay so.
     """
 
     size: tuple[int, int] = (1, 1)
@@ -78,6 +79,7 @@ class Metadata:
     order: Literal["<", ">"] = "<"
     is_turned: bool = False
     dropped: tuple[str, ...] = ()
+    is_lossless_webp: bool = False
 
 
 def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, is_turned: bool) -> Metadata:
@@ -98,6 +100,8 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, is_turne
         # JFIF's unit 0 gives the shape of pixels, no density.
         info.get("dpi") if info.get("jfif_unit", 1) else None,
         comment, iptc, tuple(info.get("chunks", ())), is_turned=is_turned, dropped=tuple(dropped),
+        # The name of the chunk that has the pixels.
+        is_lossless_webp=image.format == "WEBP" and re.findall(rb"VP8[L ]", data)[:1] == [b"VP8L"],
     )  # fmt: skip
 
 

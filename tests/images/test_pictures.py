@@ -352,3 +352,14 @@ def test_a_failed_write_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -
 def test_too_large_for_the_format() -> None:
     with pytest.raises(BadImageError, match="would become 16400 x 1, and WEBP ends at 16383 pixels: give --ext png"):
         encode_picture(Picture(np.zeros((1, 16400, 3), np.uint8)), ".webp")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_named"), [("lossless", 95, True), ("lossless", 100, False), ("lossy", 95, False)]
+)
+def test_a_lossless_webp_does_not_lose_in_silence(before: str, after: int, is_named: bool) -> None:
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save("a.webp", lossless=before == "lossless")
+    said: list[str] = []
+    write_picture(read_picture(Path("a.webp")), Path("b.webp"), after, said.append)
+    assert bool(said) == is_named
+    assert said == ["dropped: lossless coding, which --quality 100 keeps"] * is_named
