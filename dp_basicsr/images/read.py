@@ -177,7 +177,9 @@ def _decode_16_bit_tiff(page: TiffPage, data: bytes) -> Pixels:
         or page.planarconfig != 1
         or page.samplesperpixel not in (1, 3, 4)
     ):
-        raise BadImageError("is a 16-bit TIFF that is neither gray nor RGB, or compressed: save it uncompressed as RGB")
+        raise BadImageError(
+            "is a 16-bit TIFF that is no plain gray or RGB: convert it first, to RGB without compression"
+        )
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.dtype != np.uint16:
         raise BadImageError("is a 16-bit image that OpenCV cannot decode")
