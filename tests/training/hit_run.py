@@ -8,6 +8,7 @@ What happens to a run happens at an event of its own, so that it is always hit:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -120,5 +121,9 @@ def train_and_be_hit(order: Order, environment: dict[str, str]) -> NoReturn:
 
 def gloo_threads() -> list[str]:
     """Threads of process groups that still exist: they can abort Python's exit."""
-    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    names = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        # A thread may end while it is looked at.
+        with contextlib.suppress(OSError):
+            names.append(path.read_text())
     return [name for name in names if "pt_gloo" in name]
