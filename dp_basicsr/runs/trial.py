@@ -62,8 +62,9 @@ def check(run: RunOptions) -> None:
         raise UserError("\n".join([*missing, str(error)])) from error
     finally:
         logger.setLevel(before)
+    # In every process, so that all of them end alike.
+    weights = try_weights(run.options.training.perceptual_opt, missing)
     if run.rank == 0:
-        weights = try_weights(run.options.training.perceptual_opt, missing)
         notes = [f"  note:   {note}" for note in (*weights, *run.notes)]
         print("\n".join([summary(run, batch, source, loaded, seconds, losses), *notes]), flush=True)
     # After the summary, whose losses show which term is not finite.
