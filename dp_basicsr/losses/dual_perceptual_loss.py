@@ -172,10 +172,11 @@ class DualPerceptualLoss(nn.Module):
         return self.loss_weight * weighted_total(values[0], values[1:], weights)
 
     def backward(self, x: Tensor, gt: Tensor, scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> Tensor:
-        """Add the gradient of ``scale(forward(x, gt))`` to ``x.grad``, with the memory of one term at a time.
+        """Run backward from ``scale(forward(x, gt))``, with the memory of one term at a time.
 
         Args:
-            x: Super-resolved images as in ``forward``, a leaf that requires a gradient.
+            x: Super-resolved images as in ``forward``: a network's output, whose weights then collect the gradient, or
+                a leaf, which has it in ``x.grad``.
             gt: Originals as in ``forward``.
             scale: Linear; applied before the gradient is taken (a share of the mini-batch, fp16's scale).
 
@@ -183,7 +184,7 @@ class DualPerceptualLoss(nn.Module):
             ``forward(x, gt)``, without a graph.
         """
         value, gradient = (parts["percep"] for parts in self.gradients(x, gt, scale))
-        x.grad = gradient if x.grad is None else x.grad + gradient
+        x.backward(gradient)
         return value
 
     def gradients(

@@ -361,3 +361,13 @@ class TestModule:
         assert asked == []
         loss(*pair)
         assert len(asked) == 1
+
+
+def test_backward_reaches_the_network_behind_the_images() -> None:
+    x, gt = images()
+    net, loss = nn.Conv2d(3, 3, 1).to(x), small_loss()
+    value, _ = loss(net(x.detach()), gt)
+    expected = torch.autograd.grad(value, list(net.parameters()))
+    loss.backward(net(x.detach()), gt)
+    for parameter, gradient in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-14)
