@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import mimetypes
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from typing import Any
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import FORMATS, READ_SUFFIXES
+
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ def find_jobs(
     # Not Path's own expanduser, which raises an error where there is no home folder.
     path, output = (Path(os.path.expanduser(name)) for name in (source, output))
     left_out: list[Path] = []
+    if names_another_picture(output):
+        text = f"expected a folder, or for one image a file that ends in {', '.join(FORMATS)}"
+        raise UserError(f"--output {output}: {text}")
     if path.is_file():
         jobs = [
             UpscaleJob(path, output if output.suffix.lower() in FORMATS else output / _rename(path, suffix, ext).name)
@@ -79,6 +85,16 @@ def find_all_jobs(sources: Sequence[str], output: Path, **how: Any) -> tuple[lis
     jobs = list(dict.fromkeys(job for jobs, _ in every for job in jobs))
     _refuse_collisions(jobs, how.get("ext", "auto"))
     return jobs, sorted({path for _, left_out in every for path in left_out})
+
+
+def names_another_picture(output: Path) -> bool:
+    """Whether ``output``, which would become a folder, is the name of a picture of a format that is not written."""
+    suffix = output.suffix.lower()
+    if not suffix or suffix in FORMATS or output.is_dir():
+        return False
+    Image.init()
+    kind = mimetypes.guess_type(f"picture{suffix}")[0] or ""
+    return kind.startswith("image/") or suffix in (*Image.registered_extensions(), ".jxl", ".exr", ".dng")
 
 
 def describe_left_out(paths: Sequence[Path]) -> str:
