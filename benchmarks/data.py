@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
-from dp_basicsr.data.preparation.subimages import Window, subimage_key, window_corners
+from dp_basicsr.data.preparation.extract import Window, subimage_key
 from dp_basicsr.data.seeded import SeededDataset
 from dp_basicsr.data.sources import find_sources
 
@@ -66,7 +66,7 @@ def basicsr_steps(hr: Path, window: Window, output: Path) -> None:
         (output / name).mkdir(parents=True)
     for path in sorted(hr.iterdir()):
         image = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
-        for index, (y, x) in enumerate(window_corners(image.shape, window)):
+        for index, (y, x) in enumerate(window.corners(image.shape)):
             tile = np.ascontiguousarray(image[y : y + window.crop, x : x + window.crop])
             name = f"{subimage_key(path.stem, index)}.png"
             cv2.imwrite(str(output / HR / name), tile, [cv2.IMWRITE_PNG_COMPRESSION, 3])

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from dp_basicsr.data.preparation.subimages import Window
+from dp_basicsr.data.preparation.extract import Window
 from dp_basicsr.errors import EXIT_RETRY
 
 import numpy as np

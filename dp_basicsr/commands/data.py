@@ -82,8 +82,7 @@ def extract(argv: Sequence[str] | None = None) -> int:
         help="record format: png for BasicSR, raw for PairedRawDataset")  # fmt: skip
     args = _parse_job(parser, argv)
     with data_command():
-        from dp_basicsr.data.preparation.extract import Extraction, extract_subimages
-        from dp_basicsr.data.preparation.subimages import Window
+        from dp_basicsr.data.preparation.extract import Extraction, Window, extract_subimages
 
         window = Window(args.crop_size, args.step, args.thresh_size)
         scales, lr = tuple(args.scale), tuple(args.lr_input)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
@@ -23,17 +22,6 @@ QUALITY = 95  # of JPEG and WebP
 
 class BadImageError(UserError):
     """One image file cannot be used; the message gives the reason, the caller adds the file."""
-
-
-@dataclass(frozen=True)
-class BadImage:
-    """An image file that cannot be used, and the reason."""
-
-    path: Path
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.reason}"
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -9,8 +9,7 @@ import io
 from pathlib import Path
 
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info, refuse_damaged
-from dp_basicsr.data.preparation.records import RecordForm, make_record
-from dp_basicsr.data.preparation.writers import LmdbWriter
+from dp_basicsr.data.preparation.writers import LmdbWriter, RecordForm, make_record
 from dp_basicsr.data.sources import find_sources
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import BadImageError

@@ -11,11 +11,9 @@ from typing import Any
 from dp_basicsr import train
 from dp_basicsr.data.lmdb_records import from_planes, lmdb_reader, read_meta_info, to_planes
 from dp_basicsr.data.preparation.convert import create_lmdb
-from dp_basicsr.data.preparation.extract import Extraction, extract_subimages
+from dp_basicsr.data.preparation.extract import Extraction, Window, extract_subimages
 from dp_basicsr.data.preparation.jobs import PrepJob
-from dp_basicsr.data.preparation.records import Record, RecordForm, make_record
-from dp_basicsr.data.preparation.subimages import Window
-from dp_basicsr.data.preparation.writers import LmdbWriter
+from dp_basicsr.data.preparation.writers import LmdbWriter, Record, RecordForm, make_record
 from dp_basicsr.data.seeded import SeededDataset
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.errors import UserError

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.datasets import evaluation_loaders
-from dp_basicsr.data.preparation.records import make_record
-from dp_basicsr.data.preparation.writers import LmdbWriter
+from dp_basicsr.data.preparation.writers import LmdbWriter, make_record
 from dp_basicsr.errors import UserError
 from dp_basicsr.metrics import refuse_small_images
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dp_basicsr.data.preparation.convert import create_lmdb
 from dp_basicsr.data.preparation.jobs import PrepJob
-from dp_basicsr.data.preparation.records import RecordForm
+from dp_basicsr.data.preparation.writers import RecordForm
 from dp_basicsr.data.stream import TrainStream
 
 import torch

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
 from dp_basicsr.data.sources import ImageSource, find_sources, listed_names
@@ -70,8 +70,7 @@ class Checked:
         return f"{self.pairs:,} pairs: {counts}"
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One pair to read."""
 
     gt: ImageSource
@@ -81,13 +80,8 @@ class Pair:
         return str(self.gt)
 
 
-@dataclass(frozen=True)
-class ReadPair:
-    """The problems of one pair; if both images were read, a digest of their pixels, and thumbnails if they fit."""
-
-    problems: list[BadData]
-    digest: bytes | None = None
-    thumbnails: NDArray[np.float32] | None = None
+# Of a pair: its problems; if both images were read, a digest of their pixels; if they fit, their thumbnails.
+ReadPair = tuple[list[BadData], bytes | None, NDArray[np.float32] | None]
 
 
 def paired_sets(opt: dict[str, Any]) -> Iterator[tuple[str, PairedSet]]:
@@ -134,14 +128,14 @@ def check_set(what: PairedSet, workers: int | None = None) -> Checked:
     read = partial(read_pair, scale=what.scale, gt_size=what.gt_size)
     # Closed here: after an error, the traceback would keep the generator and its workers alive.
     with closing(ordered_map(read, tasks, workers or available_cpus())) as results:
-        for task, pair in zip(tasks, tqdm(results, total=len(tasks), unit="pair", disable=None), strict=True):
-            name = str(task)
+        for task, result in zip(tasks, tqdm(results, total=len(tasks), unit="pair", disable=None), strict=True):
+            name, (problems, digest, thumbnails) = str(task), result
             checked.pairs += 1
-            checked.problems += pair.problems
-            if pair.digest is not None and first.setdefault(pair.digest, name) != name:
-                checked.problems.append(BadData("duplicate", name, f"has the same pixels as {first[pair.digest]}"))
-            if pair.thumbnails is not None:
-                shown.append((name, pair.thumbnails))
+            checked.problems += problems
+            if digest is not None and first.setdefault(digest, name) != name:
+                checked.problems.append(BadData("duplicate", name, f"has the same pixels as {first[digest]}"))
+            if thumbnails is not None:
+                shown.append((name, thumbnails))
     checked.problems += _other_pictures(shown)
     return checked
 
@@ -150,41 +144,39 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
     """Read both images of a pair and compare their sizes and what they show."""
     name, problems = str(pair), list[BadData]()
     images: list[NDArray[np.uint8]] = []
-    for source in (pair.gt, pair.lq):
+    for source in pair:
         try:
             images.append(source.read(gray=gt_size is None))
         except BadImageError as error:
             problems.append(BadData("unreadable", str(source), str(error)))
     if len(images) < 2:
-        return ReadPair(problems)
-    digest = hashlib.blake2b(digest_size=16)
-    for image in images:
-        # With the shape, because images of other sides can have the same bytes.
-        digest.update(repr(image.shape).encode() + image.tobytes())
-    turned = " and ".join(str(source) for source in (pair.gt, pair.lq) if source.is_turned())
+        return problems, None, None
+    # With the shape, because images of other sides can have the same bytes.
+    content = b"".join(repr(image.shape).encode() + image.tobytes() for image in images)
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    turned = " and ".join(str(source) for source in pair if source.is_turned())
     (height, width), (lq_height, lq_width) = (image.shape[:2] for image in images)
     # For tests, BasicSR crops a GT that is not a multiple of the scale.
     rest = scale - 1 if gt_size is None else 0
-    sizes = f"is {width} x {height}, its LQ {lq_width} x {lq_height}"
+    fault = ""
     if not (0 <= height - scale * lq_height <= rest and 0 <= width - scale * lq_width <= rest):
-        sizes += f": not {scale} times as large"
+        fault = f"not {scale} times as large"
     elif gt_size is not None and min(height, width) < gt_size:
-        sizes += f": smaller than gt_size {gt_size}"
-    else:
-        thumbnails = np.stack([_thumbnail(image) for image in images])
-        way = _way_up(*thumbnails)
-        if not way:
-            return ReadPair(problems, digest.digest(), thumbnails)
-        by_exif = f"{turned} is rotated by its EXIF orientation, but the other image is not"
-        return ReadPair([BadData("orientation", name, by_exif if turned else f"its LQ is {way}")], digest.digest())
-    hint = f"; the EXIF orientation of {turned} is applied" if turned else ""
-    return ReadPair([BadData("size", name, sizes + hint)], digest.digest())
-
-
-def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return 16 x 16 gray values: noise and compression of a degraded LQ average out, what it shows does not."""
-    gray = image if image.ndim == 2 else image.mean(axis=2)
-    return np.asarray(cv2.resize(gray.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA), np.float32)
+        fault = f"smaller than gt_size {gt_size}"
+    if fault:
+        hint = f"; the EXIF orientation of {turned} is applied" if turned else ""
+        text = f"is {width} x {height}, its LQ {lq_width} x {lq_height}: {fault}{hint}"
+        return [BadData("size", name, text)], digest, None
+    # 16 x 16 gray values: noise and compression of a degraded LQ average out, what it shows does not.
+    gray = [image if image.ndim == 2 else image.mean(axis=2) for image in images]
+    thumbnails = np.stack(
+        [cv2.resize(image.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA) for image in gray]
+    )
+    way = _way_up(*thumbnails)
+    if not way:
+        return [], digest, thumbnails
+    by_exif = f"{turned} is rotated by its EXIF orientation, but the other image is not"
+    return [BadData("orientation", name, by_exif if turned else f"its LQ is {way}")], digest, None
 
 
 def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, process_images
-from dp_basicsr.data.preparation.records import Record, RecordForm, check_keys, make_record
-from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter
+from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter, Record, RecordForm, check_keys, make_record
 from dp_basicsr.data.sources import ImageSource, find_sources
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import LOSSLESS_SUFFIXES, BadImage, BadImageError, find_images, left_out
+from dp_basicsr.images.files import LOSSLESS_SUFFIXES, BadImageError, find_images, left_out
 from dp_basicsr.images.strict import encode, read_image
 from dp_basicsr.utils.staging import refuse_input
 
@@ -35,6 +34,11 @@ def create_lmdb(root: Path, output: Path, job: PrepJob, form: RecordForm = "png"
     return process_images(images, pack, {output: LmdbWriter}, job, "" if root.suffix == ".lmdb" else left_out(root))
 
 
+def pack_image(source: ImageSource, form: RecordForm, compression: int) -> list[list[Record]]:
+    """Decode one image and convert it to a record."""
+    return [[make_record(form, source.key, source.read(gray=True), compression)]]
+
+
 def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
     """Write the LR image of every image in ``folder`` under the same name into the folder ``output``.
 
@@ -53,24 +57,13 @@ def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
     return process_images(images, partial(shrink_file, scale=scale), {output: FolderWriter}, job, left_out(folder))
 
 
-def pack_image(source: ImageSource, form: RecordForm, compression: int) -> list[list[Record]] | BadImage:
-    """Decode one image and convert it to a record."""
-    try:
-        return [[make_record(form, source.key, source.read(gray=True), compression)]]
-    except BadImageError as error:
-        return BadImage(source.location, str(error))
-
-
-def shrink_file(path: Path, scale: int) -> list[list[Record]] | BadImage:
+def shrink_file(path: Path, scale: int) -> list[list[Record]]:
     """Downsample one image; return the record of the LR file."""
-    try:
-        image = read_image(path, gray=True)
-        if min(image.shape[:2]) < scale:
-            raise BadImageError(f"is smaller than {scale} pixels")
-        # The LR must have the HR's full name, by which BasicSR pairs, so its format is given.
-        if path.suffix.lower() not in LOSSLESS_SUFFIXES:
-            raise BadImageError(f"would have a lossy LR of the same name: convert it to {LOSSLESS_SUFFIXES[0]} first")
-        lr = downsample(image, scale)
-        return [[Record(path.stem, encode(lr, path.suffix.lower()), (*lr.shape, 1)[:3], suffix=path.suffix)]]
-    except BadImageError as error:
-        return BadImage(path, str(error))
+    image = read_image(path, gray=True)
+    if min(image.shape[:2]) < scale:
+        raise BadImageError(f"is smaller than {scale} pixels")
+    # The LR must have the HR's full name, by which BasicSR pairs, so its format is given.
+    if path.suffix.lower() not in LOSSLESS_SUFFIXES:
+        raise BadImageError(f"would have a lossy LR of the same name: convert it to {LOSSLESS_SUFFIXES[0]} first")
+    lr = downsample(image, scale)
+    return [[Record(path.stem, encode(lr, path.suffix.lower()), (*lr.shape, 1)[:3], suffix=path.suffix)]]

@@ -1,4 +1,9 @@
-"""Extract the training data from HR images: sub-images and their LR, as LMDBs or PNG folders."""
+"""Extract the training data from HR images: overlapping sub-images and their LR, as LMDBs or PNG folders.
+
+The rule is BasicSR's (``scripts/data_preparation/extract_subimages.py``): one window every ``step`` pixels from the top
+left corner, and one more flush with the far border if more than ``thresh`` pixels would be left over. On DIV2K's 800
+images, 480 pixels every 240 make the 32,592 sub-images of the paper.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +15,44 @@ from typing import Literal
 
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, process_images
-from dp_basicsr.data.preparation.records import Record, RecordForm, check_keys, make_record
-from dp_basicsr.data.preparation.subimages import Window, subimage_key, window_corners
-from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter
+from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter, Record, RecordForm, check_keys, make_record
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import IMAGE_SUFFIXES, BadImage, BadImageError, find_images, left_out
+from dp_basicsr.images.files import IMAGE_SUFFIXES, BadImageError, find_images, left_out
 from dp_basicsr.images.strict import read_image, size_text
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.staging import refuse_existing, refuse_input
-
-import numpy as np
-from numpy.typing import NDArray
 
 OutputForm = Literal["lmdb", "png", "both"]
 
 DIV2K_HR = Path("datasets/DIV2K/DIV2K_train_HR")
 _MAX_WINDOWS = 9999  # per image, limited by the length of the keys
+
+
+@dataclass(frozen=True)
+class Window:
+    """The sliding window, in pixels of the HR image. The defaults are the paper's for DIV2K."""
+
+    crop: int = 480
+    step: int = 240
+    thresh: int = 0
+
+    def starts(self, size: int) -> list[int]:
+        """Return the window starts along one dimension of ``size`` pixels; [] if it is smaller than the window."""
+        if size < self.crop:
+            return []
+        starts = list(range(0, size - self.crop + 1, self.step))
+        if size - (starts[-1] + self.crop) > self.thresh:
+            starts.append(size - self.crop)
+        return starts
+
+    def corners(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Return the top left corners (y, x) of all windows of an ``(H, W, ...)`` image, row by row."""
+        return [(y, x) for y in self.starts(shape[0]) for x in self.starts(shape[1])]
+
+
+def subimage_key(stem: str, index: int) -> str:
+    """Return BasicSR's name of the ``index``-th sub-image, counted from 0: ``0001_s001``."""
+    return f"{stem}_s{index + 1:03d}"
 
 
 @dataclass(frozen=True)
@@ -91,10 +118,16 @@ def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
     """
     if what.hr == DIV2K_HR and not what.hr.is_dir():
         raise UserError(f"no such folder: {what.hr}; run `{advise('data download', 'div2k')}`, or give --input")
-    images, scales = find_images(what.hr), what.scales
+    images, scales, window = find_images(what.hr), what.scales, what.window
     if not scales or len(set(scales)) != len(scales) or min(scales) < 2:
         raise UserError(f"expected different scales of at least 2, got {list(scales)}")
-    what.window.check(scales)
+    if window.crop < 1 or window.step < 1 or window.thresh < 0:
+        raise UserError(f"expected crop and step of at least 1 and a threshold of at least 0, got {window}")
+    for scale in scales:
+        # Or a window would not map to whole LR pixels.
+        if window.crop % scale or window.step % scale:
+            got = f"crop {window.crop}, step {window.step}, scale {scale}"
+            raise UserError(f"expected a crop size and a step that are multiples of the scale, got {got}")
     if what.lr and len(what.lr) != len(scales):
         raise UserError(f"expected one LR folder for each scale, got {len(what.lr)} for scales {list(scales)}")
     for folder in what.lr:
@@ -119,18 +152,25 @@ def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
     return process_images(images, cut, outputs, job, left_out(what.hr))
 
 
-def cut_image(path: Path, what: Extraction, compression: int = 1) -> list[list[Record]] | BadImage:
+def cut_image(path: Path, what: Extraction, compression: int = 1) -> list[list[Record]]:
     """Decode one HR image once and make its records for each of ``what.outputs()``, in the same order and keys."""
-    crop, lr_images = what.window.crop, {}
-    try:
-        hr = read_image(path)
-        if min(hr.shape[:2]) < crop:
-            raise BadImageError(f"is {size_text(hr)}, smaller than the crop of {crop}")
-        corners = window_corners(hr.shape, what.window)
-        if what.lr:
-            lr_images = {scale: _read_lr(what.lr_image(path, scale), scale, hr, corners) for scale in what.scales}
-    except BadImageError as error:
-        return BadImage(path, str(error))
+    crop, hr = what.window.crop, read_image(path)
+    if min(hr.shape[:2]) < crop:
+        raise BadImageError(f"is {size_text(hr)}, smaller than the crop of {crop}")
+    corners = what.window.corners(hr.shape)
+    lr_images = {}
+    for scale in what.scales if what.lr else ():
+        lr_path = what.lr_image(path, scale)
+        try:
+            lr = lr_images[scale] = read_image(lr_path)
+        except BadImageError as error:
+            raise BadImageError(f"cannot be paired: its LR {lr_path} {error}") from error
+        if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
+            raise BadImageError(f"is {size_text(hr)}, expected {scale} times its LR {lr_path} of {size_text(lr)}")
+        # The last window of a row or column is flush with the border.
+        if any(y % scale or x % scale for y, x in corners):
+            text = f"has a window that does not start at a multiple of {scale}, as its LR {lr_path} requires"
+            raise BadImageError(text)
     records: dict[tuple[int, RecordForm], list[Record]] = {(scale, form): [] for _, scale, form in what.outputs()}
     for index, (y, x) in enumerate(corners):
         tiles = {1: hr[y : y + crop, x : x + crop]}
@@ -143,19 +183,6 @@ def cut_image(path: Path, what: Extraction, compression: int = 1) -> list[list[R
         for (scale, form), made in records.items():
             made.append(make_record(form, subimage_key(path.stem, index), tiles[scale], compression))
     return [records[scale, form] for _, scale, form in what.outputs()]
-
-
-def _read_lr(path: Path, scale: int, hr: NDArray[np.uint8], corners: list[tuple[int, int]]) -> NDArray[np.uint8]:
-    """Read an existing LR image and check that every window of ``hr`` maps to whole pixels of it."""
-    try:
-        lr = read_image(path)
-    except BadImageError as error:
-        raise BadImageError(f"cannot be paired: its LR {path} {error}") from error
-    if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
-        raise BadImageError(f"is {size_text(hr)}, expected {scale} times its LR {path} of {size_text(lr)}")
-    if any(y % scale or x % scale for y, x in corners):
-        raise BadImageError(f"has a window that does not start at a multiple of {scale}, as its LR {path} requires")
-    return lr
 
 
 def _named(folder: Path) -> Path:

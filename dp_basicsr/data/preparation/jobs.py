@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from dp_basicsr.data.preparation.records import Record
-from dp_basicsr.data.preparation.writers import FolderWriter
+from dp_basicsr.data.preparation.writers import FolderWriter, Record
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import BadImage
+from dp_basicsr.images.files import BadImageError
 from dp_basicsr.utils.pool import available_cpus, ordered_map
 
 from tqdm import tqdm
@@ -45,23 +45,11 @@ class PrepJob:
 
 
 @dataclass(frozen=True)
-class Written:
-    """What was committed: the folder, its number of images and their size in bytes."""
-
-    path: Path
-    images: int
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.images:,} images, {self.size / 1e6:,.1f} MB"
-
-
-@dataclass(frozen=True)
 class PrepReport:
-    """What was written, which images were skipped, and a line about files that are not images."""
+    """The committed outputs, the images that were skipped, and a line about files that are not images."""
 
-    written: list[Written]
-    skipped: list[BadImage]
+    written: list[FolderWriter]
+    skipped: list[str]
     left_out: str = ""
 
     def __str__(self) -> str:
@@ -72,7 +60,7 @@ class PrepReport:
 
 def process_images(
     items: Sequence[Item],
-    function: Callable[[Item], Sequence[Sequence[Record]] | BadImage],
+    function: Callable[[Item], Sequence[Sequence[Record]]],
     outputs: Mapping[Path, type[FolderWriter]],
     job: PrepJob,
     left_out: str = "",
@@ -81,7 +69,8 @@ def process_images(
 
     Args:
         items: The images; ``str(item)`` names one in messages.
-        function: Importable from a module, with picklable arguments. It returns an image's records for each output.
+        function: Importable from a module, with picklable arguments. It returns an image's records for each output, or
+            raises a BadImageError.
         outputs: Destinations, and how each is written.
         job: Settings.
         left_out: For the report.
@@ -90,14 +79,15 @@ def process_images(
         UserError: An output exists or cannot be written, images were bad (all of them are named; without
             ``job.skip_bad``), all images were bad, or a worker was killed.
     """
-    bad: list[BadImage] = []
+    bad: list[str] = []
+    attempt = partial(_records_or_reason, function=function)
     with ExitStack() as stack:
         # Discarded at the end of the block, which does nothing after the commit.
         writers = [stack.enter_context(kind(path, overwrite=job.overwrite)) for path, kind in outputs.items()]
         # Closed here: after an error, the traceback would keep the generator and its workers alive.
-        results = stack.enter_context(closing(ordered_map(function, items, job.workers or available_cpus())))
+        results = stack.enter_context(closing(ordered_map(attempt, items, job.workers or available_cpus())))
         for result in tqdm(results, total=len(items), unit="image", disable=None):
-            if isinstance(result, BadImage):
+            if isinstance(result, str):
                 bad.append(result)
             elif not bad or job.skip_bad:
                 for writer, records in zip(writers, result, strict=True):
@@ -113,4 +103,16 @@ def process_images(
         # All before the first commit, so that a full disk does not leave some outputs without the others.
         for writer in writers:
             writer.close()
-        return PrepReport([Written(writer.commit(), writer.images, writer.size) for writer in writers], bad, left_out)
+        for writer in writers:
+            writer.commit()
+        return PrepReport(writers, bad, left_out)
+
+
+def _records_or_reason(
+    item: Item, function: Callable[[Item], Sequence[Sequence[Record]]]
+) -> Sequence[Sequence[Record]] | str:
+    # Returned, not raised: an error of a worker would end the pool, but all bad images are to be named.
+    try:
+        return function(item)
+    except BadImageError as error:
+        return f"{item} {error}"

@@ -73,7 +73,7 @@ def test_records_that_cannot_be_converted_are_named(image_folder: ImageFolder) -
 def test_make_lr_keeps_names_and_basicsr_pairs_them(image_folder: ImageFolder) -> None:
     gt = image_folder("Set/GT", odd=(43, 50), even=(40, 48))
     cv2.imwrite(str(gt / "gray.BMP"), np.zeros((40, 44), np.uint8))
-    lr = make_lr(gt, gt.parent / "LRbicx4", 4, JOB).written[0].path
+    lr = make_lr(gt, gt.parent / "LRbicx4", 4, JOB).written[0].final
     assert sorted(path.name for path in lr.iterdir()) == ["even.png", "gray.BMP", "odd.png"]
     np.testing.assert_array_equal(read_image(lr / "odd.png"), downsample(read_image(gt / "odd.png"), 4))
     options = {"dataroot_gt": str(gt), "dataroot_lq": str(lr), "io_backend": {"type": "disk"}, "phase": "val"}

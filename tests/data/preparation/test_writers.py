@@ -6,8 +6,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from dp_basicsr.data.preparation.records import Record, check_keys, make_record
-from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter
+from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter, Record, check_keys, make_record
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.staging import StagedFolder
 
@@ -48,10 +47,11 @@ def test_lmdb_holds_the_records_and_basicsrs_meta_info(tmp_path: Path) -> None:
     )
 
 
-def test_the_map_grows_automatically(tmp_path: Path) -> None:
+def test_the_map_grows_automatically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also by more than one doubling in a single call, and without losing earlier records."""
     calls = [[record("first", 20_000)], *([record(f"{name}{index}", 100_000) for index in range(20)] for name in "kl")]
-    written(LmdbWriter(tmp_path / "a.lmdb", map_size=1 << 16), *calls)
+    monkeypatch.setattr(LmdbWriter, "map_size", 1 << 16)
+    written(LmdbWriter(tmp_path / "a.lmdb"), *calls)
     assert stored(tmp_path / "a.lmdb") == {entry.key: entry.data for call in calls for entry in call}
 
 
