@@ -22,8 +22,7 @@ from dp_basicsr.deploy.upscale_picture import resize, upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.images.files import QUALITY, BadImageError
-from dp_basicsr.images.metadata import Metadata
-from dp_basicsr.images.picture import Picture
+from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.write import encode_picture
 

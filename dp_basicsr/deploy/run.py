@@ -17,8 +17,8 @@ from dp_basicsr.deploy.upscale_picture import size_of_result, upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError, readable
 from dp_basicsr.images.files import FORMATS, BadImageError
+from dp_basicsr.images.metadata import Picture
 from dp_basicsr.images.opening import header_size
-from dp_basicsr.images.picture import Picture
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.write import refuse_unwritable, write_picture
 

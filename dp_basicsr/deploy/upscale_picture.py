@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dp_basicsr.deploy.choices import AlphaMode
-from dp_basicsr.images.picture import Picture
+from dp_basicsr.images.metadata import Picture
 from dp_basicsr.utils.tiles import OnTile, Pixels
 
 import cv2

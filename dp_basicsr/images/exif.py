@@ -19,7 +19,9 @@ _PLACES = {0x9214: "SubjectArea", 0xA214: "SubjectLocation"}  # in pixels
 _LONG, _RATIONAL = 4, 5
 
 
-def corrected(block: bytes, before: tuple[int, int], after: tuple[int, int]) -> tuple[bytes, list[str]]:
+def corrected(
+    block: bytes, before: tuple[int, int], after: tuple[int, int], is_turned: bool
+) -> tuple[bytes, list[str]]:
     """Make a block speak of the upright result, and return also the names of what was left out.
 
     Args:

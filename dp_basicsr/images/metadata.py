@@ -1,15 +1,16 @@
-"""What a file knows about its picture besides the pixels: kept, corrected for another size, or named as dropped."""
+"""A picture, and what its file knows about it: kept, corrected for another size, or named as dropped."""
 
 from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from xml.parsers.expat import ExpatError
 
 from dp_basicsr.images import exif, xmp
 from dp_basicsr.images.png import Chunk, name_of
+from dp_basicsr.utils.tiles import Pixels
 
 import numpy as np
 from PIL import Image
@@ -82,6 +83,23 @@ class Metadata:
     is_lossless_webp: bool = False
 
 
+@dataclass(frozen=True)
+class Picture:
+    """An image as a file holds it.
+
+    Attributes:
+        colour: (H, W, 3), RGB, uint8 or uint16; upright (EXIF's orientation is applied).
+        alpha: (H, W) of the same type, or None.
+        gray: The three channels are equal, and one is written.
+        metadata: What else the file knows.
+    """
+
+    colour: Pixels
+    alpha: Pixels | None = None
+    gray: bool = False
+    metadata: Metadata = field(default_factory=Metadata)
+
+
 def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, is_turned: bool) -> Metadata:
     """Return the metadata of a file other than TIFF, whose upright picture has a (width, height)."""
     info, dropped, comment, iptc = image.info, list(image.info.get("rest", ())), image.info.get("comment"), None
@@ -152,32 +170,22 @@ def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) 
     if (icc := fields["icc"]) and (icc[16:20] == b"GRAY") != (is_gray and kind != "WEBP"):
         dropped.append(f"ICC profile for {icc[16:20].decode('latin-1').strip() or 'nothing'}")
         fields["icc"] = None
-    if fields["exif"]:
-        try:
-            fields["exif"], names_of_exif = exif.corrected(fields["exif"], metadata.size, size)
-            dropped += names_of_exif
-        except (struct.error, KeyError):
-            dropped.append("damaged EXIF")
-            fields["exif"] = None
-    if fields["xmp"]:
-        try:
-            fields["xmp"], names_of_xmp = xmp.corrected(fields["xmp"], metadata.size, size, metadata.is_turned)
-            dropped += names_of_xmp
-        except (ExpatError, RecursionError):
-            dropped.append("damaged XMP")
-            fields["xmp"] = None
+    for name, corrected in (("exif", exif.corrected), ("xmp", xmp.corrected)):
+        if fields[name]:
+            try:
+                fields[name], left_out = corrected(fields[name], metadata.size, size, metadata.is_turned)
+                dropped += left_out
+            except (struct.error, KeyError, ExpatError, RecursionError):
+                dropped.append(f"damaged {_TITLES[name]}")
+                fields[name] = None
     # Pixels get smaller by what the picture grows; points in it move apart.
     across, down = (new / old for new, old in zip(size, metadata.size, strict=True))
     # For the size of a pixel, for points in the picture and on the map, and for a matrix.
     factors = ((1 / across, 1 / down, 1), (across, down, 1, 1, 1, 1), (1 / across, 1 / down, 1, 1))
-    scales = dict(zip(_GEO_TAGS, factors, strict=True))
-    fields["tags"] = tuple(_scaled(tag, scales.get(tag[0]), metadata.order + "f8") for tag in fields["tags"])
-    return replace(metadata, **fields), dropped
-
-
-def _scaled(tag: Tag, factors: tuple[float, ...] | None, dtype: str) -> Tag:
-    code, kind, count, data, once = tag
-    if factors is None or kind != _DOUBLE:
-        return tag
-    numbers = np.frombuffer(data, dtype)
-    return code, kind, count, (numbers * np.resize(factors, len(numbers))).astype(dtype).tobytes(), once
+    scales, tags, dtype = dict(zip(_GEO_TAGS, factors, strict=True)), list[Tag](), metadata.order + "f8"
+    for code, kind_of_tag, count, data, once in fields["tags"]:
+        if code in scales and kind_of_tag == _DOUBLE:
+            numbers = np.frombuffer(data, dtype)
+            data = (numbers * np.resize(scales[code], len(numbers))).astype(dtype).tobytes()
+        tags.append((code, kind_of_tag, count, data, once))
+    return replace(metadata, **fields | {"tags": tuple(tags)}), dropped

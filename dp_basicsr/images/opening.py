@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.images.files import BadImageError
-from dp_basicsr.images.png import SIGNATURE, split, translate
+from dp_basicsr.images.png import SIGNATURE, split
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,26 +66,29 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
     """Open the content of an image file with Pillow, without decoding it.
 
     Yields:
-        The image, and the file: for PNG that of the pixels alone, while Pillow's ``info`` has what other formats can
-        hold, ``chunks`` that only PNG can, and ``rest``, names of what is neither.
+        The image, and the file: for PNG that of the pixels alone, while ``info`` has the rest, see ``png.split``.
 
     Raises:
-        BadImageError: It is not an image, has more than ``max_pixels``, or, within the block, turns out to be damaged.
+        BadImageError: It is not an image, has more than ``max_pixels`` or several pictures, or, within the block, turns
+            out to be damaged.
     """
     if not data:
         raise BadImageError("is empty")
     with damage_is_refused():
         info: dict[Any, Any] = {}
         if data.startswith(SIGNATURE):
-            data, chunks, rest = split(data)
-            info, others = translate(chunks, rest)
-            info |= {"chunks": others, "rest": rest}
+            data, info = split(data)
         try:
             image = Image.open(io.BytesIO(data), formats=READ_FORMATS)
         except UnidentifiedImageError as error:
             raise BadImageError(f"is not an image of a supported type ({', '.join(READ_FORMATS)})") from error
         with image:
             refuse_size(image.width, image.height, max_pixels)
+            if image.format == "TIFF":
+                with TiffFile(io.BytesIO(data)) as file:
+                    refuse_frames(file)
+            else:
+                refuse_frames(image)
             image.info |= info
             yield image, data
 

@@ -16,28 +16,61 @@ _COPIED = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"mDCv", b"cLLi
 _IN_PIXELS = (b"oFFs", b"sCAL", b"vpAg", b"caNv")  # except these, which count in pixels
 
 
-def split(data: bytes) -> tuple[bytes, list[Chunk], list[str]]:
-    """Split a PNG file into the file of its pixels, other chunks, and descriptions of what is damaged or follows it.
+def split(data: bytes) -> tuple[bytes, dict[str, Any]]:
+    """Split a PNG file into the file of its pixels, and what it holds beside them.
 
     Decoders refuse a healthy picture for a large profile or text, so they get the pixels alone.
+
+    Returns:
+        The file, and by Pillow's names what other formats can hold too; ``chunks`` that only PNG can, and ``rest``:
+        names of what is not read.
     """
-    pixels, chunks, rest = [SIGNATURE], list[Chunk](), list[str]()
+    pixels, info = [SIGNATURE], dict[str, Any](exif=b"", chunks=[], rest=[])
     offset, name = len(SIGNATURE), b""
     while offset + 12 <= len(data) and name != b"IEND":
         (length,) = struct.unpack_from(">I", data, offset)
-        name = data[offset + 4 : offset + 8]
-        end = offset + 12 + length
+        name, end = data[offset + 4 : offset + 8], offset + 12 + length
         # The decoder also gets a chunk that the file breaks off in, and reports it.
         if name[:1].isupper() or name in _PIXELS or end > len(data):
             pixels.append(data[offset:end])
-        elif zlib.crc32(data[offset + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            rest.append(f"damaged {name.decode('latin-1')}")
         else:
-            chunks.append((name, data[offset + 8 : end - 4]))
+            try:
+                if zlib.crc32(data[offset + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+                    raise ValueError("wrong checksum")
+                _read_chunk(name, data[offset + 8 : end - 4], info)
+            except (zlib.error, struct.error, ValueError, IndexError):
+                info["rest"].append(f"damaged {name.decode('latin-1')}")
         offset = end
     if offset < len(data):
-        rest.append(f"{len(data) - offset:,} bytes after the picture")
-    return b"".join(pixels), chunks, rest
+        info["rest"].append(f"{len(data) - offset:,} bytes after the picture")
+    return b"".join(pixels), info
+
+
+def _read_chunk(name: bytes, content: bytes, info: dict[str, Any]) -> None:
+    keyword, _, value = content.partition(b"\0")
+    if name == b"iCCP":
+        info["icc_profile"] = _unpack(value[1:])
+    elif name == b"eXIf":
+        info["exif"] = content
+    # Unit 1 is the metre; without one it is the shape of pixels, no density.
+    elif name == b"pHYs" and content[8:] == b"\1":
+        info["dpi"] = tuple(count * 0.0254 for count in struct.unpack(">II", content[:8]))  # from per metre
+    elif name == b"iTXt" and keyword == b"XML:com.adobe.xmp":
+        # Behind two flags stand the language and the translated keyword.
+        text = value[2:].split(b"\0", 2)[2]
+        info["xmp"] = _unpack(text) if value[0] else text
+    elif name in (b"tEXt", b"zTXt") and keyword == b"Raw profile type exif":  # ImageMagick's
+        text = _unpack(value[1:]) if name == b"zTXt" else value
+        # ImageMagick writes an empty line, the name and the length before the digits.
+        info["exif"] = info["exif"] or bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode())
+    elif name in _COPIED or (name[3:].islower() and name not in _IN_PIXELS):
+        info["chunks"].append((name, content))
+    else:
+        info["rest"].append(name.decode("latin-1"))
+
+
+def _unpack(content: bytes) -> bytes:
+    return zlib.decompressobj().decompress(content, LONGEST)
 
 
 def join(data: bytes, chunks: list[Chunk]) -> bytes:
@@ -47,41 +80,6 @@ def join(data: bytes, chunks: list[Chunk]) -> bytes:
         for name, content in chunks
     ]
     return data[:HEADER_END] + b"".join(inserted) + data[HEADER_END:]
-
-
-def translate(chunks: list[Chunk], rest: list[str]) -> tuple[dict[str, Any], list[Chunk]]:
-    """Return what other formats can hold too, by Pillow's names, and the chunks to copy; the others go to ``rest``."""
-    info, copied = dict[str, Any](exif=b""), list[Chunk]()
-    for name, content in chunks:
-        keyword, _, value = content.partition(b"\0")
-        try:
-            if name == b"iCCP":
-                info["icc_profile"] = unpack(value[1:])
-            elif name == b"eXIf":
-                info["exif"] = content
-            # Unit 1 is the metre; without one it is the shape of pixels, no density.
-            elif name == b"pHYs" and content[8:] == b"\1":
-                info["dpi"] = tuple(count * 0.0254 for count in struct.unpack(">II", content[:8]))  # from per metre
-            elif name == b"iTXt" and keyword == b"XML:com.adobe.xmp":
-                # Behind two flags stand the language and the translated keyword.
-                text = value[2:].split(b"\0", 2)[2]
-                info["xmp"] = unpack(text) if value[0] else text
-            elif name in (b"tEXt", b"zTXt") and keyword == b"Raw profile type exif":  # ImageMagick's
-                text = unpack(value[1:]) if name == b"zTXt" else value
-                # ImageMagick writes an empty line, the name and the length before the digits.
-                info["exif"] = info["exif"] or bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode())
-            elif name in _COPIED or (name[3:].islower() and name not in _IN_PIXELS):
-                copied.append((name, content))
-            else:
-                rest.append(name.decode("latin-1"))
-        except (zlib.error, struct.error, ValueError, IndexError):
-            rest.append(f"damaged {name.decode('latin-1')}")
-    return info, copied
-
-
-def unpack(content: bytes) -> bytes:
-    """Decompress a profile or text; raises zlib.error if it is damaged."""
-    return zlib.decompressobj().decompress(content, LONGEST)
 
 
 def name_of(chunk: Chunk) -> str:

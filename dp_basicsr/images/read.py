@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dp_basicsr.images.files import BadImageError
-from dp_basicsr.images.metadata import Metadata, metadata_of, metadata_of_tiff
+from dp_basicsr.images.metadata import Metadata, Picture, metadata_of, metadata_of_tiff
 from dp_basicsr.images.opening import (
     damage_is_refused,
     opened,
@@ -22,7 +22,6 @@ from dp_basicsr.images.opening import (
     refuse_size,
     upright,
 )
-from dp_basicsr.images.picture import Picture
 from dp_basicsr.utils.tiles import Pixels
 
 import cv2
@@ -57,7 +56,6 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def _read(image: Image.Image, data: bytes) -> Picture:
-    refuse_frames(image)
     # A truncated image fails here.
     image.load()
     orientation = orientation_of(image)
@@ -66,50 +64,38 @@ def _read(image: Image.Image, data: bytes) -> Picture:
         # Bit depth and colour type of IHDR, behind signature, length, name, width and height.
         depth, kind = data[24:26]
     elif image.format == "AVIF":
-        depth = _depth_of_avif(data)
-    if depth < 8 and kind == 0 and "transparency" in image.info and image.mode == "L":
+        # The third byte of a configuration of AV1 has the flags high_bitdepth and twelve_bit; pictures may differ.
+        flags = [data[match.end() + 2] for match in re.finditer(b"av1C", data[: data.find(b"mdat")])]
+        depth = max((12 if flag & 0x20 else 10 if flag & 0x40 else 8 for flag in flags), default=8)
+    key = image.info.get("transparency")
+    if depth < 8 and kind == 0 and key is not None and image.mode == "L":
         # Pillow scales the pixels to 8 bits, but not the transparent value.
-        image.info["transparency"] *= 255 // (2**depth - 1)
-    if depth == 16:
-        array = _decode_16_bit_png(image, data)
-    elif depth <= 8 or (deep := _decode_deep_avif(image, data, depth)) is None:
-        image.info["rest"] = [*image.info.get("rest", ()), *([f"{depth} bits, read as 8"] if depth > 8 else [])]
+        image.info["transparency"] = key * (255 // (2**depth - 1))
+    try:
+        array = _decode_8_bit(image) if depth <= 8 else _decode_16_bit(data)
+    except BadImageError:
+        if image.format != "AVIF":
+            raise
+        # Not every OpenCV reads AVIF.
         array = _decode_8_bit(image)
-    else:
-        array = deep
+        image.info["rest"] = [f"{depth} bits, read as 8"]
+    if array.dtype == np.uint16 and depth < 16:
+        # The highest bits again below, so that white is 65535.
+        array = np.left_shift(array, 16 - depth) | np.right_shift(array, 2 * depth - 16)
+    if depth == 16 and array.shape[2] == 1 and key is not None:
+        # OpenCV ignores the transparent value of gray.
+        array = np.dstack([array, np.where(array == key, 0, 65535).astype(np.uint16)])
     array = upright(array, orientation)
     is_gray = kind in (0, 4) if depth == 16 else array.shape[2] < 3
     return _picture(array, is_gray, metadata_of(image, array.shape[1::-1], data, orientation != 1))
 
 
-def _decode_16_bit_png(image: Image.Image, data: bytes) -> Pixels:
-    """Decode to (H, W, 1, 3 or 4) uint16, RGB."""
-    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-    if array is None or array.dtype != np.uint16 or array.shape[:2] != (image.height, image.width):
-        raise BadImageError("is a 16-bit image that OpenCV cannot decode")
-    if array.ndim == 3:
-        return array[:, :, [2, 1, 0, 3][: array.shape[2]]]
-    if (key := image.info.get("transparency")) is None:
-        return array[:, :, None]
-    # OpenCV ignores the transparent value of gray.
-    return np.dstack([array, np.where(array == key, 0, 65535).astype(np.uint16)])
-
-
-def _depth_of_avif(data: bytes) -> int:
-    """Return the largest depth that the boxes before the pixels give: 8, 10 or 12 bits."""
-    # The third byte of a configuration of AV1 has the flags high_bitdepth and twelve_bit.
-    flags = [data[match.end() + 2] for match in re.finditer(b"av1C", data[: data.find(b"mdat")])]
-    return max((12 if flag & 0x20 else 10 if flag & 0x40 else 8 for flag in flags), default=8)
-
-
-def _decode_deep_avif(image: Image.Image, data: bytes, depth: int) -> Pixels | None:
-    """Decode to (H, W, 1, 3 or 4) uint16, gray or RGB; None if this OpenCV cannot."""
+def _decode_16_bit(data: bytes) -> Pixels:
+    """Decode with OpenCV to (H, W, 1, 3 or 4) uint16, gray or RGB."""
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is None or array.dtype != np.uint16 or array.shape[:2] != (image.height, image.width):
-        return None
-    # The highest bits again below, so that white is 65535.
-    deep: Pixels = np.left_shift(array, 16 - depth) | np.right_shift(array, 2 * depth - 16)  # type: ignore[type-var]
-    return deep[:, :, None] if deep.ndim == 2 else deep[:, :, [2, 1, 0, 3][: deep.shape[2]]]
+    if array is None or array.dtype != np.uint16:
+        raise BadImageError("is a 16-bit image that OpenCV cannot decode")
+    return array[:, :, None] if array.ndim == 2 else array[:, :, [2, 1, 0, 3][: array.shape[2]]]
 
 
 def _decode_8_bit(image: Image.Image) -> Pixels:
@@ -160,7 +146,14 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
         samples = np.moveaxis(planes, 0, 2).reshape(*planes.shape[1:3], -1)
         array, dropped = _without_extras(upright(samples, orientation), page)
     elif bits == 16:
-        array, dropped = _without_extras(_decode_16_bit_tiff(page, data), page)
+        # Of other kinds OpenCV silently makes something else.
+        is_known = page.photometric in (_BLACK_IS_ZERO, _RGB) and page.samplesperpixel in (1, 3, 4)
+        if not is_known or page.planarconfig != 1:
+            raise BadImageError(
+                "is a 16-bit TIFF that is no plain gray or RGB: convert it first, to RGB without compression"
+            )
+        # OpenCV turns it upright.
+        array, dropped = _without_extras(_decode_16_bit(data), page)
     else:
         with opened(data, max_pixels) as (image, _):
             # Pillow applies the orientation itself, and makes associated alpha straight.
@@ -168,22 +161,6 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
             array = _decode_8_bit(image)
     metadata = metadata_of_tiff(page, data, array.shape[1::-1], orientation != 1)
     return _picture(array, array.shape[2] < 3, replace(metadata, dropped=(*metadata.dropped, *dropped)))
-
-
-def _decode_16_bit_tiff(page: TiffPage, data: bytes) -> Pixels:
-    """Decode what needs libtiff to (H, W, channels), upright."""
-    if (
-        page.photometric not in (_BLACK_IS_ZERO, _RGB)
-        or page.planarconfig != 1
-        or page.samplesperpixel not in (1, 3, 4)
-    ):
-        raise BadImageError(
-            "is a 16-bit TIFF that is no plain gray or RGB: convert it first, to RGB without compression"
-        )
-    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is None or array.dtype != np.uint16:
-        raise BadImageError("is a 16-bit image that OpenCV cannot decode")
-    return array[:, :, None] if array.ndim == 2 else array[:, :, [2, 1, 0, 3][: array.shape[2]]]
 
 
 def _without_extras(samples: Pixels, page: TiffPage) -> tuple[Pixels, list[str]]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from pathlib import Path
 from typing import Any
 
 from dp_basicsr.images.files import BadImageError
-from dp_basicsr.images.opening import opened, orientation_of, read_bytes, refuse_frames
+from dp_basicsr.images.opening import opened, orientation_of, read_bytes
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tifffile import TiffFile
 
 # Per image: 16384 x 8192, 0.4 GB decoded; a few kilobytes of PNG can declare more. Loaders decode several at a time, so
 # it is less than for upscaling.
@@ -36,21 +34,38 @@ def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.
     """Decode the content of an image file; see ``read_image`` for the result.
 
     16-bit images, those with alpha, and files of several pictures are refused, because OpenCV would silently convert
-    them or take the first. A fully opaque alpha
-    channel is dropped. The EXIF orientation is applied, as OpenCV does when BasicSR reads images.
+    them or take the first. A fully opaque alpha channel is dropped. The EXIF orientation is applied, as OpenCV does
+    when BasicSR reads images.
 
     Raises:
         BadImageError: The data cannot be decoded, is truncated, has more than ``MAX_PIXELS`` (checked in the header,
             before decoding), or has several frames, an unsupported bit depth or number of channels.
     """
-    image = _without_opaque_alpha(_decode(bytes(data)))
-    channels = 1 if image.ndim == 2 else image.shape[2]
-    if image.dtype != np.uint8:
-        raise BadImageError(f"has {8 * image.dtype.itemsize} bits per channel, expected 8")
+    data = bytes(data)
+    for start, end in _END_MARKS.items():
+        if data.startswith(start) and end not in data:
+            raise BadImageError("is truncated")
+    # First, because it refuses other formats and sizes by the header, before OpenCV decodes.
+    orientation = orientation_if_single(data)
+    buffer = np.frombuffer(data, np.uint8)
+    try:
+        image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+        if image is not None and orientation != 1:
+            # OpenCV ignores it for IMREAD_UNCHANGED, and applies it in modes that drop alpha.
+            has_alpha = _without_opaque_alpha(image).shape[2:] in ((2,), (4,))
+            image = image if has_alpha else cv2.imdecode(buffer, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:  # e.g. more pixels than OpenCV allows
+        raise BadImageError(f"is refused by OpenCV ({error.err})") from error
+    if image is None:
+        raise BadImageError("is not an image that OpenCV can decode")
+    pixels = _without_opaque_alpha(image)
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if pixels.dtype != np.uint8:
+        raise BadImageError(f"has {8 * pixels.dtype.itemsize} bits per channel, expected 8")
     if channels != 3 and not (gray and channels == 1):
         kind = {1: "gray", 2: "gray with alpha", 4: "colour with alpha"}.get(channels, f"{channels} channels")
         raise BadImageError(f"is {kind}, expected {'gray or ' if gray else ''}three colour channels without alpha")
-    return image
+    return pixels
 
 
 def encode_png(image: NDArray[np.uint8], compression: int = 1) -> bytes:
@@ -68,26 +83,6 @@ def encode(image: NDArray[np.uint8], suffix: str, parameters: list[int] | None =
     return data.tobytes()
 
 
-def _decode(data: bytes) -> NDArray[np.uint8]:
-    for start, end in _END_MARKS.items():
-        if data.startswith(start) and end not in data:
-            raise BadImageError("is truncated")
-    # First, because it refuses other formats and sizes by the header, before OpenCV decodes.
-    orientation = orientation_if_single(data)
-    buffer = np.frombuffer(data, np.uint8)
-    try:
-        image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
-        if image is not None and orientation != 1:
-            # OpenCV ignores it for IMREAD_UNCHANGED, and applies it in modes that drop alpha; see decode_image.
-            alpha = _without_opaque_alpha(image).shape[2:] in ((2,), (4,))  # type: ignore[arg-type]
-            image = image if alpha else cv2.imdecode(buffer, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error as error:  # e.g. more pixels than OpenCV allows
-        raise BadImageError(f"is refused by OpenCV ({error.err})") from error
-    if image is None:
-        raise BadImageError("is not an image that OpenCV can decode")
-    return image  # type: ignore[return-value]
-
-
 def is_turned(path: Path) -> bool:
     """Return whether EXIF's orientation of a file is not upright."""
     return orientation_if_single(read_bytes(path)) != 1
@@ -103,15 +98,10 @@ def orientation_if_single(data: bytes) -> int:
         # Pillow warns about large images, and about files that are refused here.
         warnings.simplefilter("ignore")
         with opened(data, MAX_PIXELS) as (image, _):
-            if image.format == "TIFF":
-                with TiffFile(io.BytesIO(data)) as file:
-                    refuse_frames(file)
-            else:
-                refuse_frames(image)
             return orientation_of(image)
 
 
-def _without_opaque_alpha(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _without_opaque_alpha(image: NDArray[Any]) -> NDArray[Any]:
     if image.ndim == 3 and image.shape[2] in (2, 4) and (image[..., -1] == np.iinfo(image.dtype).max).all():
         return np.ascontiguousarray(image[..., :-1].squeeze(axis=2) if image.shape[2] == 2 else image[..., :-1])
     return image

@@ -11,7 +11,6 @@ _XMP, _TIFF, _EXIF, _RAW = (
     f"http://ns.adobe.com/{name}/1.0/" for name in ("xap", "tiff", "exif", "camera-raw-settings")
 )
 _REGIONS = "http://www.metadataworkinggroup.com/schemas/regions/"
-_AREA_UNIT = "http://ns.adobe.com/xmp/sType/Area#unit"
 # Namespace and name of properties: of a film, a map of gains or depths, or XMP behind the old picture; of a small
 # picture; places in units of their own.
 _LEFT_OUT = re.compile(
@@ -21,6 +20,7 @@ _LEFT_OUT = re.compile(
 )
 # Places in the picture as it was stored.
 _PLACES = re.compile(rf"{_GOOGLE}panorama/.*|{_REGIONS}Regions|{_RAW}(Crop.*|HasCrop)")
+_IN_PIXELS = re.compile(r"Area:unit(=[\"']|>)\s*pixel")
 _NUMBER = re.compile(r"^\s*\d+(\.\d+)?")
 
 
@@ -45,7 +45,9 @@ def corrected(xmp: bytes, before: tuple[int, int], after: tuple[int, int], is_tu
         for node in [*element.attributes.values(), *element.childNodes]:
             name = f"{node.namespaceURI}{node.localName}"
             is_attribute = node.nodeType == minidom.Node.ATTRIBUTE_NODE
-            if _LEFT_OUT.fullmatch(name) or (is_turned and _PLACES.fullmatch(name)) or _is_in_pixels(node, name):
+            is_wrong = _LEFT_OUT.fullmatch(name) or (is_turned and _PLACES.fullmatch(name))
+            # Regions are shares of the picture, or else pixels of the old one.
+            if is_wrong or (name == f"{_REGIONS}Regions" and _IN_PIXELS.search(node.toxml())):
                 dropped.append(f"XMP's {node.prefix}:{node.localName}")
                 (element.removeAttributeNode if is_attribute else element.removeChild)(node)
             elif is_attribute:
@@ -57,11 +59,6 @@ def corrected(xmp: bytes, before: tuple[int, int], after: tuple[int, int], is_tu
     if document.toxml() == original:
         return xmp, dropped
     return "".join(node.toxml() for node in document.childNodes).encode(), dropped
-
-
-def _is_in_pixels(node: Any, name: str) -> bool:
-    """Return whether a node is a list of regions that are not shares of the picture."""
-    return name == f"{_REGIONS}Regions" and bool(re.search(r"Area:unit(=[\"']|>)\s*pixel", node.toxml()))
 
 
 def _scaled(name: str, text: str, before: tuple[int, int], after: tuple[int, int]) -> str:

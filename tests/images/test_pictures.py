@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.images.files import FORMATS, BadImageError
-from dp_basicsr.images.metadata import Metadata
-from dp_basicsr.images.picture import Picture
+from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.png import join
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.write import encode_picture, write_picture
