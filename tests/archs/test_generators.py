@@ -24,42 +24,43 @@ GROWTH = SMALL | {"num_grow_ch": 2}
 CONVS = {"num_feat": 4, "num_conv": 2}
 
 
+# Name -> our class and BasicSR's, both of channels and scale.
+PAIRS: dict[str, tuple[Any, Any]] = {
+    "RRDBNetDP": (lambda c, x: RRDBNetDP(c, c, x, **GROWTH), lambda c, x: RRDBNet(c, c, x, **GROWTH)),
+    "folded": (lambda c, x: FoldedRRDBNet(c, x, **GROWTH), lambda c, x: RRDBNet(c, c, x, **GROWTH)),
+    "MSRResNet": (lambda c, x: MSRResNet(c, c, **SMALL, upscale=x),
+                  lambda c, x: TheirMSRResNet(c, c, **SMALL, upscale=x)),
+    "Compact": (lambda c, x: CompactDP(c, c, **CONVS, upscale=x),
+                lambda c, x: SRVGGNetCompact(c, c, **CONVS, upscale=x)),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("ours", "theirs", "channels", "starts_like_it"),
-    [
-        (lambda: RRDBNetDP(3, 3, 4, **GROWTH), lambda: RRDBNet(3, 3, 4, **GROWTH), 3, True),
-        (lambda: FoldedRRDBNet(3, 2, **GROWTH), lambda: RRDBNet(3, 3, 2, **GROWTH), 3, True),
-        (lambda: FoldedRRDBNet(1, 1, **GROWTH), lambda: RRDBNet(1, 1, 1, **GROWTH), 1, True),
-        *((lambda scale=scale: MSRResNet(3, 3, **SMALL, upscale=scale),
-           lambda scale=scale: TheirMSRResNet(3, 3, **SMALL, upscale=scale), 3, True) for scale in (2, 3, 4)),
-        *((lambda scale=scale: CompactDP(3, 3, **CONVS, upscale=scale),
-           lambda scale=scale: SRVGGNetCompact(3, 3, **CONVS, upscale=scale), 3, False) for scale in (2, 3)),
-        (lambda: CompactDP(1, 1, **CONVS), lambda: SRVGGNetCompact(1, 1, **CONVS), 1, False),
-    ],
-    ids=["x4", "x2 folded", "x1 folded", *(f"MSRResNet x{scale}" for scale in (2, 3, 4)), "Compact x2", "Compact x3",
-         "Compact gray"],
+    ("name", "channels", "scale"),
+    [("RRDBNetDP", 3, 4), ("folded", 3, 2), ("folded", 1, 1), ("MSRResNet", 3, 2), ("MSRResNet", 3, 3),
+     ("MSRResNet", 3, 4), ("Compact", 3, 2), ("Compact", 3, 3), ("Compact", 1, 4)],
 )  # fmt: skip
-def test_they_are_basicsrs(ours: Any, theirs: Any, channels: int, starts_like_it: bool) -> None:
-    torch.manual_seed(0)
-    net = ours()
-    torch.manual_seed(0)
-    reference = theirs()
+def test_they_are_basicsrs(name: str, channels: int, scale: int) -> None:
+    nets = []
+    for make in PAIRS[name]:
+        torch.manual_seed(0)
+        nets.append(make(channels, scale))
+    net, reference = nets
     state, expected = net.state_dict(), reference.state_dict()
     assert list(state) == list(expected)
-    assert all(torch.equal(state[name], expected[name]) for name in expected) == starts_like_it
+    starts_like_it = name != "Compact"
+    assert all(torch.equal(state[key], expected[key]) for key in expected) == starts_like_it
     reference.load_state_dict(state)
     image = on_device(torch.rand(2, channels, 8, 12))
     assert torch.equal(on_device(net)(image), on_device(reference)(image))
 
 
-@pytest.mark.parametrize(("scale", "convolutions"), [(2, 1), (3, 1), (4, 2)])
-def test_rrdbnet_has_the_blocks_of_its_scale(scale: int, convolutions: int) -> None:
-    net = on_device(RRDBNetDP(scale=scale, **GROWTH))
-    assert net(on_device(torch.rand(2, 3, 5, 6))).shape == (2, 3, 5 * scale, 6 * scale)
-    assert len([name for name in net.state_dict() if name.startswith("conv_up") and "weight" in name]) == convolutions
-
-
-def test_an_unsupported_scale_is_refused() -> None:
+def test_rrdbnet_has_the_blocks_of_its_scale() -> None:
+    for scale, convolutions in ((2, 1), (3, 1), (4, 2)):
+        net = on_device(RRDBNetDP(scale=scale, **GROWTH))
+        assert net(on_device(torch.rand(2, 3, 5, 6))).shape == (2, 3, 5 * scale, 6 * scale)
+        names = [name for name in net.state_dict() if name.startswith("conv_up") and "weight" in name]
+        assert len(names) == convolutions
     with pytest.raises(UserError, match=r"2, 3, 4.*5"):
         RRDBNetDP(scale=5)
 

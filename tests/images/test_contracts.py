@@ -19,6 +19,8 @@ from typing import Any
 from dp_basicsr.deploy.batch import find_all_jobs, refuse_unwritable
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import FORMATS, BadImageError, unicode_hint
+from dp_basicsr.images.metadata import Metadata
+from dp_basicsr.images.picture import Picture
 from dp_basicsr.images.png import HEADER_END, join
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.write import write_picture
@@ -28,14 +30,14 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
 from tests.support.fuzz import draws
 
 Array = np.ndarray[Any, Any]
-Expected = tuple[Array, Array | None]  # colour (H, W, 3), alpha
 SIZE = 24, 17  # width, height
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def noise(rng: random.Random, shape: tuple[int, ...], dtype: Any = np.uint8, top: int | None = None) -> Array:
@@ -43,7 +45,7 @@ def noise(rng: random.Random, shape: tuple[int, ...], dtype: Any = np.uint8, top
     return values.integers(0, np.iinfo(dtype).max + 1 if top is None else top + 1, shape, dtype)
 
 
-def tiff_of_tifffile(rng: random.Random, path: Path) -> Expected:
+def tiff_of_tifffile(rng: random.Random, path: Path) -> Picture:
     """8 or 16 bits, gray or RGB, with and without alpha, in strips, tiles or planes, upright or turned."""
     dtype = rng.choice((np.uint8, np.uint16))
     top = np.iinfo(dtype).max
@@ -78,7 +80,7 @@ def tiff_of_tifffile(rng: random.Random, path: Path) -> Expected:
     )  # fmt: skip
     shown = upright(shown, orientation)
     colour = shown[..., :1].repeat(3, 2) if colours == 1 else shown[..., :3]
-    return colour, shown[..., -1] if alpha in ("unassalpha", "assocalpha") else None
+    return Picture(colour, shown[..., -1] if alpha in ("unassalpha", "assocalpha") else None, colours == 1)
 
 
 def upright(array: Array, orientation: int) -> Array:
@@ -89,7 +91,7 @@ def upright(array: Array, orientation: int) -> Array:
     return np.rot90(array[:, ::-1] if mirrored else array, quarters)
 
 
-def png_of_chunks(rng: random.Random, path: Path) -> Expected:
+def png_of_chunks(rng: random.Random, path: Path) -> Picture:
     """Every depth and colour type of PNG, with a transparent colour or without, written by hand."""
     depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
     depth, kind = rng.choice([(depth, kind) for kind in depths for depth in depths[kind]])
@@ -113,27 +115,30 @@ def png_of_chunks(rng: random.Random, path: Path) -> Expected:
     )
     path.write_bytes(empty[:8] + empty[HEADER_END:])
     if kind == 3:
-        return palette[samples[..., 0], :3], palette[samples[..., 0], 3] if has_key else None
+        return Picture(palette[samples[..., 0], :3], palette[samples[..., 0], 3] if has_key else None)
     shown = samples if depth == 16 else (samples * (255 // min(top, 255))).astype(np.uint8)
     opaque = np.iinfo(shown.dtype).max
     alpha = shown[..., -1] if kind in (4, 6) else None
     if has_key and kind in (0, 2):
         alpha = np.where((samples == key).all(2), 0, opaque).astype(shown.dtype)
-    return (shown[..., :1].repeat(3, 2) if kind in (0, 4) else shown[..., :3]), alpha
+    return Picture(shown[..., :1].repeat(3, 2) if kind in (0, 4) else shown[..., :3], alpha, kind in (0, 4))
 
 
-def file_of_pillow(rng: random.Random, path: Path) -> Expected:
+def file_of_pillow(rng: random.Random, path: Path) -> Picture:
     """The formats, modes and compressions that Pillow writes, read again by Pillow."""
     kind, mode = rng.choice([
         *(("TIFF", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")),
         *(("BMP", mode) for mode in ("1", "L", "P", "RGB", "RGBA")), *(("JPEG", mode) for mode in ("L", "RGB", "CMYK")),
         *(("WEBP", mode) for mode in ("RGB", "RGBA")), *(("GIF", mode) for mode in ("L", "P", "RGB")),
+        *(("AVIF", mode) for mode in ("RGB", "RGBA") if features.check("avif")),
     ])  # fmt: skip
     image = Image.fromarray(noise(rng, (*SIZE[::-1], 4))).convert("RGB" if mode in ("P", "CMYK") else mode)
     image = image.quantize(12) if mode == "P" else image.convert(mode)
     exif = Image.Exif()
     exif[0x0112] = rng.randrange(1, 9)
     settings: dict[str, Any] = {} if kind in ("BMP", "GIF") else {"exif": exif}
+    icc = SRGB if settings and mode in ("RGB", "RGBA") else None
+    settings |= {"icc_profile": icc} if icc else {"transparency": 3} if (kind, mode) == ("GIF", "P") else {}
     if kind == "TIFF":
         settings["compression"] = rng.choice(
             ("group4",) if mode == "1" else (None, "tiff_lzw", "packbits", "tiff_deflate")
@@ -142,25 +147,28 @@ def file_of_pillow(rng: random.Random, path: Path) -> Expected:
     with Image.open(io.BytesIO(path.read_bytes())) as again:  # by name, Pillow 12 leaves some TIFFs as they lie
         shown = again if kind == "TIFF" else ImageOps.exif_transpose(again)
         array = np.asarray(shown.convert("RGBA" if again.has_transparency_data else "RGB"))
-    return array[..., :3], array[..., 3] if array.shape[2] == 4 else None
+    alpha = array[..., 3] if array.shape[2] == 4 else None
+    return Picture(array[..., :3], alpha, mode in ("1", "L", "LA"), Metadata(SIZE, icc))
 
 
 @pytest.mark.parametrize("make", [tiff_of_tifffile, png_of_chunks, file_of_pillow])
-def test_a_generated_file_is_read_as_others_read_it_or_refused(make: Callable[..., Expected]) -> None:
+def test_a_generated_file_is_read_as_others_read_it_or_refused(make: Callable[..., Picture]) -> None:
     read = refused = 0
     for rng in draws(60):
         path = Path("generated")
-        colour, alpha = make(rng, path)
+        expected = make(rng, path)
         try:
             picture = read_picture(path)
         except BadImageError:
             refused += 1
             continue
         read += 1
-        assert picture.colour.dtype == colour.dtype
-        assert np.array_equal(picture.colour, colour)
-        assert (picture.alpha is None) == (alpha is None)
-        assert alpha is None or np.array_equal(picture.alpha, alpha)
+        assert picture.colour.dtype == expected.colour.dtype
+        assert np.array_equal(picture.colour, expected.colour)
+        assert (picture.alpha is None) == (expected.alpha is None)
+        assert picture.alpha is None or np.array_equal(picture.alpha, expected.alpha)
+        assert picture.gray == expected.gray
+        assert picture.metadata.icc == expected.metadata.icc
     assert read > 20 * refused
 
 
@@ -173,15 +181,10 @@ STORAGE = {
     "HorizontalScale", "VerticalScale", "ImageSize", "Megapixels", "SRGBRendering", "ProfileCMMType", "PixelUnits",
     "ProfileName",
 }  # fmt: skip
-WORDS = {
-    "IFD1": "thumbnail",
-    "ICC_Profile": "profile",
-    "ICC": "profile",
-    "XMP": "XMP",
-    "ExifIFD": "EXIF",
-    "IFD0": "EXIF",
-    "IPTC": "IPTC",
-}
+DENSITY = ("XResolution", "YResolution", "ResolutionUnit", "PixelsPerUnitX", "PixelsPerUnitY", "PixelsPerMeterX",
+           "PixelsPerMeterY")  # fmt: skip
+WORDS = {"IFD1": "thumbnail", "ICC_Profile": "profile", "ICC": "profile", "XMP": "XMP", "ExifIFD": "EXIF",
+         "IFD0": "EXIF", "IPTC": "IPTC"}  # fmt: skip
 CHUNKS = {"BackgroundColor": "bKGD", "Gamma": "gAMA"}
 
 
@@ -207,7 +210,7 @@ def with_metadata(rng: random.Random, path: Path) -> None:
     if rng.random() < 0.7 and kind != "WEBP":
         settings["dpi"] = (300, 300)
     if rng.random() < 0.5 and kind != "BMP":
-        settings["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        settings["icc_profile"] = SRGB
     xmp = (
         b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:RDF xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'>"
         b"<rdf:Description xmlns:dc='http://purl.org/dc/elements/1.1/' dc:source='a tree'/></rdf:RDF></x:xmpmeta>"
@@ -260,18 +263,8 @@ def compare(pairs: list[tuple[Path, Path]], said: list[str]) -> None:
             sought = {CHUNKS.get(tag, tag), WORDS.get(group.partition("-")[0], tag), "EXIF" if group == "GPS" else tag}
             is_named = any(word in words for word in sought)
             kept = results.get(tag) == sides.get(tag, value)
-            if tag in (
-                "XResolution",
-                "YResolution",
-                "ResolutionUnit",
-                "PixelsPerUnitX",
-                "PixelsPerUnitY",
-                "PixelsPerMeterX",
-                "PixelsPerMeterY",
-            ):
-                kept = bool(
-                    kept or "density" in words or {"PixelsPerUnitX", "PixelsPerMeterX", "XResolution"} & results.keys()
-                )
+            if tag.startswith(DENSITY):
+                kept |= "density" in words or any(name in results for name in DENSITY)
             if not kept and not is_named:
                 lost.append(f"{before.name} -> {after.name}: {name} {value!r} -> {results.get(tag)!r}; {words}")
     assert lost == []

@@ -3,8 +3,8 @@
 | module | for |
 |---|---|
 | ``options`` | the one small option file (``SMALL``), its parts as dicts, options as train.py completes them |
-| ``programs`` | running the programs: ``run``, ``run_well``, ``main_of``; the fixture ``refused`` |
-| ``images`` | images to cut, pack and shrink; the fixtures ``pairs`` and ``image_folder`` |
+| ``programs`` | running programs: ``code_of``, ``run``, ``main_of``, ``python``; ``logs_of``; the fixture ``refused`` |
+| ``images`` | pixels and files: ``noise``, ``write_noise``; damage; the fixtures ``pairs`` and ``image_folder`` |
 | ``networks`` | small networks, files of them, and losses |
 | ``validation`` | a small model that validates on five images |
 | ``stream`` | the training stream on ``pairs`` |

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.archs import load_network
 from dp_basicsr.archs.own_networks import build_network
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.losses import DPLoss
 
 import torch
@@ -41,6 +43,12 @@ def network_file(name: str = "net.pth", **size: Any) -> Path:
     """Write a file of a small network (see ``make_network``) in BasicSR's form to the current folder."""
     torch.save({"params": make_network(**size).state_dict()}, name)
     return Path(name)
+
+
+def small_opened(arch: str = "RRDBNetDP", scale: int = 4, **size: Any) -> OpenedNetwork:
+    """Write ``net.pth`` of a small network and open it."""
+    path = network_file(arch=arch, scale=scale, **size)
+    return load_network([path], scale=scale if arch == "RRDBNetDP" and scale < 4 else None)
 
 
 def swinir() -> nn.Module:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import os
 import re
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +19,39 @@ from tests.support.processes import processes_in
 ROOT = Path(__file__).resolve().parents[2]
 
 Program = Callable[[list[str]], int | None]
+
+
+def code_of(main: Program, argv: Sequence[object]) -> int:
+    """Run a program in this process; its log goes to this test's stderr. Returns the exit code."""
+    for handler in logging.getLogger("basicsr").handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.stream = sys.stderr
+    try:
+        return main([str(word) for word in argv]) or 0
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+
+
+def python(code: str, *arguments: object, check: bool = True, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run code in a new Python that finds the package in any folder; ``check``: it must succeed.
+
+    Args:
+        code: As after ``python -c``.
+        arguments: ``sys.argv[1:]``.
+        check: Whether another exit code than 0 is a failure of the test.
+        settings: ``env`` is added to this process's environment; others are those of ``subprocess.run``.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings.pop("env", {})}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    defaults: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "timeout": 300}
+    done = subprocess.run(command, env=environment, check=False, **defaults | settings)
+    assert done.returncode == 0 or not check, (done.stdout, done.stderr)
+    return done
+
+
+def logs_of(name: str = "small") -> str:
+    """The log files of a run, in the order of their starts."""
+    return "".join(path.read_text(encoding="utf-8") for path in sorted(Path("experiments", name).glob("*.log")))
 
 
 def run(*command: str, processes: int = 0) -> tuple[int | None, str]:
