@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dp_basicsr.checks.notes import find_notes
-from dp_basicsr.checks.problems import Path, Problem, hint, nearest, path_text, placed, report
+from dp_basicsr.checks.problems import Path, Problem, hint, nearest, path_text, placed, registered_hint, report
 from dp_basicsr.checks.rules import find_conflicts, find_missing
 from dp_basicsr.checks.signatures import (
     NetworkTerm,
@@ -169,7 +169,7 @@ def _names(opt: Options) -> Iterator[Problem]:
     """Find models, sets and phases that do not exist."""
     name, models = opt.get("model_type"), members_of(MODEL_REGISTRY)
     if isinstance(name, str) and name not in models:
-        yield Problem(("model_type",), f"expected a model, got {quote(name)}{hint(name, models)}")
+        yield Problem(("model_type",), f"expected a model, got {quote(name)}{registered_hint(name, models)}")
     datasets, kinds = opt.get("datasets"), [*members_of(DATASET_REGISTRY), *DATASETS]
     for key, dataset in datasets.items() if isinstance(datasets, dict) else ():
         if not isinstance(key, str) or key.split("_")[0] not in ("train", "val", "test"):
@@ -177,7 +177,9 @@ def _names(opt: Options) -> Iterator[Problem]:
             yield Problem(("datasets", key), text)
         kind = dataset.get("type") if isinstance(dataset, dict) else None
         if isinstance(kind, str) and kind not in kinds:
-            yield Problem(("datasets", key, "type"), f"expected a dataset, got {quote(kind)}{hint(kind, kinds)}")
+            yield Problem(
+                ("datasets", key, "type"), f"expected a dataset, got {quote(kind)}{registered_hint(kind, kinds)}"
+            )
 
 
 def _check_entry(kind: TypedEntry, entry: dict[str, Any], path: Path, view: View | None = None) -> list[Problem]:
@@ -195,7 +197,7 @@ def _check_entry(kind: TypedEntry, entry: dict[str, Any], path: Path, view: View
             return [Problem((*path, "type"), str(error))]
     if member is None:
         article = "an" if kind.what[0] in "aeiou" else "a"
-        text = f"expected {article} {kind.what}, got {quote(name)}{hint(name, kind.classes)}"
+        text = f"expected {article} {kind.what}, got {quote(name)}{registered_hint(name, kind.classes)}"
         return [Problem((*path, "type"), text)]
     model = model_of(member, kind.given, kind.more)
     if view is not None:

@@ -108,3 +108,8 @@ def hint(name: Any, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close}?"
     return f"; there are: {', '.join(known)}" if len(known) <= 20 else ""
+
+
+def registered_hint(name: Any, known: Iterable[str]) -> str:
+    """Return the hint for the name of a registered class, which may also be another package's."""
+    return f"{hint(name, known)} (--import MODULE adds another package's)"

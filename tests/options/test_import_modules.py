@@ -96,6 +96,7 @@ def test_without_the_import_its_names_are_unknown(
 ) -> None:
     error = refused(main, ["-opt", "small.yml", "--force_yml", TERMS])
     assert "extra_terms:0:type: expected a loss, got 'TheirLoss'" in error
+    assert "(--import MODULE adds another package's)" in error
 
 
 @pytest.mark.parametrize(
