@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr import train
-from dp_basicsr.data.lmdb_records import from_planes, lmdb_reader, read_meta_info, to_planes
+from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
 from dp_basicsr.data.preparation.convert import create_lmdb
 from dp_basicsr.data.preparation.extract import Extraction, Window, extract_subimages
 from dp_basicsr.data.preparation.jobs import PrepJob
-from dp_basicsr.data.preparation.writers import LmdbWriter, Record, RecordForm, make_record
+from dp_basicsr.data.preparation.writers import make_record
 from dp_basicsr.data.seeded import SeededDataset
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.errors import UserError
+from dp_basicsr.options.reading import parse_yaml
 
 import cv2
 import numpy as np
@@ -26,9 +27,9 @@ from basicsr.data import build_dataset
 from torch.utils.data import DataLoader
 
 from tests.support.images import smooth_noise
-from tests.support.options import SMALL
+from tests.support.options import SMALL, write_small_gan
 from tests.support.processes import CONTEXT
-from tests.support.stream import options, packed
+from tests.support.stream import options, packed, write_lmdb
 
 
 @pytest.fixture(scope="module")
@@ -43,58 +44,47 @@ def lmdbs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+KINDS = {"png": "PairedImageDataset", "raw": "PairedRawDataset"}
+
+
+def keys(root: Path, kind: str) -> dict[str, Any]:
+    roots = {"dataroot_gt": str(root / "gt_sub.lmdb"), "dataroot_lq": str(root / "gt_bicubic_X4_sub.lmdb")}
+    return {"type": kind, "io_backend": {"type": "lmdb"}, **roots}
+
+
 def dataset(root: Path, kind: str, **changes: Any) -> Any:
-    return build_dataset(
-        {
-            "name": "small", "type": kind, "phase": "train",
-            "scale": 4, "gt_size": 32, "use_hflip": True, "use_rot": True,
-            "dataroot_gt": str(root / "gt_sub.lmdb"), "dataroot_lq": str(root / "gt_bicubic_X4_sub.lmdb"),
-            "io_backend": {"type": "lmdb"}, **changes,
-        }
-    )  # fmt: skip
+    return build_dataset(options(root, train=keys(root, kind) | changes)["datasets"]["train"])
 
 
-def same(png: dict[str, Any], raw: dict[str, Any]) -> bool:
+def assert_same(png: dict[str, Any], raw: dict[str, Any]) -> None:
     """BasicSR's float32 in [0, 1] is the raw sample divided by 255, bit for bit."""
-    keys = png["lq_path"] == raw["lq_path"] and png["gt_path"] == raw["gt_path"]
-    assert raw["gt"].dtype == torch.uint8
-    # Another memory layout could make convolutions choose another algorithm.
-    assert raw["gt"].is_contiguous()
-    assert raw["lq"].is_contiguous()
-    return keys and all(torch.equal(png[name], raw[name].float() / 255) for name in ("lq", "gt"))
+    for name in ("lq", "gt"):
+        assert png[f"{name}_path"] == raw[f"{name}_path"]
+        assert raw[name].dtype == torch.uint8
+        # Another memory layout could make convolutions choose another algorithm.
+        assert raw[name].is_contiguous()
+        assert torch.equal(png[name], raw[name].float() / 255)
 
 
-@pytest.mark.parametrize("flags", [(True, True), (True, False), (False, True), (False, False)])
-def test_samples_equal_basicsrs_bit_for_bit(lmdbs: Path, flags: tuple[bool, bool]) -> None:
-    """Eighty of each: from the global random state, and by the seeds of a run."""
-    changes = {"use_hflip": flags[0], "use_rot": flags[1]}
-    png, raw = (
-        dataset(lmdbs / "png", "PairedImageDataset", **changes),
-        dataset(lmdbs / "raw", "PairedRawDataset", **changes),
-    )
+@pytest.mark.parametrize(
+    ("use_hflip", "use_rot", "gt_size"), [(True, True, 32), (True, False, 32), (False, True, 8), (False, False, 48)]
+)
+def test_samples_equal_basicsrs_bit_for_bit(lmdbs: Path, use_hflip: bool, use_rot: bool, gt_size: int) -> None:
+    """Eighty of each, up to the whole sub-image: from the global random state, and by the seeds of a run."""
+    changes = {"use_hflip": use_hflip, "use_rot": use_rot, "gt_size": gt_size}
+    png, raw = (dataset(lmdbs / form, kind, **changes) for form, kind in KINDS.items())
     assert len(png) == len(raw) == 23
     seeded = SeededDataset(png, 3), SeededDataset(raw, 3)
     for number in range(80):
         random.seed(number)
         expected = png[number % 23], random.random()
         random.seed(number)
-        got = raw[number % 23], random.random()
-        assert same(expected[0], got[0])
-        assert expected[1] == got[1]  # the same random numbers were drawn
+        sample = raw[number % 23], random.random()
+        assert_same(expected[0], sample[0])
+        assert expected[1] == sample[1]  # the same random numbers were drawn
         key = (number % 5, number, number % 23)
-        assert same(seeded[0][key], seeded[1][key])
-
-
-@pytest.mark.parametrize("gt_size", [8, 48])
-def test_the_smallest_and_the_whole_sub_image(lmdbs: Path, gt_size: int) -> None:
-    png, raw = (
-        SeededDataset(dataset(lmdbs / form, kind, gt_size=gt_size), 0)
-        for form, kind in (("png", "PairedImageDataset"), ("raw", "PairedRawDataset"))
-    )
-    samples = [raw[0, place, place] for place in range(23)]
-    assert all(same(png[0, place, place], sample) for place, sample in enumerate(samples))
-    samples[0]["gt"].zero_()  # a copy, because the map is read-only
-    assert same(png[0, 0, 0], raw[0, 0, 0])
+        sample[0]["gt"].zero_()  # a copy, because the map is read-only
+        assert_same(seeded[0][key], seeded[1][key])
 
 
 @pytest.mark.parametrize("start", ["fork", CONTEXT])
@@ -109,19 +99,6 @@ def test_each_worker_has_its_own_reader(lmdbs: Path, start: Any) -> None:
     assert torch.equal(seeded[keys[0]]["gt"], here[0])  # and it still is
 
 
-def test_the_stream_reads_it(lmdbs: Path) -> None:
-    """By name in the options, as train.py does, with workers."""
-    streams = []
-    for form, kind in (("png", "PairedImageDataset"), ("raw", "PairedRawDataset")):
-        opt = options(lmdbs, workers=2)
-        roots = {"dataroot_gt": f"{lmdbs / form}/gt_sub.lmdb", "dataroot_lq": f"{lmdbs / form}/gt_bicubic_X4_sub.lmdb"}
-        opt["datasets"]["train"] |= {"type": kind, "io_backend": {"type": "lmdb"}, "filename_tmpl": "{}", **roots}
-        streams.append(TrainStream(opt).batches(3))
-    for _ in range(5):
-        png, raw = (next(batches) for batches in streams)
-        assert torch.equal(png["gt"], raw["gt"].float() / 255)
-
-
 def test_two_datasets_share_a_reader_and_pickle(lmdbs: Path) -> None:
     first, second = (dataset(lmdbs / "raw", "PairedRawDataset") for _ in range(2))
     assert lmdb_reader(lmdbs / "raw" / "gt_sub.lmdb") is lmdb_reader(lmdbs / "png/../raw/gt_sub.lmdb")
@@ -130,23 +107,11 @@ def test_two_datasets_share_a_reader_and_pickle(lmdbs: Path) -> None:
         assert one[3]["gt_path"] == "0001_s004"
 
 
-def test_planes_survive_a_round_trip() -> None:
-    rng = np.random.default_rng(0)
-    for shape in ((5, 7, 3), (5, 7)):
-        image = rng.integers(0, 256, shape, dtype=np.uint8)
-        np.testing.assert_array_equal(from_planes(to_planes(image), (*shape, 1)[:3]), image)
-
-
 def test_png_records_are_refused_with_the_command(lmdbs: Path) -> None:
     with pytest.raises(UserError, match=r"gt_bicubic_X4_sub.lmdb has PNG.*data lmdb -i .* --lmdb raw"):
         dataset(lmdbs / "png", "PairedRawDataset")
-    opt = options(lmdbs)
-    opt["datasets"]["train"] |= {
-        "dataroot_gt": f"{lmdbs}/raw/gt_sub.lmdb", "dataroot_lq": f"{lmdbs}/raw/gt_bicubic_X4_sub.lmdb",
-        "io_backend": {"type": "lmdb"},
-    }  # fmt: skip
     with pytest.raises(UserError, match=r"raw records, which PairedImageDataset cannot read.*--lmdb png"):
-        TrainStream(opt)
+        TrainStream(options(lmdbs, train=keys(lmdbs / "raw", "PairedImageDataset")))
 
 
 @pytest.mark.parametrize(
@@ -165,11 +130,11 @@ def test_options_that_raw_records_do_not_support_are_refused(
         dataset(lmdbs / "raw", "PairedRawDataset", **changes)
 
 
-def write_lmdb(path: Path, *records: Record) -> None:
-    writer = LmdbWriter(path)
-    writer.write(records)
-    writer.close()
-    writer.commit()
+def write_black(root: Path, gt: tuple[int, ...], lq: tuple[int, ...]) -> list[Path]:
+    """Write LMDBs of one black pair of these shapes."""
+    shapes = {"gt_sub": gt, "gt_bicubic_X4_sub": lq}
+    return [write_lmdb(root / f"{name}.lmdb", make_record("raw", "a", np.zeros(shape, np.uint8)))
+            for name, shape in shapes.items()]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -181,20 +146,14 @@ def write_lmdb(path: Path, *records: Record) -> None:
     ],
 )
 def test_mismatched_sizes_are_reported(tmp_path: Path, gt: Any, lq: Any, message: str) -> None:
-    write_lmdb(tmp_path / "gt_sub.lmdb", make_record("raw", "a", np.zeros(gt, np.uint8)))
-    write_lmdb(tmp_path / "gt_bicubic_X4_sub.lmdb", make_record("raw", "a", np.zeros(lq, np.uint8)))
-    with pytest.raises(UserError, match=message):
-        dataset(tmp_path, "PairedRawDataset")[0]
-    with pytest.raises(UserError, match="the first: sample a cannot be used"):
+    write_black(tmp_path, gt, lq)
+    with pytest.raises(UserError, match=f"the first: sample a cannot be used: .*{message}"):
         SeededDataset(dataset(tmp_path, "PairedRawDataset"), 0)[0, 0, 0]
 
 
 def test_records_that_contradict_meta_info_are_refused(tmp_path: Path) -> None:
-    for name, side in (("gt_sub", 48), ("gt_bicubic_X4_sub", 12)):
-        path = tmp_path / f"{name}.lmdb"
-        write_lmdb(path, make_record("raw", "a", np.zeros((side, side, 3), np.uint8)))
-        lines = f"a.raw ({side + 4},{side},3) planes\nb.raw ({side},{side},3) planes\n"
-        (path / "meta_info.txt").write_text(lines)
+    for path, side in zip(write_black(tmp_path, (48, 48, 3), (12, 12, 3)), (48, 12), strict=True):
+        (path / "meta_info.txt").write_text(f"a.raw ({side + 4},{side},3) planes\nb.raw ({side},{side},3) planes\n")
     raw = SeededDataset(dataset(tmp_path, "PairedRawDataset"), 0)
     with pytest.raises(UserError, match=r"sample a cannot be used: has 432 bytes, .* meta_info.txt says 12 x 16 x 3"):
         raw[0, 0, 0]
@@ -202,14 +161,11 @@ def test_records_that_contradict_meta_info_are_refused(tmp_path: Path) -> None:
         raw[0, 0, 1]
 
 
-@pytest.mark.parametrize("kind", ["PairedImageDataset", "PairedRawDataset"])
-def test_a_truncated_lmdb_is_refused_before_reading(lmdbs: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("form", "kind"), KINDS.items())
+def test_a_truncated_lmdb_is_refused_before_reading(lmdbs: Path, tmp_path: Path, form: str, kind: str) -> None:
     """Its map would end within the records, and a bus error would kill the process."""
-    root = tmp_path / "lmdbs"
-    shutil.copytree(lmdbs / ("raw" if kind == "PairedRawDataset" else "png"), root)
-    opt = options(tmp_path)
-    roots = {"dataroot_gt": f"{root}/gt_sub.lmdb", "dataroot_lq": f"{root}/gt_bicubic_X4_sub.lmdb"}
-    opt["datasets"]["train"] |= {"type": kind, "io_backend": {"type": "lmdb"}, **roots}
+    root = shutil.copytree(lmdbs / form, tmp_path / "lmdbs")
+    opt = options(tmp_path, train=keys(root, kind))
     TrainStream(opt)
     with (root / "gt_sub.lmdb" / "data.mdb").open("r+b") as file:
         file.truncate(100_000)
@@ -234,30 +190,16 @@ def test_a_meta_info_of_unknown_format_is_refused(tmp_path: Path, text: str | No
         read_meta_info(tmp_path)
 
 
-@pytest.mark.parametrize(("form", "compression"), [("png", 1), ("raw", None)])
-def test_meta_info_has_the_format_and_a_key_for_basicsr(
-    tmp_path: Path, form: RecordForm, compression: int | None
-) -> None:
-    from basicsr.data.data_util import paths_from_lmdb
-
-    write_lmdb(tmp_path / "a.lmdb", Record("0001_s001", b"x", (480, 470, 3), compression))
-    info = read_meta_info(tmp_path / "a.lmdb")
-    assert (info.shapes, info.raw) == ({"0001_s001": (480, 470, 3)}, form == "raw")
-    assert paths_from_lmdb(str(tmp_path / "a.lmdb")) == ["0001_s001"]
-
-
 def test_a_run_on_raw_records_ends_with_the_weights_of_one_on_png(pairs: Path) -> None:
-    Path("small.yml").write_text(SMALL)
-    weights = []
-    for form in ("png", "raw"):
-        data = {key: value for key, value in packed(pairs, form).items() if key != "io_backend"}  # type: ignore[arg-type]
-        settings = [f"name={form}", "train:total_iter=2", "val=~", "logger:use_tb_logger=false"]
-        settings += ["datasets:train:io_backend:type=lmdb"]
-        settings += [f"datasets:train:{key}={value}" for key, value in data.items()]
-        train.main(["-opt", "small.yml", "--force_yml", *settings])
+    """By name in the options, with a worker."""
+    opt, weights = parse_yaml(SMALL, "SMALL"), []
+    for form in KINDS:
+        opt["datasets"]["train"] |= packed(pairs, form)  # type: ignore[arg-type]
+        write_small_gan(name=form, datasets={"train": opt["datasets"]["train"]}, train=opt["train"] | {"total_iter": 5})
+        train.main(["-opt", "small.yml"])
         weights.append(torch.load(f"experiments/{form}/models/net_g_latest.pth")["params"])
         shutil.rmtree(pairs / "GT.lmdb"), shutil.rmtree(pairs / "LRbicx4.lmdb")
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert all(map(torch.equal, weights[0].values(), weights[1].values()))
 
 
 def test_gray_among_colour_is_read_as_from_png(tmp_path: Path) -> None:
@@ -265,11 +207,8 @@ def test_gray_among_colour_is_read_as_from_png(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         cv2.imwrite(f"{tmp_path}/{name}/colour.png", smooth_noise(side, side, 1))
         cv2.imwrite(f"{tmp_path}/{name}/gray.png", smooth_noise(side, side, 2)[..., 0])
-        for form in ("png", "raw"):
+        for form in KINDS:
             create_lmdb(tmp_path / name, tmp_path / form / f"{name}.lmdb", PrepJob(workers=1), form)  # type: ignore[arg-type]
-    png, raw = dataset(tmp_path / "png", "PairedImageDataset"), dataset(tmp_path / "raw", "PairedRawDataset")
+    png, raw = (SeededDataset(dataset(tmp_path / form, kind), 0) for form, kind in KINDS.items())
     for index in range(2):
-        random.seed(index)
-        expected = png[index]
-        random.seed(index)
-        assert same(expected, raw[index])
+        assert_same(png[0, 0, index], raw[0, 0, index])

@@ -24,23 +24,24 @@ def test_counts_that_differ_name_the_set(pairs: Path) -> None:
         evaluation_loaders(evaluation_options(pairs, name="of validation"), "val")
 
 
+def write_again(pairs: Path, suffix: str, *folders: str) -> None:
+    """Write the images of folders in another format."""
+    for path in [path for folder in folders for path in (pairs / folder).iterdir()]:
+        cv2.imwrite(str(path.with_suffix(suffix)), cv2.imread(str(path)))
+        path.unlink()
+
+
 def test_names_that_differ_name_the_file(pairs: Path) -> None:
     """CAMixerSR#13; BasicSR#92: JPEG mixed with PNG."""
-    for number in range(4):
-        image = cv2.imread(str(pairs / f"GT/image{number}.png"))
-        cv2.imwrite(str(pairs / f"GT/image{number}.jpg"), image)
-        (pairs / f"GT/image{number}.png").unlink()
+    write_again(pairs, ".jpg", "GT")
     with pytest.raises(UserError, match=r"datasets: small: image\d\.jpg is not in lq_paths"):
         TrainStream(options(pairs))
 
 
 def test_jpeg_pairs_train(pairs: Path) -> None:
     """BasicSR#92."""
-    for name in ("GT", "LRbicx4"):
-        image = cv2.imread(str(pairs / name / "image0.png"))
-        cv2.imwrite(str(pairs / name / "image0.jpg"), image)
-        (pairs / name / "image0.png").unlink()
-    assert take(options(pairs), 0, 4)[3].shape == (2, 3, 32, 32)
+    write_again(pairs, ".jpg", "GT", "LRbicx4")
+    assert take(options(pairs), 0, 4).shape == (4, 2, 3, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["数学 基础.png", "a b.png", "a.b.c.png", "%s{}.png"])
@@ -59,12 +60,9 @@ def test_crops_larger_than_the_image(pairs: Path) -> None:
 
 def test_a_tiff_of_five_channels(pairs: Path) -> None:
     """BasicSR#380: the log named no file."""
-    for name in ("GT", "LRbicx4"):
-        for number in range(4):
-            path = pairs / name / f"image{number}.png"
-            shape = (*cv2.imread(str(path)).shape[:2], 5)
-            path.unlink()
-            tifffile.imwrite(path.with_suffix(".tif"), np.zeros(shape, np.uint8))
+    for path in [*pairs.glob("*/*.png")]:
+        tifffile.imwrite(path.with_suffix(".tif"), np.zeros((*cv2.imread(str(path)).shape[:2], 5), np.uint8))
+        path.unlink()
     with pytest.raises(UserError, match=r"image\d\.tif"):
         take(options(pairs), 0, 1)
 
@@ -72,9 +70,8 @@ def test_a_tiff_of_five_channels(pairs: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "P", "LA", "RGBA", "1"])
 def test_png_of_every_mode_trains_as_colour(pairs: Path, mode: str) -> None:
     """BasicSR#168: gray images."""
-    for name in ("GT", "LRbicx4"):
-        for path in (pairs / name).iterdir():
-            Image.open(path).convert(mode).save(path)
+    for path in pairs.glob("*/*.png"):
+        Image.open(path).convert(mode).save(path)
     assert take(options(pairs), 0, 1)[0].shape == (2, 3, 32, 32)
 
 

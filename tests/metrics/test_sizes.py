@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.datasets import evaluation_loaders
-from dp_basicsr.data.preparation.writers import LmdbWriter, make_record
+from dp_basicsr.data.preparation.writers import make_record
 from dp_basicsr.errors import UserError
 from dp_basicsr.metrics import refuse_small_images
 
@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from basicsr.metrics import calculate_metric
 
+from tests.support.stream import write_lmdb
+
 PSNR, SSIM, NIQE = ({"type": f"calculate_{name}", "crop_border": 2} for name in ("psnr", "ssim", "niqe"))
 
 
@@ -23,10 +25,7 @@ def write(name: str, height: int, width: int, lmdb: bool = False) -> None:
     """Write a random image into a folder or an LMDB."""
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     if lmdb:
-        writer = LmdbWriter(Path(f"{name}.lmdb"), overwrite=True)
-        writer.write([make_record("png", "a", image, 1)])
-        writer.close()
-        writer.commit()
+        write_lmdb(Path(f"{name}.lmdb"), make_record("png", "a", image, 1))
     else:
         Path(name).mkdir(exist_ok=True)
         cv2.imwrite(f"{name}/a.png", image)

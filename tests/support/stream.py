@@ -7,7 +7,7 @@ from typing import Any
 
 from dp_basicsr.data.preparation.convert import create_lmdb
 from dp_basicsr.data.preparation.jobs import PrepJob
-from dp_basicsr.data.preparation.writers import RecordForm
+from dp_basicsr.data.preparation.writers import LmdbWriter, Record, RecordForm
 from dp_basicsr.data.stream import TrainStream
 
 import torch
@@ -32,9 +32,10 @@ def options(pairs: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-def take(opt: dict[str, Any], start: int, count: int) -> list[torch.Tensor]:
+def take(opt: dict[str, Any], start: int, count: int) -> torch.Tensor:
+    """Return the GT of ``count`` mini-batches from an iteration on: (count, N, 3, H, W)."""
     batches = TrainStream(opt).batches(start)
-    return [next(batches)["gt"] for _ in range(count)]
+    return torch.stack([next(batches)["gt"] for _ in range(count)])
 
 
 def evaluation_options(pairs: Path, phase: str = "val", **changes: Any) -> dict[str, Any]:
@@ -42,6 +43,14 @@ def evaluation_options(pairs: Path, phase: str = "val", **changes: Any) -> dict[
     opt = options(pairs)
     opt["datasets"]["val"] = opt["datasets"]["train"] | {"phase": phase} | changes
     return opt
+
+
+def write_lmdb(path: Path, *records: Record) -> Path:
+    writer = LmdbWriter(path, overwrite=True)
+    writer.write(records)
+    writer.close()
+    writer.commit()
+    return path
 
 
 def packed(pairs: Path, form: RecordForm = "png") -> dict[str, Any]:

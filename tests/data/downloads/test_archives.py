@@ -43,7 +43,7 @@ def make_tar(path: Path, entries: Entries) -> Path:
     return path
 
 
-MAKERS = [make_zip, make_tar]
+every_maker = pytest.mark.parametrize("make", [make_zip, make_tar])
 Maker = Callable[[Path, Entries], Path]
 
 
@@ -63,14 +63,14 @@ def refused(archive: Path, images: int, message: str) -> None:
     assert not list(archive.parents[2].rglob("*evil*"))
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@every_maker
 def test_the_images_of_one_folder_and_nothing_else(inner: Path, make: Maker) -> None:
     target = unpack_images(make(inner / "x", GOOD), "Set", inner / "out" / "GT", 2)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == {"a.png": b"aaa", "b.PNG": b"bbb"}
     assert [path.name for path in (inner / "out").iterdir()] == ["GT"]
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@every_maker
 @pytest.mark.parametrize(
     "name", ["../evil.png", "Set/../../evil.png", "/evil.png", "..\\evil.png", "C:\\evil.png", "\\evil.png"]
 )
@@ -93,7 +93,7 @@ def test_links_and_devices_are_refused(inner: Path, kind: bytes | None) -> None:
     refused(inner / "x", 1, "is neither file nor folder")
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@every_maker
 def test_an_archive_that_unpacks_to_too_much_is_refused(
     inner: Path, make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,13 +103,13 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("make", MAKERS)
+@every_maker
 def test_a_wrong_number_of_images_and_one_name_twice_are_refused(inner: Path, make: Maker) -> None:
     refused(make(inner / "x", GOOD), 3, "has 2 images in its folder Set, expected 3")
     refused(make(inner / "x", {"Set/a.png": b"1", "./Set/a.png": b"2"}), 2, "File exists")
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@every_maker
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
 def test_a_damaged_archive_is_refused(inner: Path, make: Maker, share: float) -> None:
     archive = make(inner / "x", {f"Set/{index}.png": index.to_bytes(2, "big") * 5000 for index in range(50)})

@@ -92,36 +92,20 @@ def test_an_interrupted_download_is_resumed(server: Server, tmp_path: Path) -> N
     assert server[1].requests == [None, "bytes=299999-", "bytes=599998-", "bytes=899997-"]
 
 
-def test_a_later_run_resumes_the_partial_file(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "file.zip.part").write_bytes(BODY[:1000])
-    assert get(server, tmp_path, checksum=SHA256).read_bytes() == BODY
-    assert server[1].requests == ["bytes=999-"]
-
-
-def test_a_server_without_ranges_restarts_the_download(server: Server, tmp_path: Path) -> None:
-    server[1].knows_ranges = False
-    (tmp_path / "file.zip.part").write_bytes(b"x" * 2_000_000)  # longer than the file, to show that it is discarded
-    assert get(server, tmp_path).read_bytes() == BODY
-
-
 @pytest.mark.parametrize("known", [{}, {"size": len(BODY)}])
-@pytest.mark.parametrize("more", [b"", b"more"])
-def test_a_part_that_is_complete_or_too_long(
-    server: Server, tmp_path: Path, known: dict[str, int], more: bytes
+@pytest.mark.parametrize("part", [b"", BODY[:1000], BODY, BODY + b"more", b"x" * 2_000_000])
+@pytest.mark.parametrize(
+    "server_is",
+    [{}, {"knows_ranges": False}, {"sends_length": False}, *({"failures": 2, "answer": n} for n in (408, 429, 503))],
+)
+def test_any_partial_file_and_any_server_end_with_the_file(
+    server: Server, tmp_path: Path, known: dict[str, int], part: bytes, server_is: dict[str, Any]
 ) -> None:
-    (tmp_path / "file.zip.part").write_bytes(BODY + more)
+    vars(server[1]).update(server_is)
+    (tmp_path / "file.zip.part").write_bytes(part)
     assert get(server, tmp_path, checksum=SHA256, **known).read_bytes() == BODY
-
-
-def test_without_content_length_the_known_size_is_checked(server: Server, tmp_path: Path) -> None:
-    server[1].sends_length = False
-    assert get(server, tmp_path, size=len(BODY)).read_bytes() == BODY
-
-
-@pytest.mark.parametrize("answer", [503, 429, 408])
-def test_a_busy_server_is_retried(server: Server, tmp_path: Path, answer: int) -> None:
-    server[1].failures, server[1].answer = 2, answer
-    assert get(server, tmp_path).read_bytes() == BODY
+    if part == BODY[:1000] and server[1].knows_ranges:
+        assert server[1].requests[-1] == "bytes=999-"
 
 
 def test_repeated_failures_stop_the_download_and_keep_the_partial_file(server: Server, tmp_path: Path) -> None:
@@ -132,16 +116,22 @@ def test_repeated_failures_stop_the_download_and_keep_the_partial_file(server: S
     assert (tmp_path / "file.zip.part").read_bytes() == BODY[:1000]
 
 
-def test_a_wrong_size_is_refused_before_the_download(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is 1,024,000 bytes long, expected 5"):
-        get(server, tmp_path, size=5)
+@pytest.mark.parametrize(
+    ("status", "expected", "message"),
+    [
+        (None, {"size": 5}, r"is 1,024,000 bytes long, expected 5"),
+        (None, {"checksum": "md5:0"}, r"is md5:[0-9a-f]{32}, expected md5:0.*was deleted"),
+        (404, {}, r"http://127.*file\.zip answered 404 Not Found"),
+    ],
+)
+def test_what_is_not_the_published_file_leaves_nothing_and_is_not_retried(
+    server: Server, tmp_path: Path, status: int | None, expected: dict[str, Any], message: str
+) -> None:
+    server[1].status = status
+    with pytest.raises(UserError, match=message):
+        get(server, tmp_path, **expected)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_with_a_wrong_checksum_is_deleted(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is md5:[0-9a-f]{32}, expected md5:0.*was deleted"):
-        get(server, tmp_path, checksum="md5:0")
-    assert list(tmp_path.iterdir()) == []
+    assert len(server[1].requests) == 1
 
 
 def test_an_existing_file_is_never_deleted(tmp_path: Path) -> None:
@@ -151,13 +141,6 @@ def test_an_existing_file_is_never_deleted(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="file.zip is .*, expected .*: wait if it is still being downloaded"):
             fetch("http://127.0.0.1:1/file.zip", tmp_path / "file.zip", **expected)
     assert [path.name for path in tmp_path.iterdir()] == ["file.zip"]
-
-
-def test_a_missing_file_is_reported_with_the_server_s_answer(server: Server, tmp_path: Path) -> None:
-    server[1].status = 404
-    with pytest.raises(UserError, match=r"http://127.*file\.zip answered 404 Not Found"):
-        get(server, tmp_path)
-    assert len(server[1].requests) == 1  # a retry would not help
 
 
 def test_an_unreachable_server(tmp_path: Path) -> None:

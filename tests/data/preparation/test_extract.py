@@ -134,18 +134,15 @@ def test_unpaired_images_are_reported(
 def test_bad_images_are_all_named_or_skipped(image_folder: ImageFolder) -> None:
     hr = image_folder("HR", good=(48, 48), small=(40, 60), last=(60, 60))
     (hr / "broken.png").write_bytes((hr / "good.png").read_bytes()[:500])
-    with pytest.raises(UserError) as caught:
+    message = r"^2 of 4 images cannot be used \(nothing was written; .*--skip-bad"
+    with pytest.raises(UserError, match=message) as caught:
         extract_subimages(Extraction(hr, window=WINDOW), PrepJob())
-    message = str(caught.value)
-    assert message.startswith("2 of 4 images cannot be used (nothing was written; ")
-    assert "--skip-bad" in message
-    assert "broken.png is truncated" in message
-    assert "small.png is 60 x 40, smaller than the crop of 48" in message
+    assert "broken.png is truncated" in str(caught.value)
+    assert "small.png is 60 x 40, smaller than the crop of 48" in str(caught.value)
     assert names(hr.parent) == ["HR"]
     report = extract_subimages(Extraction(hr, window=WINDOW), PrepJob(skip_bad=True))
     assert [Path(image.split(" is ")[0]).stem for image in report.skipped] == ["broken", "small"]
     assert [written.images for written in report.written] == [1 + 4, 1 + 4]
-    assert "2 images skipped" in str(report)
     (hr / "good.png").unlink(), (hr / "last.png").unlink()
     with pytest.raises(UserError, match="2 of 2 images cannot be used"):  # no result either
         extract_subimages(Extraction(hr, hr.parent / "other", WINDOW), PrepJob(skip_bad=True))
@@ -173,25 +170,15 @@ def test_all_existing_outputs_are_reported_before_any_work(image_folder: ImageFo
         ({"scales": (1,)}, "at least 2"),
         ({"scales": (2, 4), "lr": (Path("LR"),)}, "one LR folder for each scale, got 1"),
         ({"lr": (Path("no such folder"),)}, "no such folder: no such folder"),
+        ({"lr": (Path("b/HR"),)}, "have the same output path"),
+        ({"hr": Extraction().hr}, "no such folder: datasets/DIV2K/DIV2K_train_HR; .*`dp-basicsr data download div2k`"),
     ],
 )
 def test_inconsistent_settings_are_refused(image_folder: ImageFolder, changes: dict[str, Any], message: str) -> None:
-    hr = image_folder("HR", a=(48, 48))
+    hr, lr = image_folder("a/HR", x=(48, 48)), image_folder("b/HR", x=(12, 12))
     with pytest.raises(UserError, match=message):
         extract_subimages(Extraction(**{"hr": hr, "window": WINDOW, **changes}), PrepJob())
-    assert names(hr.parent) == ["HR"]
-
-
-def test_hr_and_lr_with_the_same_output_path_are_refused(image_folder: ImageFolder) -> None:
-    hr, lr = image_folder("a/HR", x=(48, 48)), image_folder("b/HR", x=(12, 12))
-    with pytest.raises(UserError, match="have the same output path"):
-        extract_subimages(Extraction(hr, window=WINDOW, lr=(lr,)), PrepJob())
-
-
-def test_without_div2k_the_error_gives_the_command() -> None:
-    command = r"no such folder: datasets/DIV2K/DIV2K_train_HR; .*`dp-basicsr data download div2k`"
-    with pytest.raises(UserError, match=command):
-        extract_subimages(Extraction(), PrepJob())
+    assert names(hr.parent) == names(lr.parent) == ["HR"]
 
 
 def test_names_of_outputs(image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
