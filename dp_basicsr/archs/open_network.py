@@ -12,7 +12,8 @@ from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.checkpoint.weights import Weights, compare_shapes, interpolate, read_weights
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.options import USED_OPTIONS, Options, read_options
-from dp_basicsr.utils.input_size import InputSize, with_step
+from dp_basicsr.utils.input_size import InputSize
+from dp_basicsr.utils.network_size import with_step
 
 import torch
 from torch import Tensor, nn

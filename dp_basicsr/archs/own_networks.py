@@ -8,7 +8,7 @@ from dp_basicsr.archs.blocks import MSRResNet
 from dp_basicsr.archs.rrdbnet_dp_arch import FoldedRRDBNet, RRDBNetDP
 from dp_basicsr.checkpoint.weights import StateDict, compare_shapes
 from dp_basicsr.errors import UserError
-from dp_basicsr.utils.input_size import RRDBNET_FOLDS
+from dp_basicsr.utils.network_size import RRDBNET_FOLDS
 
 import torch
 from spandrel import MAIN_REGISTRY, Architecture, ArchRegistry, ArchSupport, ImageModelDescriptor, SizeRequirements

@@ -17,7 +17,8 @@ from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.images.strict import encode_png
 from dp_basicsr.metrics.scores import better_of, function_of
 from dp_basicsr.utils.atomic_io import replacing
-from dp_basicsr.utils.input_size import input_size, run_padded
+from dp_basicsr.utils.input_size import run_padded
+from dp_basicsr.utils.network_size import input_size
 from dp_basicsr.utils.tiles import Floats, blend_tiles, seam_warning
 
 import numpy as np

@@ -39,21 +39,12 @@ class _HashedFile:
         self.file.flush()
 
 
-def write_checkpoint(content: dict[str, Any], path: Path) -> str:
-    """Write ``content`` with ``torch.save``; see ``atomic_write``."""
-    # Here: upscaling, which writes images, may run without it.
-    import torch
-
-    return atomic_write(path, lambda file: torch.save(content, file))
-
-
-def atomic_write(path: Path, write: Callable[[Any], Any], *, is_retry: bool = False) -> str:
+def atomic_write(path: Path, write: Callable[[Any], Any]) -> str:
     """Write a temporary file, fsync it and rename it to ``path``; retry once on an error.
 
     Args:
         path: Destination.
         write: Function that writes the content to a binary file.
-        is_retry: Whether an error is final.
 
     Returns:
         The content's SHA-256, in hexadecimal.
@@ -62,33 +53,42 @@ def atomic_write(path: Path, write: Callable[[Any], Any], *, is_retry: bool = Fa
         UserError: The write failed (disk full, quota, no permission). An existing file at ``path`` is unchanged, and
             the temporary file is deleted.
     """
-    try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            hashed = _HashedFile(file)
-            write(hashed)
-            file.flush()
-            os.fsync(file.fileno())
-        # The rename too, if the file system supports it for folders (some network ones do not).
-        with contextlib.suppress(OSError):
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        return hashed.sha256.hexdigest()
-    except (OSError, RuntimeError) as error:
-        # torch's zip writer turns a full disk into a RuntimeError.
-        reason = f"[Errno {error.errno}] {error.strerror}" if isinstance(error, OSError) else first_line(error)
-        if is_retry:
-            raise UserError(
-                f"{path} cannot be saved ({reason}; {free_space(path.parent)}); earlier checkpoints "
-                "are intact; fix this and continue with --auto_resume"
-            ) from error
+    is_retry = False
+    while True:
+        try:
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                hashed = _HashedFile(file)
+                write(hashed)
+                file.flush()
+                os.fsync(file.fileno())
+            # The rename too, if the file system supports it for folders (some network ones do not).
+            with contextlib.suppress(OSError):
+                folder = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+            return hashed.sha256.hexdigest()
+        except (OSError, RuntimeError) as error:
+            # torch's zip writer turns a full disk into a RuntimeError.
+            reason = f"[Errno {error.errno}] {error.strerror}" if isinstance(error, OSError) else first_line(error)
+            if is_retry:
+                raise UserError(
+                    f"{path} cannot be saved ({reason}; {free_space(path.parent)}); earlier checkpoints "
+                    "are intact; fix this and continue with --auto_resume"
+                ) from error
         # BasicSR's logger by name, because importing BasicSR takes seconds.
-        logger = logging.getLogger("basicsr")
-        logger.warning(f"{path} cannot be saved ({reason}); retrying in {RETRY_AFTER:g} s")
-    time.sleep(RETRY_AFTER)
-    return atomic_write(path, write, is_retry=True)
+        logging.getLogger("basicsr").warning(f"{path} cannot be saved ({reason}); retrying in {RETRY_AFTER:g} s")
+        time.sleep(RETRY_AFTER)
+        is_retry = True
+
+
+def write_checkpoint(content: dict[str, Any], path: Path) -> str:
+    """Write ``content`` with ``torch.save``; see ``atomic_write``."""
+    # Here: upscaling, which writes images, may run without it.
+    import torch
+
+    return atomic_write(path, lambda file: torch.save(content, file))
 
 
 @contextlib.contextmanager

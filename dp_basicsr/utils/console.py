@@ -17,15 +17,7 @@ from dp_basicsr.errors import UserError, exit_on_user_error
 
 
 def require_paths(paths: Sequence[Path], what: str) -> None:
-    """Check that files and folders exist before the imports that take seconds.
-
-    Args:
-        paths: Files and folders of the command line.
-        what: Description for the message.
-
-    Raises:
-        UserError: One of them does not exist.
-    """
+    """Raise a UserError if files of the command line, which are ``what``, are missing: before slow imports."""
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise UserError(f"{what} {', '.join(missing)}: no such file or folder")
@@ -38,8 +30,8 @@ def data_command() -> Iterator[None]:
     SIGHUP (a closed terminal) ends it like SIGTERM, but not under nohup.
     """
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, exit_on_signal) for number in handled}
+    previous = {number: signal.signal(number, exit_on_signal)
+                for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}  # fmt: skip
     try:
         with exit_on_user_error("interrupted: partial results have been removed"):
             yield

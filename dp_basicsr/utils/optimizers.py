@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import io
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dp_basicsr.errors import first_line, import_optional
@@ -45,21 +45,21 @@ def _subclasses(module: Any, base: type, *without: str) -> dict[str, Any]:
 
 def why_not_optimizer(kind: type[Optimizer], settings: Mapping[str, Any]) -> str | None:
     """Return why a run cannot use an optimizer: it must take dense gradients without a closure, and resume exactly."""
-    with _trial() as reasons:
-        # One goes on, the other starts from its state, and both take the same third step.
+
+    def step(stepped: list[nn.Parameter], optimizer: Any) -> None:
+        for weight in stepped:
+            weight.grad = (weight.detach() * 3).cos()
+        # Some draw random numbers.
+        torch.manual_seed(0)
+        optimizer.step()
+
+    def resumes_exactly() -> bool:
+        # One continues, the other starts from its state, and both take the same third step.
         weights, others = (
             [nn.Parameter(torch.linspace(-1, 1, 108).reshape(4, 3, 3, 3)), nn.Parameter(torch.linspace(-1, 1, 4))]
             for _ in range(2)
         )
         first, resumed = kind(weights, **settings), kind(others, **settings)
-
-        def step(stepped: list[nn.Parameter], optimizer: Any) -> None:
-            for weight in stepped:
-                weight.grad = (weight.detach() * 3).cos()
-            # Some draw random numbers.
-            torch.manual_seed(0)
-            optimizer.step()
-
         step(weights, first)
         step(weights, first)
         _reload(first, resumed)
@@ -67,22 +67,23 @@ def why_not_optimizer(kind: type[Optimizer], settings: Mapping[str, Any]) -> str
             other.data.copy_(weight.data)
         step(weights, first)
         step(others, resumed)
-        if not all(torch.equal(weight, other) for weight, other in zip(weights, others, strict=True)):
-            reasons.append("it does not resume exactly from its state")
-    return reasons[0] if reasons else None
+        return all(torch.equal(weight, other) for weight, other in zip(weights, others, strict=True))
+
+    return _why_not(resumes_exactly)
 
 
 def why_not_scheduler(kind: Any, settings: Mapping[str, Any]) -> str | None:
     """Return why a run cannot use a scheduler: it must step by iteration, and resume exactly."""
-    with _trial() as reasons:
+
+    def resumes_exactly() -> bool:
         first, resumed = (kind(torch.optim.Adam([torch.zeros(1)], lr=0.1), **settings) for _ in range(2))
         first.step()
         _reload(first.optimizer, resumed.optimizer)
         _reload(first, resumed)
         first.step(), resumed.step()
-        if first.get_last_lr() != resumed.get_last_lr():
-            reasons.append("it does not resume exactly from its state")
-    return reasons[0] if reasons else None
+        return bool(first.get_last_lr() == resumed.get_last_lr())
+
+    return _why_not(resumes_exactly)
 
 
 def _reload(part: Any, other: Any) -> None:
@@ -93,18 +94,15 @@ def _reload(part: Any, other: Any) -> None:
     other.load_state_dict(load(content, "the state"))
 
 
-@contextlib.contextmanager
-def _trial() -> Iterator[list[str]]:
-    """Yield a list of reasons, to which an error of the block is added."""
-    reasons: list[str] = []
+def _why_not(resumes_exactly: Callable[[], bool]) -> str | None:
     # Classes of others may print, warn and draw random numbers when they are tried.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
-            yield reasons
+            return None if resumes_exactly() else "it does not resume exactly from its state"
         except Exception as error:
-            # Of other people's classes, on values that they may not take.
-            reasons.append(f"{type(error).__name__}: {first_line(error)}")
+            # Whatever they raise on values that they may not take.
+            return f"{type(error).__name__}: {first_line(error)}"
 
 
 def switching(given: Iterable[Optimizer]) -> list[Any]:

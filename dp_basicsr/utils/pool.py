@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -48,13 +49,23 @@ def ordered_map(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
     pending: deque[tuple[Task, Future[Result]]] = deque()
+    waiting = iter(tasks)
     try:
-        for task in tasks:
-            pending.append((task, pool.submit(function, task)))
-            if len(pending) >= 2 * workers:
-                yield _take_first(pending)
-        while pending:
-            yield _take_first(pending)
+        while True:
+            for task in itertools.islice(waiting, 2 * workers - len(pending)):
+                pending.append((task, pool.submit(function, task)))
+            if not pending:
+                return
+            task, future = pending[0]
+            try:
+                result = future.result()
+            except (BrokenProcessPool, UserError):
+                raise
+            except Exception as error:
+                raise RuntimeError(f"a worker failed on {task}: {error!r}") from error
+            # Only now, so that the message after a kill lists it.
+            pending.popleft()
+            yield result
     except BrokenProcessPool:
         names = ", ".join(str(task) for task, _ in pending) or "the last task"
         raise UserError(
@@ -62,19 +73,6 @@ def ordered_map(
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _take_first(pending: deque[tuple[Task, Future[Result]]]) -> Result:
-    # Removed only afterwards, so that the message after a kill lists it.
-    task, future = pending[0]
-    try:
-        result = future.result()
-    except (BrokenProcessPool, UserError):
-        raise
-    except Exception as error:
-        raise RuntimeError(f"a worker failed on {task}: {error!r}") from error
-    pending.popleft()
-    return result
 
 
 def _prepare_worker() -> None:

@@ -99,9 +99,6 @@ class _StandIn:
     def __new__(cls, *args: Any) -> _StandIn:
         return super().__new__(cls)
 
-    def __init__(self, *args: Any) -> None:
-        pass
-
     def __setstate__(self, state: Any) -> None:
         pass
 

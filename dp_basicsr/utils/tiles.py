@@ -119,44 +119,41 @@ def blend_tiles(
     """
     (rows, row_overlap), (columns, column_overlap) = grid(height, width, tile, overlap, size)
     total, done, seam = len(rows) * len(columns), 0, 0.0
-
-    def fade(pixels: int, overlap: int) -> Floats:
-        # From 0 to 1 over half of the overlap, in the middle of the shared pixels: outside of it a tile sees its border
-        # instead of its neighbourhood. Tiles may also share nothing.
-        length = max(overlap / 2 * scale, 1e-6)
-        return (((np.arange(pixels) + 0.5 - pixels / 2) / length) + 0.5).clip(0, 1).astype(np.float32)
-
-    def merge(before: Floats, after: Floats, weight: Floats) -> None:
-        # Both have computed these pixels, each with another border: their difference, as far as it enters the result,
-        # is the error of tiling.
-        nonlocal seam
-        share = 2 * np.minimum(weight, 1 - weight)
-        difference = np.abs(before.clip(0, 1) - after.clip(0, 1)) * share
-        seam = max(seam, float(difference.max(initial=0.0)) if share.any() else 1.0)
-        after += (before - after) * (1 - weight)
-
     carried = np.zeros((1, 0, 1), np.float32)  # rows shared with the previous row of tiles
     for index, vertical in enumerate(rows):
         band = np.zeros((1, 0, 0), np.float32)
         end = 0
-        for number, horizontal in enumerate(columns):
+        for horizontal in columns:
             result = run_tile(vertical, horizontal)
-            if number == 0:
+            if horizontal is columns[0]:
                 band = np.zeros((*result.shape[:2], width * scale), np.float32)
             else:
-                shared = (end - horizontal.start) * scale
                 before = band[:, :, horizontal.start * scale : end * scale]
-                merge(before, result[:, :, :shared], fade(shared, column_overlap))
+                seam = max(seam, _merge(before, result[:, :, : before.shape[2]], column_overlap * scale, 2))
             band[:, :, horizontal.start * scale : horizontal.stop * scale] = result
             end, done = horizontal.stop, done + 1
             if on_tile:
                 on_tile(done, total)
         if index > 0:
-            shared = carried.shape[1]
-            merge(carried, band[:, :shared], fade(shared, row_overlap)[:, None])
+            seam = max(seam, _merge(carried, band[:, : carried.shape[1]], row_overlap * scale, 1))
         # The next row of tiles begins above the end of this one, and still changes what lies below its start.
         finished = ([*(span.start for span in rows), height][index + 1] - vertical.start) * scale
         yield band[:, :finished]
         carried = band[:, finished:]
     if on_seam and total > 1:
         on_seam(seam)
+
+
+def _merge(before: Floats, after: Floats, overlap: int, axis: int) -> float:
+    """Fade from one tile to the next where both have pixels, in ``after``; return how much they differ there."""
+    pixels = after.shape[axis]
+    # From 0 to 1 over half of the overlap, in the middle of the shared pixels: outside of it a tile sees its border
+    # instead of its neighbourhood. Tiles may also share nothing.
+    weight = ((np.arange(pixels) + 0.5 - pixels / 2) / max(overlap / 2, 1e-6) + 0.5).clip(0, 1).astype(np.float32)
+    weight = weight[:, None] if axis == 1 else weight
+    # Both have computed these pixels, each with another border: their difference, as far as it enters the result, is
+    # the error of tiling.
+    share = 2 * np.minimum(weight, 1 - weight)
+    difference = np.abs(before.clip(0, 1) - after.clip(0, 1)) * share
+    after += (before - after) * (1 - weight)
+    return float(difference.max(initial=0.0)) if share.any() else 1.0

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
-from dp_basicsr.utils.input_size import InputSize, run_padded, with_step
+from dp_basicsr.utils.input_size import InputSize, run_padded
+from dp_basicsr.utils.network_size import with_step
 from dp_basicsr.utils.tiles import blend_tiles, seam_warning, spans
 
 import numpy as np

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dp_basicsr.archs import RRDBNetDP
-from dp_basicsr.utils.input_size import InputSize, input_size, run_padded
+from dp_basicsr.utils.input_size import InputSize, run_padded
+from dp_basicsr.utils.network_size import input_size
 
 import pytest
 import torch
