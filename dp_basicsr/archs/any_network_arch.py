@@ -14,15 +14,15 @@ from dp_basicsr.archs.perceptual_arch import (
     ResNetFeatures,
     VGGFeatures,
     check_layers,
+    extract,
     use_batch_statistics,
 )
 from dp_basicsr.archs.pretrained import find_weights, load_backbone, random_network, random_weights
 from dp_basicsr.errors import UserError, import_optional
 
 import torch
-from torch import Tensor, nn
 from torchvision import models
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.models.feature_extraction import get_graph_node_names
 
 TIMM = "timm/"  # prefix of timm's model names
 
@@ -78,7 +78,7 @@ def build_features(
         modules = dict.fromkeys(".".join(node.split(".")[:depth]) for depth in (2, 1, 3, 4, 5) for node in nodes)
         check_layers(layers, modules)
         backbone = random_network(network) if weights == "random" else load_backbone(network, weights)
-        net = create_feature_extractor(backbone.eval(), list(layers), suppress_diff_warning=True)
+        net = extract(backbone, {layer: layer for layer in layers})
     else:
         raise UserError(
             f"network: expected one of {', '.join(VGG_TYPES + RESNET_TYPES)}, another classification network of "
@@ -86,23 +86,7 @@ def build_features(
         )
     if batch_stats:
         use_batch_statistics(net)
-    return ReturnedFeatures(net, layers, use_input_norm, range_norm, mean, std)
-
-
-class ReturnedFeatures(FrozenFeatures):
-    """Features of a network that returns those of all ``layers``: by name (torchvision), or as a list (timm).
-
-    A vision transformer needs image sides that are multiples of its patch size.
-    """
-
-    def __init__(self, net: nn.Module, layers: tuple[str, ...], *normalisation: Any) -> None:
-        super().__init__({"net": net}, ("net",), *normalisation)
-        self.layers = layers
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """See ``FrozenFeatures``."""
-        features = self.parts["net"](self.normalise(x))
-        return dict(features if isinstance(features, dict) else zip(self.layers, features, strict=True))
+    return FrozenFeatures(net, layers, use_input_norm, range_norm, mean, std)
 
 
 def _with_weights(network: str, weights: str, **options: Any) -> Any:

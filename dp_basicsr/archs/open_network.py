@@ -62,6 +62,30 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
         UserError: The architecture is unknown, tensors are missing, unexpected or of another shape, or the network does
             not map an image to an image.
     """
+    opened, arguments = _recognised(weights, scale)
+    title, module = f"{opened.architecture.name} x{opened.scale}", opened.model
+    # The project's own networks know what they take.
+    if not isinstance(getattr(module, "input_size", None), InputSize):
+        module = _as_module(opened, weights.path)
+        needs = opened.size_requirements
+        size = InputSize(needs.multiple_of, max(needs.minimum, 1), needs.square)
+        module.input_size = with_step(opened.model, size, opened.input_channels)  # type: ignore[assignment]
+    return OpenedNetwork(
+        weights.path.name,
+        str(opened.architecture.id),
+        opened.scale,
+        f"{title} ({', '.join(opened.tags)})" if opened.tags else title,
+        weights.choice,
+        opened.input_channels,
+        module.input_size,  # type: ignore[arg-type]
+        {key: value for key, value in arguments.items() if key.startswith("num_")},
+        weights.notes,
+        module.eval(),
+    )
+
+
+def _recognised(weights: Weights, scale: int | None) -> tuple[ImageModelDescriptor[nn.Module], dict[str, int]]:
+    """Return the network with its weights, and the arguments of one of the project's own; see ``open_network``."""
     # They take 0.2 s, and a training that opens no file needs neither.
     from dp_basicsr.archs.own_networks import build_network, describe, recognise, registry
 
@@ -77,9 +101,9 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
     # The first that tells: the caller, the file, or the options of its run.
     told = next((int(text) for text in map(str, (scale, weights.notes.get("scale"), run.get("scale")))
                  if text in ("2", "3")), None)  # fmt: skip
+    # A mere number in the file of Real-CUGAN tells spandrel that the network expects another range.
+    flags = {"pro": torch.ones(1)} if "pro" in weights.notes else {}
     try:
-        # A mere number in the file of Real-CUGAN tells spandrel that the network expects another range.
-        flags = {"pro": torch.ones(1)} if "pro" in weights.notes else {}
         opened = registry(told).load(dict(state) | flags)
     except UserError as error:
         raise UserError(f"{model} {error}") from None
@@ -101,25 +125,7 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
         raise UserError(
             f"{model}: expected a network for RGB or gray, got {title} for {opened.input_channels} channels"
         )
-    module = opened.model
-    # The project's own networks know what they take.
-    if not isinstance(getattr(module, "input_size", None), InputSize):
-        module = _as_module(opened, weights.path)
-        needs = opened.size_requirements
-        size = InputSize(needs.multiple_of, max(needs.minimum, 1), needs.square)
-        module.input_size = with_step(opened.model, size, opened.input_channels)  # type: ignore[assignment]
-    return OpenedNetwork(
-        weights.path.name,
-        str(opened.architecture.id),
-        opened.scale,
-        f"{title} ({', '.join(opened.tags)})" if opened.tags else title,
-        weights.choice,
-        opened.input_channels,
-        module.input_size,  # type: ignore[arg-type]
-        {key: value for key, value in arguments.items() if key.startswith("num_")},
-        weights.notes,
-        module.eval(),
-    )
+    return opened, arguments
 
 
 def options_of_run(path: Path) -> Options | None:

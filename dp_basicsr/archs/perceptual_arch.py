@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,9 +11,10 @@ from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.registration import register
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor
 
 # ImageNet statistics of RGB in [0, 1], used by all of torchvision's classification networks.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,19 +31,16 @@ RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class FrozenFeatures(nn.Module):
-    """A network of named parts, run in order, that returns the outputs of some of them and never learns.
+    """A network that returns the features of some layers and never learns.
 
     It stays in eval mode even if ``train()`` is called on it or its parent, and its weights have no gradients.
 
     Args:
-        parts: The network, split into named parts; parts after the last requested layer are dropped.
-        layers: Names of the parts whose outputs are returned.
+        net: Returns the features of images, (N, 3, H, W), by layer name, or as a list in the order of ``layers``.
+        layers: Names of the layers.
         use_input_norm: Normalise RGB in [0, 1] by ``mean`` and ``std``.
         range_norm: Inputs are in [-1, 1] and are scaled to [0, 1] first.
         mean, std: ImageNet's by default.
-
-    Raises:
-        ValueError: ``layers`` is empty or contains an unknown name.
     """
 
     mean: Tensor
@@ -50,23 +48,20 @@ class FrozenFeatures(nn.Module):
 
     def __init__(
         self,
-        parts: dict[str, nn.Module],
+        net: nn.Module,
         layers: Iterable[str],
-        use_input_norm: bool,
-        range_norm: bool,
+        use_input_norm: bool = True,
+        range_norm: bool = False,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        self.layers = tuple(layers)
-        check_layers(self.layers, parts)
-        last = max(list(parts).index(name) for name in self.layers)
-        self.parts = nn.ModuleDict(dict(list(parts.items())[: last + 1]))
-        # What a file lacked is on the meta device; only the parts that are used must be there.
-        missing = [name for name, value in self.parts.state_dict().items() if value.is_meta]
+        # What a file lacked is on the meta device; only what is used must be there.
+        missing = [name for name, value in net.state_dict().items() if value.is_meta]
         if missing:
             text = f"the weights of the perceptual network lack {len(missing)} tensors: {', '.join(missing[:3])}"
             raise UserError(text)
+        self.net, self.layers = net, tuple(layers)
         self.use_input_norm = use_input_norm
         self.range_norm = range_norm
         self.statistics = (tuple(mean), tuple(std))
@@ -86,21 +81,14 @@ class FrozenFeatures(nn.Module):
         self.mean, self.std = (_per_channel(values, self.mean) for values in self.statistics)
         return self
 
-    def normalise(self, x: Tensor) -> Tensor:
-        """Normalise images, (N, 3, H, W), from [0, 1] or [-1, 1] to the network's input range."""
-        if self.range_norm:
-            x = (x + 1) / 2
-        return (x - self.mean) / self.std if self.use_input_norm else x
-
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the features of ``x``, (N, 3, H, W), RGB in [0, 1] ([-1, 1] with ``range_norm``), by layer name."""
-        x = self.normalise(x)
-        features = {}
-        for name, part in self.parts.items():
-            x = part(x)
-            if name in self.layers:
-                features[name] = x
-        return features
+        if self.range_norm:
+            x = (x + 1) / 2
+        if self.use_input_norm:
+            x = (x - self.mean) / self.std
+        features = self.net(x)
+        return dict(features if isinstance(features, dict) else zip(self.layers, features, strict=True))
 
 
 @register("arch")
@@ -128,26 +116,11 @@ class VGGFeatures(FrozenFeatures):
     ) -> None:
         _check_choice("VGG network", network, VGG_TYPES)
         layers = tuple(layers)
-        net = load_backbone(network, weights).features
-        # BasicSR's names: conv1_1, bn1_1, relu1_1, pool1. Each block ends with a pool, and convolutions are counted.
-        names, block, number = [], 1, 0
-        for module in net:
-            number += isinstance(module, nn.Conv2d)
-            kind = {nn.Conv2d: "conv", nn.BatchNorm2d: "bn", nn.ReLU: "relu", nn.MaxPool2d: "pool"}[type(module)]
-            names.append(f"pool{block}" if kind == "pool" else f"{kind}{block}_{number}")
-            if kind == "pool":
-                block, number = block + 1, 0
+        names = vgg_layers(network)
         check_layers(layers, names)
-        # Cut first, so that only what is used needs weights.
-        net = net[: max(map(names.index, layers)) + 1]
-        if weights == "random":
-            initialise_randomly(net, network)
-        for before, (_, module) in pairwise(zip(names, net, strict=False)):
-            if isinstance(module, nn.ReLU):
-                # In place, it would overwrite the features that are returned.
-                module.inplace = before[0] not in layers
-        super().__init__(dict(zip(names, net, strict=False)), layers, use_input_norm, range_norm)
-        self.min_size = 2 ** sum(isinstance(part, nn.MaxPool2d) for part in self.parts.values())
+        net = load_features(network, weights, {f"features.{names.index(layer)}": layer for layer in layers})
+        super().__init__(net, layers, use_input_norm, range_norm)
+        self.min_size = 2 ** sum(isinstance(module, nn.MaxPool2d) for module in net.modules())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """See ``FrozenFeatures``; raise a ValueError if the image is too small for the pooling."""
@@ -188,15 +161,10 @@ class ResNetFeatures(FrozenFeatures):
         _check_choice("ResNet network", network, RESNET_TYPES)
         layers = tuple(layers)
         check_layers(layers, RESNET_STAGES)
-        net = load_backbone(network, weights)
-        parts: dict[str, nn.Module] = {"stem": nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)}
-        # As text, layer1 to layer4 are in order, too.
-        parts |= {stage: getattr(net, stage) for stage in RESNET_STAGES[: RESNET_STAGES.index(max(layers)) + 1]}
-        if weights == "random":
-            initialise_randomly(nn.Sequential(*parts.values()), network)
+        net = load_features(network, weights, {layer: layer for layer in layers})
         if batch_stats:
-            use_batch_statistics(nn.Sequential(*parts.values()))
-        super().__init__(parts, layers, use_input_norm, range_norm)
+            use_batch_statistics(net)
+        super().__init__(net, layers, use_input_norm, range_norm)
         self.folds = not batch_stats
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -215,18 +183,57 @@ class ResNetFeatures(FrozenFeatures):
     @torch.inference_mode(False)
     @torch.no_grad()
     def fold(self) -> None:
-        """Fold each batch-norm into the preceding convolution (torchvision's order of children), once.
+        """Fold each batch-norm into the preceding convolution, once.
 
         Not in the constructor, because the products would keep float32's rounding after a cast to float64.
         """
         if not self.folds:
             return
-        for module in self.parts.modules():
+        for module in self.net.modules():
             for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
                 if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                     setattr(module, conv_name, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
                     setattr(module, norm_name, nn.Identity().eval())
         self.folds = False
+
+
+def vgg_layers(network: str) -> list[str]:
+    """Return BasicSR's names of a VGG's layers: conv1_1, bn1_1, relu1_1 ... pool1; each block ends with a pool."""
+    with torch.device("meta"):
+        layers = models.get_model(network, weights=None).features
+    kinds = {nn.Conv2d: "conv", nn.BatchNorm2d: "bn", nn.ReLU: "relu", nn.MaxPool2d: "pool"}
+    names, block, number = [], 1, 0
+    for kind in (kinds[type(module)] for module in layers):
+        number += kind == "conv"
+        names.append(f"pool{block}" if kind == "pool" else f"{kind}{block}_{number}")
+        if kind == "pool":
+            block, number = block + 1, 0
+    return names
+
+
+def load_features(network: str, weights: str, nodes: Mapping[str, str]) -> nn.Module:
+    """Return a VGG or ResNet with its weights, which returns the outputs of ``nodes`` by other names and ends there.
+
+    Raises:
+        UserError: See ``load_backbone``.
+    """
+    net = extract(load_backbone(network, weights), nodes)
+    # Only now: what was cut off needs no weights.
+    return initialise_randomly(net, network) if weights == "random" else net
+
+
+def extract(net: nn.Module, nodes: Mapping[str, str]) -> nn.Module:
+    """Return ``net`` up to the last of ``nodes`` (torchvision's name -> name of its output), in eval mode."""
+    features = create_feature_extractor(net.eval(), dict(nodes), suppress_diff_warning=True)
+    *_, output = features.graph.nodes
+    for user in [user for node in output.all_input_nodes for user in node.users if user is not output]:
+        # In place, an activation would overwrite the features before it, which are returned.
+        if user.op == "call_module" and hasattr(module := features.get_submodule(user.target), "inplace"):
+            module.inplace = False
+        elif "inplace" in user.kwargs:
+            user.update_kwarg("inplace", False)
+    # Torchvision's has a second graph, of train mode, and cannot be pickled.
+    return fx.GraphModule(features, features.graph)
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:

@@ -60,16 +60,16 @@ def download_weights(network: str, folder: Path, progress: bool = True) -> Path:
     return target
 
 
-def find_weights(network: str, source: str) -> Path:
-    """Find the weights of a torchvision network.
+def local_weights(network: str, source: str) -> Path | None:
+    """Find the weights of a network on this machine; None if its ImageNet weights are not there.
 
     Args:
         network: torchvision's name, for example ``vgg19``.
-        source: ``imagenet``, or the path of a torchvision state_dict. ``imagenet`` is searched in ``PRETRAINED_DIR``,
-            then in torch hub's cache, and otherwise downloaded into that cache.
+        source: ``imagenet``, which is searched in ``PRETRAINED_DIR``, then in torch hub's cache; or the path of a
+            torchvision state_dict.
 
     Raises:
-        UserError: The path does not exist, or the weights cannot be found or downloaded.
+        UserError: The path does not exist.
     """
     if source != "imagenet":
         path = Path(source).expanduser()
@@ -79,11 +79,22 @@ def find_weights(network: str, source: str) -> Path:
             )
         return path
     name = weights_url(network).rsplit("/", 1)[1]
-    hub_cache = Path(torch.hub.get_dir()) / "checkpoints"
-    for folder in (PRETRAINED_DIR, hub_cache):
-        if (folder / name).is_file():
-            return folder / name
-    return download_weights(network, hub_cache, progress=process_count() == 1 or distributed.get_rank() == 0)
+    files = (folder / name for folder in (PRETRAINED_DIR, _hub_cache()))
+    return next((file for file in files if file.is_file()), None)
+
+
+def find_weights(network: str, source: str) -> Path:
+    """Return the file of ``local_weights``, or download it into torch hub's cache.
+
+    Raises:
+        UserError: The path does not exist, or the weights cannot be downloaded.
+    """
+    is_first = process_count() == 1 or distributed.get_rank() == 0
+    return local_weights(network, source) or download_weights(network, _hub_cache(), progress=is_first)
+
+
+def _hub_cache() -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

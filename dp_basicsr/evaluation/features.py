@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dp_basicsr.archs.perceptual_arch import FrozenFeatures, VGGFeatures
-from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone
+from dp_basicsr.archs.perceptual_arch import FrozenFeatures, VGGFeatures, load_features
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import read_file
 from dp_basicsr.evaluation.figures import picture_format, save_figure
@@ -15,7 +14,7 @@ from dp_basicsr.metrics.scores import in_colour
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 # Both follow seven convolutions and two downsamplings, end with a ReLU and have 256 channels (Fig. 3).
 VGG_LAYER = "relu3_3"
@@ -37,16 +36,8 @@ def feature_maps(image: NDArray[np.uint8], weights: str) -> dict[str, Tensor]:
         UserError: The weights are not available.
     """
     vgg = VGGFeatures([VGG_LAYER], "vgg19", weights)
-    net = load_backbone("resnet50", weights)
-    # Parts of our own, because the loss's ResNet stops only at whole stages.
-    parts: dict[str, nn.Module] = {
-        "stem": nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool),
-        "conv2_1": net.layer1[0],
-        RESNET_LAYER: net.layer1[1],
-    }
-    if weights == "random":
-        initialise_randomly(nn.Sequential(*parts.values()), "resnet50")
-    resnet = FrozenFeatures(parts, [RESNET_LAYER], use_input_norm=True, range_norm=False)
+    # A node of our own, because the loss's ResNet returns only whole stages.
+    resnet = FrozenFeatures(load_features("resnet50", weights, {"layer1.1": RESNET_LAYER}), [RESNET_LAYER])
     rgb = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float().div(255)[None]
     with torch.inference_mode():
         return {

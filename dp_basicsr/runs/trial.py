@@ -7,11 +7,10 @@ import math
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from dp_basicsr.archs.any_network_arch import TIMM
-from dp_basicsr.archs.pretrained import PRETRAINED_DIR, read_state_dict, weights_url
+from dp_basicsr.archs.pretrained import local_weights, read_state_dict
 from dp_basicsr.checkpoint.resume import require_networks
 from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
@@ -226,16 +225,18 @@ def try_weights(loss: Entry | None, missing: list[str]) -> list[str]:
     Files that are there are read, because the step was tried without them; what is wrong is added to ``missing``.
     """
     notes = []
-    folders = (PRETRAINED_DIR, Path(torch.hub.get_dir()) / "checkpoints")
-    for network, weights in feature_networks(loss) if loss and loss["type"] == "DPLoss" else ():
-        # timm has a cache of its own, in which a download is not repeated.
-        name = "" if network.startswith(TIMM) else weights_url(network).rsplit("/", 1)[1]
-        files = [folder / name for folder in folders] if weights == "imagenet" else [Path(weights).expanduser()]
-        if file := next((file for file in files if file.is_file()), None):
-            try:
+    networks = feature_networks(loss) if loss and loss["type"] == "DPLoss" else []
+    for network, weights in networks:
+        if weights == "random":
+            continue
+        try:
+            # timm has a cache of its own, in which a download is not repeated.
+            is_timm = weights == "imagenet" and network.startswith(TIMM)
+            file = None if is_timm else local_weights(network, weights)
+            if file is None:
+                notes.append(f"the ImageNet weights of {network} are missing: the run will download them first")
+            else:
                 read_state_dict(file)
-            except UserError as error:
-                missing.append(str(error))
-        elif weights == "imagenet":
-            notes.append(f"the ImageNet weights of {network} are missing: the run will download them first")
+        except UserError as error:
+            missing.append(str(error))
     return notes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, ResNetFeatures, VGGFeatures
+from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, ResNetFeatures, VGGFeatures, vgg_layers
 from dp_basicsr.data.imresize import mod_crop
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import read_file
@@ -122,10 +122,11 @@ def judge_runs(study: Study, smoke: Smoke | None, jobs: Sequence[StudyRun]) -> N
 def feature_networks(opt: dict[str, Any]) -> dict[str, Callable[[Image], Sequence[Tensor]]]:
     """Return the judge and the candidates' networks at their other layers: functions from an image to its features."""
     loss = opt["train"]["perceptual_opt"]
-    vgg = VGGFeatures(loss["vgg_layer_weights"], loss["vgg_type"], loss["vgg_weights"])
+    names, used = vgg_layers(loss["vgg_type"]), loss["vgg_layer_weights"]
+    names = names[: max(map(names.index, used)) + 1]
     # By the block's number, so that the last convolution of each block remains.
-    convolutions = {name[4]: name for name in vgg.parts if name.startswith("conv")}.values()
-    other = [name for name in convolutions if name not in vgg.layers]
+    convolutions = {name[4]: name for name in names if name.startswith("conv")}.values()
+    other = [name for name in convolutions if name not in used]
     vgg = VGGFeatures(other, loss["vgg_type"], loss["vgg_weights"]).to(device())
     stages = [stage for stage in RESNET_STAGES if stage not in loss["resnet_layer_weights"]]
     resnet = ResNetFeatures(stages, loss["resnet_type"], loss["resnet_weights"]).to(device())

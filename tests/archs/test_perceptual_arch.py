@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dp_basicsr.archs import ResNetFeatures, VGGFeatures
+from dp_basicsr.archs.any_network_arch import build_features
 from dp_basicsr.archs.pretrained import initialise_randomly
 
 import pytest
@@ -46,8 +47,9 @@ def test_resnet_stages_are_after_their_relu(network: str) -> None:
 
 
 def test_layers_after_the_last_requested_one_are_dropped() -> None:
-    assert list(ResNetFeatures(["layer2"], "resnet18", "random").parts) == ["stem", "layer1", "layer2"]
-    assert list(VGGFeatures(["pool1"], "vgg11", "random").parts) == ["conv1_1", "relu1_1", "pool1"]
+    resnet, vgg = ResNetFeatures(["layer2"], "resnet18", "random"), VGGFeatures(["pool1"], "vgg11", "random")
+    assert [name for name, _ in resnet.net.named_children()] == ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2"]
+    assert [name for name, _ in vgg.net.features.named_children()] == ["0", "1", "2"]
 
 
 def test_batch_statistics_ignore_global_contrast() -> None:
@@ -87,3 +89,10 @@ def test_folded_batch_norm_is_the_same_network(network: str, tmp_path: Path) -> 
         assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
         for value, expected in ((features["layer1"], first), (features["layer2"], plain.layer2(first))):
             assert (value - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize(("network", "layer"), [("squeezenet1_1", "features.0"), ("googlenet", "conv1.bn")])
+def test_features_before_an_activation_in_place_are_not_overwritten(network: str, layer: str) -> None:
+    """Its activation is a module in one, a function in the other."""
+    features = build_features(network, [layer], "random")(torch.rand(1, 3, 32, 32))
+    assert features[layer].min() < 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.archs.perceptual_arch import ResNetFeatures
+from dp_basicsr.archs.perceptual_arch import FrozenFeatures, ResNetFeatures, load_features
 from dp_basicsr.evaluation.crops import Crop, score_lines
 from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.features import feature_maps
@@ -33,10 +33,11 @@ def test_the_maps_have_the_same_depth_and_shape_and_end_at_the_second_bottleneck
     assert all((features >= 0).all() for features in maps.values())
     # Its second bottleneck is that of the stage that DPLoss uses.
     x = torch.from_numpy(IMAGE[..., ::-1].copy()).permute(2, 0, 1)[None] / 255
-    stage = ResNetFeatures(["layer1"], "resnet50", "random")
-    parts = stage.parts  # not folded before the first call: the figure shows the published network, with its batch-norm
-    second = parts["layer1"][:2](parts["stem"](stage.normalise(x)))[0]
-    assert torch.equal(second, maps["ResNet-50 conv2_2"])
+    stage = FrozenFeatures(load_features("resnet50", "random", {"layer1.1": "second", "layer1": "last"}), ["second"])
+    features = stage(x)
+    assert torch.equal(features["second"][0], maps["ResNet-50 conv2_2"])
+    # Folded: the figure shows the published network, with its batch-norm.
+    torch.testing.assert_close(features["last"], ResNetFeatures(["layer1"], "resnet50", "random")(x)["layer1"])
 
 
 @pytest.fixture

@@ -273,8 +273,8 @@ def test_the_interface_and_its_defaults() -> None:
         "vgg_weights": "imagenet", "resnet_weights": "imagenet", "input_channels": None, "log_gradient_shares": False,
     }  # fmt: skip
     built = build_loss({"type": "DPLoss", "vgg_weights": "random", "resnet_weights": "random"})
-    assert list(built.all_terms["vgg"].features.parts)[-1] == "conv5_4"
-    assert list(built.all_terms["resnet"].features.parts)[-1] == "layer3"
+    assert built.all_terms["vgg"].features.layers == ("conv5_4",)
+    assert built.all_terms["resnet"].features.layers == ("layer3",)
 
 
 def test_print_shows_networks_layers_mu_and_weight() -> None:
@@ -334,7 +334,7 @@ class TestModule:
         else:
             twin = copy.deepcopy(loss) if how == "deepcopy" else pickle.loads(pickle.dumps(loss))
         assert torch.equal(twin(*pair), expected)
-        twin.all_terms["vgg"].features.parts["conv1_1"].weight.data.zero_()
+        twin.all_terms["vgg"].features.net.get_submodule("features.0").weight.data.zero_()
         assert torch.equal(loss(*pair), expected)
 
     def test_it_moves_between_dtypes_and_back(self, loss: DualPerceptualLoss, pair: tuple[Tensor, Tensor]) -> None:

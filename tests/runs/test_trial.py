@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr import train
+from dp_basicsr.archs import pretrained
 from dp_basicsr.runs import trial
 
 import pytest
@@ -128,15 +129,19 @@ def test_imagenet_weights_are_not_downloaded(options: Path, capsys: pytest.Captu
     assert code == 0
     named = [line.split()[5] for line in out.splitlines() if "note:" in line]
     assert named == ["vgg11", "resnet18", "squeezenet1_1", "alexnet"]
-    here = Path(torch.hub.get_dir(), "checkpoints", trial.weights_url("vgg11").rsplit("/", 1)[1])
+    here = Path(torch.hub.get_dir(), "checkpoints", pretrained.weights_url("vgg11").rsplit("/", 1)[1])
     here.parent.mkdir(parents=True)
     torch.save({}, here)
     damaged = Path("damaged.pth")
     damaged.write_bytes(here.read_bytes()[:-9])
     problems: list[str] = []
-    loss = {"type": "DPLoss", "vgg_type": "vgg11", "extra_terms": [{"network": "alexnet", "weights": str(damaged)}]}
+    terms = [{"network": "alexnet", "weights": name} for name in (str(damaged), "nowhere.pth", "random")]
+    loss = {"type": "DPLoss", "vgg_type": "vgg11", "extra_terms": terms}
     assert [note.split()[4] for note in trial.try_weights(loss, problems)] == ["resnet50"]
-    assert [problem.partition(":")[0] for problem in problems] == ["state_dict damaged.pth cannot be read"]
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "state_dict damaged.pth cannot be read",
+        "weights of alexnet",
+    ]
 
 
 @pytest.mark.parametrize(
