@@ -69,8 +69,7 @@ def show(weights: str) -> None:
     model = f"path:pretrain_network_g=experiments/{RUN}/models/net_g_latest.pth"
     demo.run("dp_basicsr/test.py", "-opt", OPTIONS, "--force_yml", f"name={RUN}", model)
     folders[STEPS] = Path("results", RUN, "visualization", "held_out")
-    evaluation = demo.measure_results(folders)
-    demo.draw_comparison(evaluation, NOTES[weights].replace("\n", " "), demo.OUTPUT / "comparison.png")
+    evaluation = demo.compare_results(folders, NOTES[weights].replace("\n", " "), demo.OUTPUT / "comparison.png")
     draw_curves(demo.OUTPUT / "curves.png")
     print(f"\n{markdown(evaluation)}\n{NOTES[weights]}\n")
     print(f"picture: {demo.OUTPUT / 'comparison.png'}\ncurves:  {demo.OUTPUT / 'curves.png'}")

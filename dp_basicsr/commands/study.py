@@ -79,13 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exit_on_user_error():
         study, smoke = read_study(args.study), read_smoke() if args.smoke else None
         seeds = study.seeds[:2] if smoke else study.seeds
-        study = replace(study, seeds=seeds, overrides=(*study.overrides, *args.force_yml))
+        study = replace(study, seeds=seeds, overrides=(*study.overrides, *args.force_yml), smoke=smoke)
         number, count = args.part
         # Checked before the trainings, which take days.
         given = given_images(args, study)
         from dp_basicsr.studies.calibration import calibrate
         from dp_basicsr.studies.judging import judge_runs
-        from dp_basicsr.studies.results import default_metrics, write_study
+        from dp_basicsr.studies.results import write_study
         from dp_basicsr.studies.runner import Runner, make_jobs, show_plan
 
         import torch
@@ -96,9 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
                 prepare_photographs()
             # Before the jobs are made, whose overrides contain the calibrated weights.
-            calibrate(study, smoke)
+            calibrate(study)
         # Every N-th, so that long and short trainings spread over the machines.
-        jobs = make_jobs(study, smoke)[number - 1 :: count]
+        jobs = make_jobs(study)[number - 1 :: count]
         if args.dry_run:
             show_plan(jobs, args.retest)
             return 0
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             runner.run(jobs, args.retest)
             # In this process, not by test.py: the blends need the start's images as well.
             if study.seeds:
-                judge_runs(study, smoke, jobs)
+                judge_runs(study, jobs)
         except KeyboardInterrupt:
             print("stopped; the same command resumes from the last saved states", file=sys.stderr)
             # As a shell does for a command that Ctrl-C ended.
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if count > 1:
             print(f"part {number} of {count} is done; {advise('study', study.name)} writes the table when all are")
             return report(runner.failed)
-        folder = write_study(study, smoke, given, default_metrics(smoke))
+        folder = write_study(study, given)
         print((folder / "table.md").read_text(encoding="utf-8"))
         print(f"wrote {folder}")
         return report(runner.failed)

@@ -9,12 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from dp_basicsr.data.stream import TrainStream
-from dp_basicsr.errors import UserError
 from dp_basicsr.losses import DualPerceptualLoss
 from dp_basicsr.models.validation import as_float
 from dp_basicsr.options import override, read_options
-from dp_basicsr.studies.study import Row, Smoke, Study
-from dp_basicsr.utils.arguments import SHIPPED
+from dp_basicsr.studies.study import Study
 from dp_basicsr.utils.safe_load import load
 
 import torch
@@ -28,32 +26,15 @@ STEPS = 50  # mini-batches, or 2 for a smoke run
 Gradients = tuple[float, float, float, float]
 
 
-def calibrated_overrides(study: Study, row: Row, smoke: Smoke | None) -> tuple[str, ...]:
-    """Return what ``calibrate`` found for a row; nothing for a row that is not calibrated.
-
-    Raises:
-        UserError: The study is not calibrated yet.
-    """
-    if not row.calibrated:
-        return ()
-    path = calibration_file(study, smoke)
-    if not path.is_file():
-        raise UserError(f"{path} is missing: run the study without --dry-run first, which calibrates it")
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))["overrides"][row.calibrated]
-    split = (entry.split("=", 1) for entry in entries)
-    return tuple(f"{key}={float(value) * (row.times if key.endswith(':loss_weight') else 1):g}" for key, value in split)
-
-
-def calibration_file(study: Study, smoke: Smoke | None) -> Path:
+def calibration_file(study: Study) -> Path:
     """Return the file with the calibration of a study."""
-    return Path("experiments", f"{'smoke_' if smoke else ''}{study.name}.calibration.yml")
+    return Path("experiments", f"{study.prefix}{study.name}.calibration.yml")
 
 
-def study_options(study: Study, smoke: Smoke | None) -> dict[str, Any]:
+def study_options(study: Study) -> dict[str, Any]:
     """Return the options that all rows of a study have in common."""
-    base, files = next(iter(study.bases.items()))
-    # By name, because an installed package has the option files in another folder than a checkout.
-    opt = read_options(SHIPPED / Path(files["train"]).name)
+    base, smoke = next(iter(study.bases)), study.smoke
+    opt = read_options(study.options(base, "train"))
     override(opt, (*study.overrides, *((*smoke.train, *smoke.network[base]) if smoke else ())))
     for name, dataset in opt["datasets"].items():
         dataset |= {"phase": name.split("_")[0], "scale": opt["scale"]}
@@ -61,38 +42,32 @@ def study_options(study: Study, smoke: Smoke | None) -> dict[str, Any]:
     return opt | {"rank": 0, "world_size": 1, "dist": False, "num_gpu": 0}
 
 
-def read_network(opt: dict[str, Any], path: Path | None) -> nn.Module:
-    """Build the generator with the averaged weights of a file, or with those that it starts from."""
+def read_network(opt: dict[str, Any], path: str | Path | None) -> nn.Module:
+    """Build the generator with the averaged weights of a file, or with random ones."""
     network: nn.Module = build_network(dict(opt["network_g"]))
-    if path is not None:
+    if path:
         # The averaged weights are what a trained run is tested with.
-        network.load_state_dict(load(path, "model", "train it first")["params_ema"])
+        network.load_state_dict(load(Path(path), "model", "train it first")["params_ema"])
     return network.eval()
 
 
-def start_of(opt: dict[str, Any]) -> Path | None:
-    """Return the file that all rows start from."""
-    path = opt["path"].get("pretrain_network_g")
-    return Path(path) if path else None
-
-
-def calibrate(study: Study, smoke: Smoke | None) -> None:
+def calibrate(study: Study) -> None:
     """Measure the gradients on the first mini-batches with the start network, once, and write the weights.
 
     Raises:
         UserError: Data, features or the start network are missing.
     """
-    path = calibration_file(study, smoke)
+    path = calibration_file(study)
     # Never measured again: the trainings that exist were made with the first weights.
     if path.is_file() or not any(row.calibrated for row in study.rows):
         return
-    opt = study_options(study, smoke)
+    opt = study_options(study)
     torch.manual_seed(opt["manual_seed"])
-    network = read_network(opt, start_of(opt))
+    network = read_network(opt, opt["path"].get("pretrain_network_g"))
     settings = {key: value for key, value in opt["train"]["perceptual_opt"].items() if key != "type"}
     loss = DualPerceptualLoss(**settings)
     measured: list[Gradients] = []
-    for batch, _ in zip(TrainStream(opt).batches(0), range(2 if smoke else STEPS), strict=False):
+    for batch, _ in zip(TrainStream(opt).batches(0), range(2 if study.smoke else STEPS), strict=False):
         lq, gt = (as_float(batch[key], torch.device("cpu")) for key in ("lq", "gt"))
         with torch.no_grad():
             result = network(lq)

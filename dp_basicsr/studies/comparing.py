@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
@@ -10,8 +10,8 @@ from statistics import fmean, stdev
 from dp_basicsr.evaluation.figures import save_figure
 from dp_basicsr.evaluation.files import table_lines
 from dp_basicsr.studies.judging import ALPHAS, COLUMNS, DISTORTION, JUDGE, RECORDS, SECONDARY, read_judged
-from dp_basicsr.studies.runner import make_job, seeds_of
-from dp_basicsr.studies.study import Smoke, Study
+from dp_basicsr.studies.runner import study_runs
+from dp_basicsr.studies.study import Study
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,24 +24,24 @@ Scored = Mapping[str, Array]  # of one run on one set: metric -> (images, ALPHAS
 Runs = Mapping[str, Mapping[int, Mapping[str, Scored]]]  # label -> seed -> set
 
 
-def judged_runs(study: Study, smoke: Smoke | None) -> tuple[Runs, list[str]]:
-    """Return what was judged so far, and the names of the runs that were not."""
+def judged_runs(study: Study) -> tuple[Runs, list[str], list[str]]:
+    """Return what was judged so far, on which of the study's sets, and the names of the runs that were not."""
     runs: dict[str, dict[int, dict[str, Scored]]] = {}
     missing = []
-    for row in study.rows:
-        for seed in seeds_of(study, row):
-            job = make_job(study, row, smoke, seed)
-            judged = read_judged(job)
-            if not judged:
-                missing.append(job.name)
-            for name, images in judged.items():
-                # As float64, None becomes NaN.
-                scored = {
-                    metric: np.array([[scores[metric] for scores in blends] for blends in images.values()], np.float64)
-                    for metric in COLUMNS
-                }
-                runs.setdefault(row.label, {}).setdefault(seed, {})[name] = scored
-    return runs, missing
+    for run in study_runs(study):
+        judged = read_judged(run)
+        if not judged:
+            missing.append(run.name)
+        for name, images in judged.items():
+            # As float64, None becomes NaN.
+            scored = {
+                metric: np.array([[scores[metric] for scores in blends] for blends in images.values()], np.float64)
+                for metric in COLUMNS
+            }
+            runs.setdefault(run.label, {}).setdefault(run.seed or 0, {})[name] = scored
+    # Those that are on this machine.
+    judged_sets = {name for seeds in runs.values() for sets in seeds.values() for name in sets}
+    return runs, [name for name in study.sets if name in judged_sets], missing
 
 
 def psnr_loss(scored: Scored) -> Array:
@@ -114,16 +114,15 @@ def comparison_lines(study: Study, runs: Runs, name: str) -> list[str]:
     return lines + table_lines(["", *(RECORDS[metric].label for metric in SECONDARY)], secondary)
 
 
-def judged_markdown(study: Study, smoke: Smoke | None) -> str:
-    """Format a table and the comparisons for each set."""
-    runs, missing = judged_runs(study, smoke)
-    lines = [f"# {'SMOKE of s' if smoke else 'S'}tudy {study.name}: {study.title}", ""]
+def judged_markdown(study: Study, runs: Runs, sets: Sequence[str], missing: Sequence[str]) -> str:
+    """Format what ``judged_runs`` returns: a table and the comparisons for each set."""
+    lines = [study.heading, ""]
     if missing:
         lines += [f"Not judged yet: {', '.join(missing)}.", ""]
     lines += ["Mean over the images of a set, then mean and standard deviation over the seeds; the run alone."]
     secondary = ", ".join(RECORDS[metric].label for metric in SECONDARY)
     lines += [f"Judge: {RECORDS[JUDGE].label}. Secondary: {secondary}; the last two are the objectives' own networks."]
-    for name in sets_of(study, runs):
+    for name in sets:
         scored = {label: [run[name] for run in seeds.values()] for label, seeds in runs.items()}
         start = next(iter(scored.values()))[0]
         rows = []
@@ -150,19 +149,10 @@ def judged_markdown(study: Study, smoke: Smoke | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sets_of(study: Study, runs: Runs) -> list[str]:
-    """Return the study's sets that were judged: those that are on this machine."""
-    return [name for name in study.sets if any(name in run for seeds in runs.values() for run in seeds.values())]
-
-
-def plot_judged(study: Study, smoke: Smoke | None, path: Path) -> None:
+def plot_judged(runs: Runs, sets: Sequence[str], path: Path) -> None:
     """Plot the judge against PSNR, one line for each objective: the blends, averaged over images and seeds."""
     from matplotlib.figure import Figure
 
-    runs, _ = judged_runs(study, smoke)
-    sets = sets_of(study, runs)
-    if not sets:
-        return
     figure = Figure(figsize=(5 * len(sets), 4), layout="constrained")
     axes = figure.subplots(1, len(sets), squeeze=False).ravel()
     for axis, name in zip(axes, sets, strict=True):

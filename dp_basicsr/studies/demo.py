@@ -79,19 +79,18 @@ def run(*command: object) -> None:
         raise UserError(f"{words[0]} failed; see above")
 
 
-def measure_results(folders: Mapping[str, Path]) -> Evaluation:
-    """Measure bicubic and the results in each folder (by its label) on the held-out photographs."""
-    held_out = find_test_set(DATA / "test/GT", DATA / "test/LRbicx4", "held-out photographs")
-    methods = [Method(BICUBIC, None), *(Method(label, folder) for label, folder in folders.items())]
-    return evaluate([held_out], methods, SCALE, ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y"))
+def compare_results(folders: Mapping[str, Path], note: str, path: Path) -> Evaluation:
+    """Measure bicubic and the results in each folder (by its label) on the held-out photographs, and draw them.
 
-
-def draw_comparison(evaluation: Evaluation, note: str, path: Path) -> None:
-    """Draw each original with its crop marked, and the crop of LR, each method's result and the original."""
+    The picture has each original with its crop marked, and the crop of LR, each method's result and the original.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.patches import Rectangle
 
+    held_out = find_test_set(DATA / "test/GT", DATA / "test/LRbicx4", "held-out photographs")
+    methods = [Method(BICUBIC, None), *(Method(label, folder) for label, folder in folders.items())]
+    evaluation = evaluate([held_out], methods, SCALE, ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y"))
     columns = 3 + len(evaluation.methods)
     figure = Figure(figsize=(2.6 * columns, 3.1 * len(CROPS)), layout=ConstrainedLayoutEngine(hspace=0.06))
     for row, (name, crop) in zip(figure.subplots(len(CROPS), columns), CROPS.items(), strict=True):
@@ -111,3 +110,4 @@ def draw_comparison(evaluation: Evaluation, note: str, path: Path) -> None:
         row[0].add_patch(Rectangle(corner, crop.width, crop.height, fill=False, edgecolor="red", linewidth=2))
     figure.supxlabel(note, fontsize=9)
     save_figure(figure, path, dpi=130, bbox_inches="tight", pad_inches=0.1)
+    return evaluation

@@ -17,16 +17,16 @@ from dp_basicsr.metrics import METRICS, Metric, Scores, deep_metric, measure
 from dp_basicsr.metrics.scores import in_colour
 from dp_basicsr.metrics.tensors import device, to_tensor
 from dp_basicsr.models.validation import Validator
-from dp_basicsr.studies.calibration import read_network, start_of, study_options
+from dp_basicsr.studies.calibration import read_network, study_options
 from dp_basicsr.studies.runner import StudyRun, present_sets
-from dp_basicsr.studies.study import Smoke, Study
+from dp_basicsr.studies.study import Study
 from dp_basicsr.utils.atomic_io import replacing
 
 import numpy as np
 import torch
 from basicsr.utils import img2tensor, tensor2img
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 JUDGE, DISTORTION = "deep", "psnr_y"  # keys of METRICS
 # The candidates' own networks at layers that no objective trains on. They are no independent judges: neighbouring
@@ -56,7 +56,7 @@ class Reference:
     scores: Scores
 
 
-def judge_runs(study: Study, smoke: Smoke | None, jobs: Sequence[StudyRun]) -> None:
+def judge_runs(study: Study, jobs: Sequence[StudyRun]) -> None:
     """Upscale every image of the study's sets with each trained run, and measure the blends; judged runs are skipped.
 
     Writes ``results/<run>/judged.json`` and the images of the run alone, ``results/<run>/<set>/<image>.png``.
@@ -65,58 +65,64 @@ def judge_runs(study: Study, smoke: Smoke | None, jobs: Sequence[StudyRun]) -> N
         UserError: The judge is not installed, or an image or a network cannot be read.
     """
     trained = [job for job in jobs if job.is_trained()]
-    opt = study_options(study, smoke)
-    sets = [entry for entry in present_sets(opt) if entry["name"] in study.sets]
-    names = {entry["name"] for entry in sets}
-    waiting = [job for job in trained if not names <= read_judged(job).keys()]
-    if not waiting:
-        return
-    if reason := deep_metric.why_not():
-        raise UserError(f"the study's judge is not available: {reason}")
-    networks = feature_networks(opt)
-    # A smoke run has no start network: its first run stands for it.
-    start = read_network(opt, start_of(opt) or trained[0].model)
-    validator = Validator(opt | {"val": {}}, torch.device("cpu"))
-
-    def features_of(image: Image) -> dict[str, Sequence[Tensor]]:
-        with torch.inference_mode():
-            return {name: network(image) for name, network in networks.items()}
-
-    def scores_of(image: Image, gt: Image, references: dict[str, Sequence[Tensor]]) -> Scores:
-        pixels = tuple(name for name in COLUMNS if name not in networks)
-        distances = {name: deep_metric.distance(own, references[name]) for name, own in features_of(image).items()}
-        return measure(image, gt, opt["scale"], pixels) | distances
-
-    # The originals' features take as long as a run's, so they are kept: half a gigabyte for 25 images.
-    references: dict[Path, Reference] = {}
-    for job in waiting:
-        # Another process may have judged it since.
-        if names <= read_judged(job).keys():
+    opt = study_options(study)
+    sets = {entry["name"]: entry for entry in present_sets(opt) if entry["name"] in study.sets}
+    judge: Judge | None = None
+    for job in trained:
+        # Asked again for each, because another process may have judged it since.
+        if sets.keys() <= read_judged(job).keys():
             continue
+        if reason := deep_metric.why_not():
+            raise UserError(f"the study's judge is not available: {reason}")
+        # A smoke run has no start network: its first run stands for it.
+        judge = judge or Judge(opt, opt["path"].get("pretrain_network_g") or trained[0].model)
         network = read_network(opt, job.model)
-        judged: Judged = {entry["name"]: {} for entry in sets}
-        for entry in sets:
+        judged: Judged = {name: {} for name in sets}
+        for name, entry in sets.items():
             for path in sorted(Path(entry["dataroot_gt"]).iterdir()):
-                if path not in references:
-                    gt = in_colour(mod_crop(read_file(path), opt["scale"]))
-                    small = in_colour(read_file(Path(entry["dataroot_lq"]) / path.name))
-                    lq = img2tensor(small.astype(np.float32) / 255, bgr2rgb=True, float32=True)[None]
-                    before = tensor2img([validator.upscale(start, lq)])
-                    features = features_of(gt)
-                    references[path] = Reference(gt, lq, features, before, scores_of(before, gt, features))
-                known = references[path]
-                result = tensor2img([validator.upscale(network, known.lq)])
-                picture = Path("results", job.name, entry["name"], f"{path.stem}.png")
-                picture.parent.mkdir(parents=True, exist_ok=True)
-                picture.write_bytes(encode_png(result))
-                # Images are blended, not weights: the same curve for every architecture, and one pass of the network.
-                blends = [blend(known.start, result, alpha) for alpha in ALPHAS[1:]]
-                scores = [scores_of(image, known.gt, known.features) for image in blends]
-                judged[entry["name"]][path.stem] = [known.scores, *scores]
+                picture = Path("results", job.name, name, f"{path.stem}.png")
+                judged[name][path.stem] = judge.scores(network, path, Path(entry["dataroot_lq"]), picture)
         # The file marks the run as judged, so it must be complete.
-        with replacing(_file(job)) as temporary:
+        with replacing(job.evaluation.with_name("judged.json")) as temporary:
             temporary.write_text(json.dumps({"metrics": COLUMNS, "sets": judged}), encoding="utf-8")
         print(f"{job.name}: judged", flush=True)
+
+
+class Judge:
+    """Measures results and their blends with those of the network that all runs start from, in file ``start``."""
+
+    def __init__(self, opt: dict[str, Any], start: str | Path) -> None:
+        self.scale = opt["scale"]
+        self.networks = feature_networks(opt)
+        self.start = read_network(opt, start)
+        self.validator = Validator(opt | {"val": {}}, torch.device("cpu"))
+        # The originals' features take as long as a run's, so they are kept: half a gigabyte for 25 images.
+        self.references: dict[Path, Reference] = {}
+
+    @torch.inference_mode()
+    def scores(self, network: nn.Module, gt_path: Path, lq_folder: Path, picture: Path) -> list[Scores]:
+        """Upscale an image with ``network``, write it to ``picture``, and return the metrics for each of ALPHAS."""
+        if gt_path not in self.references:
+            gt = in_colour(mod_crop(read_file(gt_path), self.scale))
+            small = in_colour(read_file(lq_folder / gt_path.name))
+            lq = img2tensor(small.astype(np.float32) / 255, bgr2rgb=True, float32=True)[None]
+            start = tensor2img([self.validator.upscale(self.start, lq)])
+            features = {name: extract(gt) for name, extract in self.networks.items()}
+            self.references[gt_path] = Reference(gt, lq, features, start, self._measure(start, gt, features))
+        known = self.references[gt_path]
+        result = tensor2img([self.validator.upscale(network, known.lq)])
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(encode_png(result))
+        # Images are blended, not weights: the same curve for every architecture, and one pass of the network.
+        blends = [blend(known.start, result, alpha) for alpha in ALPHAS[1:]]
+        return [known.scores, *(self._measure(image, known.gt, known.features) for image in blends)]
+
+    def _measure(self, image: Image, gt: Image, features: dict[str, Sequence[Tensor]]) -> Scores:
+        pixels = tuple(name for name in COLUMNS if name not in self.networks)
+        distances = {
+            name: deep_metric.distance(extract(image), features[name]) for name, extract in self.networks.items()
+        }
+        return measure(image, gt, self.scale, pixels) | distances
 
 
 def feature_networks(opt: dict[str, Any]) -> dict[str, Callable[[Image], Sequence[Tensor]]]:
@@ -149,13 +155,9 @@ def blend(start: Image, result: Image, alpha: float) -> Image:
 
 def read_judged(job: StudyRun) -> Judged:
     """Return what ``judge_runs`` wrote for a run; nothing if the model or the metrics have changed since."""
-    path = _file(job)
+    path = job.evaluation.with_name("judged.json")
     if not path.is_file() or (job.is_trained() and path.stat().st_mtime < job.model.stat().st_mtime):
         return {}
     content = json.loads(path.read_text(encoding="utf-8"))
     judged: Judged = content["sets"] if content.get("metrics") == list(COLUMNS) else {}
     return judged
-
-
-def _file(job: StudyRun) -> Path:
-    return Path("results", job.name, "judged.json")

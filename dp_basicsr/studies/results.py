@@ -12,18 +12,17 @@ from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.options import override, read_options
 from dp_basicsr.options.metrics import DEFAULT
-from dp_basicsr.studies.comparing import judged_markdown, plot_judged
-from dp_basicsr.studies.runner import make_job, present_sets, seeds_of
-from dp_basicsr.studies.study import Smoke, Study, paper_tables
+from dp_basicsr.studies.comparing import judged_markdown, judged_runs, plot_judged
+from dp_basicsr.studies.runner import present_sets, study_runs
+from dp_basicsr.studies.study import Study
 from dp_basicsr.studies.table import study_csv, study_markdown
-from dp_basicsr.utils.arguments import SHIPPED
 from dp_basicsr.utils.staging import StagedFolder
 
 Cells = dict[tuple[str, str], Scores]
 SHARES = ("dp_share_", "share_")  # prefixes of a term's name in the log; the second of those that are balanced
 
 
-def write_study(study: Study, smoke: Smoke | None, given: Sequence[Method], metrics: tuple[str, ...]) -> Path:
+def write_study(study: Study, given: Sequence[Method]) -> Path:
     """Write ``table.md`` and ``table.csv`` from the tests done so far; missing values are n/a.
 
     Studies with seeds have ``judge.png`` in place of the second. If trainings have logged their terms' gradient shares,
@@ -31,9 +30,7 @@ def write_study(study: Study, smoke: Smoke | None, given: Sequence[Method], metr
 
     Args:
         study: The study.
-        smoke: Settings of a smoke run, or None.
         given: Published methods' result images, for the rows of these names.
-        metrics: Metrics to compute on images that are not from trainings.
 
     Returns:
         The folder, results/studies/<study>.
@@ -41,48 +38,47 @@ def write_study(study: Study, smoke: Smoke | None, given: Sequence[Method], metr
     Raises:
         UserError: Images of ``given`` are missing or do not match.
     """
-    shares = read_shares(study, smoke)
-    texts = {}
+    shares = read_shares(study)
+    # The runs of a study with seeds were judged by their images, so there are no evaluations to read.
+    runs, sets, missing = judged_runs(study) if study.seeds else ({}, [], [])
     if study.seeds:
-        # These runs were judged by their images, so there are no evaluations to read.
-        texts["table.md"] = judged_markdown(study, smoke)
+        texts = {"table.md": judged_markdown(study, runs, sets, missing)}
     else:
-        cells = study_cells(study, smoke, given, metrics)
+        cells = study_cells(study, given)
         # A smoke run has the demo's set in place of the paper's.
-        columns = list(dict.fromkeys(column for _, column in cells)) if smoke else []
+        columns = list(dict.fromkeys(column for _, column in cells)) if study.smoke else []
         columns = columns or list(study.sets if study.columns == "sets" else study.bases)
-        # Meaningless numbers are not put beside the paper's.
-        paper = None if smoke or study.table is None else paper_tables()[study.table]
-        texts["table.md"] = study_markdown(study, columns, cells, paper, bool(smoke)) + share_text(shares)
-        texts["table.csv"] = study_csv(study, columns, cells, paper, bool(smoke))
-    folder = Path("results", "studies", f"{'smoke_' if smoke else ''}{study.name}")
-    with StagedFolder(folder, overwrite=True) as staged:
+        texts = {"table.md": study_markdown(study, columns, cells) + share_text(shares)}
+        texts["table.csv"] = study_csv(study, columns, cells)
+    with StagedFolder(Path("results", "studies", f"{study.prefix}{study.name}"), overwrite=True) as staged:
         for name, text in texts.items():
             (staged.path / name).write_text(text, encoding="utf-8")
-        if study.seeds:
-            plot_judged(study, smoke, staged.path / "judge.png")
+        if sets:
+            plot_judged(runs, sets, staged.path / "judge.png")
         if shares:
             plot_panels(shares, staged.path / "shares.png")
         return staged.commit()
 
 
-def study_cells(study: Study, smoke: Smoke | None, given: Sequence[Method], metrics: tuple[str, ...]) -> Cells:
+def study_cells(study: Study, given: Sequence[Method]) -> Cells:
     """Read the evaluations of the trained rows, and measure bicubic and published images on the available sets."""
     measured = []  # label, base, evaluation, method
-    for row in study.rows:
-        if row.run and (job := make_job(study, row, smoke)).is_tested():
-            evaluation = read_evaluation(job.evaluation)
+    for run in study_runs(study):
+        if run.is_tested():
+            evaluation = read_evaluation(run.evaluation)
             # test.py lists its own method after bicubic.
-            measured.append((row.label, row.base, evaluation, evaluation.methods[-1]))
+            measured.append((run.label, run.base, evaluation, evaluation.methods[-1]))
     labels = {row.label for row in study.rows if not row.run}
     methods = [method for method in (Method(BICUBIC, None), *given) if method.name in labels]
-    opt = read_options(SHIPPED / Path(next(iter(study.bases.values()))["test"]).name)
-    override(opt, smoke.test if smoke else ())
+    opt = read_options(study.options(next(iter(study.bases)), "test"))
+    override(opt, study.smoke.test if study.smoke else ())
     sets = [
         find_test_set(Path(entry["dataroot_gt"]), Path(entry["dataroot_lq"]), entry["name"])
         for entry in present_sets(opt)
     ]
     if methods and sets:
+        # A smoke run omits LPIPS, whose backbones may need a download.
+        metrics = tuple(name for name in DEFAULT if not (study.smoke and METRICS[name].module))
         evaluation = evaluate(sets, methods, opt["scale"], metrics)
         measured += [(method.name, "", evaluation, method.name) for method in methods]
     cells: Cells = {}
@@ -90,26 +86,22 @@ def study_cells(study: Study, smoke: Smoke | None, given: Sequence[Method], metr
         if study.columns == "sets":
             cells |= {(label, name): evaluation.average(name, method) for name in evaluation.sets}
         # The columns are networks, all on one set: the study's first, or the demo's.
-        elif (name := evaluation.sets[0] if smoke else study.sets[0]) in evaluation.sets:
+        elif (name := evaluation.sets[0] if study.smoke else study.sets[0]) in evaluation.sets:
             cells[label, base] = evaluation.average(name, method)
     return cells
 
 
-def default_metrics(smoke: Smoke | None) -> tuple[str, ...]:
-    """Return the metrics of tables; a smoke run omits LPIPS, whose backbones may need a download."""
-    return tuple(name for name in DEFAULT if not (smoke and METRICS[name].module))
-
-
-def read_shares(study: Study, smoke: Smoke | None) -> dict[str, dict[str, Curve]]:
+def read_shares(study: Study) -> dict[str, dict[str, Curve]]:
     """Read the shares that the rows' trainings have logged, of the first seed: label -> term -> curve."""
     shares: dict[str, dict[str, Curve]] = {}
-    for row in (row for row in study.rows if row.run):
-        folder = Path("experiments", make_job(study, row, smoke, next(iter(seeds_of(study, row)), None)).name)
+    first = {(run.label, run.base): run for run in reversed(study_runs(study))}
+    for run in reversed(first.values()):
+        folder = Path("experiments", run.name)
         if not any(folder.glob("train_*.log")):
             continue
         for name, curve in read_run(folder).items():
             if name.startswith(SHARES):
-                shares.setdefault(row.label, {})[name.rpartition("share_")[2]] = curve
+                shares.setdefault(run.label, {})[name.rpartition("share_")[2]] = curve
     # Of a single term there is nothing to see.
     return {label: curves for label, curves in shares.items() if len(curves) > 1}
 

@@ -21,9 +21,9 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.after_test import FOLDER
 from dp_basicsr.evaluation.files import JSON_NAME, read_evaluation
 from dp_basicsr.options import override, read_options
-from dp_basicsr.studies.calibration import calibrated_overrides
-from dp_basicsr.studies.study import Row, Smoke, Study
-from dp_basicsr.utils.arguments import ROOT, SHIPPED
+from dp_basicsr.studies.calibration import calibration_file
+from dp_basicsr.studies.study import Study
+from dp_basicsr.utils.arguments import ROOT
 from dp_basicsr.utils.console import exit_on_signal
 
 import yaml
@@ -33,22 +33,26 @@ _LAST_LINES = 5  # lines of a failed program's output in the message
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One training and its test.
+    """One training of a row and its test.
 
     Attributes:
         name: Name of the run: experiments/<name>, results/<name>.
+        label, base: Those of the row.
+        seed: Seed of data order, augmentation and D's start; None if the study has no seeds. With seeds, the study
+            judges the images itself, instead of test.py.
         train_file, test_file: Option files.
         train: Overrides of the training.
         test: Overrides of the test.
-        judged: Whether the study judges the images itself, instead of test.py.
     """
 
     name: str
+    label: str
+    base: str
+    seed: int | None
     train_file: Path
     test_file: Path
     train: tuple[str, ...]
     test: tuple[str, ...]
-    judged: bool = False
 
     @property
     def model(self) -> Path:
@@ -113,48 +117,42 @@ class StudyRun:
                 "move the folder and this file away to train it again"
             )
 
-    def write_record(self) -> None:
-        """Write the options that the run is started with."""
-        self.record.parent.mkdir(parents=True, exist_ok=True)
-        record = {"options": self.train_file.name, "overrides": list(self.train)}
-        self.record.write_text(yaml.safe_dump(record), encoding="utf-8")
 
+def study_runs(study: Study) -> list[StudyRun]:
+    """Return the runs of all rows: all rows of a seed before the next, rows with seeds of their own last.
 
-def make_jobs(study: Study, smoke: Smoke | None) -> list[StudyRun]:
-    """Return the trainings of a study, each once, and all rows of a seed before the next; rows with own seeds last."""
+    Raises:
+        UserError: A row needs a calibration that was not made yet.
+    """
     # Seeds outside, so that all rows are comparable after each round.
     rounds = [(row, seed) for seed in study.seeds or (None,) for row in study.rows if row.run and not row.seeds]
     rounds += [(row, seed) for row in study.rows for seed in row.seeds]
-    jobs = (make_job(study, row, smoke, seed) for row, seed in rounds)
-    # By name, because rows may share a training.
-    return list({job.name: job for job in jobs}.values())
+    runs, smoke = [], study.smoke
+    for row, seed in rounds:
+        name = study.prefix + (row.run if seed is None else f"{row.run}_seed{seed}")
+        network = tuple(smoke.network[row.base]) if smoke else ()
+        # The row's come last: one without a perceptual loss removes the section that the smoke run's reach into.
+        train = [*study.overrides, *(smoke.train if smoke else ()), *network, *row.overrides]
+        if row.calibrated:
+            path = calibration_file(study)
+            if not path.is_file():
+                raise UserError(f"{path} is missing: run the study without --dry-run first, which calibrates it")
+            for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["overrides"][row.calibrated]:
+                key, value = entry.split("=", 1)
+                train.append(f"{key}={float(value) * (row.times if key.endswith(':loss_weight') else 1):g}")
+        train += [] if seed is None else [f"manual_seed={seed}"]
+        # Entries of a list cannot be overridden individually.
+        if smoke:
+            train = [entry.replace("weights: imagenet", "weights: random") for entry in train]
+        files = study.options(row.base, "train"), study.options(row.base, "test")
+        test = (*(smoke.test if smoke else ()), *network)
+        runs.append(StudyRun(name, row.label, row.base, seed, *files, tuple(train), test))
+    return runs
 
 
-def seeds_of(study: Study, row: Row) -> tuple[int, ...]:
-    """Return the seeds that a row is trained with."""
-    return row.seeds or study.seeds
-
-
-def make_job(study: Study, row: Row, smoke: Smoke | None, seed: int | None = None) -> StudyRun:
-    """Return the training of a row, with a seed of data order, augmentation and D's start if the study has seeds."""
-    files = study.bases[row.base]
-    run = row.run if seed is None else f"{row.run}_seed{seed}"
-    network = tuple(smoke.network[row.base]) if smoke else ()
-    seeded = () if seed is None else (f"manual_seed={seed}",)
-    own = (*row.overrides, *calibrated_overrides(study, row, smoke), *seeded)
-    # The row's come last: one without a perceptual loss removes the section that the smoke run's reach into.
-    overrides = (*study.overrides, *(smoke.train if smoke else ()), *network, *own)
-    # Entries of a list cannot be overridden individually.
-    if smoke:
-        overrides = tuple(entry.replace("weights: imagenet", "weights: random") for entry in overrides)
-    return StudyRun(
-        name=f"smoke_{run}" if smoke else run,
-        train_file=SHIPPED / Path(files["train"]).name,
-        test_file=SHIPPED / Path(files["test"]).name,
-        train=overrides,
-        test=(*(smoke.test if smoke else ()), *network),
-        judged=bool(study.seeds),
-    )
+def make_jobs(study: Study) -> list[StudyRun]:
+    """Return what is to be trained: each run once, because rows may share a training."""
+    return list({run.name: run for run in study_runs(study)}.values())
 
 
 def present_sets(opt: dict[str, Any]) -> list[dict[str, Any]]:
@@ -209,9 +207,11 @@ class Runner:
         try:
             if not job.is_trained():
                 # Before the training, so that an interrupted one is known as the study's.
-                job.write_record()
+                job.record.parent.mkdir(parents=True, exist_ok=True)
+                record = {"options": job.train_file.name, "overrides": list(job.train)}
+                job.record.write_text(yaml.safe_dump(record), encoding="utf-8")
                 self._call(job, "training", job.train_command(), device)
-            if job.name not in self.failed and not job.judged and (retest or not job.is_tested()):
+            if job.name not in self.failed and job.seed is None and (retest or not job.is_tested()):
                 self._call(job, "testing", job.test_command(), device)
             if job.name not in self.failed and not self._stopping.is_set():
                 print(f"{job.name}: done", flush=True)
@@ -242,7 +242,7 @@ def show_plan(jobs: Sequence[StudyRun], retest: bool) -> None:
     """Print the commands that are still to be run, as a user would type them."""
     for job in jobs:
         job.check_record()
-        is_tested = job.judged or (not retest and job.is_tested())
+        is_tested = job.seed is not None or (not retest and job.is_tested())
         steps = (("training", job.is_trained(), job.train_command()), ("test", is_tested, job.test_command()))
         print(f"# {job.name}: " + ", ".join(f"{what} {'is done' if done else 'to do'}" for what, done, _ in steps))
         for _, done, command in steps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -43,38 +43,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Study:
-    """A table to train and test, from the paper or beyond it.
-
-    Attributes:
-        name: Name on the command line.
-        table: Its number in the paper; None if it is not in the paper.
-        title: What it varies.
-        sets: Test sets.
-        columns: What the columns are: the test sets, or the bases (Table 5, on one set).
-        bases: Option files ``train`` and ``test`` by the name of the base.
-        rows: Rows in the paper's order.
-        seeds: Each row is trained once with each; such a study is judged by images, see ``judging.py``.
-        overrides: Overrides of every row.
-        comparisons: Pairs of labels that were named before the trainings; all others are exploration.
-    """
-
-    name: str
-    table: int | None
-    title: str
-    sets: tuple[str, ...]
-    columns: Literal["sets", "bases"]
-    bases: dict[str, dict[str, str]]
-    rows: tuple[Row, ...]
-    seeds: tuple[int, ...] = ()
-    overrides: tuple[str, ...] = ()
-    comparisons: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
 class PaperTable:
     """A table as printed in the paper: values in the order of ``metrics``, by row and column."""
 
+    source: str
     metrics: tuple[str, ...]
     rows: dict[str, dict[str, list[float]]]
 
@@ -91,7 +63,64 @@ class Smoke:
 
     train: tuple[str, ...]
     test: tuple[str, ...]
-    network: dict[str, list[str]] = field(default_factory=dict)
+    network: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table to train and test, from the paper or beyond it.
+
+    Attributes:
+        name: Name on the command line.
+        table: Its number in the paper; None if it is not in the paper.
+        title: What it varies.
+        sets: Test sets.
+        columns: What the columns are: the test sets, or the bases (Table 5, on one set).
+        bases: Option files ``train`` and ``test`` by the name of the base.
+        rows: Rows in the paper's order.
+        seeds: Each row is trained once with each; such a study is judged by images, see ``judging.py``.
+        overrides: Overrides of every row.
+        comparisons: Pairs of labels that were named before the trainings; all others are exploration.
+        smoke: Settings of a smoke run, whose numbers are meaningless.
+    """
+
+    name: str
+    table: int | None
+    title: str
+    sets: tuple[str, ...]
+    columns: Literal["sets", "bases"]
+    bases: dict[str, dict[str, str]]
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...] = ()
+    overrides: tuple[str, ...] = ()
+    comparisons: tuple[tuple[str, str], ...] = ()
+    smoke: Smoke | None = None
+
+    @property
+    def prefix(self) -> str:
+        """Begin the names of a smoke run's files with this."""
+        return "smoke_" if self.smoke else ""
+
+    @property
+    def heading(self) -> str:
+        """Return the heading of the tables."""
+        title = f"{f'Table {self.table}' if self.table else f'Study {self.name}'}: {self.title}"
+        return f"# {'SMOKE of ' if self.smoke else ''}{title}"
+
+    @property
+    def labels(self) -> list[str]:
+        """Return the labels of the table: two rows of one label are one setting on two bases, side by side."""
+        return list(dict.fromkeys(row.label for row in self.rows))
+
+    @property
+    def paper(self) -> PaperTable | None:
+        """Return the paper's table; None for a smoke run, whose numbers are not put beside the paper's."""
+        return None if self.smoke or self.table is None else paper_tables()[self.table]
+
+    def options(self, base: str, program: Literal["train", "test"]) -> Path:
+        """Return the option file of a base."""
+        # By name, because an installed package has the option files in another folder than a checkout.
+        return SHIPPED / Path(self.bases[base][program]).name
 
 
 def read_study(name: str) -> Study:
@@ -103,13 +132,11 @@ def read_study(name: str) -> Study:
     if name not in NAMES:
         raise UserError(f"study: expected one of {', '.join(NAMES)}; got {name!r}")
     data = _read(STUDIES / f"{name}.yml")
+    rows = data.pop("rows")
     # YAML has lists, and a frozen record tuples.
-    lists_of_row = ("overrides", "seeds")
-    rows = tuple(Row(**{**row, **{key: tuple(row.get(key, ())) for key in lists_of_row}}) for row in data.pop("rows"))
-    lists: dict[str, Any] = {
-        key: tuple(data[key]) for key in ("sets", "seeds", "overrides", "comparisons") if key in data
-    }
-    return Study(name=name, rows=rows, **{**data, **lists})
+    for record in (data, *rows):
+        record.update({key: tuple(value) for key, value in record.items() if isinstance(value, list)})
+    return Study(name=name, rows=tuple(Row(**row) for row in rows), **data)
 
 
 def read_smoke() -> Smoke:
@@ -121,13 +148,11 @@ def read_smoke() -> Smoke:
 @lru_cache
 def paper_tables() -> dict[int, PaperTable]:
     """Return the paper's tables by number."""
-    tables = _read(PAPER)["tables"]
-    return {number: PaperTable(tuple(table["metrics"]), table["rows"]) for number, table in tables.items()}
-
-
-def paper_source() -> str:
-    """Return the citation of the paper's numbers."""
-    return str(_read(PAPER)["source"])
+    data = _read(PAPER)
+    return {
+        number: PaperTable(data["source"], tuple(table["metrics"]), table["rows"])
+        for number, table in data["tables"].items()
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:

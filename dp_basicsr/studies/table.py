@@ -10,7 +10,7 @@ from itertools import product
 from dp_basicsr.evaluation.files import table_lines
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.options.metrics import DEFAULT
-from dp_basicsr.studies.study import PaperTable, Study, paper_source
+from dp_basicsr.studies.study import Study
 
 from scipy.stats import spearmanr
 
@@ -26,89 +26,67 @@ SMOKE_NOTE = "SMOKE: small random networks after a few steps. These numbers are 
 Cells = Mapping[tuple[str, str], Scores]  # (row label, column) -> our values
 
 
-def study_markdown(
-    study: Study, columns: Sequence[str], cells: Cells, paper: PaperTable | None, smoke: bool = False
-) -> str:
-    """Format the study's tables as Markdown.
-
-    Args:
-        study: The study.
-        columns: Column headers.
-        cells: Measured values; a missing cell is n/a.
-        paper: The paper's table, or None if it has none.
-        smoke: Mark the numbers as meaningless.
-    """
-    title = f"Table {study.table}: {study.title}" if study.table else f"Study {study.name}: {study.title}"
-    lines = [f"# {f'SMOKE of {title}' if smoke else title}", ""]
-    if smoke:
+def study_markdown(study: Study, columns: Sequence[str], cells: Cells) -> str:
+    """Format the study's tables as Markdown; a missing cell is n/a."""
+    lines, paper = [study.heading, ""], study.paper
+    if study.smoke:
         lines += [f"**{SMOKE_NOTE}**"]
     elif paper:
-        lines += [f"Each cell: ours / the paper's / the difference. Paper: {paper_source()}."]
+        lines += [f"Each cell: ours / the paper's / the difference. Paper: {paper.source}."]
     kinds = paper.metrics if paper else ("psnr", "ssim", "lpips")
 
-    def cell(label: str, column: str, names: Mapping[str, str]) -> str:
-        rows = [[cells.get((label, column), {}).get(names[kind]) for kind in kinds]]
-        if paper:
-            rows.append([paper.value(label, column, kind) for kind in kinds])
-            rows.append([_minus(ours, theirs) for ours, theirs in zip(*rows, strict=True)])
-        records = [METRICS[names[kind]] for kind in kinds]
-        # The difference, in the third row, has a sign.
-        texts = [
-            [record.text(value, sign=number == 2) for record, value in zip(records, row, strict=True)]
-            for number, row in enumerate(rows)
-        ]
-        return "<br>".join(" / ".join(row) for row in texts)
-
-    labels = labels_of(study)
     for reading, names in READINGS.items():
+        rows = []
+        for label in study.labels:
+            row = [label]
+            for column in columns:
+                texts: list[list[str]] = [[], [], []]
+                for kind in kinds:
+                    record, ours = METRICS[names[kind]], cells.get((label, column), {}).get(names[kind])
+                    theirs = paper.value(label, column, kind) if paper else None
+                    texts[0].append(record.text(ours))
+                    texts[1].append(record.text(theirs))
+                    texts[2].append(record.text(_minus(ours, theirs), sign=True))
+                row.append("<br>".join(" / ".join(line) for line in (texts if paper else texts[:1])))
+            rows.append(row)
         lines += ["", f"## {reading}", "", f"{' / '.join(kind.upper() for kind in kinds)}", ""]
-        lines += table_lines(
-            ["", *columns], [[label, *(cell(label, column, names) for column in columns)] for label in labels]
-        )
+        lines += table_lines(["", *columns], rows)
     if study.columns == "bases":
-        lines += ["", *rank_lines(labels, columns, cells, paper, smoke)]
+        lines += ["", *rank_lines(study, columns, cells)]
     return "\n".join(lines) + "\n"
 
 
-def study_csv(study: Study, columns: Sequence[str], cells: Cells, paper: PaperTable | None, smoke: bool = False) -> str:
+def study_csv(study: Study, columns: Sequence[str], cells: Cells) -> str:
     """Format one line per row, column and metric: ours, the paper's and the difference (empty without a table)."""
     text = io.StringIO()
     # csv writes None as an empty field.
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "column", "metric", "smoke" if smoke else "ours", "paper", "difference"])
-    for label, column, name in product(labels_of(study), columns, DEFAULT):
+    writer.writerow(["row", "column", "metric", "smoke" if study.smoke else "ours", "paper", "difference"])
+    for label, column, name in product(study.labels, columns, DEFAULT):
         ours = cells.get((label, column), {}).get(name)
         # The paper does not say which variant it is, so its number stands beside each.
-        theirs = paper.value(label, column, name.split("_")[0]) if paper else None
+        theirs = study.paper.value(label, column, name.split("_")[0]) if study.paper else None
         writer.writerow([label, column, name, ours, theirs, _minus(ours, theirs)])
     return text.getvalue()
 
 
-def labels_of(study: Study) -> list[str]:
-    """Return the labels of a table: two rows of one label are one setting on two bases, side by side."""
-    return list(dict.fromkeys(row.label for row in study.rows))
-
-
-def rank_lines(
-    labels: Sequence[str], columns: Sequence[str], cells: Cells, paper: PaperTable | None, smoke: bool = False
-) -> list[str]:
+def rank_lines(study: Study, columns: Sequence[str], cells: Cells) -> list[str]:
     """Rank correlation of the columns (Section 4.3.4): Spearman's rho, 1 for the same order."""
+    labels, paper = study.labels, study.paper
     lines = [f"## Rank correlation of {' and '.join(columns)}", "", f"Spearman's rho over {len(labels)} settings.", ""]
     rows = []
     for name in DEFAULT:
-        values = [[[cells.get((label, column), {}).get(name) for label in labels] for column in columns]]
+        pairs = [[[cells.get((label, column), {}).get(name) for label in labels] for column in columns]]
         if paper:
             kind = name.split("_")[0]
-            values.append([[paper.value(label, column, kind) for label in labels] for column in columns])
-        rows.append([METRICS[name].label, *(_rho(*pair) for pair in values)])
-    return lines + table_lines(["", "smoke" if smoke else "ours", *(["paper"] if paper else [])], rows)
-
-
-def _rho(first: Sequence[float | None], second: Sequence[float | None]) -> str:
-    if None in first or None in second or len(set(first)) == 1 or len(set(second)) == 1:
-        # Values are missing, or all are equal: no order can be compared.
-        return "n/a"
-    return f"{float(spearmanr(first, second).statistic):+.2f}"
+            pairs.append([[paper.value(label, column, kind) for label in labels] for column in columns])
+        row = [METRICS[name].label]
+        for first, second in pairs:
+            # Where values are missing, or all are equal, no order can be compared.
+            known = None not in (*first, *second) and len(set(first)) > 1 and len(set(second)) > 1
+            row.append(f"{float(spearmanr(first, second).statistic):+.2f}" if known else "n/a")
+        rows.append(row)
+    return lines + table_lines(["", "smoke" if study.smoke else "ours", *(["paper"] if paper else [])], rows)
 
 
 def _minus(ours: float | None, theirs: float | None) -> float | None:

@@ -6,6 +6,7 @@ import inspect
 import re
 import shlex
 from copy import deepcopy
+from dataclasses import replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -373,8 +374,8 @@ def test_the_environment_variable_for_unsafe_loading_is_refused(monkeypatch: pyt
 @pytest.mark.parametrize("name", ["ablation", "beta", "comparison", "correlation", "mu", "networks"])
 def test_the_studies_overrides_are_valid(name: str) -> None:
     """Of the smoke run: the first and the last job, whose other overrides are the study's own."""
-    smoke = make_jobs(read_study(name), read_smoke())
-    for job in [*make_jobs(read_study(name), None), smoke[0], smoke[-1]]:
+    smoke = make_jobs(replace(read_study(name), smoke=read_smoke()))
+    for job in [*make_jobs(read_study(name)), smoke[0], smoke[-1]]:
         assert problems(*job.train, file=job.train_file) == []
         assert problems(*job.test, file=job.test_file, is_train=False) == []
 

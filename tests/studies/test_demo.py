@@ -26,8 +26,7 @@ def test_results_are_measured_and_drawn() -> None:
         for number, name in enumerate(demo.CROPS):
             suffix = "_x4" if folder == "ours" else ""
             cv2.imwrite(f"{folder}/{name}{suffix}.png", smooth_noise(side, side, number))
-    evaluation = demo.measure_results({"Ours": Path("ours")})
+    evaluation = demo.compare_results({"Ours": Path("ours")}, "a note", Path("comparison.png"))
     assert evaluation.methods == [BICUBIC, "Ours"]
     assert [image.scores["psnr_rgb"] for image in evaluation.images if image.method == "Ours"] == [float("inf")] * 2
-    demo.draw_comparison(evaluation, "a note", Path("comparison.png"))
     assert cv2.imread("comparison.png").std() > 10

@@ -150,7 +150,7 @@ def test_a_study_is_trained_judged_once_and_written(small: Study, capsys: pytest
 
 
 def test_judged_with_other_metrics_counts_as_not_judged(small: Study) -> None:
-    job = make_jobs(replace(small, rows=(Row("none", "small", "run"),)), None)[0]
+    job = make_jobs(replace(small, rows=(Row("none", "small", "run"),)))[0]
     path = Path("results", job.name, "judged.json")
     path.parent.mkdir(parents=True)
     for metrics, is_judged in ((COLUMNS, True), (COLUMNS[1:], False)):
@@ -160,11 +160,11 @@ def test_judged_with_other_metrics_counts_as_not_judged(small: Study) -> None:
 
 @pytest.mark.parametrize("is_smoke", [False, True])
 def test_rows_with_seeds_of_their_own_come_last_and_all_are_valid(is_smoke: bool) -> None:
-    study, smoke = read_study("small"), read_smoke() if is_smoke else None
+    study = replace(read_study("small"), smoke=read_smoke() if is_smoke else None)
     Path("experiments").mkdir()
     entries = {name: ["train:perceptual_opt:loss_weight=0.5"] for name in ("vgg", "resnet", "static", "dynamic")}
-    calibration_file(study, smoke).write_text(yaml.safe_dump({"overrides": entries}))
-    jobs = make_jobs(study, smoke)
+    calibration_file(study).write_text(yaml.safe_dump({"overrides": entries}))
+    jobs = make_jobs(study)
     assert len(jobs) == 6 * 3 + 3
     names = [job.name.removeprefix("smoke_") for job in jobs]
     assert names[:2] == ["small_vgg_seed0", "small_resnet_seed0"]

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ def test_a_run_is_the_same_in_every_study() -> None:
 
 def test_a_smoke_row_trains_and_is_tested(pairs: Path) -> None:
     """With the real option files, overrides and programs; the demo's data is four small pairs here."""
-    study = read_study("terms")
-    jobs = {job.name: job for job in make_jobs(study, read_smoke())}
+    study = replace(read_study("terms"), smoke=read_smoke())
+    jobs = {job.name: job for job in make_jobs(study)}
     job = jobs["smoke_ESRGAN_DP_terms_3_dynamic"]
     data = [f"datasets:train:dataroot_gt={pairs / 'GT'}", f"datasets:train:dataroot_lq={pairs / 'LRbicx4'}"]
     data += ["datasets:train:io_backend:type=disk", "train:total_iter=1", "train:perceptual_opt:resnet_type=resnet18"]
@@ -90,7 +91,7 @@ def test_a_smoke_row_trains_and_is_tested(pairs: Path) -> None:
     assert not job.is_tested()
     test.main(job.test_command()[2:])
     assert job.is_tested()
-    folder = write_study(study, read_smoke(), [], ("psnr_y",))
+    folder = write_study(study, [])
     text = (folder / "table.md").read_text()
     assert "SMOKE of Study terms" in text
     for term in ("vgg", "resnet", "lpips"):
@@ -177,7 +178,7 @@ def test_table_5_has_a_column_for_each_network(
 def test_runs_share_out_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_programs(monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
-    Runner(2).run(make_jobs(read_study("beta"), None), retest=False)
+    Runner(2).run(make_jobs(read_study("beta")), retest=False)
     lines = [line.split() for line in calls.read_text().splitlines()]
     assert len(lines) == 8
     assert {device for *_, device in lines} == {"3", "5"}
@@ -197,7 +198,7 @@ def test_the_parts_of_a_study_cover_it_once(capsys: pytest.CaptureFixture[str]) 
     for number in (1, 2, 3):
         assert main(["mu", "--dry-run", "--part", f"{number}/3"]) == 0
         shown += [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("# ")]
-    assert sorted(shown) == sorted(f"# {job.name}" for job in make_jobs(read_study("mu"), None))
+    assert sorted(shown) == sorted(f"# {job.name}" for job in make_jobs(read_study("mu")))
 
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "a/b"])
@@ -208,28 +209,31 @@ def test_an_invalid_part_is_refused(part: str, refused: Refused) -> None:
 def test_cells_show_ours_the_paper_s_and_the_difference() -> None:
     study = read_study("ablation")
     ours = {("VGG", "Set5"): {"psnr_rgb": 26.0, "psnr_y": 28.0, "ssim_rgb": 0.75, "ssim_y": 0.8, "lpips_alex": 0.1}}
-    text = study_markdown(study, study.sets, ours, paper_tables()[7])
+    text = study_markdown(study, study.sets, ours)
     assert "26.00 / 0.7500 / 0.1000<br>26.50 / 0.7565 / 0.1080<br>-0.50 / -0.0065 / -0.0080" in text
     assert "28.00 / 0.8000 / n/a<br>26.50 / 0.7565 / 0.1080<br>+1.50 / +0.0435 / n/a" in text
-    rows = list(csv.DictReader(study_csv(study, study.sets, ours, paper_tables()[7]).splitlines()))
+    rows = list(csv.DictReader(study_csv(study, study.sets, ours).splitlines()))
     assert len(rows) == 3 * 4 * 6
     first = next(row for row in rows if row["metric"] == "psnr_rgb")
     assert (first["ours"], first["paper"], float(first["difference"])) == ("26.0", "26.5", -0.5)
     # A smoke run's numbers are never compared with the paper's.
-    smoke = study_markdown(study, ["Set5"], ours, None, smoke=True)
+    study = replace(study, smoke=read_smoke())
+    smoke = study_markdown(study, ["Set5"], ours)
     assert smoke.count("SMOKE") == 2
     assert "26.00" in smoke
     assert not re.search("26.50|Song", smoke)
-    lines = csv.DictReader(study_csv(study, ["Set5"], ours, None, smoke=True).splitlines())
+    lines = csv.DictReader(study_csv(study, ["Set5"], ours).splitlines())
     assert all(row["paper"] == row["difference"] == "" for row in lines)
 
 
 def test_rank_correlation() -> None:
     """The paper's own Table 5: LPIPS ranks 4 2 3 1 and 4 2 3 1 alike, PSNR 4 1 3 2 and 4 1 3 2 as well."""
-    labels, columns = list(paper_tables()[5].rows), ["SRGAN-DP", "ESRGAN-DP"]
+    study, columns = read_study("correlation"), ["SRGAN-DP", "ESRGAN-DP"]
     values = {"SRGAN-DP": [1.0, 2.0, 3.0, 4.0], "ESRGAN-DP": [40.0, 30.0, 20.0, 10.0]}
-    cells = {(label, column): {"psnr_y": values[column][n]} for n, label in enumerate(labels) for column in columns}
-    lines = rank_lines(labels, columns, cells, paper_tables()[5])
+    cells = {
+        (label, column): {"psnr_y": values[column][n]} for n, label in enumerate(study.labels) for column in columns
+    }
+    lines = rank_lines(study, columns, cells)
     assert next(line for line in lines if "PSNR Y" in line) == "| PSNR Y [dB] | -1.00 | +1.00 |"
     assert next(line for line in lines if "LPIPS AlexNet" in line).startswith("| LPIPS AlexNet | n/a | +")
 

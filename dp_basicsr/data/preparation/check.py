@@ -169,7 +169,7 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
         return [BadData("size", name, text)], digest, None
     # 16 x 16 gray values: noise and compression of a degraded LQ average out, what it shows does not.
     gray = [image if image.ndim == 2 else image.mean(axis=2) for image in images]
-    thumbnails = np.stack(
+    thumbnails: NDArray[np.float32] = np.array(
         [cv2.resize(image.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA) for image in gray]
     )
     way = _way_up(*thumbnails)
