@@ -21,14 +21,22 @@ import torch
 from basicsr.metrics import calculate_psnr
 from safetensors.torch import load_file
 
+from tests.support.images import noise
+
 ROOT = Path(inference.__file__).resolve().parents[1]
-IMAGE = np.random.default_rng(3).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+IMAGE = noise(12, 10, 3)
 
 
 def upscale(folder: str, *arguments: str) -> np.ndarray:
     cv2.imwrite("in.png", IMAGE)
     assert inference.main(["-i", "in.png", "-o", folder, "--device", "cpu", *arguments]) == 0
     return read_image(Path(folder, "in.png")).astype(int)
+
+
+def output_of(path: Path, image: np.ndarray) -> np.ndarray:
+    """What the network makes of (H, W, 3) BGR, computed here."""
+    x = torch.from_numpy(image[..., ::-1] / np.float32(255)).permute(2, 0, 1)[None]
+    return load_network([path]).module(x)[0].clamp(0, 1).permute(1, 2, 0).mul(255).round().numpy()[..., ::-1]
 
 
 def test_both_are_fp16_and_together_at_most_3_mb() -> None:
@@ -50,10 +58,8 @@ def test_the_option_files_have_their_architecture(file: str) -> None:
 def test_upscaling_without_a_model_blends_both(capsys: pytest.CaptureFixture[str]) -> None:
     results = [upscale(f"out{share}", "--alpha_interp", share, "--engine", "torch") for share in "01"]
     assert BOX_LIMIT in capsys.readouterr().out.splitlines()[0]
-    image = torch.from_numpy(IMAGE[..., ::-1] / np.float32(255)).permute(2, 0, 1)[None]
     for path, result in zip(BOX, results, strict=True):
-        expected = load_network([path]).module(image)[0].clamp(0, 1).permute(1, 2, 0).mul(255).round().numpy()
-        assert np.abs(result[..., ::-1] - expected).max() <= 1
+        assert np.abs(result - output_of(path, IMAGE)).max() <= 1
     assert find_models([NETWORKS]).keys() == {path.name for path in BOX}, "the page's"
 
 
@@ -71,7 +77,5 @@ def test_spandrel_and_ncnn_give_the_same() -> None:
 def test_the_l1_network_is_better_than_bicubic_on_an_unseen_photograph() -> None:
     photograph = read_image(Path(skimage.__file__).parent / "data" / "chelsea.png")[:192, :256]
     small = imresize(photograph, 1 / 4)
-    tensor = torch.from_numpy(small[..., ::-1] / np.float32(255)).permute(2, 0, 1)[None]
-    result = load_network([BOX[0]]).module(tensor)[0].clamp(0, 1).permute(1, 2, 0).mul(255).round().numpy()[..., ::-1]
-    ours, bicubic = (calculate_psnr(image, photograph, 4) for image in (result, imresize(small, 4)))
+    ours, bicubic = (calculate_psnr(image, photograph, 4) for image in (output_of(BOX[0], small), imresize(small, 4)))
     assert ours > bicubic + 0.5

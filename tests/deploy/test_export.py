@@ -26,7 +26,9 @@ from PIL import Image
 
 from scripts import export_model
 from tests.support.gpu import on_device
-from tests.support.networks import make_network, network_file
+from tests.support.images import noise, write_noise
+from tests.support.networks import network_file, small_opened
+from tests.support.programs import code_of
 
 IMAGE = torch.rand(1, 3, 24, 20, generator=torch.Generator().manual_seed(9))
 EVERY = [
@@ -35,19 +37,12 @@ EVERY = [
 ]  # fmt: skip
 
 
-def load(arch: str, scale: int, growth: int = 32, num_block: int = 2) -> OpenedNetwork:
-    net = make_network(arch, scale, num_grow_ch=growth, num_block=num_block)
-    torch.save({"params": net.state_dict()}, "trained.pth")
-    ambiguous = arch == "RRDBNetDP" and scale < 4
-    return load_network([Path("trained.pth")], scale=scale if ambiguous else None)
-
-
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 @pytest.mark.parametrize(("arch", "scale", "growth"), EVERY)
 def test_spandrel_gives_the_same_pixels_or_the_limit_is_told(arch: str, scale: int, growth: int, kind: str) -> None:
     spandrel = pytest.importorskip("spandrel")
-    network = load(arch, scale, growth)
+    network = small_opened(arch, scale, num_grow_ch=growth)
     assert export_network(network, kind, Path(f"out.{kind}"), describe(network, {})) == 0
     assert load_network([Path(f"out.{kind}")]).scale == scale, "x3 is known again without being told"
     limit = spandrel_limit(network)
@@ -71,7 +66,7 @@ def test_spandrel_gives_the_same_pixels_or_the_limit_is_told(arch: str, scale: i
 @pytest.mark.parametrize(("arch", "scale"), [("RRDBNet", 2), ("MSRResNet", 3)])
 def test_onnxruntime_gives_the_same_pixels_at_any_size(arch: str, scale: int) -> None:
     pytest.importorskip("onnxscript")
-    network = load(arch, scale, num_block=1)
+    network = small_opened(arch, scale, num_block=1)
     facts = describe(network, {"source": "trained.pth"})
     assert export_network(network, "onnx", Path("out.onnx"), facts) < 2e-6
     again = open_engine([Path("out.onnx")])
@@ -81,10 +76,10 @@ def test_onnxruntime_gives_the_same_pixels_at_any_size(arch: str, scale: int) ->
         image = torch.rand(shape, generator=torch.Generator().manual_seed(1))
         result = torch.from_numpy(again.run(image.numpy()))
         torch.testing.assert_close(result, network.module(image), rtol=0, atol=1e-5)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (35, 41, 3), dtype=np.uint8)).save("in.png")
-    for model in ("out.onnx", "trained.pth"):
+    write_noise("in.png", 35, 41)
+    for model in ("out.onnx", "net.pth"):
         assert inference.main(["-i", "in.png", "-o", f"{model}.png", "--model_path", model, "--tile", "32"]) == 0
-    first, second = (np.asarray(Image.open(f"{model}.png")).astype(int) for model in ("out.onnx", "trained.pth"))
+    first, second = (np.asarray(Image.open(f"{model}.png")).astype(int) for model in ("out.onnx", "net.pth"))
     assert first.shape == (35 * scale, 41 * scale, 3)
     assert np.abs(first - second).max() <= 1
 
@@ -92,9 +87,9 @@ def test_onnxruntime_gives_the_same_pixels_at_any_size(arch: str, scale: int) ->
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_half_precision_halves_the_file_and_opens_everywhere(kind: str) -> None:
     spandrel = pytest.importorskip("spandrel")
-    network = load("RRDBNetDP", 4)
+    network = small_opened()
     assert export_network(network, kind, Path(f"out.{kind}"), describe(network, {}), half=True) == 0
-    assert Path(f"out.{kind}").stat().st_size < 0.6 * Path("trained.pth").stat().st_size
+    assert Path(f"out.{kind}").stat().st_size < 0.6 * Path("net.pth").stat().st_size
     ours, theirs = load_network([Path(f"out.{kind}")]), spandrel.ModelLoader().load_from_file(f"out.{kind}")
     assert torch.equal(ours.module(IMAGE), theirs.model.float()(IMAGE))
     torch.testing.assert_close(ours.module(IMAGE), network.module(IMAGE), rtol=0, atol=1e-3)
@@ -103,17 +98,12 @@ def test_half_precision_halves_the_file_and_opens_everywhere(kind: str) -> None:
         export_network(network, kind, Path("again"), {}, half=True)
 
 
-def test_onnx_in_half_precision_is_opened() -> None:
+def test_onnx_in_half_precision_is_opened_and_values_beyond_it_are_told() -> None:
     pytest.importorskip("onnxscript")
-    network = load("MSRResNet", 3, num_block=1)
+    network = small_opened("MSRResNet", 3, num_block=1)
     assert 1e-5 < export_network(network, "onnx", Path("out.onnx"), describe(network, {}), half=True) < 3e-3
     result = open_engine([Path("out.onnx")], engine="onnxruntime")(IMAGE.numpy())
     assert np.abs(result - network.module(IMAGE).numpy()).max() < 3e-3
-
-
-def test_values_beyond_half_precision_are_told() -> None:
-    pytest.importorskip("onnxscript")
-    network = load("MSRResNet", 3, num_block=1)
     for layer in (network.module.conv_first, network.module.upconv1):
         for value in layer.parameters():
             value.data *= 1e4
@@ -122,7 +112,7 @@ def test_values_beyond_half_precision_are_told() -> None:
 
 
 def test_basicsr_loads_the_pth_strictly_and_it_holds_nothing_else() -> None:
-    network = load("RRDBNetDP", 4)
+    network = small_opened()
     export_network(network, "pth", Path("out.pth"), describe(network, {"source": "trained.pth"}))
     content = torch.load("out.pth", weights_only=True)
     net = RRDBNet(3, 3, scale=4, num_feat=8, num_block=2, num_grow_ch=32).eval()
@@ -133,7 +123,7 @@ def test_basicsr_loads_the_pth_strictly_and_it_holds_nothing_else() -> None:
 
 
 def test_an_export_that_differs_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = load("RRDBNetDP", 4)
+    network = small_opened()
     monkeypatch.setattr(export, "_save_weights", lambda *_: float("nan"))
     with pytest.raises(UserError, match="differs from the network by nan; nothing was written"):
         export_network(network, "pth", Path("out/out.pth"), {})
@@ -160,36 +150,44 @@ def test_a_network_that_onnx_holds_at_one_size_is_exported_so(monkeypatch: pytes
     engine = open_engine([Path("out.onnx")])
     assert engine.network.size == network.size
     for height, width in ((20, 200), (side, side)):
-        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        pixels = noise(height, width, 3)
         assert np.array_equal(Upscaler(engine)(pixels), pixels)
     monkeypatch.setattr(OnnxEngine, "write", lambda *_: (_ for _ in ()).throw(RuntimeError("no such operator\n...")))
     with pytest.raises(UserError, match=r"onnx cannot be run \(no such operator\); nothing was written; export it as"):
-        export_network(load("MSRResNet", 2), "onnx", Path("out/out.onnx"), {})
+        export_network(small_opened("MSRResNet", 2), "onnx", Path("out/out.onnx"), {})
     assert list(Path("out").iterdir()) == []
 
 
-def test_without_the_extra_onnx_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = load("RRDBNetDP", 4)
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"onnxscript is not installed: pip install 'dp_basicsr\[export\]'"):
-        export_network(network, "onnx", Path("out.onnx"), {})
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"onnxruntime is not installed: pip install 'dp_basicsr\[export\]'"):
-        open_engine([Path("out.onnx")])
+@pytest.mark.parametrize(
+    ("package", "use"),
+    [("onnxscript", lambda network: export_network(network, "onnx", Path("out.onnx"), {})),
+     ("onnxruntime", lambda network: open_engine([Path("out.onnx")])),
+     ("ncnn", lambda network: export_network(network, "ncnn", Path("out"), {})),
+     ("ncnn", lambda network: open_engine([Path("out.param")]))],
+)  # fmt: skip
+def test_without_the_extra_what_to_install_is_said(package: str, use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = small_opened()
+    for name in ("out.param", "out.bin"):
+        Path(name).touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"{package} is not installed: pip install 'dp_basicsr\[export\]'"):
+        use(network)
 
 
 def test_onnx_files_are_not_mixed_with_weights_or_broken() -> None:
     pytest.importorskip("onnxruntime")
-    Path("bad.onnx").write_bytes(b"not a model")
-    with pytest.raises(UserError, match="bad.onnx: onnxruntime cannot run it"):
-        open_engine([Path("bad.onnx")])
-    with pytest.raises(UserError, match="--device cuda:0: this onnxruntime has no CUDA"):
-        open_engine([Path("bad.onnx")], device="cuda:0")
-    with pytest.raises(UserError, match="--precision bf16: ONNX and ncnn files run in the precision"):
-        open_engine([Path("bad.onnx")], precision="bf16")
-    for paths in ([Path("bad.onnx")], [Path("bad.onnx"), network_file()]):
+    for name in ("bad.onnx", "bad.param", "bad.bin"):
+        Path(name).write_bytes(b"not a model")
+    for settings, message in (
+        ({}, "bad.onnx: onnxruntime cannot run it"),
+        ({"device": "cuda:0"}, "--device cuda:0: this onnxruntime has no CUDA"),
+        ({"precision": "bf16"}, "--precision bf16: ONNX and ncnn files run in the precision"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_engine([Path("bad.onnx")], **settings)
+    for paths in (["bad.onnx"], ["bad.onnx", network_file()], ["bad.bin"], ["bad.param", network_file()]):
         with pytest.raises(UserError, match="ONNX and ncnn files cannot be trained, interpolated or exported again"):
-            load_network(paths)
+            load_network([*map(Path, paths)])
 
 
 def onnx_file(shape: list[int | str], *node: object, **settings: object) -> Path:
@@ -208,7 +206,7 @@ def test_onnx_files_of_a_fixed_size_or_batch_upscale_any_image(shape: list[int |
     """The image is cut and padded to what the file takes; nearest neighbour x2 shows that nothing is lost."""
     path = onnx_file(shape, "Resize", ["x", "", "scales"], mode="nearest", nearest_mode="floor",
                      coordinate_transformation_mode="asymmetric")  # fmt: skip
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 37, 3), dtype=np.uint8)
+    pixels = noise(9, 37, 3)
     engine = open_engine([path])
     assert (engine.network.scale, engine.network.channels) == (2, shape[1])
     assert np.array_equal(Upscaler(engine)(pixels), pixels.repeat(2, 0).repeat(2, 1))
@@ -218,11 +216,10 @@ def test_onnx_files_of_a_fixed_size_or_batch_upscale_any_image(shape: list[int |
 
 def test_the_format_follows_the_name_and_anyone_may_read_the_file() -> None:
     network_file()
-    assert export_model.main(["-m", "net.pth", "-o", "a.safetensors"]) == 0
+    assert code_of(export_model.main, ["-m", "net.pth", "-o", "a.safetensors"]) == 0
     Path("b").touch()
     assert Path("a.safetensors").stat().st_mode == Path("b").stat().st_mode
-    with pytest.raises(SystemExit):
-        export_model.main(["-m", "net.pth", "-o", "a.unknown"])
+    assert code_of(export_model.main, ["-m", "net.pth", "-o", "a.unknown"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -232,9 +229,7 @@ def test_a_card_is_replaced_only_on_request(output: str, card: str, refused: Cal
     """InvokeAI#8352: names with a period; x.v1.param and x.v1 have one card."""
     network_file()
     Path(card).write_text("mine")
-    message = refused(
-        export_model.main, ["-m", "net.pth", "-o", output, *(["--format", "pth"] if output == "x.v1" else [])]
-    )
-    assert f"already exists: {card}" in message
+    kind = ["--format", "pth"] if output == "x.v1" else []
+    assert f"already exists: {card}" in refused(export_model.main, ["-m", "net.pth", "-o", output, *kind])
     assert Path(card).read_text() == "mine"
     assert not Path(output).exists()

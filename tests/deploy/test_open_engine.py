@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from tests.support.images import noise, write_noise
 from tests.support.networks import make_network, network_file
+from tests.support.programs import python
 
 if importlib.util.find_spec("openvino") is None:
     pytest.skip("OpenVINO is an extra", allow_module_level=True)
-ROOT = Path(inference.__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -51,13 +50,9 @@ def entries() -> list[Path]:
 
 @pytest.mark.parametrize(
     ("name", "arch", "scale"),
-    [
-        ("openvino", "RRDBNetDP", 3),
-        ("openvino", "RRDBNet", 2),
-        ("openvino", "MSRResNet", 2),
-        ("onnxruntime", "MSRResNet", 2),
-    ],
-)
+    [("openvino", "RRDBNetDP", 3), ("openvino", "RRDBNet", 2), ("openvino", "MSRResNet", 2),
+     ("onnxruntime", "MSRResNet", 2)],
+)  # fmt: skip
 def test_an_engine_gives_the_values_of_torch(name: Any, arch: str, scale: int) -> None:
     pytest.importorskip("onnxscript")
     model = network_file(arch=arch, scale=scale, num_block=1)
@@ -76,11 +71,9 @@ def test_an_engine_gives_the_values_of_torch(name: Any, arch: str, scale: int) -
 
 
 def test_alpha_tiles_16_bits_and_sizes_are_those_of_torch(model: Path) -> None:
-    random = np.random.default_rng(1)
-    Path("in").mkdir()
-    Image.fromarray(random.integers(0, 256, (45, 50, 4), dtype=np.uint8)).save("in/alpha.png")
-    cv2.imwrite("in/deep.png", random.integers(0, 65536, (37, 41, 3), dtype=np.uint16))
-    Image.fromarray(random.integers(0, 256, (40, 33), dtype=np.uint8)).save("in/gray.png")
+    write_noise("in/alpha.png", 45, 50, 4)
+    write_noise("in/gray.png", 40, 33, 1)
+    cv2.imwrite("in/deep.png", noise(37, 41, 3, dtype=np.uint16))
     for engine in ("torch", "auto"):
         options = ["--engine", engine, "--tile", "32", "--tile_overlap", "8", "--outscale", "3"]
         assert inference.main(["-i", "in", "-o", engine, "--model_path", str(model), *options]) == 0
@@ -91,8 +84,10 @@ def test_alpha_tiles_16_bits_and_sizes_are_those_of_torch(model: Path) -> None:
         assert np.abs(expected - found).max() <= most, name
 
 
-def test_a_converted_network_is_opened_without_torch(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save("in.png")
+def test_a_converted_network_is_opened_without_torch(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_noise("in.png", 8, 9)
     arguments = ["-i", "in.png", "--model_path", str(model), "-o"]
     assert inference.main([*arguments, "first.png"]) == 0
     assert "converted in" in capsys.readouterr().out
@@ -101,17 +96,13 @@ def test_a_converted_network_is_opened_without_torch(model: Path, capsys: pytest
         "print([name for name in ('torch', 'basicsr', 'torchvision', 'spandrel') if name in sys.modules])\n"
         "sys.exit(code)"
     )
-    home = Path("home").absolute()
-    home.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(home)}
-    environment.pop("CI", None)  # would switch OpenVINO's telemetry off
-    command = [sys.executable, "-c", code, *arguments, "second.png"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "converted in" not in done.stdout
-    assert done.stdout.splitlines()[-1] == "[]"
+    Path("home").mkdir()
+    monkeypatch.delenv("CI", raising=False)  # would switch OpenVINO's telemetry off
+    printed = python(code, *arguments, "second.png", env={"HOME": str(Path("home").absolute())}).stdout
+    assert "converted in" not in printed
+    assert printed.splitlines()[-1] == "[]"
     assert Path("first.png").read_bytes() == Path("second.png").read_bytes()
-    assert list(home.iterdir()) == [], "telemetry writes an identity"
+    assert list(Path("home").iterdir()) == [], "telemetry writes an identity"
 
 
 FREED_IN_A_THREAD = """
@@ -130,9 +121,7 @@ signal.raise_signal(signal.SIGINT)
 def test_ctrl_c_is_handled_after_a_thread_has_freed_a_network(model: Path) -> None:
     """As on the page; OpenVINO alone would end the process with a segmentation fault."""
     open_engine([model], engine="openvino")
-    command = [sys.executable, "-c", FREED_IN_A_THREAD]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+    assert python(FREED_IN_A_THREAD).stdout == "interrupted\n"
 
 
 class Doubling(Engine):
@@ -158,7 +147,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_the_cache_knows_weights_interpolation_and_run_and_is_bounded(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_engine([model])
     (entry,) = entries()
@@ -175,15 +164,11 @@ def test_the_cache_knows_weights_interpolation_and_run_and_is_bounded(
     open_engine([model, Path("other.pth")], alpha_interp=0.4)
     assert len(entries()) == 2
     # RRDBNetDP x2 and x3 have the same tensors, and the run's option file tells which it is.
-    network_file(scale=3)
     for scale in (3, 2):
-        run = tmp_path / f"run{scale}"
-        (run / "models").mkdir(parents=True)
+        Path(f"run{scale}/models").mkdir(parents=True)
         options = f"{{name: x, model_type: M, datasets: {{}}, network_g: {{type: RRDBNetDP, scale: {scale}}}}}"
-        (run / "train.yml").write_text(options)
-        moved = run / "models" / "net_g_5.pth"
-        moved.write_bytes(model.read_bytes())
-        assert open_engine([moved]).network.scale == scale
+        Path(f"run{scale}/train.yml").write_text(options)
+        assert open_engine([network_file(f"run{scale}/models/net_g_5.pth", scale=3)]).network.scale == scale
 
 
 def test_a_damaged_conversion_is_made_again(model: Path) -> None:
@@ -243,9 +228,7 @@ def test_engines_start_no_more_threads_than_the_process_has_cpus(monkeypatch: py
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     for allowed, threads in ((8, 0), (3, 3)):
-        monkeypatch.setattr(
-            os, "sched_getaffinity", lambda process, allowed=allowed: set(range(allowed)), raising=False
-        )
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cpus=allowed: set(range(cpus)), raising=False)
         assert limit_threads() == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert limit_threads() == 2

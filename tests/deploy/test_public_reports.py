@@ -16,9 +16,10 @@ from PIL import Image
 from spandrel import MAIN_REGISTRY
 from spandrel.architectures.RealCUGAN.__arch.upcunet_v3 import UpCunet2x
 
+from tests.support.images import noise, write_noise
 from tests.support.networks import network_file
 
-RGB = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+RGB = noise(20, 31, 3)
 
 
 @pytest.fixture
@@ -48,8 +49,7 @@ def test_the_range_of_real_cugan_pro_is_that_of_spandrel() -> None:
 def test_home_and_the_name_of_an_image_as_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No folder is ever called ``~`` or ``all.png``."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    Path("in").mkdir()
-    Image.fromarray(RGB).save("in/a.png")
+    write_noise("in/a.png", 9, 9)
     (job,) = find_jobs("in", Path("~/out"))[0]
     assert job.target == tmp_path / "home/out/a.png"
     with pytest.raises(UserError, match=r"all.png: expected a folder for the images of in, got the name of an image"):
@@ -63,9 +63,8 @@ def test_home_and_the_name_of_an_image_as_output(tmp_path: Path, monkeypatch: py
 def test_any_name_is_written_and_replaced(model: str) -> None:
     """chaiNNer-org/chaiNNer#2772: names that are patterns, and beyond ASCII."""
     names = ["100%$ * [a] {b}.png", "图 ü.png", "a.b.c.png", "-i.png"]
-    Path("in").mkdir()
     for name in names:
-        Image.fromarray(RGB).save(Path("in", name))
+        write_noise(Path("in", name), 20, 31)
     for _ in range(2):
         assert upscale("-i", "in", "--model_path", model) == 0
         assert sorted(path.name for path in Path("out").iterdir()) == sorted(names)
@@ -73,9 +72,8 @@ def test_any_name_is_written_and_replaced(model: str) -> None:
 
 def test_a_bad_image_and_hidden_ones_of_macos_stop_nothing(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     """upscayl/upscayl#204, #604 and #1199."""
-    Path("in").mkdir()
     for name in ("a.jpg", "z.png"):
-        Image.fromarray(RGB).save(Path("in", name))
+        write_noise(Path("in", name), 20, 31)
     Path("in", "._a.jpg").write_bytes(b"\0\5\x16\7")
     Path("in", "bad.png").write_bytes(b"\x89PNG")
     assert upscale("-i", "in", "--model_path", model) == 1
@@ -89,19 +87,18 @@ def test_a_bad_image_and_hidden_ones_of_macos_stop_nothing(model: str, capsys: p
 def test_a_png_of_any_kind_becomes_the_same_picture(suffix: str, model: str) -> None:
     """upscayl/upscayl#1169 and #1040, xinntao/Real-ESRGAN#483 and #558: gray, 16 bits, palettes, as PNG and JPEG."""
     smooth = np.linspace(0, 255, 31 * 20).astype(np.uint8).reshape(20, 31)
-    Image.fromarray(smooth).save("gray.png")
-    Image.fromarray(smooth.astype(np.uint16) * 257).save("gray16.png")
-    Image.fromarray(smooth).convert("P").save("palette.png")
-    Image.fromarray(np.dstack([smooth] * 3)).save("colour.png")
+    gray = Image.fromarray(smooth)
+    deep = Image.fromarray(smooth.astype(np.uint16) * 257)
+    kinds = {"gray": gray, "gray16": deep, "palette": gray.convert("P"), "colour": gray.convert("RGB")}
     shown = {}
-    for name in ("gray", "gray16", "palette", "colour"):
+    for name, given in kinds.items():
+        given.save(f"{name}.png")
         assert upscale("-i", f"{name}.png", "--model_path", model, "--ext", suffix, "--quality", "100") == 0
         with Image.open(f"out/{name}.{suffix}") as image:
             wide = image.mode.startswith("I")
             shown[name] = np.asarray(image) // 257 if wide else np.asarray(image.convert("L"))
-            assert (
-                name == "colour" or suffix == "webp" or image.mode in ("L", "I;16", "RGB" if name == "palette" else "L")
-            )
+            allowed = ("L", "I;16", "RGB") if name in ("palette", "colour") or suffix == "webp" else ("L", "I;16")
+            assert image.mode in allowed
     for name in ("gray16", "palette", "colour"):
         assert np.abs(shown[name].astype(int) - shown["gray"]).max() <= 6, name
 
