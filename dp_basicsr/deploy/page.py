@@ -77,7 +77,6 @@ class Visit:
     """What is kept of a visitor."""
 
     folder: Path  # `in` has the images, `out` the results
-    key: str  # of the browser's tab: finds the visit again when the page is loaded anew
     session: str = ""  # Gradio's name of the page that shows the visit
     deadline: float | None = None  # when the files are deleted; None while the page is open
     count: int = 0  # of images
@@ -107,8 +106,8 @@ class Page:
         self.tile = tile
         self.engine = ""  # what runs the model that is loaded
         self._loaded: tuple[tuple[str | float | None, ...], Upscaler] | None = None
-        self._visits: list[Visit] = []
-        self._queue: list[Job] = []
+        self._visits: dict[str, Visit] = {}  # by the key of the browser's tab, which outlives a page loaded anew
+        self._queue: list[Job] = []  # the first one runs
         self._changed = threading.Condition()  # guards visits and queue
         self._disk = threading.Lock()  # what was deleted is not written again
         threading.Thread(target=self._work, daemon=True).start()
@@ -134,30 +133,29 @@ class Page:
     def visit(self, key: str, session: str = "") -> Visit:
         """Return the visit of a key, or a new one; with a session, that page shows it from now on."""
         with self._changed:
-            visit = next((visit for visit in self._visits if visit.key == key), None)
-            if visit is None:
-                visit = Visit(Path(tempfile.mkdtemp(dir=self.folder)), key)
-                self._visits.append(visit)
+            if key not in self._visits:
+                self._visits[key] = Visit(Path(tempfile.mkdtemp(dir=self.folder)))
+            visit = self._visits[key]
             if session:
                 visit.session, visit.deadline = session, None
             return visit
 
     def leave(self, name: str, seconds: float) -> None:
         """Keep the visit of a key or session for some time only, unless the visitor comes back."""
+        end = time.monotonic() + seconds
         with self._changed:
-            for visit in self._visits:
-                if name in (visit.key, visit.session):
-                    end = time.monotonic() + seconds
+            for key, visit in self._visits.items():
+                if name in (key, visit.session):
                     visit.deadline = min(visit.deadline or end, end)
 
     def sweep(self) -> None:
         """Delete the files of visitors who have not come back, and uploads that were broken off."""
+        now = time.monotonic()
         with self._changed:
-            now = time.monotonic()
-            ended = [visit for visit in self._visits if visit.deadline is not None and visit.deadline < now]
-            self._visits = [visit for visit in self._visits if visit not in ended]
-            folders = {visit.folder for visit in self._visits}
-        for visit in ended:
+            ended = [key for key, visit in self._visits.items() if visit.deadline is not None and visit.deadline < now]
+            left = [self._visits.pop(key) for key in ended]
+            folders = {visit.folder for visit in self._visits.values()}
+        for visit in left:
             self.cancel(visit)
             self._delete(visit.folder)
         for path in set(self.folder.iterdir()) - folders:
@@ -186,12 +184,10 @@ class Page:
         source = visit.folder / "in"
         # Gradio gives equal files of one name the same place.
         for number, file in enumerate(dict.fromkeys(files)):
-            target = source / file.name
-            if target.exists():
-                # The same name in another folder.
-                target = source / str(number) / file.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(target)
+            # The same name may come from several folders.
+            parent = source / str(number) if (source / file.name).exists() else source
+            parent.mkdir(parents=True, exist_ok=True)
+            file.replace(parent / file.name)
         try:
             images, left_out = find_jobs(str(source), visit.folder / "out", recursive=True)
         except UserError as error:
@@ -208,10 +204,9 @@ class Page:
         visit.before = self._show(picture, visit.folder / "before")
         visit.count = len(images)
         height, width = picture.colour.shape[:2]
-        visit.text = f"{image.source.name}: {width} x {height} pixels"
-        visit.text += f", the first of {len(images)} images" if len(images) > 1 else ""
-        visit.text += f"; {describe_left_out(left_out)}" if left_out else ""
-        visit.text += f"; {shorten(failed)}" if failed else ""
+        first = f", the first of {len(images)} images" if len(images) > 1 else ""
+        said = [describe_left_out(left_out) if left_out else "", shorten(failed)]
+        visit.text = "; ".join([f"{image.source.name}: {width} x {height} pixels{first}", *filter(None, said)])
 
     def start(self, visit: Visit, task: Task) -> None:
         """Put the work on a visit's images at the end of the queue.
@@ -240,11 +235,11 @@ class Page:
         job = visit.job
         if job is None or job.text:
             return job.text if job else visit.text
+        if job.stop.is_set():
+            return "Cancelled."
         with self._changed:
             ahead = self._queue[: self._queue.index(job)] if job in self._queue else []
         images = sum(other.count - int(other.share * other.count) for other in ahead if other.is_active)
-        if job.stop.is_set():
-            return "Cancelled."
         if images:
             return f"waiting: {images} image{'s' if images > 1 else ''} before yours"
         if not job.started:

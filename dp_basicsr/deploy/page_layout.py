@@ -26,6 +26,61 @@ EXTENSIONS = ("auto", "png", "jpg", "webp", "tif")
 KEY = "(_, ...values) => [sessionStorage.visit, ...values]"
 
 
+class _Handlers:
+    """What Gradio calls; nearly all answer with the values of ``build``'s ``outputs``."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def resume(self, key: str, request: gr.Request) -> list[Any]:
+        return view(self.page, self.page.visit(key, str(request.session_hash)))
+
+    def choose(self, key: str, files: list[str], request: gr.Request) -> list[Any]:
+        visit = self.page.visit(key, str(request.session_hash))
+        try:
+            self.page.choose(visit, [Path(file) for file in files])
+        except Exception as error:
+            visit.text = explain(error)
+        return view(self.page, visit)
+
+    def start(
+        self, key: str, is_trial: bool, model: str, other: str, strength: float, alpha: AlphaMode, ext: str,
+        quality: float, outscale: float, request: gr.Request,
+    ) -> list[Any]:  # fmt: skip
+        visit = self.page.visit(key, str(request.session_hash))
+        blend = None if other == ALONE else other
+        try:
+            self.page.start(visit, Task(model, blend, strength, alpha, ext, int(quality), outscale or None, is_trial))
+        except Exception as error:
+            visit.text, visit.job = explain(error), None
+        return view(self.page, visit)
+
+    def handle(
+        self, image: str, model: str, other: str, strength: float, alpha: AlphaMode, ext: str, quality: float,
+        outscale: float, request: gr.Request,
+    ) -> tuple[str, Path | None]:  # fmt: skip
+        """Upscale the image of a program, which has no tab: its call is a visit, which ends with the answer."""
+        key = str(request.session_hash)
+        self.choose(key, [image], request)
+        visit = self.page.visit(key)
+        if visit.count:
+            self.start(key, False, model, other, strength, alpha, ext, quality, outscale, request)
+        while visit.job and visit.job.is_active:
+            time.sleep(POLL_SECONDS)
+        self.page.leave(key, LOST)
+        return self.page.status(visit), visit.job.result if visit.job else None
+
+    def cancel(self, key: str) -> list[Any]:
+        self.page.cancel(self.page.visit(key))
+        return view(self.page, self.page.visit(key))
+
+    def poll(self, key: str, seen: str) -> list[Any]:
+        return view(self.page, self.page.visit(key), seen)
+
+    def leave(self, request: gr.Request) -> None:
+        self.page.leave(str(request.session_hash), LOST)
+
+
 def build(page: Page) -> Any:
     """Build the Gradio page (``gradio.Blocks``) for ``page``.
 
@@ -34,56 +89,7 @@ def build(page: Page) -> Any:
     """
     if gr is None:
         raise UserError("the web page needs Gradio: pip install 'dp_basicsr[webui]'")
-
-    def resume(key: str, request: gr.Request) -> list[Any]:
-        return view(page, page.visit(key, str(request.session_hash)))
-
-    def choose(key: str, files: list[str], request: gr.Request) -> list[Any]:
-        visit = page.visit(key, str(request.session_hash))
-        try:
-            page.choose(visit, [Path(file) for file in files])
-        except Exception as error:
-            visit.text = explain(error)
-        return view(page, visit)
-
-    def start(
-        key: str, is_trial: bool, model: str, other: str, strength: float, alpha: AlphaMode, ext: str, quality: float,
-        outscale: float, request: gr.Request,
-    ) -> list[Any]:  # fmt: skip
-        visit = page.visit(key, str(request.session_hash))
-        blend = None if other == ALONE else other
-        try:
-            page.start(visit, Task(model, blend, strength, alpha, ext, int(quality), outscale or None, is_trial))
-        except Exception as error:
-            visit.text, visit.job = explain(error), None
-        return view(page, visit)
-
-    def handle(
-        image: str, model: str, other: str, strength: float, alpha: AlphaMode, ext: str, quality: float,
-        outscale: float, request: gr.Request,
-    ) -> tuple[str, Path | None]:  # fmt: skip
-        # A program has no tab: its call is a visit, which ends with the answer.
-        key = str(request.session_hash)
-        choose(key, [image], request)
-        visit = page.visit(key)
-        if visit.count:
-            start(key, False, model, other, strength, alpha, ext, quality, outscale, request)
-        while visit.job and visit.job.is_active:
-            time.sleep(POLL_SECONDS)
-        page.leave(key, LOST)
-        return page.status(visit), visit.job.result if visit.job else None
-
-    def cancel(key: str) -> list[Any]:
-        page.cancel(page.visit(key))
-        return view(page, page.visit(key))
-
-    def poll(key: str, seen: str) -> list[Any]:
-        return view(page, page.visit(key), seen)
-
-    def leave(request: gr.Request) -> None:
-        page.leave(str(request.session_hash), LOST)
-
-    names, has_two = list(page.models), len(page.models) > 1
+    names, has_two, on = list(page.models), len(page.models) > 1, _Handlers(page)
     with gr.Blocks(title="Upscale images", analytics_enabled=False) as blocks:
         with gr.Column(elem_id="image"):
             slider = gr.ImageSlider(
@@ -119,21 +125,21 @@ def build(page: Page) -> Any:
         # before the browser has noticed. So each answer is that to a request, and a timer asks while work goes on.
         quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private", "js": KEY}
         for button in (upscale, trial):
-            button.click(start, [key, gr.State(button is trial), *settings], outputs, **quiet)
+            button.click(on.start, [key, gr.State(button is trial), *settings], outputs, **quiet)
         for upload in (files, folder):
-            upload.upload(choose, [key, upload], outputs, **quiet)
+            upload.upload(on.choose, [key, upload], outputs, **quiet)
         image, program = gr.File(visible=False), gr.Button(visible=False)
         # Queued, as an answer takes as long as the work; a page does not ask for it.
-        program.click(handle, [image, *settings], [status, download], api_name="handle", concurrency_limit=None)
-        stop.click(cancel, key, outputs, **quiet)
-        timer.tick(poll, [key, seen], outputs, trigger_mode="once", **quiet)
-        blocks.load(resume, key, outputs, **quiet)
+        program.click(on.handle, [image, *settings], [status, download], api_name="handle", concurrency_limit=None)
+        stop.click(on.cancel, key, outputs, **quiet)
+        timer.tick(on.poll, [key, seen], outputs, trigger_mode="once", **quiet)
+        blocks.load(on.resume, key, outputs, **quiet)
         # The settings of these models stay with the tab, too.
         stored = f"sessionStorage[{json.dumps(f'settings of {names}')}]"
         gr.on([setting.change for setting in settings], None, settings, None,
               js=f"(...values) => {{ {stored} = JSON.stringify(values) }}")  # fmt: skip
         blocks.load(None, settings, settings, js=f"(...values) => JSON.parse({stored} ?? JSON.stringify(values))")
-        blocks.unload(leave)
+        blocks.unload(on.leave)
     return blocks
 
 
