@@ -154,15 +154,6 @@ def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:
     return [root for root in roots if root is not None and not Path(root).is_dir()]
 
 
-def require_training_data(opt: dict[str, Any]) -> None:
-    """Raise a UserError that names the missing training data and the commands that create it."""
-    if "train" not in opt["datasets"]:
-        raise UserError("datasets: expected a `train` entry, which train.py needs")
-    missing = missing_folders(opt["datasets"]["train"])
-    if missing:
-        raise UserError(f"datasets: train: no such folder: {' and '.join(missing)}; {how_to_get_data()}")
-
-
 def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
     """Build loaders for the data sets of a phase (``val`` or ``test``), without missing ones, which ``checks`` name."""
     logger = get_root_logger()

@@ -109,13 +109,11 @@ def write_log(run: RunOptions, kind: str, held: MemoryHandler) -> None:
 def require_loggers(run: RunOptions) -> None:
     """Refuse TensorBoard and wandb if they are missing, broken or too old (UserError)."""
     if run.options.logs.use_tb_logger:
-        # torch's own module refuses a TensorBoard that is too old for it.
-        for module in (
-            "tensorboard",
-            "torch.utils.tensorboard",
-            *(["wandb"] if run.options.logs.wandb_project else []),
-        ):
-            import_optional(module)
+        import_optional("tensorboard")
+        # It refuses a TensorBoard that is too old for torch.
+        import_optional("torch.utils.tensorboard")
+        if run.options.logs.wandb_project:
+            import_optional("wandb")
 
 
 @contextmanager
@@ -123,7 +121,7 @@ def tensorboard(run: RunOptions, resuming: bool, keep: int = 0) -> Iterator[Any]
     """Open TensorBoard's writer on rank 0 (otherwise None), with wandb if requested.
 
     Args:
-        run: Options of the run.
+        run: Its options.
         resuming: A new run archives the figures of an earlier run of its name.
         keep: Of a resumed run TensorBoard keeps the earlier figures up to this iteration.
 
@@ -137,11 +135,9 @@ def tensorboard(run: RunOptions, resuming: bool, keep: int = 0) -> Iterator[Any]
         return
     if logs.wandb is not None and logs.wandb_project:
         wandb, resume_id = import_optional("wandb"), logs.wandb.resume_id
+        how = {"id": resume_id, "resume": "allow" if resume_id else None, "sync_tensorboard": True}
         try:
-            started = wandb.init(
-                project=logs.wandb_project, name=name, id=resume_id, resume="allow" if resume_id else None,
-                config=run.as_dict(), sync_tensorboard=True,
-            )  # fmt: skip
+            started = wandb.init(project=logs.wandb_project, name=name, config=run.as_dict(), **how)
         except Exception as error:  # its errors have no public common class
             advice = "run `wandb login`, or set WANDB_MODE=offline"
             raise UserError(f"logger: wandb cannot start ({first_line(error)}): {advice}") from error
@@ -177,11 +173,7 @@ def progress_bar(run: RunOptions, start_iter: int) -> Iterator[tqdm]:
 class IterationLog:
     """BasicSR's line of an iteration for the log file and TensorBoard, and one with sensible digits for a terminal.
 
-    Args:
-        run: Options of the run.
-        start_iter: Iterations completed before this start.
-        tb_logger: TensorBoard's writer, if there is one.
-        bar: Shows the main losses and the share of time spent waiting for data.
+    The bar shows the main losses and the share of time spent waiting for data.
     """
 
     def __init__(self, run: RunOptions, start_iter: int, tb_logger: Any, bar: tqdm) -> None:
@@ -225,14 +217,7 @@ def current_losses(model: Any) -> dict[str, float]:
 
 
 def describe_batch(train: Train, processes: int, batch_size: int, model: Any) -> str:
-    """Describe the total mini-batch relative to the paper's, and its relation to the learning rate.
-
-    Args:
-        train: Options of the training.
-        processes: Number of processes.
-        batch_size: Pairs per iteration, over all processes.
-        model: Its ``optimizer_g`` and ``optimizer_d``, where it has them, know the rates.
-    """
+    """Describe the mini-batch of all processes relative to the paper's, and its relation to the learning rate."""
     threads = f"{torch.get_num_threads()} CPU thread(s) each"
     parts = f" in {train.grad_accumulation} parts" if train.grad_accumulation > 1 else ""
     share = "the paper's" if batch_size == PAPER_BATCH else f"{batch_size / PAPER_BATCH:g} times the paper's"

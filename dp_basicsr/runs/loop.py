@@ -33,22 +33,22 @@ class Training:
     model: Any
     stream: TrainStream
     val_loaders: Sequence[DataLoader]
-    tb_logger: Any
-    interruption: Interruption
     judge: Judge | None
     iteration: int  # the last completed one
 
-    saved: int | None = None  # the last one with a checkpoint
-    started: float = field(default_factory=time.monotonic)
+    tb_logger: Any = field(init=False)  # the last two are opened when nothing can be refused any more
+    interruption: Interruption = field(init=False)
 
     def __post_init__(self) -> None:
-        # BasicSR's models, and those of other packages, have neither.
+        self.started = time.monotonic()
+        # BasicSR's models, and those of other packages, have none of the three.
         self.guard: Any = getattr(getattr(self.model, "step", None), "guard", None)
         self.validator: Any = getattr(self.model, "validator", None)
+        self.saver: Any = getattr(self.model, "saver", None)
         self._note_saved(self.iteration or None)
 
     def _note_saved(self, iteration: int | None) -> None:
-        self.saved = iteration
+        self.saved = iteration  # the last one with a checkpoint
         if self.guard is not None:
             # Its message on too many non-finite steps names the checkpoint to go back to.
             self.guard.saved = iteration
@@ -66,9 +66,9 @@ class Training:
         get_root_logger().info("Saving models and training states.")
         # Of the last step, not of the next, which may begin another epoch.
         epoch = self.stream.epoch_of(self.iteration - 1)
-        if saver := getattr(self.model, "saver", None):
+        if self.saver is not None:
             # The position makes a resumed epoch continue with the samples that it has not seen.
-            saver.save(epoch, self.iteration, self.stream.position(self.iteration))
+            self.saver.save(epoch, self.iteration, self.stream.position(self.iteration))
         else:
             self.model.save(epoch, self.iteration)
         self._note_saved(self.iteration)
@@ -91,8 +91,7 @@ class Training:
     def validate(self, is_start: bool = False) -> None:
         """Validate on all sets. A signal interrupts it; the resumed run repeats it.
 
-        Args:
-            is_start: This is the baseline of the start weights, which counts neither for ``patience`` nor as best.
+        With ``is_start`` it is the baseline of the start weights, which counts neither for ``patience`` nor as best.
         """
         assert self.run.options.val is not None
         figures: Figures = {}
@@ -113,7 +112,7 @@ class Training:
         elif self.judge is not None:
             self.judge.judge(self.iteration, figures, self.validator.color_shifts)
         if self.run.options.logs.keep_best and not is_start:
-            self.model.saver.save_best(self.iteration, self.validator.best)
+            self.saver.save_best(self.iteration, self.validator.best)
 
     def is_over(self) -> bool:
         """Save and say so if the patience is used up."""

@@ -17,17 +17,11 @@ import torch
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 
-# Options of `--debug`: a name that TensorBoard skips, and all phases of a run within a few iterations.
-# BasicSR's value for validations and checkpoints of a debug run.
-DEBUG_FREQ = 8
+DEBUG_FREQ = 8  # BasicSR's iterations between validations, and between checkpoints, of a debug run
 
 
 def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
-    """Check options, join the process group if there is one, and seed this process.
-
-    Args:
-        opt: Options, as read and overridden; they are not changed.
-        args: Result of ``parse_command_line``.
+    """Check the options of a command line, join the process group if there is one, and seed this process.
 
     Returns:
         What runs. Experiments, results and relative data paths are relative to the current folder.
@@ -72,7 +66,7 @@ def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
 
 
 def for_debugging(options: OptionFile, is_train: bool) -> OptionFile:
-    """Return options with a name of its own; a training logs, saves and validates every few iterations."""
+    """Return options with a name that TensorBoard skips; a training logs, saves and validates every few iterations."""
     name, logger, val = options.name, options.logger, options.val
     # So that a debug run never moves aside or resumes the run that it tries out.
     changed: dict[str, object] = {"name": name if "debug" in name else f"debug_{name}"}

@@ -19,9 +19,6 @@ from basicsr.utils import get_root_logger, make_exp_dirs
 def test(run: RunOptions) -> None:
     """Upscale every image of the test sets, write the results and their tables, log the metrics.
 
-    Args:
-        run: Options of the run.
-
     Raises:
         UserError: None of the sets exists, or the network's weights are missing.
     """

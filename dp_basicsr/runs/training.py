@@ -11,7 +11,7 @@ from typing import Any
 from dp_basicsr.checkpoint.history import is_of, restore_best, set_aside_later
 from dp_basicsr.checkpoint.resume import ResumePoint, find_resume_point, require_networks, resume_warnings
 from dp_basicsr.checkpoint.schedule import resume_training
-from dp_basicsr.data.datasets import evaluation_loaders, require_training_data
+from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.distributed.launch import mark_experiment
@@ -43,75 +43,72 @@ _HEAD = re.compile(r"\A# GENERATE TIME: .*\n# CMD:\n# .*\n\n")
 
 
 def train(run: RunOptions, option_file: str) -> None:
-    """Start or resume a run and train to its end.
-
-    Args:
-        run: Options of the run.
-        option_file: Where they come from; a copy is kept with the experiment.
+    """Start or resume a run and train to its end; the option file is kept with the experiment.
 
     Raises:
-        UserError: Missing data, weights or states, or a full disk; the message says what to do.
+        UserError: Missing weights or states, or a full disk; the message says what to do.
         SystemExit: A signal stopped the run: ``EXIT_RETRY``.
     """
-    opt, root = run.as_dict(), run.folders.root
+    root = run.folders.root
     # First of all, because cuBLAS reads its setting when a GPU is first used.
     set_determinism(run.options.deterministic)
     if run.num_gpu == 0:
         keep_freed_memory()
     raise_open_file_limit()
-    require_training_data(opt)
-    require_networks(opt)
+    require_networks(run.as_dict())
     require_loggers(run)
     intact = "; saved checkpoints are intact: continue with --auto_resume"
     with run_lock(str(root)), out_of_memory_is_user_error(run, intact), outlive_terminal():
         held_log = start_log(run)
         # A list, read now: the file of the previous start is replaced below.
         changes = list(describe_changes(run.options, root))
-        point = find_resume_point(opt)
-        opt = opt if point is None else point.options(opt)
-        drop_unavailable(opt)
-        stream = TrainStream(opt, origin=point.state.get("position") if point else None)
-        val_loaders = evaluation_loaders(opt, "val") if run.options.val else []
-        refuse_small_images(opt, val_loaders)
-        model = build_model(opt)
-        # BasicSR's models have no saver, so a judge's state could not be resumed.
-        judge = Judge(run.options.val) if run.options.val is not None and hasattr(model, "saver") else None
-        if judge is not None:
-            # Before the state is restored, which includes the judge's.
-            model.saver.others["judge"] = judge
-        if point is not None:
-            resume(opt, model, stream, point.state)
+        point = find_resume_point(run.as_dict())
+        training = build(run, point)
         # Nothing is written before this point: an earlier run of this name is moved aside here.
         on_rank_0(lambda: make_folders(run, option_file, resuming=point is not None))
         write_log(run, "train", held_log)
+        keep = 0
         if point is not None:
-            keep_one_history(run, model, point)
-        iteration = point.state["iter"] if point else 0
-        # A state of another run starts this one: its figures are not in this run's TensorBoard.
-        keep = iteration if point is not None and is_of(root, point.path) else 0
+            keep_one_history(run, training.model, point)
+            # A state of another run starts this one: its figures are not in this run's TensorBoard.
+            keep = training.iteration if is_of(root, point.path) else 0
         with (
-            tensorboard(run, resuming=point is not None, keep=keep) as tb_logger,
+            tensorboard(run, resuming=point is not None, keep=keep) as training.tb_logger,
             no_room_is_user_error(),
-            Interruption(run.dist) as interruption,
+            Interruption(run.dist) as training.interruption,
         ):
-            if hasattr(model, "validator"):
+            if training.validator is not None:
                 # Lets a validation stop between two images.
-                model.validator.interrupted = interruption.received
+                training.validator.interrupted = training.interruption.received
             on_rank_0(lambda: atomic_write(root / USED_OPTIONS, lambda file: file.write(run.options.as_json())))
             for change in changes:
                 get_root_logger().info(change)
             # The last lines before the first iteration, where they are seen.
             for note in run.notes:
                 get_root_logger().warning(note)
-            loop(Training(run, model, stream, val_loaders, tb_logger, interruption, judge, iteration))
+            loop(training)
+
+
+def build(run: RunOptions, point: ResumePoint | None) -> Training:
+    """Build data, model and judge, in the state of ``point``; writes nothing."""
+    opt = run.as_dict() if point is None else point.options(run.as_dict())
+    drop_unavailable(opt)
+    stream = TrainStream(opt, origin=point.state.get("position") if point else None)
+    val_loaders = evaluation_loaders(opt, "val") if run.options.val else []
+    refuse_small_images(opt, val_loaders)
+    model = build_model(opt)
+    # BasicSR's models have no saver, so a judge's state could not be resumed.
+    judge = Judge(run.options.val) if run.options.val is not None and hasattr(model, "saver") else None
+    if judge is not None:
+        # Before the state is restored, which includes the judge's.
+        model.saver.others["judge"] = judge
+    if point is not None:
+        resume(opt, model, stream, point.state)
+    return Training(run, model, stream, val_loaders, judge, iteration=point.state["iter"] if point else 0)
 
 
 def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
-    """Restore the training state and warn where resuming is not bit-exact.
-
-    Raises:
-        UserError: The state belongs to another model.
-    """
+    """Restore a training state, or refuse that of another model (UserError); warn where this is not bit-exact."""
     logger, iteration, total = get_root_logger(), state["iter"], opt["train"]["total_iter"]
     frozen, freezes = state.get("run", {}).get("freeze", []), opt["train"].get("freeze") or []
     if frozen != freezes:

@@ -33,9 +33,6 @@ from torch.utils.data import DataLoader, Dataset
 def check(run: RunOptions) -> None:
     """Try one step of a run with valid options, and print the estimated cost.
 
-    Args:
-        run: Options of the run.
-
     Raises:
         UserError: The model cannot be built or trained, or files are missing. If files are missing, the step is tried
             on random images (weights), so that a run can be planned before its data exists.
@@ -75,10 +72,9 @@ def check(run: RunOptions) -> None:
 
 
 def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, str]:
-    """Return a batch of the run's own data if it exists, otherwise of random images.
+    """Return a batch of the run's own data if it exists, otherwise of random images; what it is, and how it loaded.
 
-    Returns:
-        The batch, its description, and the time to load it. Problems of existing data are added to ``missing``.
+    Problems of existing data are added to ``missing``.
 
     Raises:
         UserError: Data is missing or wrong, and random batches cannot be made for this type of dataset.
@@ -161,11 +157,7 @@ class FirstCorner(Dataset):
 
 
 def try_validation(opt: dict[str, Any], model: Any) -> None:
-    """Validate a corner of the first image of each set, so that a run does not fail at its first validation.
-
-    Raises:
-        UserError: A set cannot be read or validated.
-    """
+    """Validate a corner of the first image of each set, so that a run does not fail at its first validation."""
     if not opt.get("val"):
         return
     loaders = evaluation_loaders(opt, "val")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import re
@@ -15,6 +14,7 @@ from dp_basicsr.runs.judging import IN_A_ROW, Judge
 
 import pytest
 import torch
+from basicsr.utils import get_root_logger
 
 from tests.support.fuzz import draws
 from tests.support.options import SMALL
@@ -60,7 +60,7 @@ def test_a_state_restores_the_count() -> None:
 
 
 def test_warnings_compare_with_the_start(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("basicsr"), "propagate", True)
+    monkeypatch.setattr(get_root_logger(), "propagate", True)
     watching = judge()
     watching.take_start({"s": {"psnr": 30.0, "lpips": 0.2}}, {"s": 0.5})
     for iteration in range(1, IN_A_ROW + 1):
