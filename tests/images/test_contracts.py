@@ -19,8 +19,7 @@ from typing import Any
 from dp_basicsr.deploy.batch import find_all_jobs, refuse_unwritable
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import FORMATS, BadImageError, unicode_hint
-from dp_basicsr.images.metadata import Metadata
-from dp_basicsr.images.picture import Picture
+from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.png import HEADER_END, join
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.write import write_picture
