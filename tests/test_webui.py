@@ -31,30 +31,27 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.images import write_noise
 from tests.support.networks import make_network
+from tests.support.programs import ROOT
 
-ROOT = Path(inference.__file__).resolve().parents[1]
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 WAIT = 300  # seconds, on a machine that is busy with other things
 
 
-@pytest.fixture
-def model() -> Path:
-    torch.save({"params": make_network().state_dict()}, "model.pth")
-    return Path("model.pth")
+def write_models(folder: Path) -> list[Path]:
+    """Two that can be blended."""
+    state, files = make_network().state_dict(), [folder / "model.pth", folder / "gan.pth"]
+    for file, factor in zip(files, (1, 1.01), strict=True):
+        torch.save({"params": {name: value * factor for name, value in state.items()}}, file)
+    return files
 
 
 @pytest.fixture
-def page(model: Path, tmp_path: Path) -> Page:
+def page(tmp_path: Path) -> Page:
     (tmp_path / "served").mkdir()
-    return Page({"m": model}, tmp_path / "served", 100_000, "cpu", tile=32)
-
-
-def write_image(path: str, height: int, width: int) -> Path:
-    rng = np.random.default_rng(2)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
-    return Path(path)
+    models = dict(zip(("m", "gan"), write_models(Path()), strict=True))
+    return Page(models, tmp_path / "served", 100_000, "cpu", tile=32)
 
 
 def wait_until(condition: Callable[[], Any]) -> Any:
@@ -65,13 +62,18 @@ def wait_until(condition: Callable[[], Any]) -> Any:
     return value
 
 
-def upscale(page: Page, files: list[Path], task: Task, session: str = "me") -> Visit:
-    """Let a visitor choose images and wait for the end of the work."""
+def chosen(page: Page, *files: Path | str, session: str = "me") -> Visit:
+    """A visitor who has chosen images; unless told otherwise, a small one."""
     visit = page.visit(session)
-    page.choose(visit, files)
+    page.choose(visit, [*map(Path, files)] or [write_noise("in.png", 9, 7)])
+    return visit
+
+
+def upscale(page: Page, visit: Visit, task: Task) -> str:
+    """Start the work, wait for its end, and return the status."""
     page.start(visit, task)
     wait_until(lambda: visit.job and visit.job.text)
-    return visit
+    return page.status(visit)
 
 
 def result(visit: Visit) -> Path:
@@ -80,46 +82,48 @@ def result(visit: Visit) -> Path:
     return visit.job.result
 
 
-def test_page_upscales_as_the_command_does(page: Page, model: Path) -> None:
-    shutil.copy(write_image("in.png", 40, 50), "uploaded.png")
-    visit = upscale(page, [Path("uploaded.png")], Task("m"))
-    assert re.fullmatch(r"Done in 0:0\d:\d\d: 200 x 160 pixels, 0\.1 MB\.", page.status(visit))
+def assert_as_by_command(path: Path, image: Path | str, *arguments: object) -> None:
+    """The same pixels as ``dp-basicsr upscale`` gives."""
+    words = ["-i", image, "-o", "same.png", "--tile", "32", "--overwrite", *arguments]
+    assert inference.main([*map(str, words)]) == 0
+    assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open("same.png")))
+
+
+def test_page_upscales_as_the_command_does(page: Page) -> None:
+    visit = chosen(page, write_noise("uploaded.png", 40, 50))
+    said = upscale(page, visit, Task("m"))
+    assert re.fullmatch(r"Done in 0:0\d:\d\d: 200 x 160 pixels, 0\.1 MB\.", said)
     assert result(visit).name == "uploaded_x4.png"
-    assert inference.main(["-i", "in.png", "-o", "same.png", "--model_path", str(model), "--tile", "32"]) == 0
-    assert np.array_equal(np.asarray(Image.open(result(visit))), np.asarray(Image.open("same.png")))
+    assert_as_by_command(result(visit), write_noise("in.png", 40, 50), "--model_path", "model.pth")
     assert "model.pth" in page.engine
     assert "on cpu" in page.engine
 
 
 def test_several_images_and_folders_come_back_as_a_zip(page: Page) -> None:
-    files = [write_image(f"{folder}/in.png", 9, 7) for folder in "ab"]
+    files = [write_noise(f"{folder}/in.png", 9, 7) for folder in "ab"]
     Path("broken.png").write_bytes(files[0].read_bytes()[:100])
     Path("notes.txt").touch()
-    visit = page.visit("me")
-    page.choose(visit, [*files, Path("broken.png"), Path("notes.txt")])
+    visit = chosen(page, *files, "broken.png", "notes.txt")
     assert "the first of 3 images; left out 1 file (1 .txt)" in page.status(visit)
-    page.start(visit, Task("m", ext="jpg", outscale=2))
-    wait_until(lambda: visit.job and visit.job.text)
-    assert "2 of 3 images" in page.status(visit)
-    assert "broken.png: the image cannot be read" in page.status(visit)
+    said = upscale(page, visit, Task("m", ext="jpg", outscale=2))
+    assert "2 of 3 images" in said
+    assert "broken.png: the image cannot be read" in said
     with zipfile.ZipFile(result(visit)) as archive:
         assert archive.namelist() == ["1/in_x2.jpg", "in_x2.jpg"]
         assert Image.open(archive.open("in_x2.jpg")).size == (14, 18)
 
 
 def test_a_broken_first_image_is_named_and_the_others_are_taken(page: Page) -> None:
-    Path("a.png").write_bytes(write_image("b.png", 9, 7).read_bytes()[:100])
-    visit = page.visit("me")
-    page.choose(visit, [Path("a.png"), Path("b.png"), Path("b.png")])
+    Path("a.png").write_bytes(write_noise("b.png", 9, 7).read_bytes()[:100])
+    visit = chosen(page, "a.png", "b.png", "b.png")
     assert page.status(visit).startswith("b.png: 7 x 9 pixels, the first of 2 images; a.png: the image cannot be read")
-    page.start(visit, Task("m"))
-    wait_until(lambda: visit.job and visit.job.text)
-    assert "1 of 2 images" in page.status(visit)
+    assert "1 of 2 images" in upscale(page, visit, Task("m"))
 
 
 def test_a_new_image_clears_the_result(page: Page) -> None:
-    visit = upscale(page, [write_image("first.png", 9, 7)], Task("m"))
-    page.choose(visit, [write_image("second.png", 8, 6)])
+    visit = chosen(page)
+    upscale(page, visit, Task("m"))
+    page.choose(visit, [write_noise("second.png", 8, 6)])
     assert visit.job is None
     assert page.status(visit) == "second.png: 6 x 8 pixels"
     assert [path.name for path in visit.folder.rglob("*.png")] == ["before.png", "second.png"]
@@ -128,9 +132,8 @@ def test_a_new_image_clears_the_result(page: Page) -> None:
 def test_the_second_visitor_waits_and_can_leave(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     may_go_on = threading.Event()
     monkeypatch.setattr(page_module, "upscale_picture", lambda picture, *_, **__: may_go_on.wait(WAIT) and picture)
-    visits = [page.visit(name) for name in ("first", "second", "third")]
+    visits = [chosen(page, session=name) for name in ("first", "second", "third")]
     for visit in visits:
-        page.choose(visit, [write_image("in.png", 9, 7)])
         page.start(visit, Task("m"))
     assert page.status(visits[2]) == "waiting: 2 images before yours"
     assert page.status(visits[1]) == "waiting: 1 image before yours"
@@ -144,8 +147,7 @@ def test_the_second_visitor_waits_and_can_leave(page: Page, monkeypatch: pytest.
 
 
 def test_progress_has_an_estimate_and_work_can_be_cancelled(page: Page) -> None:
-    visit = page.visit("me")
-    page.choose(visit, [write_image("in.png", 200, 200)])
+    visit = chosen(page, write_noise("in.png", 200, 200))
     page.start(visit, Task("m"))
     wait_until(lambda: re.fullmatch(r"Working: \d+%, 0:0\d:\d\d left", page.status(visit)))
     page.cancel(visit)
@@ -170,7 +172,7 @@ def test_a_new_start_after_the_last_image_ends_the_old_work(
             page.start(visit, Task("m"))
         return path
 
-    page.choose(visit, [write_image(f"{name}.png", 9, 7) for name in "ab"[:count]])
+    page.choose(visit, [write_noise(f"{name}.png", 9, 7) for name in "ab"[:count]])
     monkeypatch.setattr(page, "_write", write_and_start)
     page.start(visit, Task("m"))
     wait_until(lambda: len(jobs) > count + 2 and visit.job and visit.job.text)
@@ -180,7 +182,7 @@ def test_a_new_start_after_the_last_image_ends_the_old_work(
 
 def test_the_result_survives_until_the_visitor_has_left(page: Page) -> None:
     visit = page.visit("key", "before the drop")
-    page.choose(visit, [write_image("in.png", 9, 7)])
+    page.choose(visit, [write_noise("in.png", 9, 7)])
     page.leave("before the drop", 3600)
     page.sweep()
     assert page.visit("key", "after the drop") is visit
@@ -197,7 +199,8 @@ def test_the_result_survives_until_the_visitor_has_left(page: Page) -> None:
 
 
 def test_nothing_is_written_after_the_end(page: Page) -> None:
-    visit = upscale(page, [write_image("in.png", 9, 7)], Task("m"))
+    visit = chosen(page)
+    upscale(page, visit, Task("m"))
     page.start(visit, Task("m"))
     page.close()
     shutil.rmtree(page.folder)
@@ -206,14 +209,11 @@ def test_nothing_is_written_after_the_end(page: Page) -> None:
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
-def test_strength_interpolates_two_models(page: Page, model: Path, strength: float) -> None:
-    torch.save({"params": {name: value * 1.01 for name, value in make_network().state_dict().items()}}, "gan.pth")
-    page.models["gan"] = Path("gan.pth")
-    write_image("in.png", 9, 7)
-    arguments = ["-i", "in.png", "-o", "same.png", "--engine", "torch", "--model_path", str(model), "gan.pth"]
-    assert inference.main([*arguments, "--alpha_interp", str(strength)]) == 0
-    visit = upscale(page, [Path("in.png")], Task("m", other="gan", strength=strength))
-    assert np.array_equal(np.asarray(Image.open(result(visit))), np.asarray(Image.open("same.png")))
+def test_strength_interpolates_two_models(page: Page, strength: float) -> None:
+    visit = chosen(page)
+    upscale(page, visit, Task("m", other="gan", strength=strength))
+    models = ["--model_path", "model.pth", "gan.pth", "--engine", "torch"]
+    assert_as_by_command(result(visit), write_noise("in.png", 9, 7), *models, "--alpha_interp", strength)
 
 
 def test_what_does_not_change_the_network_does_not_load_it_again(page: Page) -> None:
@@ -222,8 +222,9 @@ def test_what_does_not_change_the_network_does_not_load_it_again(page: Page) -> 
 
 
 def test_a_trial_upscales_the_middle(page: Page) -> None:
-    pixels = np.asarray(Image.open(write_image("large.png", 100, CROP + 50)))
-    visit = upscale(page, [Path("large.png")], Task("m", is_trial=True))
+    pixels = np.asarray(Image.open(write_noise("large.png", 100, CROP + 50)))
+    visit = chosen(page, "large.png")
+    upscale(page, visit, Task("m", is_trial=True))
     assert result(visit).name == "large_crop_x4.png"
     assert Image.open(result(visit)).size == (4 * CROP, 400)
     assert visit.job is not None
@@ -231,12 +232,10 @@ def test_a_trial_upscales_the_middle(page: Page) -> None:
     assert np.array_equal(np.asarray(Image.open(visit.job.shown[0])), pixels[:, 25 : 25 + CROP])
 
 
-def test_a_phone_photograph_is_shown_small_and_kept_whole(model: Path, tmp_path: Path) -> None:
-    visit = Page({"m": model}, tmp_path, 16_000_000).visit("me")
-    pixels = np.zeros((4032, 3024, 3), np.uint8)
-    Image.fromarray(pixels).save("photo.jpg")
-    page = Page({"m": model}, tmp_path, 16_000_000)
-    page.choose(visit, [Path("photo.jpg")])
+def test_a_phone_photograph_is_shown_small_and_kept_whole(page: Page) -> None:
+    Image.new("RGB", (3024, 4032)).save("photo.jpg")
+    page = Page(page.models, page.folder, 16_000_000)
+    visit = chosen(page, "photo.jpg")
     assert page.status(visit) == "photo.jpg: 3024 x 4032 pixels"
     assert visit.before is not None
     assert Image.open(visit.before).size == (1920, 2560)
@@ -247,18 +246,19 @@ def test_page_errors_are_readable(page: Page) -> None:
     with pytest.raises(UserError, match="choose an image first"):
         page.start(visit, Task("m"))
     with pytest.raises(UserError, match=r"the image is 500 x 300, more than 0\.1 megapixels"):
-        page.choose(visit, [write_image("large.png", 300, 500)])
+        page.choose(visit, [write_noise("large.png", 300, 500)])
     Path("notes.txt").touch()
     with pytest.raises(UserError, match=r"^no image in what was chosen: expected files that end in .png"):
         page.choose(visit, [Path("notes.txt")])
-    page.choose(visit, [write_image("in.png", 9, 7)])
+    page.choose(visit, [write_noise("in.png", 9, 7)])
     with pytest.raises(UserError, match=r"unknown model '\.\./secret'"):
         page.start(visit, Task("m", other="../secret"))
 
 
-def test_models_of_a_folder_without_discriminators(model: Path, tmp_path: Path) -> None:
+def test_models_of_a_folder_without_discriminators(page: Page) -> None:
     Path("net_d_5.pth").touch()
-    assert list(find_models([tmp_path])) == ["model.pth"]
+    model = Path("model.pth")
+    assert list(find_models([Path()])) == ["gan.pth", "model.pth"]
     with pytest.raises(UserError, match=r"no such file: gone.pth"):
         find_models([Path("gone.pth")])
     with pytest.raises(UserError, match="two files have one name"):
@@ -271,8 +271,8 @@ def test_a_wrong_model_is_refused_at_the_start(page: Page, capsys: pytest.Captur
     page.models["wrong"] = wrong
     with pytest.raises(UserError, match=r"wrong\.pth"):
         page.open([wrong])
-    page.open([])  # both were found in a folder
-    assert list(page.models) == ["m"]
+    page.open([])  # all were found in a folder
+    assert list(page.models) == ["m", "gan"]
     assert "left out: model wrong.pth" in capsys.readouterr().out
 
 
@@ -364,9 +364,7 @@ def address(folder: Path) -> Iterator[str]:
     pytest.importorskip("gradio")
     if BROWSER is None or DRIVER is None:
         pytest.skip("chromium and chromedriver are not installed (Debian: apt-get install chromium-driver)")
-    weights = make_network().state_dict()
-    torch.save({"params": weights}, folder / "model.pth")
-    torch.save({"params": {name: value * 1.01 for name, value in weights.items()}}, folder / "gan.pth")
+    write_models(folder)
     start = (
         "import sys, dp_basicsr.webui as web, dp_basicsr.deploy.page as page; page.CLOSED = 10.0; sys.exit(web.main())"
     )
@@ -455,7 +453,7 @@ SIZES = "return [...document.querySelectorAll('#slider img')].map(i => [i.natura
 
 def test_a_visit(address: str, browser: Any, folder: Path) -> None:
     browser.get(address)
-    small = write_image("small.png", 20, 30)
+    small = write_noise("small.png", 20, 30)
     upload(browser, small)
     wait_for(browser, lambda driver: driver.execute_script(SIZES) == [[30, 20], [30, 20]])
     find(browser, "#start").click()
@@ -465,9 +463,7 @@ def test_a_visit(address: str, browser: Any, folder: Path) -> None:
     assert not browser.find_elements("css selector", "footer"), "the developer's links"
 
     saved = download(browser, folder, "small_x4.png")
-    models = ["--model_path", str(folder / "model.pth"), "--tile", "32"]
-    assert inference.main(["-i", str(small), "-o", "same.png", *models]) == 0
-    assert np.array_equal(np.asarray(Image.open(saved)), np.asarray(Image.open("same.png")))
+    assert_as_by_command(saved, small, "--model_path", folder / "model.pth")
 
     outside = [str(path.resolve()) for path in (folder / "model.pth", small)] + ["/etc/passwd"]
     for path in outside:
@@ -481,7 +477,7 @@ def test_nothing_needs_scrolling(address: str, browser: Any, size: tuple[int, in
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get(address)
-    upload(browser, write_image("tall.png", 60, 20))
+    upload(browser, write_noise("tall.png", 60, 20))
     for selector in ("#slider", "#start", "#stop", "#download", "#more", "#status"):
         edges = browser.execute_script(
             "const {top, left, right, bottom} = document.querySelector(arguments[0]).getBoundingClientRect();"
@@ -497,7 +493,7 @@ def test_cancel_paste_and_readable_errors(address: str, browser: Any) -> None:
     browser.get(address)
     find(browser, "#start").click()
     assert "choose an image first" in status(browser, "Not done")
-    upload(browser, write_image("long.png", 500, 500))
+    upload(browser, write_noise("long.png", 500, 500))
     find(browser, "#start").click()
     status(browser, r"Working: [1-9]\d?%, .* left")
     find(browser, "#stop").click()
@@ -528,16 +524,14 @@ def test_strength_and_a_crop_to_try_first(address: str, browser: Any, folder: Pa
     script = "return Object.keys(sessionStorage).some(key => sessionStorage[key].includes('0.25'))"
     wait_for(browser, lambda driver: driver.execute_script(script))
     browser.refresh()
-    upload(browser, write_image("large.png", 230, 250))
+    upload(browser, write_noise("large.png", 230, 250))
     find(browser, "#more button").click()
     find(browser, "#trial").click()
     assert f"{4 * CROP} x {4 * CROP} pixels" in status(browser, "Done|Not done")
     saved = download(browser, folder, "large_crop_x4.png")
     Image.fromarray(np.asarray(Image.open("large.png"))[19 : 19 + CROP, 29 : 29 + CROP]).save("crop.png")
-    models = [str(folder / name) for name in ("model.pth", "gan.pth")]
-    arguments = ["--model_path", *models, "--alpha_interp", "0.25", "--engine", "torch", "--tile", "32"]
-    assert inference.main(["-i", "crop.png", "-o", "same.png", *arguments]) == 0
-    assert np.array_equal(np.asarray(Image.open(saved)), np.asarray(Image.open("same.png")))
+    models = ["--model_path", folder / "model.pth", folder / "gan.pth", "--engine", "torch"]
+    assert_as_by_command(saved, "crop.png", *models, "--alpha_interp", 0.25)
 
 
 @pytest.mark.parametrize("moment", [r"Working: [1-9]", "Done"])
@@ -547,7 +541,7 @@ def test_a_lost_connection_loses_nothing(address: str, browser: Any, folder: Pat
     browser.get(network.address)
     name = "works" if "Working" in moment else "ended"
     # At once, while the page's first answer is still awaited.
-    upload(browser, write_image(f"{name}.png", 300, 300))
+    upload(browser, write_noise(f"{name}.png", 300, 300))
     network.delay = 0.0
     find(browser, "#start").click()
     status(browser, moment)
@@ -561,7 +555,7 @@ def test_a_lost_connection_loses_nothing(address: str, browser: Any, folder: Pat
 def test_a_program_sends_an_image_and_gets_the_result(address: str, folder: Path) -> None:
     client_of_gradio = pytest.importorskip("gradio_client")
     client = client_of_gradio.Client(address, verbose=False, download_files=str(folder / "client"))
-    image = client_of_gradio.handle_file(str(write_image("sent.png", 20, 30)))
+    image = client_of_gradio.handle_file(str(write_noise("sent.png", 20, 30)))
     text, result = client.predict(image, "model.pth", "(none)", 0.8, "model", api_name="/handle")
     assert "120 x 80 pixels" in text
     assert Image.open(result["value"] if isinstance(result, dict) else result).size == (120, 80)
@@ -572,7 +566,7 @@ def test_a_program_sends_an_image_and_gets_the_result(address: str, folder: Path
 
 def test_uploads_and_results_go_when_the_visitor_leaves(address: str, folder: Path, browser: Any) -> None:
     browser.get(address)
-    upload(browser, write_image("mine.png", 21, 31))
+    upload(browser, write_noise("mine.png", 21, 31))
     find(browser, "#start").click()
     status(browser, "Done")
     (served,) = folder.glob(f"{PREFIX}*")

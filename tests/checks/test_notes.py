@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 import shutil
-import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ import yaml
 
 from tests.support.fuzz import draws
 from tests.support.options import SMALL
-from tests.support.programs import same_weights
+from tests.support.programs import code_of, logs_of, same_weights
 
 BASE: dict[str, Any] = parse_yaml(SMALL, "SMALL")
 VAL, SET = BASE.pop("val"), BASE["datasets"]["val_1"]
@@ -63,14 +61,8 @@ def run(opt: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> tuple[int, st
     """Train; return the exit code, and the log or the message."""
     shutil.rmtree("experiments", ignore_errors=True)
     Path("o.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
-    for handler in logging.getLogger("basicsr").handlers:
-        if type(handler) is logging.StreamHandler:
-            handler.stream = sys.stderr
-    try:
-        train.main(["-opt", "o.yml"])
-    except SystemExit as stopped:
-        return int(stopped.code or 0), capfd.readouterr().err
-    return 0, next(Path("experiments/small").glob("*.log")).read_text()
+    code = code_of(train.main, ["-opt", "o.yml"])
+    return code, capfd.readouterr().err if code else logs_of()
 
 
 def test_nothing_that_is_asked_for_is_silently_not_done(pairs: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from basicsr.utils import get_root_logger
 
 from tests.support.fuzz import draws
 from tests.support.options import SMALL
+from tests.support.programs import logs_of
 
 PSNR, LPIPS = {"type": "calculate_psnr"}, {"type": "calculate_lpips", "better": "lower"}
 
@@ -83,7 +84,7 @@ def run(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                     "train:perceptual_opt=~", "datasets:train:num_worker_per_gpu=0", "logger:use_tb_logger=false",
                     "train:optim_g:lr=1e-12", "train:ema_decay=0", "train:total_iter=9", "val:save_img=false",
                     "val:val_freq=1", "train:scheduler:milestones=[5]", *entries])  # fmt: skip
-        return max(Path("experiments", name).glob("*.log")).read_text()
+        return logs_of(name).rpartition("Version Information")[2]
 
     return start
 

@@ -29,21 +29,22 @@ class Terminal(io.StringIO):
         return True
 
 
-def run_with(tmp_path: Path, name: str = "run", rank: int = 0, total: int = 10, **logger: Any) -> RunOptions:
+def run_with(name: str = "run", rank: int = 0, total: int = 10, **logger: Any) -> RunOptions:
     opt = parse_yaml(SMALL_PSNR, "options") | {"name": name, "logger": {"print_freq": 1, **logger}}
     opt["train"]["total_iter"] = total
-    folders = Folders.under(tmp_path / "experiments" / name)
+    folders = Folders.under(Path("experiments", name).absolute())
     folders.root.mkdir(parents=True, exist_ok=True)
     return RunOptions(OptionFile.of(opt), is_train=True, num_gpu=0, manual_seed=0, folders=folders, rank=rank)
 
 
-@pytest.mark.parametrize(("terminal", "rank", "shown"), [(True, 0, True), (False, 0, False), (True, 1, False)])
+@pytest.mark.parametrize(
+    ("stderr", "rank", "shown"), [(Terminal(), 0, True), (io.StringIO(), 0, False), (Terminal(), 1, False)]
+)
 def test_the_bar_is_shown_only_on_rank_0_of_a_terminal(
-    terminal: bool, rank: int, shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stderr: io.StringIO, rank: int, shown: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stderr = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
-    run = run_with(tmp_path, rank=rank)
+    run = run_with(rank=rank)
     with progress_bar(run, start_iter=4) as bar:
         IterationLog(run, 4, None, bar)(0, 5, [1e-4], {"time": 1.0, "data_time": 0.25, "l_g_percep": 0.123456})
         bar.update()
@@ -55,43 +56,43 @@ def test_the_bar_is_shown_only_on_rank_0_of_a_terminal(
 WANDB: dict[str, Any] = {"use_tb_logger": True, "wandb": {"project": "sr", "resume_id": "abc"}}
 
 
-def test_wandb_gets_tensorboard_s_figures_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_tensorboard_s_figures_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
     fake = SimpleNamespace(init=lambda **arguments: calls.append(arguments) or SimpleNamespace(id="abc"))
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    with tensorboard(run_with(tmp_path, **WANDB), resuming=False):
-        assert (tmp_path / "tb_logger/run").is_dir()
+    with tensorboard(run_with(**WANDB), resuming=False):
+        assert Path("tb_logger/run").is_dir()
     (call,) = calls
     assert (call["project"], call["id"], call["resume"], call["sync_tensorboard"]) == ("sr", "abc", "allow", True)
 
 
-def test_missing_loggers_are_refused_if_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_loggers_are_refused_if_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="wandb is not installed: pip install"):
-        require_loggers(run_with(tmp_path, **WANDB))
+        require_loggers(run_with(**WANDB))
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match="pip install tensorboard"):
-        require_loggers(run_with(tmp_path, use_tb_logger=True))
-    require_loggers(run_with(tmp_path, use_tb_logger=False))
+        require_loggers(run_with(use_tb_logger=True))
+    require_loggers(run_with(use_tb_logger=False))
 
 
-def test_wandb_without_a_login_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_without_a_login_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**arguments: Any) -> None:
         raise RuntimeError("api_key not configured (no-tty). call wandb.login(key=[your_api_key])\nmore")
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     with (
         pytest.raises(UserError, match=r"cannot start \(api_key not configured.*\): run `wandb login`, or set WANDB"),
-        tensorboard(run_with(tmp_path, **WANDB), resuming=False),
+        tensorboard(run_with(**WANDB), resuming=False),
     ):
         pass
 
 
 @pytest.mark.parametrize("changes", [{"rank": 1}, {"name": "debug_run"}, {"use_tb_logger": False}])
-def test_other_ranks_and_debug_runs_write_no_tensorboard(changes: dict[str, Any], tmp_path: Path) -> None:
-    with tensorboard(run_with(tmp_path, **{"use_tb_logger": True, **changes}), resuming=False) as writer:
+def test_other_ranks_and_debug_runs_write_no_tensorboard(changes: dict[str, Any]) -> None:
+    with tensorboard(run_with(**{"use_tb_logger": True, **changes}), resuming=False) as writer:
         assert writer is None
-    assert not (tmp_path / "tb_logger").exists()
+    assert not Path("tb_logger").exists()
 
 
 FIGURES = {"time": 0.61234, "data_time": 0.01, "img_per_s": 26.1, "l_g_pix": 0.00104, "l_g_vgg": 0.0215,
@@ -100,15 +101,13 @@ FIGURES = {"time": 0.61234, "data_time": 0.01, "img_per_s": 26.1, "l_g_pix": 0.0
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_lines_of_a_terminal_fit_it_and_the_log_file_has_all(
-    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_of_a_terminal_fit_it_and_the_log_file_has_all(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Name, iteration, ETA and figures of three digits; networks and options are in the log file only."""
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     get_root_logger()
     monkeypatch.setattr(logging.getLogger("basicsr"), "handlers", [logging.StreamHandler(terminal)])
-    run = run_with(tmp_path, name="ESRGAN_DP_x4_DIV2K", total=400_000, use_tb_logger=False)
+    run = run_with(name="ESRGAN_DP_x4_DIV2K", total=400_000, use_tb_logger=False)
     held = start_log(run)
     BaseModel(run.as_dict()).print_network(RRDBNetDP(num_block=2))
     with progress_bar(replace(run, rank=1), 1100) as hidden:

@@ -1,55 +1,74 @@
-"""Without lock support there is a warning, and everything else works."""
+"""One run of the same name at a time; without lock support there is a warning, and everything else works."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+from dp_basicsr.errors import UserError
 from dp_basicsr.utils import file_lock
 from dp_basicsr.utils.file_lock import run_lock
 from dp_basicsr.utils.staging import StagedFolder
 
 import pytest
 
+HOLD = """
+import fcntl, os, sys
+handle = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.lockf(handle, fcntl.LOCK_EX)
+os.write(handle, b"process 123 on somewhere")
+print("locked", flush=True)
+sys.stdin.read()
+"""
 
-@pytest.fixture(params=["EBADF", "ENOSYS", "ENOLCK", "no fcntl"])
-def without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "no fcntl":
-        monkeypatch.setattr(file_lock, "fcntl", None)
-        return request.param
-    number = getattr(errno, request.param)
+
+def test_a_live_run_holds_its_lock_and_a_dead_one_releases_it() -> None:
+    folder, lock = Path("experiments/run"), Path("experiments/.run.lock")
+    with run_lock(str(folder)):
+        pass
+    assert not Path("experiments").exists(), "nothing is left without an experiment"
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-c", HOLD, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        in_use = pytest.raises(UserError, match="experiments/run is in use by process 123 on somewhere")
+        with in_use, run_lock(str(folder)):
+            pass
+        holder.kill()
+        holder.wait()
+    with run_lock(str(folder)):
+        assert lock.read_text().startswith(f"process {os.getpid()} on ")
+    assert os.listdir("experiments") == ["run"]
+
+
+@pytest.mark.parametrize("lack", ["EBADF", "ENOSYS", "ENOLCK", "no fcntl"])
+def test_without_locks_a_run_and_a_staged_folder_are_written_with_a_warning(
+    lack: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(logging.getLogger("basicsr"), "propagate", True)
+    number = getattr(errno, lack, 0)
 
     def refuse(handle: int, how: int) -> None:
         raise OSError(number, os.strerror(number))
 
     for kind in ("flock", "lockf"):
         monkeypatch.setattr(f"fcntl.{kind}", refuse)
-    return os.strerror(number)
-
-
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("basicsr"), "propagate", True)
-    return caplog
-
-
-def test_a_staged_folder_is_written(without_locks: str, warnings: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "left").touch()
+    if lack == "no fcntl":
+        monkeypatch.setattr(file_lock, "fcntl", None)
+    Path("out.partial").mkdir()
+    Path("out.partial/left").touch()
     with StagedFolder(tmp_path / "out") as staged:
         (staged.path / "file").touch()
         staged.commit()
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/file"]
-    assert warnings.text.count("out.partial cannot be locked") == 1
-    assert without_locks in warnings.text
-
-
-def test_a_run_is_not_locked(without_locks: str, warnings: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    with run_lock(str(tmp_path / "experiments" / "run")):
+    assert caplog.text.count("out.partial cannot be locked") == 1
+    with run_lock("experiments/run"):
         pass
-    assert list(tmp_path.rglob("*")) == [tmp_path / "experiments"]
-    assert ".run.lock cannot be locked" in warnings.text
-    assert without_locks in warnings.text
-    assert "start no second run of this name" in warnings.text
+    assert sorted(path.as_posix() for path in Path().rglob("*")) == ["experiments", "out", "out/file"]
+    assert ".run.lock cannot be locked" in caplog.text
+    assert caplog.text.count(os.strerror(number) if number else lack) == 2
+    assert "start no second run of this name" in caplog.text

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.pool import available_cpus, ordered_map
@@ -53,18 +54,12 @@ def test_tasks_are_taken_only_as_results_are_taken_out() -> None:
     assert len(taken) < 10
 
 
-def test_a_killed_worker_is_an_error_that_names_the_task() -> None:
+def test_a_worker_that_fails_is_an_error_that_names_the_task() -> None:
     with pytest.raises(UserError, match=r"a worker process was killed at or near: .*3.*fewer --workers \(now 1\)"):
         list(ordered_map(die_at_three, range(5), workers=1))
-
-
-def test_an_error_in_a_worker_is_raised() -> None:
     with pytest.raises(RuntimeError, match=r"a worker failed on 3: KeyError.*a mistake in the program") as caught:
         list(ordered_map(fail_at_three, range(5), workers=1))
     assert isinstance(caught.value.__cause__, KeyError)
-
-
-def test_at_least_one_worker() -> None:
     assert available_cpus() >= 1
     with pytest.raises(UserError, match="at least 1 worker"):
         list(ordered_map(slow_square, [1], workers=0))
@@ -81,24 +76,21 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for the worker in /proc")
-def test_workers_do_not_outlive_a_killed_parent(tmp_path: os.PathLike[str]) -> None:
-    script = os.path.join(tmp_path, "parent.py")
-    with open(script, "w") as file:
-        file.write(PARENT)
+def test_workers_do_not_outlive_a_killed_parent() -> None:
+    Path("parent.py").write_text(PARENT)
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([sys.executable, "parent.py"], env=env, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
         parent.kill()
-    deadline = time.monotonic() + 20
-    while _is_alive(worker) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while is_alive(worker):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert not _is_alive(worker)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
