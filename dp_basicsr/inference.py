@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def add_model_arguments(parser: Parser) -> None:
-    """Add the arguments that ``upscaler_from`` reads."""
+    """Add the arguments that say which network runs, and how."""
     add = parser.add_argument
     parser.add_model(
         default=BOX,

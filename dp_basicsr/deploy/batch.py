@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import mimetypes
 import os
 from collections import Counter, defaultdict
@@ -63,12 +64,13 @@ def find_jobs(
             raise UserError(
                 f"--output {output}: expected a folder for the images of {source}, got the name of an image"
             )
-        root = path if path.is_dir() else _root_of_glob(path)
-        files = _list(path, recursive)
+        root, files = _list(path, recursive)
         images = [file for file in files if file.suffix.lower() in READ_SUFFIXES and file.is_file()]
         left_out = sorted(set(files) - set(images))
-        # Only now, so that earlier results are not reported as left out.
-        images = [image for image in images if not _is_below(image, output, root)]
+        results = os.path.abspath(output)
+        # The output may lie within the input. Only now, so that earlier results are not reported as left out.
+        if results != os.path.abspath(root):
+            images = [image for image in images if Path(results) not in Path(os.path.abspath(image)).parents]
         jobs = [UpscaleJob(image, output / _rename(image.relative_to(root), suffix, ext)) for image in images]
     if not jobs:
         if not left_out and not path.is_dir():
@@ -112,34 +114,21 @@ def describe_left_out(paths: Sequence[Path]) -> str:
     return f"left out {' and '.join(parts)}"
 
 
-def _list(path: Path, recursive: bool) -> list[Path]:
-    """List files, and without ``recursive`` the subfolders of a folder."""
+def _list(path: Path, recursive: bool) -> tuple[Path, list[Path]]:
+    """Return the folder that results mirror; and the files, of a folder without ``recursive`` also the subfolders."""
     if path.is_dir():
         below = path.rglob("*") if recursive else path.iterdir()
         files = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-        return sorted(file for file in files if not (recursive and file.is_dir()))
-    return sorted(file for name in glob.glob(str(path), recursive=True) if not (file := Path(name)).is_dir())
-
-
-def _root_of_glob(pattern: Path) -> Path:
-    """Return the folder before the first part with a wildcard: results mirror what follows it."""
-    plain = []
-    for part in pattern.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        plain.append(part)
-    return Path(*plain)
+        return path, sorted(file for file in files if not (recursive and file.is_dir()))
+    # What precedes the first part with a wildcard.
+    plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
+    files = [Path(name) for name in glob.glob(str(path), recursive=True)]
+    return Path(*plain), sorted(file for file in files if not file.is_dir())
 
 
 def _rename(path: Path, suffix: str, ext: str) -> Path:
     extension = path.suffix if path.suffix.lower() in FORMATS else ".png"
     return path.with_name(path.stem + suffix + (extension if ext == "auto" else f".{ext.lower().lstrip('.')}"))
-
-
-def _is_below(image: Path, output: Path, root: Path) -> bool:
-    """Return whether an image is an earlier result: the output folder may lie within the input folder."""
-    folder = Path(os.path.abspath(output))
-    return folder != Path(os.path.abspath(root)) and folder in Path(os.path.abspath(image)).parents
 
 
 def refuse_unwritable(jobs: Sequence[UpscaleJob]) -> None:

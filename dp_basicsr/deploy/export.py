@@ -11,6 +11,7 @@ from pathlib import Path
 from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.choices import EXPORTS
+from dp_basicsr.deploy.torch_engine import difference_from_torch
 from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.utils.atomic_io import naming
 
@@ -143,20 +144,8 @@ def _convert(network: OpenedNetwork, kind: str, path: Path, facts: dict[str, str
         raise
     except Exception as error:  # of the exporter
         return math.inf, first_line(error)
-    generator = torch.Generator().manual_seed(0)
-    multiple, worst = network.size.multiple, torch.zeros(())
+    sizes = ((1, 1, 1), (2, 1, 1)) if network.size.maximum else CHECK_SIZES
     try:
-        runner = engine(None, path=path)
-        for batch, height, width in ((1, 1, 1), (2, 1, 1)) if network.size.maximum else CHECK_SIZES:
-            sides = network.size.fit(height * multiple, width * multiple)
-            image = torch.rand(batch, network.channels, *sides, generator=generator)
-            with torch.inference_mode():
-                expected = network.module(image)
-            result = torch.from_numpy(runner.run(image.numpy()))
-            if result.shape != expected.shape:
-                return math.inf, f"{tuple(result.shape)} instead of {tuple(expected.shape)}"
-            # torch's maximum keeps a NaN, Python's does not.
-            worst = torch.maximum(worst, (expected - result).abs().max() / expected.abs().max())
+        return difference_from_torch(network, engine(None, path=path), sizes), ""
     except Exception as error:  # of the runtime
         return math.inf, first_line(error)
-    return float(worst), ""

@@ -22,16 +22,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork, is_converted
-from dp_basicsr.deploy.choices import ENGINES, EXPORTS, EngineName, Precision, PrecisionChoice
+from dp_basicsr.deploy.choices import ENGINES, EXPORTS, EngineKind, EngineName, Precision, PrecisionChoice
 from dp_basicsr.deploy.engine import Engine
 from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.utils.input_size import InputSize
 
-import numpy as np
-
 TOLERANCE = 1e-4  # largest difference from torch on a random image, relative to the largest value
-PROBES = ((24, 40), (33, 17))
+PROBES = ((1, 24, 40), (1, 33, 17))
 KEPT = 16  # converted networks
 FORM = 3  # of a cache entry; a change invalidates all
 
@@ -64,16 +62,7 @@ def open_engine(
         UserError: See ``load_network``; or an engine that was asked for by name cannot be used.
     """
     if len(paths) == 1 and alpha_interp is None and is_converted(paths[0]):
-        if engine != "auto" and (engine, paths[0].suffix) != ("onnxruntime", ".onnx"):
-            raise UserError(
-                f"--engine {engine}: ONNX and ncnn files run in their own engine; give the .pth or .safetensors"
-            )
-        if precision not in ("fp32", "auto"):
-            raise UserError(
-                f"--precision {precision}: ONNX and ncnn files run in the precision that they were exported in"
-            )
-        kind = next(kind for kind in EXPORTS.values() if kind.target and paths[0].suffix in kind.suffixes)
-        opened: Engine = kind.load()(None, device, "fp32", warn, paths[0])
+        opened = _open_file(paths[0], engine, device, precision, warn)
         opened.network.require_scale(scale)
         return opened
 
@@ -86,12 +75,12 @@ def open_engine(
 
     for name in _candidates(engine, device):
         try:
-            key = _key(name, paths, load, alpha_interp, scale)
+            key = _key(name, paths, alpha_interp, scale)
             return _open_converted(name, key, load, paths[-1].name, precision, warn)
         except Exception as error:
             # Each package has its own; a broken one may raise any when it is imported.
-            if isinstance(error, UserError):
-                # Raises again where the model is at fault, not the engine.
+            if isinstance(error, (UserError, OSError)):
+                # Raises an error where the model is at fault, not the engine.
                 load()
             reason = first_line(error)[:200]
             if engine != "auto":
@@ -101,6 +90,18 @@ def open_engine(
     from dp_basicsr.deploy.torch_engine import TorchEngine, native_precision
 
     return TorchEngine(network, device, native_precision(device) if precision == "auto" else precision, warn)
+
+
+def _open_file(path: Path, engine: EngineName, device: str, precision: PrecisionChoice, warn: Warn) -> Engine:
+    """Open an ONNX or ncnn file."""
+    if engine != "auto" and (engine, path.suffix) != ("onnxruntime", ".onnx"):
+        raise UserError(
+            f"--engine {engine}: ONNX and ncnn files run in their own engine; give the .pth or .safetensors"
+        )
+    if precision not in ("fp32", "auto"):
+        raise UserError(f"--precision {precision}: ONNX and ncnn files run in the precision that they were exported in")
+    kind = next(kind for kind in EXPORTS.values() if kind.target and path.suffix in kind.suffixes)
+    return kind.load()(None, device, "fp32", warn, path)  # type: ignore[no-any-return]
 
 
 def cache_root() -> Path | None:
@@ -134,23 +135,17 @@ def _is_installed(engine: str) -> bool:
     return all(sys.modules.get(name, ...) is not None and importlib.util.find_spec(name) for name in packages)
 
 
-def _key(engine: str, paths: Sequence[Path], load: Load, alpha_interp: float | None, scale: int | None) -> str:
+def _key(engine: str, paths: Sequence[Path], alpha_interp: float | None, scale: int | None) -> str:
     """Return what identifies a conversion: weights, what tells their scale, and the engine's version."""
     package = ENGINES[engine].packages[0]
     digest = hashlib.sha256(repr((FORM, engine, version(package), alpha_interp, scale)).encode())
-    try:
-        for path in paths:
-            if not path.is_file():
-                load()  # raises
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-            # The options of the run may tell the scale of RRDBNetDP, see ``options_of_run``.
-            run = path.resolve().parent
-            files = [*run.parent.glob("*.yml"), *run.parent.glob(USED_OPTIONS)] if run.name == "models" else []
-            for file in sorted(files):
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        # The options of the run may tell the scale of RRDBNetDP, see ``options_of_run``.
+        run = path.resolve().parent
+        if run.name == "models":
+            for file in sorted([*run.parent.glob("*.yml"), *run.parent.glob(USED_OPTIONS)]):
                 digest.update(file.read_bytes())
-    except OSError:
-        load()  # raises
-        raise
     return digest.hexdigest()[:32]
 
 
@@ -161,6 +156,7 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
         Exception: Any: the engine does not support the precision, cannot run the network, or gives other values.
     """
     kind, root = ENGINES[name], cache_root()
+    stored = root and root / f"{name}-{key}"
     make = kind.load()
     if precision == "auto":
         precision = "bf16" if make.supports("bf16") else "fp32"
@@ -172,17 +168,15 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
         network = OpenedNetwork(**facts | {"file": file, "size": InputSize(**facts["size"])})
         return make(network, "cpu", precision, warn, folder / kind.file)  # type: ignore[no-any-return]
 
-    if root:
+    if stored:
         with contextlib.suppress(OSError):
             # The entries used last are kept; a cache that may only be read stays as it is.
-            os.utime(root / f"{name}-{key}")
+            os.utime(stored)
         try:
-            return open_entry(root / f"{name}-{key}", precision)
-        except FileNotFoundError:
-            pass
+            return open_entry(stored, precision)
         except Exception:
-            # Damaged, or removed by another process: converted again.
-            shutil.rmtree(root / f"{name}-{key}", ignore_errors=True)
+            # Not there, damaged, or removed by another process: converted again.
+            shutil.rmtree(stored, ignore_errors=True)
     network, start = load(), time.monotonic()
     try:
         if root is None:
@@ -193,18 +187,11 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
         warn(f"converted networks cannot be kept ({error}): name a folder for them in XDG_CACHE_HOME")
         root, scratch = None, tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     entry = Path(scratch.name) / "entry"
-    entry.mkdir()
-    make.write(network, entry / kind.file, {})
-    facts = dataclasses.asdict(dataclasses.replace(network, module=None))
-    (entry / "network.json").write_text(json.dumps(facts), encoding="utf-8")
-    # Always in fp32: in lower precision the difference would not tell a wrong conversion.
-    difference = _difference(network, open_entry(entry, "fp32"))
-    if not difference <= TOLERANCE:
-        raise RuntimeError(f"it differs from torch by {difference:.1e} on a probe")
-    if root:
+    _convert(network, kind, entry)
+    if root and stored:
         # Another process may have stored the same network meanwhile, and a rename replaces no folder.
-        shutil.rmtree(root / f"{name}-{key}", ignore_errors=True)
-        entry = entry.rename(root / f"{name}-{key}")
+        shutil.rmtree(stored, ignore_errors=True)
+        entry = entry.rename(stored)
         entries = sorted(root.glob("*-*/network.json"), key=lambda facts: facts.parent.stat().st_mtime)
         for old in entries[:-KEPT]:
             shutil.rmtree(old.parent, ignore_errors=True)
@@ -215,15 +202,16 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
     return engine
 
 
-def _difference(network: OpenedNetwork, engine: Engine) -> float:
-    """Return the largest difference between an engine and torch on random images, relative to the largest value."""
-    from dp_basicsr.deploy.torch_engine import TorchEngine
+def _convert(network: OpenedNetwork, kind: EngineKind, folder: Path) -> None:
+    """Write a converted network and what describes it, and check its values."""
+    from dp_basicsr.deploy.torch_engine import difference_from_torch
 
-    exact = TorchEngine(network)
-    random = np.random.default_rng(0)
-    worst = 0.0
-    for height, width in PROBES:
-        image = random.random((1, 3, height, width), np.float32)
-        expected = exact(image)
-        worst = max(worst, float(np.abs(engine(image) - expected).max() / max(np.abs(expected).max(), 1)))
-    return worst
+    make, file = kind.load(), folder / kind.file
+    folder.mkdir()
+    make.write(network, file, {})
+    facts = dataclasses.asdict(dataclasses.replace(network, module=None))
+    (folder / "network.json").write_text(json.dumps(facts), encoding="utf-8")
+    # Always in fp32: in lower precision the difference would not tell a wrong conversion.
+    difference = difference_from_torch(network, make(network, path=file), PROBES)
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"it differs from torch by {difference:.1e} on a probe")

@@ -6,9 +6,8 @@ import argparse
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
 
 from dp_basicsr.deploy.batch import UpscaleJob
 from dp_basicsr.deploy.choices import BOX, BOX_LIMIT
@@ -25,17 +24,65 @@ from dp_basicsr.images.write import refuse_unwritable, write_picture
 from PIL import Image
 from tqdm import tqdm
 
-WAITING = 1  # images that are read ahead, and results that wait to be written: bounds the memory
 
-T = TypeVar("T")
+def warn(message: str) -> None:
+    """Print a warning on stderr, above the progress bar."""
+    tqdm.write(readable(f"warning: {message}"), file=sys.stderr)
 
 
-def upscaler_from(args: argparse.Namespace) -> Upscaler:
-    """Load the model that the arguments name.
+def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
+    """Upscale every image; one that fails is named on stderr, and the others are still upscaled.
+
+    Returns:
+        How many failed.
 
     Raises:
         UserError: See ``open_engine`` and ``Upscaler``.
     """
+    # These are the user's own files, up to 2^30 pixels.
+    Image.MAX_IMAGE_PIXELS = None
+    upscaler = _open_upscaler(args)
+    print(upscaler.engine.title + (f"; {BOX_LIMIT}" if args.model_path == BOX else ""))
+    failed, tiles = 0, [_expected_tiles(job, upscaler) for job in jobs]
+
+    def report(job: UpscaleJob, error: BaseException | None) -> None:
+        nonlocal failed
+        if error is not None:
+            failed += 1
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            tqdm.write(readable(f"failed: {job.source} {kind}{error}").replace("\n", "\\n"), file=sys.stderr)
+
+    def write(job: UpscaleJob, picture: Picture) -> None:
+        write_picture(picture, job.target, args.quality, lambda text: warn(f"{job.source}: {text}"))
+
+    with (
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(2) as pool,
+        tqdm(total=sum(tiles), unit="tile", disable=None, dynamic_ncols=True) as bar,
+    ):
+        # Pillow's, about damaged metadata.
+        warnings.showwarning = lambda message, *_: warn(str(message))
+        reading, writing = deque[Future[Picture]](), deque[tuple[UpscaleJob, Future[None]]]()
+        for number, job in enumerate(jobs):
+            # While the network runs, the next image is read and the last one is written: no more, to bound the memory.
+            for ahead in jobs[number + len(reading) : number + 2]:
+                reading.append(pool.submit(read_picture, ahead.source))
+            try:
+                result = _upscale(job, reading.popleft(), upscaler, args, bar, tiles[number])
+            except Exception as error:
+                # Any error concerns this image alone.
+                report(job, error)
+                continue
+            if writing:
+                before, end = writing.popleft()
+                report(before, end.exception())
+            writing.append((job, pool.submit(write, job, result)))
+        for job, end in writing:
+            report(job, end.exception())
+    return failed
+
+
+def _open_upscaler(args: argparse.Namespace) -> Upscaler:
     if args.tile != "auto" and not args.tile.isdecimal():
         raise UserError(f"--tile: expected auto or a number of pixels (0: no tiles), got {args.tile!r}")
     engine = open_engine(
@@ -51,54 +98,6 @@ def upscaler_from(args: argparse.Namespace) -> Upscaler:
     return Upscaler(engine, tile=tile, overlap=args.tile_overlap, warn=warn)
 
 
-def warn(message: str) -> None:
-    """Print a warning on stderr, above the progress bar."""
-    tqdm.write(readable(f"warning: {message}"), file=sys.stderr)
-
-
-def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
-    """Upscale every image; one that fails is named on stderr, and the others are still upscaled.
-
-    Returns:
-        How many failed.
-    """
-    # These are the user's own files, up to 2^30 pixels.
-    Image.MAX_IMAGE_PIXELS = None
-    upscaler = upscaler_from(args)
-    print(upscaler.engine.title + (f"; {BOX_LIMIT}" if args.model_path == BOX else ""))
-    failed, tiles = 0, [_expected_tiles(job, upscaler) for job in jobs]
-    with (
-        warnings.catch_warnings(),
-        ThreadPoolExecutor(2) as pool,
-        tqdm(total=sum(tiles), unit="tile", disable=None, dynamic_ncols=True) as bar,
-    ):
-        # Pillow's, about damaged metadata.
-        warnings.showwarning = lambda message, *_: warn(str(message))
-        # Generators: while the network runs, the next image is read and the last one is written.
-        reads = _lag((job, pool.submit(read_picture, job.source)) for job in jobs)
-        results = ((job, _upscale(job, reading, upscaler, args, pool, bar, expected))
-                   for (job, reading), expected in zip(reads, tiles, strict=True))  # fmt: skip
-        for job, writing in _lag(results):
-            try:
-                writing.result()
-            except Exception as error:
-                # Any error concerns this image alone and is reported.
-                failed += 1
-                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-                tqdm.write(readable(f"failed: {job.source} {kind}{error}").replace("\n", "\\n"), file=sys.stderr)
-    return failed
-
-
-def _lag(items: Iterable[T]) -> Iterator[T]:
-    """Yield each item after ``WAITING`` more have been started."""
-    started: deque[T] = deque()
-    for item in items:
-        started.append(item)
-        if len(started) > WAITING:
-            yield started.popleft()
-    yield from started
-
-
 def _expected_tiles(job: UpscaleJob, upscaler: Upscaler) -> int:
     """Return how many tiles the colours of an image take by its header; 1 if that cannot be read."""
     try:
@@ -109,15 +108,9 @@ def _expected_tiles(job: UpscaleJob, upscaler: Upscaler) -> int:
 
 
 def _upscale(
-    job: UpscaleJob,
-    reading: Future[Picture],
-    upscaler: Upscaler,
-    args: argparse.Namespace,
-    pool: ThreadPoolExecutor,
-    bar: tqdm,
-    expected: int,
-) -> Future[None]:
-    """Upscale an image that is being read and start to write the result."""
+    job: UpscaleJob, reading: Future[Picture], upscaler: Upscaler, args: argparse.Namespace, bar: tqdm, expected: int
+) -> Picture:
+    """Upscale an image that is being read, and show how far it is."""
     shown = 0
 
     def show(done: int, total: int) -> None:
@@ -133,11 +126,8 @@ def _upscale(
         kind, has_alpha = FORMATS[job.target.suffix.lower()], picture.alpha is not None and args.alpha != "drop"
         height, width = size_of_result(picture, upscaler, args.outscale)
         refuse_unwritable(kind, width, height, has_alpha)
-        result = upscale_picture(picture, upscaler, outscale=args.outscale, alpha_mode=args.alpha, on_tile=show)
-    except Exception as error:
+        return upscale_picture(picture, upscaler, outscale=args.outscale, alpha_mode=args.alpha, on_tile=show)
+    except Exception:
         # What failed counts as done, so that the bar reaches its end.
         show(expected, expected)
-        failure: Future[None] = Future()
-        failure.set_exception(error)
-        return failure
-    return pool.submit(write_picture, result, job.target, args.quality, lambda text: warn(f"{job.source}: {text}"))
+        raise

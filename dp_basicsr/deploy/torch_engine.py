@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
@@ -79,3 +80,28 @@ def find_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise UserError(f"--device {name}: not there ({reason}); expected auto, cpu, cuda, cuda:1 or mps") from error
     return device
+
+
+def difference_from_torch(network: OpenedNetwork, engine: Engine, shapes: Iterable[tuple[int, int, int]]) -> float:
+    """Return how far an engine is from torch on random images, relative to the largest value; NaN if either gives it.
+
+    Args:
+        network: In torch, on the CPU.
+        engine: Runs the same network.
+        shapes: (N, H, W) of the images, enlarged to sizes that the network takes.
+
+    Raises:
+        ValueError: The engine's result has another shape.
+    """
+    generator = torch.Generator().manual_seed(0)
+    worst = torch.zeros(())
+    for batch, height, width in shapes:
+        image = torch.rand(batch, network.channels, *network.size.fit(height, width), generator=generator)
+        with torch.inference_mode():
+            expected = network.module(image)
+        result = torch.from_numpy(engine.run(image.numpy()))
+        if result.shape != expected.shape:
+            raise ValueError(f"{tuple(result.shape)} instead of {tuple(expected.shape)}")
+        # torch's maximum keeps a NaN, Python's does not.
+        worst = torch.maximum(worst, (expected - result).abs().max() / expected.abs().max().clamp(min=1e-12))
+    return float(worst)

@@ -12,7 +12,7 @@ from typing import Any
 from dp_basicsr import inference
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy import open_engine as module
-from dp_basicsr.deploy import openvino_engine
+from dp_basicsr.deploy import openvino_engine, torch_engine
 from dp_basicsr.deploy.choices import ENGINES
 from dp_basicsr.deploy.engine import Engine, limit_threads
 from dp_basicsr.deploy.onnx_engine import import_onnxruntime
@@ -142,7 +142,7 @@ class Doubling(Engine):
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_engine, "OpenVinoEngine", Doubling)
-    monkeypatch.setattr(module, "_difference", lambda network, engine: 0.0)
+    monkeypatch.setattr(torch_engine, "difference_from_torch", lambda *_: 0.0)
 
 
 @pytest.mark.usefixtures("quick")
