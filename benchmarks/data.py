@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import resource
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from basicsr.data import build_dataset
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from basicsr.utils.matlab_functions import imresize
 
-from benchmarks.measure import Settings, Table, Work, compare, in_turns, largest_difference, run
+from benchmarks.measure import Settings, Table, Work, compare, in_turns, largest_difference, photograph, run
 
 SCALE = 4
 HR, LR = "HR_sub", "LR_bicubic_X4_sub"
@@ -48,16 +48,11 @@ def core_seconds(work: Work) -> float:
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """Write noise at all scales, stronger at larger ones, which PNG compresses like a photograph (to 0.6)."""
+    """Write ``count`` photographs of ``size`` (height, width)."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    height, width = size
     for number in range(count):
-        image = np.full((height, width, 3), 128, np.float32)
-        for octave in range(8):
-            coarse = rng.normal(0, 5 * 1.6**octave / 2, (height // 2**octave + 1, width // 2**octave + 1, 3))
-            image += cv2.resize(coarse.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(folder / f"{number:04d}.png"), np.clip(image, 0, 255).astype(np.uint8))
+        cv2.imwrite(str(folder / f"{number:04d}.png"), photograph(rng, *size))
 
 
 def basicsr_steps(hr: Path, window: Window, output: Path) -> None:
@@ -74,7 +69,7 @@ def basicsr_steps(hr: Path, window: Window, output: Path) -> None:
         tile = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)).astype(np.float32) / 255
         lr = (imresize(tile, 1 / SCALE) * 255).round().clip(0, 255).astype(np.uint8)
         cv2.imwrite(str(output / LR / path.name), lr, [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         for folder in (output / HR, output / LR):
             paths = sorted(path.name for path in folder.iterdir())
             make_lmdb_from_imgs(str(folder), f"{folder}.lmdb", paths, [Path(name).stem for name in paths])
@@ -90,15 +85,16 @@ def measure_preparation(settings: Settings, root: Path, window: Window) -> Table
     """Time the preparation from HR images to LMDBs of sub-images and their LR; the outputs stay in ``root``."""
     count, size = (2, (96, 128)) if settings.quick else (4, (1356, 2040))
     write_photographs(root / "HR", count, size)
-    works = {BASICSR: partial(basicsr_steps, root / "HR", window)}
-    works |= {name: partial(our_step, root / "HR", window, FOLDERS[name]) for name in (PNG, RAW)}
 
     def prepare(name: str) -> None:
-        shutil.rmtree(root / FOLDERS[name], ignore_errors=True)
-        works[name](root / FOLDERS[name])
+        output = root / FOLDERS[name]
+        shutil.rmtree(output, ignore_errors=True)
+        if name == BASICSR:
+            basicsr_steps(root / "HR", window, output)
+        else:
+            our_step(root / "HR", window, FOLDERS[name], output)
 
-    rounds = min(settings.rounds, 3)
-    seconds = in_turns({name: partial(prepare, name) for name in works}, rounds, core_seconds)
+    seconds = in_turns({name: partial(prepare, name) for name in FOLDERS}, min(settings.rounds, 3), core_seconds)
     worst = {}
     for kind in (HR, LR):
         theirs, *ours = (
@@ -112,22 +108,18 @@ def measure_preparation(settings: Settings, root: Path, window: Window) -> Table
     return compare("Preparation: sub-images, LR x4 and LMDBs, per core", seconds, None, note)
 
 
-def dataset(kind: str, root: Path, gt_size: int) -> Any:
-    """Build a training set on the LMDBs in ``root``."""
-    return build_dataset(
-        {
-            "name": kind, "type": kind, "phase": "train", "scale": SCALE, "gt_size": gt_size,
-            "io_backend": {"type": "lmdb"}, "use_hflip": True, "use_rot": True,
-            "dataroot_gt": str(root / f"{HR}.lmdb"), "dataroot_lq": str(root / f"{LR}.lmdb"),
-        }
-    )  # fmt: skip
-
-
 def measure_loader(settings: Settings, root: Path) -> Table:
     """Time loading a sample, a 128 px crop of a sub-image, from the LMDBs in ``root``."""
     gt_size = 32 if settings.quick else 128
-    theirs, png = (dataset("PairedImageDataset", root / name, gt_size) for name in ("basicsr", "png"))
-    raw = dataset("PairedRawDataset", root / "raw", gt_size)
+    common = {"phase": "train", "scale": SCALE, "gt_size": gt_size, "use_hflip": True, "use_rot": True}
+    theirs, png, raw = (
+        build_dataset(
+            {"name": kind, "type": kind, "io_backend": {"type": "lmdb"}, "dataroot_gt": f"{root / folder / HR}.lmdb",
+             "dataroot_lq": f"{root / folder / LR}.lmdb", **common}
+        )
+        for kind, folder in zip(("PairedImageDataset", "PairedImageDataset", "PairedRawDataset"), FOLDERS.values(),
+                                strict=True)
+    )  # fmt: skip
     numbers = range(len(raw))
 
     def seeded(images: Any) -> Callable[[int], Any]:
@@ -141,31 +133,28 @@ def measure_loader(settings: Settings, root: Path) -> Table:
         "PairedRawDataset, as train.py seeds it": (seeded(raw), RAW_ROUNDS),
     }
 
-    def load(name: str) -> None:
-        sample, passes = samples[name]
-        for number in passes * list(numbers):
-            sample(number)
+    def load(candidate: tuple[Callable[[int], Any], int]) -> float:
+        sample, passes = candidate
+        spent = core_seconds(lambda: [sample(number) for _ in range(passes) for number in numbers])
+        return spent / passes / len(raw)
 
-    rounds = in_turns({name: partial(load, name) for name in samples}, settings.rounds, core_seconds)
-    seconds = {name: [taken / samples[name][1] / len(raw) for taken in times] for name, times in rounds.items()}
     same = all(
         torch.equal(seeded(png)(number)[name], seeded(raw)(number)[name].float() / 255)
         for number in numbers
         for name in ("lq", "gt")
     )
     note = f"Core seconds per sample, {len(raw)} sub-images; samples {'bit-identical' if same else 'DIFFER'}."
-    return compare(f"Loader: {gt_size} px crop of a sub-image, per core", seconds, None, note)
+    title = f"Loader: {gt_size} px crop of a sub-image, per core"
+    return compare(title, in_turns(samples, settings.rounds, load), None, note)
 
 
 def measure(settings: Settings) -> list[Table]:
     """Measure the preparation and the loader on generated images, with one thread in OpenCV and torch."""
     window = Window(48, 24) if settings.quick else Window()
-    threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            return [measure_preparation(settings, Path(name), window), measure_loader(settings, Path(name))]
-    finally:
-        torch.set_num_threads(threads[0])
-        cv2.setNumThreads(threads[1])
+    with ExitStack() as stack:
+        for set_threads, before in ((torch.set_num_threads, torch.get_num_threads()),
+                                    (cv2.setNumThreads, cv2.getNumThreads())):  # fmt: skip
+            stack.callback(set_threads, before)
+            set_threads(1)
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        return [measure_preparation(settings, root, window), measure_loader(settings, root)]

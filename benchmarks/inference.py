@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from basicsr.utils import img2tensor, tensor2img
 
-from benchmarks.measure import Settings, Table, Work, compare, in_turns, largest_difference, run, smooth_image
+from benchmarks.measure import Settings, Table, Work, compare, in_turns, largest_difference, photograph, run, seconds_of
 
 # What somebody writes who has the converted network and no other wish: arguments are network.xml, input, output.
 BARE_OPENVINO = """
@@ -39,25 +39,25 @@ for path in sorted(Path(sys.argv[2]).iterdir()):
 """
 
 
-def plain_loop(net: torch.nn.Module, device: torch.device, source: Path, target: Path) -> None:
-    """Upscale one image as BasicSR's inference script does: no_grad, whole image."""
-    image = cv2.imread(str(source), cv2.IMREAD_COLOR).astype(np.float32) / 255  # type: ignore[union-attr]
-    with torch.no_grad():
-        result = net(img2tensor(image).unsqueeze(0).to(device))
-    cv2.imwrite(str(target), tensor2img(result))
-
-
 def one_image(net: torch.nn.Module, upscalers: dict[str, Upscaler], folder: Path, size: int, rounds: int) -> Table:
     """Compare the engines on one image, from file to file, and their values with BasicSR's."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net, source, target = net.to(device), folder / "in.png", folder / "out.png"
-    pixels = smooth_image(np.random.default_rng(0), size, size, cell=7)
+    pixels = photograph(np.random.default_rng(0), size, size)
     cv2.imwrite(str(source), pixels)
-    works: dict[str, Work] = {"BasicSR's loop": partial(plain_loop, net, device, source, target)}
-    for name, upscaler in upscalers.items():
-        works[f"--engine {name}"] = lambda upscaler=upscaler: write_picture(  # type: ignore[misc]
-            upscale_picture(read_picture(source), upscaler), target
-        )
+
+    def plain_loop() -> None:
+        # As BasicSR's inference script: no_grad, whole image.
+        image = cv2.imread(str(source), cv2.IMREAD_COLOR).astype(np.float32) / 255  # type: ignore[union-attr]
+        with torch.no_grad():
+            cv2.imwrite(str(target), tensor2img(net(img2tensor(image).unsqueeze(0).to(device))))
+
+    works: dict[str, Work] = {"BasicSR's loop": plain_loop}
+
+    def ours(upscaler: Upscaler) -> None:
+        write_picture(upscale_picture(read_picture(source), upscaler), target)
+
+    works |= {f"--engine {name}": partial(ours, upscaler) for name, upscaler in upscalers.items()}
     corner = to_floats(pixels[:64, :64, ::-1])
     with torch.no_grad():
         expected = net(torch.from_numpy(corner).to(device)).cpu().numpy()
@@ -75,20 +75,16 @@ def six_images(engines: list[str], folder: Path, size: int, rounds: int) -> Tabl
     (folder / "six").mkdir()
     (folder / "bare").mkdir()
     for number in range(6):
-        cv2.imwrite(str(folder / f"six/{number}.png"), smooth_image(rng, size, size, cell=7))
+        cv2.imwrite(str(folder / f"six/{number}.png"), photograph(rng, size, size))
     cache = cache_root()
     assert cache is not None, "the conversions above were written somewhere"
     entry = max(cache.glob("openvino-*/network.xml"), key=lambda path: path.parent.stat().st_mtime)
-    works: dict[str, Work] = {
-        "bare OpenVINO script": partial(run, ["-c", BARE_OPENVINO, entry, folder / "six", folder / "bare"])
-    }
+    commands = {"bare OpenVINO script": ["-c", BARE_OPENVINO, entry, folder / "six", folder / "bare"]}
     ours = ["dp_basicsr/inference.py", "-i", folder / "six", "--overwrite", "--model_path", folder / "net.pth"]
-    for name in engines:
-        works[f"--engine {name}"] = partial(run, [*ours, "-o", folder / name, "--engine", name])
-    seconds = in_turns(works, rounds)
-    bare, *images = (
-        [cv2.imread(str(path)) for path in sorted((folder / name).iterdir())] for name in ("bare", *engines)
-    )
+    commands |= {f"--engine {name}": [*ours, "-o", folder / name, "--engine", name] for name in engines}
+    seconds = in_turns(commands, rounds, lambda command: seconds_of(partial(run, command)))
+    folders = [sorted((folder / name).iterdir()) for name in ("bare", *engines)]
+    bare, *images = ([cv2.imread(str(path)) for path in paths] for paths in folders)
     worst = max(largest_difference(bare, upscaled) for upscaled in images)
     title = f"Inference, six images of {size} x {size} pixels, x4, start to end of the command"
     return compare(title, seconds, None, f"Results differ by at most {worst} of 255.")
@@ -103,10 +99,11 @@ def measure(settings: Settings) -> list[Table]:
         torch.save({"params": net.state_dict()}, folder / "net.pth")
         upscalers = {}
         for engine in get_args(EngineName):
+            if engine == "auto":
+                continue
+            device = "auto" if engine == "torch" else "cpu"
             try:
-                if engine != "auto":
-                    device = "auto" if engine == "torch" else "cpu"
-                    upscalers[engine] = Upscaler(open_engine([folder / "net.pth"], engine=engine, device=device))
+                upscalers[engine] = Upscaler(open_engine([folder / "net.pth"], engine=engine, device=device))
             except UserError as error:
                 print(f"left out: {error}", file=sys.stderr)
         tables = [one_image(net, upscalers, folder, 24 if settings.quick else 128, settings.rounds)]

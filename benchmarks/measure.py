@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr import __version__
+from dp_basicsr.options import read_options
 
 import cv2
 import numpy as np
@@ -49,6 +50,13 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     figures: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+
+
+def read_shipped(name: str, *, is_train: bool) -> dict[str, Any]:
+    """Read a shipped option file for one process, on the GPU if there is one."""
+    gpus = min(torch.cuda.device_count(), 1)
+    process = {"num_gpu": gpus, "dist": False, "rank": 0, "world_size": 1, "is_train": is_train}
+    return read_options(ROOT / "options" / name) | process
 
 
 def seconds_of(work: Work) -> float:
@@ -92,29 +100,25 @@ def compare(
     title: str, seconds: Mapping[str, Sequence[float]], memory: Mapping[str, float] | None = None, note: str = ""
 ) -> Table:
     """Compare candidates with the first: median, ratio per round (median, smallest, largest), and peak MB if known."""
-    memory = memory or {}
-    base = next(iter(seconds.values()))
-    rows, figures = [], {}
+    base, rows, figures = next(iter(seconds.values())), [], {}
     for name, times in seconds.items():
         ratios = [mine / first for mine, first in zip(times, base, strict=True)]
         ratio, low, high = statistics.median(ratios), min(ratios), max(ratios)
-        figures[name] = {
-            "seconds": list(times), "ratio": ratio, "ratio_min": low, "ratio_max": high, "peak_mb": memory.get(name)
-        }  # fmt: skip
-        peak = f"{memory[name]:.0f} MB" if name in memory else ""
-        rows.append((name, f"{statistics.median(times):.4g} s", f"{ratio:.3g} ({low:.3g} to {high:.3g})", peak))
+        peak = (memory or {}).get(name)
+        figures[name] = {"seconds": [*times], "ratio": ratio, "ratio_min": low, "ratio_max": high, "peak_mb": peak}
+        median, shown = f"{statistics.median(times):.4g} s", "" if peak is None else f"{peak:.0f} MB"
+        rows.append((name, median, f"{ratio:.3g} ({low:.3g} to {high:.3g})", shown))
     header = ("", "median", "time / first's (smallest to largest)", "peak memory")
     return Table(title, header, rows, figures, f"{len(base)} rounds in turns. {note}".strip())
 
 
 def run(command: Sequence[object], **environment: str) -> str:
     """Run Python with arguments from the project's root; returns what it prints."""
+    words = [sys.executable, *map(str, command)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{done.stderr}")
+        raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr}")
     return done.stdout
 
 
@@ -132,10 +136,13 @@ def largest_difference(first: Sequence[Any], second: Sequence[Any]) -> int:
     return max(int(np.abs(one.astype(int) - other).max()) for one, other in zip(first, second, strict=True))
 
 
-def smooth_image(rng: np.random.Generator, height: int, width: int, cell: int = 16) -> np.ndarray:
-    """Return random colours at every ``cell`` pixels, and smooth transitions between them."""
-    coarse = rng.integers(0, 256, (height // cell + 1, width // cell + 1, 3), dtype=np.uint8)
-    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+def photograph(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return noise at all scales, stronger at larger ones, which PNG compresses like a photograph (to 0.6)."""
+    image = np.full((height, width, 3), 128, np.float32)
+    for octave in range(8):
+        coarse = rng.normal(0, 5 * 1.6**octave / 2, (height // 2**octave + 1, width // 2**octave + 1, 3))
+        image += cv2.resize(coarse.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def markdown(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
@@ -147,9 +154,9 @@ def markdown(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
 def write_report(tables: Sequence[Table], path: Path, **facts: str) -> None:
     """Print the machine and all tables as Markdown, and write them to ``<path>.md`` and ``<path>.json``."""
     info = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8")) if info.exists() else None
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8") if info.exists() else "")
     machine = {
-        "CPU": named[1] if named else platform.processor() or platform.machine(),
+        "CPU": names[0] if names else platform.machine(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

@@ -46,8 +46,7 @@ def work(args: argparse.Namespace) -> None:
         distributed.all_reduce(gradients)
     taken = (time.perf_counter() - before) / args.steps if opt["world_size"] > 1 else 0.0
     if opt["rank"] == 0:
-        seconds, cpu_seconds = spent[0].item() / opt["world_size"], spent[1].item()
-        print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "all_reduce": taken}))
+        print(json.dumps([spent[0].item() / opt["world_size"], spent[1].item(), taken]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,34 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             work(args)
         return 0
     sizes = [f"--batch={args.batch}", f"--blocks={args.blocks}", f"--steps={args.steps}"]
-    taken: dict[tuple[int, int], list[dict[str, float]]] = {case: [] for case in CASES}
+    taken: dict[tuple[int, int], list[list[float]]] = {case: [] for case in CASES}
     for _ in range(args.rounds):
         for (processes, threads), results in taken.items():
             torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
             worker = ["-m", "benchmarks.measure_parallel", "--worker", *sizes]
             results.append(json.loads(run([*torchrun, *worker], OMP_NUM_THREADS=str(threads)).splitlines()[-1]))
-    medians = {
-        case: {key: statistics.median(result[key] for result in results) for key in results[0]}
-        for case, results in taken.items()
-    }
-    print(f"{' '.join(sizes)}, {args.rounds} rounds; median (spread)")
-    head = (
-        "processes x threads",
-        "seconds",
-        "CPU seconds",
-        "all-reduce, seconds",
-        "by the model, seconds",
-        "throughput",
-    )
+    medians = {case: [statistics.median(values) for values in zip(*taken[case], strict=True)] for case in CASES}
     rows = []
-    for (processes, threads), results in taken.items():
-        mine, cores = medians[processes, threads], min(processes * threads, os.cpu_count() or 1)
-        modelled = medians[1, 1]["cpu_seconds"] / cores + mine["all_reduce"]
-        seconds = (mine["seconds"], mine["cpu_seconds"], mine["all_reduce"], modelled)
-        ratios = [base["seconds"] / ours["seconds"] for base, ours in zip(taken[CASES[0]], results, strict=True)]
+    for (processes, threads), (seconds, cpu, all_reduce) in medians.items():
+        modelled = medians[1, 1][1] / min(processes * threads, os.cpu_count() or 1) + all_reduce
+        ratios = [first[0] / mine[0] for first, mine in zip(taken[CASES[0]], taken[processes, threads], strict=True)]
         throughput = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        rows.append((f"{processes} x {threads}", *(f"{value:.2f}" for value in seconds), throughput))
-    print(f"\n{markdown(head, rows)}")
+        columns = (f"{value:.2f}" for value in (seconds, cpu, all_reduce, modelled))
+        rows.append((f"{processes} x {threads}", *columns, throughput))
+    head = "processes x threads", "seconds", "CPU seconds", "all-reduce, seconds", "by the model, seconds", "throughput"
+    print(f"{' '.join(sizes)}, {args.rounds} rounds; median (spread)\n\n{markdown(head, rows)}")
     return 0
 
 

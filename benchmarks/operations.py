@@ -1,8 +1,7 @@
-"""Count the operations of a step, measure this machine's rate, and compute the resulting limit."""
+"""Count the operations of a step, measure this machine's rate, compute the limit, and profile a step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.measure import Settings, Table, Work, in_turns
-from benchmarks.step import BASICSR, OURS, builders, step_of
+from benchmarks.step import BASICSR, OURS, model_of, step_of
 
 
 class Counter(TorchDispatchMode):
@@ -46,25 +45,24 @@ def passes(net: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
     image = torch.rand(shape, device=next(net.parameters()).device)
     weights = [weight for weight in net.parameters() if weight.requires_grad]
 
-    def total(x: torch.Tensor) -> torch.Tensor:
-        output = net(x)
-        return sum(values.sum() for values in output.values()) if isinstance(output, dict) else output.sum()
+    def gflop(*inputs: torch.Tensor) -> float:
+        def work() -> None:
+            image.requires_grad_(bool(inputs) and inputs[0] is image)
+            output = net(image)
+            values = output.values() if isinstance(output, dict) else [output]
+            if inputs:
+                torch.autograd.grad(sum(value.sum() for value in values), inputs)
 
-    def to(inputs: Sequence[torch.Tensor]) -> None:
-        image.requires_grad_(inputs[0] is image)
-        torch.autograd.grad(total(image), inputs)
+        return counted(work).flop / 1e9
 
-    with torch.no_grad():
-        gflop = {"forward": counted(lambda: total(image)).flop / 1e9}
-    gflop["to the image"] = counted(lambda: to([image])).flop / 1e9 - gflop["forward"]
-    if weights:
-        gflop["to the weights"] = counted(lambda: to(weights)).flop / 1e9 - gflop["forward"]
-    return gflop
+    forward = gflop()
+    counts = {"forward": forward, "to the image": gflop(image) - forward}
+    return counts | ({"to the weights": gflop(*weights) - forward} if weights else {})
 
 
-def count(settings: Settings) -> tuple[Table, dict[str, float]]:
-    """Count the GFLOP per pair of each network's passes and of both steps."""
-    model = builders(settings.quick)[OURS]()
+def measure(settings: Settings) -> list[Table]:
+    """Count the operations of both steps, and measure the shortest possible step, and where the time of ours goes."""
+    model = model_of(OURS, settings.quick)
     low, high = (1, 3, 32, 32), (1, 3, 128, 128)
     networks = {
         "generator": passes(model.net_g, low),
@@ -73,32 +71,14 @@ def count(settings: Settings) -> tuple[Table, dict[str, float]]:
         "ResNet-50": passes(model.cri_perceptual.all_terms["resnet"].features, high),
     }
     columns = ("forward", "to the image", "to the weights")
-    rows = [
-        (name, *(f"{gflop[key]:.1f}" if key in gflop else "" for key in columns)) for name, gflop in networks.items()
-    ]
+    rows = [(name, *(f"{counts[key]:.1f}" if key in counts else "" for key in columns))
+            for name, counts in networks.items()]  # fmt: skip
     # D's batch-norm needs more than one image.
-    steps = {name: counted(step_of(builders(settings.quick)[name](), 2)).flop / 2e9 for name in (BASICSR, OURS)}
+    steps = {name: counted(step_of(model_of(name, settings.quick), 2)).flop / 2e9 for name in (BASICSR, OURS)}
     title = "Operations, GFLOP per pair of 32 x 32 and 128 x 128 pixels, two per multiply-add"
     note = "; ".join(f"{name}: {total:.1f} GFLOP per pair" for name, total in steps.items())
-    return Table(title, ("network", *columns), rows, {"networks": networks, "steps": steps}, note), steps
+    operations = Table(title, ("network", *columns), rows, {"networks": networks, "steps": steps}, note)
 
-
-def shares(settings: Settings) -> Table:
-    """Measure the share of each operator in our step's time: the GPU's, or the CPU's if there is none."""
-    step = step_of(builders(settings.quick)[OURS](), settings.batches[0])
-    step()
-    with profile() as profiler:  # records CUDA too where there is a GPU
-        step()
-    timed = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, timed))
-    total = sum(getattr(event, timed) for event in events)
-    rows = [(event.key, str(event.count), f"{getattr(event, timed) / total:.1%}") for event in events[:12]]
-    return Table(f"Where a step goes: {OURS}, batch {settings.batches[0]}", ("operator", "calls", "share"), rows)
-
-
-def measure(settings: Settings) -> list[Table]:
-    """Measure the operations, the shortest possible step at this machine's best float32 rates, and the real one's."""
-    table, steps = count(settings)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size, batch = (256, 1) if settings.quick else (3072, 4)
     left, right = (torch.rand(size, size, device=device) for _ in range(2))
@@ -108,11 +88,18 @@ def measure(settings: Settings) -> list[Table]:
     with torch.no_grad():
         seconds = in_turns(works, 1 if settings.quick else 10)
         rates = {name: counted(work).flop / 1e9 / min(seconds[name]) for name, work in works.items()}
-    rows = [
-        (f"{name}, batch {pairs}", *(f"{total * pairs / rate:.2f} s" for rate in rates.values()))
-        for name, total in steps.items()
-        for pairs in settings.batches
-    ]
+    rows = [(f"{name}, batch {pairs}", *(f"{total * pairs / rate:.2f} s" for rate in rates.values()))
+            for name, total in steps.items() for pairs in settings.batches]  # fmt: skip
     header = ("a step at the rate of the", *(f"{name}, {rate:.0f} GFLOP/s" for name, rate in rates.items()))
     limit = Table("The limit: operations over rate", header, rows, {"rates": rates})
-    return [table, limit, shares(settings)]
+
+    step = step_of(model, settings.batches[0])
+    step()
+    with profile() as profiler:  # records CUDA too where there is a GPU
+        step()
+    timed = f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"
+    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, timed))
+    total = sum(getattr(event, timed) for event in events)
+    rows = [(event.key, str(event.count), f"{getattr(event, timed) / total:.1%}") for event in events[:12]]
+    title = f"Where a step goes: {OURS}, batch {settings.batches[0]}"
+    return [operations, limit, Table(title, ("operator", "calls", "share"), rows)]

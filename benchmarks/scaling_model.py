@@ -13,12 +13,11 @@ from typing import Any
 
 from benchmarks.measure import markdown
 from benchmarks.operations import counted
-from benchmarks.step import our_model, step_of
+from benchmarks.step import OURS, model_of, step_of
 
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 
-ITERATIONS = 400_000  # paper
-PAPER_BATCH = 16  # paper
+ITERATIONS, PAPER_BATCH = 400_000, 16  # of the paper
 BUCKET_BYTES = 25 * 2**20  # size of DistributedDataParallel's gradient buckets by default
 
 # A sample of the paper's data: a sub-image of 480 x 480 and its LR of 120 x 120, 3 bytes per pixel.
@@ -84,18 +83,6 @@ def run_hours(parts: dict[str, float], iterations: int = ITERATIONS) -> float:
     return iterations * (max(parts["compute"], parts["launch"], parts["disk"]) + parts["network"]) / 3600
 
 
-def cost_table(cost: Cost) -> str:
-    """Format the bytes per step."""
-    sizes = {
-        f"gradients of a step: {cost.weights:,} weights": 4 * cost.weights,
-        "a checkpoint: networks and two moments of each weight": 12 * cost.weights,
-        f"samples of a mini-batch of {PAPER_BATCH}, PNG records (about)": PAPER_BATCH * PNG_BYTES,
-        f"samples of a mini-batch of {PAPER_BATCH}, raw records": PAPER_BATCH * RAW_BYTES,
-        f"pages that {PAPER_BATCH} crops touch of raw records": PAPER_BATCH * CROP_BYTES,
-    }
-    return markdown(("what", "MB"), [(what, f"{size / 1e6:.1f}") for what, size in sizes.items()])
-
-
 def run_table(cost: Cost, machines: Machines) -> str:
     """Format the hours of a run by number of GPUs, with the paper's total mini-batch and with as many pairs per GPU."""
     rows = []
@@ -110,17 +97,25 @@ def run_table(cost: Cost, machines: Machines) -> str:
     return markdown(head, rows)
 
 
-def feed_table(cost: Cost, rates: Sequence[float]) -> str:
-    """Format what storage and CPU cores must deliver so that a GPU never waits."""
+def cost_tables(cost: Cost, rates: Sequence[float]) -> str:
+    """Format the bytes of a step, and what storage and CPU cores must deliver so that a GPU of a rate never waits."""
+    sizes = {
+        f"gradients of a step: {cost.weights:,} weights": 4 * cost.weights,
+        "a checkpoint: networks and two moments of each weight": 12 * cost.weights,
+        f"samples of a mini-batch of {PAPER_BATCH}, PNG records (about)": PAPER_BATCH * PNG_BYTES,
+        f"samples of a mini-batch of {PAPER_BATCH}, raw records": PAPER_BATCH * RAW_BYTES,
+        f"pages that {PAPER_BATCH} crops touch of raw records": PAPER_BATCH * CROP_BYTES,
+    }
     rows = []
     for rate in rates:
         pairs = rate / cost.flop
-        rows.append(
-            (f"{rate / 1e12:g} TFLOP/s", f"{pairs:.0f}", f"{pairs * PNG_BYTES / 1e6:.0f}", f"{pairs * PNG_SECONDS:.1f}",
-             f"{pairs * CROP_BYTES / 1e6:.0f}", f"{Machines(rate, 1).disk / (pairs * PNG_BYTES):.0f}")
-        )  # fmt: skip
+        png = pairs * PNG_BYTES
+        numbers = pairs, png / 1e6, pairs * CROP_BYTES / 1e6, Machines(rate, 1).disk / png
+        speed, records, crops, fed = (f"{number:.0f}" for number in numbers)
+        rows.append((f"{rate / 1e12:g} TFLOP/s", speed, records, f"{pairs * PNG_SECONDS:.1f}", crops, fed))
     head = "GPU", "pairs/s", "PNG records, MB/s", "CPU cores that decode", "raw crops, MB/s", "GPUs that 1 GB/s feeds"
-    return markdown(head, rows)
+    table = markdown(("what", "MB"), [(what, f"{size / 1e6:.1f}") for what, size in sizes.items()])
+    return f"{table}\n\n{markdown(head, rows)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,9 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not all(rate > 0 for rate in (*args.tflops, *args.gbits)):
         parser.error("expected --tflops and --gbits above 0")
-    cost = count_cost(our_model(False, {}))
-    print(f"A step takes {cost.flop / 1e9:.1f} GFLOP per pair in {cost.operations:,} operations.\n\n{cost_table(cost)}")
-    print(f"\n{feed_table(cost, [rate * 1e12 for rate in args.tflops])}")
+    cost = count_cost(model_of(OURS, False))
+    print(f"A step takes {cost.flop / 1e9:.1f} GFLOP per pair in {cost.operations:,} operations.\n")
+    print(cost_tables(cost, [rate * 1e12 for rate in args.tflops]))
     for rate in args.tflops:
         for network in args.gbits:
             print(f"\nGPUs of {rate:g} TFLOP/s, {network:g} Gbit/s between nodes of 8 (a model, not a run):\n")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dp_basicsr.data.preparation.extract import Window
 from dp_basicsr.errors import EXIT_RETRY
 
 import numpy as np
+import psutil
 
 from benchmarks.data import HR, LR, our_step, write_photographs
 from benchmarks.measure import ROOT, Settings, Table
@@ -40,8 +39,7 @@ NETWORKS = (
 UNITS = {"memory": "MB", "file descriptors": "", "threads": "", "iteration": "ms"}
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One measurement of a run: process and loader workers together."""
 
     seconds: float
@@ -49,28 +47,6 @@ class Sample:
     memory: float  # MB, without mapped files
     descriptors: int
     threads: int
-
-
-def descendants(pid: int) -> Iterator[int]:
-    """Yield the ids of a process and all its descendants."""
-    yield pid
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread has just ended
-            for child in children.read_text().split():
-                yield from descendants(int(child))
-
-
-def take_sample(pid: int, log: Path) -> Sample:
-    """Read a run's resource usage from the system and its iteration from its log."""
-    memory, descriptors, threads = 0, 0, 0
-    for process in descendants(pid):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):  # a worker has just ended
-            status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
-            memory += int(re.findall(r"RssAnon:\s+(\d+)", status)[0])
-            threads += int(re.findall(r"Threads:\s+(\d+)", status)[0])
-            descriptors += len(os.listdir(f"/proc/{process}/fd"))
-    iterations = re.findall(r"iter:\s*([\d,]+)", log.read_text(encoding="utf-8"))
-    return Sample(time.monotonic(), int(iterations[-1].replace(",", "")), memory / 1024, descriptors, threads)
 
 
 def prepare(folder: Path, form: str) -> list[str]:
@@ -108,7 +84,15 @@ def watch(folder: Path, form: str, data: list[str], minutes: float) -> list[Samp
             log = next(folder.glob(f"experiments/soak_{form}/*.log"), Path())
             end = time.monotonic() + 60 * minutes
             while run.poll() is None and time.monotonic() < end:
-                samples.append(take_sample(run.pid, log))
+                memory, descriptors, threads, main = 0, 0, 0, psutil.Process(run.pid)
+                for process in (main, *main.children(recursive=True)):
+                    with contextlib.suppress(psutil.NoSuchProcess):  # a worker has just ended
+                        usage = process.memory_info()
+                        memory += usage.rss - usage.shared
+                        threads += process.num_threads()
+                        descriptors += process.num_fds()
+                iteration = int(re.findall(r"iter:\s*([\d,]+)", log.read_text(encoding="utf-8"))[-1].replace(",", ""))
+                samples.append(Sample(time.monotonic(), iteration, memory / 2**20, descriptors, threads))
                 time.sleep(max(1, 60 * minutes / 200))
             run.send_signal(signal.SIGTERM)
             code = run.wait(timeout=300)
@@ -122,7 +106,7 @@ def watch(folder: Path, form: str, data: list[str], minutes: float) -> list[Samp
 
 def slopes(samples: list[Sample]) -> dict[str, tuple[float, float, float]]:
     """Return the start, the end and the slope per 1000 iterations of each quantity, by least squares."""
-    seconds, iterations, *quantities = np.array([astuple(sample) for sample in samples], dtype=float).T
+    seconds, iterations, *quantities = np.array(samples, dtype=float).T
     moves = np.flatnonzero(np.diff(iterations, prepend=-1))  # samples with a new log line
     series = [quantity[moves] for quantity in quantities]
     series.append(1000 * np.diff(seconds[moves], prepend=np.nan) / np.diff(iterations[moves], prepend=np.nan))
@@ -151,5 +135,5 @@ def measure(settings: Settings) -> list[Table]:
             iterations = samples[-1].iteration - samples[0].iteration
             title = f"Soak, {form} records: {iterations} iterations in {settings.minutes:g} minutes"
             note = f"Process and 2 loader workers; validation and checkpoint every {EVERY} iterations; keep_last: 2."
-            tables.append(Table(title, header, rows, {"samples": [astuple(sample) for sample in samples]}, note))
+            tables.append(Table(title, header, rows, {"samples": samples}, note))
     return tables

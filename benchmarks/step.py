@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Mapping
-from functools import partial
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import dp_basicsr.archs
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401  (the three register their members)
-from dp_basicsr.options import read_options
 from dp_basicsr.runs.limits import keep_freed_memory
 
 import torch
@@ -20,17 +18,15 @@ from basicsr.archs import vgg_arch
 from basicsr.models import build_model
 from torchvision.models import vgg19
 
-from benchmarks.measure import ROOT, Settings, Table, Work, compare, in_turns, own_peak, seconds_in_a_row
-
-BASICSR = "BasicSR's ESRGANModel, VGG19"
-OURS = "ESRGANDPModel, VGG19 + ResNet-50"
+from benchmarks.measure import Settings, Table, Work, compare, in_turns, own_peak, read_shipped, seconds_in_a_row
 
 # A turn has several consecutive steps, like a run; the first one after a pause is slower and is not measured.
 STEPS_IN_A_TURN = 20 if torch.cuda.is_available() else 2
 
-COMPILED = "compile: true"
-TOGETHER = "amp: bf16, compile: true"
-GIVEN_BACK = "freed memory given back"
+BASICSR = "BasicSR's ESRGANModel, VGG19"
+OURS = "ESRGANDPModel, VGG19 + ResNet-50"
+COMPILED, TOGETHER = "compile: true", "amp: bf16, compile: true"
+GIVEN_BACK, NOT_FOLDED = "freed memory given back", "batch-norm not folded"
 
 # Ours with one change each in `train:`; default optimisations are switched off.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -42,13 +38,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "checkpointing: true": {"checkpointing": True},
     "balance": {"balance": {"shares": {"pix": 0.05, "vgg": 0.45, "resnet": 0.35, "gan": 0.15}}},
     GIVEN_BACK: {},
+    NOT_FOLDED: {},
 }
 
 
-def options(quick: bool, **changes: Any) -> dict[str, Any]:
-    """Return the paper's networks and losses for one process without data; ``changes`` are applied to ``train:``."""
-    opt = read_options(ROOT / "options/train_esrgan_dp.yml")
-    opt |= {"num_gpu": min(torch.cuda.device_count(), 1), "dist": False, "rank": 0, "world_size": 1, "is_train": True}
+def options(quick: bool) -> dict[str, Any]:
+    """Return the paper's networks and losses for one process without data."""
+    opt = read_shipped("train_esrgan_dp.yml", is_train=True)
     loss = opt["train"]["perceptual_opt"]
     loss |= {"vgg_weights": "random", "resnet_weights": "random"}  # as fast as ImageNet weights
     if quick:
@@ -56,36 +52,28 @@ def options(quick: bool, **changes: Any) -> dict[str, Any]:
         loss |= {"resnet_type": "resnet18", "resnet_layer_weights": {"layer1": 1.0}}
         opt["network_g"] |= {"num_feat": 8, "num_block": 1, "num_grow_ch": 4}
         opt["network_d"] |= {"num_feat": 4}
-    opt["train"] |= changes
     return opt
 
 
-def basicsr_model(quick: bool) -> Any:
-    """Build BasicSR's ESRGANModel with its PerceptualLoss (VGG19 conv5_4), randomly initialised like ours."""
-    loss = {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1}, "vgg_type": "vgg19", "criterion": "l1"}
-    # VGG19 alone takes seconds to build.
-    opt = options(quick, perceptual_opt=None if quick else loss) | {"model_type": "ESRGANModel"}
+def model_of(name: str, quick: bool) -> Any:
+    """Build the model of BASICSR or of one of VARIANTS, randomly initialised."""
+    opt = options(quick)
+    if name != BASICSR:
+        opt["train"] |= VARIANTS[name]
+        model = build_model(opt)
+        if name == NOT_FOLDED:
+            model.cri_perceptual.all_terms["resnet"].features.folds = False
+        return model
+    opt["model_type"] = "ESRGANModel"
     del opt["train"]["gan_opt"]["sync_mean"]  # an option of ours
+    opt["train"]["perceptual_opt"] = None  # VGG19 alone takes seconds to build
     with tempfile.TemporaryDirectory() as folder:
         if not quick:
+            loss = {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1}, "vgg_type": "vgg19", "criterion": "l1"}
+            opt["train"]["perceptual_opt"] = loss
             vgg_arch.VGG_PRETRAIN_PATH = f"{folder}/vgg19.pth"
             torch.save(vgg19(weights=None).state_dict(), vgg_arch.VGG_PRETRAIN_PATH)
         return build_model(opt)
-
-
-def our_model(quick: bool, changes: dict[str, Any], folded: bool = True) -> Any:
-    """Build ESRGANDPModel with ``changes`` in ``train:``, and ResNet's batch-norms folded into its convolutions."""
-    model = build_model(options(quick, **changes))
-    if not folded:
-        model.cri_perceptual.all_terms["resnet"].features.folds = False
-    return model
-
-
-def builders(quick: bool) -> Mapping[str, Callable[[], Any]]:
-    """Return functions that build the model of each candidate, by name; BasicSR's first."""
-    models = {BASICSR: partial(basicsr_model, quick)}
-    models |= {name: partial(our_model, quick, changes) for name, changes in VARIANTS.items()}
-    return models | {"batch-norm not folded": partial(our_model, quick, {}, folded=False)}
 
 
 def step_of(model: Any, batch: int) -> Work:
@@ -94,13 +82,20 @@ def step_of(model: Any, batch: int) -> Work:
     return lambda: model.optimize_parameters(1)
 
 
-def serve(name: str, batch: int, quick: bool, requests: Connection) -> None:
-    """Answer ``step`` with its seconds (the mean of a turn), and ``peak`` with this process' memory in MB."""
+_turn: tuple[Work, int]  # of a candidate's process: its step, and how often a turn repeats it
+
+
+def prepare(name: str, batch: int, quick: bool) -> None:
+    """Build a candidate in the process that will time it."""
+    global _turn
     if name not in (BASICSR, GIVEN_BACK) and not torch.cuda.is_available():
         keep_freed_memory()  # like train.py
-    step, steps = step_of(builders(quick)[name](), batch), 1 if quick else STEPS_IN_A_TURN
-    while True:
-        requests.send(own_peak() if requests.recv() == "peak" else seconds_in_a_row(step, steps))
+    _turn = step_of(model_of(name, quick), batch), 1 if quick else STEPS_IN_A_TURN
+
+
+def take_turn() -> float:
+    """Return the mean seconds of the steps of a turn, in a prepared process."""
+    return seconds_in_a_row(*_turn)
 
 
 def measure(settings: Settings) -> list[Table]:
@@ -108,32 +103,19 @@ def measure(settings: Settings) -> list[Table]:
     tables = []
     for batch in settings.batches:
         large = batch >= 16  # a step takes ten seconds and 7 GB on a CPU
-        wanted = [name for name in builders(settings.quick) if settings.compile or name not in (COMPILED, TOGETHER)]
+        wanted = [BASICSR, *(name for name in VARIANTS if settings.compile or name not in (COMPILED, TOGETHER))]
         if large or settings.quick:
             wanted = wanted[:2]
-        # A process each, so that memory settings of one do not affect another.
         context = multiprocessing.get_context("spawn")
-        pipes = {name: context.Pipe() for name in wanted}
-        processes = [
-            context.Process(target=serve, args=(name, batch, settings.quick, far), daemon=True)
-            for name, (_, far) in pipes.items()
-        ]
-
-        def ask(name: str, request: str = "step", pipes: dict[str, Any] = pipes) -> float:
-            near, _ = pipes[name]
-            near.send(request)
-            return near.recv()
-
-        try:
-            for process, (_, far) in zip(processes, pipes.values(), strict=True):
-                process.start()
-                far.close()  # so that ``recv`` ends when the process does; its traceback is on stderr
+        with ExitStack() as stack:
+            # A process each, so that memory settings of one do not affect another.
+            pools = {
+                name: stack.enter_context(ProcessPoolExecutor(1, context, prepare, (name, batch, settings.quick)))
+                for name in wanted
+            }
             rounds = min(settings.rounds, 3) if large else settings.rounds
-            seconds = in_turns({name: name for name in wanted}, rounds, ask)
-            memory = {name: ask(name, "peak") for name in wanted}
-        finally:
-            for process in processes:
-                process.kill()
+            seconds = in_turns(pools, rounds, lambda pool: pool.submit(take_turn).result())
+            memory = {name: pool.submit(own_peak).result() for name, pool in pools.items()}
         note = f"{STEPS_IN_A_TURN} steps per turn, after one warm-up; float32 unless stated otherwise; a process each."
         tables.append(compare(f"Training step, batch {batch}", seconds, memory, note))
     return tables

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import sys
+import multiprocessing
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import dp_basicsr.archs
 import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401  (the three register their members)
-from dp_basicsr.options import read_options
 from dp_basicsr.options.metrics import needs_network
 
 import cv2
 import numpy as np
-import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 from basicsr.models.sr_model import SRModel
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import ROOT, Settings, Table, Work, compare, in_turns, own_peak, run, smooth_image
+from benchmarks.measure import Settings, Table, Work, compare, in_turns, own_peak, photograph, read_shipped
 
 BASICSR = "BasicSR's loop"
 OURS = "ours, 2 threads"
@@ -37,10 +36,10 @@ FILES = {"generator": "train_esrgan_dp.yml", "SRResNet": "train_srgan_dp.yml"}
 
 
 def write_pairs(folder: Path, sizes: list[tuple[int, int]]) -> DataLoader:
-    """Write random smooth images of ``sizes`` (LR pixels) and their originals, x4; return their loader."""
+    """Write photographs of ``sizes`` (LR pixels) and their originals, x4; return their loader."""
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate(sizes):
-        gt = smooth_image(rng, 4 * height, 4 * width)
+        gt = photograph(rng, 4 * height, 4 * width)
         for name, image in (("gt", gt), ("lq", cv2.resize(gt, (width, height), interpolation=cv2.INTER_AREA))):
             (folder / name).mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(folder / name / f"{number}.png"), image)
@@ -53,11 +52,10 @@ def write_pairs(folder: Path, sizes: list[tuple[int, int]]) -> DataLoader:
 
 def build(network: str, folder: Path, quick: bool, **val: Any) -> Any:
     """Build a model for validation with the option file's PSNR and SSIM."""
-    opt = read_options(ROOT / "options" / FILES[network])
+    opt = read_shipped(FILES[network], is_train=False)
     if quick:
         opt["network_g"] |= {"num_feat": 8, "num_block": 1}
     metrics = {name: entry for name, entry in opt["val"]["metrics"].items() if not needs_network(entry["type"])}
-    opt |= {"num_gpu": min(torch.cuda.device_count(), 1), "dist": False, "rank": 0, "world_size": 1, "is_train": False}
     opt["path"] = {"visualization": str(folder / "results")}
     opt["val"] |= {"metrics": metrics, "pbar": False, "suffix": None} | val
     return build_model(opt)
@@ -85,22 +83,20 @@ def measure(settings: Settings) -> list[Table]:
             note = f"{len(loader)} images; metrics {'bit-identical' if same else 'DIFFER'}."
             tables.append(compare(f"Validation, {network}: network, PSNR and SSIM, PNG files", seconds, None, note))
     if not settings.quick:
-        # A process reports its peak since its start, so each candidate needs its own process.
-        peaks = {name: float(run(["-m", "benchmarks.validation", name]).split()[-1]) for name in CANDIDATES}
+        peaks = {}
+        for name in CANDIDATES:
+            # A process reports its peak since its start, so each candidate needs its own process.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                peaks[name] = pool.submit(peak_of, name).result()
         rows = [(name, f"{peak:.0f} MB") for name, peak in peaks.items()]
         title = f"Validation, peak memory on an image of {BIG[1]} x {BIG[0]} LR pixels"
         tables.append(Table(title, ("", "peak memory"), rows, {name: {"peak_mb": peaks[name]} for name in peaks}))
     return tables
 
 
-def main(candidate: str) -> None:
-    """Validate one large image as one candidate, and print the peak memory of the process."""
+def peak_of(candidate: str) -> float:
+    """Validate one large image as one candidate, and return the peak memory of this process."""
     with tempfile.TemporaryDirectory() as name:
         loader = write_pairs(Path(name), [BIG])
-        model = build("generator", Path(name), False, **CANDIDATES[candidate])
-        run_of(candidate, model, loader)()
-        print(own_peak())
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+        run_of(candidate, build("generator", Path(name), False, **CANDIDATES[candidate]), loader)()
+        return own_peak()

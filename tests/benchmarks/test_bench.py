@@ -16,7 +16,7 @@ from benchmarks import measure, step
 from benchmarks.__main__ import PARTS, main
 from benchmarks.measure import compare, in_turns, seconds_in_a_row
 from benchmarks.operations import counted, passes
-from benchmarks.step import builders, step_of
+from benchmarks.step import BASICSR, VARIANTS, model_of, step_of
 from tests.support.processes import CONTEXT, ForkedSubprocess
 
 
@@ -65,10 +65,10 @@ def test_every_part_runs_and_table_and_json_agree(
     assert "DIFFER" not in printed
 
 
-@pytest.mark.parametrize("name", builders(True))
+@pytest.mark.parametrize("name", [BASICSR, *VARIANTS])
 def test_every_candidate_trains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "compile", lambda net: None)  # a compiler takes minutes
-    model = builders(True)[name]()
+    model = model_of(name, True)
     before = [parameter.detach().clone() for parameter in model.net_g.parameters()]
     step_of(model, 2)()
     assert not any(map(torch.equal, before, model.net_g.parameters()))

@@ -15,9 +15,8 @@ from benchmarks.scaling_model import (
     Cost,
     Machines,
     all_reduce_seconds,
-    cost_table,
+    cost_tables,
     count_cost,
-    feed_table,
     main,
     run_hours,
     run_table,
@@ -77,7 +76,7 @@ def test_hours() -> None:
 
 
 def test_tables_are_markdown() -> None:
-    for text in (cost_table(PAPER), feed_table(PAPER, [1e13]), run_table(PAPER, FAST)):
+    for text in (cost_tables(PAPER, [1e13]), run_table(PAPER, FAST)):
         for block in text.split("\n\n"):
             widths = {line.count("|") for line in block.splitlines()}
             assert len(widths) == 1
