@@ -96,9 +96,8 @@ def test_a_run_can_be_lengthened(use_options: bool) -> None:
     rates(first, 1, 4)
     note = resume(state_of(first, 4), longer, use_options, total=8)
     assert ("so periods are the option file's" in str(note)) != use_options
-    assert rates(longer, 5, 8) == {
-        number: rate for number, rate in rates(cosine([4, 4], [1, 0.5]), 1, 8).items() if number > 4
-    }
+    whole = rates(cosine([4, 4], [1, 0.5]), 1, 8)
+    assert rates(longer, 5, 8) == {number: whole[number] for number in (5, 6, 7, 8)}
 
 
 def test_a_warm_up_comes_from_the_option_file() -> None:
@@ -193,13 +192,7 @@ def test_the_option_file_kept_with_a_run_can_start_it_again(run: Run, monkeypatc
     # A copy that can no longer be read moves nothing.
     before = sorted(Path("experiments").iterdir())
     build = train.main.__globals__["read_given_options"]
-
-    def read_and_lose(args: object) -> object:
-        opt = build(args)
-        kept.unlink()
-        return opt
-
-    monkeypatch.setitem(train.main.__globals__, "read_given_options", read_and_lose)
+    monkeypatch.setitem(train.main.__globals__, "read_given_options", lambda args: (build(args), kept.unlink())[0])
     with pytest.raises(SystemExit):
         run("-opt", str(kept), arguments=())
     assert sorted(Path("experiments").iterdir()) == before

@@ -82,9 +82,21 @@ def losses_of(log: str) -> dict[int, str]:
     return {int(number): losses for number, losses in re.findall(r"iter:\s+(\d+),.*?(l_g_pix:.*)", log)}
 
 
+def difference(one: Any, other: Any, path: str = "all") -> str | None:
+    """The path of the first difference between two nested structures, in type or bits."""
+    if isinstance(one, torch.Tensor):
+        same = isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    elif type(one) is not type(other) or not isinstance(one, dict | list | tuple):
+        same = one == other
+    else:
+        parts, others = (dict(x.items() if isinstance(x, dict) else enumerate(x)) for x in (one, other))
+        if same := parts.keys() == others.keys():
+            return next(filter(None, (difference(parts[key], others[key], f"{path}/{key}") for key in parts)), None)
+    return None if same else path
+
+
 def same_weights(one: Path, other: Path) -> bool:
-    a, b = (torch.load(path, weights_only=True) for path in (one, other))
-    return all(torch.equal(a[kind][name], b[kind][name]) for kind in a for name in a[kind])
+    return difference(*(torch.load(path, weights_only=True) for path in (one, other))) is None
 
 
 def main_of(name: str) -> Program:

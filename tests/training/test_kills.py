@@ -23,6 +23,7 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from tests.support.processes import CONTEXT, TORCHRUN, free_port, rank_variables, run_program
+from tests.support.programs import difference
 from tests.training.hit_run import train_and_be_hit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,21 +132,6 @@ def scalars(folder: Path) -> dict[tuple[str, int], set[bytes]]:
                 bits = np.float32(value.tensor.float_val[0]).tobytes()
                 found.setdefault((value.tag, event.step), set()).add(bits)
     return found
-
-
-def difference(one: Any, other: Any, where: str = "") -> str | None:
-    """Yield where two nested structures differ, bit for bit."""
-    if isinstance(one, torch.Tensor):
-        same = isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
-        return None if same else where
-    if isinstance(one, dict | list | tuple):
-        if type(one) is not type(other) or len(one) != len(other):
-            return where
-        keys = one.keys() if isinstance(one, dict) else range(len(one))
-        if isinstance(one, dict) and one.keys() != other.keys():
-            return where
-        return next(filter(None, (difference(one[key], other[key], f"{where}/{key}") for key in keys)), None)
-    return None if one == other else where
 
 
 def load(path: Path) -> Any:
