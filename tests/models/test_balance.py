@@ -8,19 +8,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-import dp_basicsr.archs
-import dp_basicsr.losses
-import dp_basicsr.models  # noqa: F401
 from dp_basicsr.errors import UserError
 
 import pytest
 import torch
-from basicsr.models import build_model
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.support import models
 from tests.support.gpu import on_device, skip_if_imitated
-from tests.support.options import SMALL_DP_LOSS, model_options, random_batch
+from tests.support.models import step
+from tests.support.options import SMALL_DP_LOSS, random_batch
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -30,17 +28,7 @@ LDL = {"ldl_opt": {"type": "LDLLoss", "loss_weight": 2.0}, "ema_decay": 0.5}
 
 
 def build(folder: Path, model_type: str = "SRGANDPModel", double: bool = True, **train: Any) -> Any:
-    torch.manual_seed(0)
-    model = build_model(model_options(model_type, folder, **copy.deepcopy(train)))
-    for net in (model.net_g, getattr(model, "net_d", None), model.cri_perceptual):
-        if net is not None and double:
-            net.double()
-    return model
-
-
-def step(model: Any, iteration: int, dtype: torch.dtype = torch.float64) -> None:
-    model.feed_data(random_batch(iteration, dtype))
-    model.optimize_parameters(iteration)
+    return models.build(model_type, folder, double, **train)
 
 
 def measured(model: Any, prefix: str = "share_") -> dict[str, float]:
@@ -124,7 +112,7 @@ def test_shares_are_met_in_every_model(
 ) -> None:
     """Relative to the sum of the shared losses, and the log has weight and share of all losses."""
     model = build(tmp_path, model_type, double=False, balance={"shares": shares, "ema": 0}, **train)
-    step(model, 1, torch.float32)
+    step(model, 1)
     found = measured(model)
     assert measured(model, "weight_").keys() == found.keys() >= shares.keys()
     assert sum(found.values()) == pytest.approx(1, abs=1e-5)
@@ -170,9 +158,9 @@ def test_amp_s_scale_is_not_part_of_the_norms(amp: str, device: torch.device, tm
     sums = {}
     for kind in ("none", amp):
         model = build(tmp_path, double=False, amp=kind, balance={"shares": SHARES, "ema": 0})
-        step(model, 1, torch.float32)
+        step(model, 1)
         while not model.step.guard.last_step_applied():  # fp16's first scale is too large
-            step(model, 1, torch.float32)
+            step(model, 1)
         sums[kind] = model.step.balancer.state_dict()["sums"]
         assert measured(model) == pytest.approx(SHARES, abs=1e-5)
     assert sums[amp] == pytest.approx(sums["none"], rel=0.1)
@@ -181,15 +169,14 @@ def test_amp_s_scale_is_not_part_of_the_norms(amp: str, device: torch.device, tm
 @pytest.mark.parametrize("bad", ["image", "gradient"])
 def test_a_step_that_is_not_finite_leaves_the_means(bad: str, tmp_path: Path, caplog: Any) -> None:
     model = build(tmp_path, double=False, balance={"shares": SHARES})
-    step(model, 1, torch.float32)
+    step(model, 1)
     before = model.step.balancer.state_dict()
-    batch = random_batch(2)
+    gt = random_batch(2)["gt"]
     if bad == "image":
-        batch["gt"][0, 0, 0, 0] = math.inf
+        gt[0, 0, 0, 0] = math.inf
     else:
         model.net_g.conv_first.bias.register_hook(lambda gradient: gradient * math.nan)
-    model.feed_data(batch)
-    model.optimize_parameters(2)
+    step(model, 2, gt=gt)
     assert not model.step.guard.last_step_applied()
     assert ("l_g_pix" if bad == "image" else "a gradient") in caplog.text
     assert model.step.balancer.state_dict() == before
@@ -198,9 +185,7 @@ def test_a_step_that_is_not_finite_leaves_the_means(bad: str, tmp_path: Path, ca
 def test_identical_images_train_without_a_gradient(tmp_path: Path) -> None:
     """A perfect result: all gradients are 0, nothing is divided by 0, and the step counts as finite."""
     model = build(tmp_path, "PSNRModel", double=False, balance={"shares": {"pix": 0.5, "vgg": 0.5}})
-    batch = random_batch(1)
-    model.feed_data(batch | {"gt": model.net_g(on_device(batch["lq"])).detach().cpu()})
-    model.optimize_parameters(1)
+    step(model, 1, gt=model.net_g(on_device(random_batch(1)["lq"])).detach().cpu())
     assert model.step.guard.last_step_applied()
     assert not any(measured(model).values())
 

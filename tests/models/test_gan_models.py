@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import dp_basicsr.archs
-import dp_basicsr.losses
-import dp_basicsr.models  # noqa: F401
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses import DPLoss
 
@@ -22,60 +19,47 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
+from tests.support import models
 from tests.support.gpu import current_device, on_device, skip_if_imitated
+from tests.support.models import step, train
 from tests.support.networks import largest_difference
-from tests.support.options import model_options, random_batch
+from tests.support.options import SMALL_DP_LOSS, model_options, random_batch
 
 pytestmark = pytest.mark.usefixtures("device")
 
 STOCK = {"ESRGANDPModel": "ESRGANModel", "SRGANDPModel": "SRGANModel"}
 
 
-def in_float64(model: Any) -> Any:
-    for net in (model.net_g, model.net_d, getattr(model, "net_g_ema", None), model.cri_perceptual):
-        if net is not None:
-            net.double()
-    return model
-
-
-def build(model_type: str, folder: Path, **train: Any) -> Any:
-    torch.manual_seed(0)
-    return in_float64(build_model(model_options(model_type, folder, **train)))
-
-
-def run(model: Any, iterations: int = 4, dtype: torch.dtype = torch.float64) -> Any:
-    for iteration in range(1, iterations + 1):
-        model.update_learning_rate(iteration)
-        model.feed_data(random_batch(iteration, dtype))
-        model.optimize_parameters(iteration)
-    return model
+build = partial(models.build, double=True)
 
 
 @pytest.mark.parametrize("ours", STOCK)
 @pytest.mark.parametrize(
-    "train", [{}, {"net_d_iters": 2, "ema_decay": 0.9}, {"net_d_init_iters": 2, "pixel_opt": None}]
+    "options", [{}, {"net_d_iters": 2, "ema_decay": 0.9}, {"net_d_init_iters": 2, "pixel_opt": None}]
 )
-def test_steps_equal_basicsr_s_model(ours: str, train: dict[str, Any], tmp_path: Path) -> None:
+def test_steps_equal_basicsr_s_model(ours: str, options: dict[str, Any], tmp_path: Path) -> None:
     """DPLoss drops into the stock models; after four steps ours has their parameters, with fewer passes.
 
     One of D for the original and one for the result; BasicSR's RaGAN step needs five.
     """
-    model, stock = build(ours, tmp_path, **train), build(STOCK[ours], tmp_path, **train)
-    calls = []
-    for net in (model.net_g, model.net_d):
-        net.register_forward_hook(lambda net, *_: calls.append(type(net).__name__))
-    run(model), run(stock)
-    assert (calls.count("RRDBNetDP"), calls.count("SmallDiscriminator")) == (4, 8)
+    model, stock = build(ours, tmp_path, **options), build(STOCK[ours], tmp_path, **options)
+    graphs, calls_of_d = [], []
+    model.net_g.register_forward_hook(lambda net, inputs, output: graphs.append(output.requires_grad))
+    model.net_d.register_forward_hook(lambda *_: calls_of_d.append(0))
+    train(model), train(stock)
+    first, every = options.get("net_d_init_iters", 0), options.get("net_d_iters", 1)
+    assert graphs == [number > first and number % every == 0 for number in (1, 2, 3, 4)], "of G: when it is updated"
+    assert len(calls_of_d) == 8
     assert isinstance(stock.cri_perceptual, DPLoss)
     assert largest_difference(model.net_g, stock.net_g) < 1e-9
     assert largest_difference(model.net_d, stock.net_d) < 1e-9
-    if "ema_decay" in train:
+    if "ema_decay" in options:
         assert largest_difference(model.net_g_ema, stock.net_g_ema) < 1e-9
     log = model.get_current_log()
     for name, value in stock.get_current_log().items():
         assert log[name] == pytest.approx(value, rel=1e-9, abs=1e-15), name
     image = ["l_g_pix", "l_g_vgg", "l_g_resnet", "dp_weight", "l_g_percep", "l_g_gan"]
-    assert list(log) == [*image["pixel_opt" in train :], "l_d_real", "l_d_fake", "out_d_real", "out_d_fake"]
+    assert list(log) == [*image["pixel_opt" in options :], "l_d_real", "l_d_fake", "out_d_real", "out_d_fake"]
     assert all(isinstance(value, float) for value in log.values())
     assert log["l_g_percep"] == pytest.approx(log["l_g_vgg"] + log["dp_weight"] * log["l_g_resnet"], rel=1e-9)
 
@@ -126,18 +110,16 @@ def test_ldl_equals_basicsr_s_realesrgan_model(ours: str, tmp_path: Path) -> Non
     """Value and gradient of the artifact map's loss together with the others, as in RealESRGANModel."""
     model = build(ours, tmp_path, ldl_opt={"type": "LDLLoss", "loss_weight": 2.0}, ema_decay=0.5)
     plain = build(ours, tmp_path, ema_decay=0.5)
-    run(model, 1), run(plain, 1)  # the first step leaves an EMA that differs from G
+    step(model, 1), step(plain, 1)  # leaves an EMA that differs from G
     plain.net_g.load_state_dict(build(ours, tmp_path).net_g.state_dict())
-    for one in (model, plain):
-        for name in ("net_g", "net_d", "net_g_ema"):
-            getattr(one, name).load_state_dict(getattr(plain, name).state_dict())
-        one.feed_data(random_batch(5, torch.float64))
-    sr, gt, ema = plain.net_g(plain.lq), plain.gt, plain.net_g_ema(plain.lq)
+    for name in ("net_g", "net_d", "net_g_ema"):
+        getattr(model, name).load_state_dict(getattr(plain, name).state_dict())
+    lq, gt = (on_device(images) for images in random_batch(5, torch.float64).values())
+    sr, ema = plain.net_g(lq), plain.net_g_ema(lq)
     weight = get_refined_artifact_map(gt, sr, ema, 7)
     expected = 2.0 * (torch.mul(weight, sr) - torch.mul(weight, gt)).abs().mean()
     gradients = torch.autograd.grad(expected, list(plain.net_g.parameters()))
-    for one in (model, plain):
-        one.optimize_parameters(1)
+    step(model, 5), step(plain, 5)
     assert model.get_current_log()["l_g_ldl"] == pytest.approx(expected.item(), rel=1e-12)
     assert expected > 0
     for a, b, ldl in zip(model.net_g.parameters(), plain.net_g.parameters(), gradients, strict=True):
@@ -160,30 +142,22 @@ def test_resume_is_bit_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """With a random term, balanced losses, an adversarial loss that grows, and a batch in parts."""
     skip_if_imitated(current_device(), "loading its own tensors")
     monkeypatch.setitem(LOSS_REGISTRY._obj_map, "Drawn", Drawn)
-    opt = model_options("ESRGANDPModel", tmp_path, grad_accumulation=2)
-    opt["train"]["perceptual_opt"] |= {"extra_terms": [{"type": "Drawn"}]}
-    opt["train"]["gan_opt"] |= {"ramp": 4}
-    opt["train"]["balance"] = {"shares": {"pix": 0.05, "vgg": 0.45, "Drawn": 0.35, "gan": 0.15}, "ema": 0.9}
-
-    def steps(model: Any, first: int, last: int) -> list[dict[str, float]]:
-        logs = []
-        for iteration in range(first, last + 1):
-            model.feed_data(random_batch(iteration))
-            model.optimize_parameters(iteration)
-            logs.append(model.get_current_log())
-        return logs
-
+    options = {
+        "grad_accumulation": 2,
+        "perceptual_opt": {**SMALL_DP_LOSS, "extra_terms": [{"type": "Drawn"}]},
+        "gan_opt": {"type": "GANLoss", "gan_type": "vanilla", "loss_weight": 5e-3, "ramp": 4},
+        "balance": {"shares": {"pix": 0.05, "vgg": 0.45, "Drawn": 0.35, "gan": 0.15}, "ema": 0.9},
+    }
+    model, resumed = (models.build("ESRGANDPModel", tmp_path, **options) for _ in range(2))
     torch.manual_seed(0)
-    model = build_model(copy.deepcopy(opt))
-    steps(model, 1, 2)
+    step(model, 1), step(model, 2)
     model.save(0, 2)
-    logs = steps(model, 3, 4)
-    resumed = build_model(copy.deepcopy(opt))
+    logs = [(step(model, iteration), model.get_current_log()) for iteration in (3, 4)]
     for label in ("g", "d"):
         resumed.load_network(getattr(resumed, f"net_{label}"), str(tmp_path / f"net_{label}_2.pth"))
     torch.manual_seed(99)
     resumed.resume_training(torch.load(tmp_path / "2.state"))
-    assert steps(resumed, 3, 4) == logs
+    assert [(step(resumed, iteration), resumed.get_current_log()) for iteration in (3, 4)] == logs
     assert all(map(torch.equal, resumed.net_g.parameters(), model.net_g.parameters()))
     assert torch.equal(resumed.step.balancer.moments, model.step.balancer.moments)
 
@@ -200,19 +174,9 @@ def test_steps_equal_the_equations(ours: str, sizes: list[int], tmp_path: Path) 
         pairs = random_batch(iteration, torch.float64), random_batch(9 * iteration, torch.float64)
         batch = {name: torch.cat([pair[name] for pair in pairs])[: sum(sizes)] for name in ("lq", "gt")}
         plain.step(**{name: on_device(images) for name, images in batch.items()}, sizes=sizes)
-        model.feed_data(batch)
-        model.optimize_parameters(iteration)
+        step(model, iteration, **batch)
     assert largest_difference(model.net_g, other.net_g) < 1e-9
     assert largest_difference(model.net_d, other.net_d) < 1e-9
-
-
-def test_the_generator_is_not_updated_while_the_discriminator_starts(tmp_path: Path) -> None:
-    model = build("ESRGANDPModel", tmp_path, net_d_init_iters=10)
-    before = [parameter.clone() for parameter in model.net_g.parameters()]
-    run(model, 1)
-    assert all(torch.equal(a, b) for a, b in zip(before, model.net_g.parameters(), strict=True))
-    assert "l_g_gan" not in model.get_current_log()
-    assert not model.output.requires_grad
 
 
 class Returning(nn.Module):
@@ -236,11 +200,10 @@ def test_losses_of_others_return_a_tensor_a_tuple_or_a_dict(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind, returned in RETURNED.items():
-        monkeypatch.setitem(
-            LOSS_REGISTRY._obj_map, kind, type(kind, (Returning,), {"returned": staticmethod(returned)})
-        )
+        loss = type(kind, (Returning,), {"returned": staticmethod(returned)})
+        monkeypatch.setitem(LOSS_REGISTRY._obj_map, kind, loss)
     plain, pair, parts = (
-        run(build("ESRGANDPModel", tmp_path, **{key: {"type": kind}}), 2) for kind in ("Sum", "Pair", "Parts")
+        train(build("ESRGANDPModel", tmp_path, **{key: {"type": kind}}), 2) for kind in ("Sum", "Pair", "Parts")
     )
     name = "l_g_pix" if key == "pixel_opt" else "l_g_percep"
     assert {name, "l_g_style"} <= pair.get_current_log().keys()
@@ -250,7 +213,7 @@ def test_losses_of_others_return_a_tensor_a_tuple_or_a_dict(
         assert largest_difference(model.net_g, plain.net_g) < 1e-12
     for kind in ("Detached", "Nothing"):
         with pytest.raises(UserError, match=f"{name.removeprefix('l_g_')}: expected a loss with a gradient"):
-            run(build("ESRGANDPModel", tmp_path, **{key: {"type": kind}}), 1)
+            step(build("ESRGANDPModel", tmp_path, **{key: {"type": kind}}), 1)
 
 
 @pytest.mark.parametrize(
@@ -264,9 +227,8 @@ def test_the_frobenius_norm_of_a_part_of_a_batch_is_refused(loss: dict[str, Any]
 
 
 def test_warm_start_from_a_psnr_trained_generator(tmp_path: Path) -> None:
-    psnr = build_model(model_options("PSNRModel", tmp_path, perceptual_opt=None, ema_decay=0.5))
-    psnr.feed_data(random_batch(0))
-    psnr.optimize_parameters(1)
+    psnr = models.build("PSNRModel", tmp_path, perceptual_opt=None, ema_decay=0.5)
+    step(psnr, 1)
     psnr.save(0, 1)
     opt = model_options("ESRGANDPModel", tmp_path, ema_decay=0.999)
     opt["path"] |= {"pretrain_network_g": str(tmp_path / "net_g_1.pth"), "param_key_g": "params_ema"}
@@ -277,26 +239,26 @@ def test_warm_start_from_a_psnr_trained_generator(tmp_path: Path) -> None:
 
 
 def test_checkpoints_have_basicsr_s_format(tmp_path: Path) -> None:
-    model = run(build("ESRGANDPModel", tmp_path, ema_decay=0.9), 1)
+    model = train(build("ESRGANDPModel", tmp_path, ema_decay=0.9), 1)
     model.save(0, 7)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["7.sha256", "7.state", "net_d_7.pth", "net_g_7.pth"]
     assert torch.load(tmp_path / "net_g_7.pth", weights_only=True).keys() == {"params", "params_ema"}
 
 
 @pytest.mark.parametrize(
-    "train",
+    "options",
     [{"channels_last": True}, {"checkpointing": True},
      {"checkpointing": True, "channels_last": True, "grad_accumulation": 2}],
 )  # fmt: skip
-def test_memory_options_are_the_same_mathematics(train: dict[str, Any], tmp_path: Path) -> None:
+def test_memory_options_are_the_same_mathematics(options: dict[str, Any], tmp_path: Path) -> None:
     """`checkpointing` has the activations of one RRDB at a time: each runs twice in a step, and once in validation."""
-    parts = train.get("grad_accumulation", 1)
-    model, plain = build("ESRGANDPModel", tmp_path, **train), build("ESRGANDPModel", tmp_path, grad_accumulation=parts)
+    parts = options.get("grad_accumulation", 1)
+    model, plain = (build("ESRGANDPModel", tmp_path, **given) for given in (options, {"grad_accumulation": parts}))
     calls = []
     model.net_g.body[0].rdb1.conv1.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    run(model), run(plain)
-    assert len(calls) == 4 * parts * (2 if "checkpointing" in train else 1)
-    if "channels_last" in train:
+    train(model), train(plain)
+    assert len(calls) == 4 * parts * (2 if "checkpointing" in options else 1)
+    if "channels_last" in options:
         assert model.net_d[2].weight.is_contiguous(memory_format=torch.channels_last)
     assert largest_difference(model.net_g, plain.net_g) < 1e-9
     assert largest_difference(model.net_d, plain.net_d) < 1e-9
@@ -335,16 +297,14 @@ def test_checkpointing_recomputes_any_network_s_blocks_to_the_same_bits(
 ) -> None:
     """With dropout and drop path, whose random numbers the second pass draws again."""
     skip_if_imitated(device, "the random state of its own")
-    models, calls = [], []
+    nets, calls = [], []
     for checkpointing in (True, False):
-        opt = model_options("PSNRModel", tmp_path, checkpointing=checkpointing) | {"network_g": copy.deepcopy(network)}
-        torch.manual_seed(0)
-        models.append(build_model(opt))
-        body = models[-1].net_g.body if network["type"] == "MSRResNet" else models[-1].net_g.layers
+        model = models.build("PSNRModel", tmp_path, checkpointing=checkpointing, network_g=network)
+        body = model.net_g.body if network["type"] == "MSRResNet" else model.net_g.layers
         list(body[0].modules())[-1].register_forward_hook(lambda *_: calls.append(0))
-        run(models[-1], 2, torch.float32)
+        nets.append(train(model, 2).net_g)
     assert len(calls) == 2 * 2 + 2, "twice a step with checkpointing, once without"
-    assert largest_difference(*(model.net_g for model in models)) == 0
+    assert largest_difference(*nets) == 0
 
 
 class WithBatchNorm(nn.Sequential):
@@ -362,20 +322,16 @@ def test_checkpointing_refuses_what_it_cannot_recompute(
 ) -> None:
     monkeypatch.setitem(ARCH_REGISTRY._obj_map, "WithBatchNorm", WithBatchNorm)
     monkeypatch.setitem(ARCH_REGISTRY._obj_map, "Plain", type("Plain", (nn.Upsample,), {}))
-    opt = model_options("PSNRModel", tmp_path, checkpointing=True) | {"network_g": {"type": kind}}
-    with pytest.raises(
-        UserError, match=f"checkpointing: expected {message}|checkpointing: expected a network of {message}"
-    ):
-        build_model(opt)
+    with pytest.raises(UserError, match=f"checkpointing: expected (a network of )?{message}"):
+        models.build("PSNRModel", tmp_path, checkpointing=True, network_g={"type": kind})
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_half_precision_keeps_losses_and_w_in_float32(amp: str, device: torch.device, tmp_path: Path) -> None:
     skip_if_imitated(device, "autocast")
-    torch.manual_seed(0)
-    model = build_model(model_options("ESRGANDPModel", tmp_path, amp=amp))
+    model = models.build("ESRGANDPModel", tmp_path, amp=amp)
     before = [parameter.clone() for parameter in model.net_g.parameters()]
-    run(model, 3, torch.float32)  # fp16's first scale is too large for the first step
+    train(model, 3)  # fp16's first scale is too large for the first step
     assert model.output.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     assert {value.dtype for value in model.log_dict.values()} == {torch.float32}
     assert model.step.scaler.is_enabled() == (amp == "fp16")
@@ -384,7 +340,7 @@ def test_half_precision_keeps_losses_and_w_in_float32(amp: str, device: torch.de
 
 
 def test_grad_clip_bounds_the_norm(tmp_path: Path) -> None:
-    model = run(build("ESRGANDPModel", tmp_path, grad_clip=1e-3), 1)
+    model = train(build("ESRGANDPModel", tmp_path, grad_clip=1e-3), 1)
     for net in (model.net_g, model.net_d):
         norm = torch.linalg.vector_norm(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
         assert norm.item() == pytest.approx(1e-3, rel=1e-3)
@@ -395,14 +351,11 @@ def test_batch_norm_s_statistics_reach_the_ema_and_survive_a_skipped_step(
 ) -> None:
     """sesemi#36: an EMA of the parameters alone keeps the statistics of the start."""
     monkeypatch.setitem(ARCH_REGISTRY._obj_map, "WithBatchNorm", WithBatchNorm)
-    opt = model_options("PSNRModel", tmp_path, ema_decay=0.5, max_nonfinite=2) | {
-        "network_g": {"type": "WithBatchNorm"}
-    }
-    model = run(build_model(opt), 2, torch.float32)
+    options = {"network_g": {"type": "WithBatchNorm"}, "ema_decay": 0.5, "max_nonfinite": 2}
+    model = train(models.build("PSNRModel", tmp_path, **options), 2)
     buffers = [buffer.clone() for buffer in model.net_g.buffers()]
     assert buffers[2] == 2, "batches of batch-norm"
-    model.feed_data({key: value * math.nan for key, value in random_batch(3).items()})
-    model.optimize_parameters(3)
+    step(model, 3, **{key: value * math.nan for key, value in random_batch(3).items()})
     assert not model.step.guard.last_step_applied()
     for net in (model.net_g, model.net_g_ema):
         assert all(torch.equal(*pair) for pair in zip(net.buffers(), buffers, strict=True))

@@ -25,6 +25,7 @@ from torch import Tensor
 from tests import conftest
 from tests.support.gpu import needs_gpus, on_device
 from tests.support.imitated_gpu import DEVICE, imitated_gpu
+from tests.support.models import step, train
 from tests.support.options import SMALL_DP_LOSS, model_options, random_batch
 
 SMALL = {name: value for name, value in SMALL_DP_LOSS.items() if name != "type"}
@@ -37,44 +38,35 @@ TRAIN: dict[str, dict[str, Any]] = {
 }
 
 
-def build(model_type: str, folder: Path, num_gpu: int = 1, **train: Any) -> Any:
+def build(model_type: str, folder: Path, num_gpu: int = 1, **options: Any) -> Any:
     torch.manual_seed(0)
-    model = build_model(model_options(model_type, folder, **train) | {"num_gpu": num_gpu})
+    model = build_model(model_options(model_type, folder, **options) | {"num_gpu": num_gpu})
     model.step.guard.lag = LAG if num_gpu else 0
     images = torch.rand(2, 1, 3, 32, 32, device=model.device)
     model.cri_perceptual(*images)  # the first call checks the range of the images, and waits
     return model
 
 
-def step(model: Any, iteration: int, batch: dict[str, Tensor]) -> None:
-    model.update_learning_rate(iteration)
-    model.feed_data(batch)
-    model.optimize_parameters(iteration)
-
-
-@pytest.mark.parametrize("train", TRAIN.values(), ids=TRAIN)
+@pytest.mark.parametrize("options", TRAIN.values(), ids=TRAIN)
 @pytest.mark.parametrize("model_type", MODELS)
 def test_steps_do_not_wait_and_checkpoints_equal_the_cpu_s(
-    model_type: str, train: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_type: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until the first flag is old enough to be read; logging waits."""
     monkeypatch.setattr(torch.cuda, "Event", Mock)
     with imitated_gpu() as waits:
-        model = build(model_type, tmp_path, **train)
+        model = build(model_type, tmp_path, **options)
         assert {parameter.device for parameter in model.net_g.parameters()} == {DEVICE}
         waits.clear()
-        for iteration in range(1, LAG + 1):
-            step(model, iteration, random_batch(iteration))
+        train(model, LAG)
         assert waits == []
         assert len(model.step.guard.steps) == LAG
         assert all(isinstance(value, float) for value in model.get_current_log().values())
         assert len(waits) == len(model.log_dict)
         model.save(0, 2)
-    if "amp" in train:
+    if "amp" in options:
         return  # the imitated GPU has no autocast
-    plain = build(model_type, tmp_path, num_gpu=0, **train)
-    for iteration in range(1, LAG + 1):
-        step(plain, iteration, random_batch(iteration))
+    plain = train(build(model_type, tmp_path, num_gpu=0, **options), LAG)
     saved = torch.load(tmp_path / "net_g_2.pth", weights_only=True)
     assert all(torch.equal(saved["params"][name], value) for name, value in plain.net_g.state_dict().items())
 
@@ -86,7 +78,7 @@ def test_an_optimizer_that_cannot_skip_on_the_device_waits(tmp_path: Path, monke
     with imitated_gpu() as waits:
         model = build("ESRGANDPModel", tmp_path, optim_g=dict(adam), optim_d=dict(adam))
         waits.clear()
-        step(model, 1, random_batch(1))
+        train(model, 1)
         assert waits == 2 * ["aten._local_scalar_dense.default"]
 
 
@@ -98,16 +90,17 @@ def test_the_imitation_notes_what_waits(wait: Callable[[Tensor], Any]) -> None:
 
 
 @needs_gpus(1, "set_sync_debug_mode")
-@pytest.mark.parametrize("train", TRAIN.values(), ids=TRAIN)
+@pytest.mark.parametrize("options", TRAIN.values(), ids=TRAIN)
 @pytest.mark.parametrize("model_type", MODELS)
-def test_a_step_does_not_wait_for_a_gpu(model_type: str, train: dict[str, Any], tmp_path: Path) -> None:
+def test_a_step_does_not_wait_for_a_gpu(model_type: str, options: dict[str, Any], tmp_path: Path) -> None:
     """Beyond the lag too: a flag is read from pinned memory, behind an event of two steps ago."""
-    model = build(model_type, tmp_path, **train)
+    model = build(model_type, tmp_path, **options)
     batches = [{name: images.pin_memory() for name, images in random_batch(number).items()} for number in range(6)]
     torch.cuda.set_sync_debug_mode("error")
     try:
         for iteration, batch in enumerate(batches, start=1):
-            step(model, iteration, batch)
+            model.update_learning_rate(iteration)
+            step(model, iteration, **batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert model.step.guard.last_step_applied()

@@ -6,18 +6,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import dp_basicsr.archs
-import dp_basicsr.losses
-import dp_basicsr.models  # noqa: F401
 from dp_basicsr.errors import UserError
 from dp_basicsr.models import dp_models
 
 import pytest
 import torch
-from basicsr.models import build_model
 from torch import Tensor
 
-from tests.support.options import model_options, random_batch
+from tests.support.models import build, step
+from tests.support.options import random_batch
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -26,20 +23,13 @@ ADAM = {"type": "Adam", "lr": 1e-3, "betas": [0.9, 0.99]}
 PLAIN = {**ADAM, "foreach": True}  # cannot be fused, and so cannot skip a step on the device
 
 
-def build(model_type: str, folder: Path, **train: Any) -> Any:
-    torch.manual_seed(0)
-    return build_model(model_options(model_type, folder, ema_decay=0.9, **train))
+PATHS = ["good.png", "broken.png"]
 
 
-def bad_batch() -> dict[str, Any]:
-    batch = random_batch(0)
-    batch["gt"][1, 0, 5, 5] = math.inf
-    return batch | {"gt_path": ["good.png", "broken.png"]}
-
-
-def step(model: Any, batch: dict[str, Any], iteration: int) -> None:
-    model.feed_data(batch)
-    model.optimize_parameters(iteration)
+def bad_step(model: Any, iteration: int) -> None:
+    gt = random_batch(0)["gt"]
+    gt[1, 0, 5, 5] = math.inf
+    step(model, iteration, gt=gt, gt_path=PATHS)
 
 
 def state(model: Any) -> list[Tensor]:
@@ -57,40 +47,41 @@ def test_a_non_finite_step_changes_nothing_and_is_named(
     model_type: str, bad: str, optim: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A run with a bad step is bit-identical to one without it."""
-    model, untouched = (build(model_type, tmp_path, optim_g=dict(optim), optim_d=dict(optim)) for _ in range(2))
-    step(model, random_batch(1), 1)
+    options = {"ema_decay": 0.9, "optim_g": optim, "optim_d": optim}
+    model, untouched = (build(model_type, tmp_path, **options) for _ in range(2))
+    step(model, 1)
     if bad == "image":
-        step(model, bad_batch(), 17)
+        bad_step(model, 17)
     else:
         hook = model.net_g.conv_first.bias.register_hook(lambda gradient: gradient * math.nan)
-        step(model, random_batch(0) | {"gt_path": ["good.png", "broken.png"]}, 17)
+        step(model, 17, gt_path=PATHS)
         hook.remove()
     assert not model.step.guard.last_step_applied()
     names = "l_pix" if model_type == "PSNRModel" else "l_g_pix"
     assert f"iteration 17: {names if bad == 'image' else 'a gradient'}" in caplog.text
     assert "broken.png" in caplog.text
-    step(model, random_batch(2), 2)
+    step(model, 2)
     for iteration in (1, 2):
-        step(untouched, random_batch(iteration), iteration)
+        step(untouched, iteration)
     assert all(map(torch.equal, state(model), state(untouched)))
 
 
 def test_too_many_consecutive_non_finite_steps_end_the_run(tmp_path: Path) -> None:
-    model = build("PSNRModel", tmp_path, max_nonfinite=2)
+    model = build("PSNRModel", tmp_path, ema_decay=0.9, max_nonfinite=2)
     for iteration in (1, 3, 5):
-        step(model, bad_batch(), iteration)
-        step(model, random_batch(1), iteration + 1)
+        bad_step(model, iteration)
+        step(model, iteration + 1)
         assert model.step.guard.last_step_applied()
-    step(model, bad_batch(), 7)
+    bad_step(model, 7)
     assert not model.step.guard.last_step_applied()
     model.step.guard.lag = 0  # on a GPU the step itself would not wait for its flag
     with pytest.raises(UserError, match=r"iteration 8: 2 consecutive steps.*max_nonfinite"):
-        step(model, bad_batch(), 8)
+        bad_step(model, 8)
 
 
 def test_a_collapsed_discriminator_is_named_once(tmp_path: Path, monkeypatch, caplog) -> None:
     model = build("ESRGANDPModel", tmp_path)
-    step(model, random_batch(1), 1)
+    step(model, 1)
     model.get_current_log()
     assert "collapsed" not in caplog.text
     monkeypatch.setattr(dp_models, "COLLAPSED_LOSS", 10.0)

@@ -6,6 +6,7 @@
 | ``programs`` | running programs: ``code_of``, ``run``, ``main_of``, ``python``; ``logs_of``; the fixture ``refused`` |
 | ``images`` | pixels and files: ``noise``, ``write_noise``; damage; the fixtures ``pairs`` and ``image_folder`` |
 | ``networks`` | small networks, files of them, and losses |
+| ``models`` | small models and their steps |
 | ``validation`` | a small model that validates on five images |
 | ``stream`` | the training stream on ``pairs`` |
 | ``processes`` | processes forked from one that has imported torch; torchrun |
