@@ -105,6 +105,11 @@ def _complete_base_model(base_model: Any) -> None:
     model.setup_schedulers, model.update_learning_rate = setup_schedulers, update_learning_rate
 
 
+def _find_vgg_weights(vgg_arch: Any) -> None:
+    """Let BasicSR's VGG find its weights as ours does; can be removed when it takes a file, or a URL's error."""
+    importlib.import_module("dp_basicsr.archs.pretrained").use_our_weights()
+
+
 # BasicSR module -> function that completes it after the import. These only add names, in every program.
 _INCOMPLETE: dict[str, Callable[[ModuleType], None]] = {
     REGISTRIES: register_waiting,
@@ -112,7 +117,11 @@ _INCOMPLETE: dict[str, Callable[[ModuleType], None]] = {
 }
 # These replace methods, so only our programs ask for them: a stranger's BasicSR may have optimizers of its own.
 _REPLACED: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
-    {"basicsr.utils.diffjpeg": _make_contiguous, "basicsr.models.base_model": _complete_base_model}
+    {
+        "basicsr.archs.vgg_arch": _find_vgg_weights,
+        "basicsr.utils.diffjpeg": _make_contiguous,
+        "basicsr.models.base_model": _complete_base_model,
+    }
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -29,6 +29,8 @@ HEADS = frozenset({"fc", "classifier", "head", "heads", "AuxLogits", "aux1", "au
 
 # Seed of `weights: random`, so that runs with random networks are comparable.
 RANDOM_SEED = 0
+
+_absent: list[str] | None = None  # in a trial, the networks that got random weights
 
 
 def weights_url(network: str) -> str:
@@ -95,6 +97,42 @@ def find_weights(network: str, source: str) -> Path:
 
 def _hub_cache() -> Path:
     return Path(torch.hub.get_dir(), "checkpoints")
+
+
+def use_our_weights() -> None:
+    """Let networks built with torchvision's ``pretrained=True`` find and download their weights as ours do.
+
+    BasicSR's PerceptualLoss builds VGG so, and ends in a traceback where there is no network connection.
+    """
+    theirs = models.WeightsEnum.get_state_dict
+
+    def get_state_dict(weights: models.WeightsEnum, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
+        network = _network_of(weights)
+        if network is None:
+            return theirs(weights, *args, **kwargs)
+        if _absent is not None and local_weights(network, "imagenet") is None:
+            _absent.append(network)
+            return random_network(network).state_dict()
+        return read_state_dict(find_weights(network, "imagenet"))
+
+    models.WeightsEnum.get_state_dict = get_state_dict  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def without_downloads() -> Iterator[list[str]]:
+    """Give those networks random weights where theirs are missing, for a trial; yield the networks' names."""
+    global _absent
+    _absent = []
+    try:
+        yield _absent
+    finally:
+        _absent = None
+
+
+def _network_of(weights: models.WeightsEnum) -> str | None:
+    """Return the network of one of torchvision's entries; None if ours are others."""
+    networks = (name for name in models.list_models() if models.get_model_weights(name) is type(weights))
+    return next((name for name in networks if weights.url == weights_url(name)), None)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

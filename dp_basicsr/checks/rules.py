@@ -41,6 +41,7 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
         yield Problem(("num_gpu",), f"expected auto or a number from 0 (CPU) to {there} (GPUs here), got {wanted}")
     yield from _sets(opt, "val" if is_train else "test")
     yield from _network_scale(opt)
+    yield from _feature_layers(opt)
     yield from _dp_loss(opt)
     # `--force_yml train:total_iter=10` is how a run is tried out; its milestones lie beyond.
     yield from _schedule(opt, cut_short="train:total_iter" in overridden)
@@ -92,15 +93,20 @@ def _network_scale(opt: View) -> Iterator[Problem]:
             yield Problem(("network_g", key), f"expected {scale}, the scale of the data, got {factor}")
 
 
-def _dp_loss(opt: View) -> Iterator[Problem]:
-    """A DPLoss must take layers that its networks have, and terms with different names, one of them the reference."""
-    if opt.valid(*PERCEPTUAL, "type") != "DPLoss":
-        return
+def _terms(opt: View) -> list[Path]:
+    """Return the places of a perceptual loss's extra terms."""
     extra = opt.raw(*PERCEPTUAL, "extra_terms")
     extra = extra if isinstance(extra, list) else []
-    terms = [(*PERCEPTUAL, "extra_terms", number) for number, term in enumerate(extra) if isinstance(term, dict)]
+    return [(*PERCEPTUAL, "extra_terms", number) for number, term in enumerate(extra) if isinstance(term, dict)]
+
+
+def _feature_layers(opt: View) -> Iterator[Problem]:
+    """A perceptual loss must take layers that its networks have: DPLoss, its terms, and BasicSR's PerceptualLoss."""
     networks = [((*PERCEPTUAL, "vgg_layer_weights"), opt.valid(*PERCEPTUAL, "vgg_type"))]
-    networks += [((*path, "layer_weights"), opt.valid(*path, "network")) for path in terms]
+    networks += [((*path, "layer_weights"), opt.valid(*path, "network")) for path in _terms(opt)]
+    for path in (PERCEPTUAL, *_terms(opt)):
+        if opt.valid(*path, "type") == "PerceptualLoss":
+            networks.append(((*path, "layer_weights"), opt.valid(*path, "vgg_type") or "vgg19"))
     for path, network in networks:
         # The layers of other networks are known only when these are built.
         layers: Sequence[str] = RESNET_STAGES if network in RESNET_TYPES else ()
@@ -111,6 +117,12 @@ def _dp_loss(opt: View) -> Iterator[Problem]:
             if layer not in layers:
                 text = f"expected a layer of {network}, got {quote(layer)}{hint(layer, layers)}"
                 yield Problem((*path, layer), text)
+
+
+def _dp_loss(opt: View) -> Iterator[Problem]:
+    """The terms of a DPLoss must have different names, one of them that of the reference."""
+    if opt.valid(*PERCEPTUAL, "type") != "DPLoss":
+        return
     reference, vgg_layers = opt.valid(*PERCEPTUAL, "reference"), opt.valid(*PERCEPTUAL, "vgg_layer_weights")
     if reference == "vgg" and vgg_layers == {}:
         text = "expected at least one layer, or another term as `reference`, got an empty mapping"
@@ -118,7 +130,7 @@ def _dp_loss(opt: View) -> Iterator[Problem]:
         return
     names = ["vgg"] if vgg_layers else []
     names += ["resnet"] if opt.valid(*PERCEPTUAL, "resnet_layer_weights") else []
-    for path in terms:
+    for path in _terms(opt):
         name = opt.valid(*path, "name") or opt.valid(*path, "type") or opt.valid(*path, "network")
         # All are logged side by side, and balance tells them apart by name.
         if name in OTHER_LOSSES:

@@ -191,6 +191,7 @@ VALUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "MSELoss": {"reduction": Literal["mean", "sum"]},
         "CharbonnierLoss": {"reduction": Literal["mean", "sum"], "eps": Positive},
         "PerceptualLoss": {
+            "vgg_type": Literal[VGG_TYPES],  # type: ignore[valid-type]
             "layer_weights": dict[str, float],
             "criterion": Literal["l1", "l2", "fro"],
             "perceptual_weight": NonNegative,

@@ -107,7 +107,9 @@ class RegisteredTerm(nn.Module):
             torch.manual_seed(PROBE_SEED)  # random projections of a loss must be the same in a resumed run
             try:
                 self.loss = LOSS_REGISTRY.get(kind)(**options)
-            except (KeyError, TypeError) as error:
+            except UserError:
+                raise
+            except Exception as error:  # another package's class may raise anything
                 raise UserError(f"extra_terms: {kind}: {error}") from error
             self.loss.requires_grad_(False).eval()
             # Probe it with a pair of noisy images and a pair of identical ones.
@@ -116,7 +118,7 @@ class RegisteredTerm(nn.Module):
             x = (gt + PROBE_NOISE * noise).clamp(0, 1).requires_grad_()
             try:
                 apart, same = self._call(x, gt), self._call(gt, gt).item()
-            except Exception as error:  # another package's class may raise anything
+            except Exception as error:
                 text = f"extra_terms: {kind} cannot be computed as loss(x, gt) on images {PROBE_SHAPE} in [0, 1]"
                 raise UserError(f"{text}: {error}") from error
         if min(apart.item(), same) < 0 or same > apart.item():

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from dp_basicsr.archs.any_network_arch import TIMM
-from dp_basicsr.archs.pretrained import local_weights, read_state_dict
+from dp_basicsr.archs.pretrained import local_weights, read_state_dict, without_downloads
 from dp_basicsr.checkpoint.resume import require_networks
 from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
@@ -53,15 +53,17 @@ def check(run: RunOptions) -> None:
     logger.setLevel(logging.ERROR)
     try:
         batch, source, loaded = first_batch(opt, missing)
-        seconds, losses = try_step(run, opt, batch)
+        with without_downloads() as absent:
+            seconds, losses = try_step(run, opt, batch)
     except UserError as error:
         raise UserError("\n".join([*missing, str(error)])) from error
     finally:
         logger.setLevel(before)
     # In every process, so that all of them end alike.
-    weights = try_weights(run.options.training.perceptual_opt, missing)
+    absent += try_weights(run.options.training.perceptual_opt, missing)
     if run.rank == 0:
-        notes = [f"  note:   {note}" for note in (*weights, *run.notes)]
+        downloads = [f"the ImageNet weights of {name} are missing: the run will download them first" for name in absent]
+        notes = [f"  note:   {note}" for note in (*downloads, *run.notes)]
         print("\n".join([summary(run, batch, source, loaded, seconds, losses), *notes]), flush=True)
     # After the summary, whose losses show which term is not finite.
     broken = [name for name, value in losses.items() if not math.isfinite(value)]
@@ -212,11 +214,11 @@ def duration(seconds: float) -> str:
 
 
 def try_weights(loss: Entry | None, missing: list[str]) -> list[str]:
-    """Return a note for each feature network of a DPLoss that the run would download.
+    """Return the feature networks of a DPLoss whose weights the run would download.
 
     Files that are there are read, because the step was tried without them; what is wrong is added to ``missing``.
     """
-    notes = []
+    absent = []
     networks = feature_networks(loss) if loss and loss["type"] == "DPLoss" else []
     for network, weights in networks:
         if weights == "random":
@@ -226,9 +228,9 @@ def try_weights(loss: Entry | None, missing: list[str]) -> list[str]:
             is_timm = weights == "imagenet" and network.startswith(TIMM)
             file = None if is_timm else local_weights(network, weights)
             if file is None:
-                notes.append(f"the ImageNet weights of {network} are missing: the run will download them first")
+                absent.append(network)
             else:
                 read_state_dict(file)
         except UserError as error:
             missing.append(str(error))
-    return notes
+    return absent

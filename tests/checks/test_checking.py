@@ -62,6 +62,7 @@ TERMS = "train:perceptual_opt:extra_terms"
         ("[{network: resnet34, layer_weigths: {layer1: 1}}]", ":0:layer_weigths: .*did you mean layer_weights"),
         ("[{network: resnet34, layer_weights: {layer9: 1}}]", ":0:layer_weights:layer9: expected a layer of resnet34"),
         ("[{network: vgg11, layer_weights: {conv9_9: 1}}]", ":0:layer_weights:conv9_9: expected a layer of vgg11"),
+        ("[{type: PerceptualLoss, layer_weights: {conv9: 1}}]", ":0:layer_weights:conv9: expected a layer of vgg19"),
         ("[{type: L1Loss, name: vgg}]", ":0:name: expected a unique name, got 'vgg'"),
         ("[{type: L1Loss, name: gan}]", ":0:name: expected another name, got 'gan'"),
         ("[{type: L1Loss}, {type: L1Loss}]", ":1:name: expected a unique name, got 'L1Loss'"),
@@ -70,6 +71,19 @@ TERMS = "train:perceptual_opt:extra_terms"
 def test_a_mistake_in_a_term_is_named(terms: str, message: str) -> None:
     found = problems(f"{TERMS}={terms}")
     assert any(re.match(f"{TERMS}{message}", text) for text in found), found
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("layer_weights: {conv1_2: 1}, vgg_type: vgg11", "layer_weights:conv1_2: expected a layer of vgg11, got"),
+        ("layer_weights: {relu9: 1}", "layer_weights:relu9: expected a layer of vgg19, got 'relu9'"),
+        ("layer_weights: {conv1_2: 1}, vgg_type: vgg9", "vgg_type: expected 'vgg11', 'vgg13'"),
+    ],
+)
+def test_a_mistake_in_basicsr_s_perceptual_loss_is_named(loss: str, message: str) -> None:
+    (problem,) = problems(f"train:perceptual_opt={{type: PerceptualLoss, {loss}}}")
+    assert problem.startswith(f"train:perceptual_opt:{message}")
 
 
 def test_terms_and_references_that_work_pass() -> None:

@@ -112,11 +112,22 @@ def test_imagenet_weights_are_not_downloaded(check: Check) -> None:
     problems: list[str] = []
     terms = [{"network": "alexnet", "weights": name} for name in (str(damaged), "nowhere.pth", "random")]
     loss = {"type": "DPLoss", "vgg_type": "vgg11", "extra_terms": terms}
-    assert [note.split()[4] for note in trial.try_weights(loss, problems)] == ["resnet50"]
+    assert trial.try_weights(loss, problems) == ["resnet50"]
     assert [problem.partition(":")[0] for problem in problems] == [
         "state_dict damaged.pth cannot be read",
         "weights of alexnet",
     ]
+
+
+def test_basicsr_s_perceptual_loss_needs_no_download(check: Check, refused: Callable[..., str]) -> None:
+    loss = "train:perceptual_opt={type: PerceptualLoss, layer_weights: {conv1_1: 1}, vgg_type: vgg11}"
+    code, out, err = check(loss)
+    assert (code, err) == (0, "")
+    assert "the ImageNet weights of vgg11 are missing: the run will download them first" in out
+    error = refused(train.main, ["-opt", "small.yml", "--force_yml", loss])
+    assert "the ImageNet weights of vgg11 were not found and could not be downloaded" in error
+    assert "experiments/pretrained_models/ " in error
+    assert not Path("experiments").exists()
 
 
 def test_durations() -> None:
