@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from dp_basicsr.utils.arguments import COMMANDS
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.programs import ROOT, python
+
 HEAVY = ("torch", "torchvision", "basicsr", "gradio", "matplotlib", "onnxruntime", "scipy")
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 COMMANDS = [
@@ -64,17 +61,14 @@ for command in json.loads(sys.argv[2]):
 
 def run(commands: list[str]) -> Iterator[tuple[int, str, str, list[str]]]:
     lines = [[str(ROOT / word) if word.endswith(".py") else word for word in command.split()] for command in commands]
-    command = [sys.executable, "-c", RUN, ",".join(HEAVY), json.dumps(lines)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return map(json.loads, done.stdout.splitlines())
+    return map(json.loads, python(RUN, ",".join(HEAVY), json.dumps(lines)).stdout.splitlines())
 
 
 def test_help_imports_nothing_heavy() -> None:
     for command, (code, out, err, heavy) in zip(COMMANDS, run([f"{name} --help" for name in COMMANDS]), strict=True):
         assert (code, heavy) == (0, []), (command, err)
-        assert out.startswith("usage: "), command
+        shown = f"python {command}" if command.startswith("-m dp_basicsr ") else ""
+        assert out.startswith(f"usage: {shown}"), command
 
 
 def test_a_missing_file_is_reported_before_heavy_imports() -> None:

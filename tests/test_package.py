@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import configparser
 import importlib
-import os
 import pkgutil
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
 import zipfile
+from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 
@@ -20,12 +18,15 @@ from dp_basicsr import get_basicsr
 
 import pytest
 
-ROOT = Path(dp_basicsr.__file__).resolve().parents[1]
+from tests.support.programs import ROOT, python
+
 PACKAGES = sorted(module.name for module in pkgutil.iter_modules(dp_basicsr.__path__, "dp_basicsr.") if module.ispkg)
 
 # Imports modules in a Python where a device, the network, a download or the command line raise.
 GUARDED_IMPORT = """
 import argparse, importlib, sys
+import dp_basicsr
+assert "torch" not in sys.modules and "basicsr" not in sys.modules
 import torch  # its own start-up is not tested
 
 def refuse(*args, **kwargs):
@@ -46,15 +47,6 @@ for name in sys.argv[2:]:
 """
 
 
-def run_python(
-    code: str, *arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a new Python with the tree under test first on its path."""
-    prefix = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-    command = [sys.executable, "-c", prefix + code, *arguments]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist and the wheel, built from a copy, so that nothing is written into the tree."""
@@ -65,9 +57,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT, source, ignore=left_out)
     (source / "datasets").mkdir()
     shutil.copy(ROOT / "datasets/README.md", source / "datasets")
-    build = "from setuptools import build_meta as b; to = sys.argv[1]; b.build_sdist(to); b.build_wheel(to)"
-    done = run_python(build, str(folder), cwd=source, env=os.environ | {"GITHUB_REPOSITORY": "owner/name"})
-    assert done.returncode == 0, done.stderr
+    build = "import sys; from setuptools import build_meta as b; to = sys.argv[1]; b.build_sdist(to); b.build_wheel(to)"
+    python(build, folder, cwd=source, env={"GITHUB_REPOSITORY": "owner/name"})
     return folder
 
 
@@ -75,6 +66,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(built: Path) -> zipfile.ZipFile:
     """The wheel of ``pip install .``."""
     return zipfile.ZipFile(next(built.glob("*.whl")))
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    return Parser().parsestr(read_metadata(wheel, "METADATA"))
 
 
 def read_metadata(wheel: zipfile.ZipFile, name: str) -> str:
@@ -104,8 +100,7 @@ def test_sdist_can_run_its_tests(built: Path) -> None:
     assert needed <= packed
 
 
-def test_metadata_states_version_python_and_core_requirements(wheel: zipfile.ZipFile) -> None:
-    metadata = Parser().parsestr(read_metadata(wheel, "METADATA"))
+def test_metadata_states_version_python_and_requirements(metadata: Message) -> None:
     assert metadata["Version"] == dp_basicsr.__version__
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0"
@@ -113,20 +108,14 @@ def test_metadata_states_version_python_and_core_requirements(wheel: zipfile.Zip
     core = {re.split(r"[>;\s]", line)[0] for line in lines if "extra ==" not in line}
     assert {"torch", "torchvision", "opencv-python", "pyyaml"} <= core
     assert not core & {"basicsr", "lmdb", "lpips", "scipy"}, "only training needs them"
-    assert not any(
-        "==" in line.partition(";")[0] or "<" in line.partition(";")[0] for line in lines if "extra" not in line
-    )
-
-
-def test_the_extra_train_is_what_get_basicsr_installs(wheel: zipfile.ZipFile) -> None:
-    lines = Parser().parsestr(read_metadata(wheel, "METADATA")).get_all("Requires-Dist", [])
+    bounds = [line.partition(";")[0] for line in lines if "extra" not in line]
+    assert not any("==" in bound or "<" in bound for bound in bounds)
     extra = {line.partition(";")[0] for line in lines if line.endswith('extra == "train"')}
     assert extra - {"setuptools"} == set(get_basicsr.TRAIN)
 
 
-def test_links_of_the_description_are_absolute(wheel: zipfile.ZipFile) -> None:
-    text = Parser().parsestr(read_metadata(wheel, "METADATA")).get_payload()
-    links = re.findall(r"\]\(([^)\s]+)\)", str(text))
+def test_links_of_the_description_are_absolute(metadata: Message) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", str(metadata.get_payload()))
     assert "https://github.com/owner/name/blob/main/docs/installation.md" in links
     assert "https://github.com/owner/name/raw/main/docs/images/box.jpg" in links
     assert [link for link in links if not link.startswith(("https://", "#"))] == []
@@ -135,26 +124,17 @@ def test_links_of_the_description_are_absolute(wheel: zipfile.ZipFile) -> None:
 def test_the_console_command_leads_to_a_function(wheel: zipfile.ZipFile) -> None:
     parser = configparser.ConfigParser()
     parser.read_string(read_metadata(wheel, "entry_points.txt"))
-    commands = dict(parser["console_scripts"])
-    assert commands.keys() == {"dp-basicsr"}
-    for target in commands.values():
-        module, _, function = target.partition(":")
-        assert callable(getattr(importlib.import_module(module), function)), target
+    ((command, target),) = parser["console_scripts"].items()
+    assert command == "dp-basicsr"
+    module, _, function = target.partition(":")
+    assert callable(getattr(importlib.import_module(module), function)), target
 
 
-def test_importing_the_package_does_not_import_torch() -> None:
-    result = run_python("import dp_basicsr; assert 'torch' not in sys.modules and 'basicsr' not in sys.modules")
-    assert result.returncode == 0, result.stderr
+def test_importing_the_packages_has_no_effect() -> None:
+    assert python(GUARDED_IMPORT, "--no-such-option", *PACKAGES).stdout == ""
+    assert list(Path().iterdir()) == []
 
 
-def test_importing_the_packages_has_no_other_effect(tmp_path: Path) -> None:
-    result = run_python(GUARDED_IMPORT, "--no-such-option", *PACKAGES, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == ""
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_upscaling_exporting_and_the_loss_run_without_basicsr(tmp_path: Path) -> None:
-    done = run_python((ROOT / ".ci/try_wheel.py").read_text(encoding="utf-8"), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_upscaling_exporting_and_the_loss_run_without_basicsr() -> None:
+    done = python((ROOT / ".ci/try_wheel.py").read_text(encoding="utf-8"))
     assert done.stderr.splitlines()[-1] == "error: basicsr is not installed: python -m dp_basicsr.get_basicsr"

@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
-import torch
-
-from tests.support.networks import make_network
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.networks import network_file
+from tests.support.options import SMALL_PSNR
+from tests.support.programs import ROOT, python
 
 # Chinese text in comments, lists, and values that are only displayed.
-OPTIONS = """# 训练
-name: small
-model_type: PSNRModel
-scale: 4
-num_gpu: 0
-manual_seed: 0
-datasets:
-  train:
-    name: 训练集
-    type: PairedImageDataset
-    dataroot_gt: pairs/GT
-    dataroot_lq: pairs/LRbicx4
-    meta_info_file: list.txt
-    io_backend: {type: disk}
-    gt_size: 64
-    use_hflip: true
-    use_rot: true
-    num_worker_per_gpu: 1
-    batch_size_per_gpu: 2
-  val_1: &set
-    name: 验证
-    type: PairedImageDataset
-    dataroot_gt: pairs/GT
-    dataroot_lq: pairs/LRbicx4
-    meta_info_file: list.txt
-    io_backend: {type: disk}
+VALIDATED = """
+  val_1: &set {name: 验证, type: PairedImageDataset, dataroot_gt: pairs/GT, dataroot_lq: pairs/LRbicx4,
+               meta_info_file: list.txt, io_backend: {type: disk}}
   test_1: *set
-network_g: {type: RRDBNetDP, scale: 4, num_feat: 4, num_block: 1, num_grow_ch: 4}
-path: {pretrain_network_g: ~}
-train:
-  optim_g: {type: Adam, lr: 1e-3}
-  scheduler: {type: MultiStepLR, milestones: [1]}
-  total_iter: 2
-  pixel_opt: {type: L1Loss}
 val: {val_freq: 2, save_img: false, metrics: {psnr_rgb: {type: calculate_psnr, crop_border: 4}}}
-logger: {print_freq: 1, save_checkpoint_freq: 2, use_tb_logger: true}
-"""
+network_g"""
+OPTIONS = "# 训练" + SMALL_PSNR.replace("\nnetwork_g", VALIDATED)
+for old, new in (
+    ("name: pairs", "name: 训练集, meta_info_file: list.txt"),
+    ("num_worker_per_gpu: 0", "num_worker_per_gpu: 1"),
+    ("use_tb_logger: false", "use_tb_logger: true"),
+):
+    assert old in OPTIONS
+    OPTIONS = OPTIONS.replace(old, new)
 
 # What Windows lacks, before anything is imported.
 WINDOWS = """
@@ -80,29 +53,13 @@ inference.main(["-i", "pairs/LRbicx4", "-o", "out", "--model_path", "model.pth",
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-def python(program: str, *arguments: str, **environment: str) -> str:
-    """Run a program in a child, which must succeed; return its output."""
-    command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "Traceback" not in done.stdout, done.stdout
-    return done.stdout
-
-
 def test_train_test_and_upscale_without_posix_under_an_ascii_locale(pairs: Path) -> None:
     Path("small.yml").write_text(OPTIONS, encoding="utf-8")
     names = sorted(path.name for path in Path("pairs/GT").iterdir())
     Path("list.txt").write_text("".join(f"{name} (图)\n" for name in names), encoding="utf-8")
-    torch.save({"params": make_network().state_dict()}, "model.pth")
-    printed = python(WINDOWS + STEPS, str(ROOT), **ASCII)
+    network_file("model.pth")
+    printed = python(WINDOWS + STEPS, ROOT, env=ASCII, stdout=PIPE, stderr=STDOUT, capture_output=False).stdout
+    assert "Traceback" not in printed
     assert printed.count("usage: ") == len(list((ROOT / "scripts").glob("*.py")))
     assert "cannot be locked (this system has no fcntl): start no second run of this name" in printed
     assert "not measured on this system" in printed
@@ -116,10 +73,7 @@ def test_train_test_and_upscale_without_posix_under_an_ascii_locale(pairs: Path)
 
 def test_a_name_that_the_locale_lacks_is_one_message() -> None:
     failing = "from dp_basicsr.errors import exit_on_user_error as e\nwith e():\n    open(chr(0x8bad), 'wb')"
-    command = [sys.executable, "-c", failing]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | ASCII
-    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
+    done = python(failing, check=False, env=ASCII)
     assert done.returncode == 2
-    assert done.stderr.startswith(
-        "error: '\\u8bad' cannot be a file name under this locale (ascii): set LC_ALL=C.UTF-8"
-    )
+    expected = "error: '\\u8bad' cannot be a file name under this locale (ascii): set LC_ALL=C.UTF-8"
+    assert done.stderr.startswith(expected)

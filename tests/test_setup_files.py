@@ -15,7 +15,7 @@ from dp_basicsr import get_basicsr
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.programs import ROOT, python
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -36,11 +36,9 @@ def shim(tmp_path: Path) -> Path:
     return folder
 
 
-def run_python(code: str, *python_path: Path) -> str:
+def printed(code: str, *python_path: Path) -> str:
     """What ``code`` prints in a Python with these folders on PYTHONPATH."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, python_path))}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+    return python(code, env={"PYTHONPATH": os.pathsep.join(map(str, python_path))}).stdout
 
 
 @needs_make
@@ -55,13 +53,9 @@ def test_help_lists_every_target() -> None:
 @needs_make
 @pytest.mark.parametrize(
     ("target", "extra", "command"),
-    [
-        ("demo", "demo", "scripts/demo.py"),
-        ("docs", "docs", "-m mkdocs"),
-        ("lint", "lint", "-m mypy"),
-        ("test", "dev", "-m pytest"),
-    ],
-)
+    [("demo", "demo", "scripts/demo.py"), ("docs", "docs", "-m mkdocs"), ("lint", "lint", "-m mypy"),
+     ("test", "dev", "-m pytest")],
+)  # fmt: skip
 def test_every_target_first_installs_what_it_needs(target: str, extra: str, command: str, tmp_path: Path) -> None:
     commands = run_make("--dry-run", target, f"VENV={tmp_path / 'venv'}").stdout
     installs = re.findall(r"--editable '\.\[(\w+)\]'", commands)
@@ -79,13 +73,17 @@ def test_torch_index_reaches_the_torch_install_only(tmp_path: Path) -> None:
     assert f"index='{url}'" in commands
 
 
+def program(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
 @needs_make
 def test_an_old_python_is_refused_and_setup_is_not_marked_done(tmp_path: Path) -> None:
-    old_python = tmp_path / "python3.9"
-    old_python.write_text(
-        f"#!/bin/sh\nexec {sys.executable} -c \"import sys; sys.version_info = (3, 9); sys.version = '3.9.18 x'; $2\"\n"
-    )
-    old_python.chmod(0o755)
+    pretend = "import sys; sys.version_info = (3, 9); sys.version = '3.9.18 x'"
+    old_python = program(tmp_path / "python3.9", f'exec {sys.executable} -c "{pretend}; $2"')
     venv = tmp_path / "venv"
     result = run_make("setup", f"PYTHON={old_python}", f"VENV={venv}")
     assert result.returncode != 0
@@ -97,10 +95,7 @@ def test_an_old_python_is_refused_and_setup_is_not_marked_done(tmp_path: Path) -
 def test_an_interrupted_setup_is_not_marked_done(tmp_path: Path) -> None:
     """A stale environment whose pip fails half-way: the earlier set-up's mark stays older than its sources."""
     venv = tmp_path / "venv"
-    (venv / "bin").mkdir(parents=True)
-    python = venv / "bin" / "python"
-    python.write_text('#!/bin/sh\ntest "$3" = --version\n')
-    python.chmod(0o755)
+    program(venv / "bin/python", 'test "$3" = --version')
     done = venv / ".setup-done"
     done.touch()
     os.utime(done, (0, 0))
@@ -111,11 +106,9 @@ def test_an_interrupted_setup_is_not_marked_done(tmp_path: Path) -> None:
 
 @needs_make
 def test_clean_removes_no_folder_that_is_not_an_environment(tmp_path: Path) -> None:
-    precious = tmp_path / "photographs"
-    precious.mkdir()
-    commands = run_make("--dry-run", "clean", f"VENV={precious}").stdout.splitlines()
+    commands = run_make("--dry-run", "clean", f"VENV={tmp_path}").stdout.splitlines()
     subprocess.run(["sh", "-c", commands[0]], check=True)
-    assert precious.exists()
+    assert tmp_path.exists()
 
 
 BARE_EXEC_IN_A_FUNCTION = """
@@ -127,14 +120,12 @@ print(version())
 
 
 def test_shim_lets_a_bare_exec_write_into_a_function(shim: Path) -> None:
-    assert run_python(BARE_EXEC_IN_A_FUNCTION, shim) == "1.4.2\n"
+    assert printed(BARE_EXEC_IN_A_FUNCTION, shim) == "1.4.2\n"
 
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="exec reaches locals() before Python 3.13")
 def test_without_the_shim_exec_is_pythons_own() -> None:
-    with pytest.raises(subprocess.CalledProcessError) as failure:
-        run_python(BARE_EXEC_IN_A_FUNCTION)
-    assert "KeyError: '__version__'" in failure.value.stderr
+    assert "KeyError: '__version__'" in python(BARE_EXEC_IN_A_FUNCTION, check=False).stderr
 
 
 def test_shim_leaves_every_other_exec_as_it_is(shim: Path) -> None:
@@ -155,17 +146,17 @@ run()
 exec("d = 4")
 print(d)
 """
-    assert run_python(code, shim) == run_python(code) == "1 {'b': 2} seen\n4\n"
+    assert printed(code, shim) == printed(code) == "1 {'b': 2} seen\n4\n"
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="that is what the shim is for")
 def test_shim_does_nothing_before_python_313(shim: Path) -> None:
-    assert run_python("print(type(exec).__name__)", shim) == "builtin_function_or_method\n"
+    assert printed("print(type(exec).__name__)", shim) == "builtin_function_or_method\n"
 
 
 def test_shim_still_runs_the_machines_own_sitecustomize(shim: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("print('company certificates installed')\n")
-    assert run_python("print('ready')", shim, tmp_path) == "company certificates installed\nready\n"
+    assert printed("print('ready')", shim, tmp_path) == "company certificates installed\nready\n"
 
 
 def test_basicsr_is_installed_into_the_running_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,11 +172,8 @@ def test_basicsr_is_installed_into_the_running_environment(monkeypatch: pytest.M
     monkeypatch.setattr(subprocess, "run", run)
     assert get_basicsr.main() == 0
     assert all(command[:4] == [sys.executable, "-m", "pip", "install"] for command, _ in calls)
-    assert [("--no-deps" in command, path != "mine") for command, path in calls] == [
-        (False, False),
-        (True, True),
-        (False, False),
-    ]
+    without_dependencies = [("--no-deps" in command, path != "mine") for command, path in calls]
+    assert without_dependencies == [(False, False), (True, True), (False, False)]
     assert calls[1][1].endswith(f"{os.pathsep}mine")
     assert get_basicsr.main() == 7
     assert len(calls) == 5
@@ -203,6 +191,7 @@ def test_ci_and_pre_commit_run_the_makefile_s_commands() -> None:
     job = workflow["jobs"]["check"]
     assert job["strategy"]["matrix"]["python"] == ["3.10", "3.13"]
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert os.access(ROOT / ".ci/run", os.X_OK)
     wheel = workflow["jobs"]["wheel"]["strategy"]["matrix"]
     assert wheel["python"] == [f"3.{minor}" for minor in range(10, 15)]
     assert {entry["os"] for entry in wheel["include"]} == {"windows-latest", "macos-latest"}
@@ -211,10 +200,6 @@ def test_ci_and_pre_commit_run_the_makefile_s_commands() -> None:
     assert release["publish"]["permissions"] == {"id-token": "write"}, "trusted publishing"
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
     assert [hook["entry"] for hook in hooks] == ["make lint"]
-
-
-def test_ci_script_can_be_run() -> None:
-    assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
 def test_pytest_does_not_take_the_test_command_for_a_test() -> None:
