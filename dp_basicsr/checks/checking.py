@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from types import MappingProxyType
 from typing import Any
 
 from dp_basicsr.checks.notes import find_notes
@@ -28,7 +27,7 @@ from dp_basicsr.metrics.scores import function_of
 from dp_basicsr.options.reading import Options, quote
 from dp_basicsr.options.schema import DATASETS, Dataset, OptionFile, dataset_model, section_in
 from dp_basicsr.options.section import FOREIGN, Section
-from dp_basicsr.utils.optimizers import optimizers, why_not_optimizer, why_not_scheduler
+from dp_basicsr.utils.optimizers import optimizers
 
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
@@ -43,17 +42,6 @@ STOCK_KEYS = {
     "perceptual_weight": "loss_weight",
     "style_weight": "none, because DPLoss has no style loss: remove it",
 }
-
-# What an optimizer and a scheduler must do, and the function that tries it.
-TRIALS: Mapping[str, tuple[str, Callable[..., str | None]]] = MappingProxyType(
-    {
-        "optimizer": (
-            "an optimizer that steps on dense gradients of weights of any shape, without a closure, and resumes",
-            why_not_optimizer,
-        ),
-        "scheduler": ("a scheduler that steps by iteration, and resumes", why_not_scheduler),
-    }
-)
 
 _tried: dict[tuple[Any, str], str | None] = {}  # class and settings -> why it does not work here
 
@@ -131,7 +119,12 @@ def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()
     is_open = is_open and not view.model.__module__.startswith("dp_basicsr.")
     # It may also build its optimizer itself, whose keys are then not a signature's.
     builds_optimizers = is_open and getattr(view.model, "get_optimizer", None) is not BaseModel.get_optimizer
-    problems = [*_environment(), *_validate(OptionFile, opt, (), is_open), *_names(opt)]
+    problems = [*_validate(OptionFile, opt, (), is_open), *_names(opt)]
+    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    # BasicSR's own torch.load would then run code from a file.
+    if os.environ.get(name, "0").lower() in ("1", "y", "yes", "true"):
+        text = f"expected {name} to be unset in the environment: with it a file of weights can run code"
+        problems.append(Problem((), text))
     # Only what the file names: importing the package of further optimizers takes seconds.
     wanted = {name for key in ("optim_g", "optim_d") if isinstance(name := view.raw("train", key, "type"), str)}
     for name, kind in typed_entries(wanted).items():
@@ -156,13 +149,6 @@ def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()
     problems += find_missing(view, is_train)
     # One problem per location: reversed twice, so that of two problems at one place the first remains.
     return list({path_text(problem.path): problem for problem in reversed(problems)}.values())[::-1]
-
-
-def _environment() -> Iterator[Problem]:
-    """Refuse environment variables that would make BasicSR's own torch.load run code from a file."""
-    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-    if os.environ.get(name, "0").lower() in ("1", "y", "yes", "true"):
-        yield Problem((), f"expected {name} to be unset in the environment: with it a file of weights can run code")
 
 
 def _names(opt: Options) -> Iterator[Problem]:
@@ -204,16 +190,15 @@ def _check_entry(kind: TypedEntry, entry: dict[str, Any], path: Path, view: View
         view.signatures[path] = model
     # Metrics and many optimizers take any key, and ignore it.
     problems = _validate(model, entry, path, takes_more(member) and kind.what not in ("metric", "optimizer"))
-    if kind.what in TRIALS and not problems and not member.__module__.startswith("basicsr."):
+    if kind.why_not and not problems and not member.__module__.startswith("basicsr."):
         # A signature does not tell whether a class works here, so it is tried on small weights.
-        expected, why_not = TRIALS[kind.what]
         settings = {key: value for key, value in entry.items() if key != "type"}
         # G and D have the same one as a rule, and a trial takes longer than all other checks.
         key = (member, repr(settings))
         if key not in _tried:
-            _tried[key] = why_not(member, settings)
+            _tried[key] = kind.why_not(member, settings)
         if reason := _tried[key]:
-            text = f"expected {expected}, got {name}, of which a trial fails: {reason}"
+            text = f"expected {kind.expected}, got {name}, of which a trial fails: {reason}"
             problems.append(Problem((*path, "type"), text))
     return problems
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path as File
 from typing import Any
 
-from dp_basicsr.checks.problems import Path, Problem
+from dp_basicsr.checks.problems import Path, Problem, Rule, problems_of
 from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.data.datasets import missing_folders
 from dp_basicsr.data.downloads.catalogue import SOURCES
-from dp_basicsr.options.schema import Dataset, OptionFile
+from dp_basicsr.options.schema import Dataset, OptionFile, Val
 from dp_basicsr.options.section import Entry, Section
 from dp_basicsr.utils.arguments import advise
 
@@ -21,42 +21,39 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:
     """Find what is asked for without effect, with the reason."""
-    sets = options.sets("val" if is_train else "test")
-    for key, dataset in sets.items():
-        if missing := missing_folders(dataset.as_dict()):
-            folders, command = " and ".join(missing), _how_to_get(dataset, options.scale)
-            yield Problem(("datasets", key), f"{dataset.name} is skipped: no such folder: {folders}{command}")
+    sets, val = options.sets("val" if is_train else "test"), options.val
+    missing = {key: folders for key, dataset in sets.items() if (folders := missing_folders(dataset.as_dict()))}
+    for key, folders in missing.items():
+        text = f"{sets[key].name} is skipped: no such folder: {' and '.join(folders)}"
+        yield Problem(("datasets", key), f"{text}{_how_to_get(sets[key], options.scale)}")
     if not is_train:
         return
-    missing_part = "" if sets else "no validation set (datasets: val ...)"
-    if sets and options.val is None:
-        missing_part = "no `val:` section"
-    elif sets and all(missing_folders(dataset.as_dict()) for dataset in sets.values()):
-        missing_part = "no validation set that exists"
+    lacking = ""
+    if not sets:
+        lacking = "no validation set (datasets: val ...)"
+    elif val is None:
+        lacking = "no `val:` section"
+    elif missing.keys() == sets.keys():
+        lacking = "no validation set that exists"
     # A run without sets and without `val:` asks for no validation, so there is nothing to say.
-    if missing_part and (sets or options.val is not None):
-        path: Path = ("datasets", next(iter(sets))) if options.val is None else ("val",)
-        yield Problem(path, f"there is no validation, because there is {missing_part}")
-    for path, condition, reason in [*_about_validation(options, missing_part), *_about_training(options)]:
-        if condition and _is_given(options, path):
-            yield Problem(path, reason)
+    if lacking and (sets or val is not None):
+        path: Path = ("datasets", next(iter(sets))) if val is None else ("val",)
+        yield Problem(path, f"there is no validation, because there is {lacking}")
+    rules = [*(_about_validation(val) if val and not lacking else ()), *_about_training(options)]
+    lacking = lacking or ("" if val and val.metrics else "no metric (val: metrics)")
+    rules.append((("logger", "keep_best"), lacking, f"no best network is kept, because there is {lacking}"))
+    rules.append((("val", "patience"), lacking, f"the training does not end early, because there is {lacking}"))
+    yield from problems_of((path, holds and _is_given(options, path), reason) for path, holds, reason in rules)
 
 
-def _about_validation(options: OptionFile, missing_part: str) -> Iterator[tuple[Path, bool, str]]:
-    """Yield keys, whether they are without effect, and the reason."""
-    metrics = options.val.metrics if options.val else None
-    lacking = missing_part or ("" if metrics else "no metric (val: metrics)")
-    yield ("logger", "keep_best"), bool(lacking), f"no best network is kept, because there is {lacking}"
-    yield ("val", "patience"), bool(lacking), f"the training does not end early, because there is {lacking}"
-    if options.val is not None and not missing_part:
-        yield ("val", "monitor"), options.val.patience is None, "without effect, because there is no val: patience"
-        nothing = not metrics and not options.val.save_img
-        yield ("val", "val_freq"), nothing, "validation leaves nothing: there are no metrics, and save_img is false"
-        yield ("val", "tile_overlap"), options.val.tile is None, "without effect, because there is no val: tile"
+def _about_validation(val: Val) -> Iterator[Rule]:
+    yield ("val", "monitor"), val.patience is None, "without effect, because there is no val: patience"
+    nothing = not val.metrics and not val.save_img
+    yield ("val", "val_freq"), nothing, "validation leaves nothing: there are no metrics, and save_img is false"
+    yield ("val", "tile_overlap"), val.tile is None, "without effect, because there is no val: tile"
 
 
-def _about_training(options: OptionFile) -> Iterator[tuple[Path, bool, str]]:
-    """Yield keys, whether they are without effect, and the reason."""
+def _about_training(options: OptionFile) -> Iterator[Rule]:
     train, logger, data = options.training, options.logs, options.datasets["train"]
     total = train.total_iter
     model = members_of(MODEL_REGISTRY).get(options.model_type)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -14,6 +14,7 @@ from dp_basicsr.options.reading import LONGEST, compose, quote, split_entry
 import yaml
 
 Path = tuple[Any, ...]  # keys and list indices from the top of the file
+Rule = tuple[Path, object, str]  # where a problem is, if the second is true, and its message
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Problem:
     text: str
     missing: bool = False
     help: str = ""
+
+
+def problems_of(rules: Iterable[Rule]) -> Iterator[Problem]:
+    """Yield the problems of the rules that hold."""
+    return (Problem(path, text) for path, holds, text in rules if holds)
 
 
 def report(file: str, problems: Sequence[Problem], entries: Sequence[str]) -> str:

@@ -1,14 +1,15 @@
-"""Rules for combinations of values, and missing files."""
+"""Rules for combinations of values, and missing files: where, whether it is so, and the message."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Collection, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
-from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES
-from dp_basicsr.checks.problems import Path, Problem, hint
+from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES, vgg_layers
+from dp_basicsr.checks.problems import Path, Problem, Rule, hint, problems_of
 from dp_basicsr.checks.view import View
 from dp_basicsr.data.datasets import how_to_get_data, how_to_get_test_sets
 from dp_basicsr.errors import UserError, shorten
@@ -20,12 +21,10 @@ from dp_basicsr.options.schema import DATASETS, OptionFile, section_in
 from dp_basicsr.options.section import OURS
 
 import torch
-from basicsr.archs.vgg_arch import NAMES, insert_bn
 from basicsr.models.realesrgan_model import RealESRGANModel
 
 TRAIN_SET: Path = ("datasets", "train")
 PERCEPTUAL: Path = ("train", "perceptual_opt")
-NEEDED = "expected a value, which training needs, got nothing: it is missing"
 
 
 def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> Iterator[Problem]:
@@ -36,71 +35,63 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
         is_train: True for train.py, which needs more keys.
         overridden: Keys set on the command line.
     """
-    wanted, there = opt.valid("num_gpu"), torch.cuda.device_count()
-    if isinstance(wanted, int) and wanted > there:
-        yield Problem(("num_gpu",), f"expected auto or a number from 0 (CPU) to {there} (GPUs here), got {wanted}")
-    yield from _sets(opt, "val" if is_train else "test")
-    yield from _network_scale(opt)
-    yield from _feature_layers(opt)
-    yield from _dp_loss(opt)
     # `--force_yml train:total_iter=10` is how a run is tried out; its milestones lie beyond.
-    yield from _schedule(opt, cut_short="train:total_iter" in overridden)
-    yield from _validation(opt)
-    yield from _keys_of_the_model(opt)
+    rules = [_general(opt, is_train), _sets(opt, "val" if is_train else "test"), _feature_layers(opt), _dp_loss(opt)]
+    rules += [_schedule(opt, cut_short="train:total_iter" in overridden), _validation(opt), _keys_of_the_model(opt)]
     if is_train:
-        yield from _needed_to_train(opt)
-        yield from _patches_and_channels(opt)
-        yield from _losses(opt)
-        yield from _batch(opt)
-    elif opt.raw("val") is None:
-        yield Problem(("val",), "expected a section with save_img, which a test needs, got nothing: it is missing")
+        rules += [_needed_to_train(opt), _patches_and_channels(opt), _losses(opt), _batch(opt)]
+    return problems_of(itertools.chain(*rules))
 
 
-def _sets(opt: View, phase: str) -> Iterator[Problem]:
+def _general(opt: View, is_train: bool) -> Iterator[Rule]:
+    """The GPUs must be there, and the generator's scale that of the data; a test needs to know whether to save."""
+    wanted, there = opt.valid("num_gpu"), torch.cuda.device_count()
+    text = f"expected auto or a number from 0 (CPU) to {there} (GPUs here), got {wanted}"
+    yield ("num_gpu",), isinstance(wanted, int) and wanted > there, text
+    scale = opt.valid("scale")
+    # RRDBNet calls it scale, MSRResNet upscale.
+    for key in ("scale", "upscale"):
+        factor = opt.valid("network_g", key)
+        is_other = isinstance(scale, int) and isinstance(factor, int) and factor != scale
+        yield ("network_g", key), is_other, f"expected {scale}, the scale of the data, got {factor}"
+    text = "expected a section with save_img, which a test needs, got nothing: it is missing"
+    yield ("val",), not is_train and opt.raw("val") is None, text
+
+
+def _sets(opt: View, phase: str) -> Iterator[Rule]:
     """Sets must be stored as they say; those of the phase need different names, and the channels of the network."""
     channels = opt.valid("network_g", "num_in_ch") or 3
     taken: dict[str, Any] = {}  # name -> key
     for key in opt.valid("datasets") or ():
         path = ("datasets", key)
         kind = opt.valid(*path, "io_backend", "type")
+        form = "a name ending in .lmdb" if kind == "lmdb" else "a folder of images, not an LMDB,"
         for root in ("dataroot_gt", "dataroot_lq"):
             folder = opt.valid(*path, root)
             # BasicSR recognises an LMDB by the suffix of its name.
-            if folder and kind in ("disk", "lmdb") and folder.endswith(".lmdb") != (kind == "lmdb"):
-                form = "a name ending in .lmdb" if kind == "lmdb" else "a folder of images, not an LMDB,"
-                yield Problem((*path, root), f"expected {form} for io_backend: {kind}, got {quote(folder)}")
+            is_other = folder and kind in ("disk", "lmdb") and folder.endswith(".lmdb") != (kind == "lmdb")
+            yield (*path, root), is_other, f"expected {form} for io_backend: {kind}, got {quote(folder)}"
         if not str(key).startswith(phase):
             continue
         name = opt.valid(*path, "name")
         # Images, figures and best networks are kept by the name of the set.
-        if name is not None and taken.setdefault(name, key) != key:
-            text = f"expected another name, got {quote(name)}: {taken[name]} has it, and would be mixed with this one"
-            yield Problem((*path, "name"), text)
+        other = taken.setdefault(name, key)
+        text = f"expected another name, got {quote(name)}: {other} has it, and would be mixed with this one"
+        yield (*path, "name"), name is not None and other != key, text
         color, is_ours = opt.valid(*path, "color"), opt.valid(*path, "type") in DATASETS
-        if is_ours and channels in (1, 3) and (channels == 1) != (color == "y"):
-            expected, got = ("y", color or "none") if channels == 1 else ("none", "y")
-            text = f"expected {expected}, because network_g has num_in_ch: {channels}, got {got}"
-            yield Problem((*path, "color"), text)
-
-
-def _network_scale(opt: View) -> Iterator[Problem]:
-    """The generator's scale must be that of the data, whatever its class calls it."""
-    scale = opt.valid("scale")
-    # RRDBNet calls it scale, MSRResNet upscale.
-    for key in ("scale", "upscale"):
-        factor = opt.valid("network_g", key)
-        if isinstance(scale, int) and isinstance(factor, int) and factor != scale:
-            yield Problem(("network_g", key), f"expected {scale}, the scale of the data, got {factor}")
+        expected, got = ("y", color or "none") if channels == 1 else ("none", "y")
+        text = f"expected {expected}, because network_g has num_in_ch: {channels}, got {got}"
+        yield (*path, "color"), is_ours and channels in (1, 3) and (channels == 1) != (color == "y"), text
 
 
 def _terms(opt: View) -> list[Path]:
-    """Return the places of a perceptual loss's extra terms."""
+    """Return the paths of a perceptual loss's extra terms."""
     extra = opt.raw(*PERCEPTUAL, "extra_terms")
     extra = extra if isinstance(extra, list) else []
     return [(*PERCEPTUAL, "extra_terms", number) for number, term in enumerate(extra) if isinstance(term, dict)]
 
 
-def _feature_layers(opt: View) -> Iterator[Problem]:
+def _feature_layers(opt: View) -> Iterator[Rule]:
     """A perceptual loss must take layers that its networks have: DPLoss, its terms, and BasicSR's PerceptualLoss."""
     networks = [((*PERCEPTUAL, "vgg_layer_weights"), opt.valid(*PERCEPTUAL, "vgg_type"))]
     networks += [((*path, "layer_weights"), opt.valid(*path, "network")) for path in _terms(opt)]
@@ -111,91 +102,87 @@ def _feature_layers(opt: View) -> Iterator[Problem]:
         # The layers of other networks are known only when these are built.
         layers: Sequence[str] = RESNET_STAGES if network in RESNET_TYPES else ()
         if network in VGG_TYPES:
-            layers = NAMES[network.removesuffix("_bn")]
-            layers = insert_bn(layers) if network.endswith("_bn") else layers
+            layers = vgg_layers(network)
         for layer in (opt.valid(*path) or ()) if layers else ():
-            if layer not in layers:
-                text = f"expected a layer of {network}, got {quote(layer)}{hint(layer, layers)}"
-                yield Problem((*path, layer), text)
+            text = f"expected a layer of {network}, got {quote(layer)}{hint(layer, layers)}"
+            yield (*path, layer), layer not in layers, text
 
 
-def _dp_loss(opt: View) -> Iterator[Problem]:
+def _dp_loss(opt: View) -> Iterator[Rule]:
     """The terms of a DPLoss must have different names, one of them that of the reference."""
     if opt.valid(*PERCEPTUAL, "type") != "DPLoss":
         return
-    reference, vgg_layers = opt.valid(*PERCEPTUAL, "reference"), opt.valid(*PERCEPTUAL, "vgg_layer_weights")
-    if reference == "vgg" and vgg_layers == {}:
+    reference, vgg_layer_weights = (opt.valid(*PERCEPTUAL, key) for key in ("reference", "vgg_layer_weights"))
+    if reference == "vgg" and vgg_layer_weights == {}:
         text = "expected at least one layer, or another term as `reference`, got an empty mapping"
-        yield Problem((*PERCEPTUAL, "vgg_layer_weights"), text)
+        yield (*PERCEPTUAL, "vgg_layer_weights"), True, text
         return
-    names = ["vgg"] if vgg_layers else []
+    names = ["vgg"] if vgg_layer_weights else []
     names += ["resnet"] if opt.valid(*PERCEPTUAL, "resnet_layer_weights") else []
     for path in _terms(opt):
         name = opt.valid(*path, "name") or opt.valid(*path, "type") or opt.valid(*path, "network")
         # All are logged side by side, and balance tells them apart by name.
-        if name in OTHER_LOSSES:
-            yield Problem((*path, "name"), f"expected another name, got {quote(name)}, that of a loss of the step")
-        if name in names:
-            yield Problem((*path, "name"), f"expected a unique name, got {quote(name)}, which another term has")
+        text = f"expected another name, got {quote(name)}, that of a loss of the step"
+        yield (*path, "name"), name in OTHER_LOSSES, text
+        yield (*path, "name"), name in names, f"expected a unique name, got {quote(name)}, which another term has"
         names.append(str(name))
-    if isinstance(reference, str) and reference not in names:
-        text = f"expected the name of a term, got {quote(reference)}{hint(reference, names)}"
-        yield Problem((*PERCEPTUAL, "reference"), text)
+    text = f"expected the name of a term, got {quote(reference)}{hint(reference, names)}"
+    yield (*PERCEPTUAL, "reference"), isinstance(reference, str) and reference not in names, text
 
 
-def _schedule(opt: View, cut_short: bool) -> Iterator[Problem]:
+def _schedule(opt: View, cut_short: bool) -> Iterator[Rule]:
     """The schedule must fit the run's length, unless the command line shortened the run for a trial."""
-    total, path = opt.valid("train", "total_iter"), ("train", "scheduler")
+    path = ("train", "scheduler")
+    total, warmup = opt.valid("train", "total_iter"), opt.valid("train", "warmup_iter")
+    if total is None:
+        total = math.inf
     # Schedulers of torch have parameters of the same names, and any values.
     milestones, periods, cycle = (opt.valid(*path, key) for key in ("milestones", "periods", "total_steps"))
     upper = f"expected iterations up to train:total_iter ({total}), got"
     if isinstance(milestones, list):
-        if any(later <= earlier for earlier, later in pairwise(milestones)):
-            yield Problem((*path, "milestones"), f"expected increasing iterations, got {quote(milestones)}")
-        late = [milestone for milestone in milestones if total is not None and milestone > total]
-        if late and not cut_short:
-            yield Problem((*path, "milestones"), f"{upper} {quote(late)}")
-    if isinstance(periods, list) and total is not None and sum(periods) < total:
+        unordered = any(later <= earlier for earlier, later in itertools.pairwise(milestones))
+        yield (*path, "milestones"), unordered, f"expected increasing iterations, got {quote(milestones)}"
+        late = [milestone for milestone in milestones if milestone > total]
+        yield (*path, "milestones"), late and not cut_short, f"{upper} {quote(late)}"
+    if isinstance(periods, list):
         text = f"expected a sum of at least train:total_iter ({total}), got {sum(periods)}"
-        yield Problem((*path, "periods"), text)
+        yield (*path, "periods"), sum(periods) < total < math.inf, text
     # OneCycleLR raises when it is stepped beyond its total_steps.
-    if isinstance(cycle, int) and total is not None and cycle < total:
-        yield Problem((*path, "total_steps"), f"expected at least train:total_iter ({total}), got {cycle}")
-    warmup = opt.valid("train", "warmup_iter")
-    if warmup is not None and total is not None and warmup > total and not cut_short:
-        yield Problem(("train", "warmup_iter"), f"{upper} {warmup}")
+    text = f"expected at least train:total_iter ({total}), got {cycle}"
+    yield (*path, "total_steps"), isinstance(cycle, int) and cycle < total < math.inf, text
+    yield ("train", "warmup_iter"), warmup is not None and warmup > total and not cut_short, f"{upper} {warmup}"
     # Restarts of the learning rate need one weight each; both have one by default.
     key = "periods" if opt.valid(*path, "type") == "CosineAnnealingRestartLR" else "restarts"
     restarts, weights = opt.valid(*path, key), opt.valid(*path, "restart_weights")
-    if isinstance(restarts, (list, tuple)) and isinstance(weights, (list, tuple)) and len(restarts) != len(weights):
+    if isinstance(restarts, (list, tuple)) and isinstance(weights, (list, tuple)):
         text = f"expected {len(restarts)}, one for each of {key}, got {len(weights)}"
-        yield Problem((*path, "restart_weights"), text)
+        yield (*path, "restart_weights"), len(restarts) != len(weights), text
 
 
-def _validation(opt: View) -> Iterator[Problem]:
+def _validation(opt: View) -> Iterator[Rule]:
     """Tiles must be larger than their overlaps, what patience watches must be measured, and wandb needs figures."""
     tile, overlap = opt.valid("val", "tile"), opt.valid("val", "tile_overlap")
-    if tile is not None and overlap is not None and 2 * overlap >= tile:
-        yield Problem(("val", "tile"), f"expected more than twice tile_overlap ({overlap}), got {tile}")
+    is_small = tile is not None and overlap is not None and 2 * overlap >= tile
+    yield ("val", "tile"), is_small, f"expected more than twice tile_overlap ({overlap}), got {tile}"
     monitor, metrics = opt.valid("val", "monitor"), opt.valid("val", "metrics") or {}
     sets = [opt.valid("datasets", key, "name") for key in opt.valid("datasets") or () if str(key).startswith("val")]
     known = [*metrics, *(f"{name}/{metric}" for name in sets for metric in metrics)]
     for name in [monitor] if isinstance(monitor, str) else monitor or ():
-        if name not in known:
-            text = f"expected a metric of val: metrics, or set/metric, got {quote(name)}{hint(name, known)}"
-            yield Problem(("val", "monitor"), text)
-    if opt.valid("logger", "wandb", "project") and opt.valid("logger", "use_tb_logger") is False:
-        yield Problem(("logger", "use_tb_logger"), "expected true: wandb gets its figures from TensorBoard, got false")
+        text = f"expected a metric of val: metrics, or set/metric, got {quote(name)}{hint(name, known)}"
+        yield ("val", "monitor"), name not in known, text
+    lacks_figures = opt.valid("logger", "wandb", "project") and opt.valid("logger", "use_tb_logger") is False
+    text = "expected true: wandb gets its figures from TensorBoard, got false"
+    yield ("logger", "use_tb_logger"), lacks_figures, text
 
 
-def _keys_of_the_model(opt: View) -> Iterator[Problem]:
+def _keys_of_the_model(opt: View) -> Iterator[Rule]:
     """Refuse what BasicSR's own models would silently ignore, and what their losses do not know."""
     if opt.model is None or not opt.is_known_model:
         return
     expected = f"expected none: {opt.model.__name__}"
     for key, owner in (("sync_mean", ESRGANDPModel), ("ramp", SRGANDPModel)):
-        if opt.valid("train", "gan_opt", key) is not None and not issubclass(opt.model, owner):
-            yield Problem(("train", "gan_opt", key), f"{expected}'s loss does not support it")
+        is_other = opt.valid("train", "gan_opt", key) is not None and not issubclass(opt.model, owner)
+        yield ("train", "gan_opt", key), is_other, f"{expected}'s loss does not support it"
     if opt.model.__module__.startswith("dp_basicsr."):
         return
     for section, field in OptionFile.model_fields.items():
@@ -203,11 +190,11 @@ def _keys_of_the_model(opt: View) -> Iterator[Problem]:
         for key in (key for key in fields if OURS in fields[key].metadata):
             value = opt.valid(section, key)
             # A value equal to the default is harmless: it is what a model without the key does.
-            if value is not None and value != fields[key].default:
-                yield Problem((section, key), f"{expected} does not support it, got {quote(value)}")
+            changes = value is not None and value != fields[key].default
+            yield (section, key), changes, f"{expected} does not support it, got {quote(value)}"
 
 
-def _needed_to_train(opt: View) -> Iterator[Problem]:
+def _needed_to_train(opt: View) -> Iterator[Rule]:
     """Require the keys that train.py reads unconditionally."""
     needed: list[Path] = [("train",), ("logger",), TRAIN_SET, ("logger", "save_checkpoint_freq")]
     needed += [("val", "val_freq")] if opt.valid("val") else []
@@ -218,74 +205,71 @@ def _needed_to_train(opt: View) -> Iterator[Problem]:
     if opt.raw(*TRAIN_SET, "batch_size_total") is None:
         needed.append((*TRAIN_SET, "batch_size_per_gpu"))
     for path in needed:
-        if isinstance(opt.raw(*path[:-1]), dict) and opt.raw(*path) is None:
-            yield Problem(path, NEEDED)
+        is_missing = isinstance(opt.raw(*path[:-1]), dict) and opt.raw(*path) is None
+        yield path, is_missing, "expected a value, which training needs, got nothing: it is missing"
 
 
-def _patches_and_channels(opt: View) -> Iterator[Problem]:
+def _patches_and_channels(opt: View) -> Iterator[Rule]:
     """Networks and losses must accept the patches of the training set, of 3 channels, or 1 with ``color: y``."""
     size, scale, path = opt.valid(*TRAIN_SET, "gt_size"), opt.valid("scale"), (*TRAIN_SET, "gt_size")
-    if isinstance(size, int) and isinstance(scale, int) and size % scale:
-        yield Problem(path, f"expected a multiple of scale ({scale}), got {size}")
-    elif isinstance(size, int) and opt.valid("network_d", "type") == "VGGStyleDiscriminator" and opt.is_gan:
+    if isinstance(size, int):
+        uneven = isinstance(scale, int) and size % scale
+        yield path, uneven, f"expected a multiple of scale ({scale}), got {size}"
         # Its linear layer fits one size only.
-        taken = opt.valid("network_d", "input_size")
-        if taken is not None and size != taken:
-            text = f"expected {taken}, the size that network_d needs (its input_size: 128 or 256), got {size}"
-            yield Problem(path, text)
+        taken = opt.valid("network_d", "type") == "VGGStyleDiscriminator" and opt.valid("network_d", "input_size")
+        text = f"expected {taken}, the size that network_d needs (its input_size: 128 or 256), got {size}"
+        yield path, opt.is_gan and taken and size != taken, text
     if opt.valid(*TRAIN_SET, "type") not in DATASETS:
         return
     channels = 1 if opt.valid(*TRAIN_SET, "color") == "y" else 3
     gives = "as the training set has (3, or 1 with PairedImageDataset's color: y)"
     for path in (("network_g", "num_in_ch"), ("network_g", "num_out_ch"), ("network_d", "num_in_ch")):
-        taken = opt.valid(*path)
-        if isinstance(taken, int) and taken != channels and (path[0] == "network_g" or opt.is_gan):
-            yield Problem(path, f"expected {channels}, {gives}, got {taken}")
+        taken, is_used = opt.valid(*path), path[0] == "network_g" or opt.is_gan
+        is_other = isinstance(taken, int) and taken != channels
+        yield path, is_other and is_used, f"expected {channels}, {gives}, got {taken}"
     path = (*PERCEPTUAL, "input_channels")
-    if opt.valid(*PERCEPTUAL, "type") != "DPLoss" or path in opt.wrong:
-        return
-    # The loss's networks take three channels.
-    if channels == 1 and opt.raw(*path) is None:
-        yield Problem(path, "expected repeat, which repeats gray images three times, got none")
-    elif channels == 3 and opt.raw(*path) == "repeat":
-        yield Problem(path, f"expected none for images of 3 channels, {gives}, got repeat")
+    if opt.valid(*PERCEPTUAL, "type") == "DPLoss" and path not in opt.wrong:
+        # The loss's networks take three channels.
+        given, text = opt.raw(*path), "expected repeat, which repeats gray images three times, got none"
+        yield path, channels == 1 and given is None, text
+        text = f"expected none for images of 3 channels, {gives}, got repeat"
+        yield path, channels == 3 and given == "repeat", text
 
 
-def _losses(opt: View) -> Iterator[Problem]:
+def _losses(opt: View) -> Iterator[Rule]:
     """There must be a loss, LDL needs a model that computes it, and shares must be those of the step's losses."""
     if not isinstance(opt.raw("train"), dict):
         return
-    if opt.raw("train", "pixel_opt") is None and opt.raw(*PERCEPTUAL) is None:
-        yield Problem(("train", "pixel_opt"), "expected a pixel loss or a perceptual_opt, got neither")
+    has_none = opt.raw("train", "pixel_opt") is None and opt.raw(*PERCEPTUAL) is None
+    yield ("train", "pixel_opt"), has_none, "expected a pixel loss or a perceptual_opt, got neither"
     # Another package's model may compute LDL.
     if opt.raw("train", "ldl_opt") is not None and opt.model is not None and opt.is_known_model:
-        if not issubclass(opt.model, (SRGANDPModel, RealESRGANModel)):
-            names = "ESRGANDPModel, SRGANDPModel and RealESRGANModel"
-            text = f"expected none: {opt.model.__name__} does not compute it, {names} do"
-            yield Problem(("train", "ldl_opt"), text)
-        elif opt.valid("train", "ema_decay") == 0:
-            text = "expected a number > 0 for ldl_opt, which compares with the EMA generator, got 0"
-            yield Problem(("train", "ema_decay"), text)
+        computes_it = issubclass(opt.model, (SRGANDPModel, RealESRGANModel))
+        names = "ESRGANDPModel, SRGANDPModel and RealESRGANModel"
+        text = f"expected none: {opt.model.__name__} does not compute it, {names} do"
+        yield ("train", "ldl_opt"), not computes_it, text
+        text = "expected a number > 0 for ldl_opt, which compares with the EMA generator, got 0"
+        yield ("train", "ema_decay"), computes_it and opt.valid("train", "ema_decay") == 0, text
     if opt.raw("train", "balance") is not None and not any(path[:1] == ("train",) for path in opt.wrong):
         try:
             # The model's own function, so that the checks and the run cannot disagree.
             build_balancer(opt.raw("train"), opt.is_gan, opt.raw("train", "gan_opt", "ramp"))
         except UserError as error:
-            yield Problem(("train", "balance"), str(error).removeprefix("balance: "))
+            yield ("train", "balance"), True, str(error).removeprefix("balance: ")
 
 
-def _batch(opt: View) -> Iterator[Problem]:
+def _batch(opt: View) -> Iterator[Rule]:
     """The mini-batch must fit its parts, its queue and its machine."""
     batch, parts = opt.valid(*TRAIN_SET, "batch_size_per_gpu"), opt.valid("train", "grad_accumulation")
-    if batch is not None and parts is not None and parts > batch:
-        yield Problem(("train", "grad_accumulation"), f"expected up to batch_size_per_gpu ({batch}), got {parts}")
-    if opt.valid(*TRAIN_SET, "prefetch_mode") == "cuda" and not torch.cuda.is_available():
-        path = (*TRAIN_SET, "prefetch_mode")
-        yield Problem(path, "expected ~ or cpu, because there is no GPU here; got cuda")
+    too_many = batch is not None and parts is not None and parts > batch
+    yield ("train", "grad_accumulation"), too_many, f"expected up to batch_size_per_gpu ({batch}), got {parts}"
+    lacks_gpu = opt.valid(*TRAIN_SET, "prefetch_mode") == "cuda" and not torch.cuda.is_available()
+    text = "expected ~ or cpu, because there is no GPU here; got cuda"
+    yield (*TRAIN_SET, "prefetch_mode"), lacks_gpu, text
     # Real-ESRGAN's models exchange whole mini-batches with a pool of pairs, and assert it at the first step.
     queue = opt.raw("queue_size") or 180
-    if hasattr(opt.model, "_dequeue_and_enqueue") and batch and isinstance(queue, int) and queue % batch:
-        yield Problem(("queue_size",), f"expected a multiple of batch_size_per_gpu ({batch}), got {queue}")
+    is_uneven = hasattr(opt.model, "_dequeue_and_enqueue") and batch and isinstance(queue, int) and queue % batch
+    yield ("queue_size",), is_uneven, f"expected a multiple of batch_size_per_gpu ({batch}), got {queue}"
 
 
 def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
@@ -301,15 +285,14 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
             yield Problem(path, f"expected a file, got {quote(file)}: no such file", missing=True)
 
-    def missing_folders(key: str) -> list[Path]:
-        paths = [("datasets", key, name) for name in ("dataroot_gt", "dataroot_lq")]
-        roots = [opt.valid(*path) for path in paths]
-        return [path for path, root in zip(paths, roots, strict=True)
-                if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root))]  # fmt: skip
+    def missing_folders(key: str) -> dict[Path, str]:
+        roots = {("datasets", key, name): opt.valid("datasets", key, name) for name in ("dataroot_gt", "dataroot_lq")}
+        return {path: root for path, root in roots.items()
+                if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root))}  # fmt: skip
 
     if is_train:
-        for path in missing_folders("train"):
-            text = f"expected a folder, got {quote(opt.valid(*path))}: no such folder"
+        for path, root in missing_folders("train").items():
+            text = f"expected a folder, got {quote(root)}: no such folder"
             yield Problem(path, text, missing=True, help=how_to_get_data())
         return
     if opt.raw("path", "pretrain_network_g") is None and opt.raw("network_g", "type") != "FromFile":
@@ -318,6 +301,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     sets = [key for key in opt.valid("datasets") or () if str(key).startswith("test")]
     # One set is enough: a test skips the others.
     if all(map(missing_folders, sets)):
-        missing = [f"{opt.valid('datasets', key, 'name')} ({opt.valid(*missing_folders(key)[0])})" for key in sets]
+        roots = {opt.valid("datasets", key, "name"): missing_folders(key) for key in sets}
+        missing = [f"{name} ({next(iter(folders.values()))})" for name, folders in roots.items()]
         text = f"expected an existing test set, got {f'none of {shorten(missing, 8)}' if missing else 'none'}"
         yield Problem(("datasets",), text, missing=True, help=how_to_get_test_sets())

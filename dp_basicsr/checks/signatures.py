@@ -24,7 +24,7 @@ from dp_basicsr.archs.rrdbnet_dp_arch import UPSAMPLING
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.dual_perceptual_loss import parse_channels
 from dp_basicsr.options.section import Count, Decay, FromZero, NonNegative, Positive, Section
-from dp_basicsr.utils.optimizers import optimizers, schedulers
+from dp_basicsr.utils.optimizers import optimizers, schedulers, why_not_optimizer, why_not_scheduler
 
 import basicsr.archs
 import basicsr.data
@@ -48,12 +48,16 @@ class TypedEntry:
         classes: Classes by name.
         given: Parameters that the program supplies.
         more: Keys that are not parameters of the class: name, type, default.
+        expected: What a class must do, which its signature does not tell.
+        why_not: Tries a class with its settings; returns why it is not as expected.
     """
 
     what: str
     classes: Mapping[str, Callable[..., Any]]
     given: tuple[str, ...] = ()
     more: tuple[tuple[str, Any, Any], ...] = ()
+    expected: str = ""
+    why_not: Callable[..., str | None] | None = None
 
 
 # How a DPLoss weighs a term: keys of the loss, and of each of its terms.
@@ -84,7 +88,12 @@ def typed_entries(wanted: Collection[Any] = ()) -> dict[str, TypedEntry]:
         wanted: Optimizers that must be among them if they exist.
     """
     network, loss = TypedEntry("network", members_of(ARCH_REGISTRY)), TypedEntry("loss", members_of(LOSS_REGISTRY))
-    optimizer = TypedEntry("optimizer", optimizers(wanted), ("params",))
+    expected = "an optimizer that steps on dense gradients of weights of any shape, without a closure, and resumes"
+    optimizer = TypedEntry("optimizer", optimizers(wanted), ("params",), (), expected, why_not_optimizer)
+    expected = "a scheduler that steps by iteration, and resumes"
+    given = ("optimizer", "last_epoch")
+    scheduler = TypedEntry("scheduler", _SCHEDULERS | schedulers(), given, (), expected, why_not_scheduler)
+    better = ("better", Literal["higher", "lower"], "higher")
     # Our models take both keys out before they build the loss.
     gan = TypedEntry("loss", loss.classes, more=(("sync_mean", bool, None), ("ramp", Count | None, None)))
     return {
@@ -96,13 +105,8 @@ def typed_entries(wanted: Collection[Any] = ()) -> dict[str, TypedEntry]:
         "train:gan_opt": gan,
         "train:optim_g": optimizer,
         "train:optim_d": optimizer,
-        "train:scheduler": TypedEntry("scheduler", _SCHEDULERS | schedulers(), ("optimizer", "last_epoch")),
-        "val:metrics": TypedEntry(
-            "metric",
-            members_of(METRIC_REGISTRY),
-            ("img", "img2"),
-            (("better", Literal["higher", "lower"], "higher"),),
-        ),
+        "train:scheduler": scheduler,
+        "val:metrics": TypedEntry("metric", members_of(METRIC_REGISTRY), ("img", "img2"), (better,)),
     }
 
 
