@@ -11,12 +11,13 @@ from pathlib import Path
 
 from dp_basicsr.deploy.choices import BOX
 from dp_basicsr.errors import UserError, exit_on_user_error
-from dp_basicsr.evaluation.curves import plot_panels, product, read_log
+from dp_basicsr.evaluation.curves import plot_panels, read_run, training_panels
 
 OPTIONS = "options/train_demo.yml"
 RUN = "demo_esrgan_dp"
 L1, DP = "L1, in the box", "DP, in the box"  # labels of the picture
 STEPS = "L1 + the demo's steps"
+PANELS = ("Generator", "L_VGG against w * L_Res", "Discriminator")
 
 NOTES = {
     "random": "The demo's steps compare RANDOM features (nothing is downloaded): they show that every part works,\n"
@@ -70,25 +71,10 @@ def show(weights: str) -> None:
     demo.run("dp_basicsr/test.py", "-opt", OPTIONS, "--force_yml", f"name={RUN}", model)
     folders[STEPS] = Path("results", RUN, "visualization", "held_out")
     evaluation = demo.compare_results(folders, NOTES[weights].replace("\n", " "), demo.OUTPUT / "comparison.png")
-    draw_curves(demo.OUTPUT / "curves.png")
+    panels = training_panels(read_run(Path("experiments", RUN)))
+    plot_panels({title: panels[title] for title in PANELS}, demo.OUTPUT / "curves.png")
     print(f"\n{markdown(evaluation)}\n{NOTES[weights]}\n")
     print(f"picture: {demo.OUTPUT / 'comparison.png'}\ncurves:  {demo.OUTPUT / 'curves.png'}")
-
-
-def draw_curves(path: Path) -> None:
-    """Draw the losses of the demo's steps, and L_VGG with w * L_Res."""
-    log = read_log(next(Path("experiments", RUN).glob("train_*.log")))
-    plot_panels(
-        {
-            "generator": {name: log[name] for name in ("l_g_pix", "l_g_percep", "l_g_gan")},
-            "L_VGG and w * L_Res": {
-                "l_g_vgg": log["l_g_vgg"],
-                "dp_weight * l_g_resnet": product(log["dp_weight"], log["l_g_resnet"]),
-            },
-            "discriminator": {name: log[name] for name in ("l_d_real", "l_d_fake")},
-        },
-        path,
-    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import io
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,75 +34,64 @@ _LOSS_PANELS = {
     "Discriminator's output": ("out_d_real", "out_d_fake"),
     "Learning rate": ("lr",),
 }
-
-
-def read_log(path: Path) -> dict[str, Curve]:
-    """Read the (iteration, value) pairs of everything in a training log, by name.
-
-    ``lr`` is the learning rate; validation metrics are named ``<set>/<metric>``. BasicSR does not log their iteration,
-    so it is taken from the preceding line, or from the best value if that is later.
-    """
-    curves: dict[str, Curve] = defaultdict(list)
-    iteration, set_name = 0, ""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if found := _ITERATION.search(line):
-            iteration = int(found[1].replace(",", ""))
-            curves["lr"].append((iteration, float(found[2])))
-            # Only after the last bracket: the times before it look like losses.
-            for name, value in _VALUE.findall(line.rpartition("] ")[2]):
-                curves[name].append((iteration, float(value)))
-        elif found := _START.search(line):
-            iteration = int(found[1])  # a resumed run validates before its first iteration
-        elif found := _VALIDATION.search(line):
-            set_name = found[1].strip()
-        elif found := _METRIC.search(line):
-            # With a print_freq above val_freq the preceding line is older, but a new best value names its iteration.
-            at = max(iteration, int(found[3] or 0))
-            curves[f"{set_name}/{found[1]}"].append((at, float(found[2])))
-    return dict(curves)
+_SHARE_PANELS = {  # prefixes of the names
+    "Share of the gradient at the image": ("dp_share_",),
+    "Balance: weight and share of each loss": ("weight_", "share_"),
+}
 
 
 def read_run(folder: Path) -> dict[str, Curve]:
-    """Read all logs of a run, ``train_*.log``; what a run did after the iteration that a later log resumes is left out.
+    """Read the (iteration, value) pairs of everything in a run's logs, ``train_*.log``, by name.
+
+    ``lr`` is the learning rate; validation metrics are named ``<set>/<metric>``. What a run did after the iteration
+    that a later log resumes is left out.
 
     Raises:
         UserError: ``folder`` has no log, or its logs are empty.
     """
-    merged: dict[str, dict[int, float]] = defaultdict(dict)
+    curves: dict[str, dict[int, float]] = defaultdict(dict)
     for path in sorted(folder.glob("train_*.log"), key=lambda log: log.stat().st_mtime):
-        curves = read_log(path)
+        text = path.read_text(encoding="utf-8", errors="replace")
         # A run that went back to an earlier state abandoned what came after it, also where nothing replaces it.
-        found = _START.search(path.read_text(encoding="utf-8", errors="replace"))
-        first = int(found[1]) + 1 if found else curves["lr"][0][0] if "lr" in curves else sys.maxsize
-        for name, points in merged.items():
-            merged[name] = {iteration: value for iteration, value in points.items() if iteration < first}
+        start, first = _START.search(text), _ITERATION.search(text)
+        resumed = int(start[1]) if start else int(first[1].replace(",", "")) - 1 if first else sys.maxsize
         for name, curve in curves.items():
-            # The later log wins: a resumed run repeats the validation of its checkpoint.
-            merged[name] |= dict(curve)
-    if not merged:
+            curves[name] = {iteration: value for iteration, value in curve.items() if iteration <= resumed}
+        iteration, set_name = 0, ""
+        # The later log wins: a resumed run repeats the validation of its checkpoint.
+        for line in text.splitlines():
+            if match := _ITERATION.search(line):
+                iteration = int(match[1].replace(",", ""))
+                curves["lr"][iteration] = float(match[2])
+                # Only after the last bracket: the times before it look like losses.
+                for name, value in _VALUE.findall(line.rpartition("] ")[2]):
+                    curves[name][iteration] = float(value)
+            elif match := _START.search(line):
+                iteration = int(match[1])  # a resumed run validates before its first iteration
+            elif match := _VALIDATION.search(line):
+                set_name = match[1].strip()
+            elif match := _METRIC.search(line):
+                # BasicSR does not log a validation's iteration. With a print_freq above val_freq the preceding line is
+                # older, but a new best value names its iteration.
+                curves[f"{set_name}/{match[1]}"][max(iteration, int(match[3] or 0))] = float(match[2])
+    if not curves:
         raise UserError(f"{folder}: expected a train_*.log with at least one line of losses")
-    return {name: sorted(points.items()) for name, points in merged.items() if points}
-
-
-def product(first: Sequence[tuple[int, float]], second: Sequence[tuple[int, float]]) -> Curve:
-    """Multiply two curves point by point, such as w and L_Res, at the iterations they share."""
-    factors = dict(second)
-    return [(iteration, value * factors[iteration]) for iteration, value in first if iteration in factors]
+    return {name: sorted(curve.items()) for name, curve in curves.items() if curve}
 
 
 def training_panels(curves: Mapping[str, Curve]) -> Panels:
     """Group a run's curves into panels: losses by kind, w, the learning rate, and each validation metric."""
     known = dict(curves)
     if {"dp_weight", "l_g_resnet"} <= known.keys():
-        known["dp_weight * l_g_resnet"] = product(known["dp_weight"], known["l_g_resnet"])
-    panels: Panels = {}
-    for title, names in _LOSS_PANELS.items():
-        panels[title] = {name: known[name] for name in names if name in known}
-    shares = {name: curve for name, curve in known.items() if name.startswith("dp_share_")}
-    panels["Share of the gradient at the image"] = shares
-    panels["Balance: weight and share of each loss"] = {
-        name: curve for name, curve in known.items() if name.startswith(("weight_", "share_"))
+        weights = dict(known["dp_weight"])
+        known["dp_weight * l_g_resnet"] = [
+            (at, value * weights[at]) for at, value in known["l_g_resnet"] if at in weights
+        ]
+    panels: Panels = {
+        title: {name: known[name] for name in names if name in known} for title, names in _LOSS_PANELS.items()
     }
+    for title, prefixes in _SHARE_PANELS.items():
+        panels[title] = {name: curve for name, curve in known.items() if name.startswith(prefixes)}
     for name, curve in curves.items():
         if "/" in name:
             set_name, metric = name.rsplit("/", 1)

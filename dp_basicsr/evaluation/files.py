@@ -13,13 +13,14 @@ from typing import Any
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import Evaluation, Measured
-from dp_basicsr.metrics import METRICS
+from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.staging import StagedFolder
 
 JSON_NAME = "evaluation.json"
 CSV_NAME = "per_image.csv"
 MARKDOWN_NAME = "table.md"
+FILES = ("gt", "lr", "result")  # keys of an image's files
 
 BAR = r"\|"  # within a cell of Markdown
 
@@ -62,16 +63,13 @@ def read_evaluation(folder: Path) -> Evaluation:
     path = folder / JSON_NAME
 
     def image_of(entry: dict[str, Any]) -> Measured:
+        set_name, image, method = (str(entry[key]) for key in ("set", "image", "method"))
         # Relative to the evaluation, so that results can be moved together with it.
-        files = {
-            key: Path(os.path.normpath(folder / entry[key])) if entry[key] else None for key in ("gt", "lr", "result")
-        }
+        gt, lr, result = (Path(os.path.normpath(folder / entry[key])) if entry[key] else None for key in FILES)
         # Every metric of the tables, or a KeyError.
         values = {name: entry["scores"][name] for name in data["metrics"]}
         scores = {name: None if value is None else float(value) for name, value in values.items()}
-        gt = files["gt"] or Path()
-        set_name, image, method = (str(entry[key]) for key in ("set", "image", "method"))
-        return Measured(set_name, image, method, gt, files["lr"], files["result"], scores)
+        return Measured(set_name, image, method, gt or Path(), lr, result, scores)
 
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -89,22 +87,20 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 def as_json(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
     """Convert to JSON types: n/a is null, an infinite PSNR is "inf", paths are relative to ``folder``."""
+
+    def finite(scores: Scores) -> dict[str, float | str | None]:
+        return {name: "inf" if value == math.inf else value for name, value in scores.items()}
+
+    images = []
+    for image in evaluation.images:
+        entry: dict[str, Any] = {"set": image.set_name, "image": image.image, "method": image.method}
+        for key, path in zip(FILES, (image.gt, image.lr, image.result), strict=True):
+            entry[key] = None if path is None else Path(os.path.relpath(path, folder)).as_posix()
+        images.append(entry | {"scores": finite(image.scores)})
     averages = {
-        name: {method: _finite(evaluation.average(name, method)) for method in evaluation.methods}
+        name: {method: finite(evaluation.average(name, method)) for method in evaluation.methods}
         for name in evaluation.sets
     }
-    images = [
-        {
-            "set": image.set_name,
-            "image": image.image,
-            "method": image.method,
-            "gt": _relative(image.gt, folder),
-            "lr": _relative(image.lr, folder),
-            "result": _relative(image.result, folder),
-            "scores": _finite(image.scores),
-        }
-        for image in evaluation.images
-    ]
     return {
         "scale": evaluation.scale,
         # For readers of the file; the number of cropped pixels is always the scale.
@@ -123,10 +119,9 @@ def csv_text(evaluation: Evaluation) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["set", "image", "method", *evaluation.metrics])
     for image in evaluation.images:
-        values = [image.scores[name] for name in evaluation.metrics]
-        writer.writerow(
-            [image.set_name, image.image, image.method, *("n/a" if value is None else value for value in values)]
-        )
+        values = (image.scores[name] for name in evaluation.metrics)
+        shown = ("n/a" if value is None else value for value in values)
+        writer.writerow([image.set_name, image.image, image.method, *shown])
     return text.getvalue()
 
 
@@ -168,11 +163,3 @@ def mark_best(values: Sequence[float | None], metric: str) -> list[str]:
     texts = (METRICS[metric].text(value) for value in values)
     ranked = (marks.get(-1 if rank is None else rank, "") for rank in ranks(values, metric))
     return [f"{mark}{text}{mark}" for text, mark in zip(texts, ranked, strict=True)]
-
-
-def _finite(scores: dict[str, float | None]) -> dict[str, float | str | None]:
-    return {name: "inf" if value == math.inf else value for name, value in scores.items()}
-
-
-def _relative(path: Path | None, folder: Path) -> str | None:
-    return None if path is None else Path(os.path.relpath(path, folder)).as_posix()

