@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,32 +53,26 @@ def until(path: Path, value: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("lost", "code"), [(1, EXIT_RETRY), (0, 1)])
-def test_a_killed_process_ends_the_others(lost: int, code: int, tmp_path: Path, processes: Processes) -> None:
-    """SIGKILL, as from the out-of-memory killer: the others end long before the timeout, and one reports it.
+@pytest.mark.parametrize(("number", "count", "timeout"), [(signal.SIGKILL, 3, 300), (signal.SIGSTOP, 2, 3)])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_is_lost_ends_the_others(
+    number: int, count: int, timeout: float, lost: int, tmp_path: Path, processes: Processes
+) -> None:
+    """SIGKILL, as from the out-of-memory killer: long before the timeout, and one reports it.
 
-    Rank 0 takes the store with it, so it is unknown whether it failed with its own error.
+    SIGSTOP, like a host that is off: no connection is closed. Rank 0 takes the store with it, so it is unknown whether
+    it failed with its own error.
     """
-    processes.start(worker(), worker(), worker())
+    processes.start(*[worker(timeout=timeout)] * count)
     until(tmp_path / "iteration", 5)
-    processes.all[lost].kill()
-    codes, outputs = processes.ends(*{0, 1, 2} - {lost}, limit=LIMIT)
-    assert codes == [code, code]
-    (said,) = filter(None, outputs)
-    assert re.fullmatch(r"error: another process has ended or does not answer \(\w.*\); .* --auto_resume\n", said)
-
-
-@pytest.mark.parametrize("stopped", [0, 1])
-def test_a_process_that_does_not_answer_ends_the_others(stopped: int, tmp_path: Path, processes: Processes) -> None:
-    """SIGSTOP, like a host that is off: no connection is closed. With rank 0, the store does not answer either."""
-    processes.start(worker(timeout=3), worker(timeout=3))
-    until(tmp_path / "iteration", 5)
-    pid = processes.all[stopped].pid
+    pid = processes.all[lost].pid
     assert pid
-    os.kill(pid, signal.SIGSTOP)
-    (code,), (said,) = processes.ends(1 - stopped, limit=LIMIT)
-    assert code == (EXIT_RETRY if stopped else 1)
-    assert said.startswith("error: another process has ended or does not answer (Timed out")
+    os.kill(pid, number)
+    codes, outputs = processes.ends(*set(range(count)) - {lost}, limit=LIMIT)
+    assert codes == [EXIT_RETRY if lost else 1] * (count - 1)
+    (said,) = filter(None, outputs)
+    reason = r"\w.*" if number == signal.SIGKILL else "Timed out.*"
+    assert re.fullmatch(rf"error: another process has ended or does not answer \({reason}\); .* --auto_resume\n", said)
 
 
 @pytest.mark.parametrize(
@@ -136,14 +132,12 @@ def test_the_first_host_comes_from_scontrol_unless_it_is_alone(scontrol: None, m
 
 def test_jobs_and_steps_on_one_node_have_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     ports = set()
-    for job in range(987_000, 987_500):
-        for step in range(4):
-            monkeypatch.setenv("SLURM_JOB_ID", str(job))
-            monkeypatch.setenv("SLURM_STEP_ID", str(step))
-            ports.add(slurm_port())
+    for job, step in itertools.product(range(987_000, 987_500), range(4)):
+        monkeypatch.setenv("SLURM_JOB_ID", str(job))
+        monkeypatch.setenv("SLURM_STEP_ID", str(step))
+        ports.add(slurm_port())
     assert len(ports) == 2000
-    assert min(ports) > 1023
-    assert max(ports) < 32768  # below Linux's ports for outgoing connections
+    assert ports <= set(range(1024, 32768))  # below Linux's ports for outgoing connections
 
 
 def slurm(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
@@ -278,8 +272,7 @@ def test_a_store_that_prevents_rejoining_is_refused(
 ) -> None:
     slurm(monkeypatch, GROUP_WORLD_SIZE=hosts, TORCHELASTIC_MAX_RESTARTS=restarts, TORCHELASTIC_USE_AGENT_STORE=shared)
     monkeypatch.setattr(launch, "_join", lambda *_: None)
-    if (hosts, restarts, shared) != ("2", "3", "True"):
+    message = "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all hosts"
+    prevents = (hosts, restarts, shared) == ("2", "3", "True")
+    with pytest.raises(UserError, match=message) if prevents else nullcontext():
         assert init_distributed("slurm")
-        return
-    with pytest.raises(UserError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all hosts"):
-        init_distributed("slurm")

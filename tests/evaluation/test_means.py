@@ -55,15 +55,6 @@ def test_a_metric_that_no_image_is_large_enough_for_is_n_a_with_the_reason() -> 
     ]
 
 
-def test_a_method_that_restores_an_image_perfectly_does_not_gain_or_lose_by_it() -> None:
-    """A left-out image is left out for all: with 60 dB for the others on it alone, A would fall behind B."""
-    rows = [("flat", "A", math.inf), ("flat", "B", 60.0), ("photo", "A", 31.0), ("photo", "B", 30.0)]
-    measured = (Measured("set", image, method, Path(), None, None, {"psnr_y": value}) for image, method, value in rows)
-    evaluation = Evaluation(4, ("psnr_y",), {}, tuple(measured))
-    assert [evaluation.average("set", method)["psnr_y"] for method in "AB"] == [31.0, 30.0]
-    assert "without a finite value for every method: flat." in markdown(evaluation)
-
-
 @pytest.mark.parametrize(
     ("suffix", "settings", "kind"),
     [

@@ -184,26 +184,33 @@ def test_runs_share_out_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {device for *_, device in lines} == {"3", "5"}
 
 
-def test_dry_run_prints_all_commands_and_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["mu", "--dry-run"]) == 0
+def test_the_parts_of_a_study_cover_it_once_and_a_dry_run_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """The tasks of a SLURM array run each training exactly once."""
+    for number in (1, 2, 3):
+        assert main(["mu", "--dry-run", "--part", f"{number}/3"]) == 0
     output = capsys.readouterr().out
-    assert output.count("train.py -opt") == output.count("test.py -opt") == 7
+    names = sorted(job.name for job in make_jobs(read_study("mu")))
+    assert sorted(re.findall("^# ([^:\n]+)", output, re.MULTILINE)) == names
+    assert output.count("train.py -opt") == output.count("test.py -opt") == len(names) == 7
     assert "train:perceptual_opt:mu=0.2" in output
     assert list(Path.cwd().iterdir()) == []
 
 
-def test_the_parts_of_a_study_cover_it_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """The tasks of a SLURM array run each training exactly once."""
-    shown = []
-    for number in (1, 2, 3):
-        assert main(["mu", "--dry-run", "--part", f"{number}/3"]) == 0
-        shown += [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("# ")]
-    assert sorted(shown) == sorted(f"# {job.name}" for job in make_jobs(read_study("mu")))
-
-
-@pytest.mark.parametrize("part", ["0/3", "4/3", "a/b"])
-def test_an_invalid_part_is_refused(part: str, refused: Refused) -> None:
-    assert "expected K/N" in refused(main, ["mu", "--dry-run", "--part", part])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *((["mu", "--dry-run", "--part", part], "expected K/N") for part in ("0/3", "4/3", "a/b")),
+        (["comparison", "--result", "ESRGAN-DP=x", "--dry-run"], "rows of comparison that take images: DRN, Enh"),
+        (["ablation", "--result", "RCAN=x", "--dry-run"], "rows of ablation that take images: none"),
+        (["ablation", "--gpus", "0"], "was not created by a study"),
+    ],
+)
+def test_mistakes_are_named_and_a_folder_not_made_by_a_study_is_not_changed(
+    arguments: list[str], message: str, refused: Refused
+) -> None:
+    Path("experiments/ESRGAN_DP_vgg").mkdir(parents=True)
+    assert message in refused(main, arguments)
+    assert [path.name for path in Path().rglob("*")] == ["experiments", "ESRGAN_DP_vgg"]
 
 
 def test_cells_show_ours_the_paper_s_and_the_difference() -> None:
@@ -236,17 +243,6 @@ def test_rank_correlation() -> None:
     lines = rank_lines(study, columns, cells)
     assert next(line for line in lines if "PSNR Y" in line) == "| PSNR Y [dB] | -1.00 | +1.00 |"
     assert next(line for line in lines if "LPIPS AlexNet" in line).startswith("| LPIPS AlexNet | n/a | +")
-
-
-def test_results_for_rows_that_take_none_are_refused(refused: Refused) -> None:
-    text = refused(main, ["comparison", "--result", "ESRGAN-DP=x", "--dry-run"])
-    assert "rows of comparison that take images: DRN, EnhanceNet" in text
-    assert "rows of ablation that take images: none" in refused(main, ["ablation", "--result", "RCAN=x", "--dry-run"])
-
-
-def test_a_folder_not_made_by_a_study_is_not_changed(refused: Refused) -> None:
-    Path("experiments/ESRGAN_DP_vgg").mkdir(parents=True)
-    assert "was not created by a study" in refused(main, ["ablation", "--gpus", "0"])
 
 
 def test_a_study_stopped_while_starting_a_training_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
