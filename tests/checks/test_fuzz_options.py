@@ -34,21 +34,13 @@ SCALARS = st.one_of(
     st.sampled_from(["RRDBNetDP", "DPLoss", "PairedDataset", "Adam", "MultiStepLR", "lmdb", "~/x", "=", "<<", b"b"]),
     st.integers(), st.floats(), st.text(max_size=8), st.dates(), st.binary(max_size=4),
 )  # fmt: skip
+SOME_KEYS = st.one_of(st.text(max_size=6), st.integers())
 VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.one_of(st.text(max_size=6), st.integers()), inner, max_size=3)
-    ),
-    max_leaves=5,
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SOME_KEYS, inner, max_size=3), max_leaves=5
 )
 KNOWN_KEYS = [*OptionFile.model_fields, *Train.model_fields, *Val.model_fields]
-KEYS = st.one_of(
-    st.sampled_from([*KNOWN_KEYS, "type", "io_backend", "x_a", "<<"]),
-    st.text(max_size=8),
-    st.integers(-1, 3),
-    st.none(),
-    st.booleans(),
-)
+KEYS = st.one_of(st.sampled_from([*KNOWN_KEYS, "type", "io_backend", "x_a", "<<"]), st.text(max_size=8),
+                 st.integers(-1, 3), st.none(), st.booleans())  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -173,13 +165,11 @@ YAML_TEXT = st.one_of(
 )  # fmt: skip
 
 
+ENTRIES = st.one_of(st.tuples(PATHS, YAML_TEXT).map("=".join), st.text(max_size=15))
+
+
 @generated(50)
-@given(
-    entries=st.lists(
-        st.one_of(st.tuples(PATHS, YAML_TEXT).map("=".join), st.text(max_size=15)), min_size=1, max_size=3
-    ),
-    is_train=st.booleans(),
-)
+@given(entries=st.lists(ENTRIES, min_size=1, max_size=3), is_train=st.booleans())
 def test_any_override(entries: list[str], is_train: bool) -> None:
     assume(not any(entry.startswith("-") for entry in entries))  # argparse would take it for an option
     judge_run(TEXTS["train_esrgan_dp.yml"], entries, is_train)

@@ -15,7 +15,7 @@ import pytest
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 from tests.support.options import SMALL
-from tests.support.programs import losses_of
+from tests.support.programs import logs_of, losses_of
 
 # A module of a user, with one class of every kind.
 THEIRS = """
@@ -57,20 +57,20 @@ TERMS = "train:perceptual_opt:extra_terms=[{type: TheirLoss, power: 2, mu: 2.0, 
 
 
 @pytest.fixture
-def folder(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder with an option file and the user's module, whose classes are unregistered after the test."""
-    (tmp_path / "small.yml").write_text(SMALL)
-    (tmp_path / "their_classes.py").write_text(THEIRS)
+    Path("small.yml").write_text(SMALL)
+    Path("their_classes.py").write_text(THEIRS)
     for registry in (ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY):
         monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
     monkeypatch.setattr(sys, "path", list(sys.path))
     importlib.invalidate_caches()  # for files created within the last second
-    yield tmp_path
+    yield
     for name in ("their_classes", "raising"):
         sys.modules.pop(name, None)
 
 
-def test_classes_of_an_imported_module_train_and_test(folder: Path) -> None:
+def test_classes_of_an_imported_module_train_and_test(folder: None) -> None:
     """With spawned loader workers, as on macOS and Windows: they import the dataset's module too."""
     start = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("spawn", force=True)
@@ -81,18 +81,17 @@ def test_classes_of_an_imported_module_train_and_test(folder: Path) -> None:
                     "val:val_freq=2", "train:scheduler:milestones=[2]"])  # fmt: skip
     finally:
         multiprocessing.set_start_method(start, force=True)
-    (log,) = (folder / "experiments/small").glob("train_small_*.log")
-    assert losses_of(log.read_text()).keys() == {1, 2}
-    assert "# theirs: 42.0000" in log.read_text()
-    assert "their_classes" not in (folder / "experiments/small/small.yml").read_text().partition("\n\n")[2]
+    assert losses_of(logs_of()).keys() == {1, 2}
+    assert "# theirs: 42.0000" in logs_of()
+    assert "their_classes" not in Path("experiments/small/small.yml").read_text().partition("\n\n")[2]
     test.main(["-opt", "small.yml", "--import", "their_classes", "--force_yml", *theirs,
                "path:pretrain_network_g=experiments/small/models/net_g_latest.pth"])  # fmt: skip
-    assert list((folder / "results/small").rglob("*.png"))
+    assert list(Path("results/small").rglob("*.png"))
 
 
 @pytest.mark.parametrize("main", [train.main, test.main])
 def test_without_the_import_its_names_are_unknown(
-    main: Callable[..., None], folder: Path, refused: Callable[..., str]
+    main: Callable[..., None], folder: None, refused: Callable[..., str]
 ) -> None:
     error = refused(main, ["-opt", "small.yml", "--force_yml", TERMS])
     assert "extra_terms:0:type: expected a loss, got 'TheirLoss'" in error
@@ -111,7 +110,7 @@ def test_without_the_import_its_names_are_unknown(
     ],
 )
 def test_a_module_that_cannot_be_imported_is_one_message(
-    name: str, content: str, message: str, folder: Path, refused: Callable[..., str]
+    name: str, content: str, message: str, folder: None, refused: Callable[..., str]
 ) -> None:
     Path("raising.py").write_text(content)
     (error,) = refused(train.main, ["-opt", "small.yml", "--import", name]).splitlines()

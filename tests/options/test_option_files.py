@@ -149,25 +149,18 @@ def test_a_key_that_no_code_reads_is_found() -> None:
     assert set(leaves(opt)) - seen == set()
 
 
-PAPER = {
-    "total_iter": 400_000, "milestones": [50_000, 100_000, 200_000, 300_000], "gamma": 0.5, "lr": 1e-4,
-    "betas": [0.9, 0.99], "batch": 16, "gt_size": 128, "lambda": 1e-2, "eta": 5e-3, "dp": 1.0, "warmup": -1,
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("file", ["train_esrgan_dp.yml", "train_esrgan_dp_released.yml", "train_srgan_dp.yml"])
 def test_the_schedule_is_the_paper_s(file: str) -> None:
     opt = read_options(OPTIONS / file)
     train, data = opt["train"], opt["datasets"]["train"]
     for adam in (train["optim_g"], train["optim_d"]):
-        assert (adam["lr"], adam["betas"]) == (PAPER["lr"], PAPER["betas"])
-    assert {
-        "total_iter": train["total_iter"], "milestones": train["scheduler"]["milestones"],
-        "gamma": train["scheduler"]["gamma"], "lr": train["optim_g"]["lr"], "betas": train["optim_g"]["betas"],
-        "batch": data["batch_size_per_gpu"], "gt_size": data["gt_size"], "lambda": train["pixel_opt"]["loss_weight"],
-        "eta": train["gan_opt"]["loss_weight"], "dp": train["perceptual_opt"]["loss_weight"],
-        "warmup": train["warmup_iter"],
-    } == PAPER  # fmt: skip
+        assert (adam["lr"], adam["betas"]) == (1e-4, [0.9, 0.99])
+    assert (train["total_iter"], train["warmup_iter"]) == (400_000, -1)
+    assert train["scheduler"]["milestones"] == [50_000, 100_000, 200_000, 300_000]
+    assert train["scheduler"]["gamma"] == 0.5
+    assert (data["batch_size_per_gpu"], data["gt_size"]) == (16, 128)
+    weights = [train[f"{name}_opt"]["loss_weight"] for name in ("pixel", "gan", "perceptual")]
+    assert weights == [1e-2, 5e-3, 1.0], "lambda, eta, and the Dual Perceptual Loss itself"
     sets = [dataset["name"] for key, dataset in opt["datasets"].items() if key.startswith("val")]
     assert sets == ["Set5", "Set14", "BSD100", "Urban100"]
 

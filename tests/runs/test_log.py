@@ -15,7 +15,7 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.options.reading import parse_yaml
 from dp_basicsr.options.run import Folders, RunOptions
 from dp_basicsr.options.schema import OptionFile
-from dp_basicsr.runs.log import IterationLog, progress_bar, require_loggers, start_log, tensorboard, write_log
+from dp_basicsr.runs.log import IterationLog, progress_bar, start_log, tensorboard, write_log
 
 import pytest
 from basicsr.models.base_model import BaseModel
@@ -64,16 +64,6 @@ def test_wandb_gets_tensorboard_s_figures_when_asked(monkeypatch: pytest.MonkeyP
         assert Path("tb_logger/run").is_dir()
     (call,) = calls
     assert (call["project"], call["id"], call["resume"], call["sync_tensorboard"]) == ("sr", "abc", "allow", True)
-
-
-def test_missing_loggers_are_refused_if_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="wandb is not installed: pip install"):
-        require_loggers(run_with(**WANDB))
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(UserError, match="pip install tensorboard"):
-        require_loggers(run_with(use_tb_logger=True))
-    require_loggers(run_with(use_tb_logger=False))
 
 
 def test_wandb_without_a_login_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
