@@ -33,17 +33,11 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class MetaInfo:
-    """Content of an LMDB's ``meta_info.txt``.
+    """Content of an LMDB's ``meta_info.txt``."""
 
-    Attributes:
-        shapes: key -> (height, width, channels), in the order of the lines.
-        raw: Whether the records are raw; formats cannot be mixed.
-        repeated: Keys with more than one line.
-    """
-
-    shapes: dict[str, Shape]
-    raw: bool
-    repeated: tuple[str, ...] = ()
+    shapes: dict[str, Shape]  # key -> (height, width, channels), in the order of the lines
+    raw: bool  # whether the records are raw; formats cannot be mixed
+    repeated: tuple[str, ...] = ()  # keys with more than one line
 
 
 def read_meta_info(folder: str | Path) -> MetaInfo:

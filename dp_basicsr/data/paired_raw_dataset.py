@@ -14,10 +14,7 @@ from dp_basicsr.utils.arguments import advise
 import numpy as np
 import torch
 from basicsr.data.data_util import paired_paths_from_lmdb
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
-
-Planes = NDArray[np.uint8]
 
 # Options of PairedImageDataset that raw records do not support.
 _NOT_TAKEN = ("color", "mean", "std", "meta_info_file", "filename_tmpl")
@@ -81,39 +78,32 @@ class PairedRawDataset(Dataset):
         Raises:
             UserError: A record is missing or does not match its shape, or the sizes do not match.
         """
-        key = self.paths[index]["gt_path"]
+        key, scale, gt_size = self.paths[index]["gt_path"], self.opt["scale"], self.opt["gt_size"]
+        size = gt_size // scale
         lq_shape, gt_shape = (shapes[key] for shapes in self._shapes)
         with self._readers[0].record(key) as lq_record, self._readers[1].record(key) as gt_record:
-            lq, gt = view_planes(lq_record, lq_shape), view_planes(gt_record, gt_shape)
-            lq, gt = self._augment(*self._crop(lq, gt, rng), rng)
-            # The only copy: the map is read-only and closes with the block.
-            tensors = {"lq": torch.from_numpy(lq.copy()), "gt": torch.from_numpy(gt.copy())}
+            # Gray becomes three equal planes, as when OpenCV decodes a PNG.
+            lq, gt = (
+                np.broadcast_to(image, (3, *image.shape[1:])) if len(image) == 1 else image
+                for image in (view_planes(lq_record, lq_shape), view_planes(gt_record, gt_shape))
+            )
+            channels, height, width = lq.shape
+            if gt.shape != (3, scale * height, scale * width) or channels != 3:
+                shapes = f"GT {gt.shape} and LQ {lq.shape}"
+                raise UserError(f"expected one or three planes and GT = {scale} x LQ, got {shapes}")
+            if min(height, width) < size:
+                raise UserError(f"LQ is {width} x {height}, expected at least {size} (gt_size / scale)")
+            # BasicSR's paired_random_crop draws in LQ pixels, the row first.
+            top, left = rng.randint(0, height - size), rng.randint(0, width - size)
+            # Its augment draws in this order, and nothing for a flip that is switched off.
+            hflip = self.opt["use_hflip"] and rng.random() < 0.5
+            vflip = self.opt["use_rot"] and rng.random() < 0.5
+            transpose = self.opt["use_rot"] and rng.random() < 0.5
+            tensors = {}
+            for name, planes, factor, side in (("lq", lq, 1, size), ("gt", gt, scale, gt_size)):
+                rows, columns = (slice(factor * at, factor * at + side) for at in (top, left))
+                crop = planes[:, rows, columns][:, :: -1 if vflip else 1, :: -1 if hflip else 1]
+                # What BasicSR calls a rotation by 90 degrees is a transposition. The copy is the only one: the map is
+                # read-only and closes with the block.
+                tensors[name] = torch.from_numpy((crop.swapaxes(1, 2) if transpose else crop).copy())
         return {**tensors, "lq_path": key, "gt_path": key}
-
-    def _crop(self, lq: Planes, gt: Planes, rng: random.Random | ModuleType) -> tuple[Planes, Planes]:
-        """Crop like BasicSR's paired_random_crop, on planes."""
-        scale, gt_size = self.opt["scale"], self.opt["gt_size"]
-        size = gt_size // scale
-        # Gray becomes three equal planes, as when OpenCV decodes a PNG.
-        lq, gt = (np.broadcast_to(image, (3, *image.shape[1:])) if len(image) == 1 else image for image in (lq, gt))
-        channels, height, width = lq.shape
-        if gt.shape != (3, scale * height, scale * width) or channels != 3:
-            raise UserError(f"expected one or three planes and GT = {scale} x LQ, got GT {gt.shape} and LQ {lq.shape}")
-        if min(height, width) < size:
-            raise UserError(f"LQ is {width} x {height}, expected at least {size} (gt_size / scale)")
-        # BasicSR draws in LQ pixels, the row first.
-        top, left = rng.randint(0, height - size), rng.randint(0, width - size)
-        lq = lq[:, top : top + size, left : left + size]
-        top, left = scale * top, scale * left
-        return lq, gt[:, top : top + gt_size, left : left + gt_size]
-
-    def _augment(self, lq: Planes, gt: Planes, rng: random.Random | ModuleType) -> tuple[Planes, Planes]:
-        """Augment like BasicSR's augment, by changing strides."""
-        # In BasicSR's order; a flip that is switched off draws nothing.
-        hflip = self.opt["use_hflip"] and rng.random() < 0.5
-        vflip = self.opt["use_rot"] and rng.random() < 0.5
-        transpose = self.opt["use_rot"] and rng.random() < 0.5
-        flipped = (slice(None), slice(None, None, -1 if vflip else 1), slice(None, None, -1 if hflip else 1))
-        lq, gt = lq[flipped], gt[flipped]
-        # What BasicSR calls a rotation by 90 degrees is a transposition.
-        return (lq.swapaxes(1, 2), gt.swapaxes(1, 2)) if transpose else (lq, gt)

@@ -77,30 +77,17 @@ class SeededDataset(Dataset):
                     # Of BasicSR's datasets: a path, or those of a pair, which are the same key in an LMDB.
                     name = self.dataset.paths[index]
                     name = " or ".join(dict.fromkeys(name.values())) if isinstance(name, dict) else name
-                bad.append(f"sample {name} cannot be used: {_readable(error)}")
+                reason = " ".join(" ".join(map(str, error.args or [error])).split())
+                # BasicSR's errors for a file that is empty or does not decode, and for a missing key.
+                if isinstance(error, cv2.error) or "NoneType" in reason:
+                    reason = "it is missing or does not decode"
+                elif reason.startswith("Scale mismatches."):
+                    reason += (
+                        " cut the GT to a multiple of the scale (extract_subimages.py --crop), or create the LQ again "
+                        "with make_lr.py"
+                    )
+                bad.append(f"sample {name} cannot be used: {reason}")
         raise UserError(f"{len(bad)} samples in a row; the first: {bad[0]}")
-
-
-def _reason_of_dead_worker(text: str) -> str | None:
-    """Return the message if (shared) memory ended a loader's worker; None for other errors."""
-    fewer = "lower datasets: train: num_worker_per_gpu (0 needs none) or the mini-batch"
-    if any(sign in text for sign in ("Bus error", "shared memory", "shm", "No space left on device")):
-        free = f"{shutil.disk_usage('/dev/shm').free / 1e6:,.0f} MB are free" if os.path.isdir("/dev/shm") else "full"
-        return f"shared memory (/dev/shm, {free}) is too small for the batches: docker run --shm-size=8g, or {fewer}"
-    if "killed by signal: Killed" in text or "exited unexpectedly" in text:
-        return f"a data loader worker was killed, most likely because memory ran out: {fewer}"
-    return None
-
-
-def _readable(error: Exception) -> str:
-    # BasicSR's errors for a file that is empty or does not decode, and for a missing key.
-    if isinstance(error, cv2.error) or "NoneType" in str(error):
-        return "it is missing or does not decode"
-    text = " ".join(" ".join(map(str, error.args or [error])).split())
-    advice = (
-        "cut the GT to a multiple of the scale (extract_subimages.py --crop), or create the LQ again with make_lr.py"
-    )
-    return f"{text} {advice}" if text.startswith("Scale mismatches.") else text
 
 
 @contextmanager
@@ -164,7 +151,16 @@ class BadSamples:
             raise UserError(str(error).rpartition(_WORKER_PREFIX)[2].rstrip()) from error
         except RuntimeError as error:
             # From torch: a worker was killed or got no shared memory.
-            cause = TOO_MANY_FILES if is_too_many_files(error) else _reason_of_dead_worker(str(error))
-            if cause is None:
+            fewer = "lower datasets: train: num_worker_per_gpu (0 needs none) or the mini-batch"
+            if is_too_many_files(error):
+                cause = TOO_MANY_FILES
+            elif any(sign in str(error) for sign in ("Bus error", "shared memory", "shm", "No space left on device")):
+                is_there = os.path.isdir("/dev/shm")
+                free = f"{shutil.disk_usage('/dev/shm').free / 1e6:,.0f} MB are free" if is_there else "full"
+                cause = f"shared memory (/dev/shm, {free}) is too small for the batches: docker run --shm-size=8g, or "
+                cause += fewer
+            elif "killed by signal: Killed" in str(error) or "exited unexpectedly" in str(error):
+                cause = f"a data loader worker was killed, most likely because memory ran out: {fewer}"
+            else:
                 raise
             raise UserError(cause) from None

@@ -20,27 +20,15 @@ _SHAPE = re.compile(r"\s+\(\d+,\s*\d+(,\s*\d+)?\).*$")
 
 @dataclass(frozen=True)
 class ImageSource:
-    """One image to read.
+    """One image to read."""
 
-    Attributes:
-        path: The file, or the LMDB with the record.
-        key: Name without extension; the record's key.
-        shape: (height, width, channels) from ``meta_info.txt`` for a record; None for a file.
-        raw: Whether the record is raw.
-    """
-
-    path: Path
-    key: str
-    shape: Shape | None = None
-    raw: bool = False
+    path: Path  # the file, or the LMDB with the record
+    key: str  # name without extension; the record's key
+    shape: Shape | None = None  # (height, width, channels) from ``meta_info.txt`` for a record; None for a file
+    raw: bool = False  # whether the record is raw
 
     def __str__(self) -> str:
-        return str(self.location)
-
-    @property
-    def location(self) -> Path:
-        """The path for messages: the file, or the LMDB followed by the key."""
-        return self.path if self.shape is None else self.path / self.key
+        return str(self.path if self.shape is None else self.path / self.key)
 
     @property
     def name(self) -> str:

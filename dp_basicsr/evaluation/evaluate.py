@@ -42,21 +42,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All results of an evaluation and its settings.
+    """All results of an evaluation and its settings."""
 
-    Attributes:
-        scale: HR size divided by LR size.
-        metrics: Keys of ``METRICS``, in the order of the tables.
-        missing: Metrics that could not be computed, with the reason.
-        images: Results ordered by set, image, method.
-        lossy: Methods whose files do not hold what was computed, with their formats.
-    """
-
-    scale: int
-    metrics: tuple[str, ...]
-    missing: dict[str, str]
-    images: tuple[Measured, ...]
-    lossy: dict[str, str] = field(default_factory=dict)
+    scale: int  # HR size divided by LR size
+    metrics: tuple[str, ...]  # keys of ``METRICS``, in the order of the tables
+    missing: dict[str, str]  # metrics that could not be computed, with the reason
+    images: tuple[Measured, ...]  # ordered by set, image, method
+    lossy: dict[str, str] = field(default_factory=dict)  # methods whose files are not what was computed, with formats
 
     @property
     def sets(self) -> list[str]:

@@ -31,18 +31,12 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Method:
-    """A method's result images.
+    """A method's result images."""
 
-    Attributes:
-        name: Name in tables.
-        folder: Folder of its images, or of one folder per test set; ``{set}`` stands for the set's name. None means
-            bicubic upscaling, computed here.
-        pattern: Pattern of its file names; detected if empty.
-    """
-
-    name: str
+    name: str  # in tables
+    # Of its images, or of one folder per test set; ``{set}`` stands for the set's name. None: bicubic, computed here.
     folder: Path | None
-    pattern: str = ""
+    pattern: str = ""  # of its file names; detected if empty
 
     def images(self, test_set: TestSet) -> dict[str, Path]:
         """Return the method's file for every image of a set, {} for bicubic; missing or extra files are a UserError."""

@@ -33,25 +33,16 @@ _LAST_LINES = 5  # lines of a failed program's output in the message
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One training of a row and its test.
+    """One training of a row and its test."""
 
-    Attributes:
-        name: Name of the run: experiments/<name>, results/<name>.
-        label, base: Those of the row.
-        seed: Seed of data order, augmentation and D's start; None if the study has no seeds. With seeds, the study
-            judges the images itself, instead of test.py.
-        train_file, test_file: Option files.
-        train: Overrides of the training.
-        test: Overrides of the test.
-    """
-
-    name: str
-    label: str
+    name: str  # experiments/<name>, results/<name>
+    label: str  # of the row, as the base
     base: str
+    # Of data order, augmentation and D's start. With seeds, the study judges the images itself, instead of test.py.
     seed: int | None
     train_file: Path
     test_file: Path
-    train: tuple[str, ...]
+    train: tuple[str, ...]  # overrides
     test: tuple[str, ...]
 
     @property

@@ -21,24 +21,16 @@ NAMES = ("mu", "beta", "networks", "correlation", "comparison", "ablation", "ter
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table.
+    """A row of a table."""
 
-    Attributes:
-        label: Label in the paper's table.
-        base: Name of its base option files; empty for images that are not trained here.
-        run: Name of the training, shared with other studies; empty without one.
-        overrides: Overrides of the base, in the form of ``--force_yml``.
-        calibrated: Which gradient ``loss_weight`` is calibrated for, see ``calibration.py``; empty: none.
-        times: Factor of the calibrated ``loss_weight``.
-        seeds: Seeds of this row, if not the study's; such a row is an exploration, and trained after all others.
-    """
-
-    label: str
-    base: str = ""
-    run: str = ""
-    overrides: tuple[str, ...] = ()
+    label: str  # in the paper's table
+    base: str = ""  # name of its option files; empty for images that are not trained here
+    run: str = ""  # name of the training, shared with other studies; empty without one
+    overrides: tuple[str, ...] = ()  # of the base, in the form of ``--force_yml``
+    # Which gradient ``loss_weight`` is calibrated for, see ``calibration.py``; empty: none.
     calibrated: Literal["", "vgg", "resnet", "static", "dynamic"] = ""
-    times: float = 1
+    times: float = 1  # factor of the calibrated ``loss_weight``
+    # If not the study's; such a row is an exploration, and trained after all others.
     seeds: tuple[int, ...] = ()
 
 
@@ -68,33 +60,21 @@ class Smoke:
 
 @dataclass(frozen=True)
 class Study:
-    """A table to train and test, from the paper or beyond it.
+    """A table to train and test, from the paper or beyond it."""
 
-    Attributes:
-        name: Name on the command line.
-        table: Its number in the paper; None if it is not in the paper.
-        title: What it varies.
-        sets: Test sets.
-        columns: What the columns are: the test sets, or the bases (Table 5, on one set).
-        bases: Option files ``train`` and ``test`` by the name of the base.
-        rows: Rows in the paper's order.
-        seeds: Each row is trained once with each; such a study is judged by images, see ``judging.py``.
-        overrides: Overrides of every row.
-        comparisons: Pairs of labels that were named before the trainings; all others are exploration.
-        smoke: Settings of a smoke run, whose numbers are meaningless.
-    """
-
-    name: str
-    table: int | None
-    title: str
-    sets: tuple[str, ...]
-    columns: Literal["sets", "bases"]
-    bases: dict[str, dict[str, str]]
-    rows: tuple[Row, ...]
+    name: str  # on the command line
+    table: int | None  # its number in the paper; None if it is not in the paper
+    title: str  # what it varies
+    sets: tuple[str, ...]  # test sets
+    columns: Literal["sets", "bases"]  # the test sets, or the bases (Table 5, on one set)
+    bases: dict[str, dict[str, str]]  # option files ``train`` and ``test`` by the name of the base
+    rows: tuple[Row, ...]  # in the paper's order
+    # Each row is trained once with each; such a study is judged by images, see ``judging.py``.
     seeds: tuple[int, ...] = ()
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()  # of every row
+    # Pairs of labels that were named before the trainings; all others are exploration.
     comparisons: tuple[tuple[str, str], ...] = ()
-    smoke: Smoke | None = None
+    smoke: Smoke | None = None  # settings of a smoke run, whose numbers are meaningless
 
     @property
     def prefix(self) -> str:

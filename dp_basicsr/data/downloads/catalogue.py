@@ -26,28 +26,18 @@ _BY_HAND = (
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """A data set to download.
+    """A data set to download."""
 
-    Attributes:
-        url: URL of the archive.
-        folder: Folder in the archive that contains the images.
-        target: Destination of the images, relative to the root of the data sets.
-        images: Number of images.
-        size: Size of the archive in bytes, if published.
-        checksum: ``sha256:...`` or ``md5:...`` of the archive, if published.
-        next_step: Command that prepares training data from it, and its arguments; None for a test set, whose LR images
-            are made at once.
-        by_hand: What to do if the address does not answer.
-    """
-
-    url: str
-    folder: str
-    target: PurePosixPath
-    images: int
-    size: int | None = None
-    checksum: str | None = None
+    url: str  # of the archive
+    folder: str  # in the archive, with the images
+    target: PurePosixPath  # of the images, relative to the root of the data sets
+    images: int  # number of images
+    size: int | None = None  # of the archive in bytes, if published
+    checksum: str | None = None  # ``sha256:...`` or ``md5:...`` of the archive, if published
+    # Command that prepares training data from it, and its arguments; None for a test set, whose LR images are made at
+    # once.
     next_step: tuple[str, str] | None = None
-    by_hand: str = ""
+    by_hand: str = ""  # what to do if the address does not answer
 
     @property
     def file_name(self) -> str:
@@ -56,45 +46,34 @@ class DatasetSource:
 
 
 def _div2k(archive: str, folder: str, size: int, sha256: str, arguments: str) -> DatasetSource:
-    return DatasetSource(
-        url=f"{_DIV2K}/{archive}.zip",
-        folder=folder,
-        target=PurePosixPath("DIV2K", folder),
-        images=800,
-        size=size,
-        checksum=f"sha256:{sha256}",
-        next_step=("data extract", f"{arguments} {{root}}/DIV2K/{folder}"),
-        by_hand=f"By hand: see {_DIV2K}/",
-    )
-
-
-def _div2k_lr(scale: int, size: int, sha256: str) -> DatasetSource:
-    name = f"DIV2K_train_LR_bicubic_X{scale}"
-    return _div2k(name, f"DIV2K_train_LR_bicubic/X{scale}", size, sha256, f"--scale {scale} --lr-input")
+    next_step = ("data extract", f"{arguments} {{root}}/DIV2K/{folder}")
+    target, by_hand = PurePosixPath("DIV2K", folder), f"By hand: see {_DIV2K}/"
+    return DatasetSource(f"{_DIV2K}/{archive}.zip", folder, target, 800, size, f"sha256:{sha256}", next_step, by_hand)
 
 
 def _benchmark(name: str, images: int, revision: str, checksum: str | None = None) -> DatasetSource:
-    return DatasetSource(
-        url=f"{_MIRROR}/{name}/resolve/{revision}/data/{name}_HR.tar.gz",
-        folder=f"{name}_HR",
-        target=PurePosixPath(name, "GT"),
-        images=images,
-        checksum=checksum,
-        by_hand=_BY_HAND,
-    )
+    url = f"{_MIRROR}/{name}/resolve/{revision}/data/{name}_HR.tar.gz"
+    target = PurePosixPath(name, "GT")
+    return DatasetSource(url, f"{name}_HR", target, images, checksum=checksum, by_hand=_BY_HAND)
 
 
-SOURCES: dict[str, DatasetSource] = {
-    "div2k": _div2k(
-        "DIV2K_train_HR",
-        "DIV2K_train_HR",
-        3_530_603_713,
-        "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335",
-        "-i",
-    ),
-    "div2k_lr_x2": _div2k_lr(2, 925_390_592, "a53a424317575838dadce4bcd97cf7b744d6855f43740ed5f0245af3cf4bd850"),
-    "div2k_lr_x3": _div2k_lr(3, 427_847_282, "ad5c8e5507e2765823d3c2c5bd0934842efcd487c5370604c224090898b3163a"),
-    "div2k_lr_x4": _div2k_lr(4, 246_914_039, "f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a"),
+_HR_SHA256 = "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"
+_LR = {  # scale -> size and SHA-256
+    2: (925_390_592, "a53a424317575838dadce4bcd97cf7b744d6855f43740ed5f0245af3cf4bd850"),
+    3: (427_847_282, "ad5c8e5507e2765823d3c2c5bd0934842efcd487c5370604c224090898b3163a"),
+    4: (246_914_039, "f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a"),
+}
+SOURCES = {
+    "div2k": _div2k("DIV2K_train_HR", "DIV2K_train_HR", 3_530_603_713, _HR_SHA256, "-i"),
+    **{
+        f"div2k_lr_x{scale}": _div2k(
+            f"DIV2K_train_LR_bicubic_X{scale}",
+            f"DIV2K_train_LR_bicubic/X{scale}",
+            *archive,
+            f"--scale {scale} --lr-input",
+        )
+        for scale, archive in _LR.items()
+    },
     "set5": _benchmark("Set5", 5, "325646fe7cc8811e312562437885c5c018c74966"),
     "set14": _benchmark("Set14", 14, "5c964717e61b4931236a6dd5561750d11e5a7abb"),
     "bsd100": _benchmark("BSD100", 100, "600666edcba3b8386c367fcb03e72424a1ff9f86"),

@@ -25,24 +25,16 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class PairedSet:
-    """A GT set and its LQ set, each a folder or an LMDB.
-
-    Attributes:
-        gt: Folder or LMDB.
-        lq: Folder or LMDB.
-        scale: GT size divided by LQ size.
-        gt_size: Side of a training crop in GT pixels; None for a test set, where gray images are allowed and the GT may
-            exceed scale x LQ by fewer than ``scale`` pixels (BasicSR crops them).
-        template: BasicSR's ``filename_tmpl``: the LQ's name from the GT's, ``{}x4`` for DIV2K's own LR images.
-        names: The GT files to use (``meta_info_file``); None for all.
-    """
+    """A GT set and its LQ set, each a folder or an LMDB."""
 
     gt: Path
     lq: Path
-    scale: int
+    scale: int  # GT size divided by LQ size
+    # Side of a training crop in GT pixels; None for a test set, where gray images are allowed and the GT may exceed
+    # scale x LQ by fewer than ``scale`` pixels (BasicSR crops them).
     gt_size: int | None = None
-    template: str = "{}"
-    names: tuple[str, ...] | None = None
+    template: str = "{}"  # BasicSR's ``filename_tmpl``: the LQ's name from the GT's, ``{}x4`` for DIV2K's own LR images
+    names: tuple[str, ...] | None = None  # the GT files to use (``meta_info_file``); None for all
 
     def __str__(self) -> str:
         return f"{self.gt} and {self.lq}"

@@ -8,7 +8,7 @@ images, 480 pixels every 240 make the 32,592 sub-images of the paper.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -21,8 +21,6 @@ from dp_basicsr.images.files import IMAGE_SUFFIXES, BadImageError, find_images, 
 from dp_basicsr.images.strict import read_image, size_text
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.staging import refuse_existing, refuse_input
-
-OutputForm = Literal["lmdb", "png", "both"]
 
 DIV2K_HR = Path("datasets/DIV2K/DIV2K_train_HR")
 _MAX_WINDOWS = 9999  # per image, limited by the length of the keys
@@ -57,26 +55,17 @@ def subimage_key(stem: str, index: int) -> str:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What to extract and where to put it. The defaults are those for DIV2K.
+    """What to extract and where to put it. The defaults are those for DIV2K."""
 
-    Attributes:
-        hr: Folder of HR images (8-bit colour).
-        output: Output folder; None is the parent of ``hr``.
-        window: Crop size, step and threshold.
-        scales: Scales of the LR images to make for each sub-image.
-        lr: Folders of existing LR images to cut instead of downsampling, one per scale in the same order. Their files
-            are named like the HR files or with DIV2K's suffix ``x<scale>`` (``0001x4.png``).
-        form: LMDBs, PNG folders or both.
-        lmdb: Record format of the LMDBs: PNG files or raw pixels.
-    """
-
-    hr: Path = DIV2K_HR
-    output: Path | None = None
-    window: Window = field(default_factory=Window)
-    scales: tuple[int, ...] = (4,)
+    hr: Path = DIV2K_HR  # folder of HR images (8-bit colour)
+    output: Path | None = None  # None is the parent of ``hr``
+    window: Window = Window()
+    scales: tuple[int, ...] = (4,)  # of the LR images to make for each sub-image
+    # Folders of existing LR images to cut instead of downsampling, one per scale in the same order. Their files are
+    # named like the HR files or with DIV2K's suffix ``x<scale>`` (``0001x4.png``).
     lr: tuple[Path, ...] = ()
-    form: OutputForm = "lmdb"
-    lmdb: RecordForm = "png"
+    form: Literal["lmdb", "png", "both"] = "lmdb"  # LMDBs, PNG folders or both
+    lmdb: RecordForm = "png"  # record format of the LMDBs: PNG files or raw pixels
 
     def outputs(self) -> list[tuple[Path, int, RecordForm]]:
         """Return each output's path, its scale (1 is HR) and its record format.

@@ -23,19 +23,12 @@ _MAX_NAMED = 20  # bad images listed in one message; the rest is counted
 
 @dataclass(frozen=True)
 class PrepJob:
-    """How to process a folder of images.
+    """How to process a folder of images."""
 
-    Attributes:
-        workers: Number of processes; None uses every CPU available to this process.
-        skip_bad: Skip images that cannot be used instead of failing.
-        overwrite: Replace existing outputs once the new ones are complete.
-        compression: PNG compression level, 0 to 9.
-    """
-
-    workers: int | None = None
-    skip_bad: bool = False
-    overwrite: bool = False
-    compression: int = 1
+    workers: int | None = None  # number of processes; None uses every CPU available to this process
+    skip_bad: bool = False  # skip images that cannot be used instead of failing
+    overwrite: bool = False  # replace existing outputs once the new ones are complete
+    compression: int = 1  # PNG compression level, 0 to 9
 
     def __post_init__(self) -> None:
         if not 0 <= self.compression <= 9:

@@ -31,21 +31,13 @@ _LMDB_FILES = ("data.mdb", "lock.mdb", "meta_info.txt")
 
 @dataclass(frozen=True)
 class Record:
-    """One image.
+    """One image."""
 
-    Attributes:
-        key: Its name without suffix.
-        data: A file's content, or pixels (``dp_basicsr.data.lmdb_records``).
-        shape: (height, width, channels).
-        compression: Level of a PNG file; None for pixels.
-        suffix: Of the file.
-    """
-
-    key: str
-    data: bytes
-    shape: Shape
-    compression: int | None = None
-    suffix: str = ".png"
+    key: str  # name without suffix
+    data: bytes  # a file's content, or pixels (``dp_basicsr.data.lmdb_records``)
+    shape: Shape  # (height, width, channels)
+    compression: int | None = None  # level of a PNG file; None for pixels
+    suffix: str = ".png"  # of the file
 
     @property
     def meta_line(self) -> str:
@@ -99,11 +91,8 @@ def check_keys(names: Iterable[str], *, suffix: str = "") -> None:
 class FolderWriter(StagedFolder):
     """A folder of image files that appears at ``final`` only when it is complete.
 
-    ``close`` does whatever can fail, so that several writers are committed together.
-
-    Attributes:
-        images: Number of records written.
-        size: Their bytes.
+    ``close`` does whatever can fail, so that several writers are committed together. ``images`` is the number of
+    records written, ``size`` their bytes.
 
     Raises:
         UserError: See ``StagedFolder``, or the folder to replace contains other files than data.
