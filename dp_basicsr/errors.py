@@ -50,6 +50,10 @@ TOO_MANY_FILES = (
     "num_worker_per_gpu in training, --workers in other commands)"
 )
 
+# Messages of allocators without an exception type: PyTorch's CPU and MPS, cuDNN, cuBLAS, oneDNN, onnxruntime.
+MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation", "allocate memory",
+                   "alloc_failed")  # fmt: skip
+
 STAGGER_SECONDS = 5.0  # how much later than local rank 0 the others may come to the same error
 
 
@@ -75,6 +79,14 @@ def shorten(names: Collection[str], limit: int = 4) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message."""
     return str(error).partition("\n")[0][:300] or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception of PyTorch, oneDNN, onnxruntime or numpy means that memory ran out."""
+    # torch's own error by name, because this must not import torch.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(message in str(error).lower() for message in MEMORY_MESSAGES)
 
 
 def is_too_many_files(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from typing import get_args
 
-from dp_basicsr.deploy.batch import describe_left_out, find_all_jobs, refuse_unwritable
+from dp_basicsr.deploy.batch import describe_left_out, find_jobs, refuse_unwritable
 from dp_basicsr.deploy.choices import BOX, BOX_ALPHA, OVERLAP, AlphaMode, EngineName, PrecisionChoice
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import FORMATS, QUALITY
@@ -31,23 +31,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     parser.add_input(nargs="+", required=True, help="images, folders, or globs in quotes ('photos/**/*.jpg')")
     parser.add_output(type=Path, default=Path("results"), help="folder, or a file where the input is one image")
-    add_model_arguments(parser)
-    add("-s", "--outscale", type=float, help="size of the result over that of the input (default: the model's scale)")
-    add("--alpha", choices=get_args(AlphaMode), default="model", help="how transparency is enlarged, or to drop it")
-    add("--suffix", default="", help="put between name and extension")
-    add("--ext", default="auto", help=f"auto keeps the format; or {', '.join(name[1:] for name in FORMATS)}")
-    add("--quality", type=int, default=QUALITY, help="of JPEG and WebP, 1 to 100; WebP is lossless at 100")
-    add("--recursive", action="store_true", help="take the folders in the input folder too")
-    add("--overwrite", action="store_true", help="replace results that are there already")
-    args = parser.parse_args(argv)
-    if args.model_path == BOX and args.alpha_interp is None:
-        args.alpha_interp = BOX_ALPHA
-    return args
-
-
-def add_model_arguments(parser: Parser) -> None:
-    """Add the arguments that say which network runs, and how."""
-    add = parser.add_argument
     parser.add_model(
         default=BOX,
         help=".pth, .safetensors, .onnx, or ncnn's .param; two of the first kinds (PSNR, GAN model) are interpolated "
@@ -66,6 +49,17 @@ def add_model_arguments(parser: Parser) -> None:
         "--precision", choices=get_args(PrecisionChoice), default="fp32",
         help="arithmetic within the network; auto: bf16 where the device computes in it, which is faster",
     )  # fmt: skip
+    add("-s", "--outscale", type=float, help="size of the result over that of the input (default: the model's scale)")
+    add("--alpha", choices=get_args(AlphaMode), default="model", help="how transparency is enlarged, or to drop it")
+    add("--suffix", default="", help="put between name and extension")
+    add("--ext", default="auto", help=f"auto keeps the format; or {', '.join(name[1:] for name in FORMATS)}")
+    add("--quality", type=int, default=QUALITY, help="of JPEG and WebP, 1 to 100; WebP is lossless at 100")
+    add("--recursive", action="store_true", help="take the folders in the input folder too")
+    add("--overwrite", action="store_true", help="replace results that are there already")
+    args = parser.parse_args(argv)
+    if args.model_path == BOX and args.alpha_interp is None:
+        args.alpha_interp = BOX_ALPHA
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with data_command():
         if not 1 <= args.quality <= 100 or (args.outscale is not None and not 0 < args.outscale <= 64):
             raise UserError("expected --quality from 1 to 100 and --outscale above 0 and up to 64")
-        how = {"recursive": args.recursive, "suffix": args.suffix, "ext": args.ext}
-        jobs, left_out = find_all_jobs(args.input, args.output, **how)
+        jobs, left_out = find_jobs(args.input, args.output, recursive=args.recursive, suffix=args.suffix, ext=args.ext)
         todo = [job for job in jobs if args.overwrite or not os.path.exists(job.target)]
         refuse_unwritable(todo)
         require_paths(args.model_path, "model")

@@ -9,7 +9,8 @@ from pathlib import Path
 from dp_basicsr.data.lmdb_records import Shape, from_planes, lmdb_reader, read_meta_info
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import BadImageError, find_images
-from dp_basicsr.images.strict import decode_image, is_turned, read_image
+from dp_basicsr.images.opening import read_bytes
+from dp_basicsr.images.strict import decode_image, orientation_if_single, read_image
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class ImageSource:
 
     def is_turned(self) -> bool:
         """Whether this is a file whose EXIF orientation is not upright."""
-        return self.shape is None and is_turned(self.path)
+        return self.shape is None and orientation_if_single(read_bytes(self.path)) != 1
 
     def read(self, *, gray: bool = False) -> NDArray[np.uint8]:
         """Read ``(H, W, 3)`` BGR uint8, with ``gray`` also ``(H, W)``.

@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import FORMATS, READ_SUFFIXES
@@ -28,12 +27,12 @@ class UpscaleJob:
 
 
 def find_jobs(
-    source: str, output: Path, *, recursive: bool = False, suffix: str = "", ext: str = "auto"
+    sources: Sequence[str], output: Path, *, recursive: bool = False, suffix: str = "", ext: str = "auto"
 ) -> tuple[list[UpscaleJob], list[Path]]:
-    """List the images behind ``source`` and the files that mirror them below ``output``.
+    """List the images behind ``sources``, each once, and the files that mirror them below ``output``.
 
     Args:
-        source: An image, a folder, or a glob (``photos/**/*.jpg``). Hidden files of a folder are ignored.
+        sources: Images, folders, or globs (``photos/**/*.jpg``). Hidden files of a folder are ignored.
         output: A folder; for a single image also the file to write.
         recursive: Include the subfolders of a folder.
         suffix: Inserted between name and extension.
@@ -43,50 +42,39 @@ def find_jobs(
         The jobs, and what was left out: files of other types, and the subfolders without ``recursive``.
 
     Raises:
-        UserError: No image was found, two results have the same name, or a result would replace an input.
+        UserError: A source has no image, two results have the same name, or a result would replace an input.
     """
     if ext != "auto" and f".{ext.lower().lstrip('.')}" not in FORMATS:
         raise UserError(f"--ext {ext}: expected auto or one of {', '.join(name[1:] for name in FORMATS)}")
     if "/" in suffix or "\0" in suffix:
         raise UserError(f"--suffix {suffix}: expected a part of a file name, without /")
     # Not Path's own expanduser, which raises an error where there is no home folder.
-    path, output = (Path(os.path.expanduser(name)) for name in (source, output))
-    left_out: list[Path] = []
+    output = Path(os.path.expanduser(output))
     if names_another_picture(output):
         text = f"expected a folder, or for one image a file that ends in {', '.join(FORMATS)}"
         raise UserError(f"--output {output}: {text}")
-    if path.is_file():
-        jobs = [
-            UpscaleJob(path, output if output.suffix.lower() in FORMATS else output / _rename(path, suffix, ext).name)
-        ]
-    else:
+    jobs, left_out = list[UpscaleJob](), set[Path]()
+    for source in sources:
+        path = Path(os.path.expanduser(source))
+        if path.is_file():
+            is_named = output.suffix.lower() in FORMATS
+            jobs.append(UpscaleJob(path, output if is_named else output / _rename(path, suffix, ext).name))
+            continue
         if output.suffix.lower() in FORMATS and not output.is_dir():
             raise UserError(
                 f"--output {output}: expected a folder for the images of {source}, got the name of an image"
             )
-        root, files = _list(path, recursive)
-        images = [file for file in files if file.suffix.lower() in READ_SUFFIXES and file.is_file()]
-        left_out = sorted(set(files) - set(images))
-        results = os.path.abspath(output)
-        # The output may lie within the input. Only now, so that earlier results are not reported as left out.
-        if results != os.path.abspath(root):
-            images = [image for image in images if Path(results) not in Path(os.path.abspath(image)).parents]
-        jobs = [UpscaleJob(image, output / _rename(image.relative_to(root), suffix, ext)) for image in images]
-    if not jobs:
-        if not left_out and not path.is_dir():
+        root, images, others = _list(path, output, recursive)
+        if not images and not others and not path.is_dir():
             raise UserError(f"input {source}: no such file")
-        also = f"; {describe_left_out(left_out)}" if left_out else ""
-        raise UserError(f"no image in {source}: expected files that end in {', '.join(READ_SUFFIXES)}{also}")
+        if not images:
+            also = f"; {describe_left_out(others)}" if others else ""
+            raise UserError(f"no image in {source}: expected files that end in {', '.join(READ_SUFFIXES)}{also}")
+        jobs += [UpscaleJob(image, output / _rename(image.relative_to(root), suffix, ext)) for image in images]
+        left_out.update(others)
+    jobs = list(dict.fromkeys(jobs))
     _refuse_collisions(jobs, ext)
-    return jobs, left_out
-
-
-def find_all_jobs(sources: Sequence[str], output: Path, **how: Any) -> tuple[list[UpscaleJob], list[Path]]:
-    """List the images behind several inputs, each once; arguments and errors are those of ``find_jobs``."""
-    every = [find_jobs(source, output, **how) for source in sources]
-    jobs = list(dict.fromkeys(job for jobs, _ in every for job in jobs))
-    _refuse_collisions(jobs, how.get("ext", "auto"))
-    return jobs, sorted({path for _, left_out in every for path in left_out})
+    return jobs, sorted(left_out)
 
 
 def names_another_picture(output: Path) -> bool:
@@ -114,16 +102,27 @@ def describe_left_out(paths: Sequence[Path]) -> str:
     return f"left out {' and '.join(parts)}"
 
 
-def _list(path: Path, recursive: bool) -> tuple[Path, list[Path]]:
-    """Return the folder that results mirror; and the files, of a folder without ``recursive`` also the subfolders."""
+def _list(path: Path, output: Path, recursive: bool) -> tuple[Path, list[Path], list[Path]]:
+    """List what is behind a folder or glob.
+
+    Returns:
+        The folder that results mirror; the images; other files, and without ``recursive`` the subfolders of a folder.
+    """
     if path.is_dir():
-        below = path.rglob("*") if recursive else path.iterdir()
+        root, below = path, path.rglob("*") if recursive else path.iterdir()
         files = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-        return path, sorted(file for file in files if not (recursive and file.is_dir()))
-    # What precedes the first part with a wildcard.
-    plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
-    files = [Path(name) for name in glob.glob(str(path), recursive=True)]
-    return Path(*plain), sorted(file for file in files if not file.is_dir())
+        files = [file for file in files if not (recursive and file.is_dir())]
+    else:
+        # What precedes the first part with a wildcard.
+        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
+        files = [file for file in map(Path, glob.glob(str(path), recursive=True)) if not file.is_dir()]
+    images = sorted(file for file in files if file.suffix.lower() in READ_SUFFIXES and file.is_file())
+    others = sorted(set(files) - set(images))
+    results = Path(os.path.abspath(output))
+    # The output may lie within the input. Only now, so that earlier results are not reported as left out.
+    if results != Path(os.path.abspath(root)):
+        images = [image for image in images if results not in Path(os.path.abspath(image)).parents]
+    return root, images, others
 
 
 def _rename(path: Path, suffix: str, ext: str) -> Path:

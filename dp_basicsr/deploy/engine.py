@@ -13,6 +13,7 @@ from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.choices import Precision
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.input_size import pad
+from dp_basicsr.utils.pool import available_cpus
 from dp_basicsr.utils.tiles import Floats
 
 import numpy as np
@@ -121,5 +122,5 @@ def limit_threads() -> int:
     """
     if os.environ.get("OMP_NUM_THREADS", "").isdecimal():
         return int(os.environ["OMP_NUM_THREADS"])
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    allowed = available_cpus()
     return allowed if allowed != os.cpu_count() else 0

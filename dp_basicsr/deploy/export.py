@@ -81,32 +81,29 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
     return difference
 
 
-def spandrel_limit(network: OpenedNetwork) -> str | None:
-    """Why spandrel 0.4 (chaiNNer, ComfyUI) cannot open a network's weights; None where it can."""
-    if network.arch == "MSRResNet":
-        return "it does not know MSRResNet"
-    growth = network.arguments.get("num_grow_ch", 32)
-    if growth != 32:
-        return f"it takes every RRDBNet to have a growth of 32, this one has {growth}"
-    if network.arch == "RRDBNetDP" and network.scale == 3:
-        return "it takes one upsampling layer for x2, and would give images of twice the size, wrongly"
-    return None
-
-
 def limit_elsewhere(network: OpenedNetwork, kind: str, name: str) -> str | None:
     """What other programs cannot do with an export called ``name``, as a sentence; None if nothing."""
-    if not EXPORTS[kind].target and (limit := spandrel_limit(network)):
-        return f"spandrel (chaiNNer, ComfyUI) cannot open it: {limit}; export it as ONNX for these"
+    scale, growth = network.scale, network.arguments.get("num_grow_ch", 32)
+    if not EXPORTS[kind].target:
+        # Of spandrel 0.4.
+        limit = None
+        if network.arch == "MSRResNet":
+            limit = "it does not know MSRResNet"
+        elif growth != 32:
+            limit = f"it takes every RRDBNet to have a growth of 32, this one has {growth}"
+        elif (network.arch, scale) == ("RRDBNetDP", 3):
+            limit = "it takes one upsampling layer for x2, and would give images of twice the size, wrongly"
+        return limit and f"spandrel (chaiNNer, ComfyUI) cannot open it: {limit}; export it as ONNX for these"
     if kind == "onnx" and (side := network.size.maximum):
         return f"it takes images of {side} x {side} pixels alone, as programs must cut them; `dp-basicsr upscale` does"
     if kind != "ncnn":
         return None
     # Upscayl's own rule, common/check-model-scale.ts of its repository.
-    taken = next((scale for scale in (2, 3) if re.search(rf"x{scale}|{scale}x", name, re.IGNORECASE)), 4)
-    if network.scale not in (2, 3, 4):
-        return f"Upscayl cannot use it: it knows x2, x3 and x4, and takes this x{network.scale} for x{taken}"
-    if taken != network.scale:
-        return f"Upscayl takes the scale from the name, x{taken} for {name}: choose one with x{network.scale} alone"
+    taken = next((known for known in (2, 3) if re.search(rf"x{known}|{known}x", name, re.IGNORECASE)), 4)
+    if scale not in (2, 3, 4):
+        return f"Upscayl cannot use it: it knows x2, x3 and x4, and takes this x{scale} for x{taken}"
+    if taken != scale:
+        return f"Upscayl takes the scale from the name, x{taken} for {name}: choose one with x{scale} alone"
     if network.size.multiple > 1:
         return f"programs that do not pad images to multiples of {network.size.multiple} lose rows and columns"
     return None

@@ -140,6 +140,9 @@ def _key(engine: str, paths: Sequence[Path], alpha_interp: float | None, scale: 
     package = ENGINES[engine].packages[0]
     digest = hashlib.sha256(repr((FORM, engine, version(package), alpha_interp, scale)).encode())
     for path in paths:
+        if not path.is_file():
+            # Reading a pipe would block.
+            raise FileNotFoundError(path)
         digest.update(hashlib.sha256(path.read_bytes()).digest())
         # The options of the run may tell the scale of RRDBNetDP, see ``options_of_run``.
         run = path.resolve().parent

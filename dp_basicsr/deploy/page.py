@@ -189,7 +189,7 @@ class Page:
             parent.mkdir(parents=True, exist_ok=True)
             file.replace(parent / file.name)
         try:
-            images, left_out = find_jobs(str(source), visit.folder / "out", recursive=True)
+            images, left_out = find_jobs([str(source)], visit.folder / "out", recursive=True)
         except UserError as error:
             raise UserError(str(error).replace(str(source), "what was chosen")) from error
         failed: list[str] = []
@@ -277,7 +277,7 @@ class Page:
         job.engine = self.engine
         scale = task.outscale or upscaler.scale
         suffix = f"{'_crop' if task.is_trial else ''}_x{scale:g}"
-        images, _ = find_jobs(str(job.folder / "in"), out / "all", recursive=True, suffix=suffix, ext=task.ext)
+        images, _ = find_jobs([str(job.folder / "in")], out / "all", recursive=True, suffix=suffix, ext=task.ext)
         job.started = time.monotonic()
         written: list[Path] = []
         failed: list[str] = []

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 from dp_basicsr.deploy.choices import OVERLAP
 from dp_basicsr.deploy.engine import Engine
-from dp_basicsr.errors import UserError, first_line
-from dp_basicsr.utils.memory import is_out_of_memory
+from dp_basicsr.errors import UserError, first_line, is_out_of_memory
 from dp_basicsr.utils.tiles import Floats, OnTile, Pixels, blend_tiles, grid, seam_warning, to_floats, to_pixels
 
 import numpy as np

@@ -50,53 +50,30 @@ _UNITS = {2: 1.0, 3: 2.54}  # of a density: inch, centimetre
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is known about a picture.
+    """What is known about a picture."""
 
-    Attributes:
-        size: Width and height, upright.
-        icc: ICC profile.
-        exif: EXIF block without its mark, as it was.
-        xmp: Adobe's XML.
-        density: Pixels per inch, horizontally and vertically.
-        comment: Of JPEG or GIF.
-        iptc: Captions of the press.
-        chunks: Of PNG, which no other format can hold.
-        tags: Of TIFF.
-        order: Of the bytes in ``tags``, "<" or ">".
-        is_turned: The file was not upright.
-        dropped: Names of what was not read.
-        is_lossless_webp: As a WebP it is expected to stay so.
-    """
-
-    size: tuple[int, int] = (1, 1)
-    icc: bytes | None = None
-    exif: bytes | None = None
-    xmp: bytes | None = None
-    density: tuple[float, float] | None = None
-    comment: bytes | None = None
-    iptc: bytes | None = None
-    chunks: tuple[Chunk, ...] = ()
-    tags: tuple[Tag, ...] = ()
-    order: Literal["<", ">"] = "<"
-    is_turned: bool = False
-    dropped: tuple[str, ...] = ()
-    is_lossless_webp: bool = False
+    size: tuple[int, int] = (1, 1)  # width and height, upright
+    icc: bytes | None = None  # colour profile
+    exif: bytes | None = None  # the block without its mark, as it was
+    xmp: bytes | None = None  # Adobe's XML
+    density: tuple[float, float] | None = None  # pixels per inch, horizontally and vertically
+    comment: bytes | None = None  # of JPEG or GIF
+    iptc: bytes | None = None  # captions of the press
+    chunks: tuple[Chunk, ...] = ()  # of PNG, which no other format can hold
+    tags: tuple[Tag, ...] = ()  # of TIFF
+    order: Literal["<", ">"] = "<"  # of the bytes in `tags`
+    is_turned: bool = False  # the file was not upright
+    dropped: tuple[str, ...] = ()  # names of what was not read
+    is_lossless_webp: bool = False  # as a WebP it is expected to stay so
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as a file holds it.
+    """An image as a file holds it."""
 
-    Attributes:
-        colour: (H, W, 3), RGB, uint8 or uint16; upright (EXIF's orientation is applied).
-        alpha: (H, W) of the same type, or None.
-        gray: The three channels are equal, and one is written.
-        metadata: What else the file knows.
-    """
-
-    colour: Pixels
-    alpha: Pixels | None = None
-    gray: bool = False
+    colour: Pixels  # (H, W, 3), RGB, uint8 or uint16; upright (EXIF's orientation is applied)
+    alpha: Pixels | None = None  # (H, W) of the same type
+    gray: bool = False  # the three channels are equal, and one is written
     metadata: Metadata = field(default_factory=Metadata)
 
 

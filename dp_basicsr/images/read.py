@@ -116,12 +116,11 @@ def _decode_8_bit(image: Image.Image) -> Pixels:
 def _to_srgb(image: Image.Image) -> Image.Image:
     """Convert CMYK by the embedded profile, if there is one, or Lab."""
     # Popped, because the profile does not hold for the result.
-    srgb, icc = ImageCms.createProfile("sRGB"), image.info.pop("icc_profile", None)
-    if image.mode == "LAB":
-        return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), srgb, outputMode="RGB")  # type: ignore[return-value]
+    icc = image.info.pop("icc_profile", None)
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(icc or b""))
-        return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")  # type: ignore[return-value]
+        is_lab = image.mode == "LAB"
+        source = ImageCms.createProfile("LAB") if is_lab else ImageCms.ImageCmsProfile(io.BytesIO(icc or b""))
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")  # type: ignore[return-value]
     except (ImageCms.PyCMSError, OSError):
         # As viewers show a picture without a profile, or with a broken one.
         return image.convert("RGB")

@@ -83,11 +83,6 @@ def encode(image: NDArray[np.uint8], suffix: str, parameters: list[int] | None =
     return data.tobytes()
 
 
-def is_turned(path: Path) -> bool:
-    """Return whether EXIF's orientation of a file is not upright."""
-    return orientation_if_single(read_bytes(path)) != 1
-
-
 def orientation_if_single(data: bytes) -> int:
     """Return EXIF's orientation of an image file with one picture.
 

@@ -8,9 +8,8 @@ import sys
 from collections.abc import Iterator
 
 from dp_basicsr.data.stream import batch_size_per_gpu
-from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.errors import UserError, first_line, is_out_of_memory
 from dp_basicsr.options.run import RunOptions
-from dp_basicsr.utils.memory import is_out_of_memory
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4

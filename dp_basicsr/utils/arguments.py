@@ -18,17 +18,11 @@ SHIPPED = next((folder for folder in (ROOT / "dp_basicsr/option_files", ROOT / "
 
 
 class Command(NamedTuple):
-    """A command.
+    """A command."""
 
-    Attributes:
-        target: Its ``main``, which takes the arguments: ``module`` of this package, or ``module:function``.
-        script: Name of the file that starts it in a checkout; empty if there is none.
-        help: One line for the list of commands.
-    """
-
-    target: str
-    script: str
-    help: str
+    target: str  # its ``main``, which takes the arguments: ``module`` of this package, or ``module:function``
+    script: str  # name of the file that starts it in a checkout; empty if there is none
+    help: str  # one line for the list of commands
 
     @property
     def script_path(self) -> str:

@@ -94,22 +94,15 @@ def with_step(net: nn.Module, size: InputSize, channels: int = 3) -> InputSize:
 
 
 class _Watch(TorchFunctionMode):
-    """Watches a network that runs on an image without values.
-
-    Attributes:
-        steps: Grids of strides and windows, in pixels of the image.
-        folds: Side of the image over those of the convolutions' inputs.
-        numbers: Values that each function takes and gives.
-        has_norm: Whether a layer computes statistics of its whole input.
-    """
+    """Watches a network that runs on an image without values."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side  # of the image
-        self.steps = {1}
-        self.folds: list[int] = []
-        self.numbers: list[tuple[int, int]] = []
-        self.has_norm = False
+        self.steps = {1}  # grids of strides and windows, in pixels of the image
+        self.folds: list[int] = []  # side of the image over those of the convolutions' inputs
+        self.numbers: list[tuple[int, int]] = []  # values that each function takes and gives
+        self.has_norm = False  # whether a layer computes statistics of its whole input
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         taken = [1]

@@ -26,20 +26,13 @@ MAX_DEPTH = 50
 MAX_STAND_INS = 100  # classes in a file that are replaced
 
 
-def load(
-    path: str | Path | io.BytesIO,
-    what: str,
-    advice: str = "",
-    map_location: str = "cpu",
-    allowed: Sequence[type] = (),
-) -> Any:
+def load(path: str | Path | io.BytesIO, what: str, advice: str = "", allowed: Sequence[type] = ()) -> Any:
     """Read a file written by ``torch.save`` without running code from it (``weights_only=True``).
 
     Args:
         path: The file, or its content.
         what: Description of the file, the start of error messages.
         advice: How to fix it, the end of error messages.
-        map_location: Device of the tensors; ``meta`` reads only their shapes.
         allowed: Further classes that may be in the file.
 
     Returns:
@@ -57,8 +50,8 @@ def load(
             stack.enter_context(torch.serialization.safe_globals(list(allowed)))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # torch warns about old file formats
-            content = torch.load(file, map_location=map_location, weights_only=True)
-        _require_plain(content, map_location)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        _require_plain(content)
         return content
     except Exception as error:
         # torch.load may raise anything on a damaged file.
@@ -103,8 +96,8 @@ class _StandIn:
         pass
 
 
-def _require_plain(content: Any, device: str) -> None:
-    """Refuse unbounded nesting, and tensors that are not dense, not on the device or larger than their storage.
+def _require_plain(content: Any) -> None:
+    """Refuse unbounded nesting, and tensors that are not dense, not on the CPU or larger than their storage.
 
     A few bytes can encode a list inside itself, exponentially shared lists, or a tensor of any size.
     """
@@ -119,12 +112,8 @@ def _require_plain(content: Any, device: str) -> None:
                     raise ValueError(f"more than {MAX_VALUES:,} values")
                 inner += value.values() if isinstance(value, Mapping) else value
             elif isinstance(value, Tensor):
-                if (
-                    value.layout != torch.strided
-                    or value.is_quantized
-                    or value.is_nested
-                    or value.device.type != device
-                ):
+                is_dense = value.layout == torch.strided and not (value.is_quantized or value.is_nested)
+                if not is_dense or value.device.type != "cpu":
                     raise ValueError(f"a tensor of kind {value.layout} on {value.device}")
                 if value.numel() * value.element_size() > value.untyped_storage().nbytes():
                     raise ValueError(f"a tensor of shape {tuple(value.shape)} without the values for it")

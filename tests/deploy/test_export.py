@@ -11,7 +11,7 @@ from dp_basicsr import inference
 from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy import export
-from dp_basicsr.deploy.export import describe, export_network, spandrel_limit
+from dp_basicsr.deploy.export import describe, export_network
 from dp_basicsr.deploy.onnx_engine import OnnxEngine
 from dp_basicsr.deploy.open_engine import open_engine
 from dp_basicsr.deploy.upscaler import Upscaler
@@ -45,7 +45,7 @@ def test_spandrel_gives_the_same_pixels_or_the_limit_is_told(arch: str, scale: i
     network = small_opened(arch, scale, num_grow_ch=growth)
     assert export_network(network, kind, Path(f"out.{kind}"), describe(network, {})) == 0
     assert load_network([Path(f"out.{kind}")]).scale == scale, "x3 is known again without being told"
-    limit = spandrel_limit(network)
+    limit = export.limit_elsewhere(network, kind, "out")
     assert (limit is None) == (arch != "MSRResNet" and growth == 32 and (arch, scale) != ("RRDBNetDP", 3))
     try:
         theirs = spandrel.ModelLoader().load_from_file(f"out.{kind}")

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.deploy.batch import find_all_jobs, refuse_unwritable
+from dp_basicsr.deploy.batch import find_jobs, refuse_unwritable
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import FORMATS, BadImageError, unicode_hint
 from dp_basicsr.images.metadata import Metadata, Picture
@@ -280,7 +280,7 @@ def test_any_legal_name_is_written_or_refused_first(tmp_path: Path, monkeypatch:
         name = os.fsdecode(stem or b"x") + ".png"
         Image.fromarray(noise(rng, (4, 4))).save(folder / name)
         suffix = rng.choice(("", "", "_x4"))
-        jobs, left_out = find_all_jobs([str(folder)], output, suffix=suffix)
+        jobs, left_out = find_jobs([str(folder)], output, suffix=suffix)
         if name.startswith("."):
             continue
         assert left_out == []

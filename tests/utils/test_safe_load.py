@@ -45,7 +45,6 @@ def write(content: Any, form: str, path: str) -> Path:
 SYSTEM = f"{os.system.__module__}.system"
 READERS: dict[str, Callable[[Path], Any]] = {
     "any": lambda path: load(path, "file"),
-    "shapes alone": lambda path: load(path, "file", map_location="meta"),
     "training state": read_state,
     "backbone": read_state_dict,
     "deployed": read_weights,
