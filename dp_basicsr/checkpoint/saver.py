@@ -137,14 +137,16 @@ class Saver:
                 # Fused or not is this run's choice; BasicSR's Adam is not.
                 group |= {name: optimizer.defaults[name] for name in ("fused",) if name in optimizer.defaults}
         # torch loads a state of another kind of optimizer without a word, and fails in the first step.
-        before = self._structure()
+        groups = structure([optimizer.param_groups for optimizer in self.optimizers])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        # Optimizers add counters to their groups, so these may have more.
+        same = has_structure(groups, structure([optimizer.param_groups for optimizer in self.optimizers]))
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            expected = structure(scheduler.state_dict())
             scheduler.load_state_dict(saved)
-        groups, schedulers = self._structure()
-        # Optimizers add counters to their groups; schedulers keep whatever a state has beside their own entries.
-        same = has_structure(before[0], groups) and before[1] == schedulers
+            # They keep whatever a state has beside their own entries.
+            same = same and structure(scheduler.state_dict()) == expected
         if not same or not all(map(has_consistent_state, self.optimizers)):
             raise UserError("its optimizers or schedulers belong to another model")
         for key, part in self.others.items():
@@ -162,10 +164,6 @@ class Saver:
         else:
             # With the iteration, so that the numbers of the run's start do not come again.
             set_random_seed(self.opt.get("manual_seed", 0) + rank + processes * state["iter"])
-
-    def _structure(self) -> tuple[Any, Any]:
-        groups = structure([optimizer.param_groups for optimizer in self.optimizers])
-        return groups, structure([scheduler.state_dict() for scheduler in self.schedulers])
 
 
 def structure(value: Any) -> Any:

@@ -57,9 +57,8 @@ class Weights:
 
     state: StateDict  # BasicSR's name of a weight -> tensor on the CPU; floats of any precision become float32
     path: Path
-    notes: dict[str, str] = field(
-        default_factory=dict
-    )  # stored with the weights (our exports: scale, arch, provenance)
+    # Stored with the weights (our exports: scale, arch, provenance).
+    notes: dict[str, str] = field(default_factory=dict)
     holds: str = ""  # description of the file's content
     choice: str = ""  # which weights of the file these are, if it has several or averaged ones
 
@@ -96,7 +95,7 @@ def read_weights(
     """
     content, notes, refused = _read_file(path)
     holds = _describe(content)
-    entries = list(_entries(content, (), averaged=False))
+    entries = list(_entries(content))
     keys = set(content) if isinstance(content, dict) else set()
     if "param_groups" in keys:  # whose moments look like weights
         raise UserError(f"model {path} is the state of an optimizer, not a network: give the network saved beside it")
@@ -260,52 +259,44 @@ def _rename_oldest(state: StateDict) -> StateDict:
     return renamed
 
 
-def _entries(content: Any, keys: tuple[str, ...], averaged: bool) -> Iterator[_Entry]:
-    """Yield the weights of every network in a file, at any depth."""
+def _entries(content: Any, keys: tuple[str, ...] = (), averaged: bool = False) -> Iterator[_Entry]:
+    """Yield the weights of every network in a file, below keys of mappings and prefixes of names at any depth."""
     if not isinstance(content, dict) or (keys and _OTHERS.search(keys[-1])):
         return
-    averaged |= bool(keys and _AVERAGED.search(keys[-1]))
-    state = {
-        name: value
-        for name, value in content.items()
-        if isinstance(name, str) and isinstance(value, Tensor) and not value.is_complex()
-    }
+    if keys:  # ema-pytorch keeps the network beside its average
+        averaged = (averaged and keys[-1] != "online_model") or bool(_AVERAGED.search(keys[-1]))
+    state: StateDict = {}
     for key, value in content.items():
         if isinstance(value, dict):
             yield from _entries(value, (*keys, str(key)), averaged)
-        elif isinstance(value, (list, tuple)) and _AVERAGED.search(str(key)):
+        elif isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex():
+            state[key] = value
+        elif value and isinstance(value, (list, tuple)) and _AVERAGED.search(str(key)):
             # torch_ema, diffusers, NeMo: the average as a list, in the order of the parameters.
             numbered = {str(number): item for number, item in enumerate(value)}
-            if value and all(isinstance(item, Tensor) for item in value):
+            if all(isinstance(item, Tensor) for item in value):
                 yield _Entry((*keys, str(key)), numbered, averaged=True)
-    if state:
-        yield from _split(state, keys, averaged)
-
-
-def _split(state: StateDict, keys: tuple[str, ...], averaged: bool) -> Iterator[_Entry]:
-    """Remove the prefixes of wrappers, in any order, and yield each network of a state_dict that has several."""
-    while True:
+    while state:
         counters = {name for name in _COUNTERS & state.keys() if state[name].ndim == 0}
         # Where nothing else is left, these names are the weights.
         if len(counters) < len(state):
             state = {name: value for name, value in state.items() if name not in counters}
             averaged |= "n_averaged" in counters
-        heads = dict.fromkeys(name.partition(".")[0] for name in state)
         wrappers = {match[0] if (match := _WRAPPER.match(name)) else "" for name in state}
-        if len(wrappers) == 1 and wrappers != {""}:
-            prefix = wrappers.pop()
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-            continue
-        named = [head for head in heads if _is_network(head, state)]
-        # A single such name among others is a layer, unless the others are no weights.
-        if not named or (len(named) == 1 < len(heads) and not any(_OTHERS.search(head) for head in heads)):
-            yield _Entry(keys, state, averaged)
-            return
-        break
-    for head in named:
-        inner = {name.partition(".")[2]: value for name, value in state.items() if name.startswith(f"{head}.")}
-        is_average = (averaged and head != "online_model") or bool(_AVERAGED.search(head))  # of ema-pytorch
-        yield from _split(inner, (*keys, head), is_average)
+        if len(wrappers) > 1 or wrappers == {""}:
+            break
+        # Wrappers stand in any order, with counters between them.
+        prefix = wrappers.pop()
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    heads = dict.fromkeys(name.partition(".")[0] for name in state)
+    named = [head for head in heads if _is_network(head, state)]
+    # A single such name among others is a layer, unless the others are no weights.
+    if len(named) > 1 or (named and (len(heads) == 1 or any(_OTHERS.search(head) for head in heads))):
+        for head in named:
+            inner = {name.partition(".")[2]: value for name, value in state.items() if name.startswith(f"{head}.")}
+            yield from _entries(inner, (*keys, head), averaged)
+    elif state:
+        yield _Entry(keys, state, averaged)
 
 
 def _is_network(head: str, state: StateDict) -> bool:
