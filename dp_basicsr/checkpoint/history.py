@@ -32,13 +32,8 @@ def is_of(root: Path, state: Path) -> bool:
 def set_aside_later(root: Path, state: Path, iteration: int, best_files: Mapping[str, str]) -> None:
     """Move the files that do not lead to ``state`` from a run's folder to ``abandoned_<time>`` in it.
 
-    The moved checkpoints keep their manifests, so that ``path: resume_state`` can name them.
-
-    Args:
-        root: The run's folder, ``experiments/<name>``.
-        state: The training state that the run resumes from; if it is of another folder, no checkpoint leads to it.
-        iteration: Its iteration.
-        best_files: SHA-256 of the best networks at that time, by name.
+    No checkpoint leads to the state of another folder. The moved ones keep their manifests, so that ``path:
+    resume_state`` can name them. ``best_files`` are the SHA-256 of the best networks at that time, by name.
     """
     finish_setting_aside(root)
     last = iteration if is_of(root, state) else -1

@@ -30,14 +30,9 @@ def manifest_path(state: Path) -> Path:
 
 
 def write_manifest(state: Path, checksums: Mapping[Path, str]) -> None:
-    """Write the manifest of a checkpoint. The state's line is last, so a truncated manifest is never valid.
+    """Write the manifest of a checkpoint, from the SHA-256 of each of its files, which include the state.
 
-    Args:
-        state: ``training_states/<iteration>.state``, already written.
-        checksums: SHA-256 of each file of the checkpoint, including the state.
-
-    Raises:
-        UserError: See ``atomic_write``.
+    The state's line is last, so a truncated manifest is never valid.
     """
     in_order = [path for path in checksums if path != state] + [state]
     names = {path: os.path.relpath(path, state.parent.parent) for path in in_order}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,51 +33,33 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Any, /) -> Any: ...
 
 
+@dataclass(eq=False)
 class Saver:
     """Saves complete checkpoints or stops the run, and restores them.
 
     Checkpoints are made only between steps, when no gradient is being accumulated, so no gradients are saved.
-
-    Args:
-        opt: Options of the run.
-        networks: What is saved.
-        optimizers: In the order of the state's file, as are the schedulers.
-        schedulers: One for each optimizer.
-        others: Everything else with a state, by its key in the file. Files without a key leave it unchanged.
     """
 
-    def __init__(
-        self,
-        opt: Mapping[str, Any],
-        networks: Networks,
-        optimizers: Sequence[torch.optim.Optimizer],
-        schedulers: Sequence[Stateful],
-        others: dict[str, Stateful],
-    ) -> None:
-        self.opt = opt
-        self.networks = networks
-        self.optimizers = optimizers
-        self.schedulers = schedulers
-        self.others = others
-        self._saved: int | None = None  # the last iteration with a checkpoint
-        self.best_files: dict[str, str] = {}  # name of a best network -> SHA-256
-        self.resumed_from: str | None = None  # the state that the options named when this history began
+    opt: Mapping[str, Any]  # of the run, as BasicSR's models have them
+    networks: Networks
+    optimizers: Sequence[torch.optim.Optimizer]  # in the order of the state's file, as are the schedulers
+    schedulers: Sequence[Stateful]
+    others: dict[str, Stateful]  # with a state, by key in the file; files without a key leave them unchanged
+
+    saved: int | None = None  # the last iteration with a checkpoint
+    best_files: dict[str, str] = field(default_factory=dict)  # name of a best network -> SHA-256
+    resumed_from: str | None = None  # the state that the options named when this history began
 
     def save(self, epoch: int, iteration: int, position: Mapping[str, int] | None = None) -> None:
         """Save networks and state in BasicSR's files, then the manifest that makes them a checkpoint.
 
-        Collective call. An iteration that is already saved is not saved again. With ``logger: keep_last``, older
-        checkpoints are deleted once this one is on the disk.
-
-        Args:
-            epoch: Epoch of this iteration.
-            iteration: The last completed one; -1 saves the networks as ``latest``, without a state.
-            position: Position in the training data.
+        Collective call. An iteration that is already saved is not saved again; -1 saves the networks as ``latest``,
+        without a state. With ``logger: keep_last``, older checkpoints are deleted once this one is on the disk.
 
         Raises:
             UserError: The write failed; raised on every process. Earlier checkpoints are intact.
         """
-        if iteration == self._saved:
+        if iteration == self.saved:
             return
         # Everything that a resumed run needs, in BasicSR's format, readable with ``weights_only``.
         content = {
@@ -103,7 +86,7 @@ class Saver:
         on_rank_0(lambda: write_manifest(state, checksums))
         if keep := self.opt["logger"].get("keep_last"):
             on_rank_0(lambda: delete_older(state, Path(self.opt["path"]["models"]), keep))
-        self._saved = iteration
+        self.saved = iteration
 
     def _write_network(self, label: str, name: str, of: str = "") -> tuple[Path, str]:
         """Write ``<label><of>_<name>.pth`` in BasicSR's format, ``{key: state_dict}``; return it and its checksum."""
@@ -153,7 +136,7 @@ class Saver:
             if saved := state.get(key):
                 # BasicSR's states lack them.
                 part.load_state_dict(saved)
-        self._saved, self.resumed_from = state["iter"], state.get("resumed_from")
+        self.saved, self.resumed_from = state["iter"], state.get("resumed_from")
         self.best_files = dict(state.get("best_files", {}))
         if not all(isinstance(text, str) for text in (self.resumed_from or "", *self.best_files.values())):
             raise UserError("its resumed_from or best_files is not text")

@@ -20,12 +20,8 @@ _PERIODS = ("periods", "restart_weights", "cumulative_period")
 def resume_training(model: Any, state: dict[str, Any], train: dict[str, Any], use_options: bool) -> str | None:
     """Restore a training state in a model that was built from options.
 
-    Args:
-        model: BasicSR model.
-        state: Training state; it is changed.
-        train: Options ``train``.
-        use_options: Use the learning rates and optimizer settings of the options (``resume_schedule: options``). The
-            rate is then that of a run with these options from the start. Otherwise the state's are kept.
+    With ``use_options`` (``resume_schedule: options``) the learning rates and optimizer settings are those of the
+    options, and the rate is that of a run with them from the start; otherwise the state's, which is changed, are kept.
 
     Returns:
         Message that names the values in which the state and the options differ, or None.

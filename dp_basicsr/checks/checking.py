@@ -73,17 +73,11 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Checked:
-    """Options that can run.
-
-    Attributes:
-        options: The options.
-        missing: The message about missing files and folders, if any.
-        notes: What the options ask for and the run will not do.
-    """
+    """Options that can run."""
 
     options: OptionFile
-    missing: tuple[str, ...]
-    notes: tuple[str, ...]
+    missing: tuple[str, ...]  # the message about missing files and folders, if any
+    notes: tuple[str, ...]  # what the options ask for and the run will not do
 
 
 def check_options(
@@ -93,8 +87,7 @@ def check_options(
 
     Args:
         opt: Options; they are not changed.
-        file: Option file, for messages.
-        entries: Overrides that have been applied, for messages.
+        file: Option file, for messages, as are ``entries``, the overrides that have been applied.
         is_train: True for train.py; test.py needs fewer keys.
         may_miss_data: Return a message about missing files, instead of raising, if nothing else is wrong.
 

@@ -19,19 +19,12 @@ Rule = tuple[Path, object, str]  # where a problem is, if the second is true, an
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem with the value at a path.
-
-    Attributes:
-        path: Path of the key.
-        text: What was expected, what was found, and what may have been meant.
-        missing: Whether only a file or folder is missing.
-        help: Longer instructions to fix it; printed once.
-    """
+    """A problem with the value at a path."""
 
     path: Path
-    text: str
-    missing: bool = False
-    help: str = ""
+    text: str  # what was expected, what was found, and what may have been meant
+    missing: bool = False  # whether only a file or folder is missing
+    help: str = ""  # longer instructions to fix it; printed once
 
 
 def problems_of(rules: Iterable[Rule]) -> Iterator[Problem]:

@@ -28,13 +28,7 @@ PERCEPTUAL: Path = ("train", "perceptual_opt")
 
 
 def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> Iterator[Problem]:
-    """Apply all rules for values.
-
-    Args:
-        opt: Options.
-        is_train: True for train.py, which needs more keys.
-        overridden: Keys set on the command line.
-    """
+    """Apply all rules for values; train.py needs more keys, and ``overridden`` are set on the command line."""
     # `--force_yml train:total_iter=10` is how a run is tried out; its milestones lie beyond.
     rules = [_general(opt, is_train), _sets(opt, "val" if is_train else "test"), _feature_layers(opt), _dp_loss(opt)]
     rules += [_schedule(opt, cut_short="train:total_iter" in overridden), _validation(opt), _keys_of_the_model(opt)]

@@ -41,23 +41,14 @@ REQUIRED: Any = ...
 
 @dataclass(frozen=True)
 class TypedEntry:
-    """The classes that the ``type`` of a mapping can name.
+    """The classes that the ``type`` of a mapping can name."""
 
-    Attributes:
-        what: Description for messages.
-        classes: Classes by name.
-        given: Parameters that the program supplies.
-        more: Keys that are not parameters of the class: name, type, default.
-        expected: What a class must do, which its signature does not tell.
-        why_not: Tries a class with its settings; returns why it is not as expected.
-    """
-
-    what: str
-    classes: Mapping[str, Callable[..., Any]]
-    given: tuple[str, ...] = ()
-    more: tuple[tuple[str, Any, Any], ...] = ()
-    expected: str = ""
-    why_not: Callable[..., str | None] | None = None
+    what: str  # for messages
+    classes: Mapping[str, Callable[..., Any]]  # by name
+    given: tuple[str, ...] = ()  # parameters that the program supplies
+    more: tuple[tuple[str, Any, Any], ...] = ()  # keys that are not parameters of the class: name, type, default
+    expected: str = ""  # what a class must do, which its signature does not tell
+    why_not: Callable[..., str | None] | None = None  # tries a class with its settings; why it is not as expected
 
 
 # How a DPLoss weighs a term: keys of the loss, and of each of its terms.

@@ -15,23 +15,16 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 
 class View:
-    """View of options as they are written, with their defaults, that hides wrong values from the rules.
-
-    Attributes:
-        model: The class of ``model_type``, if it is registered.
-        is_known_model: Whether it is BasicSR's or ours; others may read any key and have any loss.
-        is_gan: Whether it has a discriminator as BasicSR's SRGANModel.
-        wrong: Paths of the values known to be wrong.
-        signatures: Models of the mappings with a ``type``, by path.
-    """
+    """View of options as they are written, with their defaults, that hides wrong values from the rules."""
 
     def __init__(self, opt: Options) -> None:
         self.opt = opt
-        self.wrong: set[Path] = set()
-        self.signatures: dict[Path, type[Section]] = {}
+        self.wrong: set[Path] = set()  # paths of the values known to be wrong
+        self.signatures: dict[Path, type[Section]] = {}  # models of the mappings with a ``type``
         name = opt.get("model_type")
         model = members_of(MODEL_REGISTRY).get(name) if isinstance(name, str) else None
         self.model: type | None = model if isinstance(model, type) else None
+        # Models of other packages may read any key and have any loss.
         self.is_known_model = bool(model and model.__module__.startswith(("basicsr.", "dp_basicsr.")))
         self.is_gan = self.model is not None and issubclass(self.model, SRGANModel)
 

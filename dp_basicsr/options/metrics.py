@@ -11,31 +11,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Metric:
-    """What the programs know of a metric.
+    """What the programs know of a metric."""
 
-    Attributes:
-        label: Head of its column.
-        digits: Decimal places.
-        higher_is_better: Whether higher is better.
-        type: Its ``type`` in ``val: metrics:``: a function in BasicSR's registry, or ``<library>/<class>``.
-        keywords: Arguments beside the images and the border.
-        side: Side in pixels of the blocks that it needs inside the border.
-        blocks: Number of blocks without which it has no value.
-        enough: Number of blocks from which tables show its value.
-        module: Module whose ``why_not`` says whether it is available; empty for one that always is.
-        default: Whether tables have it unless others are asked for.
-    """
-
-    label: str
-    digits: int
+    label: str  # head of its column
+    digits: int  # decimal places
     higher_is_better: bool
-    type: str
-    keywords: Mapping[str, Any] = field(default_factory=dict)
-    side: int = 1
-    blocks: int = 1
-    enough: int = 1
-    module: str = ""
-    default: bool = False
+    type: str  # in ``val: metrics:``: a function in BasicSR's registry, or ``<library>/<class>``
+    keywords: Mapping[str, Any] = field(default_factory=dict)  # arguments beside the images and the border
+    side: int = 1  # in pixels, of the blocks that it needs inside the border
+    blocks: int = 1  # without which it has no value
+    enough: int = 1  # blocks from which tables show its value
+    module: str = ""  # whose ``why_not`` says whether it is available; empty for one that always is
+    default: bool = False  # whether tables have it unless others are asked for
 
     @property
     def better(self) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,12 @@ from dp_basicsr.options.schema import OptionFile
 
 @dataclass(frozen=True)
 class Folders:
-    """The folders of a run.
+    """The folders of a run."""
 
-    Attributes:
-        root: ``experiments/<name>`` or ``results/<name>``; the log is in it.
-        models: Networks of the checkpoints.
-        training_states: What else resuming needs.
-        visualization: Images of validations and tests.
-    """
-
-    root: Path
-    models: Path
-    training_states: Path
-    visualization: Path
+    root: Path  # ``experiments/<name>`` or ``results/<name>``; the log is in it
+    models: Path  # networks of the checkpoints
+    training_states: Path  # what else resuming needs
+    visualization: Path  # images of validations and tests
 
     @classmethod
     def under(cls, root: Path) -> Folders:
@@ -35,35 +26,20 @@ class Folders:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of one run. BasicSR's builders and models get ``as_dict()``, and ``of`` reads it.
+    """The options of one run. BasicSR's builders and models get ``as_dict()``."""
 
-    Attributes:
-        options: The options of the file, as overridden.
-        is_train: Whether train.py runs.
-        num_gpu: GPUs of this process, a number also for ``auto``; 0 for the CPU.
-        manual_seed: The seed of the run, drawn if the options name none.
-        folders: Where it writes.
-        dist: Whether this is one of several processes.
-        rank: Number of this process.
-        world_size: Number of processes.
-        auto_resume: Whether to resume from the newest checkpoint.
-        check: Whether only to check and try (``--check``).
-        missing: Messages about files that are missing, and that a trial can do without.
-        notes: What the options ask for and the run will not do.
-    """
-
-    options: OptionFile
-    is_train: bool
-    num_gpu: int
-    manual_seed: int
-    folders: Folders
-    dist: bool = False
-    rank: int = 0
-    world_size: int = 1
-    auto_resume: bool = False
-    check: bool = False
-    missing: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    options: OptionFile  # those of the file, as overridden
+    is_train: bool  # whether train.py runs
+    num_gpu: int  # GPUs of this process, a number also for ``auto``; 0 for the CPU
+    manual_seed: int  # drawn if the options name none
+    folders: Folders  # where it writes
+    dist: bool = False  # whether this is one of several processes
+    rank: int = 0  # number of this process
+    world_size: int = 1  # number of processes
+    auto_resume: bool = False  # whether to resume from the newest checkpoint
+    check: bool = False  # whether only to check and try (``--check``)
+    missing: tuple[str, ...] = ()  # messages about files that are missing, and that a trial can do without
+    notes: tuple[str, ...] = ()  # what the options ask for and the run will not do
 
     @property
     def tensorboard(self) -> Path:
@@ -91,18 +67,3 @@ class RunOptions:
             "world_size": self.world_size,
             "auto_resume": self.auto_resume,
         }
-
-    @classmethod
-    def of(cls, opt: Mapping[str, Any]) -> RunOptions:
-        """Return the options in a mapping that BasicSR's programs or ``as_dict`` completed.
-
-        Raises:
-            pydantic.ValidationError: A value is wrong, or a needed key is missing.
-        """
-        path, is_train = opt.get("path") or {}, opt["is_train"]
-        # Tests and other programs build models from options without folders.
-        root = path.get("experiments_root" if is_train else "results_root") or os.path.join("experiments", opt["name"])
-        given = {name: Path(path[name]) for name in ("models", "training_states", "visualization") if path.get(name)}
-        folders = Folders(**{**vars(Folders.under(Path(root))), **given})
-        run = {key: opt[key] for key in ("dist", "rank", "world_size", "auto_resume") if key in opt}
-        return cls(OptionFile.of(opt), is_train, opt["num_gpu"], opt.get("manual_seed") or 0, folders, **run)

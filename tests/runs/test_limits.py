@@ -13,13 +13,14 @@ from dp_basicsr import train
 from dp_basicsr.checkpoint.manifest import check_manifest
 from dp_basicsr.errors import UserError
 from dp_basicsr.models import SRGANDPModel
-from dp_basicsr.options.run import RunOptions
+from dp_basicsr.options import parse_command_line, read_given_options
 from dp_basicsr.runs.limits import keep_freed_memory, out_of_memory_is_user_error, raise_open_file_limit
+from dp_basicsr.runs.start import start_run
 
 import pytest
 import torch
 
-from tests.support.options import parse_options, write_small_gan
+from tests.support.options import write_small_gan
 from tests.support.processes import CONTEXT
 
 ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation ...")
@@ -81,7 +82,8 @@ def lack() -> Exception:
 def test_gpu_and_cpu_memory_are_handled_alike_and_other_errors_pass(
     error: Exception, expected: str, options: list[str]
 ) -> None:
-    run = RunOptions.of(parse_options(options))
+    args = parse_command_line("", options)
+    run = start_run(read_given_options(args), args)
     kind = UserError if "memory" in expected else type(error)
     with pytest.raises(kind, match=expected), out_of_memory_is_user_error(run):
         raise error
