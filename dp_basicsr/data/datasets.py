@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
-from dp_basicsr.data.lmdb_records import LmdbClient, has_raw_records, lmdb_reader, refuse_damaged
+from dp_basicsr.data.lmdb_records import LmdbClient, lmdb_reader, refuse_damaged
 from dp_basicsr.data.sources import listed_names
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import IMAGE_SUFFIXES, unicode_hint
@@ -73,7 +73,10 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
         for root in (root for root in roots if root.endswith(".lmdb")):
             lmdb_reader(root).open()
             refuse_damaged(root)
-            if kind != "PairedRawDataset" and has_raw_records(root):
+            # The first line alone, because BasicSR takes other LMDBs than ours as well.
+            with Path(root, "meta_info.txt").open(encoding="ascii", errors="replace") as file:
+                is_raw = ".raw (" in file.readline()
+            if kind != "PairedRawDataset" and is_raw:
                 raise UserError(
                     f"{root} has raw records, which {kind} cannot read: set type: PairedRawDataset (to train), or "
                     f"convert it with `{advise('data lmdb', f'-i {root} --lmdb png -o NEW.lmdb')}`"

@@ -69,12 +69,6 @@ def read_meta_info(folder: str | Path) -> MetaInfo:
     return MetaInfo(shapes, is_raw.pop(), tuple(repeated))
 
 
-def has_raw_records(folder: str | Path) -> bool:
-    """Whether the first line of an LMDB's ``meta_info.txt`` describes a raw record; other lines are not read."""
-    with (Path(folder) / "meta_info.txt").open(encoding="ascii", errors="replace") as file:
-        return ".raw (" in file.readline()
-
-
 def to_planes(image: NDArray[np.uint8]) -> bytes:
     """Convert ``(H, W, 3)`` BGR or ``(H, W)`` gray uint8 to a raw record."""
     planes = image[None] if image.ndim == 2 else image[:, :, ::-1].transpose(2, 0, 1)

@@ -112,10 +112,7 @@ class BadSamples:
     With ``skip``, a share of an epoch (at least one sample) may be bad within the first epoch, later a share of the
     samples seen; an image counts each time it is drawn. The count restarts when a run is resumed.
 
-    Args:
-        on_bad_image: ``stop`` or ``skip``.
-        most: ``max_bad_share``, 0 to 1.
-        epoch: Number of samples of this process per epoch.
+    ``most`` is ``max_bad_share``, ``epoch`` the number of this process's samples in an epoch.
     """
 
     def __init__(self, on_bad_image: str, most: float, epoch: int) -> None:

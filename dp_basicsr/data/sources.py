@@ -75,11 +75,7 @@ def find_sources(root: Path) -> list[ImageSource]:
 
 
 def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
-    """Return the file names in a ``meta_info_file``, one per line; a name may contain blanks.
-
-    Args:
-        meta_info_file: The list, UTF-8.
-        folder: Where the files are.
+    """Return the file names of ``folder`` in a list, UTF-8, one per line; a name may contain blanks.
 
     Raises:
         UserError: The list cannot be read.

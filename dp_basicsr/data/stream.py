@@ -28,12 +28,9 @@ class TrainSampler(EnlargedSampler):
 
     BasicSR extends an epoch to a multiple of the number of processes, so the order depends on that number. Here the few
     samples that cannot be shared are dropped at the end instead.
-
-    Attributes:
-        start: Number of samples to skip at the beginning of the epoch.
     """
 
-    start = 0
+    start = 0  # number of samples to skip at the beginning of the epoch
 
     def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: float) -> None:
         super().__init__(dataset, num_replicas, rank, ratio)

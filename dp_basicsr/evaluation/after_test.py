@@ -28,11 +28,6 @@ def metrics_of(opt: dict[str, Any]) -> tuple[str, ...]:
 def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Sequence[DataLoader]) -> Path | None:
     """Measure the saved images of every tested set, and bicubic for comparison.
 
-    Args:
-        opt: Options of test.py after the test.
-        metrics: Metrics to compute; see ``metrics_of``.
-        loaders: Loaders of the tested sets.
-
     Returns:
         The folder ``results/<name>/evaluation``, or None (with a log message) if there is nothing to measure.
 

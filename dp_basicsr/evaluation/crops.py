@@ -64,13 +64,9 @@ def images_of(evaluation: Evaluation, image: str, set_name: str = "") -> list[Me
 
 
 def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop, out: Path) -> None:
-    """Draw the full image with the crop marked, and the crop of each method with its metrics and of the original.
+    """Draw an image with the crop marked, and the crop of each method, with its metrics, and of the original.
 
-    Args:
-        images: The same image of every method, in the order of the figure.
-        evaluation: Evaluation that contains the images.
-        crop: Rectangle to enlarge.
-        out: Picture to write.
+    ``images`` are the same image of every method, in the order of the figure.
 
     Raises:
         UserError: The crop is not inside the image, a file no longer exists, or ``out`` cannot be written.

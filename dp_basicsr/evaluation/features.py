@@ -23,11 +23,7 @@ CHANNELS = 256
 
 
 def feature_maps(image: NDArray[np.uint8], weights: str) -> dict[str, Tensor]:
-    """Compute the features of one image with both networks.
-
-    Args:
-        image: ``(H, W, 3)`` BGR uint8.
-        weights: Weights of both networks: ``imagenet`` or ``random``.
+    """Compute the features of an image, ``(H, W, 3)`` BGR uint8, with both networks (``imagenet`` or ``random``).
 
     Returns:
         ``(256, about H / 4, about W / 4)`` by network and layer name.
@@ -49,11 +45,7 @@ def feature_maps(image: NDArray[np.uint8], weights: str) -> dict[str, Tensor]:
 def plot_features(path: Path, out: Path, channels: Sequence[int], weights: str = "imagenet") -> None:
     """Draw an image and the chosen channels of both networks; random weights are marked in the picture.
 
-    Args:
-        path: Image file.
-        out: Picture to write, in a format of matplotlib: .png, .pdf, .svg ...
-        channels: Channels counted from 1, as in the paper.
-        weights: ``imagenet`` or ``random``.
+    ``channels`` count from 1, as in the paper; ``weights`` are ``imagenet`` or ``random``.
 
     Raises:
         UserError: The image cannot be read, a channel does not exist, the weights are not available, or ``out`` cannot

@@ -28,10 +28,7 @@ BAR = r"\|"  # within a cell of Markdown
 def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = False) -> Path:
     """Write ``per_image.csv``, ``evaluation.json`` and ``table.md`` into a new folder.
 
-    Args:
-        evaluation: Evaluation to write.
-        folder: Folder to create; it appears when all files are written.
-        overwrite: Replace the folder of an earlier evaluation; other folders are never replaced.
+    The folder appears when all files are written; ``overwrite`` replaces an earlier evaluation, never another folder.
 
     Raises:
         UserError: The folder already exists, or the write failed.

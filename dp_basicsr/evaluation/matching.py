@@ -57,8 +57,7 @@ def find_test_set(
         gt: Folder of originals.
         lr: Folder of their LR images.
         name: Name of the set; taken from the folder if empty (``datasets/Set5/GT`` is Set5).
-        gt_pattern: Which files are originals and which part is the image's name, see ``compile_pattern``; if empty, all
-            files by their full names.
+        gt_pattern: See ``compile_pattern``; if empty, all files by their full names.
         lr_pattern: The same for the LR images; detected from the names if empty.
 
     Raises:
@@ -71,16 +70,10 @@ def find_test_set(
 
 
 def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dict[str, Path]:
-    """Find the image for every name in a folder.
+    """Return the file in ``folder`` of each of the originals' ``names``, in their order.
 
-    Args:
-        folder: Folder of images.
-        names: Names of the originals.
-        pattern: See ``compile_pattern``; files that do not match are ignored. If empty, the common prefix and suffix
-            (``baby_RCAN_x4`` for ``baby``) are detected, and every file must match.
-
-    Returns:
-        The file of each name, in the order of ``names``.
+    Files that do not match ``pattern`` (see ``compile_pattern``) are ignored. If it is empty, the common prefix and
+    suffix (``baby_RCAN_x4`` for ``baby``) are detected, and every file must match.
 
     Raises:
         UserError: Images are missing or extra (both are listed), or several patterns match.

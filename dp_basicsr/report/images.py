@@ -51,12 +51,7 @@ def choose_quality(evaluation: Evaluation) -> int:
 
 
 def make_viewer(images: Sequence[Measured], evaluation: Evaluation, quality: int) -> Viewer:
-    """Collect the versions of one image.
-
-    Args:
-        images: The same image of every method.
-        evaluation: Evaluation that contains the images.
-        quality: WebP quality, 101 for lossless.
+    """Collect the versions of an image, which ``images`` has of every method, in WebP of a quality (101: lossless).
 
     Raises:
         UserError: A file no longer exists.

@@ -152,14 +152,7 @@ def present_sets(opt: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class Runner:
-    """Run jobs, one per GPU at a time, or one at a time on the CPU.
-
-    Args:
-        gpus: Number of GPUs; 0 is the CPU. CUDA_VISIBLE_DEVICES, if set, selects them.
-
-    Attributes:
-        failed: Failed jobs, with the reason.
-    """
+    """Run jobs, one at a time on each of ``gpus``, which CUDA_VISIBLE_DEVICES selects, or on the CPU (0)."""
 
     def __init__(self, gpus: int) -> None:
         # Its names may be UUIDs, and its order is the user's: children get its entries, not numbers.
@@ -167,7 +160,7 @@ class Runner:
         devices = visible.split(",") if visible else [str(number) for number in range(gpus)]
         if len(devices) < gpus:
             raise UserError(f"--gpus {gpus}: CUDA_VISIBLE_DEVICES={visible} has only {len(devices)}")
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, str] = {}  # job -> reason
         self._slots: queue.Queue[str] = queue.Queue()
         for device in devices[:gpus] or [""]:  # "" hides all GPUs
             self._slots.put(device)

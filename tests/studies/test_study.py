@@ -21,10 +21,9 @@ from dp_basicsr.evaluation.files import write_evaluation
 from dp_basicsr.evaluation.matching import BICUBIC
 from dp_basicsr.options import override, read_options
 from dp_basicsr.studies import runner
-from dp_basicsr.studies.results import write_study
+from dp_basicsr.studies.results import rank_lines, study_csv, study_markdown, write_study
 from dp_basicsr.studies.runner import Runner, make_jobs
 from dp_basicsr.studies.study import NAMES, paper_tables, read_smoke, read_study
-from dp_basicsr.studies.table import rank_lines, study_csv, study_markdown
 from dp_basicsr.utils.arguments import ROOT
 
 import pytest

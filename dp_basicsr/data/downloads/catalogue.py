@@ -91,7 +91,7 @@ def download_dataset(
     Args:
         name: A key of ``SOURCES``.
         root: Root folder of the data sets.
-        base_url: Download the archive of the same file name from this URL instead (a mirror).
+        base_url: A mirror that has the archive under the same file name.
         keep_archive: Keep the archive in ``root`` after unpacking.
         scales: Of a test set's LR images, ``LRbicx<scale>``; folders that exist are left as they are.
 

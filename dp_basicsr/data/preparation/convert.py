@@ -16,13 +16,7 @@ from dp_basicsr.utils.staging import refuse_input
 
 
 def create_lmdb(root: Path, output: Path, job: PrepJob, form: RecordForm = "png") -> PrepReport:
-    """Pack the images of a folder or of another LMDB (8 bit, gray or colour) into the LMDB ``output``, keyed by name.
-
-    Args:
-        root: Folder or LMDB, of either format.
-        output: LMDB to create; its name must end with ``.lmdb``.
-        job: Workers, compression and what to do with bad images and existing output.
-        form: Format of the records.
+    """Pack the images of a folder or an LMDB (8 bit, gray or colour) into the new LMDB ``output``, keyed by name.
 
     Raises:
         UserError: See ``dp_basicsr.data.preparation.extract.extract_subimages``.

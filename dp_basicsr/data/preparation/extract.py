@@ -87,14 +87,6 @@ class Extraction:
             for suffix in suffixes
         ]
 
-    def lr_image(self, hr: Path, scale: int) -> Path:
-        """Return the existing LR image of an HR image; a missing one by its expected name."""
-        folder = self.lr[self.scales.index(scale)]
-        # The HR's own format first, in case the folder has several.
-        suffixes = dict.fromkeys([hr.suffix, *IMAGE_SUFFIXES])
-        names = [folder / f"{hr.stem}{mark}{suffix}" for mark in (f"x{scale}", "") for suffix in suffixes]
-        return next((path for path in names if path.is_file()), names[0])
-
 
 def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
     """Decode every image of ``what.hr`` once and write its sub-images in all formats and scales.
@@ -148,8 +140,11 @@ def cut_image(path: Path, what: Extraction, compression: int = 1) -> list[list[R
         raise BadImageError(f"is {size_text(hr)}, smaller than the crop of {crop}")
     corners = what.window.corners(hr.shape)
     lr_images = {}
-    for scale in what.scales if what.lr else ():
-        lr_path = what.lr_image(path, scale)
+    # The HR's own format first, in case a folder has several.
+    suffixes = dict.fromkeys([path.suffix, *IMAGE_SUFFIXES])
+    for folder, scale in zip(what.lr, what.scales, strict=False):
+        candidates = [folder / f"{path.stem}{mark}{suffix}" for mark in (f"x{scale}", "") for suffix in suffixes]
+        lr_path = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
         try:
             lr = lr_images[scale] = read_image(lr_path)
         except BadImageError as error:

@@ -60,13 +60,8 @@ def process_images(
 ) -> PrepReport:
     """Run ``function`` on every image in a pool, and write its results; the outputs appear when all are complete.
 
-    Args:
-        items: The images; ``str(item)`` names one in messages.
-        function: Importable from a module, with picklable arguments. It returns an image's records for each output, or
-            raises a BadImageError.
-        outputs: Destinations, and how each is written.
-        job: Settings.
-        left_out: For the report.
+    ``str(item)`` names an image in messages. ``function`` must be importable from a module, and returns an image's
+    records for each of ``outputs``, or raises a BadImageError.
 
     Raises:
         UserError: An output exists or cannot be written, images were bad (all of them are named; without

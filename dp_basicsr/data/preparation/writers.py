@@ -62,9 +62,7 @@ def check_keys(names: Iterable[str], *, suffix: str = "") -> None:
     BasicSR reads a key from ``meta_info.txt`` as everything before the *first* dot, so both ``a.b.png`` and ``a.c.png``
     are looked up as ``a``.
 
-    Args:
-        names: File names with extension.
-        suffix: Suffix to be appended to the name without extension (``_s001``).
+    ``suffix`` is what will be appended to the name without extension (``_s001``).
 
     Raises:
         UserError: Two names share a key (both are reported), or a name has an inner dot, is not printable ASCII, or
