@@ -227,7 +227,7 @@ class Page:
 
     def cancel(self, visit: Visit) -> None:
         """Stop the work of a visit; of a running image the current tile is completed unseen."""
-        if visit.job and not visit.job.text:
+        if visit.job:
             visit.job.stop.set()
 
     def status(self, visit: Visit) -> str:

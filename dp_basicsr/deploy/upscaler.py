@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dp_basicsr.deploy.choices import OVERLAP
 from dp_basicsr.deploy.engine import Engine
 from dp_basicsr.errors import UserError, first_line, is_out_of_memory
-from dp_basicsr.utils.tiles import Floats, OnTile, Pixels, blend_tiles, grid, seam_warning, to_floats, to_pixels
+from dp_basicsr.utils.tiles import Floats, OnTile, Pixels, blend_tiles, grid, to_floats, to_pixels
 
 import numpy as np
 
@@ -85,9 +85,8 @@ class Upscaler:
         def run_tile(rows: slice, columns: slice) -> Floats:
             return self.engine(to_floats(pixels[rows, columns]))[0]  # type: ignore[no-any-return]
 
-        def name_seams(difference: float) -> None:
-            reason = seam_warning(difference, self.overlap, size)
-            if reason and not self._has_seams:
+        def name_seams(reason: str) -> None:
+            if not self._has_seams:
                 self._has_seams = True
                 self.warn(f"{reason}; give --tile 0 for the whole image at once, or raise --tile and --tile-overlap")
 

@@ -19,7 +19,7 @@ from dp_basicsr.metrics.scores import better_of, function_of
 from dp_basicsr.utils.atomic_io import replacing
 from dp_basicsr.utils.input_size import run_padded
 from dp_basicsr.utils.network_size import input_size
-from dp_basicsr.utils.tiles import Floats, blend_tiles, seam_warning
+from dp_basicsr.utils.tiles import Floats, blend_tiles
 
 import numpy as np
 import torch
@@ -203,9 +203,8 @@ class Validator:
             def run_tile(rows: slice, columns: slice) -> Floats:
                 return run_padded(net, lq[..., rows, columns], size, scale)[0].float().cpu().numpy()
 
-            def name_seams(difference: float) -> None:
-                reason = seam_warning(difference, val["tile_overlap"], size)
-                if reason and "tiles" not in self._named:
+            def name_seams(reason: str) -> None:
+                if "tiles" not in self._named:
                     self._named.add("tiles")
                     get_root_logger().warning(f"val: tile: {reason}; leave tile out, or raise it and tile_overlap")
 

@@ -122,9 +122,17 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse, after exchanging each spelling of a long option for the declared one."""
         words = list(sys.argv[1:] if args is None else args)
+        options = {option.replace("_", "-"): option for option in self._option_string_actions}
         # What follows a bare -- is no option, even if it looks like one.
-        end = words.index("--") if "--" in words else len(words)
-        parsed, rest = super().parse_known_args([*map(self._declared, words[:end]), *words[end:]], namespace)
+        for number, word in enumerate(words[: words.index("--")] if "--" in words else words):
+            name, equals, value = word.partition("=")
+            plain = name.replace("_", "-")
+            # argparse takes abbreviations too, so they must also work in both spellings.
+            longer = [option for spelling, option in options.items() if spelling.startswith(plain)]
+            declared = options.get(plain) or (longer[0] if len(longer) == 1 else name)
+            if name.startswith("--"):
+                words[number] = f"{declared}{equals}{value}"
+        parsed, rest = super().parse_known_args(words, namespace)
         if hasattr(parsed, "positional_opt"):
             files = [file for file in (parsed.positional_opt, parsed.opt) if file is not None]
             if len(files) > 1 or (self._requires_opt and not files):
@@ -132,17 +140,6 @@ class Parser(argparse.ArgumentParser):
             del parsed.positional_opt
             parsed.opt = files[0] if files else None
         return parsed, rest
-
-    def _declared(self, word: str) -> str:
-        name, equals, value = word.partition("=")
-        if not name.startswith("--"):
-            return word
-        options = {option.replace("_", "-"): option for option in self._option_string_actions}
-        name = name.replace("_", "-")
-        # argparse takes abbreviations too, so they must also work in both spellings.
-        longer = [option for spelling, option in options.items() if spelling.startswith(name)]
-        declared = options.get(name) or (longer[0] if len(longer) == 1 else None)
-        return f"{declared}{equals}{value}" if declared else word
 
     def add_input(self, **settings: Any) -> None:
         """Add ``-i``, ``--input``."""

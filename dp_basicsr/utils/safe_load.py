@@ -10,7 +10,7 @@ import pickletools
 import re
 import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dp_basicsr.errors import UserError, first_line
 import torch
 from torch import Tensor
 
-# Far more than in the states of long runs on many processes, and still read in a second.
+# Far more than in the states of long runs on many processes, and still read in two seconds.
 MAX_VALUES = 1_000_000
 MAX_DEPTH = 50
 
@@ -51,7 +51,7 @@ def load(path: str | Path | io.BytesIO, what: str, advice: str = "", allowed: Se
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # torch warns about old file formats
             content = torch.load(file, map_location="cpu", weights_only=True)
-        _require_plain(content)
+        _require_plain(content, iter(range(MAX_VALUES)))
         return content
     except Exception as error:
         # torch.load may raise anything on a damaged file.
@@ -96,31 +96,24 @@ class _StandIn:
         pass
 
 
-def _require_plain(content: Any) -> None:
+def _require_plain(value: Any, left: Iterator[int], depth: int = 0) -> None:
     """Refuse unbounded nesting, and tensors that are not dense, not on the CPU or larger than their storage.
 
     A few bytes can encode a list inside itself, exponentially shared lists, or a tensor of any size.
     """
-    # By levels instead of recursion: a few bytes of pickle nest deeper than Python's stack.
-    level, count = [content], 0
-    for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
-        for value in level:
-            if isinstance(value, (Mapping, list, tuple)):
-                count += len(value)
-                if count > MAX_VALUES:
-                    raise ValueError(f"more than {MAX_VALUES:,} values")
-                inner += value.values() if isinstance(value, Mapping) else value
-            elif isinstance(value, Tensor):
-                is_dense = value.layout == torch.strided and not (value.is_quantized or value.is_nested)
-                if not is_dense or value.device.type != "cpu":
-                    raise ValueError(f"a tensor of kind {value.layout} on {value.device}")
-                if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                    raise ValueError(f"a tensor of shape {tuple(value.shape)} without the values for it")
-        if not inner:
-            return
-        level = inner
-    raise ValueError(f"more than {MAX_DEPTH} containers inside one another, or one inside itself")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} containers inside one another, or one inside itself")
+    if isinstance(value, Tensor):
+        is_dense = value.layout == torch.strided and not (value.is_quantized or value.is_nested)
+        if not is_dense or value.device.type != "cpu":
+            raise ValueError(f"a tensor of kind {value.layout} on {value.device}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {tuple(value.shape)} without the values for it")
+    elif isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            if next(left, None) is None:
+                raise ValueError(f"more than {MAX_VALUES:,} values")
+            _require_plain(item, left, depth + 1)
 
 
 def _reason(path: str | Path | io.BytesIO, error: Exception) -> str:

@@ -18,7 +18,7 @@ Pixels = NDArray[Any]  # uint8 or uint16
 Floats = NDArray[np.float32]
 RunTile = Callable[[slice, slice], Floats]  # rows, columns -> result
 OnTile = Callable[[int, int], None]  # finished tiles, total
-OnSeam = Callable[[float], None]  # difference of neighbouring tiles
+OnSeam = Callable[[str], None]  # why tiles do not give what the whole image would
 
 
 def spans(length: int, tile: int, overlap: int = 0, step: int = 1, minimum: int = 1) -> tuple[list[slice], int]:
@@ -44,28 +44,6 @@ def spans(length: int, tile: int, overlap: int = 0, step: int = 1, minimum: int 
     steps = max(math.ceil((length - size) / step), 0)
     starts = [index * steps // max(count - 1, 1) * step for index in range(count)]
     return [slice(start, min(start + size, length)) for start in starts], shared
-
-
-def seam_warning(difference: float, overlap: int, size: InputSize) -> str:
-    """Return why tiles do not give what the whole image would; empty if they do, within 1 of 255.
-
-    Args:
-        difference: See ``blend_tiles``.
-        overlap: Pixels that tiles share.
-        size: Of the network.
-    """
-    if size.is_global:
-        return (
-            "each pixel of this network's result depends on the whole image (global pooling or attention), a tile's not"
-        )
-    if difference <= 1 / 255:
-        return ""
-    if not overlap:
-        return "tiles without an overlap do not give what the whole image would"
-    return (
-        f"neighbouring tiles differ by up to {difference * 255:.0f} of 255 where they meet, so the result is not that "
-        f"of the whole image: the network sees farther than their overlap of {overlap} pixels"
-    )
 
 
 def to_floats(pixels: Pixels) -> Floats:
@@ -111,8 +89,7 @@ def blend_tiles(
         overlap: See ``spans``, as the network's layers see it.
         size: What the network takes: tiles start at its steps, and are not below its minimum.
         on_tile: Called after each tile.
-        on_seam: Called once at the end, if there are several tiles, with the largest difference between neighbours
-            where they blend, in [0, 1]; 1 if they share nothing.
+        on_seam: Called at the end if the result differs by more than 1 of 255 from that of the whole image, or may.
 
     Yields:
         (C, h, scale * width) float32; the sum of all h is scale * height.
@@ -140,12 +117,16 @@ def blend_tiles(
         finished = ([*(span.start for span in rows), height][index + 1] - vertical.start) * scale
         yield band[:, :finished]
         carried = band[:, finished:]
-    if on_seam and total > 1:
-        on_seam(seam)
+    if on_seam and total > 1 and (reason := _why_seams(seam, overlap, size)):
+        on_seam(reason)
 
 
 def _merge(before: Floats, after: Floats, overlap: int, axis: int) -> float:
-    """Fade from one tile to the next where both have pixels, in ``after``; return how much they differ there."""
+    """Fade from one tile to the next where both have pixels, in ``after``.
+
+    Returns:
+        Their largest difference there, in [0, 1]; 1 if they share nothing.
+    """
     pixels = after.shape[axis]
     # From 0 to 1 over half of the overlap, in the middle of the shared pixels: outside of it a tile sees its border
     # instead of its neighbourhood. Tiles may also share nothing.
@@ -157,3 +138,18 @@ def _merge(before: Floats, after: Floats, overlap: int, axis: int) -> float:
     difference = np.abs(before.clip(0, 1) - after.clip(0, 1)) * share
     after += (before - after) * (1 - weight)
     return float(difference.max(initial=0.0)) if share.any() else 1.0
+
+
+def _why_seams(difference: float, overlap: int, size: InputSize) -> str:
+    if size.is_global:
+        return (
+            "each pixel of this network's result depends on the whole image (global pooling or attention), a tile's not"
+        )
+    if difference <= 1 / 255:
+        return ""
+    if not overlap:
+        return "tiles without an overlap do not give what the whole image would"
+    return (
+        f"neighbouring tiles differ by up to {difference * 255:.0f} of 255 where they meet, so the result is not that "
+        f"of the whole image: the network sees farther than their overlap of {overlap} pixels"
+    )
