@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 from dp_basicsr.compat import complete_basicsr, install, without_cuda
@@ -10,6 +9,8 @@ from dp_basicsr.compat import complete_basicsr, install, without_cuda
 import pytest
 import torch
 from torchvision.transforms import _functional_tensor
+
+from tests.support.programs import python
 
 
 def test_the_removed_module_is_torchvision_s_own_under_its_old_name() -> None:
@@ -55,7 +56,7 @@ assert all(method.__module__ == "dp_basicsr.compat" for method in before)
 complete_basicsr()
 assert methods() == before
 """
-    subprocess.run([sys.executable, "-W", "error::DeprecationWarning:basicsr.metrics", "-c", code], check=True)
+    python(code, env={"PYTHONWARNINGS": "error::DeprecationWarning:basicsr.metrics"})
 
 
 def test_hat_finds_rgb2ycbcr_where_it_looks_for_it() -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from dp_basicsr.errors import EXTRAS, UserError, exit_on_user_error, import_optional
@@ -25,12 +26,14 @@ from tests.support.programs import ROOT
         RuntimeError("received 0 items of ancdata"),  # pytorch#973
     ],
 )
-def test_the_limit_of_open_files_is_one_message(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_limit_of_open_files_is_one_message(error: Exception, refused: Callable[..., str]) -> None:
     """zju3dv/NeuralRecon#91."""
-    with pytest.raises(SystemExit) as stopped, exit_on_user_error():
-        raise error
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
+
+    def fail(argv: list[str]) -> None:
+        with exit_on_user_error():
+            raise error
+
+    said = refused(fail, [])
     assert said.startswith("error: too many open files: raise the limit (ulimit -n 65536)")
     assert said.count("\n") == 1
     assert "num_worker_per_gpu" in said
@@ -57,25 +60,21 @@ FAULTS = {
 
 @pytest.mark.parametrize("package", EXTRAS)
 def test_each_optional_package_may_be_missing_broken_or_too_old(
-    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    package: str, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     """Whatever its import raises, a program ends with one line: the package, the reason and a command."""
 
-    def use() -> str:
-        monkeypatch.delitem(sys.modules, package, raising=False)
-        with pytest.raises(SystemExit) as stopped, exit_on_user_error():
+    def use(argv: list[str]) -> None:
+        with exit_on_user_error():
             importlib.import_module(package).new_function()
-        assert stopped.value.code == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
 
-    monkeypatch.syspath_prepend(str(tmp_path))
     for number, (code, reason) in enumerate(FAULTS.values()):
-        folder = tmp_path / str(number)
-        (folder / package).mkdir(parents=True)
-        (folder / package / "__init__.py").write_text(code)
-        monkeypatch.syspath_prepend(str(folder))
-        line = use()
+        folder = Path(str(number), package).absolute()
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(code)
+        monkeypatch.syspath_prepend(str(folder.parent))
+        monkeypatch.delitem(sys.modules, package, raising=False)
+        (line,) = refused(use, []).splitlines()
         assert re.match(f"error: {package}( [\\d.]\\S*)? is installed, but cannot be used ", line)
         assert reason.format(package) in line
         assert line.endswith(f": pip install --upgrade --force-reinstall {package}")

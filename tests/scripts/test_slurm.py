@@ -12,7 +12,8 @@ from dp_basicsr.options import parse_command_line
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.programs import ROOT
+
 SCRIPTS = sorted((ROOT / "scripts/slurm").glob("*.sbatch"))
 
 # Starts its command twice, as `srun --ntasks=2` does, and ends with the higher exit code.
@@ -54,7 +55,10 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_valid(script: Path) -> None:
+def test_scripts_are_valid_and_show_their_usage_without_arguments(script: Path, programs: None) -> None:
+    done = run(script.name)
+    assert done.returncode != 0
+    assert "usage: sbatch" in done.stderr
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     directives = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
     assert directives
@@ -82,10 +86,3 @@ def test_run_that_can_resume_is_requeued(code: str, count: str, requeued: bool, 
 def test_a_study_is_divided_among_the_tasks_of_an_array(programs: None) -> None:
     done = run("study_array.sbatch", "mu", "--smoke", SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_TASK_COUNT="7")
     assert done.stdout == "python scripts/run_study.py mu --part 3/7 --smoke\n"
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_without_arguments_the_usage_is_shown(script: Path, programs: None) -> None:
-    done = run(script.name)
-    assert done.returncode != 0
-    assert "usage: sbatch" in done.stderr
