@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
 from tests.support.fuzz import SECONDS, SEED
 from tests.support.gpu import DEVICES, use_device
+from tests.support.images import write_pairs
 from tests.support.programs import Program, code_of
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -111,11 +110,4 @@ def pytest_report_header() -> list[str]:
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     """A folder with GT (four smooth random 160 x 144 images) and LRbicx4 of them."""
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        coarse = rng.integers(0, 256, (10, 9, 3), dtype=np.uint8)
-        gt = cv2.resize(coarse, (144, 160), interpolation=cv2.INTER_CUBIC)
-        for name, image in (("GT", gt), ("LRbicx4", cv2.resize(gt, (36, 40), interpolation=cv2.INTER_AREA))):
-            (tmp_path / "pairs" / name).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(tmp_path / "pairs" / name / f"image{number}.png"), image)
-    return tmp_path / "pairs"
+    return write_pairs(tmp_path / "pairs", *[(160, 144)] * 4)

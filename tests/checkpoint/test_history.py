@@ -27,6 +27,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.checkpoint.traced_run import result_of, train_traced
+from tests.support.options import SMALL_PSNR, write_small
 from tests.support.processes import CONTEXT
 
 SEQUENCES, STARTS = 2, 6
@@ -34,27 +35,14 @@ TOTAL, SAVE, VALIDATE = 12, 3, 2
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 FULL = 8000  # bytes that a file may have on the full disk: more than a network's, fewer than a state's
 
-OPTIONS = f"""
-name: small
-model_type: PSNRModel
-scale: 4
-num_gpu: 0
-manual_seed: 3
-datasets:
-  train: &pairs
-    {{name: pairs, type: PairedImageDataset, dataroot_gt: GT, dataroot_lq: LQ, gt_size: 16, io_backend: {{type: disk}},
-     use_hflip: true, use_rot: true, num_worker_per_gpu: 0, batch_size_per_gpu: 1, dataset_enlarge_ratio: 5}}
-  val: {{name: set, type: PairedImageDataset, dataroot_gt: GT, dataroot_lq: LQ, io_backend: {{type: disk}}}}
-network_g: {{type: TracedNet}}
-path: {{pretrain_network_g: ~}}
-train:
-  optim_g: {{type: Adam, lr: 1e-3}}
-  scheduler: {{type: MultiStepLR, milestones: [3], gamma: 0.5}}
-  total_iter: {TOTAL}
-  pixel_opt: {{type: L1Loss}}
-val: {{val_freq: {VALIDATE}, save_img: false, metrics: {{gray: {{type: gray_of_result}}}}}}
-logger: {{print_freq: 1, save_checkpoint_freq: {SAVE}, use_tb_logger: true, keep_best: true}}
-"""
+SET = "{name: set, type: PairedImageDataset, dataroot_gt: GT, dataroot_lq: LQ, io_backend: {type: disk}}"
+ENTRIES = [
+    "manual_seed=3", "datasets:train:dataroot_gt=GT", "datasets:train:dataroot_lq=LQ", "datasets:train:gt_size=16",
+    "datasets:train:dataset_enlarge_ratio=5", f"datasets:val={SET}", "network_g={type: TracedNet}",
+    f"train:total_iter={TOTAL}",
+    f"val={{val_freq: {VALIDATE}, save_img: false, metrics: {{gray: {{type: gray_of_result}}}}}}",
+    f"logger:save_checkpoint_freq={SAVE}", "logger:use_tb_logger=true", "logger:keep_best=true",
+]  # fmt: skip
 
 Trace = tuple[int, ...]
 
@@ -208,7 +196,7 @@ def play(seed: int, folder: Path) -> None:
     for name, side in (("GT", 16), ("LQ", 4)):
         (folder / name).mkdir(parents=True)
         cv2.imwrite(str(folder / name / "black.png"), np.zeros((side, side, 3), np.uint8))
-    (folder / "small.yml").write_text(OPTIONS)
+    write_small(*ENTRIES, base=SMALL_PSNR, file=folder / "small.yml")
     draw, world = random.Random(seed), World(folder)
     story: list[str] = []
     ever: set[Trace] = set()

@@ -4,7 +4,7 @@
 |---|---|
 | ``options`` | the one small option file (``SMALL``), its parts as dicts, options as train.py completes them |
 | ``programs`` | running programs: ``code_of``, ``run``, ``main_of``, ``python``; ``logs_of``; the fixture ``refused`` |
-| ``images`` | pixels and files: ``noise``, ``write_noise``; damage; the fixtures ``pairs`` and ``image_folder`` |
+| ``images`` | pixels and files: ``noise``, ``write_noise``, ``write_pairs``; damage; the fixture ``image_folder`` |
 | ``networks`` | small networks, files of them, and losses |
 | ``models`` | small models and their steps |
 | ``validation`` | a small model that validates on five images |

@@ -38,6 +38,19 @@ def smooth_noise(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     return np.asarray(image, np.uint8) + rng.integers(0, 50, image.shape, dtype=np.uint8)
 
 
+def write_pairs(folder: Path, *sizes: tuple[int, int], names: tuple[str, str] = ("GT", "LRbicx4")) -> Path:
+    """Write smooth ``image<n>.png`` of these (H, W), and a quarter as large, into two folders of ``folder``."""
+    rng = np.random.default_rng(0)
+    for number, (height, width) in enumerate(sizes):
+        coarse = rng.integers(0, 256, (10, 9, 3), dtype=np.uint8)
+        gt = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        lq = cv2.resize(gt, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
+        for name, image in zip(names, (gt, lq), strict=True):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / name / f"image{number}.png"), image)
+    return folder
+
+
 def claim(png: bytes, width: int, height: int) -> bytes:
     """The file with a header that declares so many pixels, with a valid checksum."""
     data = bytearray(png)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.options import parse_command_line, read_given_options
+from dp_basicsr.options import override, parse_command_line, read_given_options
 from dp_basicsr.options.reading import parse_yaml
 from dp_basicsr.runs.start import start_run
 
@@ -82,6 +82,13 @@ train:
   pixel_opt: {type: L1Loss}
 logger: {print_freq: 1, save_checkpoint_freq: 2, use_tb_logger: false}
 """
+
+
+def write_small(*entries: str, base: str = SMALL, file: str | Path = "small.yml") -> None:
+    """Write SMALL, or another of these files, with values changed as on the command line (``key:key=value``)."""
+    opt = parse_yaml(base, "SMALL")
+    override(opt, entries)
+    Path(file).write_text(yaml.safe_dump(opt), encoding="utf-8")
 
 
 def write_small_gan(file: str = "small.yml", **changes: Any) -> None:

@@ -7,12 +7,11 @@ from typing import Any
 
 import dp_basicsr.models  # noqa: F401
 
-import cv2
-import numpy as np
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 from torch.utils.data import DataLoader
 
+from tests.support.images import write_pairs
 from tests.support.networks import make_network
 from tests.support.options import model_options
 
@@ -26,12 +25,7 @@ SIZES = [(36, 40), (20, 52), (64, 24), (30, 30), (41, 27)]  # LR, of every shape
 
 
 def make_loader(folder: Path) -> DataLoader:
-    rng = np.random.default_rng(0)
-    for number, (height, width) in enumerate(SIZES):
-        gt = cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (4 * width, 4 * height), interpolation=2)
-        for name, image in (("gt", gt), ("lq", cv2.resize(gt, (width, height), interpolation=cv2.INTER_AREA))):
-            (folder / "set" / name).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(folder / "set" / name / f"image{number}.png"), image)
+    write_pairs(folder / "set", *[(4 * height, 4 * width) for height, width in SIZES], names=("gt", "lq"))
     options = {
         "name": "five", "type": "PairedImageDataset", "phase": "val", "scale": 4, "io_backend": {"type": "disk"},
         "dataroot_gt": str(folder / "set/gt"), "dataroot_lq": str(folder / "set/lq"),
