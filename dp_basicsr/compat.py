@@ -188,18 +188,11 @@ def without_cuda(on_cpu: bool) -> Iterator[None]:
     BasicSR's RealESRGANModel and RealESRNetModel, and models derived from them, call it unconditionally. Can be removed
     when they use ``self.device``.
     """
-    if not on_cpu:
-        yield
-        return
     torch = importlib.import_module("torch")
-
-    def stay(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self
-
-    kinds = (torch.Tensor, torch.nn.Module)
+    kinds = (torch.Tensor, torch.nn.Module) if on_cpu else ()
     before = [kind.cuda for kind in kinds]
     for kind in kinds:
-        kind.cuda = stay
+        kind.cuda = lambda self, *args, **kwargs: self
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from dp_basicsr.archs.perceptual_arch import (
     FrozenFeatures,
     ResNetFeatures,
     VGGFeatures,
-    check_layers,
+    check_names,
     extract,
     use_batch_statistics,
 )
@@ -65,7 +65,7 @@ def build_features(
         with torch.device("meta"):
             whole = _create(name, pretrained=False)
         names = [info["module"] for info in whole.feature_info]
-        check_layers(layers, names)
+        check_names("layer", layers, names)
         # timm returns the features in the network's order, whatever the indices' order.
         layers = tuple(sorted(layers, key=names.index))
         net = _with_weights(name, weights, features_only=True, out_indices=[names.index(layer) for layer in layers])
@@ -76,7 +76,7 @@ def build_features(
             nodes = get_graph_node_names(models.get_model(network, weights=None).eval())[1]
         # A module name selects its last node.
         modules = dict.fromkeys(".".join(node.split(".")[:depth]) for depth in (2, 1, 3, 4, 5) for node in nodes)
-        check_layers(layers, modules)
+        check_names("layer", layers, modules)
         backbone = random_network(network) if weights == "random" else load_backbone(network, weights)
         net = extract(backbone, {layer: layer for layer in layers})
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -114,10 +114,10 @@ class VGGFeatures(FrozenFeatures):
         use_input_norm: bool = True,
         range_norm: bool = False,
     ) -> None:
-        _check_choice("VGG network", network, VGG_TYPES)
+        check_names("VGG network", [network], VGG_TYPES)
         layers = tuple(layers)
         names = vgg_layers(network)
-        check_layers(layers, names)
+        check_names("layer", layers, names)
         net = load_features(network, weights, {f"features.{names.index(layer)}": layer for layer in layers})
         super().__init__(net, layers, use_input_norm, range_norm)
         self.min_size = 2 ** sum(isinstance(module, nn.MaxPool2d) for module in net.modules())
@@ -158,9 +158,9 @@ class ResNetFeatures(FrozenFeatures):
         range_norm: bool = False,
         batch_stats: bool = False,
     ) -> None:
-        _check_choice("ResNet network", network, RESNET_TYPES)
+        check_names("ResNet network", [network], RESNET_TYPES)
         layers = tuple(layers)
-        check_layers(layers, RESNET_STAGES)
+        check_names("layer", layers, RESNET_STAGES)
         net = load_features(network, weights, {layer: layer for layer in layers})
         if batch_stats:
             use_batch_statistics(net)
@@ -248,14 +248,10 @@ def use_batch_statistics(net: nn.Module) -> None:
             module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
-def _check_choice(what: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{what}: expected one of {shorten(list(choices), MAX_NAMED)}; got {value!r}")
-
-
-def check_layers(layers: tuple[str, ...], names: Iterable[str]) -> None:
-    """Raise a UserError unless ``layers`` has at least one name, and all of them are among ``names``."""
-    if not layers:
-        raise UserError(f"expected at least one layer out of {', '.join(names)}; got none")
-    for layer in layers:
-        _check_choice("layer", layer, names)
+def check_names(what: str, names: Sequence[str], known: Collection[str]) -> None:
+    """Raise a UserError unless there are names, all of which are known."""
+    if not names:
+        raise UserError(f"expected at least one {what} out of {', '.join(known)}; got none")
+    for name in names:
+        if name not in known:
+            raise UserError(f"{what}: expected one of {shorten(known, MAX_NAMED)}; got {name!r}")

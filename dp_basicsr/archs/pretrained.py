@@ -105,10 +105,11 @@ def use_our_weights() -> None:
     BasicSR's PerceptualLoss builds VGG so, and ends in a traceback where there is no network connection.
     """
     theirs = models.WeightsEnum.get_state_dict
+    networks = {models.get_model_weights(name): name for name in models.list_models(module=models)}
 
     def get_state_dict(weights: models.WeightsEnum, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
-        network = _network_of(weights)
-        if network is None:
+        network = networks.get(type(weights))
+        if network is None or weights.name != WEIGHTS_ENTRY:
             return theirs(weights, *args, **kwargs)
         if _absent is not None and local_weights(network, "imagenet") is None:
             _absent.append(network)
@@ -127,12 +128,6 @@ def without_downloads() -> Iterator[list[str]]:
         yield _absent
     finally:
         _absent = None
-
-
-def _network_of(weights: models.WeightsEnum) -> str | None:
-    """Return the network of one of torchvision's entries; None if ours are others."""
-    networks = (name for name in models.list_models() if models.get_model_weights(name) is type(weights))
-    return next((name for name in networks if weights.url == weights_url(name)), None)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
