@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import FORMATS, READ_SUFFIXES
+from dp_basicsr.images.files import FORMATS, READ_SUFFIXES, is_file
 
 from PIL import Image
 
@@ -56,7 +56,7 @@ def find_jobs(
     jobs, left_out = list[UpscaleJob](), set[Path]()
     for source in sources:
         path = Path(os.path.expanduser(source))
-        if path.is_file():
+        if is_file(path):
             is_named = output.suffix.lower() in FORMATS
             jobs.append(UpscaleJob(path, output if is_named else output / _rename(path, suffix, ext).name))
             continue
@@ -116,7 +116,7 @@ def _list(path: Path, output: Path, recursive: bool) -> tuple[Path, list[Path], 
         # What precedes the first part with a wildcard.
         root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
         files = [file for file in map(Path, glob.glob(str(path), recursive=True)) if not file.is_dir()]
-    images = sorted(file for file in files if file.suffix.lower() in READ_SUFFIXES and file.is_file())
+    images = sorted(file for file in files if file.suffix.lower() in READ_SUFFIXES and is_file(file))
     others = sorted(set(files) - set(images))
     results = Path(os.path.abspath(output))
     # The output may lie within the input. Only now, so that earlier results are not reported as left out.

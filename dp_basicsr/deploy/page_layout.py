@@ -97,7 +97,9 @@ def build(page: Page) -> Any:
             )
             status = gr.HTML(elem_id="status")
             with gr.Row(elem_id="buttons"):
-                files = gr.UploadButton("Choose images", file_count="multiple", file_types=list(READ_SUFFIXES))
+                # What a phone gives is taken too, so that the page says what it is.
+                kinds = [*READ_SUFFIXES, ".heic", ".heif"]
+                files = gr.UploadButton("Choose images", file_count="multiple", file_types=kinds)
                 upscale = gr.Button("Upscale", variant="primary", elem_id="start")
                 stop = gr.Button("Cancel", interactive=False, elem_id="stop")
                 download = gr.DownloadButton("Download", interactive=False, elem_id="download")

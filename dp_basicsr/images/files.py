@@ -55,5 +55,10 @@ def unicode_hint(names: Iterable[str], others: Iterable[str]) -> str:
     return "; names that look equal differ in Unicode's form (NFC and NFD): rename those of one folder, as convmv does"
 
 
+def is_file(path: Path) -> bool:
+    """Return whether there is a file, or a link to nothing, which is read and thus named."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and is_file(path)

@@ -84,7 +84,7 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, is_turne
         segments = image.applist  # type: ignore[attr-defined]
         comment = b"\n".join(content for name, content in segments if name == "COM")
         others = [(name, content) for name, content in segments if name != "COM" and not content.startswith(_READ)]
-        dropped += [f"{name} {content.partition(bytes(1))[0][:40]!r}" for name, content in others]
+        dropped += [f"{name} {content.partition(bytes(1))[0][:40].decode('latin-1')!r}" for name, content in others]
         resources = dict(info.get("photoshop", {}))
         iptc = resources.pop(_IPTC_IN_PHOTOSHOP, None)
         dropped += ["Photoshop's resources"] if resources else []

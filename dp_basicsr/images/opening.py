@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,11 @@ _UPRIGHT = {
     1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
     5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False),
 }  # fmt: skip
+# Pictures of other types, by how the file begins.
+_OTHERS = {
+    rb"....ftyp(hei|hev|mif1|msf1)": "HEIC", rb"\xff\x0a|\0\0\0\x0cJXL ": "JPEG XL", rb"\0\0\0\x0cjP  ": "JPEG 2000",
+    rb"\s*<(\?xml[^>]*>\s*<svg|svg)": "SVG", rb"%PDF": "PDF", rb"8BPS": "Photoshop's",
+}  # fmt: skip
 
 
 def read_bytes(path: Path) -> bytes:
@@ -35,7 +41,8 @@ def read_bytes(path: Path) -> bytes:
             raise OSError(errno.EINVAL, "not a regular file")
         return path.read_bytes()
     except OSError as error:
-        raise BadImageError(f"cannot be read ({error.strerror})") from error
+        link = f"is a link to {path.readlink()}, and " if path.is_symlink() else ""
+        raise BadImageError(f"{link}cannot be read ({error.strerror})") from error
 
 
 @contextmanager
@@ -81,7 +88,9 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
         try:
             image = Image.open(io.BytesIO(data), formats=READ_FORMATS)
         except UnidentifiedImageError as error:
-            raise BadImageError(f"is not an image of a supported type ({', '.join(READ_FORMATS)})") from error
+            kind = next((name for mark, name in _OTHERS.items() if re.match(mark, data, re.DOTALL)), "")
+            what = f"is {kind}, convert it first: it is" if kind else "is"
+            raise BadImageError(f"{what} not an image of a supported type ({', '.join(READ_FORMATS)})") from error
         with image:
             refuse_size(image.width, image.height, max_pixels)
             if image.format == "TIFF":
@@ -116,8 +125,11 @@ def refuse_frames(file: Image.Image | TiffFile) -> None:
 def orientation_of(image: Image.Image) -> int:
     """Return EXIF's orientation, 1 (upright) to 8; 1 if there is none, or EXIF is damaged."""
     with suppress(Exception):
-        # Pillow's parser raises anything on broken EXIF.
-        orientation = image.getexif().get(ORIENTATION, 1)
+        # Pillow's parser raises anything on broken EXIF. Its getexif() also takes the orientation of XMP where EXIF has
+        # none, which neither viewers nor OpenCV do.
+        exif = Image.Exif()
+        exif.load(image.info.get("exif", b""))
+        orientation = getattr(image, "tag_v2", exif).get(ORIENTATION, 1)
         return orientation if orientation in _UPRIGHT else 1
     return 1
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from dp_basicsr.images.files import BadImageError
 from dp_basicsr.images.metadata import Metadata, Picture, metadata_of, metadata_of_tiff
 from dp_basicsr.images.opening import (
+    ORIENTATION,
     damage_is_refused,
     opened,
     orientation_of,
@@ -34,6 +35,7 @@ MAX_PIXELS = 1 << 30  # OpenCV's limit, 3 GB decoded; deploy/run.py switches Pil
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # photometric interpretations
 _PLAIN_COMPRESSIONS = (1, 8, 32946, 32773)  # none, deflate, PackBits: tifffile needs imagecodecs for others
+_USUAL_COLOURS = ((b"\1", b"\x0d"), (b"\2", b"\2"))  # sRGB, and unspecified
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha
 
 
@@ -67,6 +69,10 @@ def _read(image: Image.Image, data: bytes) -> Picture:
         # The third byte of a configuration of AV1 has the flags high_bitdepth and twelve_bit; pictures may differ.
         flags = [data[match.end() + 2] for match in re.finditer(b"av1C", data[: data.find(b"mdat")])]
         depth = max((12 if flag & 0x20 else 10 if flag & 0x40 else 8 for flag in flags), default=8)
+        # Primaries and transfer of the colours; a PNG's chunk adds that it holds RGB, of the full range.
+        kinds = re.search(b"colrnclx\0(.)\0(.)", data[: data.find(b"mdat")], re.DOTALL)
+        if kinds and kinds.groups() not in _USUAL_COLOURS and "icc_profile" not in image.info:
+            image.info["chunks"] = [(b"cICP", b"".join(kinds.groups()) + b"\0\1")]
     key = image.info.get("transparency")
     if depth < 8 and kind == 0 and key is not None and image.mode == "L":
         # Pillow scales the pixels to 8 bits, but not the transparent value.
@@ -155,7 +161,8 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
         array, dropped = _without_extras(_decode_16_bit(data), page)
     else:
         with opened(data, max_pixels) as (image, _):
-            # Pillow applies the orientation itself, and makes associated alpha straight.
+            # Pillow applies the orientation itself, even that of XMP, and makes associated alpha straight.
+            image.getexif()[ORIENTATION] = orientation
             image.load()
             array = _decode_8_bit(image)
     metadata = metadata_of_tiff(page, data, array.shape[1::-1], orientation != 1)

@@ -10,6 +10,7 @@ _GOOGLE = "http://ns.google.com/photos/1.0/"
 _XMP, _TIFF, _EXIF, _RAW = (
     f"http://ns.adobe.com/{name}/1.0/" for name in ("xap", "tiff", "exif", "camera-raw-settings")
 )
+_DIMENSIONS = f"{_XMP}sType/Dimensions"
 _REGIONS = "http://www.metadataworkinggroup.com/schemas/regions/"
 # Namespace and name of properties: of a film, a map of gains or depths, or XMP behind the old picture; of a small
 # picture; places in units of their own.
@@ -21,6 +22,7 @@ _LEFT_OUT = re.compile(
 # Places in the picture as it was stored.
 _PLACES = re.compile(rf"{_GOOGLE}panorama/.*|{_REGIONS}Regions|{_RAW}(Crop.*|HasCrop)")
 _IN_PIXELS = re.compile(r"Area:unit(=[\"']|>)\s*pixel")
+_ON_PAPER = re.compile(r"Dim:unit(=[\"']|>)\s*(?!pixel)")  # a size in inches, points ...
 _NUMBER = re.compile(r"^\s*\d+(\.\d+)?")
 
 
@@ -50,6 +52,10 @@ def corrected(xmp: bytes, before: tuple[int, int], after: tuple[int, int], is_tu
             if is_wrong or (name == f"{_REGIONS}Regions" and _IN_PIXELS.search(node.toxml())):
                 dropped.append(f"XMP's {node.prefix}:{node.localName}")
                 (element.removeAttributeNode if is_attribute else element.removeChild)(node)
+            elif (name == f"{_TIFF}Orientation" and not is_turned) or (
+                name.startswith(_DIMENSIONS) and _ON_PAPER.search(element.toxml())
+            ):
+                continue
             elif is_attribute:
                 node.value = _scaled(name, node.value, before, after)
             elif node.nodeType == minidom.Node.ELEMENT_NODE:
@@ -71,7 +77,7 @@ def _scaled(name: str, text: str, before: tuple[int, int], after: tuple[int, int
     ):
         if re.fullmatch(rf"({_TIFF}|{_EXIF})({sizes})", name):
             return str(after[side])
-        if re.fullmatch(rf"{_GOOGLE}panorama/.*({scaled}).*|.*/sType/Dimensions({scaled})|{_EXIF}({scaled})", name):
+        if re.fullmatch(rf"{_GOOGLE}panorama/.*({scaled}).*|{_DIMENSIONS}({scaled})|{_EXIF}({scaled})", name):
             number = _NUMBER.match(text)
             return f"{float(number[0]) * after[side] / before[side]:.0f}{text[number.end() :]}" if number else text
     return text

@@ -22,6 +22,7 @@ from dp_basicsr.images.files import FORMATS, BadImageError, unicode_hint
 from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.png import HEADER_END, join
 from dp_basicsr.images.read import read_picture
+from dp_basicsr.images.strict import read_image
 from dp_basicsr.images.write import write_picture
 from dp_basicsr.images.xmp import corrected
 
@@ -308,6 +309,7 @@ XMP_BEFORE_AND_AFTER = {  # as exiftool writes it; the picture grows 3 times in 
     "GPano:FullPanoWidthPixels": (24, 72), "GPano:CroppedAreaTopPixels": (5, 10), "GPano:ProjectionType": ("x", "x"),
     "mwg-rs:RegionAppliedToDimensionsW": (24, 72), "mwg-rs:RegionAppliedToDimensionsH": (17, 34),
     "mwg-rs:RegionAreaX": (0.25, 0.25), "mwg-rs:RegionName": ("Ada", "Ada"),
+    "xmpTPg:MaxPageSizeW": (8.5, 8.5), "xmpTPg:MaxPageSizeH": (11, 11), "xmpTPg:MaxPageSizeUnit": ("inch", "inch"),
     "tiff:ImageWidth": (24, 72), "exif:ExifImageHeight": (17, 34), "exif:FocalPlaneXResolution": (100, 300),
     "tiff:Make": ("a maker", "a maker"), "crs:CropLeft": (0.1, 0.1), "crs:CropWidth": (3, None),
     "exif:SubjectLocation": (1, None),
@@ -338,6 +340,47 @@ def test_xmp_fits_the_larger_picture(orientation: int) -> None:
         assert result == expected, name
         if expected is None:
             assert f"XMP's {'mwg-rs:Regions' if prefix == 'mwg-rs' else name}" in said[0], name
+
+
+@pytest.mark.parametrize("of_exif", [None, 6])
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
+def test_an_orientation_of_xmp_alone_turns_nothing(kind: str, of_exif: int | None) -> None:
+    """sharp#4585: else programs that read EXIF and those that read XMP show the result in two ways."""
+    xmp = b"""<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description
+        xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF>"""
+    path, exif = Path(f"in.{kind}"), Image.Exif()
+    if of_exif:
+        exif[0x0112] = of_exif
+    if kind == "tif":
+        exif[700] = xmp
+    settings: dict[str, Any] = {} if kind in ("tif", "png") else {"xmp": xmp}
+    # Pillow turns a TIFF with a palette, and others are turned here.
+    Image.new("P" if kind == "tif" else "RGB", SIZE).save(path, exif=exif, **settings)
+    if kind == "png":
+        path.write_bytes(join(path.read_bytes(), [(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)]))
+    picture = read_picture(path)
+    assert picture.colour.shape[1::-1] == (SIZE if of_exif is None else SIZE[::-1])
+    assert read_image(path).shape[:2] == picture.colour.shape[:2]
+    write_picture(picture, Path(f"out.{kind}"))
+    assert f'tiff:Orientation="{1 if of_exif else 6}"'.encode() in Path(f"out.{kind}").read_bytes()
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+@pytest.mark.parametrize(
+    ("primaries", "transfer", "is_named"),
+    [(9, 16, True), (12, 16, True), (12, 13, True), (1, 13, False), (2, 2, False)],
+)
+def test_the_colours_of_an_avif_keep_their_meaning(primaries: int, transfer: int, is_named: bool) -> None:
+    """upscayl#1265: Display P3 or PQ of a phone, shown as sRGB, is pale."""
+    Image.new("RGB", SIZE).save("in.avif")
+    data = Path("in.avif").read_bytes()
+    place = data.index(b"colrnclx") + 8
+    Path("in.avif").write_bytes(data[:place] + bytes([0, primaries, 0, transfer]) + data[place + 4 :])
+    picture, said = read_picture(Path("in.avif")), list[str]()
+    write_picture(picture, Path("out.png"), warn=said.append)
+    assert (b"cICP" + bytes([primaries, transfer, 0, 1]) in Path("out.png").read_bytes()) == is_named
+    write_picture(picture, Path("out.jpg"), warn=said.append)
+    assert said == (["dropped: cICP"] if is_named else [])
 
 
 def test_xmp_of_what_stands_behind_the_picture_is_left_out() -> None:
@@ -374,7 +417,9 @@ def test_what_stands_behind_a_jpeg_is_named() -> None:
             Path("in.jpg").write_bytes(plain + behind)
             assert [name.rpartition(" the")[0] for name in read_picture(Path("in.jpg")).metadata.dropped] == words
     image.save("in.mpo", save_all=True, append_images=[image])
-    assert any("bytes after the picture" in name for name in read_picture(Path("in.mpo")).metadata.dropped)
+    dropped = read_picture(Path("in.mpo")).metadata.dropped
+    assert any("bytes after the picture" in name for name in dropped)
+    assert "APP2 'MPF'" in dropped
 
 
 @pytest.mark.skipif(not cv2.haveImageWriter(".avif"), reason="OpenCV without AVIF")

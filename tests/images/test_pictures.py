@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,17 @@ def test_every_format_keeps_what_it_can_and_refuses_the_rest(suffix: str, gray: 
     with Image.open(path) as image:
         image.load()
         assert kind == "BMP" or image.info.get("icc_profile") == icc
+
+
+def test_the_fourth_byte_of_a_plain_bmp_is_no_alpha() -> None:
+    """SDL_image#64: a header of 40 bytes knows no alpha, and the byte is mostly 0."""
+    pixels = np.dstack([RGB[::-1, :, ::-1], np.zeros(RGB.shape[:2], np.uint8)])
+    height, width = RGB.shape[:2]
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 32, 0, pixels.nbytes, 0, 0, 0, 0)
+    Path("in.bmp").write_bytes(b"BM" + struct.pack("<IHHI", 54 + pixels.nbytes, 0, 0, 54) + header + pixels.tobytes())
+    picture = read_picture(Path("in.bmp"))
+    assert picture.alpha is None
+    assert np.array_equal(picture.colour, RGB)
 
 
 def test_cmyk_comes_out_as_rgb() -> None:

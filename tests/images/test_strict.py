@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+from dp_basicsr.deploy.batch import find_jobs
 from dp_basicsr.errors import UserError
 from dp_basicsr.images import strict
 from dp_basicsr.images.files import BadImageError, find_images, left_out
@@ -118,6 +119,35 @@ def test_find_images_takes_images_only_and_sorts_and_the_others_are_counted() ->
         find_images(Path("folder.png"))
     with pytest.raises(UserError, match="no such folder"):
         find_images(Path("missing"))
+
+
+@pytest.mark.parametrize("target", ["/nowhere/a.png", "link.png"])
+def test_a_link_to_nothing_is_an_image_that_cannot_be_read(target: str) -> None:
+    """refinery-platform#180"""
+    link = HERE / "link.png"
+    link.symlink_to(target)
+    assert find_images(HERE) == [link]
+    with pytest.raises(BadImageError, match=rf"is a link to {target}, and cannot be read"):
+        read_image(link)
+    for source in (".", "link.png"):
+        jobs, others = find_jobs([source], Path("out"))
+        assert ([job.source for job in jobs], others) == ([link], [])
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"\0\0\0\x20ftypheic\0\0\0\0mif1", "HEIC"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"<?xml version='1.0'?>\n<svg>", "SVG"),
+    ],
+)
+def test_a_picture_of_another_type_is_named(data: bytes, kind: str) -> None:
+    """gradio#7482: a phone's HEIC, also under the name of a JPEG."""
+    Path("a.jpg").write_bytes(data)
+    with pytest.raises(BadImageError, match=rf"is {kind}, convert it first: it is not .* \(PNG, JPEG"):
+        read_image(Path("a.jpg"))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".gif"])
