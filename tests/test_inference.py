@@ -19,7 +19,7 @@ from PIL import Image, ImageCms
 
 from tests.support.gpu import current_device, skip_if_imitated
 from tests.support.images import noise, write_noise
-from tests.support.networks import make_network
+from tests.support.networks import make_network, network_file
 from tests.support.programs import ROOT, code_of
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -127,6 +127,8 @@ def test_existing_results_are_kept_by_default(capsys: pytest.CaptureFixture[str]
 def test_a_failed_image_is_named_and_the_rest_continues(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """upscayl/upscayl#204 and #604; and #1199, a hidden file of macOS."""
+    (PHOTOS / "._b.jpg").write_bytes(b"\0\5\x16\7")
     (PHOTOS / "a.png").write_bytes((PHOTOS / "a.png").read_bytes()[:60])
     write_noise(PHOTOS / "c.png", 4, 4, 4)
     assert run("--ext", "jpg") == 1
@@ -205,8 +207,14 @@ def test_gray_palette_and_16_bit_results_have_the_kind_of_the_input() -> None:
     assert len(np.unique(deep)) > 900, "more values than 8 bits have: the network's precision is kept"
 
 
-@pytest.mark.parametrize("mode", ["model", "bicubic", "drop"])
-def test_alpha(mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "arch", "scale"),
+    [("model", "RRDBNetDP", 4), ("drop", "RRDBNetDP", 4), ("bicubic", "RRDBNetDP", 4), ("bicubic", "RRDBNet", 2),
+     ("bicubic", "MSRResNet", 3)],
+)  # fmt: skip
+def test_alpha(mode: str, arch: str, scale: int) -> None:
+    """xinntao/Real-ESRGAN-ncnn-vulkan#6: at x2 and x3 all was transparent."""
+    network_file("model.pth", arch=arch, scale=scale)
     rgba = np.zeros((12, 12, 4), np.uint8)
     rgba[:, :6] = (250, 120, 30, 255)  # opaque on the left; black and transparent on the right
     Image.fromarray(rgba).save("in.png")
@@ -215,10 +223,12 @@ def test_alpha(mode: str) -> None:
     result = Image.open("out/in.png")
     assert result.mode == ("RGB" if mode == "drop" else "RGBA")
     pixels = np.asarray(result)
+    assert pixels.shape[:2] == (12 * scale, 12 * scale)
     if mode == "bicubic":
-        assert (pixels[:, :16, 3] == 255).all()
-        assert (pixels[:, 32:, 3] == 0).all()
-    if mode != "drop":  # the hidden black does not shine through: the columns at the edge are like those far from it
+        assert (pixels[:, : 4 * scale, 3] == 255).all()
+        assert (pixels[:, 8 * scale :, 3] == 0).all()
+    if scale == 4 and mode != "drop":
+        # The hidden black does not shine through: the columns at the edge are like those far from it.
         assert np.abs(pixels[24, 23, :3].astype(int) - pixels[24, 12, :3]).max() <= 2
         assert Image.open("out/even.png").getchannel("A").getextrema() == (77, 77)
 

@@ -20,12 +20,11 @@ from dp_basicsr.deploy.open_engine import cache_root, open_engine
 from dp_basicsr.deploy.torch_engine import TorchEngine
 from dp_basicsr.errors import UserError
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
-from tests.support.images import noise, write_noise
+from tests.support.images import write_noise
 from tests.support.networks import make_network, network_file
 from tests.support.programs import python
 
@@ -63,25 +62,11 @@ def test_an_engine_gives_the_values_of_torch(name: Any, arch: str, scale: int) -
     assert any(path.name.startswith(f"{name}-") for path in entries())
     assert (torch_engine.network.size, torch_engine.network.scale) == (engine.network.size, engine.network.scale)
     for shape in ((1, 3, 1, 1), (1, 3, 24, 40), (1, 3, 17, 33)):
-        image = np.random.default_rng(0).random(shape, np.float32)
+        image = np.random.default_rng(0).random(shape[::-1], np.float32).T  # not contiguous, as after turning one
         expected = torch_engine(image)
         difference = np.abs(expected - engine(image)).max() / np.abs(expected).max()
         print(f"{arch} x{scale} {shape}: {name} differs by {difference:.1e}")
         assert difference < 5e-6
-
-
-def test_alpha_tiles_16_bits_and_sizes_are_those_of_torch(model: Path) -> None:
-    write_noise("in/alpha.png", 45, 50, 4)
-    write_noise("in/gray.png", 40, 33, 1)
-    cv2.imwrite("in/deep.png", noise(37, 41, 3, dtype=np.uint16))
-    for engine in ("torch", "auto"):
-        options = ["--engine", engine, "--tile", "32", "--tile_overlap", "8", "--outscale", "3"]
-        assert inference.main(["-i", "in", "-o", engine, "--model_path", str(model), *options]) == 0
-    for name, most in (("alpha.png", 1), ("deep.png", 3), ("gray.png", 1)):
-        images = [cv2.imread(f"{engine}/{name}", cv2.IMREAD_UNCHANGED) for engine in ("torch", "auto")]
-        expected, found = (np.asarray(image).astype(int) for image in images)
-        assert expected.shape == found.shape
-        assert np.abs(expected - found).max() <= most, name
 
 
 def test_a_converted_network_is_opened_without_torch(

@@ -60,29 +60,6 @@ def test_home_and_the_name_of_an_image_as_output(tmp_path: Path, monkeypatch: py
     assert find_jobs(["in/a.png"], Path("results.v2"))[0][0].target == Path("results.v2/a.png")
 
 
-def test_any_name_is_written_and_replaced(model: str) -> None:
-    """chaiNNer-org/chaiNNer#2772: names that are patterns, and beyond ASCII."""
-    names = ["100%$ * [a] {b}.png", "图 ü.png", "a.b.c.png", "-i.png"]
-    for name in names:
-        write_noise(Path("in", name), 20, 31)
-    for _ in range(2):
-        assert upscale("-i", "in", "--model_path", model) == 0
-        assert sorted(path.name for path in Path("out").iterdir()) == sorted(names)
-
-
-def test_a_bad_image_and_hidden_ones_of_macos_stop_nothing(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """upscayl/upscayl#204, #604 and #1199."""
-    for name in ("a.jpg", "z.png"):
-        write_noise(Path("in", name), 20, 31)
-    Path("in", "._a.jpg").write_bytes(b"\0\5\x16\7")
-    Path("in", "bad.png").write_bytes(b"\x89PNG")
-    assert upscale("-i", "in", "--model_path", model) == 1
-    assert sorted(path.name for path in Path("out").iterdir()) == ["a.jpg", "z.png"]
-    said = capsys.readouterr()
-    assert "wrote 2 of 3 images" in said.out + said.err
-    assert "bad.png" in said.out + said.err
-
-
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 def test_a_png_of_any_kind_becomes_the_same_picture(suffix: str, model: str) -> None:
     """upscayl/upscayl#1169 and #1040, xinntao/Real-ESRGAN#483 and #558: gray, 16 bits, palettes, as PNG and JPEG."""
@@ -101,18 +78,3 @@ def test_a_png_of_any_kind_becomes_the_same_picture(suffix: str, model: str) -> 
             assert image.mode in allowed
     for name in ("gray16", "palette", "colour"):
         assert np.abs(shown[name].astype(int) - shown["gray"]).max() <= 6, name
-
-
-@pytest.mark.parametrize(("arch", "scale"), [("RRDBNet", 2), ("MSRResNet", 3)])
-def test_alpha_is_kept_at_x2_and_x3(arch: str, scale: int) -> None:
-    """xinntao/Real-ESRGAN-ncnn-vulkan#6: all was transparent."""
-    network_file(arch=arch, scale=scale, num_grow_ch=4)
-    alpha = np.zeros(RGB.shape[:2], np.uint8)
-    alpha[:, :16] = 255
-    Image.fromarray(np.dstack([RGB, alpha])).save("in.png")
-    assert upscale("-i", "in.png", "--model_path", "net.pth", "--alpha", "bicubic") == 0
-    with Image.open("out/in.png") as image:
-        found = np.asarray(image)[:, :, 3]
-    assert found.shape == (20 * scale, 31 * scale)
-    assert (found[:, : 13 * scale] == 255).all()
-    assert (found[:, 19 * scale :] == 0).all()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -78,30 +77,10 @@ def test_exif_that_pillow_cannot_write_again_is_kept() -> None:
     assert warned == []
 
 
-def test_exif_that_ends_early_is_dropped_with_a_warning() -> None:
-    Image.fromarray(RGB).save("in.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x0f\0\x02")
-    warned: list[str] = []
-    with Image.open(io.BytesIO(encode_picture(read_picture(Path("in.png")), ".jpg", warn=warned.append))) as image:
-        assert "exif" not in image.info
-    assert warned == ["dropped: damaged EXIF"]
-
-
 def long_exif(length: int) -> bytes:
     exif = Image.Exif()
     exif[0x010E] = "x" * length
     return exif.tobytes()
-
-
-@pytest.mark.parametrize("source", ["in.png", "in.webp"])
-def test_exif_too_long_for_jpeg_is_dropped_with_a_warning(source: str) -> None:
-    Image.fromarray(RGB).save(source, exif=long_exif(70_000))
-    warned: list[str] = []
-    picture = read_picture(Path(source))
-    for suffix in (".jpg", ".png", ".webp"):
-        write_picture(picture, Path(f"out{suffix}"), warn=warned.append)
-        assert bool(read_picture(Path(f"out{suffix}")).metadata.exif) == (suffix != ".jpg")
-    (message,) = warned
-    assert re.fullmatch(r"dropped: EXIF of 70,0\d\d bytes \(JPEG holds 64 KB\)", message)
 
 
 def test_jpeg_keeps_the_longest_exif_that_it_can() -> None:
