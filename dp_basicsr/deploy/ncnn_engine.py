@@ -92,8 +92,8 @@ class NcnnEngine(Engine):
         done = subprocess.run(command, cwd=path.parent, capture_output=True, check=False)
         made = path.parent / "net.ncnn.param"
         if done.returncode != 0 or not made.is_file():
-            said = (done.stderr or done.stdout).decode(errors="replace").strip()[-200:]
-            raise UserError(f"pnnx cannot convert it for ncnn: {said}")
+            output = (done.stderr or done.stdout).decode(errors="replace").strip()[-200:]
+            raise UserError(f"pnnx cannot convert it for ncnn: {output}")
         if unknown := _unknown_layers(made):
             raise UserError(f"ncnn has no layer for what pnnx left of it: {', '.join(unknown)}; export it as ONNX")
         text = re.sub(r"(?<=\s)(in0|out0)(?=\s)", lambda match: BLOBS[match[1]], made.read_text(encoding="utf-8"))

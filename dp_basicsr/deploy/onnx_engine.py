@@ -108,9 +108,9 @@ class OnnxEngine(Engine):
             2: fold * height if fold > 1 else height,
             3: fold * width if fold > 1 else width,
         }
-        said = io.StringIO()
+        output = io.StringIO()
         # The exporter tells of its progress, and warns of its own plans.
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module, (example,), str(path), dynamo=True, external_data=False,

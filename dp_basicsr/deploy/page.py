@@ -85,25 +85,17 @@ class Visit:
     job: Job | None = None  # the last one
 
 
+@dataclass(eq=False)
 class Page:
-    """The work of the page. It outlives the connection to a visitor, who finds the result again by a key.
+    """The work of the page. It outlives the connection to a visitor, who finds the result again by a key."""
 
-    Args:
-        models: Name shown -> file.
-        folder: For uploads and results; nothing else is served.
-        max_pixels: Largest input.
-        device: See ``open_engine``.
-        tile: See ``Upscaler``.
-    """
+    models: dict[str, Path]  # name shown -> file
+    folder: Path  # for uploads and results; nothing else is served
+    max_pixels: int  # of an input
+    device: str = "auto"  # see ``open_engine``
+    tile: int | None = None  # see ``Upscaler``
 
-    def __init__(
-        self, models: dict[str, Path], folder: Path, max_pixels: int, device: str = "auto", tile: int | None = None
-    ) -> None:
-        self.models = models
-        self.folder = folder
-        self.max_pixels = max_pixels
-        self.device = device
-        self.tile = tile
+    def __post_init__(self) -> None:
         self.engine = ""  # what runs the model that is loaded
         self._loaded: tuple[tuple[str | float | None, ...], Upscaler] | None = None
         self._visits: dict[str, Visit] = {}  # by the key of the browser's tab, which outlives a page loaded anew
@@ -205,8 +197,8 @@ class Page:
         visit.count = len(images)
         height, width = picture.colour.shape[:2]
         first = f", the first of {len(images)} images" if len(images) > 1 else ""
-        said = [describe_left_out(left_out) if left_out else "", shorten(failed)]
-        visit.text = "; ".join([f"{image.source.name}: {width} x {height} pixels{first}", *filter(None, said)])
+        notes = [describe_left_out(left_out) if left_out else "", shorten(failed)]
+        visit.text = "; ".join([f"{image.source.name}: {width} x {height} pixels{first}", *filter(None, notes)])
 
     def start(self, visit: Visit, task: Task) -> None:
         """Put the work on a visit's images at the end of the queue.

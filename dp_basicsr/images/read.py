@@ -107,7 +107,15 @@ def _decode_16_bit(data: bytes) -> Pixels:
 def _decode_8_bit(image: Image.Image) -> Pixels:
     """Decode to (H, W, 1, 2, 3 or 4) uint8, gray or RGB."""
     if image.mode in ("CMYK", "LAB"):
-        image = _to_srgb(image)
+        # Popped, because the profile does not hold for the result.
+        icc = image.info.pop("icc_profile", None)
+        try:
+            is_lab = image.mode == "LAB"
+            source = ImageCms.createProfile("LAB") if is_lab else ImageCms.ImageCmsProfile(io.BytesIO(icc or b""))
+            image = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")  # type: ignore[assignment]
+        except (ImageCms.PyCMSError, OSError):
+            # As viewers show a picture without a profile, or with a broken one.
+            image = image.convert("RGB")
     if image.mode not in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"):
         raise BadImageError(f"has pixels of kind {image.mode!r}, expected gray, palette, RGB or CMYK")
     is_gray = image.mode in ("1", "L", "LA", "La")
@@ -117,19 +125,6 @@ def _decode_8_bit(image: Image.Image) -> Pixels:
         return array[:, :, [0, 3]] if is_gray else array
     array = np.asarray(image.convert("L" if is_gray else "RGB"))
     return array[:, :, None] if is_gray else array
-
-
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Convert CMYK by the embedded profile, if there is one, or Lab."""
-    # Popped, because the profile does not hold for the result.
-    icc = image.info.pop("icc_profile", None)
-    try:
-        is_lab = image.mode == "LAB"
-        source = ImageCms.createProfile("LAB") if is_lab else ImageCms.ImageCmsProfile(io.BytesIO(icc or b""))
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")  # type: ignore[return-value]
-    except (ImageCms.PyCMSError, OSError):
-        # As viewers show a picture without a profile, or with a broken one.
-        return image.convert("RGB")
 
 
 def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:

@@ -148,7 +148,8 @@ def file_of_pillow(rng: random.Random, path: Path) -> Picture:
         shown = again if kind == "TIFF" else ImageOps.exif_transpose(again)
         array = np.asarray(shown.convert("RGBA" if again.has_transparency_data else "RGB"))
     alpha = array[..., 3] if array.shape[2] == 4 else None
-    return Picture(array[..., :3], alpha, mode in ("1", "L", "LA"), Metadata(SIZE, icc))
+    # As it is stored: a gray GIF may have a palette.
+    return Picture(array[..., :3], alpha, again.mode in ("1", "L", "LA"), Metadata(SIZE, icc))
 
 
 @pytest.mark.parametrize("make", [tiff_of_tifffile, png_of_chunks, file_of_pillow])
