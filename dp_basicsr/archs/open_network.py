@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dp_basicsr.archs.own_networks import build_network, describe, recognise
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.checkpoint.weights import Weights, compare_shapes, interpolate, read_weights
 from dp_basicsr.errors import UserError, shorten
@@ -62,21 +63,34 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
         UserError: The architecture is unknown, tensors are missing, unexpected or of another shape, or the network does
             not map an image to an image.
     """
-    opened, arguments = _recognised(weights, scale)
-    title, module = f"{opened.architecture.name} x{opened.scale}", opened.model
-    # The project's own networks know what they take.
-    if not isinstance(getattr(module, "input_size", None), InputSize):
-        module = _as_module(opened, weights.path)
-        needs = opened.size_requirements
+    name, arguments = recognise(weights.state)
+    # Compared first: spandrel's ESRGAN takes x3 for x2 and every growth for 32.
+    differences = compare_shapes(build_network(name, **arguments).state_dict(), weights.state) if name else ""
+    if name and not differences:
+        if name == "RRDBNetDP" and arguments["scale"] == 2:
+            arguments["scale"] = _two_or_three(weights, scale)
+        module: nn.Module = build_network(name, **arguments).to_empty(device="cpu")
+        module.load_state_dict(weights.state)
+        arch, factor, channels, tags = name, arguments["scale"], arguments["channels"], describe(arguments)
+    else:
+        looks = f"{name} x{arguments['scale']} ({', '.join(describe(arguments))})" if name else ""
+        opened = _open_by_spandrel(weights, f" looks like {looks}, but has {differences}" if name else "")
+        arch, factor, channels, tags = str(opened.architecture.id), opened.scale, opened.input_channels, opened.tags
+        name, module, needs = opened.architecture.name, _as_module(opened, weights.path), opened.size_requirements
         size = InputSize(needs.multiple_of, max(needs.minimum, 1), needs.square)
-        module.input_size = with_step(opened.model, size, opened.input_channels)  # type: ignore[assignment]
+        module.input_size = with_step(opened.model, size, channels)  # type: ignore[assignment]
+    title = f"{name} x{factor}"
+    if channels not in (1, 3):
+        raise UserError(
+            f"model {weights.path}: expected a network for RGB or gray, got {title} for {channels} channels"
+        )
     return OpenedNetwork(
         weights.path.name,
-        str(opened.architecture.id),
-        opened.scale,
-        f"{title} ({', '.join(opened.tags)})" if opened.tags else title,
+        arch,
+        factor,
+        f"{title} ({', '.join(tags)})" if tags else title,
         weights.choice,
-        opened.input_channels,
+        channels,
         module.input_size,  # type: ignore[arg-type]
         {key: value for key, value in arguments.items() if key.startswith("num_")},
         weights.notes,
@@ -84,33 +98,36 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
     )
 
 
-def _recognised(weights: Weights, scale: int | None) -> tuple[ImageModelDescriptor[nn.Module], dict[str, int]]:
-    """Return the network with its weights, and the arguments of one of the project's own; see ``open_network``."""
-    # They take 0.2 s, and a training that opens no file needs neither.
-    from dp_basicsr.archs.own_networks import build_network, describe, recognise, registry
+def _two_or_three(weights: Weights, scale: int | None) -> int:
+    """Return the scale of an RRDBNetDP whose tensors are those of x2 and x3; UserError if nothing tells it."""
+    run = (options_of_run(weights.path) or {}).get("network_g", {})
+    # The first that tells: the caller, the file, or the options of its run.
+    for text in map(str, (scale, weights.notes.get("scale"), run.get("scale"))):
+        if text in ("2", "3"):
+            return int(text)
+    raise UserError(
+        f"model {weights.path} has one upsampling layer, which is the same at x2 and x3; neither the file nor an "
+        "option file beside its models/ folder says which: give --scale 2 or --scale 3"
+    )
 
-    from spandrel import ImageModelDescriptor, UnsupportedModelError
+
+def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.Module]:
+    """Return the network that spandrel recognises; ``looks`` is the reason why it may know none."""
+    # It takes 0.2 s, and the project's own networks do not need it.
+    from spandrel import MAIN_REGISTRY, ImageModelDescriptor, UnsupportedModelError
 
     model, state = f"model {weights.path}", weights.state
-    name, arguments = recognise(state)
     largest = max((int(number) for key in state for number in re.findall(r"\.(\d+)(?=\.)", key)), default=0)
     # spandrel takes the number of blocks from the names, and would build that many.
     if largest > 20 * len(state) + 100:
         raise UserError(f"{model} is damaged: it has a layer number {largest}")
-    run = (options_of_run(weights.path) or {}).get("network_g", {})
-    # The first that tells: the caller, the file, or the options of its run.
-    told = next((int(text) for text in map(str, (scale, weights.notes.get("scale"), run.get("scale")))
-                 if text in ("2", "3")), None)  # fmt: skip
     # A mere number in the file of Real-CUGAN tells spandrel that the network expects another range.
     flags = {"pro": torch.ones(1)} if "pro" in weights.notes else {}
     try:
-        opened = registry(told).load(dict(state) | flags)
-    except UserError as error:
-        raise UserError(f"{model} {error}") from None
+        opened = MAIN_REGISTRY.load(dict(state) | flags)
     except Exception as error:  # any type, if names match but shapes do not
-        if name and (differences := compare_shapes(build_network(name, **arguments).state_dict(), state)):
-            looks = f"{name} x{arguments['scale']} ({', '.join(describe(arguments))})"
-            raise UserError(f"{model} looks like {looks}, but has {differences}") from error
+        if looks:
+            raise UserError(f"{model}{looks}") from error
         if isinstance(error, UnsupportedModelError):
             raise UserError(
                 f"{model}: expected a super-resolution network that this project or spandrel knows, got {len(state)} "
@@ -121,11 +138,7 @@ def _recognised(weights: Weights, scale: int | None) -> tuple[ImageModelDescript
     title = f"{opened.architecture.name} x{opened.scale}"
     if not isinstance(opened, ImageModelDescriptor) or opened.input_channels != opened.output_channels:
         raise UserError(f"{model}: expected a network that maps an image to one of as many channels, got {title}")
-    if opened.input_channels not in (1, 3):
-        raise UserError(
-            f"{model}: expected a network for RGB or gray, got {title} for {opened.input_channels} channels"
-        )
-    return opened, arguments
+    return opened
 
 
 def options_of_run(path: Path) -> Options | None:

@@ -1,4 +1,4 @@
-"""The project's own generators for spandrel's registry, recognised by the names and shapes of all their weights."""
+"""The project's own generators, and BasicSR's: recognised by their weights, and built."""
 
 from __future__ import annotations
 
@@ -6,74 +6,19 @@ import re
 
 from dp_basicsr.archs.blocks import MSRResNet
 from dp_basicsr.archs.rrdbnet_dp_arch import FoldedRRDBNet, RRDBNetDP
-from dp_basicsr.checkpoint.weights import StateDict, compare_shapes
-from dp_basicsr.errors import UserError
+from dp_basicsr.checkpoint.weights import StateDict
 from dp_basicsr.utils.network_size import RRDBNET_FOLDS
 
 import torch
-from spandrel import MAIN_REGISTRY, Architecture, ArchRegistry, ArchSupport, ImageModelDescriptor, SizeRequirements
-from torch import nn
-
-NAMES = ("RRDBNetDP", "RRDBNet", "MSRResNet")  # RRDBNet: BasicSR's at x2 and x1, which folds its input
 
 # BasicSR's RRDBNet at x2 and x1: input channels per colour after pixel-unshuffle -> scale.
 FOLDED = {factor**2: scale for scale, factor in RRDBNET_FOLDS.items()}
 
 
-class OwnArchitecture(Architecture[nn.Module]):
-    """One of ``NAMES``; ``told`` is the scale of RRDBNetDP, whose tensors are the same at x2 and x3, if it is known."""
-
-    def __init__(self, name: str, told: int | None) -> None:
-        super().__init__(id=name, detect=self._fits)
-        self.told = told
-
-    def _fits(self, state: StateDict) -> bool:
-        name, arguments = recognise(state)
-        return name == self.id and not compare_shapes(build_network(name, **arguments).state_dict(), state)
-
-    def load(self, state_dict: StateDict) -> ImageModelDescriptor[nn.Module]:
-        """Build the network and fill it; a UserError if nothing tells whether RRDBNetDP is x2 or x3."""
-        _, arguments = recognise(state_dict)
-        # recognise says 2 for x3, too.
-        if self.id == "RRDBNetDP" and arguments["scale"] == 2:
-            if self.told is None:
-                raise UserError(
-                    "has one upsampling layer, which is the same at x2 and x3; neither the file nor an option file "
-                    "beside its models/ folder says which: give --scale 2 or --scale 3"
-                )
-            arguments["scale"] = self.told
-        # Empty, because spandrel's descriptor loads the weights.
-        net = build_network(self.id, **arguments).to_empty(device="cpu")
-        scale, channels = arguments["scale"], arguments["channels"]
-        return ImageModelDescriptor(
-            net,
-            state_dict,
-            architecture=self,
-            purpose="SR" if scale > 1 else "Restoration",
-            tags=describe(arguments),
-            supports_half=True,
-            supports_bfloat16=True,
-            scale=scale,
-            input_channels=channels,
-            output_channels=channels,
-            size_requirements=SizeRequirements(multiple_of=net.input_size.multiple),
-        )
-
-
-def registry(told: int | None) -> ArchRegistry:
-    """Return spandrel's architectures, and before them the project's own; see ``OwnArchitecture`` for ``told``."""
-    every = MAIN_REGISTRY.copy()
-    # Before the first: spandrel's ESRGAN takes x3 for x2 and every growth for 32, and none of its detectors compares
-    # all names and shapes, as ours do.
-    first = every.architectures("detection")[0].architecture.id
-    every.add(*(ArchSupport.from_architecture(OwnArchitecture(name, told), before=(first,)) for name in NAMES))
-    return every
-
-
 def build_network(
     name: str, *, scale: int, num_feat: int, num_block: int, num_grow_ch: int = 0, channels: int = 3
 ) -> FoldedRRDBNet | RRDBNetDP | MSRResNet:
-    """Build one of ``NAMES`` without weights (on the meta device)."""
+    """Build RRDBNetDP, MSRResNet, or BasicSR's RRDBNet at x2 and x1; without weights (on the meta device)."""
     with torch.device("meta"):
         if name == "MSRResNet":
             return MSRResNet(channels, channels, num_feat, num_block, scale)
