@@ -11,7 +11,7 @@ from dp_basicsr.data.imresize import downsample, mod_crop
 from dp_basicsr.evaluation.evaluate import Evaluation, Image, Measured, bicubic, read_file, read_pair
 from dp_basicsr.evaluation.matching import BICUBIC
 from dp_basicsr.images.strict import encode
-from dp_basicsr.metrics import METRICS, Scores
+from dp_basicsr.metrics import METRICS
 from dp_basicsr.report import LOSSLESS
 
 import cv2
@@ -64,23 +64,18 @@ def make_viewer(images: Sequence[Measured], evaluation: Evaluation, quality: int
     if BICUBIC not in evaluation.methods:
         sources.append(Panel(BICUBIC, "", data_uri(bicubic(gt, lr, scale, first.image), quality)))
     for image in images:
-        sources.append(Panel(image.method, scores_text(image.scores), data_uri(read_pair(image, scale)[0], quality)))
+        texts = []
+        for metric, value in image.scores.items():
+            if value is not None:
+                label, _, unit = METRICS[metric].label.partition(" [")
+                words = [*label.split(), METRICS[metric].text(value), unit.rstrip("]")]
+                # A metric's name, value and unit stay on one line.
+                texts.append("\N{NO-BREAK SPACE}".join(filter(None, words)))
+        sources.append(Panel(image.method, " · ".join(texts), data_uri(read_pair(image, scale)[0], quality)))
     sources.append(Panel("Original", "", data_uri(gt, quality)))
     # Without LR, the original and bicubic: the slider begins between bicubic and the last method.
     results = [source.name for source in sources[1:-1] if source.name != BICUBIC]
     return Viewer(first.image, gt.shape[1], gt.shape[0], sources, BICUBIC, (results or ["Original"])[-1])
-
-
-def scores_text(scores: Scores) -> str:
-    """Format the available metrics briefly: ``PSNR Y 28.43 dB``."""
-    parts = []
-    for name, value in scores.items():
-        if value is not None:
-            label, _, unit = METRICS[name].label.partition(" [")
-            words = [*label.split(), METRICS[name].text(value), *([unit.rstrip("]")] if unit else [])]
-            # A metric's name, value and unit stay on one line.
-            parts.append("\N{NO-BREAK SPACE}".join(words))
-    return " · ".join(parts)
 
 
 def data_uri(image: Image, quality: int) -> str:

@@ -61,8 +61,22 @@ def write_study(study: Study, given: Sequence[Method]) -> Path:
         # A smoke run has the demo's set in place of the paper's.
         columns = list(dict.fromkeys(column for _, column in cells)) if study.smoke else []
         columns = columns or list(study.sets if study.columns == "sets" else study.bases)
-        texts = {"table.md": study_markdown(study, columns, cells) + share_text(shares)}
-        texts["table.csv"] = study_csv(study, columns, cells)
+        texts = {"table.md": study_markdown(study, columns, cells), "table.csv": study_csv(study, columns, cells)}
+        rows = []
+        for label, curves in shares.items():
+            for term, curve in curves.items():
+                points = [curve[index] for index in (0, len(curve) // 2, -1)]
+                rows.append([label, term, *(f"{value:.1%} ({iteration:,})" for iteration, value in points)])
+        if rows:
+            lines = [
+                "",
+                "## Share of each term in the gradient norm at the image",
+                "",
+                "The iteration is in brackets.",
+                "",
+            ]
+            lines += table_lines(["", "term", "beginning", "middle", "end"], rows)
+            texts["table.md"] += "\n".join([*lines, ""])
     with StagedFolder(Path("results", "studies", f"{study.prefix}{study.name}"), overwrite=True) as staged:
         for name, text in texts.items():
             (staged.path / name).write_text(text, encoding="utf-8")
@@ -119,17 +133,6 @@ def read_shares(study: Study) -> dict[str, dict[str, Curve]]:
     return {label: curves for label, curves in shares.items() if len(curves) > 1}
 
 
-def share_text(shares: dict[str, dict[str, Curve]]) -> str:
-    """Format as Markdown each term's share at the start, middle and end of each row's training."""
-    rows = []
-    for label, curves in shares.items():
-        for term, curve in curves.items():
-            points = [curve[index] for index in (0, len(curve) // 2, -1)]
-            rows.append([label, term, *(f"{value:.1%} ({iteration:,})" for iteration, value in points)])
-    lines = ["", "## Share of each term in the gradient norm at the image", "", "The iteration is in brackets.", ""]
-    return "\n".join([*lines, *table_lines(["", "term", "beginning", "middle", "end"], rows), ""]) if rows else ""
-
-
 def study_markdown(study: Study, columns: Sequence[str], cells: Cells) -> str:
     """Format the study's tables as Markdown; a missing cell is n/a."""
     lines, paper = [study.heading, ""], study.paper
@@ -150,7 +153,8 @@ def study_markdown(study: Study, columns: Sequence[str], cells: Cells) -> str:
                     theirs = paper.value(label, column, kind) if paper else None
                     texts[0].append(record.text(ours))
                     texts[1].append(record.text(theirs))
-                    texts[2].append(record.text(_minus(ours, theirs), sign=True))
+                    difference = None if ours is None or theirs is None else ours - theirs
+                    texts[2].append(record.text(difference, sign=True))
                 row.append("<br>".join(" / ".join(line) for line in (texts if paper else texts[:1])))
             rows.append(row)
         lines += ["", f"## {reading}", "", f"{' / '.join(kind.upper() for kind in kinds)}", ""]
@@ -170,7 +174,8 @@ def study_csv(study: Study, columns: Sequence[str], cells: Cells) -> str:
         ours = cells.get((label, column), {}).get(name)
         # The paper does not say which variant it is, so its number stands beside each.
         theirs = study.paper.value(label, column, name.split("_")[0]) if study.paper else None
-        writer.writerow([label, column, name, ours, theirs, _minus(ours, theirs)])
+        difference = None if ours is None or theirs is None else ours - theirs
+        writer.writerow([label, column, name, ours, theirs, difference])
     return text.getvalue()
 
 
@@ -191,7 +196,3 @@ def rank_lines(study: Study, columns: Sequence[str], cells: Cells) -> list[str]:
             row.append(f"{float(spearmanr(first, second).statistic):+.2f}" if known else "n/a")
         rows.append(row)
     return lines + table_lines(["", "smoke" if study.smoke else "ours", *(["paper"] if paper else [])], rows)
-
-
-def _minus(ours: float | None, theirs: float | None) -> float | None:
-    return None if ours is None or theirs is None else ours - theirs

@@ -143,9 +143,11 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
             problems.append(BadData("unreadable", str(source), str(error)))
     if len(images) < 2:
         return problems, None, None
-    # With the shape, because images of other sides can have the same bytes.
-    content = b"".join(repr(image.shape).encode() + image.tobytes() for image in images)
-    digest = hashlib.blake2b(content, digest_size=16).digest()
+    hashed = hashlib.blake2b(digest_size=16)
+    for image in images:
+        # With the shape, because images of other sides can have the same bytes.
+        hashed.update(repr(image.shape).encode() + image.tobytes())
+    digest = hashed.digest()
     turned = " and ".join(str(source) for source in pair if source.is_turned())
     (height, width), (lq_height, lq_width) = (image.shape[:2] for image in images)
     # For tests, BasicSR crops a GT that is not a multiple of the scale.
