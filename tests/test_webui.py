@@ -101,23 +101,19 @@ def test_page_upscales_as_the_command_does(page: Page) -> None:
 
 def test_several_images_and_folders_come_back_as_a_zip(page: Page) -> None:
     files = [write_noise(f"{folder}/in.png", 9, 7) for folder in "ab"]
-    Path("broken.png").write_bytes(files[0].read_bytes()[:100])
+    for name in ("0.png", "broken.png"):
+        Path(name).write_bytes(files[0].read_bytes()[:100])
     Path("notes.txt").touch()
-    visit = chosen(page, *files, "broken.png", "notes.txt")
-    assert "the first of 3 images; left out 1 file (1 .txt)" in page.status(visit)
+    visit = chosen(page, "0.png", *files, files[0], "broken.png", "notes.txt")
+    assert page.status(visit).startswith("in.png: 7 x 9 pixels, the first of 4 images; ")
+    assert "0.png: the image cannot be read" in page.status(visit), "it comes first"
+    assert "left out 1 file (1 .txt)" in page.status(visit)
     said = upscale(page, visit, Task("m", ext="jpg", outscale=2))
-    assert "2 of 3 images" in said
+    assert "2 of 4 images" in said
     assert "broken.png: the image cannot be read" in said
     with zipfile.ZipFile(result(visit)) as archive:
-        assert archive.namelist() == ["1/in_x2.jpg", "in_x2.jpg"]
+        assert archive.namelist() == ["2/in_x2.jpg", "in_x2.jpg"]
         assert Image.open(archive.open("in_x2.jpg")).size == (14, 18)
-
-
-def test_a_broken_first_image_is_named_and_the_others_are_taken(page: Page) -> None:
-    Path("a.png").write_bytes(write_noise("b.png", 9, 7).read_bytes()[:100])
-    visit = chosen(page, "a.png", "b.png", "b.png")
-    assert page.status(visit).startswith("b.png: 7 x 9 pixels, the first of 2 images; a.png: the image cannot be read")
-    assert "1 of 2 images" in upscale(page, visit, Task("m"))
 
 
 def test_a_new_image_clears_the_result(page: Page) -> None:
