@@ -19,15 +19,11 @@ _PLACES = {0x9214: "SubjectArea", 0xA214: "SubjectLocation"}  # in pixels
 _LONG, _RATIONAL = 4, 5
 
 
-def corrected(
-    block: bytes, before: tuple[int, int], after: tuple[int, int], is_turned: bool
-) -> tuple[bytes, list[str]]:
-    """Make a block speak of the upright result, and return also the names of what was left out.
+def corrected(block: bytes, before: tuple[int, int], after: tuple[int, int]) -> tuple[bytes, list[str]]:
+    """Make EXIF without its ``Exif`` mark speak of the upright result; return also the names of what was left out.
 
     Args:
-        block: EXIF without its ``Exif`` mark.
-        before: Width and height, upright.
-        after: Width and height of the result.
+        before, after: Width and height, upright.
 
     Raises:
         struct.error, KeyError: The block is damaged.

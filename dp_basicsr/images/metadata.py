@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 from xml.parsers.expat import ExpatError
 
@@ -122,14 +123,15 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], is_turn
     icc, xml, iptc = (tags.pop(code)[3] if code in tags else None for code in (34675, 700, 33723))
     keys = page.tags.valueof(_GEO_KEYS, ())
     # GeoTIFF's keys come in fours. Neither a turn nor places of centres is a mere scaling.
-    if is_turned or _FROM_CENTRES in zip(*[iter(keys)] * 4, strict=False):
+    if is_turned or _FROM_CENTRES in [keys[start : start + 4] for start in range(0, len(keys), 4)]:
         dropped += [TIFF.TAGS[code] for code in _GEO_TAGS if tags.pop(code, None)]
     unit, shares = _UNITS.get(page.tags.valueof(296, 2)), [page.tags.valueof(code, (0, 0)) for code in (282, 283)]
     density = tuple(unit * part / whole for part, whole in shares) if unit and shares[0][1] and shares[1][1] else None
     copied = tuple(tag for code, tag in tags.items() if code not in _STORAGE)
     return Metadata(
-        size, icc, None, xml, density, None, iptc, (), copied, page.parent.byteorder, is_turned, tuple(dropped)
-    )  # type: ignore[arg-type]
+        size, icc, xmp=xml, density=density, iptc=iptc, tags=copied, order=page.parent.byteorder,  # type: ignore[arg-type]
+        is_turned=is_turned, dropped=tuple(dropped),
+    )  # fmt: skip
 
 
 def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) -> tuple[Metadata, list[str]]:
@@ -138,19 +140,24 @@ def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) 
     for name, title in _TITLES.items():
         value = fields[name] = getattr(metadata, name)
         is_long = kind == "JPEG" and name in _LONGEST and len(value or b"") > _LONGEST[name]
-        if value and (is_long or name not in _HOLDS[kind]):
-            fields[name] = () if name in ("chunks", "tags") else None
-            names = {"chunks": map(name_of, metadata.chunks), "tags": (TIFF.TAGS[tag[0]] for tag in metadata.tags)}
-            dropped += names.get(name, [f"{title} of {len(value):,} bytes (JPEG holds 64 KB)" if is_long else title])
-
+        if not value or (name in _HOLDS[kind] and not is_long):
+            continue
+        fields[name] = () if name in ("chunks", "tags") else None
+        if name == "chunks":
+            dropped += map(name_of, value)
+        elif name == "tags":
+            dropped += (TIFF.TAGS[tag[0]] for tag in value)
+        else:
+            dropped.append(f"{title} of {len(value):,} bytes (JPEG holds 64 KB)" if is_long else title)
     # A profile is for the colours of the file, and WebP stores gray as RGB.
     if (icc := fields["icc"]) and (icc[16:20] == b"GRAY") != (is_gray and kind != "WEBP"):
         dropped.append(f"ICC profile for {icc[16:20].decode('latin-1').strip() or 'nothing'}")
         fields["icc"] = None
-    for name, corrected in (("exif", exif.corrected), ("xmp", xmp.corrected)):
+    correct_xmp = partial(xmp.corrected, is_turned=metadata.is_turned)
+    for name, corrected in (("exif", exif.corrected), ("xmp", correct_xmp)):
         if fields[name]:
             try:
-                fields[name], left_out = corrected(fields[name], metadata.size, size, metadata.is_turned)
+                fields[name], left_out = corrected(fields[name], metadata.size, size)
                 dropped += left_out
             except (struct.error, KeyError, ExpatError, RecursionError):
                 dropped.append(f"damaged {_TITLES[name]}")

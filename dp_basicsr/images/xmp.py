@@ -30,9 +30,7 @@ def corrected(xmp: bytes, before: tuple[int, int], after: tuple[int, int], is_tu
     """Make XMP speak of the upright result, and return also the names of what was left out.
 
     Args:
-        xmp: As a file holds it.
-        before: Width and height, upright.
-        after: Width and height of the result.
+        before, after: Width and height, upright.
         is_turned: The file was not upright.
 
     Raises:

@@ -67,12 +67,7 @@ def started_as(*words: str) -> Iterator[None]:
 
 
 def advise(command: str, arguments: str = "") -> str:
-    """Return a command line for a message, in the way in which the running program was started.
-
-    Args:
-        command: A key of ``COMMANDS``.
-        arguments: What follows.
-    """
+    """Return a command (a key of ``COMMANDS``) for a message, in the way in which the running program was started."""
     started = Path(sys.argv[0]).resolve()
     if not _program and started.parent in (ROOT / "scripts", ROOT / "dp_basicsr") and COMMANDS[command].script:
         start = f"python {COMMANDS[command].script_path}"

@@ -27,16 +27,13 @@ def open_folder(folder: Path) -> int:
 
 
 def try_lock(handle: int, path: Path, kind: Literal["flock", "lockf"], instead: str) -> bool | None:
-    """Try to lock an open file for this process, without waiting.
+    """Try to lock an open file (``handle``) for this process, without waiting.
 
-    Args:
-        handle: File descriptor.
-        path: File name for the warning.
-        kind: ``flock`` also locks folders; ``lockf`` (a POSIX record lock) works over NFS and is not inherited.
-        instead: What the user must do without locks, for the warning.
+    ``flock`` also locks folders; ``lockf`` (a POSIX record lock) works over NFS and is not inherited.
 
     Returns:
-        True if it is now locked, False if another process holds it. None, after a warning, if locks are unsupported.
+        True if it is now locked, False if another process holds it. None, after a warning that says what the user must
+        do ``instead``, if locks are unsupported.
     """
     try:
         if fcntl is None:

@@ -45,10 +45,7 @@ def run_padded(forward: Callable[[Tensor], Tensor], images: Tensor, size: InputS
         forward: The network, (N, C, h, w) float -> (N, C', scale * h, scale * w).
         images: (N, C, H, W) float. If H and W are allowed, they are passed unchanged.
         size: See ``network_size.input_size``.
-        scale: Scale of ``forward``.
-
-    Returns:
-        (N, C', scale * H, scale * W).
+        scale: Of ``forward``.
     """
     height, width = images.shape[-2:]
     return forward(pad(images, size))[..., : height * scale, : width * scale]

@@ -82,11 +82,9 @@ def blend_tiles(
 
     Args:
         run_tile: Rows and columns of the image -> their result, (C, scale * h, scale * w) float32.
-        height: Height of the image.
-        width: Width of the image.
-        scale: Scale of ``run_tile``.
-        tile: See ``spans``; 0 processes the image in one piece.
-        overlap: See ``spans``, as the network's layers see it.
+        height, width: Of the image.
+        scale: Of ``run_tile``.
+        tile, overlap: See ``spans``; a tile of 0 is the whole image, the overlap is as the network's layers see it.
         size: What the network takes: tiles start at its steps, and are not below its minimum.
         on_tile: Called after each tile.
         on_seam: Called at the end if the result differs by more than 1 of 255 from that of the whole image, or may.
