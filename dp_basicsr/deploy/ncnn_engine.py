@@ -41,6 +41,9 @@ class NcnnEngine(Engine):
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
         if self.net.load_param(str(param)) != 0 or self.net.load_model(str(weights)) != 0:
             raise UserError(f"model {self.path}: ncnn cannot read it")
+        if len(names := self.net.input_names()) != 1:
+            # ncnn would crash.
+            raise UserError(f"model {self.path}: expected one input, an image, got {len(names)} ({', '.join(names)})")
         # A pixel-unshuffle at the input takes multiples alone, and would drop what is left.
         folds = re.findall(r"^Reorg\s.*\s0=(\d+)", param.read_text(encoding="utf-8"), re.MULTILINE)
         fold = math.prod(map(int, folds))

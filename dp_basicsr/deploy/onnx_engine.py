@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import io
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 
 # Side of the image that tells the scale, pixels: networks that fold it by 2 or 4 take it, too.
 PROBE = 8
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")  # of such a file: in ONNX a length and the name follow
 
 
 def import_onnxruntime() -> Any:
@@ -40,8 +42,8 @@ class OnnxEngine(Engine):
         if not self.path.is_file():
             raise UserError(f"model {self.path}: no such file")
         options = ort.SessionOptions()
-        # Errors alone: what it tells of its optimisations is no user's concern.
-        options.log_severity_level = 3
+        # Not even errors, which are raised as well.
+        options.log_severity_level = 4
         options.intra_op_num_threads = limit_threads()
         wanted = [] if device == "cpu" else ["CUDAExecutionProvider"]
         usable = [name for name in (*wanted, "CPUExecutionProvider") if name in ort.get_available_providers()]
@@ -54,7 +56,17 @@ class OnnxEngine(Engine):
             self.fixed = [side if isinstance(side, int) else 0 for side in self.input.shape]
             network = network or self._recognise()
         except Exception as error:  # onnxruntime's errors have no common class
-            raise UserError(f"model {self.path}: onnxruntime cannot run it: {first_line(error)}") from error
+            reason = first_line(error)
+            # The weights of a large network are in files of their own, which it calls external.
+            if "xternal" in str(error):
+                data = self.path.read_bytes()
+                files = {
+                    data[match.end() :][: match[1][0]].decode(errors="replace") for match in _LOCATION.finditer(data)
+                }
+                reason = (
+                    f"its weights are in {', '.join(sorted(files))}, which must be beside it and complete ({reason})"
+                )
+            raise UserError(f"model {self.path}: onnxruntime cannot run it: {reason}") from error
         by = f"by onnxruntime {ort.__version__}, {self.session.get_providers()[0].removesuffix('ExecutionProvider')}"
         return network, by
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -194,11 +195,25 @@ def onnx_file(shape: list[int | str], *node: object, **settings: object) -> Path
     """Write a file of one node, which takes ``x`` of a shape."""
     onnx = pytest.importorskip("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    scales = helper.make_tensor("scales", kind, [4], [1, 1, 2, 2])
+    scales = onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
     values = [helper.make_tensor_value_info("x", kind, shape), helper.make_tensor_value_info("y", kind, None)]
     graph = helper.make_graph([helper.make_node(*node, ["y"], **settings)], "g", values[:1], values[1:], [scales])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), "fixed.onnx")
     return Path("fixed.onnx")
+
+
+def test_weights_beside_an_onnx_file_are_read_or_named(capfd: pytest.CaptureFixture[str]) -> None:
+    """onnxruntime#28764: those of a large network lie in a file of their own, which is easily left behind."""
+    path = onnx_file([1, 3, 4, 4], "Add", ["x", "scales"])
+    onnx = pytest.importorskip("onnx")
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.data", size_threshold=0)
+    data = Path("net.data")
+    assert open_engine([path]).network.scale == 1
+    for spoil in (lambda: os.truncate(data, 9), data.unlink):
+        spoil()
+        with pytest.raises(UserError, match="its weights are in net.data, which must be beside it and complete"):
+            open_engine([path])
+    assert capfd.readouterr() == ("", ""), "onnxruntime prints nothing itself"
 
 
 @pytest.mark.parametrize("shape", [[1, 3, 16, 16], [1, 3, 16, "w"], [4, 3, "h", "w"], [1, 1, 16, 16]])

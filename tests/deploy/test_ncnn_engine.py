@@ -74,5 +74,10 @@ def test_what_cannot_be_run_is_refused() -> None:
     Path("bad.bin").write_bytes(b"rubbish")
     with pytest.raises(UserError, match="model bad.param: ncnn cannot read it"):
         open_engine([Path("bad.param")])
+    two_inputs = "7767517\n3 3\nInput a 0 1 a\nInput b 0 1 b\nBinaryOp add 2 1 a b sum 0=0\n"
+    Path("two.param").write_text(two_inputs)
+    Path("two.bin").touch()
+    with pytest.raises(UserError, match=r"model two.param: expected one input, an image, got 2 \(a, b\)"):
+        open_engine([Path("two.param")])
     with pytest.raises(UserError, match="--device cuda:0: ncnn files run on the CPU"):
         open_engine([Path("bad.param")], device="cuda:0")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -166,12 +168,18 @@ def test_a_damaged_conversion_is_made_again(model: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("home", ["none", "not there"])
+@pytest.mark.parametrize("home", ["none", "not there", "full"])
 def test_without_a_folder_for_them_networks_are_converted_each_time(
-    home: str, model: Path, monkeypatch: pytest.MonkeyPatch
+    home: str, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """facebookresearch/detectron2#381: a container whose user has no home."""
-    monkeypatch.setenv("XDG_CACHE_HOME", "" if home == "none" else "/proc/none")
+    """detectron2#381: a container whose user has no home; openvino#20190: a full disk."""
+    monkeypatch.setenv("XDG_CACHE_HOME", {"none": "", "not there": "/proc/none"}.get(home, str(tmp_path / "cache")))
+    if home == "full":
+        (tmp_path / "cache").mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(tmp_path / "cache")]
+        if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+            pytest.skip("a small file system cannot be mounted here: not root")
+        request.addfinalizer(lambda: subprocess.run(["umount", tmp_path / "cache"], check=True))
     if home == "none":
         monkeypatch.delenv("HOME")
         monkeypatch.setattr(Path, "home", lambda: Path("~unknown-user").expanduser())  # raises
