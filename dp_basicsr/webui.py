@@ -21,7 +21,7 @@ from dp_basicsr.deploy.choices import NETWORKS
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import data_command
-from dp_basicsr.utils.file_lock import open_folder, try_lock
+from dp_basicsr.utils.file_lock import lock_folder
 
 MODEL_SUFFIXES = (".pth", ".safetensors", ".onnx", ".param")
 PREFIX = "dp_basicsr_web_"  # of the folders for uploads and results
@@ -66,13 +66,12 @@ def private_folder() -> Iterator[Path]:
     """Make a folder that goes at the end; delete those of servers that were killed, which hold no lock any more."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # another user's
-            handle = open_folder(path)
-            if try_lock(handle, path, "flock", "delete it where no server runs"):
+            handle, is_ended = lock_folder(path, "delete it where no server runs")
+            if is_ended:
                 shutil.rmtree(path, ignore_errors=True)
             os.close(handle)
     with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
-        handle = open_folder(Path(name))
-        try_lock(handle, Path(name), "flock", "delete it if the server was killed")
+        lock_folder(Path(name), "delete it if the server was killed")
         yield Path(name)
 
 

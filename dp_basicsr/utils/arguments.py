@@ -121,11 +121,13 @@ class Parser(argparse.ArgumentParser):
         # What follows a bare -- is no option, even if it looks like one.
         for number, word in enumerate(words[: words.index("--")] if "--" in words else words):
             name, equals, value = word.partition("=")
-            plain = name.replace("_", "-")
+            if not name.startswith("--"):
+                continue
+            name = name.replace("_", "-")
             # argparse takes abbreviations too, so they must also work in both spellings.
-            longer = [option for spelling, option in options.items() if spelling.startswith(plain)]
-            declared = options.get(plain) or (longer[0] if len(longer) == 1 else name)
-            if name.startswith("--"):
+            longer = [option for spelling, option in options.items() if spelling.startswith(name)]
+            declared = options.get(name) or (longer[0] if len(longer) == 1 else None)
+            if declared:
                 words[number] = f"{declared}{equals}{value}"
         parsed, rest = super().parse_known_args(words, namespace)
         if hasattr(parsed, "positional_opt"):

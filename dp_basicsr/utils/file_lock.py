@@ -21,9 +21,11 @@ with contextlib.suppress(ImportError):
     fcntl = importlib.import_module("fcntl")
 
 
-def open_folder(folder: Path) -> int:
-    """Open a folder for locking; on systems without locks (Windows), open the null device instead."""
-    return os.open(folder if fcntl else os.devnull, os.O_RDONLY)
+def lock_folder(folder: Path, instead: str) -> tuple[int, bool | None]:
+    """Try to lock a folder until the handle that is returned is closed; see ``try_lock`` for the other value."""
+    # Windows, which has no locks, opens no folder either.
+    handle = os.open(folder if fcntl else os.devnull, os.O_RDONLY)
+    return handle, try_lock(handle, folder, "flock", instead)
 
 
 def try_lock(handle: int, path: Path, kind: Literal["flock", "lockf"], instead: str) -> bool | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.utils.file_lock import open_folder, try_lock
+from dp_basicsr.utils.file_lock import lock_folder
 
 Staged = TypeVar("Staged", bound="StagedFolder")
 
@@ -35,10 +35,9 @@ class StagedFolder:
         refuse_existing([final], overwrite=overwrite)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open_folder(self.path)
+            self._lock, locked = lock_folder(self.path, f"let no other process write {self.final}")
         except OSError as error:
             raise UserError(f"cannot create the folder {self.path}: {error.strerror}") from error
-        locked = try_lock(self._lock, self.path, "flock", f"let no other process write {self.final}")
         # Between open and lock another process may have renamed the folder into place; then it must not be emptied.
         is_there = locked and self.path.exists() and os.path.samestat(os.fstat(self._lock), self.path.stat())
         if locked is not None and not is_there:
