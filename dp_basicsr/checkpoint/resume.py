@@ -107,7 +107,11 @@ def _choose(opt: Mapping[str, Any]) -> Path | None:
         logger.warning(f"path: resume_state ({named}) is resumed, and not {newest}, which does not come from it.")
         newest = None
     if newest is None and named is not None and os.path.lexists(manifest_path(named)):
-        check_manifest(manifest_path(named))
+        try:
+            check_manifest(manifest_path(named))
+        except UserError as error:
+            advice = "name another state, or use --auto_resume"
+            raise UserError(f"path: resume_state ({named}): {error}; {advice}") from error
     return newest or named
 
 

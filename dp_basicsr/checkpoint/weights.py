@@ -271,7 +271,7 @@ def _entries(content: Any, keys: tuple[str, ...] = (), averaged: bool = False) -
             yield from _entries(value, (*keys, str(key)), averaged)
         elif isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex():
             state[key] = value
-        elif value and isinstance(value, (list, tuple)) and _AVERAGED.search(str(key)):
+        elif isinstance(value, (list, tuple)) and value and _AVERAGED.search(str(key)):
             # torch_ema, diffusers, NeMo: the average as a list, in the order of the parameters.
             numbered = {str(number): item for number, item in enumerate(value)}
             if all(isinstance(item, Tensor) for item in value):

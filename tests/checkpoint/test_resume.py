@@ -204,7 +204,8 @@ def test_a_damaged_state_is_named(run: Path) -> None:
 def test_the_named_state_must_be_intact(run: Path) -> None:
     opt = options(run, auto_resume=False)
     save(run, 5)[0].write_bytes(b"half of a file")
-    for named, missing in ((f"{run}/training_states/5.state", r"net_g_5\.pth"), ("nowhere.state", r"nowhere\.state")):
+    for named, missing in ((f"{run}/training_states/5.state", r"s/5\.state.*: net_g_5\.pth.*; name another"),
+                           ("nowhere.state", r"nowhere\.state")):  # fmt: skip
         opt["path"]["resume_state"] = named
         with pytest.raises(UserError, match=missing):
             resume(opt)

@@ -27,23 +27,26 @@ from tests.support.programs import ROOT
 Refused = Callable[..., str]
 
 
-def test_extract_prints_what_it_wrote_and_skips_bad_images(
+def test_extract_prints_what_it_wrote_and_names_or_skips_all_bad_images(
     image_folder: ImageFolder, capsys: pytest.CaptureFixture[str], refused: Refused
 ) -> None:
-    small = ["--crop-size", "48", "--step", "24", "--overwrite"]
-    folder = image_folder("datasets/DIV2K/DIV2K_train_HR", a=(60, 60), b=(60, 60), c=(60, 60))
-    assert extract(small[:-1]) == 0
+    command = ["--crop-size", "48", "--step", "24", "--overwrite"]
+    folder = image_folder("datasets/DIV2K/DIV2K_train_HR", a=(60, 60), b=(60, 60), small=(40, 60))
+    broken = folder / "broken.png"
+    broken.write_bytes((folder / "a.png").read_bytes()[:500])
+    error = refused(extract, command[:-1])
+    assert error.startswith("error: 2 of 4 images cannot be used (nothing was written; ")
+    for message in ("--skip-bad", "broken.png is truncated", "small.png is 60 x 40, smaller than the crop of 48"):
+        assert message in error
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert extract([*command[:-1], "--skip-bad"]) == 0
     out = capsys.readouterr().out
     for name in ("HR_sub", "LR_bicubic_X4_sub"):
-        assert f"wrote datasets/DIV2K/DIV2K_train_{name}.lmdb: 12 images" in out
-    (folder / "c.png").write_bytes(b"")
-    error = refused(extract, small)
-    assert "1 of 3 images cannot be used" in error
-    assert "c.png is empty" in error
-    assert extract([*small, "--skip-bad"]) == 0
-    out = capsys.readouterr().out
-    assert "skipped: datasets/DIV2K/DIV2K_train_HR/c.png is empty" in out
-    assert "1 images skipped" in out
+        assert f"wrote datasets/DIV2K/DIV2K_train_{name}.lmdb: 8 images" in out
+    assert "2 images skipped" in out
+    assert f"skipped: {folder.relative_to(Path.cwd())}/broken.png is truncated" in out
+    (folder / "a.png").unlink(), (folder / "b.png").unlink()
+    assert "2 of 2 images cannot be used" in refused(extract, [*command, "--skip-bad"])  # no result either
 
 
 def test_create_lmdb_and_make_lr(

@@ -60,14 +60,6 @@ def _resize_vector(vector: NDArray[np.float64], scale: float) -> NDArray[np.floa
     return imresize(np.repeat(vector[:, None], count, axis=1), scale)[:, 0]
 
 
-@pytest.mark.parametrize("scale", [1 / 4, 1 / 3, 3, 4])
-def test_constant_stays_constant_and_channels_are_independent(scale: float) -> None:
-    image = np.broadcast_to(np.array([0, 128, 255], np.uint8), (24, 36, 3))
-    assert (imresize(image, scale) == np.array([0, 128, 255])).all()
-    noise = random_image(24, 36, 3)
-    np.testing.assert_array_equal(imresize(noise, scale)[:, :, 1], imresize(noise[:, :, 1], scale))
-
-
 def test_result_does_not_depend_on_memory_layout_and_the_input_stays() -> None:
     image = random_image(48, 60, 3)
     before, window = image.copy(), image[8:40, 4:44]

@@ -63,7 +63,7 @@ LONGEST_LINE = 700  # of a message; the list of the known keys is the longest
 
 def judge(message: str) -> None:
     """Check that a message is not empty, printable, and in lines of limited length."""
-    assert message == "right" or len(message) > 20
+    assert message == "right" or len(message) > 20, repr(message)
     for line in message.splitlines():
         assert len(line) <= LONGEST_LINE, line
         assert line.isprintable(), repr(line)

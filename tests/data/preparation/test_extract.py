@@ -131,23 +131,6 @@ def test_unpaired_images_are_reported(
         cut_image(tmp_path / "a.png", Extraction(tmp_path, window=WINDOW, lr=(tmp_path / "lr",)))
 
 
-def test_bad_images_are_all_named_or_skipped(image_folder: ImageFolder) -> None:
-    hr = image_folder("HR", good=(48, 48), small=(40, 60), last=(60, 60))
-    (hr / "broken.png").write_bytes((hr / "good.png").read_bytes()[:500])
-    message = r"^2 of 4 images cannot be used \(nothing was written; .*--skip-bad"
-    with pytest.raises(UserError, match=message) as caught:
-        extract_subimages(Extraction(hr, window=WINDOW), PrepJob())
-    assert "broken.png is truncated" in str(caught.value)
-    assert "small.png is 60 x 40, smaller than the crop of 48" in str(caught.value)
-    assert names(hr.parent) == ["HR"]
-    report = extract_subimages(Extraction(hr, window=WINDOW), PrepJob(skip_bad=True))
-    assert [Path(image.split(" is ")[0]).stem for image in report.skipped] == ["broken", "small"]
-    assert [written.images for written in report.written] == [1 + 4, 1 + 4]
-    (hr / "good.png").unlink(), (hr / "last.png").unlink()
-    with pytest.raises(UserError, match="2 of 2 images cannot be used"):  # no result either
-        extract_subimages(Extraction(hr, hr.parent / "other", WINDOW), PrepJob(skip_bad=True))
-
-
 def test_all_existing_outputs_are_reported_before_any_work(image_folder: ImageFolder) -> None:
     hr = image_folder("HR", a=(48, 48))
     for name in ("HR_sub.lmdb", "LR_bicubic_X4_sub.lmdb"):
