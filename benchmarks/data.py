@@ -112,14 +112,13 @@ def measure_loader(settings: Settings, root: Path) -> Table:
     """Time loading a sample, a 128 px crop of a sub-image, from the LMDBs in ``root``."""
     gt_size = 32 if settings.quick else 128
     common = {"phase": "train", "scale": SCALE, "gt_size": gt_size, "use_hflip": True, "use_rot": True}
-    theirs, png, raw = (
-        build_dataset(
-            {"name": kind, "type": kind, "io_backend": {"type": "lmdb"}, "dataroot_gt": f"{root / folder / HR}.lmdb",
-             "dataroot_lq": f"{root / folder / LR}.lmdb", **common}
-        )
-        for kind, folder in zip(("PairedImageDataset", "PairedImageDataset", "PairedRawDataset"), FOLDERS.values(),
-                                strict=True)
-    )  # fmt: skip
+
+    def dataset(kind: str, folder: str) -> Any:
+        roots = {f"dataroot_{key}": str(root / folder / f"{name}.lmdb") for key, name in (("gt", HR), ("lq", LR))}
+        return build_dataset({"name": kind, "type": kind, "io_backend": {"type": "lmdb"}, **roots, **common})
+
+    theirs, png = (dataset("PairedImageDataset", folder) for folder in ("basicsr", "png"))
+    raw = dataset("PairedRawDataset", "raw")
     numbers = range(len(raw))
 
     def seeded(images: Any) -> Callable[[int], Any]:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,15 +20,12 @@ from dp_basicsr.utils.safe_load import load
 
 import torch
 
-from benchmarks import data, inference, operations, step, validation
+from benchmarks.__main__ import PARTS
 from benchmarks.measure import ROOT, Settings, Table, write_report
 from benchmarks.soak import NETWORKS, prepare, train_command
 
 REHEARSED_TESTS = "tests/archs/test_generators.py"
 OUTCOMES = ("passed", "failure", "error", "skipped")
-
-# Parts of the benchmark.
-PARTS = (step, operations, data, validation, inference)
 
 
 def suite(tests: str) -> Table:
@@ -119,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(quick=True, rounds=1, batches=(2,)) if args.rehearse else Settings(compile=True)
         tables = [suite(REHEARSED_TESTS if args.rehearse else "tests"), resume(args.rehearse), run(args.rehearse)]
         for part in PARTS:
-            print(f"measuring {part.__name__}", file=sys.stderr)
-            tables += part.measure(settings)
+            print(f"measuring {part}", file=sys.stderr)
+            tables += import_module(f"benchmarks.{part}").measure(settings)
         facts = {"CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
         if args.rehearse:
             facts["REHEARSAL"] = "the figures are meaningless"

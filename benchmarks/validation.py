@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +51,17 @@ def write_pairs(folder: Path, sizes: list[tuple[int, int]]) -> DataLoader:
     return build_dataloader(build_dataset(options), options)
 
 
-def build(network: str, folder: Path, quick: bool, **val: Any) -> Any:
-    """Build a model for validation with the option file's PSNR and SSIM."""
+def prepare(candidate: str, network: str, folder: Path, loader: DataLoader, quick: bool) -> tuple[Any, Work]:
+    """Build a model with the option file's PSNR and SSIM, and return it with its validation of all images."""
     opt = read_shipped(FILES[network], is_train=False)
     if quick:
         opt["network_g"] |= {"num_feat": 8, "num_block": 1}
     metrics = {name: entry for name, entry in opt["val"]["metrics"].items() if not needs_network(entry["type"])}
     opt["path"] = {"visualization": str(folder / "results")}
-    opt["val"] |= {"metrics": metrics, "pbar": False, "suffix": None} | val
-    return build_model(opt)
-
-
-def run_of(candidate: str, model: Any, loader: DataLoader) -> Work:
-    """Return a validation of all images, including metrics and files."""
-    if candidate == BASICSR:
-        return lambda: SRModel.nondist_validation(model, loader, 0, None, True)
-    return lambda: model.validation(loader, 0, None, True)
+    opt["val"] |= {"metrics": metrics, "pbar": False, "suffix": None} | CANDIDATES[candidate]
+    model = build_model(opt)
+    validate = SRModel.nondist_validation if candidate == BASICSR else type(model).validation
+    return model, partial(validate, model, loader, 0, None, True)
 
 
 def measure(settings: Settings) -> list[Table]:
@@ -75,11 +71,11 @@ def measure(settings: Settings) -> list[Table]:
         folder = Path(name)
         loader = write_pairs(folder, [(20, 24), (24, 16)] if settings.quick else SIZES)
         for network in FILES:
-            models = {candidate: build(network, folder, settings.quick) for candidate in (BASICSR, OURS)}
-            models[OURS].net_g.load_state_dict(models[BASICSR].net_g.state_dict())
-            works = {candidate: run_of(candidate, model, loader) for candidate, model in models.items()}
-            seconds = in_turns(works, min(settings.rounds, 3))
-            same = models[BASICSR].metric_results == models[OURS].validator.results
+            theirs, their_work = prepare(BASICSR, network, folder, loader, settings.quick)
+            ours, our_work = prepare(OURS, network, folder, loader, settings.quick)
+            ours.net_g.load_state_dict(theirs.net_g.state_dict())
+            seconds = in_turns({BASICSR: their_work, OURS: our_work}, min(settings.rounds, 3))
+            same = theirs.metric_results == ours.validator.results
             note = f"{len(loader)} images; metrics {'bit-identical' if same else 'DIFFER'}."
             tables.append(compare(f"Validation, {network}: network, PSNR and SSIM, PNG files", seconds, None, note))
     if not settings.quick:
@@ -97,6 +93,6 @@ def measure(settings: Settings) -> list[Table]:
 def peak_of(candidate: str) -> float:
     """Validate one large image as one candidate, and return the peak memory of this process."""
     with tempfile.TemporaryDirectory() as name:
-        loader = write_pairs(Path(name), [BIG])
-        run_of(candidate, build("generator", Path(name), False, **CANDIDATES[candidate]), loader)()
+        _, validate = prepare(candidate, "generator", Path(name), write_pairs(Path(name), [BIG]), False)
+        validate()
         return own_peak()

@@ -16,7 +16,7 @@ from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.options import override, read_options
 from dp_basicsr.options.metrics import DEFAULT
 from dp_basicsr.studies.comparing import judged_markdown, judged_runs, plot_judged
-from dp_basicsr.studies.runner import present_sets, study_runs
+from dp_basicsr.studies.runner import StudyRun, present_sets, study_runs
 from dp_basicsr.studies.study import Study
 from dp_basicsr.utils.staging import StagedFolder
 
@@ -68,15 +68,9 @@ def write_study(study: Study, given: Sequence[Method]) -> Path:
                 points = [curve[index] for index in (0, len(curve) // 2, -1)]
                 rows.append([label, term, *(f"{value:.1%} ({iteration:,})" for iteration, value in points)])
         if rows:
-            lines = [
-                "",
-                "## Share of each term in the gradient norm at the image",
-                "",
-                "The iteration is in brackets.",
-                "",
-            ]
-            lines += table_lines(["", "term", "beginning", "middle", "end"], rows)
-            texts["table.md"] += "\n".join([*lines, ""])
+            head = "\n## Share of each term in the gradient norm at the image\n\nThe iteration is in brackets.\n\n"
+            table = table_lines(["", "term", "beginning", "middle", "end"], rows)
+            texts["table.md"] += head + "\n".join(table) + "\n"
     with StagedFolder(Path("results", "studies", f"{study.prefix}{study.name}"), overwrite=True) as staged:
         for name, text in texts.items():
             (staged.path / name).write_text(text, encoding="utf-8")
@@ -121,8 +115,10 @@ def study_cells(study: Study, given: Sequence[Method]) -> Cells:
 def read_shares(study: Study) -> dict[str, dict[str, Curve]]:
     """Read the shares that the rows' trainings have logged, of the first seed: label -> term -> curve."""
     shares: dict[str, dict[str, Curve]] = {}
-    first = {(run.label, run.base): run for run in reversed(study_runs(study))}
-    for run in reversed(first.values()):
+    first: dict[tuple[str, str], StudyRun] = {}
+    for run in study_runs(study):
+        first.setdefault((run.label, run.base), run)
+    for run in first.values():
         folder = Path("experiments", run.name)
         if not any(folder.glob("train_*.log")):
             continue
@@ -141,7 +137,6 @@ def study_markdown(study: Study, columns: Sequence[str], cells: Cells) -> str:
     elif paper:
         lines += [f"Each cell: ours / the paper's / the difference. Paper: {paper.source}."]
     kinds = paper.metrics if paper else ("psnr", "ssim", "lpips")
-
     for reading, names in READINGS.items():
         rows = []
         for label in study.labels:
