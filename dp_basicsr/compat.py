@@ -7,6 +7,7 @@ only when needed, so ``import dp_basicsr`` is fast and touches no device.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.abc
 import inspect
@@ -105,23 +106,9 @@ def _complete_base_model(base_model: Any) -> None:
     model.setup_schedulers, model.update_learning_rate = setup_schedulers, update_learning_rate
 
 
-def _find_vgg_weights(vgg_arch: Any) -> None:
-    """Let BasicSR's VGG find its weights as ours does; can be removed when it takes a file, or a URL's error."""
-    importlib.import_module("dp_basicsr.archs.pretrained").use_our_weights()
-
-
-# BasicSR module -> function that completes it after the import. These only add names, in every program.
-_INCOMPLETE: dict[str, Callable[[ModuleType], None]] = {
-    REGISTRIES: register_waiting,
-    "basicsr.utils.matlab_functions": _add_rgb2ycbcr,
-}
-# These replace methods, so only our programs ask for them: a stranger's BasicSR may have optimizers of its own.
-_REPLACED: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
-    {
-        "basicsr.archs.vgg_arch": _find_vgg_weights,
-        "basicsr.utils.diffjpeg": _make_contiguous,
-        "basicsr.models.base_model": _complete_base_model,
-    }
+# BasicSR module -> function that adds what it lacks after its import, in every program.
+_INCOMPLETE: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
+    {REGISTRIES: register_waiting, "basicsr.utils.matlab_functions": _add_rgb2ycbcr}
 )
 
 
@@ -157,13 +144,12 @@ def read_lists_as_utf8() -> None:
             vars(module)["open"] = _open_utf8
 
 
+@functools.cache
 def complete_basicsr() -> None:
-    """Replace what is incomplete in BasicSR, imported already or not, when one of our programs starts."""
-    for name, complete in _REPLACED.items():
-        if name not in _INCOMPLETE:
-            _INCOMPLETE[name] = complete
-            if name in sys.modules:
-                complete(sys.modules[name])
+    """Replace what is incomplete in BasicSR when one of our programs starts: a stranger's has methods of its own."""
+    importlib.import_module("dp_basicsr.archs.pretrained").use_our_weights()
+    _make_contiguous(importlib.import_module("basicsr.utils.diffjpeg"))
+    _complete_base_model(importlib.import_module("basicsr.models.base_model"))
 
 
 def install() -> None:

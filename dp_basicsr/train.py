@@ -30,11 +30,12 @@ def run_program(description: str, argv: Sequence[str] | None, is_train: bool) ->
     advice = "; --auto_resume continues from the last saved state" if is_train else ""
     with exit_on_user_error(f"interrupted{advice}"):
         opt = read_given_options(args)
-        complete_basicsr()
-        # OpenMP's threads spin while they wait, which on a shared machine makes a step many times slower.
+        # OpenMP's threads spin while they wait, which on a shared machine makes a step many times slower. Set before
+        # the import of torch, which reads it.
         if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+        complete_basicsr()
         # Imported late, because torch and BasicSR take seconds. The first three register their classes.
         import dp_basicsr.archs
         import dp_basicsr.losses

@@ -102,7 +102,8 @@ def _hub_cache() -> Path:
 def use_our_weights() -> None:
     """Let networks built with torchvision's ``pretrained=True`` find and download their weights as ours do.
 
-    BasicSR's PerceptualLoss builds VGG so, and ends in a traceback where there is no network connection.
+    BasicSR's PerceptualLoss builds VGG so, and ends in a traceback where there is no network connection. Can be removed
+    when it takes a file, or a URL's error.
     """
     theirs = models.WeightsEnum.get_state_dict
     networks = {models.get_model_weights(name): name for name in models.list_models(module=models)}
