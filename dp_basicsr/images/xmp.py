@@ -23,6 +23,12 @@ _LEFT_OUT = re.compile(
 _PLACES = re.compile(rf"{_GOOGLE}panorama/.*|{_REGIONS}Regions|{_RAW}(Crop.*|HasCrop)")
 _IN_PIXELS = re.compile(r"Area:unit(=[\"']|>)\s*pixel")
 _ON_PAPER = re.compile(r"Dim:unit(=[\"']|>)\s*(?!pixel)")  # a size in inches, points ...
+_SIZES = re.compile(rf"({_TIFF}|{_EXIF})((?P<across>ImageWidth|PixelXDimension)|ImageLength|PixelYDimension)")
+# Numbers of pixels, and of pixels per length.
+_SCALED = re.compile(
+    rf"({_GOOGLE}panorama/.*|{_DIMENSIONS}|{_EXIF})"
+    r"((?P<across>Width|Left|#w|FocalPlaneXResolution)|Height|Top|#h|FocalPlaneYResolution).*"
+)
 _NUMBER = re.compile(r"^\s*\d+(\.\d+)?")
 
 
@@ -50,9 +56,10 @@ def corrected(xmp: bytes, before: tuple[int, int], after: tuple[int, int], is_tu
             if is_wrong or (name == f"{_REGIONS}Regions" and _IN_PIXELS.search(node.toxml())):
                 dropped.append(f"XMP's {node.prefix}:{node.localName}")
                 (element.removeAttributeNode if is_attribute else element.removeChild)(node)
-            elif (name == f"{_TIFF}Orientation" and not is_turned) or (
-                name.startswith(_DIMENSIONS) and _ON_PAPER.search(element.toxml())
-            ):
+            elif name == f"{_TIFF}Orientation" and not is_turned:
+                # Of XMP alone, which was not applied.
+                continue
+            elif name.startswith(_DIMENSIONS) and _ON_PAPER.search(element.toxml()):
                 continue
             elif is_attribute:
                 node.value = _scaled(name, node.value, before, after)
@@ -69,13 +76,10 @@ def _scaled(name: str, text: str, before: tuple[int, int], after: tuple[int, int
     """Return the value of a property in the new picture."""
     if name == f"{_TIFF}Orientation":
         return "1"
-    for side, sizes, scaled in (
-        (0, "ImageWidth|PixelXDimension", "Width|Left|#w|FocalPlaneXResolution"),
-        (1, "ImageLength|PixelYDimension", "Height|Top|#h|FocalPlaneYResolution"),
-    ):
-        if re.fullmatch(rf"({_TIFF}|{_EXIF})({sizes})", name):
-            return str(after[side])
-        if re.fullmatch(rf"{_GOOGLE}panorama/.*({scaled}).*|{_DIMENSIONS}({scaled})|{_EXIF}({scaled})", name):
-            number = _NUMBER.match(text)
-            return f"{float(number[0]) * after[side] / before[side]:.0f}{text[number.end() :]}" if number else text
-    return text
+    if size := _SIZES.fullmatch(name):
+        return str(after[0 if size["across"] else 1])
+    scaled, number = _SCALED.fullmatch(name), _NUMBER.match(text)
+    if not scaled or not number:
+        return text
+    side = 0 if scaled["across"] else 1
+    return f"{float(number[0]) * after[side] / before[side]:.0f}{text[number.end() :]}"
