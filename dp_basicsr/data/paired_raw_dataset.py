@@ -82,11 +82,12 @@ class PairedRawDataset(Dataset):
         size = gt_size // scale
         lq_shape, gt_shape = (shapes[key] for shapes in self._shapes)
         with self._readers[0].record(key) as lq_record, self._readers[1].record(key) as gt_record:
+            lq, gt = view_planes(lq_record, lq_shape), view_planes(gt_record, gt_shape)
             # Gray becomes three equal planes, as when OpenCV decodes a PNG.
-            lq, gt = (
-                np.broadcast_to(image, (3, *image.shape[1:])) if len(image) == 1 else image
-                for image in (view_planes(lq_record, lq_shape), view_planes(gt_record, gt_shape))
-            )
+            if len(lq) == 1:
+                lq = np.broadcast_to(lq, (3, *lq.shape[1:]))
+            if len(gt) == 1:
+                gt = np.broadcast_to(gt, (3, *gt.shape[1:]))
             channels, height, width = lq.shape
             if gt.shape != (3, scale * height, scale * width) or channels != 3:
                 shapes = f"GT {gt.shape} and LQ {lq.shape}"
@@ -95,15 +96,18 @@ class PairedRawDataset(Dataset):
                 raise UserError(f"LQ is {width} x {height}, expected at least {size} (gt_size / scale)")
             # BasicSR's paired_random_crop draws in LQ pixels, the row first.
             top, left = rng.randint(0, height - size), rng.randint(0, width - size)
+            lq = lq[:, top : top + size, left : left + size]
+            top, left = scale * top, scale * left
+            gt = gt[:, top : top + gt_size, left : left + gt_size]
             # Its augment draws in this order, and nothing for a flip that is switched off.
             hflip = self.opt["use_hflip"] and rng.random() < 0.5
             vflip = self.opt["use_rot"] and rng.random() < 0.5
             transpose = self.opt["use_rot"] and rng.random() < 0.5
-            tensors = {}
-            for name, planes, factor, side in (("lq", lq, 1, size), ("gt", gt, scale, gt_size)):
-                rows, columns = (slice(factor * at, factor * at + side) for at in (top, left))
-                crop = planes[:, rows, columns][:, :: -1 if vflip else 1, :: -1 if hflip else 1]
-                # What BasicSR calls a rotation by 90 degrees is a transposition. The copy is the only one: the map is
-                # read-only and closes with the block.
-                tensors[name] = torch.from_numpy((crop.swapaxes(1, 2) if transpose else crop).copy())
+            flipped = (slice(None), slice(None, None, -1 if vflip else 1), slice(None, None, -1 if hflip else 1))
+            lq, gt = lq[flipped], gt[flipped]
+            if transpose:
+                # What BasicSR calls a rotation by 90 degrees.
+                lq, gt = lq.swapaxes(1, 2), gt.swapaxes(1, 2)
+            # The only copy: the map is read-only and closes with the block.
+            tensors = {"lq": torch.from_numpy(lq.copy()), "gt": torch.from_numpy(gt.copy())}
         return {**tensors, "lq_path": key, "gt_path": key}
