@@ -32,6 +32,19 @@ def trace(path: Path, notes: dict[str, str]) -> dict[str, str]:
         ``source``, ``source_sha256``, ``exported_by`` always; ``iteration`` if the name has it. ``options`` (JSON),
         ``trained_by`` and ``dataset_<name>`` (fingerprint of the training images) if a run of this project wrote it.
     """
+    is_ours = notes.get("exported_by", "").startswith("dp_basicsr ")
+    # The metadata of other programs is not passed on.
+    earlier = {name: value for name, value in notes.items()
+               if name == "interpolation" or (is_ours and (name in _KEPT or name.startswith("dataset_")))}  # fmt: skip
+    if is_ours:
+        # The metadata of a file may say anything: what is not understood is left out.
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+            published = publishable(json.loads(notes.get("options", "")))
+            earlier |= {"options": json.dumps(published)} if {"name", "model_type"} <= published.keys() else {}
+    exported_by = {"exported_by": f"dp_basicsr {__version__}"}
+    if "source" in earlier:
+        # Exported before: the first source is the one that was trained.
+        return earlier | exported_by
     facts = {"source": path.name, "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     if iteration := re.search(r"net_g_(\d+)$", path.stem):
         facts["iteration"] = iteration[1]
@@ -43,19 +56,7 @@ def trace(path: Path, notes: dict[str, str]) -> dict[str, str]:
             if str(phase).split("_")[0] == "train" and isinstance(root, str):
                 with contextlib.suppress(OSError):
                     facts[f"dataset_{dataset.get('name', phase)}"] = fingerprint(Path(root).expanduser())
-    is_ours = notes.get("exported_by", "").startswith("dp_basicsr ")
-    # The metadata of other programs is not passed on.
-    earlier = {name: value for name, value in notes.items()
-               if name == "interpolation" or (is_ours and (name in _KEPT or name.startswith("dataset_")))}  # fmt: skip
-    if is_ours:
-        # The metadata of a file may say anything: what is not understood is left out.
-        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
-            published = publishable(json.loads(notes.get("options", "")))
-            earlier |= {"options": json.dumps(published)} if {"name", "model_type"} <= published.keys() else {}
-    # Exported before: the first source is the one that was trained.
-    if "source" in earlier:
-        facts = {}
-    return {**facts, **earlier, "exported_by": f"dp_basicsr {__version__}"}
+    return facts | earlier | exported_by
 
 
 def publishable(options: Options) -> dict[str, Any]:
