@@ -19,6 +19,8 @@ from collections.abc import Collection, Iterator
 from types import MappingProxyType, ModuleType
 from typing import Any
 
+from dp_basicsr.streams import FULL, GONE, open_standard_streams, outliving, why_incomplete, write_nowhere
+
 # Optional module -> the extra in pyproject.toml that installs it; "" for none.
 EXTRAS = MappingProxyType(
     {
@@ -174,22 +176,26 @@ def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
     """Print user errors as one line on stderr and exit with code 2; other errors keep their traceback.
 
     Ctrl-C prints ``interrupted`` and exits with code 130. A pipe that nobody reads ends it with 141, without a word.
+    With a full disk behind stdout all else is done before it exits with 1. What stderr cannot take is dropped.
     """
+    open_standard_streams()
+    before = sys.stdout, sys.stderr
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be Unicode
+    sys.stdout, sys.stderr = outliving(sys.stdout, FULL), outliving(sys.stderr, FULL + GONE)
     try:
         yield
-        if sys.stdout is not None:
-            sys.stdout.flush()  # a reader that is gone is noticed here, not after the end
+        sys.stdout.flush()  # a reader that is gone is noticed here, not after the end
+        if reason := why_incomplete(sys.stdout):
+            print(f"error: stdout cannot be written ({reason}); everything else is done", file=sys.stderr)
+            raise SystemExit(1)
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             # What is still in the buffer would raise again at the interpreter's end.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.close(nowhere)
+            write_nowhere(1)
             raise SystemExit(141) from None  # as a shell command killed by SIGPIPE
         message = message_for_user(error)
         if message is None:
@@ -201,3 +207,5 @@ def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
         elif "TORCHELASTIC_RESTART_COUNT" in os.environ:
             time.sleep(STAGGER_SECONDS)  # torchrun ends all when the first exits: local rank 0 must be able to print
         raise SystemExit(2) from None
+    finally:
+        sys.stdout, sys.stderr = before

@@ -79,14 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dp_basicsr.deploy.run import upscale_all  # takes seconds: torch
 
         failed = upscale_all(todo, args)  # without images too: whatever is wrong with the arguments is found
-    summary = [f"wrote {len(todo) - failed} of {len(jobs)} images to {args.output}"]
-    if len(todo) < len(jobs):
-        summary.append(f"kept {len(jobs) - len(todo)} that were there (--overwrite replaces them)")
-    if left_out:
-        summary.append(describe_left_out(left_out))
-    if failed:
-        summary.append(f"{failed} FAILED, named above")
-    print(", ".join(summary))
+        summary = [f"wrote {len(todo) - failed} of {len(jobs)} images to {args.output}"]
+        if len(todo) < len(jobs):
+            summary.append(f"kept {len(jobs) - len(todo)} that were there (--overwrite replaces them)")
+        if left_out:
+            summary.append(describe_left_out(left_out))
+        if failed:
+            summary.append(f"{failed} FAILED, named above")
+        print(", ".join(summary))
     return 1 if failed else 0
 
 

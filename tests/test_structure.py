@@ -16,7 +16,7 @@ PACKAGE = Path(dp_basicsr.__file__).parent
 
 # From the ground up. A folder imports from lower levels, and within its level in one direction only.
 LEVELS = (
-    {"__init__", "compat", "errors", "get_basicsr", "registration"},
+    {"__init__", "compat", "errors", "get_basicsr", "registration", "streams"},
     {"distributed"},
     {"utils"},
     {"images", "options"},

@@ -82,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dp_basicsr.evaluation.files import markdown, write_evaluation
 
         evaluation = evaluate(sets, measured, args.scale, tuple(args.metrics))
-        print(markdown(evaluation), end="")
-        if args.output:
-            print(f"\nwrote {write_evaluation(evaluation, args.output, overwrite=args.overwrite)}")
+        try:
+            written = write_evaluation(evaluation, args.output, overwrite=args.overwrite) if args.output else None
+        finally:
+            print(markdown(evaluation), end="")
+        if written:
+            print(f"\nwrote {written}")
     return 0

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import io
-import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
 
 from dp_basicsr.errors import UserError, exit_on_user_error
+from dp_basicsr.streams import FULL, GONE, outliving
 
 
 def require_paths(paths: Sequence[Path], what: str) -> None:
@@ -40,36 +37,14 @@ def data_command() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Terminal(io.FileIO):
-    """A terminal that may be closed: what is written to it then is dropped."""
-
-    def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            # Later writes must not raise either: logging would print a traceback for each line.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
-            return len(data)
-
-
 @contextlib.contextmanager
 def outlive_terminal() -> Iterator[None]:
-    """Let the program go on, or save and stop, when the terminal that it writes to is closed."""
+    """Let a run go on when the terminal, the pipe's reader or the disk that it writes its lines to is gone.
 
-    def outliving(stream: TextIO) -> TextIO:
-        # Files and pipes report their own errors; only a terminal may vanish while the run is worth going on.
-        if not isinstance(stream, io.TextIOWrapper) or not stream.isatty():
-            return stream
-        stream.flush()
-        buffer = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
-        return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=True, write_through=True)
-
+    Its log file has them all.
+    """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(outliving, before)
+    sys.stdout, sys.stderr = (outliving(stream, GONE + FULL) for stream in before)
     try:
         yield
     finally:

@@ -1,11 +1,14 @@
-"""A program outlives the terminal that it writes to."""
+"""A program outlives the terminal, the pipe and the disk that it writes to."""
 
 from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
+from pathlib import Path
 
+from dp_basicsr.errors import exit_on_user_error
 from dp_basicsr.utils.console import outlive_terminal
 
 import pytest
@@ -33,7 +36,56 @@ def test_what_is_written_to_a_closed_terminal_is_dropped(stream: str, monkeypatc
     terminal.close()
 
 
-def test_a_file_stays_itself() -> None:
+def broken_stream(kind: str) -> io.TextIOWrapper:
+    """A stream to a full disk, or to a pipe that nobody reads."""
+    if kind == "full":
+        number = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, number = os.pipe()
+        os.close(reader)
+    return io.TextIOWrapper(io.BufferedWriter(io.FileIO(number, "w")), encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["full", "unread"])
+def test_a_run_outlives_what_its_lines_go_to(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``train ... | head``, and telefonicaid/perseo-fe#27: the disk of the output is full."""
+    monkeypatch.setattr(sys, "stdout", broken_stream(kind))
+    with exit_on_user_error(), outlive_terminal():
+        for number in range(2000):
+            print("dropped", number)
+
+
+def test_a_full_disk_behind_stdout_is_told_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", broken_stream("full"))
+    steps = iter(range(3))
+
+    def command() -> None:
+        with exit_on_user_error():
+            for number in steps:
+                print("not written", number)
+
+    with pytest.raises(SystemExit, match="1"):
+        command()
+    assert next(steps, None) is None
+    told = "error: stdout cannot be written (No space left on device); everything else is done"
+    assert told in capsys.readouterr().err
+
+
+def test_closed_streams_are_opened_to_nowhere() -> None:
+    """treeverse/dvc#10041: otherwise the next file gets the number of stdout, and lines are written into it."""
+    code = """if True:
+        from dp_basicsr.errors import exit_on_user_error
+        with exit_on_user_error():
+            file = open("file", "w")
+            assert file.fileno() > 2
+            print("lost")"""
+    assert subprocess.run(["sh", "-c", f'{sys.executable} -c "$0" >&- 2>&- <&-', code], check=False).returncode == 0
+    assert Path("file").read_text() == ""
+
+
+def test_a_stream_of_a_notebook_stays_itself() -> None:
     before = sys.stdout, sys.stderr
     with outlive_terminal():
         assert (sys.stdout, sys.stderr) == before
