@@ -17,7 +17,7 @@ from dp_basicsr.archs.perceptual_arch import (
     extract,
     use_batch_statistics,
 )
-from dp_basicsr.archs.pretrained import find_weights, load_backbone, random_network, random_weights
+from dp_basicsr.archs.pretrained import find_weights, load_backbone, or_random, random_network, random_weights
 from dp_basicsr.errors import UserError, import_optional
 
 import torch
@@ -54,7 +54,7 @@ def build_features(
     Raises:
         UserError: The network or a layer is unknown, or the weights are not available or do not match.
     """
-    layers = tuple(layers)
+    layers, weights = tuple(layers), or_random(network, weights)
     if network in VGG_TYPES and not batch_stats:
         return VGGFeatures(layers, network, weights, use_input_norm, range_norm)
     if network in RESNET_TYPES:

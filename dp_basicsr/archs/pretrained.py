@@ -112,8 +112,7 @@ def use_our_weights() -> None:
         network = networks.get(type(weights))
         if network is None or weights.name != WEIGHTS_ENTRY:
             return theirs(weights, *args, **kwargs)
-        if _absent is not None and local_weights(network, "imagenet") is None:
-            _absent.append(network)
+        if or_random(network, "imagenet") == "random":
             return random_network(network).state_dict()
         return read_state_dict(find_weights(network, "imagenet"))
 
@@ -122,13 +121,23 @@ def use_our_weights() -> None:
 
 @contextlib.contextmanager
 def without_downloads() -> Iterator[list[str]]:
-    """Give those networks random weights where theirs are missing, for a trial; yield the networks' names."""
+    """Let networks have random weights where theirs are missing, for a trial; yield the networks' names."""
     global _absent
     _absent = []
     try:
         yield _absent
     finally:
         _absent = None
+
+
+def or_random(network: str, source: str) -> str:
+    """Return ``source`` of a network's weights, or ``random`` if a trial would have to download them."""
+    # timm has a cache of its own, in which a download is not repeated.
+    if _absent is None or source != "imagenet" or ("/" not in network and local_weights(network, source)):
+        return source
+    if network not in _absent:
+        _absent.append(network)
+    return "random"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

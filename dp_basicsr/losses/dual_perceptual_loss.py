@@ -11,7 +11,6 @@ from dp_basicsr.archs.any_network_arch import build_features
 from dp_basicsr.distributed.collectives import start_mean
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.functional import CRITERIA, Criterion, gradient_at, gradient_shares, weighted_total
-from dp_basicsr.losses.lpips_loss import lpips_backbone
 from dp_basicsr.losses.terms import PAPER_MU, PerceptualTerm, RegisteredTerm, WeightRule
 from dp_basicsr.registration import register
 
@@ -353,25 +352,6 @@ def dp_loss_terms(options: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise UserError(f"extra_terms: {text}")
         terms.append({"name": kind or network} | dict(entry))
     return [{key: given[key] for key in RULE} | term for term in terms]
-
-
-def with_random_weights(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a DPLoss for a trial, which needs no files: the same networks with random weights."""
-    entries = [dict(entry) for entry in options.get("extra_terms", ())]
-    for entry in entries:
-        if "network" in entry or entry.get("type") == "LPIPSLoss":
-            entry["weights"] = "random"
-    return {**options, "vgg_weights": "random", "resnet_weights": "random", "extra_terms": entries}
-
-
-def feature_networks(options: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the networks (torchvision's or timm's names) of a DPLoss, each with its ``weights``."""
-    networks = []
-    for term in dp_loss_terms(options):
-        network = lpips_backbone(term.get("net", "alex")) if term.get("type") == "LPIPSLoss" else term.get("network")
-        if network is not None:
-            networks.append((network, term.get("weights", "imagenet")))
-    return networks
 
 
 def parse_channels(channels: Any) -> list[list[int]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dp_basicsr.archs.pretrained import find_weights, random_network, read_state_dict
+from dp_basicsr.archs.pretrained import find_weights, or_random, random_network, read_state_dict
 from dp_basicsr.errors import UserError
 from dp_basicsr.registration import register
 
@@ -23,10 +23,13 @@ class LPIPSLoss(nn.Module):
     """
 
     def __init__(self, loss_weight: float = 1.0, net: str = "alex", weights: str = "imagenet") -> None:
-        from dp_basicsr.metrics.lpips_metric import build_network  # metrics need BasicSR, losses do not
+        from dp_basicsr.metrics.lpips_metric import BACKBONES, build_network  # metrics need BasicSR, losses do not
 
         super().__init__()
-        network = lpips_backbone(net)
+        if net not in BACKBONES:
+            raise UserError(f"LPIPSLoss: net: expected one of {', '.join(BACKBONES)}, got {net!r}")
+        network = BACKBONES[net]
+        weights = or_random(network, weights)
         if weights == "random":
             backbone = random_network(network).state_dict()
         else:
@@ -37,12 +40,3 @@ class LPIPSLoss(nn.Module):
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
         """Return the mean distance, 0-d, of ``x`` and ``gt``, (N, 3, H, W), RGB in [0, 1]."""
         return self.loss_weight * self.network(2 * x - 1, 2 * gt - 1).mean()
-
-
-def lpips_backbone(net: str) -> str:
-    """Return torchvision's name of an LPIPS backbone; raise a UserError if there is no such backbone."""
-    from dp_basicsr.metrics.lpips_metric import BACKBONES
-
-    if net not in BACKBONES:
-        raise UserError(f"LPIPSLoss: net: expected one of {', '.join(BACKBONES)}, got {net!r}")
-    return BACKBONES[net]

@@ -9,18 +9,15 @@ import sys
 import time
 from typing import Any
 
-from dp_basicsr.archs.any_network_arch import TIMM
-from dp_basicsr.archs.pretrained import local_weights, read_state_dict, without_downloads
+from dp_basicsr.archs.pretrained import without_downloads
 from dp_basicsr.checkpoint.resume import require_networks
 from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
 from dp_basicsr.errors import UserError, first_line, message_for_user
-from dp_basicsr.losses.dual_perceptual_loss import feature_networks, with_random_weights
 from dp_basicsr.metrics import refuse_small_images
 from dp_basicsr.options.metrics import needs_network
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
-from dp_basicsr.options.section import Entry
 from dp_basicsr.runs.limits import out_of_memory_is_user_error
 from dp_basicsr.runs.log import PAPER_BATCH, current_losses, require_loggers
 
@@ -41,9 +38,6 @@ def check(run: RunOptions) -> None:
     require_loggers(run)
     # No worker processes.
     opt["datasets"]["train"] |= {"num_worker_per_gpu": 0, "persistent_workers": False, "prefetch_mode": None}
-    if (loss := opt["train"].get("perceptual_opt") or {}).get("type") == "DPLoss":
-        # The cost does not depend on the weights, which may have to be downloaded.
-        opt["train"]["perceptual_opt"] = with_random_weights(loss)
     if missing:
         opt["path"] |= dict.fromkeys(("pretrain_network_g", "pretrain_network_d", "resume_state"))
     require_networks(opt)
@@ -53,14 +47,13 @@ def check(run: RunOptions) -> None:
     logger.setLevel(logging.ERROR)
     try:
         batch, source, loaded = first_batch(opt, missing)
+        # The cost does not depend on the weights.
         with without_downloads() as absent:
             seconds, losses = try_step(run, opt, batch)
     except UserError as error:
         raise UserError("\n".join([*missing, str(error)])) from error
     finally:
         logger.setLevel(before)
-    # In every process, so that all of them end alike.
-    absent += try_weights(run.options.training.perceptual_opt, missing)
     if run.rank == 0:
         downloads = [f"the ImageNet weights of {name} are missing: the run will download them first" for name in absent]
         notes = [f"  note:   {note}" for note in (*downloads, *run.notes)]
@@ -211,26 +204,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def try_weights(loss: Entry | None, missing: list[str]) -> list[str]:
-    """Return the feature networks of a DPLoss whose weights the run would download.
-
-    Files that are there are read, because the step was tried without them; what is wrong is added to ``missing``.
-    """
-    absent = []
-    networks = feature_networks(loss) if loss and loss["type"] == "DPLoss" else []
-    for network, weights in networks:
-        if weights == "random":
-            continue
-        try:
-            # timm has a cache of its own, in which a download is not repeated.
-            is_timm = weights == "imagenet" and network.startswith(TIMM)
-            file = None if is_timm else local_weights(network, weights)
-            if file is None:
-                absent.append(network)
-            else:
-                read_state_dict(file)
-        except UserError as error:
-            missing.append(str(error))
-    return absent

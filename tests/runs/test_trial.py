@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr import train
-from dp_basicsr.archs import pretrained
+from dp_basicsr.archs import VGGFeatures, pretrained
 from dp_basicsr.runs import trial
 
 import pytest
@@ -96,7 +96,7 @@ def test_problems_are_one_message(entry: str, message: str, check: Check) -> Non
 
 
 def test_imagenet_weights_are_not_downloaded(check: Check) -> None:
-    """The trial uses random weights and names those that the run would download."""
+    """The trial uses the weights that are there, and names those that the run would download."""
     weights = ["train:perceptual_opt:vgg_weights=imagenet", "train:perceptual_opt:resnet_weights=imagenet"]
     terms = "[{network: squeezenet1_1, layer_weights: {features.3: 1}}, {type: LPIPSLoss, net: alex}]"
     extra = f"train:perceptual_opt:extra_terms={terms}"
@@ -106,17 +106,17 @@ def test_imagenet_weights_are_not_downloaded(check: Check) -> None:
     assert named == ["vgg11", "resnet18", "squeezenet1_1", "alexnet"]
     here = Path(torch.hub.get_dir(), "checkpoints", pretrained.weights_url("vgg11").rsplit("/", 1)[1])
     here.parent.mkdir(parents=True)
-    torch.save({}, here)
+    torch.save(VGGFeatures(["conv2_1"], "vgg11", "random").net.state_dict(), here)
+    assert "note:" not in check(weights[0])[1]
     damaged = Path("damaged.pth")
     damaged.write_bytes(here.read_bytes()[:-9])
-    problems: list[str] = []
-    terms = [{"network": "alexnet", "weights": name} for name in (str(damaged), "nowhere.pth", "random")]
-    loss = {"type": "DPLoss", "vgg_type": "vgg11", "extra_terms": terms}
-    assert trial.try_weights(loss, problems) == ["resnet50"]
-    assert [problem.partition(":")[0] for problem in problems] == [
-        "state_dict damaged.pth cannot be read",
-        "weights of alexnet",
-    ]
+    for file, message in (
+        (damaged, "state_dict damaged.pth cannot be read"),
+        ("nowhere.pth", "weights of vgg11: expected"),
+    ):
+        code, _, err = check(f"train:perceptual_opt:vgg_weights={file}")
+        assert code == 2
+        assert message in err
 
 
 def test_basicsr_s_perceptual_loss_needs_no_download(check: Check, refused: Callable[..., str]) -> None:
