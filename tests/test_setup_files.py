@@ -24,7 +24,7 @@ def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run make on the project's Makefile as a user would, whatever make started the tests."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PYTHON"))}
     command = ["make", "--no-print-directory", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.fixture
@@ -204,5 +204,5 @@ def test_ci_and_pre_commit_run_the_makefile_s_commands() -> None:
 
 def test_pytest_does_not_take_the_test_command_for_a_test() -> None:
     command = [sys.executable, "-m", "pytest", "--collect-only", "--noconftest", "--rootdir", str(ROOT), "dp_basicsr"]
-    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert "no tests collected" in collected.stdout

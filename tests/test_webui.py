@@ -218,11 +218,11 @@ def test_what_does_not_change_the_network_does_not_load_it_again(page: Page) -> 
 
 
 def test_a_trial_upscales_the_middle(page: Page) -> None:
-    pixels = np.asarray(Image.open(write_noise("large.png", 100, CROP + 50)))
+    pixels = np.asarray(Image.open(write_noise("large.png", 40, CROP + 50)))
     visit = chosen(page, "large.png")
     upscale(page, visit, Task("m", is_trial=True))
     assert result(visit).name == "large_crop_x4.png"
-    assert Image.open(result(visit)).size == (4 * CROP, 400)
+    assert Image.open(result(visit)).size == (4 * CROP, 160)
     assert visit.job is not None
     assert visit.job.shown is not None
     assert np.array_equal(np.asarray(Image.open(visit.job.shown[0])), pixels[:, 25 : 25 + CROP])
@@ -281,9 +281,9 @@ def test_a_taken_port_gives_the_next_one() -> None:
         free_port("203.0.113.1", 7860)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGKILL"])
-def test_no_file_outlives_the_server(name: str, tmp_path: Path) -> None:
-    code = """if True:
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130), ("SIGKILL", -9)])
+def test_no_file_outlives_the_server(name: str, code: int, tmp_path: Path) -> None:
+    program = """if True:
         import signal, time
         # Another test's process may have ignored it, which is inherited.
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -295,13 +295,14 @@ def test_no_file_outlives_the_server(name: str, tmp_path: Path) -> None:
             time.sleep(100 if __import__("sys").argv[1:] else 0)
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", program]
     with subprocess.Popen([*command, "stay"], env=environment, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         assert server.stdout.readline()
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
         assert [path.name for path in tmp_path.rglob("*.png")] == ["upload.png"], "another server leaves it alone"
         server.send_signal(getattr(signal, name))
+    assert server.returncode == code
     if name == "SIGKILL":
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     assert not list(tmp_path.iterdir())
@@ -524,32 +525,31 @@ def test_strength_and_a_crop_to_try_first(address: str, browser: Any, folder: Pa
     script = "return Object.keys(sessionStorage).some(key => sessionStorage[key].includes('0.25'))"
     wait_for(browser, lambda driver: driver.execute_script(script))
     browser.refresh()
-    upload(browser, write_noise("large.png", 230, 250))
+    upload(browser, write_noise("large.png", 230, 50))
     find(browser, "#more button").click()
     find(browser, "#trial").click()
-    assert f"{4 * CROP} x {4 * CROP} pixels" in status(browser, "Done|Not done")
+    assert f"200 x {4 * CROP} pixels" in status(browser, "Done|Not done")
     saved = download(browser, folder, "large_crop_x4.png")
-    Image.fromarray(np.asarray(Image.open("large.png"))[19 : 19 + CROP, 29 : 29 + CROP]).save("crop.png")
+    Image.fromarray(np.asarray(Image.open("large.png"))[19 : 19 + CROP]).save("crop.png")
     models = ["--model_path", folder / "model.pth", folder / "gan.pth", "--engine", "torch"]
     assert_as_by_command(saved, "crop.png", *models, "--alpha_interp", 0.25)
 
 
-@pytest.mark.parametrize("moment", [r"Working: [1-9]", "Done"])
-def test_a_lost_connection_loses_nothing(address: str, browser: Any, folder: Path, moment: str) -> None:
+@pytest.mark.parametrize(("moment", "side"), [(r"Working: [1-9]", 300), ("Done", 50)])
+def test_a_lost_connection_loses_nothing(address: str, browser: Any, folder: Path, moment: str, side: int) -> None:
     network = Network(int(urlsplit(address).port or 0))
     network.delay = 1.0
     browser.get(network.address)
-    name = "works" if "Working" in moment else "ended"
     # At once, while the page's first answer is still awaited.
-    upload(browser, write_noise(f"{name}.png", 300, 300))
+    upload(browser, write_noise(f"kept{side}.png", side, side))
     network.delay = 0.0
     find(browser, "#start").click()
     status(browser, moment)
     network.drop(2)
     time.sleep(3)  # Gradio notices, and loads the page anew
     status(browser, "Done")
-    wait_for(browser, lambda driver: driver.execute_script(SIZES) == [[300, 300], [1200, 1200]])
-    assert Image.open(download(browser, folder, f"{name}_x4.png")).size == (1200, 1200)
+    wait_for(browser, lambda driver: driver.execute_script(SIZES) == [[side, side], [4 * side, 4 * side]])
+    assert Image.open(download(browser, folder, f"kept{side}_x4.png")).size == (4 * side, 4 * side)
 
 
 def test_a_program_sends_an_image_and_gets_the_result(address: str, folder: Path) -> None:

@@ -51,15 +51,6 @@ def value(rng: random.Random) -> float:
     return rng.choice([1.0, 1.25, 1.5, 2.0, 2.25, 3.0, math.inf, math.nan])
 
 
-def test_a_state_restores_the_count() -> None:
-    first, second = judge(patience=2), judge(patience=2)
-    first.judge(4, {"s": {"psnr": 1.0, "lpips": 0.5}}, {})
-    first.judge(8, {"s": {"psnr": 1.0, "lpips": 0.5}}, {})
-    second.load_state_dict(first.state_dict())
-    second.judge(12, {"s": {"psnr": 1.0, "lpips": 0.5}}, {})
-    assert second.is_over()
-
-
 def test_warnings_compare_with_the_start(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(get_root_logger(), "propagate", True)
     watching = judge()
