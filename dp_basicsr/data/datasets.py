@@ -43,11 +43,7 @@ class DiskClient:
 
     # BasicSR's datasets also pass which of an LMDB's roots is meant; for files the path says it all.
     def get(self, path: str | Path, client_key: str = "default") -> bytes:
-        """Return a file's content.
-
-        Raises:
-            UserError: The file cannot be read, or has several pictures.
-        """
+        """Return a file's content. Raises UserError if it cannot be read, or has several pictures."""
         try:
             content = Path(path).read_bytes()
         except OSError as error:
@@ -58,11 +54,7 @@ class DiskClient:
 
 
 def open_dataset(dataset_opt: dict[str, Any]) -> Any:
-    """Build BasicSR's dataset.
-
-    Raises:
-        UserError: There is a problem with the files: counts, names, a missing file, a damaged LMDB.
-    """
+    """Build BasicSR's dataset; a fault of its files is a UserError: counts, names, a missing file, a damaged LMDB."""
     # BasicSR checks these keys with `in` only, and would open or format None.
     unset = [key for key in ("meta_info_file", "filename_tmpl") if dataset_opt.get(key, "") is None]
     dataset_opt = {key: value for key, value in dataset_opt.items() if key not in unset}

@@ -41,11 +41,7 @@ class MetaInfo:
 
 
 def read_meta_info(folder: str | Path) -> MetaInfo:
-    """Read the ``meta_info.txt`` of an LMDB.
-
-    Raises:
-        UserError: The file cannot be read, is empty, has a malformed line, or mixes both formats.
-    """
+    """Read the ``meta_info.txt`` of an LMDB; an unreadable, empty, malformed or mixed one is a UserError."""
     path = Path(folder) / "meta_info.txt"
     try:
         lines = path.read_text(encoding="ascii").splitlines()
@@ -112,11 +108,7 @@ class LmdbReader:
 
     @contextmanager
     def record(self, key: str) -> Iterator[memoryview]:
-        """Yield the record of a key as a read-only view of the map, valid within the block.
-
-        Raises:
-            UserError: The key is missing, or the LMDB is damaged or cannot be opened.
-        """
+        """Yield a record as a read-only view, valid within the block; a missing or damaged one is a UserError."""
         self.open()
         with self._env.begin(buffers=True) as transaction:
             try:
@@ -200,11 +192,7 @@ with environment.begin(buffers=True) as transaction, transaction.cursor() as cur
 
 
 def refuse_damaged(folder: str) -> None:
-    """Read both ends of every record of an LMDB (about one second for 30,000 records).
-
-    Raises:
-        UserError: The LMDB is damaged.
-    """
+    """Read both ends of every record (a second for 30,000 of them); raise a UserError if the LMDB is damaged."""
     # In a process of its own: a damaged page is a bus error, which kills whoever reads it.
     command = [sys.executable, "-c", _WALK, folder]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)

@@ -75,11 +75,7 @@ def find_sources(root: Path) -> list[ImageSource]:
 
 
 def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
-    """Return the file names of ``folder`` in a list, UTF-8, one per line; a name may contain blanks.
-
-    Raises:
-        UserError: The list cannot be read.
-    """
+    """Return the file names of ``folder`` in a list, UTF-8, one per line; a name may contain blanks."""
     try:
         # Editors on Windows may write a byte order mark.
         lines = Path(meta_info_file).expanduser().read_text(encoding="utf-8-sig").splitlines()

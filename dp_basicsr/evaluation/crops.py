@@ -47,11 +47,7 @@ class Crop:
 
 
 def images_of(evaluation: Evaluation, image: str, set_name: str = "") -> list[Measured]:
-    """Return one image of every method.
-
-    Raises:
-        UserError: The evaluation has no such image, or has it in several sets.
-    """
+    """Return one image of every method; a UserError if there is no such image, or in several sets."""
     matching = [result for result in evaluation.images if result.image == image and set_name in ("", result.set_name)]
     sets = sorted({result.set_name for result in matching})
     if len(sets) != 1:

@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 def picture_format(path: Path) -> str:
-    """Return matplotlib's name of the format that ``path`` ends with, PNG without an ending.
-
-    Raises:
-        UserError: matplotlib does not write such files.
-    """
+    """Return matplotlib's name of the format of ``path``, PNG without an ending; an unknown one is a UserError."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.get_supported_filetypes()
@@ -28,11 +24,7 @@ def picture_format(path: Path) -> str:
 
 
 def save_figure(figure: Figure, path: Path, **settings: Any) -> None:
-    """Write a figure that appears at ``path`` only when it is complete; ``settings`` are matplotlib's.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
+    """Write a figure that appears at ``path`` only when it is complete; ``settings`` are matplotlib's."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -52,11 +52,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = 
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Read an evaluation written by ``write_evaluation``.
-
-    Raises:
-        UserError: ``folder`` contains no evaluation, or a damaged one.
-    """
+    """Read what ``write_evaluation`` wrote; a missing or damaged evaluation is a UserError."""
     path = folder / JSON_NAME
 
     def image_of(entry: dict[str, Any]) -> Measured:

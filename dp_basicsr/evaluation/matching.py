@@ -96,11 +96,7 @@ def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dic
 
 
 def names_in(folder: Path, pattern: str) -> dict[str, Path]:
-    """Map image names to the files of ``folder`` that match ``pattern``, sorted by file name.
-
-    Raises:
-        UserError: No file matches, or two have the same image name.
-    """
+    """Map image names to the files of ``folder`` that match ``pattern``, sorted; none or two are a UserError."""
     regex = compile_pattern(pattern)
     found: dict[str, Path] = {}
     for path in find_images(folder):
@@ -116,11 +112,7 @@ def names_in(folder: Path, pattern: str) -> dict[str, Path]:
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """Compile a file name pattern without extension: ``{}`` for the image's name, or a regex with one group.
-
-    Raises:
-        UserError: The pattern is neither.
-    """
+    """Compile a file name pattern without extension: ``{}`` for the image's name, or a regex with one group."""
     # Users write {}_x4.png, but names are matched without extension.
     for suffix in IMAGE_SUFFIXES:
         pattern = pattern.removesuffix(suffix)
@@ -134,11 +126,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def detect_pattern(stems: Collection[str], names: Collection[str], folder: Path) -> str:
-    """Detect the prefix and suffix around the names: the pattern that matches the most names.
-
-    Raises:
-        UserError: None matches any name, or several match all.
-    """
+    """Detect the prefix and suffix that fit the most names; none, or several that fit all, are a UserError."""
     # Exact names come first: no prefix or suffix has to be guessed then.
     if set(names) <= (files := set(stems)):
         return "{}"

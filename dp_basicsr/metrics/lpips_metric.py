@@ -89,11 +89,7 @@ def lpips_network(net: str, weights: str, place: str) -> Any:
 
 
 def build_network(net: str, backbone: dict[str, Tensor], source: str) -> lpips.LPIPS:
-    """Build LPIPS from its package's linear weights and a torchvision state_dict.
-
-    Raises:
-        UserError: ``backbone`` lacks a convolution of the network; the message names ``source``.
-    """
+    """Build LPIPS of its package's linear weights and a torchvision state_dict, which came from ``source``."""
     # On the meta device: ``lpips.LPIPS`` would first initialise 60 to 140 million weights at random and change the
     # global random state of the training that it measures.
     with torch.device("meta"), warnings.catch_warnings():

@@ -51,11 +51,7 @@ def choose_quality(evaluation: Evaluation) -> int:
 
 
 def make_viewer(images: Sequence[Measured], evaluation: Evaluation, quality: int) -> Viewer:
-    """Collect the versions of an image, which ``images`` has of every method, in WebP of a quality (101: lossless).
-
-    Raises:
-        UserError: A file no longer exists.
-    """
+    """Collect the versions of an image, which ``images`` has of every method, in WebP of a quality (101: lossless)."""
     scale, first = evaluation.scale, images[0]
     gt = mod_crop(read_file(first.gt), scale)
     lr = read_file(first.lr) if first.lr else downsample(gt, scale)

@@ -52,11 +52,7 @@ def read_network(opt: dict[str, Any], path: str | Path | None) -> nn.Module:
 
 
 def calibrate(study: Study) -> None:
-    """Measure the gradients on the first mini-batches with the start network, once, and write the weights.
-
-    Raises:
-        UserError: Data, features or the start network are missing.
-    """
+    """Measure the gradients on the first mini-batches with the start network, once, and write the weights."""
     path = calibration_file(study)
     # Never measured again: the trainings that exist were made with the first weights.
     if path.is_file() or not any(row.calibrated for row in study.rows):

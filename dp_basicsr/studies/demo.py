@@ -64,11 +64,7 @@ def prepare_photographs() -> None:
 
 
 def run(*command: object) -> None:
-    """Print a command as a user would type it, and run it in the current folder; its program is relative to ours.
-
-    Raises:
-        UserError: The command failed; it has printed its own message.
-    """
+    """Run a command of ours in the current folder, printed as a user would type it; a failure is a UserError."""
     program, *words = map(str, command)
     # Relative, as a user would type it from here.
     words.insert(0, os.path.relpath(ROOT / program))

@@ -104,11 +104,7 @@ class Study:
 
 
 def read_study(name: str) -> Study:
-    """Read ``options/studies/<name>.yml``.
-
-    Raises:
-        UserError: The study does not exist.
-    """
+    """Read ``options/studies/<name>.yml``; an unknown name is a UserError."""
     if name not in NAMES:
         raise UserError(f"study: expected one of {', '.join(NAMES)}; got {name!r}")
     data = _read(STUDIES / f"{name}.yml")

@@ -77,11 +77,7 @@ ReadPair = tuple[list[BadData], bytes | None, NDArray[np.float32] | None]
 
 
 def paired_sets(opt: dict[str, Any]) -> Iterator[tuple[str, PairedSet]]:
-    """Yield the name and the paths of every data set in the options that has both GT and LQ.
-
-    Raises:
-        UserError: A ``meta_info_file`` cannot be read.
-    """
+    """Yield the name and the paths of every data set in the options that has both GT and LQ."""
     for key, dataset in opt["datasets"].items():
         roots = [dataset.get(name) for name in ("dataroot_gt", "dataroot_lq")]
         if None in roots:

@@ -16,11 +16,7 @@ from dp_basicsr.utils.staging import refuse_input
 
 
 def create_lmdb(root: Path, output: Path, job: PrepJob, form: RecordForm = "png") -> PrepReport:
-    """Pack the images of a folder or an LMDB (8 bit, gray or colour) into the new LMDB ``output``, keyed by name.
-
-    Raises:
-        UserError: See ``dp_basicsr.data.preparation.extract.extract_subimages``.
-    """
+    """Pack the images of a folder or an LMDB (8 bit, gray or colour) into the new LMDB ``output``, keyed by name."""
     images = find_sources(root)
     refuse_input([root], [output])
     check_keys(source.name for source in images)
