@@ -8,7 +8,6 @@ import signal
 import sys
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +20,7 @@ import numpy as np
 import pytest
 
 from tests.support.images import ImageFolder
-from tests.support.processes import Program
+from tests.support.processes import Program, wait_until
 from tests.support.programs import ROOT
 
 Refused = Callable[..., str]
@@ -87,9 +86,7 @@ def test_a_stopped_command_leaves_nothing(
     with Path("output").open("w") as output:
         process = Program(command, Path.cwd(), stdout=output)
     try:
-        while process.poll() is None and not Path("HR_sub.lmdb.partial/data.mdb").exists():
-            time.sleep(0.01)
-        assert process.poll() is None, Path("output").read_text()
+        wait_until(Path("HR_sub.lmdb.partial/data.mdb").exists, lambda: process.poll() is None)
         workers = workers_of(process.pid)
         for pid in {"worker": workers, "group": [process.pid, *workers], "parent": [process.pid]}[victim]:
             os.kill(pid, number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import dp_basicsr  # noqa: F401  (makes basicsr importable)
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
 from dp_basicsr.images.strict import read_image
 

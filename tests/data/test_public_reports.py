@@ -17,6 +17,7 @@ import tifffile
 from PIL import Image
 
 from tests.support.fuzz import draws
+from tests.support.options import REAL_ESRGAN_KERNELS
 from tests.support.stream import evaluation_options, options, packed, take
 
 
@@ -85,14 +86,9 @@ def test_keys_that_differ(pairs: Path) -> None:
         TrainStream(options(pairs, train=packed(pairs)))
 
 
-KERNELS: dict[str, Any] = {
-    "blur_kernel_size": 21, "kernel_list": ["iso"], "kernel_prob": [1], "sinc_prob": 0.1,
-    "blur_sigma": [0.2, 3], "betag_range": [0.5, 4], "betap_range": [1, 2],
-}  # fmt: skip
 LISTS: dict[str, dict[str, Any]] = {
     "PairedImageDataset": {"meta_info_file": "list.txt"},
-    "RealESRGANDataset": {"meta_info": "list.txt", "final_sinc_prob": 0.8, **KERNELS}
-    | {f"{key}2": value for key, value in KERNELS.items()},
+    "RealESRGANDataset": {"meta_info": "list.txt", **REAL_ESRGAN_KERNELS},
     "RealESRGANPairedDataset": {"meta_info": "list.txt"},
 }
 

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,7 +26,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.support.processes import Processes, processes_in, run_program
+from tests.support.processes import Processes, processes_in, run_program, wait_until
 from tests.support.programs import ROOT
 
 WORKER = str(ROOT / "tests/distributed/launch_worker.py")
@@ -45,12 +44,9 @@ def worker(what: str = "work", iterations: int = 100_000, timeout: float = 300) 
     return [WORKER, "none", what, str(iterations), str(timeout)]
 
 
-def until(path: Path, value: int) -> None:
-    """Wait until the processes have reached an iteration."""
-    end = time.monotonic() + LIMIT
-    while not path.is_file() or int(path.read_text() or 0) < value:
-        assert time.monotonic() < end, "the processes do not reach their work"
-        time.sleep(0.02)
+def reached(path: Path, value: int) -> bool:
+    """Whether the processes have reached an iteration."""
+    return path.is_file() and int(path.read_text() or 0) >= value
 
 
 @pytest.mark.parametrize(("number", "count", "timeout"), [(signal.SIGKILL, 3, 300), (signal.SIGSTOP, 2, 3)])
@@ -64,7 +60,7 @@ def test_a_process_that_is_lost_ends_the_others(
     it failed with its own error.
     """
     processes.start(*[worker(timeout=timeout)] * count)
-    until(tmp_path / "iteration", 5)
+    wait_until(lambda: reached(tmp_path / "iteration", 5))
     pid = processes.all[lost].pid
     assert pid
     os.kill(pid, number)

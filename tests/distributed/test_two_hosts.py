@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -26,7 +25,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousTi
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from tests.support.options import SMALL
-from tests.support.processes import CONTEXT, TORCHRUN, processes_in, run_program
+from tests.support.processes import CONTEXT, TORCHRUN, processes_in, run_program, wait_until
 from tests.support.programs import ROOT, losses_of, same_weights
 
 TRAIN = [str(ROOT / "dp_basicsr/train.py"), "-opt", "small.yml"]
@@ -126,13 +125,6 @@ def hosts() -> Iterator[tuple[Host, Host]]:
             subprocess.run(["ip", "link", "del", host.device], capture_output=True, check=False)
 
 
-def until(happened: Callable[[], object]) -> None:
-    end = time.monotonic() + LIMIT
-    while not happened():
-        assert time.monotonic() < end, "it does not come to this"
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
     """Trains on two processes of this machine, once, on the images that each test makes anew, always the same."""
@@ -171,7 +163,7 @@ def train_and_be_killed(state: str, *arguments: Any) -> None:
     """Train; on the first start rank 1 kills itself once ``state`` is saved."""
 
     def kill_after_state() -> None:
-        until(Path(state).is_file)
+        wait_until(Path(state).is_file)
         os.kill(os.getpid(), signal.SIGKILL)
 
     if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
@@ -223,9 +215,9 @@ def test_a_killed_host_is_brought_back(
     _, second = hosts
     logs = [tmp_path / "host1.log", tmp_path / "host2.log"]
     agent, _ = (host.torchrun("2", log) for host, log in zip(hosts, logs, strict=True))
-    until(lambda: is_saved(experiment, 3))
+    wait_until(lambda: is_saved(experiment, 3))
     second.crash()
-    until(lambda: "error: another process has ended" in logs[0].read_text())
+    wait_until(lambda: "error: another process has ended" in logs[0].read_text())
     back = second.torchrun("2", logs[1])
     codes = [exit_code(agent), exit_code(back)]
     said = "".join(log.read_text() for log in logs)
@@ -240,7 +232,7 @@ def test_one_host_continues_alone(hosts: tuple[Host, Host], experiment: Path, tm
     """Elastic, --nnodes=1:2: the group forms again with the remaining host."""
     logs = [tmp_path / "host1.log", tmp_path / "host2.log"]
     agent, _ = (host.torchrun("1:2", log) for host, log in zip(hosts, logs, strict=True))
-    until(lambda: is_saved(experiment, 3))
+    wait_until(lambda: is_saved(experiment, 3))
     hosts[1].crash()
     code = exit_code(agent)
     said = logs[0].read_text()

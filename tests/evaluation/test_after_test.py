@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import dp_basicsr.archs  # noqa: F401  (makes basicsr importable)
 from dp_basicsr.evaluation.after_test import evaluate_test_run
 
 import cv2

@@ -238,13 +238,6 @@ def test_warm_start_from_a_psnr_trained_generator(tmp_path: Path) -> None:
     assert psnr.get_current_log().keys() == {"l_pix"}
 
 
-def test_checkpoints_have_basicsr_s_format(tmp_path: Path) -> None:
-    model = train(build("ESRGANDPModel", tmp_path, ema_decay=0.9), 1)
-    model.save(0, 7)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["7.sha256", "7.state", "net_d_7.pth", "net_g_7.pth"]
-    assert torch.load(tmp_path / "net_g_7.pth", weights_only=True).keys() == {"params", "params_ema"}
-
-
 @pytest.mark.parametrize(
     "options",
     [{"channels_last": True}, {"checkpointing": True},

@@ -16,23 +16,14 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.support.models import step
-from tests.support.options import model_options
+from tests.support.options import REAL_ESRGAN_KERNELS, model_options, twice
 from tests.support.programs import code_of, logs_of
 
 TERMS = ("l_g_vgg: ", "l_g_resnet: ", "dp_weight: ")
-KERNELS = {
-    "blur_kernel_size": 21, "kernel_list": ["iso", "aniso", "plateau_iso"], "kernel_prob": [0.5, 0.3, 0.2],
-    "sinc_prob": 0.1, "blur_sigma": [0.2, 3], "betag_range": [0.5, 4], "betap_range": [1, 2],
-}  # fmt: skip
 DEGRADATION = {
     "resize_prob": [0.2, 0.7, 0.1], "resize_range": [0.15, 1.5], "gaussian_noise_prob": 0.5, "noise_range": [1, 30],
     "poisson_scale_range": [0.05, 3], "gray_noise_prob": 0.4, "jpeg_range": [30, 95],
 }  # fmt: skip
-
-
-def twice(options: dict[str, Any]) -> dict[str, Any]:
-    """Keys for the first and for the second degradation."""
-    return options | {f"{key}2": value for key, value in options.items()}
 
 
 def on_the_fly(model_type: str, **top: Any) -> Path:
@@ -44,7 +35,7 @@ def on_the_fly(model_type: str, **top: Any) -> Path:
     Path("meta.txt").write_text("\n".join(names))
     data = {
         "name": "on_the_fly", "type": "RealESRGANDataset", "dataroot_gt": "pairs", "meta_info": "meta.txt",
-        "io_backend": {"type": "disk"}, **twice(KERNELS), "final_sinc_prob": 0.8, "gt_size": 64, "use_hflip": True,
+        "io_backend": {"type": "disk"}, **REAL_ESRGAN_KERNELS, "gt_size": 64, "use_hflip": True,
         "use_rot": False, "use_shuffle": True, "num_worker_per_gpu": 0, "batch_size_per_gpu": 2,
     }  # fmt: skip
     roots = {"dataroot_gt": "pairs/GT", "dataroot_lq": "pairs/LRbicx4", "io_backend": {"type": "disk"}}

@@ -13,7 +13,6 @@ import dp_basicsr.losses
 import dp_basicsr.models  # noqa: F401
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError
-from dp_basicsr.losses import DPLoss
 
 import pytest
 import torch
@@ -165,11 +164,3 @@ def test_synchronised_batch_norm_needs_a_gpu(tmp_path: Path) -> None:
     opt = model_options("ESRGANDPModel", tmp_path, sync_batch_norm=True) | {"dist": True, "world_size": 2}
     with pytest.raises(UserError, match="sync_batch_norm needs GPUs"):
         build_model(opt)
-
-
-def test_a_single_process_averages_nothing() -> None:
-    loss = DPLoss(**{key: value for key, value in SMALL_DP_LOSS.items() if key != "type"}).double()
-    images = batch()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "all_reduce", lambda *args, **kwargs: pytest.fail("there is no group"))
-        assert loss(images["gt"], images["gt"].flip(0))[0] > 0

@@ -109,6 +109,16 @@ SMALL_DP_LOSS: dict[str, Any] = {
 }
 
 
+def twice(options: dict[str, Any]) -> dict[str, Any]:
+    """Keys for the first and for the second degradation of Real-ESRGAN."""
+    return options | {f"{key}2": value for key, value in options.items()}
+
+
+REAL_ESRGAN_KERNELS = twice({
+    "blur_kernel_size": 21, "kernel_list": ["iso", "aniso", "plateau_iso"], "kernel_prob": [0.5, 0.3, 0.2],
+    "sinc_prob": 0.1, "blur_sigma": [0.2, 3], "betag_range": [0.5, 4], "betap_range": [1, 2],
+}) | {"final_sinc_prob": 0.8}  # fmt: skip
+
 # A small version of the paper's discriminator, for images of 128 x 128 pixels.
 VGG_STYLE_D: dict[str, Any] = {"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 4, "input_size": 128}
 

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,14 @@ def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
+
+
+def wait_until(happened: Callable[[], object], alive: Callable[[], object] = lambda: True) -> None:
+    """Wait for processes, which must be ``alive``; minutes for what takes a second on a quiet machine."""
+    end = time.monotonic() + 200
+    while not happened():
+        assert alive() and time.monotonic() < end, "the processes do not come to this"  # noqa: PT018
+        time.sleep(0.02)
 
 
 def rank_variables(rank: int, count: int, port: str) -> dict[str, str]:

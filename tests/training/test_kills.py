@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from tests.support.images import write_pairs
 from tests.support.options import write_small
-from tests.support.processes import CONTEXT, TORCHRUN, free_port, rank_variables, run_program
+from tests.support.processes import CONTEXT, TORCHRUN, free_port, rank_variables, run_program, wait_until
 from tests.support.programs import difference
 from tests.training.hit_run import train_and_be_hit
 
@@ -300,9 +300,7 @@ def test_torchrun_saves_when_it_is_stopped(folder: Path, tmp_path: Path) -> None
         output = folder / f"output_{to_a_worker}"
         torchrun = CONTEXT.Process(target=run_program, args=(command, str(folder), str(output), {}))
         torchrun.start()
-        while not output.exists() or len(re.findall(r"iter: .*l_g_pix", output.read_text())) < 4:
-            assert torchrun.is_alive(), output.read_text()
-            time.sleep(0.05)
+        wait_until(lambda path=output: path.exists() and path.read_text().count("l_g_pix: ") >= 4, torchrun.is_alive)
         workers = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
         number = signal.SIGTERM if to_a_worker else signal.SIGHUP
         os.kill(int(workers[1]) if to_a_worker else torchrun.pid, number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dp_basicsr  # noqa: F401  (makes basicsr importable)
 from dp_basicsr.data.datasets import DiskClient
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.lmdb_records import lmdb_reader

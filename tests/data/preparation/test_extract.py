@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import dp_basicsr  # noqa: F401  (makes basicsr importable)
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation import jobs
 from dp_basicsr.data.preparation.extract import Extraction, Window, cut_image, extract_subimages
