@@ -46,14 +46,11 @@ def networks(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with data_command():
         from dp_basicsr.archs import pretrained
-        from dp_basicsr.archs.perceptual_arch import RESNET_TYPES, VGG_TYPES
+        from dp_basicsr.archs.perceptual_arch import RESNET_TYPES, VGG_TYPES, check_names
 
         # AlexNet and vgg16 are the backbones of LPIPS.
         names = ("alexnet", *VGG_TYPES, *RESNET_TYPES)
-        for network in args.networks:
-            # All names are checked before the first download.
-            if network not in names:
-                raise UserError(f"expected one of {', '.join(names)}, got {network!r}")
+        check_names("network", args.networks, names)  # all of them before the first download
         folder = args.output or pretrained.PRETRAINED_DIR
         for network in args.networks:
             target = folder / pretrained.weights_url(network).rsplit("/", 1)[1]

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dp_basicsr.commands.evaluate import name_and_value
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.matching import BICUBIC, Method
 from dp_basicsr.studies.study import NAMES, Study, read_smoke, read_study
@@ -53,12 +54,9 @@ def part(text: str) -> tuple[int, int]:
 
 def given_images(args: argparse.Namespace, study: Study) -> list[Method]:
     """Return the published images given on the command line."""
-    for text in (*args.result, *args.pattern):
-        if "=" not in text:
-            raise UserError(f"expected NAME=VALUE, got {text!r}")
-    patterns = dict(text.split("=", 1) for text in args.pattern)
-    methods = [Method(name, Path(folder), patterns.get(name, ""))
-               for name, folder in (text.split("=", 1) for text in args.result)]  # fmt: skip
+    patterns = dict(name_and_value(text, "--pattern") for text in args.pattern)
+    results = [name_and_value(text, "--result") for text in args.result]
+    methods = [Method(name, Path(folder), patterns.get(name, "")) for name, folder in results]
     rows = [row.label for row in study.rows if not row.run and row.label != BICUBIC]
     unknown = [method.name for method in methods if method.name not in rows]
     if unknown:
