@@ -83,14 +83,15 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
     whole = figure.add_subplot(grid[:, 0])
     whole.imshow(gt[..., ::-1])
     whole.add_patch(Rectangle((crop.left, crop.top), crop.width, crop.height, fill=False, edgecolor="red", linewidth=2))
-    whole.set_title(f"{images[0].image} ({images[0].set_name})")
+    # A name is no formula.
+    whole.set_title(f"{images[0].image} ({images[0].set_name})", parse_math=False)
     # The original comes last, as in the paper's figures.
     panels: Mapping[str, tuple[Image, Scores]] = shown | {"Original": (gt, {})}
     axes = [whole]
     for number, (name, (image, scores)) in enumerate(panels.items()):
         axes.append(figure.add_subplot(grid[number // columns, 1 + number % columns]))
         axes[-1].imshow(crop.of(image)[..., ::-1], interpolation="nearest")
-        axes[-1].set_title("\n".join([name, *score_lines(scores)]), fontsize=9)
+        axes[-1].set_title("\n".join([name, *score_lines(scores)]), fontsize=9, parse_math=False)
     for axis in axes:
         axis.axis("off")
     figure.supxlabel("Metrics are for the full image.", fontsize=8)

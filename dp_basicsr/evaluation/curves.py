@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,8 +129,11 @@ def panel_svg(title: str, curves: Mapping[str, Curve]) -> str:
         figure = Figure(figsize=(4.4, 3.0), layout="constrained")
         _draw(figure.subplots(), title, curves)
         text = io.StringIO()
-        # Without the date, so that the same curves give the same file.
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        with warnings.catch_warnings():
+            # The browser has fonts of its own.
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            # Without the date, so that the same curves give the same file.
+            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     # The XML declaration and doctype before it are not allowed within HTML.
     return svg[svg.index("<svg") :].replace(ink, "currentColor")
@@ -144,7 +148,7 @@ def _draw(axis: Any, title: str, curves: Mapping[str, Curve]) -> None:
     if min(values) > 0 and max(values) > 30 * min(values):
         # Otherwise small values would vanish on the axis.
         axis.set_yscale("log")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(title, fontsize=10, parse_math=False)
     axis.set_xlabel("iteration", fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +29,43 @@ def picture_format(path: Path) -> str:
 
 def save_figure(figure: Figure, path: Path, **settings: Any) -> None:
     """Write a figure that appears at ``path`` only when it is complete; ``settings`` are matplotlib's."""
+    show_letters(figure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with replacing(path) as temporary, warnings.catch_warnings():
+            # Said once, above.
+            warnings.filterwarnings("ignore", "Glyph .* missing")
             # By name, because the temporary file ends with something else.
             figure.savefig(temporary, format=picture_format(path), **settings)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def show_letters(figure: Figure) -> None:
+    """Show a figure's texts in fonts of this machine that have their letters, and print which letters none has."""
+    from matplotlib import font_manager, rcParams
+    from matplotlib.ft2font import FT2Font
+    from matplotlib.text import Text
+
+    texts = figure.findobj(Text)
+    families = list(rcParams["font.family"])
+    missing = {ord(letter) for text in texts for letter in text.get_text() if letter.isprintable()}
+    missing -= FT2Font(font_manager.findfont(font_manager.FontProperties(family=families))).get_charmap().keys()
+    if not missing:
+        return
+    fonts = list[FT2Font]()
+    for path in sorted(font_manager.findSystemFonts()):
+        with contextlib.suppress(RuntimeError, OSError):
+            # Else it is damaged, or of a kind that matplotlib does not read.
+            fonts.append(FT2Font(path))
+    # That with the most of the letters first.
+    for font in sorted(fonts, key=lambda font: -len(missing & font.get_charmap().keys())):
+        if font.scalable and missing & font.get_charmap().keys():
+            font_manager.fontManager.addfont(os.fsdecode(font.fname))
+            families.append(font.family_name)
+            missing -= font.get_charmap().keys()
+    for text in texts:
+        text.set_fontfamily(families)
+    if missing:
+        letters = "".join(map(chr, sorted(missing)))
+        print(f"warning: no font here has {letters}: install one, such as Debian's fonts-noto-cjk", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from dp_basicsr.evaluation.files import write_evaluation
 from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 
 import cv2
+import fontTools.fontBuilder
+import fontTools.pens.ttGlyphPen
 import matplotlib.figure
+import matplotlib.font_manager
 import numpy as np
 import pytest
 import torch
@@ -92,6 +96,45 @@ def test_crops_are_drawn_side_by_side_with_their_metrics(evaluation: Path, title
     assert "PSNR inf (RGB) inf (Y)" in titles[2]
     assert [path.name for path in Path("new").iterdir()] == ["crops.png"]
     assert Path("new/crops.png").stat().st_size > 10_000
+
+
+def font_with(letter: str, path: Path) -> Path:
+    """Write a font of this letter, a square."""
+    builder = fontTools.fontBuilder.FontBuilder(1000, isTTF=True)
+    pen = fontTools.pens.ttGlyphPen.TTGlyphPen(None)
+    for place, draw in (((0, 0), pen.moveTo), ((0, 700), pen.lineTo), ((700, 700), pen.lineTo), ((700, 0), pen.lineTo)):
+        draw(place)
+    pen.closePath()
+    glyph = pen.glyph()
+    builder.setupGlyphOrder([".notdef", "letter"])
+    builder.setupCharacterMap({ord(letter): "letter"})
+    builder.setupGlyf({".notdef": glyph, "letter": glyph})
+    builder.setupHorizontalMetrics({".notdef": (800, 0), "letter": (800, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Of the test", "styleName": "Regular", "psName": "OfTheTest"})
+    builder.setupOS2(sTypoAscender=800)
+    builder.setupPost()
+    builder.save(path)
+    return path
+
+
+@pytest.mark.parametrize("has_font", [False, True])
+def test_names_are_shown_in_fonts_that_have_their_letters(
+    pairs: Path, has_font: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TLE#165: matplotlib's own font has no Chinese. A name between dollars was a formula, or a traceback."""
+    Path("broken.ttf").touch()
+    fonts = ["broken.ttf"]
+    if has_font:
+        fonts.append(str(font_with("\u72d2", Path("letter.ttf"))))
+    monkeypatch.setattr(matplotlib.font_manager, "findSystemFonts", lambda: fonts)
+    result = evaluate([find_test_set(pairs / "GT")], [Method("\u72d2 $\\x^$", pairs / "GT")], 4, ("psnr_y",))
+    write_evaluation(result, Path("evaluation"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compare_crops.main(["evaluation", "image0", "--crop", "0,0,8,8", "--out", "crops.svg"]) == 0
+    assert ("no font here has \u72d2" in capsys.readouterr().err) == (not has_font)
+    assert ('id="OfTheTest' in Path("crops.svg").read_text(encoding="utf-8")) == has_font
 
 
 def test_a_crop_is_cut_in_pixels_of_the_original() -> None:
