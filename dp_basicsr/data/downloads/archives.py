@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.images.files import IMAGE_SUFFIXES
 from dp_basicsr.utils.staging import StagedFolder
 
@@ -73,7 +73,9 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
         with zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive) as source:
             yield source
     except _DAMAGED as error:
-        raise UserError(f"{archive} is damaged or not an archive ({error}): delete it and download it again") from error
+        raise UserError(
+            f"{archive} is damaged or not an archive ({first_line(error)}): delete it and download it again"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot unpack {archive}: {error}") from error
 

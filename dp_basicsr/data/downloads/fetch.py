@@ -24,7 +24,7 @@ _TRANSIENT = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, Co
 
 
 def fetch(url: str, path: Path, *, size: int | None = None, checksum: str | None = None, pause: float = 1.0) -> Path:
-    """Download ``url`` to ``path`` via ``<path>.part``, which a later call resumes.
+    """Download ``url`` to ``path`` via ``<path>.part``, which a later call with a checksum resumes.
 
     Args:
         url: http or https.
@@ -42,6 +42,9 @@ def fetch(url: str, path: Path, *, size: int | None = None, checksum: str | None
             raise UserError(f"{path} is {wrong}: wait if it is still being downloaded, otherwise delete it")
         return path
     part = path.with_name(path.name + ".part")
+    if checksum is None:
+        # Nothing would tell that an earlier run's part is of another file.
+        part.unlink(missing_ok=True)
     failures = 0
     while True:
         before = _length(part)
@@ -65,7 +68,11 @@ def fetch(url: str, path: Path, *, size: int | None = None, checksum: str | None
         # A long download may break off many times, as long as each attempt brings something.
         failures = 0 if _length(part) > before else failures + 1
         if failures == _ATTEMPTS:
-            note = f"; {_length(part):,} bytes are kept, run the same command again to resume" if before else ""
+            note = (
+                f"; {_length(part):,} bytes are kept, run the same command again to resume"
+                if before and checksum
+                else ""
+            )
             raise UserError(f"could not download {url}: {getattr(reason, 'reason', reason)}{note}")
         time.sleep(pause * 2 ** (failures - 1) if failures else 0)
     if wrong := _what_is_wrong(part, size, checksum):

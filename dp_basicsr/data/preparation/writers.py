@@ -146,7 +146,8 @@ class LmdbWriter(FolderWriter):
         with self._readable_errors(str(self.final)):
             if self._env is None:
                 # Nothing reads it before commit, so one flush in close() is as safe as one per transaction.
-                self._env = lmdb.open(str(self.path), map_size=self.map_size, sync=False)
+                # The umask decides who may write, as for other files; lmdb's own mode lets the owner alone.
+                self._env = lmdb.open(str(self.path), map_size=self.map_size, sync=False, mode=0o777)
             is_written = False
             while not is_written:
                 try:

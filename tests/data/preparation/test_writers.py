@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,22 @@ def test_output_is_invisible_before_commit_and_gone_after_an_error(tmp_path: Pat
         with pytest.raises(UserError, match="same"):
             writer.write([record("same")])
     assert list(tmp_path.iterdir()) == []
+
+
+@both_kinds
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_the_umask_decides_who_may_read_and_write(tmp_path: Path, kind: Kind, umask: int) -> None:
+    """seqmagick#26"""
+    before = os.umask(umask)
+    try:
+        with kind(tmp_path / "a.lmdb") as writer:
+            writer.write([record("key")])
+            writer.close()
+            writer.commit()
+    finally:
+        os.umask(before)
+    for path in [tmp_path / "a.lmdb", *(tmp_path / "a.lmdb").iterdir()]:
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 def test_an_lmdb_s_name_must_end_with_lmdb(tmp_path: Path) -> None:
