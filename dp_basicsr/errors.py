@@ -111,8 +111,13 @@ def import_optional(module: str) -> Any:
     Raises:
         UserError: It is missing, broken, or of a version that does not fit; the message gives the reason.
     """
+    package = module.partition(".")[0]
     try:
-        return importlib.import_module(module)
+        imported = importlib.import_module(module)
+        # A folder of that name, such as the one that wandb makes for its runs, is a package of nothing to Python.
+        if hasattr(sys.modules[package], "__path__") and getattr(sys.modules[package], "__file__", None) is None:
+            raise ModuleNotFoundError(name=package)
+        return imported
     except Exception as error:  # a broken package raises anything
         reason = f"{module} cannot be imported ({type(error).__name__}: {first_line(error)})"
         raise UserError(message_for_user(error) or reason) from error

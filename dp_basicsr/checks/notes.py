@@ -10,6 +10,7 @@ from dp_basicsr.checks.problems import Path, Problem, Rule, problems_of
 from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.data.datasets import missing_folders
 from dp_basicsr.data.downloads.catalogue import SOURCES
+from dp_basicsr.models.base import PluginModel
 from dp_basicsr.options.schema import Dataset, OptionFile, Val
 from dp_basicsr.options.section import Entry, Section
 from dp_basicsr.utils.arguments import advise
@@ -41,6 +42,9 @@ def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:
         yield Problem(path, f"there is no validation, because there is {lacking}")
     rules = [*(_about_validation(val) if val and not lacking else ()), *_about_training(options)]
     lacking = lacking or ("" if val and val.metrics else "no metric (val: metrics)")
+    model = members_of(MODEL_REGISTRY).get(options.model_type)
+    if isinstance(model, type) and not issubclass(model, PluginModel):
+        lacking = lacking or f"no code for it in {options.model_type}"
     rules.append((("logger", "keep_best"), lacking, f"no best network is kept, because there is {lacking}"))
     rules.append((("val", "patience"), lacking, f"the training does not end early, because there is {lacking}"))
     yield from problems_of((path, holds and _is_given(options, path), reason) for path, holds, reason in rules)

@@ -139,7 +139,13 @@ def _why_not(kind: str, keywords: str) -> str | None:
 def build(kind: str, keywords: str, place: str) -> Any:
     """Build a metric with keywords (as JSON) on a device, once; the global random state is unchanged."""
     member = library_class(kind)
-    fixed = {name: value for name, value in RANGE.items() if name in inspect.signature(member).parameters}
+    parameters = inspect.signature(member).parameters
+    # A parameter of the same name may mean something else: `normalize` of MS-SSIM is a kind of function.
+    fixed = {
+        name: value
+        for name, value in RANGE.items()
+        if name in parameters and not isinstance(parameters[name].default, str)
+    }
     # Networks are initialised at random before their weights are loaded, in the middle of a training.
     with torch.random.fork_rng(devices=[]):
         return member(**fixed, **json.loads(keywords)).to(place).eval()

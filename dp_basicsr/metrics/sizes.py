@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.lmdb_records import read_meta_info
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.images.files import BadImageError
 from dp_basicsr.images.opening import header_size
+from dp_basicsr.metrics.library_metric import takes_original
+from dp_basicsr.metrics.scores import function_of
 from dp_basicsr.options.metrics import record_of
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 
@@ -29,6 +32,7 @@ def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> N
         roots = {key: str(dataset.opt.get(f"dataroot_{key}")) for key in ("lq", "gt")}  # type: ignore[attr-defined]
         # An LMDB's list has the shapes, (H, W, C), so that its records need not be decoded.
         shapes = {key: read_meta_info(root).shapes for key, root in roots.items() if root.endswith(".lmdb")}
+        images: dict[tuple[int, ...], str] = {}  # size -> one image of it
         for entry in getattr(dataset, "paths", []):
             pair = entry if isinstance(entry, dict) else {"lq_path": entry}
             # The shorter and the longer side, which EXIF's orientation does not change.
@@ -46,6 +50,7 @@ def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> N
             image = f"datasets: {dataset.opt['name']}: {name}"  # type: ignore[attr-defined]
             if gt[0] < result[0] or gt[1] < result[1]:
                 raise UserError(f"{image} is {pixels} pixels, expected at least {needed}, {scale} x its LQ")
+            images.setdefault(gt, image)
             for metric, options in metrics.items():
                 border, record = options.get("crop_border", 0), record_of(options["type"])
                 if record and record.blocks_in(gt, border) < record.blocks:
@@ -54,3 +59,23 @@ def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> N
                         f"{image} of {pixels} pixels is too small for val: metrics: {metric}, which needs {blocks}: "
                         "remove the image or the metric"
                     )
+        if images:
+            _refuse_for_libraries(metrics, min(images), images[min(images)])
+
+
+def _refuse_for_libraries(metrics: dict[str, Any], size: tuple[int, ...], image: str) -> None:
+    """Refuse the smallest image of a set if a metric of another library cannot rate its size; only trying tells."""
+    # `why_not` has tried 256 x 256 pixels.
+    shorter, longer = (min(side, 256) for side in size)
+    noise = np.random.default_rng(0).integers(0, 256, (2, shorter, longer, 3), dtype=np.uint8)
+    for metric, options in metrics.items():
+        kind, keywords = options["type"], {key: value for key, value in options.items() if key != "type"}
+        if "/" not in kind or shorter == 256:
+            continue
+        try:
+            function_of(kind)(*noise[: 1 + takes_original(kind)], **keywords)
+        except Exception as error:  # each library refuses in its own way
+            raise UserError(
+                f"{image} of {size[0]} x {size[1]} pixels cannot be rated by val: metrics: {metric} "
+                f"({first_line(error)}): remove the image or the metric"
+            ) from error

@@ -258,7 +258,7 @@ class Val(Section):
     """suffix of test.py's image names"""
     pbar: bool = False
     """show a progress bar"""
-    metrics: dict[str, Entry] | None = None
+    metrics: dict[FolderName, Entry] | None = None
     """metrics, each with a name of your choice"""
     tile: Ours[Annotated[int, Field(ge=16)] | None] = None
     """tile size for large images in LR pixels; bounds the memory"""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing.util
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 
 from dp_basicsr.data.stream import batch_size_per_gpu
@@ -47,6 +50,19 @@ def raise_open_file_limit() -> None:
         # macOS has a second, lower limit, and a run may do with the old one.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def shorten_socket_names() -> None:
+    """Let loader workers pass their batches under a long TMPDIR: the name of a socket has at most 107 bytes.
+
+    Python makes the sockets in a folder that a process chooses once, and passes on to its workers.
+    """
+    folder = tempfile.gettempdir()
+    # What is added: /pymp-xxxxxxxx/listener-xxxxxxxx.
+    if len(os.fsencode(folder)) > 107 - 32 and os.path.isdir("/tmp"):
+        tempfile.tempdir = "/tmp"
+        multiprocessing.util.get_temp_dir()
+        tempfile.tempdir = folder
 
 
 @contextlib.contextmanager

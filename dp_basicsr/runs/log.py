@@ -116,6 +116,32 @@ def require_loggers(run: RunOptions) -> None:
             import_optional("wandb")
 
 
+def _has_figures(run: RunOptions) -> bool:
+    # As in BasicSR, whose MessageLogger writes no figures for names with `debug` either.
+    return run.rank == 0 and "debug" not in run.options.name and run.options.logs.use_tb_logger
+
+
+def start_wandb(run: RunOptions) -> None:
+    """Start wandb on rank 0 if it is requested: before TensorBoard, whose figures it takes, and before any folder.
+
+    Raises:
+        UserError: It cannot start, for instance without an account.
+    """
+    logs = run.options.logs
+    if not _has_figures(run) or logs.wandb is None or not logs.wandb_project:
+        return
+    wandb, resume_id = import_optional("wandb"), logs.wandb.resume_id
+    try:
+        started = wandb.init(
+            project=logs.wandb_project, name=run.options.name, id=resume_id, resume="allow" if resume_id else None,
+            config=run.as_dict(), sync_tensorboard=True,
+        )  # fmt: skip
+    except Exception as error:  # its errors have no public common class
+        advice = "run `wandb login`, or set WANDB_MODE=offline"
+        raise UserError(f"logger: wandb cannot start ({first_line(error)}): {advice}") from error
+    get_root_logger().info(f"wandb: project {logs.wandb_project}, resume_id {started.id}")
+
+
 @contextmanager
 def tensorboard(run: RunOptions, resuming: bool, keep: int = 0) -> Iterator[Any]:
     """Open TensorBoard's writer on rank 0 (otherwise None), with wandb if requested.
@@ -124,24 +150,10 @@ def tensorboard(run: RunOptions, resuming: bool, keep: int = 0) -> Iterator[Any]
         run: Its options.
         resuming: A new run archives the figures of an earlier run of its name.
         keep: Of a resumed run TensorBoard keeps the earlier figures up to this iteration.
-
-    Raises:
-        UserError: wandb cannot start, for instance without an account.
     """
-    name, logs = run.options.name, run.options.logs
-    # As in BasicSR, whose MessageLogger writes no figures for names with `debug` either.
-    if run.rank != 0 or "debug" in name or not logs.use_tb_logger:
+    if not _has_figures(run):
         yield None
         return
-    if logs.wandb is not None and logs.wandb_project:
-        wandb, resume_id = import_optional("wandb"), logs.wandb.resume_id
-        how = {"id": resume_id, "resume": "allow" if resume_id else None, "sync_tensorboard": True}
-        try:
-            started = wandb.init(project=logs.wandb_project, name=name, config=run.as_dict(), **how)
-        except Exception as error:  # its errors have no public common class
-            advice = "run `wandb login`, or set WANDB_MODE=offline"
-            raise UserError(f"logger: wandb cannot start ({first_line(error)}): {advice}") from error
-        get_root_logger().info(f"wandb: project {logs.wandb_project}, resume_id {started.id}")
     if not resuming:
         await_archive_name(str(run.tensorboard))
         mkdir_and_rename(str(run.tensorboard))

@@ -111,7 +111,7 @@ class Training:
             self.judge.take_start(figures, self.validator.color_shifts)
         elif self.judge is not None:
             self.judge.judge(self.iteration, figures, self.validator.color_shifts)
-        if self.run.options.logs.keep_best and not is_start:
+        if self.run.options.logs.keep_best and self.saver is not None and not is_start:
             self.saver.save_best(self.iteration, self.validator.best)
 
     def is_over(self) -> bool:

@@ -9,6 +9,7 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.after_test import evaluate_test_run, metrics_of
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
 from dp_basicsr.options.run import RunOptions
+from dp_basicsr.runs.limits import shorten_socket_names
 from dp_basicsr.runs.log import start_log, write_log
 
 import torch
@@ -24,6 +25,7 @@ def test(run: RunOptions) -> None:
     """
     opt = run.as_dict()
     torch.backends.cudnn.benchmark = True
+    shorten_socket_names()
     require_networks(opt)
     held_log = start_log(run)
     logger = get_root_logger()

@@ -21,8 +21,13 @@ from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.runs.changes import describe_changes
 from dp_basicsr.runs.judging import Judge
-from dp_basicsr.runs.limits import keep_freed_memory, out_of_memory_is_user_error, raise_open_file_limit
-from dp_basicsr.runs.log import require_loggers, start_log, tensorboard, write_log
+from dp_basicsr.runs.limits import (
+    keep_freed_memory,
+    out_of_memory_is_user_error,
+    raise_open_file_limit,
+    shorten_socket_names,
+)
+from dp_basicsr.runs.log import require_loggers, start_log, start_wandb, tensorboard, write_log
 from dp_basicsr.runs.loop import Training, loop
 from dp_basicsr.utils.atomic_io import (
     atomic_write,
@@ -55,6 +60,7 @@ def train(run: RunOptions, option_file: str) -> None:
     if run.num_gpu == 0:
         keep_freed_memory()
     raise_open_file_limit()
+    shorten_socket_names()
     require_networks(run.as_dict())
     require_loggers(run)
     intact = "; saved checkpoints are intact: continue with --auto_resume"
@@ -64,6 +70,7 @@ def train(run: RunOptions, option_file: str) -> None:
         changes = list(describe_changes(run.options, root))
         point = find_resume_point(run.as_dict())
         training = build(run, point)
+        on_rank_0(lambda: start_wandb(run))
         # Nothing is written before this point: an earlier run of this name is moved aside here.
         on_rank_0(lambda: make_folders(run, option_file, resuming=point is not None))
         write_log(run, "train", held_log)

@@ -120,7 +120,10 @@ def test_every_misspelt_key_is_named() -> None:
         ("train:perceptual_opt:layer_weights={conv5_4: 1}", "expected vgg_layer_weights with the same layers"),
         ("train:perceptual_opt:perceptual_weight=0.1", "expected loss_weight, got a key of PerceptualLoss"),
         # names
-        ("name=a/b", "name: expected the name of a folder, got 'a/b'"),
+        ("name=a/b", "name: expected the name of a folder or file, got 'a/b'"),
+        # Lightning#4012: it becomes part of the best network's file name.
+        ("val:metrics={quality/psnr: {type: calculate_psnr, crop_border: 4}}",
+         "val:metrics.*: expected the name of a folder or file, got 'quality/psnr'"),
         ("name=5", "name: expected text, got 5; put it into quotes"),
         ("name=..", "name: expected the name of a folder"),
         ("datasets:val_1:name=../../x", "datasets:val_1:name: expected the name of a folder"),

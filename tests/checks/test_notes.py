@@ -17,6 +17,8 @@ from dp_basicsr.utils.arguments import SHIPPED
 
 import pytest
 import yaml
+from basicsr.models.base_model import BaseModel
+from basicsr.utils.registry import MODEL_REGISTRY
 
 from tests.support.fuzz import draws
 from tests.support.options import SMALL
@@ -121,3 +123,17 @@ def test_losses_that_train_nothing_are_named(entries: list[str], named: str) -> 
     notes = "\n".join(check_options(opt, file, [], is_train=True, may_miss_data=True).notes)
     assert (f"the generator is not trained: the weight of {named}" in notes) == bool(named), notes
     assert ("not trained" in notes) == bool(named)
+
+
+def test_a_model_that_keeps_no_best_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What our loop does for our models only; another package's ended in an AttributeError at its first validation."""
+
+    class Other(BaseModel):
+        pass
+
+    monkeypatch.setitem(MODEL_REGISTRY._obj_map, "Other", Other)
+    opt, file = read_options(SHIPPED / "train_esrgan_dp.yml"), str(SHIPPED / "train_esrgan_dp.yml")
+    override(opt, ["model_type=Other", "logger:keep_best=true", "val:patience=3"])
+    notes = "\n".join(check_options(opt, file, [], is_train=True, may_miss_data=True).notes)
+    for text in ("logger:keep_best: no best network is kept", "val:patience: the training does not end early"):
+        assert f"{text}, because there is no" in notes, notes

@@ -43,6 +43,8 @@ def test_values_are_the_libraries() -> None:
     assert value("piq/HaarPSILoss", c=20.0) == pytest.approx(expected)
     ssim = structural_similarity_index_measure(tensor(NEAR), tensor(GT), data_range=1.0)
     assert value("torchmetrics/StructuralSimilarityIndexMeasure") == pytest.approx(float(ssim))
+    # Its `normalize` is no range: SC-GS#57.
+    assert why_not("torchmetrics/MultiScaleStructuralSimilarityIndexMeasure") is None
     function_of("piq/TVLoss")
     assert calculate_metric({"img": NEAR}, {"type": "piq/TVLoss"}) > 0  # needs no original
 

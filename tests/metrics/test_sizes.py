@@ -83,3 +83,12 @@ def test_an_original_smaller_than_its_result_is_refused() -> None:
     write("gt", 39, 60)
     with pytest.raises(UserError, match=r"gt/a.png is 39 x 60 pixels, expected at least 40 x 60, 2 x its LQ"):
         refuse(PSNR)
+
+
+def test_a_metric_of_a_library_is_tried_on_the_smallest_image() -> None:
+    """SC-GS#57: MS-SSIM takes no image below 161 pixels, which the first validation found."""
+    write("lq", 80, 80)
+    write("gt", 160, 160)
+    with pytest.raises(UserError, match="160 x 160 pixels cannot be rated by val: metrics: .*at least 161x161.*remove"):
+        refuse({"type": "piq/MultiScaleSSIMLoss", "crop_border": 0})
+    refuse({"type": "piq/MultiScaleSSIMLoss", "crop_border": 0, "kernel_size": 9})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import resource
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from resource import RLIM_INFINITY, RLIMIT_NOFILE
@@ -14,11 +16,17 @@ from dp_basicsr.checkpoint.manifest import check_manifest
 from dp_basicsr.errors import UserError
 from dp_basicsr.models import SRGANDPModel
 from dp_basicsr.options import parse_command_line, read_given_options
-from dp_basicsr.runs.limits import keep_freed_memory, out_of_memory_is_user_error, raise_open_file_limit
+from dp_basicsr.runs.limits import (
+    keep_freed_memory,
+    out_of_memory_is_user_error,
+    raise_open_file_limit,
+    shorten_socket_names,
+)
 from dp_basicsr.runs.start import start_run
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.support.options import write_small_gan
 from tests.support.processes import CONTEXT
@@ -101,6 +109,27 @@ def test_the_soft_limit_is_raised(soft: int, hard: int, expected: int, monkeypat
     monkeypatch.setattr("resource.setrlimit", limits.__setitem__)
     raise_open_file_limit()
     assert limits[RLIMIT_NOFILE] == (expected, hard)
+
+
+def load_a_batch(folder: str) -> None:
+    """Load a batch by a worker, with a folder for temporary files that was chosen before the program."""
+    multiprocessing.set_start_method("fork", force=True)
+    multiprocessing.current_process()._config.pop("tempdir", None)  # type: ignore[attr-defined]
+    tempfile.tempdir = folder
+    shorten_socket_names()
+    assert tempfile.gettempdir() == folder
+    assert len(list(DataLoader(TensorDataset(torch.zeros(2, 3)), num_workers=1))) == 2
+
+
+def test_workers_pass_batches_under_a_long_tmpdir(tmp_path: Path) -> None:
+    """RiboDetector#57: "AF_UNIX path too long", and the run waited for ever, also after SIGTERM."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    process = CONTEXT.Process(target=load_a_batch, args=(str(folder),))
+    process.start()
+    process.join(120)
+    process.kill()
+    assert process.exitcode == 0
 
 
 def count_faults(keep: bool, file: str) -> None:

@@ -15,7 +15,15 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.options.reading import parse_yaml
 from dp_basicsr.options.run import Folders, RunOptions
 from dp_basicsr.options.schema import OptionFile
-from dp_basicsr.runs.log import IterationLog, progress_bar, start_log, tensorboard, write_log
+from dp_basicsr.runs.log import (
+    IterationLog,
+    progress_bar,
+    require_loggers,
+    start_log,
+    start_wandb,
+    tensorboard,
+    write_log,
+)
 
 import pytest
 from basicsr.models.base_model import BaseModel
@@ -60,8 +68,7 @@ def test_wandb_gets_tensorboard_s_figures_when_asked(monkeypatch: pytest.MonkeyP
     calls: list[dict[str, Any]] = []
     fake = SimpleNamespace(init=lambda **arguments: calls.append(arguments) or SimpleNamespace(id="abc"))
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    with tensorboard(run_with(**WANDB), resuming=False):
-        assert Path("tb_logger/run").is_dir()
+    start_wandb(run_with(**WANDB))
     (call,) = calls
     assert (call["project"], call["id"], call["resume"], call["sync_tensorboard"]) == ("sr", "abc", "allow", True)
 
@@ -71,11 +78,17 @@ def test_wandb_without_a_login_is_one_message(monkeypatch: pytest.MonkeyPatch) -
         raise RuntimeError("api_key not configured (no-tty). call wandb.login(key=[your_api_key])\nmore")
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    with (
-        pytest.raises(UserError, match=r"cannot start \(api_key not configured.*\): run `wandb login`, or set WANDB"),
-        tensorboard(run_with(**WANDB), resuming=False),
-    ):
-        pass
+    with pytest.raises(UserError, match=r"cannot start \(api_key not configured.*\): run `wandb login`, or set WANDB"):
+        start_wandb(run_with(**WANDB))
+
+
+def test_a_folder_is_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """manylatents#211: wandb makes a folder ``wandb`` for its runs, which Python imports where there is no package."""
+    Path("wandb").mkdir()
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(UserError, match="wandb is not installed: pip install 'dp_basicsr.wandb.'"):
+        require_loggers(run_with(**WANDB))
 
 
 @pytest.mark.parametrize("changes", [{"rank": 1}, {"name": "debug_run"}, {"use_tb_logger": False}])
