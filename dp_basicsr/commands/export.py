@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             left = write_entry(args.openmodeldb, args.format, files[0], facts, args.license)
             print(f"wrote {args.openmodeldb}; fill in {', '.join(left)}")
         # torch itself reads files of weights, so there is nothing to compare.
-        if record.target:
+        if record.engine:
             print(f"difference from torch, relative to the largest value: {difference:.1e}")
         if limit := limit_elsewhere(network, args.format, files[0].stem):
             print(f"note: {limit}")

@@ -27,7 +27,7 @@ BOX_LIMIT = "the networks in the box know clean images reduced by bicubic x4 onl
 class EngineKind:
     """An engine: all that commands, messages and docs say of it."""
 
-    target: str  # its class, an ``Engine`` that writes files; empty for torch
+    target: str  # its class, an ``Engine`` that writes and runs files; empty for torch
     file: str  # name of a converted network in the cache
     packages: tuple[str, ...]  # what it imports
     extra: str  # of this package, which installs them
@@ -46,6 +46,8 @@ ENGINES = {
     ),
     "torch": EngineKind("", "", (), "", "CPU, CUDA, MPS"),
 }
+# Runs its files alone; no network is converted for it.
+_NCNN = EngineKind("ncnn_engine:NcnnEngine", "", ("ncnn", "pnnx"), "export", "the CPU")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class ExportFormat:
     """A format of exported networks: all that commands, checks, cards and docs say of it."""
 
     suffixes: tuple[str, ...]  # of the files that an export writes
-    target: str  # the ``Engine`` that writes and runs them; empty for weights, which torch reads
+    engine: EngineKind | None  # writes and runs them; None for weights, which torch reads
     # Largest difference from torch allowed, relative to the output's largest value: sums in another order, ncnn's
     # Winograd transform. 0: the same bits.
     tolerance: float
@@ -75,10 +77,6 @@ class ExportFormat:
         name = output.stem if len(self.suffixes) > 1 and output.suffix in self.suffixes else output.name
         return output.with_name(f"{name}.md")
 
-    def load(self) -> Any:
-        """Return the engine's class."""
-        return pkgutil.resolve_name(f"dp_basicsr.deploy.{self.target}")
-
 
 _IN_TORCH = """```python
 from pathlib import Path
@@ -91,15 +89,15 @@ _BY_SPANDREL = "chaiNNer, ComfyUI and every program on spandrel open it."
 
 EXPORTS = {
     "safetensors": ExportFormat(
-        (".safetensors",), "", 0, "pytorch", "BasicSR's names; metadata as text", "read back, same bits",
+        (".safetensors",), None, 0, "pytorch", "BasicSR's names; metadata as text", "read back, same bits",
         _IN_TORCH, _BY_SPANDREL,
     ),
     "pth": ExportFormat(
-        (".pth",), "", 0, "pytorch", "`params` as BasicSR reads it, and strings and numbers", "read back, same bits",
+        (".pth",), None, 0, "pytorch", "`params` as BasicSR reads it, and strings and numbers", "read back, same bits",
         _IN_TORCH, _BY_SPANDREL,
     ),
     "onnx": ExportFormat(
-        (".onnx",), "onnx_engine:OnnxEngine", 1e-5, "onnx", "dynamic batch, height, width; metadata",
+        (".onnx",), ENGINES["onnxruntime"], 1e-5, "onnx", "dynamic batch, height, width; metadata",
         "onnxruntime at 1 x 1, 16 x 16, 17 x 23 and a batch, 1e-5 relative",
         """```python
 import numpy as np, onnxruntime
@@ -110,7 +108,7 @@ image = np.random.rand(1, 3, 64, 64).astype(np.float32)  # RGB in [0, 1]
         "Programs that run ONNX models (chaiNNer among them) open it; batch, height and width are free.",
     ),
     "ncnn": ExportFormat(
-        (".param", ".bin"), "ncnn_engine:NcnnEngine", 1e-4, "",
+        (".param", ".bin"), _NCNN, 1e-4, "",
         "`net_g.param` and `net_g.bin`, by pnnx; input `data`, output `output`",
         "ncnn at the same sizes, 1e-4 relative",
         "Programs that run ncnn take both files, `{file}` and the `.bin` beside it.",

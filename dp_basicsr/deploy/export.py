@@ -7,6 +7,7 @@ import math
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
@@ -58,21 +59,22 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
     # In the same folder, because a rename is atomic within one file system alone.
     with naming(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         drafts = [Path(folder) / f"draft{suffix}" for suffix in format_.suffixes]
-        if format_.target:
+        if format_.engine:
+            engine = format_.engine.load()
             tolerance = HALF_TOLERANCE if half else format_.tolerance
-            difference, reason = _convert(network, kind, drafts[0], facts, half)
+            difference, reason = _convert(network, engine, drafts[0], facts, half)
             # Not `>`, which is false for NaN, too.
             if kind == "onnx" and not difference <= tolerance and (reason or math.isfinite(difference)):
                 # The exporter takes the number of a network's windows for a constant. Upscaling cuts and pads tiles for
                 # a file of one size.
                 side = max(network.size.fit(FIXED_SIDE, FIXED_SIDE))
                 network.size = dataclasses.replace(network.size, minimum=side, maximum=side)
-                difference, reason = _convert(network, kind, drafts[0], describe(network, facts), half)
+                difference, reason = _convert(network, engine, drafts[0], describe(network, facts), half)
         else:
             difference, tolerance, reason = _save_weights(network, drafts[0], facts, half), 0, ""
         if not difference <= tolerance:
             wrong = f"cannot be run ({reason})" if reason else f"differs from the network by {difference:.1e}"
-            instead = "; export it as .safetensors" if format_.target else ""
+            instead = "; export it as .safetensors" if format_.engine else ""
             if half and not math.isfinite(difference) and not reason:
                 instead = "; inside it, values exceed the range of fp16 (65504): export it without --half"
             raise UserError(f"the exported {kind} {wrong}; nothing was written{instead}")
@@ -84,7 +86,7 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
 def limit_elsewhere(network: OpenedNetwork, kind: str, name: str) -> str | None:
     """What other programs cannot do with an export called ``name``, as a sentence; None if nothing."""
     scale, growth = network.scale, network.arguments.get("num_grow_ch", 32)
-    if not EXPORTS[kind].target:
+    if not EXPORTS[kind].engine:
         # Of spandrel 0.4.
         limit = None
         if network.arch == "MSRResNet":
@@ -132,9 +134,8 @@ def _save_weights(network: OpenedNetwork, path: Path, facts: dict[str, str], hal
     return 0.0 if same and again.description == network.description else math.inf
 
 
-def _convert(network: OpenedNetwork, kind: str, path: Path, facts: dict[str, str], half: bool) -> tuple[float, str]:
+def _convert(network: OpenedNetwork, engine: Any, path: Path, facts: dict[str, str], half: bool) -> tuple[float, str]:
     """Write a file that another package runs; return its largest relative difference from torch, or why it fails."""
-    engine = EXPORTS[kind].load()
     try:
         engine.write(network, path, facts, half)
     except UserError:

@@ -101,7 +101,7 @@ def _open_file(path: Path, engine: EngineName, device: str, precision: Precision
         )
     if precision not in ("fp32", "auto"):
         raise UserError(f"--precision {precision}: ONNX and ncnn files run in the precision that they were exported in")
-    kind = next(kind for kind in EXPORTS.values() if kind.target and path.suffix in kind.suffixes)
+    kind = next(record.engine for record in EXPORTS.values() if record.engine and path.suffix in record.suffixes)
     return kind.load()(None, device, "fp32", warn, path)  # type: ignore[no-any-return]
 
 
