@@ -41,8 +41,8 @@ def imported_files(path: Path) -> set[Path]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: expected an absolute import, got a relative one"
             names.update((str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)))
-    places = [PACKAGE.parent.joinpath(*name.split(".")) for name in names if name.split(".")[0] == PACKAGE.name]
-    candidates = {file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")}
+    bases = [PACKAGE.parent.joinpath(*name.split(".")) for name in names if name.split(".")[0] == PACKAGE.name]
+    candidates = {file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")}
     return {file for file in candidates if file.is_file()} - {path}
 
 

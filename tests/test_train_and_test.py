@@ -71,11 +71,11 @@ def test_train_stop_resume_test(folder: Path, device: torch.device) -> None:
 
 def test_two_processes(folder: Path) -> None:
     """With torchrun's variables: the group is found; only rank 0 writes; a resumed run has the same losses."""
-    one = ["--force_yml", "datasets:train:batch_size_per_gpu=1"]
-    log = run_well("train.py", "-opt", "small.yml", *one, processes=2)
+    single = ["--force_yml", "datasets:train:batch_size_per_gpu=1"]
+    log = run_well("train.py", "-opt", "small.yml", *single, processes=2)
     assert losses_of(log).keys() == set(range(1, 8))
     assert len(list((folder / "experiments").iterdir())) == 1
-    again = ["--auto_resume", "--launcher", "pytorch", *one, "train:total_iter=8"]
+    again = ["--auto_resume", "--launcher", "pytorch", *single, "train:total_iter=8"]
     resumed = run_well("train.py", "-opt", "small.yml", *again, processes=2)
     assert losses_of(resumed)[7] == losses_of(log)[7]
 

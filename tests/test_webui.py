@@ -371,10 +371,10 @@ def address(folder: Path) -> Iterator[str]:
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
-        found = next((match for line in lines if (match := re.match(r"open (http://\S+)", line))), None)
+        opened = next((match for line in lines if (match := re.match(r"open (http://\S+)", line))), None)
         try:
-            assert found is not None, "the page did not start"
-            yield found[1]
+            assert opened is not None, "the page did not start"
+            yield opened[1]
         finally:
             process.terminate()
             try:

@@ -74,7 +74,7 @@ def test_folded_batch_norm_is_the_same_network(network: str, tmp_path: Path) -> 
     with torch.device("meta"):
         plain = models.get_model(network, weights=None)
     plain.fc = torch.nn.Identity()
-    initialise_randomly(plain, network).eval()
+    initialise_randomly(plain, network).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for norm in (module for module in plain.modules() if isinstance(module, torch.nn.BatchNorm2d)):
         for tensor in (norm.running_var, norm.running_mean, norm.weight.data, norm.bias.data):

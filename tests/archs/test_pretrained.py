@@ -127,7 +127,7 @@ def test_random_weights_are_seeded_logged_and_keep_the_random_state(monkeypatch:
     said: list[str] = []
     monkeypatch.setattr(get_root_logger(), "warning", said.append)
     before = torch.get_rng_state()
-    one, two = (VGGFeatures(["conv2_1"], "vgg11", "random") for _ in range(2))
+    first, second = (VGGFeatures(["conv2_1"], "vgg11", "random") for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert ["RANDOM weights" in text for text in said] == [True, True]

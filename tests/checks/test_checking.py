@@ -35,8 +35,8 @@ def problems(*entries: str, file: Path = TRAIN, is_train: bool = True) -> list[s
     """Return the problems of an option file after some overrides, except missing data."""
     opt = read_options(file)
     override(opt, entries)
-    found = find_problems(opt, is_train, {entry.partition("=")[0] for entry in entries})
-    return [f"{':'.join(map(str, problem.path))}: {problem.text}" for problem in found if not problem.missing]
+    every = find_problems(opt, is_train, {entry.partition("=")[0] for entry in entries})
+    return [f"{':'.join(map(str, problem.path))}: {problem.text}" for problem in every if not problem.missing]
 
 
 def refusal(argv: list[str], is_train: bool = True) -> str:
@@ -76,8 +76,8 @@ def test_gray_training_needs_one_channel_everywhere() -> None:
     gray += [f"{key}=y" for key in sets]
     assert problems(*gray, repeat) == []
     assert re.match(r"train:perceptual_opt:input_channels: expected repeat", "".join(problems(*gray)))
-    found = problems(*gray[1:4], repeat, *gray[4:])
-    assert [text.partition(": ")[0] for text in found] == [
+    texts = problems(*gray[1:4], repeat, *gray[4:])
+    assert [text.partition(": ")[0] for text in texts] == [
         "network_g:num_in_ch", "network_g:num_out_ch", "network_d:num_in_ch", "train:perceptual_opt:input_channels",
     ]  # fmt: skip
 
@@ -206,9 +206,9 @@ def test_every_misspelt_key_is_named() -> None:
     ],
 )  # fmt: skip
 def test_a_mistake_is_named(entry: str, message: str) -> None:
-    found = problems(entry.replace("TERMS", TERMS))
-    assert len(found) == 1, found
-    assert re.match(f"(.*: ?)?{message}", found[0])
+    texts = problems(entry.replace("TERMS", TERMS))
+    assert len(texts) == 1, texts
+    assert re.match(f"(.*: ?)?{message}", texts[0])
 
 
 @pytest.mark.parametrize(
@@ -271,12 +271,12 @@ def test_all_problems_are_reported_with_their_lines() -> None:
     message = refusal(["-opt", str(file), "--force_yml", "train:total_itr=3", "scale=four"]).splitlines()
     assert message[0] == f"{file}: 10 problems"
     for words in ("gtsize:", "num_conv: two", "nmae: a", "print_freq: 0", "dataroot_gt: datasets/demo/HR"):
-        line = next(number for number, one in enumerate(lines, start=1) if words in one)
-        assert [one for one in message if one.startswith(f"{file}:{line}: ")], words
+        line = next(number for number, text in enumerate(lines, start=1) if words in text)
+        assert [text for text in message if text.startswith(f"{file}:{line}: ")], words
     assert any(line.startswith("--force_yml train:total_itr=3: train:total_itr: ") for line in message)
     assert "--force_yml scale=four: scale: expected a whole number, got 'four'" in message
     section = lines.index("  train:") + 1
-    assert [one for one in message if one.startswith(f"{file}:{section}: datasets:train:gt_size: expected a value")]
+    assert [text for text in message if text.startswith(f"{file}:{section}: datasets:train:gt_size: expected a value")]
 
 
 def test_a_merged_key_has_the_line_of_its_definition() -> None:
@@ -349,8 +349,8 @@ def test_options_that_basicsr_s_models_ignore_are_refused() -> None:
     """They would silently ignore it, and GANLoss does not support sync_mean."""
     asked = ["train:amp=bf16", "val:tile=128", "logger:keep_best=true", "train:max_nonfinite=10"]
     asked += ["train:balance={shares: {pix: 0.5, gan: 0.5}}", "train:gan_opt:ramp=10"]
-    found = problems("model_type=ESRGANModel", *asked)
-    assert [re.findall(r"(\S+): expected none: ESRGANModel", one)[0] for one in found] == [
+    texts = problems("model_type=ESRGANModel", *asked)
+    assert [re.findall(r"(\S+): expected none: ESRGANModel", text)[0] for text in texts] == [
         "train:gan_opt:sync_mean", "train:gan_opt:ramp", "train:balance", "train:channels_last", "train:amp",
         "val:tile", "logger:keep_best",
     ]  # fmt: skip

@@ -116,19 +116,19 @@ def test_changed_text(data: st.DataObject) -> None:
     """Deleted, duplicated and moved lines and inserted characters, as after editing mistakes or bad merges."""
     lines = TEXTS[data.draw(st.sampled_from(sorted(TEXTS)))].splitlines(keepends=True)
     for _ in range(data.draw(st.integers(1, 5))):
-        place, other = (data.draw(st.integers(0, len(lines) - 1)) for _ in range(2))
+        index, other = (data.draw(st.integers(0, len(lines) - 1)) for _ in range(2))
         action = data.draw(st.sampled_from(["delete", "double", "move", "indent", "insert"]))
-        line = lines.pop(place)
+        line = lines.pop(index)
         if action == "double":
-            lines[place:place] = [line, line]
+            lines[index:index] = [line, line]
         elif action == "move":
             lines.insert(other, line)
         elif action == "indent":
-            lines.insert(place, data.draw(st.sampled_from(["", " ", "  ", "\t"])) + line.lstrip())
+            lines.insert(index, data.draw(st.sampled_from(["", " ", "  ", "\t"])) + line.lstrip())
         elif action == "insert":
             column = data.draw(st.integers(0, len(line)))
             odd = data.draw(st.one_of(st.sampled_from(ODD), st.text(max_size=3)))
-            lines.insert(place, line[:column] + odd + line[column:])
+            lines.insert(index, line[:column] + odd + line[column:])
         if not lines:
             break
     judge_run("".join(lines), [], data.draw(st.booleans()))
@@ -139,8 +139,8 @@ def test_changed_text(data: st.DataObject) -> None:
 def test_changed_bytes(data: st.DataObject) -> None:
     content = bytearray(TEXTS[data.draw(st.sampled_from(sorted(TEXTS)))].encode())
     for _ in range(data.draw(st.integers(1, 6))):
-        place = data.draw(st.integers(0, len(content)))
-        content[place : place + data.draw(st.integers(0, 40))] = data.draw(st.binary(max_size=6))
+        index = data.draw(st.integers(0, len(content)))
+        content[index : index + data.draw(st.integers(0, 40))] = data.draw(st.binary(max_size=6))
     judge_run(bytes(content), [], is_train=True)
 
 

@@ -88,12 +88,12 @@ def opened(name: str, seed: int) -> tuple[Callable[[Tensor], Tensor], InputSize,
                 value.fill_(0.5)  # zero at first: the blocks would do nothing
             elif seed % 2 and value.ndim > 1 and "logit_scale" not in key:
                 value *= 2
-    found = MAIN_REGISTRY.load({key: value.clone() for key, value in net.state_dict().items()})
-    needs = found.size_requirements
+    loaded = MAIN_REGISTRY.load({key: value.clone() for key, value in net.state_dict().items()})
+    needs = loaded.size_requirements
     size = with_step(
-        found.model, InputSize(needs.multiple_of, max(needs.minimum, 1), needs.square), found.input_channels
+        loaded.model, InputSize(needs.multiple_of, max(needs.minimum, 1), needs.square), loaded.input_channels
     )
-    return lambda image: found(image), size, found.scale, found.input_channels  # type: ignore[operator]
+    return lambda image: loaded(image), size, loaded.scale, loaded.input_channels  # type: ignore[operator]
 
 
 def test_a_part_that_starts_at_a_step_is_computed_as_in_the_whole_image() -> None:

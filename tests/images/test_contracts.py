@@ -263,10 +263,10 @@ def compare(pairs: list[tuple[Path, Path]], said: list[str]) -> None:
                 continue
             sought = {CHUNKS.get(tag, tag), WORDS.get(group.partition("-")[0], tag), "EXIF" if group == "GPS" else tag}
             is_named = any(word in words for word in sought)
-            kept = results.get(tag) == sides.get(tag, value)
+            is_kept = results.get(tag) == sides.get(tag, value)
             if tag.startswith(DENSITY):
-                kept |= "density" in words or any(name in results for name in DENSITY)
-            if not kept and not is_named:
+                is_kept |= "density" in words or any(name in results for name in DENSITY)
+            if not is_kept and not is_named:
                 lost.append(f"{before.name} -> {after.name}: {name} {value!r} -> {results.get(tag)!r}; {words}")
     assert lost == []
 
@@ -377,8 +377,8 @@ def test_the_colours_of_an_avif_keep_their_meaning(primaries: int, transfer: int
     """upscayl#1265: Display P3 or PQ of a phone, shown as sRGB, is pale."""
     Image.new("RGB", SIZE).save("in.avif")
     data = Path("in.avif").read_bytes()
-    place = data.index(b"colrnclx") + 8
-    Path("in.avif").write_bytes(data[:place] + bytes([0, primaries, 0, transfer]) + data[place + 4 :])
+    offset = data.index(b"colrnclx") + 8
+    Path("in.avif").write_bytes(data[:offset] + bytes([0, primaries, 0, transfer]) + data[offset + 4 :])
     picture, said = read_picture(Path("in.avif")), list[str]()
     write_picture(picture, Path("out.png"), warn=said.append)
     assert (b"cICP" + bytes([primaries, transfer, 0, 1]) in Path("out.png").read_bytes()) == is_named

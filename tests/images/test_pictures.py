@@ -89,9 +89,9 @@ def test_jpeg_keeps_the_longest_exif_that_it_can() -> None:
         warned: list[str] = []
         picture = Picture(RGB, metadata=Metadata((9, 6), exif=long_exif(length)[6:]))
         Path("out.jpg").write_bytes(encode_picture(picture, ".jpg", warn=warned.append))
-        kept = bool(read_picture(Path("out.jpg")).metadata.exif)
-        assert kept != bool(warned)
-        assert kept == (length == 65_533 - overhead)
+        is_kept = bool(read_picture(Path("out.jpg")).metadata.exif)
+        assert is_kept != bool(warned)
+        assert is_kept == (length == 65_533 - overhead)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

@@ -72,8 +72,8 @@ def judge(message: str) -> None:
 def sections(value: Any) -> list[Any]:
     """Every mapping and list within a value, itself first."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    found = [value] if isinstance(value, (dict, list)) else []
-    return found + [one for item in inner for one in sections(item)]
+    itself = [value] if isinstance(value, (dict, list)) else []
+    return itself + [section for item in inner for section in sections(item)]
 
 
 LONGEST_CASE = 60  # seconds until a case counts as hanging

@@ -64,6 +64,6 @@ def damage(content: bytes, rng: random.Random, head: int) -> bytes:
     data = bytearray(content)
     for _ in range(rng.choice((1, 3, 10))):
         page = 4096 * rng.randrange(len(data) // 4096 + 1)
-        place = page + rng.randrange(head) if rng.random() < 0.5 else rng.randrange(len(data))
-        data[min(place, len(data) - 1)] = rng.randrange(256)
+        offset = page + rng.randrange(head) if rng.random() < 0.5 else rng.randrange(len(data))
+        data[min(offset, len(data) - 1)] = rng.randrange(256)
     return bytes(data[: rng.randrange(len(data))] if rng.random() < 1 / 6 else data)

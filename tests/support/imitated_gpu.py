@@ -55,7 +55,7 @@ class GPUTensor(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator on the values."""
         kwargs = kwargs or {}
-        mixed = {type(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim() > 0}
+        mixed = {type(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0}
         if len(mixed) > 1 and func.overloadpacket is not ATEN.copy_:
             raise RuntimeError(f"Expected all tensors to be on the same device: {func}")
         copies = func.overloadpacket in COPYING and CPU in tree_leaves((args, kwargs))
@@ -80,11 +80,11 @@ class _Transfers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        named = DEVICE in [one for one in (*args[1:], *kwargs.values()) if isinstance(one, torch.device)]
+        named = DEVICE in [value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.device)]
         if func in FACTORIES and named:
             return GPUTensor(func(*args, **kwargs | {"device": CPU, "requires_grad": False}))
         if func is Tensor.to and named and not isinstance(args[0], GPUTensor):
-            near = func(args[0].detach(), *map(_near, args[1:]), **{name: _near(one) for name, one in kwargs.items()})
+            near = func(args[0].detach(), *map(_near, args[1:]), **tree_map(_near, kwargs))
             return GPUTensor(near.clone(), args[0].is_leaf and args[0].requires_grad)
         if func is Tensor.type_as and isinstance(args[1], GPUTensor) and not isinstance(args[0], GPUTensor):
             return GPUTensor(func(args[0], args[1].on_cpu))

@@ -92,9 +92,9 @@ class Processes:
         """Start a process for each command, with torchrun's variables unless ``environment`` has others."""
         for rank, words in enumerate(commands):
             variables = environment or rank_variables(rank, len(commands), self.port)
-            own = {name: value.format(rank=rank) for name, value in variables.items()}
+            settings = {name: value.format(rank=rank) for name, value in variables.items()}
             folder = folders[rank] if folders else self.folder
-            arguments = (list(words), str(folder), str(self.output(rank)), own)
+            arguments = (list(words), str(folder), str(self.output(rank)), settings)
             process = CONTEXT.Process(target=run_program, args=arguments)
             process.start()
             self.all.append(process)
