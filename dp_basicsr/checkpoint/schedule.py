@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
+from dp_basicsr.options.schema import Train
+
 # Keys of an optimizer's groups that are not options, change at every step, or only choose torch's implementation.
 _NOT_OPTIONS = {"params", "lr", "fused", "foreach", "capturable", "differentiable"}
 
@@ -17,7 +19,7 @@ _NOT_OPTIONS = {"params", "lr", "fused", "foreach", "capturable", "differentiabl
 _PERIODS = ("periods", "restart_weights", "cumulative_period")
 
 
-def resume_training(model: Any, state: dict[str, Any], train: dict[str, Any], use_options: bool) -> str | None:
+def resume_training(model: Any, state: dict[str, Any], train: Train, use_options: bool) -> str | None:
     """Restore a training state in a model that was built from options.
 
     With ``use_options`` (``resume_schedule: options``) the learning rates and optimizer settings are those of the
@@ -37,7 +39,7 @@ def resume_training(model: Any, state: dict[str, Any], train: dict[str, Any], us
         state["schedulers"] = [deepcopy(scheduler.state_dict()) for scheduler in model.schedulers]
     for scheduler, saved in () if use_options else schedulers:
         # The rate is undefined after the last period, so a run that was lengthened takes the options' periods.
-        if hasattr(scheduler, "periods") and sum(saved["periods"]) < train["total_iter"]:
+        if hasattr(scheduler, "periods") and sum(saved["periods"]) < train.total_iter:
             saved |= {key: getattr(scheduler, key) for key in _PERIODS}
             note = "; the checkpoint's periods end before train:total_iter, so periods are the option file's"
     model.resume_training(state)
@@ -46,7 +48,7 @@ def resume_training(model: Any, state: dict[str, Any], train: dict[str, Any], us
             warnings.simplefilter("ignore")  # torch expects a step of the optimizer between two of the scheduler
             # Replayed, because the rate at an iteration follows from all steps before it.
             for iteration in range(1, state["iter"] + 1):
-                model.update_learning_rate(iteration, warmup_iter=train["warmup_iter"])
+                model.update_learning_rate(iteration, warmup_iter=train.warmup_iter)
     if not changed:
         return None
     used, other = ("option file", "state") if use_options else ("checkpoint", "options")

@@ -110,22 +110,21 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
         # Before the state is restored, which includes the judge's.
         model.saver.others["judge"] = judge
     if point is not None:
-        resume(opt, model, stream, point.state)
+        resume(run, model, stream, point.state)
     return Training(run, model, stream, val_loaders, judge, iteration=point.state["iter"] if point else 0)
 
 
-def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
+def resume(run: RunOptions, model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
     """Restore a training state, or refuse that of another model (UserError); warn where this is not bit-exact."""
-    logger, iteration, total = get_root_logger(), state["iter"], opt["train"]["total_iter"]
-    frozen, freezes = state.get("run", {}).get("freeze", []), opt["train"].get("freeze") or []
+    logger, iteration, train = get_root_logger(), state["iter"], run.options.training
+    frozen, freezes = state.get("run", {}).get("freeze", []), train.freeze or []
     if frozen != freezes:
         raise UserError(
             f"train: freeze: expected {frozen}, as in the state of iteration {iteration}, got {freezes}; to change it, "
             "start a new run from the network of that state (path: pretrain_network_g)"
         )
-    use_options = opt["path"].get("resume_schedule") == "options"
     try:
-        changed = resume_training(model, state, opt["train"], use_options)
+        changed = resume_training(model, state, train, use_options=run.options.path.resume_schedule == "options")
     # Another model's state fails in any way.
     except Exception as error:
         raise UserError(
@@ -136,11 +135,10 @@ def resume(opt: dict[str, Any], model: Any, stream: TrainStream, state: dict[str
     if changed is not None:
         logger.warning(changed)
     logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
-    if iteration >= total:
-        logger.warning(
-            f"Nothing is left to train: iteration {iteration} of train: total_iter ({total}) is saved already."
-        )
-    for reason in resume_warnings(opt, state, stream.position(iteration)):
+    if iteration >= train.total_iter:
+        text = f"iteration {iteration} of train: total_iter ({train.total_iter}) is saved already"
+        logger.warning(f"Nothing is left to train: {text}.")
+    for reason in resume_warnings(run.as_dict(), state, stream.position(iteration)):
         logger.warning(f"Resume is not bit-exact: {reason}.")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from dp_basicsr import train
 from dp_basicsr.checkpoint.schedule import resume_training
 from dp_basicsr.compat import complete_basicsr
+from dp_basicsr.options.schema import Train
 
 import pytest
 import torch
@@ -49,7 +50,8 @@ def state_of(model: Any, iteration: int) -> dict[str, Any]:
 
 
 def resume(state: dict[str, Any], model: Any, use_options: bool, total: int = 6, warmup: int = -1) -> str | None:
-    return resume_training(model, deepcopy(state), {"total_iter": total, "warmup_iter": warmup}, use_options)
+    options = Train.model_construct(total_iter=total, warmup_iter=warmup)
+    return resume_training(model, deepcopy(state), options, use_options)
 
 
 COSINE = {"type": "CosineAnnealingRestartLR", "periods": [6], "eta_min": 1e-7}
