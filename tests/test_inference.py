@@ -158,6 +158,7 @@ def test_a_failed_image_is_named_and_the_rest_continues(
         (["-i", "upper"], r"no image in upper: .* .apng, .avif; left out 1 folder \(--recursive includes it\)"),
         (["-o", "photos"], "photos/a.png is an input and would be replaced: give --suffix"),
         (["-i", "photos/a.png", "-o", "photos/a.png"], "is an input and would be replaced"),
+        (["-o", "link", "--overwrite"], "link/a.png is an input and would be replaced"),
         (["-i", "twins", "--ext", "png"], "twins/a.jpg, twins/a.png would all become out/a.png"),
         (["--ext", "gif"], "--ext gif: expected auto or one of png, jpg"),
         (["--tile", "big"], "--tile: expected auto or a number of pixels"),
@@ -176,6 +177,7 @@ def test_wrong_usage_is_exit_code_two_and_one_line(
         Path(name).mkdir(parents=True)
     for name in ("a.png", "a.jpg"):
         shutil.copy("photos/a.png", Path("twins", name))
+    Path("link").symlink_to("photos")
     assert run(*arguments) == 2
     err = capsys.readouterr().err
     assert re.search(message, err), err

@@ -135,9 +135,11 @@ def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.M
             ) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{model} is damaged or incomplete: spandrel cannot build it ({reason})") from error
-    title = f"{opened.architecture.name} x{opened.scale}"
-    if not isinstance(opened, ImageModelDescriptor) or opened.input_channels != opened.output_channels:
-        raise UserError(f"{model}: expected a network that maps an image to one of as many channels, got {title}")
+    expected, title = "expected a network that maps an image to one of as many channels", opened.architecture.name
+    if not isinstance(opened, ImageModelDescriptor):
+        raise UserError(f"{model}: {expected}, got {title} for {opened.purpose.lower()}, which needs a mask beside it")
+    if (before := opened.input_channels) != (after := opened.output_channels):
+        raise UserError(f"{model}: {expected}, got {title} x{opened.scale} from {before} channels to {after}")
     return opened
 
 

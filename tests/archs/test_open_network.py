@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
+from types import SimpleNamespace
 
 from dp_basicsr.archs.open_network import load_network, open_network
 from dp_basicsr.checkpoint.weights import read_weights
@@ -133,7 +134,10 @@ def old_with(shape: tuple[int, ...] | None, name: str) -> State:
         (make_network().state_dict() | {"conv_first.weight": torch.ones(8)}, "damaged or incomplete: spandrel cannot"),
         (old_with((0, 8, 3, 3), "model.10.weight"), "damaged or incomplete: spandrel cannot build it"),
         (old_with(None, "model.3.weight"), "damaged or incomplete: .*KeyError: 'model.1.weight'"),
-        (old_with(None, "model.10.weight"), "expected a network that maps an image to one of as many channels"),
+        (
+            old_with(None, "model.10.weight"),
+            "maps an image to one of as many channels, got ESRGAN x2 from 3 channels to 8",
+        ),
         (old_with(None, "model.1.sub.0.RDB1.conv1.0.weight"), "expected a super-resolution network"),
         (make_network(scale=2, num_grow_ch=4).state_dict() | {"conv_last.weight": torch.ones(0, 8, 3, 3)}, "damaged"),
     ],
@@ -142,6 +146,16 @@ def test_old_files_that_are_damaged_or_too_short_are_named(content: State, messa
     torch.save(content, "old.pth")
     with pytest.raises(UserError, match=message):
         load_network([Path("old.pth")])
+
+
+def test_a_network_that_needs_a_mask_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As LaMa's, whose file has 200 MB."""
+    spandrel = pytest.importorskip("spandrel")
+    lama = SimpleNamespace(architecture=SimpleNamespace(name="LaMa"), purpose="Inpainting")
+    monkeypatch.setattr(spandrel.MAIN_REGISTRY, "load", lambda _: lama)
+    torch.save({"generator.model.1.bn_l.running_mean": torch.ones(8)}, "big-lama.pth")
+    with pytest.raises(UserError, match="got LaMa for inpainting, which needs a mask beside it"):
+        load_network([Path("big-lama.pth")])
 
 
 def test_a_mismatch_names_keys_and_shapes_in_one_message() -> None:
