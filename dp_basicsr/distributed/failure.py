@@ -50,9 +50,12 @@ def fail(error: Exception, store: Store) -> NoReturn:
         if is_speaker:
             # Torch's description of the connection error, without the location in its source.
             reason = re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0].partition("\n")[0]
+            # A process that was only slow would be slow again.
+            slow = "if one was only slow (a long validation, a slow disk), set a larger dist_params: timeout; "
+            is_slow = re.search("time.?out|timed out", reason, re.IGNORECASE)
             print(
-                f"error: another process has ended or does not answer ({reason}); saved checkpoints are intact: "
-                "continue with --auto_resume",
+                f"error: another process has ended or does not answer ({reason}); {slow if is_slow else ''}saved "
+                "checkpoints are intact: continue with --auto_resume",
                 file=sys.stderr,
             )
     else:

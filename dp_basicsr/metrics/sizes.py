@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> N
                     if path := pair.get(f"{key}_path"):
                         sizes[key] = tuple(sorted(shapes[key][path][:2] if key in shapes else header_size(Path(path))))
             except (BadImageError, KeyError):
+                if empty := [file for file in pair.values() if os.path.isfile(file) and os.path.getsize(file) == 0]:
+                    where = f"datasets: {dataset.opt['name']}: {empty[0]}"  # type: ignore[attr-defined]
+                    raise UserError(f"{where} has no bytes: copy it again, or remove the pair") from None
                 continue
             result = tuple(scale * side for side in sizes["lq"])
             gt = sizes.get("gt", result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -288,6 +289,9 @@ def read_ahead(dataloader: DataLoader, indices: range) -> Iterator[tuple[int, di
             try:
                 batch = dataloader.collate_fn([sample.result()])
             except Exception as error:
-                paths = getattr(dataset, "paths", None)  # an attribute of BasicSR's paired datasets
-                raise UserError(f"image {paths[index] if paths else index} cannot be used: {error}") from error
+                entry = getattr(dataset, "paths", {index: index})[index]  # an attribute of BasicSR's datasets
+                files = [str(name) for name in (entry.values() if isinstance(entry, dict) else [entry])]
+                empty = [name for name in files if os.path.isfile(name) and os.path.getsize(name) == 0]
+                reason = f"{' and '.join(empty)} has no bytes" if empty else first_line(error)
+                raise UserError(f"image {' with '.join(files)} cannot be used: {reason}") from error
             yield index, batch

@@ -123,6 +123,13 @@ def resume(run: RunOptions, model: Any, stream: TrainStream, state: dict[str, An
             f"train: freeze: expected {frozen}, as in the state of iteration {iteration}, got {freezes}; to change it, "
             "start a new run from the network of that state (path: pretrain_network_g)"
         )
+    saved, ours = state.get("optimizers"), len(model.optimizers)
+    if isinstance(saved, list) and len(saved) != ours:
+        raise UserError(
+            f"the state of iteration {iteration} has {len(saved)} optimizer(s), {run.options.model_type} has {ours}: "
+            "it is of another training. To go on from its network, start another run without resume_state and "
+            f"--auto_resume, with path:pretrain_network_g={model.opt['path']['pretrain_network_g']}"
+        )
     try:
         changed = resume_training(model, state, train, use_options=run.options.path.resume_schedule == "options")
     # Another model's state fails in any way.

@@ -217,6 +217,11 @@ class Runner:
             code = child.wait()
             self._children.discard(child)
         if code != 0 and not self._stopping.is_set():
+            if code < 0:
+                how = f"{signal.Signals(-code).name} ended it (out of memory?); the same command continues it"
+                self.failed[job.name] = f"{what}: {how}, and {job.log} is its output"
+                print(f"{job.name}: {self.failed[job.name]}", file=sys.stderr, flush=True)
+                return
             lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
             self.failed[job.name] = f"{what} ended with code {code}: " + "\n  ".join(lines)
             print(f"{job.name}: {self.failed[job.name]}", file=sys.stderr, flush=True)

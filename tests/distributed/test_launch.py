@@ -69,6 +69,8 @@ def test_a_process_that_is_lost_ends_the_others(
     (said,) = filter(None, outputs)
     reason = r"\w.*" if number == signal.SIGKILL else "Timed out.*"
     assert re.fullmatch(rf"error: another process has ended or does not answer \({reason}\); .* --auto_resume\n", said)
+    # accelerate#3861: a validation that is longer than the timeout would end a resumed run, too.
+    assert ("set a larger dist_params: timeout" in said) == (number == signal.SIGSTOP)
 
 
 @pytest.mark.parametrize(

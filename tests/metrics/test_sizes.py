@@ -92,3 +92,11 @@ def test_a_metric_of_a_library_is_tried_on_the_smallest_image() -> None:
     with pytest.raises(UserError, match="160 x 160 pixels cannot be rated by val: metrics: .*at least 161x161.*remove"):
         refuse({"type": "piq/MultiScaleSSIMLoss", "crop_border": 0})
     refuse({"type": "piq/MultiScaleSSIMLoss", "crop_border": 0, "kernel_size": 9})
+
+
+def test_an_empty_file_is_known_at_the_start() -> None:
+    write("gt", 20, 20)
+    write("lq", 10, 10)
+    Path("lq/a.png").write_bytes(b"")
+    with pytest.raises(UserError, match="datasets: set: .*lq/a.png has no bytes: copy it again, or remove the pair"):
+        refuse(PSNR)

@@ -98,7 +98,9 @@ def test_a_smoke_row_trains_and_is_tested(pairs: Path) -> None:
     assert (folder / "shares.png").stat().st_size > 1000
 
 
-def fake_programs(monkeypatch: pytest.MonkeyPatch, fails: str = "", set_name: str = "Set5") -> Path:
+def fake_programs(
+    monkeypatch: pytest.MonkeyPatch, fails: str = "", set_name: str = "Set5", end: str = 'sys.exit("no memory left")'
+) -> Path:
     """Fake train.py and test.py that record their calls and write the files of the real ones."""
     calls = Path("calls.txt").resolve()
     calls.touch()
@@ -108,7 +110,7 @@ program, job = sys.argv[1:3]
 with open({str(calls)!r}, "a") as file:
     file.write(f"{{program}} {{job}} {{os.environ['CUDA_VISIBLE_DEVICES']}}\\n")
 if job == {fails!r}:
-    sys.exit("no memory left")
+    {end}
 if program == "train.py":
     os.makedirs(f"experiments/{{job}}/models")
     open(f"experiments/{{job}}/models/net_g_latest.pth", "w").close()
@@ -147,13 +149,20 @@ def test_done_rows_are_skipped_and_changed_ones_refused(monkeypatch: pytest.Monk
     assert len(calls.read_text().splitlines()) == 6
 
 
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        ('sys.exit("no memory left")', "training ended with code 1: no memory left"),
+        ("os.kill(os.getpid(), 9)", "training: SIGKILL ended it (out of memory?); the same command continues it, and"),
+    ],
+)
 def test_a_failed_row_is_named_and_the_others_continue(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    end: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = fake_programs(monkeypatch, fails="ESRGAN_DP_static_layer3")
+    calls = fake_programs(monkeypatch, fails="ESRGAN_DP_static_layer3", end=end)
     assert main(["ablation", "--gpus", "0"]) == 1
     output = capsys.readouterr()
-    assert "ESRGAN_DP_static_layer3: training ended with code 1: no memory left" in output.err
+    assert f"ESRGAN_DP_static_layer3: {reason}" in output.err
     assert "ESRGAN_DP_mu0.5_layer3: done" in output.out
     assert "test.py ESRGAN_DP_static_layer3" not in calls.read_text()
     row = next(line for line in output.out.splitlines() if line.startswith("| VGG + ResNet |"))

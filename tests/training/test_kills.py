@@ -202,7 +202,8 @@ def test_a_state_of_another_model_is_one_message(folder: Path) -> None:
         folder, "model_type=PSNRModel", "train:perceptual_opt=null", "train:balance=null", "train:gan_opt=null"
     ) == [2]
     error = (folder / "output").read_text().splitlines()[-1]
-    assert error.startswith("error: the state of iteration 4 does not fit these options")
+    assert error.startswith("error: the state of iteration 4 has 2 optimizer(s), PSNRModel has 1")
+    assert re.search(r"with path:pretrain_network_g=\S*/net_g_4.pth$", error)
 
 
 def test_every_process_reports_that_the_name_is_in_use(folder: Path) -> None:
