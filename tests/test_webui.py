@@ -507,6 +507,19 @@ def test_cancel_paste_and_readable_errors(address: str, browser: Any) -> None:
         status(browser, f"Not done.*{said}")
 
 
+def test_a_dropped_folder_is_taken_with_its_subfolders(address: str, browser: Any) -> None:
+    browser.get(address)
+    find(browser, "#status small")
+    for number in range(101):
+        write_noise(f"dropped/{number:03}.png", 4, 6)
+    write_noise("dropped/below/000.png", 5, 6)
+    Path("dropped/notes.txt").touch()
+    data = {"items": [], "files": [str(Path("dropped").resolve())], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        browser.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": data})
+    assert "the first of 102 images" in status(browser, "000.png")
+
+
 def choose(browser: Any, selector: str, name: str) -> None:
     """Choose an entry of a dropdown."""
     wait_for(browser, lambda driver: driver.find_element("css selector", f"{selector} input").is_displayed())

@@ -7,10 +7,23 @@ function choose(files) {
 }
 document.addEventListener("paste", event => choose(event.clipboardData?.files));
 document.addEventListener("dragover", event => event.preventDefault());
-document.addEventListener("drop", event => {
+document.addEventListener("drop", async event => {
   event.preventDefault();
-  choose(event.dataTransfer?.files);
+  // Asked for before anything is waited for: the list ends with the event.
+  const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry?.());
+  if (!entries.some(entry => entry?.isDirectory)) return choose(event.dataTransfer.files);
+  const data = new DataTransfer();
+  for (const file of (await Promise.all(entries.map(filesOf))).flat()) data.items.add(file);
+  choose(data.files);
 });
+async function filesOf(entry) {
+  if (!entry?.isDirectory) return entry ? [await new Promise((done, fail) => entry.file(done, fail))] : [];
+  const reader = entry.createReader(), found = [];
+  // Each call gives a hundred entries at most.
+  for (let part; (part = await new Promise((done, fail) => reader.readEntries(done, fail))).length;)
+    found.push(...(await Promise.all(part.map(filesOf))).flat());
+  return found;
+}
 document.addEventListener("click", event => {
   if (event.target.closest("#slider .empty")) document.querySelector("#image input[type=file]").click();
 });
