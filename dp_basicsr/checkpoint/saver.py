@@ -115,22 +115,22 @@ class Saver:
         Raises:
             UserError: Optimizers or schedulers belong to another model. Other damage may raise any error.
         """
+        same = True
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            for group in saved["param_groups"]:
+            groups = structure(optimizer.param_groups)
+            for group in saved["param_groups"] if "fused" in optimizer.defaults else ():
                 # Fused or not is this run's choice; BasicSR's Adam is not.
-                group |= {name: optimizer.defaults[name] for name in ("fused",) if name in optimizer.defaults}
-        # torch loads a state of another kind of optimizer without a word, and fails in the first step.
-        groups = structure([optimizer.param_groups for optimizer in self.optimizers])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                group["fused"] = optimizer.defaults["fused"]
+            # torch loads a state of another kind of optimizer without a word, and fails in the first step.
             optimizer.load_state_dict(saved)
-        # Optimizers add counters to their groups, so these may have more.
-        same = has_structure(groups, structure([optimizer.param_groups for optimizer in self.optimizers]))
+            # Optimizers add counters to their groups, so these may have more.
+            same = same and has_structure(groups, structure(optimizer.param_groups)) and has_consistent_state(optimizer)
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             expected = structure(scheduler.state_dict())
             scheduler.load_state_dict(saved)
             # They keep whatever a state has beside their own entries.
             same = same and structure(scheduler.state_dict()) == expected
-        if not same or not all(map(has_consistent_state, self.optimizers)):
+        if not same:
             raise UserError("its optimizers or schedulers belong to another model")
         for key, part in self.others.items():
             if saved := state.get(key):
