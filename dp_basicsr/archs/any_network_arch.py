@@ -15,7 +15,6 @@ from dp_basicsr.archs.perceptual_arch import (
     VGGFeatures,
     check_names,
     extract,
-    use_batch_statistics,
 )
 from dp_basicsr.archs.pretrained import find_weights, load_backbone, or_random, random_network, random_weights
 from dp_basicsr.errors import UserError, import_optional
@@ -84,9 +83,7 @@ def build_features(
             f"network: expected one of {', '.join(VGG_TYPES + RESNET_TYPES)}, another classification network of "
             f"torchvision, or timm/<name>; got {network!r}"
         )
-    if batch_stats:
-        use_batch_statistics(net)
-    return FrozenFeatures(net, layers, use_input_norm, range_norm, mean, std)
+    return FrozenFeatures(net, layers, use_input_norm, range_norm, batch_stats, mean, std)
 
 
 def _with_weights(network: str, weights: str, **options: Any) -> Any:

@@ -40,6 +40,7 @@ class FrozenFeatures(nn.Module):
         layers: Names of the layers.
         use_input_norm: Normalise RGB in [0, 1] by ``mean`` and ``std``.
         range_norm: Inputs are in [-1, 1] and are scaled to [0, 1] first.
+        batch_stats: Batch-norm uses the statistics of each batch, also in eval mode.
         mean, std: ImageNet's by default.
     """
 
@@ -52,10 +53,15 @@ class FrozenFeatures(nn.Module):
         layers: Iterable[str],
         use_input_norm: bool = True,
         range_norm: bool = False,
+        batch_stats: bool = False,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
+        for module in net.modules() if batch_stats else ():
+            if isinstance(module, nn.BatchNorm2d):
+                module.track_running_stats = False
+                module.running_mean = module.running_var = module.num_batches_tracked = None
         # What a file lacked is on the meta device; only what is used must be there.
         missing = [name for name, value in net.state_dict().items() if value.is_meta]
         if missing:
@@ -162,9 +168,7 @@ class ResNetFeatures(FrozenFeatures):
         layers = tuple(layers)
         check_names("layer", layers, RESNET_STAGES)
         net = load_features(network, weights, {layer: layer for layer in layers})
-        if batch_stats:
-            use_batch_statistics(net)
-        super().__init__(net, layers, use_input_norm, range_norm)
+        super().__init__(net, layers, use_input_norm, range_norm, batch_stats)
         self.folds = not batch_stats
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -238,14 +242,6 @@ def extract(net: nn.Module, nodes: Mapping[str, str]) -> nn.Module:
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, 3, 1, 1)
-
-
-def use_batch_statistics(net: nn.Module) -> None:
-    """Drop the running statistics, so that batch-norm uses those of the batch even in eval mode."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
 def check_names(what: str, names: Sequence[str], known: Collection[str]) -> None:

@@ -81,7 +81,7 @@ def local_weights(network: str, source: str) -> Path | None:
             )
         return path
     name = weights_url(network).rsplit("/", 1)[1]
-    files = (folder / name for folder in (PRETRAINED_DIR, _hub_cache()))
+    files = (folder / name for folder in (PRETRAINED_DIR, Path(torch.hub.get_dir(), "checkpoints")))
     return next((file for file in files if file.is_file()), None)
 
 
@@ -91,12 +91,10 @@ def find_weights(network: str, source: str) -> Path:
     Raises:
         UserError: The path does not exist, or the weights cannot be downloaded.
     """
+    if file := local_weights(network, source):
+        return file
     is_first = process_count() == 1 or distributed.get_rank() == 0
-    return local_weights(network, source) or download_weights(network, _hub_cache(), progress=is_first)
-
-
-def _hub_cache() -> Path:
-    return Path(torch.hub.get_dir(), "checkpoints")
+    return download_weights(network, Path(torch.hub.get_dir(), "checkpoints"), progress=is_first)
 
 
 def use_our_weights() -> None:
