@@ -92,10 +92,6 @@ class PluginModel(BaseModel):
             UserError: Options do not fit each other, or the generator.
         """
         train = self.opt["train"]
-        if train.get("ldl_opt") and not train["ema_decay"] > 0:
-            raise UserError(
-                "train: ldl_opt: expected ema_decay > 0, because it compares with the EMA generator, got none"
-            )
         percep = train.get("perceptual_opt") or {}
         criteria = [loss.get("criterion") for loss in (percep, *(percep.get("extra_terms") or ()))]
         if "fro" in criteria and (self.opt["world_size"] > 1 or train["grad_accumulation"] > 1):

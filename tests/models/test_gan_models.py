@@ -126,11 +126,6 @@ def test_ldl_equals_basicsr_s_realesrgan_model(ours: str, tmp_path: Path) -> Non
         torch.testing.assert_close(a.grad, b.grad + ldl, rtol=1e-9, atol=1e-15)
 
 
-def test_ldl_needs_an_ema(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"ldl_opt.*ema_decay > 0"):
-        build("ESRGANDPModel", tmp_path, ldl_opt={"type": "L1Loss"})
-
-
 class Drawn(nn.Module):
     """A loss that draws new pixel weights at each call."""
 
