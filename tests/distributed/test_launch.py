@@ -6,9 +6,10 @@ import itertools
 import os
 import re
 import signal
-import socket
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.support.processes import Processes, processes_in, run_program, wait_until
+from tests.support.processes import CONTEXT, Processes, free_port, processes_in, rank_variables, run_program, wait_until
 from tests.support.programs import ROOT
 
 WORKER = str(ROOT / "tests/distributed/launch_worker.py")
@@ -140,7 +141,7 @@ def test_jobs_and_steps_on_one_node_have_different_ports(monkeypatch: pytest.Mon
 
 def slurm(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
     """The environment of a task, restored after the test."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in rank_variables(0, 1, ""):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     task = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_NODELIST": "node1"}
@@ -191,13 +192,8 @@ def test_missing_processes_are_a_user_error(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_missing_network_interface_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": port}.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
+    for name, value in (rank_variables(0, 1, free_port()) | {"GLOO_SOCKET_IFNAME": "nosuch0"}).items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"nosuch0 .*GLOO_SOCKET_IFNAME=eth0"):
         init_distributed("none", cpu=True)
 
@@ -274,3 +270,15 @@ def test_a_store_that_prevents_rejoining_is_refused(
     prevents = (hosts, restarts, shared) == ("2", "3", "True")
     with pytest.raises(UserError, match=message) if prevents else nullcontext():
         assert init_distributed("slurm")
+
+
+def send_imported(pipe: Connection) -> None:
+    pipe.send({"dp_basicsr.runs.training", "tensorboard", "torch._dynamo"} & sys.modules.keys())
+
+
+def test_everything_is_imported_before_the_processes_of_a_test_start() -> None:
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=send_imported, args=(theirs,))
+    process.start()
+    assert len(ours.recv()) == 3
+    process.join()

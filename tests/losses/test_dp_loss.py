@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-import pickle
 from functools import cache
 from typing import Any
+from unittest.mock import Mock
 
 import dp_basicsr.losses  # noqa: F401
 from dp_basicsr.archs.perceptual_arch import IMAGENET_MEAN, IMAGENET_STD, ResNetFeatures
@@ -290,77 +290,72 @@ def test_print_shows_networks_layers_mu_and_weight() -> None:
     ]
 
 
-class TestModule:
-    """Common operations of PyTorch programs on a module."""
+# Common operations of PyTorch programs on a module.
+Pair = tuple[Tensor, Tensor]
 
-    @pytest.fixture
-    def loss(self) -> DualPerceptualLoss:
-        return on_device(DualPerceptualLoss(**SMALL))
 
-    @pytest.fixture
-    def pair(self) -> tuple[Tensor, Tensor]:
-        x, gt = images()
-        return x.detach().float().requires_grad_(), gt.float()
+@pytest.fixture
+def module() -> DualPerceptualLoss:
+    return on_device(DualPerceptualLoss(**SMALL))
 
-    def test_a_first_call_in_inference_mode_does_not_break_training(
-        self, loss: DualPerceptualLoss, pair: tuple[Tensor, Tensor]
-    ) -> None:
-        skip_if_imitated(current_device(), "inference mode")
-        with torch.inference_mode():
-            expected = loss(*pair)
-        value = loss(*pair)
-        value.backward()
-        assert value.shape == ()
-        assert value.item() == pytest.approx(expected.item(), rel=1e-6)
-        assert value.item() == pytest.approx(on_device(DPLoss(**SMALL))(*pair)[0].item(), rel=1e-6)
 
-    def test_it_compiles_without_graph_breaks_before_the_first_call(
-        self, loss: DualPerceptualLoss, pair: tuple[Tensor, Tensor]
-    ) -> None:
-        skip_if_imitated(current_device(), "torch.compile")
-        compiled = torch.compile(loss, fullgraph=True, backend="eager")
-        value = compiled(*pair)
-        value.backward()
-        assert value.item() == pytest.approx(loss(*pair).item(), rel=1e-6)
+@pytest.fixture
+def pair() -> Pair:
+    x, gt = images()
+    return x.detach().float().requires_grad_(), gt.float()
 
-    @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-    def test_it_is_copied(self, loss: DualPerceptualLoss, pair: tuple[Tensor, Tensor], how: str) -> None:
-        expected = loss(*pair)
-        if how == "torch.save":
-            file = io.BytesIO()
-            torch.save(loss, file)
-            file.seek(0)
-            twin = torch.load(file, weights_only=False)
-        else:
-            twin = copy.deepcopy(loss) if how == "deepcopy" else pickle.loads(pickle.dumps(loss))
+
+def test_a_first_call_in_inference_mode_does_not_break_training(module: DualPerceptualLoss, pair: Pair) -> None:
+    skip_if_imitated(current_device(), "inference mode")
+    with torch.inference_mode():
+        expected = module(*pair)
+    value = module(*pair)
+    value.backward()
+    assert value.shape == ()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert value.item() == pytest.approx(on_device(DPLoss(**SMALL))(*pair)[0].item(), rel=1e-6)
+
+
+def test_it_compiles_without_graph_breaks_before_the_first_call(module: DualPerceptualLoss, pair: Pair) -> None:
+    skip_if_imitated(current_device(), "torch.compile")
+    value = torch.compile(module, fullgraph=True, backend="eager")(*pair)
+    value.backward()
+    assert value.item() == pytest.approx(module(*pair).item(), rel=1e-6)
+
+
+def test_a_copy_and_a_saved_one_are_the_same_and_of_their_own(module: DualPerceptualLoss, pair: Pair) -> None:
+    expected, file = module(*pair), io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(module), torch.load(file, weights_only=False)):
         assert torch.equal(twin(*pair), expected)
         twin.all_terms["vgg"].features.net.get_submodule("features.0").weight.data.zero_()
-        assert torch.equal(loss(*pair), expected)
+    assert torch.equal(module(*pair), expected)
 
-    def test_it_moves_between_dtypes_and_back(self, loss: DualPerceptualLoss, pair: tuple[Tensor, Tensor]) -> None:
-        skip_if_imitated(current_device(), "parameters of another dtype")
-        expected = loss(*pair).item()
-        double = loss.double()(*(image.double() for image in pair))
-        assert double.dtype == torch.float64
-        assert double.item() == pytest.approx(expected, rel=1e-5)
-        assert loss.float()(*pair).item() == pytest.approx(expected, rel=1e-6)
-        weights = [p for term in loss.to("meta").all_terms.values() for p in term.parameters()]
-        assert {weight.device.type for weight in weights} == {"meta"}
 
-    def test_without_gradients_nothing_is_synchronised(
-        self, loss: DualPerceptualLoss, pair: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A validation on one rank only would wait for the others forever."""
-        asked = []
-        monkeypatch.setattr(
-            "dp_basicsr.losses.dual_perceptual_loss.start_mean", lambda values: asked.append(values) or (lambda: values)
-        )
-        with torch.no_grad():
-            loss(*pair)
-        loss(pair[0].detach(), pair[1])
-        assert asked == []
-        loss(*pair)
-        assert len(asked) == 1
+def test_it_moves_between_dtypes_and_back(module: DualPerceptualLoss, pair: Pair) -> None:
+    skip_if_imitated(current_device(), "parameters of another dtype")
+    expected = module(*pair).item()
+    double = module.double()(*(image.double() for image in pair))
+    assert double.dtype == torch.float64
+    assert double.item() == pytest.approx(expected, rel=1e-5)
+    assert module.float()(*pair).item() == pytest.approx(expected, rel=1e-6)
+    weights = [p for term in module.to("meta").all_terms.values() for p in term.parameters()]
+    assert {weight.device.type for weight in weights} == {"meta"}
+
+
+def test_without_gradients_nothing_is_synchronised(
+    module: DualPerceptualLoss, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A validation on one rank only would wait for the others forever."""
+    start_mean = Mock(side_effect=lambda values: lambda: values)
+    monkeypatch.setattr("dp_basicsr.losses.dual_perceptual_loss.start_mean", start_mean)
+    with torch.no_grad():
+        module(*pair)
+    module(pair[0].detach(), pair[1])
+    assert start_mean.call_count == 0
+    module(*pair)
+    assert start_mean.call_count == 1
 
 
 def test_backward_reaches_the_network_behind_the_images() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import mul
 from typing import Any
 
 from dp_basicsr.errors import UserError
@@ -42,29 +43,26 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("form", "names"),
+    ("form", "factors", "names"),
     [
-        (lambda l1, l2: l1, []),
-        (lambda l1, l2: (l1, None), []),
-        (lambda l1, l2: (l1, l2), []),
-        (lambda l1, l2: {"far": l1, "near": l2, "none": None}, ["far", "near"]),
+        (lambda l1, l2: l1, (1, 0), []),
+        (lambda l1, l2: (l1, None), (1, 0), []),
+        (lambda l1, l2: (l1, l2), (1, 1), []),
+        (lambda l1, l2: {"far": l1, "near": l2, "none": None}, (1, 1), ["far", "near"]),
     ],
 )
 def test_what_a_loss_returns_is_summed_and_a_dict_s_parts_are_in_the_log(
-    register: Any, form: Any, names: list[str]
+    register: Any, form: Any, factors: tuple[int, int], names: list[str]
 ) -> None:
     """A tensor, BasicSR's tuple with a style loss, or a dict as losses of traiNNer-redux return it."""
     kind = register("Parts", lambda x, gt, factor: form(factor * F.l1_loss(x, gt), factor * F.mse_loss(x, gt)))
     loss = small_loss(extra_terms=[{"type": kind, "name": "parts", "factor": 2.0}])
     x, gt = images()
     values = {"far": 2 * F.l1_loss(x, gt).item(), "near": 2 * F.mse_loss(x, gt).item()}
-    returned = form(1, 1)
-    parts = returned if isinstance(returned, (dict, tuple)) else (returned,)
-    count = sum(part is not None for part in (parts.values() if isinstance(parts, dict) else parts))
-    total = sum(list(values.values())[:count])
     assert loss.backward(x, gt).item() == pytest.approx(5 * loss.l_vgg.item(), rel=1e-6)
     log = {name: value.item() for name, value in loss.log_terms().items()}
-    expected = {"l_g_parts": total} | {f"l_g_parts_{name}": values[name] for name in names}
+    expected = {"l_g_parts": sum(map(mul, factors, values.values()))}
+    expected |= {f"l_g_parts_{name}": values[name] for name in names}
     assert {name: value for name, value in log.items() if "l_g_parts" in name} == pytest.approx(expected, rel=1e-12)
     assert {"l_g_vgg", "l_g_resnet", "dp_weight", "dp_weight_parts"} <= log.keys()
 
