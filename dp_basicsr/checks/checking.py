@@ -275,9 +275,8 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], is_open: bo
         choices = [str(error.get("ctx", {}).get("expected", "")) for error in errors]
         close = nearest(value, [name for choice in choices for name in choice.split("'")[1::2]])
         advice = f"; did you mean {close}?" if close else ""
-    # A name such as 001 is a number for YAML.
-    if expected == "text" and type(value) in (int, float):
-        advice = "; put it into quotes"
+    if expected == "text" and value is not None:
+        advice = "; put it into quotes, on a command line into two kinds: 'key=\"value\"'"
     return f"expected {expected}, got {quote(value)}{advice}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ MAX_VALUES = 100_000
 # Range of torch's integers; Python refuses to print numbers of 5000 digits.
 MAX_INT = 2**63
 
+# Keys of names and files, whose values are text however they look: `name: 2024-01-01`, `name: 007`, `name: no`.
+TEXT_KEYS = frozenset(
+    {
+        "name", "suffix", "dataroot_gt", "dataroot_lq", "dataroot_flow", "meta_info_file", "pretrain_network_g",
+        "pretrain_network_d", "resume_state", "project", "resume_id",
+    }
+)  # fmt: skip
+
 LONGEST = 60  # maximum characters of a value in a message
 
 
@@ -40,13 +49,17 @@ def quote(value: Any, quotes: bool = True) -> str:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader (never constructs objects) with YAML 1.2's floats: ``1e-4`` is a number.
 
-    A duplicate key is an error here; PyYAML silently uses the last one.
+    A duplicate key is an error here; PyYAML silently uses the last one. The values of TEXT_KEYS are text.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[misc]
         seen = set()
-        for key, _ in node.value:
+        for key, value in node.value:
+            # By their looks only: of other tags some run code, and are refused.
+            looks = value.tag.rpartition(":")[2] in ("int", "float", "bool", "timestamp")
+            if looks and isinstance(key.value, str) and key.value in TEXT_KEYS:
+                value.tag = "tag:yaml.org,2002:str"
             # `<<` may stand more than once: each merges another section.
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
@@ -104,11 +117,24 @@ def parse_yaml(text: str, what: str) -> Any:
         raise UserError(f"{what}: {error}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        where = f" (line {mark.line + 1}, column {mark.column + 1}){_odd_sign(text, mark.line)}" if mark else ""
         raise UserError(f"{what} is not valid YAML: {error.problem or error.context}{where}") from error
     # PyYAML passes on errors of int() and datetime().
     except Exception as error:
         raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _odd_sign(text: str, line: int) -> str:
+    """Name a character near a line that looks like a space or a plain sign of YAML and is none, if there is one."""
+    for number, words in list(enumerate(text.split("\n"), 1))[line::-1][:3]:
+        for sign in words.partition("#")[0]:
+            # Spaces and marks without width; forms as wide as a Chinese character; typographic quotes.
+            if not sign.isascii() and (
+                unicodedata.category(sign) in ("Zs", "Cf", "Pi", "Pf") or unicodedata.east_asian_width(sign) == "F"
+            ):
+                name = unicodedata.name(sign, "a sign").lower()
+                return f"; line {number} has a {name} (U+{ord(sign):04X}): type the plain sign"
+    return ""
 
 
 def _copy(value: Any, left: Iterator[int]) -> Any:
@@ -160,4 +186,15 @@ def override(opt: Options, entries: Sequence[str]) -> None:
                 raise UserError(f"{where}: no section {key!r}; expected one of {there}")
             section = section[key]
         # Only the last key may be new: a misspelt section would be a new one that nobody reads.
-        section[last] = parse_yaml(text, f"{where}: the value")
+        section[last] = _text_value(text) if last in TEXT_KEYS else parse_yaml(text, f"{where}: the value")
+
+
+def _text_value(text: str) -> Any:
+    """Return the value of a TEXT_KEY from the command line: as it is written, also with `#`, `*` or an odd quote."""
+    try:
+        value = parse_yaml(text, "")
+    except UserError:
+        value = ""
+    # Quotes are YAML's; nothing, and what is no text, stays what it is.
+    is_yaml = text.lstrip()[:1] in ("'", '"', "[", "{") and value != ""
+    return value if is_yaml or value is None else text.strip()

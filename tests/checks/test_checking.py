@@ -124,7 +124,7 @@ def test_every_misspelt_key_is_named() -> None:
         # Lightning#4012: it becomes part of the best network's file name.
         ("val:metrics={quality/psnr: {type: calculate_psnr, crop_border: 4}}",
          "val:metrics.*: expected the name of a folder or file, got 'quality/psnr'"),
-        ("name=5", "name: expected text, got 5; put it into quotes"),
+        ("model_type=5", "model_type: expected text, got 5; put it into quotes"),
         ("name=..", "name: expected the name of a folder"),
         ("datasets:val_1:name=../../x", "datasets:val_1:name: expected the name of a folder"),
         ("val:suffix=../x", "val:suffix: expected the name of a folder"),

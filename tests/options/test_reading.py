@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.options import override, parse_command_line, read_given_options, read_options
+from dp_basicsr.options import override, parse_command_line, read_given_options, read_options, schema
+from dp_basicsr.options.reading import TEXT_KEYS
 from dp_basicsr.runs.start import start_run
 
 import pytest
@@ -72,9 +76,55 @@ def test_an_alias_is_a_copy(file: Path) -> None:
 )  # fmt: skip
 def test_override_reads_values_as_yaml(text: str, value: object, file: Path) -> None:
     opt = read_options(file)
-    override(opt, [f"train:new={text}", f"name={text}"])
+    override(opt, [f"train:new={text}", f"train:scheduler={text}"])
     assert opt["train"]["new"] == value
-    assert type(opt["name"]) is type(value)
+    assert type(opt["train"]["scheduler"]) is type(value)
+
+
+def at(opt: Any, path: list[str]) -> Any:
+    return reduce(getitem, path, opt)
+
+
+NAMES = ["2023-10-29", "2024_01_01", "007", "1e3", "no", "12:30:00", "0x10", ".5", "true", "x=1", "a: b", "e #1",
+         "f, g", "*j", '"k', "'k", "& n", "% o", "!p", "- q", "@s", "`t", "|", ">", "a=9-b=8.pth", "a:b"]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["name", "datasets:val_2:dataroot_gt"])
+def test_names_are_text_however_they_look(key: str, file: Path) -> None:
+    """ultralytics#6034, whose run 2023-10-29 was called 1984, and hydra#266: = in the name of a checkpoint."""
+    path = key.split(":")
+    for name in NAMES:
+        opt = read_options(file)
+        override(opt, [f"{key}={name}"])
+        assert at(opt, path) == name
+    for name in NAMES[:9]:  # the others need quotes in a file
+        file.write_text(f"{{{key.replace(':', ': {')}: {name}{'}' * len(path)}")
+        assert at(read_options(file), path) == name
+    opt = read_options(file)
+    for text, value in (("~", None), ("", None), ("'~'", "~"), ('"a #b"', "a #b"), ("[h]", ["h"])):
+        override(opt, [f"{key}={text}"])
+        assert at(opt, path) == value
+
+
+def test_the_keys_of_names_are_the_schema_s() -> None:
+    models = [schema.OptionFile, schema.Dataset, *schema.DATASETS.values(), schema.Val, schema.Paths]
+    hints = [item for model in models for item in get_type_hints(model, include_extras=True).items()]
+    named = {key for key, hint in hints if re.match("(?!dict).*(_folder_name|expanduser)", repr(hint))}
+    assert named | set(schema.Wandb.model_fields) == TEXT_KEYS
+
+
+@pytest.mark.parametrize(
+    ("plain", "odd", "sign"),
+    [("  a: 1\n  b", "  a: 1\n \u00a0b", "no-break space .U.00A0"), ("b: 1", "b\uff1a1", "fullwidth colon"),
+     ("b: 1", "b:\u20031", "em space"), ("b: 1", "b\u200b 1", "zero width space")],
+)  # fmt: skip
+def test_a_sign_that_looks_like_another_is_named(plain: str, odd: str, sign: str, file: Path) -> None:
+    """nmstate#2051: no-break spaces, from a web page, in the indentation."""
+    text = "train:\n  a: 1\n  b: 1\n  c: 1\n"
+    assert plain in text
+    file.write_text(text.replace(plain, odd, 1))
+    with pytest.raises(UserError, match=f"not valid YAML: .*; line 3 has a {sign}.*: type the plain sign"):
+        read_options(file)
 
 
 @pytest.mark.parametrize("entry", ["train:total_iter", "=3", "trian:total_iter=3", "name:x=3", "train:a=[1"])
@@ -171,10 +221,10 @@ def test_repeated_overrides_accumulate(file: Path) -> None:
 
 def test_an_alias_within_an_override_is_a_copy(file: Path) -> None:
     opt = read_options(file)
-    override(opt, ["name=[&a {b: 1}, *a]"])
-    assert opt["name"][0] is not opt["name"][1]
+    override(opt, ["model_type=[&a {b: 1}, *a]"])
+    assert opt["model_type"][0] is not opt["model_type"][1]
     with pytest.raises(UserError, match="alias within itself"):
-        override(opt, ["name=&a [*a]"])
+        override(opt, ["model_type=&a [*a]"])
 
 
 def test_only_training_has_a_check(file: Path) -> None:
