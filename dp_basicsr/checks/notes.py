@@ -40,9 +40,9 @@ def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:
     if lacking and (sets or val is not None):
         path: Path = ("datasets", next(iter(sets))) if val is None else ("val",)
         yield Problem(path, f"there is no validation, because there is {lacking}")
-    rules = [*(_about_validation(val) if val and not lacking else ()), *_about_training(options)]
-    lacking = lacking or ("" if val and val.metrics else "no metric (val: metrics)")
     model = members_of(MODEL_REGISTRY).get(options.model_type)
+    rules = [*(_about_validation(val) if val and not lacking else ()), *_about_training(options, model)]
+    lacking = lacking or ("" if val and val.metrics else "no metric (val: metrics)")
     if isinstance(model, type) and not issubclass(model, PluginModel):
         lacking = lacking or f"no code for it in {options.model_type}"
     rules.append((("logger", "keep_best"), lacking, f"no best network is kept, because there is {lacking}"))
@@ -57,10 +57,9 @@ def _about_validation(val: Val) -> Iterator[Rule]:
     yield ("val", "tile_overlap"), val.tile is None, "without effect, because there is no val: tile"
 
 
-def _about_training(options: OptionFile) -> Iterator[Rule]:
+def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
     train, logger, data = options.training, options.logs, options.datasets["train"]
     total = train.total_iter
-    model = members_of(MODEL_REGISTRY).get(options.model_type)
     # Another package's model may have a discriminator of its own, so only what surely has none is named.
     plain = isinstance(model, type) and issubclass(model, SRModel) and not issubclass(model, SRGANModel)
     unused = f"without effect, because {options.model_type} has no discriminator"
