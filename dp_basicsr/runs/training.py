@@ -114,6 +114,17 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
     return Training(run, model, stream, val_loaders, judge, iteration=point.state["iter"] if point else 0)
 
 
+def refuse_other_training(model: Any, state: dict[str, Any], network: Any) -> None:
+    """Refuse a state with another number of optimizers, as of a GAN's L1 training; ``network`` is its generator."""
+    saved, ours = state.get("optimizers"), len(model.optimizers)
+    if isinstance(saved, list) and len(saved) != ours:
+        raise UserError(
+            f"the state of iteration {state['iter']} has {len(saved)} optimizer(s), {type(model).__name__} has {ours}: "
+            "it is of another training. To go on from its network, start another run without resume_state and "
+            f"--auto_resume, with path:pretrain_network_g={network}"
+        )
+
+
 def resume(run: RunOptions, model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
     """Restore a training state, or refuse that of another model (UserError); warn where this is not bit-exact."""
     logger, iteration, train = get_root_logger(), state["iter"], run.options.training
@@ -123,13 +134,7 @@ def resume(run: RunOptions, model: Any, stream: TrainStream, state: dict[str, An
             f"train: freeze: expected {frozen}, as in the state of iteration {iteration}, got {freezes}; to change it, "
             "start a new run from the network of that state (path: pretrain_network_g)"
         )
-    saved, ours = state.get("optimizers"), len(model.optimizers)
-    if isinstance(saved, list) and len(saved) != ours:
-        raise UserError(
-            f"the state of iteration {iteration} has {len(saved)} optimizer(s), {run.options.model_type} has {ours}: "
-            "it is of another training. To go on from its network, start another run without resume_state and "
-            f"--auto_resume, with path:pretrain_network_g={model.opt['path']['pretrain_network_g']}"
-        )
+    refuse_other_training(model, state, model.opt["path"]["pretrain_network_g"])
     try:
         changed = resume_training(model, state, train, use_options=run.options.path.resume_schedule == "options")
     # Another model's state fails in any way.

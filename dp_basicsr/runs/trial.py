@@ -7,10 +7,11 @@ import math
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from dp_basicsr.archs.pretrained import without_downloads
-from dp_basicsr.checkpoint.resume import require_networks
+from dp_basicsr.checkpoint.resume import read_state, require_networks
 from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
 from dp_basicsr.errors import UserError, first_line, message_for_user
@@ -20,6 +21,7 @@ from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
 from dp_basicsr.runs.limits import out_of_memory_is_user_error
 from dp_basicsr.runs.log import PAPER_BATCH, current_losses, require_loggers
+from dp_basicsr.runs.training import refuse_other_training
 
 import torch
 from basicsr.models import build_model
@@ -113,6 +115,10 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
     try:
         with out_of_memory_is_user_error(run):
             model = build_model(opt)
+            if name := opt["path"].get("resume_state"):
+                state = read_state(Path(name))
+                network = Path(name).absolute().parent.parent / f"models/net_g_{state['iter']}.pth"
+                refuse_other_training(model, state, network)
             for _ in range(4):
                 start = time.perf_counter()
                 model.feed_data(batch)

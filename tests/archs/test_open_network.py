@@ -41,6 +41,15 @@ def test_spec_is_found_and_the_function_is_the_same(arch: str, scale: int, growt
     assert loaded.module(IMAGE).shape == (2, 3, 8 * scale, 12 * scale)
 
 
+def test_weights_of_bf16_compute_in_fp32(tmp_path: Path) -> None:
+    """stable-diffusion.cpp#55: "unsupported ScalarType BFloat16"."""
+    net = make_network("MSRResNet", 4)
+    rounded = {name: value.bfloat16() for name, value in net.state_dict().items()}
+    torch.save(rounded, tmp_path / "net.pth")
+    net.load_state_dict(rounded)
+    assert torch.equal(load_network([tmp_path / "net.pth"]).module(IMAGE), net(IMAGE))
+
+
 def test_x2_or_x3_is_asked_for_unless_something_tells() -> None:
     path = network_file(scale=3)
     with pytest.raises(UserError, match="neither the file nor an option file .* give --scale 2 or --scale 3"):

@@ -166,6 +166,18 @@ def test_resume_with_the_same_options_is_exact_and_a_complete_run_says_so(
     assert "another scheduler: path:resume_schedule=options" in capsys.readouterr().err
 
 
+def test_an_average_begins_and_ends_when_a_run_resumes(run: Run) -> None:
+    """naifu#5: EMA for a run that had none."""
+    run("train:total_iter=4", arguments=())
+    start = torch.load(latest("small"))["params"]
+    run("train:total_iter=5", "train:ema_decay=0.9")
+    now = torch.load(latest("small"))
+    for name, value in now["params_ema"].items():
+        torch.testing.assert_close(value, 0.9 * start[name] + 0.1 * now["params"][name])
+    run("train:total_iter=6")
+    assert torch.load(latest("small")).keys() == {"params"}
+
+
 def test_a_named_state_loads_the_networks_beside_it(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """Even if this run's folder has networks of the same iteration from another run."""
     run(name="first")

@@ -149,6 +149,12 @@ def slurm(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
         monkeypatch.setenv(name, value)
 
 
+def test_a_shell_within_a_job_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """octopus-automl#445: SLURM's variables of an interactive job, without srun, made it wait for other tasks."""
+    slurm(monkeypatch)
+    assert not init_distributed("none")
+
+
 def test_a_step_on_a_part_of_the_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm(monkeypatch, SLURM_STEP_NUM_TASKS="4", SLURM_STEP_NODELIST="node5", SLURM_JOB_ID="7", OMP_NUM_THREADS="1")
     monkeypatch.setattr(launch, "_join", lambda *_: None)

@@ -86,6 +86,15 @@ def test_panels_show_each_thing_that_was_logged(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_figures_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
+    """chainerui#16: one NaN made all curves unreadable."""
+    write_log(tmp_path / "train_run_1.log", range(1, 6), 1e-4)
+    log = (tmp_path / "train_run_1.log").read_text()
+    (tmp_path / "train_run_1.log").write_text(re.sub(r"(dp_weight: )\S+", r"\1nan", log))
+    for title, panel in training_panels(read_run(tmp_path)).items():
+        assert not re.search("nan|NaN|inf", re.sub("<defs>.*?</defs>", "", panel_svg(title, panel), flags=re.DOTALL))
+
+
 def test_a_panel_uses_the_colour_of_its_page() -> None:
     svg = panel_svg("Learning rate", {"lr": [(1, 1e-4), (2, 5e-5)]})
     assert svg.startswith("<svg")

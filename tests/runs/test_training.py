@@ -9,6 +9,7 @@ from dp_basicsr.options.reading import parse_yaml
 from dp_basicsr.options.run import Folders, RunOptions
 from dp_basicsr.options.schema import OptionFile
 from dp_basicsr.runs.training import make_folders
+from dp_basicsr.utils.atomic_io import await_archive_name
 
 import pytest
 import yaml
@@ -30,3 +31,12 @@ def test_a_run_may_start_from_its_own_copy_of_the_options(resuming: bool, monkey
     assert "# train.py a=1\\nb: 2\n" in text
     assert yaml.safe_load(text) == {"name": "run"}
     assert len(list(Path("experiments").glob("run_archived_*"))) == (0 if resuming else 1)
+
+
+def test_an_archive_name_that_is_taken_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """metatrain#446: two runs of one name within a second."""
+    seconds = iter(["1", "1", "2", "3"])
+    monkeypatch.setattr("time.strftime", lambda _: next(seconds))
+    Path("run_archived_1").mkdir()
+    await_archive_name("run")
+    assert next(seconds) == "3"

@@ -95,6 +95,16 @@ def test_problems_are_one_message(entry: str, message: str, check: Check) -> Non
     assert "Traceback" not in err
 
 
+def test_a_state_of_another_training_is_known(check: Check) -> None:
+    """SRGAN-PyTorch#49: a GAN resumed from the state of its L1 training."""
+    Path("state").mkdir()
+    torch.save({"iter": 4, "optimizers": [{}]}, "state/4.state")
+    code, _, err = check("path={resume_state: state/4.state}")
+    assert code == 2
+    assert "has 1 optimizer(s), SRGANDPModel has 2" in err
+    assert err.endswith("/models/net_g_4.pth\n")
+
+
 def test_imagenet_weights_are_not_downloaded(check: Check) -> None:
     """The trial uses the weights that are there, and names those that the run would download."""
     weights = ["train:perceptual_opt:vgg_weights=imagenet", "train:perceptual_opt:resnet_weights=imagenet"]
