@@ -108,6 +108,15 @@ def test_any_partial_file_and_any_server_end_with_the_file(
         assert server[1].requests[-1] == "bytes=999-"
 
 
+@pytest.mark.parametrize("part", [b"x" * 1000, b"x" * len(BODY)])
+def test_a_part_of_another_file_is_not_continued_without_a_checksum(
+    server: Server, tmp_path: Path, part: bytes
+) -> None:
+    (tmp_path / "file.zip.part").write_bytes(part)
+    assert get(server, tmp_path, size=len(BODY)).read_bytes() == BODY
+    assert server[1].requests == [None]
+
+
 def test_repeated_failures_stop_the_download_and_keep_the_partial_file(server: Server, tmp_path: Path) -> None:
     server[1].cut_after = 0
     (tmp_path / "file.zip.part").write_bytes(BODY[:1000])
