@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
 from dp_basicsr.data.lmdb_records import LmdbClient, lmdb_reader, refuse_damaged
 from dp_basicsr.data.sources import listed_names
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.images.files import IMAGE_SUFFIXES, unicode_hint
 from dp_basicsr.images.strict import orientation_if_single
 from dp_basicsr.utils.arguments import advise
 
 import cv2
 import lmdb
-from basicsr.data import build_dataloader, build_dataset
+from basicsr import utils
+from basicsr.data import build_dataloader, build_dataset, data_util, single_image_dataset
 from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader
 
@@ -73,7 +75,8 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
                     f"{root} has raw records, which {kind} cannot read: set type: PairedRawDataset (to train), or "
                     f"convert it with `{advise('data lmdb', f'-i {root} --lmdb png -o NEW.lmdb')}`"
                 )
-        dataset = build_dataset(dataset_opt)
+        with images_alone(name):
+            dataset = build_dataset(dataset_opt)
     except KeyError as error:
         raise UserError(f"{name}: {kind} needs the key {error}") from error
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
@@ -83,12 +86,10 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
         _use_list(dataset, dataset_opt)
         # BasicSR keeps the file system's order, which may differ between machines and therefore between ranks.
         dataset.paths.sort(key=str)
+        # Of a list; a folder has been searched for images.
         for path in (path for entry in dataset.paths for path in _files_of(entry)):
-            # BasicSR treats every file as an image. Only unusual suffixes are tried, because that opens the file, and
-            # a set may have tens of thousands.
-            unusual = os.path.splitext(str(path))[1].lower() not in IMAGE_SUFFIXES
-            if unusual and os.path.isfile(path) and not cv2.haveImageReader(str(path)):
-                raise UserError(f"{name}: expected images only, got {path}: remove it")
+            if os.path.isfile(path) and not may_be_image(str(path)):
+                raise UserError(f"{name}: expected images only, got {path}: take it off the list")
     # BasicSR makes its own client at the first sample, but only if there is none yet.
     backend = getattr(dataset, "io_backend_opt", None) or {}
     if "db_paths" in backend:
@@ -96,6 +97,38 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
     elif backend.get("type") == "disk":
         dataset.file_client = DiskClient()
     return dataset
+
+
+def may_be_image(path: str) -> bool:
+    """Whether a file is an image by its suffix, or by its content if the suffix is unusual."""
+    # A set may have tens of thousands, which are not opened here.
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES or cv2.haveImageReader(path)
+
+
+@contextmanager
+def images_alone(name: str) -> Iterator[None]:
+    """Leave out what is no image, such as Windows' Thumbs.db: BasicSR takes every file of a folder for one."""
+    left_out: list[str] = []
+
+    def scandir(folder: str, **how: Any) -> Iterator[str]:
+        for file in utils.scandir(folder, **how):
+            path = os.path.join(folder, file)  # `file` itself if it is a full path
+            if may_be_image(path):
+                yield file
+            else:
+                left_out.append(os.path.basename(path))
+
+    modules: list[Any] = [data_util, single_image_dataset]
+    for module in modules:
+        module.scandir = scandir
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.scandir = utils.scandir
+    if left_out:
+        names = shorten(sorted(left_out))
+        get_root_logger().warning(f"{name}: {len(left_out)} files are no images, and are left out: {names}")
 
 
 def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:

@@ -252,14 +252,23 @@ def test_an_lmdb_with_damaged_inner_pages_is_refused_at_the_start(pairs: Path) -
     assert refused
 
 
-def test_a_file_that_is_not_an_image_is_refused_at_the_start(pairs: Path) -> None:
+def test_what_is_no_image_is_left_out(pairs: Path, caplog: pytest.LogCaptureFixture) -> None:
     """In validation it would stop the run hours later; an image with an unusual suffix is accepted."""
     for name in ("GT", "LRbicx4"):
         (pairs / name / "image3.png").rename(pairs / name / "image3.picture")
+    for name in ("Thumbs.db", "desktop.ini", "notes.txt"):
+        (pairs / "GT" / name).write_bytes(b"\xd0\xcf\x11\xe0")
+    for build in (lambda: evaluation_loaders(evaluation_options(pairs), "val"), lambda: TrainStream(options(pairs))):
+        caplog.clear()
+        build()
+        assert "3 files are no images, and are left out" in caplog.text
+        assert "Thumbs.db" in caplog.text
     (loader,) = evaluation_loaders(evaluation_options(pairs), "val")
     assert len(loader.dataset) == 4  # type: ignore[arg-type]
-    for name in ("GT", "LRbicx4"):
-        (pairs / name / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
-    for build in (lambda: evaluation_loaders(evaluation_options(pairs), "val"), lambda: TrainStream(options(pairs))):
-        with pytest.raises(UserError, match=r"got .*Thumbs\.db: remove it"):
-            build()
+    single = {"type": "SingleImageDataset", "dataroot_lq": str(pairs / "GT")}
+    (loader,) = evaluation_loaders(evaluation_options(pairs, **single), "val")
+    assert len(loader.dataset) == 4  # type: ignore[arg-type]
+    Path("list.txt").write_text("image0.png\nThumbs.db\n")
+    (pairs / "LRbicx4/Thumbs.db").touch()
+    with pytest.raises(UserError, match=r"got .*Thumbs\.db: take it off the list"):
+        evaluation_loaders(evaluation_options(pairs, meta_info_file="list.txt"), "val")

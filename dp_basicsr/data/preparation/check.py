@@ -251,7 +251,7 @@ def _check_root(root: Path) -> Iterator[BadData]:
     if root.suffix != ".lmdb":
         files = {path for path in root.iterdir() if path.is_file() and not path.name.startswith(".")}
         for path in sorted(files - set(find_images(root))):
-            yield BadData("foreign", str(path), "is not an image, but BasicSR would try to read it")
+            yield BadData("foreign", str(path), "is not an image, and is left out in training")
         return
     info = read_meta_info(root)
     for key in info.repeated:
