@@ -25,6 +25,9 @@ def overview(program: str, group: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first one or two words name; return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # torch.distributed.launch puts it before the command, and sets LOCAL_RANK too.
+    if words and words[0].startswith(("--local-rank=", "--local_rank=")):
+        del words[0]
     program = "python -m dp_basicsr" if Path(sys.argv[0]).name == "__main__.py" else "dp-basicsr"
     name = next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS), None)
     if name is not None:

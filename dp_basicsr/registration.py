@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 Kind = Literal["arch", "dataset", "loss", "metric", "model"]
 Member = TypeVar("Member", bound=Callable[..., Any])
@@ -39,3 +39,10 @@ def register_waiting(registries: Any = None) -> None:
 
 def _add(kind: Kind, member: Callable[..., Any]) -> None:
     getattr(sys.modules[REGISTRIES], f"{kind.upper()}_REGISTRY").register(member)
+
+
+# Spyder and notebooks import this package anew in a session where BasicSR stays, and it refuses a name that it has.
+for _kind in get_args(Kind) if REGISTRIES in sys.modules else ():
+    _members = getattr(sys.modules[REGISTRIES], f"{_kind.upper()}_REGISTRY")._obj_map
+    for _name in [name for name, member in _members.items() if member.__module__.startswith("dp_basicsr.")]:
+        del _members[_name]

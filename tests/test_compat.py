@@ -55,6 +55,10 @@ before = methods()
 assert all(method.__module__ == "dp_basicsr.compat" for method in before)
 complete_basicsr()
 assert methods() == before
+for name in [name for name in sys.modules if name.partition(".")[0] == "dp_basicsr"]:
+    del sys.modules[name]
+import dp_basicsr.archs, dp_basicsr.losses, dp_basicsr.models  # anew, as Spyder does at each run of a file
+assert LOSS_REGISTRY.get("DPLoss") is dp_basicsr.losses.DPLoss
 """
     python(code, env={"PYTHONWARNINGS": "error::DeprecationWarning:basicsr.metrics"})
 

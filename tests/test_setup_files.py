@@ -41,6 +41,18 @@ def printed(code: str, *python_path: Path) -> str:
     return python(code, env={"PYTHONPATH": os.pathsep.join(map(str, python_path))}).stdout
 
 
+def test_a_clone_by_git_for_windows_has_the_line_ends_of_linux() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a clone")
+    listed = subprocess.run(
+        ["git", "ls-files", "--eol"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout
+    # Of each file: its line ends in the repository and here, its attributes, its name.
+    files = [line.split(maxsplit=2) for line in listed.splitlines()]
+    assert len(files) > 300
+    assert all("eol=lf" in rest for stored, _, rest in files if stored != "i/-text")
+
+
 @needs_make
 def test_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from dp_basicsr import inference
+from dp_basicsr import inference, webui
 from dp_basicsr.deploy import page as page_module
 from dp_basicsr.deploy.page import CROP, Job, Page, Task, Visit
 from dp_basicsr.errors import UserError
@@ -279,6 +279,21 @@ def test_a_taken_port_gives_the_next_one() -> None:
     assert free_port("127.0.0.1", 0) > 0
     with pytest.raises(UserError, match=r"--host 203\.0\.113\.1"):
         free_port("203.0.113.1", 7860)
+
+
+def test_the_path_of_a_proxy_reaches_the_server(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = pytest.importorskip("gradio.blocks").Blocks
+    launched: dict[str, Any] = {}
+
+    def launch(_: object, **settings: Any) -> None:
+        launched.update(settings)
+        raise UserError("enough")
+
+    monkeypatch.setattr(blocks, "launch", launch)
+    model = next(iter(page.models.values()))
+    with pytest.raises(SystemExit):
+        webui.main(["-m", str(model), "--port", "0", "--root-path", "/user/me/proxy/7860"])
+    assert launched["root_path"] == "/user/me/proxy/7860"
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130), ("SIGKILL", -9)])

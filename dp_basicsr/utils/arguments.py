@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +53,8 @@ COMMANDS = MappingProxyType(
         "study": Command("commands.study", "run_study", "reproduce a table of the paper"),
     }
 )
+
+_HOME = re.compile(r"(?:^|(?<==))~(?=/)")
 
 _program: list[str] = []  # how the running command was started, set by `started_as`
 
@@ -116,7 +119,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse, after exchanging each spelling of a long option for the declared one."""
-        words = list(sys.argv[1:] if args is None else args)
+        home = os.path.expanduser("~").replace("\\", "/")
+        # A shell leaves the ~ in --output=~/results and --result A=~/results as it is.
+        words = [_HOME.sub(home, word) for word in (sys.argv[1:] if args is None else args)]
         options = {option.replace("_", "-"): option for option in self._option_string_actions}
         # What follows a bare -- is no option, even if it looks like one.
         for number, word in enumerate(words[: words.index("--")] if "--" in words else words):
@@ -137,6 +142,13 @@ class Parser(argparse.ArgumentParser):
             del parsed.positional_opt
             parsed.opt = files[0] if files else None
         return parsed, rest
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2, and say what to do about the files that a shell makes of a pattern."""
+        words = message.removeprefix("unrecognized arguments: ").split()
+        if message.startswith("unrecognized") and any(map(os.path.exists, words)):
+            message += " (one file or folder is taken here: give the folder of the files instead of a pattern)"
+        super().error(message)
 
     def add_input(self, **settings: Any) -> None:
         """Add ``-i``, ``--input``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -26,7 +27,9 @@ def data_command() -> Iterator[None]:
 
     SIGHUP (a closed terminal) ends it like SIGTERM, but not under nohup.
     """
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # Python handles signals in the main thread only. Called in another one, they are the caller's.
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     previous = {number: signal.signal(number, exit_on_signal)
                 for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}  # fmt: skip
     try:

@@ -41,6 +41,11 @@ def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) ->
     assert listed == [name for name in COMMANDS if name.startswith("data ")]
 
 
+@pytest.mark.parametrize("spelling", ["--local-rank=1", "--local_rank=1"])
+def test_the_argument_of_torch_distributed_launch_may_come_first(spelling: str, refused: Callable[..., str]) -> None:
+    assert "no such folder" in refused(main, [spelling, "report", "no such folder"])
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"dp_basicsr {dp_basicsr.__version__}\n"

@@ -35,6 +35,24 @@ def test_a_value_keeps_its_underlines(parser: Parser) -> None:
         parser.parse_args(["--", "--model_path"])
 
 
+def test_the_home_folder_is_meant_where_the_shell_left_its_sign(
+    parser: Parser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")  # Windows
+    given = parser.parse_args(["--output=~/out", "-m=~/a.pth", "--force_yml", "a=~/b", "path:resume_state=~", "a~/b"])
+    assert (given.output, given.model_path) == (Path("/home/me/out"), [Path("/home/me/a.pth")])
+    assert given.force_yml == ["a=/home/me/b", "path:resume_state=~", "a~/b"]
+
+
+def test_files_of_a_pattern_get_advice(parser: Parser, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("b.png").touch()
+    for words, is_advised in ((["-o", "a.png", "b.png"], True), (["-o", "a.png", "b"], False)):
+        with pytest.raises(SystemExit):
+            parser.parse_args(words)
+        assert ("give the folder" in capsys.readouterr().err) is is_advised
+
+
 def test_help_shows_defaults_that_say_something_and_keeps_examples(parser: Parser) -> None:
     with started_as("dp-basicsr", "upscale"):
         text = Parser("Do it.\n\n  %(prog)s -m a\n  %(prog)s -m b").format_help()

@@ -6,10 +6,11 @@ import io
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dp_basicsr.errors import exit_on_user_error
-from dp_basicsr.utils.console import outlive_terminal
+from dp_basicsr.utils.console import data_command, outlive_terminal
 
 import pytest
 from tqdm import tqdm
@@ -34,6 +35,17 @@ def test_what_is_written_to_a_closed_terminal_is_dropped(stream: str, monkeypatc
     assert getattr(sys, stream) is terminal
     print("also dropped", file=terminal)  # what others have kept, such as a logger's handler
     terminal.close()
+
+
+def test_a_command_runs_in_a_thread_too() -> None:
+    """In a notebook's, Streamlit's or a server's."""
+
+    def work() -> int:
+        with data_command():
+            return 1
+
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(work).result() == 1
 
 
 def broken_stream(kind: str) -> io.TextIOWrapper:
