@@ -160,6 +160,10 @@ def _validation(opt: View) -> Iterator[Rule]:
     yield ("val", "tile"), is_small, f"expected more than twice tile_overlap ({overlap}), got {tile}"
     monitor, metrics = opt.valid("val", "monitor"), opt.valid("val", "metrics") or {}
     sets = [opt.valid("datasets", key, "name") for key in opt.valid("datasets") or () if str(key).startswith("val")]
+    for name, metric in itertools.product(sets, metrics):
+        size = len(f"net_g_best_{name}_{metric}.pth.partial".encode())
+        text = f"expected a shorter name: with that of {quote(name)} the best network's file has one of {size} bytes"
+        yield ("val", "metrics", metric), size > 255, text
     known = [*metrics, *(f"{name}/{metric}" for name in sets for metric in metrics)]
     for name in [monitor] if isinstance(monitor, str) else monitor or ():
         text = f"expected a metric of val: metrics, or set/metric, got {quote(name)}{hint(name, known)}"

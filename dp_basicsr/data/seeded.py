@@ -156,7 +156,9 @@ class BadSamples:
                 free = f"{shutil.disk_usage('/dev/shm').free / 1e6:,.0f} MB are free" if is_there else "full"
                 cause = f"shared memory (/dev/shm, {free}) is too small for the batches: docker run --shm-size=8g, or "
                 cause += fewer
-            elif "killed by signal: Killed" in str(error) or "exited unexpectedly" in str(error):
+            elif "exited unexpectedly" in str(error):
+                cause = f"a data loader worker ended: its error stands above, or memory ran out: {fewer}"
+            elif "killed by signal: Killed" in str(error):
                 cause = f"a data loader worker was killed, most likely because memory ran out: {fewer}"
             else:
                 raise

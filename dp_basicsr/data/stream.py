@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import multiprocessing.queues
 import os
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -95,7 +98,7 @@ class TrainStream:
         )
         # Each iteration over a loader draws a seed for its workers; keep that out of the training's random state.
         self.loader.generator = torch.Generator()
-        self.loader.worker_init_fn = outlive_signals
+        self.loader.worker_init_fn = start_worker
         self.batch_size = (self.loader.batch_size or 1) * opt["world_size"]
         self.iters_per_epoch = len(self.loader)
         if self.iters_per_epoch == 0:
@@ -187,7 +190,19 @@ def batch_size_per_gpu(opt: dict[str, Any]) -> int:
     return total // processes
 
 
-def outlive_signals(worker_id: int = 0) -> None:
+def start_worker(worker_id: int = 0) -> None:
+    """Prepare a loader worker for signals, and to end if it cannot send a batch, which the run would wait for."""
+
+    def end(error: Exception, batch: object) -> None:
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        os._exit(1)
+
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
+    outlive_signals()
+
+
+def outlive_signals() -> None:
     """Ignore signals to the process group in a worker, because the last step still needs its samples.
 
     SIGTERM from the parent still ends the worker at once. A thread waits for the signal, because only ``sigwaitinfo``

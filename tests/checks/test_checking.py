@@ -240,6 +240,16 @@ def test_raw_records_do_not_support_filename_templates() -> None:
     assert found.startswith("datasets:train:filename_tmpl: expected '{}'")
 
 
+def test_the_best_network_s_file_has_a_legal_name() -> None:
+    names = [
+        f"datasets:val_1:name={'n' * 190}",
+        f"val:metrics={{{'m' * 60}: {{type: calculate_psnr, crop_border: 4}}}}",
+    ]
+    (text,) = problems(*names)
+    assert re.search("expected a shorter name: with that of 'n.* the best network's file has one of 274 bytes", text)
+    assert problems(names[0]) == problems(names[1]) == []
+
+
 def test_a_foreign_model_may_have_optimizers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     class Plain(BaseModel):
         pass

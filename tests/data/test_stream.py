@@ -6,13 +6,15 @@ import pickle
 import random
 import shutil
 import struct
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 from dp_basicsr.data.datasets import evaluation_loaders, open_dataset
-from dp_basicsr.data.stream import RecordingPrefetcher, SeededDataset, TrainStream
+from dp_basicsr.data.seeded import BadSamples
+from dp_basicsr.data.stream import RecordingPrefetcher, SeededDataset, TrainStream, start_worker
 from dp_basicsr.errors import UserError
 
 import cv2
@@ -20,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.utils import get_root_logger
+from torch.utils.data import DataLoader, Dataset
 
 from tests.support.fuzz import draws
 from tests.support.gpu import needs_gpus
@@ -272,3 +275,21 @@ def test_what_is_no_image_is_left_out(pairs: Path, caplog: pytest.LogCaptureFixt
     (pairs / "LRbicx4/Thumbs.db").touch()
     with pytest.raises(UserError, match=r"got .*Thumbs\.db: take it off the list"):
         evaluation_loaders(evaluation_options(pairs, meta_info_file="list.txt"), "val")
+
+
+class Unsendable(Dataset):
+    """Samples that cannot be pickled."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        return threading.Lock()
+
+
+def test_a_batch_that_cannot_be_sent_ends_its_worker(capfd: pytest.CaptureFixture[str]) -> None:
+    """A sibling of RiboDetector#57: multiprocessing prints the error and goes on, and the run waits for ever."""
+    loader = DataLoader(Unsendable(), num_workers=1, collate_fn=list, worker_init_fn=start_worker, timeout=60)
+    with pytest.raises(UserError, match="a data loader worker ended: its error stands above"):
+        list(BadSamples("stop", 0, 4).watch(loader))
+    assert "cannot pickle" in capfd.readouterr().err
