@@ -60,7 +60,7 @@ def test_a_process_that_is_lost_ends_the_others(
     SIGSTOP, like a host that is off: no connection is closed. Rank 0 takes the store with it, so it is unknown whether
     it failed with its own error.
     """
-    processes.start(*[worker(timeout=timeout)] * count)
+    processes.start(*[worker("patient", timeout=timeout)] * count)
     wait_until(lambda: reached(tmp_path / "iteration", 5))
     pid = processes.all[lost].pid
     assert pid
