@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -119,13 +120,23 @@ def use_our_weights() -> None:
 
 @contextlib.contextmanager
 def without_downloads() -> Iterator[list[str]]:
-    """Let networks have random weights where theirs are missing, for a trial; yield the networks' names."""
+    """Let networks have random weights where theirs are missing, for a trial; yield the networks' names.
+
+    Metrics of other libraries, which download theirs by torch.hub, are not available meanwhile.
+    """
     global _absent
-    _absent = []
+    _absent, download = [], torch.hub.download_url_to_file
+
+    def refuse(url: str, *_: object, **__: object) -> None:
+        # Torch has already announced it.
+        print("... but not now: a trial downloads nothing", file=sys.stderr)
+        raise OSError(f"a trial does not download {url}")
+
+    torch.hub.download_url_to_file = refuse
     try:
         yield _absent
     finally:
-        _absent = None
+        _absent, torch.hub.download_url_to_file = None, download
 
 
 def or_random(network: str, source: str) -> str:

@@ -9,9 +9,10 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 from dp_basicsr.archs import ResNetFeatures, VGGFeatures, pretrained
-from dp_basicsr.archs.pretrained import find_weights, read_state_dict, weights_url
+from dp_basicsr.archs.pretrained import find_weights, read_state_dict, weights_url, without_downloads
 from dp_basicsr.errors import UserError
 
 import pytest
@@ -78,6 +79,15 @@ def test_the_command_downloads_and_verifies_once(
     assert "already exists" in capsys.readouterr().out
     assert server.name in refused(download_pretrained_models.main, ["resnet18", "--output", "other"])
     assert "vgg99" in refused(download_pretrained_models.main, ["vgg99"])
+
+
+def test_a_trial_lets_no_library_download(tmp_path: Path) -> None:
+    """Metrics of piq and torchmetrics fetch their weights by torch.hub, also in ``--check``."""
+    url = "https://localhost/net.pth"
+    with without_downloads(), pytest.raises(OSError, match="a trial does not download https://localhost/net.pth"):
+        torch.hub.load_state_dict_from_url(url, str(tmp_path))
+    with pytest.raises(URLError):
+        torch.hub.load_state_dict_from_url(url, str(tmp_path))
 
 
 def test_offline_names_url_file_and_folder(monkeypatch: pytest.MonkeyPatch) -> None:
