@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exit_on_user_error():
         study, smoke = read_study(args.study), read_smoke() if args.smoke else None
         seeds = study.seeds[:2] if smoke else study.seeds
+        if smoke:
+            # Behind its own, which would win otherwise.
+            smoke = replace(smoke, train=(*smoke.train, *args.force_yml))
         study = replace(study, seeds=seeds, overrides=(*study.overrides, *args.force_yml), smoke=smoke)
         number, count = args.part
         # Checked before the trainings, which take days.

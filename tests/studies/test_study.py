@@ -98,6 +98,13 @@ def test_a_smoke_row_trains_and_is_tested(pairs: Path) -> None:
     assert (folder / "shares.png").stat().st_size > 1000
 
 
+def test_overrides_win_over_those_of_a_smoke_run(capsys: pytest.CaptureFixture[str]) -> None:
+    own = "datasets:train:dataroot_gt=mine"
+    assert main(["ablation", "--smoke", "--gpus", "0", "--dry-run", "--force_yml", own]) == 0
+    for line in re.findall("^python .*train.py .*$", capsys.readouterr().out, re.MULTILINE):
+        assert re.findall(r"datasets:train:dataroot_gt=\S+", line)[-1] == own
+
+
 def fake_programs(
     monkeypatch: pytest.MonkeyPatch, fails: str = "", set_name: str = "Set5", end: str = 'sys.exit("no memory left")'
 ) -> Path:
