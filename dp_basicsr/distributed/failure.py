@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 T = TypeVar("T")
 
 STORE_SECONDS = 3.0  # timeout for the store, whose host may be the lost one
-LINGER_SECONDS = 2.0  # rank 0, which may host the store, exits this much later
+LINGER_SECONDS = 4.0  # rank 0, which may host the store, exits this much later: the others still ask it then
 FAILED = "failed"  # key in the store
 
 
