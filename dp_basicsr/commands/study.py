@@ -18,6 +18,7 @@ from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.evaluation.matching import BICUBIC, Method
 from dp_basicsr.studies.study import NAMES, Study, read_smoke, read_study
 from dp_basicsr.utils.arguments import Parser, advise
+from dp_basicsr.utils.console import outlive_terminal
 
 SMOKE_DATA = Path("datasets/demo/HR_sub.lmdb")
 
@@ -74,7 +75,7 @@ def report(failed: Mapping[str, str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 1 if a training or a test failed."""
     args = parse(argv)
-    with exit_on_user_error():
+    with exit_on_user_error(), outlive_terminal():
         study, smoke = read_study(args.study), read_smoke() if args.smoke else None
         seeds = study.seeds[:2] if smoke else study.seeds
         if smoke:

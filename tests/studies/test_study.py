@@ -156,6 +156,16 @@ def test_done_rows_are_skipped_and_changed_ones_refused(monkeypatch: pytest.Monk
     assert len(calls.read_text().splitlines()) == 6
 
 
+def test_a_study_outlives_the_reader_of_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``dp-basicsr study ablation | head``: the trainings take days."""
+    calls = fake_programs(monkeypatch)
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writer, "w"))
+    assert main(["ablation", "--gpus", "0"]) == 0
+    assert len(calls.read_text().splitlines()) == 6
+
+
 @pytest.mark.parametrize(
     ("end", "reason"),
     [
