@@ -28,9 +28,9 @@ PHOTOS = Path("photos")
 
 @pytest.fixture(autouse=True)
 def model_and_photos() -> None:
-    """``model.pth``, and ``photos``: a tree of small images, a text file, and a hidden one."""
+    """``model.pth``, and ``photos``: a tree of small images, a text file, and hidden ones."""
     torch.save({"params_ema": make_network().state_dict()}, "model.pth")
-    for name in ("a.png", "b.jpg", "in/c.webp", "in/deep/d.tif", ".hidden.png"):
+    for name in ("a.png", "b.jpg", "in/c.webp", "in/deep/d.tif", ".hidden.png", ".ipynb_checkpoints/a.png"):
         write_noise(PHOTOS / name, 6, 8)
     (PHOTOS / "notes.txt").write_text("no image")
 

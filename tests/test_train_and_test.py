@@ -17,6 +17,7 @@ from dp_basicsr.models import PSNRModel
 import pytest
 import torch
 
+from tests.support.networks import make_network
 from tests.support.options import SMALL
 from tests.support.programs import code_of, logs_of, losses_of, run_well, same_weights
 
@@ -180,9 +181,14 @@ def test_a_stopped_run_reports_its_checkpoints_correctly(
 
 
 def test_our_model_resumes_a_run_of_basicsr_s(folder: Path) -> None:
-    """Its states have an unfused Adam, and its checkpoints no manifest."""
+    """Its states have an unfused Adam, and its checkpoints no manifest; its start weights are not needed any more."""
     plain = [*SHORT, "network_d=null", "train:perceptual_opt=null", "train:channels_last=false"]
+    plain += ["path:pretrain_network_g=start.pth"]
+    torch.save({"params": make_network(num_grow_ch=4, num_block=1).state_dict()}, "start.pth")
     train.main([*plain, "model_type=SRModel", "train:total_iter=3"])
+    Path("start.pth").unlink()
+    assert code_of(train.main, [*plain, "model_type=PSNRModel"]) == 2, "a new start needs them"
+    train.main([*plain, "model_type=PSNRModel", "--auto_resume", "--check"])
     train.main([*plain, "model_type=PSNRModel", "train:total_iter=5", "--auto_resume"])
     said = logs_of()
     assert "Resuming training from epoch: 0, iter: 3" in said

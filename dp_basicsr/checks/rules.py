@@ -264,6 +264,9 @@ def _batch(opt: View) -> Iterator[Rule]:
     lacks_gpu = opt.valid(*TRAIN_SET, "prefetch_mode") == "cuda" and not torch.cuda.is_available()
     text = "expected ~ or cpu, because there is no GPU here; got cuda"
     yield (*TRAIN_SET, "prefetch_mode"), lacks_gpu, text
+    is_alone = opt.valid(*TRAIN_SET, "prefetch_mode") == "cpu" and opt.valid(*TRAIN_SET, "num_worker_per_gpu") == 0
+    text = "expected 1 or more with prefetch_mode: cpu, whose thread would share the training's random state; got 0"
+    yield (*TRAIN_SET, "num_worker_per_gpu"), is_alone, text
     # Real-ESRGAN's models exchange whole mini-batches with a pool of pairs, and assert it at the first step.
     queue = opt.raw("queue_size") or 180
     is_uneven = hasattr(opt.model, "_dequeue_and_enqueue") and batch and isinstance(queue, int) and queue % batch
@@ -272,12 +275,11 @@ def _batch(opt: View) -> Iterator[Rule]:
 
 def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     """Find missing files and folders that a run needs; missing validation and test sets are skipped by the run."""
-    files: list[Path] = [("path", "pretrain_network_g"), ("path", "pretrain_network_d")]
-    if is_train:
-        files.append((*TRAIN_SET, "meta_info_file"))
-        # --auto_resume may have a newer one, and keep_last deletes the named one some day.
-        if not os.path.isdir(f"experiments/{opt.valid('name')}/training_states"):
-            files.append(("path", "resume_state"))
+    files: list[Path] = [(*TRAIN_SET, "meta_info_file")] if is_train else []
+    # With --auto_resume the run has newer ones, and those that it began with may be gone; else its start names them.
+    if not is_train or not os.path.isdir(f"experiments/{opt.valid('name')}/training_states"):
+        files += [("path", "pretrain_network_g"), ("path", "pretrain_network_d")]
+        files += [("path", "resume_state")] if is_train else []
     for path in files:
         file = opt.valid(*path)
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):

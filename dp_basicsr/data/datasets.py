@@ -13,6 +13,7 @@ from dp_basicsr.data.lmdb_records import LmdbClient, lmdb_reader, refuse_damaged
 from dp_basicsr.data.sources import listed_names
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.images.files import IMAGE_SUFFIXES, unicode_hint
+from dp_basicsr.images.png import without_remarks
 from dp_basicsr.images.strict import orientation_if_single
 from dp_basicsr.utils.arguments import advise
 
@@ -52,7 +53,7 @@ class DiskClient:
             raise UserError(error.strerror or str(error)) from error
         if str(path).lower().endswith(MAY_HAVE_SEVERAL):
             orientation_if_single(content)
-        return content
+        return without_remarks(content)
 
 
 def open_dataset(dataset_opt: dict[str, Any]) -> Any:

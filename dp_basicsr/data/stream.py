@@ -77,17 +77,9 @@ class TrainStream:
             )
         ratio = self.dataset_opt["dataset_enlarge_ratio"]
         self.sampler = TrainSampler(self.dataset, opt["world_size"], opt["rank"], ratio)
-        prefetch_mode, workers = self.dataset_opt.get("prefetch_mode"), self.dataset_opt.get("num_worker_per_gpu")
-        if prefetch_mode == "cuda" and not torch.cuda.is_available():
-            raise UserError("datasets: train: prefetch_mode: cuda needs a GPU: use ~ or cpu")
-        if prefetch_mode == "cpu" and workers == 0:
-            raise UserError(
-                "datasets: train: prefetch_mode: cpu without workers reads in a thread that shares the random state "
-                "of the training: set num_worker_per_gpu to 1 or more, or prefetch_mode to ~"
-            )
         # torch warns about pinned memory without a GPU.
         pin_memory = self.dataset_opt["pin_memory"] and opt["num_gpu"] > 0
-        persistent = self.dataset_opt["persistent_workers"] and workers != 0
+        persistent = self.dataset_opt["persistent_workers"] and self.dataset_opt.get("num_worker_per_gpu") != 0
         self.loader: DataLoader = build_dataloader(
             SeededDataset(self.dataset, opt["manual_seed"]),
             self.dataset_opt | {"persistent_workers": persistent, "pin_memory": pin_memory},

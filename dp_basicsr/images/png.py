@@ -46,6 +46,21 @@ def split(data: bytes) -> tuple[bytes, dict[str, Any]]:
     return b"".join(pixels), info
 
 
+def without_remarks(data: bytes) -> bytes:
+    """Return a PNG file without the chunks that libpng warns about, image by image, and that change no pixel.
+
+    Old programs write an sRGB profile that it calls incorrect. What is no PNG file is returned as it is.
+    """
+    before, parts, offset, name = 8, [SIGNATURE], len(SIGNATURE), b""
+    while data.startswith(SIGNATURE) and offset + 12 <= len(data) and name != b"IDAT":
+        end, name = offset + 12 + int.from_bytes(data[offset : offset + 4], "big"), data[offset + 4 : offset + 8]
+        if name in (b"iCCP", b"sBIT", b"bKGD"):
+            parts.append(data[before:offset])
+            before = end
+        offset = end
+    return b"".join([*parts, data[before:]]) if len(parts) > 1 else data
+
+
 def _read_chunk(name: bytes, content: bytes, info: dict[str, Any]) -> None:
     keyword, _, value = content.partition(b"\0")
     if name == b"iCCP":

@@ -8,6 +8,7 @@ from typing import Any
 
 from dp_basicsr.images.files import BadImageError
 from dp_basicsr.images.opening import opened, orientation_of, read_bytes
+from dp_basicsr.images.png import without_remarks
 
 import cv2
 import numpy as np
@@ -47,7 +48,7 @@ def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.
             raise BadImageError("is truncated")
     # First, because it refuses other formats and sizes by the header, before OpenCV decodes.
     orientation = orientation_if_single(data)
-    buffer = np.frombuffer(data, np.uint8)
+    buffer = np.frombuffer(without_remarks(data), np.uint8)
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
         if image is not None and orientation != 1:

@@ -14,6 +14,8 @@ from dp_basicsr.data.stream import batch_size_per_gpu
 from dp_basicsr.errors import UserError, first_line, is_out_of_memory
 from dp_basicsr.options.run import RunOptions
 
+import torch
+
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -50,6 +52,20 @@ def raise_open_file_limit() -> None:
         # macOS has a second, lower limit, and a run may do with the old one.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def require_compiler(run: RunOptions) -> None:
+    """Refuse ``train: compile`` where torch.compile does not work (UserError): it needs a compiler, on GPUs Triton."""
+    if not run.options.training.compile:
+        return
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device="cuda" if run.num_gpu else "cpu"))
+    # Compilers fail in any way.
+    except Exception as error:
+        raise UserError(
+            f"train: compile: torch.compile does not work here ({type(error).__name__}: {first_line(error)}): install "
+            "a C++ compiler (Debian: apt install g++), or leave compile out"
+        ) from error
 
 
 def shorten_socket_names() -> None:

@@ -25,6 +25,7 @@ from dp_basicsr.runs.limits import (
     keep_freed_memory,
     out_of_memory_is_user_error,
     raise_open_file_limit,
+    require_compiler,
     shorten_socket_names,
 )
 from dp_basicsr.runs.log import require_loggers, start_log, start_wandb, tensorboard, write_log
@@ -61,14 +62,16 @@ def train(run: RunOptions, option_file: str) -> None:
         keep_freed_memory()
     raise_open_file_limit()
     shorten_socket_names()
-    require_networks(run.as_dict())
     require_loggers(run)
+    require_compiler(run)
     intact = "; saved checkpoints are intact: continue with --auto_resume"
     with run_lock(str(root)), out_of_memory_is_user_error(run, intact), outlive_terminal():
         held_log = start_log(run)
         # A list, read now: the file of the previous start is replaced below.
         changes = list(describe_changes(run.options, root))
         point = find_resume_point(run.as_dict())
+        if point is None:  # a resumed run has networks of its own: those that it began with may be gone
+            require_networks(run.as_dict())
         training = build(run, point)
         on_rank_0(lambda: start_wandb(run))
         # Nothing is written before this point: an earlier run of this name is moved aside here.

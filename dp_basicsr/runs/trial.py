@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from dp_basicsr.metrics import refuse_small_images
 from dp_basicsr.options.metrics import needs_network
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
-from dp_basicsr.runs.limits import out_of_memory_is_user_error
+from dp_basicsr.runs.limits import out_of_memory_is_user_error, require_compiler
 from dp_basicsr.runs.log import PAPER_BATCH, current_losses, require_loggers
 from dp_basicsr.runs.training import refuse_other_training
 
@@ -38,9 +40,12 @@ def check(run: RunOptions) -> None:
     """
     opt, missing = run.as_dict(), list(run.missing)
     require_loggers(run)
+    require_compiler(run)
     # No worker processes.
     opt["datasets"]["train"] |= {"num_worker_per_gpu": 0, "persistent_workers": False, "prefetch_mode": None}
-    if missing:
+    # The run reads its checkpoint's instead.
+    resumes = run.auto_resume and run.folders.training_states.is_dir()
+    if missing or resumes:
         opt["path"] |= dict.fromkeys(("pretrain_network_g", "pretrain_network_d", "resume_state"))
     require_networks(opt)
     logger = get_root_logger()
@@ -58,7 +63,7 @@ def check(run: RunOptions) -> None:
         logger.setLevel(before)
     if run.rank == 0:
         downloads = [f"the ImageNet weights of {name} are missing: the run will download them first" for name in absent]
-        notes = [f"  note:   {note}" for note in (*downloads, *run.notes)]
+        notes = [f"  note:   {note}" for note in (*downloads, *run.notes, *scarce_shared_memory(run, batch))]
         print("\n".join([summary(run, batch, source, loaded, seconds, losses), *notes]), flush=True)
     # After the summary, whose losses show which term is not finite.
     broken = [name for name, value in losses.items() if not math.isfinite(value)]
@@ -92,6 +97,18 @@ def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, st
     shape, size = (batch_size(opt), opt["network_g"].get("num_in_ch", 3)), data["gt_size"]
     lq, gt = torch.rand(*shape, size // scale, size // scale), torch.rand(*shape, size, size)
     return {"lq": lq, "gt": gt}, "random pairs", ""
+
+
+def scarce_shared_memory(run: RunOptions, batch: Batch) -> Iterator[str]:
+    """Yield what to do if the workers' batches do not fit into /dev/shm, which has 64 MB in a container of Docker."""
+    workers = run.options.datasets["train"].num_worker_per_gpu or 0
+    size = sum(value.numel() * value.element_size() for value in batch.values() if isinstance(value, torch.Tensor))
+    needed = 2 * workers * size  # each prepares two
+    if needed and Path("/dev/shm").is_dir() and (free := shutil.disk_usage("/dev/shm").free) < needed:
+        yield (
+            f"/dev/shm has {free / 1e6:,.0f} MB free, the batches of {workers} workers take {needed / 1e6:,.0f}: "
+            "docker run --shm-size=8g, or lower num_worker_per_gpu (0 needs none)"
+        )
 
 
 def batch_size(opt: dict[str, Any]) -> int:

@@ -192,6 +192,8 @@ def test_every_misspelt_key_is_named() -> None:
         ("datasets:val_1:color=y", "datasets:val_1:color: expected none, because network_g has num_in_ch: 3, got y"),
         ("network_d=~", "network_d: expected a value, which training needs"),
         ("datasets:train:batch_size_per_gpu=~", "batch_size_per_gpu: expected a value, which training needs"),
+        ("datasets:train:num_worker_per_gpu=0 and datasets:train:prefetch_mode=cpu",
+         "datasets:train:num_worker_per_gpu: expected 1 or more with prefetch_mode: cpu"),
         ("train:grad_accumulation=32", "grad_accumulation: expected up to batch_size_per_gpu .16., got 32"),
         ("train:ldl_opt={type: LDLLoss}", "train:ema_decay: expected a number > 0 for ldl_opt.*got 0"),
         ("logger={print_freq: 1, save_checkpoint_freq: 1, wandb: {project: a}}", "use_tb_logger: expected true"),
@@ -206,7 +208,7 @@ def test_every_misspelt_key_is_named() -> None:
     ],
 )  # fmt: skip
 def test_a_mistake_is_named(entry: str, message: str) -> None:
-    texts = problems(entry.replace("TERMS", TERMS))
+    texts = problems(*entry.replace("TERMS", TERMS).split(" and "))
     assert len(texts) == 1, texts
     assert re.match(f"(.*: ?)?{message}", texts[0])
 

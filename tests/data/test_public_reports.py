@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.png import join
+from dp_basicsr.images.strict import read_image
 
 import cv2
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from tests.support.fuzz import draws
@@ -77,6 +81,21 @@ def test_png_of_every_mode_trains_as_colour(pairs: Path, mode: str) -> None:
     for path in pairs.glob("*/*.png"):
         Image.open(path).convert(mode).save(path)
     assert take(options(pairs), 0, 1)[0].shape == (2, 3, 32, 32)
+
+
+def test_chunks_that_libpng_warns_about_change_nothing_and_fill_no_log(
+    pairs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ultralytics#339, Real-ESRGAN#234: a line for each image with an old sRGB profile."""
+    expected = take(options(pairs), 0, 4)
+    wrong = [(b"iCCP", b"x\0\0" + zlib.compress(bytes(200))), (b"sBIT", b"\t\t\t"), (b"bKGD", b"\0")]
+    for path in pairs.glob("*/*.png"):
+        path.write_bytes(join(path.read_bytes(), wrong))
+    cv2.imread(str(path))
+    assert capfd.readouterr().err.count("libpng warning") == 3
+    assert torch.equal(take(options(pairs), 0, 4), expected)
+    np.testing.assert_array_equal(read_image(path), cv2.imread(str(path)))
+    assert capfd.readouterr().err.count("libpng warning") == 3, "those of the line above alone"
 
 
 def test_keys_that_differ(pairs: Path) -> None:

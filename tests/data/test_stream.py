@@ -98,7 +98,6 @@ def test_the_program_s_random_state_is_unchanged() -> None:
     [
         ({"batch": 16}, "8 samples.*batch of 16"),
         ({"train": {"batch_size_total": 4}, "world_size": 3, "dist": True}, "4 is not a multiple of the 3 processes"),
-        ({"train": {"prefetch_mode": "cpu"}}, "num_worker_per_gpu"),  # a thread would share the random state
         ({"train": {"dataroot_gt": "outer", "dataroot_lq": "outer"}}, "no image directly in .* are not searched"),
     ],
 )

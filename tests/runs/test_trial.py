@@ -7,7 +7,8 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 from dp_basicsr import train
 from dp_basicsr.archs import VGGFeatures, pretrained
@@ -103,6 +104,25 @@ def test_a_state_of_another_training_is_known(check: Check) -> None:
     assert code == 2
     assert "has 1 optimizer(s), SRGANDPModel has 2" in err
     assert err.endswith("/models/net_g_4.pth\n")
+
+
+def test_what_the_machine_lacks_is_known(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmdetection#1997: /dev/shm of a container; pytorch#92745: torch.compile without a compiler."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    code, out, _ = check("datasets:train:num_worker_per_gpu=3")
+    assert code == 0
+    assert "/dev/shm has 0 MB free, the batches of 3 workers take 0: docker run --shm-size" in out
+    assert "/dev/shm" not in check("datasets:train:num_worker_per_gpu=0")[1]
+
+    def compiler(*_: object) -> NoReturn:
+        raise RuntimeError("No working C++ compiler found\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    code, _, err = check("train:compile=true")
+    assert code == 2
+    assert "torch.compile does not work here (RuntimeError: No working C++ compiler found): install" in err
+    assert code_of(train.main, ["-opt", "small.yml", "--force_yml", "train:compile=true"]) == 2
+    assert not Path("experiments/small").exists()
 
 
 def test_imagenet_weights_are_not_downloaded(check: Check) -> None:
