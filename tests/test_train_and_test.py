@@ -189,6 +189,8 @@ def test_our_model_resumes_a_run_of_basicsr_s(folder: Path) -> None:
     Path("start.pth").unlink()
     assert code_of(train.main, [*plain, "model_type=PSNRModel"]) == 2, "a new start needs them"
     train.main([*plain, "model_type=PSNRModel", "--auto_resume", "--check"])
+    state = "path:resume_state=experiments/small/training_states/3.state"
+    train.main([*plain, "model_type=PSNRModel", "name=named", "train:total_iter=4", state])
     train.main([*plain, "model_type=PSNRModel", "train:total_iter=5", "--auto_resume"])
     said = logs_of()
     assert "Resuming training from epoch: 0, iter: 3" in said

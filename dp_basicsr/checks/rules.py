@@ -277,9 +277,12 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     """Find missing files and folders that a run needs; missing validation and test sets are skipped by the run."""
     files: list[Path] = [(*TRAIN_SET, "meta_info_file")] if is_train else []
     # With --auto_resume the run has newer ones, and those that it began with may be gone; else its start names them.
-    if not is_train or not os.path.isdir(f"experiments/{opt.valid('name')}/training_states"):
+    has_states = is_train and os.path.isdir(f"experiments/{opt.valid('name')}/training_states")
+    if is_train and not has_states:
+        files.append(("path", "resume_state"))
+    state = opt.valid("path", "resume_state") if is_train else None
+    if not has_states and not (isinstance(state, str) and os.path.isfile(os.path.expanduser(state))):
         files += [("path", "pretrain_network_g"), ("path", "pretrain_network_d")]
-        files += [("path", "resume_state")] if is_train else []
     for path in files:
         file = opt.valid(*path)
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):

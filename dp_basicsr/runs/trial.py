@@ -44,9 +44,11 @@ def check(run: RunOptions) -> None:
     # No worker processes.
     opt["datasets"]["train"] |= {"num_worker_per_gpu": 0, "persistent_workers": False, "prefetch_mode": None}
     # The run reads its checkpoint's instead.
-    resumes = run.auto_resume and run.folders.training_states.is_dir()
+    resumes = opt["path"].get("resume_state") or (run.auto_resume and run.folders.training_states.is_dir())
     if missing or resumes:
-        opt["path"] |= dict.fromkeys(("pretrain_network_g", "pretrain_network_d", "resume_state"))
+        opt["path"] |= dict.fromkeys(("pretrain_network_g", "pretrain_network_d"))
+    if missing:
+        opt["path"]["resume_state"] = None
     require_networks(opt)
     logger = get_root_logger()
     before = logger.level
