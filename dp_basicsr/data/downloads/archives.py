@@ -25,6 +25,10 @@ _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImple
 Entry = tuple[str, bool, bool, Callable[[], IO[bytes] | None]]
 
 
+class DamagedArchiveError(UserError):
+    """An archive cannot be read, so another download may help."""
+
+
 def unpack_images(archive: Path, folder: str, target: Path, images: int) -> Path:
     """Unpack the image files directly in ``folder`` of ``archive`` into the new folder ``target``.
 
@@ -32,8 +36,9 @@ def unpack_images(archive: Path, folder: str, target: Path, images: int) -> Path
     (``..``, an absolute path) or is neither a file nor a folder (links, devices).
 
     Raises:
-        UserError: An entry is dangerous, the archive is damaged, the number of images is not ``images``, or ``target``
-            exists. No partial output is left behind.
+        DamagedArchiveError: It is damaged, or no archive.
+        UserError: An entry is dangerous, the number of images is not ``images``, or ``target`` exists. No partial
+            output is left behind.
     """
     with StagedFolder(target) as staged:
         with _opened(archive) as source:
@@ -73,8 +78,8 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
         with zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive) as source:
             yield source
     except _DAMAGED as error:
-        raise UserError(
-            f"{archive} is damaged or not an archive ({first_line(error)}): delete it and download it again"
+        raise DamagedArchiveError(
+            f"{archive} is damaged or not an archive ({first_line(error).rstrip(':')})"
         ) from error
     except OSError as error:
         raise UserError(f"cannot unpack {archive}: {error}") from error

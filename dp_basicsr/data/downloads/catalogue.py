@@ -105,7 +105,7 @@ def download_dataset(
     if name not in SOURCES:
         raise UserError(f"unknown data set '{name}', expected one of {', '.join(SOURCES)}")
     # These take a while, and --help lists SOURCES.
-    from dp_basicsr.data.downloads.archives import unpack_images
+    from dp_basicsr.data.downloads.archives import DamagedArchiveError, unpack_images
     from dp_basicsr.data.downloads.fetch import fetch
     from dp_basicsr.images.files import find_images
 
@@ -120,12 +120,19 @@ def download_dataset(
         lines = [f"{target}: already exists, {source.images} images"]
     else:
         lines = [f"{target}: {source.images} images"]
+        was_there = (root / source.file_name).exists()
         url = f"{base_url.rstrip('/')}/{source.file_name}" if base_url else source.url
         try:
             archive = fetch(url, root / source.file_name, size=source.size, checksum=source.checksum)
         except UserError as error:
             raise UserError(f"{error}\n{source.by_hand}; put the {source.images} images into {target}") from error
-        unpack_images(archive, source.folder, target, source.images)
+        try:
+            unpack_images(archive, source.folder, target, source.images)
+        except DamagedArchiveError as error:
+            if was_there:
+                raise UserError(f"{error}: delete it and download it again") from error
+            archive.unlink()
+            raise UserError(f"{error}: it was deleted, run the same command again") from error
         if not keep_archive:
             archive.unlink()
     if source.next_step:

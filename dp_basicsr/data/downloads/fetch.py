@@ -90,6 +90,9 @@ def _receive(url: str, part: Path, size: int | None) -> None:
     if offset := max(_length(part) - 1, 0):
         headers["Range"] = f"bytes={offset}-"
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
+        # Of a login, a quota, a proxy: with code 200 all the same.
+        if response.headers.get_content_type() == "text/html":
+            raise UserError(f"{url} answered with a web page, not with the file: look at it in a browser")
         if response.status == 206:
             match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
             if not match or int(match[1]) != offset:

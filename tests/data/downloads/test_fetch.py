@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.data.downloads.catalogue import download_dataset
 from dp_basicsr.data.downloads.fetch import fetch
 from dp_basicsr.errors import UserError
 
@@ -28,6 +29,7 @@ class Behaviour:
     cut_after: int | None = None  # bytes of each response after which the connection is closed
     knows_ranges: bool = True
     sends_length: bool = True
+    kind: str = "application/zip"
     status: int | None = None  # answer every request with this
     failures: int = 0  # number of initial requests answered with `answer`
     answer: int = 503
@@ -49,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes */{len(server.body)}")
             return self.end_headers()
         self.send_response(206 if wanted else 200)
+        self.send_header("Content-Type", server.kind)
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{len(server.body) - 1}/{len(server.body)}")
         if server.sends_length:
@@ -141,6 +144,24 @@ def test_what_is_not_the_published_file_leaves_nothing_and_is_not_retried(
         get(server, tmp_path, **expected)
     assert list(tmp_path.iterdir()) == []
     assert len(server[1].requests) == 1
+
+
+def test_a_web_page_in_place_of_the_file_is_named(server: Server, tmp_path: Path) -> None:
+    server[1].kind = "text/html; charset=utf-8"
+    with pytest.raises(UserError, match=r"http.*file\.zip answered with a web page, not with the file"):
+        get(server, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_archive_is_fetched_again_unless_it_was_there(server: Server, tmp_path: Path) -> None:
+    base_url, archive = server[0].rpartition("/")[0], tmp_path / "Set5_HR.tar.gz"
+    with pytest.raises(UserError, match=r"damaged or not an archive.*it was deleted, run the same command again"):
+        download_dataset("set5", tmp_path, base_url=base_url)
+    assert not archive.exists()
+    archive.write_bytes(b"put here by hand")
+    with pytest.raises(UserError, match=r"damaged or not an archive.*delete it and download it again"):
+        download_dataset("set5", tmp_path, base_url=base_url)
+    assert archive.exists()
 
 
 def test_an_existing_file_is_never_deleted(tmp_path: Path) -> None:
