@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.options.reading import Options, override, read_options
@@ -72,7 +73,7 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Import the modules of ``--import``: installed ones, or files in the current folder.
+    """Import the modules of ``--import``: installed ones, or files in the current folder, also by their path.
 
     Raises:
         UserError: A module is missing or raises an error, which the message contains with its location.
@@ -81,14 +82,21 @@ def import_modules(names: Sequence[str]) -> None:
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for name in names:
+        path = os.path.relpath(name or os.curdir)
+        is_file = name.endswith(".py") and os.path.isfile(path) and not path.startswith(os.pardir)
         try:
-            importlib.import_module(name)
+            # Loader workers import a dataset's module by its name.
+            importlib.import_module(path[:-3].replace(os.sep, ".") if is_file else name)
         # Other packages may raise anything.
         except (Exception, SystemExit) as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
+            stack = list(traceback.extract_tb(error.__traceback__))
+            expected = "an installed module or a file in the current folder"
+            if isinstance(error, AssertionError) and "was already registered" in str(error):
+                expected = "classes with names of their own (rename it)"
+                stack = [frame for frame in stack if Path(frame.filename).name != "registry.py"]
+            last = stack[-1]
             # A module that was not found has no line to show.
             where = "" if "importlib" in last.filename else f" ({last.filename}:{last.lineno})"
             raise UserError(
-                f"--import {name}: expected an installed module or a file in the current folder, got "
-                f"{type(error).__name__}: {error}{where}"
+                f"--import {name}: expected {expected}, got {type(error).__name__}: {error}{where}"
             ) from error

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dp_basicsr import test, train
+from dp_basicsr.options import import_modules
 
 import pytest
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
@@ -107,6 +108,7 @@ def test_without_the_import_its_names_are_unknown(
         ("raising", "def f(:\n", r"SyntaxError: invalid syntax \(raising.py, line 1\)"),
         ("raising", "import sys\nsys.exit('usage: ...')\n", r"SystemExit: usage: ... \(\S+raising.py:2\)"),
         ("small.yml", "", "ModuleNotFoundError: No module named 'small'"),
+        ("../raising.py", "", "TypeError"),
     ],
 )
 def test_a_module_that_cannot_be_imported_is_one_message(
@@ -117,3 +119,22 @@ def test_a_module_that_cannot_be_imported_is_one_message(
     expected = f"error: --import {name}: expected an installed module or a file in the current folder, got {message}"
     assert re.match(expected, error), error
     assert not Path("experiments").exists()
+
+
+def test_a_module_may_be_named_by_its_file(folder: None) -> None:
+    Path("lib").mkdir()
+    Path("lib/also_theirs.py").write_text("")
+    for name in ("their_classes.py", "./their_classes.py", str(Path("their_classes.py").absolute())):
+        import_modules([name])
+        assert sys.modules["their_classes"].__file__ == str(Path("their_classes.py").absolute())
+    import_modules(["lib/also_theirs.py"])
+    assert "lib.also_theirs" in sys.modules
+
+
+def test_a_class_of_a_name_that_is_taken_is_one_message(folder: None, refused: Callable[..., str]) -> None:
+    Path("raising.py").write_text(
+        "from basicsr.utils.registry import ARCH_REGISTRY\n@ARCH_REGISTRY.register()\nclass RRDBNet:\n    pass\n"
+    )
+    (error,) = refused(train.main, ["-opt", "small.yml", "--import", "raising"]).splitlines()
+    expected = r"classes with names of their own \(rename it\), got AssertionError: .*'RRDBNet' .* \(\S+raising.py:\d\)"
+    assert re.search(expected, error), error
