@@ -13,6 +13,7 @@ import io
 import os
 import select
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Collection, Iterator
@@ -50,6 +51,10 @@ EXIT_RETRY = 75
 TOO_MANY_FILES = (
     "too many open files: raise the limit (ulimit -n 65536), or use fewer processes (datasets: train: "
     "num_worker_per_gpu in training, --workers in other commands)"
+)
+TOO_MANY_PROCESSES = (
+    "no more processes or threads may be started: raise the limit (ulimit -u, docker run --pids-limit), or use fewer "
+    "(OMP_NUM_THREADS=1; datasets: train: num_worker_per_gpu in training, --workers in other commands)"
 )
 
 # Messages of allocators without an exception type: PyTorch's CPU and MPS, cuDNN, cuBLAS, oneDNN, onnxruntime.
@@ -95,6 +100,12 @@ def is_too_many_files(error: BaseException) -> bool:
     """Return whether an error, of this process or passed on from a worker, is the limit of open files."""
     # In the messages of Python and torch's DataLoader, and of multiprocessing that passes files between processes.
     signs = ("Too many open files", "items of ancdata")
+    return isinstance(error, (OSError, RuntimeError)) and any(sign in str(error) for sign in signs)
+
+
+def is_too_many_processes(error: BaseException) -> bool:
+    """Return whether an error, of ``fork`` or of a new thread, is the limit of processes."""
+    signs = ("can't start new thread", "Resource temporarily unavailable")
     return isinstance(error, (OSError, RuntimeError)) and any(sign in str(error) for sign in signs)
 
 
@@ -157,6 +168,15 @@ def message_for_user(error: BaseException) -> str | None:
         return message
     if is_too_many_files(error):
         return TOO_MANY_FILES
+    if is_too_many_processes(error):
+        return TOO_MANY_PROCESSES
+    if isinstance(error, RuntimeError) and "finished reduction in the prior iteration" in str(error):
+        # DistributedDataParallel's, in the second step; the numbers stand at its end.
+        numbers = str(error).partition("for rank ")[2].partition("\n")[0].partition(": ")[2].strip()
+        return (
+            f"a network has parameters that a step does not use (number {numbers}, counted from 0), for which several "
+            "processes wait: set find_unused_parameters: true, or take them out"
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return readable(f"{error.filename}: {error.strerror}")
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
@@ -164,6 +184,10 @@ def message_for_user(error: BaseException) -> str | None:
         return f"{name} cannot be a file name under this locale ({error.encoding}): set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib's, until Python 3.13
         return readable(str(error))
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as missing:  # torch, imported once more after it, raises another error
+        return f"{missing.strerror}: no folder for temporary files can be written; name one in TMPDIR"
     return None
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,45 @@ def test_the_limit_of_open_files_is_one_message(error: Exception, refused: Calla
     assert said.startswith("error: too many open files: raise the limit (ulimit -n 65536)")
     assert said.count("\n") == 1
     assert "num_worker_per_gpu" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), r"ulimit -u, docker run --pids-limit"),  # of fork
+        (RuntimeError("can't start new thread"), r"ulimit -u, docker run --pids-limit"),  # Project-MONAI/MONAI#1328
+        (
+            RuntimeError(
+                "Expected to have finished reduction in the prior iteration before starting a new one. This error ...\n"
+                "Parameter indices which did not receive grad for rank 1: 4 5\n In addition, you can ..."
+            ),
+            r"\(number 4 5, counted from 0\).*find_unused_parameters: true",
+        ),  # open-mmlab/mmagic#419
+    ],
+)
+def test_what_a_machine_or_torch_refuses_is_one_message(
+    error: Exception, expected: str, refused: Callable[..., str]
+) -> None:
+    def fail(argv: list[str]) -> None:
+        with exit_on_user_error():
+            raise error
+
+    said = refused(fail, [])
+    assert re.fullmatch(f"error: .*{expected}.*\n", said)
+
+
+def test_a_container_without_a_temporary_folder_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """huggingface/open-r1#488: torch's import fails, and its second import with another error."""
+
+    def fail(argv: list[str]) -> None:
+        with exit_on_user_error():
+            raise AssertionError("already registered")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [os.path.abspath("nowhere")])
+    assert "TMPDIR" in refused(fail, [])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are others there")

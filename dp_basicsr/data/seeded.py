@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dp_basicsr.errors import TOO_MANY_FILES, UserError, is_too_many_files
+from dp_basicsr.errors import (
+    TOO_MANY_FILES,
+    TOO_MANY_PROCESSES,
+    UserError,
+    is_too_many_files,
+    is_too_many_processes,
+)
 from dp_basicsr.utils.arguments import advise
 
 import cv2
@@ -146,11 +154,18 @@ class BadSamples:
                 yield batch
         except UserError as error:
             raise UserError(str(error).rpartition(_WORKER_PREFIX)[2].rstrip()) from error
-        except RuntimeError as error:
-            # From torch: a worker was killed or got no shared memory.
+        except (RuntimeError, BlockingIOError) as error:
+            # From torch: a worker was not started, was killed, or got no shared memory.
             fewer = "lower datasets: train: num_worker_per_gpu (0 needs none) or the mini-batch"
             if is_too_many_files(error):
                 cause = TOO_MANY_FILES
+            elif is_too_many_processes(error):
+                cause = TOO_MANY_PROCESSES
+                # Python would wait for ever for the workers that were started: they ignore the signal to end.
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+                # torch's iterator, which is half made, would add a traceback when it is deleted.
+                sys.unraisablehook = lambda _: None
             elif any(sign in str(error) for sign in ("Bus error", "shared memory", "shm", "No space left on device")):
                 is_there = os.path.isdir("/dev/shm")
                 free = f"{shutil.disk_usage('/dev/shm').free / 1e6:,.0f} MB are free" if is_there else "full"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +21,8 @@ from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[att
 
 # File in the experiment's folder with torchrun's job id, by which a restarted job recognises its run.
 JOB_ID_FILE = "job_id"
+
+SILENT_SECONDS = 15.0  # after which a process says that it waits for the others
 
 _store: Store | None = None  # shared by the processes of this start
 
@@ -50,6 +54,13 @@ def init_distributed(
     """
     variables = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
     if launcher == "none" and not variables <= os.environ.keys():
+        rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+        if rank and world_size != "1":
+            print(
+                f"warning: RANK={rank} and WORLD_SIZE={world_size} are set without LOCAL_RANK: this process works "
+                "alone; start several with torchrun",
+                file=sys.stderr,
+            )
         return False
     if not timeout > 0:
         raise UserError(f"dist_params: timeout: expected seconds > 0, got {timeout!r}")
@@ -91,6 +102,10 @@ def _join(backend: str, timeout: float, shares_store: bool) -> None:
     global _store
     rank, world_size, limit = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), timedelta(seconds=timeout)
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    says = f"rank {rank}: waiting for {world_size - 1} other process(es) at {address}, as RANK and WORLD_SIZE ask for"
+    patience = threading.Timer(SILENT_SECONDS, print, [says], {"file": sys.stderr})
+    patience.daemon = True
+    patience.start()
     try:
         _store = next(rendezvous("env://", timeout=limit))[0]
         if shares_store:
@@ -104,6 +119,8 @@ def _join(backend: str, timeout: float, shares_store: bool) -> None:
             "on that port? a firewall? under SLURM set dist_params: port; the time limit is dist_params: timeout; with "
             f"several network cards set the shared one: {backend.upper()}_SOCKET_IFNAME=eth0)"
         ) from error
+    finally:
+        patience.cancel()
 
 
 @contextmanager

@@ -49,6 +49,10 @@ def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
     # Processes differ in their random numbers, as in BasicSR, but not in the order of the data.
     set_random_seed(seed + rank)
     folders = Folders.under(Path.cwd() / ("experiments" if is_train else "results") / options.name)
+    cpu_note = []
+    if is_train and options.num_gpu == "auto" and not torch.cuda.is_available():
+        why = "torch finds none" if torch.version.cuda else "this torch is built for CPUs"
+        cpu_note = [f"num_gpu: auto: no GPU ({why}), so the CPU trains; num_gpu: 0 asks for that"]
     return RunOptions(
         options,
         is_train,
@@ -61,7 +65,7 @@ def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
         auto_resume=is_train and should_resume(args.auto_resume, str(folders.root)),
         check=check,
         missing=checked.missing,
-        notes=checked.notes,
+        notes=(*checked.notes, *cpu_note),
     )
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from dp_basicsr.errors import UserError
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from tests.support.fuzz import no_hang
 from tests.support.stream import options, packed, take
@@ -137,6 +141,30 @@ def watch(error: str) -> None:
 def test_a_worker_without_memory_is_one_message(text: str, expected: str) -> None:
     with pytest.raises(UserError, match=f"{expected}.*num_worker_per_gpu|num_worker_per_gpu.*{expected}"):
         watch(text)
+
+
+def test_workers_that_cannot_be_started_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Project-MONAI/MONAI#1328: the program hung, as started workers ignore the signal to end."""
+    fork = os.fork
+    started: list[int] = []
+
+    def fork_once() -> int:
+        if started:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(1)
+        return fork()
+
+    def ignore(_: int) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    loader = DataLoader(Numbers(4), num_workers=2, multiprocessing_context="fork", worker_init_fn=ignore)
+    monkeypatch.setattr(os, "fork", fork_once)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # restored afterwards
+    with pytest.raises(UserError, match="ulimit -u.*num_worker_per_gpu"):
+        list(BadSamples("stop", 0, 4).watch(loader))
+    for worker in multiprocessing.active_children():
+        worker.join(30)
+    assert not multiprocessing.active_children()
 
 
 def test_other_errors_of_workers_keep_their_traceback() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import os
 import signal
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 from torch.distributed.launcher.api import LaunchConfig
@@ -26,15 +24,3 @@ def torchrun(monkeypatch: pytest.MonkeyPatch) -> Iterator[LaunchConfig]:
     )  # fmt: skip
     for number, handler in handlers.items():
         signal.signal(number, handler)
-
-
-@pytest.fixture
-def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fake `scontrol` for one list of hosts, first on PATH."""
-    program = tmp_path / "bin/scontrol"
-    program.parent.mkdir()
-    program.write_text(
-        '#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] || exit 1\nprintf "127.0.0.1\\nnode2\\n"\n', encoding="utf-8"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")

@@ -119,14 +119,29 @@ def test_torchrun_starts_the_group_again(late: str, torchrun: LaunchConfig, tmp_
     assert int((tmp_path / "iteration").read_text()) == 5
 
 
-def test_the_first_host_comes_from_scontrol_unless_it_is_alone(scontrol: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert first_host("node[1-2]") == "127.0.0.1"
-    with pytest.raises(UserError, match="did not return the first host"):
-        first_host("node[8-9]")
-    monkeypatch.setenv("PATH", "")
-    assert first_host("node7") == "node7"
-    with pytest.raises(UserError, match="scontrol show hostnames"):
-        first_host("node[7-8]")
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("node7", "node7"), ("node[03-07,12]", "node03"), ("n7,node[01-02]", "n7"), ("r[1-2]n[04,9]-ib,x", "r1n04-ib")],
+)
+def test_the_first_host_is_read_from_the_node_list(nodes: str, first: str) -> None:
+    """open-mmlab/mmcv#700: a container has no scontrol."""
+    assert first_host(nodes) == first
+
+
+def test_a_process_that_others_do_not_join_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pytorch/pytorch#81704: variables of a launcher that are left in a shell or set by Kubeflow."""
+    variables = rank_variables(0, 2, free_port())
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "SILENT_SECONDS", 0.1)
+    with pytest.raises(ProcessError, match="rank 0 of 2"):
+        init_distributed("none", timeout=1, cpu=True)
+    assert "waiting for 1 other process(es) at 127.0.0.1:" in capsys.readouterr().err
+    monkeypatch.delenv("LOCAL_RANK")
+    assert not init_distributed("none", cpu=True)
+    assert "RANK=0 and WORLD_SIZE=2 are set without LOCAL_RANK" in capsys.readouterr().err
 
 
 def test_jobs_and_steps_on_one_node_have_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,16 +183,14 @@ def test_a_killed_process_is_restarted(
     assert same_weights(experiment / MODEL, reference / MODEL)
 
 
-def test_srun_trains_and_only_rank_0_writes(
-    pairs: Path, tmp_path: Path, scontrol: None, undisturbed: Callable[[Path], Path]
-) -> None:
+def test_srun_trains_and_only_rank_0_writes(pairs: Path, tmp_path: Path, undisturbed: Callable[[Path], Path]) -> None:
     """Two plain processes in two folders: one model, the losses of torchrun's two; nothing in the second folder."""
     folders = [tmp_path / "host1", tmp_path / "host2"]
     for folder in folders:
         folder.mkdir()
         (folder / "small.yml").write_text(SMALL.replace("pairs/", f"{pairs}/"))
     slurm = {"SLURM_PROCID": "{rank}", "SLURM_LOCALID": "{rank}", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0",
-             "SLURM_NODELIST": "node[1-2]", "SLURM_JOB_ID": str(os.getpid()), "PATH": os.environ["PATH"],
+             "SLURM_NODELIST": "127.0.0.[1-2]", "SLURM_JOB_ID": str(os.getpid()), "PATH": os.environ["PATH"],
              "SLURM_CPUS_PER_TASK": "1"}  # fmt: skip
     with processes_in(tmp_path) as srun:
         srun.start(*[[*TRAIN, "--launcher", "slurm", *HALF, "train:total_iter=3"]] * 2, folders=folders, **slurm)

@@ -15,6 +15,7 @@ from dp_basicsr.options.reading import TEXT_KEYS
 from dp_basicsr.runs.start import start_run
 
 import pytest
+import torch
 
 from tests.support.options import parse_options
 
@@ -233,6 +234,15 @@ def test_only_training_has_a_check(file: Path) -> None:
     for words, check in ((["--check"], True), ([], False)):
         args = parse_command_line("", ["-opt", str(file), *words])
         assert start_run(read_given_options(args), args).check is check
+
+
+def test_a_run_on_the_cpu_by_auto_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ultralytics/yolov3#517."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for words, is_told in ((["--force_yml", "num_gpu=auto"], True), (["--force_yml", "num_gpu=0"], False)):
+        args = parse_command_line("", ["-opt", str(file), *words])
+        notes = "\n".join(start_run(read_given_options(args), args).notes)
+        assert ("num_gpu: auto: no GPU" in notes) is is_told
 
 
 def test_a_run_uses_the_schema_s_defaults_and_integer_counts(file: Path) -> None:

@@ -27,6 +27,7 @@ from dp_basicsr.studies.study import NAMES, paper_tables, read_smoke, read_study
 from dp_basicsr.utils.arguments import ROOT
 
 import pytest
+import torch
 import yaml
 
 from scripts.run_study import main
@@ -137,6 +138,12 @@ def made_up(psnr: float, name: str) -> Evaluation:
     scores = {"psnr_rgb": psnr, "psnr_y": psnr + 2, "ssim_rgb": 0.7, "ssim_y": 0.8}
     images = [Measured(name, "baby", method, Path("gt"), None, None, scores) for method in (BICUBIC, "Ours")]
     return Evaluation(4, METRICS, {}, tuple(images))
+
+
+def test_gpus_that_are_not_there_are_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ultralytics/yolov3#517."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert "--gpus 3: expected at most 1, the GPUs here" in refused(main, ["ablation", "--gpus", "3"])
 
 
 def test_done_rows_are_skipped_and_changed_ones_refused(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
