@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.losses.balance import build_balancer
 from dp_basicsr.losses.dual_perceptual_loss import OTHER_LOSSES
 from dp_basicsr.models import ESRGANDPModel, SRGANDPModel
-from dp_basicsr.options.reading import quote
+from dp_basicsr.options.reading import IN_SINGLE_QUOTES, quote
 from dp_basicsr.options.schema import DATASETS, OptionFile, section_in
 from dp_basicsr.options.section import OURS
 
@@ -273,6 +274,11 @@ def _batch(opt: View) -> Iterator[Rule]:
     yield ("queue_size",), is_uneven, f"expected a multiple of batch_size_per_gpu ({batch}), got {queue}"
 
 
+def _escaped(path: str) -> str:
+    """Explain a line break or a tab in a path, which a message shows as it was written: in "C:\\new\\table"."""
+    return f"; {IN_SINGLE_QUOTES}" if re.search(r"[\t\n\r\a\b\f\v]", path) else ""
+
+
 def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     """Find missing files and folders that a run needs; missing validation and test sets are skipped by the run."""
     files: list[Path] = [(*TRAIN_SET, "meta_info_file")] if is_train else []
@@ -286,7 +292,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     for path in files:
         file = opt.valid(*path)
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
-            yield Problem(path, f"expected a file, got {quote(file)}: no such file", missing=True)
+            yield Problem(path, f"expected a file, got {quote(file)}: no such file{_escaped(file)}", missing=True)
 
     def missing_folders(key: str) -> dict[Path, str]:
         roots = {("datasets", key, name): opt.valid("datasets", key, name) for name in ("dataroot_gt", "dataroot_lq")}
@@ -295,7 +301,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
 
     if is_train:
         for path, root in missing_folders("train").items():
-            text = f"expected a folder, got {quote(root)}: no such folder"
+            text = f"expected a folder, got {quote(root)}: no such folder{_escaped(root)}"
             yield Problem(path, text, missing=True, help=how_to_get_data())
         return
     if opt.raw("path", "pretrain_network_g") is None and opt.raw("network_g", "type") != "FromFile":

@@ -34,6 +34,8 @@ TEXT_KEYS = frozenset(
 )  # fmt: skip
 
 LONGEST = 60  # maximum characters of a value in a message
+# Of Windows' paths.
+IN_SINGLE_QUOTES = "in double quotes \\ starts an escape: write a path in single quotes, or with /"
 
 
 def quote(value: Any, quotes: bool = True) -> str:
@@ -118,6 +120,8 @@ def parse_yaml(text: str, what: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1}){_odd_sign(text, mark.line)}" if mark else ""
+        if "escape" in str(error.problem):
+            where += f"; {IN_SINGLE_QUOTES}"
         raise UserError(f"{what} is not valid YAML: {error.problem or error.context}{where}") from error
     # PyYAML passes on errors of int() and datetime().
     except Exception as error:

@@ -16,6 +16,7 @@ from dp_basicsr.checks.checking import STOCK_KEYS, check_options, find_problems
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses import DPLoss
 from dp_basicsr.options import override, read_options
+from dp_basicsr.options.reading import IN_SINGLE_QUOTES
 from dp_basicsr.studies.runner import make_jobs
 from dp_basicsr.studies.study import read_smoke, read_study
 
@@ -312,6 +313,13 @@ def test_missing_files_are_reported_with_the_other_problems() -> None:
     for words in ("dataroot_gt: ", "dataroot_lq: ", "'no.pth': no such file", "'no.state': no such file", "train:foo"):
         assert words in message
     assert message.count("dp-basicsr data extract") == 1, "how to make the data is said once"
+
+
+def test_a_missing_path_with_a_line_break_gets_advice() -> None:
+    for key in ("datasets:train:dataroot_gt", "path:resume_state"):
+        message = refusal(["-opt", str(TRAIN), "--force_yml", rf'{key}="C:\new\table.lmdb"'])
+        assert message.count(IN_SINGLE_QUOTES) == 1
+    assert IN_SINGLE_QUOTES not in refusal(["-opt", str(TRAIN), "--force_yml", r"path:resume_state=C:\new\table.lmdb"])
 
 
 def test_a_test_needs_one_of_its_sets() -> None:

@@ -128,6 +128,13 @@ def test_a_sign_that_looks_like_another_is_named(plain: str, odd: str, sign: str
         read_options(file)
 
 
+@pytest.mark.parametrize("path", [r"D:\data", r"C:\Users", r"C:\x"])
+def test_a_path_of_windows_in_double_quotes_gets_advice(path: str, file: Path) -> None:
+    file.write_text(f'a: "{path}"\n')
+    with pytest.raises(UserError, match=r"line 1, .*; in double quotes \\ starts an escape: write a path in single"):
+        read_options(file)
+
+
 @pytest.mark.parametrize("entry", ["train:total_iter", "=3", "trian:total_iter=3", "name:x=3", "train:a=[1"])
 def test_an_override_of_a_missing_section_is_refused(entry: str, file: Path) -> None:
     with pytest.raises(UserError, match="--force_yml"):
