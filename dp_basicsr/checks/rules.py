@@ -64,7 +64,7 @@ def _sets(opt: View, phase: str) -> Iterator[Rule]:
         for root in ("dataroot_gt", "dataroot_lq"):
             folder = opt.valid(*path, root)
             # BasicSR recognises an LMDB by the suffix of its name.
-            is_other = folder and kind in ("disk", "lmdb") and folder.endswith(".lmdb") != (kind == "lmdb")
+            is_other = folder and kind in ("disk", "lmdb") and folder.rstrip("/").endswith(".lmdb") != (kind == "lmdb")
             yield (*path, root), is_other, f"expected {form} for io_backend: {kind}, got {quote(folder)}"
         if not str(key).startswith(phase):
             continue

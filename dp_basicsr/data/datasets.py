@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
-from dp_basicsr.data.lmdb_records import LmdbClient, lmdb_reader, refuse_damaged
+from dp_basicsr.data.lmdb_records import LmdbClient, lmdb_reader, meta_info_lines, refuse_damaged
 from dp_basicsr.data.sources import listed_names
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.images.files import IMAGE_SUFFIXES, unicode_hint
@@ -69,8 +69,7 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
             lmdb_reader(root).open()
             refuse_damaged(root)
             # The first line alone, because BasicSR takes other LMDBs than ours as well.
-            with Path(root, "meta_info.txt").open(encoding="ascii", errors="replace") as file:
-                is_raw = ".raw (" in file.readline()
+            is_raw = ".raw (" in "".join(meta_info_lines(root, errors="replace")[:1])
             if kind != "PairedRawDataset" and is_raw:
                 raise UserError(
                     f"{root} has raw records, which {kind} cannot read: set type: PairedRawDataset (to train), or "

@@ -21,6 +21,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.arguments import advise
 
 import lmdb
 import numpy as np
@@ -40,13 +41,24 @@ class MetaInfo:
     repeated: tuple[str, ...] = ()  # keys with more than one line
 
 
+def meta_info_lines(folder: str | Path, errors: str = "strict") -> list[str]:
+    """Return the lines of an LMDB's ``meta_info.txt``, of which BasicSR would take an empty one for a record's."""
+    path = Path(folder) / "meta_info.txt"
+    try:
+        lines = path.read_text(encoding="ascii", errors=errors).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        again = advise("data lmdb", f"-i IMAGES -o {folder} --overwrite")
+        raise UserError(f"{path} cannot be read ({reason}): make the LMDB from its images, `{again}`") from error
+    if "" in lines:
+        raise UserError(f"{path}: line {lines.index('') + 1} is empty: take it out")
+    return lines
+
+
 def read_meta_info(folder: str | Path) -> MetaInfo:
     """Read the ``meta_info.txt`` of an LMDB; an unreadable, empty, malformed or mixed one is a UserError."""
     path = Path(folder) / "meta_info.txt"
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): expected an LMDB of create_lmdb.py in {folder}") from error
+    lines = meta_info_lines(folder)
     shapes: dict[str, Shape] = {}
     repeated, is_raw = [], set()
     # An empty file counts as one with an empty line.
@@ -136,6 +148,8 @@ class LmdbReader:
             # The parent's, inherited over a fork: closed in this process only, and nothing is written.
             self._env.close()
         path = Path(self.folder, "data.mdb")
+        if os.path.isdir(self.folder) and not path.is_file():
+            raise UserError(f"{self.folder} is no LMDB, though its name ends in .lmdb: it has no data.mdb")
         try:
             self._env = lmdb.open(self.folder, readonly=True, lock=False, readahead=True)
             expected = self._env.stat()["psize"] * (self._env.info()["last_pgno"] + 1)

@@ -69,6 +69,8 @@ def find_sources(root: Path) -> list[ImageSource]:
         UserError: No such folder, no image in it, or not an LMDB of a known format.
     """
     if root.suffix != ".lmdb":
+        if root.name == "data.mdb" or Path(root, "data.mdb").is_file():
+            raise UserError(f"{root}: expected the folder of an LMDB, whose name ends in .lmdb")
         return [ImageSource(path, path.stem) for path in find_images(root)]
     info = read_meta_info(root)
     return [ImageSource(root, key, shape, info.raw) for key, shape in sorted(info.shapes.items())]

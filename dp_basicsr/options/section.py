@@ -29,6 +29,11 @@ def _folder_name(value: str) -> str:
     return value
 
 
+def _expanduser(path: str) -> str:
+    """Expand ``~``, and drop a slash at the end, with which BasicSR takes an LMDB for another folder."""
+    return os.path.expanduser(path).rstrip("/") or path
+
+
 Count = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(whole)]
 FromZero = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(whole)]
 Positive = Annotated[float, Field(gt=0)]
@@ -36,7 +41,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 FolderName = Annotated[str, AfterValidator(_folder_name)]
-FilePath = Annotated[str, AfterValidator(os.path.expanduser)]
+FilePath = Annotated[str, AfterValidator(_expanduser)]
 Entry = dict[str, Any]  # arguments of the registered class named by `type`
 
 

@@ -315,6 +315,13 @@ def test_missing_files_are_reported_with_the_other_problems() -> None:
     assert message.count("dp-basicsr data extract") == 1, "how to make the data is said once"
 
 
+def test_an_lmdb_may_end_with_a_slash() -> None:
+    Path("a.lmdb").mkdir()
+    roots = [f"datasets:train:{name}=a.lmdb/" for name in ("dataroot_gt", "dataroot_lq")]
+    opt = parse_options(["-opt", str(TRAIN), "--force_yml", *roots], True)
+    assert opt["datasets"]["train"]["dataroot_gt"] == "a.lmdb", "BasicSR compares the end of the name"
+
+
 def test_a_missing_path_with_a_line_break_gets_advice() -> None:
     for key in ("datasets:train:dataroot_gt", "path:resume_state"):
         message = refusal(["-opt", str(TRAIN), "--force_yml", rf'{key}="C:\new\table.lmdb"'])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.datasets import evaluation_loaders
+from dp_basicsr.data.sources import find_sources
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.png import join
@@ -103,6 +104,26 @@ def test_keys_that_differ(pairs: Path) -> None:
     (pairs / "GT/image0.png").rename(pairs / "GT/other.png")
     with pytest.raises(UserError, match="datasets: small: Keys in lq_folder and gt_folder are different"):
         TrainStream(options(pairs, train=packed(pairs)))
+
+
+def test_what_is_no_lmdb_of_basicsr_is_named(pairs: Path) -> None:
+    """HINet#31: no meta_info.txt; traiNNer#70, MORAN_v2#146: a folder of images, data.mdb itself."""
+    train = packed(pairs)
+    lmdb = Path(train["dataroot_gt"])
+    meta_info, content = lmdb / "meta_info.txt", (lmdb / "meta_info.txt").read_text()
+    meta_info.write_text(f"\n{content}")
+    with pytest.raises(UserError, match=r"meta_info.txt: line 1 is empty"):
+        TrainStream(options(pairs, train=train))
+    meta_info.unlink()
+    with pytest.raises(UserError, match=r"meta_info.txt cannot be read \(No such file.*make the LMDB from its images"):
+        TrainStream(options(pairs, train=train))
+    other = lmdb.rename(lmdb.with_suffix(".other"))
+    for root in (other, other / "data.mdb"):
+        with pytest.raises(UserError, match="expected the folder of an LMDB, whose name ends in .lmdb"):
+            find_sources(root)
+    (pairs / "GT").rename(lmdb)
+    with pytest.raises(UserError, match="is no LMDB, though its name ends in .lmdb: it has no data.mdb"):
+        TrainStream(options(pairs, train=train))
 
 
 LISTS: dict[str, dict[str, Any]] = {
