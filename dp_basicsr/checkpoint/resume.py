@@ -201,7 +201,8 @@ def _require_network(path: Path, what: str = "network") -> None:
 
 
 def run_metadata(opt: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect everything but options, data and code that the results depend on bit for bit; and the seed."""
+    """Collect what the results depend on bit for bit beside data, code and most options; and the seed."""
+    train = opt.get("train") or {}
     return {
         "manual_seed": opt.get("manual_seed"),
         "processes": opt["world_size"],
@@ -209,7 +210,9 @@ def run_metadata(opt: Mapping[str, Any]) -> dict[str, Any]:
         "device": "cpu" if opt["num_gpu"] == 0 else torch.cuda.get_device_name(),
         "torch": str(torch.__version__),
         "deterministic": opt.get("deterministic", False),
-        "freeze": (opt.get("train") or {}).get("freeze") or [],
+        "freeze": train.get("freeze") or [],
+        "amp": train.get("amp", "none"),
+        "compile": train.get("compile", False),
     }
 
 

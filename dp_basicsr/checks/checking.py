@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -41,6 +41,14 @@ STOCK_KEYS = {
     "layer_weights": "vgg_layer_weights with the same layers (left out: the paper's conv5_4)",
     "perceptual_weight": "loss_weight",
     "style_weight": "none, because DPLoss has no style loss: remove it",
+}
+
+# What to write in place of 0, -1 or nothing, by which others switch these off.
+SWITCHED_OFF = {
+    ("logger", "print_freq"): "a number above total_iter logs no losses",
+    ("logger", "save_checkpoint_freq"): "a number above total_iter saves at the end alone",
+    ("logger", "keep_last"): "left out, all checkpoints are kept",
+    ("val", "val_freq"): "a number above total_iter validates at the end alone, no val: at all never",
 }
 
 _tried: dict[tuple[Any, str], str | None] = {}  # class and settings -> why it does not work here
@@ -140,6 +148,9 @@ def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()
     view.wrong = {problem.path for problem in problems}
     problems += find_conflicts(view, is_train, overridden)
     problems += find_missing(view, is_train)
+    for number, problem in enumerate(problems):
+        if problem.path in SWITCHED_OFF:
+            problems[number] = replace(problem, text=f"{problem.text}; {SWITCHED_OFF[problem.path]}")
     # One problem per location: reversed twice, so that of two problems at one place the first remains.
     return list({path_text(problem.path): problem for problem in reversed(problems)}.values())[::-1]
 

@@ -39,8 +39,13 @@ class NcnnEngine(Engine):
         options = self.net.opt
         # ncnn would compute in fp16 where the CPU can; this engine promises fp32.
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
-        if self.net.load_param(str(param)) != 0 or self.net.load_model(str(weights)) != 0:
-            raise UserError(f"model {self.path}: ncnn cannot read it")
+        if self.net.load_param(str(param)) != 0:
+            raise UserError(f"model {param}: ncnn cannot read it")
+        if self.net.load_model(str(weights)) != 0:
+            size = weights.stat().st_size
+            raise UserError(
+                f"model {weights}: expected the weights of {param.name}, got {size:,} bytes of others or a part"
+            )
         if len(names := self.net.input_names()) != 1:
             # ncnn would crash.
             raise UserError(f"model {self.path}: expected one input, an image, got {len(names)} ({', '.join(names)})")
@@ -105,7 +110,8 @@ class NcnnEngine(Engine):
 
 
 def _unknown_layers(param: Path) -> list[str]:
-    """Return types of layers that pnnx passed through because ncnn has none like them."""
-    # Behind the magic number and the counts. ncnn's own types are single words, foreign ones have dots or colons.
+    """Return types of layers that this ncnn does not have, such as those that pnnx passed through."""
+    ncnn = import_optional("ncnn")
+    # Behind the magic number and the counts.
     lines = param.read_text(encoding="utf-8", errors="replace").splitlines()[2:]
-    return sorted({kind for line in lines if (kind := line.partition(" ")[0]) and not kind.isalnum()})
+    return sorted({kind for line in lines if (kind := line.partition(" ")[0]) and ncnn.layer_to_index(kind) < 0})

@@ -22,6 +22,7 @@ import numpy as np
 
 # Side of the image that tells the scale, pixels: networks that fold it by 2 or 4 take it, too.
 PROBE = 8
+_NEWER = re.compile(r"IR version: \d+, max supported IR version: \d+|Opset \d+ is under development")
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")  # of such a file: in ONNX a length and the name follow
 
 
@@ -65,6 +66,10 @@ class OnnxEngine(Engine):
                 }
                 reason = (
                     f"its weights are in {', '.join(sorted(files))}, which must be beside it and complete ({reason})"
+                )
+            if newer := _NEWER.search(str(error)):
+                reason = (
+                    f"it is newer than onnxruntime {ort.__version__} ({newer[0]}): pip install --upgrade onnxruntime"
                 )
             raise UserError(f"model {self.path}: onnxruntime cannot run it: {reason}") from error
         by = f"by onnxruntime {ort.__version__}, {self.session.get_providers()[0].removesuffix('ExecutionProvider')}"

@@ -171,9 +171,15 @@ def test_reasons_for_inexact_resume_are_logged() -> None:
     position = {"batch_size": 4, "epoch_size": 10}
     facts = run_metadata(opt)
     assert list(resume_warnings(opt, {"iter": 3, "run": facts, "position": position}, position)) == []
-    other = {"iter": 3, "run": facts | {"processes": 4, "torch": "2.6.0"}, "position": position | {"batch_size": 8}}
+    other = {
+        "iter": 3,
+        "run": facts | {"processes": 4, "torch": "2.6.0", "amp": "fp16"},
+        "position": position | {"batch_size": 8},
+    }
     lines = "\n".join(resume_warnings(opt, other, position))
-    assert all(part in lines for part in ("processes: 4 before, 2 now", "torch: 2.6.0 before", "batch_size: 8 before"))
+    # amp: NVIDIA/apex#250
+    told = ("processes: 4 before, 2 now", "torch: 2.6.0 before", "batch_size: 8 before", "amp: fp16 before, none now")
+    assert all(part in lines for part in told)
     assert "BasicSR's or an older" in next(resume_warnings(opt, {"iter": 3}, position))
 
 

@@ -160,6 +160,10 @@ def test_every_misspelt_key_is_named() -> None:
         ("train=3", "train: expected a section of keys, got 3$"),
         ("train:total_iter=ten", "train:total_iter: expected a whole number, got 'ten'"),
         ("train:total_iter=0", "train:total_iter: expected a number >= 1, got 0"),
+        # RVC-WebUI#1262: switched off by 0.
+        ("logger:print_freq=0", "expected a number >= 1, got 0; a number above total_iter logs no losses"),
+        ("logger:save_checkpoint_freq=~", "logger:save_.*; a number above total_iter saves at the end"),
+        ("logger:keep_last=0", "expected a number >= 1, got 0; left out, all checkpoints are kept"),
         ("train:total_iter=~", "train:total_iter: expected a whole number, got None"),
         ("train:ema_decay=1", "train:ema_decay: expected a number < 1, got 1"),
         ("train:amp=fp8", "train:amp: expected 'none', 'bf16' or 'fp16', got 'fp8'"),

@@ -202,6 +202,18 @@ def onnx_file(shape: list[int | str], *node: object, **settings: object) -> Path
     return Path("fixed.onnx")
 
 
+def test_an_onnx_file_that_is_newer_than_the_engine_says_so() -> None:
+    """microsoft/onnxruntime#20559."""
+    path = onnx_file([1, 3, "h", "w"], "Add", ["x", "scales"])
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(path)
+    for version, opset in ((99, 13), (8, 99)):
+        model.ir_version, model.opset_import[0].version = version, opset
+        onnx.save(model, path)
+        with pytest.raises(UserError, match=rf"newer than onnxruntime .*{max(version, opset)}.*pip install --upgrade"):
+            open_engine([path])
+
+
 def test_weights_beside_an_onnx_file_are_read_or_named(capfd: pytest.CaptureFixture[str]) -> None:
     """onnxruntime#28764: those of a large network lie in a file of their own, which is easily left behind."""
     path = onnx_file([1, 3, "h", "w"], "Add", ["x", "scales"])

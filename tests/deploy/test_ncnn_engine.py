@@ -74,6 +74,14 @@ def test_what_cannot_be_run_is_refused() -> None:
     Path("bad.bin").write_bytes(b"rubbish")
     with pytest.raises(UserError, match="model bad.param: ncnn cannot read it"):
         open_engine([Path("bad.param")])
+    # upscayl/upscayl#1416
+    Path("bad.param").write_text("7767517\n2 2\nInput a 0 1 a\nSwishh b 1 1 a b\n")
+    with pytest.raises(UserError, match="model bad.param: ncnn has no layer Swishh"):
+        open_engine([Path("bad.param")])
+    Path("bad.param").write_text("7767517\n2 2\nInput a 0 1 a\nConvolution b 1 1 a b 0=3 1=3 6=81\n")
+    Path("bad.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="model bad.bin: expected the weights of bad.param, got 0 bytes"):
+        open_engine([Path("bad.param")])
     two_inputs = "7767517\n3 3\nInput a 0 1 a\nInput b 0 1 b\nBinaryOp add 2 1 a b sum 0=0\n"
     Path("two.param").write_text(two_inputs)
     Path("two.bin").touch()
