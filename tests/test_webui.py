@@ -142,6 +142,18 @@ def test_the_second_visitor_waits_and_can_leave(page: Page, monkeypatch: pytest.
     assert page.status(visits[1]) == "Cancelled."
 
 
+def test_two_visitors_may_send_the_same_image(page: Page) -> None:
+    """Gradio stores equal files in one place, from which the first visitor takes it away."""
+    sent = write_noise("same.png", 9, 7)
+    visits = [chosen(page, sent, session="me"), chosen(page, sent, session="you")]
+    assert [(visit.folder / "in/same.png").is_file() for visit in visits] == [True, True]
+    for session in ("me", "you"):
+        page.leave(session, -1)
+    page.sweep()
+    with pytest.raises(UserError, match=r"same.png was not received: choose it again"):
+        chosen(page, sent, session="he")
+
+
 def test_progress_has_an_estimate_and_work_can_be_cancelled(page: Page) -> None:
     visit = chosen(page, write_noise("in.png", 200, 200))
     page.start(visit, Task("m"))

@@ -83,6 +83,7 @@ class Visit:
     before: Path | None = None  # the first image, as the page shows it
     text: str = ""  # what the page says of the images
     job: Job | None = None  # the last one
+    taken: dict[Path, Path] = field(default_factory=dict)  # where Gradio put an upload -> where it is now
 
 
 @dataclass(eq=False)
@@ -171,6 +172,7 @@ class Page:
         """
         self.cancel(visit)
         visit.count, visit.before, visit.text, visit.job = 0, None, "", None
+        visit.taken.clear()
         for old in visit.folder.iterdir():
             self._delete(old)
         source = visit.folder / "in"
@@ -179,7 +181,16 @@ class Page:
             # The same name may come from several folders.
             parent = source / str(number) if (source / file.name).exists() else source
             parent.mkdir(parents=True, exist_ok=True)
-            file.replace(parent / file.name)
+            try:
+                file.replace(parent / file.name)
+            except FileNotFoundError:
+                # Equal files of several visitors have one place, too, and another one was here first.
+                with self._changed:
+                    copies = [other.taken[file] for other in self._visits.values() if file in other.taken]
+                if not copies:
+                    raise UserError(f"{file.name} was not received: choose it again") from None
+                shutil.copyfile(copies[0], parent / file.name)
+            visit.taken[file] = parent / file.name
         try:
             images, left_out = find_jobs([str(source)], visit.folder / "out", recursive=True)
         except UserError as error:
