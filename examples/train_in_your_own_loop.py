@@ -24,7 +24,9 @@ class Patches(Dataset[Tensor]):
     """Random crops of a folder's images: RGB in [0, 1], (3, SIDE, SIDE)."""
 
     def __init__(self, folder: Path) -> None:
-        self.paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
+        images = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
+        self.paths = [path for path in images if min(Image.open(path).size) >= SIDE]
+        print(f"{len(self.paths)} of {len(images)} images have at least {SIDE} pixels a side")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -42,13 +44,16 @@ parser.add_argument("--epochs", type=int, default=100)
 parser.add_argument("--batch", type=int, default=16)
 parser.add_argument("--weights", default="imagenet", help="of VGG19 and ResNet-50; `random` downloads nothing")
 args = parser.parse_args()
+patches = Patches(args.folder)
+if not patches:
+    parser.error(f"no photograph to train on in {args.folder}")
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 net_g = CompactDP(upscale=SCALE).to(device)
 l_dp = DualPerceptualLoss(vgg_weights=args.weights, resnet_weights=args.weights).to(device)
 optimizer = torch.optim.Adam(net_g.parameters(), lr=1e-4)
 for epoch in range(args.epochs):
-    for gt in DataLoader(Patches(args.folder), args.batch, shuffle=True):
+    for gt in DataLoader(patches, args.batch, shuffle=True):
         gt = gt.to(device)
         sr = net_g(F.interpolate(gt, scale_factor=1 / SCALE, mode="bicubic", antialias=True).clamp(0, 1))
         loss = l_dp(sr, gt) + 0.01 * F.l1_loss(sr, gt)  # as ESRGAN's, without its GAN

@@ -38,9 +38,11 @@ from dp_basicsr.utils.atomic_io import (
 )
 from dp_basicsr.utils.console import outlive_terminal
 from dp_basicsr.utils.file_lock import run_lock
+from dp_basicsr.utils.network_size import input_size
 from dp_basicsr.utils.random_state import set_determinism
 from dp_basicsr.utils.signals import Interruption
 
+import torch
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger, mkdir_and_rename
 
@@ -107,6 +109,7 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
     val_loaders = evaluation_loaders(opt, "val") if run.options.val else []
     refuse_small_images(opt, val_loaders)
     model = build_model(opt)
+    refuse_small_patches(model, opt)
     # BasicSR's models have no saver, so a judge's state could not be resumed.
     judge = Judge(run.options.val) if run.options.val is not None and hasattr(model, "saver") else None
     if judge is not None:
@@ -115,6 +118,29 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
     if point is not None:
         resume(run, model, stream, point.state)
     return Training(run, model, stream, val_loaders, judge, iteration=point.state["iter"] if point else 0)
+
+
+def refuse_small_patches(model: Any, opt: dict[str, Any]) -> None:
+    """Refuse a training patch that the generator's windows do not take; it is tried only if their size suggests so."""
+    gt_size, scale, net = opt["datasets"]["train"].get("gt_size"), opt["scale"], getattr(model, "net_g", None)
+    if not gt_size or net is None:
+        return
+    net, side = model.get_bare_model(net), gt_size // scale
+    fitting, _ = input_size(net).fit(side, side)
+    if fitting == side:
+        return
+    is_training, device = net.training, next(net.parameters()).device
+    try:
+        # Many pad it themselves, some of them only if it is large enough.
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, opt["network_g"].get("num_in_ch") or 3, side, side, device=device))
+    except Exception as error:
+        raise UserError(
+            f"datasets: train: gt_size: expected patches that network_g takes, such as {scale * fitting}, "
+            f"got {gt_size} ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    finally:
+        net.train(is_training)
 
 
 def refuse_other_training(model: Any, state: dict[str, Any], network: Any) -> None:

@@ -23,11 +23,12 @@ from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
 from dp_basicsr.runs.limits import out_of_memory_is_user_error, require_compiler
 from dp_basicsr.runs.log import PAPER_BATCH, current_losses, require_loggers
-from dp_basicsr.runs.training import refuse_other_training
+from dp_basicsr.runs.training import refuse_other_training, refuse_small_patches
 
 import torch
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -134,6 +135,7 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
     try:
         with out_of_memory_is_user_error(run):
             model = build_model(opt)
+            refuse_small_patches(model, opt)
             if name := opt["path"].get("resume_state"):
                 state = read_state(Path(name))
                 network = Path(name).absolute().parent.parent / f"models/net_g_{state['iter']}.pth"
@@ -154,7 +156,8 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
     # Classes may raise anything on impossible values.
     except Exception as error:
         reason = message_for_user(error) or f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"the step failed: {reason}") from error
+        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in batch.items() if isinstance(value, Tensor))
+        raise UserError(f"the step failed: {reason} (batch: {shapes})") from error
 
 
 class FirstCorner(Dataset):

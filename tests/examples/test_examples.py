@@ -24,13 +24,21 @@ def test_a_plain_loop_lowers_the_loss(
     for number in range(2):
         small = Image.fromarray(rng.integers(0, 256, (9, 8, 3), dtype=np.uint8))
         small.resize((128, 144), Image.Resampling.BICUBIC).save(tmp_path / f"photographs/{number}.png")
+    small.save(tmp_path / "photographs/small.png")
     torch.manual_seed(0)
     words = "train_in_your_own_loop.py photographs --epochs 3 --batch 2 --weights random"
     monkeypatch.setattr(sys, "argv", words.split())
     runpy.run_path(str(EXAMPLES / "train_in_your_own_loop.py"), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
+    assert "2 of 3 images have at least 128 pixels a side" in lines
     losses = [float(line.split()[3].rstrip(",")) for line in lines if line.startswith("epoch")]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
     assert "l_vgg" in lines[-1]
     assert FromFile("net_g.pth")(torch.rand(1, 3, 8, 9)).shape == (1, 3, 32, 36)
+    for folder in ("empty", "missing"):
+        Path("empty").mkdir(exist_ok=True)
+        monkeypatch.setattr(sys, "argv", ["train_in_your_own_loop.py", folder])
+        with pytest.raises(SystemExit, match="2"):
+            runpy.run_path(str(EXAMPLES / "train_in_your_own_loop.py"), run_name="__main__")
+        assert f"no photograph to train on in {folder}" in capsys.readouterr().err

@@ -96,6 +96,16 @@ def test_problems_are_one_message(entry: str, message: str, check: Check) -> Non
     assert "Traceback" not in err
 
 
+def test_a_patch_that_the_generator_does_not_take_is_refused_first(check: Check, refused: Callable[..., str]) -> None:
+    """ShadowFormer#27: windows of 4 pixels, a patch of 6."""
+    swinir = "img_size: 8, window_size: 4, depths: [2], embed_dim: 8, num_heads: [2], upsampler: pixelshuffle"
+    entries = [f"network_g={{type: SwinIR, upscale: 4, {swinir}}}", "datasets:train:gt_size=24", "network_d:num_feat=4"]
+    message = "datasets: train: gt_size: expected patches that network_g takes, such as 32, got 24"
+    assert message in check(*entries)[2]
+    assert message in refused(train.main, ["-opt", "small.yml", "--force_yml", *entries])
+    assert not Path("experiments").exists()
+
+
 def test_a_state_of_another_training_is_known(check: Check) -> None:
     """SRGAN-PyTorch#49: a GAN resumed from the state of its L1 training."""
     Path("state").mkdir()
