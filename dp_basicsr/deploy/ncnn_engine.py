@@ -56,8 +56,8 @@ class NcnnEngine(Engine):
             scale = self.probe(3, PROBE, PROBE)
         except (MemoryError, IndexError, ValueError) as error:
             raise UserError(f"model {self.path}: ncnn cannot run it on {PROBE} x {PROBE} pixels: {error}") from error
-        size = InputSize(fold, fold=fold)
-        return network or OpenedNetwork(self.path.name, "ncnn", scale, f"ncnn x{scale}", size=size), "on the CPU"
+        fits = InputSize(fold, fold=fold)
+        return network or OpenedNetwork(self.path.name, "ncnn", scale, f"ncnn x{scale}", size=fits), "on the CPU"
 
     def run(self, images: Floats) -> Floats:
         ncnn = import_optional("ncnn")
