@@ -60,13 +60,17 @@ def test_a_process_that_is_lost_ends_the_others(
     SIGSTOP, like a host that is off: no connection is closed. Rank 0 takes the store with it, so it is unknown whether
     it failed with its own error.
     """
-    processes.start(*[worker("patient", timeout=timeout)] * count)
+    processes.start(*[worker(timeout=timeout)] * count)
     wait_until(lambda: reached(tmp_path / "iteration", 5))
     pid = processes.all[lost].pid
     assert pid
     os.kill(pid, number)
     codes, outputs = processes.ends(*set(range(count)) - {lost}, limit=LIMIT)
-    assert codes == [EXIT_RETRY if lost else 1] * (count - 1)
+    # At the moment of the loss rank 2 may be waiting for rank 0 alone. It then learns of it when rank 0, and the store
+    # with it, ends.
+    later = {EXIT_RETRY, 1} if lost else {1}
+    assert codes[0] == (EXIT_RETRY if lost else 1), outputs
+    assert {*codes[1:]} <= later, outputs
     (said,) = filter(None, outputs)
     reason = r"\w.*" if number == signal.SIGKILL else "Timed out.*"
     assert re.fullmatch(rf"error: another process has ended or does not answer \({reason}\); .* --auto_resume\n", said)
