@@ -40,7 +40,8 @@ def fail(error: Exception, store: Store) -> NoReturn:
     if isinstance(error, DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error)):
         other_failed = _ask(lambda: store.check([FAILED]))
         if other_failed is None:
-            # The store is gone with rank 0, which hosted it.
+            # The store is gone with rank 0, which hosted it: it was lost, or ended after another's loss, of which gloo
+            # tells a process that waits for rank 0 alone only then.
             is_speaker = rank == "1"
         elif other_failed:
             is_speaker = False  # that one has reported its error
