@@ -151,7 +151,7 @@ def check(argv: Sequence[str] | None = None) -> int:
         # Exactly one of the two ways, and the second with both folders.
         if (args.opt is None) == (args.gt is None) or (args.gt is None) != (args.lq is None):
             raise UserError("expected -opt FILE, or --gt and --lq")
-        from dp_basicsr.data.preparation.check import PairedSet, check_set, paired_sets, table
+        from dp_basicsr.data.preparation.check import HARMLESS, PairedSet, check_set, paired_sets, table
 
         # Before the sets are read, whose types the modules may register.
         import_modules(args.imports)
@@ -167,4 +167,4 @@ def check(argv: Sequence[str] | None = None) -> int:
         if problems:
             print(f"\n{table(problems)}")
     # As for other mistakes in the input, so that scripts can stop before a training.
-    return 2 if problems else 0
+    return 0 if HARMLESS.issuperset(problem.kind for problem in problems) else 2

@@ -40,9 +40,13 @@ class PairedSet:
         return f"{self.gt} and {self.lq}"
 
 
+# What training can do with: reported, but no reason to stop a script.
+HARMLESS = {"duplicate", "foreign"}
+
+
 @dataclass(frozen=True)
 class BadData:
-    """A problem: its kind (``decoding``, ``size``, ...), the file or record, and a description."""
+    """A problem: its kind (``unreadable``, ``size``, ...), the file or record, and a description."""
 
     kind: str
     path: str
@@ -244,9 +248,9 @@ def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tupl
 
 
 def _check_root(root: Path) -> Iterator[BadData]:
-    """Compare the records of an LMDB with its meta_info.txt (missing records are found when they are read).
+    """Yield a folder's files that are no images, and compare the records of an LMDB with its meta_info.txt.
 
-    In a folder, BasicSR treats every file that is not hidden as an image.
+    Missing records are found when they are read.
     """
     if root.suffix != ".lmdb":
         files = {path for path in root.iterdir() if path.is_file() and not path.name.startswith(".")}

@@ -154,7 +154,13 @@ def test_the_command_s_exit_code_and_table(
     arguments = ["--gt", str(good / "GT"), "--lq", str(good / "LQ"), "--gt-size", "40", "--workers", "1"]
     assert check_dataset.main(arguments) == 0
     assert capsys.readouterr().out == f"{good / 'GT'}: 5 pairs: nothing wrong\n"
-    (good / "LQ" / "i3.png").unlink()
+    for name in ("GT", "LQ"):
+        shutil.copy(good / name / "i4.png", good / name / "again.png")
+    (good / "GT" / "notes.txt").write_text("mine")
+    assert check_dataset.main(arguments) == 0, "what training can do with stops no script"
+    assert "6 pairs: 1 duplicate, 1 foreign" in capsys.readouterr().out
+    for path in ("GT/again.png", "LQ/again.png", "GT/notes.txt", "LQ/i3.png"):
+        (good / path).unlink()
     (good / "registering_module.py").write_text("print('registered')")
     monkeypatch.chdir(good)
     monkeypatch.setattr(sys, "path", [*sys.path])
