@@ -13,6 +13,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from dp_basicsr.data.downloads.fetch import fetch
 from dp_basicsr.data.preparation import jobs
 from dp_basicsr.utils import atomic_io
 
@@ -68,6 +69,7 @@ def run_all(folder: str, spoil: Callable[[], None], results: Connection) -> None
     prepare_process({"OMP_NUM_THREADS": "1"})
     os.chdir(folder)
     atomic_io.RETRY_AFTER = 0.0
+    fetch.__kwdefaults__["pause"] = 0.0
     # Its semaphores are files too, of another disk.
     jobs.ordered_map = lambda function, tasks, workers: (function(task) for task in tasks)  # type: ignore[attr-defined]
     spoil()

@@ -203,7 +203,7 @@ def seal(folder: Path) -> None:
     (folder / MANIFEST).write_text("".join(lines))
 
 
-@generated(64, phases=[Phase.generate])
+@generated(40, phases=[Phase.generate])
 @given(data=st.data())
 def test_a_run_resumes_from_an_intact_checkpoint_or_says_why_not(whole: Files, data: st.DataObject) -> None:
     """By itself or from a named state; a checkpoint with a manifest and a changed byte is never used.
