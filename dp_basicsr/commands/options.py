@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = [SHIPPED / Path(option_file(f"options/{name}")).name for name in args.names]
         missing = [name for name, file in zip(args.names, files, strict=True) if not file.is_file()]
         if missing:
-            raise UserError(f"expected names of shipped option files, got {', '.join(missing)}")
+            names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yml")))
+            raise UserError(f"expected some of {names}, got {', '.join(missing)}")
         refuse_existing([args.output / file.name for file in files], overwrite=args.overwrite)
         for file in files:
             args.output.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,6 @@ from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
 from dp_basicsr.errors import UserError, first_line, message_for_user
 from dp_basicsr.metrics import refuse_small_images
-from dp_basicsr.options.metrics import needs_network
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
 from dp_basicsr.runs.limits import out_of_memory_is_user_error, require_compiler
@@ -185,9 +184,6 @@ def try_validation(opt: dict[str, Any], model: Any) -> None:
         return
     loaders = evaluation_loaders(opt, "val")
     refuse_small_images(opt, loaders)
-    metrics = opt["val"].get("metrics") or {}
-    # A metric with a network may need a download.
-    opt["val"]["metrics"] = {name: entry for name, entry in metrics.items() if not needs_network(entry["type"])}
     for loader in loaders:
         model.validation(DataLoader(FirstCorner(loader.dataset, opt["scale"])), 0, None, save_img=False)
 

@@ -67,5 +67,6 @@ def test_option_files_are_listed_and_copied(capsys: pytest.CaptureFixture[str]) 
     assert listed == sorted(file.stem for file in SHIPPED.glob("*.yml"))
     assert main(["options", "finetune_dp", "-o", "mine"]) == 0
     assert {path.name for path in Path("mine").iterdir()} == {"finetune_dp.yml", "schema.json"}
-    for wrong in (["finetune_dp", "-o", "mine"], ["none", "-o", "mine"]):
+    for wrong, text in ((["finetune_dp", "-o", "mine"], "exists"), (["none", "-o", "mine"], "some of finetune_dp, ")):
         assert code_of(main, ["options", *wrong]) == 2
+        assert text in capsys.readouterr().err

@@ -138,6 +138,7 @@ def test_only_an_evaluation_is_replaced_and_only_on_request(data: Path, refused:
         (["--result", "Good=good/A", "--result", "Good=bad/A"], "two of the methods are called Good"),
         (["--bicubic", "--lr", "lr/A", "lr/B"], "one folder for each of the 1 folders"),
         (["--result", "Good=nowhere"], "no such folder: nowhere"),
+        (["--result", "Good=gt/A/gray.png"], "expected a folder of images, got a file: gt/A/gray.png; name its folder"),
         (
             ["--result", "LR=lr/A"],
             r"gray.png: expected 52 x 64 pixels \(the original, cropped to a multiple of 4\), got",
