@@ -188,6 +188,8 @@ def _check_entry(kind: TypedEntry, entry: dict[str, Any], path: Path, view: View
     if member is None:
         article = "an" if kind.what[0] in "aeiou" else "a"
         text = f"expected {article} {kind.what}, got {quote(name)}{registered_hint(name, kind.classes)}"
+        # Networks that spandrel knows are trained from a file of weights.
+        text += "; FromFile trains the network of a file" if path == ("network_g",) else ""
         return [Problem((*path, "type"), text)]
     model = model_of(member, kind.given, kind.more)
     if view is not None:
@@ -286,7 +288,7 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], is_open: bo
         choices = [str(error.get("ctx", {}).get("expected", "")) for error in errors]
         close = nearest(value, [name for choice in choices for name in choice.split("'")[1::2]])
         advice = f"; did you mean {close}?" if close else ""
-    if expected == "text" and value is not None:
+    if expected == "text" and not isinstance(value, (list, dict, type(None))):
         advice = "; put it into quotes, on a command line into two kinds: 'key=\"value\"'"
     return f"expected {expected}, got {quote(value)}{advice}"
 

@@ -14,6 +14,7 @@ from dp_basicsr.options.reading import LONGEST, compose, quote, split_entry
 import yaml
 
 Path = tuple[Any, ...]  # keys and list indices from the top of the file
+KNOWN = "; there are: "
 Rule = tuple[Path, object, str]  # where a problem is, if the second is true, and its message
 
 
@@ -56,7 +57,13 @@ def placed(file: str, problems: Iterable[Problem], entries: Sequence[str]) -> li
         elif line := _line_of(root, problem.path):
             place = f"{file}:{line}"
         lines.append((line, ": ".join(filter(None, [place, path_text(problem.path), problem.text]))))
-    return [text for _, text in sorted(lines, key=itemgetter(0))]
+    texts: list[str] = []
+    for _, text in sorted(lines, key=itemgetter(0)):
+        before, mark, known = text.partition(KNOWN)
+        # An option file of another program may have dozens of unknown keys in one section.
+        is_repeated = mark and any(other.endswith(mark + known) for other in texts)
+        texts.append(before if is_repeated else text)
+    return texts
 
 
 def _line_of(node: yaml.Node | None, path: Path) -> int:
@@ -106,7 +113,7 @@ def hint(name: Any, known: Iterable[str]) -> str:
     close = nearest(name, known)
     if close:
         return f"; did you mean {close}?"
-    return f"; there are: {', '.join(known)}" if len(known) <= 20 else ""
+    return f"{KNOWN}{', '.join(known)}" if len(known) <= 20 else ""
 
 
 def registered_hint(name: Any, known: Iterable[str]) -> str:

@@ -126,6 +126,8 @@ def test_every_misspelt_key_is_named() -> None:
         ("val:metrics={quality/psnr: {type: calculate_psnr, crop_border: 4}}",
          "val:metrics.*: expected the name of a folder or file, got 'quality/psnr'"),
         ("model_type=5", "model_type: expected text, got 5; put it into quotes"),
+        ("datasets:train:dataroot_gt=[a, b]", r"dataroot_gt: expected text, got \['a', 'b'\]$"),
+        ("network_g={type: DAT}", "expected a network, got 'DAT'.*; FromFile trains the network of a file"),
         ("name=..", "name: expected the name of a folder"),
         ("datasets:val_1:name=../../x", "datasets:val_1:name: expected the name of a folder"),
         ("val:suffix=../x", "val:suffix: expected the name of a folder"),
@@ -294,6 +296,12 @@ def test_all_problems_are_reported_with_their_lines() -> None:
     assert "--force_yml scale=four: scale: expected a whole number, got 'four'" in message
     section = lines.index("  train:") + 1
     assert [text for text in message if text.startswith(f"{file}:{section}: datasets:train:gt_size: expected a value")]
+
+
+def test_the_known_keys_of_a_section_are_listed_once() -> None:
+    Path("theirs.yml").write_text("l1_gt_usm: true\ngan_gt_usm: true\n" + TRAIN.read_text())
+    lines = [line for line in refusal(["-opt", "theirs.yml"]).splitlines() if line.startswith("theirs.yml:")][:2]
+    assert ["there are: name, model_type" in line for line in lines] == [True, False]
 
 
 def test_a_merged_key_has_the_line_of_its_definition() -> None:
