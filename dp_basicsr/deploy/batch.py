@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import glob
-import itertools
 import mimetypes
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,12 +109,16 @@ def _list(path: Path, output: Path, recursive: bool) -> tuple[Path, list[Path], 
     """
     if path.is_dir():
         root, below = path, path.rglob("*") if recursive else path.iterdir()
-        files = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        files = [file for file in below if not _is_hidden(file, path)]
         files = [file for file in files if not (recursive and file.is_dir())]
     else:
-        # What precedes the first part with a wildcard.
-        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-        files = [file for file in map(Path, glob.glob(str(path), recursive=True)) if not file.is_dir()]
+        # As far as a path exists, brackets and stars in it are names.
+        root = next((folder for folder in path.parents if folder.is_dir()), path.parent)
+        parts = [part if part == "**" else re.sub(r"\*+", "*", part) for part in path.relative_to(root).parts]
+        # Not by the module glob, whose `**` follows links, to a folder above them without end.
+        found = root.glob("/".join([*parts, "*"] if parts[-1] == "**" else parts))
+        is_asked = any(part.startswith(".") for part in parts)
+        files = [file for file in found if not file.is_dir() and (is_asked or not _is_hidden(file, root))]
     images = sorted(file for file in files if file.suffix.lower() in READ_SUFFIXES and is_file(file))
     others = sorted(set(files) - set(images))
     results = Path(os.path.abspath(output))
@@ -123,6 +126,10 @@ def _list(path: Path, output: Path, recursive: bool) -> tuple[Path, list[Path], 
     if results != Path(os.path.abspath(root)):
         images = [image for image in images if results not in Path(os.path.abspath(image)).parents]
     return root, images, others
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def _rename(path: Path, suffix: str, ext: str) -> Path:

@@ -60,6 +60,34 @@ def test_home_and_the_name_of_an_image_as_output(tmp_path: Path, monkeypatch: py
     assert find_jobs(["in/a.png"], Path("results.v2"))[0][0].target == Path("results.v2/a.png")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("[2024] x/*.png", ["[1].png", "a.png"]),
+        ("[2024] x/[[]1].png", ["[1].png"]),
+        ("[2024] x/[[]?].png", ["[1].png"]),
+        ("[2024] x/**/*.png", ["[1].png", "a.png", "in/b.png"]),
+        ("[2024] x/**.png", ["[1].png", "a.png"]),
+        ("[2024] x/**", ["[1].png", "a.png", "in/b.png"]),
+        ("[2024] x/*/b.png", ["again/b.png", "in/b.png"]),
+        ("[2024] x/.*.png", [".c.png"]),
+        ("[0-9] x/*.png", []),
+    ],
+)
+def test_a_glob_takes_existing_names_as_they_are_and_ends(pattern: str, names: list[str]) -> None:
+    """oxipng#618, fdir#125: brackets in a folder's name; links to folders above."""
+    for name in ("a.png", "[1].png", ".c.png", "in/b.png"):
+        write_noise(Path("[2024] x", name), 9, 9)
+    for link, target in (("in/loop", ".."), ("self", "."), ("again", "in")):
+        Path("[2024] x", link).symlink_to(target)
+    if not names:
+        with pytest.raises(UserError, match="no such file"):
+            find_jobs([pattern], Path("out"))
+        return
+    jobs, left_out = find_jobs([pattern], Path("out"))
+    assert ([str(job.target.relative_to("out")) for job in jobs], left_out) == (names, [])
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 def test_a_png_of_any_kind_becomes_the_same_picture(suffix: str, model: str) -> None:
     """upscayl/upscayl#1169 and #1040, xinntao/Real-ESRGAN#483 and #558: gray, 16 bits, palettes, as PNG and JPEG."""
