@@ -29,7 +29,8 @@ class StagedFolder:
     """
 
     def __init__(self, final: Path, *, overwrite: bool = False) -> None:
-        self.final = final
+        # What a link leads to is replaced, as by other programs: a folder cannot be renamed onto the link.
+        self.final = final = Path(os.path.realpath(final)) if final.is_symlink() else final
         self.path = final.with_name(final.name + ".partial")
         self._overwrite = overwrite
         refuse_existing([final], overwrite=overwrite)

@@ -98,6 +98,22 @@ def test_two_writers_of_one_output_do_not_mix_and_a_killed_one_s_output_goes(tmp
     assert list(tmp_path.iterdir()) == [], "it was not committed"
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_folder_behind_a_link_is_replaced_again_and_again(tmp_path: Path, is_there: bool) -> None:
+    """RawTherapee#6192"""
+    if is_there:
+        (tmp_path / "disk/real").mkdir(parents=True)
+    (tmp_path / "a").symlink_to("disk/real")
+    for name in "xyz":
+        with FolderWriter(tmp_path / "a", overwrite=True) as writer:
+            (writer.path / f"{name}.png").touch()
+            writer.commit()
+        assert (tmp_path / "a").is_symlink()
+        assert [str(path.relative_to(tmp_path)) for path in (tmp_path / "disk").rglob("*")] == [
+            "disk/real", f"disk/real/{name}.png"
+        ]  # fmt: skip
+
+
 def test_a_parent_that_is_a_file_is_a_readable_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot create the folder"):
