@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -152,6 +153,10 @@ def test_a_failed_image_is_named_and_the_rest_continues(
     ("arguments", "message"),
     [
         (["-i", "nothing"], "input nothing: no such file"),
+        (["-i", "-"], "-: expected a file or folder; save what comes through a pipe"),
+        (["-i", "pipe", "-o", "a.png"], "pipe: expected a file or folder; save"),
+        (["-i", "photos/a.png", "-o", "-"], "-: expected a file or folder; .*, and name the result"),
+        (["-o", "notes/out"], r"notes/out/a.png cannot be written \(Not a directory\): choose another output"),
         (["-i", "photos/in/deep/*.png"], "no such file"),
         (["-i", "photos/*.txt"], r"no image in photos/\*.txt: expected .* .png, .*; left out 1 file \(1 .txt\)"),
         (["-i", "empty"], "no image in empty: expected files that end in .png"),
@@ -178,6 +183,8 @@ def test_wrong_usage_is_exit_code_two_and_one_line(
     for name in ("a.png", "a.jpg"):
         shutil.copy("photos/a.png", Path("twins", name))
     Path("link").symlink_to("photos")
+    Path("notes").touch()
+    os.mkfifo("pipe")
     assert run(*arguments) == 2
     err = capsys.readouterr().err
     assert re.search(message, err), err

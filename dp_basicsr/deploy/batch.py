@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mimetypes
 import os
 import re
@@ -53,6 +54,10 @@ def find_jobs(
         text = f"expected a folder, or for one image a file that ends in {', '.join(FORMATS)}"
         raise UserError(f"--output {output}: {text}")
     jobs, left_out = list[UpscaleJob](), set[Path]()
+    for name in (*sources, str(output)):
+        is_there = os.path.exists(name)
+        if (name == "-" and not is_there) or (is_there and not (os.path.isfile(name) or os.path.isdir(name))):
+            raise UserError(f"{name}: expected a file or folder; save what comes through a pipe, and name the result")
     for source in sources:
         path = Path(os.path.expanduser(source))
         if is_file(path):
@@ -151,9 +156,8 @@ def refuse_unwritable(jobs: Sequence[UpscaleJob]) -> None:
                     # The file system itself knows which names it takes.
                     path.lstat()
         except OSError as error:
-            raise UserError(
-                f"{target} cannot be written ({error.strerror}): choose a shorter name, or --suffix"
-            ) from None
+            way_out = "another output" if error.errno == errno.ENOTDIR else "a shorter name, or --suffix"
+            raise UserError(f"{target} cannot be written ({error.strerror}): choose {way_out}") from None
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"{folder} cannot be written to: choose another output for {target.name}")
 
