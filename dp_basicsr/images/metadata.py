@@ -35,7 +35,7 @@ _LONGEST = {"exif": 65_527, "xmp": 65_504, "iptc": 65_500, "comment": 65_533}
 # Segments of JPEG that are read, or belong to its code.
 _READ = (b"JFIF\0", b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"Adobe", b"Photoshop 3.0\0")
 _IPTC_IN_PHOTOSHOP = 0x0404
-_SCAN, _END = 0xDA, 0xD9  # markers of JPEG: compressed pixels follow, and the end
+_END = 0xD9  # JPEG's last marker
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # within the pixels 0xff is followed by 0, or restarts
 # Tags of TIFF that say how its pixels are stored, and density: the new file has its own.
 _STORAGE = {
@@ -103,14 +103,11 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, is_turne
 
 def _end_of_jpeg(data: bytes) -> int:
     """Return where the first picture of a JPEG file ends: behind it stand films, maps of gains and previews."""
-    offset = 2
-    while data[offset : offset + 1] == b"\xff" and offset + 4 <= len(data) and data[offset + 1] != _END:
-        (length,) = struct.unpack_from(">H", data, offset + 2)
-        is_scan, offset = data[offset + 1] == _SCAN, offset + 2 + length
-        if is_scan:
-            following = _MARKER.search(data, offset)
-            offset = following.start() if following else len(data)
-    return offset + 2
+    found = _MARKER.search(data, 2)
+    while found and found[0][1] != _END:
+        # Behind a marker stand the length of its segment, the segment, and anything that decoders skip.
+        found = _MARKER.search(data, found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big"))
+    return found.end() if found else len(data)
 
 
 def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], is_turned: bool) -> Metadata:
@@ -150,7 +147,7 @@ def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) 
         else:
             dropped.append(f"{title} of {len(value):,} bytes (JPEG holds 64 KB)" if is_long else title)
     # A profile is for the colours of the file, and WebP stores gray as RGB.
-    if (icc := fields["icc"]) and (icc[16:20] == b"GRAY") != (is_gray and kind != "WEBP"):
+    if (icc := fields["icc"]) and icc[16:20] != (b"GRAY" if is_gray and kind != "WEBP" else b"RGB "):
         dropped.append(f"ICC profile for {icc[16:20].decode('latin-1').strip() or 'nothing'}")
         fields["icc"] = None
     correct_xmp = partial(xmp.corrected, is_turned=metadata.is_turned)

@@ -21,6 +21,7 @@ from tifffile import TiffFile
 
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *(["AVIF"] if features.check("avif") else []))
 ORIENTATION = 0x0112  # the EXIF tag
+Image.MAX_IMAGE_PIXELS = None  # whoever opens a file gives a limit of its own, below
 # EXIF orientation -> transpose first, then flip vertically, then horizontally (Exif 2.32, 4.6.4).
 _UPRIGHT = {
     1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
@@ -65,7 +66,7 @@ def damage_is_refused() -> Iterator[None]:
 def refuse_size(width: int, height: int, max_pixels: int) -> None:
     """Raise a BadImageError if the header declares too many pixels."""
     if width * height > max_pixels:
-        raise BadImageError(f"is {width} x {height}, more than {max_pixels / 1e6:g} megapixels")
+        raise BadImageError(f"is {width} x {height}, more than {max_pixels / 1e6:g} megapixels: cut it into parts")
 
 
 @contextmanager
@@ -105,7 +106,7 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
 def header_size(path: Path) -> tuple[int, int]:
     """Return the width and height that the header of a file declares; raise a BadImageError for what is no image."""
     with damage_is_refused(), warnings.catch_warnings():
-        # Pillow warns about large images, whose pixels are not read here.
+        # Whoever reads the file names what Pillow warns about.
         warnings.simplefilter("ignore")
         with Image.open(path, formats=READ_FORMATS) as image:
             return image.size
@@ -127,8 +128,9 @@ def orientation_of(image: Image.Image) -> int:
     with suppress(Exception):
         # Pillow's parser raises anything on broken EXIF. Its getexif() also takes the orientation of XMP where EXIF has
         # none, which neither viewers nor OpenCV do.
-        exif = Image.Exif()
-        exif.load(image.info.get("exif", b""))
+        exif, block = Image.Exif(), image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+        # Viewers and OpenCV read a block with one mark, Pillow with any number.
+        exif.load(b"" if block.startswith(b"Exif") else block)
         orientation = getattr(image, "tag_v2", exif).get(ORIENTATION, 1)
         return orientation if orientation in _UPRIGHT else 1
     return 1

@@ -30,10 +30,11 @@ import numpy as np
 from PIL import Image, ImageCms
 from tifffile import TiffFile, TiffPage
 
-MAX_PIXELS = 1 << 30  # OpenCV's limit, 3 GB decoded; deploy/run.py switches Pillow's lower one off
+MAX_PIXELS = 1 << 30  # OpenCV's limit, 3 GB decoded; opening.py switches Pillow's lower one off
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # photometric interpretations
+_CONVERTED = (5, 8, 9, 10)  # those of inks and of Lab
 _PLAIN_COMPRESSIONS = (1, 8, 32946, 32773)  # none, deflate, PackBits: tifffile needs imagecodecs for others
 _USUAL_COLOURS = ((b"\1", b"\x0d"), (b"\2", b"\2"))  # sRGB, and unspecified
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha
@@ -161,7 +162,9 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
             image.load()
             array = _decode_8_bit(image)
     metadata = metadata_of_tiff(page, data, array.shape[1::-1], orientation != 1)
-    return _picture(array, array.shape[2] < 3, replace(metadata, dropped=(*metadata.dropped, *dropped)))
+    # Nor does the profile of inks or Lab hold for a TIFF's result.
+    icc = None if page.photometric in _CONVERTED else metadata.icc
+    return _picture(array, array.shape[2] < 3, replace(metadata, icc=icc, dropped=(*metadata.dropped, *dropped)))
 
 
 def _without_extras(samples: Pixels, page: TiffPage) -> tuple[Pixels, list[str]]:

@@ -129,7 +129,7 @@ def test_a_link_to_nothing_is_an_image_that_cannot_be_read(target: str) -> None:
     assert find_images(HERE) == [link]
     with pytest.raises(BadImageError, match=rf"is a link to {target}, and cannot be read"):
         read_image(link)
-    for source in (".", "link.png"):
+    for source in (".", "link.png", "*.png"):
         jobs, others = find_jobs([source], Path("out"))
         assert ([job.source for job in jobs], others) == ([link], [])
 
@@ -166,8 +166,12 @@ def test_exif_orientation_is_applied_as_in_basicsr(suffix: str, gray: bool) -> N
 
 
 def test_a_broken_exif_block_is_ignored() -> None:
-    Image.fromarray(smooth_noise(24, 40, 1)).save("a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
-    assert read_image(Path("a.jpg")).shape == (24, 40, 3)
+    """Pillow#8348: one with two marks, too, in which Pillow finds an orientation, and viewers do not."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for block in (b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0Exif\0\0" + exif.tobytes()[6:]):
+        Image.fromarray(smooth_noise(24, 40, 1)).save("a.jpg", exif=block)
+        assert read_image(Path("a.jpg")).shape == read_picture(Path("a.jpg")).colour.shape == (24, 40, 3)
 
 
 def test_smaller_copies_of_a_tiff_do_not_count() -> None:
