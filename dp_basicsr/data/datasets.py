@@ -12,7 +12,7 @@ import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
 from dp_basicsr.data.lmdb_records import LmdbClient, lmdb_reader, meta_info_lines, refuse_damaged
 from dp_basicsr.data.sources import listed_names
 from dp_basicsr.errors import UserError, shorten
-from dp_basicsr.images.files import IMAGE_SUFFIXES, unicode_hint
+from dp_basicsr.images.files import IMAGE_SUFFIXES, name_hint
 from dp_basicsr.images.png import without_remarks
 from dp_basicsr.images.strict import orientation_if_single
 from dp_basicsr.utils.arguments import advise
@@ -81,7 +81,7 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
         raise UserError(f"{name}: {kind} needs the key {error}") from error
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         names = [os.listdir(root) if os.path.isdir(root) else [] for root in roots]
-        raise UserError(f"{name}: {error}{unicode_hint(*names)}") from error
+        raise UserError(f"{name}: {error}{name_hint(*names)}") from error
     if isinstance(getattr(dataset, "paths", None), list):
         _use_list(dataset, dataset_opt)
         # BasicSR keeps the file system's order, which may differ between machines and therefore between ranks.

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from dp_basicsr.errors import UserError, shorten
-from dp_basicsr.images.files import IMAGE_SUFFIXES, find_images, unicode_hint
+from dp_basicsr.images.files import IMAGE_SUFFIXES, find_images, name_hint
 
 BICUBIC = "Bicubic"  # the method that is computed here
 
@@ -90,7 +90,7 @@ def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dic
     if problems:
         raise UserError(
             f"{folder}: expected one image for each of {len(names)} originals, named {used!r}; {'; '.join(problems)}. "
-            "For another naming give --pattern NAME=PATTERN, for example '{}_RCAN_x4'"
+            f"For another naming give --pattern NAME=PATTERN, for example '{{}}_RCAN_x4'{name_hint(missing, found)}"
         )
     return {name: found[name] for name in names}
 
@@ -141,7 +141,7 @@ def detect_pattern(stems: Collection[str], names: Collection[str], folder: Path)
     if most == 0:
         raise UserError(
             f"{folder}: no file is named like an original; found: {shorten(stems)}; originals: {shorten(names)}. "
-            f"Give --pattern NAME=PATTERN{unicode_hint(names, stems)}"
+            f"Give --pattern NAME=PATTERN{name_hint(names, stems)}"
         )
     best = sorted(f"{before}{{}}{after}" for (before, after), count in fits.items() if count == most)
     # If names are missing as well, those are reported instead.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from unicodedata import normalize
 
 from dp_basicsr.errors import UserError
 
@@ -48,13 +49,24 @@ def left_out(folder: Path) -> str:
     return f"{folder}: ignored {len(others)} that are not images ({counts})" if others else ""
 
 
-def unicode_hint(names: Iterable[str], others: Iterable[str]) -> str:
-    """Say so if some of ``names`` look like some of the ``others``, but are written in other characters; "" if none."""
-    # macOS writes an accent as a character of its own (NFD), other systems mostly do not (NFC).
-    looks = {unicodedata.normalize("NFC", name): name for name in others}
-    if all(looks.get(unicodedata.normalize("NFC", name), name) == name for name in names):
-        return ""
-    return "; names that look equal differ in Unicode's form (NFC and NFD): rename those of one folder, as convmv does"
+def name_hint(names: Iterable[str], others: Iterable[str]) -> str:
+    """Say so if some of ``names`` are no ``others``, but differ from one in a way that is easily missed; "" if none."""
+    looks: dict[str, Callable[[str], str]] = {
+        # macOS writes an accent as a character of its own (NFD), other systems mostly do not (NFC).
+        "Unicode's form (NFC and NFD): rename those of one folder, as convmv does": partial(normalize, "NFC"),
+        "capital letters: rename those of one folder": str.lower,
+        "the suffix: convert those of one folder": _without_suffix,
+    }
+    exact = set(others)
+    unpaired = [name for name in names if name not in exact]
+    for difference, look in looks.items():
+        if {look(name) for name in unpaired} & {look(name) for name in exact}:
+            return f"; names that look alike differ in {difference}"
+    return ""
+
+
+def _without_suffix(name: str) -> str:
+    return Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def is_file(path: Path) -> bool:

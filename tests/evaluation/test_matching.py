@@ -55,6 +55,7 @@ def test_a_pattern_chooses_among_several_methods_in_one_folder(tmp_path: Path) -
         (["baby_A.png", "bird_A.png"], "", r"named '\{\}_A'; missing: butterfly"),
         (["baby.png", "bird.png", "butterfly.png", "head.png"], "", "without an original: head.png"),
         (["baby_A.png", "bird_A.png", "butterfly_A.png", "notes.png"], "", "without an original: notes.png"),
+        (["Baby.png", "bird.png", "butterfly.png"], "", "missing: baby; .* differ in capital letters: rename"),
         (["1.png"], "", "no file is named like an original; found: 1; originals: baby"),
         (["baby.png"], "{}_x4", r"no file matches the pattern '\{\}_x4'; found: baby.png"),
         (["baby.png", "baby.bmp"], "{}", "baby.bmp and baby.png are both the image 'baby'"),

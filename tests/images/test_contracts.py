@@ -18,7 +18,7 @@ from typing import Any
 
 from dp_basicsr.deploy.batch import find_jobs, refuse_unwritable
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import FORMATS, BadImageError, unicode_hint
+from dp_basicsr.images.files import FORMATS, BadImageError, name_hint
 from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.png import HEADER_END, join
 from dp_basicsr.images.read import read_picture
@@ -303,9 +303,25 @@ def test_any_legal_name_is_written_or_refused_first(tmp_path: Path, monkeypatch:
 def test_names_that_differ_in_unicode_s_form_alone_are_named(names: list[str]) -> None:
     """paperbanana#240: macOS writes an accent as a character of its own."""
     composed, decomposed = ([unicodedata.normalize(form, name) for name in names] for form in ("NFC", "NFD"))
-    assert "NFC and NFD" in unicode_hint(composed, decomposed)
-    assert "NFC and NFD" in unicode_hint(decomposed, [*composed, "b.png"])
-    assert unicode_hint(composed, composed) == unicode_hint(["a.png"], ["b.png"]) == unicode_hint([], names) == ""
+    assert "NFC and NFD" in name_hint(composed, decomposed)
+    assert "NFC and NFD" in name_hint(decomposed, [*composed, "b.png"])
+    assert name_hint(composed, composed) == name_hint(["a.png"], ["b.png"]) == name_hint([], names) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "difference"),
+    [
+        ("IMG_1.PNG", "IMG_1.png", "capital letters"),
+        ("IMG_1", "img_1", "capital letters"),
+        ("a.png", "a.jpg", "the suffix"),
+        ("v1.0", "v1.1", ""),
+        ("a.png", "a_x4.png", ""),
+    ],
+)
+def test_names_that_look_alike_are_told_what_differs(name: str, other: str, difference: str) -> None:
+    """stable-diffusion-webui#14877: suffixes in capitals."""
+    hint = name_hint([name, "b.png"], ["b.png", other])
+    assert (f"differ in {difference}: " in hint) if difference else not hint
 
 
 XMP_BEFORE_AND_AFTER = {  # as exiftool writes it; the picture grows 3 times in width and 2 times in height

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
 from dp_basicsr.data.sources import ImageSource, find_sources, listed_names
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import BadImageError, find_images, unicode_hint
+from dp_basicsr.images.files import BadImageError, find_images, name_hint
 from dp_basicsr.utils.pool import available_cpus, ordered_map
 
 import cv2
@@ -226,7 +226,7 @@ def _other_pictures(pairs: list[tuple[str, NDArray[np.float32]]]) -> Iterator[Ba
 def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tuple[list[Pair], list[BadData]]:
     """Pair like BasicSR: records by key, files by the GT's full name with the template applied to its stem."""
     problems, tasks = [], []
-    left, taken = {source.name: source for source in lq}, {}
+    left, taken, alone = {source.name: source for source in lq}, {}, {}
     for source in gt:
         if what.names is not None and not source.path.is_file():
             problems.append(BadData("missing", str(source), "does not exist, but meta_info_file lists it"))
@@ -240,7 +240,9 @@ def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tupl
         elif name in taken:
             problems.append(BadData("shared", str(source), f"would be paired with the LQ of {taken[name]}"))
         else:
-            problems.append(BadData("missing", str(source), f"has no LQ in {what.lq}{unicode_hint([name], left)}"))
+            alone[name] = source
+    lack = f"has no LQ in {what.lq}{name_hint(alone, left)}"
+    problems += [BadData("missing", str(source), lack) for source in alone.values()]
     if what.names is None:
         # With a list, the LQ that it does not name are no error.
         problems += [BadData("missing", str(source), f"has no GT in {what.gt}") for source in left.values()]
