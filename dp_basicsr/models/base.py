@@ -67,6 +67,7 @@ class PluginModel(BaseModel):
     output: Tensor
     files: Sequence[str] = ()  # files of the batch
     ramp: int | None = None  # updates of G over which its adversarial loss grows
+    partly_loaded: tuple[str, ...] = ()  # what is said of files that fit some weights only
 
     def __init__(self, opt: dict[str, Any]) -> None:
         opt = OptionFile.of(opt).as_dict()  # with our defaults, which BasicSR's own train.py does not know
@@ -191,7 +192,8 @@ class PluginModel(BaseModel):
         if differences:
             new = ", the others keep their random start" if len(fitting) < len(expected) else ""
             count = f"{len(fitting)} of {len(expected)} tensors of {type(bare).__name__}"
-            logger.warning(f"{load_path}: {count} are loaded{new}: {differences}")
+            self.partly_loaded += (f"{load_path}: {count} are loaded{new}: {differences}",)
+            logger.warning(self.partly_loaded[-1])
         bare.load_state_dict(fitting, strict=False)
 
     def feed_data(self, data: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,14 @@ def check(run: RunOptions) -> None:
         batch, source, loaded = first_batch(opt, missing)
         # The cost does not depend on the weights.
         with without_downloads() as absent:
-            seconds, losses = try_step(run, opt, batch)
+            seconds, losses, partly_loaded = try_step(run, opt, batch)
     except UserError as error:
         raise UserError("\n".join([*missing, str(error)])) from error
     finally:
         logger.setLevel(before)
     if run.rank == 0:
         downloads = [f"the ImageNet weights of {name} are missing: the run will download them first" for name in absent]
-        notes = [f"  note:   {note}" for note in (*downloads, *run.notes, *scarce_shared_memory(run, batch))]
+        notes = [f"  note:   {note}" for note in (*downloads, *partly_loaded, *run.notes, *scarce_shared_memory(run, batch))]
         print("\n".join([summary(run, batch, source, loaded, seconds, losses), *notes]), flush=True)
     # After the summary, whose losses show which term is not finite.
     broken = [name for name, value in losses.items() if not math.isfinite(value)]
@@ -118,11 +118,12 @@ def batch_size(opt: dict[str, Any]) -> int:
     return batch_size_per_gpu(opt) * (1 if opt["dist"] else max(1, opt["num_gpu"]))
 
 
-def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float]]:
+def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float], Sequence[str]]:
     """Build the model, train on a batch and validate a corner of each set, in memory only.
 
     Returns:
-        Median seconds of three steps after the first, which also allocates memory and selects kernels; last losses.
+        Median seconds of three steps after the first, which also allocates memory and selects kernels; last losses;
+        what is said of weights that fit in part.
 
     Raises:
         UserError: The step failed; the message is one line.
@@ -149,7 +150,7 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
                 seconds.append(time.perf_counter() - start)
             losses = current_losses(model)
             try_validation(opt, model)
-            return statistics.median(seconds[1:]), losses
+            return statistics.median(seconds[1:]), losses, getattr(model, "partly_loaded", ())
     except UserError:
         raise
     # Classes may raise anything on impossible values.

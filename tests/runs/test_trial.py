@@ -47,6 +47,13 @@ def test_a_valid_run(check: Check) -> None:
     assert out[out.index("small: one step") :].count("\n") == 5
 
 
+def test_weights_that_fit_in_part_are_named(check: Check) -> None:
+    torch.save({"params": {"conv_first.weight": torch.zeros(8, 3, 3, 3)}}, "other.pth")
+    code, out, _ = check("path={pretrain_network_g: other.pth, strict_load_g: false}")
+    assert code == 0
+    assert re.search(r"note: +other.pth: 1 of \d+ tensors of \w+ are loaded, the others keep their random start", out)
+
+
 def test_the_estimate_works_without_data(check: Check) -> None:
     code, out, err = check("datasets:train:dataroot_gt=nowhere", "path={pretrain_network_g: no.pth}")
     assert code == 2
