@@ -88,7 +88,11 @@ class FrozenFeatures(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the features of ``x``, (N, 3, H, W), RGB in [0, 1] ([-1, 1] with ``range_norm``), by layer name."""
+        """Return the features of ``x``, (N, 3, H, W), RGB in [0, 1] ([-1, 1] with ``range_norm``), by layer name.
+
+        Images of another floating-point type than the network's are converted.
+        """
+        x = x.to(self.mean.dtype)
         if self.range_norm:
             x = (x + 1) / 2
         if self.use_input_norm:

@@ -194,6 +194,18 @@ def test_float32_under_autocast(options: dict[str, Any], device: torch.device) -
     assert value.item() == pytest.approx(loss(x, gt)[0].item(), rel=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [{}, RELEASED])
+def test_images_may_have_another_type_than_the_networks(options: dict[str, Any], dtype: torch.dtype) -> None:
+    loss, (x, gt) = small_loss(**options).float(), images()
+    x = x.detach().to(dtype).requires_grad_()
+    value, _ = loss(x, gt)
+    value.backward()
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+    assert value.item() == pytest.approx(loss(x.detach().float(), gt.float())[0].item(), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "x", "gt", "message"),
     [
