@@ -81,7 +81,7 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
         raise UserError(f"{name}: {kind} needs the key {error}") from error
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         names = [os.listdir(root) if os.path.isdir(root) else [] for root in roots]
-        raise UserError(f"{name}: {error}{name_hint(*names)}") from error
+        raise UserError(f"{name}: {str(error).rstrip('.')}{name_hint(*names)}") from error
     if isinstance(getattr(dataset, "paths", None), list):
         _use_list(dataset, dataset_opt)
         # BasicSR keeps the file system's order, which may differ between machines and therefore between ranks.

@@ -21,6 +21,7 @@ from dp_basicsr.images.opening import header_size
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.write import refuse_unwritable, write_picture
 
+from PIL import Image
 from tqdm import tqdm
 
 
@@ -38,6 +39,8 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
     Raises:
         UserError: See ``open_engine`` and ``Upscaler``.
     """
+    # These are the user's own files, up to 2^30 pixels.
+    Image.MAX_IMAGE_PIXELS = None
     upscaler = _open_upscaler(args)
     print(upscaler.engine.title + (f"; {BOX_LIMIT}" if args.model_path == BOX else ""))
     failed, tiles = 0, [_expected_tiles(job, upscaler) for job in jobs]

@@ -21,7 +21,6 @@ from tifffile import TiffFile
 
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *(["AVIF"] if features.check("avif") else []))
 ORIENTATION = 0x0112  # the EXIF tag
-Image.MAX_IMAGE_PIXELS = None  # whoever opens a file gives a limit of its own, below
 # EXIF orientation -> transpose first, then flip vertically, then horizontally (Exif 2.32, 4.6.4).
 _UPRIGHT = {
     1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
@@ -88,6 +87,9 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
             data, info = split(data)
         try:
             image = Image.open(io.BytesIO(data), formats=READ_FORMATS)
+        except Image.DecompressionBombError:
+            # Pillow's limit is above ours, except that of upscaling, which switches it off.
+            raise BadImageError(f"has more than {max_pixels / 1e6:g} megapixels: cut it into parts") from None
         except UnidentifiedImageError as error:
             kind = next((name for mark, name in _OTHERS.items() if re.match(mark, data, re.DOTALL)), "")
             what = f"is {kind}, convert it first: it is" if kind else "is"
@@ -106,7 +108,7 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
 def header_size(path: Path) -> tuple[int, int]:
     """Return the width and height that the header of a file declares; raise a BadImageError for what is no image."""
     with damage_is_refused(), warnings.catch_warnings():
-        # Whoever reads the file names what Pillow warns about.
+        # Pillow warns about large images, whose pixels are not read here.
         warnings.simplefilter("ignore")
         with Image.open(path, formats=READ_FORMATS) as image:
             return image.size

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image, ImageCms
 from tifffile import TiffFile, TiffPage
 
-MAX_PIXELS = 1 << 30  # OpenCV's limit, 3 GB decoded; opening.py switches Pillow's lower one off
+MAX_PIXELS = 1 << 30  # OpenCV's limit, 3 GB decoded; deploy/run.py switches Pillow's lower one off
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # photometric interpretations

@@ -91,7 +91,7 @@ def orientation_if_single(data: bytes) -> int:
         BadImageError: It is animated or has several pages, of which OpenCV would silently take the first.
     """
     with warnings.catch_warnings():
-        # Pillow warns about files that are refused here.
+        # Pillow warns about large images, and about files that are refused here.
         warnings.simplefilter("ignore")
         with opened(data, MAX_PIXELS) as (image, _):
             return orientation_of(image)

@@ -209,7 +209,7 @@ def test_a_bomb_is_refused_before_decoding() -> None:
     """realesrgan-gui#34: in words of our own, not in Pillow's about an attack."""
     Path("bomb.png").write_bytes(claim(write_noise("bomb.png", 4, 4).read_bytes(), 60_000, 60_000))
     for read, limit in ((read_picture, "1073.74"), (read_image, "134.218")):
-        with pytest.raises(BadImageError, match=f"^is 60000 x 60000, more than {limit} megapixels: cut it into parts$"):
+        with pytest.raises(BadImageError, match=f"more than {limit} megapixels: cut it into parts$"):
             read(Path("bomb.png"))
 
 
