@@ -56,6 +56,9 @@ def placed(file: str, problems: Iterable[Problem], entries: Sequence[str]) -> li
             place = f"--force_yml {quote(given[-1], quotes=False)}"
         elif line := _line_of(root, problem.path):
             place = f"{file}:{line}"
+        # A section that only the command line has.
+        elif given := [entry for keys, entry in overrides if keys[: len(problem.path)] == problem.path]:
+            place = f"--force_yml {quote(given[-1], quotes=False)}"
         lines.append((line, ": ".join(filter(None, [place, path_text(problem.path), problem.text]))))
     texts: list[str] = []
     for _, text in sorted(lines, key=itemgetter(0)):

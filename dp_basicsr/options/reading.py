@@ -161,7 +161,7 @@ def split_entry(entry: str) -> tuple[tuple[str, ...], str]:
     """Split ``a:b=value`` into ``(("a", "b"), "value")``; anything else is a UserError."""
     path, equals, text = entry.partition("=")
     keys = tuple(key.strip() for key in path.split(":"))
-    if not equals or not keys[-1]:
+    if not equals or not all(keys):
         raise UserError(f"--force_yml: expected key:key=value, for example train:ema_decay=0.999; got {quote(entry)}")
     if len(keys) == 1 and text == os.path.expanduser("~"):
         # bash takes `val=~` for an assignment and puts the home folder there; no top-level key is a folder.
@@ -174,22 +174,22 @@ def override(opt: Options, entries: Sequence[str]) -> None:
 
     Args:
         opt: Options.
-        entries: ``a:b:c=value`` each; the value is parsed as YAML, so ``1e-4`` is a number and ``[1, 2]`` a list. The
-            last key may be new, the path to it must exist.
+        entries: ``a:b:c=value`` each; the value is parsed as YAML, so ``1e-4`` is a number and ``[1, 2]`` a list.
+            Sections on the way that are missing or ~ are made: ``check_options`` finds misspelt ones.
 
     Raises:
-        UserError: An entry is malformed or its path does not exist; ``opt`` may then be partly changed.
+        UserError: An entry is malformed or leads into a value; ``opt`` may then be partly changed.
     """
     for entry in entries:
         (*parents, last), text = split_entry(entry)
         where = f"--force_yml {quote(entry, quotes=False)}"
         section = opt
         for key in parents:
-            if not isinstance(section.get(key), dict):
-                there = ", ".join(quote(name, quotes=False) for name in section)
-                raise UserError(f"{where}: no section {key!r}; expected one of {there}")
+            if section.get(key) is None:
+                section[key] = {}
+            if not isinstance(section[key], dict):
+                raise UserError(f"{where}: expected a section {key!r}, got {quote(section[key])}; give all of {key}")
             section = section[key]
-        # Only the last key may be new: a misspelt section would be a new one that nobody reads.
         section[last] = _text_value(text) if last in TEXT_KEYS else parse_yaml(text, f"{where}: the value")
 
 

@@ -118,6 +118,7 @@ def test_every_misspelt_key_is_named() -> None:
         # keys
         ("path:x_anything=a", "path:x_anything: .*there are: pretrain_network_g"),
         ("train:use_shuffle=true", "train:use_shuffle: expected a known key"),
+        ("trian:total_iter=3", "trian: expected a known key, .*did you mean train"),
         ("train:perceptual_opt:layer_weights={conv5_4: 1}", "expected vgg_layer_weights with the same layers"),
         ("train:perceptual_opt:perceptual_weight=0.1", "expected loss_weight, got a key of PerceptualLoss"),
         # names
@@ -224,6 +225,7 @@ def test_a_mistake_is_named(entry: str, message: str) -> None:
     "entry",
     [
         "deterministic=true", "dist_params={backend: gloo, port: 29501, timeout: 600}",
+        "dist_params:timeout=60", "train:balance:shares={pix: 0.5, gan: 0.5}",
         "datasets:train:on_bad_image=skip", "datasets:train:max_bad_share=0.1", "datasets:train:batch_size_total=16",
         "train:max_nonfinite=3", "train:sync_batch_norm=true", "train:grad_clip=1", "train:gan_opt:sync_mean=false",
         "train:balance={shares: {pix: 0.1, vgg: 0.9}, by: value, ema: 1, max_weight: 10, start_iter: 5e3, x_mine: 1}",

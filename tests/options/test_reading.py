@@ -135,10 +135,20 @@ def test_a_path_of_windows_in_double_quotes_gets_advice(path: str, file: Path) -
         read_options(file)
 
 
-@pytest.mark.parametrize("entry", ["train:total_iter", "=3", "trian:total_iter=3", "name:x=3", "train:a=[1"])
-def test_an_override_of_a_missing_section_is_refused(entry: str, file: Path) -> None:
+@pytest.mark.parametrize("entry", ["train:total_iter", "=3", "train::a=3", "name:x=3", "train:a=[1"])
+def test_an_override_that_leads_nowhere_is_refused(entry: str, file: Path) -> None:
     with pytest.raises(UserError, match="--force_yml"):
         override(read_options(file), [entry])
+
+
+def test_an_override_makes_the_sections_that_a_file_lacks() -> None:
+    """NeMo-RL#785; ``path:resume_schedule=options``, which a message advises, was refused without a ``path:``."""
+    opt: dict[str, Any] = {"name": "run", "val": None}
+    override(
+        opt, ["path:strict_load_g=false", "val:metrics:psnr:type=calculate_psnr", "val:metrics:psnr:crop_border=4"]
+    )
+    psnr = {"type": "calculate_psnr", "crop_border": 4}
+    assert opt == {"name": "run", "val": {"metrics": {"psnr": psnr}}, "path": {"strict_load_g": False}}
 
 
 def test_option_files_cannot_run_code(file: Path) -> None:
