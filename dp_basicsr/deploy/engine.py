@@ -51,6 +51,7 @@ class Engine(ABC):
         self.precision = precision
         self.warn = warn
         self.path = path
+        self.asked, self.process = device, os.getpid()
         self.network, by = self.load(network, device)
         self.title = f"{self.network.title}, {by}"  # file, network, engine, device and precision, for people
 
@@ -72,6 +73,14 @@ class Engine(ABC):
         """Return whether it computes in a precision on this CPU."""
         return precision == "fp32"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.network, self.asked, self.precision, self.warn, self.path)
+
+    def after_fork(self) -> None:
+        """Get ready in a forked process, which has the engine's memory and not its threads: it would wait for them."""
+        self.of_parent = vars(self).copy()  # to free it would wait, too
+        self.load(self.network, self.asked)
+
     def use_fp32(self) -> None:
         """Compute in fp32 from now on."""
         self.precision = "fp32"
@@ -85,6 +94,9 @@ class Engine(ABC):
         Raises:
             UserError: The output is not finite, in fp32 either.
         """
+        if os.getpid() != self.process:
+            self.process = os.getpid()
+            self.after_fork()
         height, width = (side * self.network.scale for side in image.shape[2:])
         is_gray = self.network.channels == 1
         # A network for gray gets the three colours as three images.

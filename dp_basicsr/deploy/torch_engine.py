@@ -48,6 +48,9 @@ class TorchEngine(Engine):
         with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
             return self.module(tensor).float().cpu().numpy()  # type: ignore[no-any-return]
 
+    def after_fork(self) -> None:
+        torch.set_num_threads(1)
+
     def free_memory(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -111,6 +111,26 @@ def test_ctrl_c_is_handled_after_a_thread_has_freed_a_network(model: Path) -> No
     assert python(FREED_IN_A_THREAD).stdout == "interrupted\n"
 
 
+FORKED = """
+import multiprocessing, pickle, sys
+from pathlib import Path
+import numpy as np
+from dp_basicsr.deploy.open_engine import open_engine
+engine, image = open_engine([Path("net.pth")], engine=sys.argv[1]), np.ones((1, 3, 200, 200), np.float32)
+expected = engine(image)
+def error(other=engine):
+    return float(np.abs(other(image) - expected).max())
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    print(max(pool.apply_async(error).get(30), error(pickle.loads(pickle.dumps(engine)))) < 1e-5)
+"""
+
+
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_an_engine_runs_in_a_forked_process_and_can_be_pickled(name: str, model: Path) -> None:
+    """onnxruntime#5093, insightface#1881: the threads of an engine stay with the process that opened it."""
+    assert python(FORKED, name, env={"OMP_NUM_THREADS": "2"}).stdout == "True\n"
+
+
 class Doubling(Engine):
     """Stands in for OpenVINO, without the conversion, which takes seconds."""
 
