@@ -61,7 +61,8 @@ def grid(
     height: int, width: int, tile: int, overlap: int, size: InputSize
 ) -> tuple[tuple[list[slice], int], tuple[list[slice], int]]:
     """Return the ``spans`` of the rows and columns of tiles; see ``blend_tiles`` for the arguments."""
-    largest = size.maximum or max(height, width)
+    # In whole steps, of which the last may be a part: an image that fits into one tile is not cut.
+    largest = size.maximum or math.ceil(max(height, width) / size.step) * size.step
     tile = min(max(tile, size.minimum) if tile else largest, largest)
     rows, columns = (spans(side, tile, overlap * size.fold, size.step, size.minimum) for side in (height, width))
     return rows, columns

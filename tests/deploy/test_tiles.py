@@ -10,7 +10,7 @@ from typing import Any
 
 from dp_basicsr.utils.input_size import InputSize, run_padded
 from dp_basicsr.utils.network_size import with_step
-from dp_basicsr.utils.tiles import blend_tiles, spans
+from dp_basicsr.utils.tiles import blend_tiles, grid, spans
 
 import numpy as np
 import pytest
@@ -152,3 +152,11 @@ def test_a_grid_covers_every_pixel_once_and_starts_at_steps(step: int) -> None:
         column = torch.rand(1, 1, length, 1)
         result, _ = tiled(lambda image: image, column, tile, overlap, InputSize(step=step), 1)
         assert np.array_equal(result, column[0].numpy())
+
+
+@pytest.mark.parametrize("size", [InputSize(), InputSize(2), InputSize(step=16), InputSize(4, minimum=64)])
+def test_an_image_that_fits_into_one_tile_is_not_cut(size: InputSize) -> None:
+    for height, width in [(1, 1), (33, 47), (47, 33), (65, 100), (383, 384)]:
+        for tile in (0, 384):
+            (rows, _), (columns, _) = grid(height, width, tile, 32, size)
+            assert [*rows, *columns] == [slice(0, height), slice(0, width)]
