@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import textwrap
 import warnings
 from collections import Counter
@@ -12,11 +13,13 @@ from typing import Any
 
 from dp_basicsr.options.schema import Train
 
+import numpy as np
+
 # Keys of an optimizer's groups that are not options, change at every step, or only choose torch's implementation.
 _NOT_OPTIONS = {"params", "lr", "fused", "foreach", "capturable", "differentiable"}
 
-# Attributes of BasicSR's CosineAnnealingRestartLR that belong together.
-_PERIODS = ("periods", "restart_weights", "cumulative_period")
+# Attributes that say where BasicSR's CosineAnnealingRestartLR and torch's OneCycleLR end, with what belongs to them.
+_ENDS = {"periods": ("restart_weights", "cumulative_period"), "total_steps": ("_schedule_phases",)}
 
 
 def resume_training(model: Any, state: dict[str, Any], train: Train, use_options: bool) -> str | None:
@@ -37,11 +40,11 @@ def resume_training(model: Any, state: dict[str, Any], train: Train, use_options
             for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=False):
                 theirs |= {key: ours[key] for key in (*_settings(optimizer), "lr", "initial_lr") if key in ours}
         state["schedulers"] = [deepcopy(scheduler.state_dict()) for scheduler in model.schedulers]
-    for scheduler, saved in () if use_options else schedulers:
-        # The rate is undefined after the last period, so a run that was lengthened takes the options' periods.
-        if hasattr(scheduler, "periods") and sum(saved["periods"]) < train.total_iter:
-            saved |= {key: getattr(scheduler, key) for key in _PERIODS}
-            note = "; the checkpoint's periods end before train:total_iter, so periods are the option file's"
+    for (scheduler, saved), (end, more) in itertools.product(() if use_options else schedulers, _ENDS.items()):
+        # The rate is undefined behind it, so a run that was lengthened takes the options' values.
+        if hasattr(scheduler, end) and np.sum(saved[end]) < train.total_iter:
+            saved |= {key: getattr(scheduler, key) for key in (end, *more)}
+            note = f"; the checkpoint's {end} end before train:total_iter, so {end} are the option file's"
     model.resume_training(state)
     if use_options:
         with warnings.catch_warnings():

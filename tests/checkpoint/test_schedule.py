@@ -88,17 +88,20 @@ def test_the_state_s_values_are_kept_and_named_or_the_option_file_s_used(
 
 
 @pytest.mark.parametrize("use_options", [False, True])
-def test_a_run_can_be_lengthened(use_options: bool) -> None:
-    """Beyond the end of its original periods."""
-
-    def cosine(periods: list[int], weights: list[float]) -> Any:
-        return build(scheduler={"type": COSINE["type"], "periods": periods, "restart_weights": weights})
-
-    first, longer = cosine([4], [1]), cosine([4, 4], [1, 0.5])
+@pytest.mark.parametrize(
+    ("end", "short", "long"),
+    [("periods", COSINE | {"periods": [4], "restart_weights": [1]},
+      COSINE | {"periods": [4, 4], "restart_weights": [1, 0.5]}),
+     ("total_steps", {"type": "OneCycleLR", "max_lr": 1e-3, "total_steps": 4},
+      {"type": "OneCycleLR", "max_lr": 1e-3, "total_steps": 8})],
+)  # fmt: skip
+def test_a_run_can_be_lengthened(end: str, short: dict[str, Any], long: dict[str, Any], use_options: bool) -> None:
+    """Beyond the end of its original schedule, where OneCycleLR raises (GrowSP#11)."""
+    first, longer = build(scheduler=short), build(scheduler=long)
     rates(first, 1, 4)
     note = resume(state_of(first, 4), longer, use_options, total=8)
-    assert ("so periods are the option file's" in str(note)) != use_options
-    whole = rates(cosine([4, 4], [1, 0.5]), 1, 8)
+    assert (f"so {end} are the option file's" in str(note)) != use_options
+    whole = rates(build(scheduler=long), 1, 8)
     assert rates(longer, 5, 8) == {number: whole[number] for number in (5, 6, 7, 8)}
 
 
