@@ -20,8 +20,9 @@ from dp_basicsr.utils.tiles import Floats
 
 import numpy as np
 
-# Side of the image that tells the scale, pixels: networks that fold it by 2 or 4 take it, too.
-PROBE = 8
+# Of which the sides of an image may have to be multiples, where a network halves it. Each is tried times an odd number, so
+# that none of the larger ones would do.
+MULTIPLES = (1, 2, 4, 8, 16, 32)
 _NEWER = re.compile(r"IR version: \d+, max supported IR version: \d+|Opset \d+ is under development")
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")  # of such a file: in ONNX a length and the name follow
 
@@ -36,7 +37,10 @@ def import_onnxruntime() -> Any:
 
 
 class OnnxEngine(Engine):
-    """Runs an ONNX file: ours, or any with one input (N, 3, H, W) and one output of a whole multiple of its size."""
+    """Runs an ONNX file: ours, or any with one input (N, 3, H, W) and one output of a whole multiple of its size.
+
+    Files of TensorFlow have the colours last: (N, H, W, 3).
+    """
 
     def load(self, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
         ort = import_onnxruntime()
@@ -55,6 +59,9 @@ class OnnxEngine(Engine):
             self.input = self.session.get_inputs()[0]
             # Of a fixed size are numbers, others names or None.
             self.fixed = [side if isinstance(side, int) else 0 for side in self.input.shape]
+            self.is_last = self.fixed[3:] in ([1], [3]) and self.fixed[1] not in (1, 3)  # where the colours are
+            if self.is_last:
+                self.fixed.insert(1, self.fixed.pop())
             network = network or self._recognise()
         except Exception as error:  # onnxruntime's errors have no common class
             reason = first_line(error)
@@ -84,9 +91,16 @@ class OnnxEngine(Engine):
             raise ValueError(f"it takes {self.fixed[2]} x {self.fixed[3]} pixels alone: expected a square, or any size")
         for side in sides:
             known |= {"minimum": side, "maximum": side}
-        size = InputSize(**known)  # type: ignore[arg-type]
-        channels = 1 if self.fixed[1:2] == [1] else 3
-        scale = self.probe(channels, *size.fit(PROBE, PROBE))
+        channels, errors = (1 if self.fixed[1:2] == [1] else 3), []
+        for size in [InputSize(**known)] if known else map(InputSize, MULTIPLES):  # type: ignore[arg-type]
+            side = size.multiple * max(3, 8 // size.multiple + 1)
+            try:
+                scale = self.probe(channels, *size.fit(side, side))
+                break
+            except Exception as error:  # as above
+                errors.append(error)
+        else:
+            raise errors[0]
         arch = notes.get("arch", "ONNX")
         return OpenedNetwork(self.path.name, arch, scale, f"ONNX x{scale}", "", channels, size, notes=notes)
 
@@ -95,10 +109,12 @@ class OnnxEngine(Engine):
         batch = self.fixed[0] or len(images)
         results = []
         for first in range(0, len(images), batch):
-            part = np.ascontiguousarray(images[first : first + batch], dtype)
+            part = images[first : first + batch].astype(dtype)
             # A file of a fixed batch takes no smaller one: the last image fills it up.
             filled = np.concatenate([part, part[-1:].repeat(batch - len(part), 0)])
-            results.append(self.session.run(None, {self.input.name: filled})[0][: len(part)])
+            given = filled.transpose(0, 2, 3, 1) if self.is_last else filled
+            result = self.session.run(None, {self.input.name: np.ascontiguousarray(given)})[0][: len(part)]
+            results.append(result.transpose(0, 3, 1, 2) if self.is_last else result)
         return np.concatenate(results).astype(np.float32, copy=False)
 
     @staticmethod

@@ -195,7 +195,8 @@ def onnx_file(shape: list[int | str], *node: object, **settings: object) -> Path
     """Write a file of one node, which takes ``x`` of a shape."""
     onnx = pytest.importorskip("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    scales = onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    factors = [1, 2, 2, 1] if shape[3] == 3 else [1, 1, 2, 2]
+    scales = onnx.numpy_helper.from_array(np.array(factors, np.float32), "scales")
     values = [helper.make_tensor_value_info("x", kind, shape), helper.make_tensor_value_info("y", kind, None)]
     graph = helper.make_graph([helper.make_node(*node, ["y"], **settings)], "g", values[:1], values[1:], [scales])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), "fixed.onnx")
@@ -230,17 +231,37 @@ def test_weights_beside_an_onnx_file_are_read_or_named(capfd: pytest.CaptureFixt
     assert capfd.readouterr() == ("", ""), "onnxruntime prints nothing itself"
 
 
-@pytest.mark.parametrize("shape", [[1, 3, 16, 16], [1, 3, 16, "w"], [4, 3, "h", "w"], [1, 1, 16, 16]])
+@pytest.mark.parametrize(
+    "shape",
+    [[1, 3, 16, 16], [1, 3, 16, "w"], [4, 3, "h", "w"], [1, 1, 16, 16], [1, 16, 16, 3], ["n", "h", "w", 3]],
+)
 def test_onnx_files_of_a_fixed_size_or_batch_upscale_any_image(shape: list[int | str]) -> None:
     """The image is cut and padded to what the file takes; nearest neighbour x2 shows that nothing is lost."""
     path = onnx_file(shape, "Resize", ["x", "", "scales"], mode="nearest", nearest_mode="floor",
                      coordinate_transformation_mode="asymmetric")  # fmt: skip
     pixels = noise(9, 37, 3)
     engine = open_engine([path])
-    assert (engine.network.scale, engine.network.channels) == (2, shape[1])
+    assert (engine.network.scale, engine.network.channels) == (2, 3 if 3 in shape else 1)
     assert np.array_equal(Upscaler(engine)(pixels), pixels.repeat(2, 0).repeat(2, 1))
     with pytest.raises(UserError, match="it takes 16 x 24 pixels alone: expected a square, or any size"):
         open_engine([onnx_file([1, 3, 16, 24], "Identity", ["x"])])
+
+
+@pytest.mark.parametrize(
+    ("multiple", "nodes"),
+    [(32, "a = SpaceToDepth<blocksize = 32>(x) y = DepthToSpace<blocksize = 32>(a)"),
+     (2, "a = AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(x) b = Constant<value_floats = [1.0, 1.0, 2.0, 2.0]>()"
+         " y = Resize(a, , b)"), (1, "y = Identity(x)")],
+)  # fmt: skip
+def test_an_onnx_file_that_halves_the_image_gets_multiples(multiple: int, nodes: str) -> None:
+    """chaiNNer#2939: it runs at 640 x 480 and fails at 800 x 600, or gives another size."""
+    onnx = pytest.importorskip("onnx")
+    text = f'<ir_version: 8, opset_import: ["": 13]> g (float[n, 3, h, w] x) => (float[n, c, k, l] y) {{ {nodes} }}'
+    onnx.save(onnx.parser.parse_model(text), "net.onnx")
+    engine = open_engine([Path("net.onnx")])
+    pixels = np.full((33, 47, 3), 99, np.uint8)
+    assert (engine.network.scale, engine.network.size.multiple) == (1, multiple)
+    assert np.array_equal(Upscaler(engine)(pixels), pixels)
 
 
 def test_the_format_follows_the_name_and_anyone_may_read_the_file() -> None:
