@@ -20,8 +20,8 @@ from dp_basicsr.utils.tiles import Floats
 
 import numpy as np
 
-# Of which the sides of an image may have to be multiples, where a network halves it. Each is tried times an odd number, so
-# that none of the larger ones would do.
+# Of which the sides of an image may have to be multiples, where a network halves it. Each is tried times an odd number,
+# so that none of the larger ones would do.
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 _NEWER = re.compile(r"IR version: \d+, max supported IR version: \d+|Opset \d+ is under development")
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")  # of such a file: in ONNX a length and the name follow
@@ -93,7 +93,7 @@ class OnnxEngine(Engine):
             known |= {"minimum": side, "maximum": side}
         channels, errors = (1 if self.fixed[1:2] == [1] else 3), []
         for size in [InputSize(**known)] if known else map(InputSize, MULTIPLES):  # type: ignore[arg-type]
-            side = size.multiple * max(3, 8 // size.multiple + 1)
+            side = size.maximum or size.multiple * max(3, 8 // size.multiple + 1)
             try:
                 scale = self.probe(channels, *size.fit(side, side))
                 break

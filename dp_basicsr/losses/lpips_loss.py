@@ -39,4 +39,5 @@ class LPIPSLoss(nn.Module):
 
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
         """Return the mean distance, 0-d, of ``x`` and ``gt``, (N, 3, H, W), RGB in [0, 1]."""
-        return self.loss_weight * self.network(2 * x - 1, 2 * gt - 1).mean()
+        dtype = self.network.scaling_layer.shift.dtype
+        return self.loss_weight * self.network(2 * x.to(dtype) - 1, 2 * gt.to(dtype) - 1).mean()

@@ -125,7 +125,8 @@ def _reason(path: str | Path | io.BytesIO, error: Exception) -> str:
         if name:
             return f"cannot be read: it contains more than weights ({name}), and code in files is never run"
     if "TorchScript" in str(error):
-        return "cannot be read: it contains more than weights (a TorchScript program), and code in files is never run"
+        advice = f"torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth') writes its weights"
+        return f"cannot be read: it is a TorchScript program, and code in files is never run; if you trust it, {advice}"
     return f"cannot be read: it is damaged or not a checkpoint ({first_line(error).partition(' In PyTorch 2.6')[0]})"
 
 
