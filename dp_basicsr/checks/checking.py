@@ -51,6 +51,8 @@ SWITCHED_OFF = {
     ("val", "val_freq"): "a number above total_iter validates at the end alone, no val: at all never",
 }
 
+JOIN = "put links to the files of several folders into one"
+
 _tried: dict[tuple[Any, str], str | None] = {}  # class and settings -> why it does not work here
 
 # pydantic's description of a type -> ours.
@@ -162,8 +164,9 @@ def _names(opt: Options) -> Iterator[Problem]:
         yield Problem(("model_type",), f"expected a model, got {quote(name)}{registered_hint(name, models)}")
     datasets, kinds = opt.get("datasets"), [*members_of(DATASET_REGISTRY), *DATASETS]
     for key, dataset in datasets.items() if isinstance(datasets, dict) else ():
-        if not isinstance(key, str) or key.split("_")[0] not in ("train", "val", "test"):
+        if key != "train" and str(key).split("_")[0] not in ("val", "test"):
             text = f"expected train, val, val_1, test_1 ..., got {quote(key, quotes=False)}"
+            text += f"; a run trains on one set: {JOIN}" if str(key).startswith("train") else ""
             yield Problem(("datasets", key), text)
         kind = dataset.get("type") if isinstance(dataset, dict) else None
         if isinstance(kind, str) and kind not in kinds:
@@ -290,6 +293,8 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], is_open: bo
         advice = f"; did you mean {close}?" if close else ""
     if expected == "text" and not isinstance(value, (list, dict, type(None))):
         advice = "; put it into quotes, on a command line into two kinds: 'key=\"value\"'"
+    elif isinstance(value, list) and str(key).startswith("dataroot"):
+        advice = f"; {JOIN}"
     return f"expected {expected}, got {quote(value)}{advice}"
 
 

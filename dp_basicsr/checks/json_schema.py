@@ -51,7 +51,7 @@ def json_schema() -> dict[str, Any]:
     sets = {name: _defined(model, definitions) for name, model in DATASETS.items()}
     any_set = {**_by_type(sets), "required": ["name", "type"]}
     any_set["properties"]["type"]["description"] = Dataset.model_fields["type"].description
-    patterns = {"^(train|val|test)(_.*)?$": any_set}
+    patterns = {"^(train|(val|test)(_.*)?)$": any_set}
     description = schema["properties"]["datasets"]["description"]
     schema["properties"]["datasets"] = {
         "type": "object", "description": description, "patternProperties": patterns, "additionalProperties": False,

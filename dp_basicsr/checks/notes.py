@@ -11,6 +11,7 @@ from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.data.datasets import missing_folders
 from dp_basicsr.data.downloads.catalogue import SOURCES
 from dp_basicsr.models.base import PluginModel
+from dp_basicsr.options.metrics import record_of
 from dp_basicsr.options.schema import Dataset, OptionFile, Val
 from dp_basicsr.options.section import Entry, Section
 from dp_basicsr.utils.arguments import advise
@@ -54,6 +55,10 @@ def _about_validation(val: Val) -> Iterator[Rule]:
     yield ("val", "monitor"), val.patience is None, "without effect, because there is no val: patience"
     nothing = not val.metrics and not val.save_img
     yield ("val", "val_freq"), nothing, "validation leaves nothing: there are no metrics, and save_img is false"
+    for name, metric in (val.metrics or {}).items():
+        is_known = "better" in metric or "/" in metric["type"] or record_of(metric["type"])
+        text = f"higher is taken as better, as it is not known of {metric['type']}: set better to higher or lower"
+        yield ("val", "metrics", name), not is_known, text
     yield ("val", "tile_overlap"), val.tile is None, "without effect, because there is no val: tile"
 
 
@@ -79,6 +84,11 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
         given = {key: loss for key, loss in losses.items() if loss}
         nothing = f"the generator is not trained: the weight of {' and '.join(given)} is 0"
         yield ("train", next(iter(given))), all(map(_is_weightless, given.values())), nothing
+    schedule = {"total_iters": 5, **(train.scheduler or {})}  # PolynomialLR's default
+    for kind, key, rate in (("CosineAnnealingLR", "T_max", "rises again"), ("PolynomialLR", "total_iters", "is 0")):
+        end = schedule[key] if schedule.get("type") == kind else total
+        text = f"the learning rate {rate} after iteration {end}, before total_iter ({total}): set {key}"
+        yield ("train", "scheduler"), end < total, text
     yield ("logger", "print_freq"), logger.print_freq > total, f"no losses are logged: it is above total_iter ({total})"
     text = f"no state to resume from is saved before the end: it is above total_iter ({total})"
     yield ("logger", "save_checkpoint_freq"), (logger.save_checkpoint_freq or 0) > total, text

@@ -18,7 +18,7 @@ from dp_basicsr.utils.arguments import SHIPPED
 import pytest
 import yaml
 from basicsr.models.base_model import BaseModel
-from basicsr.utils.registry import MODEL_REGISTRY
+from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
 
 from tests.support.fuzz import draws
 from tests.support.options import SMALL
@@ -123,6 +123,27 @@ def test_losses_that_train_nothing_are_named(entries: list[str], named: str) -> 
     notes = "\n".join(check_options(opt, file, [], is_train=True, may_miss_data=True).notes)
     assert (f"the generator is not trained: the weight of {named}" in notes) == bool(named), notes
     assert ("not trained" in notes) == bool(named)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        # Lightning#4668: the worst network was kept as the best one.
+        ("val:metrics={own: {type: measure_own}}", "val:metrics:own: higher is taken as better"),
+        ("val:metrics={own: {type: measure_own, better: higher}}", ""),
+        ("val:metrics={psnr: {type: calculate_psnr, crop_border: 4}, gmsd: {type: piq/GMSDLoss, crop_border: 4}}", ""),
+        # composer#1384
+        ("train:scheduler={type: CosineAnnealingLR, T_max: 9}", "train:scheduler: the learning rate rises again after"),
+        ("train:scheduler={type: CosineAnnealingLR, T_max: 400000}", ""),
+        ("train:scheduler={type: PolynomialLR}", "train:scheduler: the learning rate is 0 after iteration 5, before"),
+    ],
+)
+def test_what_a_class_takes_for_granted_is_named(entry: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRIC_REGISTRY._obj_map, "measure_own", lambda img, img2, **_: 1.0)
+    opt, file = read_options(SHIPPED / "train_esrgan_dp.yml"), str(SHIPPED / "train_esrgan_dp.yml")
+    override(opt, ["datasets:val_1:dataroot_gt=.", "datasets:val_1:dataroot_lq=.", entry])
+    notes = "\n".join(check_options(opt, file, [], is_train=True, may_miss_data=True).notes)
+    assert said in notes if said else "better" not in notes and "learning rate" not in notes, notes
 
 
 def test_a_model_that_keeps_no_best_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
