@@ -18,7 +18,9 @@ import numpy as np
 
 # Names of the input and output that Upscayl and realesrgan-ncnn-vulkan look for.
 BLOBS = {"in0": "data", "out0": "output"}
-PROBE = 8  # side of the image that tells the scale, pixels
+# Which number of a layer is its stride, and which its factor of enlargement.
+STRIDE = {"Convolution": "3", "ConvolutionDepthWise": "3", "Pooling": "2", "Reorg": "0"}
+FACTOR = {"Deconvolution": "3", "DeconvolutionDepthWise": "3", "Interp": "1", "PixelShuffle": "0"}
 
 
 class NcnnEngine(Engine):
@@ -49,14 +51,12 @@ class NcnnEngine(Engine):
         if len(names := self.net.input_names()) != 1:
             # ncnn would crash.
             raise UserError(f"model {self.path}: expected one input, an image, got {len(names)} ({', '.join(names)})")
-        # A pixel-unshuffle at the input takes multiples alone, and would drop what is left.
-        folds = re.findall(r"^Reorg\s.*\s0=(\d+)", param.read_text(encoding="utf-8"), re.MULTILINE)
-        fold = math.prod(map(int, folds))
+        fits = _input_size(param.read_text(encoding="utf-8"))
+        side = fits.multiple * max(3, 8 // fits.multiple)
         try:
-            scale = self.probe(3, PROBE, PROBE)
+            scale = self.probe(3, side, side)
         except (MemoryError, IndexError, ValueError) as error:
-            raise UserError(f"model {self.path}: ncnn cannot run it on {PROBE} x {PROBE} pixels: {error}") from error
-        fits = InputSize(fold, fold=fold)
+            raise UserError(f"model {self.path}: ncnn cannot run it on {side} x {side} pixels: {error}") from error
         return network or OpenedNetwork(self.path.name, "ncnn", scale, f"ncnn x{scale}", size=fits), "on the CPU"
 
     def run(self, images: Floats) -> Floats:
@@ -115,3 +115,21 @@ def _unknown_layers(param: Path) -> list[str]:
     # Behind the magic number and the counts.
     lines = param.read_text(encoding="utf-8", errors="replace").splitlines()[2:]
     return sorted({kind for line in lines if (kind := line.partition(" ")[0]) and ncnn.layer_to_index(kind) < 0})
+
+
+def _input_size(param: str) -> InputSize:
+    """Return the sizes that are left without a remainder by strides, where ncnn would invent pixels."""
+    multiple = fold = 1
+    shrunk: dict[str, float] = {}  # by the names of results: how much smaller than the input they are
+    for line in filter(str.strip, param.splitlines()[2:]):
+        kind, _, before, after, *words = line.split()
+        first, last = int(before), int(before) + int(after)
+        given = dict(number.partition("=")[::2] for number in words[last:])
+        factor = max((shrunk.get(name, 1.0) for name in words[:first]), default=1.0)
+        factor *= float(given.get(STRIDE.get(kind, ""), 1))
+        enlarged = float(given.get(FACTOR.get(kind, ""), 1))
+        # A factor of 0 stands for the size of another result.
+        shrunk |= dict.fromkeys(words[first:last], factor / enlarged if enlarged else 1.0)
+        multiple = math.lcm(multiple, max(int(factor), 1))
+        fold *= int(given["0"]) if kind == "Reorg" else 1
+    return InputSize(multiple, fold=fold)

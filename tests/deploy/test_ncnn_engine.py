@@ -52,6 +52,20 @@ def test_a_folded_network_takes_images_of_any_size(scale: int) -> None:
     assert np.abs(ours(image) - theirs(image)).max() < 1e-5
 
 
+def test_a_network_that_shrinks_the_image_gets_multiples() -> None:
+    """Beside chaiNNer#2939: where results of two sizes meet, ncnn says nothing and invents pixels."""
+    Path("net.bin").touch()
+    Path("net.param").write_text(
+        "7767517\n5 6\nInput in 0 1 a\nSplit split 1 2 a b c\nPooling down 1 1 b d 0=1 1=4 2=4 5=1\n"
+        "Interp up 1 1 d e 0=1 1=4.0 2=4.0\nBinaryOp add 2 1 c e out 0=0\n"
+    )
+    engine = open_engine([Path("net.param")])
+    image = np.random.default_rng(0).random((1, 3, 33, 47), np.float32)
+    padded = np.pad(image, ((0, 0), (0, 0), (0, 3), (0, 1)), mode="edge")
+    means = padded.reshape(1, 3, 9, 4, 12, 4).mean((3, 5)).repeat(4, 2).repeat(4, 3)
+    assert np.abs(engine(image) - (padded + means)[:, :, :33, :47]).max() < 1e-5
+
+
 @pytest.mark.parametrize(
     ("scale", "name", "said"),
     [
