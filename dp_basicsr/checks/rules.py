@@ -272,6 +272,10 @@ def _batch(opt: View) -> Iterator[Rule]:
     queue = opt.raw("queue_size") or 180
     is_uneven = hasattr(opt.model, "_dequeue_and_enqueue") and batch and isinstance(queue, int) and queue % batch
     yield ("queue_size",), is_uneven, f"expected a multiple of batch_size_per_gpu ({batch}), got {queue}"
+    # Its data set cuts or pads every image to a size of its own, and the model cuts its patches from that.
+    patch, is_theirs = opt.raw("gt_size"), opt.valid(*TRAIN_SET, "type") == "RealESRGANDataset"
+    text = f"expected up to 400, the side of RealESRGANDataset's images, got {patch}"
+    yield ("gt_size",), is_theirs and isinstance(patch, int) and patch > 400, text
 
 
 def _escaped(path: str) -> str:

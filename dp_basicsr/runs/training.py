@@ -19,6 +19,7 @@ from dp_basicsr.errors import UserError, first_line, readable
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
 from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.options.run import RunOptions
+from dp_basicsr.options.schema import DATASETS
 from dp_basicsr.runs.changes import describe_changes
 from dp_basicsr.runs.judging import Judge
 from dp_basicsr.runs.limits import (
@@ -45,6 +46,7 @@ from dp_basicsr.utils.signals import Interruption
 import torch
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger, mkdir_and_rename
+from torch import Tensor
 
 # What BasicSR and make_folders put before the option file that is kept with an experiment.
 _HEAD = re.compile(r"\A# GENERATE TIME: .*\n# CMD:\n# .*\n\n")
@@ -109,7 +111,7 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
     val_loaders = evaluation_loaders(opt, "val") if run.options.val else []
     refuse_small_images(opt, val_loaders)
     model = build_model(opt)
-    refuse_small_patches(model, opt)
+    refuse_other_patches(model, opt)
     # BasicSR's models have no saver, so a judge's state could not be resumed.
     judge = Judge(run.options.val) if run.options.val is not None and hasattr(model, "saver") else None
     if judge is not None:
@@ -120,27 +122,45 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
     return Training(run, model, stream, val_loaders, judge, iteration=point.state["iter"] if point else 0)
 
 
-def refuse_small_patches(model: Any, opt: dict[str, Any]) -> None:
-    """Refuse a training patch that the generator's windows do not take; it is tried only if their size suggests so."""
-    gt_size, scale, net = opt["datasets"]["train"].get("gt_size"), opt["scale"], getattr(model, "net_g", None)
-    if not gt_size or net is None:
+def refuse_other_patches(model: Any, opt: dict[str, Any]) -> None:
+    """Refuse a training patch that the networks do not take, and a generator that does not make ``scale`` of it."""
+    data, scale, net_g = opt["datasets"]["train"], opt["scale"], getattr(model, "net_g", None)
+    gt_size, kinds = data.get("gt_size"), (*DATASETS, "RealESRGANDataset")
+    if not gt_size or net_g is None:
         return
-    net, side = model.get_bare_model(net), gt_size // scale
-    fitting, _ = input_size(net).fit(side, side)
-    if fitting == side:
-        return
-    is_training, device = net.training, next(net.parameters()).device
-    try:
-        # Many pad it themselves, some of them only if it is large enough.
-        with torch.no_grad():
-            net.eval()(torch.zeros(1, opt["network_g"].get("num_in_ch") or 3, side, side, device=device))
-    except Exception as error:
-        raise UserError(
-            f"datasets: train: gt_size: expected patches that network_g takes, such as {scale * fitting}, "
-            f"got {gt_size} ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    finally:
-        net.train(is_training)
+    # The steps of other packages may give their networks more than images; windows tell that a patch may not fit.
+    is_usual = data["type"] in kinds and type(model).__module__.startswith(("basicsr.", "dp_basicsr."))
+    fitting, _ = input_size(model.get_bare_model(net_g)).fit(gt_size // scale, gt_size // scale)
+
+    def result_of(network: Any, channels: int, side: int) -> Any:
+        net, is_training = model.get_bare_model(network), network.training
+        try:
+            with torch.no_grad():
+                # Not in training, which would change the statistics of norms.
+                return net.eval()(torch.zeros(1, channels, side, side, device=next(net.parameters()).device))
+        # Each network fails in its own way.
+        except Exception as error:
+            return f"({type(error).__name__}: {first_line(error)})"
+        finally:
+            net.train(is_training)
+
+    networks = {"network_g": (net_g, scale)} if is_usual or fitting * scale != gt_size else {}
+    if is_usual and getattr(model, "net_d", None) is not None:
+        networks["network_d"] = (model.net_d, 1)
+    for key, (net, factor) in networks.items():
+        channels = opt[key].get("num_in_ch") or 3
+        result = result_of(net, channels, gt_size // factor)
+        if isinstance(result, str):
+            # The nearest that fits: nets with strides take multiples of them, others none but their own size.
+            sizes = sorted(range(scale, 2 * gt_size, scale), key=lambda size: (abs(size - gt_size), -size))
+            fits = (size for size in sizes if not isinstance(result_of(net, channels, size // factor), str))
+            taken = next((f", such as {size}" for size in fits), "")
+            text = f"expected patches that {key} takes{taken}, got {gt_size} {result}"
+            raise UserError(f"datasets: train: gt_size: {text}")
+        if key == "network_g" and is_usual and isinstance(result, Tensor) and result.shape[-1] != gt_size:
+            times = result.shape[-1] / (gt_size // scale)
+            text = f"expected a network that enlarges {scale} times, got one that enlarges {times:g} times"
+            raise UserError(f"network_g: {text}: {opt[key]['type']} may not have this scale")
 
 
 def refuse_other_training(model: Any, state: dict[str, Any], network: Any) -> None:

@@ -22,7 +22,7 @@ from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
 from dp_basicsr.runs.limits import out_of_memory_is_user_error, require_compiler
 from dp_basicsr.runs.log import PAPER_BATCH, current_losses, require_loggers
-from dp_basicsr.runs.training import refuse_other_training, refuse_small_patches
+from dp_basicsr.runs.training import refuse_other_patches, refuse_other_training
 
 import torch
 from basicsr.models import build_model
@@ -137,7 +137,7 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
     try:
         with out_of_memory_is_user_error(run):
             model = build_model(opt)
-            refuse_small_patches(model, opt)
+            refuse_other_patches(model, opt)
             if name := opt["path"].get("resume_state"):
                 state = read_state(Path(name))
                 network = Path(name).absolute().parent.parent / f"models/net_g_{state['iter']}.pth"

@@ -93,7 +93,7 @@ def test_a_broken_logger_is_known_before_the_run(package: str, check: Check, mon
         ("train:total_itr=3", "did you mean total_iter"),
         ("train:optim_g:lr=1e30", "not finite"),
         ("path={pretrain_network_g: small.yml}", "cannot be read"),
-        ("datasets:train:gt_size=36", "the step failed: RuntimeError: "),
+        ("datasets:train:gt_size=36", "gt_size: expected patches that network_d takes, such as 40, got 36"),
     ],
 )
 def test_problems_are_one_message(entry: str, message: str, check: Check) -> None:
@@ -103,12 +103,32 @@ def test_problems_are_one_message(entry: str, message: str, check: Check) -> Non
     assert "Traceback" not in err
 
 
-def test_a_patch_that_the_generator_does_not_take_is_refused_first(check: Check, refused: Callable[..., str]) -> None:
-    """ShadowFormer#27: windows of 4 pixels, a patch of 6."""
-    swinir = "img_size: 8, window_size: 4, depths: [2], embed_dim: 8, num_heads: [2], upsampler: pixelshuffle"
-    entries = [f"network_g={{type: SwinIR, upscale: 4, {swinir}}}", "datasets:train:gt_size=24", "network_d:num_feat=4"]
-    message = "datasets: train: gt_size: expected patches that network_g takes, such as 32, got 24"
+SWINIR = "img_size: 8, window_size: 4, depths: [2], embed_dim: 8, num_heads: [2], upsampler: pixelshuffle"
+SMALL_G = "num_feat: 4, num_block: 1, num_grow_ch: 4"
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (  # ShadowFormer#27: windows of 4 pixels, a patch of 6
+            [f"network_g={{type: SwinIR, upscale: 4, {SWINIR}}}", "datasets:train:gt_size=24", "network_d:num_feat=4"],
+            "datasets: train: gt_size: expected patches that network_g takes, such as 32, got 24",
+        ),
+        (  # BasicSR#222: three strides of 2, a patch of 30
+            [f"network_g={{type: RRDBNetDP, scale: 3, {SMALL_G}}}", "scale=3", "datasets:train:gt_size=30"],
+            "datasets: train: gt_size: expected patches that network_d takes, such as 24, got 30",
+        ),
+        (  # mseitzer/srgan#9: BasicSR's RRDBNet makes x4 of every scale but 1 and 2
+            [f"network_g={{type: RRDBNet, num_in_ch: 3, num_out_ch: 3, scale: 8, {SMALL_G}}}", "scale=8"],
+            "network_g: expected a network that enlarges 8 times, got one that enlarges 4 times: RRDBNet may not have",
+        ),
+    ],
+)
+def test_a_patch_that_the_networks_do_not_take_is_refused_first(
+    entries: list[str], message: str, check: Check, refused: Callable[..., str]
+) -> None:
     assert message in check(*entries)[2]
+    # The pairs are x4; their sizes are read when the first batch is.
     assert message in refused(train.main, ["-opt", "small.yml", "--force_yml", *entries])
     assert not Path("experiments").exists()
 
