@@ -10,6 +10,9 @@ from dp_basicsr.checks.problems import Path, Problem, Rule, problems_of
 from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.data.datasets import missing_folders
 from dp_basicsr.data.downloads.catalogue import SOURCES
+from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import find_images
+from dp_basicsr.images.strict import read_image
 from dp_basicsr.models.base import PluginModel
 from dp_basicsr.options.metrics import record_of
 from dp_basicsr.options.schema import Dataset, OptionFile, Val
@@ -107,6 +110,19 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
         lmdb = dataset.io_backend is not None and dataset.io_backend.type == "lmdb"
         for key in ("meta_info_file", "filename_tmpl"):
             yield ("datasets", name, key), lmdb, "without effect: of an LMDB all records are used, by their keys"
+        for key in ("dataroot_gt", "dataroot_lq"):
+            text = "of 16-bit images the upper 8 bits are read: an image that uses 12 of them is nearly black"
+            yield ("datasets", name, key), not lmdb and _has_16_bits(getattr(dataset, key, None)), text
+
+
+def _has_16_bits(root: str | None) -> bool:
+    """Whether the first image of a folder has 16 bits a channel; the others are taken to be like it."""
+    try:
+        if root:
+            read_image(find_images(File(root).expanduser())[0], gray=True)
+    except (UserError, OSError) as error:
+        return "16 bits" in str(error)
+    return False
 
 
 def _is_weightless(loss: Entry) -> bool:

@@ -81,7 +81,8 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
         raise UserError(f"{name}: {kind} needs the key {error}") from error
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         names = [os.listdir(root) if os.path.isdir(root) else [] for root in roots]
-        raise UserError(f"{name}: {str(error).rstrip('.')}{name_hint(*names)}") from error
+        pairing = _pairing_hint(*roots) if type(error) in (AssertionError, ValueError) else ""
+        raise UserError(f"{name}: {str(error).rstrip('.')}{name_hint(*names) or pairing}") from error
     if isinstance(getattr(dataset, "paths", None), list):
         _use_list(dataset, dataset_opt)
         # BasicSR keeps the file system's order, which may differ between machines and therefore between ranks.
@@ -97,6 +98,22 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
     elif backend.get("type") == "disk":
         dataset.file_client = DiskClient()
     return dataset
+
+
+def _pairing_hint(gt_root: str, lq_root: str) -> str:
+    """Say what pairs names that differ by an ending, as DIV2K's 0001.png and 0001x4.png, or what lists others."""
+    is_lmdb = gt_root.endswith(".lmdb")
+    if not os.path.isdir(gt_root) or not os.path.isdir(lq_root):
+        return ""
+    names = [meta_info_lines(root) if is_lmdb else os.listdir(root) for root in (gt_root, lq_root)]
+    gt, lq = [{name.partition(".")[0] if is_lmdb else os.path.splitext(name)[0] for name in root} for root in names]
+    first = min(gt, default="")
+    for ending in (name.removeprefix(first) for name in lq if name.startswith(first)):
+        if ending and {name + ending for name in gt} == lq:
+            way = "rename its images and pack them again" if is_lmdb else f"filename_tmpl: '{{}}{ending}'"
+            return f"; the names of the LQ end in {ending}: {way}"
+    lists = f"; `{advise('data check', f'--gt {gt_root} --lq {lq_root}')}` lists those without a partner"
+    return lists if gt != lq else ""
 
 
 def may_be_image(path: str) -> bool:

@@ -15,6 +15,8 @@ from dp_basicsr.options import override, read_options
 from dp_basicsr.options.reading import parse_yaml
 from dp_basicsr.utils.arguments import SHIPPED
 
+import cv2
+import numpy as np
 import pytest
 import yaml
 from basicsr.models.base_model import BaseModel
@@ -144,6 +146,16 @@ def test_what_a_class_takes_for_granted_is_named(entry: str, said: str, monkeypa
     override(opt, ["datasets:val_1:dataroot_gt=.", "datasets:val_1:dataroot_lq=.", entry])
     notes = "\n".join(check_options(opt, file, [], is_train=True, may_miss_data=True).notes)
     assert said in notes if said else "better" not in notes and "learning rate" not in notes, notes
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 8, 3), (8, 8, 4)])
+def test_images_of_16_bits_are_named(size: tuple[int, ...], pairs: Path) -> None:
+    """dcscn-super-resolution#32: training reads 8 of them, so 12 bits of a camera became 4."""
+    for dtype in (np.uint8, np.uint16):
+        cv2.imwrite("pairs/GT/a.png", np.zeros(size, dtype))
+        notes = "\n".join(check_options(parse_yaml(SMALL, "o.yml"), "o.yml", [], is_train=True).notes)
+        assert ("train:dataroot_gt: of 16-bit images the upper 8 bits are read" in notes) == (dtype == np.uint16)
+        assert "dataroot_lq: of 16-bit" not in notes
 
 
 def test_a_model_that_keeps_no_best_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tests.support.stream import evaluation_options, options, packed, take
 def test_counts_that_differ_name_the_set(pairs: Path) -> None:
     """BasicSR#243: the message was the same for training and validation."""
     (pairs / "LRbicx4/image3.png").unlink()
-    with pytest.raises(UserError, match="datasets: of validation: .*different number of images"):
+    with pytest.raises(UserError, match="datasets: of validation: .*different number of images.*data check --gt"):
         evaluation_loaders(evaluation_options(pairs, name="of validation"), "val")
 
 
@@ -104,6 +105,17 @@ def test_keys_that_differ(pairs: Path) -> None:
     (pairs / "GT/image0.png").rename(pairs / "GT/other.png")
     with pytest.raises(UserError, match="datasets: small: Keys in lq_folder and gt_folder are different"):
         TrainStream(options(pairs, train=packed(pairs)))
+
+
+@pytest.mark.parametrize("is_lmdb", [False, True])
+def test_names_that_differ_by_an_ending_get_the_way(pairs: Path, is_lmdb: bool) -> None:
+    """BasicSR#462: 0001.png and 0001x4.png, as DIV2K has them."""
+    for path in list((pairs / "LRbicx4").iterdir()):
+        path.rename(path.with_stem(f"{path.stem}x4"))
+    opt = options(pairs, train=packed(pairs)) if is_lmdb else options(pairs)
+    way = "rename its images and pack them again" if is_lmdb else "filename_tmpl: '{}x4'"
+    with pytest.raises(UserError, match=re.escape(f"the names of the LQ end in x4: {way}")):
+        TrainStream(opt)
 
 
 def test_what_is_no_lmdb_of_basicsr_is_named(pairs: Path) -> None:
