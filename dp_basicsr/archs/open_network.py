@@ -14,7 +14,7 @@ from dp_basicsr.checkpoint.weights import Weights, compare_shapes, interpolate, 
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.options import USED_OPTIONS, Options, read_options
 from dp_basicsr.utils.input_size import InputSize
-from dp_basicsr.utils.network_size import with_step
+from dp_basicsr.utils.network_size import input_size, with_step
 
 import torch
 from torch import Tensor, nn
@@ -74,11 +74,21 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
         arch, factor, channels, tags = name, arguments["scale"], arguments["channels"], describe(arguments)
     else:
         looks = f"{name} x{arguments['scale']} ({', '.join(describe(arguments))})" if name else ""
-        opened = _open_by_spandrel(weights, f" looks like {looks}, but has {differences}" if name else "")
-        arch, factor, channels, tags = str(opened.architecture.id), opened.scale, opened.input_channels, opened.tags
-        name, module, needs = opened.architecture.name, _as_module(opened, weights.path), opened.size_requirements
-        size = InputSize(needs.multiple_of, max(needs.minimum, 1), needs.square)
-        module.input_size = with_step(opened.model, size, channels)  # type: ignore[assignment]
+        try:
+            opened = _open_by_spandrel(weights, f" looks like {looks}, but has {differences}" if name else "")
+        except UserError:
+            # BasicSR's EDSR and its like have names of their own, but the run that trained them names the class.
+            if (built := _built_by_run(weights)) is None:
+                raise
+            module, factor, channels = built
+            name = arch = type(module).__name__
+            tags, arguments = [], {}
+            input_size(module)
+        else:
+            arch, factor, channels, tags = str(opened.architecture.id), opened.scale, opened.input_channels, opened.tags
+            name, module, needs = opened.architecture.name, _as_module(opened, weights.path), opened.size_requirements
+            size = InputSize(needs.multiple_of, max(needs.minimum, 1), needs.square)
+            module.input_size = with_step(opened.model, size, channels)  # type: ignore[assignment]
     title = f"{name} x{factor}"
     if channels not in (1, 3):
         raise UserError(
@@ -96,6 +106,21 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
         weights.notes,
         module.eval(),
     )
+
+
+def _built_by_run(weights: Weights) -> tuple[nn.Module, int, int] | None:
+    """Return the network that the options of the weights' run name, its scale and channels; None if it is another."""
+    with contextlib.suppress(Exception):  # no run, no BasicSR, a class of another package, other arguments
+        from basicsr.archs import ARCH_REGISTRY
+
+        options = options_of_run(weights.path) or {}
+        arguments = dict(options["network_g"])
+        channels = arguments.get("num_in_ch", 3)
+        module: nn.Module = ARCH_REGISTRY.get(arguments.pop("type"))(**arguments)
+        if not compare_shapes(module.state_dict(), weights.state) and arguments.get("num_out_ch", channels) == channels:
+            module.load_state_dict(weights.state)
+            return module, options["scale"], channels
+    return None
 
 
 def _two_or_three(weights: Weights, scale: int | None) -> int:

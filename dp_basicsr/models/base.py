@@ -184,6 +184,9 @@ class PluginModel(BaseModel):
         if differences and (strict or not fitting):
             key = "strict_load_d" if part == "discriminator" else "strict_load_g"
             also = "" if strict else f" (nothing fits, not even with path: {key}: false)"
+            # Of another scale, most fit. A test, and a run that resumes, need all.
+            if 2 * len(fitting) > len(expected) and self.is_train and not self.opt["path"].get("resume_state"):
+                also = f"; path: {key}: false starts from the {len(fitting)} of {len(expected)} tensors that fit"
             raise UserError(
                 f"network {load_path} does not match: {differences}; the file contains {weights.holds}{also}"
             )

@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 from dp_basicsr.archs.open_network import load_network, open_network
 from dp_basicsr.checkpoint.weights import read_weights
+from dp_basicsr.deploy.export import export_network
 from dp_basicsr.errors import UserError
 
 import pytest
 import torch
+from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rrdbnet_arch import RRDBNet
 from torch import Tensor
 
@@ -59,6 +61,27 @@ def test_x2_or_x3_is_asked_for_unless_something_tells() -> None:
     options = "{name: x3, model_type: M, scale: 3, num_gpu: 0, datasets: {}, network_g: {type: RRDBNetDP, scale: 3}}"
     Path("run/train.yml").write_text(options)
     assert load_network([path.rename("run/models/net_g_500.pth")]).scale == 3
+
+
+def test_a_network_that_its_run_alone_knows_opens_beside_its_options() -> None:
+    """EDSR-PyTorch#8, mseitzer/srgan#9: BasicSR's EDSR trains, and spandrel does not know its names."""
+    sizes = "num_in_ch: 3, num_out_ch: 3, num_feat: 4, num_block: 1, upscale: 8"
+    options = f"{{name: e, model_type: M, scale: 8, datasets: {{}}, network_g: {{type: EDSR, {sizes}}}}}"
+    Path("run/models").mkdir(parents=True)
+    Path("run/train.yml").write_text(options)
+    net, file = EDSR(3, 3, num_feat=4, num_block=1, upscale=8), Path("run/models/net_g_5.pth")
+    torch.save({"params": net.state_dict()}, file)
+    opened = load_network([file])
+    assert (opened.description, opened.scale, opened.channels) == ("EDSR x8", 8, 3)
+    with torch.no_grad():
+        assert torch.equal(opened.module(IMAGE), net(IMAGE))
+    for name in ("e.pth", "e.safetensors"):
+        with pytest.raises(UserError, match="EDSR can be opened beside the options of its run alone: export"):
+            export_network(opened, name.partition(".")[2], Path(name), {})
+    for other in (options.replace("num_feat: 4", "num_feat: 8"), options.replace("EDSR", "Unknown")):
+        Path("run/train.yml").write_text(other)
+        with pytest.raises(UserError, match="expected a super-resolution network that this project or spandrel knows"):
+            load_network([file])
 
 
 def test_a_scale_that_contradicts_the_weights_is_refused() -> None:

@@ -348,6 +348,12 @@ def test_a_copy_and_a_saved_one_are_the_same_and_of_their_own(module: DualPercep
 def test_it_moves_between_dtypes_and_back(module: DualPerceptualLoss, pair: Pair) -> None:
     skip_if_imitated(current_device(), "parameters of another dtype")
     expected = module(*pair).item()
+    x = pair[0].detach().double().requires_grad_()
+    loss = module(x, pair[1].double())  # images of numpy, weights in float32
+    loss.backward()
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float64
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
     double = module.double()(*(image.double() for image in pair))
     assert double.dtype == torch.float64
     assert double.item() == pytest.approx(expected, rel=1e-5)

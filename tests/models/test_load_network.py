@@ -49,3 +49,16 @@ def test_any_mixture_of_fitting_and_foreign_tensors(tmp_path: Path, caplog: pyte
         for name, value in model.net_g.state_dict().items():
             expected = torch.full_like(value, seed) if name in fits else start[name]
             assert torch.equal(value, expected), f"seed {seed}: {name}"
+
+
+def test_weights_of_another_scale_get_the_way(tmp_path: Path) -> None:
+    """EDSR-PyTorch#8: x4 from the weights of x2."""
+    options = model_options("PSNRModel", tmp_path, perceptual_opt=None)
+    x2 = build_model(options | {"scale": 2, "network_g": options["network_g"] | {"scale": 2}}).net_g.state_dict()
+    torch.save({"params": x2}, tmp_path / "x2.pth")
+    for is_train in (True, False):
+        model = build_model(options | {"is_train": is_train})
+        with pytest.raises(UserError, match="missing: conv_up2.weight") as caught:
+            model.load_network(model.net_g, str(tmp_path / "x2.pth"))
+        way = f"; path: strict_load_g: false starts from the {len(x2)} of {len(x2) + 2} tensors that fit"
+        assert (way in str(caught.value)) == is_train
