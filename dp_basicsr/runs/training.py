@@ -15,7 +15,7 @@ from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.distributed.launch import mark_experiment
-from dp_basicsr.errors import UserError, first_line, readable
+from dp_basicsr.errors import UserError, first_line, is_out_of_memory, readable
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
 from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.options.run import RunOptions
@@ -133,16 +133,20 @@ def refuse_other_patches(model: Any, opt: dict[str, Any]) -> None:
     fitting, _ = input_size(model.get_bare_model(net_g)).fit(gt_size // scale, gt_size // scale)
 
     def result_of(network: Any, channels: int, side: int) -> Any:
-        net, is_training = model.get_bare_model(network), network.training
+        net = model.get_bare_model(network)
+        modes = [(module, module.training) for module in net.modules()]
         try:
             with torch.no_grad():
-                # Not in training, which would change the statistics of norms.
-                return net.eval()(torch.zeros(1, channels, side, side, device=next(net.parameters()).device))
+                # Not in training, which would change the statistics of norms, nor by a call, which would compile it.
+                return net.eval().forward(torch.zeros(1, channels, side, side, device=next(net.parameters()).device))
         # Each network fails in its own way.
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             return f"({type(error).__name__}: {first_line(error)})"
         finally:
-            net.train(is_training)
+            for module, mode in modes:
+                module.training = mode
 
     networks = {"network_g": (net_g, scale)} if is_usual or fitting * scale != gt_size else {}
     if is_usual and getattr(model, "net_d", None) is not None:

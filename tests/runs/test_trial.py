@@ -13,12 +13,14 @@ from typing import Any, NoReturn
 from dp_basicsr import train
 from dp_basicsr.archs import VGGFeatures, pretrained
 from dp_basicsr.runs import trial
+from dp_basicsr.runs.training import refuse_other_patches
 
 import pytest
 import torch
 import yaml
+from basicsr.models import build_model
 
-from tests.support.options import write_small_gan
+from tests.support.options import model_options, write_small_gan
 from tests.support.programs import code_of
 
 Check = Callable[..., tuple[int, str, str]]
@@ -131,6 +133,32 @@ def test_a_patch_that_the_networks_do_not_take_is_refused_first(
     # The pairs are x4; their sizes are read when the first batch is.
     assert message in refused(train.main, ["-opt", "small.yml", "--force_yml", *entries])
     assert not Path("experiments").exists()
+
+
+def test_trying_a_patch_leaves_networks_as_they_are(tmp_path: Path) -> None:
+    """It is no step: nothing is compiled, no statistics move, and what is in eval mode stays so."""
+    opt = model_options("ESRGANDPModel", tmp_path)
+    model = build_model(opt)
+    opt["datasets"] = {"train": {"type": "PairedImageDataset", "gt_size": 32}}
+    nets = [model.net_g, model.net_d]
+    for net in nets:
+        next(module for module in net.modules() if not list(module.children())).eval()
+        net._compiled_call_impl = lambda *_: pytest.fail("compiled")
+
+    def seen() -> list[object]:
+        return [[module.training for net in nets for module in net.modules()],
+                [value.tolist() for net in nets for value in net.state_dict().values()]]  # fmt: skip
+
+    before = seen()
+    refuse_other_patches(model, opt)
+    assert seen() == before
+    model.net_g.forward = out_of_memory
+    with pytest.raises(torch.OutOfMemoryError):  # which is told with the options that help
+        refuse_other_patches(model, opt)
+
+
+def out_of_memory(*_: object) -> NoReturn:
+    raise torch.OutOfMemoryError
 
 
 def test_a_state_of_another_training_is_known(check: Check) -> None:
