@@ -189,7 +189,9 @@ def bicubic(gt: Image, lr: Image | None, scale: int, name: str) -> Image:
     """
     small = downsample(gt, scale) if lr is None else lr
     if (small.shape[0] * scale, small.shape[1] * scale) != gt.shape[:2]:
-        raise UserError(f"LR of {name}: expected 1/{scale} of the original's {size_text(gt)}, got {size_text(small)}")
+        raise UserError(
+            f"LR of {name}: expected 1/{scale} (--scale) of the original's {size_text(gt)}, got {size_text(small)}"
+        )
     return np.clip(np.floor(imresize(small.astype(np.float64), scale) + 0.5), 0, 255).astype(np.uint8)
 
 

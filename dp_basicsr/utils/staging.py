@@ -25,7 +25,8 @@ class StagedFolder:
         overwrite: Replace an existing ``final`` at ``commit``.
 
     Raises:
-        UserError: ``final`` exists and ``overwrite`` is false, another process is writing it, or it cannot be created.
+        UserError: ``final`` exists, is not empty, and ``overwrite`` is false; another process is writing it; or it
+            cannot be created.
     """
 
     def __init__(self, final: Path, *, overwrite: bool = False) -> None:
@@ -33,7 +34,7 @@ class StagedFolder:
         self.final = final = Path(os.path.realpath(final)) if final.is_symlink() else final
         self.path = final.with_name(final.name + ".partial")
         self._overwrite = overwrite
-        refuse_existing([final], overwrite=overwrite)
+        refuse_existing([final], overwrite=overwrite, empty=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock, locked = lock_folder(self.path, f"let no other process write {self.final}")
@@ -54,7 +55,7 @@ class StagedFolder:
     def commit(self) -> Path:
         """Move the folder to ``final``, replacing an old one, and return ``final``."""
         # Again, because it may have appeared while the folder was filled.
-        refuse_existing([self.final], overwrite=self._overwrite)
+        refuse_existing([self.final], overwrite=self._overwrite, empty=True)
         old = self.final.with_name(self.final.name + ".old")
         if self.final.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -80,9 +81,14 @@ class StagedFolder:
         self.discard()
 
 
-def refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise a UserError that lists the ``paths`` that already exist, unless ``overwrite``."""
-    existing = [path for path in paths if path.exists()]
+def refuse_existing(paths: Sequence[Path], *, overwrite: bool, empty: bool = False) -> None:
+    """Raise a UserError that lists the ``paths`` that already exist, unless ``overwrite``; ``empty`` folders may."""
+
+    def is_free(path: Path) -> bool:
+        # A folder that is mounted, as a container's volume, cannot be exchanged for another.
+        return empty and path.is_dir() and not os.path.ismount(path) and not os.listdir(path)
+
+    existing = [path for path in paths if path.exists() and not is_free(path)]
     if existing and not overwrite:
         names = ", ".join(map(str, existing))
         raise UserError(f"already exists: {names}; remove it, choose another output, or give --overwrite")

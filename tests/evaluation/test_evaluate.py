@@ -144,7 +144,7 @@ def test_only_an_evaluation_is_replaced_and_only_on_request(data: Path, refused:
             r"gray.png: expected 52 x 64 pixels \(the original, cropped to a multiple of 4\), got",
         ),
         (["--bicubic", "--scale", "0"], "scale: expected a whole number from 1, got 0"),
-        (["--bicubic", "--lr", "gt/A"], "LR of gray: expected 1/4 of the original's 52 x 64, got 52 x 65"),
+        (["--bicubic", "--lr", "gt/A"], "LR of gray: expected 1/4 .--scale. of the original's 52 x 64, got 52 x 65"),
     ],
 )
 def test_mistakes_are_named(data: Path, arguments: list[str], message: str, refused: Refused) -> None:

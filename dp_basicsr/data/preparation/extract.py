@@ -127,7 +127,7 @@ def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
         check_keys([path.name for path in images], suffix=subimage_key("", _MAX_WINDOWS - 1))
     refuse_input([what.hr, *what.lr], destinations)
     # Each writer checks its own; here all are checked before the first is opened.
-    refuse_existing(destinations, overwrite=job.overwrite)
+    refuse_existing(destinations, overwrite=job.overwrite, empty=True)
     cut = partial(cut_image, what=what, compression=job.compression)
     outputs = {path: LmdbWriter if path.suffix == ".lmdb" else FolderWriter for path in destinations}
     return process_images(images, cut, outputs, job, left_out(what.hr))

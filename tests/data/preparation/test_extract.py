@@ -134,10 +134,11 @@ def test_all_existing_outputs_are_reported_before_any_work(image_folder: ImageFo
     hr = image_folder("HR", a=(48, 48))
     for name in ("HR_sub.lmdb", "LR_bicubic_X4_sub.lmdb"):
         (hr.parent / name).mkdir()
+        (hr.parent / name / "data.mdb").touch()
     with pytest.raises(UserError, match=r"already exists: .*HR_sub\.lmdb, .*LR_bicubic_X4_sub\.lmdb"):
         extract_subimages(Extraction(hr, window=WINDOW), PrepJob())
     report = extract_subimages(Extraction(hr, window=WINDOW), PrepJob(overwrite=True))
-    assert all((written.final / "data.mdb").is_file() for written in report.written)
+    assert all((written.final / "data.mdb").stat().st_size for written in report.written)
     assert len(names(hr.parent)) == 3
 
 

@@ -87,6 +87,21 @@ def test_existing_output_is_refused_and_overwritten_only_at_the_end(tmp_path: Pa
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.lmdb"]
 
 
+def test_an_empty_folder_is_filled_unless_none_can_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made by hand before, as many do; a volume of a container cannot be renamed."""
+    path = tmp_path / "a.lmdb"
+    path.mkdir()
+    write_lmdb(path, record("new"))
+    assert set(stored(path)) == {"new"}
+    (tmp_path / "b.lmdb").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "b.lmdb")
+    with pytest.raises(UserError, match="already exists"):
+        LmdbWriter(tmp_path / "b.lmdb")
+    assert not list((tmp_path / "b.lmdb").iterdir())
+
+
 def test_two_writers_of_one_output_do_not_mix_and_a_killed_one_s_output_goes(tmp_path: Path) -> None:
     (tmp_path / "a.partial" / "folder").mkdir(parents=True)
     (tmp_path / "a.partial" / "file").touch()
