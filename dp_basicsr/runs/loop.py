@@ -173,7 +173,15 @@ def loop(training: Training) -> None:
         # Asked before the first step, too: a run that is resumed after its end does not go on.
         while training.iteration < options.total_iter and not training.is_over():
             data_timer.start()
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except UserError as error:
+                # Several processes are not at one step.
+                if not run.dist and training.saved != (training.iteration or None):
+                    training.save()
+                if training.saved is None:
+                    raise
+                raise UserError(f"{error}; iteration {training.saved} is saved: continue with --auto_resume") from error
             data_timer.record()
             epoch = stream.epoch_of(training.iteration)
             training.iteration += 1

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from dp_basicsr import train
+from dp_basicsr.models import PSNRModel
 from dp_basicsr.options.reading import parse_yaml
 from dp_basicsr.options.run import Folders, RunOptions
 from dp_basicsr.options.schema import OptionFile
@@ -14,7 +19,8 @@ from dp_basicsr.utils.atomic_io import await_archive_name
 import pytest
 import yaml
 
-from tests.support.options import SMALL_PSNR
+from tests.support.options import SMALL_PSNR, write_small
+from tests.support.programs import code_of, logs_of, same_weights
 
 
 @pytest.mark.parametrize("resuming", [False, True])
@@ -31,6 +37,31 @@ def test_a_run_may_start_from_its_own_copy_of_the_options(resuming: bool, monkey
     assert "# train.py a=1\\nb: 2\n" in text
     assert yaml.safe_load(text) == {"name": "run"}
     assert len(list(Path("experiments").glob("run_archived_*"))) == (0 if resuming else 1)
+
+
+def test_an_image_that_is_gone_loses_no_step(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """SRFBN_CVPR19#10: an I/O error of the disk with the data, in epoch 200."""
+    write_small(base=SMALL_PSNR)
+    assert code_of(train.main, ["small.yml"]) == 0
+    shutil.move("experiments", "undisturbed")
+    feed_data = PSNRModel.feed_data
+
+    def feed_last(model: PSNRModel, batch: Any) -> None:
+        feed_data(model, batch)
+        if Path("experiments/small/models/net_g_2.pth").is_file():
+            pairs.rename("elsewhere")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PSNRModel, "feed_data", feed_last)
+        assert "No such file or directory; " in (text := refused(train.main, ["small.yml"]))
+    assert text.endswith("; iteration 3 is saved: continue with --auto_resume\n")
+    Path("elsewhere").rename(pairs)
+    assert code_of(train.main, ["small.yml", "--auto_resume"]) == 0
+    assert "Resuming training from epoch: 0, iter: 3" in logs_of()
+    name = "small/models/net_g_latest.pth"
+    assert same_weights(Path("undisturbed", name), Path("experiments", name))
 
 
 def test_an_archive_name_that_is_taken_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
