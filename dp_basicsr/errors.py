@@ -12,8 +12,10 @@ import importlib.metadata
 import io
 import os
 import select
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Collection, Iterator
@@ -42,6 +44,11 @@ EXTRAS = MappingProxyType(
         "openvino": "openvino",
         **dict.fromkeys(("ncnn", "onnx", "onnxruntime", "onnxscript", "pnnx"), "export"),
     }
+)
+
+# What every program imports -> what pip reinstalls if it is broken, whoever imports it.
+REQUIRED = MappingProxyType(
+    {"torch": "torch torchvision", "torchvision": "torch torchvision", "cv2": "opencv-python-headless"}
 )
 
 # Exit code of a run that was stopped by a signal or by losing another process: the same command with --auto_resume
@@ -142,17 +149,18 @@ def _package_message(error: BaseException) -> str | None:
     # The modules that were being imported, from the outermost one; what they import in turn is not known here.
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     modules = [str(frame.f_globals.get("__name__")) for frame in frames if frame.f_code.co_name == "<module>"]
+    required = [module for module in modules if module in REQUIRED]
     owner = getattr(error, "obj", None)  # of an AttributeError: an older version lacks it
     modules += [owner.__name__ if isinstance(owner, ModuleType) else name]
     packages = (module.partition(".")[0] for module in modules)
-    package = next((package for package in packages if package in EXTRAS), "")
+    package = next((package for package in (*required, *packages) if package in {**REQUIRED, **EXTRAS}), "")
     if not package:
         return None
     version = ""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         version = f" {importlib.metadata.version(package)}"
     reason = f"{type(error).__name__}: {first_line(error)}"
-    advice = f"pip install --upgrade --force-reinstall {package}"
+    advice = f"pip install --upgrade --force-reinstall {REQUIRED.get(package, package)}"
     return f"{package}{version} is installed, but cannot be used ({reason}): {advice}"
 
 
@@ -208,6 +216,10 @@ def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
     With a full disk behind stdout all else is done before it exits with 1. What stderr cannot take is dropped.
     """
     open_standard_streams()
+    # The first process of a container gets no signal without a handler: `docker stop` would have to kill it.
+    is_first = os.getpid() == 1 and threading.current_thread() is threading.main_thread()
+    if is_first and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     before = sys.stdout, sys.stderr
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be Unicode

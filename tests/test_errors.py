@@ -6,13 +6,14 @@ import errno
 import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dp_basicsr.errors import EXTRAS, UserError, exit_on_user_error, import_optional
+from dp_basicsr.errors import EXTRAS, REQUIRED, UserError, exit_on_user_error, import_optional
 
 import pytest
 
@@ -121,3 +122,38 @@ def test_each_optional_package_may_be_missing_broken_or_too_old(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=f"{package} is not installed: p"):
         import_optional(package)
+
+
+@pytest.mark.parametrize("package", REQUIRED)
+@pytest.mark.parametrize("importer", ["ours", "piq"])
+def test_a_broken_package_that_all_need_is_named_whoever_imports_it(
+    package: str, importer: str, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """pytorch/vision#9174: a torchvision that does not fit torch."""
+
+    def use(argv: list[str]) -> None:
+        with exit_on_user_error():
+            importlib.import_module(importer)
+
+    for name, code in ((importer, f"import {package}.part"), (package, f"raise RuntimeError('{package}::nms')")):
+        folder = Path(*name.split("."))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "__init__.py").write_text(code)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    (line,) = refused(use, []).splitlines()
+    assert re.match(f"error: {package}( [\\d.]\\S*)? is installed, but cannot be used ", line)
+    assert f"RuntimeError: {package}::nms" in line
+    assert line.endswith(f": pip install --upgrade --force-reinstall {REQUIRED[package]}")
+
+
+def test_the_first_process_of_a_container_ends_on_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mrmn2/PdfDing#165: the kernel gives it no signal without a handler."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with pytest.raises(SystemExit, match="143"), exit_on_user_error():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)

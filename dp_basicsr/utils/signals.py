@@ -67,6 +67,7 @@ class Interruption:
             # As if killed by the signal: a shell sees 128 + its number.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+            os._exit(128 + number)  # the first process of a container outlives it
         # Only a note: the step, and the collectives in it, must be completed on all processes.
         if not self._signal:
             self._signal, self._since = number, time.monotonic()

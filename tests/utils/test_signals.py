@@ -9,6 +9,9 @@ import time
 from multiprocessing.connection import Connection
 
 from dp_basicsr.data.stream import outlive_signals
+from dp_basicsr.utils.signals import SAME_SIGNAL, Interruption
+
+import pytest
 
 
 def work(pipe: Connection) -> None:
@@ -31,3 +34,17 @@ def test_a_worker_ignores_signals_except_its_parent_s() -> None:
     worker.terminate()
     worker.join(timeout=300)
     assert worker.exitcode == 0
+
+
+def test_a_second_signal_ends_the_first_process_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mrmn2/PdfDing#165: for the kernel such a process outlives a signal without a handler."""
+    ended = list[int]()
+    monkeypatch.setattr(os, "kill", lambda process, number: None)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    now = time.monotonic()
+    with Interruption(dist=False):
+        for moment in (now, now + SAME_SIGNAL / 2, now + 2 * SAME_SIGNAL):
+            assert not ended
+            monkeypatch.setattr(time, "monotonic", lambda moment=moment: moment)
+            signal.raise_signal(signal.SIGTERM)
+    assert ended == [128 + signal.SIGTERM]
