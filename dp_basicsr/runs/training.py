@@ -125,46 +125,46 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
 def refuse_other_patches(model: Any, opt: dict[str, Any]) -> None:
     """Refuse a training patch that the networks do not take, and a generator that does not make ``scale`` of it."""
     data, scale, net_g = opt["datasets"]["train"], opt["scale"], getattr(model, "net_g", None)
-    gt_size, kinds = data.get("gt_size"), (*DATASETS, "RealESRGANDataset")
+    gt_size, net_d = data.get("gt_size"), getattr(model, "net_d", None)
     if not gt_size or net_g is None:
         return
     # The steps of other packages may give their networks more than images; windows tell that a patch may not fit.
-    is_usual = data["type"] in kinds and type(model).__module__.startswith(("basicsr.", "dp_basicsr."))
+    is_usual = type(model).__module__.startswith(("basicsr.", "dp_basicsr."))
+    is_usual &= data["type"] in (*DATASETS, "RealESRGANDataset")
     fitting, _ = input_size(model.get_bare_model(net_g)).fit(gt_size // scale, gt_size // scale)
-
-    def result_of(network: Any, channels: int, side: int) -> Any:
-        net = model.get_bare_model(network)
-        modes = [(module, module.training) for module in net.modules()]
-        try:
-            with torch.no_grad():
-                # Not in training, which would change the statistics of norms, nor by a call, which would compile it.
-                return net.eval().forward(torch.zeros(1, channels, side, side, device=next(net.parameters()).device))
-        # Each network fails in its own way.
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            return f"({type(error).__name__}: {first_line(error)})"
-        finally:
-            for module, mode in modes:
-                module.training = mode
-
-    networks = {"network_g": (net_g, scale)} if is_usual or fitting * scale != gt_size else {}
-    if is_usual and getattr(model, "net_d", None) is not None:
-        networks["network_d"] = (model.net_d, 1)
-    for key, (net, factor) in networks.items():
-        channels = opt[key].get("num_in_ch") or 3
-        result = result_of(net, channels, gt_size // factor)
+    networks = [("network_g", net_g, scale)] if is_usual or fitting * scale != gt_size else []
+    networks += [("network_d", net_d, 1)] if is_usual and net_d is not None else []
+    for key, net, factor in networks:
+        net, channels = model.get_bare_model(net), opt[key].get("num_in_ch") or 3
+        result = _result_of(net, channels, gt_size // factor)
         if isinstance(result, str):
             # The nearest that fits: nets with strides take multiples of them, others none but their own size.
             sizes = sorted(range(scale, 2 * gt_size, scale), key=lambda size: (abs(size - gt_size), -size))
-            fits = (size for size in sizes if not isinstance(result_of(net, channels, size // factor), str))
+            fits = (size for size in sizes if not isinstance(_result_of(net, channels, size // factor), str))
             taken = next((f", such as {size}" for size in fits), "")
-            text = f"expected patches that {key} takes{taken}, got {gt_size} {result}"
+            text = f"expected patches that {key} takes{taken}, got {gt_size} ({result})"
             raise UserError(f"datasets: train: gt_size: {text}")
         if key == "network_g" and is_usual and isinstance(result, Tensor) and result.shape[-1] != gt_size:
             times = result.shape[-1] / (gt_size // scale)
             text = f"expected a network that enlarges {scale} times, got one that enlarges {times:g} times"
             raise UserError(f"network_g: {text}: {opt[key]['type']} may not have this scale")
+
+
+def _result_of(net: Any, channels: int, side: int) -> Any:
+    """Return what a network makes of a black patch, or as text why it fails; the network stays as it is."""
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        with torch.no_grad():
+            # Not in training, which would change the statistics of norms, nor by a call, which would compile it.
+            return net.eval().forward(torch.zeros(1, channels, side, side, device=next(net.parameters()).device))
+    # Each network fails in its own way.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return f"{type(error).__name__}: {first_line(error)}"
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def refuse_other_training(model: Any, state: dict[str, Any], network: Any) -> None:

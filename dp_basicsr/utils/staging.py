@@ -83,12 +83,10 @@ class StagedFolder:
 
 def refuse_existing(paths: Sequence[Path], *, overwrite: bool, empty: bool = False) -> None:
     """Raise a UserError that lists the ``paths`` that already exist, unless ``overwrite``; ``empty`` folders may."""
-
-    def is_free(path: Path) -> bool:
+    existing = [path for path in paths if path.exists()]
+    if empty:
         # A folder that is mounted, as a container's volume, cannot be exchanged for another.
-        return empty and path.is_dir() and not os.path.ismount(path) and not os.listdir(path)
-
-    existing = [path for path in paths if path.exists() and not is_free(path)]
+        existing = [path for path in existing if not path.is_dir() or os.path.ismount(path) or os.listdir(path)]
     if existing and not overwrite:
         names = ", ".join(map(str, existing))
         raise UserError(f"already exists: {names}; remove it, choose another output, or give --overwrite")

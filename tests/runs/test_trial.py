@@ -135,6 +135,13 @@ def test_a_patch_that_the_networks_do_not_take_is_refused_first(
     assert not Path("experiments").exists()
 
 
+def test_networks_that_take_the_patch_pass(check: Check) -> None:
+    """At x1, where BasicSR's RRDBNet folds 4 pixels into one and D's patch is the generator's."""
+    network = f"network_g={{type: RRDBNet, num_in_ch: 3, num_out_ch: 3, scale: 1, {SMALL_G}}}"
+    assert check(network, "scale=1", "datasets:train:dataroot_lq=pairs/GT")[0] == 0
+    assert "such as 40, got 36" in check(network, "scale=1", "datasets:train:gt_size=36")[2]
+
+
 def test_trying_a_patch_leaves_networks_as_they_are(tmp_path: Path) -> None:
     """It is no step: nothing is compiled, no statistics move, and what is in eval mode stays so."""
     opt = model_options("ESRGANDPModel", tmp_path)
