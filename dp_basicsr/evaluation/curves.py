@@ -41,6 +41,11 @@ _SHARE_PANELS = {  # prefixes of the names
 }
 
 
+def training_logs(folder: Path) -> list[Path]:
+    """Return a run's logs in the order of their starts, which end their names: a copy of the folder has other times."""
+    return sorted(folder.glob("train_*.log"), key=lambda log: log.stem[-len("20261231_235959") :])
+
+
 def read_run(folder: Path) -> dict[str, Curve]:
     """Read the (iteration, value) pairs of everything in a run's logs, ``train_*.log``, by name.
 
@@ -51,7 +56,7 @@ def read_run(folder: Path) -> dict[str, Curve]:
         UserError: ``folder`` has no log, or its logs are empty.
     """
     curves: dict[str, dict[int, float]] = defaultdict(dict)
-    for path in sorted(folder.glob("train_*.log"), key=lambda log: log.stat().st_mtime):
+    for path in training_logs(folder):
         text = path.read_text(encoding="utf-8", errors="replace")
         # A run that went back to an earlier state abandoned what came after it, also where nothing replaces it.
         start, first = _START.search(text), _ITERATION.search(text)

@@ -12,7 +12,7 @@ from typing import Any
 from dp_basicsr import __version__
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.after_test import FOLDER
-from dp_basicsr.evaluation.curves import panel_svg, read_run, training_panels
+from dp_basicsr.evaluation.curves import panel_svg, read_run, training_logs, training_panels
 from dp_basicsr.evaluation.evaluate import Evaluation
 from dp_basicsr.evaluation.files import JSON_NAME, ranks, read_evaluation
 from dp_basicsr.metrics import METRICS, Scores
@@ -148,8 +148,7 @@ def _add_training(report: Report, folder: Path) -> None:
         report.curves[title if title not in report.curves else f"{title} ({folder.name})"] = panel_svg(title, panel)
     # A log may end after the baseline, before the first line of an iteration.
     report.facts[f"Iterations of {folder.name}"] = f"{curves['lr'][-1][0] if 'lr' in curves else 0:,}"
-    logs = sorted(folder.glob("train_*.log"), key=lambda log: log.stat().st_mtime)
-    texts = [log.read_text(encoding="utf-8", errors="replace") for log in logs]
+    texts = [log.read_text(encoding="utf-8", errors="replace") for log in training_logs(folder)]
     # The last start's log says what it changed.
     for beside, changes in re.findall(r"Options beside (.+?): (.+)", texts[-1]):
         report.facts[f"{folder.name} beside {beside}"] = changes

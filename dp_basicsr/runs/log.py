@@ -160,6 +160,16 @@ def tensorboard(run: RunOptions, resuming: bool, keep: int = 0) -> Iterator[Any]
     # TensorBoard hides what an earlier process wrote from purge_step on: a resumed run repeats it.
     writer = import_optional("torch.utils.tensorboard").SummaryWriter
     writer = writer(log_dir=str(run.tensorboard), purge_step=keep + 1 if resuming else None)
+    add_scalar = writer.add_scalar
+
+    def add(*figure: Any, **settings: Any) -> None:
+        # TensorBoard opens its file for each figure, and a folder that someone clears must not end the run.
+        if not run.tensorboard.is_dir():
+            get_root_logger().warning(f"{run.tensorboard} is gone, with the figures up to now; it begins anew")
+            run.tensorboard.mkdir(parents=True, exist_ok=True)
+        add_scalar(*figure, **settings)
+
+    writer.add_scalar = add
     try:
         yield writer
     finally:

@@ -67,7 +67,7 @@ def test_a_resumed_run_is_one_curve(
     write_log(logs[1], second, 5e-5)
     if resumed:
         logs[1].write_text(f"INFO: Start training from epoch: 0, iter: {resumed}\n{logs[1].read_text()}")
-    os.utime(logs[0], (1, 1))
+    os.utime(logs[1], (1, 1))  # of a copy, whose times say nothing (huggingface/transformers#26961)
     curves = read_run(tmp_path)
     assert curves["lr"] == [(number, 5e-5 if number in second else 1e-4) for number in expected]
     assert curves["held out/psnr_y"] == [(number, float(number)) for number in expected if number % 2 == 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from dp_basicsr.runs.log import (
 import pytest
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.options import SMALL_PSNR
 
@@ -96,6 +98,20 @@ def test_other_ranks_and_debug_runs_write_no_tensorboard(changes: dict[str, Any]
     with tensorboard(run_with(**{"use_tb_logger": True, **changes}), resuming=False) as writer:
         assert writer is None
     assert not Path("tb_logger").exists()
+
+
+def test_a_run_outlives_the_folder_of_its_figures(caplog: pytest.LogCaptureFixture) -> None:
+    """polyaxon#710."""
+    run = run_with(use_tb_logger=True)
+    with tensorboard(run, resuming=False) as writer:
+        for iteration in range(1, 5):
+            writer.add_scalar("l_pix", 0.5, iteration)
+            writer.flush()
+            if iteration == 2:
+                shutil.rmtree(run.tensorboard)
+    figures = EventAccumulator(str(run.tensorboard)).Reload().Scalars("l_pix")
+    assert [figure.step for figure in figures] == [3, 4]
+    assert caplog.text.count("is gone, with the figures up to now") == 1
 
 
 FIGURES = {"time": 0.61234, "data_time": 0.01, "img_per_s": 26.1, "l_g_pix": 0.00104, "l_g_vgg": 0.0215,
