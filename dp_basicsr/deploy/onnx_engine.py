@@ -24,6 +24,8 @@ import numpy as np
 # so that none of the larger ones would do.
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 _NEWER = re.compile(r"IR version: \d+, max supported IR version: \d+|Opset \d+ is under development")
+_FROZEN = re.compile(r"requested shape:\{[-\d,]*?(\d+),(\d+)\}")
+_ONE_SIZE = "it takes {} x {} pixels alone: expected a square, or any size"
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")  # of such a file: in ONNX a length and the name follow
 
 
@@ -88,19 +90,25 @@ class OnnxEngine(Engine):
         known = {field.name: int(notes[field.name]) for field in dataclasses.fields(InputSize) if field.name in notes}
         sides = {side for side in self.fixed[2:] if side}
         if len(sides) > 1:
-            raise ValueError(f"it takes {self.fixed[2]} x {self.fixed[3]} pixels alone: expected a square, or any size")
+            raise ValueError(_ONE_SIZE.format(*self.fixed[2:]))
         for side in sides:
             known |= {"minimum": side, "maximum": side}
         channels, errors = (1 if self.fixed[1:2] == [1] else 3), []
-        for size in [InputSize(**known)] if known else map(InputSize, MULTIPLES):  # type: ignore[arg-type]
+        sizes = [InputSize(**known)] if known else [InputSize(multiple) for multiple in MULTIPLES]  # type: ignore[arg-type]
+        frozen: re.Match[str] | None = None
+        # The list may grow while it is walked.
+        for size in sizes:
             side = size.maximum or size.multiple * max(3, 8 // size.multiple + 1)
             try:
                 scale = self.probe(channels, *size.fit(side, side))
                 break
             except Exception as error:  # as above
                 errors.append(error)
+            # Some name free sides, and reshape to those of the example that they were exported with.
+            if len(errors) == 1 and (frozen := _FROZEN.search(str(errors[0]))) and frozen[1] == frozen[2]:
+                sizes.insert(1, InputSize(minimum=int(frozen[1]), maximum=int(frozen[1])))
         else:
-            raise errors[0]
+            raise ValueError(_ONE_SIZE.format(*frozen.groups())) if frozen else errors[0]
         arch = notes.get("arch", "ONNX")
         return OpenedNetwork(self.path.name, arch, scale, f"ONNX x{scale}", "", channels, size, notes=notes)
 

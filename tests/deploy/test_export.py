@@ -264,6 +264,29 @@ def test_an_onnx_file_that_halves_the_image_gets_multiples(multiple: int, nodes:
     assert np.array_equal(Upscaler(engine)(pixels), pixels)
 
 
+@pytest.mark.parametrize("side", [16, 24, 64])
+def test_an_onnx_file_that_is_frozen_under_free_names_upscales_any_image(side: int) -> None:
+    """onnx/onnx#2618: dynamic axes, and in a pixel shuffle the size of the example."""
+    onnx = pytest.importorskip("onnx")
+
+    def write(height: int, width: int) -> Path:
+        split, joined = (1, 3, 2, 2, height, width), (1, 3, 2 * height, 2 * width)
+        text = f"""<ir_version: 8, opset_import: ["": 13]> g (float[n, 3, h, w] x) => (float[n, 3, k, l] y) {{
+            a = Concat<axis = 2>(x, x, x, x)
+            s = Constant<value_ints = [{", ".join(map(str, (1, 3, 4, height, width)))}]>() b = Reshape(a, s)
+            t = Constant<value_ints = [{", ".join(map(str, split))}]>() c = Reshape(b, t)
+            d = Transpose<perm = [0, 1, 4, 2, 5, 3]>(c)
+            u = Constant<value_ints = [{", ".join(map(str, joined))}]>() y = Reshape(d, u) }}"""
+        onnx.save(onnx.parser.parse_model(text), "net.onnx")
+        return Path("net.onnx")
+
+    pixels = noise(33, 47, 3)
+    engine = open_engine([write(side, side)])
+    assert np.array_equal(Upscaler(engine)(pixels), pixels.repeat(2, 0).repeat(2, 1))
+    with pytest.raises(UserError, match="it takes 48 x 80 pixels alone: expected a square, or any size"):
+        open_engine([write(48, 80)])
+
+
 def test_the_format_follows_the_name_and_anyone_may_read_the_file() -> None:
     network_file()
     assert code_of(export_model.main, ["-m", "net.pth", "-o", "a.safetensors"]) == 0
