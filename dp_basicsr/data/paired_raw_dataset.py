@@ -89,7 +89,8 @@ class PairedRawDataset(Dataset):
             if len(gt) == 1:
                 gt = np.broadcast_to(gt, (3, *gt.shape[1:]))
             channels, height, width = lq.shape
-            if gt.shape != (3, scale * height, scale * width) or channels != 3:
+            # A rest of the GT that is of no LQ pixel is never reached.
+            if (len(gt), gt.shape[1] // scale, gt.shape[2] // scale) != (3, height, width) or channels != 3:
                 shapes = f"GT {gt.shape} and LQ {lq.shape}"
                 raise UserError(f"expected one or three planes and GT = {scale} x LQ, got {shapes}")
             if min(height, width) < size:

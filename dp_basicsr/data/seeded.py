@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from dp_basicsr.utils.arguments import advise
 import cv2
 import numpy as np
 import torch
+from basicsr.data import paired_image_dataset, realesrgan_paired_dataset, transforms
 from basicsr.utils import get_root_logger
 from torch.utils.data import Dataset
 
@@ -31,6 +32,23 @@ Batch = dict[str, Any]
 _MAX_CONSECUTIVE_BAD = 10  # bad replacements in a row: the cause is the disk, not one image
 # torch puts a worker's traceback before the message, and this between the two.
 _WORKER_PREFIX = f"{UserError.__module__}.{UserError.__qualname__}: "
+
+
+def _without_rest(crop: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave out a GT's last rows and columns that are of no LQ pixel, as BasicSR does in validation alone."""
+
+    def paired_random_crop(gt: Any, lq: Any, gt_size: int, scale: int, gt_path: str | None = None) -> Any:
+        height, width = lq.shape[:2]
+        if (gt.shape[0] // scale, gt.shape[1] // scale) == (height, width):
+            gt = gt[: scale * height, : scale * width]
+        return crop(gt, lq, gt_size, scale, gt_path)
+
+    return paired_random_crop
+
+
+# Here, because a worker that is spawned imports this module alone of those that train.
+for module in (paired_image_dataset, realesrgan_paired_dataset):
+    module.paired_random_crop = _without_rest(transforms.paired_random_crop)
 
 
 class SeededDataset(Dataset):

@@ -9,10 +9,11 @@ import struct
 import threading
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import Mock
 
 from dp_basicsr.data.datasets import evaluation_loaders, open_dataset
+from dp_basicsr.data.preparation.writers import RecordForm
 from dp_basicsr.data.seeded import BadSamples
 from dp_basicsr.data.stream import RecordingPrefetcher, SeededDataset, TrainStream, start_worker
 from dp_basicsr.errors import UserError
@@ -233,6 +234,20 @@ def test_a_gt_that_is_not_a_multiple_of_the_scale_is_named_with_advice(pairs: Pa
         cv2.imwrite(str(path), cv2.imread(str(path))[:158])
     with pytest.raises(UserError, match=r"GT/image\d\.png cannot be used: Scale mismatches\. GT \(158, 144\).*--crop"):
         next(TrainStream(options(pairs)).batches(0))
+
+
+@pytest.mark.parametrize("form", ["", "png", "raw"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_rest_of_a_gt_is_left_out_as_in_validation(
+    form: RecordForm | Literal[""], workers: int, pairs: Path
+) -> None:
+    """Photographs of any size with LR of `data lr`, as docs/data.md has them."""
+    expected = take(options(pairs), 0, 3)
+    for number in range(4):
+        path = f"{pairs}/GT/image{number}.png"
+        cv2.imwrite(path, np.pad(cv2.imread(path), ((0, 3), (0, 1), (0, 0)), mode="edge"))
+    opt = options(pairs, train={"num_worker_per_gpu": workers, **(packed(pairs, form) if form else {})})
+    assert torch.equal(take(opt, 0, 3).float() / (255 if form == "raw" else 1), expected)
 
 
 def test_an_lmdb_with_damaged_inner_pages_is_refused_at_the_start(pairs: Path) -> None:

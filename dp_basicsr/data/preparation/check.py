@@ -150,10 +150,9 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
     digest = hashed.digest()
     turned = " and ".join(str(source) for source in pair if source.is_turned())
     (height, width), (lq_height, lq_width) = (image.shape[:2] for image in images)
-    # For tests, BasicSR crops a GT that is not a multiple of the scale.
-    rest = scale - 1 if gt_size is None else 0
     fault = ""
-    if not (0 <= height - scale * lq_height <= rest and 0 <= width - scale * lq_width <= rest):
+    # A GT that is not a multiple of the scale is cropped.
+    if (height // scale, width // scale) != (lq_height, lq_width):
         fault = f"not {scale} times as large"
     elif gt_size is not None and min(height, width) < gt_size:
         fault = f"smaller than gt_size {gt_size}"
