@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dp_basicsr.archs.own_networks import build_network, describe, recognise
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
-from dp_basicsr.checkpoint.weights import Weights, compare_shapes, interpolate, read_weights
+from dp_basicsr.checkpoint.weights import Weights, compare_shapes, interpolate, read_weights, unwrapped
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.options import USED_OPTIONS, Options, read_options
 from dp_basicsr.utils.input_size import InputSize
@@ -79,6 +80,9 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
         except UserError:
             # BasicSR's EDSR and its like have names of their own, but the run that trained them names the class.
             if (built := _built_by_run(weights)) is None:
+                if inner := unwrapped(weights.state):
+                    with contextlib.suppress(UserError):
+                        return open_network(replace(weights, state=inner), scale)
                 raise
             module, factor, channels = built
             name = arch = type(module).__name__

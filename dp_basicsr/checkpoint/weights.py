@@ -109,7 +109,8 @@ def read_weights(
         raise refused or UserError(f"model {path}: expected the weights of a {part}, got {holds}")
     state = {name: value.float() if value.is_floating_point() else value for name, value in entry.state.items()}
     if part == "generator" and state.keys() != set(names):
-        state = _canonical(state)
+        inner = unwrapped(state)
+        state = inner if names and inner.keys() == set(names) else _canonical(state)
     if broken := [name for name, value in state.items() if not torch.isfinite(value).all()]:
         raise UserError(
             f"model {path}: {len(broken)} tensors contain NaN or infinity ({shorten(broken, 1)}): the training diverged"
@@ -219,6 +220,17 @@ def compare_shapes(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor])
     return "; ".join(label + shorten(names) for label, names in parts if names)
 
 
+def unwrapped(state: StateDict) -> StateDict:
+    """Return what is below the only first name that is not of a loss or discriminator, or nothing.
+
+    Such a name is that of a trainer's attribute, or a layer's: only who knows the network can tell.
+    """
+    heads = {name.partition(".")[0] for name in state}
+    heads = {head for head in heads if not (_OTHERS.search(head) or _DISCRIMINATOR.fullmatch(head))}
+    start = f"{heads.pop()}." if len(heads) == 1 else "."
+    return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+
+
 def _canonical(state: StateDict) -> StateDict:
     """Translate the original ESRGAN's names to BasicSR's; return other state_dicts unchanged."""
     if any(re.match(r"model\.1\.sub\.\d+\.", name) for name in state):
@@ -295,13 +307,17 @@ def _entries(content: Any, keys: tuple[str, ...] = (), averaged: bool = False) -
         for head in named:
             inner = {name.partition(".")[2]: value for name, value in state.items() if name.startswith(f"{head}.")}
             yield from _entries(inner, (*keys, head), averaged)
+        # Beside mere discriminators, a generator may be called anything.
+        if all(_DISCRIMINATOR.fullmatch(head) for head in named) and (inner := unwrapped(state)):
+            yield _Entry(keys, inner, averaged)
     elif state:
         yield _Entry(keys, state, averaged)
 
 
 def _is_network(head: str, state: StateDict) -> bool:
     """Return whether the first part of names is that of a whole network; `model.0` is a layer of an ESRGAN of 2018."""
-    if any(re.match(rf"{re.escape(head)}(?:\.\d|$)", name) for name in state):
+    is_certain = len(head) > 1 and (_GENERATOR.fullmatch(head) or _DISCRIMINATOR.fullmatch(head))
+    if not is_certain and any(re.match(rf"{re.escape(head)}(?:\.\d|$)", name) for name in state):
         return False
     return bool(_AVERAGED.search(head) or any(pattern.fullmatch(head) for pattern in _NETWORKS))
 

@@ -103,6 +103,14 @@ ALONE: dict[str, Callable[[State], Any]] = {
     "FSDP": lambda state: {"model": prefixed(state, "_fsdp_wrapped_module.")},
     "mmagic": lambda state: {"state_dict": {**prefixed(state, "generator."), "data_preprocessor.mean": torch.ones(3)}},
     "Lightning": lambda state: {"state_dict": prefixed(state, "model."), "optimizer_states": [optimizer(state)]},
+    "Lightning, PatchGAN": lambda state: {
+        "state_dict": {
+            **prefixed(state, "model.net."),
+            "model.disc.0.weight": torch.ones(2),
+            "loss.vgg.0.weight": torch.ones(3),
+        }
+    },
+    "both networks in DDP": lambda state: {**prefixed(state, "module.net_g."), "module.net_d.0.weight": torch.ones(2)},
     "DeepSpeed": lambda state: {"module": prefixed(state, "module."), "optimizer": optimizer(state)},
     "unusual": lambda state: {"weights": {"of": state}, "optimizer": optimizer(state), "iter": 3},
     "AveragedModel": lambda state: {"n_averaged": torch.tensor(3), **prefixed(state, "module.")},
@@ -147,6 +155,17 @@ def test_the_only_weights_are_taken(layout: str, tmp_path: Path) -> None:
         state, _ = networks(rng)
         write(ALONE[layout](state), tmp_path / "net.pth", rng)
         assert not difference(read_weights(tmp_path / "net.pth").state, state)
+
+
+@pytest.mark.parametrize("also", [{}, {"lpips.net.0.weight": torch.ones(3), "disc.0.weight": torch.ones(2)}])
+def test_the_attribute_of_a_trainer_before_all_names_is_left_out(also: State, tmp_path: Path) -> None:
+    """torchgeo#4036: whatever it is called, where the names behind it are those of a network."""
+    for rng in draws(2):
+        state, _ = networks(rng)
+        torch.save({"state_dict": {**prefixed(state, "sr_model.encoder."), **also}}, tmp_path / "net.pth")
+        assert not difference(dict(load_network([tmp_path / "net.pth"]).module.state_dict()), state)
+        torch.save({**prefixed(state, "sr_model."), **also}, tmp_path / "net.pth")
+        assert not difference(read_weights(tmp_path / "net.pth", names=state).state, state)
 
 
 def test_a_key_that_is_asked_for_wins_and_the_average_is_named(tmp_path: Path) -> None:
