@@ -82,6 +82,8 @@ def free_port(host: str, port: int) -> int:
     Raises:
         UserError: The address is not of this machine, or the port is not allowed.
     """
+    if not 0 <= port < 65536:
+        raise UserError(f"--port: expected 0 to 65535, got {port}")
     for candidate in range(port, min(port + 100, 65536)) if port else [0]:
         try:
             with socket.create_server(

@@ -291,6 +291,8 @@ def test_a_taken_port_gives_the_next_one() -> None:
     assert free_port("127.0.0.1", 0) > 0
     with pytest.raises(UserError, match=r"--host 203\.0\.113\.1"):
         free_port("203.0.113.1", 7860)
+    with pytest.raises(UserError, match="--port: expected 0 to 65535, got 99999"):
+        free_port("127.0.0.1", 99999)
 
 
 def test_the_path_of_a_proxy_reaches_the_server(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:

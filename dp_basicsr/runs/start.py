@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dp_basicsr.distributed.launch import init_distributed, should_resume
 from dp_basicsr.options import Options
 from dp_basicsr.options.run import Folders, RunOptions
 from dp_basicsr.options.schema import OptionFile
+from dp_basicsr.utils.pool import available_cpus
 
 import torch
 from basicsr.utils import set_random_seed
@@ -42,6 +44,9 @@ def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
     parallel = options.dist_params
     dist = init_distributed(args.launcher, parallel.port, parallel.backend, parallel.timeout, cpu=options.num_gpu == 0)
     rank, world_size = get_dist_info()
+    # torch counts the CPUs of the machine, of whose time a container may have less.
+    if "OMP_NUM_THREADS" not in os.environ and available_cpus() < torch.get_num_threads():
+        torch.set_num_threads(available_cpus())
     seed = options.manual_seed
     # One for the run: processes that drew their own would shuffle the data differently.
     if seed is None:

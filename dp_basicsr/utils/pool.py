@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -11,19 +12,29 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import TypeVar
 
 from dp_basicsr.errors import UserError
 
 import cv2
 
+# Of Linux's control groups: `docker run --cpus 2` and Kubernetes give a share of the time on all CPUs.
+CGROUP = Path("/sys/fs/cgroup")
+QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # of version 2 and 1
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 def available_cpus() -> int:
-    """Return the number of CPUs available to this process (SLURM and containers may restrict it)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPUs available to this process: SLURM and containers may restrict them, or their time."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in QUOTAS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or `max`
+            quota, period = (int(number) for name in files for number in (CGROUP / name).read_text().split())
+            allowed = min(allowed, max(1, round(quota / period))) if quota > 0 else allowed
+    return allowed
 
 
 def ordered_map(

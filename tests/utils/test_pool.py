@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils import pool
 from dp_basicsr.utils.pool import available_cpus, ordered_map
 
 import pytest
@@ -52,6 +53,27 @@ def test_tasks_are_taken_only_as_results_are_taken_out() -> None:
             if count == 5:
                 break
     assert len(taken) < 10
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "200000 100000"}, 2), ({"cpu.max": "50000 100000"}, 1), ({"cpu.max": "max 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu.max": "1600000 100000"}, 8), ({"cpu.max": ""}, 8), ({}, 8),
+    ],
+)  # fmt: skip
+def test_a_share_of_the_time_counts_as_cpus(
+    files: dict[str, str], cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dmlc/xgboost#7653: ``docker run --cpus 2`` shows all CPUs, and stops those who use them all."""
+    monkeypatch.setattr(pool, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert available_cpus() == cpus
 
 
 def test_a_worker_that_fails_is_an_error_that_names_the_task() -> None:
