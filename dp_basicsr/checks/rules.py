@@ -55,7 +55,8 @@ def _general(opt: View, is_train: bool) -> Iterator[Rule]:
 
 def _sets(opt: View, phase: str) -> Iterator[Rule]:
     """Sets must be stored as they say; those of the phase need different names, and the channels of the network."""
-    channels = opt.valid("network_g", "num_in_ch") or 3
+    # The second is SwinIR's and HAT's.
+    channels = opt.valid("network_g", "num_in_ch") or opt.valid("network_g", "in_chans") or 3
     taken: dict[str, Any] = {}  # name -> key
     for key in opt.valid("datasets") or ():
         path = ("datasets", key)
@@ -75,7 +76,7 @@ def _sets(opt: View, phase: str) -> Iterator[Rule]:
         yield (*path, "name"), name is not None and other != key, text
         color, is_ours = opt.valid(*path, "color"), opt.valid(*path, "type") in DATASETS
         expected, got = ("y", color or "none") if channels == 1 else ("none", "y")
-        text = f"expected {expected}, because network_g has num_in_ch: {channels}, got {got}"
+        text = f"expected {expected}, because network_g takes {channels} channel(s), got {got}"
         yield (*path, "color"), is_ours and channels in (1, 3) and (channels == 1) != (color == "y"), text
 
 

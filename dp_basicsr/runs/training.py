@@ -135,7 +135,7 @@ def refuse_other_patches(model: Any, opt: dict[str, Any]) -> None:
     networks = [("network_g", net_g, scale)] if is_usual or fitting * scale != gt_size else []
     networks += [("network_d", net_d, 1)] if is_usual and net_d is not None else []
     for key, net, factor in networks:
-        net, channels = model.get_bare_model(net), opt[key].get("num_in_ch") or 3
+        net, channels = model.get_bare_model(net), 1 if data.get("color") == "y" else 3
         result = _result_of(net, channels, gt_size // factor)
         if isinstance(result, str):
             # The nearest that fits: nets with strides take multiples of them, others none but their own size.

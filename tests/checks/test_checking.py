@@ -76,6 +76,8 @@ def test_gray_training_needs_one_channel_everywhere() -> None:
     assert [text.partition(": ")[0] for text in problems(*gray, repeat)] == sets
     gray += [f"{key}=y" for key in sets]
     assert problems(*gray, repeat) == []
+    swinir = "network_g={type: SwinIR, upscale: 4, in_chans: 1}"  # its name for it, and HAT's
+    assert problems(*gray[:1], swinir, *gray[3:], repeat) == []
     assert re.match(r"train:perceptual_opt:input_channels: expected repeat", "".join(problems(*gray)))
     texts = problems(*gray[1:4], repeat, *gray[4:])
     assert [text.partition(": ")[0] for text in texts] == [
@@ -201,7 +203,7 @@ def test_every_misspelt_key_is_named() -> None:
         ("train:warmup_iter=500000", "train:warmup_iter: expected iterations up to train:total_iter .400000., got 5"),
         ("datasets:train:dataroot_gt=datasets/x", "dataroot_gt: expected a name ending in .lmdb"),
         ("datasets:val_1:dataroot_gt=x.lmdb", "datasets:val_1:dataroot_gt: expected a folder of images"),
-        ("datasets:val_1:color=y", "datasets:val_1:color: expected none, because network_g has num_in_ch: 3, got y"),
+        ("datasets:val_1:color=y", "datasets:val_1:color: expected none, because network_g takes 3 channel.s., got y"),
         ("network_d=~", "network_d: expected a value, which training needs"),
         ("datasets:train:batch_size_per_gpu=~", "batch_size_per_gpu: expected a value, which training needs"),
         ("datasets:train:num_worker_per_gpu=0 and datasets:train:prefetch_mode=cpu",
