@@ -6,9 +6,11 @@ import contextlib
 import ctypes
 import multiprocessing.util
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from dp_basicsr.data.stream import batch_size_per_gpu
 from dp_basicsr.errors import UserError, first_line, is_out_of_memory
@@ -66,6 +68,23 @@ def require_compiler(run: RunOptions) -> None:
             f"train: compile: torch.compile does not work here ({type(error).__name__}: {first_line(error)}): install "
             "a C++ compiler (Debian: apt install g++), or leave compile out"
         ) from error
+
+
+def require_room(run: RunOptions, model: Any) -> None:
+    """Refuse a run whose disk has no room for one checkpoint: its networks, and the moments of Adam (UserError)."""
+    networks = [
+        net for name, net in vars(model).items() if name.startswith("net_") and isinstance(net, torch.nn.Module)
+    ]
+    needed = sum(value.nbytes for net in networks for value in net.state_dict().values())
+    if (freq := run.options.logs.save_checkpoint_freq) and freq <= run.options.training.total_iter:
+        adams = [optimizer for optimizer in model.optimizers if isinstance(optimizer, torch.optim.Adam)]
+        needed += sum(2 * value.nbytes for adam in adams for group in adam.param_groups for value in group["params"])
+    folder = next(path for path in run.folders.models.parents if path.is_dir())
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise UserError(
+            f"{folder}: its disk has {free / 1e6:,.1f} MB free, a checkpoint takes {needed / 1e6:,.1f}: make room, or "
+            "start in a folder of another disk"
+        )
 
 
 def shorten_socket_names() -> None:

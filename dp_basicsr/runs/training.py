@@ -27,6 +27,7 @@ from dp_basicsr.runs.limits import (
     out_of_memory_is_user_error,
     raise_open_file_limit,
     require_compiler,
+    require_room,
     shorten_socket_names,
 )
 from dp_basicsr.runs.log import require_loggers, start_log, start_wandb, tensorboard, write_log
@@ -119,6 +120,8 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
         model.saver.others["judge"] = judge
     if point is not None:
         resume(run, model, stream, point.state)
+    if point is None or point.state["iter"] < run.options.training.total_iter:
+        on_rank_0(lambda: require_room(run, model))
     return Training(run, model, stream, val_loaders, judge, iteration=point.state["iter"] if point else 0)
 
 

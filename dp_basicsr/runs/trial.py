@@ -16,11 +16,12 @@ from dp_basicsr.archs.pretrained import without_downloads
 from dp_basicsr.checkpoint.resume import read_state, require_networks
 from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
+from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.errors import UserError, first_line, message_for_user
 from dp_basicsr.metrics import refuse_small_images
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
-from dp_basicsr.runs.limits import out_of_memory_is_user_error, require_compiler
+from dp_basicsr.runs.limits import out_of_memory_is_user_error, require_compiler, require_room
 from dp_basicsr.runs.log import PAPER_BATCH, current_losses, require_loggers
 from dp_basicsr.runs.training import refuse_other_patches, refuse_other_training
 
@@ -138,6 +139,7 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
         with out_of_memory_is_user_error(run):
             model = build_model(opt)
             refuse_other_patches(model, opt)
+            on_rank_0(lambda: require_room(run, model))
             if name := opt["path"].get("resume_state"):
                 state = read_state(Path(name))
                 network = Path(name).absolute().parent.parent / f"models/net_g_{state['iter']}.pth"

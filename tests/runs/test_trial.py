@@ -180,7 +180,9 @@ def test_a_state_of_another_training_is_known(check: Check) -> None:
 
 def test_what_the_machine_lacks_is_known(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """mmdetection#1997: /dev/shm of a container; pytorch#92745: torch.compile without a compiler."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda disk: SimpleNamespace(free=10_000 if disk == "/dev/shm" else 10**9)
+    )
     code, out, _ = check("datasets:train:num_worker_per_gpu=3")
     assert code == 0
     assert "/dev/shm has 0 MB free, the batches of 3 workers take 0: docker run --shm-size" in out
@@ -194,6 +196,22 @@ def test_what_the_machine_lacks_is_known(check: Check, monkeypatch: pytest.Monke
     assert code == 2
     assert "torch.compile does not work here (RuntimeError: No working C++ compiler found): install" in err
     assert code_of(train.main, ["-opt", "small.yml", "--force_yml", "train:compile=true"]) == 2
+    assert not Path("experiments/small").exists()
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_known(
+    check: Check, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """mlfoundations/open_lm#154: found at the first save, hours later. No disk that suffices is refused."""
+    entries = ["logger:save_checkpoint_freq=7", "train:ema_decay=0.5"]
+    assert code_of(train.main, ["-opt", "small.yml", "--force_yml", "name=first", *entries]) == 0
+    files = [*Path("experiments/first/models").iterdir(), *Path("experiments/first/training_states").iterdir()]
+    taken = sum(file.stat().st_size for file in files if "latest" not in file.name)
+    for free, code in ((taken, 0), (taken // 2, 2)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert check(*entries)[0] == code
+    said = refused(train.main, ["-opt", "small.yml", "--force_yml", *entries])
+    assert re.search(r"error: .*: its disk has \d.* MB free, a checkpoint takes \d.*: make room", said)
     assert not Path("experiments/small").exists()
 
 
