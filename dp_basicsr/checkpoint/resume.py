@@ -230,5 +230,7 @@ def resume_warnings(opt: Mapping[str, Any], state: dict[str, Any], position: dic
         before = state.get("position", {}).get(name)
         if before != position[name]:
             yield f"{name}: {before} before, {position[name]} now: other batches from the next sample on"
+    if state.get("position", {}).get("names", position["names"]) != position["names"]:
+        yield "datasets: train: files of other names than before: other batches from the next sample on"
     if (now["device"] != "cpu" or now["processes"] > 2) and not now["deterministic"]:
         yield "deterministic: false: GPUs, and three or more processes, add in a varying order"

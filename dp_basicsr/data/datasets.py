@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,6 +192,14 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
 def _files_of(entry: Any) -> Iterable[str]:
     """The files of an entry of ``paths``: a path, or a mapping of paths."""
     return entry.values() if isinstance(entry, dict) else [entry]
+
+
+def sum_of_names(dataset: Any) -> int:
+    """Return a checksum, below 2^31, over the names of a dataset's files in their order; 0 for one that names none."""
+    entries = getattr(dataset, "paths", None)
+    files = (path for entry in (entries if isinstance(entries, list) else ()) for path in _files_of(entry))
+    # Without the folders: a data set may have been moved.
+    return zlib.crc32("\n".join(os.path.basename(str(file)) for file in files).encode(errors="surrogateescape")) >> 1
 
 
 def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from dp_basicsr.data.datasets import open_dataset
+from dp_basicsr.data.datasets import open_dataset, sum_of_names
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
 from dp_basicsr.errors import UserError
 from dp_basicsr.options.schema import dataset_model
@@ -75,6 +75,7 @@ class TrainStream:
             raise UserError(
                 f"datasets: train: no image directly in {' and '.join(roots)} (subfolders are not searched)"
             )
+        self.names = sum_of_names(self.dataset)
         ratio = self.dataset_opt["dataset_enlarge_ratio"]
         self.sampler = TrainSampler(self.dataset, opt["world_size"], opt["rank"], ratio)
         # torch warns about pinned memory without a GPU.
@@ -105,10 +106,10 @@ class TrainStream:
         """Return the position of the stream after ``iteration`` iterations, for a checkpoint.
 
         Returns:
-            ``iter``, ``epoch``, ``sample`` (samples of the epoch consumed over all processes), and the sizes they
-            depend on: ``batch_size`` and ``epoch_size``.
+            ``iter``, ``epoch``, ``sample`` (samples of the epoch consumed over all processes), and what they depend
+            on: ``batch_size``, ``epoch_size`` and ``names``, a checksum.
         """
-        sizes = {"batch_size": self.batch_size, "epoch_size": self.sampler.total_size}
+        sizes = {"batch_size": self.batch_size, "epoch_size": self.sampler.total_size, "names": self.names}
         # The resumed epoch ends with the samples that were left of it; from then on every epoch has the same length.
         epoch, sample = self.origin["epoch"], self.origin["sample"]
         done = iteration - self.origin["iter"]

@@ -168,17 +168,18 @@ def test_keep_last_keeps_the_newest(run: Path) -> None:
 
 def test_reasons_for_inexact_resume_are_logged() -> None:
     opt = {"world_size": 2, "num_gpu": 0, "manual_seed": 1}
-    position = {"batch_size": 4, "epoch_size": 10}
+    position = {"batch_size": 4, "epoch_size": 10, "names": 1}
     facts = run_metadata(opt)
     assert list(resume_warnings(opt, {"iter": 3, "run": facts, "position": position}, position)) == []
     other = {
         "iter": 3,
         "run": facts | {"processes": 4, "torch": "2.6.0", "amp": "fp16"},
-        "position": position | {"batch_size": 8},
+        "position": position | {"batch_size": 8, "names": 2},
     }
     lines = "\n".join(resume_warnings(opt, other, position))
     # amp: NVIDIA/apex#250
-    told = ("processes: 4 before, 2 now", "torch: 2.6.0 before", "batch_size: 8 before", "amp: fp16 before, none now")
+    told = ("processes: 4 before, 2 now", "torch: 2.6.0 before", "batch_size: 8 before", "amp: fp16 before, none now",
+            "train: files of other names")  # fmt: skip
     assert all(part in lines for part in told)
     assert "BasicSR's or an older" in next(resume_warnings(opt, {"iter": 3}, position))
 

@@ -75,6 +75,16 @@ def test_a_position_after_a_smaller_data_set_starts_the_next_epoch(pairs: Path) 
     assert TrainStream(options(pairs), origin=origin).position(9)["epoch"] == 1
 
 
+def test_a_position_tells_other_files_and_not_another_folder(pairs: Path) -> None:
+    """yolov5#306: as many files, but others."""
+    before = TrainStream(options(pairs)).position(1)
+    assert TrainStream(options(pairs.rename("moved"))).position(1) == before
+    for folder in ("GT", "LRbicx4"):
+        Path("moved", folder, "image0.png").rename(Path("moved", folder, "other.png"))
+    after = TrainStream(options(Path("moved"))).position(1)
+    assert {key for key in before if before[key] != after[key]} == {"names"}
+
+
 def test_every_epoch_and_seed_has_its_own_crops(pairs: Path) -> None:
     epochs = take(options(pairs), 0, 8)
     assert not any(map(torch.equal, epochs[:4], epochs[4:]))
