@@ -97,8 +97,7 @@ class FrozenFeatures(nn.Module):
             x = (x + 1) / 2
         if self.use_input_norm:
             x = (x - self.mean) / self.std
-        # Of numpy, images are often float64.
-        features = self.net(x.to(self.mean.dtype))
+        features = self.net(x)
         return dict(features if isinstance(features, dict) else zip(self.layers, features, strict=True))
 
 
