@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.checkpoint.history import finish_setting_aside
 from dp_basicsr.checkpoint.manifest import SUFFIX, check_manifest, manifest_path, read_manifest
 from dp_basicsr.checkpoint.weights import Part, read_weights
 from dp_basicsr.distributed.collectives import on_rank_0
@@ -45,7 +44,14 @@ class ResumePoint:
         # Training continues from the trained weights, also where it once started from averaged ones (params_ema).
         path |= {key: "params" for key in path if key.startswith("param_key")}
         opt = opt | {"path": path}
-        require_networks(opt)
+        try:
+            require_networks(opt)
+        except UserError as error:
+            raise UserError(f"{self.path} needs its networks in ../models, beside its folder: {error}") from error
+        start = opt.get("network_g") or {}
+        # A new run of this name moves the file away if it was the previous run's.
+        if start.get("type") == "FromFile" and not Path(str(start.get("path"))).expanduser().is_file():
+            opt["network_g"] = start | {"path": path["pretrain_network_g"]}
         # Crops depend on the seed, and a run without ``manual_seed`` has drawn one.
         seed = self.state.get("run", {}).get("manual_seed")
         if seed is not None and seed != opt["manual_seed"]:
@@ -86,13 +92,18 @@ def _choose(opt: Mapping[str, Any]) -> Path | None:
     name, newest, logger = opt["path"].get("resume_state"), None, get_root_logger()
     named = Path(os.path.abspath(name)) if name else None
     if opt["auto_resume"]:
-        finish_setting_aside(Path(opt["path"]["training_states"]).parent)
         try:
             newest = _newest_intact(opt)
         except UserError as error:
             if named is None:
                 raise
             logger.warning(f"path: resume_state ({named}) is resumed: {error}")
+        folder = Path(opt["path"]["training_states"])
+        if newest is None and named is None and any(folder.parent.rglob("net_g_*.pth")):
+            logger.warning(
+                f"--auto_resume begins a new run: {folder.parent} has networks, but no state to resume from in "
+                f"{folder.name}/; path:pretrain_network_g starts from a network alone"
+            )
     if newest is not None and named is not None and newest != named:
         state = read_state(newest)
         if state.get("resumed_from") == _origin(opt, named):

@@ -183,7 +183,8 @@ class PluginModel(BaseModel):
         differences = compare_shapes(expected, weights.state)
         if differences and (strict or not fitting):
             key = "strict_load_d" if part == "discriminator" else "strict_load_g"
-            also = "" if strict else f" (nothing fits, not even with path: {key}: false)"
+            fits = f"; a new run with path:pretrain_network_{key[-1]} and path: {key}: false loads what fits"
+            also = f" (nothing fits, not even with path: {key}: false)" if not strict else fits if fitting else ""
             # Of another scale, most fit. A test, and a run that resumes, need all.
             if 2 * len(fitting) > len(expected) and self.is_train and not self.opt["path"].get("resume_state"):
                 also = f"; path: {key}: false starts from the {len(fitting)} of {len(expected)} tensors that fit"

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.checkpoint.history import is_of, restore_best, set_aside_later
+from dp_basicsr.checkpoint.history import finish_setting_aside, is_of, restore_best, set_aside_later
 from dp_basicsr.checkpoint.resume import ResumePoint, find_resume_point, require_networks, resume_warnings
 from dp_basicsr.checkpoint.schedule import resume_training
 from dp_basicsr.data.datasets import evaluation_loaders
@@ -74,6 +74,8 @@ def train(run: RunOptions, option_file: str) -> None:
         held_log = start_log(run)
         # A list, read now: the file of the previous start is replaced below.
         changes = list(describe_changes(run.options, root))
+        if run.auto_resume:
+            on_rank_0(lambda: finish_setting_aside(root))
         point = find_resume_point(run.as_dict())
         if point is None:  # a resumed run has networks of its own: those that it began with may be gone
             require_networks(run.as_dict())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.archs.pretrained import without_downloads
-from dp_basicsr.checkpoint.resume import read_state, require_networks
+from dp_basicsr.checkpoint.resume import find_resume_point, require_networks
 from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
 from dp_basicsr.distributed.collectives import on_rank_0
@@ -44,13 +44,14 @@ def check(run: RunOptions) -> None:
     require_compiler(run)
     # No worker processes.
     opt["datasets"]["train"] |= {"num_worker_per_gpu": 0, "persistent_workers": False, "prefetch_mode": None}
-    # The run reads its checkpoint's instead.
-    resumes = opt["path"].get("resume_state") or (run.auto_resume and run.folders.training_states.is_dir())
-    if missing or resumes:
-        opt["path"] |= dict.fromkeys(("pretrain_network_g", "pretrain_network_d"))
+    point = None if missing else find_resume_point(opt)
     if missing:
-        opt["path"]["resume_state"] = None
-    require_networks(opt)
+        opt["path"] |= dict.fromkeys(("pretrain_network_g", "pretrain_network_d", "resume_state"))
+    # The run reads its checkpoint's networks instead of those that it began with.
+    elif point is not None:
+        opt = point.options(opt)
+    else:
+        require_networks(opt)
     logger = get_root_logger()
     before = logger.level
     # Network listings and warnings belong in a run's log.
@@ -59,7 +60,7 @@ def check(run: RunOptions) -> None:
         batch, source, loaded = first_batch(opt, missing)
         # The cost does not depend on the weights.
         with without_downloads() as absent:
-            seconds, losses, partly_loaded = try_step(run, opt, batch)
+            seconds, losses, partly_loaded = try_step(run, opt, batch, point.state if point else None)
     except UserError as error:
         raise UserError("\n".join([*missing, str(error)])) from error
     finally:
@@ -121,8 +122,16 @@ def batch_size(opt: dict[str, Any]) -> int:
     return batch_size_per_gpu(opt) * (1 if opt["dist"] else max(1, opt["num_gpu"]))
 
 
-def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float, dict[str, float], Sequence[str]]:
+def try_step(
+    run: RunOptions, opt: dict[str, Any], batch: Batch, state: dict[str, Any] | None
+) -> tuple[float, dict[str, float], Sequence[str]]:
     """Build the model, train on a batch and validate a corner of each set, in memory only.
+
+    Args:
+        run: The run.
+        opt: Its options, with the networks to start from.
+        batch: Pairs of its data, or random ones.
+        state: What it resumes from, if it does.
 
     Returns:
         Median seconds of three steps after the first, which also allocates memory and selects kernels; last losses;
@@ -140,10 +149,8 @@ def try_step(run: RunOptions, opt: dict[str, Any], batch: Batch) -> tuple[float,
             model = build_model(opt)
             refuse_other_patches(model, opt)
             on_rank_0(lambda: require_room(run, model))
-            if name := opt["path"].get("resume_state"):
-                state = read_state(Path(name))
-                network = Path(name).absolute().parent.parent / f"models/net_g_{state['iter']}.pth"
-                refuse_other_training(model, state, network)
+            if state is not None:
+                refuse_other_training(model, state, opt["path"]["pretrain_network_g"])
             for _ in range(4):
                 start = time.perf_counter()
                 model.feed_data(batch)

@@ -216,3 +216,25 @@ def test_the_named_state_must_be_intact(run: Path) -> None:
         opt["path"]["resume_state"] = named
         with pytest.raises(UserError, match=missing):
             resume(opt)
+
+
+def test_auto_resume_says_why_a_run_with_networks_begins_anew(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """RVC-WebUI#1954, pytorch-CycleGAN-and-pix2pix#1116: states deleted for room, or not copied."""
+    caplog.set_level(logging.WARNING, "basicsr")
+    assert find_resume_point(options(run)) is None
+    assert not caplog.messages
+    for file in save(run, 5)[1:]:
+        file.unlink()
+    assert find_resume_point(options(run)) is None
+    (text,) = caplog.messages
+    assert "begins a new run" in text
+    assert "pretrain_network_g" in text
+
+
+def test_a_named_state_says_where_its_networks_belong(run: Path) -> None:
+    save(run, 5)[0].rename(run / "net_g_5.pth")
+    (run / "training_states/5.sha256").unlink()
+    opt = options(run, auto_resume=False)
+    opt["path"]["resume_state"] = str(run / "training_states/5.state")
+    with pytest.raises(UserError, match=r"5.state needs its networks in ../models, .*no such file: .*net_g_5.pth"):
+        resume(opt)

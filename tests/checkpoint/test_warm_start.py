@@ -131,6 +131,9 @@ def test_a_network_of_a_file_supports_everything_a_run_does(pairs: Path) -> None
     whole = Path("experiments/small/models/net_g_latest.pth").rename("whole.pth")
     Path("experiments/small/training_states/4.state").unlink()
     Path("experiments/small/training_states/4.sha256").unlink()
+    # gpt-2-simple#13: the next round of fine-tuning moves the run whose network it starts from.
+    Path("community.pth").unlink()
+    train.main([*options, "--auto_resume", "--check"])
     train.main([*options, "--auto_resume"])
     logs = logs_of()
     assert "Resuming training from epoch: 0, iter: 2" in logs

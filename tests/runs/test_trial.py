@@ -170,12 +170,26 @@ def out_of_memory(*_: object) -> NoReturn:
 
 def test_a_state_of_another_training_is_known(check: Check) -> None:
     """SRGAN-PyTorch#49: a GAN resumed from the state of its L1 training."""
-    Path("state").mkdir()
-    torch.save({"iter": 4, "optimizers": [{}]}, "state/4.state")
-    code, _, err = check("path={resume_state: state/4.state}")
+    options = ["-opt", "small.yml", "--force_yml", "name=first", "train:total_iter=4", "logger:save_checkpoint_freq=4"]
+    assert code_of(train.main, options) == 0
+    state = torch.load("experiments/first/training_states/4.state", weights_only=True)
+    Path("experiments/first/training_states/4.sha256").unlink()
+    torch.save(state | {"optimizers": state["optimizers"][:1]}, "experiments/first/training_states/4.state")
+    code, _, err = check("path={resume_state: experiments/first/training_states/4.state}")
     assert code == 2
     assert "has 1 optimizer(s), SRGANDPModel has 2" in err
     assert err.endswith("/models/net_g_4.pth\n")
+
+
+def test_networks_that_do_not_fit_the_state_s_are_known(check: Check) -> None:
+    """Leffa#31: another discriminator for larger patches, in the middle of a run."""
+    options = ["-opt", "small.yml", "--force_yml", "train:total_iter=2", "logger:save_checkpoint_freq=2"]
+    assert code_of(train.main, options) == 0
+    code, _, err = check("network_d:num_feat=8", "path={resume_state: experiments/small/training_states/2.state}")
+    assert code == 2
+    assert re.search(
+        r"net_d_2.pth does not match: .*; a new run with path:pretrain_network_d .*strict_load_d: false", err
+    )
 
 
 def test_what_the_machine_lacks_is_known(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
