@@ -46,10 +46,14 @@ EXTRAS = MappingProxyType(
     }
 )
 
-# What every program imports -> what pip reinstalls if it is broken, whoever imports it.
+# Module of a dependency -> what pip reinstalls if it is broken, whoever imports it, or too old for us.
 REQUIRED = MappingProxyType(
-    {"torch": "torch torchvision", "torchvision": "torch torchvision", "cv2": "opencv-python-headless"}
-)
+    {
+        **{name: name for name in ("numpy", "pydantic", "safetensors", "spandrel", "tifffile", "tqdm")},
+        **dict.fromkeys(("torch", "torchvision"), "torch torchvision"),
+        "cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml",
+    }
+)  # fmt: skip
 
 # Exit code of a run that was stopped by a signal or by losing another process: the same command with --auto_resume
 # resumes it (EX_TEMPFAIL of sysexits.h).
@@ -149,12 +153,13 @@ def _package_message(error: BaseException) -> str | None:
     # The modules that were being imported, from the outermost one; what they import in turn is not known here.
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     modules = [str(frame.f_globals.get("__name__")) for frame in frames if frame.f_code.co_name == "<module>"]
-    required = [module for module in modules if module in REQUIRED]
     owner = getattr(error, "obj", None)  # of an AttributeError: an older version lacks it
-    modules += [owner.__name__ if isinstance(owner, ModuleType) else name]
-    packages = (module.partition(".")[0] for module in modules)
-    package = next((package for package in (*required, *packages) if package in {**REQUIRED, **EXTRAS}), "")
-    if not package:
+    lacking = owner.__name__ if isinstance(owner, ModuleType) else name
+    # A dependency of ours that fails itself is the cause; one that lacks something may only be of another version.
+    found = [module for module in reversed(modules) if module in REQUIRED]
+    found += [module.partition(".")[0] for module in (*modules, lacking) if module.partition(".")[0] in EXTRAS]
+    package = next(iter(found), name.partition(".")[0])
+    if package not in {**REQUIRED, **EXTRAS}:
         return None
     version = ""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -172,8 +177,6 @@ def message_for_user(error: BaseException) -> str | None:
     """
     if isinstance(error, UserError):
         return readable(str(error))
-    if message := _package_message(error):
-        return message
     if is_too_many_files(error):
         return TOO_MANY_FILES
     if is_too_many_processes(error):
@@ -196,7 +199,7 @@ def message_for_user(error: BaseException) -> str | None:
         tempfile.gettempdir()
     except FileNotFoundError as missing:  # torch, imported once more after it, raises another error
         return f"{missing.strerror}: no folder for temporary files can be written; name one in TMPDIR"
-    return None
+    return _package_message(error)
 
 
 def _reader_is_gone() -> bool:

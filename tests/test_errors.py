@@ -109,6 +109,7 @@ def test_each_optional_package_may_be_missing_broken_or_too_old(
         with exit_on_user_error():
             importlib.import_module(package).new_function()
 
+    monkeypatch.setitem(sys.modules, package, None)  # so that what it was comes back
     for number, (code, reason) in enumerate(FAULTS.values()):
         folder = Path(str(number), package).absolute()
         folder.mkdir(parents=True)
@@ -145,6 +146,26 @@ def test_a_broken_package_that_all_need_is_named_whoever_imports_it(
     assert re.match(f"error: {package}( [\\d.]\\S*)? is installed, but cannot be used ", line)
     assert f"RuntimeError: {package}::nms" in line
     assert line.endswith(f": pip install --upgrade --force-reinstall {REQUIRED[package]}")
+
+
+def test_what_ours_lack_is_named_and_what_is_not_theirs_is_not(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """A pydantic that is too old; TensorBoard, which torch refuses; no folder for temporary files in torch's import."""
+
+    def fail(code: str, name: str) -> None:
+        with exit_on_user_error():
+            exec(compile(code, name, "exec"), {"__name__": name})
+
+    said = refused(lambda argv: fail(argv[0], "dp_basicsr.x"), ["from pydantic import NothingOfThisName"])
+    assert re.match("error: pydantic [\\d.]+ is installed, but cannot be used .*--force-reinstall pydantic\n", said)
+    with pytest.raises(ImportError, match="TensorBoard 1.15"):
+        fail("raise ImportError('needs TensorBoard 1.15')", "torch.utils.tensorboard")
+    with pytest.raises(AttributeError):
+        fail("import numpy; numpy.no_such_name", "dp_basicsr.x")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [os.path.abspath("nowhere")])
+    assert "TMPDIR" in refused(lambda argv: fail(argv[0], "torch"), ["raise RuntimeError('already registered')"])
 
 
 def test_the_first_process_of_a_container_ends_on_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
