@@ -12,9 +12,10 @@ import importlib
 import importlib.abc
 import inspect
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import IO, Any
 
 from dp_basicsr.registration import REGISTRIES, register_waiting
@@ -150,6 +151,8 @@ def complete_basicsr() -> None:
     importlib.import_module("dp_basicsr.archs.pretrained").use_our_weights()
     _make_contiguous(importlib.import_module("basicsr.utils.diffjpeg"))
     _complete_base_model(importlib.import_module("basicsr.models.base_model"))
+    # The log's ETA and seconds per iteration, which a clock that is set would make negative or days too long.
+    vars(importlib.import_module("basicsr.utils.logger"))["time"] = SimpleNamespace(time=time.monotonic)
 
 
 def install() -> None:
