@@ -193,6 +193,11 @@ class PluginModel(BaseModel):
             )
         logger = get_root_logger()
         logger.info(f"Loading {type(bare).__name__} model from {load_path}: {weights.holds}. {weights.choice}".rstrip())
+        if not self.is_train and "not the EMA" in weights.choice:
+            logger.warning(
+                f"{load_path}: {weights.choice}, which validation in training measures and `dp-basicsr upscale` takes: "
+                "path:param_key_g=params_ema tests it"
+            )
         if differences:
             new = ", the others keep their random start" if len(fitting) < len(expected) else ""
             count = f"{len(fitting)} of {len(expected)} tensors of {type(bare).__name__}"

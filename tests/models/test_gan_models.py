@@ -233,6 +233,19 @@ def test_warm_start_from_a_psnr_trained_generator(tmp_path: Path) -> None:
     assert psnr.get_current_log().keys() == {"l_pix"}
 
 
+@pytest.mark.parametrize(("key", "warns"), [("params", True), ("params_ema", False)])
+def test_a_test_of_other_weights_than_validation_s_is_told(
+    key: str, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """BasicSR#675, BasicSR#754: validation in training measures the EMA, test.py the weights ``params``."""
+    psnr = models.build("PSNRModel", tmp_path, perceptual_opt=None, ema_decay=0.5)
+    psnr.save(0, 1)
+    opt = model_options("PSNRModel", tmp_path) | {"is_train": False}
+    opt["path"] |= {"pretrain_network_g": str(tmp_path / "net_g_1.pth"), "param_key_g": key}
+    build_model(opt)
+    assert ("path:param_key_g=params_ema" in caplog.text) == warns
+
+
 @pytest.mark.parametrize(
     "options",
     [{"channels_last": True}, {"checkpointing": True},
