@@ -286,7 +286,7 @@ def _escaped(path: str) -> str:
 
 def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     """Find missing files and folders that a run needs; missing validation and test sets are skipped by the run."""
-    files: list[Path] = [(*TRAIN_SET, "meta_info_file")] if is_train else []
+    files: list[Path] = [(*TRAIN_SET, "meta_info_file"), (*TRAIN_SET, "meta_info")] if is_train else []
     # With --auto_resume the run has newer ones, and those that it began with may be gone; else its start names them.
     has_states = is_train and os.path.isdir(f"experiments/{opt.valid('name')}/training_states")
     if is_train and not has_states:
@@ -307,7 +307,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     if is_train:
         for path, root in missing_folders("train").items():
             text = f"expected a folder, got {quote(root)}: no such folder{_escaped(root)}"
-            yield Problem(path, text, missing=True, help=how_to_get_data())
+            yield Problem(path, text, missing=True, help=how_to_get_data() if "DIV2K" in root else "")
         return
     if opt.raw("path", "pretrain_network_g") is None and opt.raw("network_g", "type") != "FromFile":
         text = "expected a net_g_<iteration>.pth, got none: there is nothing to test"

@@ -60,7 +60,7 @@ class DiskClient:
 def open_dataset(dataset_opt: dict[str, Any]) -> Any:
     """Build BasicSR's dataset; a fault of its files is a UserError: counts, names, a missing file, a damaged LMDB."""
     # BasicSR checks these keys with `in` only, and would open or format None.
-    unset = [key for key in ("meta_info_file", "filename_tmpl") if dataset_opt.get(key, "") is None]
+    unset = [key for key in ("meta_info_file", "meta_info", "filename_tmpl") if dataset_opt.get(key, "") is None]
     dataset_opt = {key: value for key, value in dataset_opt.items() if key not in unset}
     name, kind = f"datasets: {dataset_opt['name']}", dataset_opt["type"]
     roots = [str(dataset_opt.get(key)) for key in ("dataroot_gt", "dataroot_lq")]
@@ -77,7 +77,12 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
                     f"convert it with `{advise('data lmdb', f'-i {root} --lmdb png -o NEW.lmdb')}`"
                 )
         with images_alone(name):
-            dataset = build_dataset(dataset_opt)
+            # The one dataset of BasicSR that needs a list; without it the folder's images are meant, as in the others.
+            if kind == "RealESRGANDataset" and os.path.isdir(roots[0]) and not roots[0].endswith(".lmdb"):
+                dataset = build_dataset({"meta_info": os.devnull} | dataset_opt)
+                dataset.paths = dataset.paths if "meta_info" in dataset_opt else data_util.paths_from_folder(roots[0])
+            else:
+                dataset = build_dataset(dataset_opt)
     except KeyError as error:
         raise UserError(f"{name}: {kind} needs the key {error}") from error
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:

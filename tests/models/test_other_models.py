@@ -71,6 +71,15 @@ def test_check_takes_a_batch_without_lq(pairs: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert "one step of RealESRGANModel on 2 pairs of the data (gt 2 x 3 x 400 x 400)" in said
     assert "dp_weight" in said
+    # Real-ESRGAN#600: somebody else's option file, with one's own folder.
+    entry = "datasets:train:meta_info="
+    options = ["-opt", "small.yml", "--check", "--force_yml"]
+    assert code_of(train.main, [*options, "datasets:train:dataroot_gt=pairs/GT", f"{entry}~"]) == 0
+    assert code_of(train.main, [*options, "datasets:train:dataroot_gt=nowhere", f"{entry}nowhere.txt"]) == 2
+    error = capsys.readouterr().err
+    assert "dataroot_gt: expected a folder, got 'nowhere'" in error
+    assert "meta_info: expected a file, got 'nowhere.txt'" in error
+    assert "div2k" not in error
     assert not Path("experiments").exists()
 
 
@@ -78,7 +87,7 @@ def test_check_takes_a_batch_without_lq(pairs: Path, capsys: pytest.CaptureFixtu
     ("entry", "message"),
     [
         ("datasets:train:dataroot_gt=nowhere", "dataroot_gt: expected a folder, got 'nowhere'"),
-        ("datasets:train:meta_info=nowhere.txt", "No such file or directory: 'nowhere.txt'"),
+        ("datasets:train:meta_info=nowhere.txt", "meta_info: expected a file, got 'nowhere.txt': no such file"),
     ],
 )
 def test_check_without_the_data_of_a_foreign_dataset_tries_no_step(
