@@ -97,20 +97,22 @@ def write_report(folders: Sequence[Path], out: Path, quality: int | None = None)
 
 def collect(folders: Sequence[Path], quality: int | None) -> Report:
     """Read everything shown in the report."""
-    paths = [folder.resolve() for folder in folders]
+    paths = {folder: folder.resolve() for folder in folders}
     # The folder of every test's evaluation has the same name, its parent the run's.
-    titles = dict.fromkeys(path.parent.name if path.name == FOLDER else path.name for path in paths)
-    report = Report(title=", ".join(titles))
+    names = {folder: path.parent.name if path.name == FOLDER else path.name for folder, path in paths.items()}
+    logged = {paths[folder]: names[folder] for folder in folders if training_logs(folder)}
+    # Trainings of one name, as on two machines, are told apart by their folders.
+    names |= {folder: str(folder) for folder in folders if [*logged.values()].count(logged.get(paths[folder], "")) > 1}
+    report = Report(title=", ".join(dict.fromkeys(names.values())))
     for folder in folders:
         evaluation = next((path for path in (folder, folder / FOLDER) if (path / JSON_NAME).is_file()), None)
-        logs = any(folder.glob("train_*.log"))
-        if evaluation is None and not logs:
+        if evaluation is None and not training_logs(folder):
             raise UserError(
                 f"{folder}: expected a training's folder with train_*.log, or an evaluation with {JSON_NAME} "
                 f"(created by `{advise('evaluate', '-o')}` and by test.py)"
             )
-        if logs:
-            _add_training(report, folder)
+        if training_logs(folder):
+            _add_training(report, folder, names[folder])
         if evaluation:
             # Two evaluations may differ in scale and images, so their means do not belong in one table.
             if report.averages:
@@ -141,23 +143,24 @@ def make_table(
     return Table(name, [*head, *(METRICS[metric].label for metric in metrics)], rows, len(head), highest)
 
 
-def _add_training(report: Report, folder: Path) -> None:
+def _add_training(report: Report, folder: Path, name: str) -> None:
     curves = read_run(folder)
     for title, panel in training_panels(curves).items():
         # Of two trainings, the second one's panels carry its name.
-        report.curves[title if title not in report.curves else f"{title} ({folder.name})"] = panel_svg(title, panel)
+        report.curves[title if title not in report.curves else f"{title} ({name})"] = panel_svg(title, panel)
     # A log may end after the baseline, before the first line of an iteration.
-    report.facts[f"Iterations of {folder.name}"] = f"{curves['lr'][-1][0] if 'lr' in curves else 0:,}"
+    report.facts[f"Iterations of {name}"] = f"{curves['lr'][-1][0] if 'lr' in curves else 0:,}"
     texts = [log.read_text(encoding="utf-8", errors="replace") for log in training_logs(folder)]
     # The last start's log says what it changed.
     for beside, changes in re.findall(r"Options beside (.+?): (.+)", texts[-1]):
-        report.facts[f"{folder.name} beside {beside}"] = changes
+        report.facts[f"{name} beside {beside}"] = changes
     for path in sorted(folder.glob("*.yml")):
-        report.option_files[path.name] = path.read_text(encoding="utf-8", errors="replace")
+        shown = path.name if path.name not in report.option_files else f"{path.name} ({name})"
+        report.option_files[shown] = path.read_text(encoding="utf-8", errors="replace")
     # Random features are logged with these words; such curves must not pass for a result.
     if any("RANDOM weights" in text for text in texts):
         report.notes.append(
-            f"{folder.name} was trained with perceptual networks of RANDOM weights, for a trial or demo: its losses "
+            f"{name} was trained with perceptual networks of RANDOM weights, for a trial or demo: its losses "
             "compare random features, not those of the paper."
         )
 

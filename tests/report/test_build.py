@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,18 @@ def test_a_run_that_ended_after_its_baseline_has_a_report(run: Path) -> None:
     assert "<h2>Training</h2>" in page
     assert "<h2>Images</h2>" not in page
     assert "<dt>Iterations of run</dt><dd>0</dd>" in page
+
+
+def test_trainings_of_one_name_are_all_shown(run: Path) -> None:
+    """detectron2#1112: the runs of several machines have one name."""
+    others = [shutil.copytree(run, run.parents[1] / machine / "run") for machine in ("a", "b")]
+    report = collect([run, *others], 50)
+    assert report.title == ", ".join(map(str, [run, *others]))
+    for folder in (run, *others):
+        assert report.facts[f"Iterations of {folder}"] == "2"
+    panels = [title for title in report.curves if title.startswith("Generator")]
+    assert panels == ["Generator", *(f"Generator ({folder})" for folder in others)]
+    assert list(report.option_files) == ["run.yml", *(f"run.yml ({folder})" for folder in others)]
 
 
 def test_mistakes_are_named(pairs: Path, evaluation: Path, refused: Callable[[Any, list[str]], str]) -> None:
