@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
-from logging.handlers import MemoryHandler
+from logging.handlers import MemoryHandler, WatchedFileHandler
 from typing import Any
 
 from dp_basicsr import __version__
@@ -78,10 +78,19 @@ def start_log(run: RunOptions) -> MemoryHandler:
     return held
 
 
-class _LogFile(logging.FileHandler):
-    """Continues without the file if it cannot be written; only a failed checkpoint stops a run."""
+class _LogFile(WatchedFileHandler):
+    """Continues without the file if it cannot be written; only a failed checkpoint stops a run.
+
+    One that someone moves or deletes is begun anew.
+    """
 
     reported = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # its folder is gone
+            self.handleError(record)
 
     # logging would print a traceback for every line.
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)

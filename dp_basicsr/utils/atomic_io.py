@@ -80,6 +80,9 @@ def atomic_write(path: Path, write: Callable[[Any], Any]) -> str:
         # BasicSR's logger by name, because importing BasicSR takes seconds.
         logging.getLogger("basicsr").warning(f"{path} cannot be saved ({reason}); retrying in {RETRY_AFTER:g} s")
         time.sleep(RETRY_AFTER)
+        # Someone may have cleared the folder of a run, which goes on.
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
         is_retry = True
 
 

@@ -62,6 +62,13 @@ def save(run: Path, iteration: int, manifest: bool = True) -> list[Path]:
     return [net, state, state.with_suffix(".sha256")]
 
 
+def test_a_checkpoint_makes_its_folders_anew(run: Path) -> None:
+    """polyaxon#710: someone has cleared the run's folder."""
+    shutil.rmtree(run)
+    save(run, 3)
+    assert resume(options(run))["path"]["pretrain_network_g"] == str(run / "models/net_g_3.pth")
+
+
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "net_g_latest.pth"
     write_checkpoint({"params": {"a": torch.ones(3)}}, path)
@@ -90,8 +97,9 @@ def test_a_failed_write_is_retried_once(tmp_path: Path, monkeypatch: pytest.Monk
     checksum = write_checkpoint({"iter": 1}, tmp_path / "1.state")
     assert failures == []
     assert hashlib.sha256((tmp_path / "1.state").read_bytes()).hexdigest() == checksum
-    with pytest.raises(UserError, match=r"gone/1\.state"):
-        write_checkpoint({"iter": 1}, tmp_path / "gone" / "1.state")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/1\.state"):
+        write_checkpoint({"iter": 1}, tmp_path / "file" / "1.state")
 
 
 @pytest.mark.parametrize("manifest", [True, False])

@@ -114,6 +114,28 @@ def test_a_run_outlives_the_folder_of_its_figures(caplog: pytest.LogCaptureFixtu
     assert caplog.text.count("is gone, with the figures up to now") == 1
 
 
+def test_a_run_outlives_its_log_and_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    """polyaxon#710; a checkpoint makes the folder anew."""
+    run, logger = run_with(), get_root_logger()
+    write_log(run, "train", start_log(run))
+    handler = logger.handlers[-1]
+    try:
+        (log,) = run.folders.root.glob("train_*.log")
+        log.unlink()
+        logger.info("after the file was deleted")
+        assert "after the file was deleted" in log.read_text()
+        shutil.rmtree(run.folders.root)
+        for line in ("lost", "lost too"):
+            logger.info(line)
+        assert capsys.readouterr().err.count("cannot be written") == 1
+        run.folders.root.mkdir()
+        logger.info("in a new one")
+        assert "in a new one" in log.read_text()
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
 FIGURES = {"time": 0.61234, "data_time": 0.01, "img_per_s": 26.1, "l_g_pix": 0.00104, "l_g_vgg": 0.0215,
            "l_g_resnet": 2.17, "dp_weight": 0.01977, "l_g_percep": 0.0643, "l_g_gan": 0.0123, "l_d_real": 0.0451,
            "l_d_fake": 0.0445, "out_d_real": 1.14, "out_d_fake": -1.233}  # fmt: skip
