@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import io
+import math
 import os
 import re
 import warnings
@@ -24,8 +25,7 @@ import numpy as np
 # so that none of the larger ones would do.
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 _NEWER = re.compile(r"IR version: \d+, max supported IR version: \d+|Opset \d+ is under development")
-_FROZEN = re.compile(r"requested shape:\{[-\d,]*?(\d+),(\d+)\}")
-_ONE_SIZE = "it takes {} x {} pixels alone: expected a square, or any size"
+_FROZEN = re.compile(r"Input shape:\{([\d,]+)\}, requested shape:\{([-\d,]+)\}")
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")  # of such a file: in ONNX a length and the name follow
 
 
@@ -90,7 +90,7 @@ class OnnxEngine(Engine):
         known = {field.name: int(notes[field.name]) for field in dataclasses.fields(InputSize) if field.name in notes}
         sides = {side for side in self.fixed[2:] if side}
         if len(sides) > 1:
-            raise ValueError(_ONE_SIZE.format(*self.fixed[2:]))
+            raise ValueError(f"it takes {self.fixed[2]} x {self.fixed[3]} pixels alone: expected a square, or any size")
         for side in sides:
             known |= {"minimum": side, "maximum": side}
         channels, errors = (1 if self.fixed[1:2] == [1] else 3), []
@@ -104,11 +104,15 @@ class OnnxEngine(Engine):
                 break
             except Exception as error:  # as above
                 errors.append(error)
-            # Some name free sides, and reshape to those of the example that they were exported with.
-            if len(errors) == 1 and (frozen := _FROZEN.search(str(errors[0]))) and frozen[1] == frozen[2]:
-                sizes.insert(1, InputSize(minimum=int(frozen[1]), maximum=int(frozen[1])))
+            # Some name free sides, and reshape to those of the example that they were exported with: the numbers of
+            # values, in which a batch may be -1, are as the areas.
+            if len(errors) == 1 and not known and (frozen := _FROZEN.search(str(errors[0]))):
+                now, then = (abs(math.prod(map(int, numbers.split(",")))) for numbers in frozen.groups())
+                if now and (example := math.isqrt(side * side * then // now)) ** 2 * now == side * side * then:
+                    sizes.insert(1, InputSize(minimum=example, maximum=example))
         else:
-            raise ValueError(_ONE_SIZE.format(*frozen.groups())) if frozen else errors[0]
+            reason = "it reshapes to fixed sizes of no square: export it with free height and width"
+            raise ValueError(reason) if frozen else errors[0]
         arch = notes.get("arch", "ONNX")
         return OpenedNetwork(self.path.name, arch, scale, f"ONNX x{scale}", "", channels, size, notes=notes)
 

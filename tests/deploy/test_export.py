@@ -281,9 +281,16 @@ def test_an_onnx_file_that_is_frozen_under_free_names_upscales_any_image(side: i
         return Path("net.onnx")
 
     pixels = noise(33, 47, 3)
+    text = f"""<ir_version: 8, opset_import: ["": 13]> g (float[n, 3, h, w] x) => (float[n, 3, k, l] y) {{
+        s = Constant<value_ints = [-1, 3, {side // 2}, 2, {side // 2}, 2]>() a = Reshape(x, s)
+        t = Constant<value_ints = [-1, 3, {side}, {side}]>() y = Reshape(a, t) }}"""
+    onnx.save(onnx.parser.parse_model(text), "net.onnx")
+    assert np.array_equal(Upscaler(open_engine([Path("net.onnx")]))(pixels), pixels)
     engine = open_engine([write(side, side)])
     assert np.array_equal(Upscaler(engine)(pixels), pixels.repeat(2, 0).repeat(2, 1))
-    with pytest.raises(UserError, match="it takes 48 x 80 pixels alone: expected a square, or any size"):
+    with pytest.raises(
+        UserError, match="it reshapes to fixed sizes of no square: export it with free height and width"
+    ):
         open_engine([write(48, 80)])
 
 
