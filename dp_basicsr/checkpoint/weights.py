@@ -29,7 +29,7 @@ _GENERATOR = re.compile(r"(?:ema_)?(?:(?:net_?)?g|gen|generator)(?:_ema)?", re.I
 _NETWORKS = (_GENERATOR, _DISCRIMINATOR, re.compile("model|net|network|online_model"))
 # Entries of a file that hold tensors, but no weights of the network to use: the weights before averaging too.
 _OTHERS = re.compile(
-    r"optim|sched|scaler|loss|perceptual|lpips|vgg|metric|data_preprocessor|current_model_state|collected",
+    r"optim|sched|(?<!up)scaler|loss|criteri|perceptual|lpips|vgg|metric|data_preprocessor|current_model_state|collected",
     re.IGNORECASE,
 )
 
@@ -302,6 +302,10 @@ def _entries(content: Any, keys: tuple[str, ...] = (), averaged: bool = False) -
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     heads = dict.fromkeys(name.partition(".")[0] for name in state)
     named = [head for head in heads if _is_network(head, state)]
+    inside = {head: {name.partition(".")[2] for name in state if name.startswith(f"{head}.")} for head in heads}
+    # What has an average beside it is a network, whatever it is called.
+    averages = [inside[head] for head in named if _AVERAGED.search(head)]
+    named += [head for head in heads if head not in named and inside[head] in averages]
     # A single such name among others is a layer, unless the others are no weights.
     if len(named) > 1 or (named and (len(heads) == 1 or any(_OTHERS.search(head) for head in heads))):
         for head in named:

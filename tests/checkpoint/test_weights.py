@@ -85,6 +85,8 @@ BOTH: dict[str, Callable[[State, State], Any]] = {
         **{f"model_ema.{name.replace('.', '')}": value for name, value in ema.items()}}},
     "Lightning, two prefixes": lambda raw, ema: {"state_dict": {
         **prefixed(raw, "net_g."), **prefixed(ema, "net_g_ema.")}},
+    "Lightning, any attribute": lambda raw, ema: {"state_dict": {
+        **prefixed(raw, "sr_model."), **prefixed(ema, "sr_model_ema."), "criterion.weight": torch.ones(3)}},
     "ema-pytorch": lambda raw, ema: {"model": raw, "ema": {
         "initted": torch.tensor(True), "step": torch.tensor(9), **prefixed(raw, "online_model."),
         **prefixed(ema, "ema_model.")}},
@@ -157,12 +159,12 @@ def test_the_only_weights_are_taken(layout: str, tmp_path: Path) -> None:
         assert not difference(read_weights(tmp_path / "net.pth").state, state)
 
 
-@pytest.mark.parametrize("also", [{}, {"lpips.net.0.weight": torch.ones(3), "disc.0.weight": torch.ones(2)}])
+@pytest.mark.parametrize("also", [{}, {"criterion.weight": torch.ones(3), "disc.0.weight": torch.ones(2)}])
 def test_the_attribute_of_a_trainer_before_all_names_is_left_out(also: State, tmp_path: Path) -> None:
     """torchgeo#4036: whatever it is called, where the names behind it are those of a network."""
     for rng in draws(2):
         state, _ = networks(rng)
-        torch.save({"state_dict": {**prefixed(state, "sr_model.encoder."), **also}}, tmp_path / "net.pth")
+        torch.save({"state_dict": {**prefixed(state, "upscaler.encoder."), **also}}, tmp_path / "net.pth")
         assert not difference(dict(load_network([tmp_path / "net.pth"]).module.state_dict()), state)
         torch.save({**prefixed(state, "sr_model."), **also}, tmp_path / "net.pth")
         assert not difference(read_weights(tmp_path / "net.pth", names=state).state, state)
