@@ -300,12 +300,13 @@ def _entries(content: Any, keys: tuple[str, ...] = (), averaged: bool = False) -
         # Wrappers stand in any order, with counters between them.
         prefix = wrappers.pop()
         state = {name.removeprefix(prefix): value for name, value in state.items()}
-    heads = dict.fromkeys(name.partition(".")[0] for name in state)
+    heads: dict[str, set[str]] = {}  # the first part of names -> what follows
+    for name in state:
+        heads.setdefault(name.partition(".")[0], set()).add(name.partition(".")[2])
     named = [head for head in heads if _is_network(head, state)]
-    inside = {head: {name.partition(".")[2] for name in state if name.startswith(f"{head}.")} for head in heads}
     # What has an average beside it is a network, whatever it is called.
-    averages = [inside[head] for head in named if _AVERAGED.search(head)]
-    named += [head for head in heads if head not in named and inside[head] in averages]
+    averages = [heads[head] for head in named if _AVERAGED.search(head)]
+    named += [head for head in heads if head not in named and heads[head] in averages]
     # A single such name among others is a layer, unless the others are no weights.
     if len(named) > 1 or (named and (len(heads) == 1 or any(_OTHERS.search(head) for head in heads))):
         for head in named:
