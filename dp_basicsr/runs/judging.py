@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dp_basicsr.errors import UserError
@@ -54,6 +57,11 @@ class Judge:
         """Keep the figures of the start weights, which count neither for patience nor as best."""
         self.start, self.start_color = figures, dict(colors)
 
+    def forget(self, name: str, metric: str) -> None:
+        """Forget the figures of a set's metric, with which no later one can be compared."""
+        self.best.pop(f"{name}/{metric}", None)
+        self.start.get(name, {}).pop(metric, None)
+
     def judge(self, iteration: int, figures: Figures, colors: Mapping[str, float]) -> None:
         """Judge a validation of all sets; one that a resumed run repeats does not count twice."""
         if iteration <= self.judged:
@@ -98,6 +106,44 @@ class Judge:
         options = self._options(key)
         sign = -1 if (options.get("better") or better_of(options["type"])) == "lower" else 1
         return sign * (value - other) > by
+
+
+class Measured:
+    """What each figure of a run is measured on: those of other images or settings cannot be compared.
+
+    Args:
+        metrics: Options ``val: metrics``.
+        datasets: The sets, with BasicSR's ``opt`` and ``paths``.
+    """
+
+    def __init__(self, metrics: Mapping[str, Any], datasets: Iterable[Any]) -> None:
+        self.now = {
+            f"{dataset.opt['name']}/{metric}": f"{_images(dataset)} {json.dumps(options, sort_keys=True, default=str)}"
+            for dataset in datasets
+            for metric, options in metrics.items()
+        }
+        self.before = self.now
+
+    def state_dict(self) -> dict[str, str]:
+        """Return a text for each ``set/metric``."""
+        return self.now
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Keep a state to compare with."""
+        self.before = dict(state)
+
+    def changed(self) -> list[tuple[str, str]]:
+        """Return the sets and metrics that were measured on something else in the state."""
+        keys = [key for key, text in self.now.items() if self.before.get(key, text) != text]
+        return [(name, metric) for name, _, metric in (key.rpartition("/") for key in keys)]
+
+
+def _images(dataset: Any) -> str:
+    """Return the number of a set's images, and a checksum over the names and sizes of its files."""
+    entries = [entry.values() if isinstance(entry, dict) else [entry] for entry in getattr(dataset, "paths", ())]
+    files = [str(file) for entry in entries for file in entry]
+    lines = [f"{os.path.basename(file)} {os.path.getsize(file) if os.path.isfile(file) else ''}" for file in files]
+    return f"{len(entries)} images {hashlib.sha256(os.fsencode(chr(10).join(lines))).hexdigest()}"
 
 
 def flat(figures: Figures) -> dict[str, float]:

@@ -21,7 +21,7 @@ from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
 from dp_basicsr.runs.changes import describe_changes
-from dp_basicsr.runs.judging import Judge
+from dp_basicsr.runs.judging import Judge, Measured
 from dp_basicsr.runs.limits import (
     keep_freed_memory,
     out_of_memory_is_user_error,
@@ -118,10 +118,17 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
     # BasicSR's models have no saver, so a judge's state could not be resumed.
     judge = Judge(run.options.val) if run.options.val is not None and hasattr(model, "saver") else None
     if judge is not None:
+        measured = Measured(opt["val"]["metrics"] or {}, [loader.dataset for loader in val_loaders])
         # Before the state is restored, which includes the judge's.
-        model.saver.others["judge"] = judge
+        model.saver.others |= {"judge": judge, "measured": measured}
     if point is not None:
         resume(run, model, stream, point.state)
+    if judge is not None:
+        for name, metric in measured.changed():
+            judge.forget(name, metric)
+            if model.validator.best.get(name, {}).pop(metric, None):
+                text = "is forgotten: its images or settings have changed"
+                get_root_logger().warning(f"The best {metric} of {name} {text}.")
     if point is None or point.state["iter"] < run.options.training.total_iter:
         on_rank_0(lambda: require_room(run, model))
     return Training(run, model, stream, val_loaders, judge, iteration=point.state["iter"] if point else 0)

@@ -12,12 +12,13 @@ from dp_basicsr import train
 from dp_basicsr.options.schema import Val
 from dp_basicsr.runs.judging import IN_A_ROW, Judge
 
+import cv2
 import pytest
 import torch
 from basicsr.utils import get_root_logger
 
 from tests.support.fuzz import draws
-from tests.support.options import SMALL
+from tests.support.options import SMALL, write_small
 from tests.support.programs import logs_of
 
 PSNR, LPIPS = {"type": "calculate_psnr"}, {"type": "calculate_lpips", "better": "lower"}
@@ -118,3 +119,22 @@ def test_the_log_says_what_the_options_change(run: Any) -> None:
     again = run("train:total_iter=3", "val=~", "logger:save_checkpoint_freq=2")
     expected = "Options beside the previous start: train:total_iter 3 (2), logger:save_checkpoint_freq 2 (3)"
     assert expected in again
+
+
+@pytest.mark.parametrize("change", ["images", "settings", "nothing"])
+def test_a_best_figure_is_of_the_images_and_settings_of_now(change: str, pairs: Path) -> None:
+    """mmsegmentation#2428: harder images in the middle of a project, and no later network could be the best."""
+    metric = {"type": "calculate_psnr", "crop_border": 4}
+    write_small("val:val_freq=2", f"val:metrics={{psnr: {metric}}}", "logger:keep_best=true", "val:save_img=false")
+    options = ["-opt", "small.yml", "--force_yml", "logger:save_checkpoint_freq=2", "train:total_iter=4"]
+    assert train.main(options) is None
+    if change == "images":
+        cv2.imwrite("pairs/GT/image0.png", cv2.imread("pairs/GT/image0.png") // 2 + 128)  # a network begins at black
+    entries = [f"val:metrics={{psnr: {metric | {'test_y_channel': True}}}}"] if change == "settings" else []
+    assert train.main([*options, *entries, "train:total_iter=6", "--auto_resume"]) is None
+    assert ("The best psnr of there is forgotten" in logs_of()) == (change != "nothing")
+    figures = sorted({float(text) for text in re.findall(r"# psnr: (\S+)", logs_of())})
+    state = torch.load("experiments/small/training_states/6.state", weights_only=True)
+    # Lower with harder images, so that an older figure would stay the best one.
+    expected = min(figures) if change == "images" else max(figures)
+    assert state["best_metric_results"]["there"]["psnr"]["val"] == pytest.approx(expected, abs=0.02)
