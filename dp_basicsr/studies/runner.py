@@ -208,6 +208,7 @@ class Runner:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         # Appended to: training, resumed trainings and test share one file.
         with job.log.open("ab") as log:
+            start = log.tell()
             with self._starting:
                 if self._stopping.is_set():
                     return
@@ -222,8 +223,11 @@ class Runner:
                 self.failed[job.name] = f"{what}: {how}, and {job.log} is its output"
                 print(f"{job.name}: {self.failed[job.name]}", file=sys.stderr, flush=True)
                 return
-            lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
-            self.failed[job.name] = f"{what} ended with code {code}: " + "\n  ".join(lines)
+            lines = job.log.read_bytes()[start:].decode(errors="replace").splitlines()
+            # Another study at the same rows writes into the file, too.
+            errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+            last = lines[errors[-1] :][:_LAST_LINES] if errors else lines[-_LAST_LINES:]
+            self.failed[job.name] = f"{what} ended with code {code}: " + "\n  ".join(last)
             print(f"{job.name}: {self.failed[job.name]}", file=sys.stderr, flush=True)
 
 

@@ -177,6 +177,8 @@ def test_a_study_outlives_the_reader_of_its_lines(monkeypatch: pytest.MonkeyPatc
     ("end", "reason"),
     [
         ('sys.exit("no memory left")', "training ended with code 1: no memory left"),
+        # talos#162: the lines behind are those of a study that was started a second time.
+        ('sys.exit("error: in use\\nepoch 7")', "training ended with code 1: error: in use\n"),
         ("os.kill(os.getpid(), 9)", "training: SIGKILL ended it (out of memory?); the same command continues it, and"),
     ],
 )
