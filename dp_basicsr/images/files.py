@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from unicodedata import normalize
 
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, shorten
 
 # Suffix of a written image -> Pillow's name of the format.
 FORMATS = {
@@ -37,7 +37,9 @@ def find_images(folder: Path) -> list[Path]:
         raise UserError(f"no such folder: {folder}, expected a folder of images")
     paths = sorted(path for path in folder.iterdir() if _is_image(path))
     if not paths:
-        raise UserError(f"no image in {folder}: expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+        inside = shorten(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+        also = f"; give its folders one by one ({inside})" if inside else ""
+        raise UserError(f"no image in {folder}: expected files that end in {', '.join(IMAGE_SUFFIXES)}{also}")
     return paths
 
 

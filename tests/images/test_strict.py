@@ -113,9 +113,9 @@ def test_find_images_takes_images_only_and_sorts_and_the_others_are_counted() ->
     Path("sub", "c.png").touch()
     assert [path.name for path in find_images(HERE)] == ["a.jpg", "b.PNG"]
     assert left_out(HERE) == ".: ignored 4 that are not images (2 .heic, 1 folder, 1 no suffix)"
-    Path("folder.png").mkdir()
+    Path("folder.png/class_1").mkdir(parents=True)
     assert len(find_images(HERE)) == 2
-    with pytest.raises(UserError, match="no image in"):
+    with pytest.raises(UserError, match=r"no image in folder.png: .*; give its folders one by one \(class_1\)"):
         find_images(Path("folder.png"))
     with pytest.raises(UserError, match="no such folder"):
         find_images(Path("missing"))
