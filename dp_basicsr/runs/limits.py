@@ -71,7 +71,16 @@ def require_compiler(run: RunOptions) -> None:
 
 
 def require_room(run: RunOptions, model: Any) -> None:
-    """Refuse a run whose disk has no room for one checkpoint: its networks, and the moments of Adam (UserError)."""
+    """Refuse a run whose disk has no room for one checkpoint: its networks, and the moments of Adam (UserError).
+
+    So is one that would resume in folders of another user that it cannot write.
+    """
+    for folder in (run.folders.root, run.folders.models, run.folders.training_states) if run.auto_resume else ():
+        if folder.is_dir() and not os.access(folder, os.W_OK):
+            raise UserError(
+                f"{folder} is {folder.owner()}'s, and may not be written: its owner's `chmod -R g+w` gives it to the "
+                "group, as `umask 002` does before the start of a team's run"
+            )
     networks = [
         net for name, net in vars(model).items() if name.startswith("net_") and isinstance(net, torch.nn.Module)
     ]

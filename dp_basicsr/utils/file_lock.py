@@ -87,7 +87,9 @@ def _lock_run(path: Path) -> int | None:
         except FileNotFoundError:
             continue  # an ending run has just removed the empty folder
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
+            gone = f"; {path.parent} leads to nothing: mount its disk, or make its folder"
+            also = gone if path.parent.is_symlink() and not path.parent.exists() else ""
+            raise UserError(f"cannot write {path}: {error.strerror}{also}") from error
         locked = try_lock(handle, path, "lockf", "start no second run of this name")
         # A run that ended meanwhile deleted this file; another one may hold a new file.
         with contextlib.suppress(FileNotFoundError):

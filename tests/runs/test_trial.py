@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -211,6 +212,18 @@ def test_what_the_machine_lacks_is_known(check: Check, monkeypatch: pytest.Monke
     assert "torch.compile does not work here (RuntimeError: No working C++ compiler found): install" in err
     assert code_of(train.main, ["-opt", "small.yml", "--force_yml", "train:compile=true"]) == 2
     assert not Path("experiments/small").exists()
+
+
+def test_a_run_of_another_user_that_cannot_be_written_is_known(
+    check: Check, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """dvc#2287: a team's folder under umask 022."""
+    Path("experiments/small/models").mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: "models" not in str(path))
+    assert re.search(
+        "models is .*'s, .*umask 002", refused(train.main, ["-opt", "small.yml", "--auto_resume", "--check"])
+    )
+    assert check()[0] == 0
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_known(

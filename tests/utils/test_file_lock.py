@@ -46,6 +46,13 @@ def test_a_live_run_holds_its_lock_and_a_dead_one_releases_it() -> None:
     assert os.listdir("experiments") == ["run"]
 
 
+def test_a_link_to_a_disk_that_is_not_mounted_is_named(tmp_path: Path) -> None:
+    """LibreYOLO#187: "File exists", of a file that does not."""
+    Path("experiments").symlink_to(tmp_path / "disk/experiments")
+    with pytest.raises(UserError, match="experiments leads to nothing: mount its disk"), run_lock("experiments/run"):
+        pass
+
+
 @pytest.mark.parametrize("lack", ["EBADF", "ENOSYS", "ENOLCK", "no fcntl"])
 def test_without_locks_a_run_and_a_staged_folder_are_written_with_a_warning(
     lack: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
