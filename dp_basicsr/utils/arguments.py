@@ -104,6 +104,18 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return "\n\n".join(part if part.startswith(examples) else fill(part, width, indent) for part in paragraphs)
 
 
+class _Store(argparse.Action):
+    """Join the values of an option that is given twice, where argparse keeps only the last; one input stays one."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        before = getattr(namespace, self.dest)
+        if before is not self.default and self.nargs == "+":
+            values = [*before, *values]
+        elif before not in (self.default, values) and self.dest in ("input", "opt"):
+            raise argparse.ArgumentError(self, f"expected one, got {before} and {values}")
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose long options may be written with ``-`` or ``_``.
 
@@ -116,6 +128,7 @@ class Parser(argparse.ArgumentParser):
         module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`
         started = f"python -m {module.name}" if module else f"python {sys.argv[0]}"
         super().__init__(prog=" ".join(_program) or started, description=description, formatter_class=_Help)
+        self.register("action", None, _Store)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse, after exchanging each spelling of a long option for the declared one."""
@@ -148,6 +161,8 @@ class Parser(argparse.ArgumentParser):
         words = message.removeprefix("unrecognized arguments: ").split()
         if message.startswith("unrecognized") and any(map(os.path.exists, words)):
             message += " (one file or folder is taken here: give the folder of the files instead of a pattern)"
+        elif message.endswith(" argument"):
+            message += " (one that begins with - after an equals sign: --suffix=-x4)"
         super().error(message)
 
     def add_input(self, **settings: Any) -> None:

@@ -29,6 +29,21 @@ def test_dashes_and_underlines_are_the_same_and_output_has_three_names(parser: P
         assert parser.parse_args(words).output == Path("x")
 
 
+def test_an_option_given_twice_loses_nothing(parser: Parser, refused: Callable[..., str]) -> None:
+    parser.add_input()
+    parser.add_option_file(required=False)
+    given = parser.parse_args(["-m", "a", "--model_path", "b", "c", "--size", "4", "--size", "5", "-i", "d", "-i", "d"])
+    assert (given.model_path, given.size, given.input) == ([Path("a"), Path("b"), Path("c")], 5, "d")
+    for option in ("-i", "-opt"):
+        assert "expected one, got a and b" in refused(parser.parse_args, [option, "a", option, "b"])
+
+
+def test_a_value_that_begins_with_a_dash_gets_advice(parser: Parser, refused: Callable[..., str]) -> None:
+    for words in (["-o", "-x"], ["--number"], ["-m", "-x"]):
+        assert "after an equals sign: --suffix=-x4" in refused(parser.parse_args, words)
+    assert parser.parse_args(["-o=-x"]).output == Path("-x")
+
+
 def test_a_value_keeps_its_underlines(parser: Parser) -> None:
     assert parser.parse_args(["--force_yml", "a_b=c_d", "--out=e_f"]).force_yml == ["a_b=c_d"]
     with pytest.raises(SystemExit):
