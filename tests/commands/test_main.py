@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +58,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wrong_name_gets_the_nearest(words: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words.split()) == 2
     assert capsys.readouterr().err.endswith(f"; {near!r}?\n")
+
+
+@pytest.mark.parametrize("module", ["dp_basicsr", "dp_basicsr.train"])
+def test_files_of_the_current_folder_hide_no_package(module: str) -> None:
+    for name in ("random.py", "copy.py", "yaml.py", "basicsr/__init__.py"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("raise ImportError('of the user')")
+    command = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_errors_and_exit_codes_are_the_commands(refused: Callable[..., str]) -> None:
