@@ -183,11 +183,13 @@ class PluginModel(BaseModel):
         differences = compare_shapes(expected, weights.state)
         if differences and (strict or not fitting):
             key = "strict_load_d" if part == "discriminator" else "strict_load_g"
-            fits = f"; a new run with path:pretrain_network_{key[-1]} and path: {key}: false loads what fits"
-            also = f" (nothing fits, not even with path: {key}: false)" if not strict else fits if fitting else ""
-            # Of another scale, most fit. A test, and a run that resumes, need all.
-            if 2 * len(fitting) > len(expected) and self.is_train and not self.opt["path"].get("resume_state"):
-                also = f"; path: {key}: false starts from the {len(fitting)} of {len(expected)} tensors that fit"
+            also = "" if strict else f" (nothing fits, not even with path: {key}: false)"
+            # Of another scale, most fit. A test needs all, and so does a run that resumes.
+            if 2 * len(fitting) > len(expected) and self.is_train:
+                share = f"the {len(fitting)} of {len(expected)} tensors that fit"
+                also = f"; a new run with path: {key}: false starts from {share}"
+            elif self.is_train and part == "discriminator":
+                also = "; a new run with path:pretrain_network_g starts from the generator alone"
             raise UserError(
                 f"network {load_path} does not match: {differences}; the file contains {weights.holds}{also}"
             )

@@ -77,9 +77,6 @@ def atomic_write(path: Path, write: Callable[[Any], Any]) -> str:
                     f"{path} cannot be saved ({reason}; {free_space(path.parent)}); earlier checkpoints "
                     "are intact; fix this and continue with --auto_resume"
                 ) from error
-            # The user has moved or deleted the folder, which must not end a run.
-            with contextlib.suppress(OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
         # BasicSR's logger by name, because importing BasicSR takes seconds.
         logging.getLogger("basicsr").warning(f"{path} cannot be saved ({reason}); retrying in {RETRY_AFTER:g} s")
         time.sleep(RETRY_AFTER)

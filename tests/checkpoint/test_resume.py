@@ -85,13 +85,6 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_moved_away_is_made_again(tmp_path: Path) -> None:
-    """pytorch-CycleGAN-and-pix2pix#968: a user tidies up while the run trains."""
-    path = tmp_path / "run/models/net_g_1.pth"
-    write_checkpoint({"params": {}}, path)
-    assert path.is_file()
-
-
 def test_a_failed_write_is_retried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures, fsync = [OSError(errno.EDQUOT, "Disk quota exceeded")], atomic_io.os.fsync
 
