@@ -280,7 +280,9 @@ def _batch(opt: View) -> Iterator[Rule]:
 
 
 def _escaped(path: str) -> str:
-    """Explain a line break or a tab in a path, which a message shows as it was written: in "C:\\new\\table"."""
+    """Explain a variable in a path, or a line break or a tab, as a message shows "C:\\new\\table"."""
+    if "$" in path:
+        return "; $ is no variable here: in --force_yml the shell replaces it in double quotes"
     return f"; {IN_SINGLE_QUOTES}" if re.search(r"[\t\n\r\a\b\f\v]", path) else ""
 
 

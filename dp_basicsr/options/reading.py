@@ -93,7 +93,7 @@ def _text_of(path: str | Path) -> str:
     try:
         if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
             # Reading a pipe would block.
-            raise OSError(errno.EINVAL, "not a regular file")
+            raise OSError(errno.EINVAL, "not a regular file; write it to one, or change keys with --force_yml")
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"option file {path}: {error.strerror}; shipped ones: `{advise('options')}`") from error
@@ -122,6 +122,10 @@ def parse_yaml(text: str, what: str) -> Any:
         where = f" (line {mark.line + 1}, column {mark.column + 1}){_odd_sign(text, mark.line)}" if mark else ""
         if "escape" in str(error.problem):
             where += f"; {IN_SINGLE_QUOTES}"
+        elif "\\t" in str(error.problem):
+            where += "; type spaces instead of the tab"
+        elif "<stream end>" in str(error.problem) and what.startswith("--force_yml"):
+            where += "; a value with blanks needs quotes in a shell: 'a:b=[1, 2]'"
         raise UserError(f"{what} is not valid YAML: {error.problem or error.context}{where}") from error
     # PyYAML passes on errors of int() and datetime().
     except Exception as error:

@@ -349,6 +349,11 @@ def test_a_missing_path_with_a_line_break_gets_advice() -> None:
     assert IN_SINGLE_QUOTES not in refusal(["-opt", str(TRAIN), "--force_yml", r"path:resume_state=C:\new\table.lmdb"])
 
 
+def test_a_variable_in_a_missing_path_gets_advice() -> None:
+    for key in ("datasets:train:dataroot_gt", "path:resume_state"):
+        assert refusal(["-opt", str(TRAIN), "--force_yml", f"{key}=$HOME/x"]).count("; $ is no variable here") == 1
+
+
 def test_a_test_needs_one_of_its_sets() -> None:
     message = refusal(["-opt", str(OPTIONS / "test_esrgan_dp.yml")], is_train=False)
     assert re.search(r"(?s)none of Set5 \(.*data download set5 set14 bsd100 urban100", message)

@@ -128,6 +128,24 @@ def test_a_sign_that_looks_like_another_is_named(plain: str, odd: str, sign: str
         read_options(file)
 
 
+@pytest.mark.parametrize("text", ["a:\n\tb: 1\n", "a: 1\t# x\n", "a:\t1\n"])
+def test_a_tab_and_blanks_that_the_shell_split_get_advice(text: str, file: Path) -> None:
+    """BotLi#195 and hydra#836."""
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"\(line [12], column \d\); type spaces instead of the tab$"):
+        read_options(file)
+    with pytest.raises(UserError, match="needs quotes in a shell: 'a:b="):
+        override({}, ["train:scheduler:milestones=[2,", "3]"])
+
+
+def test_a_pipe_is_no_option_file_and_the_way_is_told(file: Path) -> None:
+    """cow#466: `-opt <(sed ...)`."""
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match="not a regular file; write it to one, or change keys with --force_yml"):
+        read_options(file)
+
+
 @pytest.mark.parametrize("path", [r"D:\data", r"C:\Users", r"C:\x"])
 def test_a_path_of_windows_in_double_quotes_gets_advice(path: str, file: Path) -> None:
     file.write_text(f'a: "{path}"\n')
