@@ -351,7 +351,7 @@ def test_a_missing_path_with_a_line_break_gets_advice() -> None:
 
 def test_a_variable_in_a_missing_path_gets_advice() -> None:
     for key in ("datasets:train:dataroot_gt", "path:resume_state"):
-        assert refusal(["-opt", str(TRAIN), "--force_yml", f"{key}=$HOME/x"]).count("; $ is no variable here") == 1
+        assert refusal(["-opt", str(TRAIN), "--force_yml", f"{key}=$HOME/x.lmdb"]).count("; $ is no variable here") == 1
 
 
 def test_a_test_needs_one_of_its_sets() -> None:
