@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -18,6 +19,9 @@ def absolute_links(text: str) -> str:
     text = re.sub(picture, rf"![\1]({HOME}/raw/main/\2)" if HOME else "", text)
     return re.sub(link, rf"[\1]({HOME}/blob/main/\2)" if HOME else r"\1", text)
 
+
+# setuptools would pack what an earlier build left there, also modules that are gone or renamed since.
+shutil.rmtree(Path(__file__).with_name("build") / "lib", ignore_errors=True)
 
 setup(
     packages=[*find_packages(include=["dp_basicsr", "dp_basicsr.*"]),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dp_basicsr import __version__
-from dp_basicsr.errors import exit_on_user_error
-from dp_basicsr.utils.arguments import COMMANDS, started_as
+from dp_basicsr.errors import UserError, exit_on_user_error
+from dp_basicsr.utils.arguments import COMMANDS, ROOT, started_as
 
 
 def overview(program: str, group: str) -> str:
@@ -30,11 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         del words[0]
     program = "python -m dp_basicsr" if Path(sys.argv[0]).name == "__main__.py" else "dp-basicsr"
     name = next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS), None)
+    # `!dp-basicsr` of a notebook inherits the kernel's backend, which may not be installed here; figures need none.
+    if "ipykernel" not in sys.modules:
+        os.environ.pop("MPLBACKEND", None)
     if name is not None:
         used = name.split()
         module, _, function = COMMANDS[name].target.partition(":")
         with started_as(program, *used):
             with exit_on_user_error():  # a module may need what is not installed
+                if not ROOT.is_dir():
+                    raise UserError(f"expected an installed package, got the archive {ROOT}: pip install or unpack it")
                 command = getattr(importlib.import_module(f"dp_basicsr.{module}"), function or "main")
             return command(words[len(used) :]) or 0
     if words[:1] == ["--version"]:

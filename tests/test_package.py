@@ -56,6 +56,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
                                       "experiments", "results", "tb_logger", "demo_output")  # fmt: skip
     shutil.copytree(ROOT, source, ignore=left_out)
     (source / "datasets").mkdir()
+    # Of an earlier build; the wheel must not have it.
+    (source / "build/lib/dp_basicsr").mkdir(parents=True)
+    (source / "build/lib/dp_basicsr/renamed.py").touch()
     shutil.copy(ROOT / "datasets/README.md", source / "datasets")
     build = "import sys; from setuptools import build_meta as b; to = sys.argv[1]; b.build_sdist(to); b.build_wheel(to)"
     python(build, folder, cwd=source, env={"GITHUB_REPOSITORY": "owner/name"})

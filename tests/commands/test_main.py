@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,6 +69,22 @@ def test_files_of_the_current_folder_hide_no_package(module: str) -> None:
     command = [sys.executable, "-m", module, "--help"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_package_in_an_archive_is_one_message() -> None:
+    shutil.make_archive("package", "zip", ROOT, "dp_basicsr")
+    command = [sys.executable, "-c", "from dp_basicsr.__main__ import main; main(['options'])"]
+    env = {**os.environ, "PYTHONPATH": "package.zip"}
+    done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8")
+    where = Path("package.zip").absolute()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: expected an installed package, got the archive {where}: pip install or unpack it\n"
+
+
+def test_the_backend_of_a_notebook_s_kernel_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "module://not_installed")
+    code = "import sys; from dp_basicsr.__main__ import main; main(['--version']); import matplotlib.figure"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
 
 
 def test_errors_and_exit_codes_are_the_commands(refused: Callable[..., str]) -> None:
