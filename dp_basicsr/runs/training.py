@@ -118,7 +118,7 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
     # BasicSR's models have no saver, so a judge's state could not be resumed.
     judge = Judge(run.options.val) if run.options.val is not None and hasattr(model, "saver") else None
     if judge is not None:
-        measured = Measured(opt["val"]["metrics"] or {}, [loader.dataset for loader in val_loaders])
+        measured = Measured(opt["val"].get("metrics") or {}, [loader.dataset for loader in val_loaders])
         # Before the state is restored, which includes the judge's.
         model.saver.others |= {"judge": judge, "measured": measured}
     if point is not None:
