@@ -82,7 +82,7 @@ def test_a_package_in_an_archive_is_one_message() -> None:
 
 
 def test_the_backend_of_a_notebook_s_kernel_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MPLBACKEND", "module://not_installed")
+    monkeypatch.setenv("MPLBACKEND", "not_installed")
     code = "import sys; from dp_basicsr.__main__ import main; main(['--version']); import matplotlib.figure"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
 
