@@ -199,12 +199,14 @@ def _files_of(entry: Any) -> Iterable[str]:
     return entry.values() if isinstance(entry, dict) else [entry]
 
 
-def sum_of_names(dataset: Any) -> int:
-    """Return a checksum, below 2^31, over the names of a dataset's files in their order; 0 for one that names none."""
+def fingerprint(dataset: Any, *, with_sizes: bool = False) -> int:
+    """Return a checksum, below 2^31, over the names (and sizes) of a dataset's files in their order."""
     entries = getattr(dataset, "paths", None)
-    files = (path for entry in (entries if isinstance(entries, list) else ()) for path in _files_of(entry))
-    # Without the folders: a data set may have been moved.
-    return zlib.crc32("\n".join(os.path.basename(str(file)) for file in files).encode(errors="surrogateescape")) >> 1
+    files = [str(file) for entry in (entries if isinstance(entries, list) else ()) for file in _files_of(entry)]
+    # Without the folders: a data set may have been moved. The records of an LMDB are no files.
+    lines = [f"{os.path.basename(file)} {os.path.getsize(file) if with_sizes and os.path.isfile(file) else ''}"
+             for file in files]  # fmt: skip
+    return zlib.crc32(os.fsencode("\n".join(lines))) >> 1
 
 
 def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:

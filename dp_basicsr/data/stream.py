@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from dp_basicsr.data.datasets import open_dataset, sum_of_names
+from dp_basicsr.data.datasets import fingerprint, open_dataset
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
 from dp_basicsr.errors import UserError
 from dp_basicsr.options.schema import dataset_model
@@ -75,7 +75,7 @@ class TrainStream:
             raise UserError(
                 f"datasets: train: no image directly in {' and '.join(roots)} (subfolders are not searched)"
             )
-        self.names = sum_of_names(self.dataset)
+        self.names = fingerprint(self.dataset)
         ratio = self.dataset_opt["dataset_enlarge_ratio"]
         self.sampler = TrainSampler(self.dataset, opt["world_size"], opt["rank"], ratio)
         # torch warns about pinned memory without a GPU.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dp_basicsr.data.datasets import fingerprint
 from dp_basicsr.errors import UserError
 from dp_basicsr.metrics.scores import better_of
 from dp_basicsr.options.schema import Val
@@ -117,11 +116,12 @@ class Measured:
     """
 
     def __init__(self, metrics: Mapping[str, Any], datasets: Iterable[Any]) -> None:
-        self.now = {
-            f"{dataset.opt['name']}/{metric}": f"{_images(dataset)} {json.dumps(options, sort_keys=True, default=str)}"
-            for dataset in datasets
-            for metric, options in metrics.items()
-        }
+        self.now: dict[str, str] = {}
+        for dataset in datasets:
+            images = fingerprint(dataset, with_sizes=True)
+            for metric, options in metrics.items():
+                settings = json.dumps(options, sort_keys=True, default=str)
+                self.now[f"{dataset.opt['name']}/{metric}"] = f"images {images} {settings}"
         self.before = self.now
 
     def state_dict(self) -> dict[str, str]:
@@ -136,14 +136,6 @@ class Measured:
         """Return the sets and metrics that were measured on something else in the state."""
         keys = [key for key, text in self.now.items() if self.before.get(key, text) != text]
         return [(name, metric) for name, _, metric in (key.rpartition("/") for key in keys)]
-
-
-def _images(dataset: Any) -> str:
-    """Return the number of a set's images, and a checksum over the names and sizes of its files."""
-    entries = [entry.values() if isinstance(entry, dict) else [entry] for entry in getattr(dataset, "paths", ())]
-    files = [str(file) for entry in entries for file in entry]
-    lines = [f"{os.path.basename(file)} {os.path.getsize(file) if os.path.isfile(file) else ''}" for file in files]
-    return f"{len(entries)} images {hashlib.sha256(os.fsencode(chr(10).join(lines))).hexdigest()}"
 
 
 def flat(figures: Figures) -> dict[str, float]:
