@@ -131,10 +131,12 @@ def run(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     Path("small.yml").write_text(SMALL_PSNR)
     times = iter(range(100))  # a log for each start, though several happen within a second
     monkeypatch.setattr("dp_basicsr.runs.log.get_time_str", lambda: f"{next(times):03}")
-    options = ["-opt", "small.yml", "--force_yml", "train:total_iter=6", "train:scheduler:milestones=[5]"]
+    options = ["--force_yml", "train:total_iter=6", "train:scheduler:milestones=[5]"]
 
-    def start(*entries: str, arguments: tuple[str, ...] = ("--auto_resume",), name: str = "small") -> str:
-        train.main([*options, f"name={name}", *entries, *arguments])
+    def start(
+        *entries: str, arguments: tuple[str, ...] = ("--auto_resume",), name: str = "small", file: str = "small.yml"
+    ) -> str:
+        train.main(["-opt", file, *options, f"name={name}", *entries, *arguments])
         return max(Path("experiments", name).glob("*.log")).read_text()
 
     return start
@@ -201,7 +203,7 @@ def test_the_option_file_kept_with_a_run_can_start_it_again(run: Run, monkeypatc
     text = kept.read_text()
     back_to_4()
     for arguments, archived in ((("--auto_resume",), 0), ((), 1)):
-        log = run("-opt", str(kept), arguments=arguments)
+        log = run(arguments=arguments, file=str(kept))
         assert ("Resuming training from epoch" in log) != archived
         assert len(list(Path("experiments").glob("small_archived_*"))) == archived
         assert kept.read_text().count("# CMD:") == 1
@@ -211,5 +213,5 @@ def test_the_option_file_kept_with_a_run_can_start_it_again(run: Run, monkeypatc
     build = train.main.__globals__["read_given_options"]
     monkeypatch.setitem(train.main.__globals__, "read_given_options", lambda args: (build(args), kept.unlink())[0])
     with pytest.raises(SystemExit):
-        run("-opt", str(kept), arguments=())
+        run(arguments=(), file=str(kept))
     assert sorted(Path("experiments").iterdir()) == before

@@ -133,15 +133,15 @@ def test_workers_pass_batches_under_a_long_tmpdir(tmp_path: Path) -> None:
 
 
 def count_faults(keep: bool, file: str) -> None:
-    """Count the page faults of writing 64 MiB a second time, after it was freed."""
+    """Count the page faults of writing 32 MiB a second time, after it was freed."""
     assert not keep or keep_freed_memory()
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     faults = []
     for _ in range(2):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        block = ctypes.c_void_p(libc.malloc(1 << 26))
-        ctypes.memset(block, 1, 1 << 26)
+        block = ctypes.c_void_p(libc.malloc(1 << 25))
+        ctypes.memset(block, 1, 1 << 25)
         libc.free(block)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     Path(file).write_text(str(faults[1]))
