@@ -51,6 +51,17 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """Let it see BasicSR's log, which does not reach the root logger once an earlier test has set it up."""
+    from basicsr.utils import get_root_logger
+
+    logger = get_root_logger()
+    # Where pytest itself listens to it directly, caplog would hear everything twice.
+    monkeypatch.setattr(logger, "propagate", caplog.handler not in logger.handlers)
+    return caplog
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Run a test on the CPU and, if there is one, on a GPU; with IMITATE_GPU=1 on an imitated one.

@@ -126,7 +126,7 @@ UNSEALED = [("gone", 0), ("empty", 0), ("cut", 0), ("empty", 1), ("cut", 1)]  # 
     ("manifest", "how", "file"), [(True, *case) for case in SEALED] + [(False, *c) for c in UNSEALED]
 )
 def test_auto_resume_skips_damaged_checkpoints(
-    manifest: bool, how: str, file: int, run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    manifest: bool, how: str, file: int, run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If a file of the newest checkpoint is damaged, the previous one is used; without an intact one nothing starts."""
     save(run, 5, manifest)
@@ -137,7 +137,6 @@ def test_auto_resume_skips_damaged_checkpoints(
     path.write_bytes({"gone": b"", "empty": b"", "cut": content[:middle], "flipped": flipped}[how])
     if how == "gone":
         path.unlink()
-    monkeypatch.setattr(logging.getLogger("basicsr"), "propagate", True)
     point = find_resume_point(options(run))
     assert point is not None
     assert point.state["iter"] == 5

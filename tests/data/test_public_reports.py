@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import zlib
 from pathlib import Path
@@ -149,7 +148,6 @@ def test_a_missing_file_is_named_or_skipped_whichever_dataset_lists_it(
     pairs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At the start, or when it is drawn; BasicSR's RealESRGANDataset would draw another one without a word."""
-    logging.getLogger("basicsr").addHandler(caplog.handler)
     for rng in draws(9):
         kind, on_bad_image = rng.choice(list(LISTS)), rng.choice(("stop", "skip"))
         lines = [f"image{number}.png" for number in range(4)]

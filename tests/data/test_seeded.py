@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import logging
 import multiprocessing
 import os
 import signal
@@ -83,14 +82,12 @@ def test_errors_of_the_prefetch_thread_are_raised(pairs: Path) -> None:
 
 
 def test_skip_logs_the_file_and_counts_the_same_for_all_workers(spoilt: Path, caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("basicsr").addHandler(caplog.handler)
     runs = []
     for workers in (0, 2):
         opt = options(spoilt, workers=workers, train={"on_bad_image": "skip", "max_bad_share": 0.5})
         stream = TrainStream(opt)
         runs.append(list(itertools.islice(stream.batches(0), 20)))  # an epoch: 20 images, twice, by two
         assert (stream.bad_samples.count, stream.bad_samples.seen) == (2, 40)
-    logging.getLogger("basicsr").removeHandler(caplog.handler)
     assert sum(str(spoilt / "GT" / "image1.png") in message for message in caplog.messages) == 4
     assert "bad" not in runs[0][0]
     assert all(torch.equal(a["gt"], b["gt"]) for a, b in zip(*runs, strict=True))

@@ -15,7 +15,6 @@ from dp_basicsr.runs.judging import IN_A_ROW, Judge
 import cv2
 import pytest
 import torch
-from basicsr.utils import get_root_logger
 
 from tests.support.fuzz import draws
 from tests.support.options import SMALL, write_small
@@ -52,8 +51,7 @@ def value(rng: random.Random) -> float:
     return rng.choice([1.0, 1.25, 1.5, 2.0, 2.25, 3.0, math.inf, math.nan])
 
 
-def test_warnings_compare_with_the_start(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(get_root_logger(), "propagate", True)
+def test_warnings_compare_with_the_start(caplog: pytest.LogCaptureFixture) -> None:
     watching = judge()
     watching.take_start({"s": {"psnr": 30.0, "lpips": 0.2}}, {"s": 0.5})
     for iteration in range(1, IN_A_ROW + 1):
