@@ -54,7 +54,8 @@ def open_engine(
         paths: One file, or two files of weights, see ``load_network``. ONNX and ncnn files run in onnxruntime and ncnn.
         engine: ``auto`` takes on a CPU the fastest one that is installed and equals torch within ``TOLERANCE``,
             otherwise torch.
-        alpha_interp, scale: See ``load_network``.
+        alpha_interp: See ``load_network``.
+        scale: See ``load_network``.
         device: ``auto`` (CUDA, then MPS, then CPU) or torch's name. Engines other than torch run on the CPU.
         precision: See ``Engine``; ``auto`` is bf16 where the device computes in it, otherwise fp32.
         warn: Called with a warning when an engine cannot be used.
