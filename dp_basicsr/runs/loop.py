@@ -6,12 +6,12 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from dp_basicsr.data.stream import TrainStream
+from dp_basicsr.data.stream import Batch, TrainStream
 from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
 from dp_basicsr.options.run import RunOptions
@@ -52,6 +52,18 @@ class Training:
         if self.guard is not None:
             # Its message on too many non-finite steps names the checkpoint to go back to.
             self.guard.saved = iteration
+
+    def next_of(self, batches: Iterator[Batch]) -> Batch:
+        """Return the next batch; where an image ends the run (UserError), one process saves first."""
+        try:
+            return next(batches)
+        except UserError as error:
+            # Several processes are not at one step.
+            if not self.run.dist and self.saved != (self.iteration or None):
+                self.save()
+            if self.saved is None:
+                raise
+            raise UserError(f"{error}; iteration {self.saved} is saved: continue with --auto_resume") from error
 
     def save(self) -> None:
         """Save a checkpoint, unless the step was not finite, because the weights may be corrupt.
@@ -173,15 +185,7 @@ def loop(training: Training) -> None:
         # Asked before the first step, too: a run that is resumed after its end does not go on.
         while training.iteration < options.total_iter and not training.is_over():
             data_timer.start()
-            try:
-                batch = next(batches)
-            except UserError as error:
-                # Several processes are not at one step.
-                if not run.dist and training.saved != (training.iteration or None):
-                    training.save()
-                if training.saved is None:
-                    raise
-                raise UserError(f"{error}; iteration {training.saved} is saved: continue with --auto_resume") from error
+            batch = training.next_of(batches)
             data_timer.record()
             epoch = stream.epoch_of(training.iteration)
             training.iteration += 1
