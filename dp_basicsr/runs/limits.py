@@ -71,15 +71,16 @@ def require_compiler(run: RunOptions) -> None:
 
 
 def require_room(run: RunOptions, model: Any) -> None:
-    """Refuse a run whose disk has no room for one checkpoint: its networks, and the moments of Adam (UserError).
+    """Refuse a run that cannot write a checkpoint (UserError): into folders of another user, or for want of room.
 
-    So is one that would resume in folders of another user that it cannot write.
+    A checkpoint takes the size of its networks, and of the moments of Adam.
     """
     for folder in (run.folders.root, run.folders.models, run.folders.training_states) if run.auto_resume else ():
         if folder.is_dir() and not os.access(folder, os.W_OK):
+            # By number: in a container, a user may have no name.
             raise UserError(
-                f"{folder} is {folder.owner()}'s, and may not be written: its owner's `chmod -R g+w` gives it to the "
-                "group, as `umask 002` does before the start of a team's run"
+                f"{folder} belongs to user {folder.stat().st_uid}, and may not be written: its owner's "
+                "`chmod -R ug+w` gives it to the group, as `umask 002` does before the start of a team's run"
             )
     networks = [
         net for name, net in vars(model).items() if name.startswith("net_") and isinstance(net, torch.nn.Module)
