@@ -17,9 +17,10 @@ from dp_basicsr.images.png import SIGNATURE, split
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
-from tifffile import TiffFile
+from tifffile import TiffFile, TiffPage
 
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *(["AVIF"] if features.check("avif") else []))
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 0x0112  # the EXIF tag
 # EXIF orientation -> transpose first, then flip vertically, then horizontally (Exif 2.32, 4.6.4).
 _UPRIGHT = {
@@ -29,7 +30,9 @@ _UPRIGHT = {
 # Pictures of other types, by how the file begins.
 _OTHERS = {
     rb"....ftyp(hei|hev|mif1|msf1)": "HEIC", rb"\xff\x0a|\0\0\0\x0cJXL ": "JPEG XL", rb"\0\0\0\x0cjP  ": "JPEG 2000",
-    rb"\s*<(\?xml[^>]*>\s*<svg|svg)": "SVG", rb"%PDF": "PDF", rb"8BPS": "Photoshop's",
+    rb"\s*<(\?xml[^>]*>\s*<svg|svg)": "SVG", rb"%PDF": "PDF", rb"8BPS": "Photoshop's", rb"DDS ": "DDS",
+    rb"v/1\x01": "OpenEXR", rb"(II|MM)[*+\0]": "a TIFF of other channels than gray or colours, or a camera's",
+    rb"PK\x03\x04|Rar!|.{257}ustar": "an archive",
 }  # fmt: skip
 
 
@@ -85,6 +88,10 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
         info: dict[Any, Any] = {}
         if data.startswith(SIGNATURE):
             data, info = split(data)
+        if data.startswith(TIFF_MARKS):
+            # First, because Pillow does not know every kind of them.
+            with TiffFile(io.BytesIO(data)) as file:
+                refuse_frames(file)
         try:
             image = Image.open(io.BytesIO(data), formats=READ_FORMATS)
         except Image.DecompressionBombError:
@@ -92,14 +99,12 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
             raise BadImageError(f"has more than {max_pixels / 1e6:g} megapixels: cut it into parts") from None
         except UnidentifiedImageError as error:
             kind = next((name for mark, name in _OTHERS.items() if re.match(mark, data, re.DOTALL)), "")
-            what = f"is {kind}, convert it first: it is" if kind else "is"
+            way = "unpack" if kind == "an archive" else "convert"
+            what = f"is {kind}, {way} it first: it is" if kind else "is"
             raise BadImageError(f"{what} not an image of a supported type ({', '.join(READ_FORMATS)})") from error
         with image:
             refuse_size(image.width, image.height, max_pixels)
-            if image.format == "TIFF":
-                with TiffFile(io.BytesIO(data)) as file:
-                    refuse_frames(file)
-            else:
+            if image.format != "TIFF":
                 refuse_frames(image)
             image.info |= info
             yield image, data
@@ -115,9 +120,22 @@ def header_size(path: Path) -> tuple[int, int]:
 
 
 def refuse_frames(file: Image.Image | TiffFile) -> None:
-    """Raise a BadImageError if a file has several pictures; smaller copies of the first do not count."""
+    """Raise a BadImageError if a file has several pictures, or values that are not unsigned of up to 16 bits.
+
+    Smaller copies of the first picture do not count.
+    """
     if isinstance(file, TiffFile):
+        page: TiffPage = file.pages[0]  # type: ignore[assignment]
+        if page.sampleformat != 1 or page.bitspersample > 16:
+            kind = {2: "signed ", 3: "floating "}.get(page.sampleformat, "")
+            raise BadImageError(
+                f"has {kind}values of {page.bitspersample} bits, expected unsigned ones of 8 or 16: shift and scale it"
+            )
         count = 1 + sum(not page.is_reduced for page in file.pages[1:])  # type: ignore[union-attr]
+        # ImageJ lists the first page alone of more than 4 GB; the others stand behind it.
+        images = (file.imagej_metadata or {}).get("images", 1)
+        if page.dataoffsets[0] + images * page.nbytes <= file.filehandle.size:
+            count = max(count, images)
     else:
         # An MPO is a phone's JPEG with previews as further frames.
         count = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)

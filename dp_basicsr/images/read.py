@@ -15,6 +15,7 @@ from dp_basicsr.images.files import BadImageError
 from dp_basicsr.images.metadata import Metadata, Picture, metadata_of, metadata_of_tiff
 from dp_basicsr.images.opening import (
     ORIENTATION,
+    TIFF_MARKS,
     damage_is_refused,
     opened,
     orientation_of,
@@ -32,7 +33,6 @@ from tifffile import TiffFile, TiffPage
 
 MAX_PIXELS = 1 << 30  # OpenCV's limit, 3 GB decoded; deploy/run.py switches Pillow's lower one off
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # photometric interpretations
 _CONVERTED = (5, 8, 9, 10)  # those of inks and of Lab
 _PLAIN_COMPRESSIONS = (1, 8, 32946, 32773)  # none, deflate, PackBits: tifffile needs imagecodecs for others
@@ -51,7 +51,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
             32 bits.
     """
     data = read_bytes(path)
-    if data.startswith(_TIFF):
+    if data.startswith(TIFF_MARKS):
         with damage_is_refused(), TiffFile(io.BytesIO(data)) as file:
             return _read_tiff(file, data, max_pixels)
     with opened(data, max_pixels) as (image, pixels):
@@ -133,8 +133,6 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
     page: TiffPage = file.pages[0]  # type: ignore[assignment]
     refuse_size(page.imagewidth, page.imagelength, max_pixels)
     bits, orientation = page.bitspersample, page.tags.valueof(274, 1)
-    if page.sampleformat != 1 or bits > 16:
-        raise BadImageError(f"has {bits} bits per channel or floats, expected unsigned 8 or 16 bits")
     is_plain = page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and bits in (8, 16)
     dropped: list[str] = []
     if is_plain and page.compression in _PLAIN_COMPRESSIONS:

@@ -195,7 +195,7 @@ def _cut(path: str) -> None:
         ("text.png", lambda path: Path(path).write_text("hello"),
          "is not an image of a supported type .*PNG, JPEG, WEBP, TIFF"),
         ("float.tif", lambda path: tifffile.imwrite(path, np.ones((9, 9), np.float32)),
-         "32 bits per channel or floats"),
+         "floating values of 32 bits"),
         ("none.png", lambda path: None, "No such file"),
     ],
 )  # fmt: skip

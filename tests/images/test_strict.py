@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from pathlib import Path
+from typing import Any
 
+from dp_basicsr.data.datasets import DiskClient
 from dp_basicsr.deploy.batch import find_jobs
 from dp_basicsr.errors import UserError
 from dp_basicsr.images import strict
@@ -141,6 +144,7 @@ def test_a_link_to_nothing_is_an_image_that_cannot_be_read(target: str) -> None:
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
         (b"<?xml version='1.0'?>\n<svg>", "SVG"),
+        (b"DDS \x7c\0\0\0", "DDS"),
     ],
 )
 def test_a_picture_of_another_type_is_named(data: bytes, kind: str) -> None:
@@ -148,6 +152,44 @@ def test_a_picture_of_another_type_is_named(data: bytes, kind: str) -> None:
     Path("a.jpg").write_bytes(data)
     with pytest.raises(BadImageError, match=rf"is {kind}, convert it first: it is not .* \(PNG, JPEG"):
         read_image(Path("a.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "how", "message"),
+    [
+        # CellProfiler#976: a microscope's
+        (COLOUR.astype(np.int16), {}, "signed values of 16 bits, expected unsigned ones of 8 or 16: shift and scale"),
+        (COLOUR[:, :, 0].astype(np.int16), {}, "signed values of 16 bits"),
+        (COLOUR[:, :, 0].astype(np.float32), {}, "floating values of 32 bits"),
+        (COLOUR[:, :, 0].astype(np.uint32), {}, "has values of 32 bits"),
+        # satlas-super-resolution#7: a satellite's bands
+        (COLOUR[:, :, :2], {"photometric": "minisblack", "planarconfig": "contig"}, "other channels than gray"),
+        # ufo-filters#68: ImageJ's stack, of which the first page alone has a header
+        (COLOUR[:, :, 0], {"description": "ImageJ=1.53\nimages=3\n", "metadata": None}, "has 3 frames or pages"),
+    ],
+)
+def test_a_tiff_of_science_is_refused_with_the_reason(pixels: np.ndarray, how: dict[str, Any], message: str) -> None:
+    tifffile.imwrite("a.tif", pixels, **how)
+    with Path("a.tif").open("ab") as file:
+        file.write(2 * pixels.tobytes())
+    readers: list[Any] = [read_image, DiskClient().get]
+    # Upscaling takes the first bands, and says so.
+    for read in readers if pixels.shape[2:] == (2,) else [*readers, read_picture]:
+        with pytest.raises(BadImageError, match=message):
+            read(Path("a.tif"))
+
+
+def test_an_imagej_header_without_its_planes_is_one_picture() -> None:
+    tifffile.imwrite("a.tif", COLOUR, description="ImageJ=1.53\nimages=3\n", metadata=None)
+    assert read_image(Path("a.tif")).shape == COLOUR.shape
+
+
+def test_an_archive_is_to_be_unpacked() -> None:
+    """Sana#111, and comics as .cbz."""
+    with tarfile.open("a.png", "w") as tar:
+        tar.add(__file__, "a")
+    with pytest.raises(BadImageError, match="is an archive, unpack it first"):
+        read_picture(Path("a.png"))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".gif"])
