@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="arithmetic within the network; auto: bf16 where the device computes in it, which is faster",
     )  # fmt: skip
     add("-s", "--outscale", type=float, help="size of the result over that of the input (default: the model's scale)")
-    add("--alpha", choices=get_args(AlphaMode), default="model", help="how transparency is enlarged, or to drop it")
+    add("--alpha", choices=get_args(AlphaMode), default="model", help="how alpha is enlarged (data: it hides nothing)")
     add("--suffix", default="", help="put between name and extension")
     add("--ext", default="auto", help=f"auto keeps the format; or {', '.join(name[1:] for name in FORMATS)}")
     add("--quality", type=int, default=QUALITY, help="of JPEG and WebP, 1 to 100; WebP is lossless at 100")

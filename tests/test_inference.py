@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr import inference
 from dp_basicsr.deploy import run as run_module
@@ -15,6 +16,7 @@ from dp_basicsr.deploy import run as run_module
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageCms
 
@@ -240,6 +242,37 @@ def test_alpha(mode: str, arch: str, scale: int) -> None:
         # The hidden black does not shine through: the columns at the edge are like those far from it.
         assert np.abs(pixels[24, 23, :3].astype(int) - pixels[24, 12, :3]).max() <= 2
         assert Image.open("out/even.png").getchannel("A").getextrema() == (77, 77)
+
+
+def test_a_channel_of_data_is_no_transparency() -> None:
+    """AutoCrispy#13: a normal map whose fourth channel is the gloss, which hides no colour."""
+    rgba = noise(12, 12, 4)
+    rgba[:, :, 3] = np.arange(12) // 6 * 255
+    Image.fromarray(rgba).save("in.png")
+    Image.fromarray(rgba[:, :, :3]).save("rgb.png")
+    assert run("-i", "in.png", "rgb.png", "--alpha", "data") == 0
+    pixels = np.asarray(Image.open("out/in.png"))
+    assert np.array_equal(pixels[:, :, :3], np.asarray(Image.open("out/rgb.png")))
+    assert pixels.shape == (48, 48, 4)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("nodata", [0, 200])
+def test_pixels_without_data_stay_so_and_darken_no_others(dtype: Any, nodata: int, suffix: str) -> None:
+    """rasterio#2035: GDAL's mask is a value, which interpolation would mix with the others."""
+    pixels = np.full((12, 12, 3), 199, dtype)
+    pixels[:, :6] = nodata
+    tag = (42113, "s", 0, str(nodata), True)
+    tifffile.imwrite("in.tif", pixels, photometric="rgb", extratags=[tag])
+    tifffile.imwrite("flat.tif", np.full_like(pixels, 199), photometric="rgb", extratags=[(42113, "s", 0, "nan", True)])
+    assert run("-i", "in.tif", "flat.tif", "--ext", suffix[1:]) == 0
+    result, flat = (cv2.imread(f"out/{name}{suffix}", cv2.IMREAD_UNCHANGED) for name in ("in", "flat"))
+    assert result is not None
+    assert flat is not None
+    assert (result[:, :24] == nodata).all()
+    assert np.array_equal(result[:, 24:], np.where(flat == nodata, nodata ^ 1, flat)[:, 24:])
+    assert result.dtype == dtype
 
 
 def test_tiles_and_interpolation_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 EngineName = Literal["auto", "openvino", "onnxruntime", "torch"]
-AlphaMode = Literal["model", "bicubic", "drop"]
+AlphaMode = Literal["model", "bicubic", "data", "drop"]
 Precision = Literal["fp32", "bf16", "fp16"]
 PrecisionChoice = Literal["fp32", "bf16", "fp16", "auto"]
 

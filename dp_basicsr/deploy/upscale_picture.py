@@ -28,21 +28,31 @@ def upscale_picture(
 
     Args:
         picture: The input.
-        upscaler: Upscales the colours; with ``alpha_mode`` ``model`` also the alpha, as a gray image.
+        upscaler: Upscales the colours; with ``alpha_mode`` ``model`` and ``data`` also the alpha, as a gray image.
         outscale: Size of the result over that of the input; None: the network's scale.
-        alpha_mode: How to upscale the alpha, or to drop it. A uniform alpha stays uniform.
+        alpha_mode: How to upscale the alpha (``data`` keeps the colours below it), or to drop it. A uniform alpha stays
+            uniform. Pixels that a TIFF marks as having no data are handled as transparent ones, and keep their mark.
         on_tile: Called after each tile.
     """
     size = size_of_result(picture, upscaler, outscale)
+    nodata = picture.metadata.nodata
+    if picture.alpha is None and nodata is not None and (hidden := (picture.colour == nodata).all(axis=2)).any():
+        masked = replace(picture, alpha=np.where(hidden, 0, 255).astype(np.uint8))
+        result = upscale_picture(masked, upscaler, outscale=outscale, alpha_mode="bicubic", on_tile=on_tile)
+        # A value that the network gives by chance marks nothing.
+        colour = np.where(result.colour == nodata, result.colour ^ 1, result.colour)
+        colour[result.alpha < 128] = nodata  # type: ignore[operator]
+        return replace(result, colour=colour, alpha=None)
     alpha = None if alpha_mode == "drop" else picture.alpha
     is_uniform = alpha is not None and bool((alpha == alpha[0, 0]).all())
-    passes = 2 if alpha is not None and alpha_mode == "model" and not is_uniform else 1
+    passes = 2 if alpha is not None and alpha_mode != "bicubic" and not is_uniform else 1
 
     def upscale(pixels: Pixels, number: int) -> Pixels:
         # The progress of one pass as that of all passes.
         return upscaler(pixels, on_tile and (lambda done, total: on_tile(number * total + done, passes * total)))
 
-    colour = upscale(picture.colour if alpha is None else spread_colours(picture.colour, alpha), 0)
+    colour = picture.colour if alpha is None or alpha_mode == "data" else spread_colours(picture.colour, alpha)
+    colour = upscale(colour, 0)
     if picture.gray:
         # A network may give gray a slight colour.
         colour = np.repeat(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)  # type: ignore[assignment]

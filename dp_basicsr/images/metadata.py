@@ -45,7 +45,7 @@ _STORAGE = {
 _LEFT_OUT = {330: "further pictures", 34377: "Photoshop's resources", 34665: "EXIF", 34853: "GPS", 37724: "layers"}
 _GEO_TAGS, _GEO_KEYS = (33550, 33922, 34264), 34735
 _FROM_CENTRES = (1025, 0, 1, 2)  # among GeoTIFF's keys: its places are those of pixels' centres, not of their corners
-_DOUBLE = 12  # a type of tags
+_DOUBLE, _NODATA = 12, 42113  # a type of tags, and GDAL's tag
 _UNITS = {2: 1.0, 3: 2.54}  # of a density: inch, centimetre
 
 
@@ -66,6 +66,7 @@ class Metadata:
     is_turned: bool = False  # the file was not upright
     dropped: tuple[str, ...] = ()  # names of what was not read
     is_lossless_webp: bool = False  # as a WebP it is expected to stay so
+    nodata: int | None = None  # the value of pixels without data in a TIFF of GDAL
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,10 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], is_turn
     unit, shares = _UNITS.get(page.tags.valueof(296, 2)), [page.tags.valueof(code, (0, 0)) for code in (282, 283)]
     density = tuple(unit * part / whole for part, whole in shares) if unit and shares[0][1] and shares[1][1] else None
     copied = tuple(tag for code, tag in tags.items() if code not in _STORAGE)
+    nodata = str(page.tags.valueof(_NODATA, "")).strip("\0 ")
     return Metadata(
         size, icc, xmp=xml, density=density, iptc=iptc, tags=copied, order=page.parent.byteorder,  # type: ignore[arg-type]
-        is_turned=is_turned, dropped=tuple(dropped),
+        is_turned=is_turned, dropped=tuple(dropped), nodata=int(nodata) if nodata.isdecimal() else None,
     )  # fmt: skip
 
 
