@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PROBE = 16
 
 
+@torch.inference_mode(False)
 def load_network(
     paths: Sequence[Path], *, alpha_interp: float | None = None, scale: int | None = None
 ) -> OpenedNetwork:

@@ -75,6 +75,8 @@ class DualPerceptualLoss(nn.Module):
         UserError: A name is unknown, a value is out of range, or weights are not available (a ValueError).
     """
 
+    # Made while a program validates, its networks must be ones that training can use.
+    @torch.inference_mode(False)
     def __init__(
         self,
         vgg_layer_weights: Mapping[str, float] = PAPER_PHI,
@@ -304,6 +306,7 @@ class DualPerceptualLoss(nn.Module):
         if -torch.inf < low < -0.5 and not self.range_norm:
             raise UserError(f"DPLoss: expected images in [0, 1], got values from {low:g}: set range_norm for [-1, 1]")
 
+    @torch.inference_mode(False)
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DualPerceptualLoss:
         super()._apply(fn, recurse)
         # torch's to(), double() and cuda() all come here, and do not see the hidden terms.

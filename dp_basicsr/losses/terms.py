@@ -116,11 +116,17 @@ class RegisteredTerm(nn.Module):
             gt = torch.rand(PROBE_SHAPE, generator=torch.Generator().manual_seed(PROBE_SEED))
             noise = torch.randn(PROBE_SHAPE, generator=torch.Generator().manual_seed(PROBE_SEED + 1))
             x = (gt + PROBE_NOISE * noise).clamp(0, 1).requires_grad_()
+            self.clamps = False
             try:
                 apart, same = self._call(x, gt), self._call(gt, gt).item()
             except Exception as error:
                 text = f"extra_terms: {kind} cannot be computed as loss(x, gt) on images {PROBE_SHAPE} in [0, 1]"
                 raise UserError(f"{text}: {error}") from error
+            try:
+                self._call(gt + 1, gt)
+            except Exception:
+                # Such as piq's, which refuse what a network makes beyond [0, 1].
+                self.clamps = True
         if min(apart.item(), same) < 0 or same > apart.item():
             what = "" if min(apart.item(), same) < 0 else "a similarity: "
             raise UserError(
@@ -143,6 +149,8 @@ class RegisteredTerm(nn.Module):
 
     def _call(self, x: Tensor, gt: Tensor) -> Tensor:
         """Return the sum of what the loss returns."""
+        if self.clamps:
+            x, gt = x.clamp(0, 1), gt.clamp(0, 1)
         with torch.autocast(x.device.type, enabled=False):
             total, parts = sum_of_parts(self.loss(x, gt))
         self.parts = {name: value.detach() for name, value in parts.items() if name.startswith("_")}

@@ -23,6 +23,10 @@ pytestmark = pytest.mark.usefixtures("device")
 SMALL = {key: value for key, value in SMALL_DP_LOSS.items() if key != "type"}
 
 
+def l1(x: Tensor, gt: Tensor, factor: float) -> Tensor:
+    return F.l1_loss(x, gt)
+
+
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that registers a loss for this test."""
@@ -112,6 +116,30 @@ def test_a_term_that_turns_negative_makes_the_step_not_finite(register: Any) -> 
     sign[0] = -1.0
     loss(*images())
     assert loss.terms["l_Turns"].isnan()
+
+
+def test_a_loss_that_refuses_values_beyond_its_range_gets_them_clamped(register: Any) -> None:
+    """Losses of piq and piqa do, and networks make such values."""
+
+    def asserting(x: Tensor, gt: Tensor, factor: float) -> Tensor:
+        assert min(x.min(), gt.min()) >= 0
+        assert max(x.max(), gt.max()) <= 1
+        return F.l1_loss(x, gt)
+
+    x, gt = images()
+    loss = small_loss(extra_terms=[{"type": register("Asserts", asserting)}, {"type": register("Takes", l1)}])
+    loss.backward(3 * x - 1, gt)
+    assert loss.terms["l_Asserts"] == F.l1_loss((3 * x - 1).clamp(0, 1), gt)
+    assert loss.terms["l_Takes"] == F.l1_loss(3 * x - 1, gt), "no other loss is changed"
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_loss_made_without_gradients_trains(register: Any, mode: Any) -> None:
+    with mode():
+        loss = small_loss(extra_terms=[{"type": register("Inside", l1)}])
+    x, gt = images()
+    loss.backward(x, gt)
+    assert x.grad.isfinite().all()
 
 
 def test_building_a_random_loss_does_not_change_the_random_state(register: Any) -> None:
