@@ -101,7 +101,9 @@ def _decode_16_bit(data: bytes) -> Pixels:
     """Decode with OpenCV to (H, W, 1, 3 or 4) uint16, gray or RGB."""
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.dtype != np.uint16:
-        raise BadImageError("is a 16-bit image that OpenCV cannot decode")
+        raise BadImageError(
+            "is a 16-bit image that OpenCV cannot decode: damaged, or a TIFF's compression, save it without"
+        )
     return array[:, :, None] if array.ndim == 2 else array[:, :, [2, 1, 0, 3][: array.shape[2]]]
 
 
@@ -149,7 +151,7 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
         is_known = page.photometric in (_BLACK_IS_ZERO, _RGB) and page.samplesperpixel in (1, 3, 4)
         if not is_known or page.planarconfig != 1:
             raise BadImageError(
-                "is a 16-bit TIFF that is no plain gray or RGB: convert it first, to RGB without compression"
+                "is a 16-bit TIFF of other kinds or planes: convert it first, to gray or RGB without compression"
             )
         # OpenCV turns it upright.
         array, dropped = _without_extras(_decode_16_bit(data), page)

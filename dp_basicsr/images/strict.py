@@ -58,7 +58,7 @@ def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.
     except cv2.error as error:  # e.g. more pixels than OpenCV allows
         raise BadImageError(f"is refused by OpenCV ({error.err})") from error
     if image is None:
-        raise BadImageError("is not an image that OpenCV can decode")
+        raise BadImageError("is not an image that OpenCV can decode: damaged, or a TIFF's compression, save it without")
     pixels = _without_opaque_alpha(image)
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     if pixels.dtype != np.uint8:

@@ -129,6 +129,8 @@ class Parser(argparse.ArgumentParser):
         started = f"python -m {module.name}" if module else f"python {sys.argv[0]}"
         super().__init__(prog=" ".join(_program) or started, description=description, formatter_class=_Help)
         self.register("action", None, _Store)
+        # OpenCV has lines for each tag of a TIFF that it does not know; what is wrong with a file the commands say.
+        os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse, after exchanging each spelling of a long option for the declared one."""

@@ -11,7 +11,9 @@ from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.sources import find_sources
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import BadImageError
 from dp_basicsr.images.png import join
+from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.strict import read_image
 
 import cv2
@@ -22,7 +24,9 @@ import torch
 from PIL import Image
 
 from tests.support.fuzz import draws
+from tests.support.images import noise
 from tests.support.options import REAL_ESRGAN_KERNELS
+from tests.support.programs import python
 from tests.support.stream import evaluation_options, options, packed, take
 
 
@@ -97,6 +101,26 @@ def test_chunks_that_libpng_warns_about_change_nothing_and_fill_no_log(
     assert torch.equal(take(options(pairs), 0, 4), expected)
     np.testing.assert_array_equal(read_image(path), cv2.imread(str(path)))
     assert capfd.readouterr().err.count("libpng warning") == 3, "those of the line above alone"
+
+
+def test_tags_that_opencv_does_not_know_fill_no_log() -> None:
+    """rasterio#2035: a GeoTIFF, with a line for each of its tags."""
+    Path("in").mkdir()
+    tags = [(33550, "d", 3, (10.0, 10.0, 0.0), True), (42113, "s", 0, "0", True)]
+    tifffile.imwrite("in/a.tif", noise(16, 16, 3), photometric="rgb", extratags=tags)
+    code = (
+        "import os, sys; os.environ.pop('OPENCV_LOG_LEVEL', 0); from dp_basicsr.__main__ import main; sys.exit(main())"
+    )
+    assert python(code, "data", "lr", "-i", "in", "-o", "out").stderr == ""
+
+
+@pytest.mark.parametrize("name", ["a.tif", "16.tif"])
+def test_a_compression_that_opencv_lacks_gets_the_way(name: str) -> None:
+    """image-tiff#198"""
+    pixels = noise(16, 16, dtype=np.uint16) if name == "16.tif" else noise(16, 16, 3)
+    Image.fromarray(pixels).save(name, compression="zstd")
+    with pytest.raises(BadImageError, match="OpenCV can.* decode: damaged, or a TIFF's compression, save it without"):
+        (read_picture if name == "16.tif" else read_image)(Path(name))
 
 
 def test_keys_that_differ(pairs: Path) -> None:
