@@ -47,6 +47,9 @@ _RENAMED = (
     (r"^HRconv\.", "conv_hr."),
 )
 
+# Tensors of weight norm and spectral norm in torch's parametrizations -> their names in the older hooks.
+_NORMS = {"original": "orig", "0._u": "u", "0._v": "v", "original0": "g", "original1": "v"}
+
 _TORCH = (b"PK\3\4", b"\x80")  # how a file of torch.save starts: a ZIP archive, before torch 1.6 a pickle
 _PACKED = {b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR"}
 
@@ -108,6 +111,13 @@ def read_weights(
             raise UserError(f"model {path} is a training state, not a network: give models/net_g_*.pth of the same run")
         raise refused or UserError(f"model {path}: expected the weights of a {part}, got {holds}")
     state = {name: value.float() if value.is_floating_point() else value for name, value in entry.state.items()}
+    known = {_without_parametrization(name): name for name in names}
+    state = {known.get(_without_parametrization(name), name): value for name, value in state.items()}
+    if any("lora_" in name for name in state.keys() - set(names)):
+        raise UserError(
+            f"model {path} has a LoRA, which is no network of its own: merge it into its network first, "
+            "with PEFT by model.merge_and_unload(), and save the result's state_dict"
+        )
     if part == "generator" and state.keys() != set(names):
         inner = unwrapped(state)
         state = inner if names and inner.keys() == set(names) else _canonical(state)
@@ -140,6 +150,10 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
         raise UserError(f"model {path} is empty: copy or download it again")
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"model {path} is a Git LFS pointer, not the weights: run `git lfs pull`, or download the file")
+    if b"<net name=" in text or (path.with_suffix(".xml").is_file() and not start.startswith(_TORCH)):
+        raise UserError(
+            f"model {path} is one of OpenVINO's two files: give the .onnx, .pth or .safetensors behind them"
+        )
     if text.startswith((b"<", b"{")):
         said = " ".join(text.decode(errors="replace").split())
         raise UserError(
@@ -229,6 +243,11 @@ def unwrapped(state: StateDict) -> StateDict:
     heads = {head for head in heads if not (_OTHERS.search(head) or _DISCRIMINATOR.fullmatch(head))}
     start = f"{heads.pop()}." if len(heads) == 1 else "."
     return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+
+
+def _without_parametrization(name: str) -> str:
+    layer, is_new, kind = name.partition(".parametrizations.weight.")
+    return f"{layer}.weight_{_NORMS[kind]}" if is_new and kind in _NORMS else name
 
 
 def _canonical(state: StateDict) -> StateDict:

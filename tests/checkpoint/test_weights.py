@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import random
 import zipfile
@@ -170,6 +171,21 @@ def test_the_attribute_of_a_trainer_before_all_names_is_left_out(also: State, tm
         assert not difference(read_weights(tmp_path / "net.pth", names=state).state, state)
 
 
+@pytest.mark.parametrize("old", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_both_forms_of_a_norm_of_weights_fit_each_other(old: Any, tmp_path: Path) -> None:
+    """torch's hooks and its parametrizations keep the same tensors under other names."""
+    with pytest.warns(FutureWarning, match="deprecated") if old is nn.utils.weight_norm else contextlib.nullcontext():
+        first = nn.Sequential(old(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 3, 1))
+    new = getattr(nn.utils.parametrizations, old.__name__)
+    second = nn.Sequential(new(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 3, 1))
+    image = torch.rand(1, 3, 8, 8)
+    for net, other in ((first, second), (second, first)):
+        torch.save({"params": net.state_dict()}, tmp_path / "net.pth")
+        for part in ("discriminator", "generator"):
+            other.load_state_dict(read_weights(tmp_path / "net.pth", part=part, names=other.state_dict()).state)
+            assert torch.equal(net.eval()(image), other.eval()(image))
+
+
 def test_a_key_that_is_asked_for_wins_and_the_average_is_named(tmp_path: Path) -> None:
     raw, ema = networks(random.Random(0))
     torch.save({"params": raw, "params_ema": ema}, tmp_path / "net.pth")
@@ -277,6 +293,8 @@ def test_an_archive_with_the_file_in_it_is_named() -> None:
         ([1, 2], "expected the weights of a generator, got list"),
         ({"fc.weight": torch.ones(2)}, "expected a super-resolution network .* got 1 tensors such as fc.weight"),
         (b"<!DOCTYPE html><html>", "is a web page"),
+        (b'<?xml version="1.0"?>\n<net name="Model0" version="11">', "is one of OpenVINO's two files: give the .onnx"),
+        ({"base_model.model.body.0.lora_A.weight": torch.ones(2)}, "has a LoRA.*merge it into its network first"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
         (b'\n<?xml version="1.0"?><Error><Code>AccessDenied', "is a web page or a server's message .*AccessDenied"),
         (b'{"message": "Not Found"}', 'is a web page or a server\'s message \\({"message": "Not Found"}\\)'),
