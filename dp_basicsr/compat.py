@@ -71,7 +71,7 @@ def _complete_base_model(base_model: Any) -> None:
     update_own_rate, library = model.update_learning_rate, importlib.import_module("dp_basicsr.utils.optimizers")
 
     def get_optimizer(self: Any, optim_type: str, params: Any, **settings: Any) -> Any:
-        return library.optimizers([optim_type])[optim_type](params, **settings)
+        return library.make_optimizer(library.optimizers([optim_type])[optim_type], params, settings)
 
     def setup_schedulers(self: Any) -> None:
         settings = dict(self.opt["train"]["scheduler"])

@@ -14,7 +14,7 @@ from dp_basicsr.checkpoint.resume import run_metadata
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.atomic_io import write_checkpoint
-from dp_basicsr.utils.optimizers import averaged_weights, weights_of
+from dp_basicsr.utils.optimizers import averaged_weights, make_optimizer, weights_of
 from dp_basicsr.utils.random_state import gather_random_states, set_random_state
 
 import torch
@@ -180,7 +180,7 @@ def has_consistent_state(optimizer: torch.optim.Optimizer) -> bool:
         twin = nn.Parameter(torch.ones_like(weight))
         twin.grad = torch.ones_like(weight)
         with torch.random.fork_rng(devices=[]):
-            fresh = kind([twin], **settings)
+            fresh = make_optimizer(kind, [twin], settings)
             fresh.step()
         for name, value in fresh.state.get(twin, {}).items():
             if name not in state or getattr(state[name], "shape", None) != getattr(value, "shape", None):

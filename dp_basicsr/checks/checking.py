@@ -190,7 +190,9 @@ def _check_entry(kind: TypedEntry, entry: dict[str, Any], path: Path, view: View
             return [Problem((*path, "type"), str(error))]
     if member is None:
         article = "an" if kind.what[0] in "aeiou" else "a"
-        text = f"expected {article} {kind.what}, got {quote(name)}{registered_hint(name, kind.classes)}"
+        # torch's schedulers have no registry.
+        known = (hint if kind.what == "scheduler" else registered_hint)(name, kind.classes)
+        text = f"expected {article} {kind.what}, got {quote(name)}{known}"
         # Networks that spandrel knows are trained from a file of weights.
         text += "; FromFile trains the network of a file" if path == ("network_g",) else ""
         return [Problem((*path, "type"), text)]

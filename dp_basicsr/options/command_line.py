@@ -68,7 +68,8 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="import a module that registers models, networks, losses, datasets or metrics with BasicSR; repeatable",
+        help="import a module that registers models, networks, losses, datasets or metrics with BasicSR, or has "
+        "optimizers; repeatable",
     )
 
 

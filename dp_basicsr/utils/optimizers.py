@@ -30,7 +30,22 @@ def optimizers(wanted: Collection[Any] = ()) -> dict[str, type[Optimizer]]:
     kinds = _subclasses(torch.optim, Optimizer, "Optimizer")
     if not set(wanted) <= kinds.keys() and importlib.util.find_spec(EXTRA):
         kinds = _subclasses(import_optional(EXTRA), Optimizer) | kinds
-    return kinds
+    # Those of other packages are known once they are imported, by --import.
+    return kinds if set(wanted) <= kinds.keys() else {kind.__name__: kind for kind in _below(Optimizer)} | kinds
+
+
+def _below(kind: type[Optimizer]) -> Iterator[type[Optimizer]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _below(child)
+
+
+def make_optimizer(kind: type[Optimizer], weights: Any, settings: Mapping[str, Any]) -> Optimizer:
+    """Return an optimizer that can step: those of the package schedulefree begin in their mode of validation."""
+    optimizer: Any = kind(weights, **settings)
+    for one in switching([optimizer]):
+        one.train()
+    return optimizer  # type: ignore[no-any-return]
 
 
 def schedulers() -> dict[str, Any]:
@@ -59,7 +74,7 @@ def why_not_optimizer(kind: type[Optimizer], settings: Mapping[str, Any]) -> str
             [nn.Parameter(torch.linspace(-1, 1, 108).reshape(4, 3, 3, 3)), nn.Parameter(torch.linspace(-1, 1, 4))]
             for _ in range(2)
         )
-        first, resumed = kind(weights, **settings), kind(others, **settings)
+        first, resumed = make_optimizer(kind, weights, settings), make_optimizer(kind, others, settings)
         step(weights, first)
         step(weights, first)
         _reload(first, resumed)
