@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import os
@@ -202,6 +203,14 @@ def _needed_to_train(opt: View) -> Iterator[Rule]:
     if opt.valid(*TRAIN_SET, "type") in DATASETS:
         # Optional in the types, because test sets do not need them.
         needed += [(*TRAIN_SET, key) for key in ("num_worker_per_gpu", "gt_size", "use_hflip", "use_rot")]
+    model: Any = opt.model
+    if opt.is_known_model and hasattr(model, "_dequeue_and_enqueue"):
+        # Real-ESRGAN's read keys of their own in a step, those of the degradation only if they make the LQ.
+        degrades, has_lq = opt.raw("high_order_degradation") is not False, opt.valid(*TRAIN_SET, "type") in DATASETS
+        text = "expected false for a set of pairs: by default the model makes the LQ itself, of RealESRGANDataset's GT"
+        yield ("high_order_degradation",), degrades and has_lq, text
+        steps = [model.optimize_parameters, *([model.feed_data] if degrades and not has_lq else [])]
+        needed += [(key,) for key in re.findall(r"self\.opt\['(\w+)'\]", "".join(map(inspect.getsource, steps)))]
     if opt.raw(*TRAIN_SET, "batch_size_total") is None:
         needed.append((*TRAIN_SET, "batch_size_per_gpu"))
     for path in needed:

@@ -433,10 +433,18 @@ def test_the_overrides_for_x3_are_valid() -> None:
 def test_models_that_basicsr_registers_with_a_suffix_are_found() -> None:
     """Real-ESRGAN's model reads its own keys at the top level."""
     entries = ["model_type=RealESRGANModel", "train:channels_last=false"]
-    entries += ["train:gan_opt={type: GANLoss, gan_type: vanilla}"]
-    assert problems(*entries, "resize_prob=[0.2, 0.7, 0.1]", "l1_gt_usm=true", "queue_size=160") == []
+    entries += ["train:gan_opt={type: GANLoss, gan_type: vanilla}", "percep_gt_usm=true", "gan_gt_usm=false"]
+    (text,) = problems(*entries, "l1_gt_usm=true", "queue_size=160")  # KeyError: 'kernel1', Real-ESRGAN#657
+    assert text.startswith("high_order_degradation: expected false for a set of pairs")
+    entries += ["high_order_degradation=false"]
+    (text,) = problems(*entries, "resize_prob=[0.2, 0.7, 0.1]", "queue_size=160")
+    assert text.startswith("l1_gt_usm: expected a value, which training needs")
+    entries += ["l1_gt_usm=true"]
+    assert problems(*entries, "resize_prob=[0.2, 0.7, 0.1]", "queue_size=160") == []
     (text,) = problems(*entries, "queue_size=180")  # the model asserts it at its first step
     assert "queue_size: expected a multiple of batch_size_per_gpu (16), got 180" in text
     entries += ["queue_size=160", "datasets:train:type=RealESRGANDataset"]
     (text,) = problems(*entries, "gt_size=512")  # Real-ESRGAN#172
     assert "gt_size: expected up to 400, the side of RealESRGANDataset's images, got 512" in text
+    texts = problems(*entries, "gt_size=64", "high_order_degradation=true")
+    assert "resize_prob: expected a value, which training needs, got nothing: it is missing" in texts
