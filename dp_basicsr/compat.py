@@ -61,10 +61,10 @@ def _make_contiguous(diffjpeg: Any) -> None:
 
 
 def _complete_base_model(base_model: Any) -> None:
-    """Give every model any optimizer and scheduler, and several processes on CPUs.
+    """Give every model any optimizer, scheduler and format of weights, and several processes on CPUs.
 
-    BasicSR 1.4.2 has only Adam and two schedulers of its own, and wraps networks for the current CUDA device. Can be
-    removed with a release without these limits.
+    BasicSR 1.4.2 has only Adam and two schedulers of its own, loads only one key of torch's files, and wraps
+    networks for the current CUDA device. Can be removed with a release without these limits.
     """
     model = base_model.BaseModel
     on_cuda, setup_own_schedulers = model.model_to_device, model.setup_schedulers
@@ -105,6 +105,8 @@ def _complete_base_model(base_model: Any) -> None:
 
     model.get_optimizer, model.model_to_device = get_optimizer, model_to_device
     model.setup_schedulers, model.update_learning_rate = setup_schedulers, update_learning_rate
+    ours = importlib.import_module("dp_basicsr.models.base").PluginModel
+    model.load_network, model.partly_loaded = ours.load_network, ours.partly_loaded
 
 
 # BasicSR module -> function that adds what it lacks after its import, in every program.

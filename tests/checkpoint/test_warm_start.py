@@ -57,11 +57,16 @@ def trained(pairs: Path, *entries: str) -> State:
     return read_weights(Path("experiments/small/models/net_g_latest.pth"), "params").state
 
 
-@pytest.mark.parametrize("form", SAVED)
-def test_a_run_starts_from_any_form(form: str, state: State, pairs: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "model"),
+    [*((form, "ESRGANDPModel") for form in SAVED), ("safetensors", "SRModel"), ("names of 2018", "SRModel")],
+)
+def test_a_run_starts_from_any_form(form: str, model: str, state: State, pairs: Path) -> None:
+    """Also with a model of BasicSR's, which loads one form (stable-diffusion-webui#15640)."""
     SAVED[form](state)
     ema = 0.9 if form in ("params_ema alone", "names of 2018") else 0
-    started = trained(pairs, "path:pretrain_network_g=given", f"train:ema_decay={ema}")
+    entries = [f"model_type={model}", "path:pretrain_network_g=given", f"train:ema_decay={ema}"]
+    started = trained(pairs, *entries)
     assert started.keys() == state.keys()
     assert all(torch.allclose(started[name], value, rtol=0, atol=1e-20) for name, value in state.items())
 
