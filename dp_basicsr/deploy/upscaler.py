@@ -60,8 +60,11 @@ class Upscaler:
         When memory runs out, the tile is halved, for this image and those after it.
 
         Raises:
-            UserError: Not even the smallest tile fits, or the network's output is not finite.
+            UserError: It is no such image, not even the smallest tile fits, or the network's output is not finite.
         """
+        pixels = np.asarray(pixels)
+        if pixels.dtype.str[1:] not in ("u1", "u2") or pixels.shape[2:] != (3,) or not pixels.size:
+            raise UserError(f"expected (H, W, 3) RGB of uint8 or uint16, got {pixels.dtype} of shape {pixels.shape}")
         while True:
             try:
                 return self._upscale(pixels, on_tile)

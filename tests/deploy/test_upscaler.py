@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tests.support.gpu import current_device, needs_gpus, skip_if_imitated
@@ -55,6 +56,16 @@ def test_a_tile_is_never_larger_than_asked_for() -> None:
     result = upscaler(Watch(), 1, tile=32, overlap=8)[0](photograph(100, 70))
     assert result.shape == (100, 70, 3)
     assert max(seen) == (31, 29), "five and three tiles, no larger than needed to share 8 pixels"
+
+
+def test_an_image_is_an_array_or_what_numpy_takes_for_one() -> None:
+    """nunif#68: from Pillow and torch too. Other types had exceptions of the engines, or were noise without a word."""
+    upscale, image = upscaler(nn.Identity(), 1)[0], photograph(9, 7)
+    for same in (image, Image.fromarray(image), torch.from_numpy(image)):
+        np.testing.assert_array_equal(upscale(same), image)
+    for other in (image / 255, image.astype(int), image[..., 0], image[None], image.transpose(2, 0, 1), image[:0], "a"):
+        with pytest.raises(UserError, match=r"expected \(H, W, 3\) RGB of uint8 or uint16, got .* of shape \("):
+            upscale(other)
 
 
 @pytest.mark.parametrize(("arch", "scale", "multiple"), [("RRDBNetDP", 4, 1), ("RRDBNet", 2, 2), ("MSRResNet", 3, 1)])
