@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         network = load_network(args.model_path, alpha_interp=args.alpha_interp, scale=args.scale)
         facts = describe(network, trace(args.model_path[-1], network.notes))
         difference = export_network(network, args.format, output, facts, args.half)
-        card = write_card(network, args.format, files[0], facts, args.license, metrics)
+        dtype = "float16" if args.half else "float32"
+        card = write_card(network, args.format, files[0], facts, args.license, metrics, dtype)
         print(f"read {network.title}")
         print(f"wrote {', '.join(map(str, files))} ({network.description}) and {card}")
         if args.openmodeldb:

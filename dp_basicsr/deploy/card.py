@@ -54,8 +54,9 @@ measurements from its output that the input does not have.
 
 
 def write_card(
-    network: OpenedNetwork, kind: str, output: Path, facts: dict[str, str], license_name: str, metrics: str
-) -> Path:
+    network: OpenedNetwork, kind: str, output: Path, facts: dict[str, str], license_name: str, metrics: str,
+    dtype: str = "float32",
+) -> Path:  # fmt: skip
     """Write ``<output>.md`` of an exported network; ``facts`` are ``describe``'s, ``metrics`` ``read_metrics``'s."""
     record, size = EXPORTS[kind], network.size
     sides = f" with H and W of {size.maximum}" if size.maximum else ""
@@ -74,7 +75,7 @@ def write_card(
         training=_training(facts),
         metrics=metrics,
         file=output.name,
-        code=record.use.format(file=output.name),
+        code=record.use.format(file=output.name, shape=(1, network.channels, *size.fit(64, 64)), dtype=dtype),
         programs=f"{limit[0].upper()}{limit[1:]}." if limit else record.programs,
     )
     card = record.card(output)

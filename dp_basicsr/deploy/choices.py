@@ -102,7 +102,7 @@ EXPORTS = {
         """```python
 import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession("{file}")
-image = np.random.rand(1, 3, 64, 64).astype(np.float32)  # RGB in [0, 1]
+image = np.random.rand{shape}.astype(np.{dtype})  # RGB in [0, 1]
 (result,) = session.run(None, {{"image": image}})
 ```""",
         "Programs that run ONNX models (chaiNNer among them) open it; batch, height and width are free.",

@@ -6,15 +6,18 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dp_basicsr import __version__
 from dp_basicsr.archs import load_network
+from dp_basicsr.deploy.card import write_card
 from dp_basicsr.deploy.export import describe, export_network
 from dp_basicsr.deploy.openmodeldb import write_entry
 from dp_basicsr.deploy.provenance import fingerprint, trace
 from dp_basicsr.options import USED_OPTIONS
+from dp_basicsr.utils.input_size import InputSize
 
 import pytest
 import yaml
@@ -193,6 +196,16 @@ def test_the_command_writes_file_card_and_a_valid_entry(
     assert entry["resources"][0]["size"] == len(data)
     assert "already exists: deep/esrgan_dp.safetensors" in refused(export_model.main, arguments)
     assert export_model.main([*arguments, "--overwrite"]) == 0
+
+
+def test_the_code_of_a_card_has_the_size_and_type_that_the_file_takes(trained: Path) -> None:
+    """SwinIR#145: files of one size, of one channel, and of fp16 had the code of others, which failed."""
+    network = load_network([trained])
+    write_card(network, "onnx", Path("free.onnx"), {}, "", "")
+    assert "image = np.random.rand(1, 3, 64, 64).astype(np.float32)" in Path("free.onnx.md").read_text()
+    network = replace(network, size=InputSize(1, minimum=192, maximum=192), channels=1)
+    write_card(network, "onnx", Path("fixed.onnx"), {}, "", "", "float16")
+    assert "image = np.random.rand(1, 1, 192, 192).astype(np.float16)" in Path("fixed.onnx.md").read_text()
 
 
 def test_what_is_not_known_and_what_others_cannot_do_is_said(
