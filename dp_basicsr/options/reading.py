@@ -29,7 +29,7 @@ MAX_INT = 2**63
 TEXT_KEYS = frozenset(
     {
         "name", "suffix", "dataroot_gt", "dataroot_lq", "dataroot_flow", "meta_info_file", "pretrain_network_g",
-        "pretrain_network_d", "resume_state", "project", "resume_id",
+        "pretrain_network_d", "resume_state", "project", "resume_id", "filename_tmpl",
     }
 )  # fmt: skip
 
@@ -204,5 +204,5 @@ def _text_value(text: str) -> Any:
     except UserError:
         value = ""
     # Quotes are YAML's; nothing, and what is no text, stays what it is.
-    is_yaml = text.lstrip()[:1] in ("'", '"', "[", "{") and value != ""
+    is_yaml = text.lstrip()[:1] in ("'", '"', "[", "{") and value not in ("", {})
     return value if is_yaml or value is None else text.strip()

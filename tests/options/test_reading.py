@@ -111,7 +111,15 @@ def test_the_keys_of_names_are_the_schema_s() -> None:
     models = [schema.OptionFile, schema.Dataset, *schema.DATASETS.values(), schema.Val, schema.Paths]
     hints = [item for model in models for item in get_type_hints(model, include_extras=True).items()]
     named = {key for key, hint in hints if re.match("(?!dict).*(_folder_name|expanduser)", repr(hint))}
-    assert named | set(schema.Wandb.model_fields) == TEXT_KEYS
+    assert named | set(schema.Wandb.model_fields) | {"filename_tmpl"} == TEXT_KEYS
+
+
+@pytest.mark.parametrize("text", ["{}x4", "{}", "'{}x4'", "x_{}"])
+def test_a_template_is_text(text: str) -> None:
+    """OSEDiff#74: the names of LSDIR's LQ, given on the command line; YAML takes braces for a mapping."""
+    opt: Any = {}
+    override(opt, [f"datasets:train:filename_tmpl={text}"])
+    assert opt["datasets"]["train"]["filename_tmpl"] == text.strip("'")
 
 
 @pytest.mark.parametrize(
