@@ -289,7 +289,9 @@ def _batch(opt: View) -> Iterator[Rule]:
 
 
 def _escaped(path: str) -> str:
-    """Explain a variable in a path, or a line break or a tab, as a message shows "C:\\new\\table"."""
+    """Explain a file in place of a folder, a variable, or a line break or a tab, as in "C:\\new\\table"."""
+    if os.path.isfile(os.path.expanduser(path)):
+        return "; it is a file: name its folder, or unpack it first"
     if "$" in path:
         return "; $ is no variable here: in --force_yml the shell replaces it in double quotes"
     return f"; {IN_SINGLE_QUOTES}" if re.search(r"[\t\n\r\a\b\f\v]", path) else ""

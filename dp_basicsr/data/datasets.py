@@ -184,7 +184,11 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
     missing = [path for entry in paths for path in _files_of(entry) if not os.path.isfile(path)]
     # With skip, missing files count as bad images, which are replaced while training.
     if missing and dataset_opt.get("on_bad_image") != "skip":
-        raise UserError(f"{name}: expected one file name per line, {len(missing)} files are missing, e.g. {missing[0]}")
+        has_gt = kind == "PairedImageDataset" and all(os.path.isfile(pair["gt_path"]) for pair in paths)
+        way = "; an LQ stands in dataroot_lq itself, also that of a GT in a subfolder: link it there" if has_gt else ""
+        way = "; of a list of pairs keep the first column" if ", " in missing[-1] else way
+        text = f"expected one file name per line, {len(missing)} files are missing, e.g. {missing[0]}"
+        raise UserError(f"{name}: {text}{way}")
     # A list may name a.png of two folders, and both would get the same LQ.
     first: dict[str, str] = {}
     for pair in (entry for entry in paths if isinstance(entry, dict)):

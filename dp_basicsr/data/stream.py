@@ -73,7 +73,8 @@ class TrainStream:
         if len(self.dataset) == 0:
             roots = dict.fromkeys(str(self.dataset_opt.get(key)) for key in ("dataroot_gt", "dataroot_lq"))
             raise UserError(
-                f"datasets: train: no image directly in {' and '.join(roots)} (subfolders are not searched)"
+                f"datasets: train: no image directly in {' and '.join(roots)}: subfolders and archives "
+                "are not searched; list what is in those of the GT in a meta_info_file, or unpack it"
             )
         self.names = fingerprint(self.dataset)
         ratio = self.dataset_opt["dataset_enlarge_ratio"]

@@ -32,7 +32,7 @@ def find_images(folder: Path) -> list[Path]:
         UserError: ``folder`` does not exist or contains no image.
     """
     if folder.is_file():
-        raise UserError(f"expected a folder of images, got a file: {folder}; name its folder")
+        raise UserError(f"expected a folder of images, got a file: {folder}; name its folder, or unpack it first")
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}, expected a folder of images")
     paths = sorted(path for path in folder.iterdir() if _is_image(path))

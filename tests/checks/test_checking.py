@@ -354,6 +354,15 @@ def test_a_variable_in_a_missing_path_gets_advice() -> None:
         assert refusal(["-opt", str(TRAIN), "--force_yml", f"{key}=$HOME/x.lmdb"]).count("; $ is no variable here") == 1
 
 
+def test_an_archive_in_place_of_a_folder_gets_advice() -> None:
+    """Sana#111: a data set of tar shards."""
+    Path("a.tar").touch()
+    message = refusal(
+        ["-opt", str(TRAIN), "--force_yml", "datasets:train:dataroot_gt=a.tar", "datasets:train:io_backend:type=disk"]
+    )
+    assert message.count("; it is a file: name its folder, or unpack it first") == 1
+
+
 def test_a_test_needs_one_of_its_sets() -> None:
     message = refusal(["-opt", str(OPTIONS / "test_esrgan_dp.yml")], is_train=False)
     assert re.search(r"(?s)none of Set5 \(.*data download set5 set14 bsd100 urban100", message)

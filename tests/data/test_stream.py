@@ -108,7 +108,10 @@ def test_the_program_s_random_state_is_unchanged() -> None:
     [
         ({"batch": 16}, "8 samples.*batch of 16"),
         ({"train": {"batch_size_total": 4}, "world_size": 3, "dist": True}, "4 is not a multiple of the 3 processes"),
-        ({"train": {"dataroot_gt": "outer", "dataroot_lq": "outer"}}, "no image directly in .* are not searched"),
+        (
+            {"train": {"dataroot_gt": "outer", "dataroot_lq": "outer"}},
+            "no image directly in .* are not searched; list .* or unpack it",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(pairs: Path, changes: dict[str, Any], message: str) -> None:
@@ -200,6 +203,14 @@ def test_a_meta_info_file_never_makes_a_wrong_pair(pairs: Path) -> None:
     listed.write_text("image0.png\nimage 9.png\n")
     with pytest.raises(UserError, match=r"2 files are missing, e.g. .*/image 9.png$"):
         TrainStream(options(pairs, train=train))
+    for listed_there, way in (
+        (str((pairs / "GT/a/image0.png").resolve()), "an LQ stands in dataroot_lq itself"),  # OSEDiff#74
+        ("GT/image0.png, LRbicx4/image0.png", "of a list of pairs keep the first column"),  # Real-ESRGAN#643
+    ):
+        (pairs / "LRbicx4/image0.png").unlink(missing_ok=True)
+        listed.write_text(listed_there)
+        with pytest.raises(UserError, match=rf"files are missing, e.g. .*; {way}"):
+            TrainStream(options(pairs, train=train))
 
 
 def test_any_name_in_a_list_is_read_to_its_end(pairs: Path) -> None:
