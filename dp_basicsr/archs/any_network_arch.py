@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -110,8 +111,8 @@ def _create(network: str, **options: Any) -> Any:
     if not timm.is_model(network.partition(".")[0]):
         close = timm.list_models(f"*{network[:6]}*")[:5]
         raise UserError(f"network: {TIMM}{network}: expected a model of timm ({', '.join(close)} ...), got {network!r}")
-    try:
-        # Only transformers have this argument.
-        return timm.create_model(network, dynamic_img_size=True, **options)
-    except TypeError:
-        return timm.create_model(network, **options)
+    # Only transformers have these arguments, and fewer the second.
+    for more in ({"dynamic_img_size": True, "dynamic_img_pad": True}, {"dynamic_img_size": True}):
+        with contextlib.suppress(TypeError):
+            return timm.create_model(network, **more, **options)
+    return timm.create_model(network, **options)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +137,7 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
 
 
 def refuse_other_patches(model: Any, opt: dict[str, Any]) -> None:
-    """Refuse a training patch that the networks do not take, and a generator that does not make ``scale`` of it."""
+    """Refuse a patch that networks or losses do not take, a G that does not make ``scale`` of it, a D of several."""
     data, scale, net_g = opt["datasets"]["train"], opt["scale"], getattr(model, "net_g", None)
     gt_size, net_d = data.get("gt_size"), getattr(model, "net_d", None)
     if not gt_size or net_g is None:
@@ -144,31 +146,39 @@ def refuse_other_patches(model: Any, opt: dict[str, Any]) -> None:
     is_usual = type(model).__module__.startswith(("basicsr.", "dp_basicsr."))
     is_usual &= data["type"] in (*DATASETS, "RealESRGANDataset")
     fitting, _ = input_size(model.get_bare_model(net_g)).fit(gt_size // scale, gt_size // scale)
-    networks = [("network_g", net_g, scale)] if is_usual or fitting * scale != gt_size else []
-    networks += [("network_d", net_d, 1)] if is_usual and net_d is not None else []
-    for key, net, factor in networks:
-        net, channels = model.get_bare_model(net), 1 if data.get("color") == "y" else 3
-        result = _result_of(net, channels, gt_size // factor)
+    image = (1 if data.get("color") == "y" else 3,)
+    parts: list[tuple[str, Any, int, Sequence[int]]] = []  # what is tried, on images of how many channels
+    parts += [("network_g", net_g, scale, image)] if is_usual or fitting * scale != gt_size else []
+    parts += [("network_d", net_d, 1, image)] if is_usual and net_d is not None else []
+    terms = getattr(getattr(model, "cri_perceptual", None), "all_terms", {}) if is_usual else {}
+    parts += [(f"perceptual_opt: {name}", term, 1, (3, 3)) for name, term in terms.items()]
+    for key, net, factor, images in parts:
+        trial = partial(_result_of, model.get_bare_model(net), images, model.device)
+        result = trial(gt_size // factor)
         if isinstance(result, str):
             # The nearest that fits: nets with strides take multiples of them, others none but their own size.
             sizes = sorted(range(scale, 2 * gt_size, scale), key=lambda size: (abs(size - gt_size), -size))
-            fits = (size for size in sizes if not isinstance(_result_of(net, channels, size // factor), str))
+            fits = (size for size in sizes if not isinstance(trial(size // factor), str))
             taken = next((f", such as {size}" for size in fits), "")
             text = f"expected patches that {key} takes{taken}, got {gt_size} ({result})"
             raise UserError(f"datasets: train: gt_size: {text}")
+        if key == "network_d" and not isinstance(result, Tensor):
+            text = f"expected one tensor of its forward, got a {type(result).__name__}"
+            raise UserError(f"network_d: {text}: join them, torch.cat([part.flatten(1) for part in parts], 1)")
         if key == "network_g" and is_usual and isinstance(result, Tensor) and result.shape[-1] != gt_size:
             times = result.shape[-1] / (gt_size // scale)
             text = f"expected a network that enlarges {scale} times, got one that enlarges {times:g} times"
             raise UserError(f"network_g: {text}: {opt[key]['type']} may not have this scale")
 
 
-def _result_of(net: Any, channels: int, side: int) -> Any:
-    """Return what a network makes of a black patch, or as text why it fails; the network stays as it is."""
+def _result_of(net: Any, images: Sequence[int], device: torch.device, side: int) -> Any:
+    """Return what a module makes of gray ramps of so many channels each, or as text why it fails; it stays as it is."""
     modes = [(module, module.training) for module in net.modules()]
     try:
         with torch.no_grad():
             # Not in training, which would change the statistics of norms, nor by a call, which would compile it.
-            return net.eval().forward(torch.zeros(1, channels, side, side, device=next(net.parameters()).device))
+            ramp = torch.linspace(0, 1, side, device=device).expand(1, 1, side, side)
+            return net.eval().forward(*(ramp.repeat(1, channels, 1, 1) for channels in images))
     # Each network fails in its own way.
     except Exception as error:
         if is_out_of_memory(error):

@@ -161,7 +161,8 @@ def test_any_classification_network_is_a_term(network: str, layer: str, tmp_path
         with pytest.raises(UserError, match="no such file"):
             DualPerceptualLoss(**SMALL, extra_terms=[entry | {"weights": "not/there.pth"}])
     loss = on_device(DualPerceptualLoss(**SMALL, extra_terms=[entry]))
-    x, gt = (image.float().detach().requires_grad_() for image in images(size=32))
+    # Of a size that is no multiple of a transformer's patches.
+    x, gt = (image.float().detach().requires_grad_() for image in images(size=36))
     loss(x, gt).backward()
     assert loss.terms["l_third"] > 0
     assert x.grad.isfinite().all()

@@ -20,7 +20,9 @@ import pytest
 import torch
 import yaml
 from basicsr.models import build_model
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 
+from tests.support.networks import SmallDiscriminator
 from tests.support.options import model_options, write_small_gan
 from tests.support.programs import code_of
 
@@ -125,6 +127,14 @@ SMALL_G = "num_feat: 4, num_block: 1, num_grow_ch: 4"
             [f"network_g={{type: RRDBNet, num_in_ch: 3, num_out_ch: 3, scale: 8, {SMALL_G}}}", "scale=8"],
             "network_g: expected a network that enlarges 8 times, got one that enlarges 4 times: RRDBNet may not have",
         ),
+        (  # BasicSR#395: a discriminator of several scales
+            ["network_d={type: SeveralLogits}"],
+            "network_d: expected one tensor of its forward, got a list: join them, torch.cat(",
+        ),
+        (  # lightly-train#29: a transformer for one size, or a loss for large images
+            ["train:perceptual_opt:extra_terms=[{type: LargeLoss, mu: 1.0}]"],
+            "gt_size: expected patches that perceptual_opt: LargeLoss takes, such as 40, got 32 (ValueError: small)",
+        ),
     ],
 )
 def test_a_patch_that_the_networks_do_not_take_is_refused_first(
@@ -163,6 +173,20 @@ def test_trying_a_patch_leaves_networks_as_they_are(tmp_path: Path) -> None:
     model.net_g.forward = out_of_memory
     with pytest.raises(torch.OutOfMemoryError):  # which is told with the options that help
         refuse_other_patches(model, opt)
+
+
+@LOSS_REGISTRY.register()
+class LargeLoss(torch.nn.L1Loss):
+    def forward(self, x: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
+        if x.shape[-1] < 40:
+            raise ValueError("small")
+        return super().forward(x, gt)
+
+
+@ARCH_REGISTRY.register()
+class SeveralLogits(SmallDiscriminator):
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:  # type: ignore[override]
+        return [super().forward(image)] * 2
 
 
 def out_of_memory(*_: object) -> NoReturn:
