@@ -23,7 +23,7 @@ from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import data_command
 from dp_basicsr.utils.file_lock import lock_folder
 
-MODEL_SUFFIXES = (".pth", ".safetensors", ".onnx", ".param")
+MODEL_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".onnx", ".param")
 PREFIX = "dp_basicsr_web_"  # of the folders for uploads and results
 
 
@@ -38,9 +38,10 @@ def find_models(paths: Sequence[Path]) -> dict[str, Path]:
         inside = sorted(path.iterdir()) if path.is_dir() else []
         files += [file for file in inside if file.suffix in MODEL_SUFFIXES and not file.name.startswith("net_d_")]
         files += [] if path.is_dir() else [path]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing or not files:
-        raise UserError(f"--model_path: no such file: {', '.join(missing) or ', '.join(map(str, paths))}")
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise UserError(f"--model_path: no such file: {', '.join(missing)}")
+    if not files:
+        raise UserError(f"--model_path: no {', '.join(MODEL_SUFFIXES)} in {', '.join(map(str, paths))}: name a file")
     models = {file.name: file for file in files}
     if len(models) < len(files):
         raise UserError(f"--model_path: two files have one name: {', '.join(map(str, files))}")

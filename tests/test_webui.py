@@ -269,6 +269,12 @@ def test_models_of_a_folder_without_discriminators(page: Page) -> None:
     assert list(find_models([Path()])) == ["gan.pth", "model.pth"]
     with pytest.raises(UserError, match=r"no such file: gone.pth"):
         find_models([Path("gone.pth")])
+    # stable-diffusion-webui#15640: the folder of such files was "no such file".
+    torch.save({}, Path("models").mkdir() or "models/last.pt")
+    assert list(find_models([Path("models")])) == ["last.pt"]
+    Path("models/last.pt").rename("models/last.bin")
+    with pytest.raises(UserError, match=r"no \.pth, \.pt, .* in models: name a file"):
+        find_models([Path("models")])
     with pytest.raises(UserError, match="two files have one name"):
         find_models([model, model])
 
