@@ -57,6 +57,12 @@ class DiskClient:
         return without_remarks(content)
 
 
+def how_to_make_lq() -> str:
+    """Return what makes the LQ fit to their GT."""
+    cut = f"`{advise('data extract', '--lr-input')}`"
+    return f"give the scale that they have, make the LQ with `{advise('data lr')}`, or cut both with {cut}"
+
+
 def open_dataset(dataset_opt: dict[str, Any]) -> Any:
     """Build BasicSR's dataset; a fault of its files is a UserError: counts, names, a missing file, a damaged LMDB."""
     # BasicSR checks these keys with `in` only, and would open or format None.
@@ -119,6 +125,8 @@ def _pairing_hint(gt_root: str, lq_root: str) -> str:
             way = "rename its images and pack them again" if is_lmdb else f"filename_tmpl: '{{}}{ending}'"
             return f"; the names of the LQ end in {ending}: {way}"
     lists = f"; `{advise('data check', f'--gt {gt_root} --lq {lq_root}')}` lists those without a partner"
+    if any("_s0" in name for name in gt):  # sub-images, of which LQ cut to the size of the GT are fewer
+        lists += f"; `{advise('data extract', '--lr-input')}` cuts both in one pass"
     return lists if gt != lq else ""
 
 

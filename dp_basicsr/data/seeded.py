@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dp_basicsr.data.datasets import how_to_make_lq
 from dp_basicsr.errors import (
     TOO_MANY_FILES,
     TOO_MANY_PROCESSES,
@@ -108,10 +109,7 @@ class SeededDataset(Dataset):
                 if isinstance(error, cv2.error) or "NoneType" in reason:
                     reason = "it is missing or does not decode"
                 elif reason.startswith("Scale mismatches."):
-                    reason += (
-                        " cut the GT to a multiple of the scale (extract_subimages.py --crop), or create the LQ again "
-                        "with make_lr.py"
-                    )
+                    reason += f" {how_to_make_lq()}"
                 bad.append(f"sample {name} cannot be used: {reason}")
         raise UserError(f"{len(bad)} samples in a row; the first: {bad[0]}")
 

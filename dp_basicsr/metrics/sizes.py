@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.data.datasets import how_to_make_lq
 from dp_basicsr.data.lmdb_records import read_meta_info
 from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.images.files import BadImageError
@@ -53,7 +54,9 @@ def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> N
             name = pair.get("gt_path", pair["lq_path"])
             image = f"datasets: {dataset.opt['name']}: {name}"  # type: ignore[attr-defined]
             if gt[0] < result[0] or gt[1] < result[1]:
-                raise UserError(f"{image} is {pixels} pixels, expected at least {needed}, {scale} x its LQ")
+                raise UserError(
+                    f"{image} is {pixels} pixels, expected at least {needed}, {scale} x its LQ: {how_to_make_lq()}"
+                )
             images.setdefault(gt, image)
             for metric, options in metrics.items():
                 border, record = options.get("crop_border", 0), record_of(options["type"])

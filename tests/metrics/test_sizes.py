@@ -81,7 +81,7 @@ def test_a_set_without_originals_is_measured_by_the_result() -> None:
 def test_an_original_smaller_than_its_result_is_refused() -> None:
     write("lq", 30, 20)
     write("gt", 39, 60)
-    with pytest.raises(UserError, match=r"gt/a.png is 39 x 60 pixels, expected at least 40 x 60, 2 x its LQ"):
+    with pytest.raises(UserError, match=r"gt/a.png is 39 x 60 pixels, expected at least 40 x 60, 2 x its LQ: give"):
         refuse(PSNR)
 
 
