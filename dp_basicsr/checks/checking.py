@@ -280,6 +280,8 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], is_open: bo
         # A key much like a known one is a typing error even where any key is allowed.
         if is_open and not is_path and not nearest(key, known, cutoff=0.8):
             return ""
+        if key == "experiments_root" and is_path:
+            return "expected none, got a folder for the runs: start in it, or make experiments/ a link to it"
         return f"expected a known key, got one that no code reads{hint(key, known)}"
     if kind == "missing":
         return f"expected {section.model_fields[key].description or 'a value'}, got nothing: it is missing"
@@ -295,6 +297,8 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], is_open: bo
         advice = f"; did you mean {close}?" if close else ""
     if expected == "text" and not isinstance(value, (list, dict, type(None))):
         advice = "; put it into quotes, on a command line into two kinds: 'key=\"value\"'"
+    elif value == 1 and key in ("scale", "upscale"):
+        advice = "; RRDBNet, CompactDP, EDSR and SwinIR take it"
     elif isinstance(value, list) and str(key).startswith("dataroot"):
         advice = f"; {JOIN}"
     return f"expected {expected}, got {quote(value)}{advice}"

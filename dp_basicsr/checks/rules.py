@@ -328,7 +328,8 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     sets = [key for key in opt.valid("datasets") or () if str(key).startswith("test")]
     # One set is enough: a test skips the others.
     if all(map(missing_folders, sets)):
-        roots = {opt.valid("datasets", key, "name"): missing_folders(key) for key in sets}
-        missing = [f"{name} ({next(iter(folders.values()))})" for name, folders in roots.items()]
+        roots = {opt.valid("datasets", key, "name"): next(iter(missing_folders(key).values())) for key in sets}
+        a_file = {root: ", a file: name its folder" for root in roots.values() if os.path.isfile(root)}
+        missing = [f"{name} ({root}{a_file.get(root, '')})" for name, root in roots.items()]
         text = f"expected an existing test set, got {f'none of {shorten(missing, 8)}' if missing else 'none'}"
         yield Problem(("datasets",), text, missing=True, help=how_to_get_test_sets())

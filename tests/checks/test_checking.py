@@ -141,6 +141,8 @@ def test_every_misspelt_key_is_named() -> None:
         ("val:metrics:psnr_y:type=psnr", "val:metrics:psnr_y:type: expected a metric"),
         ("datasets:train:type=PairedImagesDataset", "datasets:train:type: expected a dataset, .*PairedImageDataset"),
         ("datasets:valid=~", "datasets:valid: expected "),
+        ("path:experiments_root=/data", "path:experiments_root: expected none, .* or make experiments/ a link"),
+        ("network_g:scale=1", "network_g:scale: expected 2, 3 or 4, got 1; RRDBNet, .* take it"),
         # mmocr#860: a second set was left out without a word, and a list should be put into quotes.
         ("datasets:train_1={name: a, type: SingleImageDataset, dataroot_lq: x, io_backend: {type: disk}}",
          "datasets:train_1: expected train, val, val_1, test_1 ..., got train_1; a run trains on one set: .* links"),
@@ -366,6 +368,9 @@ def test_an_archive_in_place_of_a_folder_gets_advice() -> None:
 def test_a_test_needs_one_of_its_sets() -> None:
     message = refusal(["-opt", str(OPTIONS / "test_esrgan_dp.yml")], is_train=False)
     assert re.search(r"(?s)none of Set5 \(.*data download set5 set14 bsd100 urban100", message)
+    entry = f"datasets:test_1:dataroot_gt={TRAIN}"  # HAT#7: a single image
+    message = refusal(["-opt", str(OPTIONS / "test_esrgan_dp.yml"), "--force_yml", entry], is_train=False)
+    assert re.search(r"none of Set5 \(.*, a file: name its folder\)", message)
 
 
 def test_a_check_continues_if_only_data_is_missing() -> None:
