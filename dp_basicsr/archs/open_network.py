@@ -109,7 +109,7 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
         module.input_size,  # type: ignore[arg-type]
         {key: value for key, value in arguments.items() if key.startswith("num_")},
         weights.notes,
-        module.eval(),
+        module.eval().float(),
     )
 
 

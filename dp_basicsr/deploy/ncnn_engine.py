@@ -93,7 +93,7 @@ class NcnnEngine(Engine):
         shapes = ([1, 3, 16 * fold, 24 * fold], [1, 3, 32 * fold, 16 * fold])
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is deprecated, and is what pnnx reads
-            traced = torch.jit.trace(network.module, torch.rand(shapes[0]), check_trace=False)
+            traced = torch.jit.trace(network.module, torch.rand(shapes[0], dtype=torch.float32), check_trace=False)
             traced.save(str(path.parent / "net.pt"))
         first, second = (f"{shape}f32".replace(" ", "") for shape in shapes)
         command = [pnnx.EXEC_PATH, "net.pt", f"inputshape={first}", f"inputshape2={second}", f"fp16={int(half)}"]

@@ -81,7 +81,7 @@ class OpenVinoEngine(Engine):
         import torch
 
         openvino = import_openvino()
-        example = torch.rand(1, network.channels, *network.size.fit(16, 16))
+        example = torch.rand(1, network.channels, *network.size.fit(16, 16), dtype=torch.float32)
         with torch.inference_mode(), warnings.catch_warnings():
             # torch.jit is deprecated, and is what OpenVINO converts fastest.
             warnings.simplefilter("ignore")

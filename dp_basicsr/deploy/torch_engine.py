@@ -99,7 +99,8 @@ def difference_from_torch(network: OpenedNetwork, engine: Engine, shapes: Iterab
     generator = torch.Generator().manual_seed(0)
     worst = torch.zeros(())
     for batch, height, width in shapes:
-        image = torch.rand(batch, network.channels, *network.size.fit(height, width), generator=generator)
+        shape = (batch, network.channels, *network.size.fit(height, width))
+        image = torch.rand(shape, generator=generator, dtype=torch.float32)
         with torch.inference_mode():
             expected = network.module(image)
         result = torch.from_numpy(engine.run(image.numpy()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -101,3 +102,8 @@ def import_modules(names: Sequence[str]) -> None:
             raise UserError(
                 f"--import {name}: expected {expected}, got {type(error).__name__}: {error}{where}"
             ) from error
+        if (torch := sys.modules.get("torch")) and (kind := torch.get_default_dtype()) != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            logging.getLogger("basicsr").warning(
+                f"--import {name} set torch's default type to {kind}; reset to float32"
+            )

@@ -71,6 +71,20 @@ def test_an_engine_gives_the_values_of_torch(name: Any, arch: str, scale: int) -
         assert difference < 5e-6
 
 
+@pytest.mark.parametrize("name", ["torch", "openvino", "onnxruntime"])
+def test_an_engine_computes_in_float32_in_a_program_whose_numbers_are_float64(name: Any, model: Path) -> None:
+    pytest.importorskip("onnxscript")
+    image = np.random.default_rng(0).random((1, 3, 17, 33), np.float32)
+    expected = open_engine([model], engine=name)(image)
+    for entry in entries():
+        shutil.rmtree(entry)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert np.array_equal(open_engine([model], engine=name)(image), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_converted_network_is_opened_without_torch(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

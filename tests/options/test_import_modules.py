@@ -13,6 +13,7 @@ from dp_basicsr import test, train
 from dp_basicsr.options import import_modules
 
 import pytest
+import torch
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 from tests.support.options import SMALL
@@ -129,6 +130,15 @@ def test_a_module_may_be_named_by_its_file(folder: None) -> None:
         assert sys.modules["their_classes"].__file__ == str(Path("their_classes.py").absolute())
     import_modules(["lib/also_theirs.py"])
     assert "lib.also_theirs" in sys.modules
+
+
+def test_a_module_that_changes_torch_s_type_of_numbers_changes_no_network(
+    folder: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("raising.py").write_text("import torch\ntorch.set_default_dtype(torch.float64)\n")
+    import_modules(["raising"])
+    assert torch.get_default_dtype() == torch.float32
+    assert "--import raising set torch's default type to torch.float64; reset to float32" in caplog.text
 
 
 def test_a_class_of_a_name_that_is_taken_is_one_message(folder: None, refused: Callable[..., str]) -> None:
