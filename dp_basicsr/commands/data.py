@@ -146,7 +146,7 @@ def check(argv: Sequence[str] | None = None) -> int:
     add("--workers", type=int, help="number of processes (default: all available CPUs)")
     add_import_argument(parser)
     args = parser.parse_args(argv)
-    problems = []
+    problems, seen = [], dict[bytes, object]()
     with data_command():
         # Exactly one of the two ways, and the second with both folders.
         if (args.opt is None) == (args.gt is None) or (args.gt is None) != (args.lq is None):
@@ -161,7 +161,7 @@ def check(argv: Sequence[str] | None = None) -> int:
             text = "expected a set with dataroot_gt and dataroot_lq, got none: nothing is checked"
             raise UserError(f"{args.opt}: {text}")
         for name, pairs in sets:
-            checked = check_set(pairs, args.workers)
+            checked = check_set(pairs, args.workers, seen)
             print(f"{name}: {checked}", flush=True)
             problems += checked.problems
         if problems:

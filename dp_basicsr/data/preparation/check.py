@@ -96,8 +96,10 @@ def paired_sets(opt: dict[str, Any]) -> Iterator[tuple[str, PairedSet]]:
         yield f"{key} ({dataset.get('name')})", PairedSet(gt, lq, opt["scale"], gt_size, template, names)
 
 
-def check_set(what: PairedSet, workers: int | None = None) -> Checked:
+def check_set(what: PairedSet, workers: int | None = None, seen: dict[bytes, Any] | None = None) -> Checked:
     """Check every pair of ``what`` in ``workers`` processes (None: one per CPU).
+
+    ``seen`` has the pairs of the sets before by the digest of their pixels, and takes these.
 
     Raises:
         UserError: A worker was killed. Problems of the set itself, such as a missing folder, are returned.
@@ -115,7 +117,7 @@ def check_set(what: PairedSet, workers: int | None = None) -> Checked:
         return checked
     tasks, unpaired = _pair(what, gt, lq)
     checked.problems += unpaired
-    first: dict[bytes, str] = {}
+    seen = {} if seen is None else seen
     shown: list[tuple[str, NDArray[np.float32]]] = []
     read = partial(read_pair, scale=what.scale, gt_size=what.gt_size)
     # Closed here: after an error, the traceback would keep the generator and its workers alive.
@@ -124,8 +126,8 @@ def check_set(what: PairedSet, workers: int | None = None) -> Checked:
             name, (problems, digest, thumbnails) = str(task), result
             checked.pairs += 1
             checked.problems += problems
-            if digest is not None and first.setdefault(digest, name) != name:
-                checked.problems.append(BadData("duplicate", name, f"has the same pixels as {first[digest]}"))
+            if digest is not None and seen.setdefault(digest, (what, name)) != (what, name):
+                checked.problems.append(BadData("duplicate", name, f"has the same pixels as {seen[digest][1]}"))
             if thumbnails is not None:
                 shown.append((name, thumbnails))
     checked.problems += _other_pictures(shown)

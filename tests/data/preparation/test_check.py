@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -146,6 +148,25 @@ def test_all_sets_of_an_option_file(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match="meta_info_file nowhere"):
         list(paired_sets({"scale": 4, "datasets": {"train": train | {"meta_info_file": "nowhere"}}}))
+
+
+def test_a_validation_image_that_is_trained_on_is_named(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PlantSeg#11: under another name, and in the training folder itself."""
+    for name in ("GT", "LQ"):
+        (good / f"val_{name}").mkdir()
+        shutil.copy(good / name / "i3.png", good / f"val_{name}" / "v.png")
+    sets = {
+        key: {"name": key, "dataroot_gt": str(good / f"{folder}GT"), "dataroot_lq": str(good / f"{folder}LQ")}
+        for key, folder in (("train", ""), ("val_1", "val_"), ("val_2", ""))
+    }
+    sets["train"] |= {"gt_size": 32}
+    Path("a.yml").write_text(json.dumps({"scale": 4, "datasets": sets}))
+    assert check_dataset.main(["-opt", "a.yml", "--workers", "1"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"train \(train\): 5 pairs: nothing wrong\nval_1 .*: 1 pairs: 1 duplicate\nval_2 .*: 5 pairs: 5 duplicate", said
+    )
+    assert re.search(r"val_GT/v.png +\| has the same pixels as .*/GT/i3.png", said)
 
 
 def test_the_command_s_exit_code_and_table(
