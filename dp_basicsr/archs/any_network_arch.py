@@ -101,7 +101,8 @@ def _with_weights(network: str, weights: str, **options: Any) -> Any:
         # Hubs, and files of other networks, raise anything.
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"the weights of {TIMM}{network} ({weights}) are not available or do not match: {reason}"
+            f"the weights of {TIMM}{network} ({weights}) are not available or do not match: {reason}; "
+            "`weights` takes a file that another machine has downloaded"
         ) from error
 
 

@@ -320,9 +320,13 @@ class StepGuard:
                 f"batch: {', '.join(files) or 'files unknown'}"
             )
         if self.in_a_row >= self.limit:
+            # The values are finite then, so only a term's share of the gradient can tell.
+            names = (
+                "" if terms else "; train:perceptual_opt:log_gradient_shares=true names a DPLoss's term that does so"
+            )
             raise UserError(
                 f"iteration {iteration}: {self.limit} consecutive steps were not finite (train: max_nonfinite); "
-                f"{self.advice()}"
+                f"{self.advice()}{names}"
             )
 
     def advice(self) -> str:

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.losses.terms import PROBE_SHAPE
 from dp_basicsr.models import dp_models
 
 import pytest
 import torch
+from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
 from tests.support.models import build, step
-from tests.support.options import random_batch
+from tests.support.options import SMALL_DP_LOSS, random_batch
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -77,6 +79,25 @@ def test_too_many_consecutive_non_finite_steps_end_the_run(tmp_path: Path) -> No
     model.step.guard.lag = 0  # on a GPU the step itself would not wait for its flag
     with pytest.raises(UserError, match=r"iteration 8: 2 consecutive steps.*max_nonfinite"):
         bad_step(model, 8)
+
+
+@LOSS_REGISTRY.register()
+class FlatLoss(torch.nn.Module):
+    """Its gradient is NaN, as that of piq's GMSD on flat images."""
+
+    def forward(self, x: Tensor, gt: Tensor) -> Tensor:
+        is_probe = x.shape == PROBE_SHAPE
+        return ((x - gt).square().mean() * is_probe).sqrt()
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_term_whose_gradient_alone_is_not_finite_can_be_named(shares: bool, tmp_path: Path, caplog: Any) -> None:
+    loss = SMALL_DP_LOSS | {"extra_terms": [{"type": "FlatLoss"}], "log_gradient_shares": shares}
+    model = build("PSNRModel", tmp_path, max_nonfinite=1, perceptual_opt=loss)
+    with pytest.raises(UserError, match="max_nonfinite") as raised:
+        step(model, 1)
+    assert ("dp_share_FlatLoss not finite" in caplog.text) == shares
+    assert ("log_gradient_shares=true names" in str(raised.value)) != shares
 
 
 def test_a_collapsed_discriminator_is_named_once(tmp_path: Path, monkeypatch, caplog) -> None:
