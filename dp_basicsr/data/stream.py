@@ -16,6 +16,7 @@ from dp_basicsr.data.datasets import fingerprint, open_dataset
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
 from dp_basicsr.errors import UserError
 from dp_basicsr.options.schema import dataset_model
+from dp_basicsr.utils.signals import SIGNALS
 
 import torch
 from basicsr.data import build_dataloader
@@ -205,15 +206,15 @@ def outlive_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # Windows, macOS
         return
-    for number in (signal.SIGUSR1, signal.SIGHUP):
+    for number in {*SIGNALS} - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     # Before the thread starts, which inherits the mask: only a blocked signal can be waited for.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()  # for the system it may be forkserver's process
 
     def obey_parent() -> None:
         # SIGTERM to the group must not end a worker whose parent still finishes its step.
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != (parent and parent.pid):
             pass
         # In a thread, sys.exit would end the thread alone.
         os._exit(0)

@@ -15,9 +15,10 @@ from dp_basicsr.errors import EXIT_RETRY
 
 from basicsr.utils import get_root_logger
 
-# SIGTERM: schedulers, torchrun, systemd. SIGINT: Ctrl-C. SIGUSR1: SLURM's warning (`sbatch --signal=USR1@120`).
+# SIGTERM: schedulers, torchrun, systemd. SIGINT: Ctrl-C. SIGUSR1, and submitit's SIGUSR2: SLURM's warning
+# (`sbatch --signal=USR1@120`).
 # SIGHUP: a closed terminal, and torchrun, which forwards it even under nohup.
-NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 # Seconds in which a repeated signal counts as the first: a launcher and a terminal may both send it.

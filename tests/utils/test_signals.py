@@ -7,11 +7,14 @@ import os
 import signal
 import time
 from multiprocessing.connection import Connection
+from typing import Any
 
 from dp_basicsr.data.stream import outlive_signals
-from dp_basicsr.utils.signals import SAME_SIGNAL, Interruption
+from dp_basicsr.utils.signals import SAME_SIGNAL, SIGNALS, Interruption
 
 import pytest
+
+from tests.support.processes import CONTEXT
 
 
 def work(pipe: Connection) -> None:
@@ -20,11 +23,14 @@ def work(pipe: Connection) -> None:
         pipe.send(pipe.recv())
 
 
-def test_a_worker_ignores_signals_except_its_parent_s() -> None:
-    ours, theirs = multiprocessing.get_context("fork").Pipe()
-    worker = multiprocessing.get_context("fork").Process(target=work, args=(theirs,), daemon=True)
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_worker_ignores_signals_except_its_parent_s(method: str) -> None:
+    """torchgeo#886: forkserver, the default of Python 3.14, whose server is the worker's parent for the system."""
+    context: Any = CONTEXT if method == "forkserver" else multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=work, args=(theirs,), daemon=True)
     worker.start()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP) * 2:
+    for number in SIGNALS * 2:
         ours.send(number)
         assert ours.recv() == number
         os.system(f"kill -{number.value} {worker.pid}")  # by another process
@@ -32,7 +38,7 @@ def test_a_worker_ignores_signals_except_its_parent_s() -> None:
     ours.send("still there")
     assert ours.recv() == "still there"
     worker.terminate()
-    worker.join(timeout=300)
+    worker.join(timeout=60)
     assert worker.exitcode == 0
 
 
@@ -48,3 +54,15 @@ def test_a_second_signal_ends_the_first_process_of_a_container(monkeypatch: pyte
             monkeypatch.setattr(time, "monotonic", lambda moment=moment: moment)
             signal.raise_signal(signal.SIGTERM)
     assert ended == [128 + signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
+def test_a_signal_of_a_scheduler_is_noted_and_ends_nothing(number: signal.Signals) -> None:
+    """submitit#1708: its warning is SIGUSR2."""
+    before = signal.signal(number, lambda *_: None)
+    try:
+        with Interruption(dist=False) as interruption:
+            signal.raise_signal(number)
+        assert interruption.received()
+    finally:
+        signal.signal(number, before)
