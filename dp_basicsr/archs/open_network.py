@@ -14,6 +14,7 @@ from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.checkpoint.weights import Weights, compare_shapes, interpolate, read_weights, unwrapped
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.options import USED_OPTIONS, Options, read_options
+from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.input_size import InputSize
 from dp_basicsr.utils.network_size import input_size, with_step
 
@@ -78,12 +79,15 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
         looks = f"{name} x{arguments['scale']} ({', '.join(describe(arguments))})" if name else ""
         try:
             opened = _open_by_spandrel(weights, f" looks like {looks}, but has {differences}" if name else "")
-        except UserError:
+        except UserError as error:
             # BasicSR's EDSR and its like have names of their own, but the run that trained them names the class.
             if (built := _built_by_run(weights)) is None:
                 if inner := unwrapped(weights.state):
                     with contextlib.suppress(UserError):
                         return open_network(replace(weights, state=inner), scale)
+                if kind := (options_of_run(weights.path) or {}).get("network_g", {}).get("type"):
+                    way = f"if it is another package's, `{advise('test', 'OPTIONS --import MODULE')}` upscales with it"
+                    raise UserError(f"{error}; the options of its run name {kind}: {way}") from error
                 raise
             module, factor, channels = built
             name = arch = type(module).__name__

@@ -80,7 +80,10 @@ def test_a_network_that_its_run_alone_knows_opens_beside_its_options() -> None:
             export_network(opened, name.partition(".")[2], Path(name), {})
     for other in (options.replace("num_feat: 4", "num_feat: 8"), options.replace("EDSR", "Unknown")):
         Path("run/train.yml").write_text(other)
-        with pytest.raises(UserError, match="expected a super-resolution network that this project or spandrel knows"):
+        message = (
+            "expected a super-resolution network that this project or spandrel knows.*; the options of its run name "
+        )
+        with pytest.raises(UserError, match=rf"{message}(EDSR|Unknown): .*test OPTIONS --import MODULE"):
             load_network([file])
 
 
