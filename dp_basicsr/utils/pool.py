@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +22,8 @@ import cv2
 # Of Linux's control groups: `docker run --cpus 2` and Kubernetes give a share of the time on all CPUs.
 CGROUP = Path("/sys/fs/cgroup")
 QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # of version 2 and 1
+
+PATIENCE = 2.0  # seconds between two looks at the workers
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -68,6 +70,14 @@ def ordered_map(
             if not pending:
                 return
             task, future = pending[0]
+            # Of a worker that is killed while it sends a result, the pool would wait for the rest, which it holds the
+            # other end of as well, and the other workers for their turn.
+            pool._result_queue._writer.close()  # type: ignore[attr-defined]
+            processes = list(pool._processes.values())
+            while not wait([future], PATIENCE).done:
+                if not all(process.is_alive() for process in processes):
+                    for process in processes:
+                        process.kill()
             try:
                 result = future.result()
             except (BrokenProcessPool, UserError):

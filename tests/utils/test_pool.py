@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils import pool
@@ -27,6 +29,16 @@ def die_at_three(number: int) -> int:
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
+
+
+def die_while_sending_three(number: int) -> bytes:
+    def send_a_part(self: Connection, buffer: bytes, *_: Any) -> None:
+        os.write(self.fileno(), bytes(buffer[: len(buffer) // 2]))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if number == 3:
+        Connection._send = send_a_part  # type: ignore[attr-defined]
+    return bytes(1000)
 
 
 def fail_at_three(number: int) -> int:
@@ -74,6 +86,16 @@ def test_a_share_of_the_time_counts_as_cpus(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{text}\n")
     assert available_cpus() == cpus
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_is_killed_while_it_sends_a_result_is_noticed(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a kernel without memory: the parent would wait for the rest of the result."""
+    monkeypatch.setattr(pool, "PATIENCE", 0.2)
+    with pytest.raises(UserError, match=r"a worker process was killed at or near: .*3"):
+        list(ordered_map(die_while_sending_three, range(9), workers))
 
 
 def test_a_worker_that_fails_is_an_error_that_names_the_task() -> None:
