@@ -31,7 +31,7 @@ _UPRIGHT = {
 _OTHERS = {
     rb"....ftyp(hei|hev|mif1|msf1)": "HEIC", rb"\xff\x0a|\0\0\0\x0cJXL ": "JPEG XL", rb"\0\0\0\x0cjP  ": "JPEG 2000",
     rb"\s*<(\?xml[^>]*>\s*<svg|svg)": "SVG", rb"%PDF": "PDF", rb"8BPS": "Photoshop's", rb"DDS ": "DDS",
-    rb"v/1\x01": "OpenEXR", rb"(II|MM)[*+\0]": "a TIFF of other channels than gray or colours, or a camera's",
+    rb"v/1\x01": "OpenEXR", rb"(II|MM)[*+\0]": "a TIFF of other channels or values than gray or colours, or a camera's",
     rb"PK\x03\x04|Rar!|.{257}ustar": "an archive",
 }  # fmt: skip
 
@@ -126,8 +126,9 @@ def refuse_frames(file: Image.Image | TiffFile) -> None:
     """
     if isinstance(file, TiffFile):
         page: TiffPage = file.pages[0]  # type: ignore[assignment]
-        if page.sampleformat != 1 or page.bitspersample > 16:
-            kind = {2: "signed ", 3: "floating "}.get(page.sampleformat, "")
+        # Values of no stated kind (4) are read as unsigned.
+        kind = {2: "signed ", 3: "floating ", 5: "complex ", 6: "complex "}.get(page.sampleformat, "")
+        if kind or page.bitspersample > 16:
             raise BadImageError(
                 f"has {kind}values of {page.bitspersample} bits, expected unsigned ones of 8 or 16: shift and scale it"
             )

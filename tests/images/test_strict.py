@@ -163,7 +163,11 @@ def test_a_picture_of_another_type_is_named(data: bytes, kind: str) -> None:
         (COLOUR[:, :, 0].astype(np.float32), {}, "floating values of 32 bits"),
         (COLOUR[:, :, 0].astype(np.uint32), {}, "has values of 32 bits"),
         # satlas-super-resolution#7: a satellite's bands
-        (COLOUR[:, :, :2], {"photometric": "minisblack", "planarconfig": "contig"}, "other channels than gray"),
+        (
+            COLOUR[:, :, :2],
+            {"photometric": "minisblack", "planarconfig": "contig"},
+            "other channels or values than gray",
+        ),
         # ufo-filters#68: ImageJ's stack, of which the first page alone has a header
         (COLOUR[:, :, 0], {"description": "ImageJ=1.53\nimages=3\n", "metadata": None}, "has 3 frames or pages"),
     ],
@@ -177,6 +181,13 @@ def test_a_tiff_of_science_is_refused_with_the_reason(pixels: np.ndarray, how: d
     for read in readers if pixels.shape[2:] == (2,) else [*readers, read_picture]:
         with pytest.raises(BadImageError, match=message):
             read(Path("a.tif"))
+
+
+def test_values_of_no_stated_kind_are_unsigned() -> None:
+    tifffile.imwrite("a.tif", COLOUR.view(np.int8), photometric="rgb")
+    with tifffile.TiffFile("a.tif", mode="r+") as file:
+        file.pages[0].tags[339].overwrite((4, 4, 4))
+    np.testing.assert_array_equal(read_picture(Path("a.tif")).colour, COLOUR)
 
 
 def test_an_imagej_header_without_its_planes_is_one_picture() -> None:
