@@ -86,7 +86,8 @@ def assert_as_by_command(path: Path, image: Path | str, *arguments: object) -> N
     """The same pixels as ``dp-basicsr upscale`` gives."""
     words = ["-i", image, "-o", "same.png", "--tile", "32", "--overwrite", *arguments]
     assert inference.main([*map(str, words)]) == 0
-    assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open("same.png")))
+    difference = np.subtract(Image.open(path), Image.open("same.png"), dtype=int)
+    assert np.abs(difference).max() <= torch.cuda.is_available(), "cuDNN chooses its algorithms anew for each process"
 
 
 def test_page_upscales_as_the_command_does(page: Page) -> None:

@@ -276,8 +276,8 @@ class StepGuard:
         self.lag = LAG if device.type == "cuda" else 0
         self.in_a_row = 0
         self.saved: int | None = None
-        # Iteration, flag, event behind which the flag can be read, losses and files.
-        self.steps: deque[tuple[int, Tensor, torch.cuda.Event | None, Losses, Sequence[str]]] = deque()
+        # Iteration; flag and losses; event behind which they can be read; names of the losses, and files.
+        self.steps: deque[tuple[int, Tensor, torch.cuda.Event | None, Sequence[str], Sequence[str]]] = deque()
 
     def watch(self, iteration: int, flag: Tensor, losses: Losses, files: Sequence[str]) -> None:
         """Record a step, and check the one that is ``lag`` steps old.
@@ -286,11 +286,12 @@ class StepGuard:
             UserError: ``limit`` consecutive steps were skipped. All processes raise it at the same step.
         """
         ready = None
+        numbers = torch.stack([flag, *(loss.float() for loss in losses.values())])
         if self.lag:  # read from pinned memory behind an event, so that no step waits for the device
-            flag = flag.to("cpu", non_blocking=True)
+            numbers = numbers.to("cpu", non_blocking=True)
             ready = torch.cuda.Event()
             ready.record()
-        self.steps.append((iteration, flag, ready, losses, files))
+        self.steps.append((iteration, numbers, ready, list(losses), files))
         if len(self.steps) > self.lag:
             self._report_oldest()
 
@@ -305,14 +306,15 @@ class StepGuard:
         return self.in_a_row == 0
 
     def _report_oldest(self) -> None:
-        iteration, flag, ready, losses, files = self.steps.popleft()
+        iteration, numbers, ready, names, files = self.steps.popleft()
         if ready is not None:
             ready.synchronize()
-        if not flag.item():
+        flag, *losses = (number.item() for number in numbers)
+        if not flag:
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        terms = [name for name, value in losses.items() if not math.isfinite(value.item())]
+        terms = [name for name, value in zip(names, losses, strict=True) if not math.isfinite(value)]
         if terms or get_dist_info()[0] == 0:
             # Log as an error, because BasicSR silences lower levels on ranks other than 0, whose files these may be.
             get_root_logger().error(

@@ -54,7 +54,7 @@ def test_it_is_the_package_s_lpips(alexnet: Path) -> None:
     for pair in ((IMAGE, OTHER), (IMAGE[..., 0], OTHER[..., 0])):
         rgb = [lpips.im2tensor(np.dstack([image] * 3)[4:-4, 4:-4, 2::-1]) for image in pair]
         with torch.no_grad():
-            expected = pytest.approx(float(reference(*rgb)), rel=1e-6)
+            expected = pytest.approx(float(reference(*rgb)), rel=1e-4 if torch.cuda.is_available() else 1e-6)  # TF32
         assert calculate_metric(dict(zip(("img", "img2"), pair, strict=True)), options) == expected
         assert calculate_lpips(*pair, 4, weights=str(alexnet)) == expected
     assert calculate_lpips(IMAGE, IMAGE, 4) == 0

@@ -28,6 +28,9 @@ CONTEXT.set_forkserver_preload(["tests.support.preload"])
 ROOT = str(Path(__file__).resolve().parents[2])
 os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
 
+# torch asks NVML whether there is a GPU: the CUDA runtime, once asked, cannot be used in what is forked afterwards.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+
 
 def prepare_process(environment: dict[str, str]) -> None:
     """Set a forked process's environment variables, and what its own children need."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 from dp_basicsr.archs import RRDBNetDP
 from dp_basicsr.utils.input_size import InputSize, run_padded
 from dp_basicsr.utils.network_size import input_size
@@ -46,7 +48,7 @@ def test_requirements_are_derived_and_any_size_runs(net: nn.Module, scale: int, 
     size = input_size(net.eval())
     fold = multiple if type(net).__name__ == "RRDBNet" else 1
     assert size == InputSize(multiple, fold=fold)
-    assert input_size(DataParallel(net)) == size
+    assert input_size(DataParallel(deepcopy(net))) == size  # it moves its network to a GPU
     images = torch.rand(2, 3, 9, 13)
     with torch.no_grad():
         result = run_padded(net, images, size, scale)
