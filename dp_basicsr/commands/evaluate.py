@@ -25,8 +25,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--gt", nargs="+", action="extend", required=True, metavar="[SET=]DIR",
-        help="originals, one folder per test set")  # fmt: skip
+    add("--gt", nargs="+", action="extend", default=[], metavar="[SET=]DIR",
+        help="originals, one folder per test set; niqe alone needs none")  # fmt: skip
     add("--lr", nargs="+", action="extend", default=[], metavar="DIR", help="their LR, in the order of --gt")
     add("--result", action="append", default=[], metavar="NAME=DIR", help="a method's images; may be repeated")
     add("--bicubic", action="store_true",
@@ -39,7 +39,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_output(type=Path,
         help="folder to create with per_image.csv, evaluation.json, table.md (default: print the table)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace an earlier evaluation in --output")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.gt and (args.bicubic or not args.result or args.metrics != ["niqe"]):
+        parser.error("--gt is required: without originals only --result NAME=DIR --metrics niqe can be measured")
+    return args
 
 
 def name_and_value(text: str, what: str) -> tuple[str, str]:
@@ -55,13 +58,13 @@ def methods(args: argparse.Namespace) -> tuple[list[TestSet], list[Method]]:
     patterns = dict(name_and_value(text, "--pattern") for text in args.pattern)
     if args.lr and len(args.lr) != len(args.gt):
         raise UserError(f"--lr: expected one folder for each of the {len(args.gt)} folders of --gt, got {len(args.lr)}")
-    sets = []
-    for gt, lr in zip_longest(args.gt, args.lr):
+    sets, results = [], [name_and_value(text, "--result") for text in args.result]
+    # NIQE compares with nothing: the first method's images only name those of the others.
+    for gt, lr in zip_longest(args.gt or [results[0][1]], args.lr):
         # The set's name is optional: it is found in the folder's.
         name, folder = name_and_value(gt, "--gt") if "=" in gt else ("", gt)
         lr_folder = Path(lr) if lr else None
         sets.append(find_test_set(Path(folder), lr_folder, name, patterns.get("GT", ""), patterns.get("LR", "")))
-    results = [name_and_value(text, "--result") for text in args.result]
     unknown = patterns.keys() - {name for name, _ in results} - {"GT", "LR"}
     if unknown:
         raise UserError(f"--pattern: no --result is called {', '.join(sorted(unknown))}")

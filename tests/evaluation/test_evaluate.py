@@ -153,6 +153,14 @@ def test_mistakes_are_named(data: Path, arguments: list[str], message: str, refu
     assert not list(data.glob("out*"))
 
 
+def test_niqe_needs_no_originals(data: Path, capsys: pytest.CaptureFixture[str], refused: Refused) -> None:
+    """IQA-PyTorch#273: photographs of which there are none."""
+    assert main(["--result", "Good=good/A", "--metrics", "niqe"]) == 0
+    assert "NIQE of A is n/a; without a finite value" in capsys.readouterr().out  # too small
+    for more in (["--metrics", "niqe", "psnr_y"], ["--metrics", "niqe", "--bicubic"], []):
+        assert "--gt is required: without originals only" in refused(main, ["--result", "Good=good/A", *more])
+
+
 def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dp-basicsr evaluate` and test.py create it"):
         read_evaluation(tmp_path)
