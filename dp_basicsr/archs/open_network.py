@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,6 +158,9 @@ def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.M
         raise UserError(f"{model} is damaged: it has a layer number {largest}")
     # A mere number in the file of Real-CUGAN tells spandrel that the network expects another range.
     flags = {"pro": torch.ones(1)} if "pro" in weights.notes else {}
+    # Networks with licences that forbid some uses, if the user has installed them.
+    with contextlib.suppress(Exception):
+        import_module("spandrel_extra_arches").install(ignore_duplicates=True)
     try:
         opened = MAIN_REGISTRY.load(dict(state) | flags)
     except Exception as error:  # any type, if names match but shapes do not
@@ -165,7 +169,7 @@ def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.M
         if isinstance(error, UnsupportedModelError):
             raise UserError(
                 f"{model}: expected a super-resolution network that this project or spandrel knows, got {len(state)} "
-                f"tensors such as {shorten(list(state), 3)}"
+                f"tensors such as {shorten(list(state), 3)}; the package spandrel_extra_arches adds SRFormer and others"
             ) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{model} is damaged or incomplete: spandrel cannot build it ({reason})") from error

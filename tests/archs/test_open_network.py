@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_a_network_that_its_run_alone_knows_opens_beside_its_options() -> None:
         )
         with pytest.raises(UserError, match=rf"{message}(EDSR|Unknown): .*test OPTIONS --import MODULE"):
             load_network([file])
+
+
+def test_the_package_of_networks_with_other_licences_is_used_if_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """stable-diffusion-webui#15167."""
+    torch.save({"block.weight": torch.zeros(3, 3)}, "net.pth")
+    added: list[bool] = []
+    package = SimpleNamespace(install=lambda ignore_duplicates: added.append(ignore_duplicates))
+    for there in (None, package):
+        monkeypatch.setitem(sys.modules, "spandrel_extra_arches", there)
+        with pytest.raises(UserError, match="the package spandrel_extra_arches adds SRFormer and others"):
+            load_network([Path("net.pth")])
+    assert set(added) == {True}
 
 
 def test_a_scale_that_contradicts_the_weights_is_refused() -> None:
