@@ -18,7 +18,8 @@ def require_paths(paths: Sequence[Path], what: str) -> None:
     """Raise a UserError if files of the command line, which are ``what``, are missing: before slow imports."""
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
-        raise UserError(f"{what} {', '.join(missing)}: no such file or folder")
+        advice = "; it is the path of a file, not the name of a published model" if what == "model" else ""
+        raise UserError(f"{what} {', '.join(missing)}: no such file or folder{advice}")
 
 
 @contextlib.contextmanager
