@@ -173,10 +173,7 @@ def test_a_failed_image_is_named_and_the_rest_continues(
         (["--quality", "101"], "--quality from 1 to 100"),
         (["--alpha_interp", "0.5"], "--alpha_interp needs two models"),
         (["--device", "cuda:77"], "--device cuda:77: not there"),
-        (
-            ["--model_path", "none.pth"],
-            "model none.pth: no such file or folder; it is the path of a file",
-        ),
+        (["--model_path", "none.pth"], "model none.pth: no such file or folder; it is the path of a file"),
         (["--alpha", "keep"], "invalid choice: 'keep'"),
     ],
 )
