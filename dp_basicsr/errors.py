@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import io
+import multiprocessing
 import os
 import select
 import signal
@@ -228,6 +229,9 @@ def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be Unicode
     sys.stdout, sys.stderr = outliving(sys.stdout, FULL), outliving(sys.stderr, FULL + GONE)
     try:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):  # spawned, as of Python 3.14
+            guard = 'put its lines below `if __name__ == "__main__":`'
+            raise ProcessError(f"a worker process runs the script once more that started it: {guard}")
         yield
         sys.stdout.flush()  # a reader that is gone is noticed here, not after the end
         if reason := why_incomplete(sys.stdout):

@@ -178,3 +178,17 @@ def test_the_first_process_of_a_container_ends_on_sigterm(monkeypatch: pytest.Mo
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_script_without_the_guard_is_one_message_of_its_workers(tmp_path: Path) -> None:
+    """MONAI/tutorials#631: a spawned worker runs its parent's script once more."""
+    script = tmp_path / "script.py"
+    start = "multiprocessing.get_context('spawn').Process(target=print)"
+    script.write_text(
+        "import multiprocessing\nfrom dp_basicsr.__main__ import main\nmain(['options'])\n"
+        f"worker = {start}\nworker.start()\nworker.join()\nraise SystemExit(worker.exitcode)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: a worker process runs the script once more.*__name__ == .__main__.*\n", done.stderr)
