@@ -190,7 +190,16 @@ def _result_of(net: Any, images: Sequence[int], device: torch.device, side: int)
 
 
 def refuse_other_training(model: Any, state: dict[str, Any], network: Any) -> None:
-    """Refuse a state with another number of optimizers, as of a GAN's L1 training; ``network`` is its generator."""
+    """Refuse a state with another number of optimizers, as of a GAN's L1 training, or with other frozen weights.
+
+    ``network`` is its generator.
+    """
+    frozen, freezes = state.get("run", {}).get("freeze", []), model.opt["train"].get("freeze") or []
+    if frozen != freezes:
+        raise UserError(
+            f"train: freeze: expected {frozen}, as in the state of iteration {state['iter']}, got {freezes}; to change "
+            f"it, start a new run with path:pretrain_network_g={network}"
+        )
     saved, ours = state.get("optimizers"), len(model.optimizers)
     if isinstance(saved, list) and len(saved) != ours:
         raise UserError(
@@ -203,12 +212,6 @@ def refuse_other_training(model: Any, state: dict[str, Any], network: Any) -> No
 def resume(run: RunOptions, model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
     """Restore a training state, or refuse that of another model (UserError); warn where this is not bit-exact."""
     logger, iteration, train = get_root_logger(), state["iter"], run.options.training
-    frozen, freezes = state.get("run", {}).get("freeze", []), train.freeze or []
-    if frozen != freezes:
-        raise UserError(
-            f"train: freeze: expected {frozen}, as in the state of iteration {iteration}, got {freezes}; to change it, "
-            "start a new run from the network of that state (path: pretrain_network_g)"
-        )
     refuse_other_training(model, state, model.opt["path"]["pretrain_network_g"])
     try:
         changed = resume_training(model, state, train, use_options=run.options.path.resume_schedule == "options")

@@ -206,6 +206,16 @@ def test_a_state_of_another_training_is_known(check: Check) -> None:
     assert err.endswith("/models/net_g_4.pth\n")
 
 
+def test_other_frozen_weights_than_the_state_s_are_known(check: Check) -> None:
+    """mli0603/stereo-transformer#58: other layers are to be trained when a run resumes."""
+    options = ["-opt", "small.yml", "--force_yml", "train:total_iter=2", "logger:save_checkpoint_freq=2"]
+    assert code_of(train.main, [*options, "train:freeze=[body.*]"]) == 0
+    code, _, err = check("path={resume_state: experiments/small/training_states/2.state}")
+    assert code == 2
+    assert "freeze: expected ['body.*'], as in the state of iteration 2, got []" in err
+    assert err.endswith("/models/net_g_2.pth\n")
+
+
 def test_networks_that_do_not_fit_the_state_s_are_known(check: Check) -> None:
     """Leffa#31: another discriminator for larger patches, in the middle of a run."""
     options = ["-opt", "small.yml", "--force_yml", "train:total_iter=2", "logger:save_checkpoint_freq=2"]
