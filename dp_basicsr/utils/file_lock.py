@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,12 +71,11 @@ def run_lock(folder: str) -> Iterator[None]:
         yield
     finally:
         for handle in filter(None, handles):
-            # Deleted while it is locked: afterwards the file may be another run's.
-            path.unlink(missing_ok=True)
-            os.close(handle)
-            with contextlib.suppress(OSError):
-                # Refused if the folder still contains an experiment.
-                path.parent.rmdir()
+            # Deleted while it is locked: afterwards the file may be another run's. A folder with experiments
+            # stays. On a disk that is gone all fail, which must not hide why the run ended.
+            for end in (path.unlink, partial(os.close, handle), path.parent.rmdir):
+                with contextlib.suppress(OSError):
+                    end()
 
 
 def _lock_run(path: Path) -> int | None:

@@ -45,6 +45,22 @@ def test_a_live_run_holds_its_lock_and_a_dead_one_releases_it() -> None:
     assert os.listdir("experiments") == ["run"]
 
 
+def test_a_disk_that_is_gone_hides_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """colabtools#3441: "Transport endpoint is not connected", of the lock, in place of how to continue."""
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    def run() -> None:
+        with run_lock("experiments/run"):
+            monkeypatch.setattr(Path, "unlink", fail)
+            monkeypatch.setattr(Path, "rmdir", fail)
+            raise UserError("continue with --auto_resume")
+
+    with pytest.raises(UserError, match="continue with --auto_resume"):
+        run()
+
+
 def test_a_link_to_a_disk_that_is_not_mounted_is_named(tmp_path: Path) -> None:
     """LibreYOLO#187: "File exists", of a file that does not."""
     Path("experiments").symlink_to(tmp_path / "disk/experiments")
