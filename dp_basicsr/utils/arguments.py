@@ -54,6 +54,7 @@ COMMANDS = MappingProxyType(
     }
 )
 
+_DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # web pages and word processors make them of hyphens
 _HOME = re.compile(r"(?:^|(?<==))~(?=/)")
 
 _program: list[str] = []  # how the running command was started, set by `started_as`
@@ -141,6 +142,11 @@ class Parser(argparse.ArgumentParser):
         # What follows a bare -- is no option, even if it looks like one.
         for number, word in enumerate(words[: words.index("--")] if "--" in words else words):
             name, equals, value = word.partition("=")
+            bare = name.lstrip(_DASHES)
+            if not name.isascii() and bare != name:
+                same = (f"{dashes}{bare}" for dashes in ("--", "-") if f"{dashes}{bare}".replace("_", "-") in options)
+                name = next(same, name)
+                words[number] = f"{name}{equals}{value}"
             if not name.startswith("--"):
                 continue
             name = name.replace("_", "-")
@@ -163,6 +169,8 @@ class Parser(argparse.ArgumentParser):
         words = message.removeprefix("unrecognized arguments: ").split()
         if message.startswith("unrecognized") and any(map(os.path.exists, words)):
             message += " (one file or folder is taken here: give the folder of the files instead of a pattern)"
+        elif message.startswith("unrecognized") and "--force-yml" in self._option_string_actions:
+            message += " (keys of the option file: --force_yml train:optim_g:lr=1e-4)"
         elif message.endswith(" argument"):
             message += " (one that begins with - after an equals sign: --suffix=-x4)"
         super().error(message)

@@ -44,6 +44,20 @@ def test_a_value_that_begins_with_a_dash_gets_advice(parser: Parser, refused: Ca
     assert parser.parse_args(["-o=-x"]).output == Path("-x")
 
 
+def test_dashes_of_web_pages_are_those_of_options(parser: Parser) -> None:
+    """csxmli2016/MARCONet#26."""
+    for word in ("\u2014size=4", "\u2013-size=4", "\u2212\u2212size=4", "-\u2011size=4"):
+        assert parser.parse_args([word]).size == 4
+    assert parser.parse_args(["\u2013o", "x"]).output == Path("x")
+    assert parser.parse_args(["-o", "\u2014x"]).output == Path("\u2014x"), "a name"
+
+
+def test_keys_of_the_option_file_get_advice(parser: Parser, refused: Callable[..., str]) -> None:
+    """wandb#7737: what the agent of a sweep adds."""
+    for word in ("--train:optim_g:lr=0.1", "train:optim_g:lr=0.1", "--lr=0.1"):
+        assert "--force_yml train:optim_g:lr=1e-4" in refused(parser.parse_args, [word])
+
+
 def test_a_value_keeps_its_underlines(parser: Parser) -> None:
     assert parser.parse_args(["--force_yml", "a_b=c_d", "--out=e_f"]).force_yml == ["a_b=c_d"]
     with pytest.raises(SystemExit):
