@@ -51,6 +51,13 @@ SWITCHED_OFF = {
     ("val", "val_freq"): "a number above total_iter validates at the end alone, no val: at all never",
 }
 
+# Keys of other trainers' files -> what is here in their place.
+ELSEWHERE = (
+    (r"\.", "keys are separated by colons: train:optim_g:lr"),
+    ("epoch", "lengths are counted in iterations: total_iter"),
+    (r"^_*(base|defaults|include|extends)_*$", "a file has no base: copy it, or change keys with --force_yml"),
+)
+
 JOIN = "put links to the files of several folders into one"
 
 _tried: dict[tuple[Any, str], str | None] = {}  # class and settings -> why it does not work here
@@ -282,7 +289,10 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], is_open: bo
             return ""
         if key == "experiments_root" and is_path:
             return "expected none, got a folder for the runs: start in it, or make experiments/ a link to it"
-        return f"expected a known key, got one that no code reads{hint(key, known)}"
+        advice = next(
+            (f"; {text}" for words, text in ELSEWHERE if re.search(words, str(key).lower())), hint(key, known)
+        )
+        return f"expected a known key, got one that no code reads{advice}"
     if kind == "missing":
         return f"expected {section.model_fields[key].description or 'a value'}, got nothing: it is missing"
     messages = [str(error["msg"]) for error in errors]
@@ -299,6 +309,8 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], is_open: bo
         advice = "; put it into quotes, on a command line into two kinds: 'key=\"value\"'"
     elif value == 1 and key in ("scale", "upscale"):
         advice = "; RRDBNet, CompactDP, EDSR and SwinIR take it"
+    elif expected.endswith("a list") and isinstance(value, str) and "," in value:
+        advice = f"; in brackets: [{value.strip('()')}]"
     elif isinstance(value, list) and str(key).startswith("dataroot"):
         advice = f"; {JOIN}"
     return f"expected {expected}, got {quote(value)}{advice}"

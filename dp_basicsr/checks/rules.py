@@ -310,7 +310,9 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     for path in files:
         file = opt.valid(*path)
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
-            yield Problem(path, f"expected a file, got {quote(file)}: no such file{_escaped(file)}", missing=True)
+            state = "; a state's name is experiments/NAME/training_states/5000.state" if "resume_state" in path else ""
+            what = f"{'a folder' if os.path.isdir(file) else 'no such file'}{_escaped(file)}{state}"
+            yield Problem(path, f"expected a file, got {quote(file)}: {what}", missing=True)
 
     def missing_folders(key: str) -> dict[Path, str]:
         roots = {("datasets", key, name): opt.valid("datasets", key, name) for name in ("dataroot_gt", "dataroot_lq")}

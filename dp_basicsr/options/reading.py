@@ -122,6 +122,8 @@ def parse_yaml(text: str, what: str) -> Any:
         where = f" (line {mark.line + 1}, column {mark.column + 1}){_odd_sign(text, mark.line)}" if mark else ""
         if "escape" in str(error.problem):
             where += f"; {IN_SINGLE_QUOTES}"
+        elif "for the tag" in str(error.problem):
+            where += "; tags, and a base by one, are not read: copy the file, or change keys with --force_yml"
         elif "\\t" in str(error.problem):
             where += "; type spaces instead of the tab"
         elif "<stream end>" in str(error.problem) and what.startswith("--force_yml"):

@@ -167,6 +167,12 @@ def test_every_misspelt_key_is_named() -> None:
         ("TERMS=[{type: L1Loss, name: vgg}]", "0:name: expected a unique name, got 'vgg'"),
         ("TERMS=[{type: L1Loss, name: gan}]", "0:name: expected another name, got 'gan'"),
         ("TERMS=[{type: L1Loss}, {type: L1Loss}]", "1:name: expected a unique name, got 'L1Loss'"),
+        # Of other trainers: epochs (kohya_ss#2976), a base (yacs#32), sections by dots (wandb#7737).
+        ("train:max_epochs=9", "train:max_epochs: .*; lengths are counted in iterations: total_iter$"),
+        ("_base_=a.yml", "_base_: .*; a file has no base: copy it, or change keys with --force_yml$"),
+        ("train.optim_g.lr=1", "train.optim_g.lr: .*; keys are separated by colons: train:optim_g:lr$"),
+        # hydra#573: lists as other programs take them.
+        ("train:optim_g:betas=0.9,0.99", "betas: expected a list, got '0.9,0.99'; in brackets: .0.9,0.99.$"),
         # types and ranges
         ("train=3", "train: expected a section of keys, got 3$"),
         ("train:total_iter=ten", "train:total_iter: expected a whole number, got 'ten'"),
@@ -335,6 +341,14 @@ def test_missing_files_are_reported_with_the_other_problems() -> None:
     for words in ("dataroot_gt: ", "dataroot_lq: ", "'no.pth': no such file", "'no.state': no such file", "train:foo"):
         assert words in message
     assert message.count("dp-basicsr data extract") == 1, "how to make the data is said once"
+
+
+def test_a_state_that_is_named_in_another_way_gets_the_form_of_its_name() -> None:
+    """tdrussell/diffusion-pipe#202: by its iteration, or by the folder of the run, which exists."""
+    Path("experiments/run").mkdir(parents=True)
+    for name, what in (("8", "no such file"), ("experiments/run", "a folder")):
+        message = refusal(["-opt", str(TRAIN), "--force_yml", f"path:resume_state={name}"])
+        assert f"expected a file, got '{name}': {what}; a state's name is experiments/NAME/training_states/5" in message
 
 
 def test_an_lmdb_may_end_with_a_slash() -> None:

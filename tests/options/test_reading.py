@@ -201,6 +201,7 @@ LAUGHS = "a: &a [1]\n" + "".join(
         ("- a", "mapping"),
         ("{a: 1, a: 2}", "duplicate key 'a' .line 1, column 8"),
         ("a: !!int x", "invalid literal"),
+        ("a: !include b.yml", "copy the file, or change keys with --force_yml"),  # yacs#32
         ("a: 2020-13-45", "month"),
         ("&a [*a]", "alias within itself"),
         ("[" * 1000, "nested too deeply"),
