@@ -39,7 +39,7 @@ class Interruption:
         self._signal = 0  # of this process
         self._agreed = 0  # of any process, known to all
         self._since = 0.0
-        self._pid = os.getpid()
+        self._pid, self._parent = os.getpid(), os.getppid()
         self._dist = dist
         self._pending: Callable[[], int] | None = None
         self._handlers: dict[int, Any] = {}
@@ -86,6 +86,9 @@ class Interruption:
         if not self._dist:
             self._agreed = self._signal
             return self.received()
+        # A torchrun that was killed stops nobody: its workers would train on, and hold the run and the GPUs.
+        if not self._signal and os.getppid() != self._parent and "TORCHELASTIC_RUN_ID" in os.environ:
+            self._signal = signal.SIGTERM
         # The answer to the last call's question has arrived during the step, so nothing waits for it.
         self._read()
         if not self._agreed:

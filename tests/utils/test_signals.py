@@ -56,6 +56,16 @@ def test_a_second_signal_ends_the_first_process_of_a_container(monkeypatch: pyte
     assert ended == [128 + signal.SIGTERM]
 
 
+def test_workers_stop_when_their_torchrun_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lightly-train#92."""
+    monkeypatch.setattr("dp_basicsr.utils.signals.start_maximum", lambda number: lambda: number)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with Interruption(dist=True) as interruption:
+        assert not interruption.all_agree(now=True)
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert interruption.all_agree(now=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
 def test_a_signal_of_a_scheduler_is_noted_and_ends_nothing(number: signal.Signals) -> None:
     """submitit#1708: its warning is SIGUSR2."""
