@@ -71,7 +71,7 @@ TOO_MANY_PROCESSES = (
 
 # Messages of allocators without an exception type: PyTorch's CPU and MPS, cuDNN, cuBLAS, oneDNN, onnxruntime.
 MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation", "allocate memory",
-                   "alloc_failed")  # fmt: skip
+                   "alloc_failed", "bad_alloc")  # fmt: skip
 
 STAGGER_SECONDS = 5.0  # how much later than local rank 0 the others may come to the same error
 
@@ -96,8 +96,9 @@ def shorten(names: Collection[str], limit: int = 4) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message."""
-    return str(error).partition("\n")[0][:300] or type(error).__name__
+    """Return the first line of an exception's message; OpenVINO's begin with files of its source."""
+    lines = [line for line in str(error).splitlines() if line.strip() and "xception from " not in line]
+    return next(iter(lines), type(error).__name__)[:300]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

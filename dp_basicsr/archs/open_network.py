@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -162,7 +163,9 @@ def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.M
     with contextlib.suppress(Exception):
         import_module("spandrel_extra_arches").install(ignore_duplicates=True)
     try:
-        opened = MAIN_REGISTRY.load(dict(state) | flags)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.meshgrid")  # of networks with windows
+            opened = MAIN_REGISTRY.load(dict(state) | flags)
     except Exception as error:  # any type, if names match but shapes do not
         if looks:
             raise UserError(f"{model}{looks}") from error

@@ -24,7 +24,7 @@ from pathlib import Path
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork, is_converted
 from dp_basicsr.deploy.choices import ENGINES, EXPORTS, EngineKind, EngineName, Precision, PrecisionChoice
 from dp_basicsr.deploy.engine import Engine
-from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.errors import UserError, first_line, is_out_of_memory
 from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.utils.input_size import InputSize
 
@@ -34,8 +34,14 @@ KEPT = 16  # converted networks
 _ROOM = 4  # bytes on the disk, for each of the weights
 FORM = 3  # of a cache entry; a change invalidates all
 
+_PASSING = (UserError, OSError, ImportError)  # what may be otherwise the next time
+
 Load = Callable[[], OpenedNetwork]
 Warn = Callable[[str], None]
+
+
+class _RefusedError(Exception):
+    """An engine cannot run a network, as an earlier attempt has shown."""
 
 
 def open_engine(
@@ -138,9 +144,10 @@ def _is_installed(engine: str) -> bool:
 
 
 def _key(engine: str, paths: Sequence[Path], alpha_interp: float | None, scale: int | None) -> str:
-    """Return what identifies a conversion: weights, what tells their scale, and the engine's version."""
+    """Return what identifies a conversion: weights, what tells their scale, and the versions that convert."""
     package = ENGINES[engine].packages[0]
-    digest = hashlib.sha256(repr((FORM, engine, version(package), alpha_interp, scale)).encode())
+    known = (FORM, engine, version(package), version("torch"), alpha_interp, scale)
+    digest = hashlib.sha256(repr(known).encode())
     for path in paths:
         if not path.is_file():
             # Reading a pipe would block.
@@ -170,6 +177,8 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
 
     def open_entry(folder: Path, precision: Precision) -> Engine:
         facts = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+        if "refused" in facts:
+            raise _RefusedError(facts["refused"])
         network = OpenedNetwork(**facts | {"file": file, "size": InputSize(**facts["size"])})
         return make(network, "cpu", precision, warn, folder / kind.file)  # type: ignore[no-any-return]
 
@@ -179,6 +188,8 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
             os.utime(stored)
         try:
             return open_entry(stored, precision)
+        except _RefusedError:
+            raise
         except Exception:
             # Not there, damaged, or removed by another process: converted again.
             shutil.rmtree(stored, ignore_errors=True)
@@ -197,7 +208,15 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
         warn(f"converted networks cannot be kept ({error}): name a folder for them in XDG_CACHE_HOME")
         root, scratch = None, tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     entry = Path(scratch.name) / "entry"
-    _convert(network, kind, entry)
+    try:
+        _convert(network, kind, entry)
+    except Exception as error:
+        if isinstance(error, _PASSING) or is_out_of_memory(error):
+            raise
+        # Kept, because the attempt may take longer than the images.
+        shutil.rmtree(entry)
+        entry.mkdir()
+        (entry / "network.json").write_text(json.dumps({"refused": first_line(error)}), encoding="utf-8")
     if root and stored:
         # Another process may have stored the same network meanwhile, and a rename replaces no folder.
         shutil.rmtree(stored, ignore_errors=True)

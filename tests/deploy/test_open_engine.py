@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 from dp_basicsr import inference
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
@@ -284,9 +285,24 @@ def test_auto_falls_back_and_a_named_engine_is_refused(
     reason = "it differs from torch by .* on a probe" if fault == "values" else "no such operator"
     assert len(warned) == 1
     assert warned[0].startswith("openvino cannot be used (")
+    # Remembered, because the attempt may take longer than the images.
+    monkeypatch.setattr(module, "_convert", None)
     with pytest.raises(UserError, match=rf"--engine openvino cannot be used: {reason}; give --engine auto or torch"):
         open_engine([model], engine="openvino")
-    assert entries() == []
+    assert [file.name for entry in entries() for file in entry.iterdir()] == ["network.json"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("bad allocation"), OSError("No space left"), ImportError()]
+)
+def test_what_may_work_the_next_time_is_tried_again(
+    error: Exception, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino_engine.OpenVinoEngine, "write", Mock(side_effect=error))
+        with pytest.raises(UserError, match="cannot be used"):
+            open_engine([model], engine="openvino")
+    assert "converted in" in open_engine([model], engine="openvino").title
 
 
 @pytest.mark.parametrize(
