@@ -74,11 +74,16 @@ def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
     path = on_rank_0(lambda: _choose(opt))
     if path is None:
         return None
-    state, named = read_state(path), opt["path"].get("resume_state")
-    is_named = bool(named) and path == Path(os.path.abspath(named))
+    state, is_named = read_state(path), path == _named(opt)
     if is_named:
         state["resumed_from"] = _origin(opt, path)
     return ResumePoint(path, state, is_named)
+
+
+def _named(opt: Mapping[str, Any]) -> Path | None:
+    """Return the state that the options name; of a link where it leads, because its networks are beside that folder."""
+    name = opt["path"].get("resume_state")
+    return Path(os.path.realpath(name) if os.path.islink(name) else os.path.abspath(name)) if name else None
 
 
 def _origin(opt: Mapping[str, Any], named: Path) -> str:
@@ -89,8 +94,7 @@ def _origin(opt: Mapping[str, Any], named: Path) -> str:
 
 def _choose(opt: Mapping[str, Any]) -> Path | None:
     """Choose between the newest state of the run and the one that the options name."""
-    name, newest, logger = opt["path"].get("resume_state"), None, get_root_logger()
-    named = Path(os.path.abspath(name)) if name else None
+    named, newest, logger = _named(opt), None, get_root_logger()
     if opt["auto_resume"]:
         try:
             newest = _newest_intact(opt)

@@ -238,6 +238,15 @@ def test_auto_resume_says_why_a_run_with_networks_begins_anew(run: Path, caplog:
     assert "pretrain_network_g" in text
 
 
+def test_a_link_to_a_state_is_that_state(run: Path) -> None:
+    """Lightning#19251: ``last.ckpt``, here in another folder, which has no networks beside it."""
+    save(run, 5)
+    Path("last.state").symlink_to(run / "training_states/5.state")
+    opt = options(run, auto_resume=False)
+    opt["path"]["resume_state"] = "last.state"
+    assert resume(opt)["path"]["pretrain_network_g"].endswith("/models/net_g_5.pth")
+
+
 def test_a_named_state_says_where_its_networks_belong(run: Path) -> None:
     save(run, 5)[0].rename(run / "net_g_5.pth")
     (run / "training_states/5.sha256").unlink()
