@@ -135,11 +135,12 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_room_is_user_error() -> Iterator[None]:
-    """Turn errors of a full or read-only disk in other writes (TensorBoard's) into a UserError."""
+    """Turn errors of a full, read-only or lost disk in other writes (TensorBoard's) into a UserError."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        gone = (errno.ENOTCONN, errno.ESTALE, errno.EIO)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, *gone):
             raise
         raise UserError(
             f"{error.filename or 'the figures of the run'} cannot be written ({error.strerror}; "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils import file_lock
+from dp_basicsr.utils.atomic_io import no_room_is_user_error
 from dp_basicsr.utils.file_lock import run_lock
 from dp_basicsr.utils.staging import StagedFolder
 
@@ -59,6 +60,13 @@ def test_a_disk_that_is_gone_hides_no_other_error(monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(UserError, match="continue with --auto_resume"):
         run()
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.ENOSPC])
+def test_a_disk_that_is_gone_or_full_says_how_to_continue(number: int) -> None:
+    error = OSError(number, os.strerror(number), "tb_logger/a")
+    with pytest.raises(UserError, match=r"tb_logger/a cannot .*continue with --auto"), no_room_is_user_error():
+        raise error
 
 
 def test_a_link_to_a_disk_that_is_not_mounted_is_named(tmp_path: Path) -> None:
