@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -16,6 +17,7 @@ from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.runs.judging import Figures, Judge
+from dp_basicsr.runs.limits import first_step_is_user_error
 from dp_basicsr.runs.log import IterationLog, current_losses, describe_batch, progress_bar
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.random_state import same_random_state_after
@@ -182,7 +184,7 @@ def loop(training: Training) -> None:
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     with progress_bar(run, training.iteration) as bar:
         log_line = IterationLog(run, training.iteration, training.tb_logger, bar)
-        batches = stream.batches(training.iteration)
+        batches, first = stream.batches(training.iteration), training.iteration + 1
         # Asked before the first step, too: a run that is resumed after its end does not go on.
         while training.iteration < options.total_iter and not training.is_over():
             data_timer.start()
@@ -192,8 +194,11 @@ def loop(training: Training) -> None:
             training.iteration += 1
             # BasicSR's order: the rate of an iteration is set before its step.
             model.update_learning_rate(training.iteration, warmup_iter=options.warmup_iter)
-            model.feed_data(batch)
-            model.optimize_parameters(training.iteration)
+            # One of several processes leaves what it raises to torch, which ends the others.
+            is_watched = training.iteration == first and not run.dist
+            with first_step_is_user_error(batch) if is_watched else nullcontext():
+                model.feed_data(batch)
+                model.optimize_parameters(training.iteration)
             iter_timer.record()
             bar.update()
             if training.iteration % every.print_freq == 0:

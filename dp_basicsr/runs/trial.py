@@ -17,18 +17,17 @@ from dp_basicsr.checkpoint.resume import find_resume_point, require_networks
 from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
 from dp_basicsr.distributed.collectives import on_rank_0
-from dp_basicsr.errors import UserError, first_line, message_for_user
+from dp_basicsr.errors import UserError
 from dp_basicsr.metrics import refuse_small_images
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
-from dp_basicsr.runs.limits import out_of_memory_is_user_error, require_compiler, require_room
+from dp_basicsr.runs.limits import first_step_is_user_error, out_of_memory_is_user_error, require_compiler, require_room
 from dp_basicsr.runs.log import PAPER_BATCH, current_losses, require_loggers
 from dp_basicsr.runs.training import refuse_other_patches, refuse_other_training
 
 import torch
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -144,31 +143,23 @@ def try_step(
     # The first one that also updates the generator, which costs the most.
     iteration = (train.net_d_init_iters // train.net_d_iters + 1) * train.net_d_iters
     seconds: list[float] = []
-    try:
-        with out_of_memory_is_user_error(run):
-            model = build_model(opt)
-            refuse_other_patches(model, opt)
-            on_rank_0(lambda: require_room(run, model))
-            if state is not None:
-                refuse_other_training(model, state, opt["path"]["pretrain_network_g"])
-            for _ in range(4):
-                start = time.perf_counter()
-                model.feed_data(batch)
-                model.optimize_parameters(iteration)
-                # Kernels run asynchronously: without this, only their launch would be timed.
-                if model.device.type == "cuda":
-                    torch.cuda.synchronize()
-                seconds.append(time.perf_counter() - start)
-            losses = current_losses(model)
-            try_validation(opt, model)
-            return statistics.median(seconds[1:]), losses, getattr(model, "partly_loaded", ())
-    except UserError:
-        raise
-    # Classes may raise anything on impossible values.
-    except Exception as error:
-        reason = message_for_user(error) or f"{type(error).__name__}: {first_line(error)}"
-        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in batch.items() if isinstance(value, Tensor))
-        raise UserError(f"the step failed: {reason} (batch: {shapes})") from error
+    with first_step_is_user_error(batch), out_of_memory_is_user_error(run):
+        model = build_model(opt)
+        refuse_other_patches(model, opt)
+        on_rank_0(lambda: require_room(run, model))
+        if state is not None:
+            refuse_other_training(model, state, opt["path"]["pretrain_network_g"])
+        for _ in range(4):
+            start = time.perf_counter()
+            model.feed_data(batch)
+            model.optimize_parameters(iteration)
+            # Kernels run asynchronously: without this, only their launch would be timed.
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        losses = current_losses(model)
+        try_validation(opt, model)
+    return statistics.median(seconds[1:]), losses, getattr(model, "partly_loaded", ())
 
 
 class FirstCorner(Dataset):

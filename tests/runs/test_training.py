@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -62,6 +63,34 @@ def test_an_image_that_is_gone_loses_no_step(
     assert "Resuming training from epoch: 0, iter: 3" in logs_of()
     name = "small/models/net_g_latest.pth"
     assert same_weights(Path("undisturbed", name), Path("experiments", name))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_first_step_that_fails_is_one_message_and_the_traceback_in_the_log(
+    step: int, pairs: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """Networks, losses and optimizers of others raise anything; a later step is no mistake of the options."""
+    write_small(base=SMALL_PSNR)
+    optimize = PSNRModel.optimize_parameters
+
+    def fail(model: PSNRModel, iteration: int) -> None:
+        if iteration == step:
+            raise ValueError("expected more than 1 value per channel\nsecond line")
+        optimize(model, iteration)
+
+    monkeypatch.setattr(PSNRModel, "optimize_parameters", fail)
+    if step == 2:
+        with pytest.raises(ValueError, match="more than 1"):
+            code_of(train.main, ["small.yml"])
+        return
+    said = refused(train.main, ["small.yml"])
+    assert "Traceback" not in said
+    assert re.fullmatch(
+        r"error: the first step failed: ValueError: expected more than 1 value per channel "
+        rf"\({__file__}:\d+; batch: lq \(.*\), gt \(.*\)\)\n",
+        said.splitlines(keepends=True)[-1],
+    )
+    assert "Traceback (most recent call last)" in logs_of()
 
 
 def test_an_archive_name_that_is_taken_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
