@@ -176,7 +176,8 @@ class Validator:
                     result = self.upscale(net, as_float(sample["lq"], self.device)).cpu()
                 except torch.OutOfMemoryError as error:
                     raise UserError(f"validation of {name}: out of memory; set `val: tile: 256` or less") from error
-                except (RuntimeError, ValueError, AssertionError) as error:  # other channels, sizes that it cannot take
+                except Exception as error:  # of any type: other channels, sizes that it cannot take
+                    _log_traceback(error)
                     shape = tuple(sample["lq"].shape)
                     text = f"validation of {name}: the network cannot take its image {shape}: {first_line(error)}"
                     raise UserError(text) from error
@@ -233,8 +234,14 @@ class Validator:
             return {metric: value_of(f"{name}: {metric}", images, opt) for metric, opt in metrics.items()}
         except (AssertionError, ValueError) as error:  # BasicSR's metrics use assertions
             raise UserError(f"validation of {name}: {error}") from error
-        except Exception as error:
-            raise RuntimeError(f"validation of {name}: {error}") from error
+        except Exception as error:  # others' metrics raise anything
+            _log_traceback(error)
+            raise UserError(f"validation of {name}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _log_traceback(error: Exception) -> None:
+    """Write it to the log file."""
+    get_root_logger().warning("The validation failed.", exc_info=error, extra={"for_file": True})
 
 
 def mean_of(values: Sequence[float]) -> float:

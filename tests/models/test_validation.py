@@ -214,13 +214,22 @@ def test_a_flat_result_has_no_niqe_and_stops_nothing(caplog: pytest.LogCaptureFi
     assert "validation of image0: niqe is n/a: SVD did not converge" in caplog.text
 
 
-def test_a_program_error_is_not_hidden(loader: DataLoader, tmp_path: Path, monkeypatch: Any) -> None:
+def test_what_others_metrics_and_networks_raise_is_one_message_and_its_traceback_logged(
+    loader: DataLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(images: Any, opt: Any) -> float:
         raise KeyError("oops")
 
     monkeypatch.setattr(validation, "calculate_metric", broken)
-    with pytest.raises(RuntimeError, match=r"validation of image\d: 'oops'"):
+    with pytest.raises(UserError, match=r"validation of image\d: KeyError: 'oops'"):
         make_model(tmp_path).validation(loader, 1, None)
+    assert {record.exc_info[0] for record in caplog.records if record.exc_info} == {KeyError}
+    caplog.clear()
+    model = make_model(tmp_path)
+    model.validator.upscale = broken
+    with pytest.raises(UserError, match=r"validation of image\d: the network cannot take its image \(.*\): 'oops'"):
+        model.validation(loader, 1, None)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [KeyError]
 
 
 def test_an_interrupted_validation_has_no_result(loader: DataLoader, tmp_path: Path) -> None:
