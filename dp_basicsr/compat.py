@@ -82,19 +82,17 @@ def _complete_base_model(base_model: Any) -> None:
             self.schedulers += [kind(optimizer, **settings) for optimizer in self.optimizers]
 
     def update_learning_rate(self: Any, current_iter: int, warmup_iter: int = -1) -> None:
-        if not any(hasattr(scheduler, "get_last_lr") for scheduler in self.schedulers) or (
-            type(self.schedulers[0]).__module__.startswith("basicsr.")
-        ):
+        # Many schedulers change the last rate, BasicSR's too, which must be theirs and not that of the warm-up.
+        for scheduler in (known := [scheduler for scheduler in self.schedulers if hasattr(scheduler, "get_last_lr")]):
+            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
+        if not known or type(self.schedulers[0]).__module__.startswith("basicsr."):
             update_own_rate(self, current_iter, warmup_iter)
             return
         for scheduler in self.schedulers:
-            groups = scheduler.optimizer.param_groups
-            # Many schedulers multiply the last rate, which must be theirs and not that of the warm-up.
-            for group, rate in zip(groups, scheduler.get_last_lr(), strict=True):
-                group["lr"] = rate
             if current_iter > 1:
                 scheduler.step()
-            for group in groups if current_iter < warmup_iter else ():
+            for group in scheduler.optimizer.param_groups if current_iter < warmup_iter else ():
                 group["lr"] *= current_iter / warmup_iter
 
     def model_to_device(self: Any, net: Any) -> Any:

@@ -92,10 +92,6 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
         end = schedule[key] if schedule.get("type") == kind else total
         text = f"the learning rate {rate} after iteration {end}, before total_iter ({total}): set {key}"
         yield ("train", "scheduler"), end < total, text
-    # BasicSR's scheduler multiplies the last rate, which the warm-up replaces.
-    early = [step for step in schedule.get("milestones") or () if step < train.warmup_iter - 1]
-    text = f"milestones before the end of the warm-up have no effect: {early}"
-    yield ("train", "scheduler"), early, text
     yield ("logger", "print_freq"), logger.print_freq > total, f"no losses are logged: it is above total_iter ({total})"
     text = f"no state to resume from is saved before the end: it is above total_iter ({total})"
     yield ("logger", "save_checkpoint_freq"), (logger.save_checkpoint_freq or 0) > total, text

@@ -58,6 +58,20 @@ COSINE = {"type": "CosineAnnealingRestartLR", "periods": [6], "eta_min": 1e-7}
 
 
 @pytest.mark.parametrize(
+    "scheduler", [STEPS, STEPS | {"milestones": [2, 5]}, COSINE, {"type": "ExponentialLR", "gamma": 0.9}]
+)
+def test_a_warm_up_changes_no_rate_that_follows(scheduler: dict[str, Any]) -> None:
+    """Also across a milestone, and in a run that resumes in the middle of it."""
+    expected = {number: rate for number, rate in rates(build(scheduler=scheduler), 1, 7).items() if number >= 4}
+    model, resumed = build(scheduler=scheduler), build(scheduler=scheduler)
+    warm = rates(model, 1, 2, warmup=4)
+    assert warm[1] < warm[2] < ADAM["lr"]
+    resume(state_of(model, 2), resumed, use_options=False, warmup=4)
+    for run in (model, resumed):
+        assert {number: rate for number, rate in rates(run, 3, 7, warmup=4).items() if number >= 4} == expected
+
+
+@pytest.mark.parametrize(
     ("before", "now", "said"),
     [
         ({}, {"optim": ADAM | {"lr": 5e-4}}, "optim_g:lr 0.001 (option file: 0.0005)"),
