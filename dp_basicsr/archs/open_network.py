@@ -81,6 +81,11 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
         looks = f"{name} x{arguments['scale']} ({', '.join(describe(arguments))})" if name else ""
         try:
             opened = _open_by_spandrel(weights, f" looks like {looks}, but has {differences}" if name else "")
+            module, needs = _as_module(opened, weights.path), opened.size_requirements
+            size = InputSize(needs.multiple_of, max(needs.minimum, 1), needs.square)
+            module.input_size = with_step(opened.model, size, opened.input_channels)  # type: ignore[assignment]
+            # Numbers that are no tensors, as SwinIR's img_range, are in the options of the run alone.
+            built = _built_by_run(weights, module)
         except UserError as error:
             # BasicSR's EDSR and its like have names of their own, but the run that trained them names the class.
             if (built := _built_by_run(weights)) is None:
@@ -91,15 +96,14 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
                     way = f"if it is another package's, `{advise('test', 'OPTIONS --import MODULE')}` upscales with it"
                     raise UserError(f"{error}; the options of its run name {kind}: {way}") from error
                 raise
+        if built:
             module, factor, channels = built
             name = arch = type(module).__name__
             tags, arguments = [], {}
             input_size(module)
         else:
             arch, factor, channels, tags = str(opened.architecture.id), opened.scale, opened.input_channels, opened.tags
-            name, module, needs = opened.architecture.name, _as_module(opened, weights.path), opened.size_requirements
-            size = InputSize(needs.multiple_of, max(needs.minimum, 1), needs.square)
-            module.input_size = with_step(opened.model, size, channels)  # type: ignore[assignment]
+            name = opened.architecture.name
     title = f"{name} x{factor}"
     if channels not in (1, 3):
         raise UserError(
@@ -119,17 +123,28 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
     )
 
 
-def _built_by_run(weights: Weights) -> tuple[nn.Module, int, int] | None:
-    """Return the network that the options of the weights' run name, its scale and channels; None if it is another."""
-    with contextlib.suppress(Exception):  # no run, no BasicSR, a class of another package, other arguments
+def _built_by_run(weights: Weights, known: nn.Module | None = None) -> tuple[nn.Module, int, int] | None:
+    """Return the network that the options of the weights' run name, its scale and channels.
+
+    Returns:
+        None if the weights are of another one, or if ``known`` gives the same pixels.
+    """
+    # No run, no BasicSR, a class of another package, other arguments; a training's random numbers stay as they are.
+    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad():
         from basicsr.archs import ARCH_REGISTRY
 
         options = options_of_run(weights.path) or {}
         arguments = dict(options["network_g"])
         channels = arguments.get("num_in_ch", 3)
-        module: nn.Module = ARCH_REGISTRY.get(arguments.pop("type"))(**arguments)
+        kind = arguments.pop("type")
+        # BasicSR prints a line where it adds the suffix itself.
+        module: nn.Module = ARCH_REGISTRY.get(kind if kind in ARCH_REGISTRY else f"{kind}_basicsr")(**arguments)
         if not compare_shapes(module.state_dict(), weights.state) and arguments.get("num_out_ch", channels) == channels:
             module.load_state_dict(weights.state)
+            if known is not None:
+                image = torch.rand(1, channels, *known.input_size.fit(PROBE, PROBE))  # type: ignore[operator, union-attr]
+                if torch.allclose(module.eval()(image), known.eval()(image), rtol=1e-4, atol=1e-5):
+                    return None
             return module, options["scale"], channels
     return None
 

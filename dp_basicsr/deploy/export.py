@@ -127,15 +127,17 @@ def _save_weights(network: OpenedNetwork, path: Path, facts: dict[str, str], hal
 
         # Not by save_file, which makes a file that its owner alone may read.
         path.write_bytes(save(state, metadata={**facts, "format": "pt"}))
+    text = f"{network.arch} can be opened beside the options of its run alone: export it as ONNX"
     try:
         again = load_network([path])
     except UserError as error:
-        text = f"{network.arch} can be opened beside the options of its run alone: export it as ONNX"
         raise UserError(text) from error
+    if again.description != network.description:
+        raise UserError(text)
     theirs = again.module.state_dict()
     # Weights are opened in float32, whatever the file has.
     same = all(torch.equal(value.float(), theirs[name].float()) for name, value in state.items())
-    return 0.0 if same and again.description == network.description else math.inf
+    return 0.0 if same else math.inf
 
 
 def _convert(network: OpenedNetwork, engine: Any, path: Path, facts: dict[str, str], half: bool) -> tuple[float, str]:

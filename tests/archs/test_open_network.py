@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from dp_basicsr.archs.open_network import load_network, open_network
 from dp_basicsr.checkpoint.weights import read_weights
@@ -18,6 +20,7 @@ import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rrdbnet_arch import RRDBNet
+from basicsr.archs.swinir_arch import SwinIR
 from torch import Tensor
 
 from tests.support.networks import make_network, network_file, small_opened
@@ -86,6 +89,34 @@ def test_a_network_that_its_run_alone_knows_opens_beside_its_options() -> None:
         )
         with pytest.raises(UserError, match=rf"{message}(EDSR|Unknown): .*test OPTIONS --import MODULE"):
             load_network([file])
+
+
+def test_numbers_that_are_in_no_tensor_are_those_of_the_run() -> None:
+    """mace#1415: spandrel takes every SwinIR to have an img_range of 1."""
+    sizes: dict[str, Any] = {
+        "img_size": 8,
+        "window_size": 4,
+        "depths": [2],
+        "embed_dim": 8,
+        "num_heads": [2],
+        "upscale": 2,
+    }
+    sizes["upsampler"] = "pixelshuffle"
+    file = Path("run/models/net_g_5.pth")
+    file.parent.mkdir(parents=True)
+    for img_range, description in ((255.0, "SwinIR x2"), (1.0, "SwinIR x2 (small, s8w4, 64nf, 8dim, 1conv, 1unshuf)")):
+        network = {"type": "SwinIR", "img_range": img_range, **sizes}
+        options = {"name": "s", "model_type": "M", "scale": 2, "datasets": {}, "network_g": network}
+        Path("run/options.json").write_text(json.dumps(options))
+        net = SwinIR(img_range=img_range, **sizes).eval()
+        torch.save({"params": net.state_dict()}, file)
+        opened = load_network([file])
+        assert opened.description == description
+        with torch.no_grad():
+            assert torch.equal(opened.module(IMAGE), net(IMAGE))
+        if img_range != 1:
+            with pytest.raises(UserError, match="SwinIR can be opened beside the options of its run alone: export"):
+                export_network(opened, "pth", Path("s.pth"), {})
 
 
 def test_the_package_of_networks_with_other_licences_is_used_if_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
