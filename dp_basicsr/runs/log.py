@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import shutil
 import sys
@@ -30,6 +31,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 # Losses shown in the bar; the log line has all of them.
 BAR_LOSSES = ("l_pix", "l_g_pix", "l_g_percep", "l_g_gan", "dp_weight")
+
+_STAMP = "%Y%m%d_%H%M%S"  # of get_time_str
 
 PAPER_BATCH = 16  # pairs per iteration (paper, section 4.1)
 
@@ -105,7 +108,13 @@ def write_log(run: RunOptions, kind: str, held: MemoryHandler) -> None:
     if run.rank != 0:
         return
     # BasicSR's name, by which its tools and ours find the logs of a run.
-    path = run.folders.root / f"{kind}_{run.options.name}_{get_time_str()}.log"
+    start, stamp = f"{kind}_{run.options.name}_", get_time_str()
+    logs = run.folders.root.glob(f"{glob.escape(start)}[0-9]*_*[0-9].log")
+    # They are read in the order of their names, also if the clock or the time zone has gone back since.
+    if (latest := max((log.stem.removeprefix(start) for log in logs), default="")) >= stamp:
+        with suppress(ValueError):  # of a file that someone else named
+            stamp = time.strftime(_STAMP, time.localtime(time.mktime(time.strptime(latest, _STAMP)) + 1))
+    path = run.folders.root / f"{start}{stamp}.log"
     file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))  # BasicSR's
     held.setTarget(file)

@@ -13,6 +13,7 @@ from typing import Any
 
 from dp_basicsr.archs import RRDBNetDP
 from dp_basicsr.errors import UserError
+from dp_basicsr.evaluation.curves import training_logs
 from dp_basicsr.options.reading import parse_yaml
 from dp_basicsr.options.run import Folders, RunOptions
 from dp_basicsr.options.schema import OptionFile
@@ -134,6 +135,20 @@ def test_a_run_outlives_its_log_and_its_folder(capsys: pytest.CaptureFixture[str
     finally:
         logger.removeHandler(handler)
         handler.close()
+
+
+def test_logs_are_in_the_order_of_their_starts_also_if_the_clock_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ccs-calendarserver#101: the end of summer time, or a container whose time zone is another."""
+    run, logger = run_with(), get_root_logger()
+    times = iter(["20261025_025959", "20261025_020000", "20261025_020000", "20261025_040000"])
+    monkeypatch.setattr("dp_basicsr.runs.log.get_time_str", lambda: next(times))
+    (run.folders.root / f"train_{run.options.name}_notes.log").touch()
+    for start in range(4):
+        write_log(run, "train", start_log(run))
+        logger.info(f"start {start}")
+        logger.removeHandler(logger.handlers[-1])
+    logs = [log.read_text() for log in training_logs(run.folders.root) if "notes" not in log.name]
+    assert [text.rpartition("start ")[2].strip() for text in logs] == list("0123")
 
 
 FIGURES = {"time": 0.61234, "data_time": 0.01, "img_per_s": 26.1, "l_g_pix": 0.00104, "l_g_vgg": 0.0215,
