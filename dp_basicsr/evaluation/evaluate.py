@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from dp_basicsr.images.opening import opened, read_bytes
 from dp_basicsr.images.strict import MAX_PIXELS, read_image, size_text
 from dp_basicsr.metrics import Scores, measure, missing_metrics
 from dp_basicsr.options.metrics import DEFAULT, METRICS
+from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.pool import available_cpus
 
 import numpy as np
@@ -38,6 +40,7 @@ class Measured:
     lr: Path | None
     result: Path | None
     scores: Scores
+    checksum: int | None = None  # of the pixels of result and original, where they are files
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,10 @@ def evaluate(
     missing = missing_metrics(metrics)
 
     def score(task: Measured) -> Measured:
+        result, gt = read_pair(task, scale)
         # As many border pixels as the scale, as in the paper: 4 at x4.
-        return replace(task, scores=measure(*read_pair(task, scale), scale, metrics))
+        scores = measure(result, gt, scale, metrics)
+        return replace(task, scores=scores, checksum=None if task.result is None else checksum_of(result, gt))
 
     # Threads, because OpenCV, NumPy and torch release the GIL.
     with ThreadPoolExecutor(available_cpus()) as pool:
@@ -164,7 +169,8 @@ def read_pair(image: Measured, scale: int) -> tuple[Image, Image]:
     """Return the result and the original, cropped to the same size: ``(H, W[, 3])`` BGR uint8.
 
     Raises:
-        UserError: A file cannot be read, or the result's size matches neither the original nor the cropped original.
+        UserError: A file cannot be read, or is another than was measured, or the result's size matches neither the
+            original nor the cropped original.
     """
     whole = read_file(image.gt)
     gt = mod_crop(whole, scale)
@@ -179,7 +185,15 @@ def read_pair(image: Measured, scale: int) -> tuple[Image, Image]:
             f"{image.result}: expected {size_text(gt)} pixels (the original, cropped to a multiple of {scale}), "
             f"got {size_text(result)}"
         )
+    if image.checksum not in (None, checksum_of(result, gt)):
+        again = f"`{advise('evaluate', '--overwrite')}` and test.py measure it again"
+        raise UserError(f"{image.result}, or its original, has changed since it was measured; {again}")
     return result, gt
+
+
+def checksum_of(result: Image, gt: Image) -> int:
+    """Return a number that tells an image and its original from others."""
+    return zlib.crc32(gt.tobytes(), zlib.crc32(result.tobytes()))
 
 
 def bicubic(gt: Image, lr: Image | None, scale: int, name: str) -> Image:

@@ -62,7 +62,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         # Every metric of the tables, or a KeyError.
         values = {name: entry["scores"][name] for name in data["metrics"]}
         scores = {name: None if value is None else float(value) for name, value in values.items()}
-        return Measured(set_name, image, method, gt or Path(), lr, result, scores)
+        return Measured(set_name, image, method, gt or Path(), lr, result, scores, entry.get("checksum"))
 
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def as_json(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
         entry: dict[str, Any] = {"set": image.set_name, "image": image.image, "method": image.method}
         for key, path in zip(FILES, (image.gt, image.lr, image.result), strict=True):
             entry[key] = None if path is None else Path(os.path.relpath(path, folder)).as_posix()
-        images.append(entry | {"scores": finite(image.scores)})
+        images.append(entry | {"scores": finite(image.scores), "checksum": image.checksum})
     averages = {
         name: {method: finite(evaluation.average(name, method)) for method in evaluation.methods}
         for name in evaluation.sets

@@ -120,3 +120,18 @@ def test_mistakes_are_named(pairs: Path, evaluation: Path, refused: Callable[[An
     assert re.search("error: .*train_.*log, or an evaluation", refused(main, [str(pairs)]))
     assert re.search("error: .*auto", refused(main, [str(evaluation), "--quality", "0"]))
     assert not list(pairs.parent.rglob("report.html*"))
+
+
+def test_an_image_that_has_changed_since_it_was_measured_is_named(pairs: Path, evaluation: Path) -> None:
+    """fiftyone#119: the figures of the old image would stand below the new one."""
+    file = pairs / "Sharp" / "image1.png"
+    image = cv2.imread(str(file))
+    # The same pixels in another file are the same image.
+    cv2.imwrite(str(file), image, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    collect([evaluation], 50)
+    cv2.imwrite(str(file), 255 - image)
+    with pytest.raises(UserError, match=r"Sharp/image1.png, or its original, has changed .*evaluate --overwrite"):
+        collect([evaluation], 50)
+    text = (evaluation / "evaluation.json").read_text()
+    (evaluation / "evaluation.json").write_text(re.sub(r',\s*"checksum": \w+', "", text))  # of an earlier version
+    collect([evaluation], 50)
