@@ -45,6 +45,11 @@ def freeze(net: nn.Module, patterns: Sequence[str]) -> None:
         frozen |= set(names)
     for name in frozen:
         weights[name].requires_grad_(False)
+    for name, module in net.named_modules():
+        tracks = getattr(module, "running_mean", None) is not None
+        if tracks and frozen.issuperset(f"{name}.{key}" for key in module._parameters):
+            # Training would move its statistics, and normalise by those of the batch.
+            module.eval().train = lambda mode=True, norm=module: norm  # type: ignore[method-assign, misc]
     left = sum(weight.numel() for name, weight in weights.items() if name not in frozen)
     total = sum(weight.numel() for weight in weights.values())
     if not left:
@@ -130,12 +135,12 @@ class PluginModel(BaseModel):
         """
         net = net.to(self.device)
         train = self.opt.get("train") or {}
-        if train.get("freeze") and self.is_train and net is self.net_g:  # before DDP, which waits for every gradient
-            freeze(net, train["freeze"])
         if train.get("sync_batch_norm") and self.opt["dist"]:
             if self.device.type != "cuda":
                 raise UserError("train: sync_batch_norm needs GPUs; set it to false on a CPU")
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        if train.get("freeze") and self.is_train and net is self.net_g:  # before DDP, which waits for every gradient
+            freeze(net, train["freeze"])
         if train.get("channels_last"):
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             # BasicSR's discriminators flatten their features with `view`, which needs contiguous memory: the output of

@@ -9,6 +9,7 @@ from typing import Any
 
 from dp_basicsr import train
 from dp_basicsr.checks.checking import find_problems
+from dp_basicsr.models.base import freeze
 from dp_basicsr.options import override, read_options
 from dp_basicsr.utils.optimizers import averaged_weights, optimizers, schedulers
 
@@ -138,6 +139,21 @@ def test_saving_leaves_schedule_free_weights_as_they_are() -> None:
     with averaged_weights([optimizer]):
         assert not torch.equal(before, weight)
     assert torch.equal(before, weight)
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics_and_uses_them() -> None:
+    """keras#7085; one whose weights train follows the data."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3))
+    freeze(net, ["0.*", "1.*"])
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    image = torch.rand(2, 3, 4, 4)
+    for _ in range(2):
+        net.eval()
+        expected = net[:2](image)
+        assert torch.equal(net.train()[:2](image), expected)
+    net(image)
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"2.running_mean", "2.running_var", "2.num_batches_tracked"}
 
 
 def test_frozen_weights_stay_and_other_patterns_are_refused_at_a_resume(
