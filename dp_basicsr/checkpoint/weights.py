@@ -217,7 +217,9 @@ def interpolate(first: Weights, second: Weights, alpha: float) -> Weights:
         for name, value in first.state.items()
     }
     note = f"{1 - alpha:g} * {first.path.name} + {alpha:g} * {second.path.name}"
-    choice = ", ".join(filter(None, (note, second.choice or first.choice)))
+    both = first.choice == second.choice
+    said = [of.choice if both else f"{of.choice} of {of.path.name}" for of in (first, second) if of.choice]
+    choice = ", ".join(dict.fromkeys([note, *said]))
     return Weights(state, second.path, {**first.notes, **second.notes, "interpolation": note}, choice=choice)
 
 

@@ -236,6 +236,19 @@ def test_interpolation_is_esrgans(alpha: float) -> None:
     assert mixed.notes["interpolation"] == f"{float(1 - share):g} * psnr.pth + {float(share):g} * gan.pth"
 
 
+def test_an_interpolation_tells_of_which_file_it_took_the_average() -> None:
+    """OLMo-core#396."""
+    for name, keys in (("both.pth", ("params", "params_ema")), ("plain.pth", ("params",))):
+        torch.save({key: {"w": torch.ones(1)} for key in keys}, name)
+    both, plain = (read_weights(Path(name)) for name in ("both.pth", "plain.pth"))
+    for first, second, said in (
+        (both, plain, "0.5 * both.pth + 0.5 * plain.pth, EMA weights (params_ema) of both.pth"),
+        (both, both, "0.5 * both.pth + 0.5 * both.pth, EMA weights (params_ema)"),
+        (plain, plain, "0.5 * plain.pth + 0.5 * plain.pth"),
+    ):
+        assert interpolate(first, second, 0.5).choice == said
+
+
 def test_interpolation_of_different_networks_names_what_differs() -> None:
     first, second = network_file("a.pth"), network_file("b.pth", num_feat=12)
     with pytest.raises(UserError, match=r"b.pth cannot be interpolated, .*conv_first.weight of shape \(12, 3, 3, 3\)"):
