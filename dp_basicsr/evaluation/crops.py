@@ -86,7 +86,7 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
     # A name is no formula.
     whole.set_title(f"{images[0].image} ({images[0].set_name})", parse_math=False)
     # The original comes last, as in the paper's figures.
-    panels: Mapping[str, tuple[Image, Scores]] = shown | {"Original": (gt, {})}
+    panels: Mapping[str, tuple[Image, Scores]] = shown | {evaluation.original: (gt, {})}
     axes = [whole]
     for number, (name, (image, scores)) in enumerate(panels.items()):
         axes.append(figure.add_subplot(grid[number // columns, 1 + number % columns]))

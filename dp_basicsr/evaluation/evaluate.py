@@ -63,6 +63,11 @@ class Evaluation:
         """Names of the methods."""
         return list(dict.fromkeys(image.method for image in self.images))
 
+    @property
+    def original(self) -> str:
+        """What pictures call the original: the name of no method."""
+        return next((name for name in ("Original", "GT") if name not in self.methods), "Original (GT)")
+
     def of(self, set_name: str, method: str) -> list[Measured]:
         """Return a method's images of a set."""
         return [image for image in self.images if (image.set_name, image.method) == (set_name, method)]

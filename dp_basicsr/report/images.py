@@ -68,10 +68,10 @@ def make_viewer(images: Sequence[Measured], evaluation: Evaluation, quality: int
                 # A metric's name, value and unit stay on one line.
                 texts.append("\N{NO-BREAK SPACE}".join(filter(None, words)))
         sources.append(Panel(image.method, " · ".join(texts), data_uri(read_pair(image, scale)[0], quality)))
-    sources.append(Panel("Original", "", data_uri(gt, quality)))
+    sources.append(Panel(evaluation.original, "", data_uri(gt, quality)))
     # Without LR, the original and bicubic: the slider begins between bicubic and the last method.
     results = [source.name for source in sources[1:-1] if source.name != BICUBIC]
-    return Viewer(first.image, gt.shape[1], gt.shape[0], sources, BICUBIC, (results or ["Original"])[-1])
+    return Viewer(first.image, gt.shape[1], gt.shape[0], sources, BICUBIC, (results or [evaluation.original])[-1])
 
 
 def data_uri(image: Image, quality: int) -> str:

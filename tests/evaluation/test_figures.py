@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.archs.perceptual_arch import FrozenFeatures, ResNetFeatures, load_features
-from dp_basicsr.evaluation.crops import Crop, score_lines
+from dp_basicsr.evaluation.crops import Crop, images_of, score_lines
 from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.features import feature_maps
 from dp_basicsr.evaluation.files import write_evaluation
 from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
+from dp_basicsr.report.images import make_viewer
 
 import cv2
 import fontTools.fontBuilder
@@ -96,6 +97,16 @@ def test_crops_are_drawn_side_by_side_with_their_metrics(evaluation: Path, title
     assert "PSNR inf (RGB) inf (Y)" in titles[2]
     assert [path.name for path in Path("new").iterdir()] == ["crops.png"]
     assert Path("new/crops.png").stat().st_size > 10_000
+
+
+def test_a_method_may_be_called_original(pairs: Path, titles: list[str]) -> None:
+    """It would be drawn as the original itself."""
+    evaluation = evaluate([find_test_set(pairs / "GT")], [Method("Original", pairs / "GT")], 4, ("psnr_rgb",))
+    viewer = make_viewer(images_of(evaluation, "image2"), evaluation, 90)
+    assert [panel.name for panel in viewer.sources[-2:]] == ["Original", "GT"]
+    write_evaluation(evaluation, Path("evaluation"))
+    assert compare_crops.main(["evaluation", "image2", "--crop", "10,20,32,24", "--out", "crops.png"]) == 0
+    assert titles[1:3] == ["Original\nPSNR inf (RGB)", "GT"]
 
 
 def font_with(letter: str, path: Path) -> Path:
