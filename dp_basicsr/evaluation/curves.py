@@ -20,11 +20,11 @@ Panels = dict[str, dict[str, Curve]]  # panel title -> label -> curve
 # A log line of BasicSR's MessageLogger: "[..][epoch:  0, iter:     100, lr:(1.000e-04,)] [eta: ...] l_g_pix: 1e-3 ..."
 _ITERATION = re.compile(r"\[epoch:\s*\d+, iter:\s*([\d,]+), lr:\(([^,)]+)")
 _START = re.compile(r"Start training from epoch: \d+, iter: (\d+)")
-_VALUE = re.compile(r"(\w+): ([-+.\deE]+|nan|inf)(?= |$)")
+_VALUE = re.compile(r"(\S+): ([-+.\deE]+|nan|inf)(?= |$)")
 
 # A validation logs "Validation Set5", then "# psnr_rgb: 26.69  Best: 26.70 @ 5000 iter" for each metric.
 _VALIDATION = re.compile(r"Validation (.+)$")
-_METRIC = re.compile(r"# (\w+): ([-+.\deE]+|inf)(?:\s+Best: \S+ @ (\d+) iter)?")
+_METRIC = re.compile(r"# (.+): ([-+.\deE]+|inf)(?:\s+Best: \S+ @ (\d+) iter)?\s*$")
 
 # Names drawn in one panel, if they are in the log.
 _LOSS_PANELS = {

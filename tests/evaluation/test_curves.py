@@ -24,14 +24,17 @@ def test_every_value_of_every_logged_iteration_is_read(tmp_path: Path, caplog: p
     line.logger.addHandler(handler)
     try:
         for iteration in (500, 1000, 12500):
-            values = {"l_g_pix": iteration * 1e-6, "out_d_fake": -2.5, "dp_weight": 3.0}
+            values = {"l_g_pix": iteration * 1e-6, "out_d_fake": -2.5, "dp_weight": 3.0, "l_g_low-freq.": 1.0}
             head = {"epoch": 0, "iter": iteration, "lrs": [1e-4, 2e-4], "time": 1.0, "data_time": 0.5}
             line(head | values)
         line.logger.info("Validation set # psnr: 20.0")
+        line.logger.info("Validation set\n\t # PSNR-Y (x4): 20.0000\tBest: 25.0000 @ 500 iter\n\t # NIQE: 4.5000\n")
     finally:
         line.logger.removeHandler(handler)
     curves = read_run(tmp_path)
-    assert curves.keys() == {"lr", "l_g_pix", "out_d_fake", "dp_weight"}
+    names = {"lr", "l_g_pix", "out_d_fake", "dp_weight", "l_g_low-freq.", "set/PSNR-Y (x4)", "set/NIQE"}
+    assert curves.keys() == names
+    assert curves["set/PSNR-Y (x4)"] == [(12500, 20.0)]
     assert curves["lr"] == [(500, 1e-4), (1000, 1e-4), (12500, 1e-4)]
     assert curves["l_g_pix"] == [(n, pytest.approx(n * 1e-6)) for n in (500, 1000, 12500)]
     assert curves["out_d_fake"][0] == (500, -2.5)
