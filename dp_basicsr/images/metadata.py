@@ -24,12 +24,12 @@ _HOLDS = {
     "PNG": {"icc", "exif", "xmp", "density", "comment", "chunks"},
     "JPEG": {"icc", "exif", "xmp", "density", "comment", "iptc"},
     "WEBP": {"icc", "exif", "xmp"},
-    "TIFF": {"icc", "xmp", "density", "iptc", "tags"},
+    "TIFF": {"icc", "xmp", "density", "pixel", "iptc", "tags"},
     "BMP": {"density"},
 }
 _TITLES = {
     "icc": "ICC profile", "exif": "EXIF", "xmp": "XMP", "density": "density", "comment": "comment", "iptc": "IPTC",
-    "chunks": "", "tags": "",
+    "chunks": "", "tags": "", "pixel": "size or shape of a pixel",
 }  # fmt: skip
 _LONGEST = {"exif": 65_527, "xmp": 65_504, "iptc": 65_500, "comment": 65_533}
 # Segments of JPEG that are read, or belong to its code.
@@ -47,6 +47,7 @@ _GEO_TAGS, _GEO_KEYS = (33550, 33922, 34264), 34735
 _FROM_CENTRES = (1025, 0, 1, 2)  # among GeoTIFF's keys: its places are those of pixels' centres, not of their corners
 _DOUBLE, _NODATA = 12, 42113  # a type of tags, and GDAL's tag
 _UNITS = {2: 1.0, 3: 2.54}  # of a density: inch, centimetre
+_OF_PIXELS = re.compile(r'\{"shape"|(<\?xml.*)?<OME', re.DOTALL)  # descriptions of the old pixels: tifffile's, OME's
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Metadata:
     exif: bytes | None = None  # the block without its mark, as it was
     xmp: bytes | None = None  # Adobe's XML
     density: tuple[float, float] | None = None  # pixels per inch, horizontally and vertically
+    pixel: tuple[float, float] | None = None  # pixels per unit that ImageJ's description names, or only their shape
     comment: bytes | None = None  # of JPEG or GIF
     iptc: bytes | None = None  # captions of the press
     chunks: tuple[Chunk, ...] = ()  # of PNG, which no other format can hold
@@ -96,10 +98,15 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, is_turne
         size, info.get("icc_profile"), info.get("exif", b"").removeprefix(b"Exif\0\0"), info.get("xmp"),
         # JFIF's unit 0 gives the shape of pixels, no density.
         info.get("dpi") if info.get("jfif_unit", 1) else None,
-        comment, iptc, tuple(info.get("chunks", ())), is_turned=is_turned, dropped=tuple(dropped),
+        pixel=None if info.get("jfif_unit", 1) else _pixel(*info["jfif_density"]),
+        comment=comment, iptc=iptc, chunks=tuple(info.get("chunks", ())), is_turned=is_turned, dropped=tuple(dropped),
         # The name of the chunk that has the pixels.
         is_lossless_webp=image.format == "WEBP" and re.findall(rb"VP8[L ]", data)[:1] == [b"VP8L"],
     )  # fmt: skip
+
+
+def _pixel(across: float, down: float, has_unit: bool = False) -> tuple[float, float] | None:
+    return (across, down) if across and down and (has_unit or across != down) else None
 
 
 def _end_of_jpeg(data: bytes) -> int:
@@ -123,12 +130,17 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], is_turn
     # GeoTIFF's keys come in fours. Neither a turn nor places of centres is a mere scaling.
     if is_turned or _FROM_CENTRES in [keys[start : start + 4] for start in range(0, len(keys), 4)]:
         dropped += [TIFF.TAGS[code] for code in _GEO_TAGS if tags.pop(code, None)]
-    unit, shares = _UNITS.get(page.tags.valueof(296, 2)), [page.tags.valueof(code, (0, 0)) for code in (282, 283)]
-    density = tuple(unit * part / whole for part, whole in shares) if unit and shares[0][1] and shares[1][1] else None
+    if _OF_PIXELS.match(page.description):
+        dropped += ["ImageDescription of the old pixels"] if tags.pop(270, None) else []
+    unit, shares = page.tags.valueof(296, 2), [page.tags.valueof(code, (0, 0)) for code in (282, 283)]
+    across, down = (part / whole if whole else 0 for part, whole in shares)
+    density = (_UNITS[unit] * across, _UNITS[unit] * down) if unit in _UNITS and across and down else None
+    pixel = _pixel(across, down, page.description.startswith("ImageJ=")) if unit == 1 else None
     copied = tuple(tag for code, tag in tags.items() if code not in _STORAGE)
     nodata = str(page.tags.valueof(_NODATA, "")).strip("\0 ")
     return Metadata(
-        size, icc, xmp=xml, density=density, iptc=iptc, tags=copied, order=page.parent.byteorder,  # type: ignore[arg-type]
+        size, icc, xmp=xml, density=density, pixel=pixel, iptc=iptc, tags=copied,
+        order=page.parent.byteorder,  # type: ignore[arg-type]
         is_turned=is_turned, dropped=tuple(dropped), nodata=int(nodata) if nodata.isdecimal() else None,
     )  # fmt: skip
 
@@ -163,6 +175,8 @@ def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) 
                 fields[name] = None
     # Pixels get smaller by what the picture grows; points in it move apart.
     across, down = (new / old for new, old in zip(size, metadata.size, strict=True))
+    if fields["pixel"]:
+        fields["pixel"] = (fields["pixel"][0] * across, fields["pixel"][1] * down)
     # For the size of a pixel, for points in the picture and on the map, and for a matrix.
     factors = ((1 / across, 1 / down, 1), (across, down, 1, 1, 1, 1), (1 / across, 1 / down, 1, 1))
     scales, tags, dtype = dict(zip(_GEO_TAGS, factors, strict=True)), list[Tag](), metadata.order + "f8"

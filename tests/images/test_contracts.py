@@ -443,6 +443,34 @@ def test_what_stands_behind_a_jpeg_is_named() -> None:
     assert "APP2 'MPF'" in dropped
 
 
+def test_the_size_and_shape_of_a_pixel_are_those_of_the_result() -> None:
+    """Chromagnon#34: micrometres per pixel of a microscope; OCRmyPDF#83: pixels that are no squares."""
+
+    def enlarged(before: str, after: str) -> str:
+        said, picture = list[str](), read_picture(Path(before))
+        write_picture(replace(picture, colour=picture.colour.repeat(2, 0).repeat(3, 1)), Path(after), warn=said.append)
+        return " ".join(said)
+
+    array = np.zeros((4, 5), np.uint16)
+    tifffile.imwrite("imagej.tif", array, imagej=True, resolution=(8, 4), metadata={"unit": "um"})
+    assert enlarged("imagej.tif", "out.tif") == ""
+    with tifffile.TiffFile("out.tif") as file:
+        assert (file.imagej_metadata or {})["unit"] == "um"
+        assert [file.pages[0].tags.valueof(code) for code in (282, 283, 296)] == [(24, 1), (8, 1), 1]  # type: ignore[union-attr]
+    assert "size or shape of a pixel" in enlarged("imagej.tif", "out.png")
+    # Both describe the pixels that were.
+    tifffile.imwrite("own.tif", array)
+    tifffile.imwrite("of.ome.tif", array, metadata={"PhysicalSizeX": 0.1, "axes": "YX"})
+    for name in ("own.tif", "of.ome.tif"):
+        assert "ImageDescription of the old pixels" in enlarged(name, "out.tif")
+        assert tifffile.imread("out.tif").shape == (8, 15)
+    Image.new("RGB", (4, 4)).save("square.jpg")
+    plain = Path("square.jpg").read_bytes()
+    Path("flat.jpg").write_bytes(plain[:13] + b"\0\0\2\0\1" + plain[18:])
+    assert enlarged("square.jpg", "out.jpg") == ""
+    assert enlarged("flat.jpg", "out.jpg") == "dropped: size or shape of a pixel"
+
+
 @pytest.mark.skipif(not cv2.haveImageWriter(".avif"), reason="OpenCV without AVIF")
 @pytest.mark.parametrize("depth", [8, 10, 12])
 @pytest.mark.parametrize("channels", [1, 3, 4])
