@@ -117,6 +117,18 @@ def test_several_images_and_folders_come_back_as_a_zip(page: Page) -> None:
         assert Image.open(archive.open("in_x2.jpg")).size == (14, 18)
 
 
+def test_a_gradio_that_is_broken_is_told_from_a_missing_one(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EdgeTAM#20: it is installed, but not the huggingface_hub that it was made for."""
+    from dp_basicsr.deploy import page_layout
+
+    Path("gradio").mkdir()
+    Path("gradio/__init__.py").write_text("from json import HfFolder")
+    monkeypatch.syspath_prepend(".")
+    monkeypatch.delitem(sys.modules, "gradio", raising=False)
+    with pytest.raises(UserError, match="gradio.* is installed, but cannot be used .*HfFolder.*--force-reinstall"):
+        page_layout.build(page)
+
+
 def test_a_new_image_clears_the_result(page: Page) -> None:
     visit = chosen(page)
     upscale(page, visit, Task("m"))

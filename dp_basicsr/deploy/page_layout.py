@@ -10,13 +10,13 @@ from typing import Any, get_args
 
 from dp_basicsr.deploy.choices import AlphaMode
 from dp_basicsr.deploy.page import LOST, STRENGTH, Page, Task, Visit, explain
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import import_optional
 from dp_basicsr.images.files import QUALITY, READ_SUFFIXES
 
 # Here, because Gradio looks up the handlers' annotations among the module's names.
 try:
     import gradio as gr
-except ImportError:
+except Exception:  # a broken package raises anything
     gr = None  # type: ignore[assignment]
 
 POLL_SECONDS = 0.2
@@ -85,10 +85,9 @@ def build(page: Page) -> Any:
     """Build the Gradio page (``gradio.Blocks``) for ``page``.
 
     Raises:
-        UserError: Gradio is not installed.
+        UserError: Gradio is not installed, or broken.
     """
-    if gr is None:
-        raise UserError("the web page needs Gradio: pip install 'dp_basicsr[webui]'")
+    import_optional("gradio")
     names, has_two, on = list(page.models), len(page.models) > 1, _Handlers(page)
     with gr.Blocks(title="Upscale images", analytics_enabled=False) as blocks:
         with gr.Column(elem_id="image"):
