@@ -19,7 +19,7 @@ Panels = dict[str, dict[str, Curve]]  # panel title -> label -> curve
 
 # A log line of BasicSR's MessageLogger: "[..][epoch:  0, iter:     100, lr:(1.000e-04,)] [eta: ...] l_g_pix: 1e-3 ..."
 _ITERATION = re.compile(r"\[epoch:\s*\d+, iter:\s*([\d,]+), lr:\(([^,)]+)")
-_START = re.compile(r"Start training from epoch: \d+, iter: (\d+)")
+_START = re.compile(r"(?:Start training from epoch: \d+|Validating), iter: (\d+)")
 _VALUE = re.compile(r"(\S+): ([-+.\deE]+|nan|inf)(?= |$)")
 
 # A validation logs "Validation Set5", then "# psnr_rgb: 26.69  Best: 26.70 @ 5000 iter" for each metric.
@@ -73,12 +73,12 @@ def read_run(folder: Path) -> dict[str, Curve]:
                 for name, value in _VALUE.findall(line.rpartition("] ")[2]):
                     curves[name][iteration] = float(value)
             elif match := _START.search(line):
-                iteration = int(match[1])  # a resumed run validates before its first iteration
+                iteration = int(match[1])  # a resumed run validates before its first one
             elif match := _VALIDATION.search(line):
                 set_name = match[1].strip()
             elif match := _METRIC.search(line):
-                # BasicSR does not log a validation's iteration. With a print_freq above val_freq the preceding line is
-                # older, but a new best value names its iteration.
+                # BasicSR's own log does not tell a validation's iteration: with a print_freq above val_freq the line
+                # before is older, but a new best value names its own.
                 curves[f"{set_name}/{match[1]}"][max(iteration, int(match[3] or 0))] = float(match[2])
     if not curves:
         raise UserError(f"{folder}: expected a train_*.log with at least one line of losses")

@@ -111,6 +111,8 @@ class Training:
         figures: Figures = {}
         if self.validator is not None:
             self.validator.is_start = is_start
+        # For the curves: BasicSR's lines of a validation do not tell its iteration.
+        get_root_logger().info(f"Validating, iter: {self.iteration}", extra={"for_file": True})
         # So that the training does not depend on how often it is validated.
         with same_random_state_after():
             for loader in self.val_loaders:

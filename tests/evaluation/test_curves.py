@@ -76,6 +76,16 @@ def test_a_resumed_run_is_one_curve(
     assert curves["held out/psnr_y"] == [(number, float(number)) for number in expected if number % 2 == 0]
 
 
+def test_a_validation_between_two_lines_is_of_its_iteration(tmp_path: Path) -> None:
+    """With print_freq above val_freq, one that was not the best took the place of the best."""
+    lines = ["INFO: Start training from epoch: 0, iter: 0"]
+    for iteration, value in ((2, 20.0), (4, 25.0), (6, 24.0)):
+        best = f"Best: {min(value + 1, 25):.4f} @ {min(iteration, 4)} iter"
+        lines += [f"INFO: Validating, iter: {iteration}", "INFO: Validation set", f"\t # psnr: {value:.4f}\t{best}"]
+    (tmp_path / "train_run.log").write_text("\n".join(lines))
+    assert read_run(tmp_path)["set/psnr"] == [(2, 20.0), (4, 25.0), (6, 24.0)]
+
+
 def test_panels_show_each_thing_that_was_logged(tmp_path: Path) -> None:
     write_log(tmp_path / "train_run_1.log", range(1, 6), 1e-4)
     panels = training_panels(read_run(tmp_path))

@@ -101,7 +101,7 @@ def test_the_start_weights_are_a_baseline_but_no_best(run: Any) -> None:
     start = "path={pretrain_network_g: experiments/small/models/net_g_1.pth}"
     log = run(start, "train:total_iter=2", "logger:keep_best=true", name="tuned")
     baseline, rest = log.split("Start training")[1].split("iter:       1,")
-    assert re.search(r"baseline.*\n.*Validation there\n\s+# psnr_rgb: [\d.]+\n", baseline)
+    assert re.search(r"baseline.*\n.*Validating, iter: 0\n.*Validation there\n\s+# psnr_rgb: [\d.]+\n", baseline)
     assert "Best: " in rest
     assert " @ 0 iter" not in rest
     without = run(start, "train:total_iter=2", "val:at_start=false", name="without")
