@@ -13,6 +13,8 @@ LONGEST = 1 << 26  # bytes of a profile or a text, unpacked: far above any, and 
 _PIXELS = (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"iDOT")  # and the chunks whose name begins with a capital
 # Chunks that hold for the result too: these, and by PNG's rule those whose fourth letter is small.
 _COPIED = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"mDCv", b"cLLi", b"tIME", b"pHYs")
+_PROFILES = (b"raw profile type exif", b"raw profile type app1", b"raw profile type xmp")  # ImageMagick's, exiftool's
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _IN_PIXELS = (b"oFFs", b"sCAL", b"vpAg", b"caNv")  # except these, which count in pixels
 
 
@@ -74,10 +76,12 @@ def _read_chunk(name: bytes, content: bytes, info: dict[str, Any]) -> None:
         # Behind two flags stand the language and the translated keyword.
         text = value[2:].split(b"\0", 2)[2]
         info["xmp"] = _unpack(text) if value[0] else text
-    elif name in (b"tEXt", b"zTXt") and keyword == b"Raw profile type exif":  # ImageMagick's
+    elif name in (b"tEXt", b"zTXt") and keyword.lower() in _PROFILES:
         text = _unpack(value[1:]) if name == b"zTXt" else value
-        # ImageMagick writes an empty line, the name and the length before the digits.
-        info["exif"] = info["exif"] or bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode())
+        # An empty line, the name and the length stand before the digits.
+        profile = bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode())
+        kind = "xmp" if profile.startswith(_XMP) or keyword.endswith(b"xmp") else "exif"
+        info[kind] = info.get(kind) or profile.removeprefix(_XMP)
     elif name in _COPIED or (name[3:].islower() and name not in _IN_PIXELS):
         info["chunks"].append((name, content))
     else:

@@ -34,6 +34,7 @@ from PIL import Image, ImageCms, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
 from tests.support.fuzz import draws
+from tests.support.images import write_noise
 
 Array = np.ndarray[Any, Any]
 SIZE = 24, 17  # width, height
@@ -441,6 +442,29 @@ def test_what_stands_behind_a_jpeg_is_named() -> None:
     dropped = read_picture(Path("in.mpo")).metadata.dropped
     assert any("bytes after the picture" in name for name in dropped)
     assert "APP2 'MPF'" in dropped
+
+
+@pytest.mark.parametrize("name", [b"tEXt", b"zTXt"])
+@pytest.mark.parametrize(
+    ("kind", "mark"), [("exif", b""), ("APP1", b""), ("xmp", b""), ("app1", b"http://ns.adobe.com/xap/1.0/\0")]
+)
+def test_profiles_of_other_programs_in_a_png_fit_the_result(kind: str, mark: bytes, name: bytes) -> None:
+    """binaryanalysis-ng#387: ImageMagick and exiftool write EXIF and XMP as texts of hexadecimal digits."""
+    exif, is_xmp = Image.Exif(), kind == "xmp" or bool(mark)
+    exif[0x0112], exif[0x0100] = 6, 4
+    xmp = mark + b"<x xmlns:tiff='http://ns.adobe.com/tiff/1.0/' tiff:ImageWidth='4'/>"
+    content = xmp if is_xmp else exif.tobytes()
+    text = f"\n{kind}\n{len(content):8}\n{content.hex()}\n".encode()
+    value = b"\0" + zlib.compress(text) if name == b"zTXt" else text
+    plain = write_noise("plain.png", 3, 4).read_bytes()
+    Path("in.png").write_bytes(join(plain, [(name, b"Raw profile type " + kind.encode() + b"\0" + value)]))
+    picture = read_picture(Path("in.png"))
+    write_picture(replace(picture, colour=picture.colour.repeat(2, 0).repeat(2, 1)), Path("out.jpg"))
+    with Image.open("out.jpg") as image:
+        if is_xmp:
+            assert b'tiff:ImageWidth="8"' in image.info["xmp"]
+        else:
+            assert (image.size, dict(image.getexif())) == ((6, 8), {0x0100: 6}), "turned once"
 
 
 def test_the_size_and_shape_of_a_pixel_are_those_of_the_result() -> None:
