@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import re
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -103,6 +104,11 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
             what = f"is {kind}, {way} it first: it is" if kind else "is"
             raise BadImageError(f"{what} not an image of a supported type ({', '.join(READ_FORMATS)})") from error
         with image:
+            if image.format == "GIF":
+                # Pillow would make the picture as large as the frame is far away: gigabytes of nothing.
+                screen, (left, top, *_) = struct.unpack_from("<HH", data, 6), image.tile[0][1]
+                if 0 < screen[0] <= left or 0 < screen[1] <= top:
+                    raise BadImageError(f"shows nothing: its frame is outside of its {screen[0]} x {screen[1]} pixels")
             refuse_size(image.width, image.height, max_pixels)
             if image.format != "TIFF":
                 refuse_frames(image)

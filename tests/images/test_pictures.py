@@ -182,9 +182,18 @@ def _cut(path: str) -> None:
     Path(path).write_bytes(content[: len(content) // 2])
 
 
+def _far(path: str) -> None:
+    """android-gif-drawable#243: its one frame lies far outside of its screen."""
+    content = bytearray(write_noise(path, 12, 10, 1).read_bytes())
+    frame = content.index(b",\0\0\0\0\x0a\0\x0c\0")
+    content[frame + 1 : frame + 5] = struct.pack("<HH", 2602, 2801)
+    Path(path).write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("path", "write", "message"),
     [
+        ("far.gif", _far, "shows nothing: its frame is outside of its 10 x 12 pixels"),
         ("moving.gif", _frames, "has 2 frames or pages"),
         ("moving.webp", _frames, "has 2 frames or pages"),
         ("moving.png", _frames, "has 2 frames or pages"),
