@@ -106,7 +106,7 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
         with image:
             if image.format == "GIF":
                 # Pillow would make the picture as large as the frame is far away: gigabytes of nothing.
-                screen, (left, top, *_) = struct.unpack_from("<HH", data, 6), image.tile[0][1]
+                screen, (left, top, *_) = struct.unpack_from("<HH", data, 6), image.tile[0][1]  # type: ignore[attr-defined, misc]
                 if 0 < screen[0] <= left or 0 < screen[1] <= top:
                     raise BadImageError(f"shows nothing: its frame is outside of its {screen[0]} x {screen[1]} pixels")
             refuse_size(image.width, image.height, max_pixels)
