@@ -118,6 +118,9 @@ def read_weights(
             f"model {path} has a LoRA, which is no network of its own: merge it into its network first, "
             "with PEFT by model.merge_and_unload(), and save the result's state_dict"
         )
+    scales = [name for name in state.keys() - set(names) if name.endswith((".weight_scale", ".scale_weight"))]
+    if scales or any(name.endswith(".weight") and not value.is_floating_point() for name, value in state.items()):
+        raise UserError(f"model {path} has quantised weights, whose scales are not known: give it in fp16 or fp32")
     if part == "generator" and state.keys() != set(names):
         inner = unwrapped(state)
         state = inner if names and inner.keys() == set(names) else _canonical(state)

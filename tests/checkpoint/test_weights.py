@@ -308,6 +308,9 @@ def test_an_archive_with_the_file_in_it_is_named() -> None:
         (b"<!DOCTYPE html><html>", "is a web page"),
         (b'<?xml version="1.0"?>\n<net name="Model0" version="11">', "is one of OpenVINO's two files: give the .onnx"),
         ({"base_model.model.body.0.lora_A.weight": torch.ones(2)}, "has a LoRA.*merge it into its network first"),
+        # ComfyUI-GGUF#21, with scales beside them, or without.
+        ({"a.weight": torch.ones(2, 2), "a.weight_scale": torch.tensor(0.1)}, "has quantised weights.*in fp16 or fp32"),
+        ({"a.weight": torch.ones(2, 2, dtype=torch.int8)}, "has quantised weights.*in fp16 or fp32"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
         (b'\n<?xml version="1.0"?><Error><Code>AccessDenied', "is a web page or a server's message .*AccessDenied"),
         (b'{"message": "Not Found"}', 'is a web page or a server\'s message \\({"message": "Not Found"}\\)'),
