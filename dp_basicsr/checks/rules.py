@@ -288,13 +288,15 @@ def _batch(opt: View) -> Iterator[Rule]:
     yield ("gt_size",), is_theirs and isinstance(patch, int) and patch > 400, text
 
 
-def _escaped(path: str) -> str:
-    """Explain a file in place of a folder, a variable, or a line break or a tab, as in "C:\\new\\table"."""
+def _why_missing(path: str) -> str:
+    """Explain a path: a file's, with a variable, with a line break or a tab ("C:\\new\\table"), or a relative one."""
     if os.path.isfile(os.path.expanduser(path)):
         return "; it is a file: name its folder, or unpack it first"
     if "$" in path:
         return "; $ is no variable here: in --force_yml the shell replaces it in double quotes"
-    return f"; {IN_SINGLE_QUOTES}" if re.search(r"[\t\n\r\a\b\f\v]", path) else ""
+    if re.search(r"[\t\n\r\a\b\f\v]", path):
+        return f"; {IN_SINGLE_QUOTES}"
+    return "" if os.path.isabs(os.path.expanduser(path)) else f" in {os.getcwd()}"
 
 
 def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
@@ -311,7 +313,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
         file = opt.valid(*path)
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
             state = "; a state's name is experiments/NAME/training_states/5000.state" if "resume_state" in path else ""
-            what = f"{'a folder' if os.path.isdir(file) else 'no such file'}{_escaped(file)}{state}"
+            what = f"{'a folder' if os.path.isdir(file) else 'no such file'}{_why_missing(file)}{state}"
             yield Problem(path, f"expected a file, got {quote(file)}: {what}", missing=True)
 
     def missing_folders(key: str) -> dict[Path, str]:
@@ -321,7 +323,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
 
     if is_train:
         for path, root in missing_folders("train").items():
-            text = f"expected a folder, got {quote(root)}: no such folder{_escaped(root)}"
+            text = f"expected a folder, got {quote(root)}: no such folder{_why_missing(root)}"
             yield Problem(path, text, missing=True, help=how_to_get_data() if "DIV2K" in root else "")
         return
     if opt.raw("path", "pretrain_network_g") is None and opt.raw("network_g", "type") != "FromFile":
