@@ -134,9 +134,13 @@ def _built_by_run(weights: Weights, known: nn.Module | None = None) -> tuple[nn.
         from basicsr.archs import ARCH_REGISTRY
 
         options = options_of_run(weights.path) or {}
+        for _ in range(9):  # a run that continues another's network; two may name each other
+            if options["network_g"]["type"] == "FromFile":
+                options = options_of_run(Path(options["network_g"]["path"]).expanduser()) or {}
         arguments = dict(options["network_g"])
         channels = arguments.get("num_in_ch", 3)
-        kind = arguments.pop("type")
+        if (kind := arguments.pop("type")) == "FromFile":
+            return None
         # BasicSR prints a line where it adds the suffix itself.
         module: nn.Module = ARCH_REGISTRY.get(kind if kind in ARCH_REGISTRY else f"{kind}_basicsr")(**arguments)
         if not compare_shapes(module.state_dict(), weights.state) and arguments.get("num_out_ch", channels) == channels:

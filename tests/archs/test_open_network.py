@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from functools import reduce
@@ -91,8 +92,9 @@ def test_a_network_that_its_run_alone_knows_opens_beside_its_options() -> None:
             load_network([file])
 
 
-def test_numbers_that_are_in_no_tensor_are_those_of_the_run() -> None:
+def test_numbers_that_are_in_no_tensor_are_those_of_the_run(caplog: pytest.LogCaptureFixture) -> None:
     """mace#1415: spandrel takes every SwinIR to have an img_range of 1."""
+    caplog.set_level("INFO", logger="basicsr")
     sizes: dict[str, Any] = {
         "img_size": 8,
         "window_size": 4,
@@ -114,6 +116,16 @@ def test_numbers_that_are_in_no_tensor_are_those_of_the_run() -> None:
         assert opened.description == description
         with torch.no_grad():
             assert torch.equal(opened.module(IMAGE), net(IMAGE))
+        # A run that continues training this file has its network, and one that names itself ends.
+        for folder, source in (("next", file), ("itself", Path("itself/models/net_g_5.pth"))):
+            Path(folder, "models").mkdir(parents=True, exist_ok=True)
+            options["network_g"] = {"type": "FromFile", "path": str(source)}
+            Path(folder, "options.json").write_text(json.dumps(options))
+            continued = load_network([Path(shutil.copy(file, f"{folder}/models/net_g_5.pth"))]).description
+            assert continued == (
+                description if folder == "next" else "SwinIR x2 (small, s8w4, 64nf, 8dim, 1conv, 1unshuf)"
+            )
+        assert "network_g: " not in caplog.text
         if img_range != 1:
             with pytest.raises(UserError, match="SwinIR can be opened beside the options of its run alone: export"):
                 export_network(opened, "pth", Path("s.pth"), {})
