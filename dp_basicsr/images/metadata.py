@@ -84,6 +84,7 @@ class Picture:
 def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, is_turned: bool) -> Metadata:
     """Return the metadata of a file other than TIFF, whose upright picture has a (width, height)."""
     info, dropped, comment, iptc = image.info, list(image.info.get("rest", ())), image.info.get("comment"), None
+    block = info.get("exif") or info.get("exif_of_text", b"")
     if image.format in ("JPEG", "MPO"):
         segments = image.applist  # type: ignore[attr-defined]
         comment = b"\n".join(content for name, content in segments if name == "COM")
@@ -95,7 +96,7 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, is_turne
         behind = len(data[_end_of_jpeg(data) :].rstrip(b"\0"))
         dropped += [f"{behind:,} bytes after the picture"] if behind else []
     return Metadata(
-        size, info.get("icc_profile"), info.get("exif", b"").removeprefix(b"Exif\0\0"), info.get("xmp"),
+        size, info.get("icc_profile"), block.removeprefix(b"Exif\0\0"), info.get("xmp"),
         # JFIF's unit 0 gives the shape of pixels, no density.
         info.get("dpi") if info.get("jfif_unit", 1) else None,
         pixel=None if info.get("jfif_unit", 1) else _pixel(*info["jfif_density"]),

@@ -80,7 +80,8 @@ def _read_chunk(name: bytes, content: bytes, info: dict[str, Any]) -> None:
         text = _unpack(value[1:]) if name == b"zTXt" else value
         # An empty line, the name and the length stand before the digits.
         profile = bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode())
-        kind = "xmp" if profile.startswith(_XMP) or keyword.endswith(b"xmp") else "exif"
+        # Apart, because browsers and OpenCV turn no picture by such EXIF.
+        kind = "xmp" if profile.startswith(_XMP) or keyword.endswith(b"xmp") else "exif_of_text"
         info[kind] = info.get(kind) or profile.removeprefix(_XMP)
     elif name in _COPIED or (name[3:].islower() and name not in _IN_PIXELS):
         info["chunks"].append((name, content))

@@ -464,7 +464,8 @@ def test_profiles_of_other_programs_in_a_png_fit_the_result(kind: str, mark: byt
         if is_xmp:
             assert b'tiff:ImageWidth="8"' in image.info["xmp"]
         else:
-            assert (image.size, dict(image.getexif())) == ((6, 8), {0x0100: 6}), "turned once"
+            assert (image.size, dict(image.getexif())) == ((8, 6), {0x0100: 8})
+    assert np.array_equal(read_image(Path("in.png"))[:, :, ::-1], picture.colour), "the same picture in each command"
 
 
 def test_the_size_and_shape_of_a_pixel_are_those_of_the_result() -> None:
