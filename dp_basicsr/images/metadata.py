@@ -81,10 +81,11 @@ class Picture:
     metadata: Metadata = field(default_factory=Metadata)
 
 
-def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, is_turned: bool) -> Metadata:
+def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientation: int) -> Metadata:
     """Return the metadata of a file other than TIFF, whose upright picture has a (width, height)."""
     info, dropped, comment, iptc = image.info, list(image.info.get("rest", ())), image.info.get("comment"), None
     block = info.get("exif") or info.get("exif_of_text", b"")
+    density, shape = (_upright(info.get(name), orientation) for name in ("dpi", "jfif_density"))
     if image.format in ("JPEG", "MPO"):
         segments = image.applist  # type: ignore[attr-defined]
         comment = b"\n".join(content for name, content in segments if name == "COM")
@@ -98,16 +99,21 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, is_turne
     return Metadata(
         size, info.get("icc_profile"), block.removeprefix(b"Exif\0\0"), info.get("xmp"),
         # JFIF's unit 0 gives the shape of pixels, no density.
-        info.get("dpi") if info.get("jfif_unit", 1) else None,
-        pixel=None if info.get("jfif_unit", 1) else _pixel(*info["jfif_density"]),
-        comment=comment, iptc=iptc, chunks=tuple(info.get("chunks", ())), is_turned=is_turned, dropped=tuple(dropped),
+        density if info.get("jfif_unit", 1) else None,
+        pixel=None if info.get("jfif_unit", 1) else _pixel(shape),
+        comment=comment, iptc=iptc, chunks=tuple(info.get("chunks", ())), is_turned=orientation != 1,
+        dropped=tuple(dropped),
         # The name of the chunk that has the pixels.
         is_lossless_webp=image.format == "WEBP" and re.findall(rb"VP8[L ]", data)[:1] == [b"VP8L"],
     )  # fmt: skip
 
 
-def _pixel(across: float, down: float, has_unit: bool = False) -> tuple[float, float] | None:
-    return (across, down) if across and down and (has_unit or across != down) else None
+def _upright(sides: Any, orientation: int) -> Any:
+    return sides and (sides[::-1] if orientation > 4 else sides)
+
+
+def _pixel(sides: tuple[float, float], has_unit: bool = False) -> tuple[float, float] | None:
+    return sides if all(sides) and (has_unit or sides[0] != sides[1]) else None
 
 
 def _end_of_jpeg(data: bytes) -> int:
@@ -119,7 +125,7 @@ def _end_of_jpeg(data: bytes) -> int:
     return found.end() if found else len(data)
 
 
-def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], is_turned: bool) -> Metadata:
+def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orientation: int) -> Metadata:
     """Return the metadata of a TIFF file, whose upright picture has a (width, height)."""
     tags = {
         tag.code: (tag.code, int(tag.dtype), tag.count, data[tag.valueoffset :][: tag.valuebytecount], True)
@@ -129,20 +135,20 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], is_turn
     icc, xml, iptc = (tags.pop(code)[3] if code in tags else None for code in (34675, 700, 33723))
     keys = page.tags.valueof(_GEO_KEYS, ())
     # GeoTIFF's keys come in fours. Neither a turn nor places of centres is a mere scaling.
-    if is_turned or _FROM_CENTRES in [keys[start : start + 4] for start in range(0, len(keys), 4)]:
+    if orientation != 1 or _FROM_CENTRES in [keys[start : start + 4] for start in range(0, len(keys), 4)]:
         dropped += [TIFF.TAGS[code] for code in _GEO_TAGS if tags.pop(code, None)]
     if _OF_PIXELS.match(page.description):
         dropped += ["ImageDescription of the old pixels"] if tags.pop(270, None) else []
     unit, shares = page.tags.valueof(296, 2), [page.tags.valueof(code, (0, 0)) for code in (282, 283)]
-    across, down = (part / whole if whole else 0 for part, whole in shares)
-    density = (_UNITS[unit] * across, _UNITS[unit] * down) if unit in _UNITS and across and down else None
-    pixel = _pixel(across, down, page.description.startswith("ImageJ=")) if unit == 1 else None
+    sides = _upright([part / whole if whole else 0 for part, whole in shares], orientation)
+    density = (_UNITS[unit] * sides[0], _UNITS[unit] * sides[1]) if unit in _UNITS and all(sides) else None
+    pixel = _pixel(sides, page.description.startswith("ImageJ=")) if unit == 1 else None
     copied = tuple(tag for code, tag in tags.items() if code not in _STORAGE)
     nodata = str(page.tags.valueof(_NODATA, "")).strip("\0 ")
     return Metadata(
         size, icc, xmp=xml, density=density, pixel=pixel, iptc=iptc, tags=copied,
         order=page.parent.byteorder,  # type: ignore[arg-type]
-        is_turned=is_turned, dropped=tuple(dropped), nodata=int(nodata) if nodata.isdecimal() else None,
+        is_turned=orientation != 1, dropped=tuple(dropped), nodata=int(nodata) if nodata.isdecimal() else None,
     )  # fmt: skip
 
 

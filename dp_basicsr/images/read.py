@@ -94,7 +94,7 @@ def _read(image: Image.Image, data: bytes) -> Picture:
         array = np.dstack([array, np.where(array == key, 0, 65535).astype(np.uint16)])
     array = upright(array, orientation)
     is_gray = kind in (0, 4) if depth == 16 else array.shape[2] < 3
-    return _picture(array, is_gray, metadata_of(image, array.shape[1::-1], data, orientation != 1))
+    return _picture(array, is_gray, metadata_of(image, array.shape[1::-1], data, orientation))
 
 
 def _decode_16_bit(data: bytes) -> Pixels:
@@ -161,7 +161,7 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
             image.getexif()[ORIENTATION] = orientation
             image.load()
             array = _decode_8_bit(image)
-    metadata = metadata_of_tiff(page, data, array.shape[1::-1], orientation != 1)
+    metadata = metadata_of_tiff(page, data, array.shape[1::-1], orientation)
     # Nor does the profile of inks or Lab hold for a TIFF's result.
     icc = None if page.photometric in _CONVERTED else metadata.icc
     return _picture(array, array.shape[2] < 3, replace(metadata, icc=icc, dropped=(*metadata.dropped, *dropped)))

@@ -489,6 +489,13 @@ def test_the_size_and_shape_of_a_pixel_are_those_of_the_result() -> None:
     for name in ("own.tif", "of.ome.tif"):
         assert "ImageDescription of the old pixels" in enlarged(name, "out.tif")
         assert tifffile.imread("out.tif").shape == (8, 15)
+    # A file on its side.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 4)).save("side.jpg", dpi=(200, 100), exif=exif)
+    tags = [(0x0112, 3, 1, 6, True)]
+    tifffile.imwrite("side.tif", array, resolution=(200, 100), resolutionunit=2, extratags=tags, metadata=None)
+    assert [read_picture(Path(name)).metadata.density for name in ("side.jpg", "side.tif")] == 2 * [(100, 200)]
     Image.new("RGB", (4, 4)).save("square.jpg")
     plain = Path("square.jpg").read_bytes()
     Path("flat.jpg").write_bytes(plain[:13] + b"\0\0\2\0\1" + plain[18:])
