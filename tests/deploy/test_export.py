@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -157,6 +158,18 @@ def test_a_network_that_onnx_holds_at_one_size_is_exported_so(monkeypatch: pytes
     with pytest.raises(UserError, match=r"onnx cannot be run \(no such operator\); nothing was written; export it as"):
         export_network(small_opened("MSRResNet", 2), "onnx", Path("out/out.onnx"), {})
     assert list(Path("out").iterdir()) == []
+
+
+def test_a_network_that_writes_its_weights_in_each_pass_is_exported() -> None:
+    """SPAN: torch's exporter ended with a segmentation fault."""
+    pytest.importorskip("onnxscript")
+    span = importlib.import_module("spandrel.architectures.SPAN.__arch.span")
+    torch.save(span.SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2).state_dict(), "span.pth")
+    network = load_network([Path("span.pth")])
+    before = {name: value.data_ptr() for name, value in network.module.state_dict().items()}
+    network.module(IMAGE)
+    assert before == {name: value.data_ptr() for name, value in network.module.state_dict().items()}
+    assert export_network(network, "onnx", Path("span.onnx"), {}) < 1e-6
 
 
 @pytest.mark.parametrize(
