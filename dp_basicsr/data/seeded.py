@@ -106,7 +106,7 @@ class SeededDataset(Dataset):
                     name = " or ".join(dict.fromkeys(name.values())) if isinstance(name, dict) else name
                 reason = " ".join(" ".join(map(str, error.args or [error])).split())
                 # BasicSR's errors for a file that is empty or does not decode, and for a missing key.
-                if isinstance(error, cv2.error) or "NoneType" in reason:
+                if (isinstance(error, cv2.error) and "imdecode" in reason) or "NoneType" in reason:
                     reason = "it is missing or does not decode"
                 elif reason.startswith("Scale mismatches."):
                     reason += f" {how_to_make_lq()}"

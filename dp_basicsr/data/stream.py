@@ -72,9 +72,9 @@ class TrainStream:
         self.origin = {"iter": 0, "epoch": 0, "sample": 0, **(origin or {})}
         self.dataset = open_dataset(self.dataset_opt)
         if len(self.dataset) == 0:
-            roots = dict.fromkeys(str(self.dataset_opt.get(key)) for key in ("dataroot_gt", "dataroot_lq"))
+            roots = dict.fromkeys(self.dataset_opt.get(key) or "" for key in ("dataroot_gt", "dataroot_lq"))
             raise UserError(
-                f"datasets: train: no image directly in {' and '.join(roots)}: subfolders and archives "
+                f"datasets: train: no image directly in {' and '.join(filter(None, roots))}: subfolders and archives "
                 "are not searched; list what is in those of the GT in a meta_info_file, or unpack it"
             )
         self.names = fingerprint(self.dataset)

@@ -16,6 +16,8 @@ from dp_basicsr.data.seeded import BadSamples, SeededDataset
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.errors import UserError
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -63,6 +65,14 @@ def test_the_replacement_depends_only_on_seed_epoch_and_position() -> None:
 def test_a_set_with_only_bad_samples_is_an_error() -> None:
     with pytest.raises(UserError, match="11 samples in a row; the first: sample 3 cannot be used: torn"):
         SeededDataset(Numbers(5, *range(5)), 0)[0, 0, 3]
+
+
+def test_another_error_of_opencv_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GFPGAN's degradation: the image was there, and "missing or does not decode"."""
+    dataset = Numbers(5)
+    monkeypatch.setattr(Numbers, "__getitem__", lambda *_: cv2.imencode(".jpg", np.zeros((2, 2, 3)), [1, "high"]))
+    with pytest.raises(UserError, match="sample 3 cannot be used: .*in function 'imencode'"):
+        SeededDataset(dataset, 0)[0, 0, 3]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
