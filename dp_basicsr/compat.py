@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.abc
 import inspect
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,11 +21,13 @@ from typing import IO, Any
 
 from dp_basicsr.registration import REGISTRIES, register_waiting
 
-# Modules that BasicSR imports and current releases have under another name, or will: torchvision 0.17 and SciPy 2.0.
+# Modules that BasicSR or its plugins import and that have, or will have, other names: torchvision 0.17, SciPy 2.0,
+# BasicSR 1.4.
 _RENAMED = MappingProxyType(
     {
-        "torchvision.transforms.functional_tensor": "torchvision.transforms._functional_tensor",
-        "scipy.ndimage.filters": "scipy.ndimage",
+        "torchvision.transforms.functional_tensor": ("torchvision.transforms._functional_tensor",),
+        "scipy.ndimage.filters": ("scipy.ndimage",),
+        "basicsr.losses.losses": ("basicsr.losses.basic_loss", "basicsr.losses.gan_loss"),
     }
 )
 
@@ -32,23 +35,34 @@ _RENAMED = MappingProxyType(
 class _RenamedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Find renamed modules under their old names, without which ``import basicsr`` fails.
 
-    The finder is *last* in ``sys.meta_path``: it is used only where the library itself has no such module.
-    Can be removed when a BasicSR release imports the new names.
+    Many projects add theirs to a copy of BasicSR, ``basicsr/archs/safmn_arch.py``: in the current folder they are found
+    too. The finder is *last* in ``sys.meta_path``: it is used only where the library itself has no such module.
+    The names can be removed when a BasicSR release imports the new ones.
     """
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if fullname not in _RENAMED:
+        if fullname in _RENAMED:
+            return ModuleSpec(fullname, self)
+        if not fullname.startswith("basicsr."):
             return None
-        return ModuleSpec(fullname, self)
+        return PathFinder.find_spec(fullname, [os.path.join(os.getcwd(), *fullname.split(".")[:-1])])
 
     def exec_module(self, module: ModuleType) -> None:
-        sys.modules[module.__name__] = importlib.import_module(_RENAMED[module.__name__])
+        for name in reversed(_RENAMED[module.__name__]):
+            renamed = vars(importlib.import_module(name))
+            vars(module).update({key: value for key, value in renamed.items() if not key.startswith("__")})
 
 
-def _add_rgb2ycbcr(matlab_functions: Any) -> None:
-    """Restore a function that BasicSR 1.4 moved to ``color_util``, for HAT's datasets, until HAT imports it there."""
-    if not hasattr(matlab_functions, "rgb2ycbcr"):
-        matlab_functions.rgb2ycbcr = importlib.import_module("basicsr.utils.color_util").rgb2ycbcr
+def _add_colors(matlab_functions: Any) -> None:
+    """Restore what BasicSR 1.4 moved to ``color_util``, until HAT's and SwinFIR's datasets import it there."""
+    for name in {"bgr2ycbcr", "rgb2ycbcr", "ycbcr2bgr", "ycbcr2rgb"} - vars(matlab_functions).keys():
+        setattr(matlab_functions, name, getattr(importlib.import_module("basicsr.utils.color_util"), name))
+
+
+def _round_quality(degradations: Any) -> None:
+    """Make JPEG qualities whole numbers, because OpenCV 5 takes no others, until BasicSR rounds those it draws."""
+    compress = degradations.add_jpg_compression
+    degradations.add_jpg_compression = lambda img, quality=90: compress(img, int(quality))
 
 
 def _make_contiguous(diffjpeg: Any) -> None:
@@ -70,7 +84,10 @@ def _complete_base_model(base_model: Any) -> None:
     on_cuda, setup_own_schedulers = model.model_to_device, model.setup_schedulers
     update_own_rate, library = model.update_learning_rate, importlib.import_module("dp_basicsr.utils.optimizers")
 
-    def get_optimizer(self: Any, optim_type: str, params: Any, **settings: Any) -> Any:
+    def get_optimizer(self: Any, optim_type: str, params: Any, *rate: float, **settings: Any) -> Any:
+        # StyleGAN2Model, and GFPGAN after it, give the rate by its position and a whole number among the betas.
+        settings |= dict(zip(("lr",), rate, strict=False))
+        settings |= {key: tuple(map(float, value)) for key, value in settings.items() if key == "betas"}
         return library.make_optimizer(library.optimizers([optim_type])[optim_type], params, settings)
 
     def setup_schedulers(self: Any) -> None:
@@ -109,7 +126,11 @@ def _complete_base_model(base_model: Any) -> None:
 
 # BasicSR module -> function that adds what it lacks after its import, in every program.
 _INCOMPLETE: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
-    {REGISTRIES: register_waiting, "basicsr.utils.matlab_functions": _add_rgb2ycbcr}
+    {
+        REGISTRIES: register_waiting,
+        "basicsr.utils.matlab_functions": _add_colors,
+        "basicsr.data.degradations": _round_quality,
+    }
 )
 
 

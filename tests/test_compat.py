@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 from dp_basicsr.compat import complete_basicsr, install, without_cuda
 
+import numpy as np
 import pytest
 import torch
+from basicsr.models.base_model import BaseModel
 from basicsr.utils import AvgTimer, MessageLogger
 from torchvision.transforms import _functional_tensor
 
@@ -21,7 +23,9 @@ def test_the_removed_module_is_torchvision_s_own_under_its_old_name() -> None:
     from basicsr.data.degradations import rgb_to_grayscale
     from torchvision.transforms import functional_tensor
 
-    assert functional_tensor is _functional_tensor
+    assert {name: vars(functional_tensor).get(name) for name in dir(_functional_tensor) if name[0] != "_"} == {
+        name: value for name, value in vars(_functional_tensor).items() if name[0] != "_"
+    }
     assert rgb_to_grayscale is _functional_tensor.rgb_to_grayscale
 
 
@@ -66,12 +70,33 @@ assert LOSS_REGISTRY.get("DPLoss") is dp_basicsr.losses.DPLoss
     python(code, env={"PYTHONWARNINGS": "error::DeprecationWarning:basicsr.metrics"})
 
 
-def test_hat_finds_rgb2ycbcr_where_it_looks_for_it() -> None:
-    from basicsr.utils import rgb2ycbcr as theirs
-    from basicsr.utils.matlab_functions import imresize, rgb2ycbcr
+def test_plugins_find_what_basicsr_1_4_moved_where_they_look_for_it() -> None:
+    """HAT, SwinFIR, GFPGAN, MM-RealSR."""
+    from basicsr.losses import basic_loss, gan_loss
+    from basicsr.losses.losses import GANLoss, PerceptualLoss, r1_penalty
+    from basicsr.utils import color_util
+    from basicsr.utils.matlab_functions import bgr2ycbcr, imresize, rgb2ycbcr, ycbcr2bgr, ycbcr2rgb
 
-    assert rgb2ycbcr is theirs
+    moved = (bgr2ycbcr, rgb2ycbcr, ycbcr2bgr, ycbcr2rgb)
+    assert moved == (color_util.bgr2ycbcr, color_util.rgb2ycbcr, color_util.ycbcr2bgr, color_util.ycbcr2rgb)
     assert imresize.__module__ == "basicsr.utils.matlab_functions"
+    assert (GANLoss, r1_penalty) == (gan_loss.GANLoss, gan_loss.r1_penalty)
+    assert PerceptualLoss is basic_loss.PerceptualLoss
+
+
+def test_degradations_of_faces_compress_with_any_quality() -> None:
+    """GFPGAN's, CodeFormer's: OpenCV 5 takes whole numbers alone."""
+    from basicsr.data.degradations import random_add_jpg_compression
+
+    assert random_add_jpg_compression(np.full((8, 8, 3), 0.5, np.float32), [60, 90]).shape == (8, 8, 3)
+
+
+def test_an_optimizer_takes_its_rate_by_position_and_betas_that_are_whole_numbers() -> None:
+    """As StyleGAN2Model and GFPGANModel call it."""
+    complete_basicsr()
+    optimizer = BaseModel.get_optimizer(None, "Adam", [torch.zeros(1, requires_grad=True)], 1e-3, betas=(0, 0.99))
+    assert optimizer.defaults["lr"] == 1e-3
+    assert optimizer.defaults["betas"] == (0.0, 0.99)
 
 
 def test_an_already_imported_basicsr_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,8 @@ def import_modules(names: Sequence[str]) -> None:
         except (Exception, SystemExit) as error:
             stack = list(traceback.extract_tb(error.__traceback__))
             expected = "an installed module or a file in the current folder"
+            if isinstance(error, ModuleNotFoundError) and stack[-1].filename.endswith(".py"):
+                expected = "what it imports to be installed"
             if isinstance(error, AssertionError) and "was already registered" in str(error):
                 expected = "classes with names of their own (rename it)"
                 stack = [frame for frame in stack if Path(frame.filename).name != "registry.py"]

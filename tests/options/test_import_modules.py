@@ -117,8 +117,12 @@ def test_a_module_that_cannot_be_imported_is_one_message(
 ) -> None:
     Path("raising.py").write_text(content)
     (error,) = refused(train.main, ["-opt", "small.yml", "--import", name]).splitlines()
-    expected = f"error: --import {name}: expected an installed module or a file in the current folder, got {message}"
-    assert re.match(expected, error), error
+    kind = (
+        "what it imports to be installed"
+        if "needs" in content
+        else "an installed module or a file in the current folder"
+    )
+    assert re.match(f"error: --import {name}: expected {kind}, got {message}", error), error
     assert not Path("experiments").exists()
 
 
@@ -130,6 +134,23 @@ def test_a_module_may_be_named_by_its_file(folder: None) -> None:
         assert sys.modules["their_classes"].__file__ == str(Path("their_classes.py").absolute())
     import_modules(["lib/also_theirs.py"])
     assert "lib.also_theirs" in sys.modules
+
+
+def test_a_module_beside_a_project_s_copy_of_basicsr_is_imported(folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SAFMN, SPAN, ATD and others: the copy itself is hidden by the installed BasicSR, whose modules come first."""
+    Path("basicsr/archs/ops").mkdir(parents=True)
+    Path("basicsr/archs/ops/__init__.py").write_text("")
+    Path("basicsr/archs/ops/scan.py").write_text("")
+    Path("basicsr/archs/rrdbnet_arch.py").write_text("1 / 0")
+    code = (
+        "from basicsr.archs.rrdbnet_arch import RRDBNet\nfrom .arch_util import trunc_normal_\nfrom .ops import scan\n"
+    )
+    for name, file in (("safmn", "basicsr/archs/safmn_arch.py"), ("span", "basicsr.archs.span_arch")):
+        Path(f"basicsr/archs/{name}_arch.py").write_text(code)
+        import_modules([file])
+        assert sys.modules.pop(f"basicsr.archs.{name}_arch").RRDBNet.__module__ == "basicsr.archs.rrdbnet_arch"
+    for name in ("basicsr.archs.ops", "basicsr.archs.ops.scan"):
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_a_module_that_changes_torch_s_type_of_numbers_changes_no_network(
