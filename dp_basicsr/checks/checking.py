@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path as FilePath
 from typing import Any
 
 from dp_basicsr.checks.notes import find_notes
@@ -54,6 +56,7 @@ SWITCHED_OFF = {
 # Keys of other trainers' files -> what is here in their place.
 ELSEWHERE = (
     (r"\.", "keys are separated by colons: train:optim_g:lr"),
+    ("._opt$", "DPLoss takes any further loss as one of its extra_terms, and --import a model with losses of its own"),
     ("epoch", "lengths are counted in iterations: total_iter"),
     (r"^_*(base|defaults|include|extends)_*$", "a file has no base: copy it, or change keys with --force_yml"),
 )
@@ -127,9 +130,10 @@ def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()
     # Another package's model may read keys of its own. By the module, because it may have any name.
     is_open = view.model is not None and opt["model_type"] not in RELATED
     is_open = is_open and not view.model.__module__.startswith("dp_basicsr.")
+    reader = _source(view.model) if is_open else None
     # It may also build its optimizer itself, whose keys are then not a signature's.
     builds_optimizers = is_open and getattr(view.model, "get_optimizer", None) is not BaseModel.get_optimizer
-    problems = [*_validate(OptionFile, opt, (), is_open), *_names(opt)]
+    problems = [*_validate(OptionFile, opt, (), reader), *_names(opt)]
     name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     # BasicSR's own torch.load would then run code from a file.
     if os.environ.get(name, "0").lower() in ("1", "y", "yes", "true"):
@@ -207,7 +211,8 @@ def _check_entry(kind: TypedEntry, entry: dict[str, Any], path: Path, view: View
     if view is not None:
         view.signatures[path] = model
     # Metrics and many optimizers take any key, and ignore it.
-    problems = _validate(model, entry, path, takes_more(member) and kind.what not in ("metric", "optimizer"))
+    is_open = takes_more(member) and kind.what not in ("metric", "optimizer")
+    problems = _validate(model, entry, path, _source(member) if is_open else None)
     if kind.why_not and not problems and not member.__module__.startswith("basicsr."):
         # A signature does not tell whether a class works here, so it is tried on small weights.
         settings = {key: value for key, value in entry.items() if key != "type"}
@@ -238,12 +243,22 @@ def _check_terms(entry: Any, path: Path) -> list[Problem]:
             # No view, so that the rules do not see defaults of its class in the term.
             problems += _check_entry(loss_term(), dict(term), term_path)
         else:
-            problems += _validate(NetworkTerm, term, term_path, is_open=False)
+            problems += _validate(NetworkTerm, term, term_path)
     return problems
 
 
-def _validate(model: type[Section], value: Any, path: Path, is_open: bool) -> list[Problem]:
-    """Translate pydantic's errors; an ``is_open`` section accepts keys unlike all known ones."""
+def _source(member: Any) -> str:
+    """Return the code of a class, its bases, and the modules beside theirs, to which it may hand its arguments."""
+    names = {base.__module__ for base in getattr(member, "__mro__", ())}
+    packages = {name.rpartition(".")[0] for name in names} - {""}
+    modules = [value for name, value in sys.modules.items() if name in names or name.rpartition(".")[0] in packages]
+    files = {str(getattr(module, "__file__", "")) for module in modules}
+    is_code = [file for file in sorted(files) if file.endswith(".py") and os.path.isfile(file)]
+    return "".join(FilePath(file).read_text(encoding="utf-8", errors="replace") for file in is_code)
+
+
+def _validate(model: type[Section], value: Any, path: Path, reader: str | None = None) -> list[Problem]:
+    """Translate pydantic's errors; with the code of a ``reader``, keys in it or unlike all known ones are accepted."""
     try:
         model.model_validate(value)
     except ValidationError as error:
@@ -253,10 +268,12 @@ def _validate(model: type[Section], value: Any, path: Path, is_open: bool) -> li
     problems = []
     # A union yields an error for each of its branches: they become one message.
     for inner, group in groupby(errors, key=lambda pair: pair[0]):
-        section = _section_at(model, inner[:-1], value)
+        section, code = _section_at(model, inner[:-1], value), reader
         # A set of a type that has no model here may have any keys, too, and one of a known type no others.
-        any_key = section is Dataset or (is_open and not issubclass(section, Dataset))
-        text = _text(section, inner, [item for _, item in group], any_key)
+        if issubclass(section, Dataset):
+            kind = str(value["datasets"][inner[1]].get("type"))
+            code = _source(members_of(DATASET_REGISTRY).get(kind)) if section is Dataset else None
+        text = _text(section, inner, [item for _, item in group], code)
         if text:
             problems.append(Problem((*path, *inner), text))
     return problems
@@ -274,19 +291,22 @@ def _real_path(loc: Path, value: Any, kind: str) -> Path:
     return (*path, loc[-1]) if kind == "missing" else tuple(path)
 
 
-def _text(section: type[Section], path: Path, errors: Sequence[Any], is_open: bool) -> str:
-    """Return the message for a location; "" for keys of other programs."""
+def _text(section: type[Section], path: Path, errors: Sequence[Any], code: str | None) -> str:
+    """Return the message for a location; "" for keys of other programs, or of a class with this code."""
     kind, key = errors[0]["type"], path[-1] if path else ""
     if kind == "extra_forbidden":
         is_path, known = section.__name__ == "Paths", section.model_fields
-        # BasicSR makes a folder of every key of `path`, also of another program's.
-        if isinstance(key, str) and key.startswith(FOREIGN) and not is_path:
+        # BasicSR makes a folder of any other key of `path`, also of another program's.
+        is_folder = is_path and not re.search("pretrain_network|strict_load|param_key|resume", str(key))
+        # A key much like a known one is a typing error even where any key is allowed, unless the class names it.
+        is_other = not nearest(key, known, cutoff=0.8)
+        # Nothing is asked for by ~, with which the command line leaves a key out, but a class gets its arguments.
+        is_nothing = errors[0]["input"] is None and is_other and section.__module__ == OptionFile.__module__
+        is_read = code is not None and (is_other or re.search(rf"\b{re.escape(str(key))}\b", code))
+        if not is_folder and (str(key).startswith(FOREIGN) or is_nothing or is_read):
             return ""
         if key in STOCK_KEYS and section.__name__ == "DPLoss":
             return f"expected {STOCK_KEYS[key]}, got a key of PerceptualLoss"
-        # A key much like a known one is a typing error even where any key is allowed.
-        if is_open and not is_path and not nearest(key, known, cutoff=0.8):
-            return ""
         if key == "experiments_root" and is_path:
             return "expected none, got a folder for the runs: start in it, or make experiments/ a link to it"
         advice = next(

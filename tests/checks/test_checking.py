@@ -120,6 +120,7 @@ def test_every_misspelt_key_is_named() -> None:
         # keys
         ("path:x_anything=a", "path:x_anything: .*there are: pretrain_network_g"),
         ("train:use_shuffle=true", "train:use_shuffle: expected a known key"),
+        ("train:fft_opt={type: FFTLoss}", "train:fft_opt: .* one of its extra_terms"),
         ("trian:total_iter=3", "trian: expected a known key, .*did you mean train"),
         ("train:perceptual_opt:layer_weights={conv5_4: 1}", "expected vgg_layer_weights with the same layers"),
         ("train:perceptual_opt:perceptual_weight=0.1", "expected loss_weight, got a key of PerceptualLoss"),
@@ -403,19 +404,29 @@ def test_a_check_continues_if_only_data_is_missing() -> None:
 
 def test_another_plugin_s_model_may_have_keys_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     class OtherModel(BaseModel):
-        pass
+        """Reads train:rank_opt, which is much like gan_opt, and path:pretrain_network_p (MM-RealSR, DASR)."""
 
     class OtherNet:
         def __init__(self, width: int, names: "NotImported", **more: int) -> None:  # type: ignore[name-defined]  # noqa: F821, UP037
-            pass
+            """Hands num_feats on."""
 
     monkeypatch.setitem(MODEL_REGISTRY._obj_map, "OtherModel", OtherModel)
     monkeypatch.setitem(ARCH_REGISTRY._obj_map, "OtherNet", OtherNet)
     entries = ["my_section=1", "train:my_loss_opt={type: a}"]
     entries += ["network_g={type: OtherNet, width: 1, names: 2, depth: 3}"]
     assert problems("model_type=OtherModel", *entries) == []
-    assert len(problems("model_type=OtherModel", *entries, "train:percetual_opt=1", "network_g:wdth=1")) == 2
+    near = ["train:rank_opt=1", "network_g:num_feats=1", "path:pretrain_network_p=a"]
+    assert problems("model_type=OtherModel", *entries, *near) == []
+    # As no code has them, not this file either.
+    wrong = [key.replace("t", "tt") for key in ("train:perceptual_opt=1", "network_g:width=1", "path:resume_state=a")]
+    assert len(problems("model_type=OtherModel", *entries, *wrong, "path:any_folder=a")) == 4
     assert len(problems(*entries)) == 2, "our own models read no such keys"
+
+
+def test_a_key_of_another_program_is_left_out_by_setting_it_to_nothing() -> None:
+    """SAFMN's FFT loss, and the `task` in the sets of DAT, RGT and CATANet."""
+    assert problems("train:fft_opt=~", "datasets:train:task=~") == []
+    assert len(problems("network_g:fft=~", "path:any_folder=~")) == 2, "an argument, and a folder of BasicSR's"
 
 
 def test_basicsr_s_own_classes_pass() -> None:
