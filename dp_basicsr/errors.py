@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 import io
 import multiprocessing
 import os
@@ -150,7 +151,7 @@ def import_optional(module: str) -> Any:
 def _package_message(error: BaseException) -> str | None:
     """Return the message for an optional package that is missing, cannot be imported, or lacks what we use of it."""
     name = error.name or "" if isinstance(error, ImportError) else ""
-    if isinstance(error, ModuleNotFoundError) and (package := name.partition(".")[0]) in EXTRAS:
+    if isinstance(error, ModuleNotFoundError) and (package := name) in EXTRAS:
         return f"{package} is not installed: {how_to_install(package)}"
     # The modules that were being imported, from the outermost one; what they import in turn is not known here.
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
@@ -163,11 +164,15 @@ def _package_message(error: BaseException) -> str | None:
     package = next(iter(found), name.partition(".")[0])
     if package not in {**REQUIRED, **EXTRAS}:
         return None
-    version = ""
+    version, reason = "", f"{type(error).__name__}: {first_line(error)}"
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         version = f" {importlib.metadata.version(package)}"
-    reason = f"{type(error).__name__}: {first_line(error)}"
     advice = f"pip install --upgrade --force-reinstall {REQUIRED.get(package, package)}"
+    if package == "basicsr":
+        # Projects install a changed copy under its name, which pip takes for the newest.
+        spec = importlib.util.find_spec(package)
+        reason += f", in {os.path.dirname(spec.origin)}" if spec and spec.origin else ""
+        advice = f"pip uninstall basicsr; {how_to_install(package)}"
     return f"{package}{version} is installed, but cannot be used ({reason}): {advice}"
 
 
@@ -190,6 +195,8 @@ def message_for_user(error: BaseException) -> str | None:
             f"a network has parameters that a step does not use (number {numbers}, counted from 0), for which several "
             "processes wait: set find_unused_parameters: true, or take them out"
         )
+    if isinstance(error, KeyError) and str(error.args[0]).endswith("' registry!"):  # BasicSR's, of a foreign class
+        return f"{error.args[0]} --import MODULE adds another package's"
     if isinstance(error, OSError) and error.filename is not None:
         return readable(f"{error.filename}: {error.strerror}")
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":

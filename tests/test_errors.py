@@ -94,6 +94,7 @@ def test_a_reader_that_is_gone_ends_a_command_quietly() -> None:
 FAULTS = {
     "broken": ("raise TypeError('Descriptors cannot be created directly')", "TypeError: Descriptors cannot be created"),
     "lacks a library": ("raise ImportError('libtbb.so: cannot open')", "ImportError: libtbb.so: cannot open"),
+    "lacks a module": ("import {0}.no_such_part", "ModuleNotFoundError: No module named '{0}.no_such_part'"),
     "lacks a package": ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
     "too old": ("", "AttributeError: module '{}' has no attribute 'new_function'"),
 }
@@ -113,13 +114,17 @@ def test_each_optional_package_may_be_missing_broken_or_too_old(
     for number, (code, reason) in enumerate(FAULTS.values()):
         folder = Path(str(number), package).absolute()
         folder.mkdir(parents=True)
-        (folder / "__init__.py").write_text(code)
+        (folder / "__init__.py").write_text(code.format(package))
         monkeypatch.syspath_prepend(str(folder.parent))
         monkeypatch.delitem(sys.modules, package, raising=False)
         (line,) = refused(use, []).splitlines()
         assert re.match(f"error: {package}( [\\d.]\\S*)? is installed, but cannot be used ", line)
         assert reason.format(package) in line
-        assert line.endswith(f": pip install --upgrade --force-reinstall {package}")
+        advice = f"pip install --upgrade --force-reinstall {package}"
+        if package == "basicsr":
+            assert f", in {folder})" in line
+            advice = "pip uninstall basicsr; python -m dp_basicsr.get_basicsr"
+        assert line.endswith(f": {advice}")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=f"{package} is not installed: p"):
         import_optional(package)
@@ -146,6 +151,18 @@ def test_a_broken_package_that_all_need_is_named_whoever_imports_it(
     assert re.match(f"error: {package}( [\\d.]\\S*)? is installed, but cannot be used ", line)
     assert f"RuntimeError: {package}::nms" in line
     assert line.endswith(f": pip install --upgrade --force-reinstall {REQUIRED[package]}")
+
+
+def test_a_loss_that_no_import_has_registered_gets_advice(refused: Callable[..., str]) -> None:
+    """MM-RealSR, whose model builds one of `mmrealsr.losses`."""
+
+    def use(argv: list[str]) -> None:
+        from basicsr.losses import build_loss
+
+        with exit_on_user_error():
+            build_loss({"type": "MarginRankingLoss"})
+
+    assert refused(use, []).splitlines()[-1].endswith("in 'loss' registry! --import MODULE adds another package's")
 
 
 def test_what_ours_lack_is_named_and_what_is_not_theirs_is_not(
