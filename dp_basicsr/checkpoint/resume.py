@@ -234,7 +234,7 @@ def run_metadata(opt: Mapping[str, Any]) -> dict[str, Any]:
 def resume_warnings(opt: Mapping[str, Any], state: dict[str, Any], position: dict[str, int]) -> Iterator[str]:
     """Yield the reasons why resuming ``state`` is not bit-exact; ``position`` is that of this run's training stream."""
     if "run" not in state:
-        yield "the state is of another package's model, or an older version's, without random states and best metrics"
+        yield "the state is another package's, BasicSR's or an older version's, without random states and best metrics"
         return
     now = run_metadata(opt)
     for name, before in state["run"].items():
