@@ -130,7 +130,9 @@ def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()
     # Another package's model may read keys of its own. By the module, because it may have any name.
     is_open = view.model is not None and opt["model_type"] not in RELATED
     is_open = is_open and not view.model.__module__.startswith("dp_basicsr.")
-    reader = _source(view.model) if is_open else None
+    # So may one that is not imported yet, whose name is a problem of its own.
+    is_named = view.model is None and isinstance(opt.get("model_type"), str)
+    reader = _source(view.model) if is_open or is_named else None
     # It may also build its optimizer itself, whose keys are then not a signature's.
     builds_optimizers = is_open and getattr(view.model, "get_optimizer", None) is not BaseModel.get_optimizer
     problems = [*_validate(OptionFile, opt, (), reader), *_names(opt)]

@@ -421,6 +421,8 @@ def test_another_plugin_s_model_may_have_keys_of_its_own(monkeypatch: pytest.Mon
     wrong = [key.replace("t", "tt") for key in ("train:perceptual_opt=1", "network_g:width=1", "path:resume_state=a")]
     assert len(problems("model_type=OtherModel", *entries, *wrong, "path:any_folder=a")) == 4
     assert len(problems(*entries)) == 2, "our own models read no such keys"
+    (problem,) = problems("model_type=NotImported", *entries)
+    assert problem.startswith("model_type: expected a model"), "whose keys are not known"
 
 
 def test_a_key_of_another_program_is_left_out_by_setting_it_to_nothing() -> None:
