@@ -292,6 +292,8 @@ def _why_missing(path: str) -> str:
     """Explain a path: a file's, with a variable, with a line break or a tab ("C:\\new\\table"), or a relative one."""
     if os.path.isfile(os.path.expanduser(path)):
         return "; it is a file: name its folder, or unpack it first"
+    if "://" in path:
+        return "; download it first, and name the file"
     if "$" in path:
         return "; $ is no variable here: in --force_yml the shell replaces it in double quotes"
     if re.search(r"[\t\n\r\a\b\f\v]", path):

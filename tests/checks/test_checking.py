@@ -344,6 +344,12 @@ def test_missing_files_are_reported_with_the_other_problems() -> None:
     assert message.count("dp-basicsr data extract") == 1, "how to make the data is said once"
 
 
+def test_an_address_in_place_of_a_file_gets_advice() -> None:
+    """FeMaSR's option files name their weights so."""
+    message = refusal(["-opt", str(TRAIN), "--force_yml", "path:pretrain_network_g=https://example.org/net.pth"])
+    assert "'https://example.org/net.pth': no such file; download it first" in message
+
+
 def test_a_state_that_is_named_in_another_way_gets_the_form_of_its_name() -> None:
     """tdrussell/diffusion-pipe#202: by its iteration, or by the folder of the run, which exists."""
     Path("experiments/run").mkdir(parents=True)
