@@ -145,8 +145,9 @@ def _built_by_run(weights: Weights, known: nn.Module | None = None) -> tuple[nn.
         channels = arguments.get("num_in_ch", 3)
         if (kind := arguments.pop("type")) == "FromFile":
             return None
-        # BasicSR prints a line where it adds the suffix itself.
-        module: nn.Module = ARCH_REGISTRY.get(kind if kind in ARCH_REGISTRY else f"{kind}_basicsr")(**arguments)
+        # Not by its `get`, which prints a line of a name without suffix, and of one that it lacks.
+        classes = dict(iter(ARCH_REGISTRY))
+        module: nn.Module = classes[kind if kind in classes else f"{kind}_basicsr"](**arguments)
         if not compare_shapes(module.state_dict(), weights.state) and arguments.get("num_out_ch", channels) == channels:
             module.load_state_dict(weights.state)
             if known is not None:

@@ -68,7 +68,7 @@ def test_x2_or_x3_is_asked_for_unless_something_tells() -> None:
     assert load_network([path.rename("run/models/net_g_500.pth")]).scale == 3
 
 
-def test_a_network_that_its_run_alone_knows_opens_beside_its_options() -> None:
+def test_a_network_that_its_run_alone_knows_opens_beside_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     """EDSR-PyTorch#8, mseitzer/srgan#9: BasicSR's EDSR trains, and spandrel does not know its names."""
     sizes = "num_in_ch: 3, num_out_ch: 3, num_feat: 4, num_block: 1, upscale: 8"
     options = f"{{name: e, model_type: M, scale: 8, datasets: {{}}, network_g: {{type: EDSR, {sizes}}}}}"
@@ -90,6 +90,7 @@ def test_a_network_that_its_run_alone_knows_opens_beside_its_options() -> None:
         )
         with pytest.raises(UserError, match=rf"{message}(EDSR|Unknown): .*test OPTIONS --import MODULE"):
             load_network([file])
+    assert capsys.readouterr().out == "", "BasicSR prints what it does not find"
 
 
 def test_numbers_that_are_in_no_tensor_are_those_of_the_run(caplog: pytest.LogCaptureFixture) -> None:
