@@ -146,6 +146,15 @@ def test_an_engine_runs_in_a_forked_process_and_can_be_pickled(name: str, model:
     assert python(FORKED, name, env={"OMP_NUM_THREADS": "2"}).stdout == "True\n"
 
 
+def test_openvino_is_not_given_weights_without_values() -> None:
+    """RGT and CRAFT of 12 channels: its conversion ended the process with a segmentation fault."""
+    pytest.importorskip("openvino")
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 0, 1))
+    network = OpenedNetwork("net.pth", "Test", 1, "Test x1", module=module)
+    with pytest.raises(RuntimeError, match=r"it takes no weights without values, as 1\.weight"):
+        openvino_engine.OpenVinoEngine.write(network, Path("net.xml"), {})
+
+
 class Doubling(Engine):
     """Stands in for OpenVINO, without the conversion, which takes seconds."""
 
