@@ -151,7 +151,10 @@ def import_optional(module: str) -> Any:
 def _package_message(error: BaseException) -> str | None:
     """Return the message for an optional package that is missing, cannot be imported, or lacks what we use of it."""
     name = error.name or "" if isinstance(error, ImportError) else ""
-    if isinstance(error, ModuleNotFoundError) and (package := name) in EXTRAS:
+    package = name.partition(".")[0]
+    # None forbids the import of a package, and so of its modules.
+    is_missing = isinstance(error, ModuleNotFoundError) and (name == package or sys.modules.get(package, "") is None)
+    if is_missing and package in EXTRAS:
         return f"{package} is not installed: {how_to_install(package)}"
     # The modules that were being imported, from the outermost one; what they import in turn is not known here.
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
