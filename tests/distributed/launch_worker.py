@@ -40,7 +40,7 @@ def work(what: str, iterations: int, timeout: float) -> None:
     Path(f"ready{os.environ['RANK']}").touch()
     while len(list(Path().glob("ready*"))) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.01)
-    init_distributed(sys.argv[1], timeout=timeout)
+    init_distributed(sys.argv[1], timeout=timeout, cpu=True)
     for iteration in range(1, iterations + 1):
         if iteration == 3:
             act(what)
