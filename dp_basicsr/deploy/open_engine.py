@@ -208,15 +208,7 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
         warn(f"converted networks cannot be kept ({error}): name a folder for them in XDG_CACHE_HOME")
         root, scratch = None, tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     entry = Path(scratch.name) / "entry"
-    try:
-        _convert(network, kind, entry)
-    except Exception as error:
-        if isinstance(error, _PASSING) or is_out_of_memory(error):
-            raise
-        # Kept, because the attempt may take longer than the images.
-        shutil.rmtree(entry)
-        entry.mkdir()
-        (entry / "network.json").write_text(json.dumps({"refused": first_line(error)}), encoding="utf-8")
+    _convert(network, kind, entry)
     if root and stored:
         # Another process may have stored the same network meanwhile, and a rename replaces no folder.
         shutil.rmtree(stored, ignore_errors=True)
@@ -232,15 +224,23 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
 
 
 def _convert(network: OpenedNetwork, kind: EngineKind, folder: Path) -> None:
-    """Write a converted network and what describes it, and check its values."""
+    """Write a converted network, after a check of its values, and what describes it: or why it cannot be converted."""
     from dp_basicsr.deploy.torch_engine import difference_from_torch
 
     make, file = kind.load(), folder / kind.file
-    folder.mkdir()
-    make.write(network, file, {})
     facts = dataclasses.asdict(dataclasses.replace(network, module=None))
+    folder.mkdir()
+    try:
+        make.write(network, file, {})
+        # Always in fp32: in lower precision the difference would not tell a wrong conversion.
+        difference = difference_from_torch(network, make(network, path=file), PROBES)
+        if not difference <= TOLERANCE:
+            raise RuntimeError(f"it differs from torch by {difference:.1e} on a probe")
+    except Exception as error:
+        if isinstance(error, _PASSING) or is_out_of_memory(error):
+            raise
+        # Remembered, because the attempt may take longer than the images.
+        shutil.rmtree(folder)
+        folder.mkdir()
+        facts = {"refused": first_line(error)}
     (folder / "network.json").write_text(json.dumps(facts), encoding="utf-8")
-    # Always in fp32: in lower precision the difference would not tell a wrong conversion.
-    difference = difference_from_torch(network, make(network, path=file), PROBES)
-    if not difference <= TOLERANCE:
-        raise RuntimeError(f"it differs from torch by {difference:.1e} on a probe")
