@@ -54,10 +54,6 @@ def load_network(
     network = open_network(weights, scale)
     network.require_scale(scale)
     network.module.requires_grad_(False)
-    # SPAN's layers write their fused weights anew in each pass, at which torch's exporter ends the process.
-    for layer in (layer for layer in network.module.modules() if hasattr(layer, "update_params")):
-        layer.update_params()
-        layer.update_params = lambda: None
     return network
 
 

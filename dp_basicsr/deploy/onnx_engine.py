@@ -140,8 +140,13 @@ class OnnxEngine(Engine):
         onnx = import_optional("onnx")
         import torch
 
-        # A copy, because half() converts in place, and the result is compared with the network.
-        module = copy.deepcopy(network.module).half() if half else network.module
+        # A copy, because it is changed, and the result is compared with the network.
+        module = copy.deepcopy(network.module)
+        # SPAN's layers write their fused weights anew in each pass, at which torch's exporter ends the process.
+        for layer in (layer for layer in module.modules() if hasattr(layer, "update_params")):
+            layer.update_params()
+            layer.update_params = lambda: None
+        module = module.half() if half else module
         fold, side = network.size.multiple, network.size.maximum
         # A batch of 2: the exporter would take 1 for a constant.
         shape = (1 if side else 2, network.channels, *network.size.fit(8 * fold, 12 * fold))

@@ -323,12 +323,10 @@ class StepGuard:
             )
         if self.in_a_row >= self.limit:
             # The values are finite then, so only a term's share of the gradient can tell.
-            names = (
-                "" if terms else "; train:perceptual_opt:log_gradient_shares=true names a DPLoss's term that does so"
-            )
+            way = "" if terms else "; train:perceptual_opt:log_gradient_shares=true names a DPLoss's term that does so"
             raise UserError(
                 f"iteration {iteration}: {self.limit} consecutive steps were not finite (train: max_nonfinite); "
-                f"{self.advice()}{names}"
+                f"{self.advice()}{way}"
             )
 
     def advice(self) -> str:
