@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import io
+import logging
 import multiprocessing
 import os
 import select
@@ -56,6 +57,9 @@ REQUIRED = MappingProxyType(
         "cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml",
     }
 )  # fmt: skip
+
+# Packages whose code is not a plug-in's, beside our own and generated code.
+_LIBRARIES = frozenset({*sys.stdlib_module_names, *REQUIRED, *EXTRAS, "triton"})
 
 # Exit code of a run that was stopped by a signal or by losing another process: the same command with --auto_resume
 # resumes it (EX_TEMPFAIL of sysexits.h).
@@ -214,6 +218,43 @@ def message_for_user(error: BaseException) -> str | None:
     return _package_message(error)
 
 
+def code_behind(error: BaseException) -> tuple[str, str]:
+    """Return package and place (``file:line``) of the innermost code of a plug-in, else of BasicSR, else of ours."""
+    of_basicsr = None
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        path, package = frame.f_code.co_filename, str(frame.f_globals.get("__name__")).partition(".")[0]
+        # A program that is run as a file has another name.
+        package = "dp_basicsr" if path.startswith(os.path.dirname(__file__) + os.sep) else package
+        if package == "basicsr":
+            of_basicsr = of_basicsr or (package, f"{path}:{line}")
+        elif package not in _LIBRARIES and not path.startswith("<"):
+            return (package == "dp_basicsr" and of_basicsr) or (package, f"{path}:{line}")
+    return of_basicsr or ("", "")
+
+
+def message_of_others(error: BaseException) -> str | None:
+    """Return ``describe(error)`` for what a plug-in raised, None for other code."""
+    return None if code_behind(error)[0] in ("", "basicsr", "dp_basicsr") else describe(error)
+
+
+def describe(error: BaseException, more: str = "") -> str:
+    """Return an error's first line and its place, then ``more``, and where its traceback is: in the run's log file.
+
+    That of our own code is shown, too.
+    """
+    package, place = code_behind(error)
+    if package == "dp_basicsr":
+        traceback.print_exception(error)
+    text = f"{message_for_user(error) or f'{type(error).__name__}: {first_line(error)}'} ({place}{more})"
+    log = logging.getLogger("basicsr")
+    files = [handler.baseFilename for handler in log.handlers if isinstance(handler, logging.FileHandler)]
+    if not files:
+        return text
+    # As an error, because BasicSR silences lower levels on ranks other than 0.
+    log.error("What was raised:", exc_info=error, extra={"for_file": True})
+    return f"{text}; its traceback is in {os.path.relpath(files[-1])}"
+
+
 def _reader_is_gone() -> bool:
     """Return whether standard output is a pipe that nobody reads any more (``| head``)."""
     if not hasattr(select, "poll"):  # Windows
@@ -256,7 +297,7 @@ def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
             # What is still in the buffer would raise again at the interpreter's end.
             write_nowhere(1)
             raise SystemExit(141) from None  # as a shell command killed by SIGPIPE
-        message = message_for_user(error)
+        message = message_for_user(error) or message_of_others(error)
         if message is None:
             raise
         # Under torchrun and srun, all local processes hit the same error before they form a group.

@@ -176,8 +176,9 @@ def test_what_ours_lack_is_named_and_what_is_not_theirs_is_not(
 
     said = refused(lambda argv: fail(argv[0], "dp_basicsr.x"), ["from pydantic import NothingOfThisName"])
     assert re.match("error: pydantic [\\d.]+ is installed, but cannot be used .*--force-reinstall pydantic\n", said)
+    names = "{'__name__': 'torch.utils.tensorboard'}"
     with pytest.raises(ImportError, match="TensorBoard 1.15"):
-        fail("raise ImportError('needs TensorBoard 1.15')", "torch.utils.tensorboard")
+        fail(f"exec('raise ImportError(\"needs TensorBoard 1.15\")', {names})", "dp_basicsr.x")
     with pytest.raises(AttributeError):
         fail("import numpy; numpy.no_such_name", "dp_basicsr.x")
     monkeypatch.setattr(tempfile, "tempdir", None)

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from tests.support.networks import make_network
-from tests.support.options import SMALL
-from tests.support.programs import code_of, logs_of, losses_of, run_well, same_weights
+from tests.support.options import SMALL, SMALL_PSNR, write_small
+from tests.support.processes import TORCHRUN, processes_in
+from tests.support.programs import ROOT, code_of, logs_of, losses_of, run_well, same_weights
 
 Refused = Callable[..., str]
 
@@ -37,7 +38,7 @@ def test_train_stop_resume_test(folder: Path, device: torch.device) -> None:
     """A run that stops at 4 (saved at 3) and resumes is bit-identical to an uninterrupted one."""
     gpus = f"num_gpu={int(device.type == 'cuda')}"
     options = ("-opt", "small.yml", "--force_yml", gpus, "deterministic=true", *BATCH_NORM)
-    whole = run_well("train.py", *options, "name=whole")
+    whole = run_well("train.py", *options, "--force_yml", "name=whole")
     run_well("train.py", *options, "train:total_iter=4")
     resumed = run_well("train.py", *options, "--auto_resume")
 
@@ -79,6 +80,75 @@ def test_two_processes(folder: Path) -> None:
     again = ["--auto_resume", "--launcher", "pytorch", *single, "train:total_iter=8"]
     resumed = run_well("train.py", "-opt", "small.yml", *again, processes=2)
     assert losses_of(resumed)[7] == losses_of(log)[7]
+
+
+# A loss that raises in a step of some ranks, and images that cannot be read from one on.
+PLUG_IN = """
+import os
+from itertools import count
+from basicsr.losses.basic_loss import L1Loss
+from basicsr.utils.registry import LOSS_REGISTRY
+from dp_basicsr.data.datasets import DiskClient
+
+steps, images, get = count(1), count(1), DiskClient.get
+
+@LOSS_REGISTRY.register()
+class SomeLoss(L1Loss):
+    def forward(self, *arguments):
+        if os.environ["RANK"] in os.environ["RAISE"] and next(steps) == int(os.environ["STEP"]):
+            raise KeyError(os.environ["RANK"])
+        return super().forward(*arguments)
+
+def unread(self, *arguments):
+    if os.environ["RANK"] in os.environ["UNREAD"] and next(images) > 2 * 5:
+        raise ValueError("I/O error")
+    return get(self, *arguments)
+
+DiskClient.get = unread
+"""
+
+
+def train_two(folder: Path, *words: str, **settings: str) -> tuple[int | None, str]:
+    """Train on two processes; return torchrun's exit code, and what all print."""
+    (folder / "plug_in.py").write_text(PLUG_IN)
+    write_small(
+        "train:pixel_opt={type: SomeLoss}", "train:total_iter=7", "logger:save_checkpoint_freq=3", base=SMALL_PSNR
+    )
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node=2", str(ROOT / "dp_basicsr/train.py"), "small.yml"]
+    with processes_in(folder) as started:
+        environment = {"RAISE": "", "STEP": "", "UNREAD": "", "OMP_NUM_THREADS": "1"} | settings
+        started.start([*command, "--import", "plug_in", *words], **environment)
+        (code,), (said,) = started.ends(0)
+    return code, said
+
+
+@pytest.mark.parametrize(("ranks", "step"), [("1", 1), ("1", 5), ("01", 5), ("0", 5)])
+def test_what_others_code_raises_in_two_processes_is_one_message(ranks: str, step: int, folder: Path) -> None:
+    code, said = train_two(folder, RAISE=ranks, STEP=str(step))
+    # torchrun's own, and the reason in its summary.
+    assert code == 1
+    assert re.search(r"Root Cause [\s\S]* exitcode  : 2 [\s\S]*UserError: ", said)
+    (message,) = re.findall(r"^error: .*", said, re.MULTILINE)
+    pattern = (
+        r"KeyError: '[01]' \(.*/plug_in\.py:\d+(; batch: .*)?\); its traceback is in experiments/small/train_.*\.log"
+    )
+    rest = "; iteration 3 is saved: continue with --auto_resume" if step > 3 else ""
+    assert re.search(rf"error: (the first step failed: )?{pattern}{rest}$", message)
+    assert "in forward" not in said
+    assert "in forward" in logs_of()
+
+
+@pytest.mark.parametrize("ranks", ["0", "1", "01"])
+def test_two_processes_save_before_an_image_that_cannot_be_read_ends_them(ranks: str, folder: Path) -> None:
+    _, said = train_two(folder, UNREAD=ranks)
+    assert said.count("exitcode  : 2") >= 1
+    (message,) = re.findall(r"^error: .*", said, re.MULTILINE)
+    assert re.search("I/O error .*; iteration 5 is saved: continue with --auto_resume$", message)
+    assert train_two(folder, "--auto_resume")[0] == 0
+    assert "Resuming training from epoch: 1, iter: 5" in logs_of()
+    assert train_two(folder, "--force_yml", "name=whole")[0] == 0
+    name = "models/net_g_latest.pth"
+    assert same_weights(folder / "experiments/small" / name, folder / "experiments/whole" / name)
 
 
 SHORT = ["-opt", "small.yml", "--force_yml", "datasets:train:num_worker_per_gpu=0"]

@@ -18,6 +18,7 @@ from dp_basicsr.errors import (
     UserError,
     is_too_many_files,
     is_too_many_processes,
+    message_of_others,
 )
 from dp_basicsr.utils.arguments import advise
 
@@ -110,6 +111,8 @@ class SeededDataset(Dataset):
                     reason = "it is missing or does not decode"
                 elif reason.startswith("Scale mismatches."):
                     reason += f" {how_to_make_lq()}"
+                else:
+                    reason = message_of_others(error) or reason
                 bad.append(f"sample {name} cannot be used: {reason}")
         raise UserError(f"{len(bad)} samples in a row; the first: {bad[0]}")
 

@@ -11,12 +11,11 @@ import os
 import re
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from concurrent import futures
 from typing import NoReturn, TypeVar
 
-from dp_basicsr.errors import EXIT_RETRY, message_for_user
+from dp_basicsr.errors import EXIT_RETRY, UserError, message_for_user, message_of_others
 
 from torch.distributed import DistError, Store  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -28,6 +27,11 @@ LINGER_SECONDS = 4.0  # rank 0, which may host the store, exits this much later:
 FAILED = "failed"  # key in the store
 
 
+def is_loss_of_another(error: BaseException) -> bool:
+    """Whether an error of torch or gloo means that another process is gone or does not answer."""
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
 def fail(error: Exception, store: Store) -> NoReturn:
     """Report ``error``, which may come from another process, and end this process.
 
@@ -35,9 +39,8 @@ def fail(error: Exception, store: Store) -> NoReturn:
     ``EXIT_RETRY``, or with 1 if the other one failed with its own error or took the store with it, because a restart
     may fail again.
     """
-    rank, message, code = os.environ.get("RANK"), message_for_user(error), 1
-    # Torch's and gloo's errors mean that another process is gone or does not answer.
-    if isinstance(error, DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error)):
+    rank, code = os.environ.get("RANK"), 1
+    if is_loss_of_another(error):
         other_failed = _ask(lambda: store.check([FAILED]))
         if other_failed is None:
             # The store is gone with rank 0, which hosted it: it was lost, or ended after another's loss, of which gloo
@@ -60,14 +63,19 @@ def fail(error: Exception, store: Store) -> NoReturn:
                 file=sys.stderr,
             )
     else:
-        get_error_handler().record_exception(error)  # for torchrun's summary
+        message = message_for_user(error) or message_of_others(error)
+        try:
+            raise error if message is None else UserError(message) from None
+        except Exception as shown:
+            # For torchrun's summary, which repeats the traceback of each process.
+            get_error_handler().record_exception(shown)
         _ask(lambda: store.add(FAILED, 1))
         if message is None:
             sys.excepthook(type(error), error, error.__traceback__)
         else:
             code = 2
-            # All processes may have the same error: the first to count it prints it, or all if the store is gone.
-            if _ask(lambda: store.add(f"said/{zlib.crc32(message.encode())}", 1)) in (1, None):
+            # All processes may have an error: the first to count it prints its own, or all if the store is gone.
+            if _ask(lambda: store.add("said", 1)) in (1, None):
                 print(f"error: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -52,6 +52,7 @@ class TrainingStep:
         scaler: Gradient scaler; enabled for fp16 alone, whose range is too small for gradients.
         guard: Counts the steps that were not finite.
         applied: 0-d; 0 after a skipped step.
+        is_begun: Whether a step has begun to change weights; one that raises before that changes nothing.
     """
 
     def __init__(self, train: Mapping[str, Any], device: torch.device, balancer: Balancer | None = None) -> None:
@@ -63,6 +64,7 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=train["amp"] == "fp16")
         self.guard = StepGuard(train["max_nonfinite"], device)
         self.applied = torch.ones((), device=device)
+        self.is_begun = False
 
     # The model is an argument, because a cycle of references would keep its process group alive at the end of a run.
     def __call__(self, model: Any, iteration: int) -> Losses:
@@ -102,14 +104,20 @@ class TrainingStep:
 
         n = self.train["grad_accumulation"]
         logs: list[tuple[float, Losses]] = []
-        for lq, gt in zip(model.lq.tensor_split(n), model.gt.tensor_split(n), strict=True):
-            part = len(lq) / len(model.lq)
-            with ExitStack() as stack:
-                # Several processes average the gradients once, with the last part.
-                for net in nets:
-                    if len(logs) < n - 1 and isinstance(net, DistributedDataParallel):
-                        stack.enter_context(net.no_sync())
-                logs.append((part, self.accumulate(model, lq, gt, part, update_g, shares, gan_weight)))
+        try:
+            for lq, gt in zip(model.lq.tensor_split(n), model.gt.tensor_split(n), strict=True):
+                part = len(lq) / len(model.lq)
+                with ExitStack() as stack:
+                    # Several processes average the gradients once, with the last part.
+                    for net in nets:
+                        if len(logs) < n - 1 and isinstance(net, DistributedDataParallel):
+                            stack.enter_context(net.no_sync())
+                    logs.append((part, self.accumulate(model, lq, gt, part, update_g, shares, gan_weight)))
+        except Exception:
+            for tensor, old in zip(state, before, strict=True):
+                tensor.copy_(old)
+            raise
+        self.is_begun = True
         log: dict[str, Any] = {name: sum(part * losses[name].detach() for part, losses in logs) for name in logs[0][1]}
 
         self.apply(model, iteration, optimizers, log)

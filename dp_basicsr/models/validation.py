@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.distributed.collectives import all_gather
-from dp_basicsr.errors import UserError, first_line
+from dp_basicsr.errors import UserError, describe, first_line, message_of_others
 from dp_basicsr.images.strict import encode_png
 from dp_basicsr.metrics.scores import better_of, function_of
 from dp_basicsr.utils.atomic_io import replacing
@@ -177,9 +177,8 @@ class Validator:
                 except torch.OutOfMemoryError as error:
                     raise UserError(f"validation of {name}: out of memory; set `val: tile: 256` or less") from error
                 except Exception as error:  # of any type: other channels, sizes that it cannot take
-                    _log_traceback(error)
                     shape = tuple(sample["lq"].shape)
-                    text = f"validation of {name}: the network cannot take its image {shape}: {first_line(error)}"
+                    text = f"validation of {name}: the network cannot take its image {shape}: {describe(error)}"
                     raise UserError(text) from error
                 if result.shape[1] == sample["lq"].shape[1]:  # a mean colour is that of the downscaled image, too
                     lq = as_float(sample["lq"], torch.device("cpu"))
@@ -235,13 +234,7 @@ class Validator:
         except (AssertionError, ValueError) as error:  # BasicSR's metrics use assertions
             raise UserError(f"validation of {name}: {error}") from error
         except Exception as error:  # others' metrics raise anything
-            _log_traceback(error)
-            raise UserError(f"validation of {name}: {type(error).__name__}: {first_line(error)}") from error
-
-
-def _log_traceback(error: Exception) -> None:
-    """Write it to the log file."""
-    get_root_logger().warning("The validation failed.", exc_info=error, extra={"for_file": True})
+            raise UserError(f"validation of {name}: {describe(error)}") from error
 
 
 def mean_of(values: Sequence[float]) -> float:
@@ -299,6 +292,8 @@ def read_ahead(dataloader: DataLoader, indices: range) -> Iterator[tuple[int, di
                 entry = getattr(dataset, "paths", {index: index})[index]  # an attribute of BasicSR's datasets
                 files = [str(name) for name in (entry.values() if isinstance(entry, dict) else [entry])]
                 empty = [name for name in files if os.path.isfile(name) and os.path.getsize(name) == 0]
-                reason = f"{' and '.join(empty)} has no bytes" if empty else first_line(error)
+                reason = (
+                    f"{' and '.join(empty)} has no bytes" if empty else message_of_others(error) or first_line(error)
+                )
                 raise UserError(f"image {' with '.join(files)} cannot be used: {reason}") from error
             yield index, batch

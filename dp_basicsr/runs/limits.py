@@ -9,16 +9,15 @@ import os
 import shutil
 import sys
 import tempfile
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
 from dp_basicsr.data.stream import Batch, batch_size_per_gpu
-from dp_basicsr.errors import UserError, first_line, is_out_of_memory, message_for_user
+from dp_basicsr.distributed.failure import is_loss_of_another
+from dp_basicsr.errors import UserError, describe, first_line, is_out_of_memory
 from dp_basicsr.options.run import RunOptions
 
 import torch
-from basicsr.utils import get_root_logger
 from torch import Tensor
 
 # glibc's malloc.h
@@ -141,16 +140,12 @@ def out_of_memory_is_user_error(run: RunOptions, also: str = "") -> Iterator[Non
 def first_step_is_user_error(batch: Batch) -> Iterator[None]:
     """Turn what others' networks, losses and optimizers raise in a first step, which may be anything, into a UserError.
 
-    The traceback is in the log file.
+    What others returned may also make our own code raise.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) or is_out_of_memory(error):
+        if isinstance(error, UserError) or is_out_of_memory(error) or is_loss_of_another(error):
             raise
-        get_root_logger().warning("The first step failed.", exc_info=error, extra={"for_file": True})
-        reason = message_for_user(error) or f"{type(error).__name__}: {first_line(error)}"
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
         shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in batch.items() if isinstance(value, Tensor))
-        text = f"the first step failed: {reason} ({frames[-1].filename}:{frames[-1].lineno}; batch: {shapes})"
-        raise UserError(text) from error
+        raise UserError(f"the first step failed: {describe(error, f'; batch: {shapes}')}") from error

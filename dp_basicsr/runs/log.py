@@ -16,6 +16,7 @@ from logging.handlers import MemoryHandler, WatchedFileHandler
 from typing import Any
 
 from dp_basicsr import __version__
+from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError, first_line, import_optional
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import Train
@@ -66,13 +67,13 @@ def start_log(run: RunOptions) -> MemoryHandler:
     """
     logger = get_root_logger()
     held = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    # The exact type, because a FileHandler is a StreamHandler too and keeps all lines.
+    for handler in (handler for handler in logger.handlers if type(handler) is logging.StreamHandler):
+        handler.addFilter(_is_for_terminal)
+        if sys.stderr.isatty():
+            handler.setFormatter(_ForTerminal())
     if run.rank == 0:
         logger.setLevel(logging.INFO)
-        # The exact type, because a FileHandler is a StreamHandler too and keeps all lines.
-        for handler in (handler for handler in logger.handlers if type(handler) is logging.StreamHandler):
-            handler.addFilter(_is_for_terminal)
-            if sys.stderr.isatty():
-                handler.setFormatter(_ForTerminal())
         logger.addHandler(held)
     versions = f"BasicSR {basicsr.__version__}, PyTorch {torch.__version__}, torchvision {torchvision.__version__}"
     logger.info(f"dp_basicsr {__version__}, {versions}")
@@ -104,9 +105,7 @@ class _LogFile(WatchedFileHandler):
 
 
 def write_log(run: RunOptions, kind: str, held: MemoryHandler) -> None:
-    """Open the run's log file (rank 0) and write what has been logged so far."""
-    if run.rank != 0:
-        return
+    """Open the run's log file, and write what has been logged so far; other ranks than 0 write their errors to it."""
     # BasicSR's name, by which its tools and ours find the logs of a run.
     start, stamp = f"{kind}_{run.options.name}_", get_time_str()
     logs = run.folders.root.glob(f"{glob.escape(start)}[0-9]*_*[0-9].log")
@@ -114,8 +113,9 @@ def write_log(run: RunOptions, kind: str, held: MemoryHandler) -> None:
     if (latest := max((log.stem.removeprefix(start) for log in logs), default="")) >= stamp:
         with suppress(ValueError):  # of a file that someone else named
             stamp = time.strftime(_STAMP, time.localtime(time.mktime(time.strptime(latest, _STAMP)) + 1))
-    path = run.folders.root / f"{start}{stamp}.log"
-    file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    path = run.folders.root / agree_on(f"{start}{stamp}.log")
+    # Opened with the first line, because a host that does not share the folder of rank 0 may have none.
+    file = _LogFile(path, encoding="utf-8", errors="backslashreplace", delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))  # BasicSR's
     held.setTarget(file)
     held.flush()

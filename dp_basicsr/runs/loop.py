@@ -6,21 +6,25 @@ import os
 import shlex
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 from dp_basicsr.data.stream import Batch, TrainStream
-from dp_basicsr.distributed.collectives import agree_on
-from dp_basicsr.errors import UserError
+from dp_basicsr.distributed.collectives import all_gather
+from dp_basicsr.distributed.failure import is_loss_of_another
+from dp_basicsr.errors import UserError, first_line, is_out_of_memory, message_of_others
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.runs.judging import Figures, Judge
 from dp_basicsr.runs.limits import first_step_is_user_error
 from dp_basicsr.runs.log import IterationLog, current_losses, describe_batch, progress_bar
 from dp_basicsr.utils.arguments import advise
-from dp_basicsr.utils.random_state import same_random_state_after
+from dp_basicsr.utils.random_state import random_state, same_random_state_after, set_random_state
 from dp_basicsr.utils.signals import Interruption
 
 from basicsr.utils import AvgTimer, get_root_logger
@@ -47,6 +51,7 @@ class Training:
         self.guard: Any = getattr(getattr(self.model, "step", None), "guard", None)
         self.validator: Any = getattr(self.model, "validator", None)
         self.saver: Any = getattr(self.model, "saver", None)
+        self.is_intact = True  # as after the last completed iteration
         self._note_saved(self.iteration or None)
 
     def _note_saved(self, iteration: int | None) -> None:
@@ -55,17 +60,74 @@ class Training:
             # Its message on too many non-finite steps names the checkpoint to go back to.
             self.guard.saved = iteration
 
-    def next_of(self, batches: Iterator[Batch]) -> Batch:
-        """Return the next batch; where an image ends the run (UserError), one process saves first."""
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches that are left.
+
+        Several processes read two ahead: where an image ends the run (UserError), all then stop after the same step.
+        """
+        left = islice(self.stream.batches(self.iteration), self.run.options.training.total_iter - self.iteration)
+        ahead: deque[Batch] = deque()
+        while True:
+            try:
+                while len(ahead) <= 2 * self.run.dist and self.interruption.error is None:
+                    ahead.append(next(left))
+            except StopIteration:
+                pass
+            except UserError as error:
+                self.interruption.error = error
+            if not ahead:
+                if self.interruption.error is not None:
+                    raise self.interruption.error
+                return
+            yield ahead.popleft()
+
+    @contextmanager
+    def undoing(self) -> Iterator[None]:
+        """Undo a step that raises before it changes weights, so that the one before it can be saved."""
+        model, step = self.model, getattr(self.model, "step", None)
+        groups = [group for optimizer in model.optimizers for group in optimizer.param_groups]
+        rates, random = [dict(group) for group in groups], random_state()
+        schedules = deepcopy([scheduler.state_dict() for scheduler in model.schedulers])
+        if step is not None:
+            step.is_begun = False
         try:
-            return next(batches)
-        except UserError as error:
-            # Several processes are not at one step.
-            if not self.run.dist and self.saved != (self.iteration or None):
-                self.save()
-            if self.saved is None:
+            yield
+        except Exception:
+            # BasicSR's models and those of other packages do not tell.
+            self.is_intact = step is not None and not step.is_begun
+            set_random_state(random)
+            for group, values in zip(groups, rates, strict=True):
+                group.update(values)
+            for scheduler, values in zip(model.schedulers, schedules, strict=True):
+                scheduler.load_state_dict(values)
+            raise
+
+    @contextmanager
+    def saving_first(self, together: bool = False) -> Iterator[None]:
+        """Save before a UserError, or what others' code raises, ends the run, and add to its message how to continue.
+
+        With several processes only if they raise ``together``, because one cannot save alone.
+        """
+        try:
+            yield
+        except Exception as error:
+            if is_out_of_memory(error) or is_loss_of_another(error):
                 raise
-            raise UserError(f"{error}; iteration {self.saved} is saved: continue with --auto_resume") from error
+            message = str(error) if isinstance(error, UserError) else message_of_others(error)
+            if message is None:
+                raise
+            if self.iteration and self.is_intact and (together or not self.run.dist):
+                try:
+                    self.save()
+                # A full disk, or a GPU that answers no more.
+                except Exception as failed:
+                    get_root_logger().error(f"Iteration {self.iteration} is not saved: {first_line(failed)}")
+            raise UserError(self._with_advice(message)) from error
+
+    def _with_advice(self, message: str) -> str:
+        if self.saved is None or "--auto_resume" in message:
+            return message
+        return f"{message}; iteration {self.saved} is saved: continue with --auto_resume"
 
     def save(self) -> None:
         """Save a checkpoint, unless the step was not finite, because the weights may be corrupt.
@@ -114,7 +176,7 @@ class Training:
         # For the curves: BasicSR's lines of a validation do not tell its iteration.
         get_root_logger().info(f"Validating, iter: {self.iteration}", extra={"for_file": True})
         # So that the training does not depend on how often it is validated.
-        with same_random_state_after():
+        with self.saving_first(together=True), same_random_state_after():
             for loader in self.val_loaders:
                 save_img = self.run.options.val.save_img
                 complete = self.model.validation(loader, self.iteration, self.tb_logger, save_img)
@@ -148,7 +210,8 @@ class Training:
         """Save a checkpoint and exit on all processes together, because torchrun stops the rest after the first."""
         self.save()
         # Rank 0 may still be saving when the others get here.
-        agree_on(None)
+        for error in filter(None, all_gather(self.interruption.error)):
+            raise UserError(self._with_advice(str(error)))
         if self.saved is not None:
             program = sys.argv[0] if os.access(sys.argv[0], os.X_OK) else f"python {sys.argv[0]}"
             command = f"{program} {shlex.join(sys.argv[1:])}"
@@ -186,21 +249,21 @@ def loop(training: Training) -> None:
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     with progress_bar(run, training.iteration) as bar:
         log_line = IterationLog(run, training.iteration, training.tb_logger, bar)
-        batches, first = stream.batches(training.iteration), training.iteration + 1
+        batches, first = training.batches(), training.iteration + 1
         # Asked before the first step, too: a run that is resumed after its end does not go on.
         while training.iteration < options.total_iter and not training.is_over():
             data_timer.start()
-            batch = training.next_of(batches)
+            with training.saving_first():
+                batch = next(batches)
             data_timer.record()
-            epoch = stream.epoch_of(training.iteration)
-            training.iteration += 1
-            # BasicSR's order: the rate of an iteration is set before its step.
-            model.update_learning_rate(training.iteration, warmup_iter=options.warmup_iter)
-            # One of several processes leaves what it raises to torch, which ends the others.
-            is_watched = training.iteration == first and not run.dist
-            with first_step_is_user_error(batch) if is_watched else nullcontext():
+            epoch, iteration = stream.epoch_of(training.iteration), training.iteration + 1
+            is_first = first_step_is_user_error(batch) if iteration == first else nullcontext()
+            with training.saving_first(), training.undoing(), is_first:
+                # BasicSR's order: the rate of an iteration is set before its step.
+                model.update_learning_rate(iteration, warmup_iter=options.warmup_iter)
                 model.feed_data(batch)
-                model.optimize_parameters(training.iteration)
+                model.optimize_parameters(iteration)
+            training.iteration = iteration
             iter_timer.record()
             bar.update()
             if training.iteration % every.print_freq == 0:

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from dp_basicsr.distributed.collectives import start_maximum
-from dp_basicsr.errors import EXIT_RETRY
+from dp_basicsr.errors import EXIT_RETRY, UserError
 
 from basicsr.utils import get_root_logger
 
@@ -36,6 +36,7 @@ class Interruption:
     """
 
     def __init__(self, dist: bool) -> None:
+        self.error: UserError | None = None  # of this process, which is to stop all as a signal does
         self._signal = 0  # of this process
         self._agreed = 0  # of any process, known to all
         self._since = 0.0
@@ -75,7 +76,7 @@ class Interruption:
 
     def received(self) -> bool:
         """Whether this process received a signal; for interrupting long work such as a validation."""
-        return bool(self._signal or self._agreed)
+        return bool(self._signal or self._agreed or self.error)
 
     def all_agree(self, now: bool = False) -> bool:
         """Whether to stop; the same on all processes, which must call it equally often.
@@ -92,7 +93,7 @@ class Interruption:
         # The answer to the last call's question has arrived during the step, so nothing waits for it.
         self._read()
         if not self._agreed:
-            self._pending = start_maximum(self._signal)
+            self._pending = start_maximum(self._signal or int(self.error is not None))
             if now:
                 self._read()
         return self._agreed != 0

@@ -6,6 +6,8 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from dp_basicsr.runs.training import make_folders
 from dp_basicsr.utils.atomic_io import await_archive_name
 
 import pytest
+import torch
 import yaml
+from basicsr.losses.basic_loss import L1Loss
 
 from tests.support.options import SMALL_PSNR, write_small
 from tests.support.programs import code_of, logs_of, same_weights
@@ -65,32 +69,58 @@ def test_an_image_that_is_gone_loses_no_step(
     assert same_weights(Path("undisturbed", name), Path("experiments", name))
 
 
-@pytest.mark.parametrize("step", [1, 2])
-def test_a_first_step_that_fails_is_one_message_and_the_traceback_in_the_log(
+@pytest.mark.parametrize("step", [1, 3])
+def test_what_others_code_raises_is_one_message_and_the_traceback_in_the_log(
     step: int, pairs: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
-    """Networks, losses and optimizers of others raise anything; a later step is no mistake of the options."""
-    write_small(base=SMALL_PSNR)
-    optimize = PSNRModel.optimize_parameters
+    """Networks, losses and optimizers of others raise anything, at any step. What was trained before it is saved."""
+    entries = ("val=null", "network_d={type: SmallDiscriminator}", "datasets:train:num_worker_per_gpu=0")
+    write_small(*entries, "train:perceptual_opt=null", "train:scheduler:milestones=[3]", "train:total_iter=4")
+    calls, forward = iter(range(1, 100)), L1Loss.forward
 
-    def fail(model: PSNRModel, iteration: int) -> None:
-        if iteration == step:
-            raise ValueError("expected more than 1 value per channel\nsecond line")
-        optimize(model, iteration)
+    def noisy(*arguments: Any, fails: int = 0) -> Any:
+        noise = torch.rand(())
+        if next(calls) == fails:
+            raise KeyError("no such\nluck")
+        return forward(*arguments) + noise * forward(*arguments)
 
-    monkeypatch.setattr(PSNRModel, "optimize_parameters", fail)
-    if step == 2:
-        with pytest.raises(ValueError, match="more than 1"):
-            code_of(train.main, ["small.yml"])
-        return
-    said = refused(train.main, ["small.yml"])
+    monkeypatch.setattr(L1Loss, "forward", noisy)
+    assert code_of(train.main, ["small.yml"]) == 0
+    shutil.move("experiments", "undisturbed")
+    calls = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(L1Loss, "forward", partialmethod(noisy, fails=step))
+        said = refused(train.main, ["small.yml"])
     assert "Traceback" not in said
-    assert re.fullmatch(
-        r"error: the first step failed: ValueError: expected more than 1 value per channel "
-        rf"\({__file__}:\d+; batch: lq \(.*\), gt \(.*\)\)\n",
-        said.splitlines(keepends=True)[-1],
-    )
+    first = r"the first step failed: KeyError: 'no such\\nluck' \(FILE:\d+; batch: lq \(.*\), gt \(.*\)\); LOG\n"
+    later = r"KeyError: 'no such\\nluck' \(FILE:\d+\); LOG; iteration 2 is saved: continue with --auto_resume\n"
+    pattern = (first if step == 1 else later).replace("FILE", __file__)
+    pattern = pattern.replace("LOG", r"its traceback is in experiments/small/train_small_\w+\.log")
+    assert re.fullmatch(f"error: {pattern}", said.splitlines(keepends=True)[-1])
     assert "Traceback (most recent call last)" in logs_of()
+    assert code_of(train.main, ["small.yml", "--auto_resume"]) == 0
+    for name in ("net_g_latest.pth", "net_d_latest.pth"):
+        assert same_weights(Path("undisturbed/small/models", name), Path("experiments/small/models", name))
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_fault_of_ours_leaves_its_traceback_on_the_screen(
+    step: int, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a first step beside the message, because what others' code returns may be the cause."""
+    write_small(base=SMALL_PSNR)
+    feed_data, calls = PSNRModel.feed_data, iter(range(1, 9))
+
+    def feed(model: PSNRModel, batch: Any) -> None:
+        feed_data(model, batch)
+        if next(calls) == step:
+            monkeypatch.setattr("dp_basicsr.models.step.sum_of_parts", None)
+
+    monkeypatch.setattr(PSNRModel, "feed_data", feed)
+    with nullcontext() if step == 1 else pytest.raises(TypeError, match="not callable"):
+        assert code_of(train.main, ["small.yml"]) == 2
+    said = capsys.readouterr().err
+    assert ("Traceback" in said and "error: the first step failed: TypeError" in said) == (step == 1)
 
 
 def test_an_archive_name_that_is_taken_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
