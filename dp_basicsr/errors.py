@@ -196,11 +196,11 @@ def message_for_user(error: BaseException) -> str | None:
     if is_too_many_processes(error):
         return TOO_MANY_PROCESSES
     if isinstance(error, RuntimeError) and "finished reduction in the prior iteration" in str(error):
-        # DistributedDataParallel's, in the second step; the numbers stand at its end.
-        numbers = str(error).partition("for rank ")[2].partition("\n")[0].partition(": ")[2].strip()
+        # DistributedDataParallel's, in the second step.
+        names = str(error).partition("for rank ")[2].partition("\n")[0].partition(": ")[2].strip()
         return (
-            f"a network has parameters that a step does not use (number {numbers}, counted from 0), for which several "
-            "processes wait: set find_unused_parameters: true, or take them out"
+            f"a network has parameters that a step does not use ({names}), for which several processes wait: "
+            "set find_unused_parameters: true, or take them out"
         )
     if isinstance(error, KeyError) and str(error.args[0]).endswith("' registry!"):  # BasicSR's, of a foreign class
         return f"{error.args[0]} --import MODULE adds another package's"

@@ -86,8 +86,10 @@ def test_two_processes(folder: Path) -> None:
 PLUG_IN = """
 import os
 from itertools import count
+import torch
+from dp_basicsr.archs.rrdbnet_dp_arch import RRDBNetDP
 from basicsr.losses.basic_loss import L1Loss
-from basicsr.utils.registry import LOSS_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 from dp_basicsr.data.datasets import DiskClient
 
 steps, images, get = count(1), count(1), DiskClient.get
@@ -98,6 +100,12 @@ class SomeLoss(L1Loss):
         if os.environ["RANK"] in os.environ["RAISE"] and next(steps) == int(os.environ["STEP"]):
             raise KeyError(os.environ["RANK"])
         return super().forward(*arguments)
+
+@ARCH_REGISTRY.register()
+class Unused(RRDBNetDP):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.unused = torch.nn.Linear(2, 2)
 
 def unread(self, *arguments):
     if os.environ["RANK"] in os.environ["UNREAD"] and next(images) > 2 * 5:
@@ -149,6 +157,12 @@ def test_two_processes_save_before_an_image_that_cannot_be_read_ends_them(ranks:
     assert train_two(folder, "--force_yml", "name=whole")[0] == 0
     name = "models/net_g_latest.pth"
     assert same_weights(folder / "experiments/small" / name, folder / "experiments/whole" / name)
+
+
+def test_two_processes_name_the_parameters_that_a_step_does_not_use(folder: Path) -> None:
+    _, said = train_two(folder, "--force_yml", "network_g:type=Unused")
+    (message,) = re.findall(r"^error: .*", said, re.MULTILINE)
+    assert "that a step does not use (unused.bias, unused.weight)" in message
 
 
 SHORT = ["-opt", "small.yml", "--force_yml", "datasets:train:num_worker_per_gpu=0"]
