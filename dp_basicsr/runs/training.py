@@ -17,7 +17,7 @@ from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.distributed.launch import mark_experiment
-from dp_basicsr.errors import UserError, first_line, is_out_of_memory, readable
+from dp_basicsr.errors import UserError, code_behind, first_line, is_out_of_memory, readable
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
 from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.options.run import RunOptions
@@ -159,12 +159,14 @@ def refuse_other_patches(model: Any, opt: dict[str, Any]) -> None:
             # The nearest that fits: nets with strides take multiples of them, others none but their own size.
             sizes = sorted(range(scale, 2 * gt_size, scale), key=lambda size: (abs(size - gt_size), -size))
             fits = (size for size in sizes if not isinstance(trial(size // factor), str))
-            taken = next((f", such as {size}" for size in fits), "")
-            text = f"expected patches that {key} takes{taken}, got {gt_size} ({result})"
+            if (taken := next(fits, None)) is None:
+                text = f"expected a forward that takes patches of some gt_size up to {2 * gt_size}, got {result}"
+                raise UserError(f"{key}: {text}")
+            text = f"expected patches that {key} takes, such as {taken}, got {gt_size} ({result})"
             raise UserError(f"datasets: train: gt_size: {text}")
-        if key == "network_d" and not isinstance(result, Tensor):
-            text = f"expected one tensor of its forward, got a {type(result).__name__}"
-            raise UserError(f"network_d: {text}: join them, torch.cat([part.flatten(1) for part in parts], 1)")
+        if key.startswith("network_") and is_usual and not isinstance(result, Tensor):
+            way = ": join them, torch.cat([part.flatten(1) for part in parts], 1)" if key == "network_d" else ""
+            raise UserError(f"{key}: expected one tensor of its forward, got a {type(result).__name__}{way}")
         if key == "network_g" and is_usual and isinstance(result, Tensor) and result.shape[-1] != gt_size:
             times = result.shape[-1] / (gt_size // scale)
             text = f"expected a network that enlarges {scale} times, got one that enlarges {times:g} times"
@@ -183,7 +185,8 @@ def _result_of(net: Any, images: Sequence[int], device: torch.device, side: int)
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return f"{type(error).__name__}: {first_line(error)}"
+        place = code_behind(error)[1]
+        return f"{type(error).__name__}: {first_line(error)} ({place})"
     finally:
         for module, mode in modes:
             module.training = mode

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from dp_basicsr import train
-from dp_basicsr.archs import VGGFeatures, pretrained
+from dp_basicsr.archs import RRDBNetDP, VGGFeatures, pretrained
 from dp_basicsr.runs import trial
 from dp_basicsr.runs.training import refuse_other_patches
 
@@ -133,7 +133,16 @@ SMALL_G = "num_feat: 4, num_block: 1, num_grow_ch: 4"
         ),
         (  # lightly-train#29: a transformer for one size, or a loss for large images
             ["train:perceptual_opt:extra_terms=[{type: LargeLoss, mu: 1.0}]"],
-            "gt_size: expected patches that perceptual_opt: LargeLoss takes, such as 40, got 32 (ValueError: small)",
+            "gt_size: expected patches that perceptual_opt: LargeLoss takes, such as 40, got 32 (ValueError: small ("
+            f"{__file__}:",
+        ),
+        (
+            ["network_d={type: BrokenLogits}"],
+            "network_d: expected a forward that takes patches of some gt_size up to 64, got KeyError: ",
+        ),
+        (
+            ["network_g={type: SeveralImages, scale: 4, num_feat: 4, num_block: 1, num_grow_ch: 4}"],
+            "network_g: expected one tensor of its forward, got a list",
         ),
     ],
 )
@@ -181,6 +190,18 @@ class LargeLoss(torch.nn.L1Loss):
         if x.shape[-1] < 40:
             raise ValueError("small")
         return super().forward(x, gt)
+
+
+@ARCH_REGISTRY.register()
+class BrokenLogits(SmallDiscriminator):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        raise KeyError("no size")
+
+
+@ARCH_REGISTRY.register()
+class SeveralImages(RRDBNetDP):
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:  # type: ignore[override]
+        return [super().forward(x)] * 2
 
 
 @ARCH_REGISTRY.register()
