@@ -10,15 +10,19 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from dp_basicsr.archs.open_network import open_network
+from dp_basicsr.checkpoint.weights import read_weights
 from dp_basicsr.data.stream import Batch, TrainStream
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.distributed.failure import is_loss_of_another
 from dp_basicsr.errors import UserError, first_line, is_out_of_memory, message_of_others
+from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.runs.judging import Figures, Judge
 from dp_basicsr.runs.limits import first_step_is_user_error
@@ -222,8 +226,23 @@ class Training:
         """Log the path of the network, the time that this start took, and the next command (default: to upscale)."""
         network = os.path.relpath(self.run.folders.models / f"net_g_{name}.pth")
         took = timedelta(seconds=round(time.monotonic() - self.started))
-        command = command or advise("upscale", f"-m {network} -i IMAGES -o FOLDER")
+        command = command or (how_to_upscale(self.model, Path(network)) if self.run.rank == 0 else "")
         get_root_logger().info(f"{network} after {took}; next: {command}")
+
+
+def how_to_upscale(model: Any, network: Path) -> str:
+    """Return the command: ``upscale``, or ``test`` for another package's generator that it cannot open."""
+    package = type(model.get_bare_model(model.net_g)).__module__
+    if package.partition(".")[0] not in ("basicsr", "dp_basicsr"):
+        try:
+            # As elsewhere, where nothing names its class.
+            open_network(replace(read_weights(network), path=Path(network.name), notes={}))
+        except UserError:
+            images = "{name: images, type: SingleImageDataset, dataroot_lq: IMAGES, io_backend: {type: disk}}"
+            entries = [f"path:pretrain_network_g={network}", f"datasets={{test: {images}}}", "val={save_img: true}"]
+            options = network.parents[1] / USED_OPTIONS
+            return advise("test", f"{options} --import {package} --force_yml {shlex.join(entries)}")
+    return advise("upscale", f"-m {network} -i IMAGES -o FOLDER")
 
 
 def loop(training: Training) -> None:

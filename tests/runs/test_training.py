@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,18 +12,21 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr import train
+from dp_basicsr import inference, test, train
+from dp_basicsr.archs import RRDBNetDP
 from dp_basicsr.models import PSNRModel
 from dp_basicsr.options.reading import parse_yaml
 from dp_basicsr.options.run import Folders, RunOptions
 from dp_basicsr.options.schema import OptionFile
 from dp_basicsr.runs.training import make_folders
+from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.atomic_io import await_archive_name
 
 import pytest
 import torch
 import yaml
 from basicsr.losses.basic_loss import L1Loss
+from basicsr.utils.registry import ARCH_REGISTRY
 
 from tests.support.options import SMALL_PSNR, write_small
 from tests.support.programs import code_of, logs_of, same_weights
@@ -121,6 +125,26 @@ def test_a_fault_of_ours_leaves_its_traceback_on_the_screen(
         assert code_of(train.main, ["small.yml"]) == 2
     said = capsys.readouterr().err
     assert ("Traceback" in said and "error: the first step failed: TypeError" in said) == (step == 1)
+
+
+@ARCH_REGISTRY.register()
+class Extended(RRDBNetDP):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.more = torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(("kind", "program"), [("Extended", "test"), ("RRDBNetDP", "upscale")])
+def test_the_last_line_gives_a_command_that_upscales(kind: str, program: str, pairs: Path) -> None:
+    write_small(f"network_g:type={kind}", "train:total_iter=3", base=SMALL_PSNR)
+    assert code_of(train.main, ["small.yml"]) == 0
+    command = logs_of().splitlines()[-1].partition("next: ")[2]
+    start = advise(program, "X").removesuffix("X")
+    assert command.startswith(start)
+    command = command.replace("IMAGES", str(pairs / "LRbicx4")).replace("FOLDER", "results")
+    main = {"test": test, "upscale": inference}[program].main
+    assert code_of(main, shlex.split(command.removeprefix(start))) == 0
+    assert len(list(Path("results").rglob("*.png"))) == 4
 
 
 def test_an_archive_name_that_is_taken_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
