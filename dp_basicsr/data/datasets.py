@@ -11,7 +11,7 @@ from typing import Any
 
 import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
 from dp_basicsr.data.lmdb_records import LmdbClient, lmdb_reader, meta_info_lines, refuse_damaged
-from dp_basicsr.data.sources import listed_names
+from dp_basicsr.data.sources import listed_names, split_pair
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.images.files import IMAGE_SUFFIXES, name_hint
 from dp_basicsr.images.png import without_remarks
@@ -179,13 +179,10 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
         root = str(dataset_opt["dataroot_lq"])
         paths = [os.path.join(root, name) for name in listed_names(dataset_opt[key], Path(root))]
     elif kind == "PairedImageDataset":
-        root, lq_root = str(dataset_opt["dataroot_gt"]), str(dataset_opt["dataroot_lq"])
-        paths = []
-        for name in listed_names(dataset_opt[key], Path(root)):
-            # Like BasicSR, which looks for the LQ by the GT's base name, without its folder.
-            stem, suffix = os.path.splitext(os.path.basename(name))
-            lq = dataset_opt.get("filename_tmpl", "{}").format(stem) + suffix
-            paths.append({"lq_path": os.path.join(lq_root, lq), "gt_path": os.path.join(root, name)})
+        roots = Path(dataset_opt["dataroot_gt"]), Path(dataset_opt["dataroot_lq"])
+        lines = listed_names(dataset_opt[key], roots[0])
+        split = (split_pair(line, *roots, dataset_opt.get("filename_tmpl", "{}")) for line in lines)
+        paths = [{"lq_path": str(lq), "gt_path": str(gt)} for gt, lq in split]
     else:
         return
     name = f"datasets: {dataset_opt['name']}: {key} {dataset_opt[key]}"
@@ -193,8 +190,8 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
     # With skip, missing files count as bad images, which are replaced while training.
     if missing and dataset_opt.get("on_bad_image") != "skip":
         has_gt = kind == "PairedImageDataset" and all(os.path.isfile(pair["gt_path"]) for pair in paths)
-        way = "; an LQ stands in dataroot_lq itself, also that of a GT in a subfolder: link it there" if has_gt else ""
-        way = "; of a list of pairs keep the first column" if ", " in missing[-1] else way
+        way = "; a line `gt, lq` names an LQ that is elsewhere than in dataroot_lq or the GT's subfolder of it"
+        way = way if has_gt else ""
         text = f"expected one file name per line, {len(missing)} files are missing, e.g. {missing[0]}"
         raise UserError(f"{name}: {text}{way}")
     # A list may name a.png of two folders, and both would get the same LQ.

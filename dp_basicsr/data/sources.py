@@ -89,3 +89,16 @@ def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
         readings = line, line.strip(), _SHAPE.sub("", line.strip()), line.split(" ")[0]
         names.append(next((name for name in readings if (folder / name).is_file()), readings[2]))
     return names
+
+
+def split_pair(name: str, gt_root: Path, lq_root: Path, template: str) -> tuple[Path, Path]:
+    """Return GT and LQ of a line in a list: a GT's name, or both, ``gt, lq``, as in Real-ESRGAN's lists of pairs."""
+    gt, comma, lq = name.partition(", ")
+    if comma and not (gt_root / name).is_file():
+        return gt_root / gt, lq_root / lq
+    file = Path(name)
+    lq = template.format(file.stem) + file.suffix
+    # BasicSR looks for it without the GT's subfolder.
+    in_subfolder = lq_root / file.parent / lq
+    found = not file.is_absolute() and not (lq_root / lq).is_file() and in_subfolder.is_file()
+    return gt_root / name, in_subfolder if found else lq_root / lq

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from unittest.mock import Mock
 
 from dp_basicsr.data.datasets import evaluation_loaders, open_dataset
+from dp_basicsr.data.preparation.check import check_set, paired_sets
 from dp_basicsr.data.preparation.writers import RecordForm
 from dp_basicsr.data.seeded import BadSamples
 from dp_basicsr.data.stream import RecordingPrefetcher, SeededDataset, TrainStream, start_worker
@@ -203,14 +204,28 @@ def test_a_meta_info_file_never_makes_a_wrong_pair(pairs: Path) -> None:
     listed.write_text("image0.png\nimage 9.png\n")
     with pytest.raises(UserError, match=r"2 files are missing, e.g. .*/image 9.png$"):
         TrainStream(options(pairs, train=train))
-    for listed_there, way in (
-        (str((pairs / "GT/a/image0.png").resolve()), "an LQ stands in dataroot_lq itself"),  # OSEDiff#74
-        ("GT/image0.png, LRbicx4/image0.png", "of a list of pairs keep the first column"),  # Real-ESRGAN#643
-    ):
-        (pairs / "LRbicx4/image0.png").unlink(missing_ok=True)
-        listed.write_text(listed_there)
-        with pytest.raises(UserError, match=rf"files are missing, e.g. .*; {way}"):
-            TrainStream(options(pairs, train=train))
+    (pairs / "LRbicx4/image0.png").unlink(missing_ok=True)
+    listed.write_text(str((pairs / "GT/a/image0.png").resolve()))
+    with pytest.raises(UserError, match=r"files are missing, e.g. .*; a line `gt, lq` names an LQ"):  # OSEDiff#74
+        TrainStream(options(pairs, train=train))
+
+
+@pytest.mark.parametrize(
+    ("gt", "lq", "line"),
+    [("image0.png", "b/c/other.png", "image0.png, b/c/other.png"), ("a/image0.png", "image0.png", "a/image0.png"),
+     ("a/image0.png", "a/image0.png", "a/image0.png"), ("a/image0.png", "b.png", "a/image0.png, b.png")],
+)  # fmt: skip
+def test_a_list_pairs_images_of_any_folders(gt: str, lq: str, line: str, pairs: Path) -> None:
+    """Real-ESRGAN#643: its lists of pairs; and LQ in the subfolders of their GT."""
+    for folder, name in (("GT", gt), ("LRbicx4", lq)):
+        Path(pairs, folder, name).parent.mkdir(parents=True, exist_ok=True)
+        Path(pairs, folder, "image0.png").rename(Path(pairs, folder, name))
+    (pairs / "list.txt").write_text(f"{line}\n")
+    opt = options(pairs, train={"meta_info_file": str(pairs / "list.txt")})
+    (pair,) = TrainStream(opt).dataset.paths
+    assert (pair["gt_path"], pair["lq_path"]) == (f"{pairs}/GT/{gt}", f"{pairs}/LRbicx4/{lq}")
+    ((_, paired_set),) = paired_sets({**opt, "scale": 4})
+    assert (check_set(paired_set, 1).pairs, check_set(paired_set, 1).problems) == (1, [])
 
 
 def test_any_name_in_a_list_is_read_to_its_end(pairs: Path) -> None:

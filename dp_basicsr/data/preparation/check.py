@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
-from dp_basicsr.data.sources import ImageSource, find_sources, listed_names
+from dp_basicsr.data.sources import ImageSource, find_sources, listed_names, split_pair
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import BadImageError, find_images, name_hint
 from dp_basicsr.utils.pool import available_cpus, ordered_map
@@ -107,15 +107,18 @@ def check_set(what: PairedSet, workers: int | None = None, seen: dict[bytes, Any
     checked = Checked()
     try:
         if what.names is None:
-            gt, lq = find_sources(what.gt), find_sources(what.lq)
+            gt, left = find_sources(what.gt), {source.name: source for source in find_sources(what.lq)}
+            partners = [f"{what.template.format(source.key)}{source.name[len(source.key) :]}" for source in gt]
             checked.problems += [problem for root in (what.gt, what.lq) for problem in _check_root(root)]
         else:
-            gt = [ImageSource(what.gt / name, Path(name).stem) for name in what.names]
-            lq = [ImageSource(path, path.stem) for path in find_images(what.lq)]
+            split = [split_pair(name, what.gt, what.lq, what.template) for name in what.names]
+            gt, partners = [ImageSource(path, path.stem) for path, _ in split], [str(path) for _, path in split]
+            files = (path for path in {*what.lq.glob("*"), *(path for _, path in split)} if path.is_file())
+            left = {str(path): ImageSource(path, path.stem) for path in files}
     except UserError as error:
         checked.problems.append(BadData("set", str(what), str(error)))
         return checked
-    tasks, unpaired = _pair(what, gt, lq)
+    tasks, unpaired = _pair(what, gt, left, partners)
     checked.problems += unpaired
     seen = {} if seen is None else seen
     shown: list[tuple[str, NDArray[np.float32]]] = []
@@ -224,16 +227,16 @@ def _other_pictures(pairs: list[tuple[str, NDArray[np.float32]]]) -> Iterator[Ba
             yield BadData("content", name, "its LQ does not show the same picture")
 
 
-def _pair(what: PairedSet, gt: list[ImageSource], lq: list[ImageSource]) -> tuple[list[Pair], list[BadData]]:
-    """Pair like BasicSR: records by key, files by the GT's full name with the template applied to its stem."""
+def _pair(
+    what: PairedSet, gt: list[ImageSource], left: dict[str, ImageSource], partners: list[str]
+) -> tuple[list[Pair], list[BadData]]:
+    """Pair each GT with its partner among the LQ by name: records by key, files by the GT's with the template."""
     problems, tasks = [], []
-    left, taken, alone = {source.name: source for source in lq}, {}, {}
-    for source in gt:
+    taken, alone = {}, {}
+    for source, name in zip(gt, partners, strict=True):
         if what.names is not None and not source.path.is_file():
             problems.append(BadData("missing", str(source), "does not exist, but meta_info_file lists it"))
             continue
-        suffix = source.name[len(source.key) :]
-        name = f"{what.template.format(source.key)}{suffix}"
         partner = left.pop(name, None)
         if partner is not None:
             taken[name] = source
