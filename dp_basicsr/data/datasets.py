@@ -27,6 +27,8 @@ from torch.utils.data import DataLoader
 
 # Suffixes of files whose first picture alone OpenCV would take.
 MAY_HAVE_SEVERAL = (".gif", ".webp", ".tif", ".tiff")
+# The folder whose files a list names, of the datasets of single images.
+_LISTED = {("SingleImageDataset", "meta_info_file"): "dataroot_lq", ("RealESRGANDataset", "meta_info"): "dataroot_gt"}
 
 
 def how_to_get_data() -> str:
@@ -172,12 +174,12 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
     if key is None or not on_disk:
         return
     paths: list[Any]
-    if key == "meta_info":
+    if (kind, key) in _LISTED:
+        root = str(dataset_opt[_LISTED[kind, key]])
+        paths = [os.path.join(root, name) for name in listed_names(dataset_opt[key], Path(root))]
+    elif key == "meta_info":
         # Read by BasicSR; a blank line makes the path of a folder.
         paths = [entry for entry in dataset.paths if not any(path.endswith(os.sep) for path in _files_of(entry))]
-    elif kind == "SingleImageDataset":
-        root = str(dataset_opt["dataroot_lq"])
-        paths = [os.path.join(root, name) for name in listed_names(dataset_opt[key], Path(root))]
     elif kind == "PairedImageDataset":
         roots = Path(dataset_opt["dataroot_gt"]), Path(dataset_opt["dataroot_lq"])
         lines = listed_names(dataset_opt[key], roots[0])

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests.support.fuzz import draws
 from tests.support.gpu import needs_gpus
+from tests.support.options import REAL_ESRGAN_KERNELS
 from tests.support.stream import evaluation_options, options, packed, take
 
 
@@ -242,8 +243,10 @@ def test_any_name_in_a_list_is_read_to_its_end(pairs: Path) -> None:
         train = options(pairs, train={"meta_info_file": str(pairs / "meta.txt")})["datasets"]["train"]
         (pair,) = open_dataset(train).paths
         assert [Path(pair[key]).name for key in ("gt_path", "lq_path")] == [name, name]
-        (path,) = open_dataset(train | {"type": "SingleImageDataset"}).paths
-        assert Path(path).name == name
+        degraded = {"type": "RealESRGANDataset", "meta_info": train.pop("meta_info_file"), **REAL_ESRGAN_KERNELS}
+        for alone in ({"type": "SingleImageDataset", "meta_info_file": degraded["meta_info"]}, degraded):
+            (path,) = open_dataset(train | alone).paths
+            assert Path(path).name == name
 
 
 def test_several_sets_can_share_an_lmdb(pairs: Path) -> None:
