@@ -29,7 +29,8 @@ from dp_basicsr.webui import PREFIX, find_models, free_port
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from tests.support.images import write_noise
 from tests.support.networks import make_network
@@ -98,6 +99,31 @@ def test_page_upscales_as_the_command_does(page: Page) -> None:
     assert_as_by_command(result(visit), write_noise("in.png", 40, 50), "--model_path", "model.pth")
     assert "model.pth" in page.engine
     assert "cpu" in page.engine.lower()
+
+
+def test_a_visitor_is_told_what_a_command_would_warn_of(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """stable-diffusion-webui#1250: `parameters` of a PNG were lost in a JPEG. Options go by the page's names."""
+    info = PngInfo()
+    info.add_text("parameters", "a tree")
+    image = Image.open(write_noise("in.png", 9, 7))
+
+    def told(*files: str, **task: Any) -> str:
+        image.save("in.png", pnginfo=info)
+        image.save("other.webp", lossless=True)
+        return upscale(page, chosen(page, *files), Task("m", **task))
+
+    assert told("other.webp").endswith("MB. dropped: lossless coding, which Quality 100 keeps")
+    assert told("in.png", ext="jpg").endswith("MB. dropped: text 'parameters'")
+    said = told("in.png", "other.webp", ext="jpg")
+    assert said.endswith("in.png: dropped: text 'parameters'"), said
+    page.upscaler(Task("m")).overlap = 0
+    for _ in range(2):
+        assert "do not give what the whole image would" in upscale(
+            page, chosen(page, write_noise("large.png", 70, 70)), Task("m")
+        )
+    monkeypatch.setattr(page_module, "upscale_picture", None)  # nothing is computed
+    visit = chosen(page, write_noise("wide.png", 1, 4200))
+    assert upscale(page, visit, Task("m", ext="webp")).endswith("and WEBP ends at 16383 pixels: give Format png")
 
 
 def test_several_images_and_folders_come_back_as_a_zip(page: Page) -> None:
@@ -243,9 +269,13 @@ def test_what_does_not_change_the_network_does_not_load_it_again(page: Page) -> 
 
 
 def test_a_trial_upscales_the_middle(page: Page) -> None:
-    pixels = np.asarray(Image.open(write_noise("large.png", 40, CROP + 50)))
+    image = Image.open(write_noise("large.png", 40, CROP + 50))
+    pixels = np.asarray(image)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image.save("large.png", icc_profile=profile)
     visit = chosen(page, "large.png")
     upscale(page, visit, Task("m", is_trial=True))
+    assert Image.open(result(visit)).info["icc_profile"] == profile
     assert result(visit).name == "large_crop_x4.png"
     assert Image.open(result(visit)).size == (4 * CROP, 160)
     assert visit.job is not None

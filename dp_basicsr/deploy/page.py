@@ -18,16 +18,17 @@ from dp_basicsr.checkpoint.opened_network import is_converted
 from dp_basicsr.deploy.batch import describe_left_out, find_jobs
 from dp_basicsr.deploy.choices import AlphaMode
 from dp_basicsr.deploy.open_engine import open_engine
-from dp_basicsr.deploy.upscale_picture import resize, upscale_picture
+from dp_basicsr.deploy.upscale_picture import resize, size_of_result, upscale_picture
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError, shorten
-from dp_basicsr.images.files import QUALITY, BadImageError
+from dp_basicsr.images.files import FORMATS, QUALITY, BadImageError
 from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.read import read_picture
-from dp_basicsr.images.write import encode_picture
+from dp_basicsr.images.write import encode_picture, refuse_unwritable
 
 CROP = 192  # pixels, side of the crop to try first
 STRENGTH = 0.8  # share of the second model, ESRGAN's example
+LABELS = {"--ext": "Format", "--alpha": "Transparency", "--quality": "Quality"}  # of the options that messages advise
 SHOWN = 2560  # pixels, longest side of a picture on the page: a phone's browser fails at some ten megapixels
 # Seconds for which files are kept after the page was closed (it may be loaded anew), or after the connection was lost.
 CLOSED, LOST = 60.0, 3600.0
@@ -98,6 +99,7 @@ class Page:
 
     def __post_init__(self) -> None:
         self.engine = ""  # what runs the model that is loaded
+        self._notes: list[str] = []  # what the visitor of the running job is told besides
         self._loaded: tuple[tuple[str | float | None, ...], Upscaler] | None = None
         self._visits: dict[str, Visit] = {}  # by the key of the browser's tab, which outlives a page loaded anew
         self._queue: list[Job] = []  # the first one runs
@@ -268,6 +270,8 @@ class Page:
             except BaseException as error:
                 # This thread works for all visitors, and must survive what one image raises.
                 text = explain(error)
+            for option, label in LABELS.items():
+                text = text.replace(option, label)
             with self._changed:
                 job.text = text
                 self._queue.remove(job)
@@ -284,6 +288,8 @@ class Page:
         job.started = time.monotonic()
         written: list[Path] = []
         failed: list[str] = []
+        notes, upscaler.has_seams = self._notes, False
+        notes.clear()
         size = ""
 
         def on_tile(done: int, total: int) -> None:
@@ -295,8 +301,13 @@ class Page:
             try:
                 picture = self._read(image.source)
                 picture = crop_middle(picture, CROP) if task.is_trial else picture
+                height, width = size_of_result(picture, upscaler, scale)
+                has_alpha = picture.alpha is not None and task.alpha != "drop"
+                refuse_unwritable(FORMATS[image.target.suffix.lower()], width, height, has_alpha)
                 upscaled = upscale_picture(picture, upscaler, outscale=scale, alpha_mode=task.alpha, on_tile=on_tile)
-                data = encode_picture(upscaled, image.target.suffix, task.quality)
+                words: list[str] = []
+                data = encode_picture(upscaled, image.target.suffix, task.quality, words.append)
+                notes += [f"{image.source.name}: {word}" if len(images) > 1 else word for word in words]
             except UserError as error:
                 if len(images) == 1:
                     raise
@@ -322,7 +333,8 @@ class Page:
                         archive.write(path, path.relative_to(out / "all"))
             size += f", {job.result.stat().st_size / 1e6:.1f} MB"
         took = timedelta(seconds=round(time.monotonic() - job.started))
-        return " ".join([f"Done in {took}: {size}.", *failed])
+        more = [f"and {len(notes) - 4} more"] if len(notes) > 4 else []
+        return " ".join([f"Done in {took}: {size}.", "; ".join([*failed, *notes[:4], *more])]).rstrip()
 
     def upscaler(self, task: Task) -> Upscaler:
         """Return the network, which stays loaded until another one is asked for."""
@@ -338,7 +350,7 @@ class Page:
                 device=self.device,
                 warn=print,
             )
-            self._loaded = key, Upscaler(engine, tile=self.tile, warn=print)
+            self._loaded = key, Upscaler(engine, tile=self.tile, warn=self._notes.append)
             self.engine = engine.title.partition(" (converted")[0]
         return self._loaded[1]
 
@@ -380,8 +392,9 @@ def crop_middle(picture: Picture, side: int) -> Picture:
     top, left = (max(length - side, 0) // 2 for length in picture.colour.shape[:2])
     rows, columns = slice(top, top + side), slice(left, left + side)
     alpha = None if picture.alpha is None else picture.alpha[rows, columns]
-    # What the file knows, such as places in the picture, does not hold for a part of it.
-    return replace(picture, colour=picture.colour[rows, columns], alpha=alpha, metadata=Metadata())
+    # What else the file knows, such as places in the picture, does not hold for a part of it.
+    metadata = Metadata(icc=picture.metadata.icc, chunks=picture.metadata.chunks)
+    return replace(picture, colour=picture.colour[rows, columns], alpha=alpha, metadata=metadata)
 
 
 def explain(error: BaseException) -> str:

@@ -41,7 +41,7 @@ class Upscaler:
         self.engine = engine
         self.overlap = overlap
         self.warn = warn
-        self._has_seams = False
+        self.has_seams = False  # a warning is enough for all images
         self.tile = engine.tile if tile is None else tile
 
     @property
@@ -89,8 +89,8 @@ class Upscaler:
             return self.engine(to_floats(pixels[rows, columns]))[0]  # type: ignore[no-any-return]
 
         def name_seams(reason: str) -> None:
-            if not self._has_seams:
-                self._has_seams = True
+            if not self.has_seams:
+                self.has_seams = True
                 self.warn(f"{reason}; give --tile 0 for the whole image at once, or raise --tile and --tile-overlap")
 
         result = np.empty((height * self.scale, width * self.scale, 3), pixels.dtype)
