@@ -11,6 +11,7 @@ from dp_basicsr.data.imresize import downsample, mod_crop
 from dp_basicsr.evaluation.evaluate import Evaluation, Image, Measured, bicubic, read_file, read_pair
 from dp_basicsr.evaluation.matching import BICUBIC
 from dp_basicsr.images.strict import encode
+from dp_basicsr.images.write import LONGEST_SIDE
 from dp_basicsr.metrics import METRICS
 from dp_basicsr.report import LOSSLESS
 
@@ -75,6 +76,7 @@ def make_viewer(images: Sequence[Measured], evaluation: Evaluation, quality: int
 
 
 def data_uri(image: Image, quality: int) -> str:
-    """Encode ``(H, W[, 3])`` BGR uint8 as a WebP data URI."""
-    data = encode(image, ".webp", [cv2.IMWRITE_WEBP_QUALITY, quality])
-    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
+    """Encode ``(H, W[, 3])`` BGR uint8 as a WebP data URI, or as PNG what is too long for WebP."""
+    kind = "webp" if max(image.shape[:2]) <= LONGEST_SIDE["WEBP"] else "png"
+    data = encode(image, f".{kind}", [cv2.IMWRITE_WEBP_QUALITY, quality] if kind == "webp" else None)
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")

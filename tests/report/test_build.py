@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 import shutil
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.files import write_evaluation
 from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.report.build import collect, write_report
+from dp_basicsr.report.images import data_uri
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from scripts.make_report import main
 
@@ -91,6 +94,14 @@ def test_the_best_is_ranked_and_random_networks_are_named(run: Path, evaluation:
     assert report.facts["Iterations of run"] == "2"
     names = [source.name for source in report.viewers["pairs"][0].sources]
     assert names == ["LR (nearest)", BICUBIC, "Soft <&>", "Sharp", "Original"]
+
+
+def test_an_image_that_is_too_long_for_webp_is_shown() -> None:
+    """microsoft/playwright#42721"""
+    for side, kind in ((16383, "webp"), (16384, "png")):
+        uri = data_uri(np.zeros((1, side, 3), np.uint8), 90)
+        assert uri.startswith(f"data:image/{kind};base64,")
+        assert Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size == (side, 1)
 
 
 def test_a_run_that_ended_after_its_baseline_has_a_report(run: Path) -> None:
