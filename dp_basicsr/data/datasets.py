@@ -13,7 +13,7 @@ import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
 from dp_basicsr.data.lmdb_records import LmdbClient, lmdb_reader, meta_info_lines, refuse_damaged
 from dp_basicsr.data.sources import listed_names, split_pair
 from dp_basicsr.errors import UserError, shorten
-from dp_basicsr.images.files import IMAGE_SUFFIXES, name_hint
+from dp_basicsr.images.files import IMAGE_SUFFIXES, LONGEST_NAME, name_hint
 from dp_basicsr.images.png import without_remarks
 from dp_basicsr.images.strict import orientation_if_single
 from dp_basicsr.utils.arguments import advise
@@ -226,6 +226,17 @@ def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:
     return [root for root in roots if root is not None and not Path(root).is_dir()]
 
 
+def _refuse_long_names(dataset: Any, opt: dict[str, Any], phase: str) -> None:
+    """Raise a UserError for a result whose name no file can have, before it is computed; see ``Validator``."""
+    val, paths = opt.get("val") or {}, getattr(dataset, "paths", None)
+    for entry in paths if val.get("save_img") and isinstance(paths, list) else []:
+        ending = opt["train"]["total_iter"] if phase == "val" else val.get("suffix") or opt["name"]
+        path = str(entry.get("lq_path", "") if isinstance(entry, dict) else entry)
+        if len(os.fsencode(f"{Path(path).stem}_{ending}.png")) > LONGEST_NAME:
+            text = f"its result's name, with _{ending}, is longer than {LONGEST_NAME} bytes"
+            raise UserError(f"{path}: {text}: rename it, or set `val: save_img: false`")
+
+
 def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
     """Build loaders for the data sets of a phase (``val`` or ``test``), without missing ones, which ``checks`` name."""
     logger = get_root_logger()
@@ -237,6 +248,7 @@ def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
         if len(dataset) == 0:
             logger.warning(f"{dataset_opt['name']} is skipped: no image directly in its folders")
             continue
+        _refuse_long_names(dataset, opt, phase)
         # BasicSR loads these in the process itself, where torch refuses workers that persist.
         alone = dataset_opt | {"persistent_workers": False, "prefetch_mode": None}
         loaders.append(build_dataloader(dataset, alone, num_gpu=opt["num_gpu"], dist=opt["dist"]))

@@ -178,6 +178,23 @@ def test_an_empty_validation_set_is_skipped_by_name(pairs: Path, caplog: pytest.
     assert "nothing is skipped: no image" in caplog.text
 
 
+@pytest.mark.parametrize("phase", ["val", "test"])
+def test_a_result_that_no_file_can_be_named_after_is_known_at_the_start(pairs: Path, phase: str) -> None:
+    for path in pairs.glob("*/image0.png"):
+        path.rename(path.with_stem("é" * 122))
+    opt = evaluation_options(pairs) | {"name": "run", "train": {"total_iter": 10**6}}
+    opt["datasets"]["val"]["phase"] = phase
+    opt["val"] = {"save_img": False, "suffix": "a long one"}
+    assert len(evaluation_loaders(opt, phase)) == 1
+    opt["val"]["save_img"] = True
+    with pytest.raises(
+        UserError, match="é.png: its result's name, with _.*, is longer than 255 bytes: rename it, or set"
+    ):
+        evaluation_loaders(opt, phase)
+    opt |= {"name": "r", "val": {"save_img": True}, "train": {"total_iter": 1}}
+    assert len(evaluation_loaders(opt, phase)) == 1
+
+
 @pytest.mark.parametrize("kind", ["PairedImageDataset", "SingleImageDataset"])
 @pytest.mark.parametrize(
     "keys", [{"persistent_workers": True}, {"num_worker_per_gpu": 2}, {"prefetch_mode": "cpu", "batch_size_per_gpu": 4},

@@ -186,6 +186,9 @@ def test_names_that_are_not_lmdb_keys_are_allowed_in_png_folders(tmp_path: Path)
     what = Extraction(hr, window=Window(16, 16), form="png")
     assert "ignored 1 that are not images (1 .txt)" in str(extract_subimages(what, PrepJob()))
     assert names(tmp_path / "hr_sub") == ["a.b_s001.png", "a.c_s001.png", "bäume_s001.png"]
+    (hr / f"{'x' * 246}.png").touch()
+    with pytest.raises(UserError, match="x.png: its sub-images' names would be longer than 255 bytes: rename it"):
+        extract_subimages(what, PrepJob(overwrite=True))
     (hr / "a.b.bmp").touch()
     with pytest.raises(UserError, match=r"a\.b\.bmp and a\.b\.png would both be written as 'a\.b'"):
         extract_subimages(what, PrepJob())
