@@ -114,17 +114,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(message in str(error).lower() for message in MEMORY_MESSAGES)
 
 
-def is_too_many_files(error: BaseException) -> bool:
-    """Return whether an error, of this process or passed on from a worker, is the limit of open files."""
-    # In the messages of Python and torch's DataLoader, and of multiprocessing that passes files between processes.
-    signs = ("Too many open files", "items of ancdata")
-    return isinstance(error, (OSError, RuntimeError)) and any(sign in str(error) for sign in signs)
-
-
-def is_too_many_processes(error: BaseException) -> bool:
-    """Return whether an error, of ``fork`` or of a new thread, is the limit of processes."""
-    signs = ("can't start new thread", "Resource temporarily unavailable")
-    return isinstance(error, (OSError, RuntimeError)) and any(sign in str(error) for sign in signs)
+def limit_reached(error: BaseException) -> str | None:
+    """Return what to do if an error, also one passed on from a worker, is the limit of open files or of processes."""
+    if isinstance(error, (OSError, RuntimeError)):
+        # In the messages of Python and torch's DataLoader, and of multiprocessing that passes files between processes.
+        if any(sign in str(error) for sign in ("Too many open files", "items of ancdata")):
+            return TOO_MANY_FILES
+        if any(sign in str(error) for sign in ("can't start new thread", "Resource temporarily unavailable")):
+            return TOO_MANY_PROCESSES
+    return None
 
 
 def how_to_install(module: str) -> str:
@@ -191,10 +189,8 @@ def message_for_user(error: BaseException) -> str | None:
     """
     if isinstance(error, UserError):
         return readable(str(error))
-    if is_too_many_files(error):
-        return TOO_MANY_FILES
-    if is_too_many_processes(error):
-        return TOO_MANY_PROCESSES
+    if limit := limit_reached(error):
+        return limit
     if isinstance(error, RuntimeError) and "finished reduction in the prior iteration" in str(error):
         # DistributedDataParallel's, in the second step.
         names = str(error).partition("for rank ")[2].partition("\n")[0].partition(": ")[2].strip()

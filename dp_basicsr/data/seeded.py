@@ -12,14 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dp_basicsr.data.datasets import how_to_make_lq
-from dp_basicsr.errors import (
-    TOO_MANY_FILES,
-    TOO_MANY_PROCESSES,
-    UserError,
-    is_too_many_files,
-    is_too_many_processes,
-    message_of_others,
-)
+from dp_basicsr.errors import TOO_MANY_PROCESSES, UserError, limit_reached, message_of_others
 from dp_basicsr.utils.arguments import advise
 
 import cv2
@@ -98,8 +91,8 @@ class SeededDataset(Dataset):
                 return {**drawn, "bad": "\n".join(bad)}
             except Exception as error:
                 # Not a fault of the image; the cause is that of a ``DiskClient``'s error.
-                if any(map(is_too_many_files, filter(None, (error, error.__cause__)))):
-                    raise UserError(TOO_MANY_FILES) from error
+                if limit := limit_reached(error) or (error.__cause__ and limit_reached(error.__cause__)):
+                    raise UserError(limit) from error
                 name: Any = index
                 if hasattr(self.dataset, "paths"):
                     # Of BasicSR's datasets: a path, or those of a pair, which are the same key in an LMDB.
@@ -176,15 +169,13 @@ class BadSamples:
         except (RuntimeError, BlockingIOError) as error:
             # From torch: a worker was not started, was killed, or got no shared memory.
             fewer = "lower datasets: train: num_worker_per_gpu (0 needs none) or the mini-batch"
-            if is_too_many_files(error):
-                cause = TOO_MANY_FILES
-            elif is_too_many_processes(error):
-                cause = TOO_MANY_PROCESSES
-                # Python would wait for ever for the workers that were started: they ignore the signal to end.
-                for worker in multiprocessing.active_children():
-                    worker.kill()
-                # torch's iterator, which is half made, would add a traceback when it is deleted.
-                sys.unraisablehook = lambda _: None
+            if cause := limit_reached(error):
+                if cause == TOO_MANY_PROCESSES:
+                    # Python would wait for ever for the workers that were started: they ignore the signal to end.
+                    for worker in multiprocessing.active_children():
+                        worker.kill()
+                    # torch's iterator, which is half made, would add a traceback when it is deleted.
+                    sys.unraisablehook = lambda _: None
             elif any(sign in str(error) for sign in ("Bus error", "shared memory", "shm", "No space left on device")):
                 is_there = os.path.isdir("/dev/shm")
                 free = f"{shutil.disk_usage('/dev/shm').free / 1e6:,.0f} MB are free" if is_there else "full"
