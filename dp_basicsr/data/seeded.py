@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from dp_basicsr.data.datasets import how_to_make_lq
@@ -126,21 +127,19 @@ def _random_state(seeds: np.random.SeedSequence) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
+@dataclass
 class BadSamples:
     """Samples that this process could not use: the first one stops the run, or they are counted up to a limit.
 
     With ``skip``, a share of an epoch (at least one sample) may be bad within the first epoch, later a share of the
     samples seen; an image counts each time it is drawn. The count restarts when a run is resumed.
-
-    ``most`` is ``max_bad_share``, ``epoch`` the number of this process's samples in an epoch.
     """
 
-    def __init__(self, on_bad_image: str, most: float, epoch: int) -> None:
-        self.on_bad_image = on_bad_image
-        self.most = most
-        self.epoch = epoch
-        self.seen = 0
-        self.count = 0
+    on_bad_image: str
+    most: float  # max_bad_share
+    epoch: int  # number of this process's samples in an epoch
+    seen: int = 0
+    count: int = 0
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches without their entry ``bad``.
