@@ -68,10 +68,3 @@ DEFAULT = tuple(name for name, metric in METRICS.items() if metric.default)
 def record_of(kind: str) -> Metric | None:
     """Return the first record of a ``type`` of ``val: metrics:``, which holds for all its keywords."""
     return next((metric for metric in METRICS.values() if metric.type == kind), None)
-
-
-def needs_network(kind: str) -> bool:
-    """Return whether a metric of this ``type`` runs a network, whose weights may have to be downloaded."""
-    record = record_of(kind)
-    # Of another library's metric it is not known, so it counts as one with a network.
-    return "/" in kind or bool(record and record.module)
