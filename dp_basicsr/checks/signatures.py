@@ -11,7 +11,6 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import dp_basicsr.data.datasets
@@ -52,15 +51,13 @@ class TypedEntry:
 
 
 # How a DPLoss weighs a term: keys of the loss, and of each of its terms.
-RULE: Mapping[str, Any] = MappingProxyType(
-    {
-        "mu": Positive,
-        "eps": NonNegative,
-        "dynamic_weighting": bool,
-        "static_weight": NonNegative,
-        "max_weight": Positive | None,
-    }
-)
+RULE: Mapping[str, Any] = {
+    "mu": Positive,
+    "eps": NonNegative,
+    "dynamic_weighting": bool,
+    "static_weight": NonNegative,
+    "max_weight": Positive | None,
+}
 # Keys of a DPLoss term itself; the others are arguments of the term's class.
 TERM: tuple[tuple[str, Any, Any], ...] = (("name", str, None), *((name, kind, None) for name, kind in RULE.items()))
 
@@ -152,56 +149,54 @@ _ADAM = {
 }
 
 # Types missing from signatures: class name (or "" for any) -> parameter -> type.
-VALUES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "": {
-            "loss_weight": NonNegative,
-            "scale": Size,
-            "upscale": Size,
-            "input_size": Size,
-            "lr": Positive,
-            "weight_decay": NonNegative,
-            "crop_border": FromZero,
-            "input_order": Literal["HWC", "CHW"],
-        },
-        "Adam": _ADAM,
-        "AdamW": _ADAM,
-        "MultiStepRestartLR": {
-            "milestones": list[Count],
-            "gamma": Positive,
-            "restarts": list[FromZero],
-            "restart_weights": list[NonNegative],
-        },
-        "CosineAnnealingRestartLR": {
-            "periods": Annotated[list[Count], Field(min_length=1)],
-            "restart_weights": list[NonNegative],
-            "eta_min": NonNegative,
-        },
-        "RRDBNetDP": {"scale": Literal[tuple(UPSAMPLING)]},  # type: ignore[valid-type]
-        "MSRResNet": {"upscale": Literal[2, 3, 4]},
-        "VGGStyleDiscriminator": {"input_size": Literal[128, 256]},
-        "GANLoss": {"gan_type": Literal["vanilla", "lsgan", "wgan", "wgan_softplus", "hinge"]},
-        # `none` would not return a scalar, which backward needs.
-        "L1Loss": {"reduction": Literal["mean", "sum"]},
-        "MSELoss": {"reduction": Literal["mean", "sum"]},
-        "CharbonnierLoss": {"reduction": Literal["mean", "sum"], "eps": Positive},
-        "PerceptualLoss": {
-            "vgg_type": Literal[VGG_TYPES],  # type: ignore[valid-type]
-            "layer_weights": dict[str, float],
-            "criterion": Literal["l1", "l2", "fro"],
-            "perceptual_weight": NonNegative,
-            "style_weight": NonNegative,
-        },
-        "DPLoss": {
-            **RULE,
-            "vgg_type": Literal[VGG_TYPES],  # type: ignore[valid-type]
-            "resnet_type": Literal[RESNET_TYPES],  # type: ignore[valid-type]
-            "vgg_layer_weights": dict[str, float],
-            "resnet_layer_weights": dict[Literal[RESNET_STAGES], float],  # type: ignore[valid-type]
-            "input_channels": Annotated[Literal["repeat"] | list[Any] | None, AfterValidator(_channels)],
-        },
-    }
-)
+VALUES: Mapping[str, Mapping[str, Any]] = {
+    "": {
+        "loss_weight": NonNegative,
+        "scale": Size,
+        "upscale": Size,
+        "input_size": Size,
+        "lr": Positive,
+        "weight_decay": NonNegative,
+        "crop_border": FromZero,
+        "input_order": Literal["HWC", "CHW"],
+    },
+    "Adam": _ADAM,
+    "AdamW": _ADAM,
+    "MultiStepRestartLR": {
+        "milestones": list[Count],
+        "gamma": Positive,
+        "restarts": list[FromZero],
+        "restart_weights": list[NonNegative],
+    },
+    "CosineAnnealingRestartLR": {
+        "periods": Annotated[list[Count], Field(min_length=1)],
+        "restart_weights": list[NonNegative],
+        "eta_min": NonNegative,
+    },
+    "RRDBNetDP": {"scale": Literal[tuple(UPSAMPLING)]},  # type: ignore[valid-type]
+    "MSRResNet": {"upscale": Literal[2, 3, 4]},
+    "VGGStyleDiscriminator": {"input_size": Literal[128, 256]},
+    "GANLoss": {"gan_type": Literal["vanilla", "lsgan", "wgan", "wgan_softplus", "hinge"]},
+    # `none` would not return a scalar, which backward needs.
+    "L1Loss": {"reduction": Literal["mean", "sum"]},
+    "MSELoss": {"reduction": Literal["mean", "sum"]},
+    "CharbonnierLoss": {"reduction": Literal["mean", "sum"], "eps": Positive},
+    "PerceptualLoss": {
+        "vgg_type": Literal[VGG_TYPES],  # type: ignore[valid-type]
+        "layer_weights": dict[str, float],
+        "criterion": Literal["l1", "l2", "fro"],
+        "perceptual_weight": NonNegative,
+        "style_weight": NonNegative,
+    },
+    "DPLoss": {
+        **RULE,
+        "vgg_type": Literal[VGG_TYPES],  # type: ignore[valid-type]
+        "resnet_type": Literal[RESNET_TYPES],  # type: ignore[valid-type]
+        "vgg_layer_weights": dict[str, float],
+        "resnet_layer_weights": dict[Literal[RESNET_STAGES], float],  # type: ignore[valid-type]
+        "input_channels": Annotated[Literal["repeat"] | list[Any] | None, AfterValidator(_channels)],
+    },
+}
 
 
 class Signature(Section):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Literal
 
 from dp_basicsr.errors import UserError
@@ -14,15 +13,13 @@ from torch.nn import functional as F
 
 Criterion = Literal["l1", "l2", "charbonnier", "fro"]
 
-_DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {
-        "l1": F.l1_loss,
-        "l2": F.mse_loss,
-        "charbonnier": lambda x, gt: ((x - gt).square() + 1e-12).sqrt().mean(),
-        # Of the whole batch, as in BasicSR: no mean, and so another loss for another batch size.
-        "fro": lambda x, gt: torch.linalg.vector_norm(x - gt),
-    }
-)
+_DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": F.l1_loss,
+    "l2": F.mse_loss,
+    "charbonnier": lambda x, gt: ((x - gt).square() + 1e-12).sqrt().mean(),
+    # Of the whole batch, as in BasicSR: no mean, and so another loss for another batch size.
+    "fro": lambda x, gt: torch.linalg.vector_norm(x - gt),
+}
 CRITERIA = tuple(_DISTANCES)
 
 

@@ -10,7 +10,6 @@ import math
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 from dp_basicsr.archs.pretrained import find_weights, read_state_dict
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # lpips's backbone name -> torchvision's.
-BACKBONES = MappingProxyType({"alex": "alexnet", "vgg": "vgg16"})
+BACKBONES = {"alex": "alexnet", "vgg": "vgg16"}
 
 
 @register("metric")

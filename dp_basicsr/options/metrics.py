@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 
@@ -41,26 +40,24 @@ class Metric:
 _PSNR, _SSIM, _LPIPS = "calculate_psnr", "calculate_ssim", "calculate_lpips"
 _NETWORKS = "dp_basicsr.metrics."  # modules of metrics that need files or packages
 
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        "psnr_rgb": Metric("PSNR RGB [dB]", 2, True, _PSNR, {"test_y_channel": False}, default=True),
-        "psnr_y": Metric("PSNR Y [dB]", 2, True, _PSNR, {"test_y_channel": True}, default=True),
-        # SSIM's window has 11 pixels a side.
-        "ssim_rgb": Metric("SSIM RGB", 4, True, _SSIM, {"test_y_channel": False}, 11, default=True),
-        "ssim_y": Metric("SSIM Y", 4, True, _SSIM, {"test_y_channel": True}, 11, default=True),
-        # Smaller images vanish in AlexNet's pooling; VGG allows less, but one limit serves both.
-        "lpips_alex": Metric(
-            "LPIPS AlexNet", 4, False, _LPIPS, {"net": "alex"}, 32, module=f"{_NETWORKS}lpips_metric", default=True
-        ),
-        "lpips_vgg": Metric(
-            "LPIPS VGG-16", 4, False, _LPIPS, {"net": "vgg"}, 32, module=f"{_NETWORKS}lpips_metric", default=True
-        ),
-        "deep": Metric("Deep distance", 4, False, "calculate_deep_distance", side=32, module=f"{_NETWORKS}deep_metric"),
-        "gmsd": Metric("GMSD", 4, False, "piq/GMSDLoss", side=8, module=f"{_NETWORKS}library_metric"),
-        # NIQE takes a covariance of its blocks: two give a number, but only a dozen one that says something.
-        "niqe": Metric("NIQE", 2, False, "calculate_niqe", side=96, blocks=2, enough=12),
-    }
-)
+METRICS: Mapping[str, Metric] = {
+    "psnr_rgb": Metric("PSNR RGB [dB]", 2, True, _PSNR, {"test_y_channel": False}, default=True),
+    "psnr_y": Metric("PSNR Y [dB]", 2, True, _PSNR, {"test_y_channel": True}, default=True),
+    # SSIM's window has 11 pixels a side.
+    "ssim_rgb": Metric("SSIM RGB", 4, True, _SSIM, {"test_y_channel": False}, 11, default=True),
+    "ssim_y": Metric("SSIM Y", 4, True, _SSIM, {"test_y_channel": True}, 11, default=True),
+    # Smaller images vanish in AlexNet's pooling; VGG allows less, but one limit serves both.
+    "lpips_alex": Metric(
+        "LPIPS AlexNet", 4, False, _LPIPS, {"net": "alex"}, 32, module=f"{_NETWORKS}lpips_metric", default=True
+    ),
+    "lpips_vgg": Metric(
+        "LPIPS VGG-16", 4, False, _LPIPS, {"net": "vgg"}, 32, module=f"{_NETWORKS}lpips_metric", default=True
+    ),
+    "deep": Metric("Deep distance", 4, False, "calculate_deep_distance", side=32, module=f"{_NETWORKS}deep_metric"),
+    "gmsd": Metric("GMSD", 4, False, "piq/GMSDLoss", side=8, module=f"{_NETWORKS}library_metric"),
+    # NIQE takes a covariance of its blocks: two give a number, but only a dozen one that says something.
+    "niqe": Metric("NIQE", 2, False, "calculate_niqe", side=96, blocks=2, enough=12),
+}
 
 DEFAULT = tuple(name for name, metric in METRICS.items() if metric.default)
 

@@ -7,9 +7,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,27 +31,25 @@ class Command(NamedTuple):
 
 
 # In the order of `dp-basicsr --help`.
-COMMANDS = MappingProxyType(
-    {
-        "train": Command("train", "train", "train a model from an option file"),
-        "test": Command("test", "test", "test a model on the available sets"),
-        "upscale": Command("inference", "inference", "upscale images"),
-        "web": Command("webui", "webui", "upscale images on a web page"),
-        "export": Command("commands.export", "export_model", "export a model as safetensors, .pth, ONNX or ncnn"),
-        "options": Command("commands.options", "", "list the shipped option files, or copy some"),
-        "data download": Command("commands.data:download", "download_datasets", "download DIV2K and the benchmarks"),
-        "data networks": Command("commands.data:networks", "download_pretrained_models", "fetch VGG19 and ResNet-50"),
-        "data extract": Command("commands.data:extract", "extract_subimages", "cut HR images into sub-images, with LR"),
-        "data lr": Command("commands.data:lr", "make_lr", "create the LR images of a test set"),
-        "data lmdb": Command("commands.data:lmdb", "create_lmdb", "pack images into an LMDB, or convert one"),
-        "data check": Command("commands.data:check", "check_dataset", "find what would break a training"),
-        "evaluate": Command("commands.evaluate", "evaluate", "measure images of any methods"),
-        "report": Command("commands.report", "make_report", "show a run as one HTML file"),
-        "crops": Command("commands.crops", "compare_crops", "show one crop of all methods, as in Figs. 5 to 9"),
-        "features": Command("commands.features", "plot_features", "show features of VGG19 and ResNet-50, as in Fig. 3"),
-        "study": Command("commands.study", "run_study", "reproduce a table of the paper"),
-    }
-)
+COMMANDS: Mapping[str, Command] = {
+    "train": Command("train", "train", "train a model from an option file"),
+    "test": Command("test", "test", "test a model on the available sets"),
+    "upscale": Command("inference", "inference", "upscale images"),
+    "web": Command("webui", "webui", "upscale images on a web page"),
+    "export": Command("commands.export", "export_model", "export a model as safetensors, .pth, ONNX or ncnn"),
+    "options": Command("commands.options", "", "list the shipped option files, or copy some"),
+    "data download": Command("commands.data:download", "download_datasets", "download DIV2K and the benchmarks"),
+    "data networks": Command("commands.data:networks", "download_pretrained_models", "fetch VGG19 and ResNet-50"),
+    "data extract": Command("commands.data:extract", "extract_subimages", "cut HR images into sub-images, with LR"),
+    "data lr": Command("commands.data:lr", "make_lr", "create the LR images of a test set"),
+    "data lmdb": Command("commands.data:lmdb", "create_lmdb", "pack images into an LMDB, or convert one"),
+    "data check": Command("commands.data:check", "check_dataset", "find what would break a training"),
+    "evaluate": Command("commands.evaluate", "evaluate", "measure images of any methods"),
+    "report": Command("commands.report", "make_report", "show a run as one HTML file"),
+    "crops": Command("commands.crops", "compare_crops", "show one crop of all methods, as in Figs. 5 to 9"),
+    "features": Command("commands.features", "plot_features", "show features of VGG19 and ResNet-50, as in Fig. 3"),
+    "study": Command("commands.study", "run_study", "reproduce a table of the paper"),
+}
 
 _DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"  # web pages and word processors make them of hyphens
 _HOME = re.compile(r"(?:^|(?<==))~(?=/)")
