@@ -29,11 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = Parser(__doc__)
     parser.add_argument(
-        "folders",
-        nargs="+",
-        type=Path,
-        metavar="RUN_OR_EVAL_DIR",
-        help="folder of a training, a test or an evaluation",
+        "folders", nargs="+", type=Path, metavar="RUN_OR_EVAL_DIR", help="folder of a training, a test or an evaluation"
     )
     parser.add_output(type=Path, help="HTML file to write (default: report.html in the last folder)")
     parser.add_argument("--quality", default="auto", help="image quality: auto, lossless, or 1 to 100 (WebP)")

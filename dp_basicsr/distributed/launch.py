@@ -35,12 +35,7 @@ _store: Store | None = None  # shared by the processes of this start
 
 
 def init_distributed(
-    launcher: str,
-    port: int | None = None,
-    backend: str | None = None,
-    timeout: float = 600.0,
-    *,
-    cpu: bool = False,
+    launcher: str, port: int | None = None, backend: str | None = None, timeout: float = 600.0, *, cpu: bool = False
 ) -> bool:
     """Join the process group, if there is one.
 

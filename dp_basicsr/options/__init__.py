@@ -4,12 +4,7 @@ Modules in order: ``reading.py`` (YAML), ``command_line.py``, ``section.py``, ``
 (the options of one run). Importing this package does not import pydantic, torch or basicsr.
 """
 
-from dp_basicsr.options.command_line import (
-    add_import_argument,
-    import_modules,
-    parse_command_line,
-    read_given_options,
-)
+from dp_basicsr.options.command_line import add_import_argument, import_modules, parse_command_line, read_given_options
 from dp_basicsr.options.reading import USED_OPTIONS, Options, override, read_options
 
 __all__ = [

@@ -20,31 +20,19 @@ def parse_command_line(description: str, argv: Sequence[str] | None, is_train: b
     """Parse the command line of train.py or test.py: BasicSR's options, and with ``-`` or ``_``."""
     parser = Parser(description)
     parser.add_option_file()
-    parser.add_argument(
-        "--launcher",
-        choices=("none", "pytorch", "slurm"),
-        default="none",
-        help="how the processes were started; torchrun is detected",
-    )
-    parser.add_argument("--auto-resume", action="store_true", help="resume from the newest training state of this run")
-    parser.add_argument("--debug", action="store_true", help="log, save and validate every few iterations")
+    add = parser.add_argument
+    add("--launcher", choices=("none", "pytorch", "slurm"), default="none",
+        help="how the processes were started; torchrun is detected")  # fmt: skip
+    add("--auto-resume", action="store_true", help="resume from the newest training state of this run")
+    add("--debug", action="store_true", help="log, save and validate every few iterations")
     if is_train:
-        parser.add_argument(
-            "--check",
-            action="store_true",
-            help="check options and data, try a step, estimate time and memory; write nothing",
-        )
+        what = "check options and data, try a step, estimate time and memory; write nothing"
+        add("--check", action="store_true", help=what)
     add_import_argument(parser)
     # torch's old launcher passes it; the environment says the same, so it is not read.
-    parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--force-yml",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY:KEY=VALUE",
-        help="override options; values are YAML",
-    )
+    add("--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    add("--force-yml", nargs="+", action="extend", default=[], metavar="KEY:KEY=VALUE",
+        help="override options; values are YAML")  # fmt: skip
     args = parser.parse_args(argv)
     args.is_train = is_train
     return args
@@ -63,15 +51,9 @@ def read_given_options(args: argparse.Namespace) -> Options:
 
 def add_import_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--import``, whose modules ``import_modules`` imports."""
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import a module that registers models, networks, losses, datasets or metrics with BasicSR, or has "
-        "optimizers; repeatable",
-    )
+    what = "models, networks, losses, datasets or metrics with BasicSR, or has optimizers"
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE",
+                        help=f"import a module that registers {what}; repeatable")  # fmt: skip
 
 
 def import_modules(names: Sequence[str]) -> None:

@@ -34,12 +34,7 @@ from dp_basicsr.runs.limits import (
 )
 from dp_basicsr.runs.log import require_loggers, start_log, start_wandb, tensorboard, write_log
 from dp_basicsr.runs.loop import Training, loop
-from dp_basicsr.utils.atomic_io import (
-    atomic_write,
-    await_archive_name,
-    no_room_is_user_error,
-    remove_partial_files,
-)
+from dp_basicsr.utils.atomic_io import atomic_write, await_archive_name, no_room_is_user_error, remove_partial_files
 from dp_basicsr.utils.console import outlive_terminal
 from dp_basicsr.utils.file_lock import run_lock
 from dp_basicsr.utils.network_size import input_size
