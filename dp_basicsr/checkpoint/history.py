@@ -58,13 +58,11 @@ def finish_setting_aside(root: Path) -> None:
         return
     try:
         number, name = mark.read_text(encoding="utf-8").split()
-        last, aside = int(number), root / name
-        files = files_by_iteration(root / "models", root / "training_states")
+        last, aside, models = int(number), root / name, root / "models"
+        files = files_by_iteration(models, root / "training_states")
         later = sorted(iteration for iteration in files if iteration > last)
         # The best networks of the state itself come back by ``restore_best``.
-        others = [
-            path for pattern in ("net_*_latest.pth", "net_g_best_*.pth") for path in (root / "models").glob(pattern)
-        ]
+        others = [*models.glob("net_*_latest.pth"), *models.glob("net_g_best_*.pth")]
         for path in [*(path for iteration in later for path in files[iteration]), *others]:
             target = aside / path.parent.name / path.name
             target.parent.mkdir(parents=True, exist_ok=True)

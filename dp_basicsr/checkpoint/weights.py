@@ -154,9 +154,7 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"model {path} is a Git LFS pointer, not the weights: run `git lfs pull`, or download the file")
     if b"<net name=" in text or (path.with_suffix(".xml").is_file() and not start.startswith(_TORCH)):
-        raise UserError(
-            f"model {path} is one of OpenVINO's two files: give the .onnx, .pth or .safetensors behind them"
-        )
+        raise UserError(f"model {path} is one of OpenVINO's two files: give the .onnx, .pth or .safetensors behind it")
     if text.startswith((b"<", b"{")):
         said = " ".join(text.decode(errors="replace").split())
         raise UserError(

@@ -183,9 +183,8 @@ def _names(opt: Options) -> Iterator[Problem]:
             yield Problem(("datasets", key), text)
         kind = dataset.get("type") if isinstance(dataset, dict) else None
         if isinstance(kind, str) and kind not in kinds:
-            yield Problem(
-                ("datasets", key, "type"), f"expected a dataset, got {quote(kind)}{registered_hint(kind, kinds)}"
-            )
+            text = f"expected a dataset, got {quote(kind)}{registered_hint(kind, kinds)}"
+            yield Problem(("datasets", key, "type"), text)
 
 
 def _check_entry(kind: TypedEntry, entry: dict[str, Any], path: Path, view: View | None = None) -> list[Problem]:
@@ -311,9 +310,7 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], code: str |
             return f"expected {STOCK_KEYS[key]}, got a key of PerceptualLoss"
         if key == "experiments_root" and is_path:
             return "expected none, got a folder for the runs: start in it, or make experiments/ a link to it"
-        advice = next(
-            (f"; {text}" for words, text in ELSEWHERE if re.search(words, str(key).lower())), hint(key, known)
-        )
+        advice = next((f"; {text}" for sign, text in ELSEWHERE if re.search(sign, str(key).lower())), hint(key, known))
         return f"expected a known key, got one that no code reads{advice}"
     if kind == "missing":
         return f"expected {section.model_fields[key].description or 'a value'}, got nothing: it is missing"

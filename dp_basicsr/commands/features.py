@@ -18,9 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("image", type=Path, help="8-bit colour image")
     parser.add_argument("--channels", type=int, nargs="+", default=list(PAPER_CHANNELS), help="channels, from 1 to 256")
-    parser.add_argument(
-        "--weights", choices=["imagenet", "random"], default="imagenet", help="weights of both networks"
-    )
+    parser.add_argument("--weights", choices=["imagenet", "random"], default="imagenet", help="of both networks")
     parser.add_output(type=Path, default=Path("features.png"), help="picture to write: .png, .pdf or .svg")
     args = parser.parse_args(argv)
     with exit_on_user_error():

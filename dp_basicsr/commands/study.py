@@ -108,11 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             missing = [job.name for job in jobs if not job.is_trained()]
             jobs = [job for job in jobs if job.is_trained()]
             print(f"not trained yet: {', '.join(missing) or 'none'}", flush=True)
-        if (args.gpus or 0) > torch.cuda.device_count():
-            raise UserError(
-                f"--gpus {args.gpus}: expected at most {torch.cuda.device_count()}, the GPUs here; 0: the CPU"
-            )
-        runner = Runner(torch.cuda.device_count() if args.gpus is None else args.gpus)
+        gpus = torch.cuda.device_count()
+        if (args.gpus or 0) > gpus:
+            raise UserError(f"--gpus {args.gpus}: expected at most {gpus}, the GPUs here; 0: the CPU")
+        runner = Runner(gpus if args.gpus is None else args.gpus)
         try:
             runner.run(jobs, args.retest)
             # In this process, not by test.py: the blends need the start's images as well.

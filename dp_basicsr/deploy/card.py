@@ -96,9 +96,8 @@ def _training(facts: dict[str, str]) -> str:
     losses = {name: value for name, value in (options.get("train") or {}).items() if name.endswith("_opt")}
     lines += [f"- {name}: `{json.dumps(value)}`" for name, value in losses.items()]
     block = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-    return "\n".join(
-        [*lines, "", "<details><summary>All options</summary>", "", f"```yaml\n{block}```", "", "</details>"]
-    )
+    lines += ["", "<details><summary>All options</summary>", "", f"```yaml\n{block}```", "", "</details>"]
+    return "\n".join(lines)
 
 
 def read_metrics(path: Path | None) -> str:

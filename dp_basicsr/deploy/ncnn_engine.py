@@ -44,10 +44,8 @@ class NcnnEngine(Engine):
         if self.net.load_param(str(param)) != 0:
             raise UserError(f"model {param}: ncnn cannot read it")
         if self.net.load_model(str(weights)) != 0:
-            size = weights.stat().st_size
-            raise UserError(
-                f"model {weights}: expected the weights of {param.name}, got {size:,} bytes of others or a part"
-            )
+            got = f"{weights.stat().st_size:,} bytes of others or a part"
+            raise UserError(f"model {weights}: expected the weights of {param.name}, got {got}")
         if len(names := self.net.input_names()) != 1:
             # ncnn would crash.
             raise UserError(f"model {self.path}: expected one input, an image, got {len(names)} ({', '.join(names)})")
@@ -85,9 +83,7 @@ class NcnnEngine(Engine):
         import torch
 
         if network.channels != 3:
-            raise UserError(
-                "ncnn: the applications that read it give RGB images, this network takes gray: export it as ONNX"
-            )
+            raise UserError("ncnn: the programs that read it give RGB, this network takes gray: export it as ONNX")
         fold = network.size.multiple
         # pnnx leaves those sides free in which two inputs differ.
         shapes = ([1, 3, 16 * fold, 24 * fold], [1, 3, 32 * fold, 16 * fold])

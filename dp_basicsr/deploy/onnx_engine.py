@@ -73,13 +73,11 @@ class OnnxEngine(Engine):
                 files = {
                     data[match.end() :][: match[1][0]].decode(errors="replace") for match in _LOCATION.finditer(data)
                 }
-                reason = (
-                    f"its weights are in {', '.join(sorted(files))}, which must be beside it and complete ({reason})"
-                )
+                names = ", ".join(sorted(files))
+                reason = f"its weights are in {names}, which must be beside it and complete ({reason})"
             if newer := _NEWER.search(str(error)):
-                reason = (
-                    f"it is newer than onnxruntime {ort.__version__} ({newer[0]}): pip install --upgrade onnxruntime"
-                )
+                versions = f"onnxruntime {ort.__version__} ({newer[0]})"
+                reason = f"it is newer than {versions}: pip install --upgrade onnxruntime"
             raise UserError(f"model {self.path}: onnxruntime cannot run it: {reason}") from error
         by = f"by onnxruntime {ort.__version__}, {self.session.get_providers()[0].removesuffix('ExecutionProvider')}"
         return network, by

@@ -103,9 +103,7 @@ def open_engine(
 def _open_file(path: Path, engine: EngineName, device: str, precision: PrecisionChoice, warn: Warn) -> Engine:
     """Open an ONNX or ncnn file."""
     if engine != "auto" and (engine, path.suffix) != ("onnxruntime", ".onnx"):
-        raise UserError(
-            f"--engine {engine}: ONNX and ncnn files run in their own engine; give the .pth or .safetensors"
-        )
+        raise UserError(f"--engine {engine}: ONNX and ncnn files run in their own engine; give .pth or .safetensors")
     if precision not in ("fp32", "auto"):
         raise UserError(f"--precision {precision}: ONNX and ncnn files run in the precision that they were exported in")
     kind = next(record.engine for record in EXPORTS.values() if record.engine and path.suffix in record.suffixes)

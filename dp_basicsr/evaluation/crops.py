@@ -52,9 +52,7 @@ def images_of(evaluation: Evaluation, image: str, set_name: str = "") -> list[Me
     sets = sorted({result.set_name for result in matching})
     if len(sets) != 1:
         names = sorted({result.image for result in evaluation.images if set_name in ("", result.set_name)})
-        reason = (
-            f"is in {', '.join(sets)}: choose one with --set" if sets else f"not found; expected {', '.join(names)}"
-        )
+        reason = f"is in {', '.join(sets)}: choose one by --set" if sets else f"not found; expected {', '.join(names)}"
         raise UserError(f"image {image!r} {reason}")
     return matching
 

@@ -89,10 +89,8 @@ def training_panels(curves: Mapping[str, Curve]) -> Panels:
     """Group a run's curves into panels: losses by kind, w, the learning rate, and each validation metric."""
     known = dict(curves)
     if {"dp_weight", "l_g_resnet"} <= known.keys():
-        weights = dict(known["dp_weight"])
-        known["dp_weight * l_g_resnet"] = [
-            (at, value * weights[at]) for at, value in known["l_g_resnet"] if at in weights
-        ]
+        w = dict(known["dp_weight"])
+        known["dp_weight * l_g_resnet"] = [(at, w[at] * value) for at, value in known["l_g_resnet"] if at in w]
     panels: Panels = {
         title: {name: known[name] for name in names if name in known} for title, names in _LOSS_PANELS.items()
     }

@@ -111,10 +111,8 @@ class Evaluation:
                 continue
             used = f"the mean over {count - len(out)} of {count} images" if len(out) < count else "n/a"
             needs = f" (it needs {record.enough} x {record.side} x {record.side} pixels)" if record.side > 1 else ""
-            text = (
-                f"{record.label} of {name} is {used}; without a finite value for every method{needs}: {shorten(out)}."
-            )
-            notes.append(text)
+            without = f"without a finite value for every method{needs}: {shorten(out)}"
+            notes.append(f"{record.label} of {name} is {used}; {without}.")
         return notes + [
             f"{method} is measured from lossy files ({kinds}), which are not what was computed."
             for method, kinds in self.lossy.items()

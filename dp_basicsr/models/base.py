@@ -195,9 +195,7 @@ class PluginModel(BaseModel):
                 also = f"; a new run with path: {key}: false starts from {share}"
             elif self.is_train and part == "discriminator":
                 also = "; a new run with path:pretrain_network_g starts from the generator alone"
-            raise UserError(
-                f"network {load_path} does not match: {differences}; the file contains {weights.holds}{also}"
-            )
+            raise UserError(f"network {load_path} does not match: {differences}; the file has {weights.holds}{also}")
         logger = get_root_logger()
         logger.info(f"Loading {type(bare).__name__} model from {load_path}: {weights.holds}. {weights.choice}".rstrip())
         if not self.is_train and "not the EMA" in weights.choice:

@@ -83,11 +83,9 @@ def import_modules(names: Sequence[str]) -> None:
             last = stack[-1]
             # A module that was not found has no line to show.
             where = "" if "importlib" in last.filename else f" ({last.filename}:{last.lineno})"
-            raise UserError(
-                f"--import {name}: expected {expected}, got {type(error).__name__}: {error}{where}"
-            ) from error
+            got = f"{type(error).__name__}: {error}{where}"
+            raise UserError(f"--import {name}: expected {expected}, got {got}") from error
         if (torch := sys.modules.get("torch")) and (kind := torch.get_default_dtype()) != torch.float32:
             torch.set_default_dtype(torch.float32)
-            logging.getLogger("basicsr").warning(
-                f"--import {name} set torch's default type to {kind}; reset to float32"
-            )
+            text = f"--import {name} set torch's default type to {kind}; reset to float32"
+            logging.getLogger("basicsr").warning(text)

@@ -116,9 +116,7 @@ def collect(folders: Sequence[Path], quality: int | None) -> Report:
         if evaluation:
             # Two evaluations may differ in scale and images, so their means do not belong in one table.
             if report.averages:
-                raise UserError(
-                    f"{folder}: expected one evaluation, got two; compare several methods with one run of evaluate"
-                )
+                raise UserError(f"{folder}: expected one evaluation, got two; compare methods with one run of evaluate")
             _add_evaluation(report, read_evaluation(evaluation), quality)
     return report
 
@@ -131,10 +129,8 @@ def make_table(
     for metric in metrics:
         values = [scores[metric] for _, scores in lines]
         ranked = ranks(values, metric) if len(head) == 1 else [None] * len(values)
-        texts = (METRICS[metric].text(value) for value in values)
-        columns.append(
-            [Cell(*cell) for cell in zip(texts, ("" if v is None else v for v in values), ranked, strict=True)]
-        )
+        texts, keys = [METRICS[metric].text(value) for value in values], ["" if v is None else v for v in values]
+        columns.append([Cell(*cell) for cell in zip(texts, keys, ranked, strict=True)])
     rows = [
         [*(Cell(text, text) for text in texts), *(column[number] for column in columns)]
         for number, (texts, _) in enumerate(lines)

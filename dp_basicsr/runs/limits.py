@@ -84,9 +84,7 @@ def require_room(run: RunOptions, model: Any) -> None:
                 f"{folder} belongs to user {folder.stat().st_uid}, and may not be written: its owner's "
                 "`chmod -R ug+w` gives it to the group, as `umask 002` does before the start of a team's run"
             )
-    networks = [
-        net for name, net in vars(model).items() if name.startswith("net_") and isinstance(net, torch.nn.Module)
-    ]
+    networks = [net for key, net in vars(model).items() if key.startswith("net_") and isinstance(net, torch.nn.Module)]
     needed = sum(value.nbytes for net in networks for value in net.state_dict().values())
     if (freq := run.options.logs.save_checkpoint_freq) and freq <= run.options.training.total_iter:
         adams = [optimizer for optimizer in model.optimizers if isinstance(optimizer, torch.optim.Adam)]

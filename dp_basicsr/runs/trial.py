@@ -66,10 +66,9 @@ def check(run: RunOptions) -> None:
         logger.setLevel(before)
     if run.rank == 0:
         downloads = [f"the ImageNet weights of {name} are missing: the run will download them first" for name in absent]
-        notes = [
-            f"  note:   {note}" for note in (*downloads, *partly_loaded, *run.notes, *scarce_shared_memory(run, batch))
-        ]
-        print("\n".join([summary(run, batch, source, loaded, seconds, losses), *notes]), flush=True)
+        notes = (*downloads, *partly_loaded, *run.notes, *scarce_shared_memory(run, batch))
+        lines = [summary(run, batch, source, loaded, seconds, losses), *(f"  note:   {note}" for note in notes)]
+        print("\n".join(lines), flush=True)
     # After the summary, whose losses show which term is not finite.
     broken = [name for name, value in losses.items() if not math.isfinite(value)]
     if broken:

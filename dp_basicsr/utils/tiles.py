@@ -141,9 +141,7 @@ def _merge(before: Floats, after: Floats, overlap: int, axis: int) -> float:
 
 def _why_seams(difference: float, overlap: int, size: InputSize) -> str:
     if size.is_global:
-        return (
-            "each pixel of this network's result depends on the whole image (global pooling or attention), a tile's not"
-        )
+        return "each pixel of the result depends on the whole image (global pooling or attention), a tile's not"
     if difference <= 1 / 255:
         return ""
     if not overlap:

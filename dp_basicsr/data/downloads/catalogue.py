@@ -114,9 +114,7 @@ def download_dataset(
     if target.exists():
         count = len(find_images(target))
         if count != source.images:
-            raise UserError(
-                f"{target} already exists with {count} images, expected {source.images}: move it away first"
-            )
+            raise UserError(f"{target} already exists with {count} images, expected {source.images}: move it away")
         lines = [f"{target}: already exists, {source.images} images"]
     else:
         lines = [f"{target}: {source.images} images"]
