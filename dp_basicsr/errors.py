@@ -124,11 +124,7 @@ def how_to_install(module: str) -> str:
 
 
 def import_optional(module: str) -> Any:
-    """Import an optional package or a module of it.
-
-    Raises:
-        UserError: It is missing, broken, or of a version that does not fit; the message gives the reason.
-    """
+    """Import an optional package or a module of it; a UserError says why it is missing, broken or does not fit."""
     package = module.partition(".")[0]
     try:
         imported = importlib.import_module(module)

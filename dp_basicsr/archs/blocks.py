@@ -81,14 +81,7 @@ class ResidualBlock(nn.Module):
 
 
 class MSRResNet(nn.Module):
-    """BasicSR's MSRResNet (SRResNet without batch-norm), the generator of SRGAN-DP.
-
-    Args:
-        num_in_ch, num_out_ch: Channels of the images.
-        num_feat: Channels between the blocks.
-        num_block: Number of residual blocks.
-        upscale: 2, 3 or 4.
-    """
+    """BasicSR's MSRResNet (SRResNet without batch-norm), the generator of SRGAN-DP; ``upscale`` is 2, 3 or 4."""
 
     def __init__(
         self, num_in_ch: int, num_out_ch: int, num_feat: int = 64, num_block: int = 16, upscale: int = 4

@@ -60,13 +60,8 @@ def load_network(
 def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
     """Build the network that ``weights`` belong to, and load them.
 
-    Args:
-        weights: See ``read_weights``.
-        scale: Needed only if nothing else tells whether RRDBNetDP is x2 or x3: the file, or the options of its run.
-
-    Raises:
-        UserError: The architecture is unknown, tensors are missing, unexpected or of another shape, or the network does
-            not map an image to an image.
+    ``scale`` is needed only if nothing else tells whether RRDBNetDP is x2 or x3: the file, or the options of its run.
+    Weights of no known network that maps an image to an image are a UserError.
     """
     name, arguments = recognise(weights.state)
     # Compared first: spandrel's ESRGAN takes x3 for x2 and every growth for 32.

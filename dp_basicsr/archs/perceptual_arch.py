@@ -220,11 +220,7 @@ def vgg_layers(network: str) -> list[str]:
 
 
 def load_features(network: str, weights: str, nodes: Mapping[str, str]) -> nn.Module:
-    """Return a VGG or ResNet with its weights, which returns the outputs of ``nodes`` by other names and ends there.
-
-    Raises:
-        UserError: See ``load_backbone``.
-    """
+    """Return a VGG or ResNet with its weights, which returns the outputs of ``nodes`` by other names and ends there."""
     net = extract(load_backbone(network, weights), nodes)
     # Only now: what was cut off needs no weights.
     return initialise_randomly(net, network) if weights == "random" else net

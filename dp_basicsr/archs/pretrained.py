@@ -40,13 +40,9 @@ def weights_url(network: str) -> str:
 
 
 def download_weights(network: str, folder: Path, progress: bool = True) -> Path:
-    """Download a network's weights into ``folder`` and check them against the hash in the file name.
+    """Download a network's weights into ``folder``, and check them against the hash in the file name.
 
-    Returns:
-        The file, which is moved into place only when it is complete and correct.
-
-    Raises:
-        UserError: No network connection, a wrong checksum or an unwritable folder; the message names URL and folder.
+    The file is there when it is complete and correct; otherwise a UserError names its URL and the folder.
     """
     url = weights_url(network)
     target = folder / url.rsplit("/", 1)[1]
@@ -64,15 +60,10 @@ def download_weights(network: str, folder: Path, progress: bool = True) -> Path:
 
 
 def local_weights(network: str, source: str) -> Path | None:
-    """Find the weights of a network on this machine; None if its ImageNet weights are not there.
+    """Find the weights of a network (torchvision's name) on this machine; None if its ImageNet weights are not there.
 
-    Args:
-        network: torchvision's name, for example ``vgg19``.
-        source: ``imagenet``, which is searched in ``PRETRAINED_DIR``, then in torch hub's cache; or the path of a
-            torchvision state_dict.
-
-    Raises:
-        UserError: The path does not exist.
+    ``source`` is ``imagenet``, searched in ``PRETRAINED_DIR``, then in torch hub's cache, or the path of a torchvision
+    state_dict, which must exist (UserError).
     """
     if source != "imagenet":
         path = Path(source).expanduser()
@@ -85,11 +76,7 @@ def local_weights(network: str, source: str) -> Path | None:
 
 
 def find_weights(network: str, source: str) -> Path:
-    """Return the file of ``local_weights``, or download it into torch hub's cache.
-
-    Raises:
-        UserError: The path does not exist, or the weights cannot be downloaded.
-    """
+    """Return the file of ``local_weights``, or download it into torch hub's cache; a UserError if neither can be."""
     if file := local_weights(network, source):
         return file
     is_first = process_count() == 1 or distributed.get_rank() == 0
@@ -148,11 +135,7 @@ def or_random(network: str, source: str) -> str:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state_dict from a file without running code from it (``weights_only=True``).
-
-    Raises:
-        UserError: The file is damaged, contains more than tensors, or is not a state_dict.
-    """
+    """Read a state_dict without running code from its file; a damaged file, or more than tensors, is a UserError."""
     state = load(path, "state_dict", "delete it and download it again")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: expected a state_dict (names and tensors only), got {type(state).__name__}")
@@ -160,18 +143,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_backbone(network: str, source: str) -> Any:
-    """Build a torchvision network with its weights.
+    """Build a torchvision network with its weights; a UserError if these are not available, or another network's.
 
     A checkpoint without the classifier, as left by self-supervised training, is accepted: missing tensors stay on the
-    meta device, and ``FrozenFeatures`` raises an error if they are needed.
-
-    Args:
-        network: torchvision's name, for example ``resnet50``.
-        source: ``imagenet``, a path (see ``find_weights``), or ``random``: the network stays on the meta device, and
-            the caller fills the part it needs with ``initialise_randomly``.
-
-    Raises:
-        UserError: The weights are not available, or belong to another network.
+    meta device, and ``FrozenFeatures`` raises an error if they are needed. Of the source ``random`` all stay there, and
+    the caller fills the part it needs with ``initialise_randomly``; for others see ``find_weights``.
     """
     # No time or memory for weights that are replaced.
     with torch.device("meta"):

@@ -69,13 +69,7 @@ class RRDBNetDP(nn.Module):
 
 
 class FoldedRRDBNet(RRDBNetDP):
-    """BasicSR's RRDBNet at x2 and x1: RRDBNetDP x4 on an image whose 2x2 or 4x4 pixels are channels.
-
-    Args:
-        channels: Channels of the images.
-        scale: 2 or 1.
-        num_feat, num_block, num_grow_ch: See ``RRDBNetDP``.
-    """
+    """BasicSR's RRDBNet at x2 and x1: RRDBNetDP x4 on an image whose 2x2 or 4x4 pixels are channels."""
 
     def __init__(self, channels: int, scale: int, num_feat: int, num_block: int, num_grow_ch: int) -> None:
         fold = 4 // scale

@@ -48,11 +48,7 @@ def set_aside_later(root: Path, state: Path, iteration: int, best_files: Mapping
 
 
 def finish_setting_aside(root: Path) -> None:
-    """Move what is later than the iteration in ``goes_back_to``, if a run's folder has that file.
-
-    Raises:
-        UserError: It cannot be moved.
-    """
+    """Move what is later than the iteration in ``goes_back_to``, if a run's folder has that file."""
     mark = root / _MOVING
     if not mark.is_file():
         return

@@ -41,11 +41,7 @@ def write_manifest(state: Path, checksums: Mapping[Path, str]) -> None:
 
 
 def read_manifest(path: Path) -> dict[Path, str]:
-    """Return the files of a checkpoint and their checksums.
-
-    Raises:
-        UserError: The manifest cannot be read, is damaged, or lists a file outside the experiment's folder.
-    """
+    """Return the files of a checkpoint, all in the experiment's folder, and their checksums; or raise a UserError."""
     root = path.parent.parent
     try:
         if not path.is_file():  # reading a pipe would block
@@ -67,11 +63,7 @@ def read_manifest(path: Path) -> dict[Path, str]:
 
 
 def check_manifest(path: Path) -> set[Path]:
-    """Check all files of a checkpoint against its manifest, and return them.
-
-    Raises:
-        UserError: A file is missing, unreadable or damaged.
-    """
+    """Check all files of a checkpoint against its manifest, and return them; a missing or damaged one is refused."""
     checksums = read_manifest(path)
     for file, checksum in checksums.items():
         try:

@@ -134,9 +134,7 @@ def _newest_intact(opt: Mapping[str, Any]) -> Path | None:
     """Return the newest state in the run's folder whose checkpoint is intact; None if there are no checkpoints.
 
     One without a manifest, such as BasicSR's, is intact if its state and the networks of the options can be loaded.
-
-    Raises:
-        UserError: There are checkpoints, but none is intact.
+    Checkpoints none of which is intact are a UserError.
     """
     folder, reasons = Path(opt["path"]["training_states"]), []
     files = [path for suffix in (".state", SUFFIX) for path in folder.glob(f"*{suffix}")]
@@ -180,11 +178,7 @@ def _networks(opt: Mapping[str, Any], state: Path) -> dict[str, Path]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read a training state without running code from it.
-
-    Raises:
-        UserError: The file is missing, damaged, or contains more than a training state.
-    """
+    """Read a training state without running code from it; a UserError if it is missing, damaged, or no state."""
     advice = "name an earlier one with path:resume_state"
     # MultiStepRestartLR keeps its milestones in a Counter.
     state = load(path, "training state", advice, allowed=[Counter])

@@ -96,11 +96,7 @@ class Saver:
         return path, write_checkpoint(content, path)
 
     def save_best(self, iteration: int, best: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-        """Save G as ``net_g_best_<set>_<metric>.pth`` for every metric whose best iteration is ``iteration``.
-
-        Raises:
-            UserError: The write failed; raised on every process.
-        """
+        """Save G as ``net_g_best_<set>_<metric>.pth`` for every metric whose best iteration is ``iteration``."""
         new = [(dataset, metric) for dataset in best for metric in best[dataset]
                if best[dataset][metric]["iter"] == iteration]  # fmt: skip
         with averaged_weights(self.optimizers):

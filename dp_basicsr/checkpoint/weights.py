@@ -204,11 +204,7 @@ def _name_choice(entry: _Entry, entries: list[_Entry], content: Any, path: Path)
 
 
 def interpolate(first: Weights, second: Weights, alpha: float) -> Weights:
-    """Network interpolation (ESRGAN, section 3.4): ``(1 - alpha) * first + alpha * second``, weight by weight.
-
-    Raises:
-        UserError: ``alpha`` is not within [0, 1], or the two are not weights of one network.
-    """
+    """Network interpolation (ESRGAN, section 3.4): ``(1 - alpha) * first + alpha * second``, weight by weight."""
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha_interp: expected a number from 0 (first model) to 1 (second model), got {alpha}")
     if differences := compare_shapes(first.state, second.state):

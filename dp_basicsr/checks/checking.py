@@ -103,16 +103,10 @@ class Checked:
 def check_options(
     opt: Options, file: str, entries: Sequence[str], is_train: bool, may_miss_data: bool = False
 ) -> Checked:
-    """Check all options of a run, as read and overridden.
+    """Check all options of a run, as read and overridden by ``entries``; all problems are one UserError.
 
-    Args:
-        opt: Options; they are not changed.
-        file: Option file, for messages, as are ``entries``, the overrides that have been applied.
-        is_train: True for train.py; test.py needs fewer keys.
-        may_miss_data: Return a message about missing files, instead of raising, if nothing else is wrong.
-
-    Raises:
-        UserError: All problems in one message.
+    ``file`` is the option file, for messages. With ``may_miss_data``, a message about missing files is returned, if
+    nothing else is wrong.
     """
     problems = find_problems(opt, is_train, {entry.partition("=")[0] for entry in entries})
     message = report(file, problems, entries)

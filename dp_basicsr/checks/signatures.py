@@ -70,11 +70,7 @@ _SCHEDULERS = {
 
 
 def typed_entries(wanted: Collection[Any] = ()) -> dict[str, TypedEntry]:
-    """Return the classes for each option with a ``type``; reads the registries at every call.
-
-    Args:
-        wanted: Optimizers that must be among them if they exist.
-    """
+    """Return the classes for each option with a ``type``, ``wanted`` optimizers among them, as registered now."""
     network, loss = TypedEntry("network", members_of(ARCH_REGISTRY)), TypedEntry("loss", members_of(LOSS_REGISTRY))
     expected = "an optimizer that steps on dense gradients of weights of any shape, without a closure, and resumes"
     optimizer = TypedEntry("optimizer", optimizers(wanted), ("params",), (), expected, why_not_optimizer)

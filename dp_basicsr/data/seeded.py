@@ -69,11 +69,7 @@ class SeededDataset(Dataset):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, key: tuple[int, int, int]) -> Batch:
-        """Return the sample of ``(epoch, position, index)``; its entry ``bad`` lists replaced samples, one per line.
-
-        Raises:
-            UserError: No replacement can be used either; the message names the file or key.
-        """
+        """Return the sample of ``(epoch, position, index)``; its entry ``bad`` lists replaced samples, one per line."""
         epoch, position, index = key
         bad: list[str] = []
         while len(bad) <= _MAX_CONSECUTIVE_BAD:
@@ -142,11 +138,7 @@ class BadSamples:
     count: int = 0
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches without their entry ``bad``.
-
-        Raises:
-            UserError: A sample is bad (``stop``), too many are (``skip``), or a worker failed (without its traceback).
-        """
+        """Yield the batches without their entry ``bad``; too many bad samples, and failed workers, are a UserError."""
         try:
             for batch in batches:
                 bad = batch.pop("bad")

@@ -41,11 +41,7 @@ class ImageSource:
         return self.shape is None and orientation_if_single(read_bytes(self.path)) != 1
 
     def read(self, *, gray: bool = False) -> NDArray[np.uint8]:
-        """Read ``(H, W, 3)`` BGR uint8, with ``gray`` also ``(H, W)``.
-
-        Raises:
-            BadImageError: See ``read_image``, or the record is missing or has another shape.
-        """
+        """Read ``(H, W, 3)`` BGR uint8, with ``gray`` also ``(H, W)``; a BadImageError as of ``read_image``."""
         if self.shape is None:
             return read_image(self.path, gray=gray)
         try:
@@ -63,11 +59,7 @@ class ImageSource:
 
 
 def find_sources(root: Path) -> list[ImageSource]:
-    """List the images of a folder (not of subfolders), or the records in an LMDB's ``meta_info.txt``, sorted.
-
-    Raises:
-        UserError: No such folder, no image in it, or not an LMDB of a known format.
-    """
+    """List the images of a folder (not of subfolders), or the records of an LMDB, sorted; none is a UserError."""
     if root.suffix != ".lmdb":
         if root.name == "data.mdb" or Path(root, "data.mdb").is_file():
             raise UserError(f"{root}: expected the folder of an LMDB, whose name ends in .lmdb")

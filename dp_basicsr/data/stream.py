@@ -56,12 +56,6 @@ class TrainStream:
         opt: All options; reads ``datasets: train``, ``manual_seed``, ``rank``, ``world_size``, ``dist``, ``num_gpu``.
         origin: The ``position`` of the run that is resumed. The current epoch continues with the samples not yet seen,
             whatever the mini-batch size was.
-
-    Attributes:
-        batch_size: Samples per iteration over all processes.
-
-    Raises:
-        UserError: There is not enough data for one batch.
     """
 
     def __init__(self, opt: dict[str, Any], origin: Mapping[str, int] | None = None) -> None:
@@ -94,7 +88,7 @@ class TrainStream:
         # Each iteration over a loader draws a seed for its workers; keep that out of the training's random state.
         self.loader.generator = torch.Generator()
         self.loader.worker_init_fn = start_worker
-        self.batch_size = (self.loader.batch_size or 1) * opt["world_size"]
+        self.batch_size = (self.loader.batch_size or 1) * opt["world_size"]  # over all processes
         self.iters_per_epoch = len(self.loader)
         if self.iters_per_epoch == 0:
             raise UserError(

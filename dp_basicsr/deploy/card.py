@@ -101,11 +101,7 @@ def _training(facts: dict[str, str]) -> str:
 
 
 def read_metrics(path: Path | None) -> str:
-    """The table of metrics for a card, or that there is none.
-
-    Raises:
-        UserError: ``path`` cannot be read.
-    """
+    """Return the table of metrics for a card, or that there is none; a UserError if ``path`` cannot be read."""
     if path is None:
         return "None were given at export (`--metrics FILE.md`: a table that names RGB or Y and the crop)."
     try:

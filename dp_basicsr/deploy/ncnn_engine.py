@@ -73,11 +73,7 @@ class NcnnEngine(Engine):
 
     @staticmethod
     def write(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool = False) -> None:
-        """Write ``path`` (.param) and the .bin beside it; their folder also takes pnnx's intermediate files.
-
-        Raises:
-            UserError: pnnx is not installed, or cannot convert the network.
-        """
+        """Write ``path`` (.param) and the .bin beside it; their folder also takes pnnx's intermediate files."""
         import_optional("ncnn")  # what is written is checked with it
         pnnx = import_optional("pnnx")
         import torch

@@ -108,11 +108,7 @@ class Page:
         threading.Thread(target=self._work, daemon=True).start()
 
     def open(self, named: Collection[Path]) -> None:
-        """Open every model; one that was not named but found in a folder is left out if it is none.
-
-        Raises:
-            UserError: A model cannot be used.
-        """
+        """Open every model (or a UserError); one that was not named but found in a folder is left out if it is none."""
         for name, path in list(self.models.items()):
             # In torch: a conversion is for the model that is used.
             try:
@@ -167,11 +163,7 @@ class Page:
         self._disk.acquire()
 
     def choose(self, visit: Visit, files: Sequence[Path]) -> None:
-        """Take images into a visit, in place of those before and of their result.
-
-        Raises:
-            UserError: There is none that can be used.
-        """
+        """Take images into a visit, in place of those before and of their result; a UserError if none can be used."""
         self.cancel(visit)
         visit.count, visit.before, visit.text, visit.job = 0, None, "", None
         visit.taken.clear()
@@ -214,11 +206,7 @@ class Page:
         visit.text = "; ".join([f"{image.source.name}: {width} x {height} pixels{first}", *filter(None, notes)])
 
     def start(self, visit: Visit, task: Task) -> None:
-        """Put the work on a visit's images at the end of the queue.
-
-        Raises:
-            UserError: There are no images, or no such model.
-        """
+        """Put the work on a visit's images at the end of the queue; a UserError without images, or such a model."""
         if not visit.count:
             raise UserError("choose an image first")
         if unknown := {task.model, task.other or task.model} - set(self.models):

@@ -82,11 +82,7 @@ class _Handlers:
 
 
 def build(page: Page) -> Any:
-    """Build the Gradio page (``gradio.Blocks``) for ``page``.
-
-    Raises:
-        UserError: Gradio is not installed, or broken.
-    """
+    """Build the Gradio page (``gradio.Blocks``) for ``page``; a UserError if Gradio is not installed, or broken."""
     import_optional("gradio")
     names, has_two, on = list(page.models), len(page.models) > 1, _Handlers(page)
     with gr.Blocks(title="Upscale images", analytics_enabled=False) as blocks:

@@ -31,14 +31,7 @@ def warn(message: str) -> None:
 
 
 def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
-    """Upscale every image; one that fails is named on stderr, and the others are still upscaled.
-
-    Returns:
-        How many failed.
-
-    Raises:
-        UserError: See ``open_engine`` and ``Upscaler``.
-    """
+    """Upscale every image, and return how many failed: each is named on stderr, and the others are still upscaled."""
     # These are the user's own files, up to 2^30 pixels.
     Image.MAX_IMAGE_PIXELS = None
     upscaler = _open_upscaler(args)

@@ -67,11 +67,7 @@ def native_precision(device: str) -> Precision:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device called ``name``; ``auto`` is CUDA, MPS or the CPU, the first that exists.
-
-    Raises:
-        UserError: There is no such device.
-    """
+    """Return the device called ``name``; ``auto`` is the first that exists of CUDA, MPS and CPU. None: a UserError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -88,13 +84,7 @@ def find_device(name: str) -> torch.device:
 def difference_from_torch(network: OpenedNetwork, engine: Engine, shapes: Iterable[tuple[int, int, int]]) -> float:
     """Return how far an engine is from torch on random images, relative to the largest value; NaN if either gives it.
 
-    Args:
-        network: In torch, on the CPU.
-        engine: Runs the same network.
-        shapes: (N, H, W) of the images, enlarged to sizes that the network takes.
-
-    Raises:
-        ValueError: The engine's result has another shape.
+    ``shapes`` are (N, H, W), enlarged to sizes that the network takes. A result of another shape is a ValueError.
     """
     generator = torch.Generator().manual_seed(0)
     worst = torch.zeros(())

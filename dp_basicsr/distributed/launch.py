@@ -37,7 +37,7 @@ _store: Store | None = None  # shared by the processes of this start
 def init_distributed(
     launcher: str, port: int | None = None, backend: str | None = None, timeout: float = 600.0, *, cpu: bool = False
 ) -> bool:
-    """Join the process group, if there is one.
+    """Join the process group, if there is one: return whether. With CUDA, the GPU of the local rank is selected.
 
     Args:
         launcher: ``none``, ``pytorch`` (torchrun) or ``slurm`` (srun). Under torchrun, ``none`` means ``pytorch``.
@@ -46,9 +46,6 @@ def init_distributed(
         timeout: Seconds to wait for the other processes, at the start and in every collective operation; NCCL's own
             default.
         cpu: Use no GPU, even if there is one (``num_gpu: 0``).
-
-    Returns:
-        True if this process is one of a group; with CUDA, the GPU of its local rank is selected.
 
     Raises:
         UserError: The launcher's environment variables are missing, there are fewer GPUs than processes, torchrun's
@@ -145,12 +142,7 @@ def in_group() -> Iterator[None]:
 
 
 def should_resume(asked: bool, experiment: str) -> bool:
-    """Whether this run resumes: on request, or because its job was restarted. The same on all processes.
-
-    Args:
-        asked: ``--auto_resume``.
-        experiment: The run's folder.
-    """
+    """Whether this run resumes: ``asked`` by --auto_resume, or restarted as its job. The same on all processes."""
     counts = [os.environ.get(name, "") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
     mark = Path(experiment, JOB_ID_FILE)
     # torchrun counts its restarts (--max-restarts), but not those after a host joined or left, nor those before its own

@@ -86,21 +86,11 @@ SOURCES = {
 def download_dataset(
     name: str, root: Path, *, base_url: str | None = None, keep_archive: bool = False, scales: Sequence[int] = (4,)
 ) -> str:
-    """Download the data set ``name`` to its place below ``root``, and make a test set's LR images.
+    """Download the data set ``name``, a key of ``SOURCES``, to its place below ``root``; return what to print.
 
-    Args:
-        name: A key of ``SOURCES``.
-        root: Root folder of the data sets.
-        base_url: A mirror that has the archive under the same file name.
-        keep_archive: Keep the archive in ``root`` after unpacking.
-        scales: Of a test set's LR images, ``LRbicx<scale>``; folders that exist are left as they are.
-
-    Returns:
-        A summary, and for a training set the next command.
-
-    Raises:
-        UserError: The name is unknown, the download failed (the message explains the manual download), the archive is
-            wrong or dangerous, or the target folder has other content.
+    A test set's LR images, ``LRbicx<scale>``, are made for ``scales``, unless their folders exist. ``base_url`` is a
+    mirror that has the archive under the same file name; ``keep_archive`` keeps it in ``root``. What fails is a
+    UserError, which explains the manual download.
     """
     if name not in SOURCES:
         raise UserError(f"unknown data set '{name}', expected one of {', '.join(SOURCES)}")

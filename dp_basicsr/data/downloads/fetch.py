@@ -26,12 +26,8 @@ _TRANSIENT = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, Co
 def fetch(url: str, path: Path, *, size: int | None = None, checksum: str | None = None, pause: float = 1.0) -> Path:
     """Download ``url`` to ``path`` via ``<path>.part``, which a later call with a checksum resumes.
 
-    Args:
-        url: http or https.
-        path: Destination; if it exists, it is only verified.
-        size: Length in bytes, if known.
-        checksum: ``sha256:<hex>`` or ``md5:<hex>``, if known.
-        pause: Seconds before the second attempt, doubled for each further one.
+    A file that exists is only verified, by ``size`` in bytes and ``checksum`` (``sha256:<hex>`` or ``md5:<hex>``) where
+    known. ``pause`` is the time before the second attempt in seconds, doubled for each further one.
 
     Raises:
         UserError: The server refuses or does not answer (the partial file is kept), length or checksum differ (the

@@ -35,9 +35,6 @@ def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
     Images are cropped at the bottom and the right to a multiple of ``scale`` and shrunk by MATLAB's bicubic
     ``imresize``. BasicSR pairs by the full file name, so an HR image in a lossy format cannot have a lossless LR and
     is reported as bad.
-
-    Raises:
-        UserError: See ``dp_basicsr.data.preparation.extract.extract_subimages``.
     """
     if scale < 2:
         raise UserError(f"expected a scale of at least 2, got {scale}")

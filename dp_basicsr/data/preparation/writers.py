@@ -91,9 +91,6 @@ class FolderWriter(StagedFolder):
 
     ``close`` does whatever can fail, so that several writers are committed together. ``images`` is the number of
     records written, ``size`` their bytes.
-
-    Raises:
-        UserError: See ``StagedFolder``, or the folder to replace contains other files than data.
     """
 
     def __init__(self, final: Path, *, overwrite: bool = False) -> None:
