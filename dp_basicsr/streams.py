@@ -13,12 +13,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Outliving(io.FileIO):
-    """A standard stream that drops what cannot be written.
-
-    Attributes:
-        dropped: The errors that are dropped.
-        lost: The last one.
-    """
+    """A standard stream that drops what cannot be written, for the errors ``dropped``; ``lost`` is the last one."""
 
     def __init__(self, number: int, dropped: tuple[int, ...]) -> None:
         super().__init__(number, "w", closefd=False)

@@ -28,11 +28,7 @@ PREFIX = "dp_basicsr_web_"  # of the folders for uploads and results
 
 
 def find_models(paths: Sequence[Path]) -> dict[str, Path]:
-    """Return the model files by the names that the page shows; of a folder all with one of ``MODEL_SUFFIXES``.
-
-    Raises:
-        UserError: There is none, or two have the same name.
-    """
+    """Return the model files, at least one, by the names that the page shows; of a folder those of MODEL_SUFFIXES."""
     files: list[Path] = []
     for path in paths:
         inside = sorted(path.iterdir()) if path.is_dir() else []
@@ -78,11 +74,7 @@ def private_folder() -> Iterator[Path]:
 
 
 def free_port(host: str, port: int) -> int:
-    """Return a port that is free: this one, or the next.
-
-    Raises:
-        UserError: The address is not of this machine, or the port is not allowed.
-    """
+    """Return a port that is free, this one or the next; a UserError if none is, or the address is another machine's."""
     if not 0 <= port < 65536:
         raise UserError(f"--port: expected 0 to 65535, got {port}")
     for candidate in range(port, min(port + 100, 65536)) if port else [0]:

@@ -61,7 +61,7 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
     """Build the network that ``weights`` belong to, and load them.
 
     ``scale`` is needed only if nothing else tells whether RRDBNetDP is x2 or x3: the file, or the options of its run.
-    Weights of no known network that maps an image to an image are a UserError.
+    Unknown weights, and those of a network that maps no image to an image, are a UserError.
     """
     name, arguments = recognise(weights.state)
     # Compared first: spandrel's ESRGAN takes x3 for x2 and every growth for 32.

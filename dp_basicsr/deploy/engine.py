@@ -89,7 +89,7 @@ class Engine(ABC):
         """Return cached memory to the device."""
 
     def __call__(self, image: Floats) -> Floats:
-        """Upscale (1, 3, h, w) in [0, 1] to (1, 3, scale * h, scale * w), not clipped; finite, or a UserError."""
+        """Upscale (1, 3, h, w) in [0, 1] to (1, 3, scale * h, scale * w), not clipped; refuse what is not finite."""
         if os.getpid() != self.process:
             self.process = os.getpid()
             self.after_fork()

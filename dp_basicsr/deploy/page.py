@@ -108,7 +108,7 @@ class Page:
         threading.Thread(target=self._work, daemon=True).start()
 
     def open(self, named: Collection[Path]) -> None:
-        """Open every model (or a UserError); one that was not named but found in a folder is left out if it is none."""
+        """Open every model; one that was not named but found in a folder is left out if it is none, others raise."""
         for name, path in list(self.models.items()):
             # In torch: a conversion is for the model that is used.
             try:
@@ -206,7 +206,7 @@ class Page:
         visit.text = "; ".join([f"{image.source.name}: {width} x {height} pixels{first}", *filter(None, notes)])
 
     def start(self, visit: Visit, task: Task) -> None:
-        """Put the work on a visit's images at the end of the queue; a UserError without images, or such a model."""
+        """Put the work on a visit's images at the end of the queue; no images, or no such model, is a UserError."""
         if not visit.count:
             raise UserError("choose an image first")
         if unknown := {task.model, task.other or task.model} - set(self.models):

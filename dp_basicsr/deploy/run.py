@@ -31,7 +31,7 @@ def warn(message: str) -> None:
 
 
 def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
-    """Upscale every image, and return how many failed: each is named on stderr, and the others are still upscaled."""
+    """Upscale every image, and return how many failed; these are named on stderr, and the others still upscaled."""
     # These are the user's own files, up to 2^30 pixels.
     Image.MAX_IMAGE_PIXELS = None
     upscaler = _open_upscaler(args)

@@ -67,7 +67,7 @@ def native_precision(device: str) -> Precision:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device called ``name``; ``auto`` is the first that exists of CUDA, MPS and CPU. None: a UserError."""
+    """Return the device called ``name``, or raise a UserError; ``auto`` is the first there is of CUDA, MPS and CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

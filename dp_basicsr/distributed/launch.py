@@ -142,7 +142,7 @@ def in_group() -> Iterator[None]:
 
 
 def should_resume(asked: bool, experiment: str) -> bool:
-    """Whether this run resumes: ``asked`` by --auto_resume, or restarted as its job. The same on all processes."""
+    """Whether this run resumes, ``asked`` by --auto_resume or because its job was restarted; alike on all processes."""
     counts = [os.environ.get(name, "") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
     mark = Path(experiment, JOB_ID_FILE)
     # torchrun counts its restarts (--max-restarts), but not those after a host joined or left, nor those before its own

@@ -30,9 +30,6 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
 
     Returns:
         The folder ``results/<name>/evaluation``, or None (with a log message) if there is nothing to measure.
-
-    Raises:
-        UserError: See ``evaluate``.
     """
     logger = get_root_logger()
     sets = []

@@ -61,9 +61,6 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
     """Draw an image with the crop marked, and the crop of each method, with its metrics, and of the original.
 
     ``images`` are the same image of every method, in the order of the figure.
-
-    Raises:
-        UserError: The crop is not inside the image, a file no longer exists, or ``out`` cannot be written.
     """
     gt = in_colour(mod_crop(read_file(images[0].gt), evaluation.scale))
     crop.check(gt)

@@ -27,9 +27,6 @@ def feature_maps(image: NDArray[np.uint8], weights: str) -> dict[str, Tensor]:
 
     Returns:
         ``(256, about H / 4, about W / 4)`` by network and layer name.
-
-    Raises:
-        UserError: The weights are not available.
     """
     vgg = VGGFeatures([VGG_LAYER], "vgg19", weights)
     # A node of our own, because the loss's ResNet returns only whole stages.
@@ -46,10 +43,6 @@ def plot_features(path: Path, out: Path, channels: Sequence[int], weights: str =
     """Draw an image and the chosen channels of both networks; random weights are marked in the picture.
 
     ``channels`` count from 1, as in the paper; ``weights`` are ``imagenet`` or ``random``.
-
-    Raises:
-        UserError: The image cannot be read, a channel does not exist, the weights are not available, or ``out`` cannot
-            be written.
     """
     wrong = [channel for channel in channels if not 1 <= channel <= CHANNELS]
     if wrong:

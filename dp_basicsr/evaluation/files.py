@@ -29,9 +29,6 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = 
     """Write ``per_image.csv``, ``evaluation.json`` and ``table.md`` into a new folder.
 
     The folder appears when all files are written; ``overwrite`` replaces an earlier evaluation, never another folder.
-
-    Raises:
-        UserError: The folder already exists, or the write failed.
     """
     # `--overwrite` replaces the whole folder, so it must never be one with anything else in it.
     if folder.is_dir() and any(folder.iterdir()) and not (folder / JSON_NAME).is_file():

@@ -51,11 +51,9 @@ class Method:
 def find_test_set(
     gt: Path, lr: Path | None = None, name: str = "", gt_pattern: str = "", lr_pattern: str = ""
 ) -> TestSet:
-    """Find the images of a test set.
+    """Find the images of a test set, in a folder of originals and one of their LR images.
 
     Args:
-        gt: Folder of originals.
-        lr: Folder of their LR images.
         name: Name of the set; taken from the folder if empty (``datasets/Set5/GT`` is Set5).
         gt_pattern: See ``compile_pattern``; if empty, all files by their full names.
         lr_pattern: The same for the LR images; detected from the names if empty.

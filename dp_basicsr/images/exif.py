@@ -22,11 +22,7 @@ _LONG, _RATIONAL = 4, 5
 def corrected(block: bytes, before: tuple[int, int], after: tuple[int, int]) -> tuple[bytes, list[str]]:
     """Make EXIF without its ``Exif`` mark speak of the upright result; return also the names of what was left out.
 
-    Args:
-        before, after: Width and height, upright.
-
-    Raises:
-        struct.error, KeyError: The block is damaged.
+    ``before`` and ``after`` are width and height, upright. A damaged block raises struct.error or KeyError.
     """
     order = {b"II": "<", b"MM": ">"}[block[:2]]
     data, dropped = bytearray(block), list[str]()

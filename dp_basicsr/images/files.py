@@ -27,11 +27,7 @@ class BadImageError(UserError):
 
 
 def find_images(folder: Path) -> list[Path]:
-    """List the image files of ``folder``, sorted by name; subfolders and hidden files are ignored.
-
-    Raises:
-        UserError: ``folder`` does not exist or contains no image.
-    """
+    """List the image files of ``folder``, sorted by name, without hidden ones and subfolders; none is a UserError."""
     if folder.is_file():
         raise UserError(f"expected a folder of images, got a file: {folder}; name its folder, or unpack it first")
     if not folder.is_dir():

@@ -23,11 +23,7 @@ _END_MARKS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
 
 
 def read_image(path: Path, *, gray: bool = False) -> NDArray[np.uint8]:
-    """Read ``(H, W, 3)``, BGR, uint8, range [0, 255]; with ``gray`` also ``(H, W)``.
-
-    Raises:
-        BadImageError: The file cannot be read, or see ``decode_image``.
-    """
+    """Read ``(H, W, 3)``, BGR, uint8, range [0, 255]; with ``gray`` also ``(H, W)``. See ``decode_image``."""
     return decode_image(read_bytes(path), gray=gray)
 
 

@@ -35,12 +35,8 @@ _NUMBER = re.compile(r"^\s*\d+(\.\d+)?")
 def corrected(xmp: bytes, before: tuple[int, int], after: tuple[int, int], is_turned: bool) -> tuple[bytes, list[str]]:
     """Make XMP speak of the upright result, and return also the names of what was left out.
 
-    Args:
-        before, after: Width and height, upright.
-        is_turned: The file was not upright.
-
-    Raises:
-        ExpatError, RecursionError: It is no XML, or a bomb.
+    ``before`` and ``after`` are width and height, upright; ``is_turned`` says that the file was not. Raises ExpatError
+    for what is no XML, and RecursionError for a bomb.
     """
     # Some cameras pad it with zeros.
     document = minidom.parseString(xmp.rstrip(b"\0"))

@@ -183,15 +183,9 @@ class Balancer:
 
 
 def build_balancer(train: Mapping[str, Any], is_gan: bool, ramp: int | None = None) -> Balancer:
-    """Build the balancer of ``train: balance``.
+    """Build the balancer of ``train: balance``; a share that does not fit the losses is a UserError.
 
-    Args:
-        train: Options ``train``.
-        is_gan: Whether the model has ``gan_opt`` and ``ldl_opt``.
-        ramp: Of ``gan_opt``.
-
-    Raises:
-        UserError: A share or its loss does not fit the others.
+    ``is_gan`` says whether the model has ``gan_opt`` and ``ldl_opt``; ``ramp`` is that of ``gan_opt``.
     """
     keys = {"pix": "pixel_opt", "percep": "perceptual_opt"} | ({"gan": "gan_opt", "ldl": "ldl_opt"} if is_gan else {})
     options: dict[str, Mapping[str, Any]] = {name: train[key] for name, key in keys.items() if train.get(key)}

@@ -332,11 +332,8 @@ class DPLoss(DualPerceptualLoss):
 def dp_loss_terms(options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the terms of a DPLoss, its VGG and ResNet first, as complete entries of ``extra_terms``.
 
-    Args:
-        options: Arguments of the loss; others are ignored, and missing ones have their defaults.
-
-    Raises:
-        UserError: An entry has neither ``type`` nor ``network``, or both.
+    Of ``options``, the loss's arguments, missing ones have their defaults, and others are ignored. An entry of neither
+    ``type`` nor ``network``, or of both, is a UserError.
     """
     given = {name: value.default for name, value in inspect.signature(DualPerceptualLoss).parameters.items()}
     given |= options
@@ -358,11 +355,7 @@ def dp_loss_terms(options: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def parse_channels(channels: Any) -> list[list[int]] | None:
-    """Return ``input_channels`` as a list of triples of indices.
-
-    Raises:
-        UserError: It is neither ``repeat`` nor one or several triples of indices >= 0.
-    """
+    """Return ``input_channels`` (``repeat``, indices or triples of them, >= 0) as triples; anything else is refused."""
     if channels is None:
         return None
     triples: list[Any] = list(channels) if isinstance(channels, Sequence) else [channels]

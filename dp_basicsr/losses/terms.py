@@ -23,11 +23,7 @@ PROBE_SHAPE, PROBE_NOISE, PROBE_SEED = (2, 3, 128, 128), 0.1, 0
 
 @dataclass(frozen=True)
 class WeightRule:
-    """Weighting of a term relative to the reference.
-
-    Raises:
-        UserError: A value is out of range.
-    """
+    """Weighting of a term relative to the reference; a value out of range is a UserError."""
 
     mu: float  # divides the dynamic weight (Eq. 9)
     eps: float  # keeps the denominator of Eq. 9 from being 0; with 0, as released, identical images give NaN
@@ -55,14 +51,7 @@ class WeightRule:
 
 
 class PerceptualTerm(nn.Module):
-    """Distance of two images in the feature space of one frozen network (Eq. 4, 5).
-
-    Args:
-        network: Its name, for ``repr``.
-        features: The network; its layers must be those of ``layer_weights``.
-        layer_weights: Weight of each layer.
-        criterion: See ``feature_distance``.
-    """
+    """Distance of two images in the feature space of one frozen network (Eq. 4, 5), at the layers with a weight."""
 
     def __init__(
         self, network: str, features: FrozenFeatures, layer_weights: Mapping[str, float], criterion: Criterion

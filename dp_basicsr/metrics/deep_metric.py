@@ -95,12 +95,7 @@ def lite0(device_name: str) -> Any:
 
 
 def depths(network: Any, image: Tensor) -> list[Tensor]:
-    """Return the last features of each of the five resolutions.
-
-    Args:
-        network: EfficientNet-Lite0.
-        image: (N, 3, H, W), RGB in [0, 255].
-    """
+    """Return EfficientNet-Lite0's last features of each of the five resolutions of (N, 3, H, W), RGB in [0, 255]."""
     # The scale its authors trained with, (x - 127/255) / (128/255) of values in [0, 1].
     # The package's own forward returns only the last features, so its parts are called one by one.
     features = network._swish(network._bn0(network._conv_stem((image - 127) / 128)))

@@ -26,11 +26,7 @@ RANGE: dict[str, Any] = {"data_range": 1.0, "normalize": True}
 
 
 def library_metric(kind: str) -> Callable[..., float]:
-    """Return a metric of a library as a function like BasicSR's: images, ``crop_border``, and the class's keywords.
-
-    Raises:
-        UserError: The library is not installed, or has no metric of this name that compares two images.
-    """
+    """Return a library's metric, if it exists, as a function like BasicSR's, of images, border and class's keywords."""
 
     def calculate(
         img: NDArray[np.uint8],

@@ -65,11 +65,7 @@ def calculate_lpips(
 
 
 def why_not(net: str = "alex", weights: str = "imagenet", **_: Any) -> str | None:
-    """Return why LPIPS with this backbone is not available (logged once), or None if it is.
-
-    Raises:
-        UserError: The backbone is unknown, which is a mistake in the options.
-    """
+    """Return why LPIPS with a backbone is not available (logged once), or None if it is; raise on an unknown one."""
     if net not in BACKBONES:
         raise UserError(f"LPIPS: expected net to be one of {', '.join(BACKBONES)}, got {net!r}")
     network = lpips_network(net, weights, device())

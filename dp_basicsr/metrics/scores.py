@@ -25,12 +25,7 @@ Scores = dict[str, float | None]
 
 
 def function_of(kind: str) -> Callable[..., Any]:
-    """Return the function of a ``type`` of ``val: metrics:``; one of a library enters BasicSR's registry.
-
-    Raises:
-        UserError: The library is not installed, or has no such metric.
-        KeyError: Nothing of this name is registered.
-    """
+    """Return the function of a ``type`` of ``val: metrics:``; one of a library enters BasicSR's registry."""
     if "/" in kind and kind not in METRIC_REGISTRY:
         # Not by register(), which refuses the second of two threads that come here together.
         METRIC_REGISTRY._obj_map.setdefault(kind, library_metric(kind))

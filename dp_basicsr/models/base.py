@@ -31,11 +31,7 @@ from torch.utils.data import DataLoader
 
 
 def freeze(net: nn.Module, patterns: Sequence[str]) -> None:
-    """Freeze the weights that match ``train: freeze``, such as ``body.0.*``, and log how many train.
-
-    Raises:
-        UserError: A pattern matches nothing, or nothing is left to train.
-    """
+    """Freeze the weights that match ``train: freeze``, such as ``body.0.*``, and log how many train."""
     weights, frozen = dict(net.named_parameters()), set()
     for pattern in patterns:
         names = fnmatch.filter(weights, pattern)
@@ -92,11 +88,7 @@ class PluginModel(BaseModel):
             self.saver = Saver(self.opt, nets, self.optimizers, self.schedulers, others)
 
     def init_training_settings(self) -> None:
-        """Set up EMA, D, losses, optimizers and schedulers as BasicSR, and the training step.
-
-        Raises:
-            UserError: Options do not fit each other, or the generator.
-        """
+        """Set up EMA, D, losses, optimizers and schedulers as BasicSR, and the training step."""
         train = self.opt["train"]
         percep = train.get("perceptual_opt") or {}
         criteria = [loss.get("criterion") for loss in (percep, *(percep.get("extra_terms") or ()))]
@@ -128,11 +120,7 @@ class PluginModel(BaseModel):
                     term.features.compile()
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        """Move a network to the device and wrap it for several processes; BasicSR always requires CUDA here.
-
-        Raises:
-            UserError: ``sync_batch_norm`` without a GPU, which torch requires.
-        """
+        """Move a network to the device and wrap it for several processes; BasicSR always requires CUDA here."""
         net = net.to(self.device)
         train = self.opt.get("train") or {}
         if train.get("sync_batch_norm") and self.opt["dist"]:

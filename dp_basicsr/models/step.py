@@ -143,18 +143,10 @@ class TrainingStep:
         shares: Mapping[str, float] = NO_SHARES,
         gan_weight: float = 1.0,
     ) -> Losses:
-        """Add the gradients of some pairs to those of D and (``update_g``) of G; return the losses.
+        """Add the gradients of some pairs, ``part`` of the batch (0 to 1), to those of D and (``update_g``) of G.
 
-        The numbers are those of docs/method.md.
-
-        Args:
-            model: See ``__call__``.
-            lq: Pairs of the batch.
-            gt: See ``lq``.
-            part: Their part of the batch, 0 to 1, which scales the gradients.
-            update_g: Whether G is trained in this step.
-            shares: Losses to balance, with their shares.
-            gan_weight: Factor of G's adversarial loss.
+        Returns the losses. ``shares`` are those of the losses to balance, ``gan_weight`` is a factor of G's adversarial
+        loss. The numbers are those of docs/method.md.
         """
         net_d = getattr(model, "net_d", None)
         log: Losses = {}
@@ -230,12 +222,9 @@ class TrainingStep:
             yield "percep", *sum_of_parts(returned, "percep")
 
     def apply(self, model: Any, iteration: int, optimizers: Sequence[torch.optim.Optimizer], log: Losses) -> None:
-        """Step the optimizers and the EMA if all gradients and losses are finite.
+        """Step the optimizers and the EMA if all gradients and losses are finite; see ``StepGuard.watch`` if not.
 
         Each network's gradient is clipped to the norm ``train: grad_clip``, if given.
-
-        Raises:
-            UserError: ``train: max_nonfinite`` consecutive steps were not finite.
         """
         gradients = []
         for optimizer in optimizers:
@@ -269,21 +258,13 @@ class TrainingStep:
 
 
 class StepGuard:
-    """Reports skipped steps, and stops the run after too many in a row.
-
-    Args:
-        limit: Number of consecutive skipped steps that stops the run, at least 1.
-        device: Device of the flags.
-
-    Attributes:
-        saved: The last iteration with a checkpoint, for the message.
-    """
+    """Reports skipped steps, and stops the run after ``limit`` of them in a row, at least 1."""
 
     def __init__(self, limit: int, device: torch.device) -> None:
         self.limit = limit
         self.lag = LAG if device.type == "cuda" else 0
         self.in_a_row = 0
-        self.saved: int | None = None
+        self.saved: int | None = None  # the last iteration with a checkpoint, for the message
         # Iteration; flag and losses; event behind which they can be read; names of the losses, and files.
         self.steps: deque[tuple[int, Tensor, torch.cuda.Event | None, Sequence[str], Sequence[str]]] = deque()
 
@@ -304,11 +285,7 @@ class StepGuard:
             self._report_oldest()
 
     def last_step_applied(self) -> bool:
-        """Whether the last step was applied; waits for the device. The same on all processes.
-
-        Raises:
-            UserError: See ``watch``.
-        """
+        """Whether the last step was applied; waits for the device, and raises as ``watch``. Alike on all processes."""
         while self.steps:
             self._report_oldest()
         return self.in_a_row == 0

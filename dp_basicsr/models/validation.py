@@ -43,10 +43,6 @@ class Validator:
     know all values, and rank 0 logs their mean. ``val: threads`` is the number of images measured at a time; ``tile``
     and ``tile_overlap`` (LR pixels) bound the memory of the network.
 
-    Args:
-        opt: Options of the run.
-        device: Device of the networks.
-
     Attributes:
         interrupted: Called before every image; True ends the validation on all processes, without a result.
         results: Mean of each metric in the last validation.

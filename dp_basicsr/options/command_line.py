@@ -39,11 +39,7 @@ def parse_command_line(description: str, argv: Sequence[str] | None, is_train: b
 
 
 def read_given_options(args: argparse.Namespace) -> Options:
-    """Read the option file of a command line and apply its overrides.
-
-    Raises:
-        UserError: See ``read_options`` and ``override``.
-    """
+    """Read the option file of a command line and apply its overrides."""
     opt = read_options(args.opt)
     override(opt, args.force_yml)
     return opt
@@ -57,11 +53,7 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Import the modules of ``--import``: installed ones, or files in the current folder, also by their path.
-
-    Raises:
-        UserError: A module is missing or raises an error, which the message contains with its location.
-    """
+    """Import the modules of ``--import``: installed ones, or files in the current folder, also by their path."""
     # An installed command has its own folder in sys.path, not the current one.
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -78,11 +78,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_options(path: str | Path) -> Options:
-    """Read an option file; ``check_options`` checks its keys.
-
-    Raises:
-        UserError: The file does not exist, is not valid YAML (with line and column), or is not a mapping.
-    """
+    """Read an option file, whose keys ``check_options`` checks; what is no mapping of valid YAML is a UserError."""
     opt = parse_yaml(_text_of(path), f"option file {path}")
     if not isinstance(opt, dict):
         raise UserError(f"option file {path}: expected a mapping of options, got {type(opt).__name__}")
@@ -176,15 +172,10 @@ def split_entry(entry: str) -> tuple[tuple[str, ...], str]:
 
 
 def override(opt: Options, entries: Sequence[str]) -> None:
-    """Override options from the command line, in place.
+    """Override options in place by entries of the command line, ``a:b:c=value``; a malformed one is a UserError.
 
-    Args:
-        opt: Options.
-        entries: ``a:b:c=value`` each; the value is parsed as YAML, so ``1e-4`` is a number and ``[1, 2]`` a list.
-            Sections on the way that are missing or ~ are made: ``check_options`` finds misspelt ones.
-
-    Raises:
-        UserError: An entry is malformed or leads into a value; ``opt`` may then be partly changed.
+    A value is parsed as YAML, so ``1e-4`` is a number and ``[1, 2]`` a list. Sections on the way that are missing or ~
+    are made: ``check_options`` finds misspelt ones.
     """
     for entry in entries:
         (*parents, last), text = split_entry(entry)

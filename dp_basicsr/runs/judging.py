@@ -24,11 +24,7 @@ FIDELITY = ("calculate_psnr", "calculate_ssim")
 
 
 class Judge:
-    """Counts validations without improvement, and compares them with that of the start weights.
-
-    Args:
-        val: Options ``val``.
-    """
+    """Counts validations without improvement, and compares them with that of the start weights."""
 
     def __init__(self, val: Val) -> None:
         self.val = val

@@ -112,12 +112,7 @@ def shorten_socket_names() -> None:
 
 @contextlib.contextmanager
 def out_of_memory_is_user_error(run: RunOptions, also: str = "") -> Iterator[None]:
-    """Turn running out of GPU or CPU memory into a UserError that lists the options that help.
-
-    Args:
-        run: Options of the run.
-        also: Appended to the message.
-    """
+    """Turn running out of GPU or CPU memory into a UserError that lists the options that help, then ``also``."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

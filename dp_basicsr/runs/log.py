@@ -140,11 +140,7 @@ def _has_figures(run: RunOptions) -> bool:
 
 
 def start_wandb(run: RunOptions) -> None:
-    """Start wandb on rank 0 if it is requested: before TensorBoard, whose figures it takes, and before any folder.
-
-    Raises:
-        UserError: It cannot start, for instance without an account.
-    """
+    """Start wandb on rank 0 if it is requested: before TensorBoard, whose figures it takes, and before any folder."""
     logs = run.options.logs
     if not _has_figures(run) or logs.wandb is None or not logs.wandb_project:
         return
@@ -162,12 +158,9 @@ def start_wandb(run: RunOptions) -> None:
 
 @contextmanager
 def tensorboard(run: RunOptions, resuming: bool, keep: int = 0) -> Iterator[Any]:
-    """Open TensorBoard's writer on rank 0 (otherwise None), with wandb if requested.
+    """Open TensorBoard's writer on rank 0 (otherwise None).
 
-    Args:
-        run: Its options.
-        resuming: A new run archives the figures of an earlier run of its name.
-        keep: Of a resumed run TensorBoard keeps the earlier figures up to this iteration.
+    A new run archives the figures of an earlier run of its name; a resumed one has those up to the iteration ``keep``.
     """
     if not _has_figures(run):
         yield None
@@ -245,10 +238,7 @@ class IterationLog:
 
 
 def current_losses(model: Any) -> dict[str, float]:
-    """Return the last step's losses, including a DPLoss's terms if another package's model does not log them.
-
-    Collective call.
-    """
+    """Return the last step's losses, a DPLoss's terms too if another package's model does not log them. Collective."""
     losses: dict[str, float] = model.get_current_log()
     perceptual: Any = next((part for part in vars(model).values() if hasattr(part, "log_terms")), None)
     terms = perceptual.log_terms() if perceptual is not None else {}

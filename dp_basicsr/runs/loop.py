@@ -154,11 +154,7 @@ class Training:
         self._note_saved(self.iteration)
 
     def save_latest(self) -> None:
-        """Save the networks as BasicSR's ``net_g_latest``.
-
-        Raises:
-            UserError: The last steps, or all of them, were not finite, so the weights may be corrupt.
-        """
+        """Save the networks as BasicSR's ``net_g_latest``; a UserError if the last steps, or all, were not finite."""
         if self.guard is not None and not self.guard.last_step_applied():
             # One skipped step left the weights of the step before it, unless there was none.
             if self.guard.in_a_row > 1 or self.iteration == 1:

@@ -25,11 +25,7 @@ DEBUG_FREQ = 8  # BasicSR's iterations between validations, and between checkpoi
 def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
     """Check the options of a command line, join the process group if there is one, and seed this process.
 
-    Returns:
-        What runs. Experiments, results and relative data paths are relative to the current folder.
-
-    Raises:
-        UserError: See ``check_options`` and ``init_distributed``.
+    Experiments, results and relative data paths are relative to the current folder.
     """
     is_train, check = args.is_train, args.is_train and args.check
     # Before the process group: a mistake is reported at once, without waiting for the other processes.

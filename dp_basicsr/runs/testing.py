@@ -18,11 +18,7 @@ from basicsr.utils import get_root_logger, make_exp_dirs
 
 
 def test(run: RunOptions) -> None:
-    """Upscale every image of the test sets, write the results and their tables, log the metrics.
-
-    Raises:
-        UserError: None of the sets exists, or the network's weights are missing.
-    """
+    """Upscale every image of the test sets that exist, write the results and their tables, log the metrics."""
     opt = run.as_dict()
     torch.backends.cudnn.benchmark = True
     shorten_socket_names()

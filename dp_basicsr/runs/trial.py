@@ -123,20 +123,13 @@ def batch_size(opt: dict[str, Any]) -> int:
 def try_step(
     run: RunOptions, opt: dict[str, Any], batch: Batch, state: dict[str, Any] | None
 ) -> tuple[float, dict[str, float], Sequence[str]]:
-    """Build the model, train on a batch and validate a corner of each set, in memory only.
+    """Build the model, train on a batch and validate a corner of each set, in memory only; a failure is a UserError.
 
-    Args:
-        run: The run.
-        opt: Its options, with the networks to start from.
-        batch: Pairs of its data, or random ones.
-        state: What it resumes from, if it does.
+    ``opt`` has the networks to start from, ``state`` is what the run resumes from, if it does.
 
     Returns:
         Median seconds of three steps after the first, which also allocates memory and selects kernels; last losses;
         what is said of weights that fit in part.
-
-    Raises:
-        UserError: The step failed; the message is one line.
     """
     train = run.options.training
     # The first one that also updates the generator, which costs the most.

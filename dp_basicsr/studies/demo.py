@@ -43,9 +43,6 @@ def prepare_photographs() -> None:
     """Create the demo's data with the project's own scripts, replacing ``DATA``.
 
     The folder then has ``HR_sub.lmdb`` and ``LR_bicubic_X4_sub.lmdb`` for training, ``test/GT`` and ``test/LRbicx4``.
-
-    Raises:
-        UserError: The installed scikit-image does not contain the photographs.
     """
     import skimage
 

@@ -36,20 +36,11 @@ SHARES = ("dp_share_", "share_")  # prefixes of a term's name in the log; the se
 
 
 def write_study(study: Study, given: Sequence[Method]) -> Path:
-    """Write ``table.md`` and ``table.csv`` from the tests done so far; missing values are n/a.
+    """Write ``table.md`` and ``table.csv`` from the tests done so far, and return their folder; missing values are n/a.
 
     Studies with seeds have ``judge.png`` in place of the second. If trainings have logged their terms' gradient shares,
-    ``shares.png`` plots them, and the table of a study without seeds includes them.
-
-    Args:
-        study: The study.
-        given: Published methods' result images, for the rows of these names.
-
-    Returns:
-        The folder, results/studies/<study>.
-
-    Raises:
-        UserError: Images of ``given`` are missing or do not match.
+    ``shares.png`` plots them, and the table of a study without seeds includes them. Published methods' result images,
+    ``given``, fill the rows of these names; those that do not match are a UserError.
     """
     shares = read_shares(study)
     # The runs of a study with seeds were judged by their images, so there are no evaluations to read.

@@ -42,12 +42,7 @@ class _HashedFile:
 def atomic_write(path: Path, write: Callable[[Any], Any]) -> str:
     """Write a temporary file, fsync it and rename it to ``path``; retry once on an error.
 
-    Args:
-        path: Destination.
-        write: Function that writes the content to a binary file.
-
-    Returns:
-        The content's SHA-256, in hexadecimal.
+    ``write`` writes the content to a binary file, and its SHA-256 in hexadecimal is returned.
 
     Raises:
         UserError: The write failed (disk full, quota, no permission). An existing file at ``path`` is unchanged, and

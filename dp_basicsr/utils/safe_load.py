@@ -27,16 +27,12 @@ MAX_STAND_INS = 100  # classes in a file that are replaced
 
 
 def load(path: str | Path | io.BytesIO, what: str, advice: str = "", allowed: Sequence[type] = ()) -> Any:
-    """Read a file written by ``torch.save`` without running code from it (``weights_only=True``).
+    """Read what ``torch.save`` wrote, a file or its content, without running code from it (``weights_only=True``).
 
     Args:
-        path: The file, or its content.
         what: Description of the file, the start of error messages.
         advice: How to fix it, the end of error messages.
         allowed: Further classes that may be in the file.
-
-    Returns:
-        The content.
 
     Raises:
         UserError: The file does not exist, is damaged, or contains something else, which the message names.

@@ -28,11 +28,8 @@ SAME_SIGNAL = 1.0
 class Interruption:
     """Records a signal and stops all processes of a run at the same iteration. A second signal stops at once.
 
-    Signals are handled inside the ``with`` block, in the main thread. Processes agree on one number, sent after one
-    iteration and read after the next, so that nothing waits for it.
-
-    Args:
-        dist: Whether this process is one of a group.
+    Signals are handled inside the ``with`` block, in the main thread. Processes, of which ``dist`` says that there are
+    several, agree on one number, sent after one iteration and read after the next, so that nothing waits for it.
     """
 
     def __init__(self, dist: bool) -> None:
