@@ -15,7 +15,7 @@ from dp_basicsr.data.imresize import downsample, imresize, mod_crop
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.evaluation.matching import Method, TestSet
 from dp_basicsr.images.files import BadImageError
-from dp_basicsr.images.opening import opened, read_bytes
+from dp_basicsr.images.opening import is_lossless_webp, opened, read_bytes
 from dp_basicsr.images.strict import MAX_PIXELS, read_image, size_text
 from dp_basicsr.metrics import Scores, measure, missing_metrics
 from dp_basicsr.options.metrics import DEFAULT, METRICS
@@ -229,12 +229,7 @@ def lossy_format(path: Path) -> str:
     if kind == "TIFF":
         return "JPEG in TIFF" if "jpeg" in compression else ""
     if kind == "WEBP":
-        # RIFF, size, WEBP; then chunks of a name, a size and an even number of bytes.
-        offset = 12
-        while data[offset : offset + 4] not in (b"VP8L", b"VP8 ", b""):
-            size = int.from_bytes(data[offset + 4 : offset + 8], "little")
-            offset += 8 + size + size % 2
-        return "" if data[offset : offset + 4] == b"VP8L" else "lossy WebP"
+        return "" if is_lossless_webp(data) else "lossy WebP"
     return kind if kind in ("JPEG", "MPO", "GIF") else ""
 
 

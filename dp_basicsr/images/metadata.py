@@ -10,6 +10,7 @@ from typing import Any, Literal
 from xml.parsers.expat import ExpatError
 
 from dp_basicsr.images import exif, xmp
+from dp_basicsr.images.opening import is_lossless_webp
 from dp_basicsr.images.png import Chunk, name_of
 from dp_basicsr.utils.tiles import Pixels
 
@@ -103,8 +104,7 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
         pixel=None if info.get("jfif_unit", 1) else _pixel(shape),
         comment=comment, iptc=iptc, chunks=tuple(info.get("chunks", ())), is_turned=orientation != 1,
         dropped=tuple(dropped),
-        # The name of the chunk that has the pixels.
-        is_lossless_webp=image.format == "WEBP" and re.findall(rb"VP8[L ]", data)[:1] == [b"VP8L"],
+        is_lossless_webp=image.format == "WEBP" and is_lossless_webp(data),
     )  # fmt: skip
 
 

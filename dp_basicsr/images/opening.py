@@ -125,6 +125,16 @@ def header_size(path: Path) -> tuple[int, int]:
             return image.size
 
 
+def is_lossless_webp(data: bytes) -> bool:
+    """Return whether a WebP file holds every pixel exactly, as the name of the chunk with its pixels says."""
+    # RIFF, size, WEBP; then chunks of a name, a size and an even number of bytes.
+    offset = 12
+    while data[offset : offset + 4] not in (b"VP8L", b"VP8 ", b""):
+        size = int.from_bytes(data[offset + 4 : offset + 8], "little")
+        offset += 8 + size + size % 2
+    return data[offset : offset + 4] == b"VP8L"
+
+
 def refuse_frames(file: Image.Image | TiffFile) -> None:
     """Raise a BadImageError if a file has several pictures, or values that are not unsigned of up to 16 bits.
 
