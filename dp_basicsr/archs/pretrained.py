@@ -96,9 +96,7 @@ def use_our_weights() -> None:
         network = networks.get(type(weights))
         if network is None or weights.name != WEIGHTS_ENTRY:
             return theirs(weights, *args, **kwargs)
-        if or_random(network, "imagenet") == "random":
-            return random_network(network).state_dict()
-        return read_state_dict(find_weights(network, "imagenet"))
+        return state_of(network, "imagenet")
 
     models.WeightsEnum.get_state_dict = get_state_dict  # type: ignore[method-assign]
 
@@ -140,6 +138,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: expected a state_dict (names and tensors only), got {type(state).__name__}")
     return state
+
+
+def state_of(network: str, source: str) -> Mapping[str, Tensor]:
+    """Return the weights of ``find_weights``, or random ones where these are asked for or a trial lacks a file."""
+    if or_random(network, source) == "random":
+        return random_network(network).state_dict()
+    return read_state_dict(find_weights(network, source))
 
 
 def load_backbone(network: str, source: str) -> Any:

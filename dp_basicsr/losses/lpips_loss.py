@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dp_basicsr.archs.pretrained import find_weights, or_random, random_network, read_state_dict
+from dp_basicsr.archs.pretrained import state_of
 from dp_basicsr.errors import UserError
 from dp_basicsr.registration import register
 
@@ -28,14 +28,8 @@ class LPIPSLoss(nn.Module):
         super().__init__()
         if net not in BACKBONES:
             raise UserError(f"LPIPSLoss: net: expected one of {', '.join(BACKBONES)}, got {net!r}")
-        network = BACKBONES[net]
-        weights = or_random(network, weights)
-        if weights == "random":
-            backbone = random_network(network).state_dict()
-        else:
-            backbone = read_state_dict(find_weights(network, weights))
         self.loss_weight = loss_weight
-        self.network = build_network(net, backbone, weights)
+        self.network = build_network(net, state_of(BACKBONES[net], weights), weights)
 
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
         """Return the mean distance, 0-d, of ``x`` and ``gt``, (N, 3, H, W), RGB in [0, 1]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +84,7 @@ def lpips_network(net: str, weights: str, place: str) -> Any:
         return str(error)
 
 
-def build_network(net: str, backbone: dict[str, Tensor], source: str) -> lpips.LPIPS:
+def build_network(net: str, backbone: Mapping[str, Tensor], source: str) -> lpips.LPIPS:
     """Build LPIPS of its package's linear weights and a torchvision state_dict, which came from ``source``."""
     # On the meta device: ``lpips.LPIPS`` would first initialise 60 to 140 million weights at random and change the
     # global random state of the training that it measures.
