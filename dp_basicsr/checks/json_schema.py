@@ -63,10 +63,8 @@ def _signature(kind: TypedEntry, name: str, definitions: dict[str, Any]) -> dict
     reference = _defined(model_of(kind.classes[name], kind.given, kind.more), definitions)
     # torch's signatures change between versions, and the file must not.
     if kind.what == "optimizer":
-        schema = definitions[name]
-        schema["properties"] = {
-            key: value for key, value in schema["properties"].items() if key in (*VALUES[name], "type")
-        }
+        schema, kept = definitions[name], (*VALUES[name], "type")
+        schema["properties"] = {key: value for key, value in schema["properties"].items() if key in kept}
         schema["additionalProperties"] = True
     return reference
 

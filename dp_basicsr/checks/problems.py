@@ -50,15 +50,13 @@ def placed(file: str, problems: Iterable[Problem], entries: Sequence[str]) -> li
         root = None
     lines = []
     for problem in problems:
-        line, place = 0, file
-        # The last override of a key is the one that holds.
-        if given := [entry for keys, entry in overrides if problem.path[: len(keys)] == keys]:
-            place = f"--force_yml {quote(given[-1], quotes=False)}"
-        elif line := _line_of(root, problem.path):
-            place = f"{file}:{line}"
+        given = [entry for keys, entry in overrides if problem.path[: len(keys)] == keys]
+        line = 0 if given else _line_of(root, problem.path)
         # A section that only the command line has.
-        elif given := [entry for keys, entry in overrides if keys[: len(problem.path)] == problem.path]:
-            place = f"--force_yml {quote(given[-1], quotes=False)}"
+        if not line:
+            given = given or [entry for keys, entry in overrides if keys[: len(problem.path)] == problem.path]
+        # The last override of a key is the one that holds.
+        place = f"--force_yml {quote(given[-1], quotes=False)}" if given else f"{file}:{line}" if line else file
         lines.append((line, ": ".join(filter(None, [place, path_text(problem.path), problem.text]))))
     texts: list[str] = []
     for _, text in sorted(lines, key=itemgetter(0)):

@@ -64,12 +64,9 @@ def fetch(url: str, path: Path, *, size: int | None = None, checksum: str | None
         # A long download may break off many times, as long as each attempt brings something.
         failures = 0 if _length(part) > before else failures + 1
         if failures == _ATTEMPTS:
-            note = (
-                f"; {_length(part):,} bytes are kept, run the same command again to resume"
-                if before and checksum
-                else ""
-            )
-            raise UserError(f"could not download {url}: {getattr(reason, 'reason', reason)}{note}")
+            note = f"; {_length(part):,} bytes are kept, run the same command again to resume"
+            why = f"{getattr(reason, 'reason', reason)}{note if before and checksum else ''}"
+            raise UserError(f"could not download {url}: {why}")
         time.sleep(pause * 2 ** (failures - 1) if failures else 0)
     if wrong := _what_is_wrong(part, size, checksum):
         part.unlink()
