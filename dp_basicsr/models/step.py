@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import reduce
-from types import MappingProxyType
 from typing import Any
 
 from dp_basicsr.distributed.collectives import process_count
@@ -26,7 +25,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 Losses = dict[str, Tensor]
-NO_SHARES: Mapping[str, float] = MappingProxyType({})
+Shares = Mapping[str, float]  # of the losses to balance
 
 # `train: amp` -> dtype of autocast.
 AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,7 +84,8 @@ class TrainingStep:
         """
         net_d = getattr(model, "net_d", None)
         update_g, nets, optimizers = True, [model.net_g], [model.optimizer_g]
-        shares, gan_weight = NO_SHARES, 1.0
+        shares: Shares = {}
+        gan_weight = 1.0
         state = list(model.net_g.buffers())  # what the passes of a step change
         if net_d is not None:
             every, first = model.net_d_iters, model.net_d_init_iters
@@ -134,19 +134,11 @@ class TrainingStep:
         return torch.autocast(self.device.type, AMP[self.train["amp"]], enabled=self.train["amp"] != "none")
 
     def accumulate(
-        self,
-        model: Any,
-        lq: Tensor,
-        gt: Tensor,
-        part: float,
-        update_g: bool,
-        shares: Mapping[str, float] = NO_SHARES,
-        gan_weight: float = 1.0,
+        self, model: Any, lq: Tensor, gt: Tensor, part: float, update_g: bool, shares: Shares, gan_weight: float
     ) -> Losses:
         """Add the gradients of some pairs, ``part`` of the batch (0 to 1), to those of D and (``update_g``) of G.
 
-        Returns the losses. ``shares`` are those of the losses to balance, ``gan_weight`` is a factor of G's adversarial
-        loss. The numbers are those of docs/method.md.
+        Returns the losses; ``gan_weight`` is a factor of G's adversarial one. The numbers are those of docs/method.md.
         """
         net_d = getattr(model, "net_d", None)
         log: Losses = {}
