@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
             module, needs = _as_module(opened, weights.path), opened.size_requirements
             size = InputSize(needs.multiple_of, max(needs.minimum, 1), needs.square)
             module.input_size = with_step(opened.model, size, opened.input_channels)  # type: ignore[assignment]
-            # Numbers that are no tensors, as SwinIR's img_range, are in the options of the run alone.
+            # Numbers that are no tensors, as SwinIR's img_range, are in the options alone.
             built = _built_by_run(weights, module)
         except UserError as error:
             # BasicSR's EDSR and its like have names of their own, but the run that trained them names the class.
@@ -87,7 +88,7 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
                 if inner := unwrapped(weights.state):
                     with contextlib.suppress(UserError):
                         return open_network(replace(weights, state=inner), scale)
-                if kind := (options_of_run(weights.path) or {}).get("network_g", {}).get("type"):
+                if kind := _options_of(weights).get("network_g", {}).get("type"):
                     way = f"if it is another package's, `{advise('test', 'OPTIONS --import MODULE')}` upscales with it"
                     raise UserError(f"{error}; the options of its run name {kind}: {way}") from error
                 raise
@@ -128,7 +129,7 @@ def _built_by_run(weights: Weights, known: nn.Module | None = None) -> tuple[nn.
     with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad():
         from basicsr.archs import ARCH_REGISTRY
 
-        options = options_of_run(weights.path) or {}
+        options = _options_of(weights)
         for _ in range(9):  # a run that continues another's network; two may name each other
             if options["network_g"]["type"] == "FromFile":
                 options = options_of_run(Path(options["network_g"]["path"]).expanduser()) or {}
@@ -145,13 +146,24 @@ def _built_by_run(weights: Weights, known: nn.Module | None = None) -> tuple[nn.
                 image = torch.rand(1, channels, *known.input_size.fit(PROBE, PROBE))  # type: ignore[operator, union-attr]
                 if torch.allclose(module.eval()(image), known.eval()(image), rtol=1e-4, atol=1e-5):
                     return None
+            module.options = {"type": kind, **arguments}  # type: ignore[assignment]
             return module, options["scale"], channels
     return None
 
 
+def _options_of(weights: Weights) -> Options:
+    """Return the options of the run that wrote the weights: in the file, or beside it; empty if there are none."""
+    with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
+        options: Options = json.loads(weights.notes["options"])
+        # A damaged file may contain any number of blocks, and that many would be built.
+        if not re.search(r"\d{5}", json.dumps(options["network_g"])) and isinstance(options["network_g"], dict):
+            return options
+    return options_of_run(weights.path) or {}
+
+
 def _two_or_three(weights: Weights, scale: int | None) -> int:
     """Return the scale of an RRDBNetDP whose tensors are those of x2 and x3; UserError if nothing tells it."""
-    run = (options_of_run(weights.path) or {}).get("network_g", {})
+    run = _options_of(weights).get("network_g", {})
     # The first that tells: the caller, the file, or the options of its run.
     for text in map(str, (scale, weights.notes.get("scale"), run.get("scale"))):
         if text in ("2", "3"):

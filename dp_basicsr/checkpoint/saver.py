@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,9 +90,18 @@ class Saver:
         self.saved = iteration
 
     def _write_network(self, label: str, name: str, of: str = "") -> tuple[Path, str]:
-        """Write ``<label><of>_<name>.pth`` in BasicSR's format, ``{key: state_dict}``; return it and its checksum."""
+        """Write ``<label><of>_<name>.pth`` in BasicSR's format, ``{key: state_dict}``; return it and its checksum.
+
+        Beside G's stand its options, as in an export (JSON): some networks have numbers that are in no tensor.
+        """
         nets = self.networks[label]
-        content = {key: {part: value.cpu() for part, value in net.state_dict().items()} for key, net in nets.items()}
+        content: dict[str, Any] = {
+            key: {part: value.cpu() for part, value in net.state_dict().items()} for key, net in nets.items()
+        }
+        # Of a network from a file they are those of the file, if it has any.
+        network = getattr(nets["params"], "options", self.opt["network_g"])
+        if label == "net_g" and network["type"] != "FromFile":
+            content["options"] = json.dumps({"scale": self.opt["scale"], "network_g": network}, default=str)
         path = Path(self.opt["path"]["models"], f"{label}{of}_{name}.pth")
         return path, write_checkpoint(content, path)
 

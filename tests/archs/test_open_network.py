@@ -22,9 +22,13 @@ import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rrdbnet_arch import RRDBNet
 from basicsr.archs.swinir_arch import SwinIR
-from torch import Tensor
+from basicsr.models import build_model
+from basicsr.models.sr_model import SRModel
+from spandrel import ModelLoader
+from torch import Tensor, nn
 
 from tests.support.networks import make_network, network_file, small_opened
+from tests.support.options import model_options
 
 State = dict[str, Tensor]
 IMAGE = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(5))
@@ -130,6 +134,28 @@ def test_numbers_that_are_in_no_tensor_are_those_of_the_run(caplog: pytest.LogCa
         if img_range != 1:
             with pytest.raises(UserError, match="SwinIR can be opened beside the options of its run alone: export"):
                 export_network(opened, "pth", Path("s.pth"), {})
+
+
+@pytest.mark.parametrize("arch", [EDSR, SwinIR])
+def test_a_checkpoint_is_opened_as_trained_wherever_it_is(arch: type[nn.Module], tmp_path: Path) -> None:
+    """Its options are in it, and in those of a run that continues from it; BasicSR and spandrel read it as before."""
+    settings: dict[str, Any] = {"num_feat": 4, "num_block": 1, "num_in_ch": 3, "num_out_ch": 3}
+    if arch is SwinIR:
+        settings = {"img_size": 8, "window_size": 4, "depths": [2], "embed_dim": 8, "num_heads": [2]}
+        settings["upsampler"] = "pixelshuffle"
+    opt = model_options("PSNRModel", tmp_path / "models", perceptual_opt=None, gan_opt=None)
+    opt["network_g"] = {"type": arch.__name__, "upscale": 4, "img_range": 128.0, **settings}
+    for name in ("first.pth", "next.pth"):
+        model = build_model(opt)
+        model.save(0, -1)
+        file = (tmp_path / "models/net_g_latest.pth").rename(tmp_path / name)
+        net = model.net_g.eval()
+        with torch.no_grad():
+            assert torch.equal(load_network([file]).module(IMAGE), net(IMAGE))
+        SRModel.__new__(SRModel).load_network(net, str(file), True, "params")
+        opt["network_g"] = {"type": "FromFile", "path": str(file)}
+    if arch is SwinIR:
+        assert ModelLoader().load_from_file(file).architecture.id == "SwinIR"
 
 
 def test_the_package_of_networks_with_other_licences_is_used_if_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

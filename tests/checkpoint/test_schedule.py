@@ -194,7 +194,7 @@ def test_an_average_begins_and_ends_when_a_run_resumes(run: Run) -> None:
     for name, value in now["params_ema"].items():
         torch.testing.assert_close(value, 0.9 * start[name] + 0.1 * now["params"][name])
     run("train:total_iter=6")
-    assert torch.load(latest("small")).keys() == {"params"}
+    assert torch.load(latest("small")).keys() == {"params", "options"}
 
 
 def test_a_named_state_loads_the_networks_beside_it(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
