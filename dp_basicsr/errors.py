@@ -255,6 +255,8 @@ def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
     With a full disk behind stdout all else is done before it exits with 1. What stderr cannot take is dropped.
     """
     open_standard_streams()
+    # Where there is no home, it would warn of its cache at each start.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # The first process of a container gets no signal without a handler: `docker stop` would have to kill it.
     is_first = os.getpid() == 1 and threading.current_thread() is threading.main_thread()
     if is_first and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

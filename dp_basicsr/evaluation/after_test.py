@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.files import markdown, write_evaluation
 from dp_basicsr.evaluation.matching import BICUBIC, Method, TestSet
 from dp_basicsr.metrics.scores import listed_metrics
 from dp_basicsr.options.metrics import DEFAULT, METRICS
+from dp_basicsr.utils.arguments import advise
 
 from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader
@@ -48,7 +50,11 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
     # The exact name that the validation gave its files, because a suffix may contain dots and brackets.
     pattern = f"(.+)_{re.escape(suffix)}"
     ours = Method(opt["name"], Path(opt["path"]["visualization"]) / "{set}", pattern)
-    evaluation = evaluate(sets, [Method(BICUBIC, None), ours], opt["scale"], metrics)
+    try:
+        evaluation = evaluate(sets, [Method(BICUBIC, None), ours], opt["scale"], metrics)
+    except UserError as error:
+        way = f"`{advise('data check', '-opt FILE')}` names all such originals"
+        raise UserError(f"the results are saved, and not measured: {error}; {way}") from error
     folder = write_evaluation(evaluation, Path(opt["path"]["results_root"]) / FOLDER)
     logger.info(f"{folder}:\n{markdown(evaluation)}")
     return folder

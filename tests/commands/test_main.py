@@ -87,6 +87,15 @@ def test_the_backend_of_a_notebook_s_kernel_is_not_needed(monkeypatch: pytest.Mo
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
 
 
+def test_figures_without_a_home_say_nothing_of_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """immich#30288: in a container of another user."""
+    for name in ("MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    environment = {**os.environ, "HOME": "/proc/none", "PYTHONPATH": str(ROOT)}
+    code = "from dp_basicsr.errors import exit_on_user_error as run\nwith run(): import matplotlib.font_manager"
+    assert subprocess.run([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE).stderr == b""
+
+
 def test_errors_and_exit_codes_are_the_commands(refused: Callable[..., str]) -> None:
     assert "no such folder" in refused(main, ["report", "no such folder"])
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.after_test import evaluate_test_run
 
 import cv2
 import pytest
+from PIL import Image
 
 from tests.support.images import smooth_noise
 
@@ -47,6 +49,16 @@ def test_tables_contain_exactly_the_tested_images(tmp_path: Path, names: tuple[s
     assert len(lines) == 1 + 2 * tested  # bicubic and ours
     assert {line.split(",")[1] for line in lines[1:]} == set(names[:tested])
     assert {line.split(",")[2] for line in lines[1:]} == {"Bicubic", opt["name"]}
+
+
+def test_an_original_that_cannot_be_measured_is_told_with_what_is_saved(tmp_path: Path) -> None:
+    loader = make_set(tmp_path, ("a", "b"), 2)
+    path = Path(loader.dataset.paths[0]["gt_path"])
+    image = Image.open(path).convert("RGBA")
+    image.putalpha(128)
+    image.save(path)
+    with pytest.raises(UserError, match="^the results are saved, .*a.png is colour with alpha, .*data check -opt FILE"):
+        evaluate_test_run(options(tmp_path), ("psnr_rgb",), [loader])
 
 
 def test_sets_without_originals_have_no_tables(tmp_path: Path) -> None:
