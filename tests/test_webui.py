@@ -655,6 +655,19 @@ def test_a_program_sends_an_image_and_gets_the_result(address: str, folder: Path
     assert "is not an image" in text
 
 
+def test_each_call_of_a_program_is_of_its_own(address: str, folder: Path) -> None:
+    """gradio#3540: calls at once had one another's images, and one without an image had the last one's."""
+    client_of_gradio = pytest.importorskip("gradio_client")
+    client = client_of_gradio.Client(address, verbose=False, download_files=str(folder / "client"))
+    heights = [20, 22, 24, 20]
+    images = [client_of_gradio.handle_file(str(write_noise(f"{height}.png", height, 30))) for height in heights]
+    jobs = [client.submit(image, api_name="/handle") for image in images]
+    said = [re.findall(r"120 x \d+ pixels", job.result()[0]) for job in jobs]
+    assert said == [[f"120 x {4 * height} pixels"] for height in heights]
+    text, _ = client.predict(None, api_name="/handle")
+    assert "choose an image first" in text
+
+
 def test_uploads_and_results_go_when_the_visitor_leaves(address: str, folder: Path, browser: Any) -> None:
     browser.get(address)
     upload(browser, write_noise("mine.png", 21, 31))

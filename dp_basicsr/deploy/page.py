@@ -175,16 +175,16 @@ class Page:
             # The same name may come from several folders.
             parent = source / str(number) if (source / file.name).exists() else source
             parent.mkdir(parents=True, exist_ok=True)
-            try:
-                file.replace(parent / file.name)
-            except FileNotFoundError:
-                # Equal files of several visitors have one place, too, and another one was here first.
-                with self._changed:
+            with self._changed:
+                try:
+                    file.replace(parent / file.name)
+                except FileNotFoundError:
+                    # Equal files of several visitors have one place, too, and another one was here first.
                     copies = [other.taken[file] for other in self._visits.values() if file in other.taken]
-                if not copies:
-                    raise UserError(f"{file.name} was not received: choose it again") from None
-                shutil.copyfile(copies[0], parent / file.name)
-            visit.taken[file] = parent / file.name
+                    if not copies:
+                        raise UserError(f"{file.name} was not received: choose it again") from None
+                    shutil.copyfile(copies[0], parent / file.name)
+                visit.taken[file] = parent / file.name
         try:
             images, left_out = find_jobs([str(source)], visit.folder / "out", recursive=True)
         except UserError as error:

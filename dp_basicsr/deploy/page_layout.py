@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import time
+import uuid
 from pathlib import Path
 from typing import Any, get_args
 
@@ -56,14 +57,16 @@ class _Handlers:
         return view(self.page, visit)
 
     def handle(
-        self, image: str, model: str, other: str, strength: float, alpha: AlphaMode, ext: str, quality: float,
+        self, image: str | None, model: str, other: str, strength: float, alpha: AlphaMode, ext: str, quality: float,
         outscale: float, request: gr.Request,
     ) -> tuple[str, Path | None]:  # fmt: skip
         """Upscale the image of a program, which has no tab: its call is a visit, which ends with the answer."""
-        key = str(request.session_hash)
-        self.choose(key, [image], request)
+        # Not by the program's session, of which several calls may run at once.
+        key = uuid.uuid4().hex
+        if image:
+            self.choose(key, [image], request)
         visit = self.page.visit(key)
-        if visit.count:
+        if visit.count or not image:
             self.start(key, False, model, other, strength, alpha, ext, quality, outscale, request)
         while visit.job and visit.job.is_active:
             time.sleep(POLL_SECONDS)
