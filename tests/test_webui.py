@@ -598,6 +598,27 @@ def test_a_dropped_folder_is_taken_with_its_subfolders(address: str, browser: An
     assert "the first of 102 images" in status(browser, "000.png")
 
 
+def test_a_duplicated_tab_is_a_visitor_of_its_own(address: str, browser: Any) -> None:
+    """ComfyUI#4014: its end deleted the images and the result of the tab that it was made from."""
+    browser.get(address)
+    upload(browser, write_noise("original.png", 20, 30))
+    original, key = browser.current_window_handle, browser.execute_script("return sessionStorage.visit")
+    browser.execute_script("window.open(location.href)")
+    browser.switch_to.window(browser.window_handles[-1])
+    try:
+        find(browser, "#status small")
+        wait_for(browser, lambda driver: driver.execute_script("return sessionStorage.visit") != key)
+        assert "original" not in find(browser, "#status").text
+        browser.refresh()
+        other = browser.execute_script("return sessionStorage.visit")
+        find(browser, "#status small")
+        assert browser.execute_script("return sessionStorage.visit") == other, "a page loaded anew stays the visitor"
+    finally:
+        browser.close()
+        browser.switch_to.window(original)
+    assert browser.execute_script("return sessionStorage.visit") == key
+
+
 def choose(browser: Any, selector: str, name: str) -> None:
     """Choose an entry of a dropdown."""
     wait_for(browser, lambda driver: driver.find_element("css selector", f"{selector} input").is_displayed())

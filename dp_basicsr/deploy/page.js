@@ -1,4 +1,15 @@
-sessionStorage.visit ||= Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16)).join("");
+function begin() {
+  sessionStorage.visit = Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16)).join("");
+}
+if (!sessionStorage.visit) begin();
+// A duplicated tab has a copy of the key: where its original is open, which answers, it is a visitor of its own.
+const tabs = new BroadcastChannel("visits"), me = Math.random();
+tabs.onmessage = ({ data: { key, from, to } }) => {
+  if (key === sessionStorage.visit && !to) tabs.postMessage({ key, to: from });
+  if (key === sessionStorage.visit && to === me) begin();
+};
+// Not of a page that is loaded anew, which may still answer itself.
+if (performance.getEntriesByType("navigation")[0]?.type !== "reload") tabs.postMessage({ key: sessionStorage.visit, from: me });
 function choose(files) {
   const input = document.querySelector("#image input[type=file]");
   if (!input || !files?.length) return;
