@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -23,10 +24,14 @@ def absolute_links(text: str) -> str:
 # setuptools would pack what an earlier build left there, also modules that are gone or renamed since.
 shutil.rmtree(Path(__file__).with_name("build") / "lib", ignore_errors=True)
 
+# An editable install is a path, for which setuptools asks for a plain layout. Its other way, a finder, comes after the
+# folder of a clone: `dp_basicsr` beside where Python was started would be the package.
+is_editable = "editable_wheel" in sys.argv
+
 setup(
-    packages=[*find_packages(include=["dp_basicsr", "dp_basicsr.*"]),
-              "dp_basicsr.option_files", "dp_basicsr.option_files.studies", "dp_basicsr.networks"],
-    package_dir={"dp_basicsr.option_files": "options"},
+    packages=[*find_packages(include=["dp_basicsr", "dp_basicsr.*"]), "dp_basicsr.networks",
+              *([] if is_editable else ["dp_basicsr.option_files", "dp_basicsr.option_files.studies"])],
+    package_dir={"": "."} if is_editable else {"dp_basicsr.option_files": "options"},
     long_description=absolute_links(Path(__file__).with_name("README.md").read_text(encoding="utf-8")),
     long_description_content_type="text/markdown",
     project_urls={"Paper": "https://arxiv.org/abs/2201.06383", **({"Source": HOME} if HOME else {})},

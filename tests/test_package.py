@@ -7,6 +7,8 @@ import importlib
 import pkgutil
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from email.message import Message
@@ -101,6 +103,20 @@ def test_sdist_can_run_its_tests(built: Path) -> None:
     folders = ("dp_basicsr", "options", "scripts", "tests", "docs", "benchmarks", "examples")
     needed = set().union(*map(files_below, folders)) | {"Makefile", "mkdocs.yml", "CITATION.cff", "datasets/README.md"}
     assert needed <= packed
+
+
+def test_an_editable_install_works_in_the_folder_of_the_clone(built: Path, tmp_path: Path) -> None:
+    """facebookresearch/sam2#346: the clone, called as the package, was imported in its place."""
+    build = "import sys; from setuptools import build_meta as b; b.build_editable(sys.argv[1])"
+    python(build, tmp_path, cwd=built / "source")
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(tmp_path / "site")
+    (tmp_path / "dp_basicsr").symlink_to(built / "source")
+    start = "import sys, site; sys.path.insert(0, ''); site.addsitedir('site'); from dp_basicsr import __version__; "
+    start += "import dp_basicsr.utils.arguments as a; print(a.ROOT, a.SHIPPED.name)"
+    # Alone, because the paths of the tests lead to the package.
+    command = [sys.executable, "-I", "-S", "-c", start]
+    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert said == f"{(built / 'source').resolve()} options\n"
 
 
 def test_metadata_states_version_python_and_requirements(metadata: Message) -> None:
