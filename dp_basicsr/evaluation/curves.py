@@ -143,10 +143,12 @@ def panel_svg(title: str, curves: Mapping[str, Curve]) -> str:
 
 
 def _draw(axis: Any, title: str, curves: Mapping[str, Curve]) -> None:
-    for label, curve in curves.items():
+    for number, (label, curve) in enumerate(curves.items()):
         # A line of a single point would not be visible.
         marker = "o" if len(curve) < 20 else ""
-        axis.plot(*zip(*curve, strict=True), label=label, linewidth=1.4, marker=marker, markersize=3)
+        # After ten lines the colours come again.
+        line = ("-", "--", ":", "-.")[number // 10 % 4]
+        axis.plot(*zip(*curve, strict=True), line, label=label, linewidth=1.4, marker=marker, markersize=3)
     values = [value for curve in curves.values() for _, value in curve]
     if min(values) > 0 and max(values) > 30 * min(values):
         # Otherwise small values would vanish on the axis.

@@ -112,7 +112,7 @@ def collect(folders: Sequence[Path], quality: int | None) -> Report:
                 f"(created by `{advise('evaluate', '-o')}` and by test.py)"
             )
         if training_logs(folder):
-            _add_training(report, folder, names[folder])
+            _add_training(report, folder, names[folder], is_alone=len(logged) == 1)
         if evaluation:
             # Two evaluations may differ in scale and images, so their means do not belong in one table.
             if report.averages:
@@ -139,11 +139,12 @@ def make_table(
     return Table(name, [*head, *(METRICS[metric].label for metric in metrics)], rows, len(head), highest)
 
 
-def _add_training(report: Report, folder: Path, name: str) -> None:
+def _add_training(report: Report, folder: Path, name: str, is_alone: bool) -> None:
     curves = read_run(folder)
     for title, panel in training_panels(curves).items():
-        # Of two trainings, the second one's panels carry its name.
-        report.curves[title if title not in report.curves else f"{title} ({name})"] = panel_svg(title, panel)
+        # Of several trainings, each panel carries the name of its own.
+        shown = title if is_alone else f"{title}\n{name}"
+        report.curves[shown] = panel_svg(shown, panel)
     # A log may end after the baseline, before the first line of an iteration.
     report.facts[f"Iterations of {name}"] = f"{curves['lr'][-1][0] if 'lr' in curves else 0:,}"
     texts = [log.read_text(encoding="utf-8", errors="replace") for log in training_logs(folder)]

@@ -114,6 +114,13 @@ def test_a_panel_uses_the_colour_of_its_page() -> None:
     assert set(re.findall("currentColor|Learning rate|#010203", svg)) == {"currentColor", "Learning rate"}
 
 
+def test_many_lines_can_be_told_apart() -> None:
+    """deepTools#80: the colours come again after ten."""
+    svg = panel_svg("Balance", {f"weight_{number}": [(step, number) for step in range(30)] for number in range(24)})
+    styles = re.findall('style="(fill: none; stroke.*?)"', svg[svg.index('id="legend_1"') :])
+    assert len(set(styles)) == len(styles) == 24
+
+
 def test_a_folder_without_a_log_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train_\*.log"):
         read_run(tmp_path)

@@ -121,7 +121,10 @@ def test_trainings_of_one_name_are_all_shown(run: Path) -> None:
     for folder in (run, *others):
         assert report.facts[f"Iterations of {folder}"] == "2"
     panels = [title for title in report.curves if title.startswith("Generator")]
-    assert panels == ["Generator", *(f"Generator ({folder})" for folder in others)]
+    assert panels == [f"Generator\n{folder}" for folder in (run, *others)]
+    # Whoever reads the page sees only what is drawn.
+    for folder in (run, *others):
+        assert f">{folder}</text>" in report.curves[f"Generator\n{folder}"]
     assert list(report.option_files) == ["run.yml", *(f"run.yml ({folder})" for folder in others)]
 
 
