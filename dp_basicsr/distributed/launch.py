@@ -17,14 +17,7 @@ from dp_basicsr.errors import ProcessError, UserError
 
 import torch
 from torch import distributed
-from torch.distributed import (  # type: ignore[attr-defined]
-    DebugLevel,
-    PrefixStore,
-    Store,
-    get_debug_level,
-    rendezvous,
-    set_debug_level,
-)
+from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 # File in the experiment's folder with torchrun's job id, by which a restarted job recognises its run.
 JOB_ID_FILE = "job_id"
@@ -112,8 +105,8 @@ def _join(backend: str, timeout: float, shares_store: bool) -> None:
             _store = PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}_{world_size}", _store)
         distributed.init_process_group(backend, store=_store, rank=rank, world_size=world_size, timeout=limit)
         # Without it, DistributedDataParallel numbers the parameters that a step does not use.
-        if get_debug_level() == DebugLevel.OFF:
-            set_debug_level(DebugLevel.INFO)
+        os.environ.setdefault("TORCH_DISTRIBUTED_DEBUG", "INFO")
+        distributed.set_debug_level_from_env()  # type: ignore[attr-defined]
     except (RuntimeError, ValueError) as error:  # torch's DistError, and gloo's errors
         reason = str(error).partition("\n")[0]
         raise ProcessError(

@@ -79,7 +79,9 @@ def test_what_others_code_raises_is_one_message_and_the_traceback_in_the_log(
 ) -> None:
     """Networks, losses and optimizers of others raise anything, at any step. What was trained before it is saved."""
     entries = ("val=null", "network_d={type: SmallDiscriminator}", "datasets:train:num_worker_per_gpu=0")
-    write_small(*entries, "train:perceptual_opt=null", "train:scheduler:milestones=[3]", "train:total_iter=4")
+    write_small(
+        *entries, "train:perceptual_opt=null", "train:scheduler={type: ExponentialLR, gamma: 0.5}", "train:total_iter=4"
+    )
     calls, forward = iter(range(1, 100)), L1Loss.forward
 
     def noisy(*arguments: Any, fails: int = 0) -> Any:
