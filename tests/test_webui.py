@@ -131,15 +131,16 @@ def test_several_images_and_folders_come_back_as_a_zip(page: Page) -> None:
     for name in ("0.png", "broken.png"):
         Path(name).write_bytes(files[0].read_bytes()[:100])
     Path("notes.txt").touch()
-    visit = chosen(page, "0.png", *files, files[0], "broken.png", "notes.txt")
-    assert page.status(visit).startswith("in.png: 7 x 9 pixels, the first of 4 images; ")
+    Image.open(files[0]).save("in.gif")
+    visit = chosen(page, "0.png", *files, files[0], "broken.png", "notes.txt", "in.gif")
+    assert page.status(visit).startswith("in.png: 7 x 9 pixels, the first of 5 images; ")
     assert "0.png: the image cannot be read" in page.status(visit), "it comes first"
     assert "left out 1 file (1 .txt)" in page.status(visit)
     said = upscale(page, visit, Task("m", ext="jpg", outscale=2))
-    assert "2 of 4 images" in said
+    assert "3 of 5 images" in said
     assert "broken.png: the image cannot be read" in said
     with zipfile.ZipFile(result(visit)) as archive:
-        assert archive.namelist() == ["2/in_x2.jpg", "in_x2.jpg"]
+        assert archive.namelist() == ["2/in_x2.jpg", "5/in_x2.jpg", "in_x2.jpg"]
         assert Image.open(archive.open("in_x2.jpg")).size == (14, 18)
 
 

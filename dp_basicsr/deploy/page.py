@@ -169,11 +169,12 @@ class Page:
         visit.taken.clear()
         for old in visit.folder.iterdir():
             self._delete(old)
-        source = visit.folder / "in"
+        source, stems = visit.folder / "in", set[str]()
         # Gradio gives equal files of one name the same place.
         for number, file in enumerate(dict.fromkeys(files)):
-            # The same name may come from several folders.
-            parent = source / str(number) if (source / file.name).exists() else source
+            # The same name may come from several folders, and a.gif and a.png would become one file.
+            parent = source / str(number) if file.stem in stems else source
+            stems.add(file.stem)
             parent.mkdir(parents=True, exist_ok=True)
             with self._changed:
                 try:
