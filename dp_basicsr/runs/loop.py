@@ -89,9 +89,8 @@ class Training:
     def undoing(self) -> Iterator[None]:
         """Undo a step that raises before it changes weights, so that the one before it can be saved."""
         model, step = self.model, getattr(self.model, "step", None)
-        groups = [group for optimizer in model.optimizers for group in optimizer.param_groups]
-        rates, random = [dict(group) for group in groups], random_state()
-        schedules = deepcopy([scheduler.state_dict() for scheduler in model.schedulers])
+        # The next step takes its rates from the schedulers.
+        random, schedules = random_state(), deepcopy([scheduler.state_dict() for scheduler in model.schedulers])
         if step is not None:
             step.is_begun = False
         try:
@@ -100,8 +99,6 @@ class Training:
             # BasicSR's models and those of other packages do not tell.
             self.is_intact = step is not None and not step.is_begun
             set_random_state(random)
-            for group, values in zip(groups, rates, strict=True):
-                group.update(values)
             for scheduler, values in zip(model.schedulers, schedules, strict=True):
                 scheduler.load_state_dict(values)
             raise
