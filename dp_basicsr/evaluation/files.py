@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ MARKDOWN_NAME = "table.md"
 FILES = ("gt", "lr", "result")  # keys of an image's files
 
 BAR = r"\|"  # within a cell of Markdown
+MARKUP = re.compile(r"[\\`*\[]|(?<![^\W_])_|_(?![^\W_])")  # what Markdown does not show; "_" within a word is shown
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = False) -> Path:
@@ -124,9 +126,9 @@ def markdown(evaluation: Evaluation) -> str:
         averages = [evaluation.average(name, method) for method in evaluation.methods]
         columns = [mark_best([scores[metric] for scores in averages], metric) for metric in evaluation.metrics]
         lines += ["", f"### {evaluation.title(name)}", ""]
-        lines += table_lines(["", *(METRICS[metric].label for metric in evaluation.metrics)],
-                             [[method, *(column[row] for column in columns)]
-                              for row, method in enumerate(evaluation.methods)])  # fmt: skip
+        names = [MARKUP.sub(r"\\\g<0>", method).replace("<", "&lt;") for method in evaluation.methods]
+        rows = [[method, *(column[row] for column in columns)] for row, method in enumerate(names)]
+        lines += table_lines(["", *(METRICS[metric].label for metric in evaluation.metrics)], rows)
     lines += [f"\n{note}" for note in evaluation.notes()]
     return "\n".join(lines) + "\n"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import math
+import re
 import statistics
 from itertools import product
 from pathlib import Path
@@ -53,6 +55,15 @@ def test_a_metric_that_no_image_is_large_enough_for_is_n_a_with_the_reason() -> 
     assert [line for line in text.splitlines() if "PSNR Y" in line or "Deep distance" in line][1:] == [
         "Deep distance is n/a: not installed"
     ]
+
+
+def test_names_are_shown_as_they_are_in_the_table() -> None:
+    """papaja#116: a name is no markup."""
+    markup = pytest.importorskip("markdown")
+    names = ["a_b_c", "x|y", "*z*", "<b>", "[t](u)", "`c`", "__d__", r"m\n", "_old", "x_4_"]
+    images = tuple(Measured("set", "i", name, Path(), None, None, {"psnr_y": 1.0}) for name in names)
+    page = markup.markdown(markdown(Evaluation(4, ("psnr_y",), {}, images)), extensions=["tables"])
+    assert [html.unescape(cell) for cell in re.findall(r"<tr>\s*<td>(.*?)</td>", page)] == names
 
 
 @pytest.mark.parametrize(
