@@ -177,5 +177,4 @@ def test_a_missing_extra_is_named(evaluation: Path, monkeypatch: pytest.MonkeyPa
     text = refused(compare_crops.main, command)
     assert "matplotlib is not installed: pip install 'dp_basicsr[plots]'" in text
     error.name = "another"
-    with pytest.raises(ModuleNotFoundError):
-        compare_crops.main(command)
+    assert "pip install" not in refused(compare_crops.main, command)

@@ -222,7 +222,8 @@ def test_what_others_metrics_and_networks_raise_is_one_message_and_its_traceback
     def broken(images: Any, opt: Any) -> float:
         raise KeyError("oops")
 
-    monkeypatch.setattr(get_root_logger(), "handlers", [logging.FileHandler("log")])
+    # Beside those that there are, one of which is caplog's.
+    monkeypatch.setattr(get_root_logger(), "handlers", [*get_root_logger().handlers, logging.FileHandler("log")])
     monkeypatch.setattr(validation, "calculate_metric", broken)
     with pytest.raises(UserError, match=r"validation of image\d: KeyError: 'oops'"):
         make_model(tmp_path).validation(loader, 1, None)
