@@ -204,14 +204,18 @@ def test_outscale_sets_the_size() -> None:
 def test_gray_palette_and_16_bit_results_have_the_kind_of_the_input() -> None:
     gray = Image.open(write_noise("kinds/gray.png", 6, 5, 1))
     gray.convert("1").save("kinds/bilevel.png")
+    gray.convert("RGB").save("kinds/gray_in_colour.png")
     Image.open(write_noise("kinds/palette.png", 6, 5)).quantize(6).save("kinds/palette.png")
     cv2.imwrite("kinds/deep.png", noise(6, 5, 3, dtype=np.uint16))
     cv2.imwrite("kinds/deep_gray.tif", noise(6, 5, dtype=np.uint16))
     assert run("-i", "kinds") == 0
     modes = {path.name: Image.open(path).mode for path in Path("out").iterdir()}
     assert modes == {
-        "gray.png": "L", "bilevel.png": "L", "palette.png": "RGB", "deep.png": "RGB", "deep_gray.tif": "I;16",
+        "gray.png": "L", "gray_in_colour.png": "RGB", "bilevel.png": "L", "palette.png": "RGB", "deep.png": "RGB",
+        "deep_gray.tif": "I;16",
     }  # fmt: skip
+    red, green, blue = Image.open("out/gray_in_colour.png").split()  # Real-ESRGAN#285
+    assert red == green == blue
     deep = cv2.imread("out/deep.png", cv2.IMREAD_UNCHANGED)
     assert deep is not None
     assert (deep.dtype, deep.shape) == (np.uint16, (24, 20, 3))
@@ -235,7 +239,7 @@ def test_alpha(mode: str, arch: str, scale: int) -> None:
     assert result.mode == ("RGB" if mode == "drop" else "RGBA")
     pixels = np.asarray(result)
     assert pixels.shape[:2] == (12 * scale, 12 * scale)
-    if mode == "bicubic":
+    if mode != "drop":  # waifu2x-ncnn-vulkan#149: away from its edge, whatever the network makes of it
         assert (pixels[:, : 4 * scale, 3] == 255).all()
         assert (pixels[:, 8 * scale :, 3] == 0).all()
     if scale == 4 and mode != "drop":

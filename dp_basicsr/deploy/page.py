@@ -291,8 +291,8 @@ class Page:
                 picture = self._read(image.source)
                 picture = crop_middle(picture, CROP) if task.is_trial else picture
                 height, width = size_of_result(picture, upscaler, scale)
-                has_alpha = picture.alpha is not None and task.alpha != "drop"
-                refuse_unwritable(FORMATS[image.target.suffix.lower()], width, height, has_alpha)
+                alpha = None if task.alpha == "drop" else picture.alpha
+                refuse_unwritable(FORMATS[image.target.suffix.lower()], width, height, alpha)
                 upscaled = upscale_picture(picture, upscaler, outscale=scale, alpha_mode=task.alpha, on_tile=on_tile)
                 words: list[str] = []
                 data = encode_picture(upscaled, image.target.suffix, task.quality, words.append)

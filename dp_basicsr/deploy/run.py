@@ -116,9 +116,9 @@ def _upscale(
 
     try:
         picture = reading.result()
-        kind, has_alpha = FORMATS[job.target.suffix.lower()], picture.alpha is not None and args.alpha != "drop"
         height, width = size_of_result(picture, upscaler, args.outscale)
-        refuse_unwritable(kind, width, height, has_alpha)
+        alpha = None if args.alpha == "drop" else picture.alpha
+        refuse_unwritable(FORMATS[job.target.suffix.lower()], width, height, alpha)
         return upscale_picture(picture, upscaler, outscale=args.outscale, alpha_mode=args.alpha, on_tile=show)
     except Exception:
         # What failed counts as done, so that the bar reaches its end.

@@ -53,8 +53,8 @@ def upscale_picture(
 
     colour = picture.colour if alpha is None or alpha_mode == "data" else spread_colours(picture.colour, alpha)
     colour = upscale(colour, 0)
-    if picture.gray:
-        # A network may give gray a slight colour.
+    if picture.gray or (picture.colour == picture.colour[:, :, :1]).all():
+        # A network may give gray a slight colour, also gray in a colour file.
         colour = np.repeat(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)  # type: ignore[assignment]
     if alpha is not None:
         height, width = (side * upscaler.scale for side in alpha.shape)
@@ -63,7 +63,11 @@ def upscale_picture(
         elif alpha_mode == "bicubic":
             alpha = cv2.resize(alpha, (width, height), interpolation=cv2.INTER_CUBIC)  # type: ignore[assignment]
         else:
+            given, window, enlarge = alpha, np.ones((5, 5), np.uint8), np.ones((upscaler.scale,) * 2, alpha.dtype)
             alpha = cv2.cvtColor(upscale(np.repeat(alpha[:, :, None], 3, axis=2), 1), cv2.COLOR_RGB2GRAY)  # type: ignore[assignment]
+            # Away from its edges alpha stays as it is, whatever the network's ripples: opaque is 255.
+            flat = np.kron(cv2.erode(given, window) == cv2.dilate(given, window), enlarge)
+            alpha = np.where(flat, np.kron(given, enlarge), alpha)
         alpha = resize(alpha, *size)
     return replace(picture, colour=resize(colour, *size), alpha=alpha)
 

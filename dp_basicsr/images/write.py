@@ -11,6 +11,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,12 @@ WITH_16_BITS = ("PNG", "TIFF")
 LONGEST_SIDE = {"WEBP": 16_383, "JPEG": 65_500, "PNG": 1_000_000}  # PNG's is libpng's, which most programs read with
 
 
-def refuse_unwritable(kind: str, width: int, height: int, has_alpha: bool) -> None:
-    """Raise a BadImageError if no file of format ``kind`` can hold such a picture: before it is computed."""
-    if has_alpha and kind not in WITH_ALPHA:
+def refuse_unwritable(kind: str, width: int, height: int, alpha: Pixels | None) -> None:
+    """Raise a BadImageError if no file of format ``kind`` can hold such a picture: before it is computed.
+
+    An alpha that hides nothing is left out where the format has none.
+    """
+    if kind not in WITH_ALPHA and alpha is not None and (alpha < np.iinfo(alpha.dtype).max).any():
         raise BadImageError(f"has transparency, which {kind} cannot keep: give --ext png or --alpha drop")
     if max(width, height) > LONGEST_SIDE.get(kind, max(width, height)):
         raise BadImageError(
@@ -71,7 +75,8 @@ def encode_picture(
     """Encode a picture in the format of ``suffix``; see ``write_picture``."""
     kind = FORMATS[suffix.lower()]
     height, width = picture.colour.shape[:2]
-    refuse_unwritable(kind, width, height, picture.alpha is not None)
+    refuse_unwritable(kind, width, height, picture.alpha)
+    picture = picture if kind in WITH_ALPHA else replace(picture, alpha=None)
     is_deep = picture.colour.dtype == np.uint16
     # 16-bit gray with alpha is stacked as colour: hardly any program reads it as two channels.
     is_gray = picture.gray and not (is_deep and picture.alpha is not None)
