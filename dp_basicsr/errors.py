@@ -178,6 +178,11 @@ def message_for_user(error: BaseException) -> str | None:
         return readable(str(error))
     if limit := limit_reached(error):
         return limit
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({first_line(error)}): end other programs, take smaller images, or fewer at once "
+            "(--workers 1, or taskset -c 0 COMMAND)"
+        )
     if isinstance(error, RuntimeError) and "finished reduction in the prior iteration" in str(error):
         # DistributedDataParallel's, in the second step.
         names = str(error).partition("for rank ")[2].partition("\n")[0].partition(": ")[2].strip()

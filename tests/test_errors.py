@@ -45,6 +45,7 @@ def test_the_limit_of_open_files_is_one_message(error: Exception, refused: Calla
     ("error", "expected"),
     [
         (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), r"ulimit -u, docker run --pids-limit"),  # of fork
+        (MemoryError("Unable to allocate 548. MiB"), r"out of memory \(Unable .*: .* taskset -c 0"),  # IQA-PyTorch#136
         (RuntimeError("can't start new thread"), r"ulimit -u, docker run --pids-limit"),  # Project-MONAI/MONAI#1328
         (
             RuntimeError(

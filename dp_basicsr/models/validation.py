@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.distributed.collectives import all_gather
-from dp_basicsr.errors import UserError, describe, first_line, message_of_others
+from dp_basicsr.errors import UserError, describe, first_line, is_out_of_memory, message_of_others
 from dp_basicsr.images.strict import encode_png
 from dp_basicsr.metrics.scores import better_of, function_of
 from dp_basicsr.utils.atomic_io import replacing
@@ -170,9 +170,9 @@ class Validator:
                         path = folder / name / f"{name}_{iteration}.png"
                 try:
                     result = self.upscale(net, as_float(sample["lq"], self.device)).cpu()
-                except torch.OutOfMemoryError as error:
-                    raise UserError(f"validation of {name}: out of memory; set `val: tile: 256` or less") from error
                 except Exception as error:  # of any type: other channels, sizes that it cannot take
+                    if is_out_of_memory(error):
+                        raise UserError(f"validation of {name}: out of memory; set `val: tile: 256` or less") from error
                     shape = tuple(sample["lq"].shape)
                     text = f"validation of {name}: the network cannot take its image {shape}: {describe(error)}"
                     raise UserError(text) from error

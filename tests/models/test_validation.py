@@ -235,6 +235,13 @@ def test_what_others_metrics_and_networks_raise_is_one_message_and_its_traceback
         model.validation(loader, 1, None)
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [KeyError]
 
+    def too_large(*_: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    model.validator.upscale = too_large
+    with pytest.raises(UserError, match=r"validation of image\d: out of memory; set `val: tile: 256` or less"):
+        model.validation(loader, 1, None)
+
 
 def test_an_interrupted_validation_has_no_result(loader: DataLoader, tmp_path: Path) -> None:
     model = make_model(tmp_path)

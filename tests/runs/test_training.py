@@ -15,6 +15,7 @@ from typing import Any
 from dp_basicsr import inference, test, train
 from dp_basicsr.archs import RRDBNetDP
 from dp_basicsr.models import PSNRModel
+from dp_basicsr.models.validation import Validator
 from dp_basicsr.options.reading import parse_yaml
 from dp_basicsr.options.run import Folders, RunOptions
 from dp_basicsr.options.schema import OptionFile
@@ -71,6 +72,25 @@ def test_an_image_that_is_gone_loses_no_step(
     assert "Resuming training from epoch: 0, iter: 3" in logs_of()
     name = "small/models/net_g_latest.pth"
     assert same_weights(Path("undisturbed", name), Path("experiments", name))
+
+
+def test_a_validation_that_fails_loses_no_step(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """open-mmlab/mmagic#45: what trains in crops may not fit into memory as a whole image."""
+    write_small(base=SMALL_PSNR)
+
+    def too_large(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Validator, "upscale", too_large)
+    pairs_too = "{name: pairs, type: PairedImageDataset, dataroot_gt: pairs/GT, dataroot_lq: pairs/LRbicx4}"
+    overrides = ["val={val_freq: 3, save_img: false}", f"datasets:val={pairs_too}", "datasets:val:io_backend:type=disk"]
+    said = refused(train.main, ["small.yml", "--force_yml", *overrides])
+    expected = (
+        "image0: out of memory; set `val: tile: 256` or less; iteration 3 is saved: continue with --auto_resume\n"
+    )
+    assert said.endswith(f"error: validation of {expected}")
 
 
 @pytest.mark.parametrize("step", [1, 3])
