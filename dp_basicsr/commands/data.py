@@ -80,11 +80,15 @@ def extract(argv: Sequence[str] | None = None) -> int:
     args = _parse_job(parser, argv)
     with data_command():
         from dp_basicsr.data.preparation.extract import Extraction, Window, extract_subimages
+        from dp_basicsr.images.files import find_images
 
         window = Window(args.crop_size, args.step, args.thresh_size)
         scales, lr = tuple(args.scale), tuple(args.lr_input)
         what = Extraction(args.input, args.output, window, scales, lr, args.format, args.lmdb)
         print(extract_subimages(what, _job(args)))
+        published = [source.images for source in SOURCES.values() if source.target.parts == args.input.parts[-2:]]
+        if published and (count := len(find_images(args.input))) < published[0]:
+            print(f"note: {args.input} has {count} of the {published[0]} images that were published")
     return 0
 
 

@@ -101,6 +101,8 @@ class SeededDataset(Dataset):
                     reason = "it is missing or does not decode"
                 elif reason.startswith("Scale mismatches."):
                     reason += f" {how_to_make_lq()}"
+                elif " is smaller than patch size " in reason:
+                    reason = f"{reason.partition('. ')[0]}: lower datasets: train: gt_size"
                 else:
                     reason = message_of_others(error) or reason
                 bad.append(f"sample {name} cannot be used: {reason}")

@@ -113,6 +113,9 @@ class Evaluation:
             needs = f" (it needs {record.enough} x {record.side} x {record.side} pixels)" if record.side > 1 else ""
             without = f"without a finite value for every method{needs}: {shorten(out)}"
             notes.append(f"{record.label} of {name} is {used}; {without}.")
+        # By their paths: the files may be gone.
+        same = {image.method for image in self.images if image.result and image.result.resolve() == image.gt.resolve()}
+        notes += [f"{name} has files that are the originals, measured against themselves." for name in sorted(same)]
         return notes + [
             f"{method} is measured from lossy files ({kinds}), which are not what was computed."
             for method, kinds in self.lossy.items()
@@ -186,7 +189,7 @@ def read_pair(image: Measured, scale: int) -> tuple[Image, Image]:
     if result.shape[:2] != gt.shape[:2]:
         raise UserError(
             f"{image.result}: expected {size_text(gt)} pixels (the original, cropped to a multiple of {scale}), "
-            f"got {size_text(result)}"
+            f"got {size_text(result)}: upscale LR that `{advise('data lr')}` makes, or cut it off"
         )
     if image.checksum is not None and image.checksum != checksum_of(result, gt):
         again = f"`{advise('evaluate', '--overwrite')}` and test.py measure it again"
@@ -207,7 +210,8 @@ def bicubic(gt: Image, lr: Image | None, scale: int, name: str) -> Image:
     small = downsample(gt, scale) if lr is None else lr
     if (small.shape[0] * scale, small.shape[1] * scale) != gt.shape[:2]:
         raise UserError(
-            f"LR of {name}: expected 1/{scale} (--scale) of the original's {size_text(gt)}, got {size_text(small)}"
+            f"LR of {name}: expected 1/{scale} (--scale) of the original's {size_text(gt)}, got {size_text(small)}: "
+            f"`{advise('data lr')}` makes it"
         )
     return np.clip(np.floor(imresize(small.astype(np.float64), scale) + 0.5), 0, 255).astype(np.uint8)
 

@@ -43,6 +43,7 @@ def test_extract_prints_what_it_wrote_and_names_or_skips_all_bad_images(
     for name in ("HR_sub", "LR_bicubic_X4_sub"):
         assert f"wrote datasets/DIV2K/DIV2K_train_{name}.lmdb: 8 images" in out
     assert "2 images skipped" in out
+    assert "DIV2K_train_HR has 4 of the 800 images that were published" in out  # KAIR#138
     assert f"skipped: {folder.relative_to(Path.cwd())}/broken.png is truncated" in out
     (folder / "a.png").unlink(), (folder / "b.png").unlink()
     assert "2 of 2 images cannot be used" in refused(extract, [*command, "--skip-bad"])  # no result either
