@@ -112,7 +112,7 @@ class Training:
         try:
             yield
         except Exception as error:
-            if is_out_of_memory(error) or is_loss_of_another(error):
+            if (is_out_of_memory(error) and not isinstance(error, UserError)) or is_loss_of_another(error):
                 raise
             message = str(error) if isinstance(error, UserError) else message_of_others(error)
             if message is None:
