@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import permutations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
 from dp_basicsr.data.sources import ImageSource, find_sources, listed_names, split_pair
@@ -75,6 +76,8 @@ class Pair(NamedTuple):
     def __str__(self) -> str:
         return str(self.gt)
 
+
+Way = TypeVar("Way")
 
 # Of a pair: its problems; if both images were read, a digest of their pixels; if they fit, their thumbnails.
 ReadPair = tuple[list[BadData], bytes | None, NDArray[np.float32] | None]
@@ -172,7 +175,9 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
     )
     way = _way_up(*thumbnails)
     if not way:
-        return [], digest, thumbnails
+        is_swapped = all(image.ndim == 3 for image in images) and _has_other_channels(*images)
+        text = "its LQ has red, green and blue in another order"
+        return [BadData("content", name, text)] if is_swapped else [], digest, thumbnails
     by_exif = f"{turned} is rotated by its EXIF orientation, but the other image is not"
     return [BadData("orientation", name, by_exif if turned else f"its LQ is {way}")], digest, None
 
@@ -196,15 +201,29 @@ def _way_up(gt: NDArray[np.float32], lq: NDArray[np.float32]) -> str:
             # The LQ as it was before: turned back, then mirrored.
             image = np.rot90(lq, times)
             fits[mirrored, times] = _likeness(gt, image[:, ::-1] if mirrored else image)
-    upright, best = fits[False, 0], max(fits, key=lambda way: fits[way])
-    # Nearly symmetric pictures fit several ways, so the error must be less than half.
-    if fits[best] <= 0.7 or 1 - fits[best] >= (1 - upright) / 2 or fits[best] <= upright + 0.01:
+    mirrored, times = _best(fits)
+    if not (mirrored or times):
         return ""
-    mirrored, times = best
     turn = f"rotated clockwise by {90 * times} degrees"
     if mirrored:
         return f"mirrored and {turn}" if times else "mirrored"
     return turn
+
+
+def _best(fits: dict[Way, float]) -> Way:
+    """Return the way that fits best if it is clearly better than the first, otherwise the first."""
+    first, best = next(iter(fits)), max(fits, key=lambda way: fits[way])
+    # Nearly symmetric pictures fit several ways, so the error must be less than half.
+    is_better = fits[best] > max(0.7, fits[first] + 0.01) and 1 - fits[best] < (1 - fits[first]) / 2
+    return best if is_better else first
+
+
+def _has_other_channels(gt: NDArray[np.uint8], lq: NDArray[np.uint8]) -> bool:
+    """Return whether the colours of the LQ, without their mean and the gray, fit those of the GT in another order."""
+    pair = [cv2.resize(image.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA) for image in (gt, lq)]
+    gt_colours, lq_colours = (image - image.mean(axis=2, keepdims=True) - image.mean(axis=(0, 1)) for image in pair)
+    fits = {order: _likeness(gt_colours, lq_colours[..., order]) for order in permutations(range(3))}
+    return _best(fits) != (0, 1, 2)
 
 
 def _other_pictures(pairs: list[tuple[str, NDArray[np.float32]]]) -> Iterator[BadData]:
