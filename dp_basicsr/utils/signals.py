@@ -18,7 +18,8 @@ from basicsr.utils import get_root_logger
 # SIGTERM: schedulers, torchrun, systemd. SIGINT: Ctrl-C. SIGUSR1, and submitit's SIGUSR2: SLURM's warning
 # (`sbatch --signal=USR1@120`).
 # SIGHUP: a closed terminal, and torchrun, which forwards it even under nohup.
-NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
+# SIGXCPU: the limit of CPU time (SGE, LSF, `ulimit -St`), each second anew until the hard limit kills.
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 # Seconds in which a repeated signal counts as the first: a launcher and a terminal may both send it.
@@ -61,7 +62,8 @@ class Interruption:
         # A forked child handles only SIGTERM, from its parent.
         if os.getpid() != self._pid and number != signal.SIGTERM:
             return
-        is_repeated = self._signal and time.monotonic() - self._since > SAME_SIGNAL
+        is_warning = number == getattr(signal, "SIGXCPU", None)
+        is_repeated = self._signal and not is_warning and time.monotonic() - self._since > SAME_SIGNAL
         if os.getpid() != self._pid or is_repeated:
             # As if killed by the signal: a shell sees 128 + its number.
             signal.signal(number, signal.SIG_DFL)

@@ -32,7 +32,7 @@ from tests.support.processes import CONTEXT
 
 SEQUENCES, STARTS = 2, 6
 TOTAL, SAVE, VALIDATE = 12, 3, 2
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 FULL = 8000  # bytes that a file may have on the full disk: more than a network's, fewer than a state's
 
 SET = "{name: set, type: PairedImageDataset, dataroot_gt: GT, dataroot_lq: LQ, io_backend: {type: disk}}"
