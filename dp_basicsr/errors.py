@@ -132,8 +132,10 @@ def import_optional(module: str) -> Any:
         if hasattr(sys.modules[package], "__path__") and getattr(sys.modules[package], "__file__", None) is None:
             raise ModuleNotFoundError(name=package)
         return imported
-    except Exception as error:  # a broken package raises anything
-        reason = f"{module} cannot be imported ({type(error).__name__}: {first_line(error)})"
+    except (Exception, SystemExit) as error:  # a broken package raises anything
+        place = traceback.extract_tb(error.__traceback__)[-1].filename
+        reason = f"{module} cannot be imported ({type(error).__name__}: {first_line(error)}, in {place}): "
+        reason += "reinstall the package of that file, or remove it"
         raise UserError(message_for_user(error) or reason) from error
 
 

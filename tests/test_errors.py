@@ -127,6 +127,11 @@ def test_each_optional_package_may_be_missing_broken_or_too_old(
             assert f", in {folder})" in line
             advice = "pip uninstall basicsr; python -m dp_basicsr.get_basicsr"
         assert line.endswith(f": {advice}")
+    (folder / "__init__.py").write_text("raise SystemExit(3)")
+    importlib.invalidate_caches()
+    monkeypatch.delitem(sys.modules, package)
+    with pytest.raises(UserError, match=f"{package}.* cannot be used .*SystemExit: 3"):
+        import_optional(package)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=f"{package} is not installed: p"):
         import_optional(package)
