@@ -15,6 +15,7 @@ from dp_basicsr.checks.problems import Path, Problem, Rule, hint, problems_of
 from dp_basicsr.checks.view import View
 from dp_basicsr.data.datasets import how_to_get_data, how_to_get_test_sets
 from dp_basicsr.errors import UserError, shorten
+from dp_basicsr.images.files import missing_hint
 from dp_basicsr.losses.balance import build_balancer
 from dp_basicsr.losses.dual_perceptual_loss import OTHER_LOSSES
 from dp_basicsr.models import ESRGANDPModel, SRGANDPModel
@@ -270,6 +271,8 @@ def _losses(opt: View) -> Iterator[Rule]:
 def _batch(opt: View) -> Iterator[Rule]:
     """The mini-batch must fit its parts, its queue and its machine."""
     batch, parts = opt.valid(*TRAIN_SET, "batch_size_per_gpu"), opt.valid("train", "grad_accumulation")
+    # A share of it is known where the number of processes is, in `data/stream.py`.
+    batch = batch if opt.raw(*TRAIN_SET, "batch_size_total") is None else None
     too_many = batch is not None and parts is not None and parts > batch
     yield ("train", "grad_accumulation"), too_many, f"expected up to batch_size_per_gpu ({batch}), got {parts}"
     lacks_gpu = opt.valid(*TRAIN_SET, "prefetch_mode") == "cuda" and not torch.cuda.is_available()
@@ -298,6 +301,8 @@ def _why_missing(path: str) -> str:
         return "; $ is no variable here: in --force_yml the shell replaces it in double quotes"
     if re.search(r"[\t\n\r\a\b\f\v]", path):
         return f"; {IN_SINGLE_QUOTES}"
+    if hint := missing_hint(path):
+        return hint
     return "" if os.path.isabs(os.path.expanduser(path)) else f" in {os.getcwd()}"
 
 

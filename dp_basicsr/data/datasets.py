@@ -13,7 +13,7 @@ import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
 from dp_basicsr.data.lmdb_records import LmdbClient, lmdb_reader, meta_info_lines, refuse_damaged
 from dp_basicsr.data.sources import listed_names, split_pair
 from dp_basicsr.errors import UserError, shorten
-from dp_basicsr.images.files import IMAGE_SUFFIXES, LONGEST_NAME, name_hint
+from dp_basicsr.images.files import IMAGE_SUFFIXES, LONGEST_NAME, missing_hint, name_hint
 from dp_basicsr.images.png import without_remarks
 from dp_basicsr.images.strict import orientation_if_single
 from dp_basicsr.utils.arguments import advise
@@ -195,7 +195,7 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
         way = "; a line `gt, lq` names an LQ that is elsewhere than in dataroot_lq or the GT's subfolder of it"
         way = way if has_gt else ""
         text = f"expected one file name per line, {len(missing)} files are missing, e.g. {missing[0]}"
-        raise UserError(f"{name}: {text}{way}")
+        raise UserError(f"{name}: {text}{missing_hint(missing[0]) or way}")
     # A list may name a.png of two folders, and both would get the same LQ.
     first: dict[str, str] = {}
     for pair in (entry for entry in paths if isinstance(entry, dict)):

@@ -22,6 +22,7 @@ import torch
 from basicsr.data import build_dataloader
 from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher, PrefetchDataLoader, PrefetchGenerator
+from basicsr.utils.registry import MODEL_REGISTRY
 from torch.utils.data import DataLoader, Dataset
 
 Batch = dict[str, Any]
@@ -176,7 +177,10 @@ def batch_size_per_gpu(opt: dict[str, Any]) -> int:
         return dataset_opt["batch_size_per_gpu"]
     if total < processes or total % processes:
         raise UserError(f"datasets: train: batch_size_total: {total} is not a multiple of the {processes} processes")
-    return total // processes
+    share, queue = total // processes, opt.get("queue_size") or 180
+    if hasattr(MODEL_REGISTRY.get(opt["model_type"]), "_dequeue_and_enqueue") and queue % share:
+        raise UserError(f"queue_size: expected a multiple of each process's batch ({share}), got {queue}")
+    return share
 
 
 def start_worker(worker_id: int = 0) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import FORMATS, READ_SUFFIXES, is_file
+from dp_basicsr.images.files import FORMATS, READ_SUFFIXES, is_file, missing_hint
 
 from PIL import Image
 
@@ -64,13 +64,13 @@ def find_jobs(
             is_named = output.suffix.lower() in FORMATS
             jobs.append(UpscaleJob(path, output if is_named else output / _rename(path, suffix, ext).name))
             continue
+        root, images, others = _list(path, output, recursive)
+        if not images and not others and not path.is_dir():
+            raise UserError(f"input {source}: no such file{missing_hint(path)}")
         if output.suffix.lower() in FORMATS and not output.is_dir():
             raise UserError(
                 f"--output {output}: expected a folder for the images of {source}, got the name of an image"
             )
-        root, images, others = _list(path, output, recursive)
-        if not images and not others and not path.is_dir():
-            raise UserError(f"input {source}: no such file")
         if not images:
             also = f"; {describe_left_out(others)}" if others else ""
             raise UserError(f"no image in {source}: expected files that end in {', '.join(READ_SUFFIXES)}{also}")

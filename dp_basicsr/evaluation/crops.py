@@ -10,6 +10,7 @@ from dp_basicsr.data.imresize import mod_crop
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import Evaluation, Image, Measured, read_file, read_pair
 from dp_basicsr.evaluation.figures import picture_format, save_figure
+from dp_basicsr.images.files import name_hint
 from dp_basicsr.images.strict import size_text
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.metrics.scores import in_colour
@@ -52,7 +53,8 @@ def images_of(evaluation: Evaluation, image: str, set_name: str = "") -> list[Me
     sets = sorted({result.set_name for result in matching})
     if len(sets) != 1:
         names = sorted({result.image for result in evaluation.images if set_name in ("", result.set_name)})
-        reason = f"is in {', '.join(sets)}: choose one by --set" if sets else f"not found; expected {', '.join(names)}"
+        missing = f"not found; expected {', '.join(names)}{name_hint([image], names)}"
+        reason = f"is in {', '.join(sets)}: choose one by --set" if sets else missing
         raise UserError(f"image {image!r} {reason}")
     return matching
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from unicodedata import normalize
@@ -31,7 +33,7 @@ def find_images(folder: Path) -> list[Path]:
     if folder.is_file():
         raise UserError(f"expected a folder of images, got a file: {folder}; name its folder, or unpack it first")
     if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}, expected a folder of images")
+        raise UserError(f"no such folder: {folder}, expected a folder of images{missing_hint(folder)}")
     paths = sorted(path for path in folder.iterdir() if _is_image(path))
     if not paths:
         inside = shorten(sorted(path.name for path in folder.iterdir() if path.is_dir()))
@@ -61,6 +63,16 @@ def name_hint(names: Iterable[str], others: Iterable[str]) -> str:
     for difference, look in looks.items():
         if {look(name) for name in unpaired} & {look(name) for name in exact}:
             return f"; names that look alike differ in {difference}"
+    return ""
+
+
+def missing_hint(path: str | Path) -> str:
+    """Say so if a path that is missing looks like what is there; "" if it does not."""
+    path = Path(os.path.expanduser(path))
+    with suppress(OSError, ValueError):  # a folder that cannot be read, or what no system takes for a name
+        path = next((part for part in (path, *path.parents) if part.parent.is_dir() and not part.exists()), path)
+        near = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() == path.suffix.lower()]
+        return name_hint([path.name], near)
     return ""
 
 

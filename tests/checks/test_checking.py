@@ -492,6 +492,7 @@ def test_models_that_basicsr_registers_with_a_suffix_are_found() -> None:
     assert problems(*entries, "resize_prob=[0.2, 0.7, 0.1]", "queue_size=160") == []
     (text,) = problems(*entries, "queue_size=180")  # the model asserts it at its first step
     assert "queue_size: expected a multiple of batch_size_per_gpu (16), got 180" in text
+    assert problems(*entries, "queue_size=180", "datasets:train:batch_size_total=12") == []
     entries += ["queue_size=160", "datasets:train:type=RealESRGANDataset"]
     (text,) = problems(*entries, "gt_size=512")  # Real-ESRGAN#172
     assert "gt_size: expected up to 400, the side of RealESRGANDataset's images, got 512" in text

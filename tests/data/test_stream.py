@@ -110,6 +110,11 @@ def test_the_program_s_random_state_is_unchanged() -> None:
     [
         ({"batch": 16}, "8 samples.*batch of 16"),
         ({"train": {"batch_size_total": 4}, "world_size": 3, "dist": True}, "4 is not a multiple of the 3 processes"),
+        # WongKinYiu/ScaledYOLOv4#76: the number of processes decides.
+        (
+            {"train": {"batch_size_total": 14}, "model_type": "RealESRGANModel", "world_size": 2, "dist": True},
+            r"queue_size: expected a multiple of .* \(7\), got 180",
+        ),
         (
             {"train": {"dataroot_gt": "outer", "dataroot_lq": "outer"}},
             "no image directly in .* are not searched; list .* or unpack it",

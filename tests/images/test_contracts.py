@@ -18,7 +18,7 @@ from typing import Any
 
 from dp_basicsr.deploy.batch import find_jobs, refuse_unwritable
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import FORMATS, BadImageError, name_hint
+from dp_basicsr.images.files import FORMATS, BadImageError, missing_hint, name_hint
 from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.png import HEADER_END, join
 from dp_basicsr.images.read import read_picture
@@ -307,6 +307,15 @@ def test_names_that_differ_in_unicode_s_form_alone_are_named(names: list[str]) -
     assert "NFC and NFD" in name_hint(composed, decomposed)
     assert "NFC and NFD" in name_hint(decomposed, [*composed, "b.png"])
     assert name_hint(composed, composed) == name_hint(["a.png"], ["b.png"]) == name_hint([], names) == ""
+
+
+def test_a_missing_path_that_looks_like_what_is_there_says_so() -> None:
+    """unmade/shelf-back#50."""
+    Path(unicodedata.normalize("NFD", "données/GT")).mkdir(parents=True)
+    Path("IMG_1.PNG").touch()
+    assert "NFC and NFD" in missing_hint("données/GT/a.png")
+    assert "capital letters" in missing_hint(Path("IMG_1.png").absolute())
+    assert missing_hint("IMG_1.jpg") == missing_hint("other/a.png") == ""
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def options(pairs: Path, **changes: Any) -> dict[str, Any]:
         "dataset_enlarge_ratio": 2, **changes.pop("train", {}),
     }  # fmt: skip
     return {
+        "model_type": "SRModel",
         "datasets": {"train": train},
         "manual_seed": 1,
         "rank": 0,
