@@ -35,8 +35,13 @@ def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> N
         # An LMDB's list has the shapes, (H, W, C), so that its records need not be decoded.
         shapes = {key: read_meta_info(root).shapes for key, root in roots.items() if root.endswith(".lmdb")}
         images: dict[tuple[int, ...], str] = {}  # size -> one image of it
+        saved: dict[str, str] = {}  # name of a result -> its image
         for entry in getattr(dataset, "paths", []):
             pair = entry if isinstance(entry, dict) else {"lq_path": entry}
+            file = pair["lq_path"]
+            if saved.setdefault(Path(file).stem, file) != file and (opt.get("val") or {}).get("save_img"):
+                both = f"{saved[Path(file).stem]} and {file}"
+                raise UserError(f"datasets: {dataset.opt['name']}: {both} have one result: rename one of them")  # type: ignore[attr-defined]
             # The shorter and the longer side, which EXIF's orientation does not change.
             sizes: dict[str, tuple[int, ...]] = {}
             try:

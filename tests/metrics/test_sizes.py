@@ -31,7 +31,7 @@ def write(name: str, height: int, width: int, lmdb: bool = False) -> None:
         cv2.imwrite(f"{name}/a.png", image)
 
 
-def refuse(metric: dict[str, Any], single: bool = False, lmdb: bool = False) -> None:
+def refuse(metric: dict[str, Any], single: bool = False, lmdb: bool = False, save_img: bool = False) -> None:
     """Look at a validation set of one image at x2, as a run does at its start."""
     suffix = ".lmdb" if lmdb else ""
     dataset = {
@@ -39,7 +39,8 @@ def refuse(metric: dict[str, Any], single: bool = False, lmdb: bool = False) -> 
         "type": "SingleImageDataset" if single else "PairedImageDataset",
         "dataroot_lq": f"lq{suffix}", "dataroot_gt": None if single else f"gt{suffix}",
     }  # fmt: skip
-    opt = {"scale": 2, "num_gpu": 0, "dist": False, "datasets": {"val": dataset}, "val": {"metrics": {"m": metric}}}
+    opt = {"scale": 2, "num_gpu": 0, "dist": False, "datasets": {"val": dataset}}
+    opt["val"] = {"metrics": {"m": metric}, "save_img": save_img}
     refuse_small_images(opt, evaluation_loaders(opt, "val"))
 
 
@@ -60,6 +61,15 @@ def test_the_smallest_image_of_each_metric(
         if not refused:
             images = {name: cv2.imread("gt/a.png") for name in ("img", "img2")}
             assert not np.isnan(calculate_metric(images, metric))
+
+
+def test_two_images_of_one_result_are_refused_where_results_are_saved() -> None:
+    """distbe/webp#4: a.png, a.jpg and a.tiff became one a.webp."""
+    write("lq", 10, 10)
+    Path("lq/a.jpg").write_bytes(cv2.imencode(".jpg", cv2.imread("lq/a.png"))[1].tobytes())
+    refuse(PSNR, single=True)
+    with pytest.raises(UserError, match="datasets: set: lq/a.jpg and lq/a.png have one result: rename one of them"):
+        refuse(PSNR, single=True, save_img=True)
 
 
 def test_sizes_in_an_lmdb_are_known() -> None:
