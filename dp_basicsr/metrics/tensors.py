@@ -37,6 +37,9 @@ def pair_of(
     """Convert a result and its original by ``to_tensor``; raise a UserError if their shapes differ or are too small."""
     if images[0].shape != images[1].shape:
         raise UserError(f"{what}: expected images of the same shape, got {images[0].shape} and {images[1].shape}")
+    # Of one: a picture in [0, 255] may be black.
+    if all(image.dtype.kind == "f" and image.max(initial=0) <= 1 and image.any() for image in images):
+        raise UserError(f"{what}: expected values in [0, 255], got images in [0, 1]: multiply them by 255")
     pair = [to_tensor(image, crop_border, input_order) for image in images]
     if min(pair[0].shape[-2:]) < side:
         inside = tuple(pair[0].shape[-2:])

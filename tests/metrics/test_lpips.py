@@ -101,6 +101,7 @@ def test_validation_continues_with_the_other_metrics(offline: list[str]) -> None
         ({"img": IMAGE[:-1]}, "same shape"),
         ({"net": "squeeze"}, "alex, vgg"),
         ({"crop_border": 10}, "32 pixels"),
+        ({"img": IMAGE / 255, "img2": OTHER / 255}, r"in \[0, 255\], .* multiply"),  # YuLiu-LY/SlotLifter#1
     ],
 )
 def test_mistakes_are_named(alexnet: Path, call: dict, message: str) -> None:
