@@ -111,18 +111,21 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
         for key in ("meta_info_file", "filename_tmpl"):
             yield ("datasets", name, key), lmdb, "without effect: of an LMDB all records are used, by their keys"
         for key in ("dataroot_gt", "dataroot_lq"):
-            text = "of 16-bit images the upper 8 bits are read: an image that uses 12 of them is nearly black"
-            yield ("datasets", name, key), not lmdb and _has_16_bits(getattr(dataset, key, None)), text
+            text = _what_is_lost(None if lmdb else getattr(dataset, key, None))
+            yield ("datasets", name, key), text != "", text
 
 
-def _has_16_bits(root: str | None) -> bool:
-    """Whether the first image of a folder has 16 bits a channel; the others are taken to be like it."""
+def _what_is_lost(root: str | None) -> str:
+    """Return what training does not read of the first image of a folder; the others are taken to be like it."""
     try:
         if root:
             read_image(find_images(File(root).expanduser())[0], gray=True)
     except (UserError, OSError) as error:
-        return "16 bits" in str(error)
-    return False
+        if "16 bits" in str(error):
+            return "of 16-bit images the upper 8 bits are read: an image that uses 12 of them is nearly black"
+        if str(error).startswith("is CMYK"):
+            return "of CMYK images the colour profile is ignored: convert them to RGB"
+    return ""
 
 
 def _is_weightless(loss: Entry) -> bool:

@@ -90,6 +90,8 @@ def orientation_if_single(data: bytes) -> int:
         # Pillow warns about large images, and about files that are refused here.
         warnings.simplefilter("ignore")
         with opened(data, MAX_PIXELS) as (image, _):
+            if image.mode == "CMYK":
+                raise BadImageError("is CMYK, whose profile OpenCV ignores: convert it to RGB")
             return orientation_of(image)
 
 

@@ -21,6 +21,7 @@ import pytest
 import yaml
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
+from PIL import Image
 
 from tests.support.fuzz import draws
 from tests.support.options import SMALL
@@ -156,6 +157,13 @@ def test_images_of_16_bits_are_named(size: tuple[int, ...], pairs: Path) -> None
         notes = "\n".join(check_options(parse_yaml(SMALL, "o.yml"), "o.yml", [], is_train=True).notes)
         assert ("train:dataroot_gt: of 16-bit images the upper 8 bits are read" in notes) == (dtype == np.uint16)
         assert "dataroot_lq: of 16-bit" not in notes
+
+
+def test_cmyk_is_named(pairs: Path) -> None:
+    """vlfeat/matconvnet#91: OpenCV ignores its profile, which upscaling follows."""
+    Image.new("CMYK", (8, 8)).save("pairs/GT/a.jpg")
+    notes = "\n".join(check_options(parse_yaml(SMALL, "o.yml"), "o.yml", [], is_train=True).notes)
+    assert "train:dataroot_gt: of CMYK images the colour profile is ignored: convert them to RGB" in notes
 
 
 def test_a_model_that_keeps_no_best_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
