@@ -151,10 +151,21 @@ def test_a_failed_image_is_named_and_the_rest_continues(
     assert "failed: photos/b.jpg ZeroDivisionError: by chance" in capsys.readouterr().err
 
 
+def test_files_beside_a_picture_that_give_its_place_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """MerginMaps/qgis-plugin#371: what a.tfw says of a.tif was lost without a word."""
+    for name in ("a.pgw", "a.png.aux.xml"):
+        Path("photos", name).touch()
+    assert run("-i", "photos/a.png") == 0
+    said = capsys.readouterr().err
+    assert "photos/a.png: a.pgw is of the smaller picture" in said
+    assert "photos/a.png: a.png.aux.xml is of the smaller picture" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["-i", "nothing"], "input nothing: no such file"),
+        (["-i", "nothing.png", "-o", "a.png"], "input nothing.png: no such file"),
         (["-i", "-"], "-: expected a file or folder; save what comes through a pipe"),
         (["-i", "pipe", "-o", "a.png"], "pipe: expected a file or folder; save"),
         (["-i", "photos/a.png", "-o", "-"], "-: expected a file or folder; .*, and name the result"),

@@ -47,6 +47,11 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
 
     def write(job: UpscaleJob, picture: Picture) -> None:
         write_picture(picture, job.target, args.quality, lambda text: warn(f"{job.source}: {text}"))
+        # What gives a picture its place on the map: a.tfw, a.tifw, a.wld and a.tif.aux.xml of a.tif.
+        kind = job.source.suffix
+        for suffix in (f"{kind[:2]}{kind[-1]}w", f"{kind}w", ".wld", f"{kind}.aux.xml"):
+            if (beside := job.source.with_suffix(suffix)).is_file():
+                warn(f"{job.source}: {beside.name} is of the smaller picture, and none is written for the result")
 
     with (
         warnings.catch_warnings(),
