@@ -39,7 +39,7 @@ def refuse(metric: dict[str, Any], single: bool = False, lmdb: bool = False, sav
         "type": "SingleImageDataset" if single else "PairedImageDataset",
         "dataroot_lq": f"lq{suffix}", "dataroot_gt": None if single else f"gt{suffix}",
     }  # fmt: skip
-    opt = {"scale": 2, "num_gpu": 0, "dist": False, "datasets": {"val": dataset}}
+    opt = {"scale": 2, "num_gpu": 0, "dist": False, "datasets": {"val": dataset}, "train": {"total_iter": 1}}
     opt["val"] = {"metrics": {"m": metric}, "save_img": save_img}
     refuse_small_images(opt, evaluation_loaders(opt, "val"))
 
