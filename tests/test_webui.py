@@ -256,6 +256,22 @@ def test_nothing_is_written_after_the_end(page: Page) -> None:
     assert not page.folder.exists()
 
 
+def test_the_end_waits_for_the_tile_that_is_computed(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that was stopped at work ended with "terminate called without an active exception"."""
+    began, ended = threading.Event(), threading.Event()
+
+    def compute(*_: object, **__: object) -> None:
+        began.set()
+        time.sleep(0.3)
+        ended.set()
+
+    monkeypatch.setattr(page_module, "upscale_picture", compute)
+    page.start(chosen(page), Task("m"))
+    assert began.wait(WAIT)
+    page.close()
+    assert ended.is_set()
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
 def test_strength_interpolates_two_models(page: Page, strength: float) -> None:
     visit = chosen(page)

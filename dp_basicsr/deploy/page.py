@@ -159,6 +159,9 @@ class Page:
         """Stop all work, and write nothing any more."""
         for job in self._queue:
             job.stop.set()
+        # An engine that still computes a tile at the interpreter's end would abort it.
+        with self._changed:
+            self._changed.wait_for(lambda: not self._queue, timeout=5)
         # Never released: whoever would still write waits until the process ends.
         self._disk.acquire()
 
@@ -264,6 +267,7 @@ class Page:
             with self._changed:
                 job.text = text
                 self._queue.remove(job)
+                self._changed.notify_all()
 
     def _upscale(self, job: Job) -> str:
         """Upscale the images of a job, and return what to say; of several, those that fail are named."""
