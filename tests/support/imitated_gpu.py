@@ -68,6 +68,9 @@ class GPUTensor(Tensor):
 
 
 def _near(value: Any) -> Any:
+    if type(value) is Tensor and value.is_meta:
+        # Clamp's backward makes its 0 on the device by itself, where it has no value.
+        return torch.zeros_like(value, device=CPU)
     return value.on_cpu if isinstance(value, GPUTensor) else CPU if value == DEVICE else value
 
 
