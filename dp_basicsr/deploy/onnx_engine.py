@@ -21,9 +21,14 @@ from dp_basicsr.utils.tiles import Floats
 
 import numpy as np
 
-# Of which the sides of an image may have to be multiples, where a network halves it. Each is tried times an odd number,
-# so that none of the larger ones would do.
-MULTIPLES = (1, 2, 4, 8, 16, 32)
+# The sides of an image may have to be multiples, where a network halves it. Each is tried times odd numbers, so that no
+# larger one would do, and times larger ones, because the network may have a smallest size instead.
+FREE_SIZES = [
+    InputSize(multiple, minimum=multiple * number if number > 1 else 1)
+    for multiple in (1, 2, 4, 8, 16, 32)
+    for number in (1, 5, 9, 17, 33, 65)
+    if number == 1 or 16 < multiple * number <= 80
+]
 _NEWER = re.compile(r"IR version: \d+, max supported IR version: \d+|Opset \d+ is under development")
 _FROZEN = re.compile(r"Input shape:\{([\d,]+)\}, requested shape:\{([-\d,]+)\}")
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")  # of such a file: in ONNX a length and the name follow
@@ -92,11 +97,11 @@ class OnnxEngine(Engine):
         for side in sides:
             known |= {"minimum": side, "maximum": side}
         channels, errors = (1 if self.fixed[1:2] == [1] else 3), []
-        sizes = [InputSize(**known)] if known else [InputSize(multiple) for multiple in MULTIPLES]  # type: ignore[arg-type]
+        sizes = [InputSize(**known)] if known else FREE_SIZES.copy()  # type: ignore[arg-type]
         frozen: re.Match[str] | None = None
         # The list may grow while it is walked.
         for size in sizes:
-            side = size.maximum or size.multiple * max(3, 8 // size.multiple + 1)
+            side = size.maximum or max(size.minimum, size.multiple * max(3, 8 // size.multiple + 1))
             try:
                 scale = self.probe(channels, *size.fit(side, side))
                 break

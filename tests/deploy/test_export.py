@@ -279,6 +279,20 @@ def test_an_onnx_file_that_halves_the_image_gets_multiples(multiple: int, nodes:
     assert np.array_equal(Upscaler(engine)(pixels), pixels)
 
 
+@pytest.mark.parametrize(("multiple", "least"), [(1, 15), (1, 40), (2, 15)])
+def test_an_onnx_file_with_a_smallest_size_is_not_padded_to_multiples(multiple: int, least: int) -> None:
+    """openvino#19355: BSRN's attention pools 15 pixels, so nothing smaller runs; a larger image is passed as it is."""
+    onnx = pytest.importorskip("onnx")
+    text = f"""<ir_version: 8, opset_import: ["": 13]> g (float[n, 3, h, w] x) => (float[n, 3, k, l] y) {{
+        a = SpaceToDepth<blocksize = {multiple}>(x) b = DepthToSpace<blocksize = {multiple}>(a)
+        p = MaxPool<kernel_shape = [{least}, {least}]>(b) m = GlobalMaxPool(p) y = Max(b, m) }}"""
+    onnx.save(onnx.parser.parse_model(text), "net.onnx")
+    engine = open_engine([Path("net.onnx")])
+    size = engine.network.size
+    assert (size.multiple, size.fit(82, 94)) == (multiple, (82, 94))
+    assert Upscaler(engine)(noise(5, 3, 3)).shape == (5, 3, 3)
+
+
 @pytest.mark.parametrize("side", [16, 24, 64])
 def test_an_onnx_file_that_is_frozen_under_free_names_upscales_any_image(side: int) -> None:
     """onnx/onnx#2618: dynamic axes, and in a pixel shuffle the size of the example."""
