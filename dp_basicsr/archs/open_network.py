@@ -233,7 +233,7 @@ def options_of_run(path: Path) -> Options | None:
 
 
 class SpandrelCall(nn.Module):
-    """Wrap a network whose ``forward`` has other arguments or results than an image; spandrel knows how to call it."""
+    """Wrap a network whose ``forward`` takes or gives more than an image, or changes it; spandrel can call it."""
 
     def __init__(self, descriptor: ImageModelDescriptor[nn.Module]) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ class SpandrelCall(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the image, clipped to [0, 1]."""
-        return self.descriptor(x)
+        return self.descriptor(x.clone())  # RCAN scales the image in place
 
 
 def _as_module(opened: ImageModelDescriptor[nn.Module], path: Path) -> nn.Module:

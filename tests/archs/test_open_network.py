@@ -288,3 +288,16 @@ def test_a_mismatch_names_keys_and_shapes_in_one_message() -> None:
         "missing: conv_hr.bias (8,); unexpected: extra.weight (3,); "
         "body.1.rdb2.conv2.weight of shape (32, 39, 3, 3) instead of (32, 40, 3, 3)"
     )
+
+
+def test_a_network_leaves_its_image_as_it_is() -> None:
+    """RCAN multiplies it in place: its second run differed, so no export and no engine gave the values of the first."""
+    from spandrel.architectures.RCAN import RCAN
+
+    torch.manual_seed(0)
+    torch.save(RCAN(n_resgroups=1, n_resblocks=1, n_feats=8, reduction=4, scale=2).state_dict(), "net.pth")
+    network, image = load_network([Path("net.pth")]), torch.rand(1, 3, 16, 16)
+    before = image.clone()
+    first = network.module(image)
+    assert torch.equal(image, before)
+    assert torch.equal(network.module(image), first)
