@@ -10,6 +10,7 @@ import io
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr.images.files import BadImageError
 from dp_basicsr.images.metadata import Metadata, Picture, metadata_of, metadata_of_tiff
@@ -33,7 +34,7 @@ from tifffile import TiffFile, TiffPage
 
 MAX_PIXELS = 1 << 30  # OpenCV's limit, 3 GB decoded; deploy/run.py switches Pillow's lower one off
 
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # photometric interpretations
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6  # photometric interpretations
 _CONVERTED = (5, 8, 9, 10)  # those of inks and of Lab
 _PLAIN_COMPRESSIONS = (1, 8, 32946, 32773)  # none, deflate, PackBits: tifffile needs imagecodecs for others
 _USUAL_COLOURS = ((b"\1", b"\x0d"), (b"\2", b"\2"))  # sRGB, and unspecified
@@ -79,7 +80,7 @@ def _read(image: Image.Image, data: bytes) -> Picture:
         # Pillow scales the pixels to 8 bits, but not the transparent value.
         image.info["transparency"] = key * (255 // (2**depth - 1))
     try:
-        array = _decode_8_bit(image) if depth <= 8 else _decode_16_bit(data)
+        array = _decode_8_bit(image) if depth <= 8 else _decode_by_opencv(data, np.uint16)
     except BadImageError:
         if image.format != "AVIF":
             raise
@@ -97,12 +98,13 @@ def _read(image: Image.Image, data: bytes) -> Picture:
     return _picture(array, is_gray, metadata_of(image, array.shape[1::-1], data, orientation))
 
 
-def _decode_16_bit(data: bytes) -> Pixels:
-    """Decode with OpenCV to (H, W, 1, 3 or 4) uint16, gray or RGB."""
+def _decode_by_opencv(data: bytes, dtype: type[np.unsignedinteger[Any]]) -> Pixels:
+    """Decode to (H, W, 1, 3 or 4) of this type, gray or RGB."""
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is None or array.dtype != np.uint16:
+    if array is None or array.dtype != dtype:
         raise BadImageError(
-            "is a 16-bit image that OpenCV cannot decode: damaged, or a TIFF's compression, save it without"
+            f"is a {8 * dtype().itemsize}-bit image that OpenCV cannot decode: damaged, or a TIFF's compression, save "
+            "it without"
         )
     return array[:, :, None] if array.ndim == 2 else array[:, :, [2, 1, 0, 3][: array.shape[2]]]
 
@@ -137,11 +139,17 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
     bits, orientation = page.bitspersample, page.tags.valueof(274, 1)
     is_plain = page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and bits in (8, 16)
     dropped: list[str] = []
-    if is_plain and page.compression in _PLAIN_COMPRESSIONS:
-        # tifffile would fill missing segments with zeros.
+    # Pillow takes it for four channels, and so for truncated.
+    is_ycbcr = page.photometric == _YCBCR and page.compression == 1
+    if is_ycbcr or (is_plain and page.compression in _PLAIN_COMPRESSIONS):
+        # OpenCV and tifffile would fill missing segments.
         segments = zip(page.dataoffsets, page.databytecounts, strict=True)
         if any(size == 0 or start + size > len(data) for start, size in segments):
             raise BadImageError("is truncated")
+    if is_ycbcr:
+        # OpenCV turns it upright.
+        array = _decode_by_opencv(data, np.uint8)
+    elif is_plain and page.compression in _PLAIN_COMPRESSIONS:
         # (planes, H, W, channels): either planes or channels is 1.
         planes = page.asarray(squeeze=False)[:, 0]
         samples = np.moveaxis(planes, 0, 2).reshape(*planes.shape[1:3], -1)
@@ -154,7 +162,7 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
                 "is a 16-bit TIFF of other kinds or planes: convert it first, to gray or RGB without compression"
             )
         # OpenCV turns it upright.
-        array, dropped = _without_extras(_decode_16_bit(data), page)
+        array, dropped = _without_extras(_decode_by_opencv(data, np.uint16), page)
     else:
         with opened(data, max_pixels) as (image, _):
             # Pillow applies the orientation itself, even that of XMP, and makes associated alpha straight.

@@ -153,6 +153,18 @@ def file_of_pillow(rng: random.Random, path: Path) -> Picture:
     return Picture(array[..., :3], alpha, again.mode in ("1", "L", "LA"), Metadata(SIZE, icc))
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_tiff_of_ycbcr_without_compression_is_read(orientation: int) -> None:
+    """Pillow#1270: wrong colours; today's Pillow calls it truncated."""
+    pixels = noise(random.Random(0), (12, 16, 3))
+    Image.fromarray(pixels).convert("YCbCr").save("ycbcr.tif", tiffinfo={274: orientation})
+    turned = {1: pixels, 3: np.rot90(pixels, 2), 6: np.rot90(pixels, -1)}[orientation]
+    assert abs(read_picture(Path("ycbcr.tif")).colour[..., :3].astype(int) - turned).max() <= 3
+    os.truncate("ycbcr.tif", 400)
+    with pytest.raises(BadImageError, match="is truncated"):
+        read_picture(Path("ycbcr.tif"))
+
+
 @pytest.mark.parametrize("make", [tiff_of_tifffile, png_of_chunks, file_of_pillow])
 def test_a_generated_file_is_read_as_others_read_it_or_refused(make: Callable[..., Picture]) -> None:
     read = refused = 0
