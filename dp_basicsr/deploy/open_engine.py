@@ -32,7 +32,7 @@ TOLERANCE = 1e-4  # largest difference from torch on a random image, relative to
 PROBES = ((1, 24, 40), (1, 33, 17))
 KEPT = 16  # converted networks
 _ROOM = 4  # bytes on the disk, for each of the weights
-FORM = 4  # of a cache entry; a change invalidates all
+FORM = 5  # of a cache entry; a change invalidates all
 
 _PASSING = (UserError, OSError, ImportError)  # what may be otherwise the next time
 

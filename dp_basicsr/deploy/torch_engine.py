@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.choices import Precision
@@ -14,6 +15,7 @@ from dp_basicsr.utils.tiles import Floats
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -81,17 +83,27 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+class _RefuseBranches(TorchDispatchMode):
+    """Fail where a network decides by a value what to compute: a conversion keeps the decision for one image."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise ValueError("what it computes depends on the image, as with experts, of which it would keep one")
+        return func(*args, **kwargs or {})
+
+
 def difference_from_torch(network: OpenedNetwork, engine: Engine, shapes: Iterable[tuple[int, int, int]]) -> float:
     """Return how far an engine is from torch on random images, relative to the largest value; NaN if either gives it.
 
-    ``shapes`` are (N, H, W), enlarged to sizes that the network takes. A result of another shape is a ValueError.
+    ``shapes`` are (N, H, W), enlarged to sizes that the network takes. A result of another shape, and branches that
+    depend on the image, are a ValueError.
     """
     generator = torch.Generator().manual_seed(0)
     worst = torch.zeros(())
     for batch, height, width in shapes:
         shape = (batch, network.channels, *network.size.fit(height, width))
         image = torch.rand(shape, generator=generator, dtype=torch.float32)
-        with torch.inference_mode():
+        with torch.no_grad(), _RefuseBranches():  # inference mode would hide it
             expected = network.module(image)
         result = torch.from_numpy(engine.run(image.numpy()))
         if result.shape != expected.shape:

@@ -146,6 +146,17 @@ def test_an_engine_runs_in_a_forked_process_and_can_be_pickled(name: str, model:
     assert python(FORKED, name, env={"OMP_NUM_THREADS": "2"}).stdout == "True\n"
 
 
+def test_a_network_whose_experts_depend_on_the_image_is_not_converted() -> None:
+    """openvino#25744: SeemoRe chooses by the image; converted, it kept the choice for one, up to 255 of 255 away."""
+    pytest.importorskip("openvino")
+    from spandrel.architectures.SeemoRe import SeemoRe
+
+    torch.manual_seed(0)
+    torch.save(SeemoRe(scale=2, num_experts=3, num_layers=1, embedding_dim=8).state_dict(), "net.pth")
+    with pytest.raises(UserError, match="--engine openvino cannot be used: what it computes depends on the image"):
+        open_engine([Path("net.pth")], engine="openvino")
+
+
 def test_openvino_is_not_given_weights_without_values() -> None:
     """RGT and CRAFT of 12 channels: its conversion ended the process with a segmentation fault."""
     pytest.importorskip("openvino")
