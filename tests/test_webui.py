@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -321,6 +322,24 @@ def test_page_errors_are_readable(page: Page) -> None:
     page.choose(visit, [write_noise("in.png", 9, 7)])
     with pytest.raises(UserError, match=r"unknown model '\.\./secret'"):
         page.start(visit, Task("m", other="../secret"))
+
+
+def test_a_full_disk_is_named_and_freed(
+    page: Page, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """gradio#2660: a traceback, and what was written of the result stayed, so that nothing more could be uploaded."""
+    visit = chosen(page)
+
+    def fill(path: Path, data: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fill)
+        assert re.search("temporary files is full; TMPDIR=FOLDER", upscale(page, visit, Task("m")))
+    assert not list(visit.folder.rglob("out/**/*.png"))
+    assert "Traceback" not in capsys.readouterr().err
+    assert upscale(page, visit, Task("m")).startswith("Done")
 
 
 def test_models_of_a_folder_without_discriminators(page: Page) -> None:

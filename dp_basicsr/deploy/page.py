@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import tempfile
 import threading
@@ -264,6 +265,8 @@ class Page:
                 text = explain(error)
             for option, label in LABELS.items():
                 text = text.replace(option, label)
+                # Parts of results would keep a full disk full.
+                self._delete(job.folder / "out")
             with self._changed:
                 job.text = text
                 self._queue.remove(job)
@@ -394,5 +397,7 @@ def explain(error: BaseException) -> str:
     """Describe an error to a visitor, whatever it is; one that is not the visitor's is also printed."""
     if isinstance(error, UserError):
         return f"Not done: {error}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Not done: the disk of the server's temporary files is full; TMPDIR=FOLDER at its start names another"
     traceback.print_exception(error)
     return f"Not done: {type(error).__name__}: {error}"
