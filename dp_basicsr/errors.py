@@ -93,6 +93,9 @@ def shorten(names: Collection[str], limit: int = 4) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message; OpenVINO's begin with files of its source."""
+    # Of its exporter's steps, each of which only says that it failed.
+    while type(error).__module__.startswith("torch.onnx") and error.__cause__:
+        error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip() and "xception from " not in line]
     return next(iter(lines), type(error).__name__)[:300]
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dp_basicsr.errors import EXTRAS, REQUIRED, UserError, exit_on_user_error, import_optional
+from dp_basicsr.errors import EXTRAS, REQUIRED, UserError, exit_on_user_error, first_line, import_optional
 
 import pytest
 
@@ -217,3 +217,10 @@ def test_a_script_without_the_guard_is_one_message_of_its_workers(tmp_path: Path
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 2
     assert re.fullmatch(r"error: a worker process runs the script once more.*__name__ == .__main__.*\n", done.stderr)
+
+
+def test_the_cause_is_named_instead_of_the_step_of_torch_s_exporter() -> None:
+    """onnxruntime#5928: "This is step 3/3 of exporting the model to ONNX", with codes of a terminal's colours."""
+    step = type("ConversionError", (RuntimeError,), {"__module__": "torch.onnx.errors"})("step 3/3")
+    step.__cause__ = ValueError("No ONNX function found for sort")
+    assert first_line(step) == "No ONNX function found for sort"
