@@ -199,7 +199,9 @@ def _name_choice(entry: _Entry, entries: list[_Entry], content: Any, path: Path)
                    if _AVERAGED.search(str(key)) and not isinstance(value, simple)]  # fmt: skip
     if unused:
         return f"{chosen}, not the EMA ({unused[0]})"
-    networks = [other.name for other in entries if not any(_DISCRIMINATOR.fullmatch(key) for key in other.keys)]
+    # Those without a name are single numbers beside the networks.
+    named = (other for other in entries if other.keys)
+    networks = [other.name for other in named if not any(_DISCRIMINATOR.fullmatch(key) for key in other.keys)]
     return f"{chosen}, of {', '.join(networks)}" if len(networks) > 1 else ""
 
 

@@ -215,6 +215,8 @@ def test_two_networks_without_an_average_are_named(tmp_path: Path) -> None:
     raw, other = networks(random.Random(0))
     torch.save({"student": raw, "teacher": other}, tmp_path / "net.pth")
     assert read_weights(tmp_path / "net.pth").choice == "weights student, of student, teacher"
+    torch.save({"state_dict": raw, "best_acc1": torch.tensor(3.0)}, tmp_path / "net.pth")
+    assert read_weights(tmp_path / "net.pth").choice == "", "a number is no network"
 
 
 def test_statistics_that_are_not_averaged_are_the_last_ones(tmp_path: Path) -> None:
