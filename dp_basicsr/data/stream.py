@@ -10,11 +10,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.datasets import fingerprint, open_dataset
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.options.schema import dataset_model
 from dp_basicsr.utils.signals import SIGNALS
 
@@ -68,9 +69,11 @@ class TrainStream:
         self.dataset = open_dataset(self.dataset_opt)
         if len(self.dataset) == 0:
             roots = dict.fromkeys(self.dataset_opt.get(key) or "" for key in ("dataroot_gt", "dataroot_lq"))
+            inside = sorted(str(path) for root in filter(None, roots) for path in Path(root).glob("*/"))
             raise UserError(
                 f"datasets: train: no image directly in {' and '.join(filter(None, roots))}: subfolders and archives "
-                "are not searched; list what is in those of the GT in a meta_info_file, or unpack it"
+                f"are not searched; {f'name one ({shorten(inside)}), ' if inside else ''}list what is in those of the "
+                "GT in a meta_info_file, or unpack it"
             )
         self.names = fingerprint(self.dataset)
         ratio = self.dataset_opt["dataset_enlarge_ratio"]

@@ -117,7 +117,7 @@ def test_the_program_s_random_state_is_unchanged() -> None:
         ),
         (
             {"train": {"dataroot_gt": "outer", "dataroot_lq": "outer"}},
-            "no image directly in .* are not searched; list .* or unpack it",
+            r"no image directly in .* are not searched; name one \(outer/inner\), list .* or unpack it",
         ),
     ],
 )
