@@ -30,6 +30,11 @@ class ResumePoint:
     state: dict[str, Any]  # what was saved, on the CPU; its ``resumed_from`` is that of the states to come
     is_named: bool  # by ``path: resume_state``; otherwise it is the newest one of the run's folder
 
+    def nothing_left(self, total_iter: int) -> str:
+        """Return what to say if the run is complete, "" otherwise."""
+        text = f"Nothing is left to train: iteration {self.state['iter']} of train: total_iter ({total_iter}) is saved"
+        return f"{text} already; a larger total_iter continues it." if self.state["iter"] >= total_iter else ""
+
     def options(self, opt: dict[str, Any]) -> dict[str, Any]:
         """Return the options with the networks beside the state, and its seed.
 

@@ -263,10 +263,10 @@ class Page:
             except BaseException as error:
                 # This thread works for all visitors, and must survive what one image raises.
                 text = explain(error)
-            for option, label in LABELS.items():
-                text = text.replace(option, label)
                 # Parts of results would keep a full disk full.
                 self._delete(job.folder / "out")
+            for option, label in LABELS.items():
+                text = text.replace(option, label)
             with self._changed:
                 job.text = text
                 self._queue.remove(job)

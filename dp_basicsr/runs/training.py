@@ -120,6 +120,8 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
         model.saver.others |= {"judge": judge, "measured": measured}
     if point is not None:
         resume(run, model, stream, point.state)
+        if ended := point.nothing_left(run.options.training.total_iter):
+            get_root_logger().warning(ended)
     if judge is not None:
         for name, metric in measured.changed():
             judge.forget(name, metric)
@@ -223,9 +225,6 @@ def resume(run: RunOptions, model: Any, stream: TrainStream, state: dict[str, An
     if changed is not None:
         logger.warning(changed)
     logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
-    if iteration >= train.total_iter:
-        text = f"iteration {iteration} of train: total_iter ({train.total_iter}) is saved already"
-        logger.warning(f"Nothing is left to train: {text}.")
     for reason in resume_warnings(run.as_dict(), state, stream.position(iteration)):
         logger.warning(f"Resume is not bit-exact: {reason}.")
 

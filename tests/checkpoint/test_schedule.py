@@ -179,6 +179,9 @@ def test_resume_with_the_same_options_is_exact_and_a_complete_run_says_so(
         text = f"Nothing is left to train: iteration 6 of train: total_iter ({total}) is saved already"
         assert text in run(f"train:total_iter={total}")
         assert same_weights(whole, latest("small"))
+    capsys.readouterr()
+    run("train:total_iter=4", arguments=("--check", "--auto_resume"))
+    assert text in capsys.readouterr().out, "OneTrainer#132"
     back_to_4()
     with pytest.raises(SystemExit):
         run("train:scheduler={type: CosineAnnealingRestartLR, periods: [6]}")
