@@ -101,7 +101,8 @@ def difference_from_torch(network: OpenedNetwork, engine: Engine, shapes: Iterab
     generator = torch.Generator().manual_seed(0)
     worst = torch.zeros(())
     for batch, height, width in shapes:
-        shape = (batch, network.channels, *network.size.fit(height, width))
+        least = 0 if network.size.maximum else network.size.minimum - 1  # all of them would be of the smallest size
+        shape = (batch, network.channels, *network.size.fit(height + least, width + least))
         image = torch.rand(shape, generator=generator, dtype=torch.float32)
         with torch.no_grad(), _RefuseBranches():  # inference mode would hide it
             expected = network.module(image)

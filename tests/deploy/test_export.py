@@ -14,9 +14,10 @@ from dp_basicsr import inference
 from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy import export
-from dp_basicsr.deploy.export import describe, export_network
+from dp_basicsr.deploy.export import CHECK_SIZES, describe, export_network
 from dp_basicsr.deploy.onnx_engine import OnnxEngine
 from dp_basicsr.deploy.open_engine import open_engine
+from dp_basicsr.deploy.torch_engine import difference_from_torch
 from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.input_size import InputSize
@@ -342,3 +343,17 @@ def test_a_card_is_replaced_only_on_request(output: str, card: str, refused: Cal
     assert f"already exists: {card}" in refused(export_model.main, ["-m", "net.pth", "-o", output, *kind])
     assert Path(card).read_text() == "mine"
     assert not Path(output).exists()
+
+
+def test_the_check_of_values_takes_several_sizes_of_a_network_with_a_smallest_one() -> None:
+    """onnxruntime#5928: SCUNet passed the check, whose images were all of its smallest size, and ran no other."""
+    sizes = set()
+
+    class Same:
+        def run(self, images: np.ndarray) -> np.ndarray:
+            sizes.add(images.shape[2:])
+            return images
+
+    network = OpenedNetwork("net.pth", "Test", 1, "Test x1", size=InputSize(minimum=40), module=torch.nn.Identity())
+    assert difference_from_torch(network, Same(), CHECK_SIZES) == 0  # type: ignore[arg-type]
+    assert len(sizes) == len(CHECK_SIZES)
