@@ -216,8 +216,9 @@ def code_behind(error: BaseException) -> tuple[str, str]:
     of_basicsr = None
     for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
         path, package = frame.f_code.co_filename, str(frame.f_globals.get("__name__")).partition(".")[0]
-        # A program that is run as a file has another name.
-        package = "dp_basicsr" if path.startswith(os.path.dirname(__file__) + os.sep) else package
+        # A program that is run as a file has another name, and our benchmarks stand outside the wheel.
+        is_ours = path.startswith(os.path.dirname(__file__) + os.sep) or package == "benchmarks"
+        package = "dp_basicsr" if is_ours else package
         if package == "basicsr":
             of_basicsr = of_basicsr or (package, f"{path}:{line}")
         elif package not in _LIBRARIES and not path.startswith("<"):

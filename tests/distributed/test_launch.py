@@ -84,7 +84,7 @@ def test_a_process_that_is_lost_ends_the_others(
         ("mistake", 0, 2, "error: this image is broken"),
         ("mistake", 2, 2, "error: this image is broken"),
         ("bug", 0, 1, "Traceback"),
-        ("memory", 1, 2, "error: OutOfMemoryError: CUDA out of memory ("),
+        ("memory", 1, 2, "error: out of memory (CUDA out of memory)"),
     ],
 )
 def test_the_error_of_one_process_is_the_message(

@@ -340,7 +340,7 @@ def test_durations() -> None:
 
 def test_batches_of_several_processes() -> None:
     data: dict[str, Any] = {"batch_size_per_gpu": 4}
-    opt = {"datasets": {"train": data}, "dist": False, "num_gpu": 2, "world_size": 1}
+    opt = {"model_type": "ESRGANDPModel", "datasets": {"train": data}, "dist": False, "num_gpu": 2, "world_size": 1}
     assert trial.batch_size(opt) == 8
     assert trial.batch_size(opt | {"dist": True, "world_size": 4}) == 4
     data["batch_size_total"] = 16
