@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -143,6 +144,10 @@ class BadSamples:
         """Yield the batches without their entry ``bad``; too many bad samples, and failed workers, are a UserError."""
         try:
             for batch in batches:
+                child = getattr(signal, "SIGCHLD", None)
+                if child and getattr(signal.getsignal(child), "__module__", "").startswith("torch."):
+                    # It would raise in the middle of a step, which cannot be saved; the loader finds out, too.
+                    signal.signal(child, signal.SIG_DFL)
                 bad = batch.pop("bad")
                 self.seen += len(bad)
                 for reason in (line for lines in bad for line in lines.splitlines()):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import random
 import shutil
 import struct
 import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -362,7 +364,18 @@ class Unsendable(Dataset):
 
 def test_a_batch_that_cannot_be_sent_ends_its_worker(capfd: pytest.CaptureFixture[str]) -> None:
     """A sibling of RiboDetector#57: multiprocessing prints the error and goes on, and the run waits for ever."""
-    loader = DataLoader(Unsendable(), num_workers=1, collate_fn=list, worker_init_fn=start_worker, timeout=60)
+    loader = DataLoader(Unsendable(), num_workers=1, collate_fn=list, worker_init_fn=start_worker, timeout=9)
     with pytest.raises(UserError, match="a data loader worker ended: its error stands above"):
         list(BadSamples("stop", 0, 4).watch(loader))
     assert "cannot pickle" in capfd.readouterr().err
+
+
+def test_a_worker_that_is_killed_is_found_by_the_loader_not_in_a_step(pairs: Path) -> None:
+    """BasicSR#475: torch raised in the middle of a step, whose weights could not be saved any more."""
+    loader = DataLoader([{"bad": ""}] * 40, num_workers=2, worker_init_fn=start_worker)
+    batches, others = BadSamples("stop", 0, 40).watch(loader), set(multiprocessing.active_children())
+    next(batches)
+    (set(multiprocessing.active_children()) - others).pop().kill()
+    time.sleep(0.5)  # a step
+    with pytest.raises(UserError, match="a data loader worker"):
+        list(batches)
