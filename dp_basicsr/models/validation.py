@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain, zip_longest
@@ -94,8 +94,7 @@ class Validator:
         unusable = sorted((self.opt["val"].get("metrics") or {}).keys() - metrics.keys())
         if unusable and name not in self._named:
             self._named.add(name)
-            text = f"{name} has no originals (dataroot_gt): {', '.join(unusable)} cannot be computed"
-            get_root_logger().warning(text)
+            name_unusable(name, unusable)
         share: dict[int, Values] | UserError
         try:
             share = self._validate_share(net, dataloader, iteration, save_img)
@@ -256,6 +255,26 @@ def value_of(what: str, images: dict[str, NDArray[np.uint8]], metric: dict[str, 
     except np.linalg.LinAlgError as error:
         get_root_logger().warning(f"validation of {what} is n/a: {error}")
         return math.nan
+
+
+def validate(model: Any, loader: DataLoader, iteration: int | str, tb_logger: Any, save_img: bool) -> Any:
+    """Call a model's ``validation``; BasicSR's models, too, measure a set without originals by what needs none."""
+    val, opt = model.opt["val"], loader.dataset.opt  # type: ignore[attr-defined]
+    wanted, usable = val.get("metrics") or {}, usable_metrics(model.opt, bool(opt.get("dataroot_gt")))
+    if hasattr(model, "validator") or usable == wanted:
+        return model.validation(loader, iteration, tb_logger, save_img)
+    name_unusable(opt["name"], wanted.keys() - usable.keys())
+    try:
+        val["metrics"] = usable or None
+        return model.validation(loader, iteration, tb_logger, save_img)
+    finally:
+        val["metrics"] = wanted
+        # BasicSR keeps these names for the next set.
+        vars(model).pop("metric_results", None)
+
+
+def name_unusable(name: str, metrics: Iterable[str]) -> None:
+    get_root_logger().warning(f"{name} has no originals (dataroot_gt): {', '.join(sorted(metrics))} cannot be computed")
 
 
 def usable_metrics(opt: Mapping[str, Any], has_original: bool) -> dict[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ from dp_basicsr.data.stream import Batch, TrainStream
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.distributed.failure import is_loss_of_another
 from dp_basicsr.errors import UserError, first_line, is_out_of_memory, message_of_others
+from dp_basicsr.models.validation import validate
 from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.runs.judging import Figures, Judge
@@ -176,7 +177,7 @@ class Training:
         with self.saving_first(together=True), same_random_state_after():
             for loader in self.val_loaders:
                 save_img = self.run.options.val.save_img
-                complete = self.model.validation(loader, self.iteration, self.tb_logger, save_img)
+                complete = validate(self.model, loader, self.iteration, self.tb_logger, save_img)
                 if self.validator is not None and complete:
                     figures[loader.dataset.opt["name"]] = dict(self.validator.results)  # type: ignore[attr-defined]
         # Before the results are used: an interrupted validation has none of some sets.

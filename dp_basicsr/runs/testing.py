@@ -8,6 +8,7 @@ from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.after_test import evaluate_test_run, metrics_of
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
+from dp_basicsr.models.validation import validate
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.runs.limits import shorten_socket_names
 from dp_basicsr.runs.log import start_log, write_log
@@ -42,6 +43,6 @@ def test(run: RunOptions) -> None:
     for loader in loaders:
         logger.info(f"Testing {loader.dataset.opt['name']} ...")  # type: ignore[attr-defined]
         # BasicSR puts the run's name where a validation has the iteration.
-        model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
+        validate(model, loader, opt["name"], None, opt["val"]["save_img"])
     if opt["rank"] == 0:
         evaluate_test_run(opt, metrics, loaders)

@@ -148,6 +148,20 @@ def test_a_set_without_originals_is_upscaled_and_not_measured(
     assert model.validation(bare, 3, None)
 
 
+def test_basicsr_s_models_upscale_a_set_without_originals_too(loader: DataLoader, tmp_path: Path) -> None:
+    """BasicSR#326: after the first image a metric missed its second one, and the others were not upscaled."""
+    options = {"name": "bare", "type": "SingleImageDataset", "phase": "val", "scale": 4, "io_backend": {"type": "disk"},
+               "dataroot_lq": str(tmp_path / "set/lq")}  # fmt: skip
+    model = make_model(tmp_path, {"metrics": METRICS})
+    del model.validator
+    model.test = lambda: setattr(model, "output", model.net_g(model.lq).detach())
+    model.validation = lambda *args: SRModel.nondist_validation(model, *args)
+    validation.validate(model, build_dataloader(build_dataset(options), options), 1, None, True)
+    assert len(files(tmp_path / "visualization")) == len(SIZES)
+    validation.validate(model, loader, 1, None, False)
+    assert model.metric_results.keys() == METRICS.keys()
+
+
 def test_the_network_continues_while_a_metric_is_computed(
     loader: DataLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
