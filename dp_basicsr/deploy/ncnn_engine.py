@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
 import subprocess
 import warnings
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.engine import Engine, limit_threads
@@ -43,9 +45,11 @@ class NcnnEngine(Engine):
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
         if self.net.load_param(str(param)) != 0:
             raise UserError(f"model {param}: ncnn cannot read it")
-        if self.net.load_model(str(weights)) != 0:
-            got = f"{weights.stat().st_size:,} bytes of others or a part"
-            raise UserError(f"model {weights}: expected the weights of {param.name}, got {got}")
+        with weights.open("rb") as file:
+            # ncnn takes the weights of another network as its own, and leaves some or lacks some.
+            if self.net.load_model(_reader(file)) != 0 or file.read(1):
+                got = f"{weights.stat().st_size:,} bytes of others or a part"
+                raise UserError(f"model {weights}: expected the weights of {param.name}, got {got}")
         if len(names := self.net.input_names()) != 1:
             # ncnn would crash.
             raise UserError(f"model {self.path}: expected one input, an image, got {len(names)} ({', '.join(names)})")
@@ -99,6 +103,20 @@ class NcnnEngine(Engine):
         text = re.sub(r"(?<=\s)(in0|out0)(?=\s)", lambda match: BLOBS[match[1]], made.read_text(encoding="utf-8"))
         path.write_text(text, encoding="utf-8")
         (path.parent / "net.ncnn.bin").replace(path.with_suffix(".bin"))
+
+
+def _reader(file: BinaryIO) -> Any:
+    """Return what ncnn reads an open file with, which tells what it leaves."""
+    address = ctypes.pythonapi.PyCapsule_GetPointer
+    address.restype, address.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+
+    class Reader(import_optional("ncnn").DataReader):  # type: ignore[misc]
+        def read(self, target: Any, size: int) -> int:
+            data = file.read(size)
+            ctypes.memmove(address(target, None), data, len(data))
+            return len(data)
+
+    return Reader()
 
 
 def _unknown_layers(param: Path) -> list[str]:

@@ -80,6 +80,16 @@ def test_a_name_that_upscayl_takes_for_another_scale_is_told(scale: int, name: s
     assert (limit is None) if said is None else said in str(limit)
 
 
+@pytest.mark.parametrize("features", [4, 12])
+def test_the_weights_of_another_network_are_refused(features: int) -> None:
+    """chaiNNer#2542: ncnn read the beginning of larger ones, and the picture was noise."""
+    export_network(small_opened(num_block=1), "ncnn", Path("out"), {}, False)
+    export_network(small_opened(num_block=1, num_feat=features), "ncnn", Path("other"), {}, False)
+    Path("other.bin").replace("out.bin")
+    with pytest.raises(UserError, match="model out.bin: expected the weights of out.param"):
+        open_engine([Path("out.param")])
+
+
 def test_what_cannot_be_run_is_refused() -> None:
     Path("alone.param").touch()
     with pytest.raises(UserError, match=r"no such file: alone.bin"):
