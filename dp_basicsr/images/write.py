@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -43,6 +45,12 @@ def refuse_unwritable(kind: str, width: int, height: int, alpha: Pixels | None) 
             f"would become {width} x {height}, and {kind} ends at {LONGEST_SIDE[kind]} pixels: give --ext "
             f"{'tif' if kind == 'PNG' else 'png'}"
         )
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:  # Linux would kill the program
+        free = 1024 * int(re.findall(r"MemAvailable: *(\d+)", file.read())[0])
+        # In 8 bits, of which encoding makes a copy.
+        if (needed := 2 * width * height * (3 if alpha is None else 4)) > free:
+            text = f"{needed / 1e9:.1f} GB of memory ({free / 1e9:.1f} are free): give a smaller --outscale, or parts"
+            raise BadImageError(f"would become {width} x {height}, which takes {text}")
 
 
 def write_picture(

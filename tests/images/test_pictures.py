@@ -14,7 +14,7 @@ from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.png import join
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.strict import read_image
-from dp_basicsr.images.write import encode_picture, write_picture
+from dp_basicsr.images.write import encode_picture, refuse_unwritable, write_picture
 
 import cv2
 import numpy as np
@@ -242,6 +242,13 @@ def test_a_failed_write_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -
 def test_too_large_for_the_format() -> None:
     with pytest.raises(BadImageError, match="would become 16400 x 1, and WEBP ends at 16383 pixels: give --ext png"):
         encode_picture(Picture(np.zeros((1, 16400, 3), np.uint8)), ".webp")
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="of Linux")
+def test_too_large_for_the_memory() -> None:
+    """Upscayl#867: the system killed the program, without a word."""
+    with pytest.raises(BadImageError, match="would become 999999 x 9999999, which takes .* GB .*: give a smaller"):
+        refuse_unwritable("TIFF", 999999, 9999999, None)
 
 
 @pytest.mark.parametrize(
