@@ -176,8 +176,8 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
     way = _way_up(*thumbnails)
     if not way:
         is_swapped = all(image.ndim == 3 for image in images) and _has_other_channels(*images)
-        text = "its LQ has red, green and blue in another order"
-        return [BadData("content", name, text)] if is_swapped else [], digest, thumbnails
+        text = "its LQ has red, green and blue in another order" if is_swapped else _shift(*gray)
+        return ([BadData("content", name, text)], digest, None) if text else ([], digest, thumbnails)
     by_exif = f"{turned} is rotated by its EXIF orientation, but the other image is not"
     return [BadData("orientation", name, by_exif if turned else f"its LQ is {way}")], digest, None
 
@@ -216,6 +216,20 @@ def _best(fits: dict[Way, float]) -> Way:
     # Nearly symmetric pictures fit several ways, so the error must be less than half.
     is_better = fits[best] > max(0.7, fits[first] + 0.01) and 1 - fits[best] < (1 - fits[first]) / 2
     return best if is_better else first
+
+
+def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
+    """Return how far the LQ is shifted, cut with other margins; "" for a pixel, as degradations shift it."""
+    height, width = lq.shape
+    gt = cv2.resize(gt.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    margin = min(height, width) // 4
+    inside = gt[margin : height - margin, margin : width - margin]
+    if margin < 2 or min(float(inside.std()), float(lq.std())) < 4:
+        return ""
+    fits = cv2.matchTemplate(lq.astype(np.float32), inside, cv2.TM_CCOEFF_NORMED)
+    down, right = (int(place) - margin for place in np.unravel_index(fits.argmax(), fits.shape))
+    best = _best({(0, 0): float(fits[margin, margin]), (down, right): float(fits.max())})
+    return f"its LQ shows the same, {right} pixels further right and {down} down" if max(map(abs, best)) > 1 else ""
 
 
 def _has_other_channels(gt: NDArray[np.uint8], lq: NDArray[np.uint8]) -> bool:

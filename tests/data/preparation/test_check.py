@@ -226,6 +226,22 @@ def test_a_pair_with_only_one_image_rotated_by_exif_is_reported(
     assert check_set(what, 1).problems == [], "our own LR image is turned as training turns the GT"
 
 
+@pytest.mark.parametrize("shift", [(0, 2), (-4, 3), (5, -7), (0, 1)])
+def test_an_lq_with_other_margins_is_named(tmp_path: Path, shift: tuple[int, int]) -> None:
+    """epishchik/SRGD#2 (sibling): cut at the centre, its GT at the corner."""
+    rng, (down, right) = np.random.default_rng(0), shift
+    for folder in ("GT", "LQ"):
+        (tmp_path / folder).mkdir()
+    for number in range(3):
+        scene = cv2.resize(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8), (288, 288), interpolation=cv2.INTER_CUBIC)
+        small = cv2.resize(scene, (72, 72), interpolation=cv2.INTER_AREA)
+        top, left = (10 - down, 10 - right) if number == 1 else (10, 10)
+        cv2.imwrite(str(tmp_path / f"GT/{number}.png"), scene[40:248, 40:248])
+        cv2.imwrite(str(tmp_path / f"LQ/{number}.png"), small[top : top + 52, left : left + 52])
+    said = ("content", "1.png", f"its LQ shows the same, {right} pixels further right and {down} down")
+    assert check(tmp_path) == [said] * (shift != (0, 1))
+
+
 CHANGES: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "is mirrored": lambda image: image[:, ::-1],
     "is rotated clockwise by 90 degrees": lambda image: np.rot90(image, -1),
