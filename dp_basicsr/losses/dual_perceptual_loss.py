@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dp_basicsr.archs.any_network_arch import build_features
 from dp_basicsr.distributed.collectives import start_mean
 from dp_basicsr.errors import UserError
-from dp_basicsr.losses.functional import CRITERIA, Criterion, gradient_at, gradient_shares, weighted_total
+from dp_basicsr.losses.functional import CRITERIA, Criterion, gradient_at, gradient_shares, refuse_range, weighted_total
 from dp_basicsr.losses.terms import PAPER_MU, PerceptualTerm, RegisteredTerm, WeightRule
 from dp_basicsr.registration import register
 
@@ -296,15 +296,9 @@ class DualPerceptualLoss(nn.Module):
             raise UserError(f"input_channels: expected indices below {x.size(1)}, the images' channels, got {triples}")
         if self._has_seen_images or torch.compiler.is_compiling():
             return
-        # Only in the first call, because it waits for the device. Resizing may leave a little more than 1, and images
-        # that are not finite are skipped and named by the training step.
+        # Only in the first call, because it waits for the device.
         self._has_seen_images = True
-        low, high = gt.detach().aminmax()
-        expected = "[-1, 1] (range_norm)" if self.range_norm else "[0, 1]"
-        if 2 < high < torch.inf:
-            raise UserError(f"DPLoss: expected images in {expected}, got values up to {high:g}: divide them by 255")
-        if -torch.inf < low < -0.5 and not self.range_norm:
-            raise UserError(f"DPLoss: expected images in [0, 1], got values from {low:g}: set range_norm for [-1, 1]")
+        refuse_range("DPLoss", gt, self.range_norm, "set range_norm for [-1, 1]")
 
     @torch.inference_mode(False)
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DualPerceptualLoss:

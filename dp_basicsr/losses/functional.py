@@ -114,6 +114,17 @@ def gradient_shares(norms: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return weighted / total.masked_fill(~(total > 0), 1)  # NaN only where a gradient is
 
 
+def refuse_range(loss: str, gt: Tensor, range_norm: bool, way: str) -> None:
+    """Raise a UserError of the name ``loss`` if ``gt`` is in [0, 255], or without ``range_norm`` in [-1, 1]."""
+    # Resizing may leave a little more than 1; images that are not finite are skipped and named by the training step.
+    low, high = gt.detach().aminmax()
+    expected = "[-1, 1] (range_norm)" if range_norm else "[0, 1]"
+    if 2 < high < torch.inf:
+        raise UserError(f"{loss}: expected images in {expected}, got values up to {high:g}: divide them by 255")
+    if -torch.inf < low < -0.5 and not range_norm:
+        raise UserError(f"{loss}: expected images in [0, 1], got values from {low:g}: {way}")
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Convert half precision to float32; leave other types unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

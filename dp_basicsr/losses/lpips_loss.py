@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dp_basicsr.archs.pretrained import state_of
 from dp_basicsr.errors import UserError
+from dp_basicsr.losses.functional import refuse_range
 from dp_basicsr.registration import register
 
+import torch
 from torch import Tensor, nn
 
 
@@ -29,9 +31,16 @@ class LPIPSLoss(nn.Module):
         if net not in BACKBONES:
             raise UserError(f"LPIPSLoss: net: expected one of {', '.join(BACKBONES)}, got {net!r}")
         self.loss_weight = loss_weight
+        self._has_seen_images = False
         self.network = build_network(net, state_of(BACKBONES[net], weights), weights)
 
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
-        """Return the mean distance, 0-d, of ``x`` and ``gt``, (N, 3, H, W), RGB in [0, 1]."""
+        """Return the mean distance, 0-d, of ``x`` and ``gt``, (N, 3, H, W), RGB in [0, 1].
+
+        Other ranges are a UserError in the first call.
+        """
+        if not (self._has_seen_images or torch.compiler.is_compiling()):
+            self._has_seen_images = True
+            refuse_range("LPIPSLoss", gt, False, "give (x + 1) / 2")
         dtype = self.network.scaling_layer.shift.dtype
         return self.loss_weight * self.network(2 * x.to(dtype) - 1, 2 * gt.to(dtype) - 1).mean()

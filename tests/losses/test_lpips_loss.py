@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
@@ -10,6 +11,7 @@ from dp_basicsr.losses import LPIPSLoss
 import lpips
 import pytest
 import torch
+from torch import Tensor
 from torchvision import models
 
 
@@ -37,6 +39,18 @@ def test_it_is_the_package_s_lpips(net: str, network: str, tmp_path: Path, monke
     assert not any(parameter.requires_grad for parameter in loss.parameters())
     # Images of NumPy's default type.
     torch.testing.assert_close(loss(x.double(), gt.double()), value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(lambda x: 255 * x, "up to 2.* divide them by 255"), (lambda x: (255 * x).byte(), "up to 2.* divide them by 255"),
+     (lambda x: 2 * x - 1, r"from -.*: give \(x \+ 1\) / 2")],
+)  # fmt: skip
+def test_images_of_another_range_are_refused(change: Callable[[Tensor], Tensor], said: str) -> None:
+    """RAE#25 (sibling): the loss of images in [0, 255] was a third of that in [0, 1]."""
+    images = change(torch.rand(2, 1, 3, 32, 32))
+    with pytest.raises(UserError, match=f"LPIPSLoss: expected images in .0, 1., got values {said}"):
+        LPIPSLoss(weights="random")(*images)
 
 
 def test_missing_weights_are_named() -> None:
