@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path as File
 from typing import Any
 
@@ -31,6 +31,7 @@ def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:
     for key, folders in missing.items():
         text = f"{sets[key].name} is skipped: no such folder: {' and '.join(folders)}"
         yield Problem(("datasets", key), f"{text}{_how_to_get(sets[key], options.scale)}")
+    yield from problems_of(_about_images(options.datasets if is_train else sets))
     if not is_train:
         return
     lacking = ""
@@ -110,6 +111,11 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
         lmdb = dataset.io_backend is not None and dataset.io_backend.type == "lmdb"
         for key in ("meta_info_file", "filename_tmpl"):
             yield ("datasets", name, key), lmdb, "without effect: of an LMDB all records are used, by their keys"
+
+
+def _about_images(sets: Mapping[str, Any]) -> Iterator[Rule]:
+    for name, dataset in sets.items():
+        lmdb = dataset.io_backend is not None and dataset.io_backend.type == "lmdb"
         for key in ("dataroot_gt", "dataroot_lq"):
             text = _what_is_lost(None if lmdb else getattr(dataset, key, None))
             yield ("datasets", name, key), text != "", text

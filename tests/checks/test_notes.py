@@ -159,11 +159,15 @@ def test_images_of_16_bits_are_named(size: tuple[int, ...], pairs: Path) -> None
         assert "dataroot_lq: of 16-bit" not in notes
 
 
-def test_cmyk_is_named(pairs: Path) -> None:
+@pytest.mark.parametrize("part", ["train", "test_1"])
+def test_cmyk_is_named(part: str, pairs: Path) -> None:
     """vlfeat/matconvnet#91: OpenCV ignores its profile, which upscaling follows."""
     Image.new("CMYK", (8, 8)).save("pairs/GT/a.jpg")
-    notes = "\n".join(check_options(parse_yaml(SMALL, "o.yml"), "o.yml", [], is_train=True).notes)
-    assert "train:dataroot_gt: of CMYK images the colour profile is ignored: convert them to RGB" in notes
+    opt = parse_yaml(SMALL, "o.yml")
+    Path("n.pth").touch()
+    opt["path"]["pretrain_network_g"] = "n.pth"
+    notes = "\n".join(check_options(opt, "o.yml", [], is_train=part == "train").notes)
+    assert f"{part}:dataroot_gt: of CMYK images the colour profile is ignored: convert them to RGB" in notes
 
 
 def test_a_model_that_keeps_no_best_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
