@@ -26,10 +26,10 @@ def require_paths(paths: Sequence[Path], what: str) -> None:
 def data_command() -> Iterator[None]:
     """Run a command: exit code 2 on a UserError, 130 on Ctrl-C, 143 on SIGTERM, after removing partial results.
 
-    SIGHUP (a closed terminal) ends it like SIGTERM, but not under nohup.
+    SIGHUP (a closed terminal) and SIGXCPU (the limit of CPU time) end it like SIGTERM, but SIGHUP not under nohup.
     """
     # Python handles signals in the main thread only. Called in another one, they are the caller's.
-    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    names = ("SIGTERM", "SIGHUP", "SIGXCPU") if threading.current_thread() is threading.main_thread() else ()
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     previous = {number: signal.signal(number, exit_on_signal)
                 for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}  # fmt: skip

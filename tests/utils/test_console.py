@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,14 @@ def test_what_is_written_to_a_closed_terminal_is_dropped(stream: str, monkeypatc
     assert getattr(sys, stream) is terminal
     print("also dropped", file=terminal)  # what others have kept, such as a logger's handler
     terminal.close()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGXCPU"])
+def test_a_signal_lets_a_command_remove_its_partial_results(name: str) -> None:
+    """mmsegmentation#1998 (sibling): the limit of CPU time ended it at once."""
+    number = getattr(signal, name)
+    with pytest.raises(SystemExit, match=f"^{128 + number}$"), data_command():
+        signal.raise_signal(number)
 
 
 def test_a_command_runs_in_a_thread_too() -> None:
