@@ -57,7 +57,7 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
         raise UserError("--half: some weights are beyond the range of fp16 (65504)")
     output.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename is atomic within one file system alone.
-    with naming(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+    with naming(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=".draft-") as folder:
         drafts = [Path(folder) / f"draft{suffix}" for suffix in format_.suffixes]
         if format_.engine:
             engine = format_.engine.load()

@@ -72,7 +72,7 @@ def missing_hint(path: str | Path) -> str:
     with suppress(OSError, ValueError):  # a folder that cannot be read, or what no system takes for a name
         path = next((part for part in (path, *path.parents) if part.parent.is_dir() and not part.exists()), path)
         near = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() == path.suffix.lower()]
-        return name_hint([path.name], near)
+        return name_hint([path.name], near) or "; folders are separated by /" * ("\\" in path.name)
     return ""
 
 

@@ -24,8 +24,9 @@ def whole(value: Any) -> Any:
 def _folder_name(value: str) -> str:
     """Check that a name, which becomes a folder or part of a file name, contains no path."""
     # 200 bytes, because file systems allow 255 and suffixes are added.
-    if value in ("", ".", "..") or not value.isprintable() or set(value) & set("/\\") or len(value.encode()) > 200:
-        raise ValueError("the name of a folder or file")
+    is_long = len(value.encode()) > 200
+    if value in ("", ".", "..") or not value.isprintable() or set(value) & set("/\\") or is_long:
+        raise ValueError("the name of a folder or file" + is_long * ", of at most 200 bytes")
     return value
 
 

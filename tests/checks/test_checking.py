@@ -133,6 +133,7 @@ def test_every_misspelt_key_is_named() -> None:
         ("datasets:train:dataroot_gt=[a, b]", r"dataroot_gt: expected text, got \['a', 'b'\]; put links to the files"),
         ("network_g={type: DAT}", "expected a network, got 'DAT'.*; FromFile trains the network of a file"),
         ("name=..", "name: expected the name of a folder"),
+        (f"name={'x' * 201}", "name: expected the name of a folder or file, of at most 200 bytes, got"),
         ("datasets:val_1:name=../../x", "datasets:val_1:name: expected the name of a folder"),
         ("val:suffix=../x", "val:suffix: expected the name of a folder"),
         ("model_type=ESRGANDP", "model_type: expected a model, got 'ESRGANDP'; did you mean ESRGANDPModel"),

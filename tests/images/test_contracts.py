@@ -327,6 +327,7 @@ def test_a_missing_path_that_looks_like_what_is_there_says_so() -> None:
     Path("IMG_1.PNG").touch()
     assert "NFC and NFD" in missing_hint("données/GT/a.png")
     assert "capital letters" in missing_hint(Path("IMG_1.png").absolute())
+    assert missing_hint("sub\\a.png") == "; folders are separated by /"  # a list of Windows
     assert missing_hint("IMG_1.jpg") == missing_hint("other/a.png") == ""
 
 
