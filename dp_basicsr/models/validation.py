@@ -261,16 +261,17 @@ def validate(model: Any, loader: DataLoader, iteration: int | str, tb_logger: An
     """Call a model's ``validation``; BasicSR's models, too, measure a set without originals by what needs none."""
     val, opt = model.opt["val"], loader.dataset.opt  # type: ignore[attr-defined]
     wanted, usable = val.get("metrics") or {}, usable_metrics(model.opt, bool(opt.get("dataroot_gt")))
-    if hasattr(model, "validator") or usable == wanted:
+    if hasattr(model, "validator"):
         return model.validation(loader, iteration, tb_logger, save_img)
-    name_unusable(opt["name"], wanted.keys() - usable.keys())
+    if usable != wanted:
+        name_unusable(opt["name"], wanted.keys() - usable.keys())
+    # BasicSR keeps the names of the first set's metrics for all sets.
+    vars(model).pop("metric_results", None)
     try:
-        val["metrics"] = usable or None
+        model.opt["val"] = {"suffix": None} | val | {"metrics": usable or None}
         return model.validation(loader, iteration, tb_logger, save_img)
     finally:
-        val["metrics"] = wanted
-        # BasicSR keeps these names for the next set.
-        vars(model).pop("metric_results", None)
+        model.opt["val"] = val
 
 
 def name_unusable(name: str, metrics: Iterable[str]) -> None:

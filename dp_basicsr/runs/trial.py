@@ -19,6 +19,7 @@ from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.errors import UserError
 from dp_basicsr.metrics import refuse_small_images
+from dp_basicsr.models.validation import validate
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
 from dp_basicsr.runs.limits import first_step_is_user_error, out_of_memory_is_user_error, require_compiler, require_room
@@ -181,7 +182,7 @@ def try_validation(opt: dict[str, Any], model: Any) -> None:
     loaders = evaluation_loaders(opt, "val")
     refuse_small_images(opt, loaders)
     for loader in loaders:
-        model.validation(DataLoader(FirstCorner(loader.dataset, opt["scale"])), 0, None, save_img=False)
+        validate(model, DataLoader(FirstCorner(loader.dataset, opt["scale"])), 0, None, save_img=False)
 
 
 def summary(run: RunOptions, batch: Batch, source: str, loaded: str, seconds: float, losses: dict[str, float]) -> str:

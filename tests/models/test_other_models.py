@@ -6,17 +6,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr import train
+from dp_basicsr import test, train
 from dp_basicsr.runs.log import current_losses
 
 import pytest
 import yaml
 from basicsr.models import build_model
+from basicsr.utils.registry import METRIC_REGISTRY
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.support.models import step
-from tests.support.options import REAL_ESRGAN_KERNELS, model_options, twice
+from tests.support.networks import network_file
+from tests.support.options import REAL_ESRGAN_KERNELS, SMALL, model_options, twice, write_small
 from tests.support.programs import code_of, logs_of
 
 TERMS = ("l_g_vgg: ", "l_g_resnet: ", "dp_weight: ")
@@ -105,6 +107,26 @@ def test_a_key_that_a_foreign_dataset_needs_is_named(pairs: Path, refused: Any) 
     Path("small.yml").write_text(yaml.safe_dump(opt))
     message = "datasets: on_the_fly: RealESRGANDataset needs the key 'kernel_prob2'"
     assert message in refused(train.main, ["-opt", "small.yml"])
+
+
+def test_a_stock_model_tests_sets_with_and_without_originals(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CycleGAN-and-pix2pix#1417. BasicSR measures all sets by the metrics of the first one."""
+    monkeypatch.setitem(METRIC_REGISTRY._obj_map, "mean_of_result", lambda img, **_: float(img.mean()))
+    sets = yaml.safe_load(SMALL)["datasets"]
+    bare = {key: value for key, value in sets["val_1"].items() if key != "dataroot_gt"}
+    sets = {"test_1": sets["val_1"], "test_2": bare | {"name": "bare", "type": "SingleImageDataset"}}
+    metrics = {"mean": {"type": "mean_of_result"}, "psnr": {"type": "calculate_psnr", "crop_border": 4}}
+    weights = network_file(num_grow_ch=4, num_block=1)
+    write_small("model_type=SRModel", f"path:pretrain_network_g={weights}")
+    opt = yaml.safe_load(Path("small.yml").read_text()) | {"datasets": sets}
+    Path("small.yml").write_text(yaml.safe_dump(opt | {"val": {"save_img": True, "metrics": metrics}}))
+    test.main(["-opt", "small.yml"])
+    (log,) = Path("results/small").glob("*.log")
+    of_pairs, of_bare = log.read_text().split("Validation ")[1:]
+    assert "# psnr: " in of_pairs
+    assert "# mean: " in of_bare
+    assert "# psnr: " not in of_bare
+    assert len(list(Path("results/small/visualization/bare").iterdir())) == len(list(Path("pairs/LRbicx4").iterdir()))
 
 
 def test_a_stock_model_trains_in_a_group_of_cpu_processes(pairs: Path, tmp_path: Path) -> None:

@@ -362,6 +362,7 @@ def test_a_validation_that_works_is_tried(check: Check) -> None:
     assert check()[::2] == (0, "")
     add_validation(type="SingleImageDataset", dataroot_gt=None, meta_info_file=None)
     assert check()[::2] == (0, "")
+    assert check("model_type=SRModel")[::2] == (0, "")
 
 
 def test_a_validation_that_would_fail_hours_later_is_refused(check: Check) -> None:
