@@ -136,7 +136,7 @@ def is_lossless_webp(data: bytes) -> bool:
 
 
 def refuse_frames(file: Image.Image | TiffFile) -> None:
-    """Raise a BadImageError if a file has several pictures, or values that are not unsigned of up to 16 bits.
+    """Raise a BadImageError for several pictures, a raw photograph, or values not unsigned or of more than 16 bits.
 
     Smaller copies of the first picture do not count.
     """
@@ -148,6 +148,8 @@ def refuse_frames(file: Image.Image | TiffFile) -> None:
             raise BadImageError(
                 f"has {kind}values of {page.bitspersample} bits, expected unsigned ones of 8 or 16: shift and scale it"
             )
+        if page.is_reduced and page.subifds:
+            raise BadImageError("is a raw photograph, of which it shows a preview: develop it first")
         count = 1 + sum(not page.is_reduced for page in file.pages[1:])  # type: ignore[union-attr]
         # ImageJ lists the first page alone of more than 4 GB; the others stand behind it.
         images = (file.imagej_metadata or {}).get("images", 1)

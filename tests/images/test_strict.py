@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,18 @@ def test_a_broken_exif_block_is_ignored() -> None:
     for block in (b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0Exif\0\0" + exif.tobytes()[6:]):
         Image.fromarray(smooth_noise(24, 40, 1)).save("a.jpg", exif=block)
         assert read_image(Path("a.jpg")).shape == read_picture(Path("a.jpg")).colour.shape == (24, 40, 3)
+
+
+def test_the_preview_of_a_raw_photograph_is_not_the_picture() -> None:
+    """ImageMagick#5326: DNG, NEF and ARW are TIFF with a preview first and the picture below it."""
+    for below in (0, 1):
+        with tifffile.TiffWriter("a.dng") as file:
+            file.write(COLOUR[::2, ::2], photometric="rgb", subfiletype=1, subifds=below)
+            for _ in range(below):
+                file.write(COLOUR[:, :, 0], photometric="minisblack")
+        for read in (read_image, read_picture):
+            with pytest.raises(BadImageError, match="develop it first") if below else nullcontext():
+                read(Path("a.dng"))
 
 
 def test_smaller_copies_of_a_tiff_do_not_count() -> None:
