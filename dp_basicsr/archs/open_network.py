@@ -89,8 +89,7 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
                     with contextlib.suppress(UserError):
                         return open_network(replace(weights, state=inner), scale)
                 if kind := _options_of(weights).get("network_g", {}).get("type"):
-                    way = f"if it is another package's, `{advise('test', 'OPTIONS --import MODULE')}` upscales with it"
-                    raise UserError(f"{error}; the options of its run name {kind}: {way}") from error
+                    raise UserError(f"{error}; the options of its run name {kind}") from error
                 raise
         if built:
             module, factor, channels = built
@@ -200,6 +199,7 @@ def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.M
             raise UserError(
                 f"{model}: expected a super-resolution network that this project or spandrel knows, got {len(state)} "
                 f"tensors such as {shorten(list(state), 3)}; the package spandrel_extra_arches adds SRFormer and others"
+                f", and `{advise('test', 'OPTIONS --import MODULE')}` upscales with a class of your own"
             ) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{model} is damaged or incomplete: spandrel cannot build it ({reason})") from error
