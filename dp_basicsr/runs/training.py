@@ -189,11 +189,9 @@ def _result_of(net: Any, images: Sequence[int], device: torch.device, side: int)
             module.training = mode
 
 
-def refuse_other_training(model: Any, state: dict[str, Any], network: Any) -> None:
-    """Refuse a state with another number of optimizers, as of a GAN's L1 training, or with other frozen weights.
-
-    ``network`` is its generator.
-    """
+def restore(run: RunOptions, model: Any, state: dict[str, Any]) -> str | None:
+    """Restore a training state, or refuse that of another model (UserError); return what differs from the options."""
+    network = model.opt["path"]["pretrain_network_g"]
     frozen, freezes = state.get("run", {}).get("freeze", []), model.opt["train"].get("freeze") or []
     if frozen != freezes:
         raise UserError(
@@ -207,22 +205,22 @@ def refuse_other_training(model: Any, state: dict[str, Any], network: Any) -> No
             "it is of another training. To go on from its network, start another run without resume_state and "
             f"--auto_resume, with path:pretrain_network_g={network}"
         )
-
-
-def resume(run: RunOptions, model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
-    """Restore a training state, or refuse that of another model (UserError); warn where this is not bit-exact."""
-    logger, iteration, train = get_root_logger(), state["iter"], run.options.training
-    refuse_other_training(model, state, model.opt["path"]["pretrain_network_g"])
+    use_options = run.options.path.resume_schedule == "options"
     try:
-        changed = resume_training(model, state, train, use_options=run.options.path.resume_schedule == "options")
+        return resume_training(model, state, run.options.training, use_options)
     # Another model's state fails in any way.
     except Exception as error:
         raise UserError(
-            f"the state of iteration {iteration} does not fit these options ({first_line(error)}): resume with the "
+            f"the state of iteration {state['iter']} does not fit these options ({first_line(error)}): resume with the "
             "options it was saved with (another scheduler: path:resume_schedule=options), or start a new run without "
             "--auto_resume"
         ) from error
-    if changed is not None:
+
+
+def resume(run: RunOptions, model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
+    """Restore a training state; warn where this is not bit-exact."""
+    logger, iteration = get_root_logger(), state["iter"]
+    if (changed := restore(run, model, state)) is not None:
         logger.warning(changed)
     logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
     for reason in resume_warnings(run.as_dict(), state, stream.position(iteration)):

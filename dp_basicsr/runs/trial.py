@@ -24,7 +24,7 @@ from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
 from dp_basicsr.runs.limits import first_step_is_user_error, out_of_memory_is_user_error, require_compiler, require_room
 from dp_basicsr.runs.log import PAPER_BATCH, current_losses, require_loggers
-from dp_basicsr.runs.training import refuse_other_patches, refuse_other_training
+from dp_basicsr.runs.training import refuse_other_patches, restore
 
 import torch
 from basicsr.models import build_model
@@ -142,7 +142,7 @@ def try_step(
         refuse_other_patches(model, opt)
         on_rank_0(lambda: require_room(run, model))
         if state is not None:
-            refuse_other_training(model, state, opt["path"]["pretrain_network_g"])
+            restore(run, model, state)
         for _ in range(4):
             start = time.perf_counter()
             model.feed_data(batch)

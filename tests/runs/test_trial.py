@@ -268,6 +268,15 @@ def test_what_the_machine_lacks_is_known(check: Check, monkeypatch: pytest.Monke
     assert not Path("experiments/small").exists()
 
 
+def test_a_state_of_another_optimizer_is_known(check: Check, refused: Callable[..., str]) -> None:
+    """ultralytics#9815."""
+    assert code_of(train.main, ["-opt", "small.yml", "--force_yml", "train:total_iter=3"]) == 0
+    options = ["-opt", "small.yml", "--auto_resume", "--check"]
+    assert code_of(train.main, options) == 0
+    message = "the state of iteration 3 does not fit these options .*: resume with the options it was saved with"
+    assert re.search(message, refused(train.main, [*options, "--force_yml", "train:optim_g={type: SGD, lr: 1e-3}"]))
+
+
 def test_a_run_of_another_user_that_cannot_be_written_is_known(
     check: Check, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
