@@ -59,8 +59,11 @@ def finish_setting_aside(root: Path) -> None:
         later = sorted(iteration for iteration in files if iteration > last)
         # The best networks of the state itself come back by ``restore_best``.
         others = [*models.glob("net_*_latest.pth"), *models.glob("net_g_best_*.pth")]
+        # Of validations: image_<iteration>.png.
+        ends = {path: path.stem.rpartition("_")[2] for path in root.glob("visualization/*/*.png")}
+        others += [path for path, end in ends.items() if end.isdecimal() and int(end) > last]
         for path in [*(path for iteration in later for path in files[iteration]), *others]:
-            target = aside / path.parent.name / path.name
+            target = aside / path.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
         mark.unlink()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.checkpoint.history import set_aside_later
 from dp_basicsr.checkpoint.manifest import check_manifest
 from dp_basicsr.errors import EXIT_RETRY
 
@@ -233,3 +234,14 @@ def test_any_sequence_of_starts_and_stops_has_one_history(tmp_path: Path) -> Non
         play(number, tmp_path / str(number))
         if number >= SEQUENCES - 1 and time.monotonic() > end:
             break
+
+
+def test_images_of_abandoned_validations_are_set_aside(tmp_path: Path) -> None:
+    """tensorboard#3732 (sibling): those of iteration 30 stayed in a run that went back to 10 and ended at 15."""
+    images = [f"visualization/a_30/{name}.png" for name in ("a_30_10", "a_30_20", "mine")]
+    for name in (*images, *(f"models/net_g_{end}.pth" for end in (10, 20)), "training_states/20.state"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    set_aside_later(tmp_path, tmp_path / "training_states/10.state", 10, {})
+    assert {path.name for path in tmp_path.glob("visualization/*/*")} == {"a_30_10.png", "mine.png"}
+    assert [path.name for path in tmp_path.glob("abandoned_*/visualization/a_30/*")] == ["a_30_20.png"]
