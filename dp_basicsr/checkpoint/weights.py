@@ -149,18 +149,9 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
         raise UserError(f"model {path} cannot be read ({error})") from error
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     packed = next((name for signature, name in _PACKED.items() if start.startswith(signature)), None)
-    if not start:
-        raise UserError(f"model {path} is empty: copy or download it again")
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"model {path} is a Git LFS pointer, not the weights: run `git lfs pull`, or download the file")
     if b"<net name=" in text or (path.with_suffix(".xml").is_file() and not start.startswith(_TORCH)):
         raise UserError(f"model {path} is one of OpenVINO's two files: give the .onnx, .pth or .safetensors behind it")
-    if text.startswith((b"<", b"{")):
-        said = " ".join(text.decode(errors="replace").split())
-        raise UserError(
-            f"model {path} is a web page or a server's message ({said}), not weights: download the file itself "
-            "(the raw link)"
-        )
+    refuse_other_texts(path, start)
     if packed or (is_zip and not any(name.endswith("data.pkl") for name in inside)):  # torch's has it
         what = f"compressed ({packed})" if packed else f"a ZIP archive ({shorten(inside)})"
         raise UserError(f"model {path} is {what}: unpack it and give the file in it")
@@ -177,6 +168,21 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
         return content, notes or _notes_in(content), None
     content, refused = load_beside_objects(path, "model")
     return content, _notes_in(content), refused
+
+
+def refuse_other_texts(path: Path, start: bytes) -> None:
+    """Raise a UserError for a file that begins as what a download gives in place of a model, or that is empty."""
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not start:
+        raise UserError(f"model {path} is empty: copy or download it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"model {path} is a Git LFS pointer, not the weights: run `git lfs pull`, or download the file")
+    if text.startswith((b"<", b"{")):
+        said = " ".join(text.decode(errors="replace").split())
+        raise UserError(
+            f"model {path} is a web page or a server's message ({said}), not weights: download the file itself "
+            "(the raw link)"
+        )
 
 
 def _notes_in(content: Any) -> dict[str, str]:

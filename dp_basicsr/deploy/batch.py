@@ -148,6 +148,8 @@ def refuse_unwritable(jobs: Sequence[UpscaleJob]) -> None:
         # Every part that is still to be created is tried as a name in the nearest folder that exists.
         folder, missing = target.parent, [target.name]
         while not os.path.exists(folder):
+            if folder.is_symlink():
+                raise UserError(f"{folder} is a link to {os.readlink(folder)}, which is missing: choose another output")
             missing.append(folder.name)
             folder = folder.parent
         try:

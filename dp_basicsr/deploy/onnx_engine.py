@@ -71,7 +71,13 @@ class OnnxEngine(Engine):
                 self.fixed.insert(1, self.fixed.pop())
             network = network or self._recognise()
         except Exception as error:  # onnxruntime's errors have no common class
+            from dp_basicsr.checkpoint.weights import refuse_other_texts  # which imports torch
+
+            with self.path.open("rb") as file:
+                refuse_other_texts(self.path, file.read(64))
             reason = first_line(error)
+            if "rotobuf parsing" in reason:
+                reason = "it is no ONNX file, or a part of one: export or download it again"
             # The weights of a large network are in files of their own, which it calls external.
             if "xternal" in str(error):
                 data = self.path.read_bytes()

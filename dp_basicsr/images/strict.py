@@ -60,7 +60,9 @@ def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.
     if pixels.dtype != np.uint8:
         raise BadImageError(f"has {8 * pixels.dtype.itemsize} bits per channel, expected 8")
     if channels != 3 and not (gray and channels == 1):
-        kind = {1: "gray", 2: "gray with alpha", 4: "colour with alpha"}.get(channels, f"{channels} channels")
+        kind = {1: "gray", 2: "gray with alpha (flatten it)", 4: "colour with alpha (flatten it)"}.get(
+            channels, f"{channels} channels"
+        )
         raise BadImageError(f"is {kind}, expected {'gray or ' if gray else ''}three colour channels without alpha")
     return pixels
 

@@ -152,6 +152,7 @@ class Parser(argparse.ArgumentParser):
             declared = options.get(name) or (longer[0] if len(longer) == 1 else None)
             if declared:
                 words[number] = f"{declared}{equals}{value}"
+        self._words = words
         parsed, rest = super().parse_known_args(words, namespace)
         if hasattr(parsed, "positional_opt"):
             files = [file for file in (parsed.positional_opt, parsed.opt) if file is not None]
@@ -164,7 +165,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with code 2, and say what to do about the files that a shell makes of a pattern."""
         words = message.removeprefix("unrecognized arguments: ").split()
-        if message.startswith("unrecognized") and any(map(os.path.exists, words)):
+        glued = [word for word in self._words if word.endswith(tuple(self._option_string_actions)) and word[0] != "-"]
+        if message.startswith("unrecognized") and glued:
+            message += f" (a blank is missing within {glued[0]})"
+        elif message.startswith("unrecognized") and any(map(os.path.exists, words)):
             message += " (one file or folder is taken here: give the folder of the files instead of a pattern)"
         elif message.startswith("unrecognized") and "--force-yml" in self._option_string_actions:
             message += " (keys of the option file: --force_yml train:optim_g:lr=1e-4)"

@@ -193,10 +193,19 @@ def test_without_the_extra_what_to_install_is_said(package: str, use: Any, monke
 
 def test_onnx_files_are_not_mixed_with_weights_or_broken() -> None:
     pytest.importorskip("onnxruntime")
+    # onnxruntime#10892
+    for start, message in (
+        (b"", "is empty"),
+        (b"version https://git-lfs", "run `git lfs pull`"),
+        (b"<html>", "web page"),
+    ):
+        Path("bad.onnx").write_bytes(start)
+        with pytest.raises(UserError, match=message):
+            open_engine([Path("bad.onnx")])
     for name in ("bad.onnx", "bad.param", "bad.bin"):
         Path(name).write_bytes(b"not a model")
     for settings, message in (
-        ({}, "bad.onnx: onnxruntime cannot run it"),
+        ({}, "bad.onnx: onnxruntime cannot run it: it is no ONNX file, or a part of one: export or download it again"),
         ({"device": "cuda:0"}, "--device cuda:0: this onnxruntime has no CUDA"),
         ({"precision": "bf16"}, "--precision bf16: ONNX and ncnn files run in the precision"),
     ):

@@ -57,7 +57,7 @@ def test_an_original_that_cannot_be_measured_is_told_with_what_is_saved(tmp_path
     image = Image.open(path).convert("RGBA")
     image.putalpha(128)
     image.save(path)
-    with pytest.raises(UserError, match="^the results are saved, .*a.png is colour with alpha, .*data check -opt FILE"):
+    with pytest.raises(UserError, match="^the results are saved, .*a.png is colour with alpha .*data check -opt FILE"):
         evaluate_test_run(options(tmp_path), ("psnr_rgb",), [loader])
 
 

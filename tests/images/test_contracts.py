@@ -284,6 +284,14 @@ def compare(pairs: list[tuple[Path, Path]], said: list[str]) -> None:
     assert lost == []
 
 
+def test_a_broken_link_as_output_is_refused_first(tmp_path: Path) -> None:
+    """Upscayl#1352: computed, and not saved."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(UserError, match="out is a link to nowhere, which is missing: choose another output"):
+        refuse_unwritable(find_jobs([str(tmp_path / "a.png")], tmp_path / "out/sub")[0])
+
+
 def test_any_legal_name_is_written_or_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """chaiNNer-org/chaiNNer#2772: names that are patterns, and beyond ASCII."""
     monkeypatch.setenv("HOME", "/nonexistent")

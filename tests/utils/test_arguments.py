@@ -114,3 +114,13 @@ def test_advice_is_given_in_the_way_the_program_was_started(monkeypatch: pytest.
         assert advise("train") == "python -m dp_basicsr train"
     monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts/demo.py")])
     assert advise("train") == "python dp_basicsr/train.py"
+
+
+def test_a_missing_blank_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """waifu2x-ncnn-vulkan#185."""
+    parser = Parser(None)
+    parser.add_argument("-o")
+    parser.add_argument("-s")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["-o", "output.png-s", "2"])
+    assert "unrecognized arguments: 2 (a blank is missing within output.png-s)" in capsys.readouterr().err
