@@ -244,6 +244,9 @@ def test_a_test_of_other_weights_than_validation_s_is_told(
     opt["path"] |= {"pretrain_network_g": str(tmp_path / "net_g_1.pth"), "param_key_g": key}
     build_model(opt)
     assert ("path:param_key_g=params_ema" in caplog.text) == warns
+    opt["path"]["param_key_g"] = "other"
+    with pytest.raises(UserError, match=r"expected weights named 'other' \(param_key\), got .*params_ema"):
+        build_model(opt)
 
 
 @pytest.mark.parametrize(
