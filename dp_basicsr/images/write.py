@@ -46,7 +46,7 @@ def refuse_unwritable(kind: str, width: int, height: int, alpha: Pixels | None) 
             f"{'tif' if kind == 'PNG' else 'png'}"
         )
     with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:  # Linux would kill the program
-        free = 1024 * int(re.findall(r"MemAvailable: *(\d+)", file.read())[0])
+        free = 1024 * sum(map(int, re.findall(r"(?:MemAvailable|SwapFree): *(\d+)", file.read())))
         # In 8 bits, of which encoding makes a copy.
         if (needed := 2 * width * height * (3 if alpha is None else 4)) > free:
             text = f"{needed / 1e9:.1f} GB of memory ({free / 1e9:.1f} are free): give a smaller --outscale, or parts"
