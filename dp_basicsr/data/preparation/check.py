@@ -223,11 +223,12 @@ def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
     height, width = lq.shape
     gt = cv2.resize(gt.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     margin = min(height, width) // 4
-    inside = gt[margin : height - margin, margin : width - margin]
-    if margin < 2 or min(float(inside.std()), float(lq.std())) < 4:
+    # From the LQ: searched in it, a part of a smooth GT fits its noise best elsewhere.
+    inside = np.ascontiguousarray(lq[margin : height - margin, margin : width - margin], np.float32)
+    if margin < 2 or min(float(inside.std()), float(gt.std())) < 4:
         return ""
-    fits = cv2.matchTemplate(lq.astype(np.float32), inside, cv2.TM_CCOEFF_NORMED)
-    down, right = (int(place) - margin for place in np.unravel_index(fits.argmax(), fits.shape))
+    fits = cv2.matchTemplate(gt, inside, cv2.TM_CCOEFF_NORMED)
+    down, right = (margin - int(place) for place in np.unravel_index(fits.argmax(), fits.shape))
     best = _best({(0, 0): float(fits[margin, margin]), (down, right): float(fits.max())})
     return f"its LQ shows the same, {right} pixels further right and {down} down" if max(map(abs, best)) > 1 else ""
 
