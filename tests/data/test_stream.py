@@ -251,6 +251,8 @@ def test_a_list_pairs_images_of_any_folders(gt: str, lq: str, line: str, pairs: 
     assert (pair["gt_path"], pair["lq_path"]) == (f"{pairs}/GT/{gt}", f"{pairs}/LRbicx4/{lq}")
     ((_, paired_set),) = paired_sets({**opt, "scale": 4})
     assert (check_set(paired_set, 1).pairs, check_set(paired_set, 1).problems) == (1, [])
+    shutil.rmtree(pairs / "LRbicx4")
+    assert [problem.text.partition(":")[0] for problem in check_set(paired_set, 1).problems] == ["no such folder"]
 
 
 def test_any_name_in_a_list_is_read_to_its_end(pairs: Path) -> None:

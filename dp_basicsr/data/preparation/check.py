@@ -115,6 +115,8 @@ def check_set(what: PairedSet, workers: int | None = None, seen: dict[bytes, Any
             checked.problems += [problem for root in (what.gt, what.lq) for problem in _check_root(root)]
         else:
             split = [split_pair(name, what.gt, what.lq, what.template) for name in what.names]
+            if not (what.lq.is_dir() or any(path.is_file() for _, path in split)):
+                find_images(what.lq)  # says so once
             gt, partners = [ImageSource(path, path.stem) for path, _ in split], [str(path) for _, path in split]
             files = (path for path in {*what.lq.glob("*"), *(path for _, path in split)} if path.is_file())
             left = {str(path): ImageSource(path, path.stem) for path in files}
@@ -236,8 +238,13 @@ def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
 def _has_other_channels(gt: NDArray[np.uint8], lq: NDArray[np.uint8]) -> bool:
     """Return whether the colours of the LQ, without their mean and the gray, fit those of the GT in another order."""
     pair = [cv2.resize(image.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA) for image in (gt, lq)]
-    gt_colours, lq_colours = (image - image.mean(axis=2, keepdims=True) - image.mean(axis=(0, 1)) for image in pair)
-    fits = {order: _likeness(gt_colours, lq_colours[..., order]) for order in permutations(range(3))}
+    gt, lq = (image - image.mean(axis=(0, 1)) for image in pair)
+    lq = lq / np.maximum(lq.std(axis=(0, 1)), 1)
+    fits = {}
+    for order in permutations(range(3)):
+        # Each channel as strong as the GT's: under a colour cast, the gray would not cancel out.
+        both = gt, lq[..., order] * gt.std(axis=(0, 1))
+        fits[order] = _likeness(*(image - image.mean(axis=2, keepdims=True) for image in both))
     return _best(fits) != (0, 1, 2)
 
 

@@ -242,14 +242,17 @@ def test_an_lq_with_other_margins_is_named(tmp_path: Path, shift: tuple[int, int
     assert check(tmp_path) == [said] * (shift != (0, 1))
 
 
-def test_a_noisy_sky_is_not_called_shifted(tmp_path: Path, image_folder: ImageFolder) -> None:
+@pytest.mark.parametrize("cast", [(1, 1, 1), (0.5, 0.85, 1.2)])
+def test_a_noisy_sky_is_not_called_shifted_or_a_tinted_one_swapped(
+    cast: tuple[float, ...], tmp_path: Path, image_folder: ImageFolder
+) -> None:
     rng, gt = np.random.default_rng(3), image_folder("GT")
     for number in range(20):
         sky = 60 + rng.uniform(60, 150) * np.linspace(0, 1, 192)[:, None, None] ** rng.uniform(1.5, 4)
-        cv2.imwrite(str(gt / f"{number}.png"), np.broadcast_to(sky, (192, 192, 3)).astype(np.uint8))
+        cv2.imwrite(str(gt / f"{number}.png"), (sky * (1, 0.85, 0.7) * np.ones((192, 192, 3))).astype(np.uint8))
     make_lr(gt, tmp_path / "LQ", 4, ONE)
     for path in (tmp_path / "LQ").iterdir():
-        noisy = cv2.imread(str(path)) + rng.normal(0, 10, (48, 48, 3))
+        noisy = cv2.imread(str(path)) * np.array(cast) + rng.normal(0, 10, (48, 48, 3))
         cv2.imwrite(str(path), noisy.clip(0, 255).astype(np.uint8))
     assert [text for kind, _, text in check(tmp_path) if kind == "content"] == []
 
