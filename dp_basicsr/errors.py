@@ -7,6 +7,7 @@ gives what was expected, what was found and what to do. Command lines run inside
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -14,6 +15,7 @@ import io
 import logging
 import multiprocessing
 import os
+import re
 import select
 import signal
 import sys
@@ -49,8 +51,28 @@ REQUIRED: Mapping[str, str] = {
     "cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml",
 }  # fmt: skip
 
-# Packages whose code is not a plug-in's, beside our own and generated code.
-_LIBRARIES = frozenset({*sys.stdlib_module_names, *REQUIRED, *EXTRAS, "triton"})
+
+@functools.cache
+def _libraries() -> set[str]:
+    """Return the packages whose code is not a plug-in's, beside our own: ours, and what those need."""
+    needed, todo = {"dp-basicsr"}, ["dp-basicsr"]
+    while todo:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            package = todo.pop()
+            for line in importlib.metadata.requires(package) or ():
+                name = _canonical(re.match(r"[\w.-]+", line)[0])  # type: ignore[index]
+                # Of extras, ours alone.
+                if name not in needed and ("extra ==" not in line or package == "dp-basicsr"):
+                    needed.add(name)
+                    todo.append(name)
+    found = importlib.metadata.packages_distributions().items()
+    modules = {module for module, names in found if needed & {*map(_canonical, names)}}
+    return {*modules, *sys.stdlib_module_names, *REQUIRED, *EXTRAS} - {"dp_basicsr", "benchmarks"}
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
 
 # Exit code of a run that was stopped by a signal or by losing another process: the same command with --auto_resume
 # resumes it (EX_TEMPFAIL of sysexits.h).
@@ -221,7 +243,7 @@ def code_behind(error: BaseException) -> tuple[str, str]:
         package = "dp_basicsr" if is_ours else package
         if package == "basicsr":
             of_basicsr = of_basicsr or (package, f"{path}:{line}")
-        elif package not in _LIBRARIES and not path.startswith("<"):
+        elif package not in _libraries() and not path.startswith("<"):
             return (package == "dp_basicsr" and of_basicsr) or (package, f"{path}:{line}")
     return of_basicsr or ("", "")
 

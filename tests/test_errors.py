@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dp_basicsr.errors import EXTRAS, REQUIRED, UserError, exit_on_user_error, first_line, import_optional
+from dp_basicsr.errors import EXTRAS, REQUIRED, UserError, code_behind, exit_on_user_error, first_line, import_optional
 
 import pytest
 
@@ -224,3 +224,10 @@ def test_the_cause_is_named_instead_of_the_step_of_torch_s_exporter() -> None:
     step = type("ConversionError", (RuntimeError,), {"__module__": "torch.onnx.errors"})("step 3/3")
     step.__cause__ = ValueError("No ONNX function found for sort")
     assert first_line(step) == "No ONNX function found for sort"
+
+
+def test_what_the_packages_of_ours_need_is_no_plug_in_s_code() -> None:
+    """A fault of ours may be raised there, and keeps its traceback."""
+    with pytest.raises(ValueError, match="invalid literal") as raised:
+        importlib.import_module("sympy").Integer("of torch")
+    assert code_behind(raised.value)[0] == "tests"

@@ -145,7 +145,7 @@ def _built_by_run(weights: Weights, known: nn.Module | None = None) -> tuple[nn.
                 image = torch.rand(1, channels, *known.input_size.fit(PROBE, PROBE))  # type: ignore[operator, union-attr]
                 if torch.allclose(module.eval()(image), known.eval()(image), rtol=1e-4, atol=1e-5):
                     return None
-            module.options = {"type": kind, **arguments}  # type: ignore[assignment]
+            module.dp_options = {"type": kind, **arguments}  # type: ignore[assignment]
             return module, options["scale"], channels
     return None
 

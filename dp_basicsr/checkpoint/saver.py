@@ -99,7 +99,7 @@ class Saver:
             key: {part: value.cpu() for part, value in net.state_dict().items()} for key, net in nets.items()
         }
         # Of a network from a file they are those of the file, if it has any.
-        network = getattr(nets["params"], "options", self.opt["network_g"])
+        network = getattr(nets["params"], "dp_options", self.opt["network_g"])
         if label == "net_g" and network["type"] != "FromFile":
             content["options"] = json.dumps({"scale": self.opt["scale"], "network_g": network}, default=str)
         path = Path(self.opt["path"]["models"], f"{label}{of}_{name}.pth")

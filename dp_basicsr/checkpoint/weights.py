@@ -106,7 +106,8 @@ def read_weights(
         # Lightning and mmengine exchange the two before they save: `state_dict` is the average.
         entries = [replace(entry, averaged=entry.keys[0] == "state_dict") for entry in entries]
     usual = prefer in (None, "params", "params_ema")  # that a file of other names need not have
-    if not usual and len(entries) > 1 and not any(prefer in entry.keys for entry in entries):
+    named = [entry.keys for entry in entries if entry.keys]  # numbers beside a network have none
+    if not usual and len(named) > 1 and not any(prefer in keys for keys in named):
         raise UserError(f"model {path}: expected weights named {prefer!r} (param_key), got {holds}")
     entry = _best(entries, prefer, part)
     if entry is None:

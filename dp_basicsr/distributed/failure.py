@@ -64,11 +64,14 @@ def fail(error: Exception, store: Store) -> NoReturn:
             )
     else:
         message = message_for_user(error) or message_of_others(error)
-        try:
-            raise error if message is None else UserError(message) from None
-        except Exception as shown:
-            # For torchrun's summary, which repeats the traceback of each process.
-            get_error_handler().record_exception(shown)
+        # For torchrun's summary, which repeats the traceback of what is being handled.
+        if message is None:
+            get_error_handler().record_exception(error)
+        else:
+            try:
+                raise UserError(message) from None
+            except UserError as shown:
+                get_error_handler().record_exception(shown)
         _ask(lambda: store.add(FAILED, 1))
         if message is None:
             sys.excepthook(type(error), error, error.__traceback__)

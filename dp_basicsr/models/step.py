@@ -51,7 +51,7 @@ class TrainingStep:
         scaler: Gradient scaler; enabled for fp16 alone, whose range is too small for gradients.
         guard: Counts the steps that were not finite.
         applied: 0-d; 0 after a skipped step.
-        is_begun: Whether a step has begun to change weights; one that raises before that changes nothing.
+        is_undone: Whether the last step raised before it changed weights, and has changed nothing.
     """
 
     def __init__(self, train: Mapping[str, Any], device: torch.device, balancer: Balancer | None = None) -> None:
@@ -63,7 +63,7 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=train["amp"] == "fp16")
         self.guard = StepGuard(train["max_nonfinite"], device)
         self.applied = torch.ones((), device=device)
-        self.is_begun = False
+        self.is_undone = False
 
     # The model is an argument, because a cycle of references would keep its process group alive at the end of a run.
     def __call__(self, model: Any, iteration: int) -> Losses:
@@ -116,8 +116,8 @@ class TrainingStep:
         except Exception:
             for tensor, old in zip(state, before, strict=True):
                 tensor.copy_(old)
+            self.is_undone = True
             raise
-        self.is_begun = True
         log: dict[str, Any] = {name: sum(part * losses[name].detach() for part, losses in logs) for name in logs[0][1]}
 
         self.apply(model, iteration, optimizers, log)

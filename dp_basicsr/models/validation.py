@@ -260,7 +260,8 @@ def value_of(what: str, images: dict[str, NDArray[np.uint8]], metric: dict[str, 
 def validate(model: Any, loader: DataLoader, iteration: int | str, tb_logger: Any, save_img: bool) -> Any:
     """Call a model's ``validation``; BasicSR's models, too, measure a set without originals by what needs none."""
     val, opt = model.opt["val"], loader.dataset.opt  # type: ignore[attr-defined]
-    wanted, usable = val.get("metrics") or {}, usable_metrics(model.opt, bool(opt.get("dataroot_gt")))
+    # Sets of other packages may name their originals otherwise.
+    wanted, usable = val.get("metrics") or {}, usable_metrics(model.opt, opt.get("type") != "SingleImageDataset")
     if hasattr(model, "validator"):
         return model.validation(loader, iteration, tb_logger, save_img)
     if usable != wanted:

@@ -69,6 +69,7 @@ class Training:
         """Yield the batches that are left.
 
         Several processes read two ahead: where an image ends the run (UserError), all then stop after the same step.
+        One among the first three, before any step, ends them as other errors do.
         """
         left = islice(self.stream.batches(self.iteration), self.run.options.training.total_iter - self.iteration)
         ahead: deque[Batch] = deque()
@@ -89,16 +90,14 @@ class Training:
     @contextmanager
     def undoing(self) -> Iterator[None]:
         """Undo a step that raises before it changes weights, so that the one before it can be saved."""
-        model, step = self.model, getattr(self.model, "step", None)
+        model = self.model
         # The next step takes its rates from the schedulers.
         random, schedules = random_state(), deepcopy([scheduler.state_dict() for scheduler in model.schedulers])
-        if step is not None:
-            step.is_begun = False
         try:
             yield
         except Exception:
             # BasicSR's models and those of other packages do not tell.
-            self.is_intact = step is not None and not step.is_begun
+            self.is_intact |= getattr(getattr(model, "step", None), "is_undone", False)
             set_random_state(random)
             for scheduler, values in zip(model.schedulers, schedules, strict=True):
                 scheduler.load_state_dict(values)
@@ -226,12 +225,13 @@ class Training:
 
 def how_to_upscale(model: Any, network: Path) -> str:
     """Return the command: ``upscale``, or ``test`` for another package's generator that it cannot open."""
-    package = type(model.get_bare_model(model.net_g)).__module__
+    net = getattr(model, "net_g", None)  # models of other packages may have other names
+    package = type(model.get_bare_model(net)).__module__ if net is not None else "basicsr"
     if package.partition(".")[0] not in ("basicsr", "dp_basicsr"):
         try:
             # As elsewhere, where nothing names its class.
             open_network(replace(read_weights(network), path=Path(network.name), notes={}))
-        except UserError:
+        except Exception:  # of any type: it is another package's network
             images = "{name: images, type: SingleImageDataset, dataroot_lq: IMAGES, io_backend: {type: disk}}"
             entries = [f"path:pretrain_network_g={network}", f"datasets={{test: {images}}}", "val={save_img: true}"]
             options = network.parents[1] / USED_OPTIONS
@@ -275,7 +275,9 @@ def loop(training: Training) -> None:
                 # BasicSR's order: the rate of an iteration is set before its step.
                 model.update_learning_rate(iteration, warmup_iter=options.warmup_iter)
                 model.feed_data(batch)
+                training.is_intact = False
                 model.optimize_parameters(iteration)
+                training.is_intact = True
             training.iteration = iteration
             iter_timer.record()
             bar.update()

@@ -247,6 +247,10 @@ def test_a_test_of_other_weights_than_validation_s_is_told(
     opt["path"]["param_key_g"] = "other"
     with pytest.raises(UserError, match=r"expected weights named 'other' \(param_key\), got .*params_ema"):
         build_model(opt)
+    # Alone, beside a number, they are meant whatever their name.
+    weights = torch.load(tmp_path / "net_g_1.pth")["params"]
+    torch.save({"state_dict": weights, "step": torch.tensor(3.0)}, tmp_path / "net_g_1.pth")
+    build_model(opt)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ import pytest
 import torch
 import yaml
 from basicsr.losses.basic_loss import L1Loss
+from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from tests.support.options import SMALL_PSNR, write_small
@@ -147,6 +148,32 @@ def test_a_fault_of_ours_leaves_its_traceback_on_the_screen(
         assert code_of(train.main, ["small.yml"]) == 2
     said = capsys.readouterr().err
     assert ("Traceback" in said and "error: the first step failed: TypeError" in said) == (step == 1)
+
+
+def test_half_a_step_is_not_saved(pairs: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
+    """Of a model that changes weights beside our step, and then fails."""
+    write_small(base=SMALL_PSNR)
+
+    def optimize(model: PSNRModel, iteration: int) -> None:
+        next(model.net_g.parameters()).data += 1
+        if iteration == 4:
+            raise KeyError("no such luck")
+        model.log_dict = model.step(model, iteration)
+
+    monkeypatch.setattr(PSNRModel, "optimize_parameters", optimize)
+    said = refused(train.main, ["small.yml"])
+    assert said.endswith("; iteration 2 is saved: continue with --auto_resume\n")
+    assert [path.name for path in Path("experiments/small/models").glob("net_g_*")] == ["net_g_2.pth"]
+
+
+def test_attributes_of_other_models_and_networks_mean_nothing_here(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SRModel, "step", 0, raising=False)
+    monkeypatch.setattr(RRDBNetDP, "options", object(), raising=False)
+    for model in ("SRModel", "PSNRModel"):
+        write_small(f"model_type={model}", base=SMALL_PSNR)
+        assert code_of(train.main, ["small.yml"]) == 0
 
 
 @ARCH_REGISTRY.register()
