@@ -69,7 +69,8 @@ class TrainStream:
         self.dataset = open_dataset(self.dataset_opt)
         if len(self.dataset) == 0:
             roots = dict.fromkeys(self.dataset_opt.get(key) or "" for key in ("dataroot_gt", "dataroot_lq"))
-            inside = sorted(str(path) for root in filter(None, roots) for path in Path(root).glob("*/"))
+            beside = (path for root in filter(None, roots) for path in Path(root).glob("*"))
+            inside = sorted(str(path) for path in beside if path.is_dir())
             raise UserError(
                 f"datasets: train: no image directly in {' and '.join(filter(None, roots))}: subfolders and archives "
                 f"are not searched; {f'name one ({shorten(inside)}), ' if inside else ''}list what is in those of the "
