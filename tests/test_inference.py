@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from dp_basicsr import inference
 from dp_basicsr.deploy import run as run_module
+from dp_basicsr.images.files import BadImageError
 
 import cv2
 import numpy as np
@@ -153,12 +155,31 @@ def test_a_failed_image_is_named_and_the_rest_continues(
 
 def test_files_beside_a_picture_that_give_its_place_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     """MerginMaps/qgis-plugin#371: what a.tfw says of a.tif was lost without a word."""
-    for name in ("a.pgw", "a.png.aux.xml"):
+    for name in ("a.pgw", "a.png.aux.xml", "a.PNGW"):
         Path("photos", name).touch()
     assert run("-i", "photos/a.png") == 0
     said = capsys.readouterr().err
     assert "photos/a.png: a.pgw is of the smaller picture" in said
     assert "photos/a.png: a.png.aux.xml is of the smaller picture" in said
+    assert "photos/a.png: a.PNGW is of the smaller picture" in said
+
+
+def test_an_image_waits_for_the_memory_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, started, refused = run_module.write_picture, Event(), Event()
+
+    def refuse(*_: object) -> None:
+        if started.is_set() and not Path("out/a.png").exists():
+            refused.set()
+            raise BadImageError("too little memory")
+        started.set()
+
+    def write(*arguments: Any) -> None:
+        refused.wait(5)
+        kept(*arguments)
+
+    monkeypatch.setattr(run_module, "refuse_without_memory", refuse)
+    monkeypatch.setattr(run_module, "write_picture", write)
+    assert (run(), files()) == (0, ["a.png", "b.jpg"])
 
 
 @pytest.mark.parametrize(

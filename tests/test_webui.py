@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import shutil
@@ -125,6 +126,10 @@ def test_a_visitor_is_told_what_a_command_would_warn_of(page: Page, monkeypatch:
     monkeypatch.setattr(page_module, "upscale_picture", None)  # nothing is computed
     visit = chosen(page, write_noise("wide.png", 1, 4200))
     assert upscale(page, visit, Task("m", ext="webp")).endswith("and WEBP ends at 16383 pixels: give Format png")
+    monkeypatch.setattr(
+        "dp_basicsr.images.write.open", lambda *_, **__: io.StringIO("MemAvailable: 0 kB"), raising=False
+    )
+    assert upscale(page, chosen(page), Task("m")).endswith("give a smaller Times as large, or parts")
 
 
 def test_several_images_and_folders_come_back_as_a_zip(page: Page) -> None:
@@ -340,6 +345,12 @@ def test_a_full_disk_is_named_and_freed(
     assert not list(visit.folder.rglob("out/**/*.png"))
     assert "Traceback" not in capsys.readouterr().err
     assert upscale(page, visit, Task("m")).startswith("Done")
+    visit = chosen(page, *(write_noise(f"{name}.png", 9, 7) for name in "ab"))
+    with monkeypatch.context() as patch:
+        patch.setattr("zipfile.ZipFile.write", lambda archive, path, _: fill(path, b""))
+        assert "temporary files is full" in upscale(page, visit, Task("m"))
+    assert visit.job
+    assert (visit.job.shown, visit.job.result) == (None, None), "the files are deleted"
 
 
 def test_models_of_a_folder_without_discriminators(page: Page) -> None:

@@ -25,11 +25,12 @@ from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.images.files import FORMATS, QUALITY, BadImageError
 from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.read import read_picture
-from dp_basicsr.images.write import encode_picture, refuse_unwritable
+from dp_basicsr.images.write import encode_picture, refuse_unwritable, refuse_without_memory
 
 CROP = 192  # pixels, side of the crop to try first
 STRENGTH = 0.8  # share of the second model, ESRGAN's example
-LABELS = {"--ext": "Format", "--alpha": "Transparency", "--quality": "Quality"}  # of the options that messages advise
+# Of the options that messages advise.
+LABELS = {"--ext": "Format", "--alpha": "Transparency", "--quality": "Quality", "--outscale": "Times as large"}
 SHOWN = 2560  # pixels, longest side of a picture on the page: a phone's browser fails at some ten megapixels
 # Seconds for which files are kept after the page was closed (it may be loaded anew), or after the connection was lost.
 CLOSED, LOST = 60.0, 3600.0
@@ -264,6 +265,7 @@ class Page:
                 # This thread works for all visitors, and must survive what one image raises.
                 text = explain(error)
                 # Parts of results would keep a full disk full.
+                job.shown = job.result = None
                 self._delete(job.folder / "out")
             for option, label in LABELS.items():
                 text = text.replace(option, label)
@@ -300,6 +302,7 @@ class Page:
                 height, width = size_of_result(picture, upscaler, scale)
                 alpha = None if task.alpha == "drop" else picture.alpha
                 refuse_unwritable(FORMATS[image.target.suffix.lower()], width, height, alpha)
+                refuse_without_memory(width, height, alpha)
                 upscaled = upscale_picture(picture, upscaler, outscale=scale, alpha_mode=task.alpha, on_tile=on_tile)
                 words: list[str] = []
                 data = encode_picture(upscaled, image.target.suffix, task.quality, words.append)
@@ -316,18 +319,19 @@ class Page:
             written.append(image.target)
         if not written:
             raise UserError(shorten(failed))
-        job.result = written[0]
+        result = written[0]
         with self._disk:
             # Whoever cancels may have started anew, which deletes what was written.
             if job.stop.is_set():
                 raise Cancelled
             if len(images) > 1:
                 size = f"{len(written)} of {len(images)} images"
-                job.result = out / f"upscaled{suffix}.zip"
-                with zipfile.ZipFile(job.result, "w") as archive:
+                result = out / f"upscaled{suffix}.zip"
+                with zipfile.ZipFile(result, "w") as archive:
                     for path in written:
                         archive.write(path, path.relative_to(out / "all"))
-            size += f", {job.result.stat().st_size / 1e6:.1f} MB"
+            size += f", {result.stat().st_size / 1e6:.1f} MB"
+        job.result = result
         took = timedelta(seconds=round(time.monotonic() - job.started))
         more = [f"and {len(notes) - 4} more"] if len(notes) > 4 else []
         return " ".join([f"Done in {took}: {size}.", "; ".join([*failed, *notes[:4], *more])]).rstrip()

@@ -6,8 +6,9 @@ import argparse
 import sys
 import warnings
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from glob import escape
 
 from dp_basicsr.deploy.batch import UpscaleJob
 from dp_basicsr.deploy.choices import BOX, BOX_LIMIT
@@ -19,7 +20,7 @@ from dp_basicsr.images.files import FORMATS, BadImageError
 from dp_basicsr.images.metadata import Picture
 from dp_basicsr.images.opening import header_size
 from dp_basicsr.images.read import read_picture
-from dp_basicsr.images.write import refuse_unwritable, write_picture
+from dp_basicsr.images.write import refuse_unwritable, refuse_without_memory, write_picture
 
 from PIL import Image
 from tqdm import tqdm
@@ -47,10 +48,11 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
 
     def write(job: UpscaleJob, picture: Picture) -> None:
         write_picture(picture, job.target, args.quality, lambda text: warn(f"{job.source}: {text}"))
-        # What gives a picture its place on the map: a.tfw, a.tifw, a.wld and a.tif.aux.xml of a.tif.
-        kind = job.source.suffix
-        for suffix in (f"{kind[:2]}{kind[-1]}w", f"{kind}w", ".wld", f"{kind}.aux.xml"):
-            if (beside := job.source.with_suffix(suffix)).is_file():
+        # What gives a picture its place on the map: a.tfw, a.tifw, a.wld and a.tif.aux.xml of a.tif, in any case.
+        kind = job.source.suffix.lower()
+        places = (f"{kind[:2]}{kind[-1]}w", f"{kind}w", ".wld", f"{kind}.aux.xml")
+        for beside in sorted(job.source.parent.glob(f"{escape(job.source.stem)}.*")):
+            if beside.name[len(job.source.stem) :].lower() in places:
                 warn(f"{job.source}: {beside.name} is of the smaller picture, and none is written for the result")
 
     with (
@@ -66,7 +68,9 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
             for ahead in jobs[number + len(reading) : number + 2]:
                 reading.append(pool.submit(read_picture, ahead.source))
             try:
-                result = _upscale(job, reading.popleft(), upscaler, args, bar, tiles[number])
+                result = _upscale(
+                    job, reading.popleft(), (end for _, end in writing), upscaler, args, bar, tiles[number]
+                )
             except Exception as error:
                 # Any error concerns this image alone.
                 report(job, error)
@@ -75,6 +79,7 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
                 before, end = writing.popleft()
                 report(before, end.exception())
             writing.append((job, pool.submit(write, job, result)))
+            del result  # free as soon as it is written
         for job, end in writing:
             report(job, end.exception())
     return failed
@@ -106,7 +111,13 @@ def _expected_tiles(job: UpscaleJob, upscaler: Upscaler) -> int:
 
 
 def _upscale(
-    job: UpscaleJob, reading: Future[Picture], upscaler: Upscaler, args: argparse.Namespace, bar: tqdm, expected: int
+    job: UpscaleJob,
+    reading: Future[Picture],
+    writing: Iterable[Future[None]],
+    upscaler: Upscaler,
+    args: argparse.Namespace,
+    bar: tqdm,
+    expected: int,
 ) -> Picture:
     """Upscale an image that is being read, and show how far it is."""
     shown = 0
@@ -124,6 +135,12 @@ def _upscale(
         height, width = size_of_result(picture, upscaler, args.outscale)
         alpha = None if args.alpha == "drop" else picture.alpha
         refuse_unwritable(FORMATS[job.target.suffix.lower()], width, height, alpha)
+        try:
+            refuse_without_memory(width, height, alpha)
+        except BadImageError:
+            # The image before may still be in memory.
+            wait(writing)
+            refuse_without_memory(width, height, alpha)
         return upscale_picture(picture, upscaler, outscale=args.outscale, alpha_mode=args.alpha, on_tile=show)
     except Exception:
         # What failed counts as done, so that the bar reaches its end.

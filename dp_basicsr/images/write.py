@@ -45,7 +45,11 @@ def refuse_unwritable(kind: str, width: int, height: int, alpha: Pixels | None) 
             f"would become {width} x {height}, and {kind} ends at {LONGEST_SIDE[kind]} pixels: give --ext "
             f"{'tif' if kind == 'PNG' else 'png'}"
         )
-    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:  # Linux would kill the program
+
+
+def refuse_without_memory(width: int, height: int, alpha: Pixels | None) -> None:
+    """Raise a BadImageError if such a picture, not yet computed, takes more memory than is free: Linux would kill."""
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:
         free = 1024 * sum(map(int, re.findall(r"(?:MemAvailable|SwapFree): *(\d+)", file.read())))
         # In 8 bits, of which encoding makes a copy.
         if (needed := 2 * width * height * (3 if alpha is None else 4)) > free:

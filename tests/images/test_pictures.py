@@ -14,7 +14,7 @@ from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.png import join
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.strict import read_image
-from dp_basicsr.images.write import encode_picture, refuse_unwritable, write_picture
+from dp_basicsr.images.write import encode_picture, refuse_without_memory, write_picture
 
 import cv2
 import numpy as np
@@ -248,7 +248,16 @@ def test_too_large_for_the_format() -> None:
 def test_too_large_for_the_memory() -> None:
     """Upscayl#867: the system killed the program, without a word."""
     with pytest.raises(BadImageError, match="would become 999999 x 9999999, which takes .* GB .*: give a smaller"):
-        refuse_unwritable("TIFF", 999999, 9999999, None)
+        refuse_without_memory(999999, 9999999, None)
+
+
+def test_what_is_computed_is_written_however_little_memory_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "dp_basicsr.images.write.open", lambda *_, **__: io.StringIO("MemAvailable: 0 kB"), raising=False
+    )
+    with pytest.raises(BadImageError, match=r"0.0 are free"):
+        refuse_without_memory(5, 4, None)
+    assert encode_picture(Picture(np.zeros((4, 5, 3), np.uint8)), ".png")
 
 
 @pytest.mark.parametrize(
