@@ -125,6 +125,7 @@ def test_the_program_s_random_state_is_unchanged() -> None:
 )
 def test_what_cannot_be_loaded_is_refused(pairs: Path, changes: dict[str, Any], message: str) -> None:
     shutil.copytree(pairs, Path("outer/inner"))
+    Path("outer/GT.zip").touch()
     with pytest.raises(UserError, match=message):
         TrainStream(options(pairs, **changes))
 
