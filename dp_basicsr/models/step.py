@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import reduce
 from typing import Any
 
@@ -82,6 +82,7 @@ class TrainingStep:
         Raises:
             UserError: ``train: max_nonfinite`` consecutive steps were not finite.
         """
+        self.is_undone = False
         net_d = getattr(model, "net_d", None)
         update_g, nets, optimizers = True, [model.net_g], [model.optimizer_g]
         shares: Shares = {}
@@ -114,9 +115,11 @@ class TrainingStep:
                             stack.enter_context(net.no_sync())
                     logs.append((part, self.accumulate(model, lq, gt, part, update_g, shares, gan_weight)))
         except Exception:
-            for tensor, old in zip(state, before, strict=True):
-                tensor.copy_(old)
-            self.is_undone = True
+            # On a GPU that has failed this raises as well, and would hide the first error.
+            with suppress(Exception):
+                for tensor, old in zip(state, before, strict=True):
+                    tensor.copy_(old)
+                self.is_undone = True
             raise
         log: dict[str, Any] = {name: sum(part * losses[name].detach() for part, losses in logs) for name in logs[0][1]}
 

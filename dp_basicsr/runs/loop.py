@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -96,11 +96,13 @@ class Training:
         try:
             yield
         except Exception:
-            # BasicSR's models and those of other packages do not tell.
-            self.is_intact |= getattr(getattr(model, "step", None), "is_undone", False)
-            set_random_state(random)
-            for scheduler, values in zip(model.schedulers, schedules, strict=True):
-                scheduler.load_state_dict(values)
+            # As in the step: what is undone must not hide the error.
+            with suppress(Exception):
+                set_random_state(random)
+                for scheduler, values in zip(model.schedulers, schedules, strict=True):
+                    scheduler.load_state_dict(values)
+                # BasicSR's models and those of other packages do not tell.
+                self.is_intact |= getattr(getattr(model, "step", None), "is_undone", False)
             raise
 
     @contextmanager

@@ -68,6 +68,31 @@ def test_a_non_finite_step_changes_nothing_and_is_named(
     assert all(map(torch.equal, state(model), state(untouched)))
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_step_that_raises_is_undone_or_says_that_it_is_not(is_lost: bool, tmp_path: Path, monkeypatch: Any) -> None:
+    """On a GPU that has failed, what restores the buffers raises as well."""
+    model = build("SRGANDPModel", tmp_path, ema_decay=0.9)
+    step(model, 1)
+    before = state(model)
+
+    def fail(*images: Tensor) -> Tensor:
+        if is_lost:
+            monkeypatch.setattr(Tensor, "copy_", None)
+        raise KeyError("the first error")
+
+    model.cri_pix = fail
+    with pytest.raises(KeyError, match="the first error"):
+        step(model, 2)
+    monkeypatch.undo()
+    assert model.step.is_undone != is_lost
+    assert is_lost or all(map(torch.equal, state(model), before))
+    monkeypatch.setattr(model, "cri_pix", None)
+    monkeypatch.setattr(model.step, "apply", fail)
+    with pytest.raises(KeyError, match="the first error"):
+        step(model, 3)
+    assert not model.step.is_undone
+
+
 def test_too_many_consecutive_non_finite_steps_end_the_run(tmp_path: Path) -> None:
     model = build("PSNRModel", tmp_path, ema_decay=0.9, max_nonfinite=2)
     for iteration in (1, 3, 5):
