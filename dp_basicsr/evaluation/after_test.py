@@ -11,6 +11,7 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.files import markdown, write_evaluation
 from dp_basicsr.evaluation.matching import BICUBIC, Method, TestSet
+from dp_basicsr.images.files import BadImageError
 from dp_basicsr.metrics.scores import listed_metrics
 from dp_basicsr.options.metrics import DEFAULT, METRICS
 from dp_basicsr.utils.arguments import advise
@@ -53,8 +54,10 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
     try:
         evaluation = evaluate(sets, [Method(BICUBIC, None), ours], opt["scale"], metrics)
     except UserError as error:
-        way = f"`{advise('data check', '-opt FILE')}` names all such originals"
-        raise UserError(f"the results are saved, and not measured: {error}; {way}") from error
+        # Of originals and LQ, not of results, whose folder it does not know.
+        is_of_data = isinstance(error.__cause__, BadImageError) and opt["path"]["visualization"] not in str(error)
+        way = f"; `{advise('data check', '-opt FILE')}` names all such images" if is_of_data else ""
+        raise UserError(f"the results are saved, and not measured: {error}{way}") from error
     folder = write_evaluation(evaluation, Path(opt["path"]["results_root"]) / FOLDER)
     logger.info(f"{folder}:\n{markdown(evaluation)}")
     return folder

@@ -51,14 +51,25 @@ def test_tables_contain_exactly_the_tested_images(tmp_path: Path, names: tuple[s
     assert {line.split(",")[2] for line in lines[1:]} == {"Bicubic", opt["name"]}
 
 
-def test_an_original_that_cannot_be_measured_is_told_with_what_is_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["gt/a.png", "visualization/set/a_run.png"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_cannot_be_measured_is_told_with_what_is_saved(file: str, is_there: bool, tmp_path: Path) -> None:
     loader = make_set(tmp_path, ("a", "b"), 2)
-    path = Path(loader.dataset.paths[0]["gt_path"])
-    image = Image.open(path).convert("RGBA")
+    image = Image.open(tmp_path / file).convert("RGBA")
     image.putalpha(128)
-    image.save(path)
-    with pytest.raises(UserError, match="^the results are saved, .*a.png is colour with alpha .*data check -opt FILE"):
+    if is_there:
+        image.save(tmp_path / file)
+        said = f"{tmp_path / file} is colour with alpha"
+    elif file.startswith("gt"):
+        Path(loader.dataset.paths[0]["lq_path"]).unlink()
+        said = f"{tmp_path}/lq/a.png cannot be read"
+    else:
+        (tmp_path / file).unlink()
+        said = f"{tmp_path}/visualization/set: .*missing: a"
+    with pytest.raises(UserError, match=f"^the results are saved, and not measured: {said}") as raised:
         evaluate_test_run(options(tmp_path), ("psnr_rgb",), [loader])
+    # It reads originals and LQ, not results.
+    assert ("data check -opt FILE" in str(raised.value)) == file.startswith("gt")
 
 
 def test_sets_without_originals_have_no_tables(tmp_path: Path) -> None:
