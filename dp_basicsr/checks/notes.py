@@ -23,6 +23,13 @@ from basicsr.models.sr_model import SRModel
 from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
+# What training does not read, by a sign of it in the message of strict reading.
+_LOST = {
+    "16 bits": "of 16-bit images the upper 8 bits are read: an image that uses 12 of them is nearly black",
+    "is CMYK": "of CMYK images the colour profile is ignored: convert them to RGB",
+    "with alpha": "of images with alpha the colours alone are read, and evaluation refuses them: flatten them",
+}
+
 
 def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:
     """Find what is asked for without effect, with the reason."""
@@ -127,10 +134,7 @@ def _what_is_lost(root: str | None) -> str:
         if root:
             read_image(find_images(File(root).expanduser())[0], gray=True)
     except (UserError, OSError) as error:
-        if "16 bits" in str(error):
-            return "of 16-bit images the upper 8 bits are read: an image that uses 12 of them is nearly black"
-        if str(error).startswith("is CMYK"):
-            return "of CMYK images the colour profile is ignored: convert them to RGB"
+        return next((text for sign, text in _LOST.items() if sign in str(error)), "")
     return ""
 
 

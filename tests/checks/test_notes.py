@@ -160,14 +160,22 @@ def test_images_of_16_bits_are_named(size: tuple[int, ...], pairs: Path) -> None
 
 
 @pytest.mark.parametrize("part", ["train", "test_1"])
-def test_cmyk_is_named(part: str, pairs: Path) -> None:
-    """vlfeat/matconvnet#91: OpenCV ignores its profile, which upscaling follows."""
-    Image.new("CMYK", (8, 8)).save("pairs/GT/a.jpg")
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        # vlfeat/matconvnet#91: OpenCV ignores its profile, which upscaling follows.
+        (Image.new("CMYK", (8, 8)), "of CMYK images the colour profile is ignored: convert them to RGB"),
+        (Image.new("RGBA", (8, 8)), "of images with alpha the colours alone are read"),
+        (Image.new("RGBA", (8, 8), (9, 9, 9, 255)), ""),
+    ],
+)
+def test_what_is_not_read_of_an_image_is_named(part: str, image: Image.Image, said: str, pairs: Path) -> None:
+    image.save("pairs/GT/a.tif")
     opt = parse_yaml(SMALL, "o.yml")
     Path("n.pth").touch()
     opt["path"]["pretrain_network_g"] = "n.pth"
     notes = "\n".join(check_options(opt, "o.yml", [], is_train=part == "train").notes)
-    assert f"{part}:dataroot_gt: of CMYK images the colour profile is ignored: convert them to RGB" in notes
+    assert f"{part}:dataroot_gt: {said}" in notes if said else "dataroot" not in notes
 
 
 def test_a_model_that_keeps_no_best_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
