@@ -20,7 +20,7 @@ from dp_basicsr.deploy.batch import describe_left_out, find_jobs
 from dp_basicsr.deploy.choices import AlphaMode
 from dp_basicsr.deploy.open_engine import open_engine
 from dp_basicsr.deploy.upscale_picture import resize, size_of_result, upscale_picture
-from dp_basicsr.deploy.upscaler import Upscaler
+from dp_basicsr.deploy.upscaler import SEAM_ADVICE, Upscaler
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.images.files import FORMATS, QUALITY, BadImageError
 from dp_basicsr.images.metadata import Metadata, Picture
@@ -29,8 +29,11 @@ from dp_basicsr.images.write import encode_picture, refuse_unwritable, refuse_wi
 
 CROP = 192  # pixels, side of the crop to try first
 STRENGTH = 0.8  # share of the second model, ESRGAN's example
-# Of the options that messages advise.
-LABELS = {"--ext": "Format", "--alpha": "Transparency", "--quality": "Quality", "--outscale": "Times as large"}
+# Of what messages advise; the page has no choice of tiles.
+LABELS = {
+    "--ext": "Format", "--alpha": "Transparency", "--quality": "Quality", "--outscale": "Times as large",
+    SEAM_ADVICE: "",
+}  # fmt: skip
 SHOWN = 2560  # pixels, longest side of a picture on the page: a phone's browser fails at some ten megapixels
 # Seconds for which files are kept after the page was closed (it may be loaded anew), or after the connection was lost.
 CLOSED, LOST = 60.0, 3600.0

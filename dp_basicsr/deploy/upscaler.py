@@ -13,6 +13,7 @@ from dp_basicsr.utils.tiles import Floats, OnTile, Pixels, blend_tiles, grid, to
 import numpy as np
 
 SMALLEST_TILE = 32
+SEAM_ADVICE = "; give --tile 0 for the whole image at once, or raise --tile and --tile-overlap"
 
 
 class Upscaler:
@@ -91,7 +92,7 @@ class Upscaler:
         def name_seams(reason: str) -> None:
             if not self.has_seams:
                 self.has_seams = True
-                self.warn(f"{reason}; give --tile 0 for the whole image at once, or raise --tile and --tile-overlap")
+                self.warn(reason + SEAM_ADVICE)
 
         result = np.empty((height * self.scale, width * self.scale, 3), pixels.dtype)
         top = 0
