@@ -171,7 +171,7 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
         text = f"is {width} x {height}, its LQ {lq_width} x {lq_height}: {fault}{hint}"
         return [BadData("size", name, text)], digest, None
     # 16 x 16 gray values: noise and compression of a degraded LQ average out, what it shows does not.
-    gray = [image if image.ndim == 2 else image.mean(axis=2) for image in images]
+    gray = [image if image.ndim == 2 else cv2.transform(image, np.full((1, 3), 1 / 3)) for image in images]
     thumbnails: NDArray[np.float32] = np.array(
         [cv2.resize(image.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA) for image in gray]
     )
@@ -225,11 +225,17 @@ def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
     height, width = lq.shape
     gt = cv2.resize(gt.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     margin = min(height, width) // 4
-    # From the LQ: searched in it, a part of a smooth GT fits its noise best elsewhere.
-    inside = np.ascontiguousarray(lq[margin : height - margin, margin : width - margin], np.float32)
+    # The middle of a large one, unless it is flat.
+    for largest in (512, max(height, width)):
+        top, left = (max(margin, (side - largest) // 2) for side in (height, width))
+        # From the LQ: searched in it, a part of a smooth GT fits its noise best elsewhere.
+        inside = np.ascontiguousarray(lq[top : height - top, left : width - left], np.float32)
+        if inside.std() >= 4:
+            break
     if margin < 2 or min(float(inside.std()), float(gt.std())) < 4:
         return ""
-    fits = cv2.matchTemplate(gt, inside, cv2.TM_CCOEFF_NORMED)
+    around = gt[top - margin : height - top + margin, left - margin : width - left + margin]
+    fits = cv2.matchTemplate(around, inside, cv2.TM_CCOEFF_NORMED)
     down, right = (margin - int(place) for place in np.unravel_index(fits.argmax(), fits.shape))
     best = _best({(0, 0): float(fits[margin, margin]), (down, right): float(fits.max())})
     return f"its LQ shows the same, {right} pixels further right and {down} down" if max(map(abs, best)) > 1 else ""

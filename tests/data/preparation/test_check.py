@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.preparation.check import PairedSet, check_set, paired_sets, table
+from dp_basicsr.data.preparation.check import PairedSet, _shift, check_set, paired_sets, table
 from dp_basicsr.data.preparation.convert import create_lmdb, make_lr
 from dp_basicsr.data.preparation.jobs import PrepJob
 from dp_basicsr.errors import UserError
@@ -240,6 +240,14 @@ def test_an_lq_with_other_margins_is_named(tmp_path: Path, shift: tuple[int, int
         cv2.imwrite(str(tmp_path / f"LQ/{number}.png"), small[top : top + 52, left : left + 52])
     said = ("content", "1.png", f"its LQ shows the same, {right} pixels further right and {down} down")
     assert check(tmp_path) == [said] * (shift != (0, 1))
+
+
+@pytest.mark.parametrize("flat", [0, 560])
+def test_a_shift_is_found_in_the_middle_of_a_large_lq_or_around_it(flat: int) -> None:
+    rng, side, middle = np.random.default_rng(0), 1203, slice(600 - flat // 2, 600 + flat // 2)
+    scene = cv2.resize(rng.integers(0, 256, (80, 80), dtype=np.uint8), (side, side), interpolation=cv2.INTER_CUBIC)
+    scene[middle, middle] = 128
+    assert _shift(scene[3:, 2:-1], scene[:-3, 3:]) == "its LQ shows the same, -1 pixels further right and 3 down"
 
 
 @pytest.mark.parametrize("cast", [(1, 1, 1), (0.5, 0.85, 1.2)])
