@@ -367,7 +367,7 @@ class Unsendable(Dataset):
 
 def test_a_batch_that_cannot_be_sent_ends_its_worker(capfd: pytest.CaptureFixture[str]) -> None:
     """A sibling of RiboDetector#57: multiprocessing prints the error and goes on, and the run waits for ever."""
-    loader = DataLoader(Unsendable(), num_workers=1, collate_fn=list, worker_init_fn=start_worker, timeout=9)
+    loader = DataLoader(Unsendable(), num_workers=1, collate_fn=list, worker_init_fn=start_worker)
     with pytest.raises(UserError, match="a data loader worker ended: its error stands above"):
         list(BadSamples("stop", 0, 4).watch(loader))
     assert "cannot pickle" in capfd.readouterr().err

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from dp_basicsr.distributed import failure
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.distributed.launch import in_group, init_distributed, should_resume
 from dp_basicsr.errors import UserError, exit_on_user_error
@@ -33,6 +34,7 @@ def act(what: str) -> None:
 
 def work(what: str, iterations: int, timeout: float) -> None:
     torch.set_num_threads(1)
+    failure.LINGER_SECONDS = 2.0  # enough for these
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if restarted and os.environ["RANK"] == os.environ["LATE"]:
         time.sleep(1)  # the other one must not take what the first start has left in the store for news

@@ -69,14 +69,13 @@ def test_real_esrgan_trains_on_a_cpu_with_dp_loss(model_type: str, top: dict[str
 
 
 def test_check_takes_a_batch_without_lq(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert code_of(train.main, ["-opt", on_the_fly("RealESRGANModel", **GAN), "--check"]) == 0
+    """Real-ESRGAN#600: somebody else's option file, with one's own folder."""
+    entry = "datasets:train:meta_info="
+    options = ["-opt", str(on_the_fly("RealESRGANModel", **GAN)), "--check", "--force_yml"]
+    assert code_of(train.main, [*options, "datasets:train:dataroot_gt=pairs/GT", f"{entry}~"]) == 0
     said = capsys.readouterr().out
     assert "one step of RealESRGANModel on 2 pairs of the data (gt 2 x 3 x 400 x 400)" in said
     assert "dp_weight" in said
-    # Real-ESRGAN#600: somebody else's option file, with one's own folder.
-    entry = "datasets:train:meta_info="
-    options = ["-opt", "small.yml", "--check", "--force_yml"]
-    assert code_of(train.main, [*options, "datasets:train:dataroot_gt=pairs/GT", f"{entry}~"]) == 0
     assert code_of(train.main, [*options, "datasets:train:dataroot_gt=nowhere", f"{entry}nowhere.txt"]) == 2
     error = capsys.readouterr().err
     assert "dataroot_gt: expected a folder, got 'nowhere'" in error

@@ -14,7 +14,8 @@ import torch._dynamo  # DistributedDataParallel and the optimizers import it
 import torch.distributed.run
 import torch.utils.tensorboard  # noqa: F401
 
-import tests.support.options  # noqa: F401
+import tests.support.options
+import tests.support.processes  # noqa: F401
 
 # torchrun looks at the stack in each round of its rendezvous; to find the source lines among so many modules takes it
 # longer than a round may.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.run
+from torch.utils.data import _utils, dataloader
 
 # The command `torchrun`, whose workers are forked too.
 TORCHRUN = [torch.distributed.run.__file__, "--run-path", "--start-method=fork"]
@@ -30,6 +31,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, [os.environ.get(
 
 # torch asks NVML whether there is a GPU: the CUDA runtime, once asked, cannot be used in what is forked afterwards.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+
+
+# Seconds, instead of 5, after which a data loader looks whether its workers live, and waits for their ends.
+_utils.MP_STATUS_CHECK_INTERVAL = 0.5
+dataloader._MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.5,)
 
 
 def prepare_process(environment: dict[str, str]) -> None:
