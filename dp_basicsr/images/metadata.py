@@ -68,7 +68,8 @@ class Metadata:
     order: Literal["<", ">"] = "<"  # of the bytes in `tags`
     is_turned: bool = False  # the file was not upright
     dropped: tuple[str, ...] = ()  # names of what was not read
-    is_lossless_webp: bool = False  # as a WebP it is expected to stay so
+    is_lossless: bool = False  # in the format of its name it is expected to stay so
+    name: str = ""  # of the file
     nodata: int | None = None  # the value of pixels without data in a TIFF of GDAL
 
 
@@ -104,7 +105,7 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
         pixel=None if info.get("jfif_unit", 1) else _pixel(shape),
         comment=comment, iptc=iptc, chunks=tuple(info.get("chunks", ())), is_turned=orientation != 1,
         dropped=tuple(dropped),
-        is_lossless_webp=image.format == "WEBP" and is_lossless_webp(data),
+        is_lossless=image.format in ("PNG", "BMP") or (image.format == "WEBP" and is_lossless_webp(data)),
     )  # fmt: skip
 
 
@@ -149,6 +150,7 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orienta
         size, icc, xmp=xml, density=density, pixel=pixel, iptc=iptc, tags=copied,
         order=page.parent.byteorder,  # type: ignore[arg-type]
         is_turned=orientation != 1, dropped=tuple(dropped), nodata=int(nodata) if nodata.isdecimal() else None,
+        is_lossless=page.compression not in (6, 7),  # JPEG
     )  # fmt: skip
 
 

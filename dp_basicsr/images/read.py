@@ -54,9 +54,11 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     data = read_bytes(path)
     if data.startswith(TIFF_MARKS):
         with damage_is_refused(), TiffFile(io.BytesIO(data)) as file:
-            return _read_tiff(file, data, max_pixels)
-    with opened(data, max_pixels) as (image, pixels):
-        return _read(image, pixels)
+            picture = _read_tiff(file, data, max_pixels)
+    else:
+        with opened(data, max_pixels) as (image, pixels):
+            picture = _read(image, pixels)
+    return replace(picture, metadata=replace(picture.metadata, name=path.name))
 
 
 def _read(image: Image.Image, data: bytes) -> Picture:

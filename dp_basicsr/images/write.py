@@ -101,8 +101,10 @@ def encode_picture(
         # Rounded: 65535 is 257 * 255.
         channels = ((channels.astype(np.uint32) + 128) // 257).astype(np.uint8)
         dropped.append(f"16 bits, {kind} has 8")
-    if kind == "WEBP" and picture.metadata.is_lossless_webp and quality < 100:
-        dropped.append("lossless coding, which --quality 100 keeps")
+    is_lossy = kind == "JPEG" or (kind == "WEBP" and quality < 100)
+    # Who gives another format knows; a name may be that of a lossy one.
+    if is_lossy and metadata.is_lossless and FORMATS.get(Path(metadata.name).suffix.lower()) == kind:
+        dropped.append(f"lossless coding, which {'--ext png' if kind == 'JPEG' else '--quality 100'} keeps")
     if dropped:
         warn(f"dropped: {', '.join(dropped)}")
     channels = np.ascontiguousarray(channels)

@@ -261,11 +261,25 @@ def test_what_is_computed_is_written_however_little_memory_is_left(monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "is_named"), [("lossless", 95, True), ("lossless", 100, False), ("lossy", 95, False)]
+    ("source", "target", "way"),
+    [
+        ("WEBP a.webp", "b.webp", "--quality 100"),
+        ("PNG a.webp", "b.webp", "--quality 100"),
+        ("WEBP a.jpg", "b.jpg", "--ext png"),
+        ("PNG a.JPEG", "b.JPEG", "--ext png"),
+        ("TIFF a.jpg", "b.jpg", "--ext png"),
+        ("PNG a.jpg", "b.png", ""),
+        ("PNG a.png", "b.jpg", ""),  # asked for
+        ("WEBP a.webp", "b.webp 100", ""),
+        ("lossy a.webp", "b.webp", ""),
+        ("lossy a.jpg", "b.jpg", ""),
+    ],
 )
-def test_a_lossless_webp_does_not_lose_in_silence(before: str, after: int, is_named: bool) -> None:
-    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save("a.webp", lossless=before == "lossless")
+def test_what_is_lossless_does_not_lose_under_its_own_name_in_silence(source: str, target: str, way: str) -> None:
+    (kind, file), (result, *quality) = source.split(), target.split()
+    format_of = {"lossy": "WEBP"}.get(kind, kind)
+    image = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    image.save(file, format_of, lossless=kind != "lossy")
     said: list[str] = []
-    write_picture(read_picture(Path("a.webp")), Path("b.webp"), after, said.append)
-    assert bool(said) == is_named
-    assert said == ["dropped: lossless coding, which --quality 100 keeps"] * is_named
+    write_picture(read_picture(Path(file)), Path(result), *map(int, quality), warn=said.append)
+    assert said == ([f"dropped: lossless coding, which {way} keeps"] if way else [])
