@@ -69,7 +69,7 @@ def find_sources(root: Path) -> list[ImageSource]:
 
 
 def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
-    """Return the file names of ``folder`` in a list, UTF-8, one per line; a name may contain blanks."""
+    """Return the file names of ``folder`` in a list, UTF-8, one per line, without comments; a name may have blanks."""
     try:
         # Editors on Windows may write a byte order mark.
         lines = Path(meta_info_file).expanduser().read_text(encoding="utf-8-sig").splitlines()
@@ -79,7 +79,11 @@ def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
     for line in filter(str.strip, lines):
         # BasicSR reads to the first blank, so what stands behind it may be a comment or the rest of the name.
         readings = line, line.strip(), _SHAPE.sub("", line.strip()), line.split(" ")[0]
-        names.append(next((name for name in readings if (folder / name).is_file()), readings[2]))
+        name = next((name for name in readings if (folder / name).is_file()), readings[2])
+        # An image's name, alone or in front of its LQ's, may begin like a comment.
+        is_there = any((folder / part).is_file() for part in (name, name.partition(", ")[0]))
+        if is_there or not re.match(r"#+(\s|$)", name):
+            names.append(name)
     return names
 
 

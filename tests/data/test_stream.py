@@ -239,7 +239,8 @@ def test_a_meta_info_file_never_makes_a_wrong_pair(pairs: Path) -> None:
 @pytest.mark.parametrize(
     ("gt", "lq", "line"),
     [("image0.png", "b/c/other.png", "image0.png, b/c/other.png"), ("a/image0.png", "image0.png", "a/image0.png"),
-     ("a/image0.png", "a/image0.png", "a/image0.png"), ("a/image0.png", "b.png", "a/image0.png, b.png")],
+     ("a/image0.png", "a/image0.png", "a/image0.png"), ("a/image0.png", "b.png", "a/image0.png, b.png"),
+     ("# 1.png", "b.png", "# 1.png, b.png")],
 )  # fmt: skip
 def test_a_list_pairs_images_of_any_folders(gt: str, lq: str, line: str, pairs: Path) -> None:
     """Real-ESRGAN#643: its lists of pairs; and LQ in the subfolders of their GT."""
@@ -259,13 +260,13 @@ def test_a_list_pairs_images_of_any_folders(gt: str, lq: str, line: str, pairs: 
 def test_any_name_in_a_list_is_read_to_its_end(pairs: Path) -> None:
     """Blanks and brackets belong to a name; BasicSR's ``(h,w,c)`` and other words behind it do not."""
     for rng in draws(10):
-        words = ["".join(rng.choices("ab1()-.,", k=rng.randint(1, 4))) for _ in range(rng.randint(1, 4))]
+        words = ["".join(rng.choices("ab1()-.,#", k=rng.randint(1, 4))) for _ in range(rng.randint(1, 4))]
         name = (" " * rng.randint(1, 2)).join(words) + ".png"
         for folder in ("GT", "LRbicx4"):
             shutil.copy(pairs / folder / "image0.png", pairs / folder / name)
         comment = rng.choice(["", " (160,144,3)", " (160, 144, 3) 1", "  "])
         (pairs / "meta.txt").write_text(
-            rng.choice(["", "\ufeff"]) + f"{name}{comment}{rng.choice(['', chr(13)])}\n\n", encoding="utf-8"
+            rng.choice(["", "\ufeff"]) + f"# of a\n{name}{comment}{rng.choice(['', chr(13)])}\n\n#\n", encoding="utf-8"
         )
         train = options(pairs, train={"meta_info_file": str(pairs / "meta.txt")})["datasets"]["train"]
         (pair,) = open_dataset(train).paths
