@@ -305,7 +305,7 @@ class Page:
                 height, width = size_of_result(picture, upscaler, scale)
                 alpha = None if task.alpha == "drop" else picture.alpha
                 refuse_unwritable(FORMATS[image.target.suffix.lower()], width, height, alpha)
-                refuse_without_memory(width, height, alpha)
+                refuse_without_memory(width, height, picture.colour, alpha)
                 upscaled = upscale_picture(picture, upscaler, outscale=scale, alpha_mode=task.alpha, on_tile=on_tile)
                 words: list[str] = []
                 data = encode_picture(upscaled, image.target.suffix, task.quality, words.append)

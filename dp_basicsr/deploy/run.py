@@ -136,11 +136,11 @@ def _upscale(
         alpha = None if args.alpha == "drop" else picture.alpha
         refuse_unwritable(FORMATS[job.target.suffix.lower()], width, height, alpha)
         try:
-            refuse_without_memory(width, height, alpha)
+            refuse_without_memory(width, height, picture.colour, alpha)
         except BadImageError:
             # The image before may still be in memory.
             wait(writing)
-            refuse_without_memory(width, height, alpha)
+            refuse_without_memory(width, height, picture.colour, alpha)
         return upscale_picture(picture, upscaler, outscale=args.outscale, alpha_mode=args.alpha, on_tile=show)
     except Exception:
         # What failed counts as done, so that the bar reaches its end.

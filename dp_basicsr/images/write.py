@@ -21,6 +21,7 @@ from dp_basicsr.images.files import FORMATS, QUALITY, BadImageError
 from dp_basicsr.images.metadata import Metadata, Picture, fitted
 from dp_basicsr.images.png import join
 from dp_basicsr.utils.atomic_io import replacing
+from dp_basicsr.utils.pool import CGROUP
 from dp_basicsr.utils.tiles import Pixels
 
 import cv2
@@ -30,6 +31,8 @@ from PIL import Image
 
 WITH_ALPHA = ("PNG", "WEBP", "TIFF")
 WITH_16_BITS = ("PNG", "TIFF")
+# A container's limit of memory, and what holds its use without caches, of Linux's control groups of version 2 and 1.
+LIMITS = (("memory.max", "memory.stat"), ("memory/memory.limit_in_bytes", "memory/memory.stat"))
 LONGEST_SIDE = {"WEBP": 16_383, "JPEG": 65_500, "PNG": 1_000_000}  # PNG's is libpng's, which most programs read with
 
 
@@ -47,14 +50,21 @@ def refuse_unwritable(kind: str, width: int, height: int, alpha: Pixels | None) 
         )
 
 
-def refuse_without_memory(width: int, height: int, alpha: Pixels | None) -> None:
+def refuse_without_memory(width: int, height: int, colour: Pixels, alpha: Pixels | None = None) -> None:
     """Raise a BadImageError if such a picture, not yet computed, takes more memory than is free: Linux would kill."""
     with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:
-        free = 1024 * sum(map(int, re.findall(r"(?:MemAvailable|SwapFree): *(\d+)", file.read())))
-        # In 8 bits, of which encoding makes a copy.
-        if (needed := 2 * width * height * (3 if alpha is None else 4)) > free:
-            text = f"{needed / 1e9:.1f} GB of memory ({free / 1e9:.1f} are free): give a smaller --outscale, or parts"
-            raise BadImageError(f"would become {width} x {height}, which takes {text}")
+        found = dict(re.findall(r"(MemAvailable|SwapFree): *(\d+)", file.read()))
+        free, swap = (1024 * int(found.get(name, 0)) for name in ("MemAvailable", "SwapFree"))
+        for limit, use in LIMITS:
+            with contextlib.suppress(OSError, ValueError):  # no such file, or `max`
+                used = re.findall(r"^(?:anon|rss) (\d+)", (CGROUP / use).read_text(), re.MULTILINE)
+                free = min(free, max(0, int((CGROUP / limit).read_text()) - sum(map(int, used))))
+        # Encoding makes a copy.
+        if (needed := 2 * width * height * colour.itemsize * (3 if alpha is None else 4)) > free + swap:
+            text = f"{needed / 1e9:.1f} GB of memory ({(free + swap) / 1e9:.1f} are free)"
+            raise BadImageError(
+                f"would become {width} x {height}, which takes {text}: give a smaller --outscale, or parts"
+            )
 
 
 def write_picture(

@@ -248,7 +248,32 @@ def test_too_large_for_the_format() -> None:
 def test_too_large_for_the_memory() -> None:
     """Upscayl#867: the system killed the program, without a word."""
     with pytest.raises(BadImageError, match="would become 999999 x 9999999, which takes .* GB .*: give a smaller"):
-        refuse_without_memory(999999, 9999999, None)
+        refuse_without_memory(999999, 9999999, RGB)
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 6.0),
+        ({"memory.max": "4000000000", "memory.stat": "anon 1000000000\nfile 2900000000\n"}, 5.0),
+        ({"memory.max": "max\n", "memory.stat": "anon 1000000000\n"}, 6.0),
+        ({"memory/memory.limit_in_bytes": "3000000000\n", "memory/memory.stat": "cache 9\nrss 1000000000\n"}, 4.0),
+    ],
+)
+def test_the_memory_is_that_of_a_container_and_swap(
+    files: dict[str, str], free: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = "MemTotal: 9000000 kB\nMemAvailable: 3906250 kB\nSwapFree: 1953125 kB\n"
+    monkeypatch.setattr("dp_basicsr.images.write.open", lambda *_, **__: io.StringIO(meminfo), raising=False)
+    monkeypatch.setattr("dp_basicsr.images.write.CGROUP", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for picture, size in ((RGB, 6), (RGB.astype(np.uint16), 12)):
+        width = int(free * 1e9) // size // 10000
+        refuse_without_memory(width, 10000, picture)
+        with pytest.raises(BadImageError, match=rf"\({free} are free\)"):
+            refuse_without_memory(width + 1, 10000, picture)
 
 
 def test_what_is_computed_is_written_however_little_memory_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +281,7 @@ def test_what_is_computed_is_written_however_little_memory_is_left(monkeypatch: 
         "dp_basicsr.images.write.open", lambda *_, **__: io.StringIO("MemAvailable: 0 kB"), raising=False
     )
     with pytest.raises(BadImageError, match=r"0.0 are free"):
-        refuse_without_memory(5, 4, None)
+        refuse_without_memory(5, 4, RGB)
     assert encode_picture(Picture(np.zeros((4, 5, 3), np.uint8)), ".png")
 
 
