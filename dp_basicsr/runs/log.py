@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import glob
 import logging
+import math
 import shutil
 import sys
 import textwrap
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from logging.handlers import MemoryHandler, WatchedFileHandler
+from statistics import median
 from typing import Any
 
 from dp_basicsr import __version__
@@ -32,6 +35,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 # Losses shown in the bar; the log line has all of them.
 BAR_LOSSES = ("l_pix", "l_g_pix", "l_g_percep", "l_g_gan", "dp_weight")
+DIVERGED = 1000  # times the median of a loss (our choice)
 
 _STAMP = "%Y%m%d_%H%M%S"  # of get_time_str
 
@@ -216,12 +220,22 @@ class IterationLog:
         self.line = MessageLogger(run.as_dict(), start_iter + 1, tb_logger)
         # BasicSR's ETA is off by one and would end below zero.
         self.line.max_iters = run.options.training.total_iter + 1
+        self.past: dict[str, list[float]] = defaultdict(list)
 
     def __call__(self, epoch: int, iteration: int, rates: list[float], figures: dict[str, float]) -> None:
         """Log one iteration; ``figures`` are BasicSR's ``time`` and ``data_time``, others, and the losses."""
         if self.run.rank != 0:
             return
         shown = {name: f"{figures[name]:.3g}" for name in BAR_LOSSES if name in figures}
+        for loss in ("l_pix", "l_g_pix", "l_g_percep"):  # those that no GAN raises
+            past = self.past[loss]
+            past.append(figures.get(loss, 0.0))
+            # When it gets there, not at each line from then on; the step names what is infinite.
+            if math.inf > past[-1] > (limit := DIVERGED * median(past)) >= past[-2:][0] > 0:
+                get_root_logger().warning(
+                    f"{loss} is {DIVERGED * past[-1] / limit:.3g} times its median so far: the training diverges; "
+                    "resume from an earlier checkpoint, with a lower learning rate or loss weight"
+                )
         # Not drawn here: the next update draws the bar anyway.
         self.bar.set_postfix({"data": f"{figures['data_time'] / figures['time']:.0%}", **shown}, refresh=False)
         name, total = self.run.options.name, self.run.options.training.total_iter
