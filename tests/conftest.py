@@ -29,7 +29,8 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 # Files whose tests take longest, for two processes: what starts last should be short.
 LONG = ("test_two_hosts", "test_gpu_report", "test_webui", "test_data_commands", "test_bench", "test_kills",
-        "test_open_engine", "test_export", "test_parallel_method", "test_soak", "test_platforms")  # fmt: skip
+        "test_open_engine", "test_export", "test_parallel_method", "test_soak", "test_platforms", "test_launch",
+        "test_train_and_test", "test_trial", "test_option_files", "test_package", "test_fuzz_checkpoints")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
