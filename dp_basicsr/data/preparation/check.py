@@ -16,6 +16,7 @@ from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
 from dp_basicsr.data.sources import ImageSource, find_sources, listed_names, split_pair
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import BadImageError, find_images, name_hint
+from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.pool import available_cpus, ordered_map
 
 import cv2
@@ -42,7 +43,7 @@ class PairedSet:
 
 
 # What training can do with: reported, but no reason to stop a script.
-HARMLESS = {"duplicate", "foreign"}
+HARMLESS = {"duplicate", "foreign", "aliased"}
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,16 @@ def check_set(what: PairedSet, workers: int | None = None, seen: dict[bytes, Any
     checked.problems += unpaired
     seen = {} if seen is None else seen
     shown: list[tuple[str, NDArray[np.float32]]] = []
+    is_told = False
     read = partial(read_pair, scale=what.scale, gt_size=what.gt_size)
     # Closed here: after an error, the traceback would keep the generator and its workers alive.
     with closing(ordered_map(read, tasks, workers or available_cpus())) as results:
         for task, result in zip(tasks, tqdm(results, total=len(tasks), unit="pair", disable=None), strict=True):
             name, (problems, digest, thumbnails) = str(task), result
             checked.pairs += 1
+            if [problem.kind for problem in problems] == ["aliased"]:
+                # The others of a set are made alike.
+                problems, is_told = [] if is_told else problems, True
             checked.problems += problems
             if digest is not None and seen.setdefault(digest, (what, name)) != (what, name):
                 checked.problems.append(BadData("duplicate", name, f"has the same pixels as {seen[digest][1]}"))
@@ -179,7 +184,12 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
     if not way:
         is_swapped = all(image.ndim == 3 for image in images) and _has_other_channels(*images)
         text = "its LQ has red, green and blue in another order" if is_swapped else _shift(*gray)
-        return ([BadData("content", name, text)], digest, None) if text else ([], digest, thumbnails)
+        if text:
+            return [BadData("content", name, text)], digest, None
+        if _is_aliased(*gray, scale=scale):
+            text = "its LQ has no antialiasing, as by cv2.resize (others of the set are not listed): "
+            problems.append(BadData("aliased", name, f"{text}`{advise('data lr')}` makes it"))
+        return problems, digest, thumbnails
     by_exif = f"{turned} is rotated by its EXIF orientation, but the other image is not"
     return [BadData("orientation", name, by_exif if turned else f"its LQ is {way}")], digest, None
 
@@ -239,6 +249,17 @@ def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
     down, right = (margin - int(place) for place in np.unravel_index(fits.argmax(), fits.shape))
     best = _best({(0, 0): float(fits[margin, margin]), (down, right): float(fits.max())})
     return f"its LQ shows the same, {right} pixels further right and {down} down" if max(map(abs, best)) > 1 else ""
+
+
+def _is_aliased(gt: NDArray[Any], lq: NDArray[Any], scale: int) -> bool:
+    """Return whether the LQ has some pixels of the GT without those between, which gives false patterns."""
+    height, width = lq.shape
+    gt, ways = gt[: height * scale, : width * scale], (cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_NEAREST)
+    mean, *others = (
+        cv2.absdiff(cv2.resize(gt, (width, height), interpolation=way), lq).mean() for way in (cv2.INTER_AREA, *ways)
+    )
+    # On photographs at x2 to x8: 1.0 and 0.2 of 255 levels, or with antialiasing at least 0.6 from each of these.
+    return mean > 1 and min(others) < 0.4
 
 
 def _has_other_channels(gt: NDArray[np.uint8], lq: NDArray[np.uint8]) -> bool:

@@ -36,9 +36,11 @@ def good(image_folder: ImageFolder, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def check(root: Path, gt_size: int | None = 32, suffix: str = "", **changes: Any) -> list[tuple[str, str, str]]:
+def check(
+    root: Path, gt_size: int | None = 32, suffix: str = "", scale: int = 4, **changes: Any
+) -> list[tuple[str, str, str]]:
     """Return kind, name and text of the problems, sorted."""
-    what = PairedSet(root / f"GT{suffix}", root / f"LQ{suffix}", 4, gt_size, **changes)
+    what = PairedSet(root / f"GT{suffix}", root / f"LQ{suffix}", scale, gt_size, **changes)
     return sorted((problem.kind, Path(problem.path).name, problem.text) for problem in check_set(what, 1).problems)
 
 
@@ -263,6 +265,28 @@ def test_a_noisy_sky_is_not_called_shifted_or_a_tinted_one_swapped(
         noisy = cv2.imread(str(path)) * np.array(cast) + rng.normal(0, 10, (48, 48, 3))
         cv2.imwrite(str(path), noisy.clip(0, 255).astype(np.uint8))
     assert [text for kind, _, text in check(tmp_path) if kind == "content"] == []
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("way", ["data lr", "area", "cubic", "cubic, noisy", "linear", "every so many"])
+def test_lq_without_antialiasing_are_named_once(
+    way: str, scale: int, tmp_path: Path, image_folder: ImageFolder
+) -> None:
+    gt = image_folder("GT", a=(97, 96), b=(96, 97), flat=(96, 96))
+    cv2.imwrite(str(gt / "flat.png"), np.full((96, 96, 3), 70, np.uint8))
+    make_lr(gt, tmp_path / "LQ", scale, ONE)
+    ways = {"area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC, "linear": cv2.INTER_LINEAR}
+    for path in gt.iterdir():
+        image = cv2.imread(str(path))[: 96 // scale * scale, : 96 // scale * scale]
+        if way.split(",")[0] in ways:
+            lq = cv2.resize(image, None, fx=1 / scale, fy=1 / scale, interpolation=ways[way.split(",")[0]])
+            noise = np.random.default_rng(0).integers(0, 3, lq.shape, np.uint8) if "noisy" in way else 0
+            cv2.imwrite(str(tmp_path / "LQ" / path.name), cv2.add(lq, noise))
+        elif way != "data lr":
+            cv2.imwrite(str(tmp_path / "LQ" / path.name), image[::scale, ::scale])
+    # Of two pixels the linear one is the mean.
+    is_named = way in ("cubic", "every so many") or (way == "linear" and scale > 2)
+    assert [(kind, name) for kind, name, _ in check(tmp_path, scale=scale)] == [("aliased", "a.png")] * is_named
 
 
 CHANGES: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
