@@ -186,7 +186,7 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
         text = "its LQ has red, green and blue in another order" if is_swapped else _shift(*gray)
         if text:
             return [BadData("content", name, text)], digest, None
-        if _is_aliased(*gray, scale=scale):
+        if _is_aliased(gray[0], gray[1], scale):
             text = "its LQ has no antialiasing, as by cv2.resize (others of the set are not listed): "
             problems.append(BadData("aliased", name, f"{text}`{advise('data lr')}` makes it"))
         return problems, digest, thumbnails
