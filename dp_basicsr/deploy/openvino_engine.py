@@ -61,15 +61,17 @@ class OpenVinoEngine(Engine):
             properties["CACHE_DIR"] = str(self.path.parent)
         if threads := limit_threads():
             properties["INFERENCE_NUM_THREADS"] = threads
-        self.request = core().compile_model(self.path, "CPU", properties).create_infer_request()
+        self.compiled = core().compile_model(self.path, "CPU", properties)
 
     def run(self, images: Floats) -> Floats:
-        self.request.start_async([np.ascontiguousarray(images)])
-        while not self.request.wait_for(POLL_MS):
+        # One for each call, made in microseconds: threads may call at once, which a request refuses.
+        request = self.compiled.create_infer_request()
+        request.start_async([np.ascontiguousarray(images)])
+        while not request.wait_for(POLL_MS):
             # So that Ctrl-C is heard within a tile.
             pass
-        # A copy, because the next tile is written to the same memory.
-        return np.array(self.request.get_output_tensor().data, np.float32)
+        # A copy, because the request's memory goes with it.
+        return np.array(request.get_output_tensor().data, np.float32)
 
     def use_fp32(self) -> None:
         super().use_fp32()
