@@ -78,6 +78,8 @@ class OnnxEngine(Engine):
             reason = first_line(error)
             if "rotobuf parsing" in reason:
                 reason = "it is no ONNX file, or a part of one: export or download it again"
+            elif "NOT_IMPLEMENTED" in reason:
+                reason += "; export it in float32, of opset 7 or newer"
             # The weights of a large network are in files of their own, which it calls external.
             if "xternal" in str(error):
                 data = self.path.read_bytes()
@@ -122,6 +124,11 @@ class OnnxEngine(Engine):
         else:
             reason = "it reshapes to fixed sizes of no square: export it with free height and width"
             raise ValueError(reason) if frozen else errors[0]
+        data, gray = self.path.read_bytes(), np.full((1, channels, *size.fit(side, side)), 0.5, np.float32)
+        # In training mode batch-norm takes a tile's own statistics, and dropout draws anew in each run.
+        is_training = b"training_mode\x18\x01" in data
+        if is_training or (b'"\x07Dropout' in data and not np.allclose(self.run(gray), self.run(gray), equal_nan=True)):
+            self.warn(f"model {self.path} is in training mode, which gives other pixels: export it after .eval()")
         arch = notes.get("arch", "ONNX")
         return OpenedNetwork(self.path.name, arch, scale, f"ONNX x{scale}", "", channels, size, notes=notes)
 

@@ -233,11 +233,33 @@ def test_an_onnx_file_that_is_newer_than_the_engine_says_so() -> None:
     path = onnx_file([1, 3, "h", "w"], "Add", ["x", "scales"])
     onnx = pytest.importorskip("onnx")
     model = onnx.load(path)
+    # onnxruntime#6793: "Could not find an implementation for Add(1)".
+    model.opset_import[0].version = 1
+    onnx.save(model, path)
+    with pytest.raises(UserError, match=r"export it in float32, of opset 7 or newer$"):
+        open_engine([path])
     for version, opset in ((99, 13), (8, 99)):
         model.ir_version, model.opset_import[0].version = version, opset
         onnx.save(model, path)
         with pytest.raises(UserError, match=rf"newer than onnxruntime .*{max(version, opset)}.*pip install --upgrade"):
             open_engine([path])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "is_told"),
+    [("r = Constant<value_float = 0.5>() t = Constant<value_int = 1>() k = Cast<to = 9>(t) y = Dropout(x, r, k)", True),
+     ("y = Dropout(x)", False), ("y, m, v = BatchNormalization<training_mode = 1>(x, o, o, o, o)", True),
+     ("y = BatchNormalization(x, o, o, o, o)", False)],
+)  # fmt: skip
+def test_an_onnx_file_in_training_mode_is_told(nodes: str, is_told: bool) -> None:
+    """onnxruntime#4589: exported before .eval(), its pixels depend on chance, or on the tile."""
+    onnx = pytest.importorskip("onnx")
+    text = f"""<ir_version: 8, opset_import: ["": 15]> g (float[n, 3, h, w] x) => (float[n, 3, h, w] y)
+        <float[3] o = {{1, 1, 1}}> {{ {nodes} }}"""
+    onnx.save(onnx.parser.parse_model(text), "net.onnx")
+    told: list[str] = []
+    open_engine([Path("net.onnx")], warn=told.append)
+    assert ["net.onnx is in training mode" in line for line in told] == [True] * is_told
 
 
 def test_weights_beside_an_onnx_file_are_read_or_named(capfd: pytest.CaptureFixture[str]) -> None:
