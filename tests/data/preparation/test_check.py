@@ -252,6 +252,13 @@ def test_a_shift_is_found_in_the_middle_of_a_large_lq_or_around_it(flat: int) ->
     assert _shift(scene[3:, 2:-1], scene[:-3, 3:]) == "its LQ shows the same, -1 pixels further right and 3 down"
 
 
+def test_another_picture_is_not_called_shifted() -> None:
+    rng = np.random.default_rng(0)
+    coarse = (rng.integers(0, 256, (6, 6), dtype=np.uint8) for _ in range(400))
+    pictures = (cv2.resize(image, (40, 40), interpolation=cv2.INTER_CUBIC) for image in coarse)
+    assert {_shift(gt, lq) for gt, lq in zip(pictures, pictures, strict=True)} == {""}
+
+
 @pytest.mark.parametrize("cast", [(1, 1, 1), (0.5, 0.85, 1.2)])
 def test_a_noisy_sky_is_not_called_shifted_or_a_tinted_one_swapped(
     cast: tuple[float, ...], tmp_path: Path, image_folder: ImageFolder
