@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+from dp_basicsr.checkpoint.manifest import sha256_of
 from dp_basicsr.distributed.collectives import process_count
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.arguments import advise
@@ -30,6 +31,8 @@ HEADS = frozenset({"fc", "classifier", "head", "heads", "AuxLogits", "aux1", "au
 
 # Seed of `weights: random`, so that runs with random networks are comparable.
 RANDOM_SEED = 0
+
+OTHER = "has other weights than torchvision's file of this name: delete it, to download it again"
 
 _absent: list[str] | None = None  # in a trial, the networks that got random weights
 
@@ -75,9 +78,17 @@ def local_weights(network: str, source: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def is_original(file: Path) -> bool:
+    """Return whether a file of torchvision's has the checksum with which its name ends."""
+    return sha256_of(file).startswith(file.stem.rsplit("-", 1)[1])
+
+
 def find_weights(network: str, source: str) -> Path:
     """Return the file of ``local_weights``, or download it into torch hub's cache; a UserError if neither can be."""
     if file := local_weights(network, source):
+        # An error to the log, because a trial shows no warnings; other weights on purpose still work.
+        if source == "imagenet" and not is_original(file):
+            logging.getLogger("basicsr").error(f"{file} {OTHER}, or name it in the options: weights: FILE")
         return file
     is_first = process_count() == 1 or distributed.get_rank() == 0
     return download_weights(network, Path(torch.hub.get_dir(), "checkpoints"), progress=is_first)

@@ -54,6 +54,8 @@ def networks(argv: Sequence[str] | None = None) -> int:
         folder = args.output or pretrained.PRETRAINED_DIR
         for network in args.networks:
             target = folder / pretrained.weights_url(network).rsplit("/", 1)[1]
+            if target.is_file() and not pretrained.is_original(target):
+                raise UserError(f"{target} {pretrained.OTHER}")
             if target.is_file():
                 print(f"{target} already exists")
             else:

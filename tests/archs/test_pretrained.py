@@ -58,6 +58,20 @@ def test_a_path_comes_first_then_the_project_s_folder_then_the_hub_s_cache(tmp_p
     assert find_weights("vgg19", "imagenet") == project / "vgg19-dcbb9e9d.pth"
 
 
+def test_other_weights_under_the_name_of_imagenet_s_are_told(
+    server: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vision#353: also in a trial, which shows no warnings."""
+    monkeypatch.setattr(get_root_logger(), "propagate", True)
+    caplog.set_level("ERROR", "basicsr")
+    path = find_weights("resnet18", "imagenet")
+    assert find_weights("resnet18", "imagenet") == path
+    assert not caplog.messages
+    path.write_bytes(b"of another network")
+    assert find_weights("resnet18", "imagenet") == path
+    assert f"{path} has other weights than torchvision's file of this name" in caplog.text
+
+
 def test_missing_weights_are_downloaded_into_the_cache_and_verified(server: Path, tmp_path: Path) -> None:
     path = find_weights("resnet18", "imagenet")
     assert path == tmp_path / "torch_home/hub/checkpoints" / server.name
@@ -77,6 +91,8 @@ def test_the_command_downloads_and_verifies_once(
     server.write_bytes(b"not these weights")
     assert download_pretrained_models.main(["resnet18"]) == 0
     assert "already exists" in capsys.readouterr().out
+    Path("experiments/pretrained_models", server.name).write_bytes(server.read_bytes())
+    assert "has other weights than torchvision's" in refused(download_pretrained_models.main, ["resnet18"])
     assert server.name in refused(download_pretrained_models.main, ["resnet18", "--output", "other"])
     assert "vgg99" in refused(download_pretrained_models.main, ["vgg99"])
 
