@@ -32,9 +32,9 @@ def find_models(paths: Sequence[Path]) -> dict[str, Path]:
     files: list[Path] = []
     for path in paths:
         inside = sorted(path.iterdir()) if path.is_dir() else []
-        files += [file for file in inside if file.suffix in MODEL_SUFFIXES and not file.name.startswith("net_d_")]
-        files += [] if path.is_dir() else [path]
-    if missing := [str(file) for file in files if not file.is_file()]:
+        inside = [file for file in inside if file.suffix.lower() in MODEL_SUFFIXES]
+        files += [file for file in inside if not file.name.startswith("net_d_")] if path.is_dir() else [path]
+    if missing := [str(file) for file in files if file in paths and not file.is_file()]:
         raise UserError(f"--model_path: no such file: {', '.join(missing)}")
     if not files:
         raise UserError(f"--model_path: no {', '.join(MODEL_SUFFIXES)} in {', '.join(map(str, paths))}: name a file")

@@ -377,6 +377,15 @@ def test_a_wrong_model_is_refused_at_the_start(page: Page, capsys: pytest.Captur
     page.open([])  # all were found in a folder
     assert list(page.models) == ["m", "gan"]
     assert "left out: model wrong.pth" in capsys.readouterr().out
+    # stable-diffusion-webui#14179: a link to a disk that is not mounted ended the page, capitals hid a model.
+    folder = Path("models")
+    folder.mkdir()
+    page.models["m"].rename(folder / "M.PTH")
+    (folder / "gone.pth").symlink_to("nowhere")
+    page.models = find_models([folder])
+    page.open([folder])
+    assert list(page.models) == ["M.PTH"]
+    assert "left out: model models/gone.pth: no such file" in capsys.readouterr().out
 
 
 def test_a_taken_port_gives_the_next_one() -> None:

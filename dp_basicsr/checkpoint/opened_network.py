@@ -40,4 +40,6 @@ class OpenedNetwork:
 
 def is_converted(path: Path) -> bool:
     """Return whether a model is ONNX or ncnn; a ``.bin`` may also be weights for torch (``pytorch_model.bin``)."""
-    return path.suffix in (".onnx", ".param") or (path.suffix == ".bin" and path.with_suffix(".param").is_file())
+    return path.suffix.lower() in (".onnx", ".param") or (
+        path.suffix == ".bin" and path.with_suffix(".param").is_file()
+    )

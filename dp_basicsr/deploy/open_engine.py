@@ -102,11 +102,12 @@ def open_engine(
 
 def _open_file(path: Path, engine: EngineName, device: str, precision: PrecisionChoice, warn: Warn) -> Engine:
     """Open an ONNX or ncnn file."""
-    if engine != "auto" and (engine, path.suffix) != ("onnxruntime", ".onnx"):
+    suffix = path.suffix.lower()
+    if engine != "auto" and (engine, suffix) != ("onnxruntime", ".onnx"):
         raise UserError(f"--engine {engine}: ONNX and ncnn files run in their own engine; give .pth or .safetensors")
     if precision not in ("fp32", "auto"):
         raise UserError(f"--precision {precision}: ONNX and ncnn files run in the precision that they were exported in")
-    kind = next(record.engine for record in EXPORTS.values() if record.engine and path.suffix in record.suffixes)
+    kind = next(record.engine for record in EXPORTS.values() if record.engine and suffix in record.suffixes)
     return kind.load()(None, device, "fp32", warn, path)  # type: ignore[no-any-return]
 
 

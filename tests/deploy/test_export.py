@@ -285,7 +285,7 @@ def test_weights_beside_an_onnx_file_are_read_or_named(capfd: pytest.CaptureFixt
 def test_onnx_files_of_a_fixed_size_or_batch_upscale_any_image(shape: list[int | str]) -> None:
     """The image is cut and padded to what the file takes; nearest neighbour x2 shows that nothing is lost."""
     path = onnx_file(shape, "Resize", ["x", "", "scales"], mode="nearest", nearest_mode="floor",
-                     coordinate_transformation_mode="asymmetric")  # fmt: skip
+                     coordinate_transformation_mode="asymmetric").rename("fixed.ONNX")  # fmt: skip
     pixels = noise(9, 37, 3)
     engine = open_engine([path])
     assert (engine.network.scale, engine.network.channels) == (2, 3 if 3 in shape else 1)
