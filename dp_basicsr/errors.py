@@ -217,6 +217,8 @@ def message_for_user(error: BaseException) -> str | None:
             f"a network has parameters that a step does not use ({names}), for which several processes wait: "
             "set find_unused_parameters: true, or take them out"
         )
+    if isinstance(error, ValueError) and "more than 1 value per channel when training" in str(error):
+        return f"{error}: batch-norm needs a larger batch_size_per_gpu, or a smaller grad_accumulation"
     if isinstance(error, KeyError) and str(error.args[0]).endswith("' registry!"):  # BasicSR's, of a foreign class
         return f"{error.args[0]} --import MODULE adds another package's"
     if isinstance(error, OSError) and error.filename is not None:

@@ -55,6 +55,7 @@ def test_the_limit_of_open_files_is_one_message(error: Exception, refused: Calla
             ),
             r"\(a\.bias, b\.weight\).*find_unused_parameters: true",
         ),  # open-mmlab/mmagic#419
+        (ValueError("Expected more than 1 value per channel when training, got"), "a larger batch_size_per_gpu"),
     ],
 )
 def test_what_a_machine_or_torch_refuses_is_one_message(

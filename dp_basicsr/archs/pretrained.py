@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ RANDOM_SEED = 0
 
 OTHER = "has other weights than torchvision's file of this name: delete it, to download it again"
 
-_absent: list[str] | None = None  # in a trial, the networks that got random weights
+_absent: list[str] | None = None  # in a trial, what is missing
 
 
 def weights_url(network: str) -> str:
@@ -114,16 +113,15 @@ def use_our_weights() -> None:
 
 @contextlib.contextmanager
 def without_downloads() -> Iterator[list[str]]:
-    """Let networks have random weights where theirs are missing, for a trial; yield the networks' names.
+    """Let networks have random weights where theirs are missing, for a trial; yield what is missing.
 
     Metrics of other libraries, which download theirs by torch.hub, are not available meanwhile.
     """
     global _absent
-    _absent, download = [], torch.hub.download_url_to_file
+    _absent, download = (missing := []), torch.hub.download_url_to_file
 
     def refuse(url: str, *_: object, **__: object) -> None:
-        # Torch has already announced it.
-        print("... but not now: a trial downloads nothing", file=sys.stderr)
+        missing.append(f"weights {url.rsplit('/', 1)[1]}")
         raise OSError(f"a trial does not download {url}")
 
     torch.hub.download_url_to_file = refuse
@@ -138,8 +136,8 @@ def or_random(network: str, source: str) -> str:
     # timm has a cache of its own, in which a download is not repeated.
     if _absent is None or source != "imagenet" or ("/" not in network and local_weights(network, source)):
         return source
-    if network not in _absent:
-        _absent.append(network)
+    if (weights := f"ImageNet weights of {network}") not in _absent:
+        _absent.append(weights)
     return "random"
 
 

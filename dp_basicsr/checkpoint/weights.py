@@ -138,7 +138,7 @@ def read_weights(
 def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
     """Return a file's content, what it says about itself, and why objects in it are left out; refuse impostors."""
     if not path.is_file():
-        raise UserError(f"model {path}: {'expected a file' if path.exists() else 'no such file'}")
+        raise UserError(f"model {path}: {'expected a file, not its folder' if path.exists() else 'no such file'}")
     if is_converted(path):
         raise UserError(
             f"model {path}: ONNX and ncnn files cannot be trained, interpolated or exported again: give the .pth or "
@@ -184,8 +184,8 @@ def refuse_other_texts(path: Path, start: bytes) -> None:
     if text.startswith((b"<", b"{")):
         said = " ".join(text.decode(errors="replace").split())
         raise UserError(
-            f"model {path} is a web page or a server's message ({said}), not weights: download the file itself "
-            "(the raw link)"
+            f"model {path} is a web page, a server's message or settings ({said}), not weights: download the file "
+            "itself (the raw link)"
         )
 
 

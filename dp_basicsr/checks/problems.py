@@ -104,8 +104,10 @@ def path_text(path: Path) -> str:
 
 
 def nearest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known name most similar to ``name``, if any."""
-    return next(iter(difflib.get_close_matches(str(name)[:LONGEST], list(known), n=1, cutoff=cutoff)), None)
+    """Return the known name most similar to ``name``, if any: first the one that differs in capitals alone."""
+    names = list(known)
+    close = difflib.get_close_matches(str(name)[:LONGEST], names, n=1, cutoff=cutoff)
+    return next((text for text in names if text.lower() == str(name).lower()), next(iter(close), None))
 
 
 def hint(name: Any, known: Iterable[str]) -> str:

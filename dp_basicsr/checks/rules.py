@@ -274,7 +274,8 @@ def _batch(opt: View) -> Iterator[Rule]:
     # A share of it is known where the number of processes is, in `data/stream.py`.
     batch = batch if opt.raw(*TRAIN_SET, "batch_size_total") is None else None
     too_many = batch is not None and parts is not None and parts > batch
-    yield ("train", "grad_accumulation"), too_many, f"expected up to batch_size_per_gpu ({batch}), got {parts}"
+    text = f"expected up to batch_size_per_gpu ({batch}), which it splits, got {parts}"
+    yield ("train", "grad_accumulation"), too_many, text
     lacks_gpu = opt.valid(*TRAIN_SET, "prefetch_mode") == "cuda" and not torch.cuda.is_available()
     text = "expected ~ or cpu, because there is no GPU here; got cuda"
     yield (*TRAIN_SET, "prefetch_mode"), lacks_gpu, text

@@ -66,7 +66,7 @@ def check(run: RunOptions) -> None:
     finally:
         logger.setLevel(before)
     if run.rank == 0:
-        downloads = [f"the ImageNet weights of {name} are missing: the run will download them first" for name in absent]
+        downloads = [f"the {name} are missing: the run will download them first" for name in absent]
         ended = point.nothing_left(run.options.training.total_iter) if point else ""
         notes = (*downloads, *partly_loaded, *run.notes, *scarce_shared_memory(run, batch), *filter(None, [ended]))
         lines = [summary(run, batch, source, loaded, seconds, losses), *(f"  note:   {note}" for note in notes)]

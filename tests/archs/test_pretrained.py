@@ -31,7 +31,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     file = folder / f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     file.write_bytes(content)
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=[0.01], daemon=True).start()
     url = f"http://127.0.0.1:{httpd.server_port}/{file.name}"
     monkeypatch.setattr(pretrained, "weights_url", lambda network: url)
     yield file
@@ -100,8 +100,12 @@ def test_the_command_downloads_and_verifies_once(
 def test_a_trial_lets_no_library_download(tmp_path: Path) -> None:
     """Metrics of piq and torchmetrics fetch their weights by torch.hub, also in ``--check``."""
     url = "https://localhost/net.pth"
-    with without_downloads(), pytest.raises(OSError, match="a trial does not download https://localhost/net.pth"):
+    with (
+        without_downloads() as missing,
+        pytest.raises(OSError, match="a trial does not download https://localhost/net.pth"),
+    ):
         torch.hub.load_state_dict_from_url(url, str(tmp_path))
+    assert missing == ["weights net.pth"], "--check names what the run will download"
     with pytest.raises(URLError):
         torch.hub.load_state_dict_from_url(url, str(tmp_path))
 

@@ -314,8 +314,8 @@ def test_an_archive_with_the_file_in_it_is_named() -> None:
         ({"a.weight": torch.ones(2, 2), "a.weight_scale": torch.tensor(0.1)}, "has quantised weights.*in fp16 or fp32"),
         ({"a.weight": torch.ones(2, 2, dtype=torch.int8)}, "has quantised weights.*in fp16 or fp32"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
-        (b'\n<?xml version="1.0"?><Error><Code>AccessDenied', "is a web page or a server's message .*AccessDenied"),
-        (b'{"message": "Not Found"}', 'is a web page or a server\'s message \\({"message": "Not Found"}\\)'),
+        (b'\n<?xml version="1.0"?><Error><Code>AccessDenied', "is a web page, .* message or settings .*AccessDenied"),
+        (b'{"message": "Not Found"}', 'is a web page, a server\'s message or settings \\({"message": "Not Found"}\\)'),
         (b"PK\3\4 cut off", "is damaged or not a checkpoint"),
         (b"\x1f\x8b\x08 of a download", "is compressed .gzip.: unpack it"),
         (b"7z\xbc\xaf\x27\x1c of a download", "is compressed .7-Zip.: unpack it"),
@@ -325,6 +325,8 @@ def test_an_archive_with_the_file_in_it_is_named() -> None:
 )
 def test_what_is_no_network_is_told_apart(content: object, message: str) -> None:
     path = Path("net.pth")
+    with pytest.raises(UserError, match="expected a file, not its folder"):  # ComfyUI#997
+        load_network([Path()])
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:

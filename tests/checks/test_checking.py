@@ -121,6 +121,7 @@ def test_every_misspelt_key_is_named() -> None:
         ("path:x_anything=a", "path:x_anything: .*there are: pretrain_network_g"),
         ("train:use_shuffle=true", "train:use_shuffle: expected a known key"),
         ("train:fft_opt={type: FFTLoss}", "train:fft_opt: .* one of its extra_terms"),
+        ("datasets:train:dataroot_GT=a", "datasets:train:dataroot_GT: .*did you mean dataroot_gt"),  # mmagic#60
         ("trian:total_iter=3", "trian: expected a known key, .*did you mean train"),
         ("train:perceptual_opt:layer_weights={conv5_4: 1}", "expected vgg_layer_weights with the same layers"),
         ("train:perceptual_opt:perceptual_weight=0.1", "expected loss_weight, got a key of PerceptualLoss"),
@@ -218,7 +219,7 @@ def test_every_misspelt_key_is_named() -> None:
         ("datasets:train:batch_size_per_gpu=~", "batch_size_per_gpu: expected a value, which training needs"),
         ("datasets:train:num_worker_per_gpu=0 and datasets:train:prefetch_mode=cpu",
          "datasets:train:num_worker_per_gpu: expected 1 or more with prefetch_mode: cpu"),
-        ("train:grad_accumulation=32", "grad_accumulation: expected up to batch_size_per_gpu .16., got 32"),
+        ("train:grad_accumulation=32", "grad_accumulation: expected up to batch_size_per_gpu .16., which it splits"),
         ("train:ldl_opt={type: LDLLoss}", "train:ema_decay: expected a number > 0 for ldl_opt.*got 0"),
         ("logger={print_freq: 1, save_checkpoint_freq: 1, wandb: {project: a}}", "use_tb_logger: expected true"),
         ("model_type=SRGANDPModel", "train:gan_opt:sync_mean: expected none: SRGANDPModel's loss does not support it"),
