@@ -54,12 +54,12 @@ def networks(argv: Sequence[str] | None = None) -> int:
         folder = args.output or pretrained.PRETRAINED_DIR
         for network in args.networks:
             target = folder / pretrained.weights_url(network).rsplit("/", 1)[1]
-            if target.is_file() and not pretrained.is_original(target):
-                raise UserError(f"{target} {pretrained.OTHER}")
-            if target.is_file():
+            if not target.is_file():
+                print(f"wrote {pretrained.download_weights(network, folder)}")
+            elif pretrained.is_original(target):
                 print(f"{target} already exists")
             else:
-                print(f"wrote {pretrained.download_weights(network, folder)}")
+                raise UserError(f"{target} {pretrained.OTHER}")
     return 0
 
 
