@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -220,7 +220,7 @@ class IterationLog:
         self.line = MessageLogger(run.as_dict(), start_iter + 1, tb_logger)
         # BasicSR's ETA is off by one and would end below zero.
         self.line.max_iters = run.options.training.total_iter + 1
-        self.past: dict[str, list[float]] = defaultdict(list)
+        self.past: dict[str, deque[float]] = defaultdict(partial(deque, maxlen=1000))
 
     def __call__(self, epoch: int, iteration: int, rates: list[float], figures: dict[str, float]) -> None:
         """Log one iteration; ``figures`` are BasicSR's ``time`` and ``data_time``, others, and the losses."""
@@ -228,14 +228,14 @@ class IterationLog:
             return
         shown = {name: f"{figures[name]:.3g}" for name in BAR_LOSSES if name in figures}
         for loss in ("l_pix", "l_g_pix", "l_g_percep"):  # those that no GAN raises
-            past = self.past[loss]
-            past.append(figures.get(loss, 0.0))
+            past, value = self.past[loss], figures.get(loss, 0.0)
             # When it gets there, not at each line from then on; the step names what is infinite.
-            if math.inf > past[-1] > (limit := DIVERGED * median(past)) >= past[-2:][0] > 0:
+            if past and math.inf > value > (limit := DIVERGED * median(past)) >= past[-1] > 0:
                 get_root_logger().warning(
-                    f"{loss} is {DIVERGED * past[-1] / limit:.3g} times its median so far: the training diverges; "
+                    f"{loss} is {DIVERGED * value / limit:.3g} times its median so far: the training diverges; "
                     "resume from an earlier checkpoint, with a lower learning rate or loss weight"
                 )
+            past.append(value)
         # Not drawn here: the next update draws the bar anyway.
         self.bar.set_postfix({"data": f"{figures['data_time'] / figures['time']:.0%}", **shown}, refresh=False)
         name, total = self.run.options.name, self.run.options.training.total_iter
