@@ -175,8 +175,8 @@ def _two_or_three(weights: Weights, scale: int | None) -> int:
 
 def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.Module]:
     """Return the network that spandrel recognises; ``looks`` is the reason why it may know none."""
-    # It takes 0.2 s, and the project's own networks do not need it.
-    from spandrel import MAIN_REGISTRY, ImageModelDescriptor, UnsupportedModelError
+    # It takes 0.2 s, and the project's own networks do not need it. Before 0.3 it has no Architecture, only its name.
+    from spandrel import MAIN_REGISTRY, Architecture, ImageModelDescriptor, UnsupportedModelError  # noqa: F401
 
     model, state = f"model {weights.path}", weights.state
     largest = max((int(number) for key in state for number in re.findall(r"\.(\d+)(?=\.)", key)), default=0)

@@ -15,7 +15,7 @@ from typing import Any
 from dp_basicsr.archs.open_network import load_network, open_network
 from dp_basicsr.checkpoint.weights import read_weights
 from dp_basicsr.deploy.export import export_network
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, message_for_user
 
 import pytest
 import torch
@@ -171,6 +171,15 @@ def test_the_package_of_networks_with_other_licences_is_used_if_it_is_there(monk
         with pytest.raises(UserError, match=message):
             load_network([Path("net.pth")])
     assert set(added) == {True}
+
+
+def test_a_spandrel_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """spandrel#203: before 0.3 an architecture was text, whose ``name`` was a traceback."""
+    torch.save({"block.weight": torch.zeros(3, 3)}, "net.pth")
+    monkeypatch.delattr("spandrel.Architecture")
+    with pytest.raises(ImportError) as raised:
+        load_network([Path("net.pth")])
+    assert str(message_for_user(raised.value)).endswith(": pip install --upgrade --force-reinstall spandrel")
 
 
 def test_a_scale_that_contradicts_the_weights_is_refused() -> None:
