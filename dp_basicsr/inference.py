@@ -72,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with data_command():
         if not 1 <= args.quality <= 100 or (args.outscale is not None and not 0 < args.outscale <= 64):
             raise UserError("expected --quality from 1 to 100 and --outscale above 0 and up to 64")
-        jobs, left_out = find_jobs(args.input, args.output, recursive=args.recursive, suffix=args.suffix, ext=args.ext)
+        jobs, left_out = find_jobs(
+            args.input, args.output, recursive=args.recursive, suffix=args.suffix, ext=args.ext,
+            overwrite=args.overwrite
+        )  # fmt: skip
         todo = [job for job in jobs if args.overwrite or not os.path.exists(job.target)]
         refuse_unwritable(todo)
         require_paths(args.model_path, "model")

@@ -90,6 +90,16 @@ def test_a_folder_is_mirrored() -> None:
     assert files("globbed") == ["a.png", "b.png", "in/c.png", "in/deep/d.png"]
 
 
+def test_results_among_the_inputs_are_no_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+    """upscayl#585: a batch in its own folder was refused at its second start."""
+    for number in (2, 0):
+        assert run("-o", "photos", "--suffix", "_x4") == 0
+        assert f"wrote {number} of 2 images to photos, " in capsys.readouterr().out
+    assert run("-o", "photos", "--suffix", "_x4", "--overwrite") == 2, "one of them may be an original"
+    assert {"a.png", "a_x4.png", "b_x4.jpg"} < set(files("photos"))
+    assert "a_x4_x4.png" not in files("photos")
+
+
 def test_several_inputs_are_one_list(capsys: pytest.CaptureFixture[str]) -> None:
     """As a shell expands ``photos/*``; what is named twice is upscaled once."""
     assert run("-i", "photos/a.png", "photos/in", PHOTOS) == 0

@@ -27,8 +27,9 @@ class UpscaleJob:
 
 
 def find_jobs(
-    sources: Sequence[str], output: Path, *, recursive: bool = False, suffix: str = "", ext: str = "auto"
-) -> tuple[list[UpscaleJob], list[Path]]:
+    sources: Sequence[str], output: Path, *, recursive: bool = False, suffix: str = "", ext: str = "auto",
+    overwrite: bool = False
+) -> tuple[list[UpscaleJob], list[Path]]:  # fmt: skip
     """List the images behind ``sources``, each once, and the files that mirror them below ``output``.
 
     Args:
@@ -36,6 +37,7 @@ def find_jobs(
         output: A folder; for a single image also the file to write.
         recursive: Include the subfolders of a folder.
         suffix: Inserted between name and extension.
+        overwrite: Results that are there are to be replaced. Otherwise those among the inputs are left out.
         ext: ``auto`` keeps the extension (PNG for formats that are only read); otherwise one of ``FORMATS``.
 
     Returns:
@@ -77,6 +79,11 @@ def find_jobs(
         jobs += [UpscaleJob(image, output / _rename(image.relative_to(root), suffix, ext)) for image in images]
         left_out.update(others)
     jobs = list(dict.fromkeys(jobs))
+    if suffix and not overwrite:
+        made_of = {os.path.realpath(job.target): job.source for job in jobs}
+        earlier = {job for job in jobs if made_of.get(os.path.realpath(job.source), job.source) != job.source}
+        jobs = [job for job in jobs if job not in earlier]
+        left_out.update(job.source for job in earlier)
     _refuse_collisions(jobs, ext)
     return jobs, sorted(left_out)
 
