@@ -118,8 +118,7 @@ def _complete_base_model(base_model: Any) -> None:
 
     model.get_optimizer, model.model_to_device = get_optimizer, model_to_device
     model.setup_schedulers, model.update_learning_rate = setup_schedulers, update_learning_rate
-    ours = importlib.import_module("dp_basicsr.models.base").PluginModel
-    model.load_network, model.partly_loaded = ours.load_network, ours.partly_loaded
+    model.load_network = importlib.import_module("dp_basicsr.models.base").PluginModel.load_network
 
 
 # BasicSR module -> function that adds what it lacks after its import, in every program.

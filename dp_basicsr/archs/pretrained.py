@@ -188,9 +188,9 @@ def load_backbone(network: str, source: str) -> Any:
 @contextlib.contextmanager
 def random_weights(network: str) -> Iterator[None]:
     """Draw seeded weights, log that they are not the paper's, and leave the global random state as it was."""
-    logging.getLogger("basicsr").warning(
-        f"{network}: RANDOM weights (as the options ask). Its features are not ImageNet's: for trials and demos only."
-    )
+    if _absent is None:  # a trial has them in place of those that the options ask for
+        text = "RANDOM weights (as the options ask). Its features are not ImageNet's: for trials and demos only."
+        logging.getLogger("basicsr").warning(f"{network}: {text}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         yield

@@ -68,7 +68,6 @@ class PluginModel(BaseModel):
     output: Tensor
     files: Sequence[str] = ()  # files of the batch
     ramp: int | None = None  # updates of G over which its adversarial loss grows
-    partly_loaded: tuple[str, ...] = ()  # what is said of files that fit some weights only
 
     def __init__(self, opt: dict[str, Any]) -> None:
         opt = OptionFile.of(opt).as_dict()  # with our defaults, which BasicSR's own train.py does not know
@@ -181,6 +180,7 @@ class PluginModel(BaseModel):
             if 2 * len(fitting) > len(expected) and self.is_train:
                 share = f"the {len(fitting)} of {len(expected)} tensors that fit"
                 also = f"; a new run with path: {key}: false starts from {share}"
+                also += "" if part == "discriminator" else ", and network_g of type FromFile is the file's own network"
             elif self.is_train and part == "discriminator":
                 also = "; a new run with path:pretrain_network_g starts from the generator alone"
             raise UserError(f"network {load_path} does not match: {differences}; the file has {weights.holds}{also}")
@@ -194,8 +194,7 @@ class PluginModel(BaseModel):
         if differences:
             new = ", the others keep their random start" if len(fitting) < len(expected) else ""
             count = f"{len(fitting)} of {len(expected)} tensors of {type(bare).__name__}"
-            self.partly_loaded += (f"{load_path}: {count} are loaded{new}: {differences}",)
-            logger.warning(self.partly_loaded[-1])
+            logger.warning(f"{load_path}: {count} are loaded{new}: {differences}")
         bare.load_state_dict(fitting, strict=False)
 
     def feed_data(self, data: Mapping[str, Any]) -> None:

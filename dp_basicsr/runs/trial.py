@@ -8,7 +8,8 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +53,26 @@ def check(run: RunOptions) -> None:
         opt = point.options(opt)
     else:
         require_networks(opt)
-    logger = get_root_logger()
-    before = logger.level
-    # Network listings and warnings belong in a run's log.
-    logger.setLevel(logging.ERROR)
+    logger, held = get_root_logger(), BufferingHandler(sys.maxsize)
+    before, level = logger.handlers, logger.level
+    # Network listings belong in a run's log; what its start warns of is a note here.
+    logger.handlers = [held]
+    logger.setLevel(max(level, logging.WARNING))
     try:
         batch, source, loaded = first_batch(opt, missing)
         # The cost does not depend on the weights.
         with without_downloads() as absent:
-            seconds, losses, partly_loaded = try_step(run, opt, batch, point.state if point else None)
+            seconds, losses = try_step(run, opt, batch, point.state if point else None)
     except UserError as error:
         raise UserError("\n".join([*missing, str(error)])) from error
     finally:
-        logger.setLevel(before)
+        logger.handlers = before
+        logger.setLevel(level)
     if run.rank == 0:
+        warned = dict.fromkeys(record.getMessage() for record in held.buffer)
         downloads = [f"the {name} are missing: the run will download them first" for name in absent]
         ended = point.nothing_left(run.options.training.total_iter) if point else ""
-        notes = (*downloads, *partly_loaded, *run.notes, *scarce_shared_memory(run, batch), *filter(None, [ended]))
+        notes = (*downloads, *warned, *run.notes, *scarce_shared_memory(run, batch), *filter(None, [ended]))
         lines = [summary(run, batch, source, loaded, seconds, losses), *(f"  note:   {note}" for note in notes)]
         print("\n".join(lines), flush=True)
     # After the summary, whose losses show which term is not finite.
@@ -124,14 +128,13 @@ def batch_size(opt: dict[str, Any]) -> int:
 
 def try_step(
     run: RunOptions, opt: dict[str, Any], batch: Batch, state: dict[str, Any] | None
-) -> tuple[float, dict[str, float], Sequence[str]]:
+) -> tuple[float, dict[str, float]]:
     """Build the model, train on a batch and validate a corner of each set, in memory only; a failure is a UserError.
 
     ``opt`` has the networks to start from, ``state`` is what the run resumes from, if it does.
 
     Returns:
-        Median seconds of three steps after the first, which also allocates memory and selects kernels; last losses;
-        what is said of weights that fit in part.
+        Median seconds of three steps after the first, which also allocates memory and selects kernels; last losses.
     """
     train = run.options.training
     # The first one that also updates the generator, which costs the most.
@@ -153,7 +156,7 @@ def try_step(
             seconds.append(time.perf_counter() - start)
         losses = current_losses(model)
         try_validation(opt, model)
-    return statistics.median(seconds[1:]), losses, getattr(model, "partly_loaded", ())
+    return statistics.median(seconds[1:]), losses
 
 
 class FirstCorner(Dataset):

@@ -52,11 +52,16 @@ def test_a_valid_run(check: Check) -> None:
     assert out[out.index("small: one step") :].count("\n") == 5
 
 
-def test_weights_that_fit_in_part_are_named(check: Check) -> None:
+def test_what_a_start_warns_of_is_noted(check: Check) -> None:
+    """Of weights that fit in part, and of an empty validation set (Real-ESRGAN#703)."""
     torch.save({"params": {"conv_first.weight": torch.zeros(8, 3, 3, 3)}}, "other.pth")
-    code, out, _ = check("path={pretrain_network_g: other.pth, strict_load_g: false}")
+    Path("empty").mkdir()
+    val = "{name: none, type: PairedImageDataset, dataroot_gt: empty, dataroot_lq: empty, io_backend: {type: disk}}"
+    path = "path={pretrain_network_g: other.pth, strict_load_g: false}"
+    code, out, _ = check(path, f"datasets:val={val}", "val={val_freq: 1, save_img: true}")
     assert code == 0
     assert re.search(r"note: +other.pth: 1 of \d+ tensors of \w+ are loaded, the others keep their random start", out)
+    assert "note:   none is skipped: no image directly in its folders" in out
 
 
 def test_the_estimate_works_without_data(check: Check) -> None:
@@ -319,7 +324,7 @@ def test_imagenet_weights_are_not_downloaded(check: Check) -> None:
     here = Path(torch.hub.get_dir(), "checkpoints", pretrained.weights_url("vgg11").rsplit("/", 1)[1])
     here.parent.mkdir(parents=True)
     torch.save(VGGFeatures(["conv2_1"], "vgg11", "random").net.state_dict(), here)
-    assert "note:" not in check(weights[0])[1]
+    assert "the run will download" not in check(weights[0])[1]
     damaged = Path("damaged.pth")
     damaged.write_bytes(here.read_bytes()[:-9])
     for file, message in (
