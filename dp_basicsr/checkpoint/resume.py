@@ -206,7 +206,7 @@ def require_networks(opt: Mapping[str, Any]) -> None:
 
 def _require_network(path: Path, what: str = "network") -> None:
     if not path.is_file():
-        raise UserError(f"{what} no such file: {path}")
+        raise UserError(f"{what} {'a folder, and not its file' if path.is_dir() else 'no such file'}: {path}")
     part: Part = "discriminator" if "network_d" in what or path.name.startswith("net_d_") else "generator"
     try:
         read_weights(path, part=part)

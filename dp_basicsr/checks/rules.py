@@ -53,6 +53,8 @@ def _general(opt: View, is_train: bool) -> Iterator[Rule]:
         yield ("network_g", key), is_other, f"expected {scale}, the scale of the data, got {factor}"
     text = "expected a section with save_img, which a test needs, got nothing: it is missing"
     yield ("val",), not is_train and opt.raw("val") is None, text
+    lacks_window = opt.raw("model_type") == "SwinIRModel" and not opt.raw("network_g", "window_size")
+    yield ("model_type",), lacks_window, "expected PSNRModel for a network_g without window_size, got SwinIRModel"
 
 
 def _sets(opt: View, phase: str) -> Iterator[Rule]:
@@ -228,6 +230,8 @@ def _patches_and_channels(opt: View) -> Iterator[Rule]:
         # Its linear layer fits one size only.
         taken = opt.valid("network_d", "type") == "VGGStyleDiscriminator" and opt.valid("network_d", "input_size")
         text = f"expected {taken}, the size that network_d needs (its input_size: 128 or 256), got {size}"
+        if taken and isinstance(scale, int) and taken % scale:
+            text += f"; {taken} is no multiple of scale ({scale}): give another network_d, such as UNetDiscriminatorSN"
         yield path, opt.is_gan and taken and size != taken, text
     if opt.valid(*TRAIN_SET, "type") not in DATASETS:
         return
@@ -309,7 +313,15 @@ def _why_missing(path: str) -> str:
 
 def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     """Find missing files and folders that a run needs; missing validation and test sets are skipped by the run."""
-    files: list[Path] = [(*TRAIN_SET, "meta_info_file"), (*TRAIN_SET, "meta_info")] if is_train else []
+
+    def missing_folders(key: str) -> dict[Path, str]:
+        roots = {("datasets", key, name): opt.valid("datasets", key, name) for name in ("dataroot_gt", "dataroot_lq")}
+        return {path: root for path, root in roots.items()
+                if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root))}  # fmt: skip
+
+    sets = [key for key in opt.valid("datasets") or () if str(key).startswith("test") != is_train]
+    there = [key for key in sets if key == "train" or not missing_folders(key)]
+    files: list[Path] = [("datasets", key, name) for key in there for name in ("meta_info_file", "meta_info")]
     # With --auto_resume the run has newer ones, and those that it began with may be gone; else its start names them.
     has_states = is_train and os.path.isdir(f"experiments/{opt.valid('name')}/training_states")
     if is_train and not has_states:
@@ -324,11 +336,6 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
             what = f"{'a folder' if os.path.isdir(file) else 'no such file'}{_why_missing(file)}{state}"
             yield Problem(path, f"expected a file, got {quote(file)}: {what}", missing=True)
 
-    def missing_folders(key: str) -> dict[Path, str]:
-        roots = {("datasets", key, name): opt.valid("datasets", key, name) for name in ("dataroot_gt", "dataroot_lq")}
-        return {path: root for path, root in roots.items()
-                if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root))}  # fmt: skip
-
     if is_train:
         for path, root in missing_folders("train").items():
             text = f"expected a folder, got {quote(root)}: no such folder{_why_missing(root)}"
@@ -337,7 +344,6 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     if opt.raw("path", "pretrain_network_g") is None and opt.raw("network_g", "type") != "FromFile":
         text = "expected a net_g_<iteration>.pth, got none: there is nothing to test"
         yield Problem(("path", "pretrain_network_g"), text, missing=True)
-    sets = [key for key in opt.valid("datasets") or () if str(key).startswith("test")]
     # One set is enough: a test skips the others.
     if all(map(missing_folders, sets)):
         roots = {opt.valid("datasets", key, "name"): next(iter(missing_folders(key).values())) for key in sets}

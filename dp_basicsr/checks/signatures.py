@@ -171,6 +171,11 @@ VALUES: Mapping[str, Mapping[str, Any]] = {
     },
     "RRDBNetDP": {"scale": Literal[tuple(UPSAMPLING)]},  # type: ignore[valid-type]
     "MSRResNet": {"upscale": Literal[2, 3, 4]},
+    # It takes any other text for an x1 network, or fails in its first step.
+    "SwinIR": {
+        "upsampler": Literal["pixelshuffle", "pixelshuffledirect", "nearest+conv", "", None],
+        "resi_connection": Literal["1conv", "3conv"],
+    },
     "VGGStyleDiscriminator": {"input_size": Literal[128, 256]},
     "GANLoss": {"gan_type": Literal["vanilla", "lsgan", "wgan", "wgan_softplus", "hinge"]},
     # `none` would not return a scalar, which backward needs.

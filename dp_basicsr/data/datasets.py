@@ -53,7 +53,7 @@ class DiskClient:
         try:
             content = Path(path).read_bytes()
         except OSError as error:
-            raise UserError(error.strerror or str(error)) from error
+            raise UserError(f"{path}: {error.strerror or error}") from error
         if str(path).lower().endswith(MAY_HAVE_SEVERAL):
             orientation_if_single(content)
         return without_remarks(content)
@@ -188,6 +188,8 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
     else:
         return
     name = f"datasets: {dataset_opt['name']}: {key} {dataset_opt[key]}"
+    if not paths:
+        raise UserError(f"{name}: expected one file name per line, got none; without the key the folder's are taken")
     missing = [path for entry in paths for path in _files_of(entry) if not os.path.isfile(path)]
     # With skip, missing files count as bad images, which are replaced while training.
     if missing and dataset_opt.get("on_bad_image") != "skip":

@@ -202,6 +202,12 @@ def test_every_misspelt_key_is_named() -> None:
         # combinations
         ("datasets:train:gt_size=126", "gt_size: expected a multiple of scale .4., got 126"),
         ("datasets:train:gt_size=256", "gt_size: expected 128, the size that network_d needs"),
+        # BasicSR#389: 128 was advised, which is no multiple of 3.
+        ("scale=3 and network_g:scale=3 and datasets:train:gt_size=201", "gt_size: .*: give another network_d"),
+        # HAT's option files, SwinIR#165: a misspelt upsampler made a network of x1.
+        ("tile={tile_size: 32}", "tile: expected a known key, .*; val: tile, a number of LQ pixels, cuts"),
+        ("network_g={type: SwinIR, upscale: 4, upsampler: pixelshuffel}", "upsampler: .*; did you mean pixelshuffle?"),
+        ("network_g={type: SwinIR, upscale: 4, resi_connection: 4conv}", "network_g:resi_connection: .*'3conv'"),
         ("network_d:input_size=192", "network_d:input_size: expected 128 or 256, got 192"),
         ("network_g:num_out_ch=1", "network_g:num_out_ch: expected 3"),
         ("scale=2", "network_g:scale: expected 2, the scale of the data, got 4"),
@@ -344,6 +350,12 @@ def test_missing_files_are_reported_with_the_other_problems() -> None:
     for words in ("dataroot_gt: ", "dataroot_lq: ", "'no.pth': no such file", "'no.state': no such file", "train:foo"):
         assert words in message
     assert message.count("dp-basicsr data extract") == 1, "how to make the data is said once"
+
+
+def test_a_model_that_pads_by_the_window_needs_one() -> None:
+    """BasicSR's; without it the first validation was a KeyError."""
+    message = refusal(["-opt", str(TRAIN), "--force_yml", "model_type=SwinIRModel"])
+    assert "model_type: expected PSNRModel for a network_g without window_size" in message
 
 
 def test_an_address_in_place_of_a_file_gets_advice() -> None:

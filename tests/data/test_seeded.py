@@ -82,6 +82,14 @@ def test_stop_names_the_file_without_a_traceback(spoilt: Path, workers: int) -> 
         take(options(spoilt, workers=workers), 0, 20)
 
 
+def test_stop_names_the_file_that_is_missing(pairs: Path) -> None:
+    """BasicSR#496: of a data set's own third folder, of which ``paths`` knows nothing."""
+    stream = TrainStream(options(pairs))
+    stream.dataset.paths = [pair | {"lq_path": "third/a.png"} for pair in stream.dataset.paths]
+    with pytest.raises(UserError, match="cannot be used: third/a.png: No such file"):
+        next(stream.batches(0))
+
+
 def test_errors_of_the_prefetch_thread_are_raised(pairs: Path) -> None:
     """BasicSR's thread (prefetch_mode: cpu) would end, and the training would wait forever."""
     for path in (pairs / "GT").iterdir():

@@ -121,11 +121,14 @@ def test_the_program_s_random_state_is_unchanged() -> None:
             {"train": {"dataroot_gt": "outer", "dataroot_lq": "outer"}},
             r"no image directly in .* are not searched; name one \(outer/inner\), list .* or unpack it",
         ),
+        # Real-ESRGAN#703: an empty list was "no image directly in" a folder that has some.
+        ({"train": {"meta_info_file": "blank.txt"}}, "meta_info_file blank.txt: expected .* per line, got none"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(pairs: Path, changes: dict[str, Any], message: str) -> None:
     shutil.copytree(pairs, Path("outer/inner"))
     Path("outer/GT.zip").touch()
+    Path("blank.txt").write_text("\n  \n")
     with pytest.raises(UserError, match=message):
         TrainStream(options(pairs, **changes))
 

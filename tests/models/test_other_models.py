@@ -89,6 +89,12 @@ def test_check_takes_a_batch_without_lq(pairs: Path, capsys: pytest.CaptureFixtu
     [
         ("datasets:train:dataroot_gt=nowhere", "dataroot_gt: expected a folder, got 'nowhere'"),
         ("datasets:train:meta_info=nowhere.txt", "meta_info: expected a file, got 'nowhere.txt': no such file"),
+        # Real-ESRGAN#588: a list of the validation set was an Errno.
+        (
+            "datasets:val={name: v, type: PairedImageDataset, dataroot_gt: pairs/GT, dataroot_lq: pairs/LRbicx4, "
+            "io_backend: {type: disk}, meta_info_file: nowhere.txt}",
+            "datasets:val:meta_info_file: expected a file, got 'nowhere.txt': no such file",
+        ),
     ],
 )
 def test_check_without_the_data_of_a_foreign_dataset_tries_no_step(

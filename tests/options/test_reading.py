@@ -65,7 +65,7 @@ def test_an_alias_is_a_copy(file: Path) -> None:
     """`val` and `test` may be one set in the file; each is completed with its own phase."""
     aliases = MINIMAL.replace("val_2:", "val_2: &set").replace("network_g:", "  test_1: *set\nnetwork_g:")
     file.write_text(aliases)
-    here = [*TEST[1:], "datasets:test_1:dataroot_gt=.", "datasets:test_1:dataroot_lq=."]
+    here = [*TEST[1:], *(f"datasets:test_1:{key}" for key in ("dataroot_gt=.", "dataroot_lq=.", "meta_info_file=~"))]
     datasets = parse_options(["-opt", str(file), "--force_yml", *here], is_train=False)["datasets"]
     assert (datasets["val_2"]["phase"], datasets["test_1"]["phase"]) == ("val", "test")
 
