@@ -118,19 +118,23 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
         measured = Measured(opt["val"].get("metrics") or {}, [loader.dataset for loader in val_loaders])
         # Before the state is restored, which includes the judge's.
         model.saver.others |= {"judge": judge, "measured": measured}
+    logger, iteration = get_root_logger(), point.state["iter"] if point else 0
     if point is not None:
-        resume(run, model, stream, point.state)
+        if (changed := restore(run, model, point.state)) is not None:
+            logger.warning(changed)
+        logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
+        for reason in resume_warnings(run.as_dict(), point.state, stream.position(iteration)):
+            logger.warning(f"Resume is not bit-exact: {reason}.")
         if ended := point.nothing_left(run.options.training.total_iter):
-            get_root_logger().warning(ended)
+            logger.warning(ended)
     if judge is not None:
         for name, metric in measured.changed():
             judge.forget(name, metric)
             if model.validator.best.get(name, {}).pop(metric, None):
-                text = "is forgotten: its images or settings have changed"
-                get_root_logger().warning(f"The best {metric} of {name} {text}.")
-    if point is None or point.state["iter"] < run.options.training.total_iter:
+                logger.warning(f"The best {metric} of {name} is forgotten: its images or settings have changed.")
+    if iteration < run.options.training.total_iter:
         on_rank_0(lambda: require_room(run, model))
-    return Training(run, model, stream, val_loaders, judge, iteration=point.state["iter"] if point else 0)
+    return Training(run, model, stream, val_loaders, judge, iteration)
 
 
 def refuse_other_patches(model: Any, opt: dict[str, Any]) -> None:
@@ -215,16 +219,6 @@ def restore(run: RunOptions, model: Any, state: dict[str, Any]) -> str | None:
             "options it was saved with (another scheduler: path:resume_schedule=options), or start a new run without "
             "--auto_resume"
         ) from error
-
-
-def resume(run: RunOptions, model: Any, stream: TrainStream, state: dict[str, Any]) -> None:
-    """Restore a training state; warn where this is not bit-exact."""
-    logger, iteration = get_root_logger(), state["iter"]
-    if (changed := restore(run, model, state)) is not None:
-        logger.warning(changed)
-    logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
-    for reason in resume_warnings(run.as_dict(), state, stream.position(iteration)):
-        logger.warning(f"Resume is not bit-exact: {reason}.")
 
 
 def keep_one_history(run: RunOptions, model: Any, point: ResumePoint) -> None:

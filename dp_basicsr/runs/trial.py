@@ -155,7 +155,11 @@ def try_step(
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
         losses = current_losses(model)
-        try_validation(opt, model)
+        if opt.get("val"):
+            loaders = evaluation_loaders(opt, "val")
+            refuse_small_images(opt, loaders)
+            for loader in loaders:
+                validate(model, DataLoader(FirstCorner(loader.dataset, opt["scale"])), 0, None, save_img=False)
     return statistics.median(seconds[1:]), losses
 
 
@@ -176,16 +180,6 @@ class FirstCorner(Dataset):
             if key in sample:
                 sample[key] = sample[key][..., : 121 * scale, : 127 * scale]
         return sample
-
-
-def try_validation(opt: dict[str, Any], model: Any) -> None:
-    """Validate a corner of the first image of each set, so that a run does not fail at its first validation."""
-    if not opt.get("val"):
-        return
-    loaders = evaluation_loaders(opt, "val")
-    refuse_small_images(opt, loaders)
-    for loader in loaders:
-        validate(model, DataLoader(FirstCorner(loader.dataset, opt["scale"])), 0, None, save_img=False)
 
 
 def summary(run: RunOptions, batch: Batch, source: str, loaded: str, seconds: float, losses: dict[str, float]) -> str:
