@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.files import markdown, write_evaluation
 from dp_basicsr.evaluation.matching import BICUBIC, Method, TestSet
 from dp_basicsr.images.files import BadImageError
-from dp_basicsr.metrics.scores import listed_metrics
-from dp_basicsr.options.metrics import DEFAULT, METRICS
+from dp_basicsr.metrics.scores import function_of
+from dp_basicsr.options.metrics import METRICS
 from dp_basicsr.utils.arguments import advise
 
 from basicsr.utils import get_root_logger
@@ -24,8 +25,15 @@ FOLDER = "evaluation"  # in results/<name>/
 
 def metrics_of(opt: dict[str, Any]) -> tuple[str, ...]:
     """Return the metrics to compute: always PSNR and SSIM on RGB and Y; the others if ``val: metrics:`` lists them."""
-    listed = listed_metrics((opt.get("val") or {}).get("metrics") or {})
-    return tuple(name for name in METRICS if name in listed or (name in DEFAULT and not METRICS[name].module))
+    wanted = {name for name, metric in METRICS.items() if metric.default and not metric.module}
+    for entry in ((opt.get("val") or {}).get("metrics") or {}).values():
+        parameters = inspect.signature(function_of(entry["type"])).parameters.values()
+        # With the function's defaults: an entry without test_y_channel is PSNR on RGB.
+        used = {parameter.name: parameter.default for parameter in parameters} | entry
+        for name, metric in METRICS.items():
+            if metric.type == entry["type"] and metric.keywords.items() <= used.items():
+                wanted.add(name)
+    return tuple(name for name in METRICS if name in wanted)
 
 
 def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Sequence[DataLoader]) -> Path | None:

@@ -95,21 +95,6 @@ def missing_metrics(metrics: tuple[str, ...]) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def listed_metrics(entries: dict[str, dict[str, Any]]) -> tuple[str, ...]:
-    """Return the keys of ``METRICS`` whose function and keywords ``val: metrics:`` lists."""
-    listed = []
-    for entry in entries.values():
-        parameters = inspect.signature(function_of(entry["type"])).parameters.values()
-        # With the function's defaults: an entry without test_y_channel is PSNR on RGB.
-        used = {parameter.name: parameter.default for parameter in parameters} | entry
-        listed += [
-            name
-            for name, metric in METRICS.items()
-            if metric.type == entry["type"] and all(used.get(key) == value for key, value in metric.keywords.items())
-        ]
-    return tuple(name for name in METRICS if name in listed)
-
-
 def drop_unavailable(opt: dict[str, Any]) -> None:
     """Remove the metrics that cannot be computed here from ``val: metrics:`` and log the reason.
 

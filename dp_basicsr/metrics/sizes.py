@@ -30,8 +30,10 @@ def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> N
         UserError: Names the first such image.
     """
     scale, metrics = opt["scale"], (opt.get("val") or {}).get("metrics") or {}
-    for dataset in (loader.dataset for loader in loaders):
-        roots = {key: str(dataset.opt.get(f"dataroot_{key}")) for key in ("lq", "gt")}  # type: ignore[attr-defined]
+    for loader in loaders:
+        dataset: Any = loader.dataset
+        prefix = f"datasets: {dataset.opt['name']}:"
+        roots = {key: str(dataset.opt.get(f"dataroot_{key}")) for key in ("lq", "gt")}
         # An LMDB's list has the shapes, (H, W, C), so that its records need not be decoded.
         shapes = {key: read_meta_info(root).shapes for key, root in roots.items() if root.endswith(".lmdb")}
         images: dict[tuple[int, ...], str] = {}  # size -> one image of it
@@ -40,8 +42,7 @@ def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> N
             pair = entry if isinstance(entry, dict) else {"lq_path": entry}
             file = pair["lq_path"]
             if saved.setdefault(Path(file).stem, file) != file and (opt.get("val") or {}).get("save_img"):
-                both = f"{saved[Path(file).stem]} and {file}"
-                raise UserError(f"datasets: {dataset.opt['name']}: {both} have one result: rename one of them")  # type: ignore[attr-defined]
+                raise UserError(f"{prefix} {saved[Path(file).stem]} and {file} have one result: rename one of them")
             # The shorter and the longer side, which EXIF's orientation does not change.
             sizes: dict[str, tuple[int, ...]] = {}
             try:
@@ -50,14 +51,12 @@ def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> N
                         sizes[key] = tuple(sorted(shapes[key][path][:2] if key in shapes else header_size(Path(path))))
             except (BadImageError, KeyError):
                 if empty := [file for file in pair.values() if os.path.isfile(file) and os.path.getsize(file) == 0]:
-                    where = f"datasets: {dataset.opt['name']}: {empty[0]}"  # type: ignore[attr-defined]
-                    raise UserError(f"{where} has no bytes: copy it again, or remove the pair") from None
+                    raise UserError(f"{prefix} {empty[0]} has no bytes: copy it again, or remove the pair") from None
                 continue
             result = tuple(scale * side for side in sizes["lq"])
             gt = sizes.get("gt", result)
             pixels, needed = (" x ".join(map(str, size)) for size in (gt, result))
-            name = pair.get("gt_path", pair["lq_path"])
-            image = f"datasets: {dataset.opt['name']}: {name}"  # type: ignore[attr-defined]
+            image = f"{prefix} {pair.get('gt_path', file)}"
             if gt[0] < result[0] or gt[1] < result[1]:
                 raise UserError(
                     f"{image} is {pixels} pixels, expected at least {needed}, {scale} x its LQ: {how_to_make_lq()}"
