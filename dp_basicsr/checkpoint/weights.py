@@ -151,9 +151,8 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
         inside = zipfile.ZipFile(path).namelist() if is_zip else []
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"model {path} cannot be read ({error})") from error
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     packed = next((name for signature, name in _PACKED.items() if start.startswith(signature)), None)
-    if b"<net name=" in text or (path.with_suffix(".xml").is_file() and not start.startswith(_TORCH)):
+    if b"<net name=" in start or (path.with_suffix(".xml").is_file() and not start.startswith(_TORCH)):
         raise UserError(f"model {path} is one of OpenVINO's two files: give the .onnx, .pth or .safetensors behind it")
     refuse_other_texts(path, start)
     if packed or (is_zip and not any(name.endswith("data.pkl") for name in inside)):  # torch's has it

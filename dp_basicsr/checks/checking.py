@@ -14,15 +14,7 @@ from typing import Any
 from dp_basicsr.checks.notes import find_notes
 from dp_basicsr.checks.problems import Path, Problem, hint, nearest, path_text, placed, registered_hint, report
 from dp_basicsr.checks.rules import find_conflicts, find_missing
-from dp_basicsr.checks.signatures import (
-    NetworkTerm,
-    TypedEntry,
-    loss_term,
-    members_of,
-    model_of,
-    takes_more,
-    typed_entries,
-)
+from dp_basicsr.checks.signatures import TERM, NetworkTerm, TypedEntry, members_of, model_of, takes_more, typed_entries
 from dp_basicsr.checks.view import View
 from dp_basicsr.errors import UserError
 from dp_basicsr.metrics.scores import function_of
@@ -32,7 +24,7 @@ from dp_basicsr.options.section import FOREIGN, Section
 from dp_basicsr.utils.optimizers import optimizers
 
 from basicsr.models.base_model import BaseModel
-from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from pydantic import ValidationError
 
 # BasicSR's models, which read the same keys as ours.
@@ -227,7 +219,7 @@ def _check_terms(entry: Any, path: Path) -> list[Problem]:
     problems: list[Problem] = []
     if not isinstance(entry, dict) or entry.get("type") != "DPLoss":
         return problems
-    terms = entry.get("extra_terms")
+    terms, loss = entry.get("extra_terms"), TypedEntry("loss", members_of(LOSS_REGISTRY), more=TERM)
     for number, term in enumerate(terms if isinstance(terms, list) else ()):
         term_path = (*path, "extra_terms", number)
         if not isinstance(term, dict):
@@ -237,7 +229,7 @@ def _check_terms(entry: Any, path: Path) -> list[Problem]:
             problems.append(Problem(term_path, f"expected `type` (a loss) or `network` (of features), got {got}"))
         elif "type" in term:
             # No view, so that the rules do not see defaults of its class in the term.
-            problems += _check_entry(loss_term(), dict(term), term_path)
+            problems += _check_entry(loss, dict(term), term_path)
         else:
             problems += _validate(NetworkTerm, term, term_path)
     return problems

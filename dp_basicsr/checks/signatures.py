@@ -115,11 +115,6 @@ def _network(value: str) -> str:
     return value
 
 
-def loss_term() -> TypedEntry:
-    """Return the classes and keys of a registered loss as a DPLoss term."""
-    return TypedEntry("loss", members_of(LOSS_REGISTRY), more=TERM)
-
-
 # A feature network as a DPLoss term.
 NetworkTerm = create_model(
     "NetworkTerm",

@@ -8,7 +8,7 @@ from dp_basicsr.checks.problems import Path
 from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.options.reading import Options
 from dp_basicsr.options.schema import OptionFile, dataset_model, section_in
-from dp_basicsr.options.section import Section
+from dp_basicsr.options.section import Section, whole
 
 from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import MODEL_REGISTRY
@@ -51,8 +51,7 @@ class View:
             model = self._model_of(path[:-1])
             field = model.model_fields.get(path[-1]) if model else None
             value = None if field is None or field.is_required() else field.get_default(call_default_factory=True)
-        # BasicSR's files write counts as floats, such as 5e3.
-        return int(value) if isinstance(value, float) and value.is_integer() else value
+        return whole(value)
 
     def _model_of(self, path: Path) -> type[Section] | None:
         """Return the model of the section at a path, if it has one."""

@@ -102,7 +102,7 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
         # BasicSR keeps the file system's order, which may differ between machines and therefore between ranks.
         dataset.paths.sort(key=str)
         # Of a list; a folder has been searched for images.
-        for path in (path for entry in dataset.paths for path in _files_of(entry)):
+        for path in (path for entry in dataset.paths for path in files_of(entry)):
             if os.path.isfile(path) and not may_be_image(str(path)):
                 raise UserError(f"{name}: expected images only, got {path}: take it off the list")
     # BasicSR makes its own client at the first sample, but only if there is none yet.
@@ -179,7 +179,7 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
         paths = [os.path.join(root, name) for name in listed_names(dataset_opt[key], Path(root))]
     elif key == "meta_info":
         # Read by BasicSR; a blank line makes the path of a folder.
-        paths = [entry for entry in dataset.paths if not any(path.endswith(os.sep) for path in _files_of(entry))]
+        paths = [entry for entry in dataset.paths if not any(path.endswith(os.sep) for path in files_of(entry))]
     elif kind == "PairedImageDataset":
         roots = Path(dataset_opt["dataroot_gt"]), Path(dataset_opt["dataroot_lq"])
         lines = listed_names(dataset_opt[key], roots[0])
@@ -190,7 +190,7 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
     name = f"datasets: {dataset_opt['name']}: {key} {dataset_opt[key]}"
     if not paths:
         raise UserError(f"{name}: expected one file name per line, got none; without the key the folder's are taken")
-    missing = [path for entry in paths for path in _files_of(entry) if not os.path.isfile(path)]
+    missing = [path for entry in paths for path in files_of(entry) if not os.path.isfile(path)]
     # With skip, missing files count as bad images, which are replaced while training.
     if missing and dataset_opt.get("on_bad_image") != "skip":
         has_gt = kind == "PairedImageDataset" and all(os.path.isfile(pair["gt_path"]) for pair in paths)
@@ -207,15 +207,15 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
     dataset.paths = paths
 
 
-def _files_of(entry: Any) -> Iterable[str]:
-    """The files of an entry of ``paths``: a path, or a mapping of paths."""
+def files_of(entry: Any) -> Iterable[str]:
+    """Return the files of an entry of a dataset's ``paths``: a path, or a mapping of paths."""
     return entry.values() if isinstance(entry, dict) else [entry]
 
 
 def fingerprint(dataset: Any, *, with_sizes: bool = False) -> int:
     """Return a checksum, below 2^31, over the names (and sizes) of a dataset's files in their order."""
     entries = getattr(dataset, "paths", None)
-    files = [str(file) for entry in (entries if isinstance(entries, list) else ()) for file in _files_of(entry)]
+    files = [str(file) for entry in (entries if isinstance(entries, list) else ()) for file in files_of(entry)]
     # Without the folders: a data set may have been moved. The records of an LMDB are no files.
     lines = [f"{os.path.basename(file)} {os.path.getsize(file) if with_sizes and os.path.isfile(file) else ''}"
              for file in files]  # fmt: skip

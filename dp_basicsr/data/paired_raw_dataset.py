@@ -84,10 +84,7 @@ class PairedRawDataset(Dataset):
         with self._readers[0].record(key) as lq_record, self._readers[1].record(key) as gt_record:
             lq, gt = view_planes(lq_record, lq_shape), view_planes(gt_record, gt_shape)
             # Gray becomes three equal planes, as when OpenCV decodes a PNG.
-            if len(lq) == 1:
-                lq = np.broadcast_to(lq, (3, *lq.shape[1:]))
-            if len(gt) == 1:
-                gt = np.broadcast_to(gt, (3, *gt.shape[1:]))
+            lq, gt = (np.broadcast_to(image, (3, *image.shape[1:])) if len(image) == 1 else image for image in (lq, gt))
             channels, height, width = lq.shape
             # A rest of the GT that is of no LQ pixel is never reached.
             if (len(gt), gt.shape[1] // scale, gt.shape[2] // scale) != (3, height, width) or channels != 3:

@@ -8,12 +8,12 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dp_basicsr.data.datasets import how_to_make_lq
+from dp_basicsr.data.datasets import files_of, how_to_make_lq
 from dp_basicsr.errors import TOO_MANY_PROCESSES, UserError, limit_reached, message_of_others
 from dp_basicsr.utils.arguments import advise
 
@@ -31,21 +31,17 @@ _MAX_CONSECUTIVE_BAD = 10  # bad replacements in a row: the cause is the disk, n
 _WORKER_PREFIX = f"{UserError.__module__}.{UserError.__qualname__}: "
 
 
-def _without_rest(crop: Callable[..., Any]) -> Callable[..., Any]:
-    """Leave out a GT's last rows and columns that are of no LQ pixel, as BasicSR does in validation alone."""
-
-    def paired_random_crop(gt: Any, lq: Any, gt_size: int, scale: int, gt_path: str | None = None) -> Any:
-        height, width = lq.shape[:2]
-        if (gt.shape[0] // scale, gt.shape[1] // scale) == (height, width):
-            gt = gt[: scale * height, : scale * width]
-        return crop(gt, lq, gt_size, scale, gt_path)
-
-    return paired_random_crop
+def _crop_without_rest(gt: Any, lq: Any, gt_size: int, scale: int, gt_path: str | None = None) -> Any:
+    """Leave out a GT's last rows and columns that are of no LQ pixel, as BasicSR does in validation alone, and crop."""
+    height, width = lq.shape[:2]
+    if (gt.shape[0] // scale, gt.shape[1] // scale) == (height, width):
+        gt = gt[: scale * height, : scale * width]
+    return transforms.paired_random_crop(gt, lq, gt_size, scale, gt_path)
 
 
 # Here, because a worker that is spawned imports this module alone of those that train.
 for module in (paired_image_dataset, realesrgan_paired_dataset):
-    module.paired_random_crop = _without_rest(transforms.paired_random_crop)
+    module.paired_random_crop = _crop_without_rest
 
 
 class SeededDataset(Dataset):
@@ -91,11 +87,9 @@ class SeededDataset(Dataset):
                 # Not a fault of the image; the cause is that of a ``DiskClient``'s error.
                 if limit := limit_reached(error) or (error.__cause__ and limit_reached(error.__cause__)):
                     raise UserError(limit) from error
-                name: Any = index
-                if hasattr(self.dataset, "paths"):
-                    # Of BasicSR's datasets: a path, or those of a pair, which are the same key in an LMDB.
-                    name = self.dataset.paths[index]
-                    name = " or ".join(dict.fromkeys(name.values())) if isinstance(name, dict) else name
+                # Of BasicSR's datasets: a path, or those of a pair, which are the same key in an LMDB.
+                entry = self.dataset.paths[index] if hasattr(self.dataset, "paths") else str(index)
+                name = " or ".join(dict.fromkeys(map(str, files_of(entry))))
                 reason = " ".join(" ".join(map(str, error.args or [error])).split())
                 # BasicSR's errors for a file that is empty or does not decode, and for a missing key.
                 if (isinstance(error, cv2.error) and "imdecode" in reason) or "NoneType" in reason:

@@ -13,6 +13,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.data.datasets import files_of
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError, describe, first_line, is_out_of_memory, message_of_others
 from dp_basicsr.images.strict import encode_png
@@ -307,7 +308,7 @@ def read_ahead(dataloader: DataLoader, indices: range) -> Iterator[tuple[int, di
                 batch = dataloader.collate_fn([sample.result()])
             except Exception as error:
                 entry = getattr(dataset, "paths", {index: index})[index]  # an attribute of BasicSR's datasets
-                files = [str(name) for name in (entry.values() if isinstance(entry, dict) else [entry])]
+                files = [str(name) for name in files_of(entry)]
                 empty = [name for name in files if os.path.isfile(name) and os.path.getsize(name) == 0]
                 reason = (
                     f"{' and '.join(empty)} has no bytes" if empty else message_of_others(error) or first_line(error)

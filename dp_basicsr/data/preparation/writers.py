@@ -145,15 +145,14 @@ class LmdbWriter(FolderWriter):
                 # Nothing reads it before commit, so one flush in close() is as safe as one per transaction.
                 # The umask decides who may write, as for other files; lmdb's own mode lets the owner alone.
                 self._env = lmdb.open(str(self.path), map_size=self.map_size, sync=False, mode=0o777)
-            is_written = False
-            while not is_written:
+            while True:
                 try:
                     with self._env.begin(write=True) as transaction:
                         for record in records:
                             if not transaction.put(record.key.encode("ascii"), record.data, overwrite=False):
                                 # Raised within the transaction, which is thereby aborted.
                                 raise UserError(f"two images have the LMDB key '{record.key}'")
-                    is_written = True
+                    break
                 except lmdb.MapFullError:
                     self._env.set_mapsize(2 * self._env.info()["map_size"])
         self._lines += [record.meta_line for record in records]
