@@ -133,15 +133,12 @@ def study_markdown(study: Study, columns: Sequence[str], cells: Cells) -> str:
         for label in study.labels:
             row = [label]
             for column in columns:
-                texts: list[list[str]] = [[], [], []]
-                for kind in kinds:
-                    record, ours = METRICS[names[kind]], cells.get((label, column), {}).get(names[kind])
-                    theirs = paper.value(label, column, kind) if paper else None
-                    texts[0].append(record.text(ours))
-                    texts[1].append(record.text(theirs))
-                    difference = None if ours is None or theirs is None else ours - theirs
-                    texts[2].append(record.text(difference, sign=True))
-                row.append("<br>".join(" / ".join(line) for line in (texts if paper else texts[:1])))
+                values = [(METRICS[names[kind]], *compared(study, cells, label, column, names[kind])) for kind in kinds]
+                texts = [" / ".join(record.text(ours) for record, ours, *_ in values)]
+                if paper:
+                    texts.append(" / ".join(record.text(theirs) for record, _, theirs, _ in values))
+                    texts.append(" / ".join(record.text(difference, sign=True) for record, *_, difference in values))
+                row.append("<br>".join(texts))
             rows.append(row)
         lines += ["", f"## {reading}", "", f"{' / '.join(kind.upper() for kind in kinds)}", ""]
         lines += table_lines(["", *columns], rows)
@@ -157,12 +154,18 @@ def study_csv(study: Study, columns: Sequence[str], cells: Cells) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "column", "metric", "smoke" if study.smoke else "ours", "paper", "difference"])
     for label, column, name in product(study.labels, columns, DEFAULT):
-        ours = cells.get((label, column), {}).get(name)
-        # The paper does not say which variant it is, so its number stands beside each.
-        theirs = study.paper.value(label, column, name.split("_")[0]) if study.paper else None
-        difference = None if ours is None or theirs is None else ours - theirs
-        writer.writerow([label, column, name, ours, theirs, difference])
+        writer.writerow([label, column, name, *compared(study, cells, label, column, name)])
     return text.getvalue()
+
+
+def compared(
+    study: Study, cells: Cells, label: str, column: str, name: str
+) -> tuple[float | None, float | None, float | None]:
+    """Return our value of a metric in a cell, the paper's, and the difference; None for those that there are not."""
+    ours = cells.get((label, column), {}).get(name)
+    # The paper does not say which variant it is, so its number stands beside each.
+    theirs = study.paper.value(label, column, name.split("_")[0]) if study.paper else None
+    return ours, theirs, None if ours is None or theirs is None else ours - theirs
 
 
 def rank_lines(study: Study, columns: Sequence[str], cells: Cells) -> list[str]:
@@ -171,10 +174,10 @@ def rank_lines(study: Study, columns: Sequence[str], cells: Cells) -> list[str]:
     lines = [f"## Rank correlation of {' and '.join(columns)}", "", f"Spearman's rho over {len(labels)} settings.", ""]
     rows = []
     for name in DEFAULT:
-        pairs = [[[cells.get((label, column), {}).get(name) for label in labels] for column in columns]]
+        both = [[compared(study, cells, label, column, name) for label in labels] for column in columns]
+        pairs = [[[ours for ours, *_ in values] for values in both]]
         if paper:
-            kind = name.split("_")[0]
-            pairs.append([[paper.value(label, column, kind) for label in labels] for column in columns])
+            pairs.append([[theirs for _, theirs, _ in values] for values in both])
         row = [METRICS[name].label]
         for first, second in pairs:
             # Where values are missing, or all are equal, no order can be compared.

@@ -221,13 +221,12 @@ class Runner:
             if code < 0:
                 how = f"{signal.Signals(-code).name} ended it (out of memory?); the same command continues it"
                 self.failed[job.name] = f"{what}: {how}, and {job.log} is its output"
-                print(f"{job.name}: {self.failed[job.name]}", file=sys.stderr, flush=True)
-                return
-            lines = job.log.read_bytes()[start:].decode(errors="replace").splitlines()
-            # Another study at the same rows writes into the file, too.
-            errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-            last = lines[errors[-1] :][:_LAST_LINES] if errors else lines[-_LAST_LINES:]
-            self.failed[job.name] = f"{what} ended with code {code}: " + "\n  ".join(last)
+            else:
+                lines = job.log.read_bytes()[start:].decode(errors="replace").splitlines()
+                # Another study at the same rows writes into the file, too.
+                errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+                last = lines[errors[-1] :][:_LAST_LINES] if errors else lines[-_LAST_LINES:]
+                self.failed[job.name] = f"{what} ended with code {code}: " + "\n  ".join(last)
             print(f"{job.name}: {self.failed[job.name]}", file=sys.stderr, flush=True)
 
 

@@ -141,7 +141,6 @@ def cut_image(path: Path, what: Extraction, compression: int = 1) -> list[list[R
     crop, hr = what.window.crop, read_image(path)
     if min(hr.shape[:2]) < crop:
         raise BadImageError(f"is {size_text(hr)}, smaller than the crop of {crop}")
-    corners = what.window.corners(hr.shape)
     lr_images = {}
     # The HR's own format first, in case a folder has several.
     suffixes = dict.fromkeys([path.suffix, *IMAGE_SUFFIXES])
@@ -154,15 +153,12 @@ def cut_image(path: Path, what: Extraction, compression: int = 1) -> list[list[R
             raise BadImageError(f"cannot be paired: its LR {lr_path} {error}") from error
         if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
             raise BadImageError(f"is {size_text(hr)}, expected {scale} times its LR {lr_path} of {size_text(lr)}")
-        # The last window of a row or column is flush with the border.
-        if any(y % scale or x % scale for y, x in corners):
-            text = f"has a window that does not start at a multiple of {scale}, as its LR {lr_path} requires"
-            raise BadImageError(text)
     records: dict[tuple[int, RecordForm], list[Record]] = {(scale, form): [] for _, scale, form in what.outputs()}
-    for index, (y, x) in enumerate(corners):
+    for index, (y, x) in enumerate(what.window.corners(hr.shape)):
         tiles = {1: hr[y : y + crop, x : x + crop]}
         for scale in what.scales:
             if scale in lr_images:
+                # Whole pixels, also of the last window: step, crop and the HR's sides are multiples of the scale.
                 tiles[scale] = lr_images[scale][y // scale : (y + crop) // scale, x // scale : (x + crop) // scale]
             else:
                 # The kernel sees a mirror image at this border; with DIV2K's own LR (above) it saw the neighbourhood.
