@@ -33,18 +33,18 @@ def resume_training(model: Any, state: dict[str, Any], train: Train, use_options
     """
     changed = list(dict.fromkeys(_differences(model, state)))
     note = ""
-    optimizers = list(zip(model.optimizers, state["optimizers"], strict=False))
-    schedulers = list(zip(model.schedulers, state["schedulers"], strict=False))
     if use_options:
-        for optimizer, saved in optimizers:
+        for optimizer, saved in zip(model.optimizers, state["optimizers"], strict=False):
             for ours, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=False):
                 theirs |= {key: ours[key] for key in (*_settings(optimizer), "lr", "initial_lr") if key in ours}
         state["schedulers"] = [deepcopy(scheduler.state_dict()) for scheduler in model.schedulers]
-    for (scheduler, saved), (end, more) in itertools.product(() if use_options else schedulers, _ENDS.items()):
-        # The rate is undefined behind it, so a run that was lengthened takes the options' values.
-        if hasattr(scheduler, end) and np.sum(saved[end]) < train.total_iter:
-            saved |= {key: getattr(scheduler, key) for key in (end, *more)}
-            note = f"; the checkpoint's {end} end before train:total_iter, so {end} are the option file's"
+    else:
+        schedulers = zip(model.schedulers, state["schedulers"], strict=False)
+        for (scheduler, saved), (end, more) in itertools.product(schedulers, _ENDS.items()):
+            # The rate is undefined behind it, so a run that was lengthened takes the options' values.
+            if hasattr(scheduler, end) and np.sum(saved[end]) < train.total_iter:
+                saved |= {key: getattr(scheduler, key) for key in (end, *more)}
+                note = f"; the checkpoint's {end} end before train:total_iter, so {end} are the option file's"
     model.resume_training(state)
     if use_options:
         with warnings.catch_warnings():
