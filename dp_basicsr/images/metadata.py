@@ -44,7 +44,7 @@ _STORAGE = {
     *range(322, 326), 338, 339, 347, *range(512, 522), 530, 532,
 }  # fmt: skip
 _LEFT_OUT = {330: "further pictures", 34377: "Photoshop's resources", 34665: "EXIF", 34853: "GPS", 37724: "layers"}
-_GEO_TAGS, _GEO_KEYS = (33550, 33922, 34264), 34735
+_GEO_TAGS, _MATRIX, _GEO_KEYS = (33550, 33922, 34264, 50844), 34264, 34735
 _FROM_CENTRES = (1025, 0, 1, 2)  # among GeoTIFF's keys: its places are those of pixels' centres, not of their corners
 _DOUBLE, _NODATA = 12, 42113  # a type of tags, and GDAL's tag
 _UNITS = {2: 1.0, 3: 2.54}  # of a density: inch, centimetre
@@ -71,6 +71,7 @@ class Metadata:
     is_lossless: bool = False  # in the format of its name it is expected to stay so
     name: str = ""  # of the file
     nodata: int | None = None  # the value of pixels without data in a TIFF of GDAL
+    first_place: float = 0.0  # from the corner of the picture to where GeoTIFF counts its pixels from
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,10 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orienta
     dropped = [name for code, name in _LEFT_OUT.items() if tags.pop(code, None)]
     icc, xml, iptc = (tags.pop(code)[3] if code in tags else None for code in (34675, 700, 33723))
     keys = page.tags.valueof(_GEO_KEYS, ())
-    # GeoTIFF's keys come in fours. Neither a turn nor places of centres is a mere scaling.
-    if orientation != 1 or _FROM_CENTRES in [keys[start : start + 4] for start in range(0, len(keys), 4)]:
-        dropped += [TIFF.TAGS[code] for code in _GEO_TAGS if tags.pop(code, None)]
+    # GeoTIFF's keys come in fours. Neither a turn nor a matrix for centres is a mere scaling.
+    is_of_centres = _FROM_CENTRES in [keys[start : start + 4] for start in range(0, len(keys), 4)]
+    left_out = _GEO_TAGS if orientation != 1 else [_MATRIX] if is_of_centres else []
+    dropped += [TIFF.TAGS[code] for code in left_out if tags.pop(code, None)]
     if _OF_PIXELS.match(page.description):
         dropped += ["ImageDescription of the old pixels"] if tags.pop(270, None) else []
     unit, shares = page.tags.valueof(296, 2), [page.tags.valueof(code, (0, 0)) for code in (282, 283)]
@@ -151,6 +153,7 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orienta
         order=page.parent.byteorder,  # type: ignore[arg-type]
         is_turned=orientation != 1, dropped=tuple(dropped), nodata=int(nodata) if nodata.isdecimal() else None,
         is_lossless=page.compression not in (6, 7),  # JPEG
+        first_place=0.5 if is_of_centres else 0.0,
     )  # fmt: skip
 
 
@@ -186,12 +189,19 @@ def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) 
     across, down = (new / old for new, old in zip(size, metadata.size, strict=True))
     if fields["pixel"]:
         fields["pixel"] = (fields["pixel"][0] * across, fields["pixel"][1] * down)
-    # For the size of a pixel, for points in the picture and on the map, and for a matrix.
-    factors = ((1 / across, 1 / down, 1), (across, down, 1, 1, 1, 1), (1 / across, 1 / down, 1, 1))
-    scales, tags, dtype = dict(zip(_GEO_TAGS, factors, strict=True)), list[Tag](), metadata.order + "f8"
+    # Factors of a pixel's size, of points in the picture and on the map, of a matrix, and of RPC's offsets and scales;
+    # and from where columns and rows count: RPC's from the first pixel's centre.
+    first, ones = metadata.first_place, (1,) * 83
+    geo = {
+        33550: ((1 / across, 1 / down, 1), (0,)), 33922: ((across, down, 1, 1, 1, 1), (first, first, 0, 0, 0, 0)),
+        _MATRIX: ((1 / across, 1 / down, 1, 1), (0,)),
+        50844: ((1, 1, down, across, 1, 1, 1, down, across, *ones), (0, 0, 0.5, 0.5, 0, 0, 0, 0, 0, *ones)),
+    }  # fmt: skip
+    tags, dtype = list[Tag](), metadata.order + "f8"
     for code, kind_of_tag, count, data, once in fields["tags"]:
-        if code in scales and kind_of_tag == _DOUBLE:
+        if code in geo and kind_of_tag == _DOUBLE:
             numbers = np.frombuffer(data, dtype)
-            data = (numbers * np.resize(scales[code], len(numbers))).astype(dtype).tobytes()
+            factors, firsts = (np.resize(row, len(numbers)) for row in geo[code])
+            data = ((numbers + firsts) * factors - firsts).astype(dtype).tobytes()
         tags.append((code, kind_of_tag, count, data, once))
     return replace(metadata, **fields | {"tags": tuple(tags)}), dropped

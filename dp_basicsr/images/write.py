@@ -127,8 +127,13 @@ def encode_picture(
 
 def _encode_tiff(channels: Pixels, has_alpha: bool, metadata: Metadata) -> bytes:
     file = io.BytesIO()
+    # tifffile takes the bytes of fractions (types 5 and 10) for twice as many.
+    whole = {kind: metadata.order + numbers for kind, numbers in ((5, "u4"), (10, "i4"))}
     tags = [
-        *metadata.tags,
+        *(
+            (code, kind, count, np.frombuffer(data, whole[kind]).tolist() if kind in whole else data, once)
+            for code, kind, count, data, once in metadata.tags
+        ),
         *((code, 7, len(data), data, True) for code, data in ((700, metadata.xmp), (33723, metadata.iptc)) if data),
     ]
     tifffile.imwrite(

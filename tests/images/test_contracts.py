@@ -551,3 +551,29 @@ def test_a_deep_avif_keeps_its_bits_or_says_so(depth: int, channels: int, monkey
     picture = read_picture(Path("in.avif"))
     assert picture.colour.dtype == np.uint8
     assert list(picture.metadata.dropped) == ([f"{depth} bits, read as 8"] if depth > 8 else [])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("is_of_centres", [False, True])
+def test_numbers_of_a_tiff_hold_for_the_larger_picture(order: Any, is_of_centres: bool) -> None:
+    """geotrellis#2061: places of corners or of centres, RPC, and fractions, which are no numbers of their own."""
+    points, rpc = (2.0, 3.0, 0.0, 500.0, 700.0, 0.0), tuple(map(float, range(1, 93)))
+    keys = (1, 1, 0, 1, 1025, 0, 1, 1 + is_of_centres)
+    tags = [
+        (33550, "d", 3, (10.0, 20.0, 0.0), True), (33922, "d", 6, points, True), (50844, "d", 92, rpc, True),
+        (34735, "H", 8, keys, True), (318, "2I", 2, (3127, 10000, 329, 1000), True), (50730, "2i", 1, (-1, 3), True),
+    ]  # fmt: skip
+    tifffile.imwrite("a.tif", np.zeros((17, 24), np.uint8), extratags=tags, metadata=None, byteorder=order)
+    said, picture = list[str](), read_picture(Path("a.tif"))
+    write_picture(replace(picture, colour=picture.colour.repeat(2, 0).repeat(3, 1)), Path("b.tif"), warn=said.append)
+    with tifffile.TiffFile("b.tif") as file:
+        value = file.pages[0].tags.valueof  # type: ignore[union-attr]
+        assert value(33550) == pytest.approx((10 / 3, 10, 0))
+        # Where the map's point lies, counted from the corner.
+        first = 0.5 * is_of_centres
+        assert [value(33922)[0] + first, value(33922)[1] + first] == [3 * (2 + first), 2 * (3 + first)]
+        # Line 3 of the old picture is its row 3.5; columns grow thrice, and rows twice.
+        assert value(50844) == (1, 2, 6.5, 13, *rpc[4:7], 16, 27, *rpc[9:])
+        assert value(318) == (3127, 10000, 329, 1000)
+        assert value(50730) == (-1, 3)
+    assert said == []
