@@ -35,6 +35,9 @@ class NcnnEngine(Engine):
             raise UserError(f"model {self.path}: no such file: {', '.join(missing)}")
         if device not in ("auto", "cpu"):
             raise UserError(f"--device {device}: ncnn files run on the CPU; give the .pth or .safetensors file")
+        if not param.read_bytes().startswith(b"7767517"):
+            way = f"exchange it with {weights.name}, or if it is of an old ncnn, export it anew"
+            raise UserError(f"model {param}: expected ncnn's text, which begins with 7767517: {way}")
         if unknown := _unknown_layers(param):
             raise UserError(f"model {param}: ncnn has no layer {', '.join(unknown)}")
         self.net = ncnn.Net()

@@ -34,6 +34,10 @@ class LPIPSLoss(nn.Module):
         self._has_seen_images = False
         self.network = build_network(net, state_of(BACKBONES[net], weights), weights)
 
+    def train(self, mode: bool = True) -> LPIPSLoss:
+        """Stay in eval mode: its dropout would make the distance random."""
+        return super().train(False)
+
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
         """Return the mean distance, 0-d, of ``x`` and ``gt``, (N, 3, H, W), RGB in [0, 1].
 

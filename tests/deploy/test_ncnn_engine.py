@@ -94,8 +94,13 @@ def test_what_cannot_be_run_is_refused() -> None:
     Path("alone.param").touch()
     with pytest.raises(UserError, match=r"no such file: alone.bin"):
         open_engine([Path("alone.param")])
-    Path("bad.param").write_bytes(b"\xff\0rubbish")
+    # Tencent/ncnn#6130: of exchanged files the message was a megabyte of weights.
+    Path("bad.param").write_bytes(b"\xff\0rubbish\n\n" * 9)
     Path("bad.bin").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="bad.param: expected ncnn's text, .*: exchange it with bad.bin") as raised:
+        open_engine([Path("bad.param")])
+    assert "rubbish" not in str(raised.value)
+    Path("bad.param").write_text("7767517\nrubbish")
     with pytest.raises(UserError, match="model bad.param: ncnn cannot read it"):
         open_engine([Path("bad.param")])
     # upscayl/upscayl#1416

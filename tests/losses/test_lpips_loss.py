@@ -37,8 +37,8 @@ def test_it_is_the_package_s_lpips(net: str, network: str, tmp_path: Path, monke
     gradients = [torch.autograd.grad(one, x)[0] for one in (value, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
     assert not any(parameter.requires_grad for parameter in loss.parameters())
-    # Images of NumPy's default type.
-    torch.testing.assert_close(loss(x.double(), gt.double()), value)
+    # Images of NumPy's default type. In a model that trains it was random (PerceptualSimilarity#72).
+    torch.testing.assert_close(torch.nn.ModuleList([loss]).train()[0](x.double(), gt.double()), value)
 
 
 @pytest.mark.parametrize(
