@@ -101,8 +101,8 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
         dropped += [f"{behind:,} bytes after the picture"] if behind else []
     return Metadata(
         size, info.get("icc_profile"), block.removeprefix(b"Exif\0\0"), info.get("xmp"),
-        # JFIF's unit 0 gives the shape of pixels, no density.
-        density if info.get("jfif_unit", 1) else None,
+        # JFIF's unit 0 gives the shape of pixels, no density; a BMP's density of 0 is none.
+        density if info.get("jfif_unit", 1) and all(density or [0]) else None,
         pixel=None if info.get("jfif_unit", 1) else _pixel(shape),
         comment=comment, iptc=iptc, chunks=tuple(info.get("chunks", ())), is_turned=orientation != 1,
         dropped=tuple(dropped),

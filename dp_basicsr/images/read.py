@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def _read(image: Image.Image, data: bytes) -> Picture:
         kinds = re.search(b"colrnclx\0(.)\0(.)", data[: data.find(b"mdat")], re.DOTALL)
         if kinds and kinds.groups() not in _USUAL_COLOURS and "icc_profile" not in image.info:
             image.info["chunks"] = [(b"cICP", b"".join(kinds.groups()) + b"\0\1")]
+    elif image.format == "BMP":
+        image.info.update(_colours_of_bmp(data))
     key = image.info.get("transparency")
     if depth < 8 and kind == 0 and key is not None and image.mode == "L":
         # Pillow scales the pixels to 8 bits, but not the transparent value.
@@ -98,6 +101,18 @@ def _read(image: Image.Image, data: bytes) -> Picture:
     array = upright(array, orientation)
     is_gray = kind in (0, 4) if depth == 16 else array.shape[2] < 3
     return _picture(array, is_gray, metadata_of(image, array.shape[1::-1], data, orientation))
+
+
+def _colours_of_bmp(data: bytes) -> dict[str, Any]:
+    """Return by ``_read``'s names what a BMP's header of version 4 or 5 says of its colours, which Pillow ignores."""
+    version, kind = data[14], data[70:74]
+    if version == 124 and kind == b"DEBM":
+        start, size = struct.unpack_from("<II", data, 126)
+        return {"icc_profile": data[14 + start :][:size]}
+    # Most programs that write kind 0 leave primaries and gamma empty.
+    is_calibrated = version in (108, 124) and kind == bytes(4) and any(data[74:122])
+    is_linked = version == 124 and kind == b"KNIL"
+    return {"rest": ["primaries and gamma"] * is_calibrated + ["link to a profile"] * is_linked}
 
 
 def _decode_by_opencv(data: bytes, dtype: type[np.unsignedinteger[Any]]) -> Pixels:

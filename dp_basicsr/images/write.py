@@ -180,7 +180,8 @@ def _encode_png(channels: Pixels, metadata: Metadata) -> bytes:
 
 
 def _encode_by_pillow(channels: Pixels, kind: str, quality: int, metadata: Metadata) -> bytes:
-    options: dict[str, Any] = {"dpi": metadata.density} if metadata.density else {}
+    # Without one Pillow writes 96 into a BMP.
+    options: dict[str, Any] = {"dpi": metadata.density or (0, 0)}
     if kind in ("JPEG", "WEBP"):
         options |= {"quality": quality, "icc_profile": metadata.icc or b"", "exif": metadata.exif or b""}
         options |= {"xmp": metadata.xmp} if metadata.xmp else {}

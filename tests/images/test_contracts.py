@@ -553,6 +553,30 @@ def test_a_deep_avif_keeps_its_bits_or_says_so(depth: int, channels: int, monkey
     assert list(picture.metadata.dropped) == ([f"{depth} bits, read as 8"] if depth > 8 else [])
 
 
+@pytest.mark.parametrize(
+    ("version", "kind", "primaries", "said"),
+    [
+        (124, b"DEBM", 0, ""), (124, b"BGRs", 0, ""), (108, b"BGRs", 0, ""), (108, bytes(4), 0, ""),
+        (108, bytes(4), 5, "primaries and gamma"), (124, b"KNIL", 0, "link to a profile"),
+    ],
+)  # fmt: skip
+def test_the_colours_of_a_bmp_keep_their_meaning(version: int, kind: bytes, primaries: int, said: str) -> None:
+    """ImageMagick#1475: Pillow ignores the profile of a BMP."""
+    header = struct.pack("<IiiHHIIiiII", version, 4, 2, 1, 24, 0, 24, 0, 0, 0, 0) + bytes(16) + kind
+    header += struct.pack("<12I", *[primaries] * 12)
+    header += struct.pack("<4I", 4, 124 + 24, len(SRGB), 0) if version == 124 else b""
+    Path("in.bmp").write_bytes(b"BM" + struct.pack("<III", 0, 0, 14 + version) + header + bytes(range(24)) + SRGB)
+    picture, words = read_picture(Path("in.bmp")), list[str]()
+    for suffix in ("png", "bmp"):
+        write_picture(picture, Path(f"out.{suffix}"), warn=words.append)
+    with Image.open("out.png") as image:
+        assert (image.info.get("icc_profile") == SRGB) == (kind == b"DEBM")
+        assert "dpi" not in image.info
+    assert Image.open("out.bmp").info["dpi"] == (0, 0), "none is made up"
+    in_bmp = ["dropped: ICC profile"] if kind == b"DEBM" else []
+    assert words == (2 * [f"dropped: {said}"] if said else in_bmp)
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("is_of_centres", [False, True])
 def test_numbers_of_a_tiff_hold_for_the_larger_picture(order: Any, is_of_centres: bool) -> None:
