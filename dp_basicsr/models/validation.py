@@ -92,7 +92,7 @@ class Validator:
         dataset: Any = dataloader.dataset
         name = dataset.opt["name"]
         metrics = usable_metrics(self.opt, bool(dataset.opt.get("dataroot_gt")))
-        unusable = sorted((self.opt["val"].get("metrics") or {}).keys() - metrics.keys())
+        unusable = (self.opt["val"].get("metrics") or {}).keys() - metrics.keys()
         if unusable and name not in self._named:
             self._named.add(name)
             name_unusable(name, unusable)

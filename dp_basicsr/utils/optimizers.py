@@ -43,8 +43,8 @@ def _below(kind: type[Optimizer]) -> Iterator[type[Optimizer]]:
 def make_optimizer(kind: type[Optimizer], weights: Any, settings: Mapping[str, Any]) -> Optimizer:
     """Return an optimizer that can step: those of the package schedulefree begin in their mode of validation."""
     optimizer: Any = kind(weights, **settings)
-    for one in switching([optimizer]):
-        one.train()
+    if switching([optimizer]):
+        optimizer.train()
     return optimizer  # type: ignore[no-any-return]
 
 

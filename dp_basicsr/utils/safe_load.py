@@ -129,17 +129,13 @@ def _reason(path: str | Path | io.BytesIO, error: Exception) -> str:
 def _first_global(path: str | Path | io.BytesIO) -> str | None:
     """Return the first class or function named in a bare pickle of another protocol, which torch.load does not read."""
     strings: list[str] = []
-    try:
-        for opcode, argument, _ in pickletools.genops(
-            path.getvalue() if isinstance(path, io.BytesIO) else Path(path).read_bytes()
-        ):
+    with contextlib.suppress(Exception):  # it is no pickle either
+        content = path.getvalue() if isinstance(path, io.BytesIO) else Path(path).read_bytes()
+        for opcode, argument, _ in pickletools.genops(content):
             if opcode.name == "GLOBAL":
                 return str(argument).replace(" ", ".")
             if opcode.name == "STACK_GLOBAL" and len(strings) > 1:
                 return f"{strings[-2]}.{strings[-1]}"
             if isinstance(argument, str):
                 strings.append(argument)
-    except Exception:
-        # It is no pickle either.
-        return None
     return None
