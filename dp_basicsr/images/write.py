@@ -19,6 +19,7 @@ from typing import Any
 
 from dp_basicsr.images.files import FORMATS, QUALITY, BadImageError
 from dp_basicsr.images.metadata import Metadata, Picture, fitted
+from dp_basicsr.images.opening import LACKING, PILLOW
 from dp_basicsr.images.png import join
 from dp_basicsr.utils.atomic_io import replacing
 from dp_basicsr.utils.pool import CGROUP
@@ -41,6 +42,8 @@ def refuse_unwritable(kind: str, width: int, height: int, alpha: Pixels | None) 
 
     An alpha that hides nothing is left out where the format has none.
     """
+    if kind in LACKING:
+        raise BadImageError(f"cannot be written as {kind}, which this Pillow was built without: {PILLOW}")
     if kind not in WITH_ALPHA and alpha is not None and (alpha < np.iinfo(alpha.dtype).max).any():
         raise BadImageError(f"has transparency, which {kind} cannot keep: give --ext png or --alpha drop")
     if max(width, height) > LONGEST_SIDE.get(kind, max(width, height)):

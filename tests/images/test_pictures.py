@@ -14,7 +14,7 @@ from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.png import join
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.strict import read_image
-from dp_basicsr.images.write import encode_picture, refuse_without_memory, write_picture
+from dp_basicsr.images.write import encode_picture, refuse_unwritable, refuse_without_memory, write_picture
 
 import cv2
 import numpy as np
@@ -215,6 +215,18 @@ def test_what_cannot_be_kept_is_refused_with_the_reason(path: str, write: Any, m
     write(path)
     with pytest.raises(BadImageError, match=message):
         read_picture(Path(path))
+
+
+def test_what_pillow_was_built_without_is_told_before_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow#2309"""
+    Image.new("RGB", (4, 4)).save("a.webp")
+    monkeypatch.setattr("dp_basicsr.images.opening.READ_FORMATS", ("PNG", "TIFF"))
+    for module in ("opening", "write"):
+        monkeypatch.setattr(f"dp_basicsr.images.{module}.LACKING", {"WEBP"})
+    with pytest.raises(BadImageError, match="is WEBP, which this Pillow was built without: `pip install"):
+        read_picture(Path("a.webp"))
+    with pytest.raises(BadImageError, match="cannot be written as WEBP, which this Pillow was built without: `pip"):
+        refuse_unwritable("WEBP", 4, 4, None)
 
 
 def test_a_bomb_is_refused_before_decoding() -> None:
