@@ -313,14 +313,12 @@ def _why_missing(path: str) -> str:
 
 def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     """Find missing files and folders that a run needs; missing validation and test sets are skipped by the run."""
-
-    def missing_folders(key: str) -> dict[Path, str]:
+    absent: dict[Any, dict[Path, str]] = {}  # set -> those of its folders that there are not
+    for key in (key for key in opt.valid("datasets") or () if str(key).startswith("test") != is_train):
         roots = {("datasets", key, name): opt.valid("datasets", key, name) for name in ("dataroot_gt", "dataroot_lq")}
-        return {path: root for path, root in roots.items()
-                if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root))}  # fmt: skip
-
-    sets = [key for key in opt.valid("datasets") or () if str(key).startswith("test") != is_train]
-    there = [key for key in sets if key == "train" or not missing_folders(key)]
+        absent[key] = {path: root for path, root in roots.items()
+                       if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root))}  # fmt: skip
+    there = [key for key in absent if key == "train" or not absent[key]]
     files: list[Path] = [("datasets", key, name) for key in there for name in ("meta_info_file", "meta_info")]
     # With --auto_resume the run has newer ones, and those that it began with may be gone; else its start names them.
     has_states = is_train and os.path.isdir(f"experiments/{opt.valid('name')}/training_states")
@@ -337,7 +335,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
             yield Problem(path, f"expected a file, got {quote(file)}: {what}", missing=True)
 
     if is_train:
-        for path, root in missing_folders("train").items():
+        for path, root in absent.get("train", {}).items():
             text = f"expected a folder, got {quote(root)}: no such folder{_why_missing(root)}"
             yield Problem(path, text, missing=True, help=how_to_get_data() if "DIV2K" in root else "")
         return
@@ -345,9 +343,9 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
         text = "expected a net_g_<iteration>.pth, got none: there is nothing to test"
         yield Problem(("path", "pretrain_network_g"), text, missing=True)
     # One set is enough: a test skips the others.
-    if all(map(missing_folders, sets)):
-        roots = {opt.valid("datasets", key, "name"): next(iter(missing_folders(key).values())) for key in sets}
-        a_file = {root: ", a file: name its folder" for root in roots.values() if os.path.isfile(root)}
-        missing = [f"{name} ({root}{a_file.get(root, '')})" for name, root in roots.items()]
+    if all(absent.values()):
+        first = {opt.valid("datasets", key, "name"): next(iter(roots.values())) for key, roots in absent.items()}
+        a_file = {root: ", a file: name its folder" for root in first.values() if os.path.isfile(root)}
+        missing = [f"{name} ({root}{a_file.get(root, '')})" for name, root in first.items()]
         text = f"expected an existing test set, got {f'none of {shorten(missing, 8)}' if missing else 'none'}"
         yield Problem(("datasets",), text, missing=True, help=how_to_get_test_sets())
