@@ -25,8 +25,8 @@ from basicsr.data import build_dataloader, build_dataset, data_util, single_imag
 from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader
 
-# Suffixes of files whose first picture alone OpenCV would take.
-MAY_HAVE_SEVERAL = (".gif", ".webp", ".tif", ".tiff")
+# Suffixes of files whose first picture alone OpenCV would take, or with other colours.
+CHECKED = (".gif", ".webp", ".tif", ".tiff", ".bmp")
 # The folder whose files a list names, of the datasets of single images.
 _LISTED = {("SingleImageDataset", "meta_info_file"): "dataroot_lq", ("RealESRGANDataset", "meta_info"): "dataroot_gt"}
 
@@ -54,7 +54,7 @@ class DiskClient:
             content = Path(path).read_bytes()
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}") from error
-        if str(path).lower().endswith(MAY_HAVE_SEVERAL):
+        if str(path).lower().endswith(CHECKED):
             orientation_if_single(content)
         return without_remarks(content)
 

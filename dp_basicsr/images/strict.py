@@ -47,6 +47,8 @@ def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.
     buffer = np.frombuffer(without_remarks(data), np.uint8)
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+        if image is not None and data.startswith(b"BM") and image.ndim == 3 and not image[..., 3:].any():
+            image = image[..., :3]  # the fourth byte is padding
         if image is not None and orientation != 1:
             # OpenCV ignores it for IMREAD_UNCHANGED, and applies it in modes that drop alpha.
             has_alpha = _without_opaque_alpha(image).shape[2:] in ((2,), (4,))
@@ -94,6 +96,8 @@ def orientation_if_single(data: bytes) -> int:
         with opened(data, MAX_PIXELS) as (image, _):
             if image.mode == "CMYK":
                 raise BadImageError("is CMYK, whose profile OpenCV ignores: convert it to RGB")
+            if image.format == "BMP" and not image.tile[0][3][0].startswith(("BGR", "P", "L", "1")):  # type: ignore[attr-defined]
+                raise BadImageError("has masks that OpenCV ignores: save it as PNG")
             return orientation_of(image)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -77,6 +78,21 @@ def test_what_is_no_intact_image_of_8_bits_is_refused(content: bytes | None, mes
         Path("a.png").write_bytes(content)
     with pytest.raises(BadImageError, match=message):
         read_image(Path("a.png"), gray=True)
+
+
+@pytest.mark.parametrize(("shifts", "is_read"), [((16, 8, 0), True), ((24, 16, 8), False), ((0, 8, 16), False)])
+def test_a_bmp_with_masks_has_its_colours_or_is_refused(shifts: tuple[int, int, int], is_read: bool) -> None:
+    """opencv#23445: it ignores them, so training saw other colours; padding counted as alpha."""
+    pixels = sum(COLOUR[::-1, :, 2 - i].astype("<u4") << shift for i, shift in enumerate(shifts)).tobytes()
+    header = struct.pack("<IiiHHIIiiII", 40, 30, 20, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+    masks = struct.pack("<3I", *(255 << shift for shift in shifts))
+    Path("a.bmp").write_bytes(b"BM" + struct.pack("<IHHI", 66 + len(pixels), 0, 0, 66) + header + masks + pixels)
+    if is_read:
+        np.testing.assert_array_equal(read_image(Path("a.bmp")), COLOUR)
+    else:
+        for read in (read_image, DiskClient().get):
+            with pytest.raises(BadImageError, match="masks that OpenCV ignores|BMP bitfields"):
+                read(Path("a.bmp"))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
