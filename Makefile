@@ -37,7 +37,7 @@ $(VENV)/.torch-done:
 		$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: Python 3.10 or newer is needed, \
 	$(PYTHON) is " + sys.version.split()[0] + "; name another: make setup PYTHON=python3.12")' && \
 		$(REMOVE_VENV) && $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install 'pip>=25' 'setuptools>=77'
+	$(BIN)/python -m pip install 'pip>=25' 'setuptools>=77,<82'
 	@index='$(TORCH_INDEX)'; \
 	if test -z "$$index" && ! command -v nvidia-smi >/dev/null && $(BIN)/python -c \
 		'import urllib.request; urllib.request.urlopen("$(CPU_INDEX)/torch/", timeout=5)' 2>/dev/null; \

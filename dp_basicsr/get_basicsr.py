@@ -48,7 +48,8 @@ def main() -> int:
         path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
         # The environment's own setuptools and torch build BasicSR; its dependencies are resolved after it is there.
         build = ["--no-build-isolation", "--no-deps", BASICSR]
-        for arguments, environment in ((["setuptools>=77"], {}), (build, {"PYTHONPATH": path}), (list(TRAIN), {})):
+        # BasicSR's tb-nightly imports pkg_resources, which setuptools 82 no longer has.
+        for arguments, environment in ((["setuptools>=77,<82"], {}), (build, {"PYTHONPATH": path}), (list(TRAIN), {})):
             code = subprocess.run([*install, *arguments], env={**os.environ, **environment}, check=False).returncode
             if code:
                 return code
