@@ -222,22 +222,31 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
     return engine
 
 
-def _convert(network: OpenedNetwork, kind: EngineKind, folder: Path) -> None:
-    """Write a converted network, after a check of its values, and what describes it: or why it cannot be converted."""
+def _write_checked(network: OpenedNetwork, kind: EngineKind, folder: Path) -> None:
     from dp_basicsr.deploy.torch_engine import difference_from_torch
 
     make, file = kind.load(), folder / kind.file
+    make.write(network, file, {})
+    # Always in fp32: in lower precision the difference would not tell a wrong conversion.
+    difference = difference_from_torch(network, make(network, path=file), PROBES)
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"it differs from torch by {difference:.1e} on a probe")
+
+
+def _convert(network: OpenedNetwork, kind: EngineKind, folder: Path) -> None:
+    """Write a converted network, after a check of its values, and what describes it: or why it cannot be converted."""
+    from torch.nn import ReLU
+
     facts = dataclasses.asdict(dataclasses.replace(network, module=None))
     folder.mkdir()
     try:
-        make.write(network, file, {})
-        # Always in fp32: in lower precision the difference would not tell a wrong conversion.
-        difference = difference_from_torch(network, make(network, path=file), PROBES)
-        if not difference <= TOLERANCE:
-            raise RuntimeError(f"it differs from torch by {difference:.1e} on a probe")
+        _write_checked(network, kind, folder)
     except Exception as error:
         if isinstance(error, _PASSING) or is_out_of_memory(error):
             raise
+        with contextlib.suppress(OSError), tempfile.TemporaryDirectory() as other:
+            # An engine that cannot run one layer is at fault itself, which its installation may mend.
+            _write_checked(OpenedNetwork("", "", 1, "", module=ReLU()), kind, Path(other))
         # Remembered, because the attempt may take longer than the images.
         shutil.rmtree(folder)
         folder.mkdir()
