@@ -28,6 +28,13 @@ from basicsr.models.realesrgan_model import RealESRGANModel
 
 TRAIN_SET: Path = ("datasets", "train")
 PERCEPTUAL: Path = ("train", "perceptual_opt")
+_RESIZES = ["up", "down", "keep"]
+_KERNELS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
+# Between what Real-ESRGAN draws; a side of 400 pixels must keep one.
+_RANGES = {
+    "blur_sigma": (0.01, 100), "betag_range": (0, 100), "betap_range": (0, 100), "resize_range": (0.01, 100),
+    "noise_range": (0, 255), "poisson_scale_range": (0, 100), "jpeg_range": (1, 100),
+}  # fmt: skip
 
 
 def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> Iterator[Problem]:
@@ -36,7 +43,7 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
     rules = [_general(opt, is_train), _sets(opt, "val" if is_train else "test"), _feature_layers(opt), _dp_loss(opt)]
     rules += [_schedule(opt, cut_short="train:total_iter" in overridden), _validation(opt), _keys_of_the_model(opt)]
     if is_train:
-        rules += [_needed_to_train(opt), _patches_and_channels(opt), _losses(opt), _batch(opt)]
+        rules += [_needed_to_train(opt), _patches_and_channels(opt), _losses(opt), _batch(opt), _degradations(opt)]
     return problems_of(itertools.chain(*rules))
 
 
@@ -294,6 +301,30 @@ def _batch(opt: View) -> Iterator[Rule]:
     patch, is_theirs = opt.raw("gt_size"), opt.valid(*TRAIN_SET, "type") == "RealESRGANDataset"
     text = f"expected up to 400, the side of RealESRGANDataset's images, got {patch}"
     yield ("gt_size",), is_theirs and isinstance(patch, int) and patch > 400, text
+
+
+def _degradations(opt: View) -> Iterator[Rule]:
+    """Real-ESRGAN's lists and ranges must be usable: it draws from them, so a few samples would not show it."""
+    if not hasattr(opt.model, "_dequeue_and_enqueue") or opt.raw("high_order_degradation") is False:
+        return
+    for end in ("", "2"):
+        kinds = opt.raw(*TRAIN_SET, f"kernel_list{end}")
+        are_known = isinstance(kinds, list) and all(kind in _KERNELS for kind in kinds)
+        text = f"expected a list of {', '.join(_KERNELS)}, got {quote(kinds)}"
+        yield (*TRAIN_SET, f"kernel_list{end}"), not (kinds is None or are_known), text
+        shares = {(*TRAIN_SET, f"kernel_prob{end}"): kinds if are_known else [], (f"resize_prob{end}",): _RESIZES}
+        for path, names in shares.items():
+            given = opt.raw(*path)
+            is_other = isinstance(given, list) and names and len(given) != len(names)
+            yield path, is_other, f"expected {len(names)} numbers, of {', '.join(names)}; got {quote(given)}"
+        for key, (least, most) in _RANGES.items():
+            # What the data set draws from must rise.
+            path, step = ((*TRAIN_SET, key + end), 1e-9) if key.startswith("b") else ((key + end,), 0)
+            given = opt.raw(*path)
+            are_two = isinstance(given, list) and [isinstance(side, (int, float)) for side in given] == [True, True]
+            fits = are_two and least <= given[0] <= given[1] - step <= most
+            text = f"expected [low, high] within {least} to {most}, got {quote(given)}"
+            yield path, given is not None and not fits, text
 
 
 def _why_missing(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shlex
 from copy import deepcopy
@@ -25,7 +26,7 @@ from basicsr.losses.basic_loss import PerceptualLoss
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
-from tests.support.options import parse_options
+from tests.support.options import REAL_ESRGAN_KERNELS, parse_options
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 TRAIN = OPTIONS / "train_esrgan_dp.yml"
@@ -491,6 +492,27 @@ def test_the_overrides_for_x3_are_valid() -> None:
     text = (OPTIONS.parent / "docs/training.md").read_text(encoding="utf-8")
     entries = shlex.split(text.partition("--force_yml scale=3")[2].partition("```")[0].replace("\\\n", " "))
     assert problems("scale=3", *entries) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("datasets:train:kernel_list=[iso, round]", "expected a list of iso, aniso, generalized_iso"),
+        ("datasets:train:kernel_prob2=[0.5, 0.5]", "expected 3 numbers, of iso, aniso, plateau_iso; got [0.5, 0.5]"),
+        ("resize_prob=[0.2, 0.8]", "expected 3 numbers, of up, down, keep; got [0.2, 0.8]"),
+        ("datasets:train:blur_sigma=[1, 1]", "expected [low, high] within 0.01 to 100, got [1, 1]"),
+        ("jpeg_range=[0, 120]", "expected [low, high] within 1 to 100, got [0, 120]"),
+        ("noise_range2=[30, 1]", "expected [low, high] within 0 to 255, got [30, 1]"),
+        ("noise_range2=[30, 30]", ""),
+    ],
+)
+def test_a_degradation_that_cannot_be_drawn_is_named(entry: str, expected: str) -> None:
+    """Real-ESRGAN draws from lists and ranges, and blamed the image that it was drawn for."""
+    train = {f"datasets:train:{key}={json.dumps(value)}" for key, value in REAL_ESRGAN_KERNELS.items()}
+    entries = ["model_type=RealESRGANModel", "datasets:train:type=RealESRGANDataset", *sorted(train), entry]
+    texts = [text for text in problems(*entries) if text.startswith(entry.partition("=")[0] + ":")]
+    assert len(texts) == bool(expected)
+    assert expected in "".join(texts)
 
 
 def test_models_that_basicsr_registers_with_a_suffix_are_found() -> None:
