@@ -93,6 +93,9 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
                 dataset = build_dataset(dataset_opt)
     except KeyError as error:
         raise UserError(f"{name}: {kind} needs the key {error}") from error
+    except UnicodeDecodeError as error:
+        file = dataset_opt.get("meta_info_file", dataset_opt.get("meta_info"))
+        raise UserError(f"{name}: {file} is not UTF-8 ({error}); save it as UTF-8") from error
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         names = [os.listdir(root) if os.path.isdir(root) else [] for root in roots]
         pairing = _pairing_hint(*roots) if type(error) in (AssertionError, ValueError) else ""

@@ -280,6 +280,16 @@ def test_any_name_in_a_list_is_read_to_its_end(pairs: Path) -> None:
             assert Path(path).name == name
 
 
+@pytest.mark.parametrize("kind", ["PairedImageDataset", "SingleImageDataset", "RealESRGANDataset"])
+def test_a_list_that_is_not_utf_8_is_named(kind: str, pairs: Path) -> None:
+    """eyegrade#70: lists of Windows."""
+    (pairs / "meta.txt").write_text("image0.png", encoding="utf-16")
+    key = "meta_info" if kind == "RealESRGANDataset" else "meta_info_file"
+    train = options(pairs, train={key: str(pairs / "meta.txt"), "type": kind, **REAL_ESRGAN_KERNELS})
+    with pytest.raises(UserError, match=r"meta\.txt is not UTF-8 .*; save it as UTF-8"):
+        open_dataset(train["datasets"]["train"])
+
+
 def test_several_sets_can_share_an_lmdb(pairs: Path) -> None:
     """Training, with and without workers, and two validation sets, which are also pickled."""
     plain, lmdbs = take(options(pairs), 0, 1)[0], packed(pairs)
