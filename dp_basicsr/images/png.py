@@ -54,9 +54,9 @@ def without_remarks(data: bytes) -> bytes:
     Old programs write an sRGB profile that it calls incorrect. What is no PNG file is returned as it is.
     """
     before, parts, offset, name = 8, [SIGNATURE], len(SIGNATURE), b""
-    while data.startswith(SIGNATURE) and offset + 12 <= len(data) and name != b"IDAT":
+    while data.startswith(SIGNATURE) and offset + 12 <= len(data) and name != b"IEND":
         end, name = offset + 12 + int.from_bytes(data[offset : offset + 4], "big"), data[offset + 4 : offset + 8]
-        if name in (b"iCCP", b"sBIT", b"bKGD"):
+        if name in (b"iCCP", b"sBIT", b"bKGD", b"tEXt", b"zTXt", b"iTXt"):
             parts.append(data[before:offset])
             before = end
         offset = end
