@@ -187,9 +187,11 @@ def read_pair(image: Measured, scale: int) -> tuple[Image, Image]:
     if result.shape[:2] == whole.shape[:2]:
         result = mod_crop(result, scale)
     if result.shape[:2] != gt.shape[:2]:
+        # Published results are often of originals that were cropped to multiples of 12.
+        cut = "the original and the other results" if result.shape[:2] < gt.shape[:2] else "it"
         raise UserError(
             f"{image.result}: expected {size_text(gt)} pixels (the original, cropped to a multiple of {scale}), "
-            f"got {size_text(result)}: upscale LR that `{advise('data lr')}` makes, or cut it off"
+            f"got {size_text(result)}: upscale LR that `{advise('data lr')}` makes, or cut {cut} to the same size"
         )
     if image.checksum is not None and image.checksum != checksum_of(result, gt):
         again = f"`{advise('evaluate', '--overwrite')}` and test.py measure it again"
