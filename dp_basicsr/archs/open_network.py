@@ -52,7 +52,9 @@ def load_network(
     weights = read_weights(paths[0])
     if len(paths) == 2:
         weights = interpolate(weights, read_weights(paths[1]), 0.8 if alpha_interp is None else alpha_interp)
-    network = open_network(weights, scale)
+    # The weights that it begins with are drawn, from the numbers of the program that loads it.
+    with torch.random.fork_rng(devices=[]):
+        network = open_network(weights, scale)
     network.require_scale(scale)
     network.module.requires_grad_(False)
     return network

@@ -225,8 +225,11 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
 def _write_checked(network: OpenedNetwork, kind: EngineKind, folder: Path) -> None:
     from dp_basicsr.deploy.torch_engine import difference_from_torch
 
+    from torch.random import fork_rng
+
     make, file = kind.load(), folder / kind.file
-    make.write(network, file, {})
+    with fork_rng(devices=[]):
+        make.write(network, file, {})
     # Always in fp32: in lower precision the difference would not tell a wrong conversion.
     difference = difference_from_torch(network, make(network, path=file), PROBES)
     if not difference <= TOLERANCE:

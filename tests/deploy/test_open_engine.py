@@ -59,8 +59,9 @@ def entries() -> list[Path]:
 def test_an_engine_gives_the_values_of_torch(name: Any, arch: str, scale: int) -> None:
     pytest.importorskip("onnxscript")
     model = network_file(arch=arch, scale=scale, num_block=1)
-    told = scale if scale == 3 else None
+    told, state = scale if scale == 3 else None, torch.random.get_rng_state()
     torch_engine, engine = (open_engine([model], engine=kind, scale=told) for kind in ("torch", name))
+    assert torch.equal(torch.random.get_rng_state(), state), "numbers of the program that opens it"
     assert isinstance(torch_engine, TorchEngine)
     assert f", by {name} " in engine.title
     assert any(path.name.startswith(f"{name}-") for path in entries())
