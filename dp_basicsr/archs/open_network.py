@@ -90,7 +90,7 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
                 if inner := unwrapped(weights.state):
                     with contextlib.suppress(UserError):
                         return open_network(replace(weights, state=inner), scale)
-                if kind := _options_of(weights).get("network_g", {}).get("type"):
+                if kind := options_of(weights).get("network_g", {}).get("type"):
                     raise UserError(f"{error}; the options of its run name {kind}") from error
                 raise
         if built:
@@ -130,7 +130,7 @@ def _built_by_run(weights: Weights, known: nn.Module | None = None) -> tuple[nn.
     with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad():
         from basicsr.archs import ARCH_REGISTRY
 
-        options = _options_of(weights)
+        options = options_of(weights)
         for _ in range(9):  # a run that continues another's network; two may name each other
             if options["network_g"]["type"] == "FromFile":
                 options = options_of_run(Path(options["network_g"]["path"]).expanduser()) or {}
@@ -152,7 +152,7 @@ def _built_by_run(weights: Weights, known: nn.Module | None = None) -> tuple[nn.
     return None
 
 
-def _options_of(weights: Weights) -> Options:
+def options_of(weights: Weights) -> Options:
     """Return the options of the run that wrote the weights: in the file, or beside it; empty if there are none."""
     with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
         options: Options = json.loads(weights.notes["options"])
@@ -164,7 +164,7 @@ def _options_of(weights: Weights) -> Options:
 
 def _two_or_three(weights: Weights, scale: int | None) -> int:
     """Return the scale of an RRDBNetDP whose tensors are those of x2 and x3; UserError if nothing tells it."""
-    run = _options_of(weights).get("network_g", {})
+    run = options_of(weights).get("network_g", {})
     # The first that tells: the caller, the file, or the options of its run.
     for text in map(str, (scale, weights.notes.get("scale"), run.get("scale"))):
         if text in ("2", "3"):

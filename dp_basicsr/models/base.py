@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.archs.open_network import options_of
 from dp_basicsr.checkpoint.saver import Saver, Stateful
 from dp_basicsr.checkpoint.weights import Part, compare_shapes, read_weights
 from dp_basicsr.compat import without_buffer_sync
@@ -195,6 +198,13 @@ class PluginModel(BaseModel):
             new = ", the others keep their random start" if len(fitting) < len(expected) else ""
             count = f"{len(fitting)} of {len(expected)} tensors of {type(bare).__name__}"
             logger.warning(f"{load_path}: {count} are loaded{new}: {differences}")
+        theirs, ours = options_of(weights).get("network_g", {}), self.opt["network_g"]
+        if net is getattr(self, "net_g", None) and theirs.get("type") == ours["type"] and not differences:
+            given = {key: value.default for key, value in inspect.signature(type(bare)).parameters.items()}
+            before, now = (json.loads(json.dumps(given | network, default=str)) for network in (theirs, ours))
+            if other := [f"{key} {now.get(key)} ({old} there)" for key, old in before.items() if now.get(key) != old]:
+                text = "network_g is not that of its training, and results may differ"
+                logger.warning(f"{load_path}: {text}: {shorten(other, 12)}")
         bare.load_state_dict(fitting, strict=False)
 
     def feed_data(self, data: Mapping[str, Any]) -> None:

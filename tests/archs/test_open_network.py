@@ -137,14 +137,19 @@ def test_numbers_that_are_in_no_tensor_are_those_of_the_run(caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("arch", [EDSR, SwinIR])
-def test_a_checkpoint_is_opened_as_trained_wherever_it_is(arch: type[nn.Module], tmp_path: Path) -> None:
-    """Its options are in it, and in those of a run that continues from it; BasicSR and spandrel read it as before."""
+def test_a_checkpoint_is_opened_as_trained_wherever_it_is(
+    arch: type[nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its options are in it, and in those of a run that continues from it; BasicSR and spandrel read it as before.
+
+    EDSR-PyTorch#290: options of a test, or of a further run, that contradict them are told.
+    """
     settings: dict[str, Any] = {"num_feat": 4, "num_block": 1, "num_in_ch": 3, "num_out_ch": 3}
     if arch is SwinIR:
         settings = {"img_size": 8, "window_size": 4, "depths": [2], "embed_dim": 8, "num_heads": [2]}
         settings["upsampler"] = "pixelshuffle"
     opt = model_options("PSNRModel", tmp_path / "models", perceptual_opt=None, gan_opt=None)
-    opt["network_g"] = {"type": arch.__name__, "upscale": 4, "img_range": 128.0, **settings}
+    opt["network_g"] = trained = {"type": arch.__name__, "upscale": 4, "img_range": 128.0, **settings}
     for name in ("first.pth", "next.pth"):
         model = build_model(opt)
         model.save(0, -1)
@@ -156,6 +161,10 @@ def test_a_checkpoint_is_opened_as_trained_wherever_it_is(arch: type[nn.Module],
         of_basicsr.is_train = True  # its method may be the one that our programs put there
         of_basicsr.load_network(net, str(file), True, "params")
         opt["network_g"] = {"type": "FromFile", "path": str(file)}
+    opt["path"]["pretrain_network_g"] = str(file)
+    for img_range, is_told in ((128, False), (64, True)):
+        build_model(opt | {"network_g": trained | {"img_range": img_range}, "is_train": img_range == 128})
+        assert ("img_range 64 (128.0 there)" in caplog.text) == ("not that of its training" in caplog.text) == is_told
     if arch is SwinIR:
         assert ModelLoader().load_from_file(file).architecture.id == "SwinIR"
 
