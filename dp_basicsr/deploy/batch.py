@@ -60,19 +60,21 @@ def find_jobs(
         is_there = os.path.exists(name)
         if (name == "-" and not is_there) or (is_there and not (os.path.isfile(name) or os.path.isdir(name))):
             raise UserError(f"{name}: expected a file or folder; save what comes through a pipe, and name the result")
+    is_named = output.suffix.lower() in FORMATS and not output.is_dir()
+    needs_folder = f"--output {output}: expected a folder for several images, got the name of one"
+    needs_folder += f"; --ext {output.suffix[1:]} gives them its format"
     for source in sources:
         path = Path(os.path.expanduser(source))
         if is_file(path):
-            is_named = output.suffix.lower() in FORMATS
+            if is_named and len({*sources}) > 1:
+                raise UserError(needs_folder)
             jobs.append(UpscaleJob(path, output if is_named else output / _rename(path, suffix, ext).name))
             continue
         root, images, others = _list(path, output, recursive)
         if not images and not others and not path.is_dir():
             raise UserError(f"input {source}: no such file{missing_hint(path)}")
-        if output.suffix.lower() in FORMATS and not output.is_dir():
-            raise UserError(
-                f"--output {output}: expected a folder for the images of {source}, got the name of an image"
-            )
+        if is_named:
+            raise UserError(needs_folder)
         if not images:
             also = f"; {describe_left_out(others)}" if others else ""
             raise UserError(f"no image in {source}: expected files that end in {', '.join(READ_SUFFIXES)}{also}")
@@ -89,13 +91,13 @@ def find_jobs(
 
 
 def names_another_picture(output: Path) -> bool:
-    """Whether ``output``, which would become a folder, is the name of a picture of a format that is not written."""
+    """Whether ``output``, which would become a folder, is the name of a picture or video that is not written."""
     suffix = output.suffix.lower()
     if not suffix or suffix in FORMATS or output.is_dir():
         return False
     Image.init()
     kind = mimetypes.guess_type(f"picture{suffix}")[0] or ""
-    return kind.startswith("image/") or suffix in (*Image.registered_extensions(), ".jxl", ".exr", ".dng")
+    return kind.startswith(("image/", "video/")) or suffix in (*Image.registered_extensions(), ".jxl", ".exr", ".dng")
 
 
 def describe_left_out(paths: Sequence[Path]) -> str:

@@ -104,7 +104,7 @@ def _open_file(path: Path, engine: EngineName, device: str, precision: Precision
     """Open an ONNX or ncnn file."""
     suffix = path.suffix.lower()
     if engine != "auto" and (engine, suffix) != ("onnxruntime", ".onnx"):
-        raise UserError(f"--engine {engine}: ONNX and ncnn files run in their own engine; give .pth or .safetensors")
+        raise UserError(f"--engine {engine}: ONNX and ncnn files run in their own engine: leave it out")
     if precision not in ("fp32", "auto"):
         raise UserError(f"--precision {precision}: ONNX and ncnn files run in the precision that they were exported in")
     kind = next(record.engine for record in EXPORTS.values() if record.engine and suffix in record.suffixes)

@@ -37,6 +37,7 @@ _OTHERS = {
     rb"\s*<(\?xml[^>]*>\s*<svg|svg)": "SVG", rb"%PDF": "PDF", rb"8BPS": "Photoshop's", rb"DDS ": "DDS",
     rb"v/1\x01": "OpenEXR", rb"(II|MM)[*+\0]": "a TIFF of other channels or values than gray or colours, or a camera's",
     rb"PK\x03\x04|Rar!|.{257}ustar": "an archive", rb"RIFF....WEBP": "WEBP", rb"....ftypavi[fs]": "AVIF",
+    rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ": "a video",
 }  # fmt: skip
 
 
@@ -105,8 +106,8 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
             kind = next((name for mark, name in _OTHERS.items() if re.match(mark, data, re.DOTALL)), "")
             if kind in LACKING:
                 raise BadImageError(f"is {kind}, which this Pillow was built without: {PILLOW}") from error
-            way = "unpack" if kind == "an archive" else "convert"
-            what = f"is {kind}, {way} it first: it is" if kind else "is"
+            ways = {"an archive": "unpack it", "a video": "take its images (`ffmpeg -i VIDEO %06d.png`)"}
+            what = f"is {kind}, {ways.get(kind, 'convert it')} first: it is" if kind else "is"
             raise BadImageError(f"{what} not an image of a supported type ({', '.join(READ_FORMATS)})") from error
         with image:
             if image.format == "GIF":

@@ -349,7 +349,7 @@ def test_what_may_work_the_next_time_is_tried_again(
         ({"alpha_interp": 0.5}, "--alpha_interp needs two models"),
         ({"scale": 3}, "--scale 3: .*; the size of the result is --outscale"),
         ({"paths": [Path("gone.pth")]}, "gone.pth"),
-        ({"paths": [Path("x.onnx")]}, "--engine openvino: ONNX and ncnn files run in their own engine"),
+        ({"paths": [Path("x.onnx")]}, "--engine openvino: ONNX and ncnn files run in their own engine: leave it out"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(options: dict[str, Any], message: str, model: Path) -> None:

@@ -52,9 +52,9 @@ def test_home_and_the_name_of_an_image_as_output(tmp_path: Path, monkeypatch: py
     write_noise("in/a.png", 9, 9)
     (job,) = find_jobs(["in"], Path("~/out"))[0]
     assert job.target == tmp_path / "home/out/a.png"
-    with pytest.raises(UserError, match=r"all.png: expected a folder for the images of in, got the name of an image"):
+    with pytest.raises(UserError, match="all.png: expected a folder for several images, got the name of one"):
         find_jobs(["in"], Path("all.png"))
-    for name in ("a.gif", "a.jxl", "A.TGA", "a.jp2"):
+    for name in ("a.gif", "a.mp4", "a.jxl", "A.TGA", "a.jp2"):
         with pytest.raises(UserError, match=f"{name}: expected a folder, or for one image a file that ends in .png"):
             find_jobs(["in/a.png"], Path(name))
     assert find_jobs(["in/a.png"], Path("results.v2"))[0][0].target == Path("results.v2/a.png")
