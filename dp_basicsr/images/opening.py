@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 from tifffile import TiffFile, TiffPage
 
-# What Pillow can be built without.
-LACKING = {kind for kind in ("WEBP", "AVIF") if not features.check(kind.lower())}
+# What Pillow can be built without, by how the file begins.
+_OPTIONAL = {"WEBP": rb"RIFF....WEBP", "AVIF": rb"....ftypavi[fs]"}
+LACKING = {kind for kind in _OPTIONAL if not features.check(kind.lower())}
 READ_FORMATS = tuple(kind for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF") if kind not in LACKING)
 PILLOW = "`pip install --force-reinstall pillow` has it"
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -36,8 +37,7 @@ _OTHERS = {
     rb"....ftyp(hei|hev|mif1|msf1)": "HEIC", rb"\xff\x0a|\0\0\0\x0cJXL ": "JPEG XL", rb"\0\0\0\x0cjP  ": "JPEG 2000",
     rb"\s*<(\?xml[^>]*>\s*<svg|svg)": "SVG", rb"%PDF": "PDF", rb"8BPS": "Photoshop's", rb"DDS ": "DDS",
     rb"v/1\x01": "OpenEXR", rb"(II|MM)[*+\0]": "a TIFF of other channels or values than gray or colours, or a camera's",
-    rb"PK\x03\x04|Rar!|.{257}ustar": "an archive", rb"RIFF....WEBP": "WEBP", rb"....ftypavi[fs]": "AVIF",
-    rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ": "a video",
+    rb"PK\x03\x04|Rar!|.{257}ustar": "an archive", rb"....ftyp(?!avi[fs])|\x1aE\xdf\xa3|RIFF....AVI ": "a video",
 }  # fmt: skip
 
 
@@ -104,8 +104,8 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
             raise BadImageError(f"has more than {max_pixels / 1e6:g} megapixels: cut it into parts") from None
         except UnidentifiedImageError as error:
             kind = next((name for mark, name in _OTHERS.items() if re.match(mark, data, re.DOTALL)), "")
-            if kind in LACKING:
-                raise BadImageError(f"is {kind}, which this Pillow was built without: {PILLOW}") from error
+            for lacking in (name for name in LACKING if re.match(_OPTIONAL[name], data, re.DOTALL)):
+                raise BadImageError(f"is {lacking}, which this Pillow was built without: {PILLOW}") from error
             ways = {"an archive": "unpack it", "a video": "take its images (`ffmpeg -i VIDEO %06d.png`)"}
             what = f"is {kind}, {ways.get(kind, 'convert it')} first: it is" if kind else "is"
             raise BadImageError(f"{what} not an image of a supported type ({', '.join(READ_FORMATS)})") from error

@@ -223,6 +223,9 @@ def test_what_cannot_be_kept_is_refused_with_the_reason(path: str, write: Any, m
 def test_what_pillow_was_built_without_is_told_before_computing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow#2309"""
     Image.new("RGB", (4, 4)).save("a.webp")
+    Path("damaged.webp").write_bytes(Path("a.webp").read_bytes()[:12])
+    with pytest.raises(BadImageError, match="^is not an image of a supported type"):
+        read_picture(Path("damaged.webp"))
     monkeypatch.setattr("dp_basicsr.images.opening.READ_FORMATS", ("PNG", "TIFF"))
     for module in ("opening", "write"):
         monkeypatch.setattr(f"dp_basicsr.images.{module}.LACKING", {"WEBP"})
