@@ -119,7 +119,7 @@ class PairedDataset(ImageFiles, RawDataset):
     dataroot_gt: FilePath
     """folder or LMDB of the GT images (images without GT: type SingleImageDataset)"""
     dataroot_lq: FilePath
-    """folder or LMDB of the LQ images"""
+    """folder or LMDB of the LQ images (`data lr` makes them)"""
     io_backend: IoBackend
     """how images are stored"""
     filename_tmpl: str = "{}"  # type: ignore[assignment]
