@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
+from glob import escape, glob
 from typing import Any
 
 from dp_basicsr.archs.perceptual_arch import RESNET_STAGES, RESNET_TYPES, VGG_TYPES, vgg_layers
@@ -352,7 +353,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     there = [key for key in absent if key == "train" or not absent[key]]
     files: list[Path] = [("datasets", key, name) for key in there for name in ("meta_info_file", "meta_info")]
     # With --auto_resume the run has newer ones, and those that it began with may be gone; else its start names them.
-    has_states = is_train and os.path.isdir(f"experiments/{opt.valid('name')}/training_states")
+    has_states = is_train and bool(glob(f"experiments/{escape(str(opt.valid('name')))}/training_states/*.state"))
     if is_train and not has_states:
         files.append(("path", "resume_state"))
     state = opt.valid("path", "resume_state") if is_train else None

@@ -155,7 +155,8 @@ class LmdbReader:
             expected = self._env.stat()["psize"] * (self._env.info()["last_pgno"] + 1)
             size = path.stat().st_size
         except (lmdb.Error, OSError) as error:
-            raise UserError(f"the LMDB {self.folder} cannot be opened: {error}") from error
+            way = "if its file system maps no files, copy it to a local disk, or use folders of PNG files"
+            raise UserError(f"the LMDB {self.folder} cannot be opened: {error}: {way}") from error
         # Reading past the end of the map would be a bus error, which no exception handler sees.
         if size < expected:
             raise UserError(f"{path} is truncated: it has {size:,} of {expected:,} bytes; copy or create it again")

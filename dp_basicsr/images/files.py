@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
+from glob import escape
 from pathlib import Path
 from unicodedata import normalize
 
@@ -70,6 +71,11 @@ def missing_hint(path: str | Path) -> str:
     """Say so if a path that is missing looks like what is there; "" if it does not."""
     path = Path(os.path.expanduser(path))
     with suppress(OSError, ValueError):  # a folder that cannot be read, or what no system takes for a name
+        for run in path.parents:
+            # BasicSR renames the folder of an earlier run.
+            name = f"{escape(run.name)}_archived_*/{escape(str(path.relative_to(run)))}"
+            if run.name and (old := sorted(run.parent.glob(name))):
+                return f"; the earlier run of that name has {old[-1]}"
         path = next((part for part in (path, *path.parents) if part.parent.is_dir() and not part.exists()), path)
         near = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() == path.suffix.lower()]
         return name_hint([path.name], near) or "; folders are separated by /" * ("\\" in path.name)

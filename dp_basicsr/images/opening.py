@@ -67,7 +67,8 @@ def damage_is_refused() -> Iterator[None]:
         # A bare number, such as the KeyError of a decoder's table, says nothing.
         if not any(sign.isalpha() for sign in reason):
             reason = f"damaged: {type(error).__name__} {reason}".strip()
-        raise BadImageError(f"cannot be read ({reason})") from error
+        way = ": save it anew with a viewer that shows it" if "truncated" in reason else ""
+        raise BadImageError(f"cannot be read ({reason}){way}") from error
 
 
 def refuse_size(width: int, height: int, max_pixels: int) -> None:

@@ -350,6 +350,7 @@ def test_sections_merged_exponentially_often_do_not_hang() -> None:
 
 def test_missing_files_are_reported_with_the_other_problems() -> None:
     entries = ["path:pretrain_network_g=no.pth", "path:resume_state=no.state", "train:foo=1"]
+    Path("experiments/ESRGAN_DP_x4_DIV2K/training_states").mkdir(parents=True)  # of a run without a checkpoint
     message = refusal(["-opt", str(TRAIN), "--force_yml", *entries])
     for words in ("dataroot_gt: ", "dataroot_lq: ", "'no.pth': no such file", "'no.state': no such file", "train:foo"):
         assert words in message

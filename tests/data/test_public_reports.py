@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import zlib
 from pathlib import Path
@@ -17,6 +19,7 @@ from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.strict import read_image
 
 import cv2
+import lmdb
 import numpy as np
 import pytest
 import tifffile
@@ -168,6 +171,18 @@ def test_what_is_no_lmdb_of_basicsr_is_named(pairs: Path) -> None:
             find_sources(root)
     (pairs / "GT").rename(lmdb)
     with pytest.raises(UserError, match="is no LMDB, though its name ends in .lmdb: it has no data.mdb"):
+        TrainStream(options(pairs, train=train))
+
+
+def test_a_file_system_that_maps_no_files_is_told(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """py-lmdb#228: "Function not implemented"."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise lmdb.Error(f"GT.lmdb: {os.strerror(errno.ENOSYS)}")
+
+    train = packed(pairs)
+    monkeypatch.setattr(lmdb, "open", fail)
+    with pytest.raises(UserError, match="GT.lmdb cannot be opened: .*: if its file system maps no files, copy it"):
         TrainStream(options(pairs, train=train))
 
 
