@@ -198,8 +198,10 @@ class PluginModel(BaseModel):
             new = ", the others keep their random start" if len(fitting) < len(expected) else ""
             count = f"{len(fitting)} of {len(expected)} tensors of {type(bare).__name__}"
             logger.warning(f"{load_path}: {count} are loaded{new}: {differences}")
-        theirs, ours = options_of(weights).get("network_g", {}), self.opt["network_g"]
-        if net is getattr(self, "net_g", None) and theirs.get("type") == ours["type"] and not differences:
+        # Stock models have this method, too.
+        ours = self.opt.get("network_g", {}) if net is getattr(self, "net_g", None) and not differences else {}
+        theirs = options_of(weights).get("network_g", {})
+        if ours and theirs.get("type") == ours["type"]:
             given = {key: value.default for key, value in inspect.signature(type(bare)).parameters.items()}
             before, now = (json.loads(json.dumps(given | network, default=str)) for network in (theirs, ours))
             if other := [f"{key} {now.get(key)} ({old} there)" for key, old in before.items() if now.get(key) != old]:
