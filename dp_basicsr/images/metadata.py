@@ -191,11 +191,11 @@ def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) 
         fields["pixel"] = (fields["pixel"][0] * across, fields["pixel"][1] * down)
     # Factors of a pixel's size, of points in the picture and on the map, of a matrix, and of RPC's offsets and scales;
     # and from where columns and rows count: RPC's from the first pixel's centre.
-    first, ones = metadata.first_place, (1,) * 83
+    first, ones, zeros = metadata.first_place, (1,) * 83, (0,) * 83
     geo = {
         33550: ((1 / across, 1 / down, 1), (0,)), 33922: ((across, down, 1, 1, 1, 1), (first, first, 0, 0, 0, 0)),
         _MATRIX: ((1 / across, 1 / down, 1, 1), (0,)),
-        50844: ((1, 1, down, across, 1, 1, 1, down, across, *ones), (0, 0, 0.5, 0.5, 0, 0, 0, 0, 0, *ones)),
+        50844: ((1, 1, down, across, 1, 1, 1, down, across, *ones), (0, 0, 0.5, 0.5, 0, 0, 0, 0, 0, *zeros)),
     }  # fmt: skip
     tags, dtype = list[Tag](), metadata.order + "f8"
     for code, kind_of_tag, count, data, once in fields["tags"]:
