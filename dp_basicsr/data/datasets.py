@@ -27,8 +27,11 @@ from torch.utils.data import DataLoader
 
 # Suffixes of files whose first picture alone OpenCV would take, or with other colours.
 CHECKED = (".gif", ".webp", ".tif", ".tiff", ".bmp")
-# The folder whose files a list names, of the datasets of single images.
-_LISTED = {("SingleImageDataset", "meta_info_file"): "dataroot_lq", ("RealESRGANDataset", "meta_info"): "dataroot_gt"}
+# The key of a dataset's list, and the folder whose files it names.
+_LISTED = {
+    "PairedImageDataset": ("meta_info_file", "dataroot_gt"), "SingleImageDataset": ("meta_info_file", "dataroot_lq"),
+    "RealESRGANDataset": ("meta_info", "dataroot_gt"), "RealESRGANPairedDataset": ("meta_info", "dataroot_gt"),
+}  # fmt: skip
 
 
 def how_to_get_data() -> str:
@@ -84,24 +87,25 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
                     f"{root} has raw records, which {kind} cannot read: set type: PairedRawDataset (to train), or "
                     f"convert it with `{advise('data lmdb', f'-i {root} --lmdb png -o NEW.lmdb')}`"
                 )
+        on_disk = (dataset_opt.get("io_backend") or {}).get("type") == "disk"
+        key = _LISTED[kind][0] if kind in _LISTED and on_disk else ""
+        is_listed = key in dataset_opt
+        # The one dataset of BasicSR that needs a list; without it the folder's images are meant, as in the others.
+        needs_list = kind == "RealESRGANDataset" and os.path.isdir(roots[0]) and key and not is_listed
         with images_alone(name):
-            # The one dataset of BasicSR that needs a list; without it the folder's images are meant, as in the others.
-            if kind == "RealESRGANDataset" and os.path.isdir(roots[0]) and not roots[0].endswith(".lmdb"):
-                dataset = build_dataset({"meta_info": os.devnull} | dataset_opt)
-                dataset.paths = dataset.paths if "meta_info" in dataset_opt else data_util.paths_from_folder(roots[0])
-            else:
-                dataset = build_dataset(dataset_opt)
+            # BasicSR reads no list with blanks in names, empty lines or comments.
+            dataset = build_dataset(dataset_opt | ({key: os.devnull} if is_listed or needs_list else {}))
+            if needs_list:
+                dataset.paths = data_util.paths_from_folder(roots[0])
     except KeyError as error:
         raise UserError(f"{name}: {kind} needs the key {error}") from error
-    except UnicodeDecodeError as error:
-        file = dataset_opt.get("meta_info_file", dataset_opt.get("meta_info"))
-        raise UserError(f"{name}: {file} is not UTF-8 ({error}); save it as UTF-8") from error
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         names = [os.listdir(root) if os.path.isdir(root) else [] for root in roots]
         pairing = _pairing_hint(*roots) if type(error) in (AssertionError, ValueError) else ""
         raise UserError(f"{name}: {str(error).rstrip('.')}{name_hint(*names) or pairing}") from error
     if isinstance(getattr(dataset, "paths", None), list):
-        _use_list(dataset, dataset_opt)
+        if is_listed:
+            dataset.paths = _listed_paths(dataset_opt)
         # BasicSR keeps the file system's order, which may differ between machines and therefore between ranks.
         dataset.paths.sort(key=str)
         # Of a list; a folder has been searched for images.
@@ -167,36 +171,24 @@ def images_alone(name: str) -> Iterator[None]:
         get_root_logger().warning(f"{name}: {len(left_out)} files are no images, and are left out: {names}")
 
 
-def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
-    """Read a list of files, with blanks in names; refuse missing files and two GT that share an LQ.
-
-    PairedImageDataset calls the list ``meta_info_file``, Real-ESRGAN's datasets ``meta_info``.
-    """
-    key = next((key for key in ("meta_info_file", "meta_info") if dataset_opt.get(key) is not None), None)
-    kind, on_disk = dataset_opt["type"], (dataset_opt.get("io_backend") or {}).get("type") == "disk"
-    if key is None or not on_disk:
-        return
-    paths: list[Any]
-    if (kind, key) in _LISTED:
-        root = str(dataset_opt[_LISTED[kind, key]])
-        paths = [os.path.join(root, name) for name in listed_names(dataset_opt[key], Path(root))]
-    elif key == "meta_info":
-        # Read by BasicSR; a blank line makes the path of a folder.
-        paths = [entry for entry in dataset.paths if not any(path.endswith(os.sep) for path in files_of(entry))]
-    elif kind == "PairedImageDataset":
+def _listed_paths(dataset_opt: dict[str, Any]) -> list[Any]:
+    """Return a dataset's ``paths`` from its list; refuse missing files and two GT that share an LQ."""
+    kind = dataset_opt["type"]
+    key, folder = _LISTED[kind]
+    lines = listed_names(dataset_opt[key], Path(dataset_opt[folder]))
+    if is_paired := kind in ("PairedImageDataset", "RealESRGANPairedDataset"):
         roots = Path(dataset_opt["dataroot_gt"]), Path(dataset_opt["dataroot_lq"])
-        lines = listed_names(dataset_opt[key], roots[0])
         split = (split_pair(line, *roots, dataset_opt.get("filename_tmpl", "{}")) for line in lines)
-        paths = [{"lq_path": str(lq), "gt_path": str(gt)} for gt, lq in split]
+        paths: list[Any] = [{"lq_path": str(lq), "gt_path": str(gt)} for gt, lq in split]
     else:
-        return
+        paths = [os.path.join(dataset_opt[folder], line) for line in lines]
     name = f"datasets: {dataset_opt['name']}: {key} {dataset_opt[key]}"
     if not paths:
         raise UserError(f"{name}: expected one file name per line, got none; without the key the folder's are taken")
     missing = [path for entry in paths for path in files_of(entry) if not os.path.isfile(path)]
     # With skip, missing files count as bad images, which are replaced while training.
     if missing and dataset_opt.get("on_bad_image") != "skip":
-        has_gt = kind == "PairedImageDataset" and all(os.path.isfile(pair["gt_path"]) for pair in paths)
+        has_gt = is_paired and all(os.path.isfile(pair["gt_path"]) for pair in paths)
         way = "; a line `gt, lq` names an LQ that is elsewhere than in dataroot_lq or the GT's subfolder of it"
         way = way if has_gt else ""
         text = f"expected one file name per line, {len(missing)} files are missing, e.g. {missing[0]}"
@@ -207,7 +199,7 @@ def _use_list(dataset: Any, dataset_opt: dict[str, Any]) -> None:
         lq, gt = pair["lq_path"], pair["gt_path"]
         if first.setdefault(lq, gt) != gt:
             raise UserError(f"{name}: {first[lq]} and {gt} would both be paired with {lq}: rename one of them")
-    dataset.paths = paths
+    return paths
 
 
 def files_of(entry: Any) -> Iterable[str]:

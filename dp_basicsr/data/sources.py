@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,15 +74,18 @@ def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
     try:
         # Editors on Windows may write a byte order mark.
         lines = Path(meta_info_file).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"meta_info_file {meta_info_file} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{meta_info_file} is not UTF-8 ({error}); save it as UTF-8") from error
     names = []
+    # Not Path's own is_file, which raises an error for a text that is too long for a name.
     for line in filter(str.strip, lines):
         # BasicSR reads to the first blank, so what stands behind it may be a comment or the rest of the name.
         readings = line, line.strip(), _SHAPE.sub("", line.strip()), line.split(" ")[0]
-        name = next((name for name in readings if (folder / name).is_file()), readings[2])
+        name = next((name for name in readings if os.path.isfile(folder / name)), readings[2])
         # An image's name, alone or in front of its LQ's, may begin like a comment.
-        is_there = any((folder / part).is_file() for part in (name, name.partition(", ")[0]))
+        is_there = any(os.path.isfile(folder / part) for part in (name, name.partition(", ")[0]))
         if is_there or not re.match(r"#+(\s|$)", name):
             names.append(name)
     return names
@@ -90,11 +94,11 @@ def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
 def split_pair(name: str, gt_root: Path, lq_root: Path, template: str) -> tuple[Path, Path]:
     """Return GT and LQ of a line in a list: a GT's name, or both, ``gt, lq``, as in Real-ESRGAN's lists of pairs."""
     gt, comma, lq = name.partition(", ")
-    if comma and not (gt_root / name).is_file():
+    if comma and not os.path.isfile(gt_root / name):
         return gt_root / gt, lq_root / lq
     file = Path(name)
     lq = template.format(file.stem) + file.suffix
     # BasicSR looks for it without the GT's subfolder.
     in_subfolder = lq_root / file.parent / lq
-    found = not file.is_absolute() and not (lq_root / lq).is_file() and in_subfolder.is_file()
+    found = not file.is_absolute() and not os.path.isfile(lq_root / lq) and os.path.isfile(in_subfolder)
     return gt_root / name, in_subfolder if found else lq_root / lq

@@ -269,7 +269,8 @@ def test_any_name_in_a_list_is_read_to_its_end(pairs: Path) -> None:
             shutil.copy(pairs / folder / "image0.png", pairs / folder / name)
         comment = rng.choice(["", " (160,144,3)", " (160, 144, 3) 1", "  "])
         (pairs / "meta.txt").write_text(
-            rng.choice(["", "\ufeff"]) + f"# of a\n{name}{comment}{rng.choice(['', chr(13)])}\n\n#\n", encoding="utf-8"
+            rng.choice(["", "\ufeff"]) + f"# of {99 * 'many '}\n{name}{comment}{rng.choice(['', chr(13)])}\n\n#\n",
+            encoding="utf-8",
         )
         train = options(pairs, train={"meta_info_file": str(pairs / "meta.txt")})["datasets"]["train"]
         (pair,) = open_dataset(train).paths
@@ -278,13 +279,17 @@ def test_any_name_in_a_list_is_read_to_its_end(pairs: Path) -> None:
         for alone in ({"type": "SingleImageDataset", "meta_info_file": degraded["meta_info"]}, degraded):
             (path,) = open_dataset(train | alone).paths
             assert Path(path).name == name
+        (pair,) = open_dataset(train | degraded | {"type": "RealESRGANPairedDataset"}).paths
+        assert [Path(pair[key]).name for key in ("gt_path", "lq_path")] == [name, name]
 
 
-@pytest.mark.parametrize("kind", ["PairedImageDataset", "SingleImageDataset", "RealESRGANDataset"])
+@pytest.mark.parametrize(
+    "kind", ["PairedImageDataset", "SingleImageDataset", "RealESRGANDataset", "RealESRGANPairedDataset"]
+)
 def test_a_list_that_is_not_utf_8_is_named(kind: str, pairs: Path) -> None:
     """eyegrade#70: lists of Windows."""
     (pairs / "meta.txt").write_text("image0.png", encoding="utf-16")
-    key = "meta_info" if kind == "RealESRGANDataset" else "meta_info_file"
+    key = "meta_info" if kind.startswith("RealESRGAN") else "meta_info_file"
     train = options(pairs, train={key: str(pairs / "meta.txt"), "type": kind, **REAL_ESRGAN_KERNELS})
     with pytest.raises(UserError, match=r"meta\.txt is not UTF-8 .*; save it as UTF-8"):
         open_dataset(train["datasets"]["train"])
