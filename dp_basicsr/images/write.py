@@ -55,9 +55,10 @@ def refuse_unwritable(kind: str, width: int, height: int, alpha: Pixels | None) 
 
 def refuse_without_memory(width: int, height: int, colour: Pixels, alpha: Pixels | None = None) -> None:
     """Raise a BadImageError if such a picture, not yet computed, takes more memory than is free: Linux would kill."""
-    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:
+    # No such file, or not what is available, as in WSL 1.
+    with contextlib.suppress(OSError, KeyError), open("/proc/meminfo", encoding="ascii") as file:
         found = dict(re.findall(r"(MemAvailable|SwapFree): *(\d+)", file.read()))
-        free, swap = (1024 * int(found.get(name, 0)) for name in ("MemAvailable", "SwapFree"))
+        free, swap = 1024 * int(found["MemAvailable"]), 1024 * int(found.get("SwapFree", 0))
         for limit, use in LIMITS:
             with contextlib.suppress(OSError, ValueError):  # no such file, or `max`
                 used = re.findall(r"^(?:anon|rss) (\d+)", (CGROUP / use).read_text(), re.MULTILINE)
