@@ -66,8 +66,6 @@ def find_jobs(
     for source in sources:
         path = Path(os.path.expanduser(source))
         if is_file(path):
-            if is_named and len({*sources}) > 1:
-                raise UserError(needs_folder)
             jobs.append(UpscaleJob(path, output if is_named else output / _rename(path, suffix, ext).name))
             continue
         root, images, others = _list(path, output, recursive)
@@ -81,6 +79,8 @@ def find_jobs(
         jobs += [UpscaleJob(image, output / _rename(image.relative_to(root), suffix, ext)) for image in images]
         left_out.update(others)
     jobs = list(dict.fromkeys(jobs))
+    if is_named and len(jobs) > 1:
+        raise UserError(needs_folder)
     if suffix and not overwrite:
         made_of = {os.path.realpath(job.target): job.source for job in jobs}
         earlier = {job for job in jobs if made_of.get(os.path.realpath(job.source), job.source) != job.source}
