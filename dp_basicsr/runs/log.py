@@ -55,7 +55,7 @@ class _ForTerminal(logging.Formatter):
         return "\n".join([*wrap(first, width), *others]).replace("\u00a0", " ")
 
 
-def _is_for_terminal(record: logging.LogRecord) -> bool:
+def is_for_terminal(record: logging.LogRecord) -> bool:
     """Whether a record is short: BasicSR prints each network in hundreds of lines after one with its size."""
     text = record.getMessage()
     is_printout = (record.funcName == "print_network" and "\n" in text) or text.endswith("will not be optimized.")
@@ -73,7 +73,7 @@ def start_log(run: RunOptions) -> MemoryHandler:
     held = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
     # The exact type, because a FileHandler is a StreamHandler too and keeps all lines.
     for handler in (handler for handler in logger.handlers if type(handler) is logging.StreamHandler):
-        handler.addFilter(_is_for_terminal)
+        handler.addFilter(is_for_terminal)
         if sys.stderr.isatty():
             handler.setFormatter(_ForTerminal())
     if run.rank == 0:
@@ -227,10 +227,13 @@ class IterationLog:
         if self.run.rank != 0:
             return
         shown = {name: f"{figures[name]:.3g}" for name in BAR_LOSSES if name in figures}
-        for loss in ("l_pix", "l_g_pix", "l_g_percep"):  # those that no GAN raises
+        for loss in ("l_pix", "l_percep", "l_g_pix", "l_g_percep"):  # those that no GAN raises
+            # None in a step of D alone; the step names what is not finite.
             past, value = self.past[loss], figures.get(loss, 0.0)
-            # When it gets there, not at each line from then on; the step names what is infinite.
-            if past and math.inf > value > (limit := DIVERGED * median(past)) >= past[-1] > 0:
+            if not 0 < value < math.inf:
+                continue
+            # When it gets there, not at each line from then on.
+            if past and value > (limit := DIVERGED * median(past)) >= past[-1]:
                 get_root_logger().warning(
                     f"{loss} is {DIVERGED * value / limit:.3g} times its median so far: the training diverges; "
                     "resume from an earlier checkpoint, with a lower learning rate or loss weight"

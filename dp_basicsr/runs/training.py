@@ -120,8 +120,7 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
         model.saver.others |= {"judge": judge, "measured": measured}
     logger, iteration = get_root_logger(), point.state["iter"] if point else 0
     if point is not None:
-        if (changed := restore(run, model, point.state)) is not None:
-            logger.warning(changed)
+        restore(run, model, point.state)
         logger.info(f"Resuming training from epoch: {stream.epoch_of(iteration)}, iter: {iteration}.")
         for reason in resume_warnings(run.as_dict(), point.state, stream.position(iteration)):
             logger.warning(f"Resume is not bit-exact: {reason}.")
@@ -193,8 +192,8 @@ def _result_of(net: Any, images: Sequence[int], device: torch.device, side: int)
             module.training = mode
 
 
-def restore(run: RunOptions, model: Any, state: dict[str, Any]) -> str | None:
-    """Restore a training state, or refuse that of another model (UserError); return what differs from the options."""
+def restore(run: RunOptions, model: Any, state: dict[str, Any]) -> None:
+    """Restore a training state, or refuse that of another model (UserError); log what differs from the options."""
     network = model.opt["path"]["pretrain_network_g"]
     frozen, freezes = state.get("run", {}).get("freeze", []), model.opt["train"].get("freeze") or []
     if frozen != freezes:
@@ -211,7 +210,7 @@ def restore(run: RunOptions, model: Any, state: dict[str, Any]) -> str | None:
         )
     use_options = run.options.path.resume_schedule == "options"
     try:
-        return resume_training(model, state, run.options.training, use_options)
+        changed = resume_training(model, state, run.options.training, use_options)
     # Another model's state fails in any way.
     except Exception as error:
         raise UserError(
@@ -219,6 +218,8 @@ def restore(run: RunOptions, model: Any, state: dict[str, Any]) -> str | None:
             "options it was saved with (another scheduler: path:resume_schedule=options), or start a new run without "
             "--auto_resume"
         ) from error
+    if changed is not None:
+        get_root_logger().warning(changed)
 
 
 def keep_one_history(run: RunOptions, model: Any, point: ResumePoint) -> None:

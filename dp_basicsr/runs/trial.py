@@ -9,7 +9,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from dp_basicsr.models.validation import validate
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
 from dp_basicsr.runs.limits import first_step_is_user_error, out_of_memory_is_user_error, require_compiler, require_room
-from dp_basicsr.runs.log import PAPER_BATCH, current_losses, require_loggers
+from dp_basicsr.runs.log import PAPER_BATCH, current_losses, is_for_terminal, require_loggers
 from dp_basicsr.runs.training import refuse_other_patches, restore
 
 import torch
@@ -53,11 +52,17 @@ def check(run: RunOptions) -> None:
         opt = point.options(opt)
     else:
         require_networks(opt)
-    logger, held = get_root_logger(), BufferingHandler(sys.maxsize)
-    before, level = logger.handlers, logger.level
-    # Network listings belong in a run's log; what its start warns of is a note here.
-    logger.handlers = [held]
+    logger, warned, level = get_root_logger(), dict[str, None](), get_root_logger().level
+
+    def hold(record: logging.LogRecord) -> bool:
+        # What a start warns of is a note here; which step or file an error is of is shown at once.
+        if record.levelno < logging.ERROR and is_for_terminal(record):
+            warned[record.getMessage()] = None
+        return record.levelno >= logging.ERROR
+
+    # Network listings belong in a run's log.
     logger.setLevel(max(level, logging.WARNING))
+    logger.addFilter(hold)
     try:
         batch, source, loaded = first_batch(opt, missing)
         # The cost does not depend on the weights.
@@ -66,10 +71,9 @@ def check(run: RunOptions) -> None:
     except UserError as error:
         raise UserError("\n".join([*missing, str(error)])) from error
     finally:
-        logger.handlers = before
+        logger.removeFilter(hold)
         logger.setLevel(level)
     if run.rank == 0:
-        warned = dict.fromkeys(record.getMessage() for record in held.buffer)
         downloads = [f"the {name} are missing: the run will download them first" for name in absent]
         ended = point.nothing_left(run.options.training.total_iter) if point else ""
         notes = (*downloads, *warned, *run.notes, *scarce_shared_memory(run, batch), *filter(None, [ended]))

@@ -65,17 +65,21 @@ def test_the_bar_is_shown_only_on_rank_0_of_a_terminal(
     assert all(part in text for part in ("5/10", "l_g_percep=0.123", "data=25%")) == shown
 
 
-def test_a_loss_far_above_its_usual_value_is_named_when_it_gets_there(caplog: pytest.LogCaptureFixture) -> None:
-    run, times = run_with(total=99), {"time": 1.0, "data_time": 0.25}
+@pytest.mark.parametrize("name", ["l_percep", "l_g_pix"])
+def test_a_loss_far_above_its_usual_value_is_named_when_it_gets_there(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, times = run_with(total=99), {"time": 1.0, "data_time": 0.25, "l_g_gan": 0.0}
+    # A warm-up, the first steps, a bad crop, and what does not come back.
+    losses = [0, 0, 3, 0.5, 0.02, 0.01, 0.02, 0.3, 0.01, 0.02, math.nan, math.inf, 0.02, 21, 1e9, 1e12]
     with progress_bar(run, 0) as bar:
         line = IterationLog(run, 0, None, bar)
-        # A warm-up without them, the first steps, a bad crop, and what does not come back.
-        for number, loss in enumerate(
-            [0, 0, 3, 0.5, 0.02, 0.01, 0.02, 0.3, 0.01, 0.02, math.inf, 0.02, 21, 1e9, 1e12], 1
-        ):
-            line(0, number, [1e-4], times | {"l_g_pix": loss, "l_g_gan": 10.0**number})
-            assert caplog.text.count("diverges") == (number >= 13), (number, caplog.text)
-    assert "l_g_pix is 1.05e+03 times its median so far: the training diverges" in caplog.text
+        for number, loss in enumerate(losses, 1):
+            line(0, number, [1e-4], times | {name: loss, "l_g_gan": 10.0**number})
+            # Steps of D alone have none.
+            line(0, number, [1e-4], times)
+            assert caplog.text.count("diverges") == (number >= 14), (number, caplog.text)
+    assert f"{name} is 1.05e+03 times its median so far: the training diverges" in caplog.text
 
 
 WANDB: dict[str, Any] = {"use_tb_logger": True, "wandb": {"project": "sr", "resume_id": "abc"}}

@@ -64,6 +64,20 @@ def test_what_a_start_warns_of_is_noted(check: Check) -> None:
     assert "note:   none is skipped: no image directly in its folders" in out
 
 
+def test_frozen_weights_are_no_notes(check: Check) -> None:
+    """BasicSR warns of each."""
+    alone = ("network_d=~", "train:gan_opt=~", "train:optim_d=~")
+    code, out, _ = check("model_type=PSNRModel", *alone, "train:freeze=[body.*]")
+    assert code == 0
+    assert "note:" not in out
+
+
+def test_what_is_not_finite_is_told_with_the_files(check: Check, caplog: pytest.LogCaptureFixture) -> None:
+    assert check("train:optim_g:lr=1e30", "train:max_nonfinite=1")[0] == 2
+    assert "l_g_pix, " in caplog.text
+    assert "not finite, the step is skipped; batch: pairs/GT/image" in caplog.text
+
+
 def test_the_estimate_works_without_data(check: Check) -> None:
     code, out, err = check("datasets:train:dataroot_gt=nowhere", "path={pretrain_network_g: no.pth}")
     assert code == 2
@@ -273,11 +287,14 @@ def test_what_the_machine_lacks_is_known(check: Check, monkeypatch: pytest.Monke
     assert not Path("experiments/small").exists()
 
 
-def test_a_state_of_another_optimizer_is_known(check: Check, refused: Callable[..., str]) -> None:
+def test_a_state_of_another_optimizer_is_known(
+    check: Check, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """ultralytics#9815."""
     assert code_of(train.main, ["-opt", "small.yml", "--force_yml", "train:total_iter=3"]) == 0
     options = ["-opt", "small.yml", "--auto_resume", "--check"]
-    assert code_of(train.main, options) == 0
+    assert code_of(train.main, [*options, "--force_yml", "train:optim_g:lr=1e-5"]) == 0
+    assert "note:   The checkpoint and the option file differ" in capsys.readouterr().out
     message = "the state of iteration 3 does not fit these options .*: resume with the options it was saved with"
     assert re.search(message, refused(train.main, [*options, "--force_yml", "train:optim_g={type: SGD, lr: 1e-3}"]))
 
