@@ -33,7 +33,7 @@ _RESIZES = ["up", "down", "keep"]
 _KERNELS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
 # Between what Real-ESRGAN draws; a side of 400 pixels must keep one.
 _RANGES = {
-    "blur_sigma": (0.01, 100), "betag_range": (0, 100), "betap_range": (0, 100), "resize_range": (0.01, 100),
+    "blur_sigma": (0, 100), "betag_range": (0, 100), "betap_range": (0, 100), "resize_range": (0.01, 100),
     "noise_range": (0, 255), "poisson_scale_range": (0, 100), "jpeg_range": (1, 100),
 }  # fmt: skip
 
@@ -61,7 +61,8 @@ def _general(opt: View, is_train: bool) -> Iterator[Rule]:
         yield ("network_g", key), is_other, f"expected {scale}, the scale of the data, got {factor}"
     text = "expected a section with save_img, which a test needs, got nothing: it is missing"
     yield ("val",), not is_train and opt.raw("val") is None, text
-    lacks_window = opt.raw("model_type") == "SwinIRModel" and not opt.raw("network_g", "window_size")
+    # It is read in validation.
+    lacks_window = opt.raw("model_type") == "SwinIRModel" and not opt.raw("network_g", "window_size") and opt.raw("val")
     yield ("model_type",), lacks_window, "expected PSNRModel for a network_g without window_size, got SwinIRModel"
 
 
@@ -308,9 +309,12 @@ def _degradations(opt: View) -> Iterator[Rule]:
     """Real-ESRGAN's lists and ranges must be usable: it draws from them, so a few samples would not show it."""
     if not hasattr(opt.model, "_dequeue_and_enqueue") or opt.raw("high_order_degradation") is False:
         return
+    # Those of other packages may draw from more.
+    if not opt.is_known_model or opt.raw(*TRAIN_SET, "type") != "RealESRGANDataset":
+        return
     for end in ("", "2"):
         kinds = opt.raw(*TRAIN_SET, f"kernel_list{end}")
-        are_known = isinstance(kinds, list) and all(kind in _KERNELS for kind in kinds)
+        are_known = isinstance(kinds, list) and kinds != [] and all(kind in _KERNELS for kind in kinds)
         text = f"expected a list of {', '.join(_KERNELS)}, got {quote(kinds)}"
         yield (*TRAIN_SET, f"kernel_list{end}"), not (kinds is None or are_known), text
         shares = {(*TRAIN_SET, f"kernel_prob{end}"): kinds if are_known else [], (f"resize_prob{end}",): _RESIZES}
@@ -350,8 +354,10 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
         roots = {("datasets", key, name): opt.valid("datasets", key, name) for name in ("dataroot_gt", "dataroot_lq")}
         absent[key] = {path: root for path, root in roots.items()
                        if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root))}  # fmt: skip
-    there = [key for key in absent if key == "train" or not absent[key]]
-    files: list[Path] = [("datasets", key, name) for key in there for name in ("meta_info_file", "meta_info")]
+    # Of an LMDB all records are used, and what is not validated is not read.
+    read = [key for key in absent if key == "train" or (opt.raw("val") and not absent[key])]
+    listed = [key for key in read if opt.valid("datasets", key, "io_backend", "type") != "lmdb"]
+    files: list[Path] = [("datasets", key, name) for key in listed for name in ("meta_info_file", "meta_info")]
     # With --auto_resume the run has newer ones, and those that it began with may be gone; else its start names them.
     has_states = is_train and bool(glob(f"experiments/{escape(str(opt.valid('name')))}/training_states/*.state"))
     if is_train and not has_states:

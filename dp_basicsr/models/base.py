@@ -200,8 +200,9 @@ class PluginModel(BaseModel):
             logger.warning(f"{load_path}: {count} are loaded{new}: {differences}")
         # Stock models have this method, too.
         ours = self.opt.get("network_g", {}) if net is getattr(self, "net_g", None) and not differences else {}
-        theirs = options_of(weights).get("network_g", {})
-        if ours and theirs.get("type") == ours["type"]:
+        theirs = options_of(weights).get("network_g", {}) if ours else {}
+        # FromFile has the name of a file, which may lie elsewhere now.
+        if theirs and theirs.get("type") == ours.get("type") != "FromFile":
             given = {key: value.default for key, value in inspect.signature(type(bare)).parameters.items()}
             before, now = (json.loads(json.dumps(given | network, default=str)) for network in (theirs, ours))
             if other := [f"{key} {now.get(key)} ({old} there)" for key, old in before.items() if now.get(key) != old]:

@@ -162,6 +162,7 @@ def test_a_checkpoint_is_opened_as_trained_wherever_it_is(
         of_basicsr.load_network(net, str(file), True, "params")
         opt["network_g"] = {"type": "FromFile", "path": str(file)}
     opt["path"]["pretrain_network_g"] = str(file)
+    build_model(opt)  # whose file is another one than that of its training
     for img_range, is_told in ((128, False), (64, True)):
         build_model(opt | {"network_g": trained | {"img_range": img_range}, "is_train": img_range == 128})
         assert ("img_range 64 (128.0 there)" in caplog.text) == ("not that of its training" in caplog.text) == is_told

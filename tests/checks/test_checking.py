@@ -24,6 +24,7 @@ from dp_basicsr.studies.study import read_smoke, read_study
 import pytest
 from basicsr.losses.basic_loss import PerceptualLoss
 from basicsr.models.base_model import BaseModel
+from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
 from tests.support.options import REAL_ESRGAN_KERNELS, parse_options
@@ -361,6 +362,20 @@ def test_a_model_that_pads_by_the_window_needs_one() -> None:
     """BasicSR's; without it the first validation was a KeyError."""
     message = refusal(["-opt", str(TRAIN), "--force_yml", "model_type=SwinIRModel"])
     assert "model_type: expected PSNRModel for a network_g without window_size" in message
+    alone = ("network_d=~", "train:gan_opt=~", "train:optim_d=~", "train:perceptual_opt={type: L1Loss}")
+    assert not any("window" in text for text in problems("model_type=SwinIRModel", *alone, "val=~"))
+
+
+@pytest.mark.parametrize(
+    "entry", ["", "val=~", "datasets:val:io_backend:type=lmdb", "datasets:val:dataroot_gt=nowhere"]
+)
+def test_a_list_is_needed_where_it_is_read(entry: str, tmp_path: Path) -> None:
+    opt = read_options(TRAIN)
+    roots = {"dataroot_gt": str(tmp_path), "dataroot_lq": str(tmp_path)}
+    opt["datasets"] = {"val": {**opt["datasets"]["val_1"], **roots, "meta_info_file": "nowhere.txt"}}
+    override(opt, [entry] if entry else [])
+    missing = [problem.path for problem in find_problems(opt, True, {}) if problem.missing]
+    assert (("datasets", "val", "meta_info_file") in missing) == (not entry)
 
 
 def test_an_address_in_place_of_a_file_gets_advice() -> None:
@@ -504,19 +519,27 @@ def test_the_overrides_for_x3_are_valid() -> None:
         ("datasets:train:kernel_list=[iso, round]", "expected a list of iso, aniso, generalized_iso"),
         ("datasets:train:kernel_prob2=[0.5, 0.5]", "expected 3 numbers, of iso, aniso, plateau_iso; got [0.5, 0.5]"),
         ("resize_prob=[0.2, 0.8]", "expected 3 numbers, of up, down, keep; got [0.2, 0.8]"),
-        ("datasets:train:blur_sigma=[1, 1]", "expected [low, high] within 0.01 to 100, got [1, 1]"),
+        ("datasets:train:kernel_list=[]", "expected a list of iso, aniso, generalized_iso"),
+        ("datasets:train:blur_sigma=[1, 1]", "expected [low, high] within 0 to 100, got [1, 1]"),
+        ("datasets:train:blur_sigma=[0, 3]", ""),
         ("jpeg_range=[0, 120]", "expected [low, high] within 1 to 100, got [0, 120]"),
         ("noise_range2=[30, 1]", "expected [low, high] within 0 to 255, got [30, 1]"),
         ("noise_range2=[30, 30]", ""),
     ],
 )
-def test_a_degradation_that_cannot_be_drawn_is_named(entry: str, expected: str) -> None:
-    """Real-ESRGAN draws from lists and ranges, and blamed the image that it was drawn for."""
+def test_a_degradation_that_cannot_be_drawn_is_named(
+    entry: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real-ESRGAN draws from lists and ranges, and blamed the image it was drawn for; others may draw more."""
     train = {f"datasets:train:{key}={json.dumps(value)}" for key, value in REAL_ESRGAN_KERNELS.items()}
     entries = ["model_type=RealESRGANModel", "datasets:train:type=RealESRGANDataset", *sorted(train), entry]
     texts = [text for text in problems(*entries) if text.startswith(entry.partition("=")[0] + ":")]
     assert len(texts) == bool(expected)
     assert expected in "".join(texts)
+    foreign = type("ForeignModel", (RealESRGANModel,), {"__module__": "foreign"})
+    monkeypatch.setitem(MODEL_REGISTRY._obj_map, "ForeignModel", foreign)
+    others = problems(*entries, "model_type=ForeignModel")
+    assert not any(text.startswith(entry.partition("=")[0] + ":") for text in others)
 
 
 def test_models_that_basicsr_registers_with_a_suffix_are_found() -> None:
