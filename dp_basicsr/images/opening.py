@@ -22,7 +22,8 @@ from tifffile import TiffFile, TiffPage
 
 # What Pillow can be built without, by how the file begins.
 _OPTIONAL = {"WEBP": rb"RIFF....WEBP", "AVIF": rb"....ftypavi[fs]"}
-LACKING = {kind for kind in _OPTIONAL if not features.check(kind.lower())}
+# Asked for a name that it does not know, as avif before 11.3, Pillow warns.
+LACKING = {kind for kind in _OPTIONAL if not (kind.lower() in features.modules and features.check(kind.lower()))}
 READ_FORMATS = tuple(kind for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF") if kind not in LACKING)
 PILLOW = "`pip install --force-reinstall pillow` has it"
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import itertools
+import runpy
 import struct
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.images import opening
 from dp_basicsr.images.files import FORMATS, BadImageError
 from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.png import join
@@ -20,7 +23,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 
 from tests.support.fuzz import draws
 from tests.support.images import claim, damage, noise, write_noise
@@ -233,6 +236,14 @@ def test_what_pillow_was_built_without_is_told_before_computing(monkeypatch: pyt
         read_picture(Path("a.webp"))
     with pytest.raises(BadImageError, match="cannot be written as WEBP, which this Pillow was built without: `pip"):
         refuse_unwritable("WEBP", 4, 4, None)
+
+
+def test_a_pillow_from_before_avif_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 11.3: "Unknown feature 'avif'" at each start."""
+    monkeypatch.delitem(features.modules, "avif")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "AVIF" in runpy.run_path(opening.__file__)["LACKING"]
 
 
 def test_a_bomb_is_refused_before_decoding() -> None:
