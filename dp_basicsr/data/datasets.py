@@ -175,7 +175,10 @@ def _listed_paths(dataset_opt: dict[str, Any]) -> list[Any]:
     """Return a dataset's ``paths`` from its list; refuse missing files and two GT that share an LQ."""
     kind = dataset_opt["type"]
     key, folder = _LISTED[kind]
-    lines = listed_names(dataset_opt[key], Path(dataset_opt[folder]))
+    try:
+        lines = listed_names(dataset_opt[key], Path(dataset_opt[folder]))
+    except UserError as error:
+        raise UserError(f"datasets: {dataset_opt['name']}: {error}") from error
     if is_paired := kind in ("PairedImageDataset", "RealESRGANPairedDataset"):
         roots = Path(dataset_opt["dataroot_gt"]), Path(dataset_opt["dataroot_lq"])
         split = (split_pair(line, *roots, dataset_opt.get("filename_tmpl", "{}")) for line in lines)

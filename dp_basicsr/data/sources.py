@@ -75,7 +75,7 @@ def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
         # Editors on Windows may write a byte order mark.
         lines = Path(meta_info_file).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise UserError(f"meta_info_file {meta_info_file} cannot be read: {error}") from error
+        raise UserError(f"the list {meta_info_file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{meta_info_file} is not UTF-8 ({error}); save it as UTF-8") from error
     names = []

@@ -291,7 +291,7 @@ def test_a_list_that_is_not_utf_8_is_named(kind: str, pairs: Path) -> None:
     (pairs / "meta.txt").write_text("image0.png", encoding="utf-16")
     key = "meta_info" if kind.startswith("RealESRGAN") else "meta_info_file"
     train = options(pairs, train={key: str(pairs / "meta.txt"), "type": kind, **REAL_ESRGAN_KERNELS})
-    with pytest.raises(UserError, match=r"meta\.txt is not UTF-8 .*; save it as UTF-8"):
+    with pytest.raises(UserError, match=r"^datasets: \w+: .*meta\.txt is not UTF-8 .*; save it as UTF-8"):
         open_dataset(train["datasets"]["train"])
 
 

@@ -148,7 +148,7 @@ def test_all_sets_of_an_option_file(tmp_path: Path) -> None:
         "train (t)": PairedSet(Path.home() / "GT", Path("LQ"), 4, 64, "{}", ("a.png", "b.png")),
         "val_1 (v)": PairedSet(Path.home() / "GT", Path("LQ"), 4, None, "{}x4"),
     }
-    with pytest.raises(UserError, match="meta_info_file nowhere"):
+    with pytest.raises(UserError, match="the list nowhere cannot be read"):
         list(paired_sets({"scale": 4, "datasets": {"train": train | {"meta_info_file": "nowhere"}}}))
 
 
