@@ -84,12 +84,12 @@ def is_original(file: Path) -> bool:
 
 def find_weights(network: str, source: str) -> Path:
     """Return the file of ``local_weights``, or download it into torch hub's cache; a UserError if neither can be."""
+    is_first = process_count() == 1 or distributed.get_rank() == 0
     if file := local_weights(network, source):
-        # Other weights on purpose still work.
-        if source == "imagenet" and not is_original(file):
+        # Other weights on purpose still work. Half a gigabyte is read once for all processes.
+        if source == "imagenet" and is_first and not is_original(file):
             logging.getLogger("basicsr").warning(f"{file} {OTHER}, or name it in the options: weights: FILE")
         return file
-    is_first = process_count() == 1 or distributed.get_rank() == 0
     return download_weights(network, Path(torch.hub.get_dir(), "checkpoints"), progress=is_first)
 
 

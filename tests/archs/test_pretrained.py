@@ -70,6 +70,11 @@ def test_other_weights_under_the_name_of_imagenet_s_are_told(
     path.write_bytes(b"of another network")
     assert find_weights("resnet18", "imagenet") == path
     assert f"{path} has other weights than torchvision's file of this name" in caplog.text
+    # The first process reads the file; the others' warnings are not shown.
+    monkeypatch.setattr(pretrained, "process_count", lambda: 2)
+    monkeypatch.setattr(pretrained.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(pretrained, "is_original", pytest.fail)
+    assert find_weights("resnet18", "imagenet") == path
 
 
 def test_missing_weights_are_downloaded_into_the_cache_and_verified(server: Path, tmp_path: Path) -> None:
