@@ -50,7 +50,7 @@ ELSEWHERE = (
     (r"\.", "keys are separated by colons: train:optim_g:lr"),
     ("._opt$", "DPLoss takes any further loss as one of its extra_terms, and --import a model with losses of its own"),
     (r"^tile(_size|_pad)?$|chop", "val: tile, a number of LQ pixels, cuts the images of validation and test"),
-    ("^(gt_sizes|mini_batch_sizes|iters)$", "a later start with --auto_resume may have another gt_size"),
+    ("^(gt_sizes|mini_batch_sizes)$", "a later start with --auto_resume may have another gt_size"),
     ("epoch", "lengths are counted in iterations: total_iter"),
     (r"^_*(base|defaults|include|extends)_*$", "a file has no base: copy it, or change keys with --force_yml"),
 )

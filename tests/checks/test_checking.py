@@ -124,6 +124,7 @@ def test_every_misspelt_key_is_named() -> None:
         ("train:use_shuffle=true", "train:use_shuffle: expected a known key"),
         ("train:fft_opt={type: FFTLoss}", "train:fft_opt: .* one of its extra_terms"),
         ("datasets:train:dataroot_GT=a", "datasets:train:dataroot_GT: .*did you mean dataroot_gt"),  # mmagic#60
+        ("train:iters=3", "train:iters: expected a known key, got one that no code reads(?!.*gt_size)"),
         ("trian:total_iter=3", "trian: expected a known key, .*did you mean train"),
         ("train:perceptual_opt:layer_weights={conv5_4: 1}", "expected vgg_layer_weights with the same layers"),
         ("train:perceptual_opt:perceptual_weight=0.1", "expected loss_weight, got a key of PerceptualLoss"),
