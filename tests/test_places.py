@@ -38,6 +38,8 @@ WRITING = [
     "inference.py -i pairs/LRbicx4/image0.png -o image.png --model_path net.pth --engine torch",
     "export_model --model_path net.pth -o o.pth",
     "export_model --model_path net.pth -o o.safetensors",
+    "export_model --model_path net.pth -o o.onnx",
+    "export_model --model_path net.pth -o o.param",
     "create_lmdb --input pairs/GT --output o.lmdb --workers 1",
     "make_lr --input pairs/GT --output o --workers 1",
     "extract_subimages --input pairs/GT --output cut --crop-size 48 --step 48 --format both --workers 1",

@@ -95,6 +95,9 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
         given = {key: loss for key, loss in losses.items() if loss}
         nothing = f"the generator is not trained: the weight of {' and '.join(given)} is 0"
         yield ("train", next(iter(given))), all(map(_is_weightless, given.values())), nothing
+    share, fit = train.ema_decay**total, 0.01 ** (1 / total)
+    text = f"after {total} iterations {share:.0%} of the average are the first weights: {fit:.6g} leaves 1%"
+    yield ("train", "ema_decay"), share > 0.5, text
     schedule = {"total_iters": 5, **(train.scheduler or {})}  # PolynomialLR's default
     for kind, key, rate in (("CosineAnnealingLR", "T_max", "rises again"), ("PolynomialLR", "total_iters", "is 0")):
         end = schedule[key] if schedule.get("type") == kind else total
@@ -115,6 +118,8 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
     ):
         yield ("datasets", "train", key), condition, f"without effect, because {reason}"
     for name, dataset in options.datasets.items():
+        whole = name != "train" and dataset.type == "PairedImageDataset"
+        yield ("datasets", name, "gt_size"), whole, "without effect: whole images are measured"
         lmdb = dataset.io_backend is not None and dataset.io_backend.type == "lmdb"
         for key in ("meta_info_file", "filename_tmpl"):
             yield ("datasets", name, key), lmdb, "without effect: of an LMDB all records are used, by their keys"

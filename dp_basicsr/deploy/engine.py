@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -20,6 +21,15 @@ import numpy as np
 
 # On CPUs: larger tiles compute less twice; this one takes 1.4 GB (64 features, x4). docs/inference.md has the figures.
 CPU_TILE = 384
+
+
+def try_room(network: OpenedNetwork, folder: str) -> None:
+    """Raise OSError on a disk without room for the weights and what a converter makes of them."""
+    # On a full disk each converter has an error of its own; pnnx and torch's tracer abort, or leave a part.
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as draft:
+            room = 1 + 4 * sum(value.nbytes for value in network.module.state_dict().values())
+            os.posix_fallocate(draft.fileno(), 0, room)
 
 
 class Engine(ABC):

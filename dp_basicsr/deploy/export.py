@@ -12,6 +12,7 @@ from typing import Any
 from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.choices import EXPORTS
+from dp_basicsr.deploy.engine import try_room
 from dp_basicsr.deploy.torch_engine import difference_from_torch
 from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.utils.atomic_io import naming
@@ -60,6 +61,7 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
     with naming(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=".draft-") as folder:
         drafts = [Path(folder) / f"draft{suffix}" for suffix in format_.suffixes]
         if format_.engine:
+            try_room(network, folder)
             engine = format_.engine.load()
             tolerance = HALF_TOLERANCE if half else format_.tolerance
             difference, reason = _convert(network, engine, drafts[0], facts, half)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork, is_converted
 from dp_basicsr.deploy.choices import ENGINES, EXPORTS, EngineKind, EngineName, Precision, PrecisionChoice
-from dp_basicsr.deploy.engine import Engine
+from dp_basicsr.deploy.engine import Engine, try_room
 from dp_basicsr.errors import UserError, first_line, is_out_of_memory
 from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.utils.input_size import InputSize
@@ -31,7 +31,6 @@ from dp_basicsr.utils.input_size import InputSize
 TOLERANCE = 1e-4  # largest difference from torch on a random image, relative to the largest value
 PROBES = ((1, 24, 40), (1, 33, 17))
 KEPT = 16  # converted networks
-_ROOM = 4  # bytes on the disk, for each of the weights
 FORM = 5  # of a cache entry; a change invalidates all
 
 _PASSING = (UserError, OSError, ImportError)  # what may be otherwise the next time
@@ -198,11 +197,7 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
             raise OSError("there is no home folder")
         root.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(dir=root, prefix=".draft-", ignore_cleanup_errors=True)
-        # The weights, and what the engine makes of them: on a full disk each engine has an error of its own.
-        room = _ROOM * sum(value.nbytes for value in network.module.state_dict().values())
-        if hasattr(os, "posix_fallocate"):
-            with tempfile.TemporaryFile(dir=scratch.name) as draft:
-                os.posix_fallocate(draft.fileno(), 0, room)
+        try_room(network, scratch.name)
     except OSError as error:
         warn(f"converted networks cannot be kept ({error}): name a folder for them in XDG_CACHE_HOME")
         root, scratch = None, tempfile.TemporaryDirectory(ignore_cleanup_errors=True)

@@ -139,6 +139,9 @@ def test_losses_that_train_nothing_are_named(entries: list[str], named: str) -> 
         ("train:scheduler={type: CosineAnnealingLR, T_max: 9}", "train:scheduler: the learning rate rises again after"),
         ("train:scheduler={type: CosineAnnealingLR, T_max: 400000}", ""),
         ("train:scheduler={type: PolynomialLR}", "train:scheduler: the learning rate is 0 after iteration 5, before"),
+        # pytorch-image-models#188
+        ("train:ema_decay=0.999999", "67% of the average are the first weights: 0.999988 leaves 1%"),
+        ("datasets:val_1:gt_size=32", "datasets:val_1:gt_size: without effect: whole images are measured"),
     ],
 )
 def test_what_a_class_takes_for_granted_is_named(entry: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:

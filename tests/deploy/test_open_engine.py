@@ -290,6 +290,14 @@ def test_engines_start_no_more_threads_than_the_process_has_cpus(monkeypatch: py
     assert limit_threads() == 2
 
 
+def test_openvino_keeps_little_for_each_size_of_image(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime#5796: by default, 5000 entries, the memory grew with each size; the engine takes this property."""
+    compile_model = Mock(wraps=openvino_engine.core().compile_model)
+    monkeypatch.setattr(openvino_engine, "core", lambda: Mock(compile_model=compile_model))
+    open_engine([model], engine="openvino")
+    assert compile_model.call_args.args[2]["CPU_RUNTIME_CACHE_CAPACITY"] < 1000
+
+
 def test_onnxruntime_is_imported_without_its_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
     import_onnxruntime()
