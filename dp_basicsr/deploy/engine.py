@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import warnings
@@ -29,7 +30,12 @@ def try_room(network: OpenedNetwork, folder: str) -> None:
     if hasattr(os, "posix_fallocate"):
         with tempfile.TemporaryFile(dir=folder) as draft:
             room = 1 + 4 * sum(value.nbytes for value in network.module.state_dict().values())
-            os.posix_fallocate(draft.fileno(), 0, room)
+            try:
+                os.posix_fallocate(draft.fileno(), 0, room)
+            except OSError as error:
+                # Some file systems, as ZFS, reserve nothing.
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                    raise
 
 
 class Engine(ABC):

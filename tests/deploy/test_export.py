@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import pickle
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from dp_basicsr import inference
 from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy import export
+from dp_basicsr.deploy.engine import try_room
 from dp_basicsr.deploy.export import CHECK_SIZES, describe, export_network
 from dp_basicsr.deploy.onnx_engine import OnnxEngine
 from dp_basicsr.deploy.open_engine import open_engine
@@ -132,6 +135,21 @@ def test_an_export_that_differs_is_not_written(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="differs from the network by nan; nothing was written"):
         export_network(network, "pth", Path("out/out.pth"), {})
     assert list(Path("out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "stops"),
+    [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EOPNOTSUPP, False), (errno.EINVAL, False)],
+)
+def test_only_a_disk_without_room_stops_an_export(number: int, stops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems that reserve nothing, as ZFS, say so by an error too."""
+
+    def reserve(*_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", reserve, raising=False)
+    with pytest.raises(OSError, match=os.strerror(number)) if stops else nullcontext():
+        try_room(small_opened(), ".")
 
 
 class Windowed(torch.nn.Module):
