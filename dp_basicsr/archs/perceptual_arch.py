@@ -108,7 +108,7 @@ class VGGFeatures(FrozenFeatures):
     Args:
         layers: Names such as ``conv5_4``, ``relu3_3``, ``pool2``.
         network: ``vgg11``, ``vgg13``, ``vgg16`` or ``vgg19``, each also with ``_bn``.
-        weights: ``imagenet``, the path of a torchvision state_dict, or ``random`` (seeded).
+        weights: ``imagenet``, a file of torchvision's names (also a training's checkpoint), or ``random`` (seeded).
         use_input_norm: See ``FrozenFeatures``.
         range_norm: See ``FrozenFeatures``.
 
@@ -148,7 +148,7 @@ class ResNetFeatures(FrozenFeatures):
     Args:
         layers: ``layer1`` ... ``layer4`` (the paper's conv2_3, conv3_4, conv4_6 and conv5_3 for ResNet-50).
         network: Any member of torchvision's ResNet family, for example ``resnet50``, ``resnext50_32x4d``.
-        weights: ``imagenet``, the path of a torchvision state_dict, or ``random`` (seeded).
+        weights: ``imagenet``, a file of torchvision's names (also a training's checkpoint), or ``random`` (seeded).
         use_input_norm: See ``FrozenFeatures``; the authors' released code does not normalise.
         range_norm: See ``FrozenFeatures``.
         batch_stats: Batch-norm uses the statistics of each batch instead of ImageNet's, as in the released code,

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.error import URLError
 
 from dp_basicsr.checkpoint.manifest import sha256_of
+from dp_basicsr.checkpoint.weights import read_weights
 from dp_basicsr.distributed.collectives import process_count
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.arguments import advise
@@ -153,7 +154,19 @@ def state_of(network: str, source: str) -> Mapping[str, Tensor]:
     """Return the weights of ``find_weights``, or random ones where these are asked for or a trial lacks a file."""
     if or_random(network, source) == "random":
         return random_network(network).state_dict()
-    return read_state_dict(find_weights(network, source))
+    return read_found(network, source)[1]
+
+
+def read_found(network: str, source: str) -> tuple[Path, Mapping[str, Tensor]]:
+    """Return the file of ``find_weights`` and its tensors by torchvision's names; it may be a training's checkpoint."""
+    path = find_weights(network, source)
+    if source == "imagenet":
+        return path, read_state_dict(path)
+    with torch.device("meta"):
+        weights = read_weights(path, names=models.get_model(network, weights=None).state_dict())
+    if weights.choice:
+        logging.getLogger("basicsr").info(f"{network}: {weights.choice} of {path}")
+    return path, weights.state
 
 
 def load_backbone(network: str, source: str) -> Any:
@@ -168,9 +181,9 @@ def load_backbone(network: str, source: str) -> Any:
         net = models.get_model(network, weights=None)
     if source == "random":
         return net
-    path = find_weights(network, source)
+    path, found = read_found(network, source)
     # The classifiers of a file may be of other sizes, and are not needed.
-    state = {name: value for name, value in read_state_dict(path).items() if name.partition(".")[0] not in HEADS}
+    state = {name: value for name, value in found.items() if name.partition(".")[0] not in HEADS}
     try:
         # Assigned: a copy of values to the meta device would keep none.
         _, unexpected = net.load_state_dict(state, strict=False, assign=True)

@@ -212,9 +212,12 @@ def _needed_to_train(opt: View) -> Iterator[Rule]:
     needed: list[Path] = [("train",), ("logger",), TRAIN_SET, ("logger", "save_checkpoint_freq")]
     needed += [("val", "val_freq")] if opt.valid("val") else []
     needed += [("network_d",), ("train", "optim_d"), ("train", "gan_opt")] if opt.is_gan else []
-    if opt.valid(*TRAIN_SET, "type") in DATASETS:
+    if kind := DATASETS.get(opt.valid(*TRAIN_SET, "type")):
         # Optional in the types, because test sets do not need them.
-        needed += [(*TRAIN_SET, key) for key in ("num_worker_per_gpu", "gt_size", "use_hflip", "use_rot")]
+        patches = ("num_worker_per_gpu", "gt_size", "use_hflip", "use_rot")
+        needed += [(*TRAIN_SET, key) for key in patches if key in kind.model_fields]
+        lacks_gt = opt.is_known_model and "gt_size" not in kind.model_fields
+        yield (*TRAIN_SET, "type"), lacks_gt, "expected a set of pairs, SingleImageDataset has no GT"
     model: Any = opt.model
     if opt.is_known_model and hasattr(model, "_dequeue_and_enqueue"):
         # Real-ESRGAN's read keys of their own in a step, those of the degradation only if they make the LQ.

@@ -54,7 +54,7 @@ class DualPerceptualLoss(nn.Module):
         resnet_use_input_norm: The same before ResNet; false in the released code.
         resnet_batch_stats: Batch-norm uses the statistics of each batch; true in the released code.
         range_norm: Images are in [-1, 1] instead of [0, 1].
-        vgg_weights: ``imagenet``, the path of a torchvision state_dict, or ``random``.
+        vgg_weights: ``imagenet``, a file of torchvision's names (also a training's checkpoint), or ``random``.
         resnet_weights: See ``vgg_weights``.
         extra_terms: Further terms, each a mapping with ``type``, a loss of BasicSR's LOSS_REGISTRY, and its options;
             or with ``network`` and ``layer_weights``, optionally ``weights``, ``use_input_norm`` and ``batch_stats``

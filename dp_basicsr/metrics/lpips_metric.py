@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from dp_basicsr.archs.pretrained import find_weights, read_state_dict
+from dp_basicsr.archs.pretrained import read_found, read_state_dict
 from dp_basicsr.errors import UserError
 from dp_basicsr.metrics.tensors import ALONE, device, pair_of
 from dp_basicsr.options.metrics import METRICS
@@ -77,8 +77,8 @@ def why_not(net: str = "alex", weights: str = "imagenet", **_: Any) -> str | Non
 def lpips_network(net: str, weights: str, place: str) -> Any:
     """Load LPIPS, frozen and in eval mode, once per backbone and device; return the reason if that fails (logged)."""
     try:
-        path = find_weights(BACKBONES[net], weights)
-        return build_network(net, read_state_dict(path), str(path)).to(place)
+        path, state = read_found(BACKBONES[net], weights)
+        return build_network(net, state, str(path)).to(place)
     except UserError as error:
         get_root_logger().warning(f"LPIPS ({net}) is n/a: {error}")
         return str(error)

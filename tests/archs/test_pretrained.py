@@ -137,13 +137,27 @@ def test_a_checkpoint_without_its_head_is_accepted(tmp_path: Path) -> None:
     assert torch.equal(whole(x)["layer3"], body(x)["layer3"])
 
 
+@pytest.mark.parametrize("average", ["", "ema", "state_dict_ema", "model_ema"])
+def test_a_training_s_checkpoint_is_read_as_its_weights_the_average_first(average: str, tmp_path: Path) -> None:
+    """torchvision's and timm's trainings, MoCo: beside the optimizer, with the prefix of DistributedDataParallel."""
+    torch.save(state := models.resnet18(weights=None).state_dict(), tmp_path / "bare.pth")
+    raw = {f"module.{name}": torch.zeros_like(value) if average else value for name, value in state.items()}
+    entries = {average: state} if average else {}
+    torch.save({"epoch": 3, "state_dict": raw, "optimizer": {"state": {}}, **entries}, tmp_path / "checkpoint.pth")
+    ours, theirs = (
+        ResNetFeatures(["layer2"], "resnet18", str(tmp_path / f"{name}.pth")) for name in ("bare", "checkpoint")
+    )
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(ours(x)["layer2"], theirs(x)["layer2"])
+
+
 @pytest.mark.parametrize(
     ("network", "change", "message"),
     [
         ("resnet18", lambda state: without(state, "layer2.1.conv2"), r"lack 1 tensors: layer2\.1\.conv2"),
         ("resnet34", lambda state: state, r"resnet18.*layer1\.2"),  # the weights of resnet18 would match in part
         ("resnet18", lambda state: state | {"conv1.weight": torch.ones(3)}, "does not contain the weights of resnet18"),
-        ("resnet18", lambda state: {f"encoder.{name}": value for name, value in state.items()}, r"encoder\."),
+        ("resnet18", lambda state: {f"encoder_{name}": value for name, value in state.items()}, "encoder_"),
     ],
 )
 def test_weights_of_another_network_are_refused(network: str, change: Any, message: str, tmp_path: Path) -> None:

@@ -229,6 +229,9 @@ def test_every_misspelt_key_is_named() -> None:
         ("datasets:val_1:color=y", "datasets:val_1:color: expected none, because network_g takes 3 channel.s., got y"),
         ("network_d=~", "network_d: expected a value, which training needs"),
         ("datasets:train:batch_size_per_gpu=~", "batch_size_per_gpu: expected a value, which training needs"),
+        ("datasets:train={name: a, type: SingleImageDataset, dataroot_lq: x, io_backend: {type: disk}, "
+         "num_worker_per_gpu: 1, batch_size_per_gpu: 16}",
+         "datasets:train:type: expected a set of pairs, SingleImageDataset has no GT"),
         ("datasets:train:num_worker_per_gpu=0 and datasets:train:prefetch_mode=cpu",
          "datasets:train:num_worker_per_gpu: expected 1 or more with prefetch_mode: cpu"),
         ("train:grad_accumulation=32", "grad_accumulation: expected up to batch_size_per_gpu .16., which it splits"),
