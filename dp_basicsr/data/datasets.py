@@ -80,8 +80,14 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
         for root in (root for root in roots if root.endswith(".lmdb")):
             lmdb_reader(root).open()
             refuse_damaged(root)
+            lines = meta_info_lines(root, errors="replace")
+            absent = {line.split(".")[0] for line in lines} - set(lmdb_reader(root).stored_keys())
+            # With skip, missing records count as bad images, which are replaced while training.
+            if absent and dataset_opt.get("on_bad_image") != "skip":
+                text = f"{root} lacks {len(absent)} records that its meta_info.txt names, e.g. {min(absent)}"
+                raise UserError(f"{text}: copy or create it again")
             # The first line alone, because BasicSR takes other LMDBs than ours as well.
-            is_raw = ".raw (" in "".join(meta_info_lines(root, errors="replace")[:1])
+            is_raw = ".raw (" in "".join(lines[:1])
             if kind != "PairedRawDataset" and is_raw:
                 raise UserError(
                     f"{root} has raw records, which {kind} cannot read: set type: PairedRawDataset (to train), or "

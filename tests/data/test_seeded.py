@@ -129,8 +129,10 @@ def test_a_key_missing_from_the_lmdb_is_named(pairs: Path) -> None:
     lmdbs = packed(pairs)
     for name in ("GT", "LRbicx4"):
         (pairs / f"{name}.lmdb/meta_info.txt").write_text("image0.png (1,1,3) 1\nnot_there.png (1,1,3) 1\n")
-    with pytest.raises(UserError, match=r"sample not_there cannot be used: is not in .*GT\.lmdb"):
-        take(options(pairs, train=lmdbs), 0, 2)
+    with pytest.raises(UserError, match=r"GT\.lmdb lacks 1 records that its meta_info.txt names, e.g. not_there"):
+        TrainStream(options(pairs, train=lmdbs))
+    with pytest.raises(UserError, match=r"max_bad_share.*sample not_there cannot be used: is not in .*GT\.lmdb"):
+        take(options(pairs, train=lmdbs | {"on_bad_image": "skip"}), 0, 20)
 
 
 def watch(error: str) -> None:
