@@ -345,7 +345,7 @@ def test_imagenet_weights_are_not_downloaded(check: Check) -> None:
     damaged = Path("damaged.pth")
     damaged.write_bytes(here.read_bytes()[:-9])
     for file, message in (
-        (damaged, "state_dict damaged.pth cannot be read"),
+        (damaged, "model damaged.pth cannot be read"),
         ("nowhere.pth", "weights of vgg11: expected"),
     ):
         code, _, err = check(f"train:perceptual_opt:vgg_weights={file}")
