@@ -154,10 +154,12 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
     page: TiffPage = file.pages[0]  # type: ignore[assignment]
     refuse_size(page.imagewidth, page.imagelength, max_pixels)
     bits, orientation = page.bitspersample, page.tags.valueof(274, 1)
-    is_plain = page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and bits in (8, 16)
+    # Some programs write no sizes of the strips; tifffile has one then, Pillow finds them.
+    is_sized = len(page.dataoffsets) == len(page.databytecounts)
+    is_plain = is_sized and page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and bits in (8, 16)
     dropped: list[str] = []
     # Pillow takes it for four channels, and so for truncated.
-    is_ycbcr = page.photometric == _YCBCR and page.compression == 1
+    is_ycbcr = is_sized and page.photometric == _YCBCR and page.compression == 1
     if is_ycbcr or (is_plain and page.compression in _PLAIN_COMPRESSIONS):
         # OpenCV and tifffile would fill missing segments.
         segments = zip(page.dataoffsets, page.databytecounts, strict=True)
@@ -185,6 +187,9 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
             # Pillow applies the orientation itself, even that of XMP, and makes associated alpha straight.
             image.getexif()[ORIENTATION] = orientation
             image.load()
+            # Old programs wrote colours of 8 bits for 16, which OpenCV notices, and Pillow shows as black.
+            if image.mode == "P" and page.colormap is not None and page.colormap.max() < 256:
+                image.putpalette(page.colormap.T.astype(np.uint8).tobytes())
             array = _decode_8_bit(image)
     metadata = metadata_of_tiff(page, data, array.shape[1::-1], orientation)
     # Nor does the profile of inks or Lab hold for a TIFF's result.

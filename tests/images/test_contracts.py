@@ -165,6 +165,31 @@ def test_a_tiff_of_ycbcr_without_compression_is_read(orientation: int) -> None:
         read_picture(Path("ycbcr.tif"))
 
 
+@pytest.mark.parametrize("unit", [1, 256, 257])
+def test_a_tiff_s_palette_of_8_or_16_bits_has_its_colours(unit: int) -> None:
+    """OSGeo/gdal#10310: colours off by one; with 8 bits OpenCV showed the picture, and upscaling a black one."""
+    rng = random.Random(0)
+    palette, indices = noise(rng, (256, 3)), noise(rng, SIZE[::-1])
+    colours = palette.T.astype(np.uint16) * np.uint16(unit)
+    tifffile.imwrite("palette.tif", indices, photometric="palette", colormap=colours)
+    assert (read_picture(Path("palette.tif")).colour == palette[indices]).all()
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_without_the_sizes_of_its_strips_is_read_or_refused(bits: int) -> None:
+    """rasterio#1997 (OSGeo/gdal#2165): other readers could; here "zip() argument 2 is shorter"."""
+    pixels = noise(random.Random(0), (*SIZE[::-1], 3), np.uint8 if bits == 8 else np.uint16)
+    tifffile.imwrite("strips.tif", pixels, photometric="rgb", rowsperstrip=1, metadata=None)
+    data = Path("strips.tif").read_bytes()
+    # The tag's number becomes a private one.
+    Path("strips.tif").write_bytes(data.replace(struct.pack("<HH", 279, 3), struct.pack("<HH", 65000, 3)))
+    if bits == 8:
+        assert (read_picture(Path("strips.tif")).colour == pixels).all()
+    else:
+        with pytest.raises(BadImageError, match="OpenCV cannot decode"):
+            read_picture(Path("strips.tif"))
+
+
 @pytest.mark.parametrize("make", [tiff_of_tifffile, png_of_chunks, file_of_pillow])
 def test_a_generated_file_is_read_as_others_read_it_or_refused(make: Callable[..., Picture]) -> None:
     read = refused = 0
