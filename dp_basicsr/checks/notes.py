@@ -137,7 +137,7 @@ def _what_is_lost(root: str | None) -> str:
     """Return what training does not read of the first image of a folder; the others are taken to be like it."""
     try:
         if root:
-            read_image(find_images(File(root).expanduser())[0], gray=True)
+            read_image(find_images(File(root).expanduser())[0])
     except (UserError, OSError) as error:
         return next((text for sign, text in _LOST.items() if sign in str(error)), "")
     return ""

@@ -68,7 +68,7 @@ def extract(argv: Sequence[str] | None = None) -> int:
     parser = Parser(extract.__doc__)
     add = parser.add_argument
     # With the other defaults: 480 pixels, step 240, x4, which is BasicSR's preparation of DIV2K.
-    parser.add_input(type=Path, default=Path("datasets/DIV2K/DIV2K_train_HR"), help="HR images, 8-bit colour")
+    parser.add_input(type=Path, default=Path("datasets/DIV2K/DIV2K_train_HR"), help="HR images (8 bit, gray or colour)")
     parser.add_output(type=Path, help="output folder (default: the parent of --input)")
     add("--crop-size", type=int, default=480, help="side of a sub-image in HR pixels")
     add("--step", type=int, default=240, help="distance between sub-images in HR pixels")
@@ -148,7 +148,7 @@ def check(argv: Sequence[str] | None = None) -> int:
     add("--lq", type=Path, help="folder or LMDB of the LQ")
     add("--scale", type=int, default=4, help="GT size divided by LQ size")
     add("--gt-size", type=int, default=128, help="side of a training crop, the minimum GT size")
-    add("--test-set", action="store_true", help="full images of any size, gray allowed, GT not a multiple of scale")
+    add("--test-set", action="store_true", help="full images of any size")
     add("--workers", type=int, help="number of processes (default: all available CPUs)")
     add_import_argument(parser)
     args = parser.parse_args(argv)

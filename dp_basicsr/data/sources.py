@@ -41,17 +41,15 @@ class ImageSource:
         """Whether this is a file whose EXIF orientation is not upright."""
         return self.shape is None and orientation_if_single(read_bytes(self.path)) != 1
 
-    def read(self, *, gray: bool = False) -> NDArray[np.uint8]:
-        """Read ``(H, W, 3)`` BGR uint8, with ``gray`` also ``(H, W)``; a BadImageError as of ``read_image``."""
+    def read(self) -> NDArray[np.uint8]:
+        """Read ``(H, W, 3)`` BGR uint8, or gray ``(H, W)``; a BadImageError as of ``read_image``."""
         if self.shape is None:
-            return read_image(self.path, gray=gray)
+            return read_image(self.path)
         try:
             with lmdb_reader(self.path).record(self.key) as record:
-                image = from_planes(record, self.shape) if self.raw else decode_image(record, gray=gray)
+                image = from_planes(record, self.shape) if self.raw else decode_image(record)
         except UserError as error:
             raise BadImageError(str(error)) from error
-        if not gray and image.ndim == 2:
-            raise BadImageError("is gray, expected three colour channels without alpha")
         shape = (*image.shape, 1)[:3]
         if shape != self.shape:
             actual, expected = (" x ".join(map(str, sides)) for sides in (image.shape, self.shape))

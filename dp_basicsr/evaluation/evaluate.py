@@ -221,7 +221,7 @@ def bicubic(gt: Image, lr: Image | None, scale: int, name: str) -> Image:
 def read_file(path: Path) -> Image:
     """Read an image of a test set, gray or colour; an unreadable file is a UserError with its path."""
     try:
-        return read_image(path, gray=True)
+        return read_image(path)
     except BadImageError as error:
         raise UserError(f"{path} {error}") from error
 

@@ -22,12 +22,12 @@ MAX_PIXELS = 1 << 27
 _END_MARKS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
 
 
-def read_image(path: Path, *, gray: bool = False) -> NDArray[np.uint8]:
-    """Read ``(H, W, 3)``, BGR, uint8, range [0, 255]; with ``gray`` also ``(H, W)``. See ``decode_image``."""
-    return decode_image(read_bytes(path), gray=gray)
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read ``(H, W, 3)``, BGR, or gray ``(H, W)``, uint8, range [0, 255]. See ``decode_image``."""
+    return decode_image(read_bytes(path))
 
 
-def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.uint8]:
+def decode_image(data: bytes | memoryview) -> NDArray[np.uint8]:
     """Decode the content of an image file; see ``read_image`` for the result.
 
     16-bit images, those with alpha, and files of several pictures are refused, because OpenCV would silently convert
@@ -61,11 +61,10 @@ def decode_image(data: bytes | memoryview, *, gray: bool = False) -> NDArray[np.
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     if pixels.dtype != np.uint8:
         raise BadImageError(f"has {8 * pixels.dtype.itemsize} bits per channel, expected 8")
-    if channels != 3 and not (gray and channels == 1):
-        kind = {1: "gray", 2: "gray with alpha (flatten it)", 4: "colour with alpha (flatten it)"}.get(
-            channels, f"{channels} channels"
-        )
-        raise BadImageError(f"is {kind}, expected {'gray or ' if gray else ''}three colour channels without alpha")
+    if channels not in (1, 3):
+        alpha = {2: "gray with alpha (flatten it)", 4: "colour with alpha (flatten it)"}
+        kind = alpha.get(channels, f"{channels} channels")
+        raise BadImageError(f"is {kind}, expected gray or three colour channels without alpha")
     return pixels
 
 

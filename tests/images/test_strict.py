@@ -53,11 +53,9 @@ def test_colour_survives_a_round_trip_also_under_a_name_beyond_ascii() -> None:
     np.testing.assert_array_equal(read_image(Path("büld.png")), COLOUR, "an opaque alpha is dropped")
 
 
-def test_gray_is_read_only_on_request() -> None:
+def test_gray_stays_gray() -> None:
     Path("a.png").write_bytes(encode_png(COLOUR[:, :, 0]))
-    np.testing.assert_array_equal(read_image(Path("a.png"), gray=True), COLOUR[:, :, 0])
-    with pytest.raises(BadImageError, match="is gray, expected three colour channels"):
-        read_image(Path("a.png"))
+    np.testing.assert_array_equal(read_image(Path("a.png")), COLOUR[:, :, 0])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +75,7 @@ def test_what_is_no_intact_image_of_8_bits_is_refused(content: bytes | None, mes
     if content is not None:
         Path("a.png").write_bytes(content)
     with pytest.raises(BadImageError, match=message):
-        read_image(Path("a.png"), gray=True)
+        read_image(Path("a.png"))
 
 
 @pytest.mark.parametrize(("shifts", "is_read"), [((16, 8, 0), True), ((24, 16, 8), False), ((0, 8, 16), False)])
@@ -230,7 +228,7 @@ def test_exif_orientation_is_applied_as_in_basicsr(suffix: str, gray: bool) -> N
         exif[0x0112] = orientation
         Image.fromarray(pixels[..., 0] if gray else pixels).save(path, kind, exif=exif)
         theirs = np.round(imfrombytes(path.read_bytes(), float32=True) * 255).astype(np.uint8)
-        ours = read_image(path, gray=True)
+        ours = read_image(path)
         assert np.array_equal(np.repeat(ours[..., None], 3, 2) if ours.ndim == 2 else ours, theirs), orientation
         assert find_images(HERE) == [path]
 

@@ -32,8 +32,7 @@ class PairedSet:
     gt: Path
     lq: Path
     scale: int  # GT size divided by LQ size
-    # Side of a training crop in GT pixels; None for a test set, where gray images are allowed and the GT may exceed
-    # scale x LQ by fewer than ``scale`` pixels (BasicSR crops them).
+    # Side of a training crop in GT pixels; None for a test set.
     gt_size: int | None = None
     template: str = "{}"  # BasicSR's ``filename_tmpl``: the LQ's name from the GT's, ``{}x4`` for DIV2K's own LR images
     names: tuple[str, ...] | None = None  # the GT files to use (``meta_info_file``); None for all
@@ -153,7 +152,7 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
     images: list[NDArray[np.uint8]] = []
     for source in pair:
         try:
-            images.append(source.read(gray=gt_size is None))
+            images.append(source.read())
         except BadImageError as error:
             problems.append(BadData("unreadable", str(source), str(error)))
     if len(images) < 2:

@@ -26,7 +26,7 @@ def create_lmdb(root: Path, output: Path, job: PrepJob, form: RecordForm = "png"
 
 def pack_image(source: ImageSource, form: RecordForm, compression: int) -> list[list[Record]]:
     """Decode one image and convert it to a record."""
-    return [[make_record(form, source.key, source.read(gray=True), compression)]]
+    return [[make_record(form, source.key, source.read(), compression)]]
 
 
 def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
@@ -46,7 +46,7 @@ def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
 
 def shrink_file(path: Path, scale: int) -> list[list[Record]]:
     """Downsample one image; return the record of the LR file."""
-    image = read_image(path, gray=True)
+    image = read_image(path)
     if min(image.shape[:2]) < scale:
         raise BadImageError(f"is smaller than {scale} pixels")
     # The LR must have the HR's full name, by which BasicSR pairs, so its format is given.

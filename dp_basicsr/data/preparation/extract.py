@@ -58,7 +58,7 @@ def subimage_key(stem: str, index: int) -> str:
 class Extraction:
     """What to extract and where to put it. The defaults are those for DIV2K."""
 
-    hr: Path = DIV2K_HR  # folder of HR images (8-bit colour)
+    hr: Path = DIV2K_HR  # folder of HR images (8 bit, gray or colour)
     output: Path | None = None  # None is the parent of ``hr``
     window: Window = Window()
     scales: tuple[int, ...] = (4,)  # of the LR images to make for each sub-image
