@@ -53,8 +53,8 @@ def measure(
     """Measure one result image against its original.
 
     Args:
-        result: ``(H, W, 3)`` BGR or ``(H, W)`` gray, uint8. Gray counts as three equal channels, as in BasicSR, which
-            reads every file as colour.
+        result: ``(H, W, 3)`` BGR or ``(H, W[, 1])`` gray, uint8. Gray counts as three equal channels, as in BasicSR,
+            which reads every file as colour.
         gt: Same height and width as ``result``.
         crop_border: Pixels cropped from every border (the paper: 4 at x4, the scale in general).
         metrics: Keys of ``METRICS``.
@@ -64,8 +64,10 @@ def measure(
         for example because the image is too small for it.
 
     Raises:
-        UserError: The sizes differ, or the border is negative.
+        UserError: The sizes differ, the border is negative, or an image is not of uint8.
     """
+    if {result.dtype, gt.dtype} != {np.dtype(np.uint8)}:
+        raise UserError(f"expected images of uint8, [0, 255], got {result.dtype} and {gt.dtype}: scale and round them")
     if crop_border < 0:
         raise UserError(f"crop_border: expected a number of pixels from 0, got {crop_border}")
     if result.shape[:2] != gt.shape[:2]:
@@ -116,4 +118,5 @@ def drop_unavailable(opt: dict[str, Any]) -> None:
 
 def in_colour(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Convert a gray or colour image to ``(H, W, 3)``."""
-    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+    channels = image.reshape(*image.shape[:2], -1)
+    return np.repeat(channels, 3, axis=2) if channels.shape[2] == 1 else channels

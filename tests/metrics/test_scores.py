@@ -42,6 +42,8 @@ def test_psnr_and_ssim_equal_scikit_image() -> None:
 def test_gray_counts_as_three_equal_channels() -> None:
     gray, near = IMAGE[..., 0], NEAR[..., 0]
     assert measure(near, gray, 4, PIXELS) == measure(np.dstack([near] * 3), gray, 4, PIXELS)
+    # transformers#36368: the channel of its own gave another Y.
+    assert measure(near[..., None], gray, 4, PIXELS) == measure(near, gray, 4, PIXELS)
 
 
 def test_identical_images() -> None:
@@ -56,6 +58,8 @@ def test_another_size_is_named() -> None:
         measure(IMAGE[:, :-4], IMAGE, 4, PIXELS)
     with pytest.raises(UserError, match="crop_border: expected a number of pixels from 0, got -1"):
         measure(IMAGE, IMAGE, -1, PIXELS)
+    with pytest.raises(UserError, match=r"expected images of uint8, \[0, 255\], got float64 and uint8"):
+        measure(IMAGE / 255, IMAGE, 4, PIXELS)
 
 
 def test_an_image_too_small_for_a_metric_is_not_available_for_it() -> None:
