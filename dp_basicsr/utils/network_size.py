@@ -59,26 +59,36 @@ def input_size(net: nn.Module) -> InputSize:
 def with_step(net: nn.Module, size: InputSize, channels: int = 3) -> InputSize:
     """Return ``size`` with ``step``, ``fold`` and ``is_global``, from the network's windows and what its layers do.
 
-    The network runs twice, on images of two sizes, on torch's meta device, which computes shapes alone. If it cannot be
-    run so, the step is that of its windows.
+    The network runs on images of three sizes, on torch's meta device, which computes shapes alone. If it cannot be run
+    so, the step is that of its windows. One that does not take the third, as a U-Net whose halves must meet, takes
+    multiples of its step.
     """
     # The copy shares the weights. It is needed because some networks keep what they computed last as an attribute.
     shared = {id(tensor): tensor for tensor in itertools.chain(net.parameters(), net.buffers())}
     height, width = size.fit(PROBE, PROBE)
     small, large = _Watch(height), _Watch(2 * height)
+
+    def run(watch: _Watch, height: int, width: int) -> None:
+        twin = copy.deepcopy(net, shared).eval()
+        for module in twin.modules():
+            # Those there are belong to others, who expect values.
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+            if _sides([module], WINDOWS) != {1}:
+                module.register_forward_pre_hook(watch.note_windows)
+        image = torch.zeros(1, channels, height, width, device="meta")
+        with warnings.catch_warnings(), torch.no_grad(), torch.device("meta"), watch:
+            warnings.simplefilter("ignore")
+            twin(image)
+
+    takes_all = True
     try:
-        for watch, factor in ((small, 1), (large, 2)):
-            twin = copy.deepcopy(net, shared).eval()
-            for module in twin.modules():
-                # Those there are belong to others, who expect values.
-                module._forward_hooks.clear()
-                module._forward_pre_hooks.clear()
-                if _sides([module], WINDOWS) != {1}:
-                    module.register_forward_pre_hook(watch.note_windows)
-            image = torch.zeros(1, channels, factor * height, factor * width, device="meta")
-            with warnings.catch_warnings(), torch.no_grad(), torch.device("meta"), watch:
-                warnings.simplefilter("ignore")
-                twin(image)
+        run(small, height, width)
+        run(large, 2 * height, 2 * width)
+        try:
+            run(_Watch(height), *size.fit(height + 1, width + 1))
+        except RuntimeError:
+            takes_all = False
         # An image of four times as many pixels: what then gets four times as large is computed from neighbours.
         pairs = zip(small.numbers, large.numbers, strict=True)
         growth = [(many[0] / few[0], many[1] / few[1]) for few, many in pairs]
@@ -90,7 +100,8 @@ def with_step(net: nn.Module, size: InputSize, channels: int = 3) -> InputSize:
     modules = list(net.modules())
     step = math.lcm(*steps, *_sides(modules, WINDOWS), *_sides(modules, STRIDES))
     # The first convolution shows what is folded before it; later ones also have the network's strides.
-    return replace(size, step=step, fold=max(folds[0] if folds else 1, 1), is_global=is_global)
+    multiple, fold = size.multiple if takes_all else step, max(folds[0] if folds else 1, 1)
+    return replace(size, multiple=multiple, step=step, fold=fold, is_global=is_global)
 
 
 class _Watch(TorchFunctionMode):

@@ -31,6 +31,18 @@ def test_padded_size_is_spandrels(multiple: int, minimum: int, square: bool) -> 
         assert InputSize(multiple, minimum, square).fit(height, width) == (height + add_height, width + add_width)
 
 
+class UNet(nn.Module):
+    """segmentation_models.pytorch#146: "The size of tensor a (46) must match the size of tensor b (45)"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 3, 3, 2, 1))
+        self.up = nn.Upsample(scale_factor=4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + self.up(self.down(images))
+
+
 @pytest.mark.parametrize(
     ("net", "scale", "multiple"),
     [
@@ -41,6 +53,7 @@ def test_padded_size_is_spandrels(multiple: int, minimum: int, square: bool) -> 
         (MSRResNet(3, 3, 4, 1, upscale=3), 3, 1),
         (nn.Sequential(nn.PixelUnshuffle(3), nn.PixelShuffle(3)), 1, 3),
         (swinir(), 2, 4),
+        (UNet(), 1, 4),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
 )
