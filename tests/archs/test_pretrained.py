@@ -18,6 +18,7 @@ from dp_basicsr.errors import UserError
 import pytest
 import torch
 from basicsr.utils import get_root_logger
+from safetensors.torch import save_file
 from torchvision import models
 
 from scripts import download_pretrained_models
@@ -149,6 +150,21 @@ def test_a_training_s_checkpoint_is_read_as_its_weights_the_average_first(averag
     )
     x = torch.rand(1, 3, 32, 32)
     assert torch.equal(ours(x)["layer2"], theirs(x)["layer2"])
+
+
+def test_timm_s_file_of_a_hub_gives_the_features(tmp_path: Path) -> None:
+    """pytorch-image-models#1703: safetensors, and other names in VGG's head."""
+    with torch.device("meta"):
+        shapes = models.vgg11(weights=None).features.state_dict()
+    state = {f"features.{name}": torch.rand(value.shape) for name, value in shapes.items()}
+    torch.save(state, tmp_path / "torchvision.pth")
+    head = {"pre_logits.fc1.weight": torch.zeros(2, 2, 7, 7), "head.fc.weight": torch.zeros(3, 2)}
+    save_file(state | head, tmp_path / "model.safetensors")
+    files = (
+        VGGFeatures(["conv2_1"], "vgg11", str(tmp_path / name)) for name in ("torchvision.pth", "model.safetensors")
+    )
+    ours, theirs = (features(torch.ones(1, 3, 32, 32))["conv2_1"] for features in files)
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
