@@ -108,6 +108,10 @@ def test_several_inputs_are_one_list(capsys: pytest.CaptureFixture[str]) -> None
     for inputs in (("photos/a.png", "photos/b.jpg"), ("photos/in", "photos/a.png")):
         assert run("-i", *inputs, "-o", "x.jpg") == 2
         assert "x.jpg: expected a folder for several images, got the name of one; --ext jpg" in capsys.readouterr().err
+    # Of one image --ext was ignored, also where a refusal of its transparency had advised it.
+    assert run("-i", "photos/a.png", "-o", "x.jpg", "--ext", "png") == 2
+    assert "x.jpg and --ext png: expected one format, got two" in capsys.readouterr().err
+    assert run("-i", "photos/a.png", "-o", "x.jpg", "--ext", "jpeg") == 0
 
 
 def test_every_readable_suffix_is_used_and_the_rest_is_counted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,8 @@ class SeededDataset(Dataset):
                 else:
                     reason = message_of_others(error) or reason
                 bad.append(f"sample {name} cannot be used: {reason}")
-        raise UserError(f"{len(bad)} samples in a row; the first: {bad[0]}")
+        way = f"`{advise('data check', '-opt FILE')}` lists all bad ones"
+        raise UserError(f"{len(bad)} samples in a row; the first: {bad[0]}; {way}")
 
 
 @contextmanager

@@ -61,6 +61,8 @@ def find_jobs(
         if (name == "-" and not is_there) or (is_there and not (os.path.isfile(name) or os.path.isdir(name))):
             raise UserError(f"{name}: expected a file or folder; save what comes through a pipe, and name the result")
     is_named = output.suffix.lower() in FORMATS and not output.is_dir()
+    if is_named and ext != "auto" and FORMATS[f".{ext.lower().lstrip('.')}"] != FORMATS[output.suffix.lower()]:
+        raise UserError(f"--output {output} and --ext {ext}: expected one format, got two: leave out --ext")
     needs_folder = f"--output {output}: expected a folder for several images, got the name of one"
     needs_folder += f"; --ext {output.suffix[1:]} gives them its format"
     for source in sources:
