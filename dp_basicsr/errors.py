@@ -142,10 +142,15 @@ def limit_reached(error: BaseException) -> str | None:
 
 
 def how_to_install(module: str) -> str:
-    """Return the command that installs an optional module with its extra, or for training what BasicSR needs too."""
-    if EXTRAS[module] == "train":
+    """Return the command that installs a missing module, with its extra, or for training what BasicSR needs too."""
+    if EXTRAS.get(module) == "train":
         return "python -m dp_basicsr.get_basicsr"
-    return f"pip install 'dp_basicsr[{EXTRAS[module]}]'" if EXTRAS[module] else f"pip install {module}"
+    # Of a clone that is not installed, all requirements are missing.
+    is_clone = not any(importlib.metadata.distributions(name="dp_basicsr"))
+    ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) if is_clone else "dp_basicsr"
+    if extra := EXTRAS.get(module):
+        return f"pip install '{ours}[{extra}]'"
+    return f"pip install '{ours}'" if is_clone and module in REQUIRED else f"pip install {REQUIRED.get(module, module)}"
 
 
 def import_optional(module: str) -> Any:
@@ -165,12 +170,12 @@ def import_optional(module: str) -> Any:
 
 
 def _package_message(error: BaseException) -> str | None:
-    """Return the message for an optional package that is missing, cannot be imported, or lacks what we use of it."""
+    """Return the message for a package that is missing, cannot be imported, or lacks what we use of it."""
     name = error.name or "" if isinstance(error, ImportError) else ""
     package = name.partition(".")[0]
     # None forbids the import of a package, and so of its modules.
     is_missing = isinstance(error, ModuleNotFoundError) and (name == package or sys.modules.get(package, "") is None)
-    if is_missing and package in EXTRAS:
+    if is_missing and package in {**REQUIRED, **EXTRAS}:
         return f"{package} is not installed: {how_to_install(package)}"
     # The modules that were being imported, from the outermost one; what they import in turn is not known here.
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))

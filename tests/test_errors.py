@@ -161,6 +161,27 @@ def test_a_broken_package_that_all_need_is_named_whoever_imports_it(
     assert line.endswith(f": pip install --upgrade --force-reinstall {REQUIRED[package]}")
 
 
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_a_missing_package_is_named_with_the_way_to_all_that_are_missing(
+    is_installed: bool, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """GFPGAN#45: a clone that is not installed lacks each of its requirements."""
+
+    def use(argv: list[str]) -> None:
+        with exit_on_user_error():
+            importlib.import_module(package)
+
+    clone = Path(first_line.__code__.co_filename).parents[1]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: [name] if is_installed else [])
+    for package, names in REQUIRED.items():
+        monkeypatch.setitem(sys.modules, package, None)
+        way = f"pip install {names}" if is_installed else f"pip install '{clone}'"
+        assert refused(use, []) == f"error: {package} is not installed: {way}\n"
+    package = "gradio"
+    monkeypatch.setitem(sys.modules, package, None)
+    assert refused(use, []).endswith(f": pip install '{'dp_basicsr' if is_installed else clone}[webui]'\n")
+
+
 def test_a_loss_that_no_import_has_registered_gets_advice(refused: Callable[..., str]) -> None:
     """MM-RealSR, whose model builds one of `mmrealsr.losses`."""
 

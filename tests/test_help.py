@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from dp_basicsr.utils.arguments import COMMANDS
+
+import yaml
 
 from tests.support.programs import ROOT, python
 
@@ -76,3 +81,13 @@ def test_a_missing_file_is_reported_before_heavy_imports() -> None:
         assert (code, heavy) == (2, []), (command, err)
         assert err.startswith("error: "), command
         assert "no" in err, command
+
+
+def test_scripts_start_in_a_clone_that_is_not_installed(tmp_path: Path) -> None:
+    """GFPGAN#45; without site-packages' .pth files, of which one may name a clone."""
+    for script in (ROOT / "scripts").glob("*.py"):
+        before = script.read_text(encoding="utf-8").partition("from dp_basicsr")[0]
+        assert 'sys.path.append(f"{sys.path[0]}/..")' in before, script
+    command = [sys.executable, "-S", str(ROOT / "scripts/make_lr.py"), "--help"]
+    packages = {"PYTHONPATH": str(Path(yaml.__file__).parents[1])}
+    assert subprocess.run(command, cwd=tmp_path, env=packages, stdout=subprocess.DEVNULL, check=False).returncode == 0
