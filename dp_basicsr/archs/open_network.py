@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dp_basicsr.archs.own_networks import build_network, describe, recognise
-from dp_basicsr.checkpoint.opened_network import OpenedNetwork
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork, as_paths
 from dp_basicsr.checkpoint.weights import Weights, compare_shapes, interpolate, read_weights, unwrapped
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.options import USED_OPTIONS, Options, read_options
@@ -33,7 +33,7 @@ PROBE = 16
 
 @torch.inference_mode(False)
 def load_network(
-    paths: Sequence[Path], *, alpha_interp: float | None = None, scale: int | None = None
+    paths: str | Path | Sequence[str | Path], *, alpha_interp: float | None = None, scale: int | None = None
 ) -> OpenedNetwork:
     """Load a generator from a file of weights, or interpolate two.
 
@@ -45,6 +45,7 @@ def load_network(
     Raises:
         UserError: Files that cannot be read, do not fit, or do not fit each other; or another scale than ``scale``.
     """
+    paths = as_paths(paths)
     if len(paths) not in (1, 2):
         raise UserError(f"--model_path: expected one model, or two to interpolate; got {len(paths)}")
     if len(paths) == 1 and alpha_interp is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ class OpenedNetwork:
         """Raise a UserError if ``scale`` is given and is not the network's."""
         if scale not in (None, self.scale):
             raise UserError(f"--scale {scale}: {self.file} is {self.description}; the size of the result is --outscale")
+
+
+def as_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the paths that a caller of the library gave as texts, or as a single one."""
+    return [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
 
 
 def is_converted(path: Path) -> bool:

@@ -14,6 +14,7 @@ from dp_basicsr.checkpoint.manifest import SUFFIX, check_manifest, manifest_path
 from dp_basicsr.checkpoint.weights import Part, read_weights
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import missing_hint
 from dp_basicsr.utils.safe_load import load
 
 import torch
@@ -108,6 +109,8 @@ def _choose(opt: Mapping[str, Any]) -> Path | None:
                 raise
             logger.warning(f"path: resume_state ({named}) is resumed: {error}")
         folder = Path(opt["path"]["training_states"])
+        if newest is None and named is None and (hint := missing_hint(folder)):
+            logger.warning(f"--auto_resume begins a new run: there is no {folder}{hint}")
         if newest is None and named is None and any(folder.parent.rglob("net_g_*.pth")):
             logger.warning(
                 f"--auto_resume begins a new run: {folder.parent} has networks, but no state to resume from in "

@@ -196,7 +196,7 @@ def _notes_in(content: Any) -> dict[str, str]:
 def _name_choice(entry: _Entry, entries: list[_Entry], content: Any, path: Path) -> str:
     """Return which of the weights were taken; empty if there is only one set, not averaged."""
     if entry.averaged:
-        return f"EMA weights ({entry.name})"
+        return f"EMA weights ({entry.name})" if entry.keys else "EMA weights"
     beside = path.with_name(f"{path.stem[:-2]}_E{path.suffix}")
     if path.stem.endswith("_G") and beside.is_file():  # KAIR
         return f"not the EMA weights, which are in {beside.name}"

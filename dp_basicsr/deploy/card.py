@@ -25,7 +25,7 @@ pipeline_tag: image-to-image
 # {name}
 
 {title}, {parameters:,} parameters.
-It takes RGB images in [0, 1], (N, 3, H, W){sides}, and gives (N, 3, {scale} H, {scale} W).
+It takes {colours} images in [0, 1], (N, {channels}, H, W){sides}, and gives (N, {channels}, {scale} H, {scale} W).
 
 Licence of the weights: {license_text}.
 
@@ -63,7 +63,9 @@ def write_card(
     if size.multiple > 1:
         sides = sides or f" with H and W multiples of {size.multiple}"
     limit = limit_elsewhere(network, kind, output.stem)
+    colours = {"colours": "gray" if network.channels == 1 else "RGB", "channels": network.channels}
     page = _PAGE.format(
+        **colours,
         name=output.stem,
         # `other` is the model hubs' word for a licence that is not in their list.
         license=license_name.lower() or "other",
@@ -75,7 +77,9 @@ def write_card(
         training=_training(facts),
         metrics=metrics,
         file=output.name,
-        code=record.use.format(file=output.name, shape=(1, network.channels, *size.fit(64, 64)), dtype=dtype),
+        code=record.use.format(
+            file=output.name, shape=(1, network.channels, *size.fit(64, 64)), dtype=dtype, **colours
+        ),
         programs=f"{limit[0].upper()}{limit[1:]}." if limit else record.programs,
     )
     card = record.card(output)

@@ -83,7 +83,7 @@ from pathlib import Path
 
 from dp_basicsr.archs import load_network
 
-net = load_network([Path("{file}")]).module  # (N, 3, H, W), RGB in [0, 1]
+net = load_network([Path("{file}")]).module  # (N, {channels}, H, W), {colours} in [0, 1]
 ```"""
 _BY_SPANDREL = "chaiNNer, ComfyUI and every program on spandrel open it."
 
@@ -102,7 +102,7 @@ EXPORTS = {
         """```python
 import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession("{file}")
-image = np.random.rand{shape}.astype(np.{dtype})  # RGB in [0, 1]
+image = np.random.rand{shape}.astype(np.{dtype})  # {colours} in [0, 1]
 (result,) = session.run(None, {{"image": image}})
 ```""",
         "Programs that run ONNX models (chaiNNer among them) open it; batch, height and width are free.",

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from dp_basicsr.checkpoint.opened_network import OpenedNetwork, is_converted
+from dp_basicsr.checkpoint.opened_network import OpenedNetwork, as_paths, is_converted
 from dp_basicsr.deploy.choices import ENGINES, EXPORTS, EngineKind, EngineName, Precision, PrecisionChoice
 from dp_basicsr.deploy.engine import Engine, try_room
 from dp_basicsr.errors import UserError, first_line, is_out_of_memory
@@ -44,7 +44,7 @@ class _RefusedError(Exception):
 
 
 def open_engine(
-    paths: Sequence[Path],
+    paths: str | Path | Sequence[str | Path],
     *,
     engine: EngineName = "auto",
     alpha_interp: float | None = None,
@@ -68,8 +68,9 @@ def open_engine(
     Raises:
         UserError: See ``load_network``; or an engine that was asked for by name cannot be used.
     """
-    if len(paths) == 1 and alpha_interp is None and is_converted(paths[0]):
-        opened = _open_file(paths[0], engine, device, precision, warn)
+    files = as_paths(paths)
+    if len(files) == 1 and alpha_interp is None and is_converted(files[0]):
+        opened = _open_file(files[0], engine, device, precision, warn)
         opened.network.require_scale(scale)
         return opened
 
@@ -78,12 +79,12 @@ def open_engine(
         # Takes seconds, as it imports torch.
         from dp_basicsr.archs import load_network
 
-        return load_network(paths, alpha_interp=alpha_interp, scale=scale)
+        return load_network(files, alpha_interp=alpha_interp, scale=scale)
 
     for name in _candidates(engine, device):
         try:
-            key = _key(name, paths, alpha_interp, scale)
-            return _open_converted(name, key, load, paths[-1].name, precision, warn)
+            key = _key(name, files, alpha_interp, scale)
+            return _open_converted(name, key, load, files[-1].name, precision, warn)
         except Exception as error:
             # Each package has its own; a broken one may raise any when it is imported.
             if isinstance(error, (UserError, OSError)):

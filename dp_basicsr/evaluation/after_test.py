@@ -50,10 +50,13 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
         pairs = [pair for pair in paths if Path(pair["gt_path"]).is_file()]
         # By the LQ's name, after which BasicSR names its results.
         gt, lr = ({Path(pair["lq_path"]).stem: Path(pair[key]) for pair in pairs} for key in ("gt_path", "lq_path"))
-        if gt:
+        # Luma alone cannot be compared with colours; its metrics are those of the test itself.
+        if gt and dataset.opt.get("color") != "y":  # type: ignore[attr-defined]
             sets.append(TestSet(dataset.opt["name"], gt, lr))  # type: ignore[attr-defined]
     if not (sets and opt["val"]["save_img"]):
-        logger.info("No tables written: they need `val: save_img: true` and originals in image folders.")
+        logger.info(
+            "No tables written: they need `val: save_img: true`, originals in image folders, and no `color: y`."
+        )
         return None
     suffix = opt["val"].get("suffix") or opt["name"]
     # The exact name that the validation gave its files, because a suffix may contain dots and brackets.

@@ -115,7 +115,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     for suffix in IMAGE_SUFFIXES:
         pattern = pattern.removesuffix(suffix)
     try:
-        regex = re.compile("(.+)".join(map(re.escape, pattern.split("{}"))) if "{}" in pattern else pattern)
+        # A name may have line breaks.
+        regex = re.compile("(.+)".join(map(re.escape, pattern.split("{}"))) if "{}" in pattern else pattern, re.DOTALL)
     except re.error as error:
         raise UserError(f"pattern {pattern!r}: not a regular expression ({error})") from error
     if regex.groups != 1:

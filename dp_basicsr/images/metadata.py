@@ -88,6 +88,8 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
     """Return the metadata of a file other than TIFF, whose upright picture has a (width, height)."""
     info, dropped, comment, iptc = image.info, list(image.info.get("rest", ())), image.info.get("comment"), None
     block = info.get("exif") or info.get("exif_of_text", b"")
+    # Pillow leaves it in a GIF, where a trailer of 258 bytes follows it.
+    xml = data.partition(b"XMP DataXMP")[2].partition(b"\1\xff\xfe\xfd")[0] if image.format == "GIF" else None
     density, shape = (_upright(info.get(name), orientation) for name in ("dpi", "jfif_density"))
     if image.format in ("JPEG", "MPO"):
         segments = image.applist  # type: ignore[attr-defined]
@@ -100,7 +102,7 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
         behind = len(data[_end_of_jpeg(data) :].rstrip(b"\0"))
         dropped += [f"{behind:,} bytes after the picture"] if behind else []
     return Metadata(
-        size, info.get("icc_profile"), block.removeprefix(b"Exif\0\0"), info.get("xmp"),
+        size, info.get("icc_profile"), block.removeprefix(b"Exif\0\0"), info.get("xmp") or xml or None,
         # JFIF's unit 0 gives the shape of pixels, no density; a BMP's density of 0 is none.
         density if info.get("jfif_unit", 1) and all(density or [0]) else None,
         pixel=None if info.get("jfif_unit", 1) else _pixel(shape),

@@ -42,7 +42,7 @@ _USUAL_COLOURS = ((b"\1", b"\x0d"), (b"\2", b"\2"))  # sRGB, and unspecified
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha
 
 
-def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """Read PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF: 8 or 16 bits, gray, palette, colour or CMYK, with or without alpha.
 
     A palette becomes RGB, black and white becomes gray, CMYK becomes sRGB by its profile. EXIF's orientation is
@@ -52,7 +52,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
         BadImageError: Not an image, damaged, more pixels than ``max_pixels``, or unsupported: several frames, floats,
             32 bits.
     """
-    data = read_bytes(path)
+    data = read_bytes(path := Path(path))
     if data.startswith(TIFF_MARKS):
         with damage_is_refused(), TiffFile(io.BytesIO(data)) as file:
             picture = _read_tiff(file, data, max_pixels)

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import FORMATS, QUALITY, BadImageError
 from dp_basicsr.images.metadata import Metadata, Picture, fitted
 from dp_basicsr.images.opening import LACKING, PILLOW
@@ -72,7 +73,7 @@ def refuse_without_memory(width: int, height: int, colour: Pixels, alpha: Pixels
 
 
 def write_picture(
-    picture: Picture, path: Path, quality: int = QUALITY, warn: Callable[[str], None] = warnings.warn
+    picture: Picture, path: str | Path, quality: int = QUALITY, warn: Callable[[str], None] = warnings.warn
 ) -> None:
     """Write a picture atomically, in the format of the path's suffix.
 
@@ -86,6 +87,7 @@ def write_picture(
         BadImageError: See ``refuse_unwritable``.
         OSError: The disk refuses. An earlier file at ``path`` is intact.
     """
+    path = Path(path)
     # First, so that a picture that cannot be encoded creates nothing.
     data = encode_picture(picture, path.suffix, quality, warn)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,8 @@ def encode_picture(
     picture: Picture, suffix: str, quality: int = QUALITY, warn: Callable[[str], None] = warnings.warn
 ) -> bytes:
     """Encode a picture in the format of ``suffix``; see ``write_picture``."""
+    if suffix.lower() not in FORMATS:
+        raise UserError(f"expected a name that ends in {', '.join(FORMATS)}, got {suffix or 'no suffix'}")
     kind = FORMATS[suffix.lower()]
     height, width = picture.colour.shape[:2]
     refuse_unwritable(kind, width, height, picture.alpha)

@@ -64,10 +64,15 @@ def measure(
         for example because the image is too small for it.
 
     Raises:
-        UserError: The sizes differ, the border is negative, or an image is not of uint8.
+        UserError: The sizes differ, the border is negative, an image is of another shape or type, or a metric unknown.
     """
     if {result.dtype, gt.dtype} != {np.dtype(np.uint8)}:
         raise UserError(f"expected images of uint8, [0, 255], got {result.dtype} and {gt.dtype}: scale and round them")
+    for image in (result, gt):
+        if image.ndim not in (2, 3) or (*image.shape, 3)[2] not in (1, 3):
+            raise UserError(f"expected images of (H, W, 3) or (H, W), got {tuple(image.shape)}")
+    if unknown := [name for name in metrics if name not in METRICS]:
+        raise UserError(f"expected metrics of {', '.join(METRICS)}, got {', '.join(unknown)}")
     if crop_border < 0:
         raise UserError(f"crop_border: expected a number of pixels from 0, got {crop_border}")
     if result.shape[:2] != gt.shape[:2]:

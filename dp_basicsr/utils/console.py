@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
 import threading
@@ -19,6 +20,8 @@ def require_paths(paths: Sequence[Path], what: str) -> None:
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         advice = "; it is the path of a file, not the name of a published model" if what == "model" else ""
+        if re.match(r"https?:/", missing[0]):
+            advice = "; download it first"
         raise UserError(f"{what} {', '.join(missing)}: no such file or folder{advice}")
 
 

@@ -238,6 +238,15 @@ def test_auto_resume_says_why_a_run_with_networks_begins_anew(run: Path, caplog:
     assert "pretrain_network_g" in text
 
 
+def test_auto_resume_says_that_a_run_s_name_differs_in_unicode_s_form_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "basicsr")
+    (tmp_path / "caf\u00e9/training_states").mkdir(parents=True)
+    assert find_resume_point(options(tmp_path / "cafe\u0301")) is None
+    assert "Unicode's form" in "".join(caplog.messages)
+
+
 def test_a_link_to_a_state_is_that_state(run: Path) -> None:
     """Lightning#19251: ``last.ckpt``, here in another folder, which has no networks beside it."""
     save(run, 5)

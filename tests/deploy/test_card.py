@@ -200,12 +200,14 @@ def test_the_command_writes_file_card_and_a_valid_entry(
 
 def test_the_code_of_a_card_has_the_size_and_type_that_the_file_takes(trained: Path) -> None:
     """SwinIR#145: files of one size, of one channel, and of fp16 had the code of others, which failed."""
-    network = load_network([trained])
+    network = load_network(str(trained))  # a program may pass a text
     write_card(network, "onnx", Path("free.onnx"), {}, "", "")
     assert "image = np.random.rand(1, 3, 64, 64).astype(np.float32)" in Path("free.onnx.md").read_text()
+    assert "RGB images in [0, 1], (N, 3, H, W)" in Path("free.onnx.md").read_text()
     network = replace(network, size=InputSize(1, minimum=192, maximum=192), channels=1)
     write_card(network, "onnx", Path("fixed.onnx"), {}, "", "", "float16")
-    assert "image = np.random.rand(1, 1, 192, 192).astype(np.float16)" in Path("fixed.onnx.md").read_text()
+    assert "image = np.random.rand(1, 1, 192, 192).astype(np.float16)  # gray" in Path("fixed.onnx.md").read_text()
+    assert "gray images in [0, 1], (N, 1, H, W)" in Path("fixed.onnx.md").read_text()
 
 
 def test_what_is_not_known_and_what_others_cannot_do_is_said(

@@ -75,3 +75,11 @@ def test_what_cannot_be_measured_is_told_with_what_is_saved(file: str, is_there:
 def test_sets_without_originals_have_no_tables(tmp_path: Path) -> None:
     bare = SimpleNamespace(dataset=SimpleNamespace(paths=[str(tmp_path / "a.png")], opt={"name": "bare"}))
     assert evaluate_test_run(options(tmp_path), ("psnr_rgb",), [bare]) is None
+
+
+def test_results_of_luma_alone_have_no_tables_against_colours(tmp_path: Path) -> None:
+    """The saved image is luma: its table said 13 dB, and the test's own metrics 40."""
+    (tmp_path / "a.png").touch()
+    paths = [{"gt_path": str(tmp_path / "a.png"), "lq_path": str(tmp_path / "a.png")}]
+    luma = SimpleNamespace(dataset=SimpleNamespace(paths=paths, opt={"name": "y", "color": "y"}))
+    assert evaluate_test_run(options(tmp_path), ("psnr_rgb",), [luma]) is None

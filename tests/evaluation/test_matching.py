@@ -66,6 +66,12 @@ def test_missing_and_extra_images_are_named(tmp_path: Path, files: list[str], pa
         match_images(make(tmp_path / "results", *files), NAMES, pattern)
 
 
+def test_a_name_may_have_line_breaks() -> None:
+    found = compile_pattern("{}_x4").fullmatch("a\nb_x4")
+    assert found
+    assert found[1] == "a\nb"
+
+
 @pytest.mark.parametrize("pattern", ["x4", "{}_{}", "(", "(a)(b)"])
 def test_a_pattern_without_exactly_one_name_is_refused(pattern: str) -> None:
     with pytest.raises(UserError, match="pattern"):

@@ -91,3 +91,15 @@ def test_bicubic_set5_gives_the_published_figures(set5: Path) -> None:
 def test_every_metric_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert [name for name in METRICS if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "metrics", "message"),
+    [((3, 20, 20), ("psnr_y",), r"\(H, W, 3\).*\(3, 20, 20\)"), ((20, 20, 3), ("psnr",), "psnr_rgb.*got psnr")],
+)
+def test_what_cannot_be_measured_is_refused_by_name(
+    shape: tuple[int, ...], metrics: tuple[str, ...], message: str
+) -> None:
+    image = np.zeros(shape, np.uint8)
+    with pytest.raises(UserError, match=message):
+        measure(image, image, 4, metrics)
