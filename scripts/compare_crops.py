@@ -1,9 +1,5 @@
 """The same as ``dp-basicsr crops``."""
 
-import sys
-
-sys.path.append(f"{sys.path[0]}/..")  # of a clone that is not installed
-
 from dp_basicsr.commands.crops import main
 
 if __name__ == "__main__":

@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.append(f"{sys.path[0]}/..")  # of a clone that is not installed
 
 from dp_basicsr.deploy.choices import BOX
 from dp_basicsr.errors import UserError, exit_on_user_error

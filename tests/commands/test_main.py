@@ -32,8 +32,7 @@ def test_a_command_and_its_script_are_one(name: str) -> None:
 def test_scripts_are_thin() -> None:
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "scripts").glob("*.py")}
     paths = [command.script_path for command in COMMANDS.values() if command.target.startswith("commands.")]
-    # Three of them find the package in a clone that is not installed.
-    assert all(lines.get(Path(path).name, 0) <= 10 for path in paths)
+    assert all(lines.get(Path(path).name, 0) <= 6 for path in paths)
     assert sum(lines.values()) <= 800
 
 
