@@ -184,7 +184,9 @@ def _package_message(error: BaseException) -> str | None:
     lacking = owner.__name__ if isinstance(owner, ModuleType) else name
     # A dependency of ours that fails itself is the cause; one that lacks something may only be of another version.
     found = [module for module in reversed(modules) if module in REQUIRED]
-    found += [module.partition(".")[0] for module in (*modules, lacking) if module.partition(".")[0] in EXTRAS]
+    found += [
+        module.partition(".")[0] for module in (*reversed(modules), lacking) if module.partition(".")[0] in EXTRAS
+    ]
     package = next(iter(found), name.partition(".")[0])
     if package not in {**REQUIRED, **EXTRAS}:
         return None

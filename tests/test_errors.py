@@ -161,6 +161,25 @@ def test_a_broken_package_that_all_need_is_named_whoever_imports_it(
     assert line.endswith(f": pip install --upgrade --force-reinstall {REQUIRED[package]}")
 
 
+@pytest.mark.parametrize("package", sorted(EXTRAS.keys() - {"basicsr"}))
+def test_a_broken_package_that_another_optional_one_imports_is_named(
+    package: str, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """A scipy that does not fit numpy is no broken basicsr, which imports a module of it."""
+    for name, code in (("basicsr", f"import {package}.part"), (package, ""), (f"{package}/part", "raise TypeError(1)")):
+        Path(name).mkdir()
+        Path(name, "__init__.py").write_text(code)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("basicsr", package)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+
+    def use(argv: list[str]) -> None:
+        with exit_on_user_error():
+            importlib.import_module("basicsr")
+
+    assert re.match(f"error: {package}( [\\d.]\\S*)? is installed, but cannot be used ", refused(use, []))
+
+
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_a_missing_package_is_named_with_the_way_to_all_that_are_missing(
     is_installed: bool, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]

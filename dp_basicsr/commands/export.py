@@ -61,13 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics = read_metrics(args.metrics)
         network = load_network(args.model_path, alpha_interp=args.alpha_interp, scale=args.scale)
         facts = describe(network, trace(args.model_path[-1], network.notes))
+        facts |= {"license": args.license} if args.license else {}
         difference = export_network(network, args.format, output, facts, args.half)
         dtype = "float16" if args.half else "float32"
-        card = write_card(network, args.format, files[0], facts, args.license, metrics, dtype)
+        card = write_card(network, args.format, files[0], facts, metrics, dtype)
         print(f"read {network.title}")
         print(f"wrote {', '.join(map(str, files))} ({network.description}) and {card}")
         if args.openmodeldb:
-            left = write_entry(args.openmodeldb, args.format, files[0], facts, args.license)
+            left = write_entry(args.openmodeldb, args.format, files[0], facts)
             print(f"wrote {args.openmodeldb}; fill in {', '.join(left)}")
         # torch itself reads files of weights, so there is nothing to compare.
         if record.engine:

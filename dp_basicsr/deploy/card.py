@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ measurements from its output that the input does not have.
 
 
 def write_card(
-    network: OpenedNetwork, kind: str, output: Path, facts: dict[str, str], license_name: str, metrics: str,
+    network: OpenedNetwork, kind: str, output: Path, facts: dict[str, str], metrics: str,
     dtype: str = "float32",
 ) -> Path:  # fmt: skip
     """Write ``<output>.md`` of an exported network; ``facts`` are ``describe``'s, ``metrics`` ``read_metrics``'s."""
@@ -62,13 +63,13 @@ def write_card(
     sides = f" with H and W of {size.maximum}" if size.maximum else ""
     if size.multiple > 1:
         sides = sides or f" with H and W multiples of {size.multiple}"
-    limit = limit_elsewhere(network, kind, output.stem)
+    limit, license_name = limit_elsewhere(network, kind, output.stem), facts.get("license", "")
     colours = {"colours": "gray" if network.channels == 1 else "RGB", "channels": network.channels}
     page = _PAGE.format(
         **colours,
         name=output.stem,
-        # `other` is the model hubs' word for a licence that is not in their list.
-        license=license_name.lower() or "other",
+        # `other` is the model hubs' word for a licence that is not in their list; a sentence would break the block.
+        license=license_name.lower() if re.fullmatch(r"[\w.+-]+", license_name) else "other",
         license_text=license_name or UNSTATED,
         title=network.description,
         parameters=sum(parameter.numel() for parameter in network.module.parameters()),
@@ -90,7 +91,9 @@ def write_card(
 def _training(facts: dict[str, str]) -> str:
     """Source, iteration, data and losses, then all options."""
     lines = [f"- file: `{facts['source']}` (SHA-256 `{facts['source_sha256']}`)"] if "source" in facts else []
-    lines += [f"- {name}: {facts[name]}" for name in ("interpolation", "iteration", "trained_by") if name in facts]
+    lines += [
+        f"- {name}: {facts[name]}" for name in ("author", "interpolation", "iteration", "trained_by") if name in facts
+    ]
     lines += [f"- data {name[8:]}: {value}" for name, value in facts.items() if name.startswith("dataset_")]
     lines += [f"- exported by: {facts['exported_by']}"] if "exported_by" in facts else []
     if "options" not in facts:

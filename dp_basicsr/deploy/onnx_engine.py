@@ -29,6 +29,10 @@ FREE_SIZES = [
     for number in (1, 5, 9, 17, 33, 65)
     if number == 1 or 16 < multiple * number <= 80
 ]
+# The numbers of other inputs than float32.
+_TYPES = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+# White of input and output: files of other programs may take levels, and round to them.
+_WHITES = ((1.0, 1.0), (255.0, 255.0), (255.0, 1.0), (1.0, 255.0))
 _NEWER = re.compile(r"IR version: \d+, max supported IR version: \d+|Opset \d+ is under development")
 _FROZEN = re.compile(r"Input shape:\{([\d,]+)\}, requested shape:\{([-\d,]+)\}")
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")  # of such a file: in ONNX a length and the name follow
@@ -44,10 +48,12 @@ def import_onnxruntime() -> Any:
 
 
 class OnnxEngine(Engine):
-    """Runs an ONNX file: ours, or any with one input (N, 3, H, W) and one output of a whole multiple of its size.
+    """Runs an ONNX file: ours, or any with one input (N, 3, H, W) and an output of a whole multiple of its size.
 
-    Files of TensorFlow have the colours last: (N, H, W, 3).
+    Files of TensorFlow have the colours last: (N, H, W, 3). Values are in [0, 1] or levels, which a run shows.
     """
+
+    white = _WHITES[0]
 
     def load(self, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
         ort = import_onnxruntime()
@@ -70,6 +76,8 @@ class OnnxEngine(Engine):
             if self.is_last:
                 self.fixed.insert(1, self.fixed.pop())
             network = network or self._recognise()
+            if network.arch == "ONNX":
+                self._find_white(network)
         except Exception as error:  # onnxruntime's errors have no common class
             from dp_basicsr.checkpoint.weights import refuse_other_texts  # which imports torch
 
@@ -104,6 +112,8 @@ class OnnxEngine(Engine):
             raise ValueError(f"it takes {self.fixed[2]} x {self.fixed[3]} pixels alone: expected a square, or any size")
         for side in sides:
             known |= {"minimum": side, "maximum": side}
+        if len(self.fixed) == 4 and self.fixed[1] not in (0, 1, 3):
+            raise ValueError(f"it takes {self.fixed[1]} channels: export it for RGB (3) or gray (1)")
         channels, errors = (1 if self.fixed[1:2] == [1] else 3), []
         sizes = [InputSize(**known)] if known else FREE_SIZES.copy()  # type: ignore[arg-type]
         frozen: re.Match[str] | None = None
@@ -129,11 +139,26 @@ class OnnxEngine(Engine):
         is_training = b"training_mode\x18\x01" in data
         if is_training or (b'"\x07Dropout' in data and not np.allclose(self.run(gray), self.run(gray), equal_nan=True)):
             self.warn(f"model {self.path} is in training mode, which gives other pixels: export it after .eval()")
+        if len(names := [output.name for output in self.session.get_outputs()]) > 1:
+            self.warn(f"model {self.path} has the outputs {', '.join(names)}: the largest image is taken")
         arch = notes.get("arch", "ONNX")
         return OpenedNetwork(self.path.name, arch, scale, f"ONNX x{scale}", "", channels, size, notes=notes)
 
+    def _find_white(self, network: OpenedNetwork) -> None:
+        """Find the range in which gray stays gray; it is [0, 1] where none does, as with weights that are not trained.
+
+        Levels that are rounded would make black and white of [0, 1].
+        """
+        gray = np.full((1, network.channels, *network.size.fit(8, 8)), 0.5, np.float32)
+        for self.white in _WHITES:
+            if abs(float(self.run(gray).mean()) - 0.5) < (0.25 if self.white == _WHITES[0] else 0.05):
+                return
+        self.white = _WHITES[0]
+
     def run(self, images: Floats) -> Floats:
-        dtype = np.float16 if self.input.type == "tensor(float16)" else np.float32
+        dtype = _TYPES.get(self.input.type, np.float32)
+        images = images * self.white[0] if self.white[0] > 1 else images
+        images = images.round().clip(0, 255) if dtype == np.uint8 else images
         batch = self.fixed[0] or len(images)
         results = []
         for first in range(0, len(images), batch):
@@ -141,9 +166,16 @@ class OnnxEngine(Engine):
             # A file of a fixed batch takes no smaller one: the last image fills it up.
             filled = np.concatenate([part, part[-1:].repeat(batch - len(part), 0)])
             given = filled.transpose(0, 2, 3, 1) if self.is_last else filled
-            result = self.session.run(None, {self.input.name: np.ascontiguousarray(given)})[0][: len(part)]
+            outputs = self.session.run(None, {self.input.name: np.ascontiguousarray(given)})
+            # Beside the image there may be features, or smaller images; of equal ones, the first.
+            colours = given.shape[3 if self.is_last else 1]
+            images_out = [
+                each for each in outputs if each.ndim == 4 and each.shape[3 if self.is_last else 1] == colours
+            ]
+            result = max(images_out or outputs[:1], key=np.size)[: len(part)]
             results.append(result.transpose(0, 3, 1, 2) if self.is_last else result)
-        return np.concatenate(results).astype(np.float32, copy=False)
+        result = np.concatenate(results).astype(np.float32, copy=False)
+        return result / np.float32(self.white[1]) if self.white[1] > 1 else result
 
     @staticmethod
     def write(network: OpenedNetwork, path: Path, facts: dict[str, str], half: bool = False) -> None:

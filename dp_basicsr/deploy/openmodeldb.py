@@ -16,7 +16,7 @@ ARCHITECTURES = {"RRDBNetDP": "esrgan", "RRDBNet": "esrgan", "MSRResNet": "sr-re
 FILL_IN = "FILL-IN"  # its validator refuses it where it wants an author or a tag of its lists
 
 
-def write_entry(path: Path, kind: str, output: Path, facts: dict[str, str], license_name: str) -> list[str]:
+def write_entry(path: Path, kind: str, output: Path, facts: dict[str, str]) -> list[str]:
     """Write the JSON of a model whose file is ``output``; return the fields that the author has to fill in.
 
     ``kind`` must be one that ``check_format`` allows; ``facts`` are ``dp_basicsr.deploy.export.describe``'s.
@@ -34,7 +34,7 @@ def write_entry(path: Path, kind: str, output: Path, facts: dict[str, str], lice
     entry = {
         "name": output.stem,
         "author": FILL_IN,
-        "license": license_name or None,
+        "license": facts.get("license"),
         "tags": [FILL_IN],
         "description": f"{FILL_IN}: what it was trained for, and what it is good at",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -57,7 +57,7 @@ def write_entry(path: Path, kind: str, output: Path, facts: dict[str, str], lice
         "images": [],
     }
     path.write_text(json.dumps(entry, indent=4, ensure_ascii=False), encoding="utf-8")
-    return ["author", "tags", "description", "resources: urls", "images", *([] if license_name else ["license"])]
+    return ["author", "tags", "description", "resources: urls", "images", *([] if "license" in facts else ["license"])]
 
 
 def check_format(kind: str) -> None:

@@ -18,6 +18,8 @@ _TOP = ("name", "model_type", "scale", "manual_seed", "deterministic", "network_
 _TRAIN_SET = ("name", "type", "gt_size", "batch_size_per_gpu", "batch_size_total", "use_hflip", "use_rot", "color")
 # Facts of an earlier export that the next one keeps.
 _KEPT = ("source", "source_sha256", "iteration", "trained_by", "interpolation")
+# What the header of any file says of its owner; ``modelspec.`` is Stability AI's form.
+_OWNER = ("author", "license", "modelspec.author", "modelspec.license")
 _SECRET = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
 
 
@@ -29,13 +31,15 @@ def trace(path: Path, notes: dict[str, str]) -> dict[str, str]:
         notes: What the file says about itself. Facts of an earlier export by this project are kept, and win.
 
     Returns:
-        ``source``, ``source_sha256``, ``exported_by`` always; ``iteration`` if the name has it. ``options`` (JSON),
-        ``trained_by`` and ``dataset_<name>`` (fingerprint of the training images) if a run of this project wrote it.
+        ``source``, ``source_sha256``, ``exported_by`` always; ``author`` and ``license`` if the file has them;
+        ``iteration`` if the name has it. ``options`` (JSON), ``trained_by`` and ``dataset_<name>`` (fingerprint of the
+        training images) if a run of this project wrote it.
     """
     is_ours = notes.get("exported_by", "").startswith("dp_basicsr ")
-    # The metadata of other programs is not passed on.
-    earlier = {name: value for name, value in notes.items()
-               if name == "interpolation" or (is_ours and (name in _KEPT or name.startswith("dataset_")))}  # fmt: skip
+    # Of other programs' metadata, only the owner is passed on.
+    earlier = {name.removeprefix("modelspec."): value for name, value in notes.items()
+               if name in ("interpolation", *_OWNER)
+               or (is_ours and (name in _KEPT or name.startswith("dataset_")))}  # fmt: skip
     if is_ours:
         # The metadata of a file may say anything: what is not understood is left out.
         with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):

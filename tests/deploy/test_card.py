@@ -20,7 +20,9 @@ from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.utils.input_size import InputSize
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from scripts import export_model
 from tests.support.images import write_noise
@@ -198,14 +200,32 @@ def test_the_command_writes_file_card_and_a_valid_entry(
     assert export_model.main([*arguments, "--overwrite"]) == 0
 
 
+@pytest.mark.parametrize("prefix", ["", "modelspec."])
+def test_what_a_header_says_of_its_owner_is_kept(prefix: str) -> None:
+    """In the header of any format, and in the card; a licence on the command line wins."""
+    state, terms = torch.load(network_file(arch="MSRResNet"), weights_only=True)["params"], "MIT: see my page"
+    save_file(state, "theirs.safetensors", {f"{prefix}author": "A. Person", f"{prefix}license": terms, "mood": "good"})
+    for source, file in (("theirs.safetensors", "again.safetensors"), ("again.safetensors", "again.pth")):
+        assert export_model.main(["--model_path", source, "-o", file]) == 0
+        notes = load_network([Path(file)]).notes
+        assert {"author": "A. Person", "license": terms}.items() <= notes.items()
+        assert "mood" not in notes
+        card = Path(f"{file}.md").read_text()
+        assert yaml.safe_load(card.split("---")[1])["license"] == "other"
+        assert f"Licence of the weights: {terms}." in card
+        assert "- author: A. Person" in card
+    assert export_model.main(["--model_path", "again.pth", "-o", "mine.safetensors", "--license", "CC0-1.0"]) == 0
+    assert load_network([Path("mine.safetensors")]).notes["license"] == "CC0-1.0"
+
+
 def test_the_code_of_a_card_has_the_size_and_type_that_the_file_takes(trained: Path) -> None:
     """SwinIR#145: files of one size, of one channel, and of fp16 had the code of others, which failed."""
     network = load_network(str(trained))  # a program may pass a text
-    write_card(network, "onnx", Path("free.onnx"), {}, "", "")
+    write_card(network, "onnx", Path("free.onnx"), {}, "")
     assert "image = np.random.rand(1, 3, 64, 64).astype(np.float32)" in Path("free.onnx.md").read_text()
     assert "RGB images in [0, 1], (N, 3, H, W)" in Path("free.onnx.md").read_text()
     network = replace(network, size=InputSize(1, minimum=192, maximum=192), channels=1)
-    write_card(network, "onnx", Path("fixed.onnx"), {}, "", "", "float16")
+    write_card(network, "onnx", Path("fixed.onnx"), {}, "", "float16")
     assert "image = np.random.rand(1, 1, 192, 192).astype(np.float16)  # gray" in Path("fixed.onnx.md").read_text()
     assert "gray images in [0, 1], (N, 1, H, W)" in Path("fixed.onnx.md").read_text()
 
@@ -233,7 +253,7 @@ def test_several_data_sets_are_one_in_the_entry() -> None:
         "arch": "MSRResNet", "scale": "3",
         "dataset_DIV2K": "HR: 800 images, sha256 0", "dataset_Flickr2K": "HR: 2650 images, sha256 0",
     }  # fmt: skip
-    write_entry(Path("entry.json"), "onnx", Path("out.onnx"), facts, "")
+    write_entry(Path("entry.json"), "onnx", Path("out.onnx"), facts)
     entry = json.loads(Path("entry.json").read_text())
     check(entry)
     assert (entry["architecture"], entry["dataset"], entry["datasetSize"]) == ("sr-res-net", "DIV2K, Flickr2K", 3450)

@@ -280,6 +280,33 @@ def test_an_onnx_file_in_training_mode_is_told(nodes: str, is_told: bool) -> Non
     assert ["net.onnx is in training mode" in line for line in told] == [True] * is_told
 
 
+LEVELS = "k = Constant<value_float = 255.0>() b = Mul(x, k)"
+
+
+@pytest.mark.parametrize(
+    ("given", "nodes", "result"),
+    [("float", "y = Round(x)", "float"), ("uint8", "y = Identity(x)", "uint8"),
+     ("uint8", "k = Constant<value_float = 255.0>() b = Cast<to = 1>(x) y = Div(b, k)", "float"),
+     ("float", f"{LEVELS} r = Round(b) y = Cast<to = 2>(r)", "uint8"), ("float", "y = Identity(x)", "float"),
+     ("float", "small = AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(x) y = Identity(x)", "float")],
+)  # fmt: skip
+def test_an_onnx_file_may_take_and_give_levels_or_have_further_outputs(given: str, nodes: str, result: str) -> None:
+    """openvinotoolkit/nncf and others write uint8; the first output of several need not be the picture."""
+    onnx = pytest.importorskip("onnx")
+    small = "float[n, 3, k, l] small, " if "small" in nodes else ""
+    text = f"""<ir_version: 8, opset_import: ["": 15]> g ({given}[n, 3, h, w] x) => ({small}{result}[n, 3, h, w] y)
+        {{ {nodes} }}"""
+    onnx.save(onnx.parser.parse_model(text), "net.onnx")
+    told: list[str] = []
+    engine = open_engine([Path("net.onnx")], warn=told.append)
+    pixels = noise(9, 36, 3)
+    assert np.array_equal(Upscaler(engine)(pixels), pixels)
+    assert np.array_equal(Upscaler(pickle.loads(pickle.dumps(engine)))(pixels), pixels)
+    assert told == ["model net.onnx has the outputs small, y: the largest image is taken"] * bool(small)
+    with pytest.raises(UserError, match=r"takes 4 channels: export it for RGB \(3\) or gray \(1\)"):
+        open_engine([onnx_file([1, 4, "h", "w"], "Identity", ["x"])])
+
+
 def test_weights_beside_an_onnx_file_are_read_or_named(capfd: pytest.CaptureFixture[str]) -> None:
     """onnxruntime#28764: those of a large network lie in a file of their own, which is easily left behind."""
     path = onnx_file([1, 3, "h", "w"], "Add", ["x", "scales"])

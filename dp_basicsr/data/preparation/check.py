@@ -42,7 +42,12 @@ class PairedSet:
 
 
 # What training can do with: reported, but no reason to stop a script.
-HARMLESS = {"duplicate", "foreign", "aliased"}
+HARMLESS = {"duplicate", "foreign", "aliased", "tone"}
+# Told of the first pair of a set alone: the others are made alike.
+ONCE = {"aliased", "tone"}
+# Mean difference of colours in levels of 255 from which it is told. Noise that is clipped at black shifts it by up to
+# 12 at sigma 30, the strongest of Real-ESRGAN's degradations; half brightness or another gamma by about 50.
+TONE = 16
 
 
 @dataclass(frozen=True)
@@ -127,16 +132,15 @@ def check_set(what: PairedSet, workers: int | None = None, seen: dict[bytes, Any
     checked.problems += unpaired
     seen = {} if seen is None else seen
     shown: list[tuple[str, NDArray[np.float32]]] = []
-    is_told = False
+    told = set[str]()
     read = partial(read_pair, scale=what.scale, gt_size=what.gt_size)
     # Closed here: after an error, the traceback would keep the generator and its workers alive.
     with closing(ordered_map(read, tasks, workers or available_cpus())) as results:
         for task, result in zip(tasks, tqdm(results, total=len(tasks), unit="pair", disable=None), strict=True):
             name, (problems, digest, thumbnails) = str(task), result
             checked.pairs += 1
-            if [problem.kind for problem in problems] == ["aliased"]:
-                # The others of a set are made alike.
-                problems, is_told = [] if is_told else problems, True
+            problems = [problem for problem in problems if problem.kind not in told]
+            told |= ONCE & {problem.kind for problem in problems}
             checked.problems += problems
             if digest is not None and seen.setdefault(digest, (what, name)) != (what, name):
                 checked.problems.append(BadData("duplicate", name, f"has the same pixels as {seen[digest][1]}"))
@@ -188,6 +192,9 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
         if _is_aliased(gray[0], gray[1], scale):
             text = "its LQ has no antialiasing, as by cv2.resize (others of the set are not listed): "
             problems.append(BadData("aliased", name, f"{text}`{advise('data lr')}` makes it"))
+        if (levels := _tone(*images)) > TONE:
+            text = f"its LQ has other brightness or colours, by {levels:.0f} of 255 levels"
+            problems.append(BadData("tone", name, f"{text} (others of the set are not listed)"))
         return problems, digest, thumbnails
     by_exif = f"{turned} is rotated by its EXIF orientation, but the other image is not"
     return [BadData("orientation", name, by_exif if turned else f"its LQ is {way}")], digest, None
@@ -261,6 +268,12 @@ def _is_aliased(gt: NDArray[Any], lq: NDArray[Any], scale: int) -> bool:
     )
     # On photographs at x2 to x8: 1.0 and 0.2 of 255 levels, or with antialiasing at least 0.6 from each of these.
     return mean > 1 and min(others) < 0.4
+
+
+def _tone(*pair: NDArray[np.uint8]) -> float:
+    """Return how far the colours of GT and LQ are apart, as a mean over 4 x 4 areas; one may be gray."""
+    gt, lq = (cv2.resize(image, (4, 4), interpolation=cv2.INTER_AREA).reshape(4, 4, -1) for image in pair)
+    return float(np.abs(gt.astype(np.float32) - lq).mean())
 
 
 def _has_other_channels(gt: NDArray[np.uint8], lq: NDArray[np.uint8]) -> bool:
