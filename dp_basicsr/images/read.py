@@ -157,7 +157,7 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
     # Some programs write no sizes of the strips; tifffile has one then, Pillow finds them.
     is_sized = len(page.dataoffsets) == len(page.databytecounts)
     is_plain = is_sized and page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and bits in (8, 16)
-    dropped: list[str] = []
+    further = 0
     # Pillow takes it for four channels, and so for truncated.
     is_ycbcr = is_sized and page.photometric == _YCBCR and page.compression == 1
     if is_ycbcr or (is_plain and page.compression in _PLAIN_COMPRESSIONS):
@@ -172,16 +172,16 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
         # (planes, H, W, channels): either planes or channels is 1.
         planes = page.asarray(squeeze=False)[:, 0]
         samples = np.moveaxis(planes, 0, 2).reshape(*planes.shape[1:3], -1)
-        array, dropped = _without_extras(upright(samples, orientation), page)
+        array, further = _without_extras(upright(samples, orientation), page)
     elif bits == 16:
         # Of other kinds OpenCV silently makes something else.
-        is_known = page.photometric in (_BLACK_IS_ZERO, _RGB) and page.samplesperpixel in (1, 3, 4)
-        if not is_known or page.planarconfig != 1:
+        counts = {_BLACK_IS_ZERO: (1,), _RGB: (3, 4)}.get(page.photometric, ())
+        if page.samplesperpixel not in counts or page.planarconfig != 1:
             raise BadImageError(
                 "is a 16-bit TIFF of other kinds or planes: convert it first, to gray or RGB without compression"
             )
         # OpenCV turns it upright.
-        array, dropped = _without_extras(_decode_by_opencv(data, np.uint16), page)
+        array, further = _without_extras(_decode_by_opencv(data, np.uint16), page)
     else:
         with opened(data, max_pixels) as (image, _):
             # Pillow applies the orientation itself, even that of XMP, and makes associated alpha straight.
@@ -190,27 +190,32 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
             # Old programs wrote colours of 8 bits for 16, which OpenCV notices, and Pillow shows as black.
             if image.mode == "P" and page.colormap is not None and page.colormap.max() < 256:
                 image.putpalette(page.colormap.T.astype(np.uint8).tobytes())
+            if image.mode == "LA" and page.planarconfig != 1:
+                # Pillow loses its alpha.
+                raise BadImageError("is a TIFF of gray and alpha in planes: save it without compression")
             array = _decode_8_bit(image)
+            further = len(page.extrasamples) - (array.shape[2] in (2, 4))
     metadata = metadata_of_tiff(page, data, array.shape[1::-1], orientation)
     # Nor does the profile of inks or Lab hold for a TIFF's result.
     icc = None if page.photometric in _CONVERTED else metadata.icc
-    return _picture(array, array.shape[2] < 3, replace(metadata, icc=icc, dropped=(*metadata.dropped, *dropped)))
+    dropped = [*metadata.dropped, *([f"{further} further channels"] if further > 0 else [])]
+    return _picture(array, array.shape[2] < 3, replace(metadata, icc=icc, dropped=tuple(dropped)))
 
 
-def _without_extras(samples: Pixels, page: TiffPage) -> tuple[Pixels, list[str]]:
-    """Return gray or RGB with straight alpha, if there is any, and a name for further channels."""
+def _without_extras(samples: Pixels, page: TiffPage) -> tuple[Pixels, int]:
+    """Return gray or RGB with straight alpha, if there is any, and the number of further channels."""
     count, top = 3 if page.photometric == _RGB else 1, np.iinfo(samples.dtype).max
     # A fourth channel that nothing explains is alpha, as in Pillow and OpenCV.
     kinds = page.extrasamples or ((_UNASSOCIATED,) if samples.shape[2] == 4 and count == 3 else ())
-    colour, alpha = samples[:, :, :count], samples[:, :, count : count + 1]
+    # The one that the colours were multiplied by, otherwise the first; none is empty.
+    kind = _ASSOCIATED if _ASSOCIATED in kinds else _UNASSOCIATED
+    place = count + [*kinds, kind].index(kind)
+    colour, alpha = samples[:, :, :count], samples[:, :, place : place + 1]
     colour = top - colour if page.photometric == _WHITE_IS_ZERO else colour
-    has_alpha = bool(kinds) and kinds[0] in (_ASSOCIATED, _UNASSOCIATED)
-    if has_alpha and kinds[0] == _ASSOCIATED:
+    if kind == _ASSOCIATED:
         straight = np.minimum(colour.astype(np.uint32) * top // np.maximum(alpha, 1), top)
         colour = np.where(alpha == 0, colour, straight.astype(samples.dtype))
-    further = samples.shape[2] - count - has_alpha
-    array = np.concatenate([colour, alpha], axis=2) if has_alpha else colour
-    return array, [f"{further} further channels"] if further else []
+    return np.concatenate([colour, alpha], axis=2), samples.shape[2] - count - alpha.shape[2]
 
 
 def _picture(array: Pixels, is_gray: bool, metadata: Metadata) -> Picture:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
 
 from dp_basicsr.images.files import BadImageError
-from dp_basicsr.images.opening import opened, orientation_of, read_bytes
+from dp_basicsr.images.opening import TIFF_MARKS, opened, orientation_of, read_bytes
 from dp_basicsr.images.png import without_remarks
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from tifffile import TiffFile
 
 # Per image: 16384 x 8192, 0.4 GB decoded; a few kilobytes of PNG can declare more. Loaders decode several at a time, so
 # it is less than for upscaling.
@@ -57,12 +59,16 @@ def decode_image(data: bytes | memoryview) -> NDArray[np.uint8]:
         raise BadImageError(f"is refused by OpenCV ({error.err})") from error
     if image is None:
         raise BadImageError("is not an image that OpenCV can decode: damaged, or a TIFF's compression, save it without")
+    if data.startswith(TIFF_MARKS):
+        with TiffFile(io.BytesIO(data)) as file:
+            if file.pages[0].samplesperpixel > (1 if image.ndim == 2 else image.shape[2]):  # type: ignore[union-attr]
+                raise BadImageError("has alpha or data beside gray that OpenCV ignores: flatten it, or save gray alone")
     pixels = _without_opaque_alpha(image)
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     if pixels.dtype != np.uint8:
         raise BadImageError(f"has {8 * pixels.dtype.itemsize} bits per channel, expected 8")
     if channels not in (1, 3):
-        alpha = {2: "gray with alpha (flatten it)", 4: "colour with alpha (flatten it)"}
+        alpha = {2: "gray with alpha (flatten it)", 4: "colour with alpha or a channel of data (flatten it)"}
         kind = alpha.get(channels, f"{channels} channels")
         raise BadImageError(f"is {kind}, expected gray or three colour channels without alpha")
     return pixels

@@ -47,41 +47,42 @@ def noise(rng: random.Random, shape: tuple[int, ...], dtype: Any = np.uint8, top
 
 
 def tiff_of_tifffile(rng: random.Random, path: Path) -> Picture:
-    """8 or 16 bits, gray or RGB, with and without alpha, in strips, tiles or planes, upright or turned."""
+    """8 or 16 bits, gray or RGB, further channels of any kind and order, strips, tiles or planes, upright or turned."""
     dtype = rng.choice((np.uint8, np.uint16))
     top = np.iinfo(dtype).max
     colours = rng.choice((1, 3))
-    alpha = rng.choice((None, "unassalpha", "assocalpha", "unspecified"))
-    pixels = noise(rng, (*SIZE[::-1], colours + (alpha is not None)), dtype)
-    shown = pixels
-    if alpha == "assocalpha":
-        pixels[..., :-1] = (pixels[..., :-1].astype(np.uint32) * pixels[..., -1:] // top).astype(dtype)
-        shown = pixels.copy()
-        share = pixels[..., -1:].astype(np.float64)
-        shown[..., :-1] = np.where(share == 0, pixels[..., :-1], pixels[..., :-1] * float(top) // np.maximum(share, 1))
+    # One of data, straight alpha, and one that the colours were multiplied by, which decides if it is there.
+    extras = rng.sample(("unspecified", "unassalpha", "assocalpha", "unspecified"), rng.randrange(4))
+    kind = "assocalpha" if "assocalpha" in extras else "unassalpha"
+    pixels = noise(rng, (*SIZE[::-1], colours + len(extras)), dtype)
+    alpha = pixels[..., colours + extras.index(kind)] if kind in extras else None
     is_white_zero = colours == 1 and rng.random() < 0.5
-    stored = pixels.copy()
-    if is_white_zero:
-        shown = shown.copy()
-        shown[..., 0] = top - shown[..., 0]
-        if alpha == "assocalpha":
-            stored[..., 0] = pixels[..., 0]
-            plain = top - pixels[..., 0]
-            share = pixels[..., 1].astype(np.float64)
-            shown[..., 0] = np.where(share == 0, plain, np.minimum(plain * float(top) // np.maximum(share, 1), top))
+    shown = pixels[..., :colours]
+    if kind == "assocalpha":
+        assert alpha is not None
+        shown[...] = shown.astype(np.uint32) * alpha[..., None] // top
+    shown = top - shown if is_white_zero else shown
+    if kind == "assocalpha":
+        assert alpha is not None
+        share = alpha[..., None].astype(np.float64)
+        shown = np.where(share == 0, shown, np.minimum(shown * float(top) // np.maximum(share, 1), top)).astype(dtype)
     orientation = rng.randrange(1, 9)
     is_planar = pixels.shape[2] > 1 and rng.random() < 0.4
     tifffile.imwrite(
-        path, stored[..., 0] if stored.shape[2] == 1 else np.moveaxis(stored, 2, 0) if is_planar else stored,
+        path, pixels[..., 0] if pixels.shape[2] == 1 else np.moveaxis(pixels, 2, 0) if is_planar else pixels,
         photometric="rgb" if colours == 3 else "miniswhite" if is_white_zero else "minisblack",
         planarconfig=None if pixels.shape[2] == 1 else "separate" if is_planar else "contig",
-        extrasamples=None if alpha is None else [alpha], tile=rng.choice((None, (16, 16))),
+        extrasamples=extras or None, tile=rng.choice((None, (16, 16))),
         byteorder=rng.choice("<>"), bigtiff=rng.random() < 0.2, compression=rng.choice((None, "adobe_deflate")),
         predictor=None, metadata=None, extratags=[(274, 3, 1, orientation, True)],
     )  # fmt: skip
-    shown = upright(shown, orientation)
-    colour = shown[..., :1].repeat(3, 2) if colours == 1 else shown[..., :3]
-    return Picture(colour, shown[..., -1] if alpha in ("unassalpha", "assocalpha") else None, colours == 1)
+    further = len(extras) - (alpha is not None)
+    return Picture(
+        upright(shown.repeat(3, 2) if colours == 1 else shown, orientation),
+        None if alpha is None else upright(alpha, orientation),
+        colours == 1,
+        Metadata(dropped=(f"{further} further channels",) if further else ()),
+    )
 
 
 def upright(array: Array, orientation: int) -> Array:
@@ -165,6 +166,18 @@ def test_a_tiff_of_ycbcr_without_compression_is_read(orientation: int) -> None:
         read_picture(Path("ycbcr.tif"))
 
 
+def test_further_channels_that_decoders_leave_out_are_named_or_the_tiff_refused() -> None:
+    """Without a word Pillow leaves them out; OpenCV shows others as gray, which became "-1 further channels"."""
+    rng = random.Random(0)
+    Image.fromarray(noise(rng, (*SIZE[::-1], 4)), "RGBX").save("data.tif", compression="tiff_lzw")
+    assert list(read_picture(Path("data.tif")).metadata.dropped) == ["1 further channels"]
+    assert cv2.imwrite("gray.tif", noise(rng, (*SIZE[::-1], 3), np.uint16), [cv2.IMWRITE_TIFF_COMPRESSION, 5])
+    with tifffile.TiffFile("gray.tif", mode="r+") as file:
+        file.pages[0].tags[262].overwrite(1)
+    with pytest.raises(BadImageError, match="is a 16-bit TIFF of other kinds"):
+        read_picture(Path("gray.tif"))
+
+
 @pytest.mark.parametrize("unit", [1, 256, 257])
 def test_a_tiff_s_palette_of_8_or_16_bits_has_its_colours(unit: int) -> None:
     """OSGeo/gdal#10310: colours off by one; with 8 bits OpenCV showed the picture, and upscaling a black one."""
@@ -208,6 +221,7 @@ def test_a_generated_file_is_read_as_others_read_it_or_refused(make: Callable[..
         assert picture.alpha is None or np.array_equal(picture.alpha, expected.alpha)
         assert picture.gray == expected.gray
         assert picture.metadata.icc == expected.metadata.icc
+        assert picture.metadata.dropped == expected.metadata.dropped
     assert read > 20 * refused
 
 

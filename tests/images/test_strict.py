@@ -198,6 +198,18 @@ def test_a_tiff_of_science_is_refused_with_the_reason(pixels: np.ndarray, how: d
             read(Path("a.tif"))
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize(("colours", "kind"), [(1, 0), (1, 2), (3, 0), (3, 2)])
+def test_a_tiff_with_a_further_channel_is_not_read_without_it(colours: int, kind: int, planes: Any, bits: int) -> None:
+    """OpenCV ignores those beside gray, and makes 8 bits of 16 in planes; of data it was said that it is alpha."""
+    pixels = np.zeros((5, 6, colours + 1), np.uint8 if bits == 8 else np.uint16)
+    stored, photometric = np.moveaxis(pixels, 2, 0) if planes == "separate" else pixels, "rgb" if colours == 3 else None
+    tifffile.imwrite("a.tif", stored, photometric=photometric, planarconfig=planes, extrasamples=[kind], metadata=None)
+    with pytest.raises(BadImageError, match="alpha or (a channel of )?data|16 bits|other channels or values"):
+        read_image(Path("a.tif"))
+
+
 def test_values_of_no_stated_kind_are_unsigned() -> None:
     tifffile.imwrite("a.tif", COLOUR.view(np.int8), photometric="rgb")
     with tifffile.TiffFile("a.tif", mode="r+") as file:
