@@ -58,12 +58,16 @@ def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:
     if isinstance(model, type) and not issubclass(model, PluginModel):
         lacking = lacking or f"no code for it in {options.model_type}"
     rules.append((("logger", "keep_best"), lacking, f"no best network is kept, because there is {lacking}"))
+    if val and val.monitor is not None:
+        named = {name.rpartition("/")[0] for name in ([val.monitor] if isinstance(val.monitor, str) else val.monitor)}
+        lacking = lacking or "no figure that val: monitor names" * (named <= {sets[key].name for key in missing})
     rules.append((("val", "patience"), lacking, f"the training does not end early, because there is {lacking}"))
     yield from problems_of((path, holds and _is_given(options, path), reason) for path, holds, reason in rules)
 
 
 def _about_validation(val: Val) -> Iterator[Rule]:
-    yield ("val", "monitor"), val.patience is None, "without effect, because there is no val: patience"
+    for key in ("monitor", "min_delta"):
+        yield ("val", key), val.patience is None, "without effect, because there is no val: patience"
     nothing = not val.metrics and not val.save_img
     yield ("val", "val_freq"), nothing, "validation leaves nothing: there are no metrics, and save_img is false"
     for name, metric in (val.metrics or {}).items():

@@ -116,7 +116,7 @@ def hint(name: Any, known: Iterable[str]) -> str:
     close = nearest(name, known)
     if close:
         return f"; did you mean {close}?"
-    return f"{KNOWN}{', '.join(known)}" if len(known) <= 20 else ""
+    return f"{KNOWN}{', '.join(known)}" if 0 < len(known) <= 20 else ""
 
 
 def registered_hint(name: Any, known: Iterable[str]) -> str:

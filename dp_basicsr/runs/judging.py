@@ -64,15 +64,16 @@ class Judge:
         self.judged = iteration
         monitor = [self.val.monitor] if isinstance(self.val.monitor, str) else self.val.monitor
         now, start = flat(figures), flat(self.start)
-        self.waited += 1
-        for key, value in now.items():
-            # A monitor names a metric of all sets, or one of them as `set/metric`.
-            watched = monitor is None or key in monitor or key.rpartition("/")[2] in monitor
+        # A monitor names a metric of all sets, or one of them as `set/metric`.
+        watched = [key for key in now if monitor is None or key in monitor or key.rpartition("/")[2] in monitor]
+        # A skipped set has no figures, which is no lack of improvement.
+        self.waited += bool(watched)
+        for key in watched:
             # An infinite PSNR could never be surpassed: the patience would run out after a perfect set.
-            if not watched or not math.isfinite(value):
+            if not math.isfinite(now[key]):
                 continue
-            if key not in self.best or self._is_better(key, value, self.best[key], self.val.min_delta):
-                self.best[key], self.waited = value, 0
+            if key not in self.best or self._is_better(key, now[key], self.best[key], self.val.min_delta):
+                self.best[key], self.waited = now[key], 0
         shared = [key for key in now if key in start]
         perceptual = any(self._options(key)["type"] not in FIDELITY for key in shared)
         worse = all(self._is_better(key, start[key], now[key]) for key in shared)

@@ -245,6 +245,7 @@ def test_every_misspelt_key_is_named() -> None:
          "datasets:val_2:name: expected another name, got 'Set5': val_1 has it"),
         ("val:tile=20", "val:tile: expected more than twice tile_overlap .16., got 20"),
         ("val:monitor=Set5/psnr", "val:monitor: expected a metric of val: metrics, or set/metric, got 'Set5/psnr'"),
+        ("val:monitor=psnr and val:metrics=~", "val:monitor: expected a metric .*, or set/metric, got 'psnr'$"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named(entry: str, message: str) -> None:

@@ -152,6 +152,27 @@ def test_what_a_class_takes_for_granted_is_named(entry: str, said: str, monkeypa
     assert said in notes if said else "better" not in notes and "learning rate" not in notes, notes
 
 
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        (["val:patience=3", "val:monitor=not_there/psnr_rgb"], "patience: the training does not end early, because "),
+        (["val:patience=3", "val:monitor=[]"], "patience: the training does not end early, because there is no figure"),
+        (["val:patience=3", "val:monitor=[not_there/psnr_rgb, there/psnr_rgb]"], ""),
+        (["val:patience=3", "val:monitor=psnr_rgb"], ""),
+        (["val:patience=3"], ""),
+        (["val:monitor=psnr_rgb"], "monitor: without effect, because there is no val: patience"),
+        (["val:min_delta=0.1"], "min_delta: without effect, because there is no val: patience"),
+    ],
+)
+def test_a_patience_that_watches_nothing_is_named(entries: list[str], said: str, pairs: Path) -> None:
+    """The set that is watched is not there: the run ended as if its network did not improve."""
+    opt = parse_yaml(SMALL, "o.yml")
+    override(opt, entries)
+    notes = re.findall("val:(?:patience|monitor|min_delta): .*", "\n".join(check_options(opt, "o.yml", [], True).notes))
+    assert len(notes) == bool(said)
+    assert not said or f"val:{said}" in notes[0]
+
+
 @pytest.mark.parametrize("size", [(8, 8), (8, 8, 3), (8, 8, 4)])
 def test_images_of_16_bits_are_named(size: tuple[int, ...], pairs: Path) -> None:
     """dcscn-super-resolution#32: training reads 8 of them, so 12 bits of a camera became 4."""

@@ -36,6 +36,7 @@ def test_patience_counts_as_its_definition_says() -> None:
         for iteration, figure in enumerate(figures, start=1):
             counter.judge(iteration, {"s": figure}, {})
             counter.judge(iteration, {"s": figure}, {})  # repeated by a resumed run
+            counter.judge(iteration + 1 / 2, {"t": figure}, {})  # of a set that no key names
         last = 0
         for key in keys:
             sign, best = -1 if key == "s/lpips" else 1, -math.inf
