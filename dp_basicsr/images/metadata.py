@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -33,6 +34,7 @@ _TITLES = {
     "chunks": "", "tags": "", "pixel": "size or shape of a pixel",
 }  # fmt: skip
 _LONGEST = {"exif": 65_527, "xmp": 65_504, "iptc": 65_500, "comment": 65_533}
+_DENSEST = {"JPEG": 65_535, "PNG": 1e8, "BMP": 5e7}
 # Segments of JPEG that are read, or belong to its code.
 _READ = (b"JFIF\0", b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"Adobe", b"Photoshop 3.0\0")
 _IPTC_IN_PHOTOSHOP = 0x0404
@@ -90,7 +92,9 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
     block = info.get("exif") or info.get("exif_of_text", b"")
     # Pillow leaves it in a GIF, where a trailer of 258 bytes follows it.
     xml = data.partition(b"XMP DataXMP")[2].partition(b"\1\xff\xfe\xfd")[0] if image.format == "GIF" else None
-    density, shape = (_upright(info.get(name), orientation) for name in ("dpi", "jfif_density"))
+    # Without JFIF's, Pillow takes EXIF's horizontal one for both, and makes up 72 if there is none.
+    dpi = info.get("dpi") if image.format not in ("JPEG", "MPO") or info.get("jfif_unit") else _density_of(block)
+    density, shape = (_upright(sides, orientation) for sides in (dpi, info.get("jfif_density")))
     if image.format in ("JPEG", "MPO"):
         segments = image.applist  # type: ignore[attr-defined]
         comment = b"\n".join(content for name, content in segments if name == "COM")
@@ -110,6 +114,17 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
         dropped=tuple(dropped),
         is_lossless=image.format in ("PNG", "BMP") or (image.format == "WEBP" and is_lossless_webp(data)),
     )  # fmt: skip
+
+
+def _density_of(block: bytes | None) -> tuple[float, float] | None:
+    """Return the density that EXIF has."""
+    exif = Image.Exif()
+    with suppress(Exception):
+        # Pillow's parser raises anything on broken EXIF.
+        exif.load(block or b"")
+        across, down = (_UNITS[exif.get(296, 2)] * float(exif[code]) for code in (282, 283))
+        return (across, down) if across > 0 < down else None
+    return None
 
 
 def _upright(sides: Any, orientation: int) -> Any:
@@ -165,14 +180,16 @@ def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) 
     for name, title in _TITLES.items():
         value = fields[name] = getattr(metadata, name)
         is_long = kind == "JPEG" and name in _LONGEST and len(value or b"") > _LONGEST[name]
-        if not value or (name in _HOLDS[kind] and not is_long):
+        is_beyond = name == "density" and value and not 1 <= min(value) <= max(value) <= _DENSEST.get(kind, 2**32 - 1)
+        if not value or (name in _HOLDS[kind] and not is_long and not is_beyond):
             continue
         fields[name] = () if name in ("chunks", "tags") else None
         if name == "chunks":
             dropped += map(name_of, value)
         elif name == "tags":
             dropped += (TIFF.TAGS[tag[0]] for tag in value)
-        else:
+        # Not if EXIF keeps it.
+        elif name != "density" or not np.allclose(value, _density_of(fields["exif"]) or 0, 1e-3):
             dropped.append(f"{title} of {len(value):,} bytes (JPEG holds 64 KB)" if is_long else title)
     # A profile is for the colours of the file, and WebP stores gray as RGB.
     if (icc := fields["icc"]) and icc[16:20] != (b"GRAY" if is_gray and kind != "WEBP" else b"RGB "):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import random
@@ -30,7 +31,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, ImageOps, features
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, features
 from PIL.PngImagePlugin import PngInfo
 
 from tests.support.fuzz import draws
@@ -321,6 +322,51 @@ def compare(pairs: list[tuple[Path, Path]], said: list[str]) -> None:
             if not is_kept and not is_named:
                 lost.append(f"{before.name} -> {after.name}: {name} {value!r} -> {results.get(tag)!r}; {words}")
     assert lost == []
+
+
+def densities(tags: dict[str, Any]) -> set[tuple[int, int]]:
+    """Every density that exiftool lists, in pixels per inch."""
+    units = {"IFD0": {2: 1, 3: 2.54}, "JFIF": {1: 1, 2: 2.54}}
+    pairs = [
+        (units[group][unit], tags[f"{group}:XResolution"], tags[f"{group}:YResolution"])
+        for group in units
+        if (unit := tags.get(f"{group}:ResolutionUnit", 2)) in units[group] and f"{group}:XResolution" in tags
+    ]
+    pairs += [
+        (0.0254, tags[f"{name}X"], tags[f"{name}Y"])
+        for name in ("PNG-pHYs:PixelsPerUnit", "File:PixelsPerMeter")
+        if tags.get(f"{name}X")
+    ]
+    return {(round(unit * across), round(unit * down)) for unit, across, down in pairs}
+
+
+@pytest.mark.skipif(shutil.which("exiftool") is None, reason="needs exiftool (libimage-exiftool-perl)")
+def test_a_density_is_named_where_it_is_lost_and_none_is_made_up(tmp_path: Path) -> None:
+    """A camera's JPEG has one in EXIF alone, which WebP keeps; Pillow makes up 72 where EXIF has none."""
+    odd = [{282: density, 283: density} for density in (2**32 - 1, 70_000, TiffImagePlugin.IFDRational(1, 9))]
+    usual: list[dict[int, Any]] = [{}, {282: 300, 283: 300}, {282: 100, 283: 50, 296: 3}]
+    files = [("jpg", None), ("jpg", 300), ("png", 300), ("webp", None), ("tif", None)]
+    words: dict[tuple[Path, Path], list[str]] = {}
+    for (kind, of_file), values in [*itertools.product(files, usual), *((("jpg", None), values) for values in odd)]:
+        exif, before = Image.Exif(), tmp_path / f"{len(words)}.{kind}"
+        for code, value in ({0x010F: "Maker"} | values).items():
+            exif[code] = value
+        Image.new("RGB", SIZE).save(before, exif=exif, **({"dpi": (of_file, of_file)} if of_file else {}))
+        if kind == "jpg" and not of_file:
+            # Without JFIF's segment.
+            data = before.read_bytes()
+            before.write_bytes(data[:2] + data[20:])
+        for suffix in (".png", ".jpg", ".webp", ".tif", ".bmp"):
+            pair = before, tmp_path / f"of_{before.stem}{suffix}"
+            write_picture(read_picture(before), pair[1], warn=words.setdefault(pair, []).append)
+    paths = list(dict.fromkeys(path for pair in words for path in pair))
+    listed = dict(zip(paths, map(densities, exiftool(*paths)), strict=True))
+    for pair, said in words.items():
+        old, new = (listed[path] for path in pair)
+        is_named, case = "density" in " ".join(said), f"{pair[0].name} -> {pair[1].name}: {old} -> {new}; {said}"
+        assert new <= old, case
+        assert new == old or is_named or "EXIF" in " ".join(said), case
+        assert new < old or not is_named, case
 
 
 def test_a_broken_link_as_output_is_refused_first(tmp_path: Path) -> None:
