@@ -199,6 +199,8 @@ def _package_message(error: BaseException) -> str | None:
         spec = importlib.util.find_spec(package)
         reason += f", in {os.path.dirname(spec.origin)}" if spec and spec.origin else ""
         advice = f"pip uninstall basicsr; {how_to_install(package)}"
+    if "failed to map segment" in reason:  # the linker's, for both
+        advice = "raise `ulimit -v`, or install it where the file system is not mounted noexec"
     return f"{package}{version} is installed, but cannot be used ({reason}): {advice}"
 
 

@@ -55,6 +55,7 @@ def test_the_limit_of_open_files_is_one_message(error: Exception, refused: Calla
             ),
             r"\(a\.bias, b\.weight\).*find_unused_parameters: true",
         ),  # open-mmlab/mmagic#419
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object", name="torch"), r"noexec"),
         (ValueError("Expected more than 1 value per channel when training, got"), "a larger batch_size_per_gpu"),
     ],
 )
