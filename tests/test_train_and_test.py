@@ -17,7 +17,7 @@ from dp_basicsr.models import PSNRModel
 import pytest
 import torch
 
-from tests.support.networks import make_network
+from tests.support.networks import make_network, network_file
 from tests.support.options import SMALL, SMALL_PSNR, write_small
 from tests.support.processes import TORCHRUN, processes_in
 from tests.support.programs import ROOT, code_of, logs_of, losses_of, run_well, same_weights
@@ -69,6 +69,24 @@ def test_train_stop_resume_test(folder: Path, device: torch.device) -> None:
     assert tables.average("there", "small")["psnr_rgb"] == pytest.approx(float(psnr), abs=1e-4)
     assert tables.metrics == ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y")
     assert "| Bicubic |" in tested
+
+
+@pytest.mark.parametrize("model", ["ESRGANDPModel", "SRModel"])
+@pytest.mark.parametrize(
+    ("val", "images"),
+    [("~", 4), ("{}", 4), ("{save_img: ~}", 4), ("{metrics: {m: {type: calculate_psnr, crop_border: 4}}}", 4),
+     ("{save_img: false}", 0)],
+)  # fmt: skip
+def test_a_test_without_val_saves_its_images(
+    val: str, images: int, model: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """BasicSR#623: KeyError: 'val'."""
+    network = network_file(num_block=1, num_grow_ch=4)
+    write_small(f"val={val}", f"path:pretrain_network_g={network}", f"model_type={model}")
+    test.main(["-opt", "small.yml"])
+    assert len(list(Path("results").rglob("there/*_small.png"))) == images
+    assert ("No tables written" in caplog.text) == (images == 0)
+    assert ("# m: " in caplog.text) == ("metrics" in val)
 
 
 def test_two_processes(folder: Path) -> None:

@@ -49,7 +49,7 @@ def find_conflicts(opt: View, is_train: bool, overridden: Collection[str]) -> It
 
 
 def _general(opt: View, is_train: bool) -> Iterator[Rule]:
-    """The GPUs must be there, and the generator's scale that of the data; a test needs to know whether to save."""
+    """The GPUs must be there, and the generator's scale that of the data."""
     wanted, there = opt.valid("num_gpu"), torch.cuda.device_count()
     text = f"expected auto or a number from 0 (CPU) to {there} (GPUs here), got {wanted}"
     yield ("num_gpu",), isinstance(wanted, int) and wanted > there, text
@@ -59,11 +59,10 @@ def _general(opt: View, is_train: bool) -> Iterator[Rule]:
         factor = opt.valid("network_g", key)
         is_other = isinstance(scale, int) and isinstance(factor, int) and factor != scale
         yield ("network_g", key), is_other, f"expected {scale}, the scale of the data, got {factor}"
-    text = "expected a section with save_img, which a test needs, got nothing: it is missing"
-    yield ("val",), not is_train and opt.raw("val") is None, text
     # It is read in validation.
-    lacks_window = opt.raw("model_type") == "SwinIRModel" and not opt.raw("network_g", "window_size") and opt.raw("val")
-    yield ("model_type",), lacks_window, "expected PSNRModel for a network_g without window_size, got SwinIRModel"
+    lacks_window = opt.raw("model_type") == "SwinIRModel" and not opt.raw("network_g", "window_size")
+    is_read = lacks_window and (opt.raw("val") or not is_train)
+    yield ("model_type",), is_read, "expected PSNRModel for a network_g without window_size, got SwinIRModel"
 
 
 def _sets(opt: View, phase: str) -> Iterator[Rule]:
@@ -210,7 +209,7 @@ def _keys_of_the_model(opt: View) -> Iterator[Rule]:
 def _needed_to_train(opt: View) -> Iterator[Rule]:
     """Require the keys that train.py reads unconditionally."""
     needed: list[Path] = [("train",), ("logger",), TRAIN_SET, ("logger", "save_checkpoint_freq")]
-    needed += [("val", "val_freq")] if opt.valid("val") else []
+    needed += [("val", "val_freq")] if opt.raw("val") is not None else []
     needed += [("network_d",), ("train", "optim_d"), ("train", "gan_opt")] if opt.is_gan else []
     if kind := DATASETS.get(opt.valid(*TRAIN_SET, "type")):
         # Optional in the types, because test sets do not need them.
@@ -358,7 +357,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
         absent[key] = {path: root for path, root in roots.items()
                        if isinstance(root, str) and not os.path.isdir(os.path.expanduser(root))}  # fmt: skip
     # Of an LMDB all records are used, and what is not validated is not read.
-    read = [key for key in absent if key == "train" or (opt.raw("val") and not absent[key])]
+    read = [key for key in absent if key == "train" or ((opt.raw("val") or not is_train) and not absent[key])]
     listed = [key for key in read if opt.valid("datasets", key, "io_backend", "type") != "lmdb"]
     files: list[Path] = [("datasets", key, name) for key in listed for name in ("meta_info_file", "meta_info")]
     # With --auto_resume the run has newer ones, and those that it began with may be gone; else its start names them.

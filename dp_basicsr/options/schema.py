@@ -252,8 +252,8 @@ class Val(Section):
 
     val_freq: Count | None = None
     """iterations between validations"""
-    save_img: bool
-    """save the images"""
+    save_img: bool | None = None
+    """save the images; ~: in a test"""
     suffix: FolderName | None = None
     """suffix of test.py's image names"""
     pbar: bool = False

@@ -177,7 +177,7 @@ class Training:
         # So that the training does not depend on how often it is validated.
         with self.saving_first(together=True), same_random_state_after():
             for loader in self.val_loaders:
-                save_img = self.run.options.val.save_img
+                save_img = bool(self.run.options.val.save_img)
                 complete = validate(self.model, loader, self.iteration, self.tb_logger, save_img)
                 if self.validator is not None and complete:
                     figures[loader.dataset.opt["name"]] = dict(self.validator.results)  # type: ignore[attr-defined]

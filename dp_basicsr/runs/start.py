@@ -12,7 +12,7 @@ from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.distributed.launch import init_distributed, should_resume
 from dp_basicsr.options import Options
 from dp_basicsr.options.run import Folders, RunOptions
-from dp_basicsr.options.schema import OptionFile
+from dp_basicsr.options.schema import OptionFile, Val
 from dp_basicsr.utils.pool import available_cpus
 
 import torch
@@ -31,6 +31,9 @@ def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
     # Before the process group: a mistake is reported at once, without waiting for the other processes.
     checked = check_options(opt, args.opt, args.force_yml, is_train, may_miss_data=check)
     options = checked.options
+    # The images are what a test is for.
+    if (val := options.val or Val()).save_img is None and not is_train:
+        options = options.model_copy(update={"val": val.model_copy(update={"save_img": True})})
     # By its name too, as in BasicSR.
     if args.debug or "debug" in options.name:
         options = for_debugging(options, is_train)
