@@ -11,7 +11,7 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import Evaluation, Image, Measured, read_file, read_pair
 from dp_basicsr.evaluation.figures import picture_format, save_figure
 from dp_basicsr.images.files import name_hint
-from dp_basicsr.images.strict import size_text
+from dp_basicsr.images.strict import in_srgb, size_text
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.metrics.scores import in_colour
 
@@ -64,14 +64,17 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
 
     ``images`` are the same image of every method, in the order of the figure.
     """
-    gt = in_colour(mod_crop(read_file(images[0].gt), evaluation.scale))
+    gt = in_colour(in_srgb(mod_crop(read_file(images[0].gt), evaluation.scale), images[0].gt))
     crop.check(gt)
     # After the checks, because matplotlib takes a second to import, and is an extra.
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     picture_format(out)
-    shown = {image.method: (in_colour(read_pair(image, evaluation.scale)[0]), image.scores) for image in images}
+    shown = {}
+    for measured in images:
+        result = in_srgb(read_pair(measured, evaluation.scale)[0], measured.result or measured.lr, measured.gt)
+        shown[measured.method] = in_colour(result), measured.scores
     # Two rows of crops, the original's included; the division rounds up.
     columns = max(2, -(-(len(shown) + 1) // 2))
     width = 2.3 * gt.shape[1] / gt.shape[0] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dp_basicsr.images.png import without_remarks
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageCms
 from tifffile import TiffFile
 
 # Per image: 16384 x 8192, 0.4 GB decoded; a few kilobytes of PNG can declare more. Loaders decode several at a time, so
@@ -72,6 +74,19 @@ def decode_image(data: bytes | memoryview) -> NDArray[np.uint8]:
         kind = alpha.get(channels, f"{channels} channels")
         raise BadImageError(f"is {kind}, expected gray or three colour channels without alpha")
     return pixels
+
+
+def in_srgb(image: NDArray[np.uint8], *files: Path | None) -> NDArray[np.uint8]:
+    """Return BGR or gray pixels in sRGB, by the ICC profile of the first of ``files`` that has one for them."""
+    for data in (read_bytes(path) for path in files if path):
+        with opened(data, MAX_PIXELS) as (file, _), suppress(ImageCms.PyCMSError, OSError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(file.info.get("icc_profile", b"")))
+            rgb, srgb = Image.fromarray(image[..., ::-1] if image.ndim == 3 else image), ImageCms.createProfile("sRGB")
+            shown = np.asarray(ImageCms.profileToProfile(rgb, source, srgb, outputMode="RGB"))[..., ::-1]
+            # sRGB's own profile changes pixels by rounding alone.
+            is_other = np.abs(shown.astype(int) - np.atleast_3d(image)).max() > 1
+            return np.ascontiguousarray(shown) if is_other else image
+    return image
 
 
 def encode_png(image: NDArray[np.uint8], compression: int = 1) -> bytes:

@@ -188,6 +188,6 @@ def _add_evaluation(report: Report, evaluation: Evaluation, quality: int | None)
     report.notes += [
         f"Measured on the 8-bit files, {evaluation.scale} border pixels cropped. RGB is all three channels, Y "
         "is BT.601's luma; a set's value is the mean over its images.",
-        f"Images are shown {'losslessly' if chosen > 100 else shown}.",
+        f"Images are shown {'losslessly' if chosen > 100 else shown}; in sRGB by their profile, or the original's.",
         *evaluation.notes(),
     ]

@@ -6,11 +6,12 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from dp_basicsr.data.imresize import downsample, mod_crop
 from dp_basicsr.evaluation.evaluate import Evaluation, Image, Measured, bicubic, read_file, read_pair
 from dp_basicsr.evaluation.matching import BICUBIC
-from dp_basicsr.images.strict import encode
+from dp_basicsr.images.strict import encode, in_srgb
 from dp_basicsr.images.write import LONGEST_SIDE
 from dp_basicsr.metrics import METRICS
 from dp_basicsr.report import LOSSLESS
@@ -56,10 +57,11 @@ def make_viewer(images: Sequence[Measured], evaluation: Evaluation, quality: int
     scale, first = evaluation.scale, images[0]
     gt = mod_crop(read_file(first.gt), scale)
     lr = read_file(first.lr) if first.lr else downsample(gt, scale)
-    sources = [Panel("LR (nearest)", "", data_uri(lr, quality), nearest=True)]
+    sources = [Panel("LR (nearest)", "", data_uri(lr, quality, first.lr, first.gt), nearest=True)]
     # Something to compare with, though it was not measured.
     if BICUBIC not in evaluation.methods:
-        sources.append(Panel(BICUBIC, "", data_uri(bicubic(gt, lr, scale, first.image), quality)))
+        large = bicubic(gt, lr, scale, first.image)
+        sources.append(Panel(BICUBIC, "", data_uri(large, quality, first.lr, first.gt)))
     for image in images:
         texts = []
         for metric, value in image.scores.items():
@@ -68,15 +70,16 @@ def make_viewer(images: Sequence[Measured], evaluation: Evaluation, quality: int
                 words = [*label.split(), METRICS[metric].text(value), unit.rstrip("]")]
                 # A metric's name, value and unit stay on one line.
                 texts.append("\N{NO-BREAK SPACE}".join(filter(None, words)))
-        sources.append(Panel(image.method, " · ".join(texts), data_uri(read_pair(image, scale)[0], quality)))
-    sources.append(Panel(evaluation.original, "", data_uri(gt, quality)))
+        uri = data_uri(read_pair(image, scale)[0], quality, image.result or image.lr, image.gt)
+        sources.append(Panel(image.method, " · ".join(texts), uri))
+    sources.append(Panel(evaluation.original, "", data_uri(gt, quality, first.gt)))
     # Without LR, the original and bicubic: the slider begins between bicubic and the last method.
     results = [source.name for source in sources[1:-1] if source.name != BICUBIC]
     return Viewer(first.image, gt.shape[1], gt.shape[0], sources, BICUBIC, (results or [evaluation.original])[-1])
 
 
-def data_uri(image: Image, quality: int) -> str:
-    """Encode ``(H, W[, 3])`` BGR uint8 as a WebP data URI, or as PNG what is too long for WebP."""
+def data_uri(image: Image, quality: int, *files: Path | None) -> str:
+    """Encode ``(H, W[, 3])`` BGR uint8, see ``in_srgb``, as a WebP data URI, or as PNG what is too long for WebP."""
     kind = "webp" if max(image.shape[:2]) <= LONGEST_SIDE["WEBP"] else "png"
-    data = encode(image, f".{kind}", [cv2.IMWRITE_WEBP_QUALITY, quality] if kind == "webp" else None)
+    data = encode(in_srgb(image, *files), f".{kind}", [cv2.IMWRITE_WEBP_QUALITY, quality] if kind == "webp" else None)
     return f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")

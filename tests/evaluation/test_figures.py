@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from dp_basicsr.archs.perceptual_arch import FrozenFeatures, ResNetFeatures, load_features
 from dp_basicsr.evaluation.crops import Crop, images_of, score_lines
+from dp_basicsr.evaluation.crops import compare_crops as compare_crops_of
 from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.features import feature_maps
 from dp_basicsr.evaluation.files import write_evaluation
@@ -23,6 +25,7 @@ import matplotlib.font_manager
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageCms
 
 from scripts import compare_crops, plot_features
 
@@ -97,6 +100,36 @@ def test_crops_are_drawn_side_by_side_with_their_metrics(evaluation: Path, title
     assert "PSNR inf (RGB) inf (Y)" in titles[2]
     assert [path.name for path in Path("new").iterdir()] == ["crops.png"]
     assert Path("new/crops.png").stat().st_size > 10_000
+
+
+def test_pictures_are_shown_in_the_colours_of_their_profiles(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Display P3 was shown as sRGB. A result without a profile has values in the colours of the original."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exchanged = srgb.replace(b"rXYZ", b"????", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"????", b"bXYZ", 1)
+    for method, profile in (("GT", exchanged), ("Own", srgb), ("None", None)):
+        (pairs / method).mkdir(exist_ok=True)
+        for path in (pairs / "GT").iterdir():
+            with Image.open(path) as image:
+                image.load()
+            image.save(pairs / method / path.name, icc_profile=profile)
+    methods = [Method(name, pairs / name) for name in ("Own", "None")]
+    evaluation = evaluate([find_test_set(pairs / "GT")], methods, 4, ("psnr_rgb",))
+    panels, drawn = list[np.ndarray](), list[np.ndarray]()
+    for panel in make_viewer(images_of(evaluation, "image2"), evaluation, 101).sources:
+        data = np.frombuffer(base64.b64decode(panel.uri.partition(",")[2]), np.uint8)
+        panels.append(cv2.imdecode(data, cv2.IMREAD_COLOR).astype(int))
+    gt = cv2.imread(str(pairs / "GT/image2.png")).astype(int)
+    assert (panels[2] == gt).all()
+    for panel in panels[3:]:
+        assert np.abs(panel - gt[..., ::-1]).max() <= 1
+    assert np.abs(panels[0].mean((0, 1)) - gt[..., ::-1].mean((0, 1))).max() < 2
+    monkeypatch.setattr(
+        "dp_basicsr.evaluation.crops.save_figure",
+        lambda figure, *_, **__: drawn.extend(np.asarray(axis.images[0].get_array()) for axis in figure.axes),
+    )
+    compare_crops_of(images_of(evaluation, "image2"), evaluation, Crop(0, 0, *gt.shape[1::-1]), Path("crops.png"))
+    for image, expected in zip(drawn, (gt, gt[..., ::-1], gt, gt), strict=True):
+        assert np.abs(image.astype(int) - expected).max() <= 1
 
 
 def test_a_method_may_be_called_original(pairs: Path, titles: list[str]) -> None:
