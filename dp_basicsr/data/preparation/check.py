@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -42,7 +45,7 @@ class PairedSet:
 
 
 # What training can do with: reported, but no reason to stop a script.
-HARMLESS = {"duplicate", "foreign", "aliased", "tone"}
+HARMLESS = {"duplicate", "foreign", "aliased", "tone", "damaged"}
 # Told of the first pair of a set alone: the others are made alike.
 ONCE = {"aliased", "tone"}
 # Mean difference of colours in levels of 255 from which it is told. Noise that is clipped at black shifts it by up to
@@ -156,9 +159,13 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
     images: list[NDArray[np.uint8]] = []
     for source in pair:
         try:
-            images.append(source.read())
+            image, remarks = _read(source)
         except BadImageError as error:
             problems.append(BadData("unreadable", str(source), str(error)))
+            continue
+        images.append(image)
+        if damage := re.search("Corrupt JPEG data.*", remarks):
+            problems.append(BadData("damaged", str(source), f"is decoded, in parts perhaps wrongly: {damage[0]}"))
     if len(images) < 2:
         return problems, None, None
     hashed = hashlib.blake2b(digest_size=16)
@@ -177,7 +184,7 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
     if fault:
         hint = f"; the EXIF orientation of {turned} is applied" if turned else ""
         text = f"is {width} x {height}, its LQ {lq_width} x {lq_height}: {fault}{hint}"
-        return [BadData("size", name, text)], digest, None
+        return [*problems, BadData("size", name, text)], digest, None
     # 16 x 16 gray values: noise and compression of a degraded LQ average out, what it shows does not.
     gray = [image if image.ndim == 2 else cv2.transform(image, np.full((1, 3), 1 / 3)) for image in images]
     thumbnails: NDArray[np.float32] = np.array(
@@ -188,7 +195,7 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
         is_swapped = all(image.ndim == 3 for image in images) and _has_other_channels(*images)
         text = "its LQ has red, green and blue in another order" if is_swapped else _shift(*gray)
         if text:
-            return [BadData("content", name, text)], digest, None
+            return [*problems, BadData("content", name, text)], digest, None
         if _is_aliased(gray[0], gray[1], scale):
             text = "its LQ has no antialiasing, as by cv2.resize (others of the set are not listed): "
             problems.append(BadData("aliased", name, f"{text}`{advise('data lr')}` makes it"))
@@ -197,7 +204,21 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
             problems.append(BadData("tone", name, f"{text} (others of the set are not listed)"))
         return problems, digest, thumbnails
     by_exif = f"{turned} is rotated by its EXIF orientation, but the other image is not"
-    return [BadData("orientation", name, by_exif if turned else f"its LQ is {way}")], digest, None
+    return [*problems, BadData("orientation", name, by_exif if turned else f"its LQ is {way}")], digest, None
+
+
+def _read(source: ImageSource) -> tuple[NDArray[np.uint8], str]:
+    """Return the pixels, and what libraries write to stderr: libjpeg tells of damage there alone."""
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            image = source.read()
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        file.seek(0)
+        return image, file.read().decode(errors="replace")
 
 
 def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:

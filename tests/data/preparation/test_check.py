@@ -85,6 +85,25 @@ def test_every_fault_in_folders_is_named(good: Path) -> None:
         assert expected in texts
 
 
+@pytest.mark.parametrize("settings", [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]])
+def test_a_damaged_jpeg_that_is_decoded_is_named(
+    good: Path, settings: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """libjpeg-turbo#151: nothing told that a part of the picture is shifted."""
+    for folder in (good / "GT", good / "LQ"):
+        cv2.imwrite(str(folder / "i0.jpg"), cv2.imread(str(folder / "i0.png")), settings)
+        (folder / "i0.png").unlink()
+    assert check(good) == []
+    path = good / "GT" / "i0.jpg"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + data[len(data) // 2 + 50 :])
+    damaged, *others = check(good)
+    assert damaged[:2] == ("damaged", "i0.jpg")
+    # What is shifted does not fit its LQ.
+    assert {kind for kind, *_ in others} <= {"content", "tone"}
+    assert capfd.readouterr().err == "", "the table names the file, to which libjpeg's line has no name"
+
+
 def test_every_fault_in_an_lmdb_is_named(good: Path) -> None:
     for name in ("GT", "LQ"):
         create_lmdb(good / name, good / f"{name}.lmdb", ONE)
