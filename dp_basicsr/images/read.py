@@ -154,6 +154,8 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
     page: TiffPage = file.pages[0]  # type: ignore[assignment]
     refuse_size(page.imagewidth, page.imagelength, max_pixels)
     bits, orientation = page.bitspersample, page.tags.valueof(274, 1)
+    # Some files have a byte, not a number of two.
+    orientation = orientation[0] if isinstance(orientation, bytes) else orientation
     # Some programs write no sizes of the strips; tifffile has one then, Pillow finds them.
     is_sized = len(page.dataoffsets) == len(page.databytecounts)
     is_plain = is_sized and page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and bits in (8, 16)

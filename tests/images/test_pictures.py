@@ -70,6 +70,25 @@ def test_exif_orientation_is_applied_once(kind: str) -> None:
             assert 0x0112 not in again
 
 
+@pytest.mark.parametrize("type_", [1, 3, 4, 8, 9])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_an_orientation_of_another_type_is_read_as_others_read_it(kind: str, order: Any, type_: int) -> None:
+    """Pillow ignores a byte, as browsers do; in a TIFF libtiff applies it, and upscaling refused the file."""
+    if kind == "TIFF":
+        tags = [(0x0112, type_, 1, 6, True)]
+        tifffile.imwrite("in", RGB, photometric="rgb", byteorder=order, metadata=None, extratags=tags)
+        expected = np.rot90(RGB, -1)
+    else:
+        value = struct.pack(order + {1: "B3x", 3: "H2x", 4: "I", 8: "h2x", 9: "i"}[type_], 6)
+        head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HIHHHI", 42, 8, 1, 0x0112, type_, 1)
+        lossless = {"lossless": True} if kind == "WEBP" else {}
+        Image.fromarray(RGB).save("in", kind, exif=b"Exif\0\0" + head + value + bytes(4), **lossless)
+        with Image.open("in") as image:
+            expected = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(read_picture(Path("in")).colour, expected)
+
+
 def test_exif_that_pillow_cannot_write_again_is_kept() -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x011A] = 6, 72.0
