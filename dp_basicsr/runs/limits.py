@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import inspect
 import multiprocessing.util
 import os
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +20,9 @@ from dp_basicsr.errors import UserError, describe, first_line, is_out_of_memory
 from dp_basicsr.options.run import RunOptions
 
 import torch
+from basicsr.archs import build_network
+from basicsr.models import build_model
+from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
 # glibc's malloc.h
@@ -142,3 +147,23 @@ def first_step_is_user_error(batch: Batch) -> Iterator[None]:
             raise
         shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in batch.items() if isinstance(value, Tensor))
         raise UserError(f"the first step failed: {describe(error, f'; batch: {shapes}')}") from error
+
+
+def build_run_model(opt: dict[str, Any]) -> Any:
+    """Build the model of a run; what a network's class raises, which may be anything, is a UserError with its key."""
+    try:
+        return build_model(opt)
+    except Exception as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        calls = [frame.f_locals for frame in frames if frame.f_code is build_network.__code__]
+        if isinstance(error, UserError) or is_out_of_memory(error) or not calls:
+            raise
+        kind = calls[0]["network_type"]
+        key = next(key for key in opt if isinstance(opt[key], dict) and opt[key].get("type") == kind)
+        text = f"expected arguments that {kind} takes, got {calls[0]['opt']}"
+        raise UserError(f"{key}: {text}: {describe(error)}{defaults_of(kind)}") from error
+
+
+def defaults_of(network: str) -> str:
+    """Return the way out for a network that its arguments do not fit."""
+    return f"; its arguments by default: {inspect.signature(ARCH_REGISTRY.get(network))}"

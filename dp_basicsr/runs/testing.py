@@ -10,11 +10,10 @@ from dp_basicsr.evaluation.after_test import evaluate_test_run, metrics_of
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
 from dp_basicsr.models.validation import validate
 from dp_basicsr.options.run import RunOptions
-from dp_basicsr.runs.limits import shorten_socket_names
+from dp_basicsr.runs.limits import build_run_model, shorten_socket_names
 from dp_basicsr.runs.log import start_log, write_log
 
 import torch
-from basicsr.models import build_model
 from basicsr.utils import get_root_logger, make_exp_dirs
 
 
@@ -33,7 +32,7 @@ def test(run: RunOptions) -> None:
     if not loaders:
         raise UserError(f"none of the test sets has an image; {how_to_get_test_sets()}")
     refuse_small_images(opt, loaders)
-    model = build_model(opt)
+    model = build_run_model(opt)
     make_exp_dirs(opt)
     # Wait until rank 0 has moved an earlier run's folder aside.
     agree_on(None)

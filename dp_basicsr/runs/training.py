@@ -25,6 +25,8 @@ from dp_basicsr.options.schema import DATASETS
 from dp_basicsr.runs.changes import describe_changes
 from dp_basicsr.runs.judging import Judge, Measured
 from dp_basicsr.runs.limits import (
+    build_run_model,
+    defaults_of,
     keep_freed_memory,
     out_of_memory_is_user_error,
     raise_open_file_limit,
@@ -42,7 +44,6 @@ from dp_basicsr.utils.random_state import set_determinism
 from dp_basicsr.utils.signals import Interruption
 
 import torch
-from basicsr.models import build_model
 from basicsr.utils import get_root_logger, mkdir_and_rename
 from torch import Tensor
 
@@ -110,7 +111,7 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
     stream = TrainStream(opt, origin=point.state.get("position") if point else None)
     val_loaders = evaluation_loaders(opt, "val") if run.options.val else []
     refuse_small_images(opt, val_loaders)
-    model = build_model(opt)
+    model = build_run_model(opt)
     refuse_other_patches(model, opt)
     # BasicSR's models have no saver, so a judge's state could not be resumed.
     judge = Judge(run.options.val) if run.options.val is not None and hasattr(model, "saver") else None
@@ -161,7 +162,7 @@ def refuse_other_patches(model: Any, opt: dict[str, Any]) -> None:
             fits = (size for size in sizes if not isinstance(trial(size // factor), str))
             if (taken := next(fits, None)) is None:
                 text = f"expected a forward that takes patches of some gt_size up to {2 * gt_size}, got {result}"
-                raise UserError(f"{key}: {text}")
+                raise UserError(f"{key}: {text}{defaults_of(opt[key]['type']) if key in opt else ''}")
             text = f"expected patches that {key} takes, such as {taken}, got {gt_size} ({result})"
             raise UserError(f"datasets: train: gt_size: {text}")
         if key.startswith("network_") and is_usual and not isinstance(result, Tensor):

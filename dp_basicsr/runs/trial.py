@@ -22,12 +22,17 @@ from dp_basicsr.metrics import refuse_small_images
 from dp_basicsr.models.validation import validate
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import DATASETS
-from dp_basicsr.runs.limits import first_step_is_user_error, out_of_memory_is_user_error, require_compiler, require_room
+from dp_basicsr.runs.limits import (
+    build_run_model,
+    first_step_is_user_error,
+    out_of_memory_is_user_error,
+    require_compiler,
+    require_room,
+)
 from dp_basicsr.runs.log import PAPER_BATCH, current_losses, is_for_terminal, require_loggers
 from dp_basicsr.runs.training import refuse_other_patches, restore
 
 import torch
-from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 from torch.utils.data import DataLoader, Dataset
 
@@ -145,7 +150,7 @@ def try_step(
     iteration = (train.net_d_init_iters // train.net_d_iters + 1) * train.net_d_iters
     seconds: list[float] = []
     with first_step_is_user_error(batch), out_of_memory_is_user_error(run):
-        model = build_model(opt)
+        model = build_run_model(opt)
         refuse_other_patches(model, opt)
         on_rank_0(lambda: require_room(run, model))
         if state is not None:

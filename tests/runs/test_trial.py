@@ -160,6 +160,18 @@ SMALL_G = "num_feat: 4, num_block: 1, num_grow_ch: 4"
             "network_d: expected a forward that takes patches of some gt_size up to 64, got KeyError: ",
         ),
         (
+            [f"network_g={{type: SwinIR, upscale: 4, {SWINIR.replace('heads: [2]', 'heads: [3]')}}}"],
+            "swinir_arch.py:151); its arguments by default: (img_size=64, ",
+        ),
+        (
+            ["network_g={type: SRVGGNetCompact, num_in_ch: 3, num_out_ch: 3, act_type: swish}"],
+            "network_g: expected arguments that SRVGGNetCompact takes, got {'num_in_ch': 3, ",
+        ),
+        (
+            ["network_d={type: EDSR, num_in_ch: 3, num_out_ch: 3, rgb_mean: [0.5]}"],
+            "edsr_arch.py:42); its arguments by default: (num_in_ch, num_out_ch, num_feat=64, ",
+        ),
+        (
             ["network_g={type: SeveralImages, scale: 4, num_feat: 4, num_block: 1, num_grow_ch: 4}"],
             "network_g: expected one tensor of its forward, got a list",
         ),
