@@ -17,7 +17,6 @@ import os
 from collections.abc import Sequence
 from typing import get_args
 
-from dp_basicsr.deploy.batch import describe_left_out, find_jobs, refuse_unwritable
 from dp_basicsr.deploy.choices import BOX, BOX_ALPHA, OVERLAP, AlphaMode, EngineName, PrecisionChoice
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import FORMATS, QUALITY
@@ -70,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse(argv)
     with data_command():
+        from dp_basicsr.deploy.batch import describe_left_out, find_jobs, refuse_unwritable  # needs Pillow
+
         if not 1 <= args.quality <= 100 or (args.outscale is not None and not 0 < args.outscale <= 64):
             raise UserError("expected --quality from 1 to 100 and --outscale above 0 and up to 64")
         jobs, left_out = find_jobs(

@@ -13,11 +13,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from dp_basicsr import inference, train
 from dp_basicsr.errors import EXTRAS, REQUIRED, UserError, code_behind, exit_on_user_error, first_line, import_optional
 
 import pytest
 
-from tests.support.programs import ROOT
+from tests.support.programs import ROOT, Program
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,19 @@ def test_a_broken_package_that_another_optional_one_imports_is_named(
             importlib.import_module("basicsr")
 
     assert re.match(f"error: {package}( [\\d.]\\S*)? is installed, but cannot be used ", refused(use, []))
+
+
+@pytest.mark.parametrize(
+    ("package", "main", "argv"),
+    [("yaml", train.main, ["-opt", "o.yml"]), ("PIL", inference.main, ["-i", "a", "-o", "b"])],
+)
+def test_a_program_names_a_missing_package(
+    package: str, main: Program, argv: list[str], monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    Path("o.yml").touch()
+    monkeypatch.delitem(sys.modules, "dp_basicsr.deploy.batch", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert refused(main, argv) == f"error: {package} is not installed: pip install {REQUIRED[package]}\n"
 
 
 @pytest.mark.parametrize("is_installed", [True, False])

@@ -10,8 +10,6 @@ from typing import Any, Literal
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.arguments import SHIPPED
 
-import yaml
-
 STUDIES = SHIPPED / "studies"
 PAPER = Path(__file__).with_name("paper.yml")
 
@@ -132,6 +130,8 @@ def paper_tables() -> dict[int, PaperTable]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    import yaml  # late, so that a missing PyYAML is one message
+
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
