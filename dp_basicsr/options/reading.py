@@ -129,6 +129,8 @@ def parse_yaml(text: str, what: str) -> Any:
             where += f"; {IN_SINGLE_QUOTES}"
         elif "for the tag" in str(error.problem):
             where += "; tags, and a base by one, are not read: copy the file, or change keys with --force_yml"
+        elif "another document" in str(error.problem):
+            where += "; a file is one run: take the --- out, or put what follows into a file of its own"
         elif "\\t" in str(error.problem):
             where += "; type spaces instead of the tab"
         elif "<stream end>" in str(error.problem) and what.startswith("--force_yml"):

@@ -146,6 +146,12 @@ def test_a_tab_and_blanks_that_the_shell_split_get_advice(text: str, file: Path)
         override({}, ["train:scheduler:milestones=[2,", "3]"])
 
 
+def test_a_second_document_gets_advice(file: Path) -> None:
+    file.write_text("a: 1\n---\nb: 2\n")
+    with pytest.raises(UserError, match=r"another document \(line 2, .*; a file is one run: take the --- out, or put"):
+        read_options(file)
+
+
 def test_a_pipe_is_no_option_file_and_the_way_is_told(file: Path) -> None:
     """cow#466: `-opt <(sed ...)`."""
     file.unlink()
