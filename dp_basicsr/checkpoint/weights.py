@@ -23,7 +23,7 @@ Part = Literal["generator", "discriminator"]
 CONTAINERS = ("params", "state_dict", "model_state_dict", "model", "net", "generator", "net_g", "netG", "G")
 
 # Weights that are averaged over the training: EMA of BasicSR, timm, KAIR and others, torch's AveragedModel.
-_AVERAGED = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?|shadow)(?:[^a-z]|$)", re.IGNORECASE)
+_AVERAGED = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?|shadow|model_avg|avg_model)(?:[^a-z]|$)", re.IGNORECASE)
 _DISCRIMINATOR = re.compile(r"(?:ema_)?(?:(?:net_?)?d|disc|discriminator)(?:_ema)?", re.IGNORECASE)
 _GENERATOR = re.compile(r"(?:ema_)?(?:(?:net_?)?g|gen|generator)(?:_ema)?", re.IGNORECASE)
 _NETWORKS = (_GENERATOR, _DISCRIMINATOR, re.compile("model|net|network|online_model"))

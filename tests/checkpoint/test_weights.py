@@ -93,6 +93,7 @@ BOTH: dict[str, Callable[[State, State], Any]] = {
         **prefixed(ema, "ema_model.")}},
     "torch_ema": lambda raw, ema: {"model": raw, "ema": {
         "decay": 0.9, "num_updates": 3, "shadow_params": list(ema.values()), "collected_params": None}},
+    "icefall": lambda raw, ema: {"model": raw, "model_avg": {name: value.double() for name, value in ema.items()}},
     "AveragedModel": lambda raw, ema: {
         "model": raw, "swa_model": {"n_averaged": torch.tensor(3), **prefixed(ema, "module.")}},
 }  # fmt: skip
