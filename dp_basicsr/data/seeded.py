@@ -91,8 +91,7 @@ class SeededDataset(Dataset):
                 entry = self.dataset.paths[index] if hasattr(self.dataset, "paths") else str(index)
                 name = " or ".join(dict.fromkeys(map(str, files_of(entry))))
                 reason = " ".join(" ".join(map(str, error.args or [error])).split())
-                # BasicSR's errors for a file that is empty or does not decode, and for a missing key.
-                if (isinstance(error, cv2.error) and "imdecode" in reason) or "NoneType" in reason:
+                if is_undecodable(error):
                     reason = "it is missing or does not decode"
                 elif reason.startswith("Scale mismatches."):
                     reason += f" {how_to_make_lq()}"
@@ -103,6 +102,11 @@ class SeededDataset(Dataset):
                 bad.append(f"sample {name} cannot be used: {reason}")
         way = f"`{advise('data check', '-opt FILE')}` lists all bad ones"
         raise UserError(f"{len(bad)} samples in a row; the first: {bad[0]}; {way}")
+
+
+def is_undecodable(error: Exception) -> bool:
+    """Return whether it is BasicSR's for a file that is empty or does not decode, or for a missing key."""
+    return "NoneType" in str(error) or (isinstance(error, cv2.error) and "imdecode" in str(error))
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.datasets import files_of
+from dp_basicsr.data.seeded import is_undecodable
 from dp_basicsr.distributed.collectives import all_gather
 from dp_basicsr.errors import UserError, describe, first_line, is_out_of_memory, message_of_others
 from dp_basicsr.images.strict import encode_png
 from dp_basicsr.metrics.scores import better_of, function_of
+from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.atomic_io import replacing
 from dp_basicsr.utils.input_size import run_padded
 from dp_basicsr.utils.network_size import input_size
@@ -214,6 +215,12 @@ class Validator:
 
     def _measure(self, path: Path | None, name: str, result: Tensor, gt: Tensor | None) -> Values:
         """Save and measure one result, in a thread; its name is added to all errors."""
+        metrics = usable_metrics(self.opt, has_original=gt is not None)
+        # As 8 bits it would be black, which has a PSNR.
+        if not result.isfinite().all():
+            if self.opt["is_train"]:
+                return dict.fromkeys(metrics, math.nan)
+            raise UserError(f"{name}: the network gives values that are not finite: its weights are not usable")
         images = {"img": tensor2img([result])}
         if gt is not None:
             images["img2"] = tensor2img([gt])
@@ -225,7 +232,6 @@ class Validator:
             except OSError as error:
                 raise UserError(f"validation of {name}: {path} cannot be written ({error.strerror})") from error
         try:
-            metrics = usable_metrics(self.opt, has_original=gt is not None)
             return {metric: value_of(f"{name}: {metric}", images, opt) for metric, opt in metrics.items()}
         except (AssertionError, ValueError) as error:  # BasicSR's metrics use assertions
             raise UserError(f"validation of {name}: {error}") from error
@@ -309,9 +315,10 @@ def read_ahead(dataloader: DataLoader, indices: range) -> Iterator[tuple[int, di
             except Exception as error:
                 entry = getattr(dataset, "paths", {index: index})[index]  # an attribute of BasicSR's datasets
                 files = [str(name) for name in files_of(entry)]
-                empty = [name for name in files if os.path.isfile(name) and os.path.getsize(name) == 0]
-                reason = (
-                    f"{' and '.join(empty)} has no bytes" if empty else message_of_others(error) or first_line(error)
-                )
+                reason = message_of_others(error) or first_line(error)
+                if is_undecodable(error):
+                    reason = (
+                        f"one is missing or does not decode; `{advise('data check', '-opt FILE')}` tells which and why"
+                    )
                 raise UserError(f"image {' with '.join(files)} cannot be used: {reason}") from error
             yield index, batch

@@ -205,7 +205,10 @@ def test_the_number_of_waiting_images_is_bounded(loader: DataLoader, tmp_path: P
     ("spoil", "message"),
     [
         ("visualization/image3", r"validation of image3: .*image3_1\.png cannot be written"),
-        ("set/gt/image2.png", r"image .*gt/image2\.png"),
+        (
+            "set/gt/image2.png",
+            r"image .*gt/image2\.png cannot be used: one is missing or does not decode; `.*data check",
+        ),
         ("set/gt/image4.png", "validation of image4: Image shapes are different"),
     ],
 )
@@ -219,6 +222,19 @@ def test_an_image_that_cannot_be_read_measured_or_written_is_named(
     with pytest.raises(UserError, match=message):
         make_model(tmp_path).validation(loader, 1, None, True)
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_result_that_is_not_finite_has_no_figures(loader: DataLoader, tmp_path: Path) -> None:
+    """Restormer#121: as 8 bits it is black, which has a PSNR, and was the best network."""
+    model = make_model(tmp_path)
+    model.net_g.conv_last.bias.data[0] = math.inf
+    assert model.validation(loader, 1, None, True)
+    assert all(map(math.isnan, model.validator.results.values()))
+    assert {entry["iter"] for entry in model.validator.best["five"].values()} == {-1}
+    assert not list(tmp_path.rglob("*_1.png"))
+    model.opt["is_train"] = False
+    with pytest.raises(UserError, match="image.: the network gives values that are not finite"):
+        model.validation(loader, 1, None, True)
 
 
 def test_a_flat_result_has_no_niqe_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
