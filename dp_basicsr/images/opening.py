@@ -94,6 +94,8 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
     with damage_is_refused():
         info: dict[Any, Any] = {}
         if data.startswith(SIGNATURE):
+            if data[12:16] == b"CgBI":
+                raise BadImageError("is a PNG as Xcode packs it (CgBI): save it anew with a viewer that shows it")
             data, info = split(data)
         if data.startswith(TIFF_MARKS):
             # First, because Pillow does not know every kind of them.
@@ -163,6 +165,7 @@ def refuse_frames(file: Image.Image | TiffFile) -> None:
         images = (file.imagej_metadata or {}).get("images", 1)
         if page.dataoffsets[0] + images * page.nbytes <= file.filehandle.size:
             count = max(count, images)
+        count *= page.imagedepth
     else:
         # An MPO is a phone's JPEG with previews as further frames.
         count = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)

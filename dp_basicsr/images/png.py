@@ -8,6 +8,7 @@ from typing import Any
 
 Chunk = tuple[bytes, bytes]  # name, content
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_END = b"\0\0\0\0IEND\xaeB`\x82"
 HEADER_END = 8 + 12 + 13  # signature; length, name and checksum of IHDR; its content
 LONGEST = 1 << 26  # bytes of a profile or a text, unpacked: far above any, and below what would fill the memory
 _PIXELS = (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"iDOT")  # and the chunks whose name begins with a capital
@@ -43,7 +44,10 @@ def split(data: bytes) -> tuple[bytes, dict[str, Any]]:
             except (zlib.error, struct.error, ValueError, IndexError):
                 info["rest"].append(f"damaged {name.decode('latin-1')}")
         offset = end
-    if offset < len(data):
+    if name != b"IEND" and offset <= len(data):
+        # A file that lacks nothing else is shown by viewers, and not by OpenCV.
+        pixels.append(_END)
+    elif offset < len(data):
         info["rest"].append(f"{len(data) - offset:,} bytes after the picture")
     return b"".join(pixels), info
 

@@ -187,6 +187,22 @@ def test_a_result_has_no_profile_of_other_pixels(suffix: str, mode: str, space: 
     assert said == ([f"dropped: ICC profile for {space.decode().strip()}"] if mode == "RGB" and not kept else [])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_png_that_lacks_its_end_alone_is_read_whole(dtype: Any) -> None:
+    """ImageMagick#6790: one byte short; OpenCV, which decodes 16 bits, refuses it."""
+    pixels = noise(80, 90, 3, dtype=dtype)
+    data = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
+    assert data.count(b"IDAT") > 1
+    for length in (len(data) - 1, len(data) - 12):
+        Path("in.png").write_bytes(data[:length])
+        picture = read_picture(Path("in.png"))
+        assert np.array_equal(picture.colour, pixels)
+        assert picture.metadata.dropped == ()
+    Path("in.png").write_bytes(data[: data.rindex(b"IDAT") - 4])
+    with pytest.raises(BadImageError, match="truncated"):
+        read_picture(Path("in.png"))
+
+
 def test_the_fourth_byte_of_a_plain_bmp_is_no_alpha() -> None:
     """SDL_image#64: a header of 40 bytes knows no alpha, and the byte is mostly 0."""
     pixels = np.dstack([RGB[::-1, :, ::-1], np.zeros(RGB.shape[:2], np.uint8)])

@@ -67,6 +67,11 @@ def test_gray_stays_gray() -> None:
         (b"no image", "not an image"),
         (b"\x89PNG\r\n\x1a\n", "not an image|truncated"),
         (flipped(encode_png(COLOUR)), "not an image|cannot be read"),
+        # waifu2x-ncnn-vulkan#165: compressed without a header, with other colours
+        (
+            encode_png(COLOUR).replace(b"\0\0\0\rIHDR", b"\0\0\0\4CgBI\x50\0\x20\2\0\0\0\0\0\0\0\rIHDR"),
+            "as Xcode packs it",
+        ),
         *((frames(kind), "has 2 frames or pages") for kind in ("GIF", "PNG", "WEBP", "TIFF")),
         (None, "cannot be read"),
     ],
@@ -185,6 +190,8 @@ def test_a_picture_of_another_type_is_named(data: bytes, kind: str) -> None:
         ),
         # ufo-filters#68: ImageJ's stack, of which the first page alone has a header
         (COLOUR[:, :, 0], {"description": "ImageJ=1.53\nimages=3\n", "metadata": None}, "has 3 frames or pages"),
+        # imageio#681: a volume in one page
+        (np.zeros((8, 16, 16), np.uint8), {"volumetric": True, "tile": (4, 16, 16)}, "has 8 frames or pages"),
     ],
 )
 def test_a_tiff_of_science_is_refused_with_the_reason(pixels: np.ndarray, how: dict[str, Any], message: str) -> None:
