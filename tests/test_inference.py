@@ -221,7 +221,10 @@ def test_an_image_waits_for_the_memory_of_the_one_before(monkeypatch: pytest.Mon
         (["--quality", "101"], "--quality from 1 to 100"),
         (["--alpha_interp", "0.5"], "--alpha_interp needs two models"),
         (["--device", "cuda:77"], "--device cuda:77: not there"),
-        (["--model_path", "none.pth"], "model none.pth: no such file or folder; it is the path of a file"),
+        (
+            ["--model_path", "none.pth"],
+            "it is the path of a file, not the name of a published model: download it first",
+        ),
         (["--alpha", "keep"], "invalid choice: 'keep'"),
     ],
 )

@@ -179,6 +179,7 @@ def _two_or_three(weights: Weights, scale: int | None) -> int:
 def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.Module]:
     """Return the network that spandrel recognises; ``looks`` is the reason why it may know none."""
     # It takes 0.2 s, and the project's own networks do not need it. Before 0.3 it has no Architecture, only its name.
+    import spandrel
     from spandrel import MAIN_REGISTRY, Architecture, ImageModelDescriptor, UnsupportedModelError  # noqa: F401
 
     model, state = f"model {weights.path}", weights.state
@@ -200,9 +201,10 @@ def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.M
             raise UserError(f"{model}{looks}") from error
         if isinstance(error, UnsupportedModelError):
             raise UserError(
-                f"{model}: expected a super-resolution network that this project or spandrel knows, got {len(state)} "
-                f"tensors such as {shorten(list(state), 3)}; the package spandrel_extra_arches adds SRFormer and others"
-                f", and `{advise('test', 'OPTIONS --import MODULE')}` upscales with a class of your own"
+                f"{model}: expected a super-resolution network that this project or spandrel {spandrel.__version__} "
+                f"knows, got {len(state)} tensors such as {shorten(list(state), 3)}; a newer spandrel may know more, "
+                f"the package spandrel_extra_arches adds SRFormer and others, and "
+                f"`{advise('test', 'OPTIONS --import MODULE')}` upscales with a class of your own"
             ) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{model} is damaged or incomplete: spandrel cannot build it ({reason})") from error

@@ -19,7 +19,8 @@ def require_paths(paths: Sequence[Path], what: str) -> None:
     """Raise a UserError if files of the command line, which are ``what``, are missing: before slow imports."""
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
-        advice = "; it is the path of a file, not the name of a published model" if what == "model" else ""
+        places = "download it first (openmodeldb.info has many), or leave out -m for the networks in the box"
+        advice = f"; it is the path of a file, not the name of a published model: {places}" if what == "model" else ""
         if re.match(r"https?:/", missing[0]):
             advice = "; download it first"
         raise UserError(f"{what} {', '.join(missing)}: no such file or folder{advice}")
