@@ -36,7 +36,7 @@ _TITLES = {
 _LONGEST = {"exif": 65_527, "xmp": 65_504, "iptc": 65_500, "comment": 65_533}
 _DENSEST = {"JPEG": 65_535, "PNG": 1e8, "BMP": 5e7}
 # Segments of JPEG that are read, or belong to its code.
-_READ = (b"JFIF\0", b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"Adobe", b"Photoshop 3.0\0")
+_READ = (b"JFIF\0", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"Adobe\0", b"Photoshop 3.0\0")
 _IPTC_IN_PHOTOSHOP = 0x0404
 _END = 0xD9  # JPEG's last marker
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # within the pixels 0xff is followed by 0, or restarts

@@ -546,6 +546,17 @@ def test_xmp_of_what_stands_behind_the_picture_is_left_out() -> None:
     assert corrected(result, (4, 4), (8, 8), is_turned=True) == (result, [])
 
 
+@pytest.mark.parametrize(
+    ("marker", "mark", "name"), [(1, b"Exif\0\xff", "APP1 'Exif'"), (13, b"Adobe_CM\0", "APP13 'Adobe_CM'")]
+)
+def test_a_segment_that_only_begins_like_one_that_is_read_is_named(marker: int, mark: bytes, name: str) -> None:
+    """ImageMagick#8926: exiftool reads them, Pillow and OpenCV do not."""
+    segment = mark + Image.Exif().tobytes()
+    extra = bytes([0xFF, 0xE0 + marker]) + struct.pack(">H", len(segment) + 2) + segment
+    Image.new("RGB", (9, 6)).save("in.jpg", extra=extra)
+    assert read_picture(Path("in.jpg")).metadata.dropped == (name,)
+
+
 def test_what_stands_behind_a_jpeg_is_named() -> None:
     """immich#28572: the film of a motion photo; Pillow#8036: the further pictures of an MPO."""
     image = Image.fromarray(noise(random.Random(0), (40, 50, 3)))
