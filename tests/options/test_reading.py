@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from dp_basicsr.errors import UserError
 from dp_basicsr.options import override, parse_command_line, read_given_options, read_options, schema
 from dp_basicsr.options.reading import TEXT_KEYS
+from dp_basicsr.runs import start
 from dp_basicsr.runs.start import start_run
 
 import pytest
@@ -293,6 +294,17 @@ def test_a_run_on_the_cpu_by_auto_is_told(file: Path, monkeypatch: pytest.Monkey
         args = parse_command_line("", ["-opt", str(file), *words])
         notes = "\n".join(start_run(read_given_options(args), args).notes)
         assert ("num_gpu: auto: no GPU" in notes) is is_told
+
+
+@pytest.mark.parametrize(("bind", "cpus", "is_told"), [("true", 1, True), ("close", 2, False), ("false", 1, False)])
+def test_a_run_that_openmp_binds_to_one_cpu_is_told(
+    bind: str, cpus: int, is_told: bool, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HivisionIDPhotos#211, a sibling: its loader workers run on the same CPU."""
+    monkeypatch.setenv("OMP_PROC_BIND", bind)
+    monkeypatch.setattr(start, "available_cpus", lambda: cpus)
+    args = parse_command_line("", ["-opt", str(file)])
+    assert ("OMP_PROC_BIND keeps" in "\n".join(start_run(read_given_options(args), args).notes)) is is_told
 
 
 def test_a_run_uses_the_schema_s_defaults_and_integer_counts(file: Path) -> None:
