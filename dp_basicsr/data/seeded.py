@@ -163,7 +163,7 @@ class BadSamples:
                 yield batch
         except UserError as error:
             raise UserError(str(error).rpartition(_WORKER_PREFIX)[2].rstrip()) from error
-        except (RuntimeError, BlockingIOError) as error:
+        except (RuntimeError, BlockingIOError, EOFError, ConnectionError) as error:
             # From torch: a worker was not started, was killed, or got no shared memory.
             fewer = "lower datasets: train: num_worker_per_gpu (0 needs none) or the mini-batch"
             if cause := limit_reached(error):
@@ -180,7 +180,8 @@ class BadSamples:
                 cause += fewer
             elif "exited unexpectedly" in str(error):
                 cause = f"a data loader worker ended: its error stands above, or memory ran out: {fewer}"
-            elif "killed by signal: Killed" in str(error):
+            # The others are from the memory that a worker was about to hand over.
+            elif "killed by signal: Killed" in str(error) or isinstance(error, (EOFError, ConnectionError)):
                 cause = f"a data loader worker was killed, most likely because memory ran out: {fewer}"
             else:
                 raise

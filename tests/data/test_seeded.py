@@ -136,19 +136,21 @@ def test_a_key_missing_from_the_lmdb_is_named(pairs: Path) -> None:
         take(options(pairs, train=lmdbs | {"on_bad_image": "skip"}), 0, 20)
 
 
-def watch(error: str) -> None:
+def watch(error: str | Exception) -> None:
     """Watch a loader that fails."""
 
     def batches() -> Iterator[dict[str, Any]]:
         yield {"bad": [""]}
-        raise RuntimeError(error)
+        raise RuntimeError(error) if isinstance(error, str) else error
 
     list(BadSamples("stop", 0, 4).watch(batches()))
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("error", "expected"),
     [
+        (EOFError(), "memory ran out"),  # nnUNet#2641: killed while it hands a batch over
+        (ConnectionResetError(104, "Connection reset by peer"), "memory ran out"),
         ("DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that dataloader's", "--shm-size"),
         ("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)", "--shm-size"),
         ("DataLoader worker (pid 9) is killed by signal: Killed.", "memory ran out"),
@@ -156,9 +158,9 @@ def watch(error: str) -> None:
         ("Too many open files. Communication with the workers is no longer possible.", "ulimit -n"),
     ],
 )
-def test_a_worker_without_memory_is_one_message(text: str, expected: str) -> None:
+def test_a_worker_without_memory_is_one_message(error: str | Exception, expected: str) -> None:
     with pytest.raises(UserError, match=f"{expected}.*num_worker_per_gpu|num_worker_per_gpu.*{expected}"):
-        watch(text)
+        watch(error)
 
 
 def test_workers_that_cannot_be_started_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
