@@ -124,6 +124,9 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
     for name, dataset in options.datasets.items():
         whole = name != "train" and dataset.type == "PairedImageDataset"
         yield ("datasets", name, "gt_size"), whole, "without effect: whole images are measured"
+        for key in ("mean", "std"):
+            text = "validation and upscale do not undo it: their figures and images are wrong; leave out mean and std"
+            yield ("datasets", name, key), True, text
         lmdb = dataset.io_backend is not None and dataset.io_backend.type == "lmdb"
         for key in ("meta_info_file", "filename_tmpl"):
             yield ("datasets", name, key), lmdb, "without effect: of an LMDB all records are used, by their keys"
