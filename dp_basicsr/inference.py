@@ -19,9 +19,9 @@ from typing import get_args
 
 from dp_basicsr.deploy.choices import BOX, BOX_ALPHA, OVERLAP, AlphaMode, EngineName, PrecisionChoice
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import FORMATS, QUALITY
+from dp_basicsr.images.files import FORMATS, QUALITY, require_paths
 from dp_basicsr.utils.arguments import Parser
-from dp_basicsr.utils.console import data_command, require_paths
+from dp_basicsr.utils.console import data_command
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

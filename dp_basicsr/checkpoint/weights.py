@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from dp_basicsr.checkpoint.opened_network import is_converted
 from dp_basicsr.errors import UserError, shorten
+from dp_basicsr.images.files import missing_hint
 from dp_basicsr.utils.safe_load import load_beside_objects
 
 import torch
@@ -138,7 +139,8 @@ def read_weights(
 def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
     """Return a file's content, what it says about itself, and why objects in it are left out; refuse impostors."""
     if not path.is_file():
-        raise UserError(f"model {path}: {'expected a file, not its folder' if path.exists() else 'no such file'}")
+        what = "expected a file, not its folder" if path.exists() else "no such file"
+        raise UserError(f"model {path}: {what}{missing_hint(path)}")
     if is_converted(path):
         raise UserError(
             f"model {path}: ONNX and ncnn files cannot be trained, interpolated or exported again: give the .pth or "

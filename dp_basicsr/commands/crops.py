@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_basicsr.errors import exit_on_user_error
+from dp_basicsr.images.files import require_paths
 from dp_basicsr.utils.arguments import Parser
-from dp_basicsr.utils.console import require_paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:

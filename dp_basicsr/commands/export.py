@@ -8,8 +8,9 @@ from pathlib import Path
 
 from dp_basicsr.deploy.choices import BOX, BOX_ALPHA, EXPORTS
 from dp_basicsr.deploy.openmodeldb import check_format, write_entry
+from dp_basicsr.images.files import require_paths
 from dp_basicsr.utils.arguments import Parser
-from dp_basicsr.utils.console import data_command, require_paths
+from dp_basicsr.utils.console import data_command
 from dp_basicsr.utils.staging import refuse_existing
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_basicsr.errors import exit_on_user_error
+from dp_basicsr.images.files import require_paths
 from dp_basicsr.utils.arguments import Parser
-from dp_basicsr.utils.console import require_paths
 
 # Those of Fig. 3, counted from 1.
 PAPER_CHANNELS = (1, 64, 256)

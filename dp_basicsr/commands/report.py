@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_basicsr.errors import UserError, exit_on_user_error
+from dp_basicsr.images.files import require_paths
 from dp_basicsr.report import LOSSLESS
 from dp_basicsr.utils.arguments import Parser
-from dp_basicsr.utils.console import require_paths
 
 
 def quality(text: str) -> int | None:

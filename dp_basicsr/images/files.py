@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from glob import escape
@@ -68,8 +69,8 @@ def name_hint(names: Iterable[str], others: Iterable[str]) -> str:
 
 
 def missing_hint(path: str | Path) -> str:
-    """Say so if a path that is missing looks like what is there; "" if it does not."""
-    path = Path(os.path.expanduser(path))
+    """Say so if a path that is missing looks like what is there, or a run has other networks; "" if neither."""
+    asked = path = Path(os.path.expanduser(path))
     with suppress(OSError, ValueError):  # a folder that cannot be read, or what no system takes for a name
         for run in path.parents:
             # BasicSR renames the folder of an earlier run.
@@ -78,8 +79,25 @@ def missing_hint(path: str | Path) -> str:
                 return f"; the earlier run of that name has {old[-1]}"
         path = next((part for part in (path, *path.parents) if part.parent.is_dir() and not part.exists()), path)
         near = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() == path.suffix.lower()]
-        return name_hint([path.name], near) or "; folders are separated by /" * ("\\" in path.name)
+        if hint := name_hint([path.name], near) or "; folders are separated by /" * ("\\" in path.name):
+            return hint
+        folders = (asked, asked / "models", asked.parent)
+        if networks := [network for folder in folders for network in folder.glob("net_g_*.pth")]:
+            return f"; the newest network there is {max(networks, key=os.path.getmtime)}"
     return ""
+
+
+def require_paths(paths: Sequence[Path], what: str) -> None:
+    """Raise a UserError if files of the command line, which are ``what``, are missing: before slow imports."""
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        advice = missing_hint(missing[0])
+        if what == "model" and not advice:
+            places = "download it first (openmodeldb.info has many), or leave out -m for the networks in the box"
+            advice = f"; it is the path of a file, not the name of a published model: {places}"
+        if re.match(r"https?:/", missing[0]):
+            advice = "; download it first"
+        raise UserError(f"{what} {', '.join(missing)}: no such file or folder{advice}")
 
 
 def _without_suffix(name: str) -> str:

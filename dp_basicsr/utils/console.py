@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from types import FrameType
 
-from dp_basicsr.errors import UserError, exit_on_user_error
+from dp_basicsr.errors import exit_on_user_error
 from dp_basicsr.streams import FULL, GONE, outliving
-
-
-def require_paths(paths: Sequence[Path], what: str) -> None:
-    """Raise a UserError if files of the command line, which are ``what``, are missing: before slow imports."""
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        places = "download it first (openmodeldb.info has many), or leave out -m for the networks in the box"
-        advice = f"; it is the path of a file, not the name of a published model: {places}" if what == "model" else ""
-        if re.match(r"https?:/", missing[0]):
-            advice = "; download it first"
-        raise UserError(f"{what} {', '.join(missing)}: no such file or folder{advice}")
 
 
 @contextlib.contextmanager

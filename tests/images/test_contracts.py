@@ -426,6 +426,14 @@ def test_a_missing_path_that_looks_like_what_is_there_says_so() -> None:
     Path("run_archived_1/models").mkdir(parents=True)
     Path("run_archived_1/models/a.pth").touch()
     assert missing_hint("run/models/a.pth") == "; the earlier run of that name has run_archived_1/models/a.pth"
+    # nnUNet#397: a run that was stopped has no net_g_latest.pth.
+    for time, name in enumerate(("net_g_9.pth", "net_g_12.pth", "net_d_12.pth")):
+        path = Path("stopped/models", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (time, time))
+    for asked in ("stopped", "stopped/models", "stopped/models/net_g_latest.pth"):
+        assert missing_hint(asked) == "; the newest network there is stopped/models/net_g_12.pth"
 
 
 @pytest.mark.parametrize(
