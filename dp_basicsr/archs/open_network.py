@@ -47,7 +47,8 @@ def load_network(
     """
     paths = as_paths(paths)
     if len(paths) not in (1, 2):
-        raise UserError(f"--model_path: expected one model, or two to interpolate; got {len(paths)}")
+        way = "to average three, export two with --alpha_interp 0.5, and that with the third and 0.3333"
+        raise UserError(f"--model_path: expected one model, or two to interpolate; got {len(paths)}; {way}")
     if len(paths) == 1 and alpha_interp is not None:
         raise UserError("--alpha_interp needs two models: --model_path PSNR.pth GAN.pth --alpha_interp 0.8")
     weights = read_weights(paths[0])
@@ -92,7 +93,8 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
                     with contextlib.suppress(UserError):
                         return open_network(replace(weights, state=inner), scale)
                 if kind := options_of(weights).get("network_g", {}).get("type"):
-                    raise UserError(f"{error}; the options of its run name {kind}") from error
+                    way = f"; `{advise('test', 'OPTIONS --import MODULE')}` upscales with a class of your own"
+                    raise UserError(f"{error}; the options of its run name {kind}{way if name else ''}") from error
                 raise
         if built:
             module, factor, channels = built

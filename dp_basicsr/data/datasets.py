@@ -13,7 +13,7 @@ import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
 from dp_basicsr.data.lmdb_records import LmdbClient, lmdb_reader, meta_info_lines, refuse_damaged
 from dp_basicsr.data.sources import listed_names, split_pair
 from dp_basicsr.errors import UserError, shorten
-from dp_basicsr.images.files import IMAGE_SUFFIXES, LONGEST_NAME, missing_hint, name_hint
+from dp_basicsr.images.files import IMAGE_SUFFIXES, LONGEST_NAME, find_images, missing_hint, name_hint
 from dp_basicsr.images.png import without_remarks
 from dp_basicsr.images.strict import orientation_if_single
 from dp_basicsr.utils.arguments import advise
@@ -132,6 +132,9 @@ def _pairing_hint(gt_root: str, lq_root: str) -> str:
     is_lmdb = gt_root.endswith(".lmdb")
     if not os.path.isdir(gt_root) or not os.path.isdir(lq_root):
         return ""
+    for root in () if is_lmdb else (gt_root, lq_root):
+        if not any(map(os.path.isfile, (os.path.join(root, name) for name in os.listdir(root)))):
+            find_images(Path(root))  # which names the folders in it
     names = [meta_info_lines(root) if is_lmdb else os.listdir(root) for root in (gt_root, lq_root)]
     gt, lq = [{name.partition(".")[0] if is_lmdb else os.path.splitext(name)[0] for name in root} for root in names]
     first = min(gt, default="")

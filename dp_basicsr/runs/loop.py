@@ -249,7 +249,8 @@ def loop(training: Training) -> None:
     assert every.save_checkpoint_freq is not None
     val_freq = (val.val_freq or 0) if val is not None else 0
     mini_batch = describe_batch(options, run.world_size, stream.batch_size, model)
-    logger.info(f"{mini_batch} An epoch has {stream.iters_per_epoch} iterations; a line here every {every.print_freq}.")
+    sizes = f"The training set has {len(stream.dataset):,} pairs, an epoch {stream.iters_per_epoch} iterations"
+    logger.info(f"{mini_batch} {sizes}; a line here every {every.print_freq}.")
     logger.info(f"Start training from epoch: {stream.epoch_of(training.iteration)}, iter: {training.iteration}")
     if training.iteration and val_freq and training.iteration % val_freq == 0:
         # The checkpoint precedes its validation, which may be missing.

@@ -107,7 +107,8 @@ def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, st
             start = time.perf_counter()
             batch = next(stream.batches(0))
             seconds = time.perf_counter() - start
-            return batch, "pairs of the data", f", one batch loaded in {seconds:.2f} s by one process"
+            source = f"pairs of the set's {len(stream.dataset):,}"
+            return batch, source, f", one batch loaded in {seconds:.2f} s by one process"
         except UserError as error:
             missing.append(str(error))
     # The format of its batches is unknown.

@@ -74,7 +74,7 @@ def test_check_takes_a_batch_without_lq(pairs: Path, capsys: pytest.CaptureFixtu
     options = ["-opt", str(on_the_fly("RealESRGANModel", **GAN)), "--check", "--force_yml"]
     assert code_of(train.main, [*options, "datasets:train:dataroot_gt=pairs/GT", f"{entry}~"]) == 0
     said = capsys.readouterr().out
-    assert "one step of RealESRGANModel on 2 pairs of the data (gt 2 x 3 x 400 x 400)" in said
+    assert "one step of RealESRGANModel on 2 pairs of the set's 4 (gt 2 x 3 x 400 x 400)" in said
     assert "dp_weight" in said
     assert code_of(train.main, [*options, "datasets:train:dataroot_gt=nowhere", f"{entry}nowhere.txt"]) == 2
     error = capsys.readouterr().err

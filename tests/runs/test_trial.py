@@ -46,7 +46,7 @@ def check(pairs: Path, capsys: pytest.CaptureFixture[str]) -> Check:
 def test_a_valid_run(check: Check) -> None:
     code, out, err = check("train:net_d_init_iters=3")
     assert (code, err) == (0, "")
-    assert "one step of SRGANDPModel on 2 pairs of the data (lq 2 x 3 x 8 x 8)" in out
+    assert "one step of SRGANDPModel on 2 pairs of the set's 4 (lq 2 x 3 x 8 x 8)" in out
     for words in ("l_g_percep", "l_d_fake", "s per iteration", "for 7 iterations", "GiB", "the paper's is 16"):
         assert words in out
     assert out[out.index("small: one step") :].count("\n") == 5
