@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dp_basicsr.deploy.choices import NETWORKS
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import missing_hint
 from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import data_command
 from dp_basicsr.utils.file_lock import lock_folder
@@ -35,7 +36,7 @@ def find_models(paths: Sequence[Path]) -> dict[str, Path]:
         inside = [file for file in inside if file.suffix.lower() in MODEL_SUFFIXES]
         files += [file for file in inside if not file.name.startswith("net_d_")] if path.is_dir() else [path]
     if missing := [str(file) for file in files if file in paths and not file.is_file()]:
-        raise UserError(f"--model_path: no such file: {', '.join(missing)}")
+        raise UserError(f"--model_path: no such file: {', '.join(missing)}{missing_hint(missing[0])}")
     if not files:
         raise UserError(f"--model_path: no {', '.join(MODEL_SUFFIXES)} in {', '.join(map(str, paths))}: name a file")
     models = {file.name: file for file in files}

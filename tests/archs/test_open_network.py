@@ -321,3 +321,15 @@ def test_a_network_leaves_its_image_as_it_is() -> None:
     first = network.module(image)
     assert torch.equal(image, before)
     assert torch.equal(network.module(image), first)
+
+
+def test_what_is_opened_otherwise_is_said() -> None:
+    """Restormer#123, with a module of one's own in a known network; icefall#810."""
+    Path("run/models").mkdir(parents=True)
+    Path("run/train.yml").write_text("{name: run, model_type: M, datasets: {}, network_g: {type: Mine}}")
+    net = RRDBNet(3, 3, scale=4, num_feat=4, num_block=1, num_grow_ch=4)
+    torch.save({"params": {**net.state_dict(), "mine.weight": torch.ones(4)}}, "run/models/net_g_5.pth")
+    with pytest.raises(UserError, match="its run name Mine; .*test OPTIONS --import MODULE` upscales with a class"):
+        load_network("run/models/net_g_5.pth")
+    with pytest.raises(UserError, match="two to interpolate; got 3; to average three, export two with .*0.3333"):
+        load_network(["1.pth", "2.pth", "3.pth"])
