@@ -367,12 +367,17 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     state = opt.valid("path", "resume_state") if is_train else None
     if not has_states and not (isinstance(state, str) and os.path.isfile(os.path.expanduser(state))):
         files += [("path", "pretrain_network_g"), ("path", "pretrain_network_d")]
+    # Another package's loss may have other keys of these names.
+    losses = [path for path in (PERCEPTUAL, *_terms(opt)) if opt.raw(*path, "type") in (None, "DPLoss", "LPIPSLoss")]
+    keys = [(*path, key) for path in losses for key in ("vgg_weights", "resnet_weights", "weights")] if is_train else []
+    files += [path for path in keys if opt.valid(*path) not in ("imagenet", "random")]
     for path in files:
         file = opt.valid(*path)
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
             state = "; a state's name is experiments/NAME/training_states/5000.state" if "resume_state" in path else ""
             what = f"{'a folder' if os.path.isdir(file) else 'no such file'}{_why_missing(file)}{state}"
-            yield Problem(path, f"expected a file, got {quote(file)}: {what}", missing=True)
+            # A trial does without data and start weights only.
+            yield Problem(path, f"expected a file, got {quote(file)}: {what}", missing=path not in keys)
 
     if is_train:
         for path, root in absent.get("train", {}).items():

@@ -389,6 +389,19 @@ def test_an_address_in_place_of_a_file_gets_advice() -> None:
     assert "'https://example.org/net.pth': no such file; download it first" in message
 
 
+@pytest.mark.parametrize("key", ["vgg_weights", "resnet_weights", "extra_terms:0:weights", "extra_terms:1:weights"])
+def test_missing_weights_of_a_loss_are_named_by_their_key(key: str) -> None:
+    """Also by --check, which does without the other files."""
+    opt = read_options(TRAIN)
+    loss = opt["train"]["perceptual_opt"]
+    loss["extra_terms"] = [{"network": "alexnet", "layer_weights": {"features.3": 1}}, {"type": "LPIPSLoss"}]
+    holder = loss["extra_terms"][int(key.split(":")[1])] if ":" in key else loss
+    holder[key.rpartition(":")[2]] = "no.pth"
+    said = f"train:perceptual_opt:{key}: expected a file, got 'no.pth': no such file in {Path.cwd()}"
+    every = find_problems(opt, is_train=True)
+    assert said in [f"{':'.join(map(str, problem.path))}: {problem.text}" for problem in every if not problem.missing]
+
+
 def test_a_state_that_is_named_in_another_way_gets_the_form_of_its_name() -> None:
     """tdrussell/diffusion-pipe#202: by its iteration, or by the folder of the run, which exists."""
     Path("experiments/run").mkdir(parents=True)

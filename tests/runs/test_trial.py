@@ -358,7 +358,7 @@ def test_imagenet_weights_are_not_downloaded(check: Check) -> None:
     damaged.write_bytes(here.read_bytes()[:-9])
     for file, message in (
         (damaged, "model damaged.pth cannot be read"),
-        ("nowhere.pth", "weights of vgg11: expected"),
+        ("nowhere.pth", "vgg_weights: expected a file, got"),
     ):
         code, _, err = check(f"train:perceptual_opt:vgg_weights={file}")
         assert code == 2

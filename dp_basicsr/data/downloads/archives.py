@@ -78,8 +78,10 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
         with zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive) as source:
             yield source
     except _DAMAGED as error:
+        with archive.open("rb") as file:
+            what = f"{archive.stat().st_size:,} bytes that begin with {file.read(16)!r}"
         raise DamagedArchiveError(
-            f"{archive} is damaged or not an archive ({first_line(error).rstrip(':')})"
+            f"{archive} is damaged or not an archive ({first_line(error).rstrip(':')}; {what})"
         ) from error
     except OSError as error:
         raise UserError(f"cannot unpack {archive}: {error}") from error

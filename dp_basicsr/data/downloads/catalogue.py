@@ -110,17 +110,18 @@ def download_dataset(
         lines = [f"{target}: {source.images} images"]
         was_there = (root / source.file_name).exists()
         url = f"{base_url.rstrip('/')}/{source.file_name}" if base_url else source.url
+        way = f"{source.by_hand}; put the {source.images} images into {target}"
         try:
             archive = fetch(url, root / source.file_name, size=source.size, checksum=source.checksum)
         except UserError as error:
-            raise UserError(f"{error}\n{source.by_hand}; put the {source.images} images into {target}") from error
+            raise UserError(f"{error}\n{way}") from error
         try:
             unpack_images(archive, source.folder, target, source.images)
         except DamagedArchiveError as error:
             if was_there:
                 raise UserError(f"{error}: delete it and download it again") from error
             archive.unlink()
-            raise UserError(f"{error}: it was deleted, run the same command again") from error
+            raise UserError(f"{error}: it was deleted, run the same command again, or\n{way}") from error
         if not keep_archive:
             archive.unlink()
     if source.next_step:

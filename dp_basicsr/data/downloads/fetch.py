@@ -83,8 +83,9 @@ def _receive(url: str, part: Path, size: int | None) -> None:
     if offset := max(_length(part) - 1, 0):
         headers["Range"] = f"bytes={offset}-"
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
-        # Of a login, a quota, a proxy: with code 200 all the same.
-        if response.headers.get_content_type() == "text/html":
+        # Of a login, a quota, a proxy: with code 200 all the same, and from mirrors of another type.
+        is_page = response.status == 200 and response.peek(9).lstrip().startswith(b"<")
+        if is_page or response.headers.get_content_type() == "text/html":
             raise UserError(f"{url} answered with a web page, not with the file: look at it in a browser")
         if response.status == 206:
             match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))

@@ -146,8 +146,12 @@ def test_what_is_not_the_published_file_leaves_nothing_and_is_not_retried(
     assert len(server[1].requests) == 1
 
 
-def test_a_web_page_in_place_of_the_file_is_named(server: Server, tmp_path: Path) -> None:
-    server[1].kind = "text/html; charset=utf-8"
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [("text/html; charset=utf-8", BODY), ("application/zip", b"\n<!DOCTYPE html><title>Quota exceeded")],
+)
+def test_a_web_page_in_place_of_the_file_is_named(server: Server, kind: str, body: bytes, tmp_path: Path) -> None:
+    server[1].kind, server[1].body = kind, body
     with pytest.raises(UserError, match=r"http.*file\.zip answered with a web page, not with the file"):
         get(server, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -155,7 +159,9 @@ def test_a_web_page_in_place_of_the_file_is_named(server: Server, tmp_path: Path
 
 def test_a_damaged_archive_is_fetched_again_unless_it_was_there(server: Server, tmp_path: Path) -> None:
     base_url, archive = server[0].rpartition("/")[0], tmp_path / "Set5_HR.tar.gz"
-    with pytest.raises(UserError, match=r"damaged or not an archive.*it was deleted, run the same command again"):
+    server[1].body = b"Quota exceeded"
+    said = r"damaged or not an archive .*; 14 bytes that begin with b'Quota exceeded'.: it was deleted, run the same "
+    with pytest.raises(UserError, match=said + r"command again, or\nBy hand: .*; put the 5 images into .*Set5/GT"):
         download_dataset("set5", tmp_path, base_url=base_url)
     assert not archive.exists()
     archive.write_bytes(b"put here by hand")
