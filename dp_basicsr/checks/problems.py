@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
+from unicodedata import normalize
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.options.reading import LONGEST, compose, quote, split_entry
@@ -115,7 +116,8 @@ def hint(name: Any, known: Iterable[str]) -> str:
     known = list(known)
     close = nearest(name, known)
     if close:
-        return f"; did you mean {close}?"
+        is_same = normalize("NFC", str(name)) == normalize("NFC", close)
+        return f"; did you mean {close}{', in the other form of Unicode (NFC, NFD)' * is_same}?"
     return f"{KNOWN}{', '.join(known)}" if 0 < len(known) <= 20 else ""
 
 

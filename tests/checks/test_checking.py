@@ -245,6 +245,8 @@ def test_every_misspelt_key_is_named() -> None:
          "datasets:val_2:name: expected another name, got 'Set5': val_1 has it"),
         ("val:tile=20", "val:tile: expected more than twice tile_overlap .16., got 20"),
         ("val:monitor=Set5/psnr", "val:monitor: expected a metric of val: metrics, or set/metric, got 'Set5/psnr'"),
+        ("val:metrics={\u00e9cart: {type: calculate_psnr, crop_border: 4}} and val:monitor=e\u0301cart",
+         "val:monitor: .*; did you mean \u00e9cart, in the other form of Unicode .NFC, NFD..$"),
         ("val:monitor=psnr and val:metrics=~", "val:monitor: expected a metric .*, or set/metric, got 'psnr'$"),
     ],
 )  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any
 
 from dp_basicsr.deploy.batch import find_jobs, refuse_unwritable
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import FORMATS, BadImageError, missing_hint, name_hint
+from dp_basicsr.images.files import FORMATS, BadImageError, missing_hint, name_hint, require_paths
 from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.png import HEADER_END, join
 from dp_basicsr.images.read import read_picture
@@ -419,6 +419,8 @@ def test_a_missing_path_that_looks_like_what_is_there_says_so() -> None:
     Path(unicodedata.normalize("NFD", "données/GT")).mkdir(parents=True)
     Path("IMG_1.PNG").touch()
     assert "NFC and NFD" in missing_hint("données/GT/a.png")
+    with pytest.raises(UserError, match="^model données/GT: no such file or folder; .*NFC and NFD"):
+        require_paths([Path("données/GT")], "model")
     assert "capital letters" in missing_hint(Path("IMG_1.png").absolute())
     assert missing_hint("sub\\a.png") == "; folders are separated by /"  # a list of Windows
     assert missing_hint("IMG_1.jpg") == missing_hint("other/a.png") == ""

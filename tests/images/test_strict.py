@@ -61,7 +61,7 @@ def test_gray_stays_gray() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (coded(COLOUR.astype(np.uint16) * 257), "16 bits per channel, expected 8"),
+        (coded(COLOUR.astype(np.uint16) * 257), "16 bits per channel, expected 8: magick "),
         (coded(np.dstack([COLOUR, COLOUR[:, :, :1]])), "colour with alpha"),
         (b"", "is empty"),
         (b"no image", "not an image"),
