@@ -59,6 +59,9 @@ class Validator:
         self.best: dict[str, dict[str, dict[str, Any]]] = {}
         self.is_start = False  # the next validation is of the start weights, and no best one
         self.color_shifts: dict[str, float] = {}  # set -> levels between the mean colours of SR and LQ, of this process
+        self.logged: set[tuple[str, int, float]] = (
+            set()
+        )  # `set/metric`, iteration, value: in TensorBoard before a resume
         self._named: set[str] = set()  # sets whose metrics without originals have been logged
 
     def state_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -132,8 +135,10 @@ class Validator:
             best = self.best[dataset][metric]
             best_text = f"\tBest: {best['val']:.4f} @ {best['iter']} iter" if best["iter"] != -1 else ""
             lines.append(f"\t # {metric}: {mean:.4f}{best_text}")
-            if tb_logger:
+            if tb_logger and (f"{dataset}/{metric}", iteration, float(f"{mean:.4f}")) not in self.logged:
                 tb_logger.add_scalar(f"metrics/{dataset}/{metric}", mean, iteration)
+                # Before the line below, by which a resumed run knows that it is there.
+                tb_logger.flush()
             unmeasured = sum(not math.isfinite(value[metric]) for value in values)
             if unmeasured:
                 lines.append(f"\t   {unmeasured} of {len(values)} images not finite, and not in the mean")

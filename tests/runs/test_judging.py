@@ -15,6 +15,7 @@ from dp_basicsr.runs.judging import IN_A_ROW, Judge
 import cv2
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.fuzz import draws
 from tests.support.options import SMALL, write_small
@@ -137,3 +138,16 @@ def test_a_best_figure_is_of_the_images_and_settings_of_now(change: str, pairs: 
     # Lower with harder images, so that an older figure would stay the best one.
     expected = min(figures) if change == "images" else max(figures)
     assert state["best_metric_results"]["there"]["psnr"]["val"] == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("change", ["nothing", "settings", "logs"])
+def test_a_validation_that_a_resume_repeats_is_one_point(change: str, run: Any) -> None:
+    """Of the same value; another one is shown, and without logs it is not known."""
+    entries = ["logger:use_tb_logger=true", "logger:save_checkpoint_freq=2", "val:val_freq=2", "train:ema_decay=0"]
+    run(*entries, "train:total_iter=2")
+    entries += ["val:metrics:psnr_rgb:crop_border=0"] if change == "settings" else []
+    for log in Path("experiments/small").glob("*.log") if change == "logs" else ():
+        log.unlink()
+    run(*entries, "train:total_iter=4")
+    figures = EventAccumulator("tb_logger/small").Reload().Scalars("metrics/there/psnr_rgb")
+    assert [figure.step for figure in figures] == ([2, 4] if change == "nothing" else [2, 2, 4])
