@@ -159,7 +159,8 @@ def build_run_model(opt: dict[str, Any]) -> Any:
         if isinstance(error, UserError) or is_out_of_memory(error) or not calls:
             raise
         kind = calls[0]["network_type"]
-        key = next(key for key in opt if isinstance(opt[key], dict) and opt[key].get("type") == kind)
+        # Another package's model may have networks below other keys.
+        key = next((key for key in opt if isinstance(opt[key], dict) and opt[key].get("type") == kind), kind)
         text = f"expected arguments that {kind} takes, got {calls[0]['opt']}"
         raise UserError(f"{key}: {text}: {describe(error)}{defaults_of(kind)}") from error
 
