@@ -124,9 +124,6 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
     for name, dataset in options.datasets.items():
         whole = name != "train" and dataset.type == "PairedImageDataset"
         yield ("datasets", name, "gt_size"), whole, "without effect: whole images are measured"
-        for key in ("mean", "std"):
-            text = "validation and upscale do not undo it: their figures and images are wrong; leave out mean and std"
-            yield ("datasets", name, key), True, text
         lmdb = dataset.io_backend is not None and dataset.io_backend.type == "lmdb"
         for key in ("meta_info_file", "filename_tmpl"):
             yield ("datasets", name, key), lmdb, "without effect: of an LMDB all records are used, by their keys"
@@ -138,6 +135,9 @@ def _about_images(sets: Mapping[str, Any]) -> Iterator[Rule]:
         for key in ("dataroot_gt", "dataroot_lq"):
             text = _what_is_lost(None if lmdb else getattr(dataset, key, None))
             yield ("datasets", name, key), text != "", text
+        for key in ("mean", "std"):
+            text = "validation, test and upscale do not undo it: figures and images are wrong; leave out mean and std"
+            yield ("datasets", name, key), getattr(dataset, key, None) is not None, text
 
 
 def _what_is_lost(root: str | None) -> str:

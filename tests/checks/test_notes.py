@@ -142,7 +142,7 @@ def test_losses_that_train_nothing_are_named(entries: list[str], named: str) -> 
         # pytorch-image-models#188
         ("train:ema_decay=0.999999", "67% of the average are the first weights: 0.999988 leaves 1%"),
         # DiffBIR#161: good figures, and other results from one's own weights
-        ("datasets:train:mean=[0.5, 0.5, 0.5]", "datasets:train:mean: validation and upscale do not undo it"),
+        ("datasets:train:mean=[0.5, 0.5, 0.5]", "datasets:train:mean: validation, test and upscale do not"),
         ("datasets:val_1:gt_size=32", "datasets:val_1:gt_size: without effect: whole images are measured"),
     ],
 )
