@@ -134,7 +134,10 @@ def _pairing_hint(gt_root: str, lq_root: str) -> str:
         return ""
     for root in () if is_lmdb else (gt_root, lq_root):
         if not any(map(os.path.isfile, (os.path.join(root, name) for name in os.listdir(root)))):
-            find_images(Path(root))  # which names the folders in it
+            try:
+                find_images(Path(root))
+            except UserError as error:  # which names the folders in it
+                return f"; {error}"
     names = [meta_info_lines(root) if is_lmdb else os.listdir(root) for root in (gt_root, lq_root)]
     gt, lq = [{name.partition(".")[0] if is_lmdb else os.path.splitext(name)[0] for name in root} for root in names]
     first = min(gt, default="")
