@@ -30,7 +30,7 @@ WINDOWS = """
 import os, runpy, signal, sys
 for name in ("fcntl", "resource", "pwd", "grp", "termios", "syslog"):
     sys.modules[name] = None
-for module, names in ((signal, ("SIGUSR1", "sigwaitinfo", "pthread_sigmask")), (os, ("sched_getaffinity", "getuid"))):
+for module, names in ((signal, ("SIGUSR1", "sigwaitinfo", "pthread_sigmask")), (os, ("sched_getaffinity", "getuid", "pathconf"))):
     for name in names:
         delattr(module, name)
 """

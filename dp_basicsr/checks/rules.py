@@ -23,6 +23,7 @@ from dp_basicsr.models import ESRGANDPModel, SRGANDPModel
 from dp_basicsr.options.reading import IN_SINGLE_QUOTES, quote
 from dp_basicsr.options.schema import DATASETS, OptionFile, section_in
 from dp_basicsr.options.section import OURS
+from dp_basicsr.utils.atomic_io import longest_name
 
 import torch
 from basicsr.models.realesrgan_model import RealESRGANModel
@@ -174,10 +175,11 @@ def _validation(opt: View) -> Iterator[Rule]:
     yield ("val", "tile"), is_small, f"expected more than twice tile_overlap ({overlap}), got {tile}"
     monitor, metrics = opt.valid("val", "monitor"), opt.valid("val", "metrics") or {}
     sets = [opt.valid("datasets", key, "name") for key in opt.valid("datasets") or () if str(key).startswith("val")]
+    longest = longest_name("experiments")
     for name, metric in itertools.product(sets, metrics):
         size = len(f"net_g_best_{name}_{metric}.pth.partial".encode())
         text = f"expected a shorter name: with that of {quote(name)} the best network's file has one of {size} bytes"
-        yield ("val", "metrics", metric), size > 255, text
+        yield ("val", "metrics", metric), size > longest, text
     known = [*metrics, *(f"{name}/{metric}" for name in sets for metric in metrics)]
     for name in [monitor] if isinstance(monitor, str) else monitor or ():
         text = f"expected a metric of val: metrics, or set/metric, got {quote(name)}{hint(name, known)}"

@@ -13,10 +13,11 @@ import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
 from dp_basicsr.data.lmdb_records import LmdbClient, lmdb_reader, meta_info_lines, refuse_damaged
 from dp_basicsr.data.sources import listed_names, split_pair
 from dp_basicsr.errors import UserError, shorten
-from dp_basicsr.images.files import IMAGE_SUFFIXES, LONGEST_NAME, find_images, missing_hint, name_hint
+from dp_basicsr.images.files import IMAGE_SUFFIXES, find_images, missing_hint, name_hint
 from dp_basicsr.images.png import without_remarks
 from dp_basicsr.images.strict import orientation_if_single
 from dp_basicsr.utils.arguments import advise
+from dp_basicsr.utils.atomic_io import longest_name
 
 import cv2
 import lmdb
@@ -240,12 +241,12 @@ def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:
 
 def _refuse_long_names(dataset: Any, opt: dict[str, Any], phase: str) -> None:
     """Raise a UserError for a result whose name no file can have, before it is computed; see ``Validator``."""
-    val, paths = opt.get("val") or {}, getattr(dataset, "paths", None)
+    val, paths, longest = opt.get("val") or {}, getattr(dataset, "paths", None), longest_name("results")
     for entry in paths if val.get("save_img") and isinstance(paths, list) else []:
         ending = opt["train"]["total_iter"] if phase == "val" else val.get("suffix") or opt["name"]
         path = str(entry.get("lq_path", "") if isinstance(entry, dict) else entry)
-        if len(os.fsencode(f"{Path(path).stem}_{ending}.png")) > LONGEST_NAME:
-            text = f"its result's name, with _{ending}, is longer than {LONGEST_NAME} bytes"
+        if len(os.fsencode(f"{Path(path).stem}_{ending}.png")) > longest:
+            text = f"its result's name, with _{ending}, is longer than {longest} bytes"
             raise UserError(f"{path}: {text}: rename it, or set `val: save_img: false`")
 
 

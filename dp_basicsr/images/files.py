@@ -23,7 +23,6 @@ READ_SUFFIXES = (*FORMATS, ".gif", ".apng", ".avif")  # upscaling: results of th
 IMAGE_SUFFIXES = (*FORMATS, ".gif")  # training: what OpenCV reads
 LOSSLESS_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 QUALITY = 95  # of JPEG and WebP
-LONGEST_NAME = 255  # bytes: Linux's NAME_MAX
 
 
 class BadImageError(UserError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, TypeVar
 
+from dp_basicsr.utils.atomic_io import longest_name
+
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from typing_extensions import Self
 
@@ -23,10 +25,11 @@ def whole(value: Any) -> Any:
 
 def _folder_name(value: str) -> str:
     """Check that a name, which becomes a folder or part of a file name, contains no path."""
-    # 200 bytes, because file systems allow 255 and suffixes are added.
-    is_long = len(value.encode()) > 200
+    # Suffixes are added: 200 bytes where file systems allow 255.
+    longest = longest_name("experiments") - 55
+    is_long = len(value.encode()) > longest
     if value in ("", ".", "..") or not value.isprintable() or set(value) & set("/\\") or is_long:
-        raise ValueError("the name of a folder or file" + is_long * ", of at most 200 bytes")
+        raise ValueError("the name of a folder or file" + is_long * f", of at most {longest} bytes")
     return value
 
 

@@ -19,7 +19,7 @@ from dp_basicsr.errors import UserError, first_line
 RETRY_AFTER = 3.0
 
 PARTIAL = ".partial"  # suffix of temporary files
-LONGEST_NAME = 255  # bytes
+LONGEST_NAME = 143  # bytes, in a home folder that eCryptfs encrypts; elsewhere 255
 # In errors of torch's and safetensors' writers.
 _DISK_REFUSED = ("inline_container.cc", "iostream error", "I/O error")
 
@@ -109,6 +109,13 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def longest_name(path: str | Path) -> int:
+    """Return how many bytes the name of ``path``, whose folder may be missing yet, may have on its file system."""
+    folder = next(filter(os.path.exists, Path(path).absolute().parents))
+    # Windows has no pathconf.
+    return (os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 0) or 255
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import shlex
 from copy import deepcopy
@@ -254,6 +255,14 @@ def test_a_mistake_is_named(entry: str, message: str) -> None:
     texts = problems(*entry.replace("TERMS", TERMS).split(" and "))
     assert len(texts) == 1, texts
     assert re.match(f"(.*: ?)?{message}", texts[0])
+
+
+def test_names_leave_room_for_what_is_added_where_names_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nextcloud/desktop#467: eCryptfs takes 143 bytes."""
+    monkeypatch.setattr(os, "pathconf", lambda *_: 143)
+    for length in (88, 89):
+        texts = problems(f"name={'x' * length}")
+        assert ["of at most 88 bytes" in text for text in texts] == [True] * (length > 88)
 
 
 @pytest.mark.parametrize(

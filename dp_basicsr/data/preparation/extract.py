@@ -18,9 +18,10 @@ from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, process_images
 from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter, Record, RecordForm, check_keys, make_record
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import IMAGE_SUFFIXES, LONGEST_NAME, BadImageError, find_images, left_out
+from dp_basicsr.images.files import IMAGE_SUFFIXES, BadImageError, find_images, left_out
 from dp_basicsr.images.strict import read_image, size_text
 from dp_basicsr.utils.arguments import advise
+from dp_basicsr.utils.atomic_io import longest_name
 from dp_basicsr.utils.staging import refuse_existing, refuse_input
 
 DIV2K_HR = Path("datasets/DIV2K/DIV2K_train_HR")
@@ -119,12 +120,12 @@ def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
     if len(set(destinations)) != len(destinations):
         names = ", ".join(map(str, destinations))
         raise UserError(f"HR and LR would have the same output path: {names}; rename a folder")
-    stems: dict[str, str] = {}
+    stems, longest = dict[str, str](), longest_name(destinations[0] / "name")
     for path in images:
         if (first := stems.setdefault(path.stem, path.name)) != path.name:
             raise UserError(f"{first} and {path.name} would both be written as '{path.stem}': rename one of them")
-        if len(os.fsencode(f"{subimage_key(path.stem, _MAX_WINDOWS - 1)}.png")) > LONGEST_NAME and what.form != "lmdb":
-            raise UserError(f"{path.name}: its sub-images' names would be longer than {LONGEST_NAME} bytes: rename it")
+        if len(os.fsencode(f"{subimage_key(path.stem, _MAX_WINDOWS - 1)}.png")) > longest and what.form != "lmdb":
+            raise UserError(f"{path.name}: its sub-images' names would be longer than {longest} bytes: rename it")
     if what.form != "png":
         # With the longest suffix, because LMDB limits the length of keys.
         check_keys([path.name for path in images], suffix=subimage_key("", _MAX_WINDOWS - 1))
