@@ -39,10 +39,11 @@ def find_models(paths: Sequence[Path]) -> dict[str, Path]:
         raise UserError(f"--model_path: no such file: {', '.join(missing)}{missing_hint(missing[0])}")
     if not files:
         raise UserError(f"--model_path: no {', '.join(MODEL_SUFFIXES)} in {', '.join(map(str, paths))}: name a file")
-    models = {file.name: file for file in files}
-    if len(models) < len(files):
-        raise UserError(f"--model_path: two files have one name: {', '.join(map(str, files))}")
-    return models
+    places = {os.path.abspath(file): file for file in files}
+    shared = os.path.commonpath(map(os.path.dirname, places))
+    # Of several runs, which all have a net_g_latest.pth, with the runs' names.
+    has_twins = len({file.name for file in files}) < len(places)
+    return {os.path.relpath(place, shared) if has_twins else file.name: file for place, file in places.items()}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

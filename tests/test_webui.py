@@ -364,8 +364,11 @@ def test_models_of_a_folder_without_discriminators(page: Page) -> None:
     Path("models/last.pt").rename("models/last.bin")
     with pytest.raises(UserError, match=r"no \.pth, \.pt, .* in models: name a file"):
         find_models([Path("models")])
-    with pytest.raises(UserError, match="two files have one name"):
-        find_models([model, model])
+    assert find_models([model, Path(".", model)]) == {"model.pth": model}
+    runs = [Path("runs", run, "models").mkdir(parents=True) or Path("runs", run, "models", "a.pth") for run in "AB"]
+    for run in runs:
+        run.touch()
+    assert find_models([runs[0], runs[1].parent]) == {"A/models/a.pth": runs[0], "B/models/a.pth": runs[1]}
 
 
 def test_a_wrong_model_is_refused_at_the_start(page: Page, capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,7 +217,7 @@ class Page:
     def start(self, visit: Visit, task: Task) -> None:
         """Put the work on a visit's images at the end of the queue; no images, or no such model, is a UserError."""
         if not visit.count:
-            raise UserError("choose an image first")
+            raise UserError("choose an image first; those from before a restart of the server are gone")
         if unknown := {task.model, task.other or task.model} - set(self.models):
             raise UserError(f"unknown model {unknown.pop()!r}")
         self.cancel(visit)
