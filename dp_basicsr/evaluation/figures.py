@@ -48,6 +48,9 @@ def show_letters(figure: Figure) -> None:
     from matplotlib.text import Text
 
     texts = figure.findobj(Text)
+    for text in texts:
+        # A file's name may have bytes that are no letters.
+        text.set_text(text.get_text().encode(errors="backslashreplace").decode())
     families = list(rcParams["font.family"])
     missing = {ord(letter) for text in texts for letter in text.get_text() if letter.isprintable()}
     missing -= FT2Font(font_manager.findfont(font_manager.FontProperties(family=families))).get_charmap().keys()

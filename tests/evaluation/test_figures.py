@@ -166,13 +166,16 @@ def font_with(letter: str, path: Path) -> Path:
 def test_names_are_shown_in_fonts_that_have_their_letters(
     pairs: Path, has_font: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """TLE#165: matplotlib's own font has no Chinese. A name between dollars was a formula, or a traceback."""
+    """TLE#165: matplotlib's own font has no Chinese. A name between dollars was a formula, or a traceback.
+
+    dupeguru#210: so was a name that is not UTF-8.
+    """
     Path("broken.ttf").touch()
     fonts = ["broken.ttf"]
     if has_font:
         fonts.append(str(font_with("\u72d2", Path("letter.ttf"))))
     monkeypatch.setattr(matplotlib.font_manager, "findSystemFonts", lambda: fonts)
-    result = evaluate([find_test_set(pairs / "GT")], [Method("\u72d2 $\\x^$", pairs / "GT")], 4, ("psnr_y",))
+    result = evaluate([find_test_set(pairs / "GT")], [Method("\u72d2 $\\x^$\udce9", pairs / "GT")], 4, ("psnr_y",))
     write_evaluation(result, Path("evaluation"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
