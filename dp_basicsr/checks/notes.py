@@ -173,6 +173,6 @@ def _how_to_get(dataset: Dataset, scale: int) -> str:
     """Return the command that makes the missing folders of one of the paper's sets, or of a set with originals."""
     gt, lq = (File(root or "") for root in (dataset.dataroot_gt, dataset.dataroot_lq))
     if gt.name and gt.is_dir() and lq.suffix != ".lmdb":
-        return f"; `{advise('data lr', f'-i {gt} -o {lq} --scale {scale}')}` makes it"
+        return f"; `{advise('data lr', ['-i', str(gt), '-o', str(lq), '--scale', str(scale)])}` makes it"
     name = gt.parent.name.lower()
     return f"; `{advise('data download', name)}` gets it" if name in SOURCES else ""

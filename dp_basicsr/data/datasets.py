@@ -92,7 +92,7 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
             if kind != "PairedRawDataset" and is_raw:
                 raise UserError(
                     f"{root} has raw records, which {kind} cannot read: set type: PairedRawDataset (to train), or "
-                    f"convert it with `{advise('data lmdb', f'-i {root} --lmdb png -o NEW.lmdb')}`"
+                    f"convert it with `{advise('data lmdb', ['-i', root, '--lmdb', 'png', '-o', 'NEW.lmdb'])}`"
                 )
         on_disk = (dataset_opt.get("io_backend") or {}).get("type") == "disk"
         key = _LISTED[kind][0] if kind in _LISTED and on_disk else ""
@@ -146,7 +146,7 @@ def _pairing_hint(gt_root: str, lq_root: str) -> str:
         if ending and {name + ending for name in gt} == lq:
             way = "rename its images and pack them again" if is_lmdb else f"filename_tmpl: '{{}}{ending}'"
             return f"; the names of the LQ end in {ending}: {way}"
-    lists = f"; `{advise('data check', f'--gt {gt_root} --lq {lq_root}')}` lists those without a partner"
+    lists = f"; `{advise('data check', ['--gt', gt_root, '--lq', lq_root])}` lists those without a partner"
     if any("_s0" in name for name in gt):  # sub-images, of which LQ cut to the size of the GT are fewer
         lists += f"; `{advise('data extract', '--lr-input')}` cuts both in one pass"
     return lists if gt != lq else ""

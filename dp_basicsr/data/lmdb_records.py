@@ -48,7 +48,7 @@ def meta_info_lines(folder: str | Path, errors: str = "strict") -> list[str]:
         lines = path.read_text(encoding="ascii", errors=errors).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        again = advise("data lmdb", f"-i IMAGES -o {folder} --overwrite")
+        again = advise("data lmdb", ["-i", "IMAGES", "-o", str(folder), "--overwrite"])
         raise UserError(f"{path} cannot be read ({reason}): make the LMDB from its images, `{again}`") from error
     if "" in lines:
         raise UserError(f"{path}: line {lines.index('') + 1} is empty: take it out")

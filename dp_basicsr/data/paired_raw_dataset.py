@@ -49,7 +49,8 @@ class PairedRawDataset(Dataset):
         for root in roots:
             info = read_meta_info(root)
             if not info.raw:
-                command = advise("data lmdb", f"-i {root} -o {root.removesuffix('.lmdb')}_raw.lmdb --lmdb raw")
+                raw = f"{root.removesuffix('.lmdb')}_raw.lmdb"
+                command = advise("data lmdb", ["-i", root, "-o", raw, "--lmdb", "raw"])
                 raise UserError(
                     f"PairedRawDataset reads raw records, but {root} has PNG: use type: PairedImageDataset, or convert "
                     f"it with `{command}`"

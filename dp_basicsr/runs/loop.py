@@ -237,8 +237,8 @@ def how_to_upscale(model: Any, network: Path) -> str:
             images = "{name: images, type: SingleImageDataset, dataroot_lq: IMAGES, io_backend: {type: disk}}"
             entries = [f"path:pretrain_network_g={network}", f"datasets={{test: {images}}}", "val={save_img: true}"]
             options = network.parents[1] / USED_OPTIONS
-            return advise("test", f"{options} --import {package} --force_yml {shlex.join(entries)}")
-    return advise("upscale", f"-m {network} -i IMAGES -o FOLDER")
+            return advise("test", [str(options), "--import", package, "--force_yml", *entries])
+    return advise("upscale", ["-m", str(network), "-i", "IMAGES", "-o", "FOLDER"])
 
 
 def loop(training: Training) -> None:

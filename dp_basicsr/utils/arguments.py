@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -67,8 +68,12 @@ def started_as(*words: str) -> Iterator[None]:
         _program[:] = before
 
 
-def advise(command: str, arguments: str = "") -> str:
-    """Return a command (a key of ``COMMANDS``) for a message, in the way in which the running program was started."""
+def advise(command: str, arguments: str | Sequence[str] = "") -> str:
+    """Return a command (a key of ``COMMANDS``) for a message, in the way in which the running program was started.
+
+    Paths are given as words of a sequence, which are quoted.
+    """
+    arguments = arguments if isinstance(arguments, str) else shlex.join(arguments)
     started = Path(sys.argv[0]).resolve()
     if not _program and started.parent in (ROOT / "scripts", ROOT / "dp_basicsr") and COMMANDS[command].script:
         start = f"python {COMMANDS[command].script_path}"

@@ -188,9 +188,9 @@ class Extended(RRDBNetDP):
 
 @pytest.mark.parametrize(("kind", "program"), [("Extended", "test"), ("RRDBNetDP", "upscale")])
 def test_the_last_line_gives_a_command_that_upscales(kind: str, program: str, pairs: Path) -> None:
-    write_small(f"network_g:type={kind}", "train:total_iter=3", base=SMALL_PSNR)
+    write_small(f"network_g:type={kind}", "train:total_iter=3", "name=two words", base=SMALL_PSNR)
     assert code_of(train.main, ["small.yml"]) == 0
-    command = logs_of().splitlines()[-1].partition("next: ")[2]
+    command = logs_of("two words").splitlines()[-1].partition("next: ")[2]
     start = advise(program, "X").removesuffix("X")
     assert command.startswith(start)
     command = command.replace("IMAGES", str(pairs / "LRbicx4")).replace("FOLDER", "results")
