@@ -50,8 +50,10 @@ def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> N
                     if path := pair.get(f"{key}_path"):
                         sizes[key] = tuple(sorted(shapes[key][path][:2] if key in shapes else header_size(Path(path))))
             except (BadImageError, KeyError):
-                if empty := [file for file in pair.values() if os.path.isfile(file) and os.path.getsize(file) == 0]:
-                    raise UserError(f"{prefix} {empty[0]} has no bytes: copy it again, or remove the pair") from None
+                for file in filter(os.path.isfile, pair.values()):
+                    if os.path.getsize(file) == 0 or not os.access(file, os.R_OK):
+                        fault = "may not be read" if os.path.getsize(file) else "has no bytes"
+                        raise UserError(f"{prefix} {file} {fault}: copy it again, or remove the pair") from None
                 continue
             result = tuple(scale * side for side in sizes["lq"])
             gt = sizes.get("gt", result)

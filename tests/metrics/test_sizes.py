@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,15 @@ def test_a_metric_of_a_library_is_tried_on_the_smallest_image() -> None:
     refuse({"type": "piq/MultiScaleSSIMLoss", "crop_border": 0, "kernel_size": 9})
 
 
-def test_an_empty_file_is_known_at_the_start() -> None:
+def test_an_empty_or_unreadable_file_is_known_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     write("gt", 20, 20)
     write("lq", 10, 10)
     Path("lq/a.png").write_bytes(b"")
     with pytest.raises(UserError, match="datasets: set: .*lq/a.png has no bytes: copy it again, or remove the pair"):
+        refuse(PSNR)
+    # As root, all may be read.
+    Path("lq/a.png").write_bytes(b"damaged")
+    refuse(PSNR)
+    monkeypatch.setattr(os, "access", lambda path, _: "lq" not in str(path))
+    with pytest.raises(UserError, match="datasets: set: .*lq/a.png may not be read: copy it again, or remove the pair"):
         refuse(PSNR)

@@ -299,7 +299,8 @@ def _tone(*pair: NDArray[np.uint8]) -> float:
 
 def _has_other_channels(gt: NDArray[np.uint8], lq: NDArray[np.uint8]) -> bool:
     """Return whether the colours of the LQ, without their mean and the gray, fit those of the GT in another order."""
-    pair = [cv2.resize(image.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA) for image in (gt, lq)]
+    side = min(16, *lq.shape[:2])
+    pair = [cv2.resize(image.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA) for image in (gt, lq)]
     gt, lq = (image - image.mean(axis=(0, 1)) for image in pair)
     lq = lq / np.maximum(lq.std(axis=(0, 1)), 1)
     fits = {}
