@@ -107,6 +107,8 @@ class OnnxEngine(Engine):
         """Return what the file tells of its network, and what a run of it shows."""
         notes = dict(self.session.get_modelmeta().custom_metadata_map)
         known = {field.name: int(notes[field.name]) for field in dataclasses.fields(InputSize) if field.name in notes}
+        if others := ", ".join(entry.name for entry in self.session.get_inputs()[1:]):
+            raise ValueError(f"beside the image, {self.input.name}, it takes {others}: export it for an image alone")
         sides = {side for side in self.fixed[2:] if side}
         if len(sides) > 1:
             raise ValueError(f"it takes {self.fixed[2]} x {self.fixed[3]} pixels alone: expected a square, or any size")

@@ -114,7 +114,7 @@ def _open_file(path: Path, engine: EngineName, device: str, precision: Precision
 def cache_root() -> Path | None:
     """Return the folder of converted networks; None where there is no home folder."""
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dp_basicsr"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "dp_basicsr"
     except RuntimeError:
         return None
 

@@ -339,6 +339,20 @@ def test_onnx_files_of_a_fixed_size_or_batch_upscale_any_image(shape: list[int |
         open_engine([onnx_file([1, 3, 16, 24], "Identity", ["x"])])
 
 
+@pytest.mark.parametrize("has_value", [True, False])
+def test_an_onnx_file_may_have_other_inputs_if_they_have_values(has_value: bool) -> None:
+    """open_model_zoo#1107: the enlarged image, or the strength of noise, is a second input."""
+    onnx = pytest.importorskip("onnx")
+    text = f"""<ir_version: 8, opset_import: ["": 15]> g (float[n, 3, h, w] x, float[1] sigma) => (float[n, 3, h, w] y)
+        <float[1] {"sigma" if has_value else "k"} = {{1}}> {{ y = Mul(x, sigma) }}"""
+    onnx.save(onnx.parser.parse_model(text), "net.onnx")
+    if has_value:
+        assert open_engine([Path("net.onnx")]).network.scale == 1
+        return
+    with pytest.raises(UserError, match="beside the image, x, it takes sigma: export it for an image alone"):
+        open_engine([Path("net.onnx")])
+
+
 @pytest.mark.parametrize(
     ("multiple", "nodes"),
     [(32, "a = SpaceToDepth<blocksize = 32>(x) y = DepthToSpace<blocksize = 32>(a)"),

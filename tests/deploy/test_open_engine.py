@@ -41,6 +41,12 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+def test_a_home_folder_is_expanded_in_the_cache_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytorch#69761: a folder called ~ was made."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/mine")
+    assert cache_root() == Path.home() / "mine/dp_basicsr"
+
+
 @pytest.fixture
 def model() -> Path:
     return network_file(arch="MSRResNet", scale=2)
