@@ -30,7 +30,8 @@ WINDOWS = """
 import os, runpy, signal, sys
 for name in ("fcntl", "resource", "pwd", "grp", "termios", "syslog"):
     sys.modules[name] = None
-for module, names in ((signal, ("SIGUSR1", "sigwaitinfo", "pthread_sigmask")), (os, ("sched_getaffinity", "getuid", "pathconf"))):
+signals, calls = ("SIGUSR1", "sigwaitinfo", "pthread_sigmask"), ("sched_getaffinity", "getuid", "pathconf")
+for module, names in ((signal, signals), (os, calls)):
     for name in names:
         delattr(module, name)
 """
