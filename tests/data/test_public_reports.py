@@ -39,7 +39,7 @@ def test_counts_that_differ_name_the_set(pairs: Path) -> None:
     with pytest.raises(UserError, match="datasets: of validation: .*different number of images.*data check --gt"):
         evaluation_loaders(evaluation_options(pairs, name="of validation"), "val")
     with pytest.raises(
-        UserError, match=r"^datasets: pairs: .*; no image in .*; give its folders one by one \(GT, LRbicx4"
+        UserError, match=r"^datasets: small: .*; no image in .*; give its folders one by one \(GT, LRbicx4"
     ):  # gaussian-splatting#136
         TrainStream(options(pairs, train={"dataroot_gt": str(pairs)}))
     (pairs / "GT/image3.png").rename(pairs / "GT/image3_s001.png")
