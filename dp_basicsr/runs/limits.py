@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import tempfile
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -154,15 +153,18 @@ def build_run_model(opt: dict[str, Any]) -> Any:
     try:
         return build_model(opt)
     except Exception as error:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        calls = [frame.f_locals for frame in frames if frame.f_code is build_network.__code__]
-        if isinstance(error, UserError) or is_out_of_memory(error) or not calls:
+        if isinstance(error, UserError) or is_out_of_memory(error):
             raise
-        kind = calls[0]["network_type"]
-        # Another package's model may have networks below other keys.
-        key = next((key for key in opt if isinstance(opt[key], dict) and opt[key].get("type") == kind), kind)
-        text = f"expected arguments that {kind} takes, got {calls[0]['opt']}"
-        raise UserError(f"{key}: {text}: {describe(error)}{defaults_of(kind)}") from error
+        # A network that fails alone, too, is the cause.
+        for key in (key for key in opt if key.startswith("network_")):
+            try:
+                build_network(opt[key])
+            except Exception as cause:
+                arguments = dict(opt[key])
+                kind = arguments.pop("type")
+                text = f"expected arguments that {kind} takes, got {arguments}"
+                raise UserError(f"{key}: {text}: {describe(cause)}{defaults_of(kind)}") from cause
+        raise
 
 
 def defaults_of(network: str) -> str:
