@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,40 +48,6 @@ def quote(value: Any, quotes: bool = True) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-@functools.cache
-def _loader() -> Any:
-    """Return the class that reads an option file: imported late, where a missing PyYAML is one message."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """PyYAML's safe loader (never constructs objects) with YAML 1.2's floats: ``1e-4`` is a number.
-
-        A duplicate key is an error here; PyYAML silently uses the last one. The values of TEXT_KEYS are text.
-        """
-
-        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-            node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[misc]
-            seen = set()
-            for key, value in node.value:
-                # By their looks only: of other tags some run code, and are refused.
-                looks = value.tag.rpartition(":")[2] in ("int", "float", "bool", "timestamp")
-                if looks and isinstance(key.value, str) and key.value in TEXT_KEYS:
-                    value.tag = "tag:yaml.org,2002:str"
-                # `<<` may stand more than once: each merges another section.
-                if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                    if key.value in seen:
-                        raise yaml.composer.ComposerError(None, None, f"duplicate key {key.value!r}", key.start_mark)
-                    seen.add(key.value)
-            return node
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
-        list("-+0123456789."),
-    )
-    return Loader
-
-
 def read_options(path: str | Path) -> Options:
     """Read an option file, whose keys ``check_options`` checks; what is no mapping of valid YAML is a UserError."""
     opt = parse_yaml(_text_of(path), f"option file {path}")
@@ -114,10 +78,12 @@ def parse_yaml(text: str, what: str) -> Any:
         UserError: The text is not valid, is nested too deeply, or has more than MAX_VALUES values or integers above
             MAX_INT. The message starts with ``what``.
     """
+    from dp_basicsr.options.loader import Loader
+
     import yaml
 
     try:
-        return _copy(yaml.load(text, Loader=_loader()), iter(range(MAX_VALUES)))
+        return _copy(yaml.load(text, Loader=Loader), iter(range(MAX_VALUES)))
     except RecursionError:
         raise UserError(f"{what} is not valid YAML: nested too deeply, or an alias within itself") from None
     except UserError as error:
@@ -167,9 +133,11 @@ def _copy(value: Any, left: Iterator[int]) -> Any:
 
 def compose(path: str | Path) -> yaml.Node | None:
     """Return the YAML nodes, with line numbers, of an option file."""
+    from dp_basicsr.options.loader import Loader
+
     import yaml
 
-    return yaml.compose(_text_of(path), Loader=_loader())
+    return yaml.compose(_text_of(path), Loader=Loader)
 
 
 def split_entry(entry: str) -> tuple[tuple[str, ...], str]:
