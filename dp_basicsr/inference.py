@@ -62,11 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: see ``--help``.
-
-    Returns:
-        0: all is there; 1: an image failed. Wrong usage exits with 2.
-    """
+    """Command line: see ``--help``; return 0, or 1 if an image failed. Wrong usage exits with 2."""
     args = parse(argv)
     with data_command():
         from dp_basicsr.deploy.batch import describe_left_out, find_jobs, refuse_unwritable  # needs Pillow

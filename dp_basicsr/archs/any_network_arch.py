@@ -48,8 +48,7 @@ def build_features(
         weights: ``imagenet`` (timm: the model's own pretrained weights), a path, or ``random`` (seeded).
         use_input_norm: Normalise RGB in [0, 1] by the statistics the network was trained with: ImageNet's, or timm's
             own.
-        range_norm: Images are in [-1, 1] instead of [0, 1].
-        batch_stats: Batch-norm uses the statistics of each batch.
+        range_norm, batch_stats: See ``FrozenFeatures``.
 
     Raises:
         UserError: The network or a layer is unknown, or the weights are not available or do not match.

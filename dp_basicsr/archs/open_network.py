@@ -126,8 +126,7 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
 def _built_by_run(weights: Weights, known: nn.Module | None = None) -> tuple[nn.Module, int, int] | None:
     """Return the network that the options of the weights' run name, its scale and channels.
 
-    Returns:
-        None if the weights are of another one, or if ``known`` gives the same pixels.
+    None if the weights are of another one, or if ``known`` gives the same pixels.
     """
     # No run, no BasicSR, a class of another package, other arguments; a training's random numbers stay as they are.
     with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad():

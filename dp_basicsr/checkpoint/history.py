@@ -78,10 +78,8 @@ def restore_best(
 ) -> list[tuple[str, str]]:
     """Make the best networks in a run's folder those of a state; they may be missing or have been replaced since.
 
-    ``best`` are its results by set and metric, ``best_files`` the SHA-256 of its best networks, by name.
-
-    Returns:
-        Sets and metrics whose best network no longer exists, so that the result must be forgotten, too.
+    ``best`` are its results by set and metric, ``best_files`` the SHA-256 of its best networks, by name. Returns sets
+    and metrics whose best network no longer exists, so that the result must be forgotten, too.
     """
     lost = []
     for dataset, record in best.items():

@@ -27,9 +27,7 @@ def resume_training(model: Any, state: dict[str, Any], train: Train, use_options
 
     With ``use_options`` (``resume_schedule: options``) the learning rates and optimizer settings are those of the
     options, and the rate is that of a run with them from the start; otherwise the state's, which is changed, are kept.
-
-    Returns:
-        Message that names the values in which the state and the options differ, or None.
+    Returns a message that names the values in which the state and the options differ, or None.
     """
     changed = list(dict.fromkeys(_differences(model, state)))
     note = ""

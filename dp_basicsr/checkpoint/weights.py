@@ -88,7 +88,6 @@ def read_weights(
     No code from the file is run (``weights_only=True``); objects beside the weights are left out.
 
     Args:
-        path: The file.
         prefer: Key of the state_dict to use if there are several, such as ``params``. Otherwise the averaged weights
             (EMA) are used, where there are any.
         part: The network to read from a file with both.

@@ -52,15 +52,7 @@ def imresize(image: NDArray[Any], scale: float) -> NDArray[Any]:
 
 
 def downsample(image: NDArray[Any], scale: int) -> NDArray[Any]:
-    """Make the LR image: crop to a multiple of ``scale``, then shrink by it.
-
-    Args:
-        image: ``(H, W)`` or ``(H, W, C)``, as in ``imresize``.
-        scale: Integer factor, at least 1.
-
-    Returns:
-        ``(H // scale, W // scale[, C])`` of the input's dtype.
-    """
+    """Make the LR image, ``(H // scale, W // scale[, C])``: crop to a multiple of ``scale``, then ``imresize``."""
     return imresize(mod_crop(image, scale), 1 / scale)
 
 

@@ -84,11 +84,7 @@ def to_planes(image: NDArray[np.uint8]) -> bytes:
 
 
 def view_planes(record: Any, shape: Shape) -> NDArray[np.uint8]:
-    """View a raw record as ``(channels, H, W)`` RGB uint8 without copying; ``shape`` is (height, width, channels).
-
-    Raises:
-        UserError: The record's length does not match its shape.
-    """
+    """View a raw record as ``(channels, H, W)`` RGB uint8 without copying; one not of this ``shape`` is a UserError."""
     height, width, channels = shape
     if len(record) != height * width * channels:
         raise UserError(f"has {len(record):,} bytes, but meta_info.txt says {width} x {height} x {channels}")

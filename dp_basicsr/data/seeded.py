@@ -55,7 +55,6 @@ class SeededDataset(Dataset):
         dataset: Any dataset that draws from Python's, NumPy's or torch's global generator (CPU), as BasicSR's do. If it
             has a method ``sample(index, rng)``, it is called with a generator in the state that Python's would have:
             setting and restoring three global states takes longer than some samples.
-        seed: ``manual_seed`` of the run.
     """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:

@@ -106,9 +106,8 @@ class TrainStream:
     def position(self, iteration: int) -> dict[str, int]:
         """Return the position of the stream after ``iteration`` iterations, for a checkpoint.
 
-        Returns:
-            ``iter``, ``epoch``, ``sample`` (samples of the epoch consumed over all processes), and what they depend
-            on: ``batch_size``, ``epoch_size`` and ``names``, a checksum.
+        It has ``iter``, ``epoch``, ``sample`` (samples of the epoch consumed over all processes), and what they depend
+        on: ``batch_size``, ``epoch_size`` and ``names``, a checksum.
         """
         sizes = {"batch_size": self.batch_size, "epoch_size": self.sampler.total_size, "names": self.names}
         # The resumed epoch ends with the samples that were left of it; from then on every epoch has the same length.

@@ -35,7 +35,6 @@ def find_jobs(
     Args:
         sources: Images, folders, or globs (``photos/**/*.jpg``). Hidden files of a folder are ignored.
         output: A folder; for a single image also the file to write.
-        recursive: Include the subfolders of a folder.
         suffix: Inserted between name and extension.
         overwrite: Results that are there are to be replaced. Otherwise those among the inputs are left out.
         ext: ``auto`` keeps the extension (PNG for formats that are only read); otherwise one of ``FORMATS``.
@@ -118,10 +117,9 @@ def describe_left_out(paths: Sequence[Path]) -> str:
 
 
 def _list(path: Path, output: Path, recursive: bool) -> tuple[Path, list[Path], list[Path]]:
-    """List what is behind a folder or glob.
+    """Return the folder that results mirror, the images behind a folder or glob, and what else is there.
 
-    Returns:
-        The folder that results mirror; the images; other files, and without ``recursive`` the subfolders of a folder.
+    Without ``recursive`` that includes subfolders.
     """
     if path.is_dir():
         root, below = path, path.rglob("*") if recursive else path.iterdir()

@@ -127,8 +127,7 @@ class Engine(ABC):
     def probe(self, channels: int, height: int, width: int) -> int:
         """Return the scale, which a run of the network on a black image shows.
 
-        Raises:
-            ValueError: Its result is no image of as many channels, of a whole multiple of the size.
+        A result that is no image of as many channels, of a whole multiple of the size, is a ValueError.
         """
         shape = self.run(np.zeros((1, channels, height, width), np.float32)).shape
         scale = shape[-1] // width

@@ -19,10 +19,9 @@ def process_count() -> int:
 
 
 def start_mean(values: Tensor) -> Callable[[], Tensor]:
-    """Start averaging ``values`` (any shape, detached) over the processes.
+    """Start averaging ``values`` (any shape, detached) over the processes; return a function that waits for the mean.
 
-    Returns:
-        A function that waits for the mean; computation before it is called hides the communication.
+    Computation before it is called hides the communication.
     """
     if process_count() == 1:
         return lambda: values
@@ -38,10 +37,9 @@ def start_mean(values: Tensor) -> Callable[[], Tensor]:
 
 
 def start_maximum(value: int) -> Callable[[], int]:
-    """Start computing the maximum of ``value`` over the processes.
+    """Start computing the maximum of ``value`` over the processes, and return a function that waits for it.
 
-    Returns:
-        A function that waits for the maximum; on GPUs, only for work queued before this call.
+    On GPUs it waits only for work queued before this call.
     """
     # In the default group, because a gloo group beside NCCL would need a network interface of its own.
     on_gpu = distributed.get_backend() == "nccl"

@@ -37,10 +37,9 @@ def metrics_of(opt: dict[str, Any]) -> tuple[str, ...]:
 
 
 def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Sequence[DataLoader]) -> Path | None:
-    """Measure the saved images of every tested set, and bicubic for comparison.
+    """Measure the saved images of every tested set, and bicubic for comparison, and return the folder of the tables.
 
-    Returns:
-        The folder ``results/<name>/evaluation``, or None (with a log message) if there is nothing to measure.
+    It is None (with a log message) if there is nothing to measure.
     """
     logger = get_root_logger()
     sets = []

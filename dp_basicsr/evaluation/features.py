@@ -23,10 +23,9 @@ CHANNELS = 256
 
 
 def feature_maps(image: NDArray[np.uint8], weights: str) -> dict[str, Tensor]:
-    """Compute the features of an image, ``(H, W, 3)`` BGR uint8, with both networks (``imagenet`` or ``random``).
+    """Return the features of an image, ``(H, W, 3)`` BGR uint8, in both networks (``imagenet`` or ``random``) by name.
 
-    Returns:
-        ``(256, about H / 4, about W / 4)`` by network and layer name.
+    Each is ``(256, about H / 4, about W / 4)``.
     """
     vgg = VGGFeatures([VGG_LAYER], "vgg19", weights)
     # A node of our own, because the loss's ResNet returns only whole stages.

@@ -105,11 +105,7 @@ def encode(image: NDArray[np.uint8], suffix: str, parameters: list[int] | None =
 
 
 def orientation_if_single(data: bytes) -> int:
-    """Return EXIF's orientation of an image file with one picture.
-
-    Raises:
-        BadImageError: It is animated or has several pages, of which OpenCV would silently take the first.
-    """
+    """Return EXIF's orientation; a file of several pictures, or of which OpenCV loses something, is a BadImageError."""
     with warnings.catch_warnings():
         # Pillow warns about large images, and about files that are refused here.
         warnings.simplefilter("ignore")

@@ -33,17 +33,10 @@ class LDLLoss(nn.Module):
 
 
 def ldl_loss(criterion: nn.Module, sr: Tensor, gt: Tensor, ema: Tensor) -> Tensor:
-    """Apply ``criterion`` to the images times the artifact map, as in BasicSR's RealESRGANModel.
+    """Apply a pixel loss to the images times the artifact map, as in BasicSR's RealESRGANModel; 0-d.
 
-    Args:
-        criterion: A pixel loss.
-        sr: Super-resolved images, (N, 3, H, W), in [0, 1].
-        gt: Originals, the same shape.
-        ema: Results of the EMA generator, the same shape, without gradient: if they are closer to the original than
-            ``sr``, the map is the local variance of the residual; elsewhere it is 0.
-
-    Returns:
-        The loss, 0-d.
+    ``sr`` and ``gt`` are (N, 3, H, W) in [0, 1], and so is ``ema``, the EMA generator's result, without gradient: where
+    it is closer to the original than ``sr``, the map is the local variance of the residual; elsewhere it is 0.
     """
     weight = artifact_map(sr, gt, ema)
     return criterion(weight * sr, weight * gt)  # type: ignore[no-any-return]

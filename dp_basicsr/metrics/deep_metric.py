@@ -37,17 +37,7 @@ def calculate_deep_distance(
     At each of its five resolutions, the features at a position are scaled to unit length over the channels; the
     distance is the squared difference, averaged over positions and then over resolutions.
 
-    Args:
-        img: ``(H, W, 3)`` BGR or ``(H, W)`` gray, uint8, [0, 255].
-        img2: Same shape as ``img``.
-        crop_border: Pixels cropped from every border.
-        input_order: ``HWC`` or ``CHW``.
-
-    Returns:
-        The distance; NaN if the network is not installed (logged once).
-
-    Raises:
-        UserError: The shapes differ, or an image is too small.
+    The result, the errors and the arguments are those of ``calculate_lpips``, which has two more.
     """
     with ALONE:
         if why_not():
@@ -58,10 +48,9 @@ def calculate_deep_distance(
 
 
 def distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Return the squared difference of features of unit length over the channels, averaged over positions, then levels.
+    """Return the squared difference of features, (N, C, H, W) by level, each scaled to unit length over the channels.
 
-    Args:
-        first, second: Levels of a network's features, each (N, C, H, W).
+    It is averaged over positions, then over levels.
     """
     distances = []
     for levels in zip(first, second, strict=True):

@@ -105,8 +105,7 @@ def takes_original(kind: str) -> bool:
 def why_not(kind: str, **keywords: Any) -> str | None:
     """Return why a library's metric is not available here (logged once), or None if it is; as for LPIPS's backbones.
 
-    Raises:
-        UserError: It is available, but does not take its keywords or a pair of images.
+    One that does not take its keywords or a pair of images is a UserError.
     """
     return _why_not(kind, _own_keywords(kind, keywords))
 

@@ -107,9 +107,6 @@ def drop_unavailable(opt: dict[str, Any]) -> None:
 
     BasicSR sums every metric over the images and keeps the best sum, so a missing value would look like a result. The
     images are split over the processes: a metric that one process cannot compute is dropped on all. Collective call.
-
-    Raises:
-        UserError: An LPIPS entry names an unknown backbone.
     """
     metrics = (opt.get("val") or {}).get("metrics") or {}
     # A copy, because entries are deleted on the way.

@@ -21,13 +21,10 @@ from torch.utils.data import DataLoader
 
 
 def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> None:
-    """Refuse validation and test images that are too small for a metric, or for their LQ image.
+    """Raise a UserError for the first validation or test image that is too small for a metric, or for its LQ image.
 
     Only the headers of image files and the ``meta_info.txt`` of LMDBs are read. What cannot be read is left to the
     validation, which names it.
-
-    Raises:
-        UserError: Names the first such image.
     """
     scale, metrics = opt["scale"], (opt.get("val") or {}).get("metrics") or {}
     for loader in loaders:

@@ -247,8 +247,7 @@ class PluginModel(BaseModel):
 def repeated_blocks(net: nn.Module) -> list[nn.Module]:
     """Return the blocks in a network's lists of blocks, such as its RRDBs; of nested ones the outer ones.
 
-    Raises:
-        UserError: There are none, or they contain batch-norm, whose statistics a second pass would change.
+    None, and blocks with batch-norm, whose statistics a second pass would change, are a UserError.
     """
     blocks: dict[str, nn.Module] = {}
     for name, module in net.named_modules():

@@ -40,12 +40,7 @@ class TrainingStep:
     D's weights do not change between G's loss and D's, so each image goes through D once, and both losses use the same
     logits. The super-resolved image is detached from G as a leaf: each loss adds its gradient to it and frees its graph
     before the next one starts, and one backward pass through G uses the sum. Without a D (``PSNRModel``) the image
-    losses alone are left.
-
-    Args:
-        train: Options ``train``.
-        device: Device of the model.
-        balancer: Weights the losses of G by ``train: balance``; None: the options' weights.
+    losses alone are left. ``balancer`` weights the losses of G by ``train: balance``; None: the options' weights.
 
     Attributes:
         scaler: Gradient scaler; enabled for fp16 alone, whose range is too small for gradients.
@@ -266,8 +261,7 @@ class StepGuard:
     def watch(self, iteration: int, flag: Tensor, losses: Losses, files: Sequence[str]) -> None:
         """Record a step, and check the one that is ``lag`` steps old.
 
-        Raises:
-            UserError: ``limit`` consecutive steps were skipped. All processes raise it at the same step.
+        After ``limit`` skipped ones in a row, all processes raise a UserError at the same step.
         """
         ready = None
         numbers = torch.stack([flag, *(loss.float() for loss in losses.values())])

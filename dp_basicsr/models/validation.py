@@ -59,9 +59,8 @@ class Validator:
         self.best: dict[str, dict[str, dict[str, Any]]] = {}
         self.is_start = False  # the next validation is of the start weights, and no best one
         self.color_shifts: dict[str, float] = {}  # set -> levels between the mean colours of SR and LQ, of this process
-        self.logged: set[tuple[str, int, float]] = (
-            set()
-        )  # `set/metric`, iteration, value: in TensorBoard before a resume
+        # `set/metric`, iteration, value: in TensorBoard before a resume
+        self.logged: set[tuple[str, int, float]] = set()
         self._named: set[str] = set()  # sets whose metrics without originals have been logged
 
     def state_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -303,10 +302,8 @@ def usable_metrics(opt: Mapping[str, Any], has_original: bool) -> dict[str, dict
 def read_ahead(dataloader: DataLoader, indices: range) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each index and its sample, a batch of one, while the next one is being read.
 
-    One thread does all the reading, because BasicSR's datasets open their files on first use.
-
-    Raises:
-        UserError: A sample cannot be read; the message names its files.
+    One thread does all the reading, because BasicSR's datasets open their files on first use. A UserError names the
+    files of a sample that cannot be read.
     """
     dataset: Any = dataloader.dataset
     with ThreadPoolExecutor(1) as reader:

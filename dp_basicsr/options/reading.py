@@ -72,11 +72,9 @@ def _text_of(path: str | Path) -> str:
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """Parse a YAML text into a tree without shared objects.
+    """Parse a YAML text into a tree without shared objects; ``what`` begins the message of a UserError.
 
-    Raises:
-        UserError: The text is not valid, is nested too deeply, or has more than MAX_VALUES values or integers above
-            MAX_INT. The message starts with ``what``.
+    It is raised for what is not valid, nested too deeply, or has more than MAX_VALUES values, or one above MAX_INT.
     """
     from dp_basicsr.options.loader import Loader
 

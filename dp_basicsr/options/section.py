@@ -71,9 +71,6 @@ class Section(BaseModel):
 
         It also takes the mapping that BasicSR hands to models and datasets: the keys that a run has added are kept
         like those of other programs.
-
-        Raises:
-            pydantic.ValidationError: A value is wrong, or a needed key is missing.
         """
         return cls.model_validate(values, extra="allow")
 

@@ -59,13 +59,10 @@ class Report:
 
 
 def write_report(folders: Sequence[Path], out: Path, quality: int | None = None) -> Path:
-    """Write the report of runs and evaluations.
+    """Write the HTML file ``out``, the report of trainings (experiments/<name>), tests (results/<name>), an evaluation.
 
-    Args:
-        folders: Folders of trainings (experiments/<name>), tests (results/<name>) or an evaluation.
-        out: HTML file to write; an existing one is replaced atomically.
-        quality: WebP quality of the images, 1 to 100, or 101 for lossless; None: lossless unless the file gets too
-            large.
+    An existing file is replaced atomically. ``quality`` is that of WebP images, 1 to 100, or 101 for lossless; None:
+    lossless unless the file gets too large.
 
     Raises:
         UserError: A folder has nothing to show, two evaluations are given, images no longer exist, or the write

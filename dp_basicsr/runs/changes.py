@@ -14,12 +14,7 @@ from dp_basicsr.utils.arguments import SHIPPED
 
 
 def describe_changes(options: OptionFile, root: Path) -> Iterator[str]:
-    """Yield a line for the nearest shipped training file, and one for the previous run of this name, if there is one.
-
-    Args:
-        options: The options of this start.
-        root: Folder of the experiment, as the previous start left it.
-    """
+    """Yield what differs from the nearest shipped training file, and from the previous start, as ``root`` has it."""
     now = _flat(options.as_dict())
     files = {path.name: read_options(path) for path in sorted(SHIPPED.glob("*.yml"))}
     # Completed with defaults like the run's options, so that a key left out is no difference.

@@ -107,9 +107,7 @@ class Judge:
 class Measured:
     """What each figure of a run is measured on: those of other images or settings cannot be compared.
 
-    Args:
-        metrics: Options ``val: metrics``.
-        datasets: The sets, with BasicSR's ``opt`` and ``paths``.
+    ``metrics`` are the options ``val: metrics``; the sets have BasicSR's ``opt`` and ``paths``.
     """
 
     def __init__(self, metrics: Mapping[str, Any], datasets: Iterable[Any]) -> None:

@@ -34,8 +34,7 @@ def keep_freed_memory() -> bool:
     glibc returns every freed block of 32 MiB or more to the system, which clears its pages again when the next tensor
     touches them, although every training step allocates the same sizes. The peak usage does not change.
 
-    Returns:
-        Whether it is in effect; False with C libraries other than glibc, which is not an error.
+    Returns whether it is in effect; False with C libraries other than glibc, which is not an error.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -63,11 +63,9 @@ def is_for_terminal(record: logging.LogRecord) -> bool:
 
 
 def start_log(run: RunOptions) -> MemoryHandler:
-    """Start logging versions and options (rank 0), before there is a folder for the log.
+    """Start logging versions and options (rank 0), before there is a folder for the log; return it for ``write_log``.
 
-    Returns:
-        The records for ``write_log``. Until then, a run that cannot start has written nothing, and the folder of an
-        earlier run of that name is unchanged.
+    Until then, a run that cannot start has written nothing, and the folder of an earlier run of that name is unchanged.
     """
     logger = get_root_logger()
     held = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)

@@ -56,9 +56,7 @@ _HEAD = re.compile(r"\A# GENERATE TIME: .*\n# CMD:\n# .*\n\n")
 def train(run: RunOptions, option_file: str) -> None:
     """Start or resume a run and train to its end; the option file is kept with the experiment.
 
-    Raises:
-        UserError: Missing weights or states, or a full disk; the message says what to do.
-        SystemExit: A signal stopped the run: ``EXIT_RETRY``.
+    A signal stops the run with a SystemExit of ``EXIT_RETRY``.
     """
     root = run.folders.root
     # First of all, because cuBLAS reads its setting when a GPU is first used.

@@ -38,11 +38,9 @@ from torch.utils.data import DataLoader, Dataset
 
 
 def check(run: RunOptions) -> None:
-    """Try one step of a run with valid options, and print the estimated cost.
+    """Try one step of a run with valid options, and print the estimated cost; what prevents it is a UserError.
 
-    Raises:
-        UserError: The model cannot be built or trained, or files are missing. If files are missing, the step is tried
-            on random images (weights), so that a run can be planned before its data exists.
+    So are missing files, but the step is tried on random images (weights), to plan a run before its data exists.
     """
     opt, missing = run.as_dict(), list(run.missing)
     require_loggers(run)
@@ -95,10 +93,7 @@ def check(run: RunOptions) -> None:
 def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, str]:
     """Return a batch of the run's own data if it exists, otherwise of random images; what it is, and how it loaded.
 
-    Problems of existing data are added to ``missing``.
-
-    Raises:
-        UserError: Data is missing or wrong, and random batches cannot be made for this type of dataset.
+    Problems of existing data are added to ``missing``, or raised where no random batch can be made for its type.
     """
     data, scale = opt["datasets"]["train"], opt["scale"]
     if not missing:
@@ -141,10 +136,8 @@ def try_step(
 ) -> tuple[float, dict[str, float]]:
     """Build the model, train on a batch and validate a corner of each set, in memory only; a failure is a UserError.
 
-    ``opt`` has the networks to start from, ``state`` is what the run resumes from, if it does.
-
-    Returns:
-        Median seconds of three steps after the first, which also allocates memory and selects kernels; last losses.
+    ``opt`` has the networks to start from, ``state`` is what the run resumes from, if it does. Returns the median
+    seconds of three steps after the first, which also allocates memory and selects kernels, and the last losses.
     """
     train = run.options.training
     # The first one that also updates the generator, which costs the most.

@@ -60,9 +60,6 @@ def judge_runs(study: Study, jobs: Sequence[StudyRun]) -> None:
     """Upscale every image of the study's sets with each trained run, and measure the blends; judged runs are skipped.
 
     Writes ``results/<run>/judged.json`` and the images of the run alone, ``results/<run>/<set>/<image>.png``.
-
-    Raises:
-        UserError: The judge is not installed, or an image or a network cannot be read.
     """
     trained = [job for job in jobs if job.is_trained()]
     opt = study_options(study)

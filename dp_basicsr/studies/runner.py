@@ -112,8 +112,7 @@ class StudyRun:
 def study_runs(study: Study) -> list[StudyRun]:
     """Return the runs of all rows: all rows of a seed before the next, rows with seeds of their own last.
 
-    Raises:
-        UserError: A row needs a calibration that was not made yet.
+    A calibration that a row needs and that was not made yet is a UserError.
     """
     # Seeds outside, so that all rows are comparable after each round.
     rounds = [(row, seed) for seed in study.seeds or (None,) for row in study.rows if row.run and not row.seeds]

@@ -30,13 +30,10 @@ def lock_folder(folder: Path, instead: str) -> tuple[int, bool | None]:
 
 
 def try_lock(handle: int, path: Path, kind: Literal["flock", "lockf"], instead: str) -> bool | None:
-    """Try to lock an open file (``handle``) for this process, without waiting.
+    """Try to lock an open file (``handle``) for this process, without waiting; False if another process holds it.
 
-    ``flock`` also locks folders; ``lockf`` (a POSIX record lock) works over NFS and is not inherited.
-
-    Returns:
-        True if it is now locked, False if another process holds it. None, after a warning that says what the user must
-        do ``instead``, if locks are unsupported.
+    ``flock`` also locks folders; ``lockf`` (a POSIX record lock) works over NFS and is not inherited. None, after a
+    warning that says what the user must do ``instead``, if locks are unsupported.
     """
     try:
         if fcntl is None:
@@ -56,10 +53,8 @@ def run_lock(folder: str) -> Iterator[None]:
     """Lock an experiment (rank 0) by a file next to its folder, because the folder itself may be moved away.
 
     It is a POSIX record lock: the kernel releases it when the process dies, it works over NFS, and unlike a ``flock``
-    it is not held by a data loader worker that briefly outlives its parent.
-
-    Raises:
-        UserError: Another run, named in the message, holds the lock; raised on every process.
+    it is not held by a data loader worker that briefly outlives its parent. If another run holds it, every process
+    raises a UserError, which names that one.
     """
     # Here, because it needs torch, which other locks do without.
     from dp_basicsr.distributed.collectives import on_rank_0

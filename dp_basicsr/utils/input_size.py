@@ -39,13 +39,10 @@ class InputSize:
 
 
 def run_padded(forward: Callable[[Tensor], Tensor], images: Tensor, size: InputSize, scale: int) -> Tensor:
-    """Run a network on images of any size: repeat the last row and column, and crop the result.
+    """Run a network on (N, C, H, W) float of any size: repeat the last row and column, and crop the result.
 
-    Args:
-        forward: The network, (N, C, h, w) float -> (N, C', scale * h, scale * w).
-        images: (N, C, H, W) float. If H and W are allowed, they are passed unchanged.
-        size: See ``network_size.input_size``.
-        scale: Of ``forward``.
+    ``forward`` takes (N, C, h, w) of a ``size`` to (N, C', scale * h, scale * w); images of such a size are passed
+    unchanged.
     """
     height, width = images.shape[-2:]
     return forward(pad(images, size))[..., : height * scale, : width * scale]

@@ -50,7 +50,6 @@ def ordered_map(
     Args:
         function: Importable from a module; its argument and result are pickled.
         tasks: ``str(task)`` names the task in messages.
-        workers: Number of processes, at least 1.
 
     Raises:
         UserError: ``workers`` is below 1, or a worker was killed.

@@ -80,8 +80,7 @@ class Interruption:
     def all_agree(self, now: bool = False) -> bool:
         """Whether to stop; the same on all processes, which must call it equally often.
 
-        Args:
-            now: Wait for the current state of the other processes. Otherwise they may follow one call later.
+        With ``now`` it waits for the state of the others, which may otherwise follow one call later.
         """
         if not self._dist:
             self._agreed = self._signal

@@ -20,9 +20,7 @@ class StagedFolder:
     As a context manager, it is discarded at the end of the block unless it was committed, also after an error or
     Ctrl-C. The partial folder is locked while its process lives; one left by a killed process is emptied and reused.
 
-    Args:
-        final: Destination; its parents are created.
-        overwrite: Replace an existing ``final`` at ``commit``.
+    The parents of ``final`` are created; ``overwrite`` replaces an existing one at ``commit``.
 
     Raises:
         UserError: ``final`` exists, is not empty, and ``overwrite`` is false; another process is writing it; or it

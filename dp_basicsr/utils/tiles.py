@@ -123,8 +123,7 @@ def blend_tiles(
 def _merge(before: Floats, after: Floats, overlap: int, axis: int) -> float:
     """Fade from one tile to the next where both have pixels, in ``after``.
 
-    Returns:
-        Their largest difference there, in [0, 1]; 1 if they share nothing.
+    Returns their largest difference there, in [0, 1]; 1 if they share nothing.
     """
     pixels = after.shape[axis]
     # From 0 to 1 over half of the overlap, in the middle of the shared pixels: outside of it a tile sees its border

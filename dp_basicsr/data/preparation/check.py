@@ -110,10 +110,8 @@ def paired_sets(opt: dict[str, Any]) -> Iterator[tuple[str, PairedSet]]:
 def check_set(what: PairedSet, workers: int | None = None, seen: dict[bytes, Any] | None = None) -> Checked:
     """Check every pair of ``what`` in ``workers`` processes (None: one per CPU).
 
-    ``seen`` has the pairs of the sets before by the digest of their pixels, and takes these.
-
-    Raises:
-        UserError: A worker was killed. Problems of the set itself, such as a missing folder, are returned.
+    ``seen`` has the pairs of the sets before by the digest of their pixels, and takes these. Problems of the set
+    itself, such as a missing folder, are returned too.
     """
     checked = Checked()
     try:
