@@ -40,10 +40,11 @@ def find_models(paths: Sequence[Path]) -> dict[str, Path]:
     if not files:
         raise UserError(f"--model_path: no {', '.join(MODEL_SUFFIXES)} in {', '.join(map(str, paths))}: name a file")
     places = {os.path.abspath(file): file for file in files}
-    shared = os.path.commonpath(map(os.path.dirname, places))
+    # Not commonpath, which Windows' drives do not have.
+    shared = os.path.commonprefix(list(places)).rfind(os.path.sep) + 1  # noqa: RUF071
     # Of several runs, which all have a net_g_latest.pth, with the runs' names.
     has_twins = len({file.name for file in files}) < len(places)
-    return {os.path.relpath(place, shared) if has_twins else file.name: file for place, file in places.items()}
+    return {place[shared:] if has_twins else file.name: file for place, file in places.items()}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import ntpath
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -369,6 +371,17 @@ def test_models_of_a_folder_without_discriminators(page: Page) -> None:
     for run in runs:
         run.touch()
     assert find_models([runs[0], runs[1].parent]) == {"A/models/a.pth": runs[0], "B/models/a.pth": runs[1]}
+
+
+def test_models_may_lie_on_two_drives_of_windows(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which have no common folder."""
+    files = [Path("C:/a.pth"), Path("D:/b.pth"), Path("D:/a.pth")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    monkeypatch.setattr("dp_basicsr.webui.os", SimpleNamespace(path=ntpath))
+    assert find_models(files[:2]) == {"a.pth": files[0], "b.pth": files[1]}
+    assert find_models(files) == {"C:\\a.pth": files[0], "D:\\b.pth": files[1], "D:\\a.pth": files[2]}
 
 
 def test_a_wrong_model_is_refused_at_the_start(page: Page, capsys: pytest.CaptureFixture[str]) -> None:
