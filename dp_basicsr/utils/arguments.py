@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,9 @@ def advise(command: str, arguments: str | Sequence[str] = "") -> str:
 
     Paths are given as words of a sequence, which are quoted.
     """
-    arguments = arguments if isinstance(arguments, str) else shlex.join(arguments)
+    # Windows' shell takes ' for a part of the name.
+    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
+    arguments = arguments if isinstance(arguments, str) else join(arguments)
     started = Path(sys.argv[0]).resolve()
     if not _program and started.parent in (ROOT / "scripts", ROOT / "dp_basicsr") and COMMANDS[command].script:
         start = f"python {COMMANDS[command].script_path}"

@@ -110,6 +110,9 @@ def test_a_shipped_option_file_is_named_anywhere(name: str) -> None:
 
 def test_advice_is_given_in_the_way_the_program_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
     assert advise("train", "-opt a.yml") == "dp-basicsr train -opt a.yml"
+    for system, quoted in (("linux", "'my run/a.yml'"), ("win32", '"my run/a.yml"')):
+        monkeypatch.setattr(sys, "platform", system)
+        assert advise("train", ["-opt", "my run/a.yml"]) == f"dp-basicsr train -opt {quoted}"
     with started_as("python -m dp_basicsr", "data", "lr"):
         assert advise("train") == "python -m dp_basicsr train"
     monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts/demo.py")])
