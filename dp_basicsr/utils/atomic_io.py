@@ -113,9 +113,11 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
 
 def longest_name(path: str | Path) -> int:
     """Return how many bytes the name of ``path``, whose folder may be missing yet, may have on its file system."""
+    if not hasattr(os, "pathconf"):  # Windows, whose drive may be missing
+        return 255
     folder = next(filter(os.path.exists, Path(path).absolute().parents))
-    # Windows has no pathconf.
-    return (os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 0) or 255
+    # Some tell 0; FAT and exFAT tell 1530, for 255 letters.
+    return min(os.pathconf(folder, "PC_NAME_MAX") or 255, 255)
 
 
 @contextlib.contextmanager

@@ -263,6 +263,9 @@ def test_names_leave_room_for_what_is_added_where_names_are_short(monkeypatch: p
     for length in (88, 89):
         texts = problems(f"name={'x' * length}")
         assert ["of at most 88 bytes" in text for text in texts] == [True] * (length > 88)
+    # FAT says 1530: 255 signs of up to 6 bytes.
+    monkeypatch.setattr(os, "pathconf", lambda *_: 1530)
+    assert "of at most 200 bytes" in problems(f"name={'x' * 201}")[0]
 
 
 @pytest.mark.parametrize(
