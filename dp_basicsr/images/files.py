@@ -80,8 +80,8 @@ def missing_hint(path: str | Path) -> str:
         near = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() == path.suffix.lower()]
         if hint := name_hint([path.name], near) or "; folders are separated by /" * ("\\" in path.name):
             return hint
-        folders = (asked, asked / "models", asked.parent)
-        if networks := [network for folder in folders for network in folder.glob("net_g_*.pth")]:
+        folders, kind = (asked, asked / "models", asked.parent), "d" if asked.name.startswith("net_d_") else "g"
+        if networks := [network for folder in folders for network in folder.glob(f"net_{kind}_*.pth")]:
             return f"; the newest network there is {max(networks, key=os.path.getmtime)}"
     return ""
 

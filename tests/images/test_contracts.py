@@ -443,6 +443,7 @@ def test_a_missing_path_that_looks_like_what_is_there_says_so() -> None:
         os.utime(path, (time, time))
     for asked in ("stopped", "stopped/models", "stopped/models/net_g_latest.pth"):
         assert missing_hint(asked) == "; the newest network there is stopped/models/net_g_12.pth"
+    assert missing_hint("stopped/models/net_d_13.pth") == "; the newest network there is stopped/models/net_d_12.pth"
 
 
 @pytest.mark.parametrize(
