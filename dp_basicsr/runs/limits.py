@@ -155,7 +155,7 @@ def build_run_model(opt: dict[str, Any]) -> Any:
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         # A network that fails alone, too, is the cause.
-        for key in (key for key in opt if key.startswith("network_")):
+        for key in (key for key in opt if key.startswith("network_") and opt[key]):
             try:
                 build_network(opt[key])
             except Exception as cause:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from dp_basicsr import train
 from dp_basicsr.archs import RRDBNetDP, VGGFeatures, pretrained
 from dp_basicsr.runs import trial
+from dp_basicsr.runs.limits import build_run_model
 from dp_basicsr.runs.training import refuse_other_patches
 
 import pytest
@@ -184,6 +185,12 @@ def test_a_patch_that_the_networks_do_not_take_is_refused_first(
     # The pairs are x4; their sizes are read when the first batch is.
     assert message in refused(train.main, ["-opt", "small.yml", "--force_yml", *entries])
     assert not Path("experiments").exists()
+
+
+def test_an_error_of_the_model_itself_is_no_network_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dp_basicsr.runs.limits.build_model", lambda opt: opt["theirs"])
+    with pytest.raises(KeyError, match="theirs"):
+        build_run_model(model_options("PSNRModel", Path()) | {"network_d": None})
 
 
 def test_networks_that_take_the_patch_pass(check: Check) -> None:
