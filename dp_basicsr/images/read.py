@@ -217,7 +217,9 @@ def _without_extras(samples: Pixels, page: TiffPage) -> tuple[Pixels, int]:
     if kind == _ASSOCIATED:
         straight = np.minimum(colour.astype(np.uint32) * top // np.maximum(alpha, 1), top)
         colour = np.where(alpha == 0, colour, straight.astype(samples.dtype))
-    return np.concatenate([colour, alpha], axis=2), samples.shape[2] - count - alpha.shape[2]
+    # Without alpha no copy, which may be of gigabytes.
+    array = np.concatenate([colour, alpha], axis=2) if alpha.size else colour
+    return array, samples.shape[2] - count - alpha.shape[2]
 
 
 def _picture(array: Pixels, is_gray: bool, metadata: Metadata) -> Picture:

@@ -84,7 +84,7 @@ def in_srgb(image: NDArray[np.uint8], *files: Path | None) -> NDArray[np.uint8]:
             rgb, srgb = Image.fromarray(image[..., ::-1] if image.ndim == 3 else image), ImageCms.createProfile("sRGB")
             shown = np.asarray(ImageCms.profileToProfile(rgb, source, srgb, outputMode="RGB"))[..., ::-1]
             # sRGB's own profile changes pixels by rounding alone.
-            is_other = np.abs(shown.astype(int) - np.atleast_3d(image)).max() > 1
+            is_other = np.abs(shown.astype(np.int16) - np.atleast_3d(image)).max() > 1
             return np.ascontiguousarray(shown) if is_other else image
     return image
 
