@@ -290,8 +290,9 @@ def _is_aliased(gt: NDArray[Any], lq: NDArray[Any], scale: int) -> bool:
 
 
 def _tone(*pair: NDArray[np.uint8]) -> float:
-    """Return how far the colours of GT and LQ are apart, as a mean over 4 x 4 areas; one may be gray."""
-    gt, lq = (cv2.resize(image, (4, 4), interpolation=cv2.INTER_AREA).reshape(4, 4, -1) for image in pair)
+    """Return how far the colours of GT and LQ are apart, as a mean over at most 4 x 4 areas; one may be gray."""
+    side = min(4, *pair[1].shape[:2])
+    gt, lq = (cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA).reshape(side, side, -1) for image in pair)
     return float(np.abs(gt.astype(np.float32) - lq).mean())
 
 

@@ -10,7 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.preparation.check import PairedSet, _has_other_channels, _shift, check_set, paired_sets, table
+from dp_basicsr.data.preparation.check import (
+    PairedSet,
+    _has_other_channels,
+    _shift,
+    _tone,
+    check_set,
+    paired_sets,
+    table,
+)
 from dp_basicsr.data.preparation.convert import create_lmdb, make_lr
 from dp_basicsr.data.preparation.jobs import PrepJob
 from dp_basicsr.errors import UserError
@@ -329,6 +337,7 @@ def test_colours_of_a_small_lq_are_compared_at_its_own_size() -> None:
     gray = noise.integers(0, 256, (32, 32, 1), dtype=np.uint8)
     gt = np.clip(gray * 0.5 + 60 + noise.normal(0, 10, (32, 32, 3)) * [1, 0.3, 1], 0, 255).astype(np.uint8)
     assert not _has_other_channels(gt, cv2.resize(gt, (8, 8), interpolation=cv2.INTER_AREA))
+    assert _tone(gt, cv2.resize(gt, (2, 2), interpolation=cv2.INTER_AREA)) < 1
 
 
 def test_an_lq_that_shows_something_else_is_named_and_a_degraded_one_is_not(tmp_path: Path) -> None:
