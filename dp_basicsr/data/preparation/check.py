@@ -183,21 +183,24 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
         hint = f"; the EXIF orientation of {turned} is applied" if turned else ""
         text = f"is {width} x {height}, its LQ {lq_width} x {lq_height}: {fault}{hint}"
         return [*problems, BadData("size", name, text)], digest, None
+    # Both of the LQ's size, because INTER_AREA makes no means of fewer than 16 pixels.
+    cut = images[0][: lq_height * scale, : lq_width * scale]
+    small: list[NDArray[Any]] = [cv2.resize(cut, (lq_width, lq_height), interpolation=cv2.INTER_AREA), images[1]]
+    gt, *gray = (image if image.ndim == 2 else cv2.transform(image, np.full((1, 3), 1 / 3)) for image in (cut, *small))
     # 16 x 16 gray values: noise and compression of a degraded LQ average out, what it shows does not.
-    gray = [image if image.ndim == 2 else cv2.transform(image, np.full((1, 3), 1 / 3)) for image in images]
     thumbnails: NDArray[np.float32] = np.array(
         [cv2.resize(image.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA) for image in gray]
     )
     way = _way_up(*thumbnails)
     if not way:
-        is_swapped = all(image.ndim == 3 for image in images) and _has_other_channels(*images)
+        is_swapped = all(image.ndim == 3 for image in images) and _has_other_channels(*small)
         text = "its LQ has red, green and blue in another order" if is_swapped else _shift(*gray)
         if text:
             return [*problems, BadData("content", name, text)], digest, None
-        if _is_aliased(gray[0], gray[1], scale):
+        if _is_aliased(gt, gray[1]):
             text = "its LQ has no antialiasing, as by cv2.resize (others of the set are not listed): "
             problems.append(BadData("aliased", name, f"{text}`{advise('data lr')}` makes it"))
-        if (levels := _tone(*images)) > TONE:
+        if (levels := _tone(*small)) > TONE:
             text = f"its LQ has other brightness or colours, by {levels:.0f} of 255 levels"
             problems.append(BadData("tone", name, f"{text} (others of the set are not listed)"))
         return problems, digest, thumbnails
@@ -258,7 +261,7 @@ def _best(fits: dict[Way, float]) -> Way:
 def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
     """Return how far the LQ is shifted, cut with other margins; "" for a pixel, as degradations shift it."""
     height, width = lq.shape
-    gt = cv2.resize(gt.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    gt = gt.astype(np.float32)
     margin = min(height, width) // 4
     # The middle of a large one, unless it is flat.
     for largest in (512, max(height, width)):
@@ -278,10 +281,10 @@ def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
     return f"its LQ shows the same, {right} pixels further right and {down} down" if is_shifted else ""
 
 
-def _is_aliased(gt: NDArray[Any], lq: NDArray[Any], scale: int) -> bool:
+def _is_aliased(gt: NDArray[Any], lq: NDArray[Any]) -> bool:
     """Return whether the LQ has some pixels of the GT without those between, which gives false patterns."""
     height, width = lq.shape
-    gt, ways = gt[: height * scale, : width * scale], (cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_NEAREST)
+    ways = cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_NEAREST
     mean, *others = (
         cv2.absdiff(cv2.resize(gt, (width, height), interpolation=way), lq).mean() for way in (cv2.INTER_AREA, *ways)
     )
@@ -290,16 +293,14 @@ def _is_aliased(gt: NDArray[Any], lq: NDArray[Any], scale: int) -> bool:
 
 
 def _tone(*pair: NDArray[np.uint8]) -> float:
-    """Return how far the colours of GT and LQ are apart, as a mean over at most 4 x 4 areas; one may be gray."""
-    side = min(4, *pair[1].shape[:2])
-    gt, lq = (cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA).reshape(side, side, -1) for image in pair)
+    """Return how far the colours of GT and LQ are apart, as a mean over 4 x 4 areas; one may be gray."""
+    gt, lq = (cv2.resize(image, (4, 4), interpolation=cv2.INTER_AREA).reshape(4, 4, -1) for image in pair)
     return float(np.abs(gt.astype(np.float32) - lq).mean())
 
 
 def _has_other_channels(gt: NDArray[np.uint8], lq: NDArray[np.uint8]) -> bool:
     """Return whether the colours of the LQ, without their mean and the gray, fit those of the GT in another order."""
-    side = min(16, *lq.shape[:2])
-    pair = [cv2.resize(image.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA) for image in (gt, lq)]
+    pair = [cv2.resize(image.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA) for image in (gt, lq)]
     gt, lq = (image - image.mean(axis=(0, 1)) for image in pair)
     lq = lq / np.maximum(lq.std(axis=(0, 1)), 1)
     fits = {}

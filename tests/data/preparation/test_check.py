@@ -12,9 +12,7 @@ from typing import Any
 
 from dp_basicsr.data.preparation.check import (
     PairedSet,
-    _has_other_channels,
     _shift,
-    _tone,
     check_set,
     paired_sets,
     table,
@@ -331,13 +329,17 @@ CHANGES: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
 }
 
 
-def test_colours_of_a_small_lq_are_compared_at_its_own_size() -> None:
-    """Its 8 pixels, taken for 16, fitted the GT's in another order."""
-    noise = np.random.default_rng(376)
-    gray = noise.integers(0, 256, (32, 32, 1), dtype=np.uint8)
-    gt = np.clip(gray * 0.5 + 60 + noise.normal(0, 10, (32, 32, 3)) * [1, 0.3, 1], 0, 255).astype(np.uint8)
-    assert not _has_other_channels(gt, cv2.resize(gt, (8, 8), interpolation=cv2.INTER_AREA))
-    assert _tone(gt, cv2.resize(gt, (2, 2), interpolation=cv2.INTER_AREA)) < 1
+@pytest.mark.parametrize("side", [1, 2, 3, 5, 8])
+def test_a_small_lq_is_compared_at_its_own_size(side: int, tmp_path: Path, image_folder: ImageFolder) -> None:
+    """8 pixels, taken for 16, fitted the GT's colours in another order; 2 were another picture."""
+    gt, noise = image_folder("GT"), np.random.default_rng(376)
+    shape = 4 * side, 4 * side
+    for number in range(4):
+        gray = noise.integers(0, 256, (*shape, 1), dtype=np.uint8)
+        image = gray * 0.5 + 60 + noise.normal(0, 10, (*shape, 3)) * [1, 0.3, 1]
+        cv2.imwrite(str(gt / f"{number}.png"), image.clip(0, 255).astype(np.uint8))
+    make_lr(gt, tmp_path / "LQ", 4, ONE)
+    assert check(tmp_path, None) == []
 
 
 def test_an_lq_that_shows_something_else_is_named_and_a_degraded_one_is_not(tmp_path: Path) -> None:
