@@ -34,9 +34,9 @@ class DatasetSource:
     images: int  # number of images
     size: int | None = None  # of the archive in bytes, if published
     checksum: str | None = None  # ``sha256:...`` or ``md5:...`` of the archive, if published
-    # Command that prepares training data from it, and its arguments; None for a test set, whose LR images are made at
+    # Options of `data extract`, which prepares training data from it; "" for a test set, whose LR images are made at
     # once.
-    next_step: tuple[str, str] | None = None
+    next_step: str = ""
     by_hand: str = ""  # what to do if the address does not answer
 
     @property
@@ -45,8 +45,7 @@ class DatasetSource:
         return self.url.rsplit("/", 1)[-1]
 
 
-def _div2k(archive: str, folder: str, size: int, sha256: str, arguments: str) -> DatasetSource:
-    next_step = ("data extract", f"{arguments} {{root}}/DIV2K/{folder}")
+def _div2k(archive: str, folder: str, size: int, sha256: str, next_step: str) -> DatasetSource:
     target, by_hand = PurePosixPath("DIV2K", folder), f"By hand: see {_DIV2K}/"
     return DatasetSource(f"{_DIV2K}/{archive}.zip", folder, target, 800, size, f"sha256:{sha256}", next_step, by_hand)
 
@@ -125,7 +124,7 @@ def download_dataset(
         if not keep_archive:
             archive.unlink()
     if source.next_step:
-        return "\n".join([*lines, f"next: {advise(*source.next_step).format(root=root)}"])
+        return "\n".join([*lines, f"next: {advise('data extract', [*source.next_step.split(), str(target)])}"])
     for scale in scales:
         lr = target.parent / f"LRbicx{scale}"
         if lr.exists():

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
 
-from dp_basicsr.data.downloads.catalogue import SOURCES
+from dp_basicsr.data.downloads.catalogue import SOURCES, download_dataset
+
+import pytest
+
+from tests.support.images import write_noise
 
 
 def test_every_source_is_complete() -> None:
@@ -27,3 +34,14 @@ def test_counts_and_paths_match_the_option_files() -> None:
         assert places[folder.lower()] == (f"{folder}/GT", count)
     assert len({source.file_name for source in SOURCES.values()}) == len(SOURCES)
     assert len({source.target for source in SOURCES.values()}) == len(SOURCES)
+
+
+@pytest.mark.parametrize(("name", "options"), [("div2k", ["-i"]), ("div2k_lr_x4", ["--scale", "4", "--lr-input"])])
+def test_the_next_command_takes_paths_with_blanks(
+    name: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SOURCES, name, replace(SOURCES[name], images=1))
+    images = Path("my data", SOURCES[name].target)
+    write_noise(images / "a.png", 9, 7)
+    command = download_dataset(name, Path("my data")).partition("next: ")[2]
+    assert shlex.split(command) == ["dp-basicsr", "data", "extract", *options, str(images)]
