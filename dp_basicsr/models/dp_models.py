@@ -51,7 +51,9 @@ class SRGANDPModel(PluginModel, SRGANModel):
     def get_current_log(self) -> dict[str, float]:
         """Return the losses as every model; warn if the discriminator has won."""
         log = super().get_current_log()
-        won = max(log["l_d_real"], log["l_d_fake"]) < COLLAPSED_LOSS
+        # WGAN's are negative where D is right, and still teach G.
+        losses = log["l_d_real"], log["l_d_fake"]
+        won = min(losses) >= 0 and max(losses) < COLLAPSED_LOSS
         self.collapsed_logs = self.collapsed_logs + 1 if won else 0
         if self.collapsed_logs == COLLAPSED_LOGS:
             get_root_logger().warning(

@@ -137,6 +137,16 @@ def test_a_collapsed_discriminator_is_named_once(tmp_path: Path, monkeypatch, ca
     assert caplog.text.count("the discriminator has collapsed") == 1
 
 
+def test_negative_losses_of_a_discriminator_are_no_collapse(tmp_path: Path, caplog: Any) -> None:
+    """WGAN's have no least value."""
+    model = build("SRGANDPModel", tmp_path, gan_opt={"type": "GANLoss", "gan_type": "wgan", "loss_weight": 0.1})
+    step(model, 1)
+    model.log_dict |= {"l_d_real": torch.tensor(-5.0), "l_d_fake": torch.tensor(-3.0)}
+    for _ in range(2 * dp_models.COLLAPSED_LOGS):
+        assert model.get_current_log()["l_d_real"] == -5
+    assert "collapsed" not in caplog.text
+
+
 def test_uint8_images_are_converted_bit_identically_to_basicsr(tmp_path: Path) -> None:
     model = build("PSNRModel", tmp_path)
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
