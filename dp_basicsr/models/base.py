@@ -139,7 +139,11 @@ class PluginModel(BaseModel):
             for norm in norms[-1:]:
                 norm.register_forward_hook(lambda module, inputs, output: output.contiguous())
         if train.get("compile"):
-            net.compile()
+            # Each pass writes spectral norm's vectors: compiled, D's second pass invalidates what its first one saved.
+            if any(name.endswith("_u") for name, _ in net.named_buffers()):
+                get_root_logger().warning(f"train: compile: not {type(net).__name__}, because it has spectral norm")
+            else:
+                net.compile()
         if not self.opt["dist"]:
             return super().model_to_device(net)
         # Buffers are broadcast once, because spectral norm's vectors are initialised at random. Later they stay equal

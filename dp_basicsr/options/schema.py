@@ -232,7 +232,7 @@ class Train(Section):
     amp: Ours[Literal["none", "bf16", "fp16"]] = "none"
     """precision of the forward passes"""
     compile: Ours[bool] = False
-    """torch.compile of G, D and the perceptual networks; validation runs G uncompiled"""
+    """torch.compile of G, D (without spectral norm) and the perceptual networks; validation runs G uncompiled"""
     checkpointing: Ours[bool] = False
     """recompute the activations of blocks in the backward pass: less memory, slower"""
     grad_accumulation: Ours[Annotated[int, Field(ge=1)]] = 1
