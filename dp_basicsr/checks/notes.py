@@ -135,9 +135,9 @@ def _about_images(sets: Mapping[str, Any]) -> Iterator[Rule]:
         for key in ("dataroot_gt", "dataroot_lq"):
             text = _what_is_lost(None if lmdb else getattr(dataset, key, None))
             yield ("datasets", name, key), text != "", text
-        for key in ("mean", "std"):
+        for key, neutral in (("mean", 0), ("std", 1)):
             text = "validation, test and upscale do not undo it: figures and images are wrong; leave out mean and std"
-            yield ("datasets", name, key), getattr(dataset, key, None) is not None, text
+            yield ("datasets", name, key), getattr(dataset, key, None) not in (None, [neutral] * 3), text
 
 
 def _what_is_lost(root: str | None) -> str:

@@ -58,7 +58,8 @@ def start_run(opt: Options, args: argparse.Namespace) -> RunOptions:
         why = "torch finds none" if torch.version.cuda else "this torch is built for CPUs"
         cpu_note = [f"num_gpu: auto: no GPU ({why}), so the CPU trains; num_gpu: 0 asks for that"]
     # OpenMP binds the process that loads it, from which the loader workers inherit the one CPU.
-    if is_train and os.environ.get("OMP_PROC_BIND", "false").lower() not in ("", "false") and available_cpus() == 1:
+    is_bound = os.environ.get("OMP_PROC_BIND", "false").lower() not in ("", "false")
+    if is_train and is_bound and available_cpus() == 1 != os.cpu_count():
         cpu_note.append("OMP_PROC_BIND keeps the training and its loader workers on one CPU: unset it")
     return RunOptions(
         options,

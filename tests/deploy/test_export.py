@@ -307,6 +307,14 @@ def test_an_onnx_file_may_take_and_give_levels_or_have_further_outputs(given: st
         open_engine([onnx_file([1, 4, "h", "w"], "Identity", ["x"])])
 
 
+def test_an_onnx_file_that_brightens_takes_values_up_to_1() -> None:
+    onnx = pytest.importorskip("onnx")
+    text = """<ir_version: 8, opset_import: ["": 15]> g (float[n, 3, h, w] x) => (float[n, 3, h, w] y)
+        { k = Constant<value_float = 0.3>() y = Add(x, k) }"""
+    onnx.save(onnx.parser.parse_model(text), "net.onnx")
+    assert Upscaler(open_engine([Path("net.onnx")]))(np.full((8, 8, 3), 51, np.uint8)).max() == 51 + 77
+
+
 def test_weights_beside_an_onnx_file_are_read_or_named(capfd: pytest.CaptureFixture[str]) -> None:
     """onnxruntime#28764: those of a large network lie in a file of their own, which is easily left behind."""
     path = onnx_file([1, 3, "h", "w"], "Add", ["x", "scales"])
