@@ -133,21 +133,17 @@ def _about_images(sets: Mapping[str, Any]) -> Iterator[Rule]:
     for name, dataset in sets.items():
         lmdb = dataset.io_backend is not None and dataset.io_backend.type == "lmdb"
         for key in ("dataroot_gt", "dataroot_lq"):
-            text = _what_is_lost(None if lmdb else getattr(dataset, key, None))
+            root, text = getattr(dataset, key, None), ""
+            try:
+                if root and not lmdb:
+                    # The first one: the others of the folder are taken to be like it.
+                    read_image(find_images(File(root).expanduser())[0])
+            except (UserError, OSError) as error:
+                text = next((lost for sign, lost in _LOST.items() if sign in str(error)), "")
             yield ("datasets", name, key), text != "", text
         for key, neutral in (("mean", 0), ("std", 1)):
             text = "validation, test and upscale do not undo it: figures and images are wrong; leave out mean and std"
             yield ("datasets", name, key), getattr(dataset, key, None) not in (None, [neutral] * 3), text
-
-
-def _what_is_lost(root: str | None) -> str:
-    """Return what training does not read of the first image of a folder; the others are taken to be like it."""
-    try:
-        if root:
-            read_image(find_images(File(root).expanduser())[0])
-    except (UserError, OSError) as error:
-        return next((text for sign, text in _LOST.items() if sign in str(error)), "")
-    return ""
 
 
 def _is_weightless(loss: Entry) -> bool:

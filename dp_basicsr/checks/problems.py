@@ -10,7 +10,8 @@ from typing import Any
 from unicodedata import normalize
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.options.reading import LONGEST, compose, quote, split_entry
+from dp_basicsr.options.loader import Loader
+from dp_basicsr.options.reading import LONGEST, quote, split_entry, text_of
 
 import yaml
 
@@ -45,7 +46,7 @@ def placed(file: str, problems: Iterable[Problem], entries: Sequence[str]) -> li
     """Format problems in the order of their lines, each with its line or the override that set its value."""
     overrides = [(split_entry(entry)[0], entry) for entry in entries]
     try:
-        root = compose(file)
+        root = yaml.compose(text_of(file), Loader=Loader)
     # The file has changed since it was read: the problems are reported without lines.
     except (yaml.YAMLError, UserError, RecursionError):
         root = None

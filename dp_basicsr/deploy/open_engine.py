@@ -70,7 +70,14 @@ def open_engine(
     """
     files = as_paths(paths)
     if len(files) == 1 and alpha_interp is None and is_converted(files[0]):
-        opened = _open_file(files[0], engine, device, precision, warn)
+        suffix = files[0].suffix.lower()
+        if engine != "auto" and (engine, suffix) != ("onnxruntime", ".onnx"):
+            raise UserError(f"--engine {engine}: ONNX and ncnn files run in their own engine: leave it out")
+        if precision not in ("fp32", "auto"):
+            text = "ONNX and ncnn files run in the precision that they were exported in"
+            raise UserError(f"--precision {precision}: {text}")
+        kind = next(record.engine for record in EXPORTS.values() if record.engine and suffix in record.suffixes)
+        opened: Engine = kind.load()(None, device, "fp32", warn, files[0])
         opened.network.require_scale(scale)
         return opened
 
@@ -98,17 +105,6 @@ def open_engine(
     from dp_basicsr.deploy.torch_engine import TorchEngine, native_precision
 
     return TorchEngine(network, device, native_precision(device) if precision == "auto" else precision, warn)
-
-
-def _open_file(path: Path, engine: EngineName, device: str, precision: PrecisionChoice, warn: Warn) -> Engine:
-    """Open an ONNX or ncnn file."""
-    suffix = path.suffix.lower()
-    if engine != "auto" and (engine, suffix) != ("onnxruntime", ".onnx"):
-        raise UserError(f"--engine {engine}: ONNX and ncnn files run in their own engine: leave it out")
-    if precision not in ("fp32", "auto"):
-        raise UserError(f"--precision {precision}: ONNX and ncnn files run in the precision that they were exported in")
-    kind = next(record.engine for record in EXPORTS.values() if record.engine and suffix in record.suffixes)
-    return kind.load()(None, device, "fp32", warn, path)  # type: ignore[no-any-return]
 
 
 def cache_root() -> Path | None:

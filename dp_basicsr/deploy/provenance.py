@@ -53,8 +53,12 @@ def trace(path: Path, notes: dict[str, str]) -> dict[str, str]:
     if iteration := re.search(r"net_g_(\d+)$", path.stem):
         facts["iteration"] = iteration[1]
     options = options_of_run(path)
-    if options and (version := _version_in_log(path.resolve().parent.parent)):
-        facts |= {"trained_by": f"dp_basicsr {version}", "options": json.dumps(publishable(options), default=str)}
+    logs = sorted(path.resolve().parent.parent.glob("train_*.log"), reverse=True) if options else []
+    # A run logs its version among its first lines.
+    heads = (log.read_text(encoding="utf-8", errors="replace")[:4000] for log in logs)
+    versions = (match[0] for head in heads if (match := re.search(r"dp_basicsr \d\S*", head)))
+    if options and (version := next(versions, "")):
+        facts |= {"trained_by": version, "options": json.dumps(publishable(options), default=str)}
         for phase, dataset in options["datasets"].items():
             root = dataset.get("dataroot_gt") if isinstance(dataset, dict) else None
             if str(phase).split("_")[0] == "train" and isinstance(root, str):
@@ -101,12 +105,3 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list):
         return [_clean(item) for item in value]
     return "(path)" if isinstance(value, str) and re.search(r"[/\\]", value) else value
-
-
-def _version_in_log(run: Path) -> str | None:
-    """Return the version of this project in the newest training log of a run's folder."""
-    for log in sorted(run.glob("train_*.log"), reverse=True):
-        # A run logs its version among its first lines.
-        if version := re.search(r"dp_basicsr (\d\S*)", log.read_text(encoding="utf-8", errors="replace")[:4000]):
-            return version[1]
-    return None

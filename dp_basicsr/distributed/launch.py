@@ -54,8 +54,6 @@ def init_distributed(
                 file=sys.stderr,
             )
         return False
-    if not timeout > 0:
-        raise UserError(f"dist_params: timeout: expected seconds > 0, got {timeout!r}")
     if launcher == "slurm":
         adopt_slurm(port)
     if missing := sorted(variables - os.environ.keys()):

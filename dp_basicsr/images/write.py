@@ -22,11 +22,11 @@ from dp_basicsr.images.files import FORMATS, QUALITY, BadImageError
 from dp_basicsr.images.metadata import Metadata, Picture, fitted
 from dp_basicsr.images.opening import LACKING, PILLOW
 from dp_basicsr.images.png import join
+from dp_basicsr.images.strict import encode
 from dp_basicsr.utils.atomic_io import replacing
 from dp_basicsr.utils.pool import CGROUP
 from dp_basicsr.utils.tiles import Pixels
 
-import cv2
 import numpy as np
 import tifffile
 from PIL import Image
@@ -181,10 +181,7 @@ def _encode_png(channels: Pixels, metadata: Metadata) -> bytes:
         Image.fromarray(channels).save(file, "PNG", compress_level=3)
         return join(file.getvalue(), chunks)
     bgr = channels if channels.ndim == 2 else channels[:, :, [2, 1, 0, 3][: channels.shape[2]]]
-    done, encoded = cv2.imencode(".png", bgr)
-    if not done:
-        raise BadImageError("cannot be written as 16-bit PNG")
-    return join(encoded.tobytes(), chunks)
+    return join(encode(bgr, ".png"), chunks)
 
 
 def _encode_by_pillow(channels: Pixels, kind: str, quality: int, metadata: Metadata) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_basicsr.errors import UserError
-from dp_basicsr.options.reading import Options, override, read_options
+from dp_basicsr.options.reading import Options, read_options
 from dp_basicsr.utils.arguments import Parser
 
 
@@ -40,9 +40,7 @@ def parse_command_line(description: str, argv: Sequence[str] | None, is_train: b
 
 def read_given_options(args: argparse.Namespace) -> Options:
     """Read the option file of a command line and apply its overrides."""
-    opt = read_options(args.opt)
-    override(opt, args.force_yml)
-    return opt
+    return read_options(args.opt, args.force_yml)
 
 
 def add_import_argument(parser: argparse.ArgumentParser) -> None:

@@ -7,13 +7,10 @@ import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.utils.arguments import advise
-
-if TYPE_CHECKING:
-    import yaml
 
 Options = dict[str, Any]
 
@@ -48,15 +45,20 @@ def quote(value: Any, quotes: bool = True) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def read_options(path: str | Path) -> Options:
-    """Read an option file, whose keys ``check_options`` checks; what is no mapping of valid YAML is a UserError."""
-    opt = parse_yaml(_text_of(path), f"option file {path}")
+def read_options(path: str | Path, entries: Sequence[str] = ()) -> Options:
+    """Read an option file, whose keys ``check_options`` checks, and ``override`` it by entries.
+
+    What is no mapping of valid YAML is a UserError.
+    """
+    opt = parse_yaml(text_of(path), f"option file {path}")
     if not isinstance(opt, dict):
         raise UserError(f"option file {path}: expected a mapping of options, got {type(opt).__name__}")
+    override(opt, entries)
     return opt
 
 
-def _text_of(path: str | Path) -> str:
+def text_of(path: str | Path) -> str:
+    """Return the text of an option file; one that cannot be read is a UserError."""
     try:
         if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
             # Reading a pipe would block.
@@ -127,15 +129,6 @@ def _copy(value: Any, left: Iterator[int]) -> Any:
     if isinstance(value, dict):
         return {_copy(key, left): _copy(item, left) for key, item in value.items()}
     return [_copy(item, left) for item in value] if isinstance(value, list) else value
-
-
-def compose(path: str | Path) -> yaml.Node | None:
-    """Return the YAML nodes, with line numbers, of an option file."""
-    from dp_basicsr.options.loader import Loader
-
-    import yaml
-
-    return yaml.compose(_text_of(path), Loader=Loader)
 
 
 def split_entry(entry: str) -> tuple[tuple[str, ...], str]:

@@ -11,7 +11,7 @@ from typing import Any
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.losses import DualPerceptualLoss
 from dp_basicsr.models.validation import as_float
-from dp_basicsr.options import override, read_options
+from dp_basicsr.options import read_options
 from dp_basicsr.studies.study import Study
 from dp_basicsr.utils.safe_load import load
 
@@ -34,8 +34,8 @@ def calibration_file(study: Study) -> Path:
 def study_options(study: Study) -> dict[str, Any]:
     """Return the options that all rows of a study have in common."""
     base, smoke = next(iter(study.bases)), study.smoke
-    opt = read_options(study.options(base, "train"))
-    override(opt, (*study.overrides, *((*smoke.train, *smoke.network[base]) if smoke else ())))
+    entries = (*study.overrides, *((*smoke.train, *smoke.network[base]) if smoke else ()))
+    opt = read_options(study.options(base, "train"), entries)
     for name, dataset in opt["datasets"].items():
         dataset |= {"phase": name.split("_")[0], "scale": opt["scale"]}
     # What the start of a run would add; the calibration runs in this process, on the CPU.

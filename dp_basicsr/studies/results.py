@@ -13,7 +13,7 @@ from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.files import read_evaluation, table_lines
 from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
 from dp_basicsr.metrics import METRICS, Scores
-from dp_basicsr.options import override, read_options
+from dp_basicsr.options import read_options
 from dp_basicsr.options.metrics import DEFAULT
 from dp_basicsr.studies.comparing import judged_markdown, judged_runs, plot_judged
 from dp_basicsr.studies.runner import StudyRun, present_sets, study_runs
@@ -82,8 +82,7 @@ def study_cells(study: Study, given: Sequence[Method]) -> Cells:
             measured.append((run.label, run.base, evaluation, evaluation.methods[-1]))
     labels = {row.label for row in study.rows if not row.run}
     methods = [method for method in (Method(BICUBIC, None), *given) if method.name in labels]
-    opt = read_options(study.options(next(iter(study.bases)), "test"))
-    override(opt, study.smoke.test if study.smoke else ())
+    opt = read_options(study.options(next(iter(study.bases)), "test"), study.smoke.test if study.smoke else ())
     sets = [
         find_test_set(Path(entry["dataroot_gt"]), Path(entry["dataroot_lq"]), entry["name"])
         for entry in present_sets(opt)

@@ -75,9 +75,8 @@ class StudyRun:
         # An older table is of a model that has been trained again since.
         if not path.is_file() or not self.is_trained() or path.stat().st_mtime < self.model.stat().st_mtime:
             return False
-        opt = read_options(self.test_file)
-        override(opt, self.test)
-        return {entry["name"] for entry in present_sets(opt)} <= set(read_evaluation(self.evaluation).sets)
+        sets = present_sets(read_options(self.test_file, self.test))
+        return {entry["name"] for entry in sets} <= set(read_evaluation(self.evaluation).sets)
 
     def train_command(self) -> list[str]:
         """Command of the training, which resumes from the newest state if there is one."""
@@ -97,8 +96,7 @@ class StudyRun:
             return
         started = yaml.safe_load(self.record.read_text(encoding="utf-8"))
         # By what the overrides come to: their order says nothing.
-        before, now = read_options(self.train_file), read_options(self.train_file)
-        override(now, self.train)
+        before, now = read_options(self.train_file), read_options(self.train_file, self.train)
         # Overrides of an older study may not even apply today.
         with contextlib.suppress(UserError):
             override(before, started["overrides"])
