@@ -55,10 +55,8 @@ class Saver:
         """Save networks and state in BasicSR's files, then the manifest that makes them a checkpoint.
 
         Collective call. An iteration that is already saved is not saved again; -1 saves the networks as ``latest``,
-        without a state. With ``logger: keep_last``, older checkpoints are deleted once this one is on the disk.
-
-        Raises:
-            UserError: The write failed; raised on every process. Earlier checkpoints are intact.
+        without a state. With ``logger: keep_last``, older checkpoints are deleted once this one is on the disk. If the
+        write fails, every process raises a UserError, and earlier checkpoints are intact.
         """
         if iteration == self.saved:
             return
@@ -116,10 +114,8 @@ class Saver:
     def restore(self, state: dict[str, Any]) -> None:
         """Restore a state that this class or BasicSR saved. The networks have been loaded with the model.
 
-        With another number of processes than in the state, each process draws new random numbers.
-
-        Raises:
-            UserError: Optimizers or schedulers belong to another model. Other damage may raise any error.
+        With another number of processes than in the state, each process draws new random numbers. Optimizers or
+        schedulers of another model are a UserError; other damage may raise any error.
         """
         same = True
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

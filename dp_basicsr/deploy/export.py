@@ -39,9 +39,7 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
 
     Args:
         network: With its weights on the CPU. If ONNX can hold it at one size alone, its ``size`` becomes that.
-        kind: One of ``EXPORTS``. ``safetensors``: BasicSR's names, ``facts`` as metadata. ``pth``: BasicSR's form,
-            ``params`` beside ``facts``, nothing but tensors, strings and numbers. ``onnx``: ``facts`` as metadata.
-            ``ncnn``: ``.param`` and ``.bin``. The last two need the extra ``export``.
+        kind: One of ``EXPORTS``, which say what is in the files. ONNX and ncnn need the extra ``export``.
         output: The file; for ncnn both without their suffix.
         facts: See ``describe``.
         half: Weights in fp16; with ONNX also input, output and arithmetic.

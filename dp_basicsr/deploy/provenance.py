@@ -26,9 +26,7 @@ _SECRET = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
 def trace(path: Path, notes: dict[str, str]) -> dict[str, str]:
     """Return what is known about a network's training, as text.
 
-    Args:
-        path: The file of weights.
-        notes: What the file says about itself. Facts of an earlier export by this project are kept, and win.
+    ``notes`` are what its file says about itself. Facts of an earlier export by this project are kept, and win.
 
     Returns:
         ``source``, ``source_sha256``, ``exported_by`` always; ``author`` and ``license`` if the file has them;

@@ -50,10 +50,7 @@ def read_run(folder: Path) -> dict[str, Curve]:
     """Read the (iteration, value) pairs of everything in a run's logs, ``train_*.log``, by name.
 
     ``lr`` is the learning rate; validation metrics are named ``<set>/<metric>``. What a run did after the iteration
-    that a later log resumes is left out.
-
-    Raises:
-        UserError: ``folder`` has no log, or its logs are empty.
+    that a later log resumes is left out. No log, or empty ones, are a UserError.
     """
     curves: dict[str, dict[int, float]] = defaultdict(dict)
     for path in training_logs(folder):

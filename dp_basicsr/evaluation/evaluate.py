@@ -127,9 +127,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure the images of ``methods`` on ``sets``; originals are cropped to a multiple of ``scale``.
 
-    Raises:
-        UserError: Images are missing, unreadable or of the wrong size, two sets or methods share a name, or ``scale``
-            is less than 1.
+    Missing or unreadable images, those of a wrong size, and two sets or methods of one name are a UserError.
     """
     if scale < 1:
         raise UserError(f"scale: expected a whole number from 1, got {scale}")
@@ -174,9 +172,7 @@ def evaluate(
 def read_pair(image: Measured, scale: int) -> tuple[Image, Image]:
     """Return the result and the original, cropped to the same size: ``(H, W[, 3])`` BGR uint8.
 
-    Raises:
-        UserError: A file cannot be read, or is another than was measured, or the result's size matches neither the
-            original nor the cropped original.
+    A file that cannot be read, has changed since it was measured, or has another size is a UserError.
     """
     whole = read_file(image.gt)
     gt = mod_crop(whole, scale)

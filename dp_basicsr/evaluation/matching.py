@@ -71,10 +71,8 @@ def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dic
     """Return the file in ``folder`` of each of the originals' ``names``, in their order.
 
     Files that do not match ``pattern`` (see ``compile_pattern``) are ignored. If it is empty, the common prefix and
-    suffix (``baby_RCAN_x4`` for ``baby``) are detected, and every file must match.
-
-    Raises:
-        UserError: Images are missing or extra (both are listed), or several patterns match.
+    suffix (``baby_RCAN_x4`` for ``baby``) are detected, and every file must match. Missing or extra images, which are
+    listed, and several patterns that match are a UserError.
     """
     used = pattern or detect_pattern([path.stem for path in find_images(folder)], names, folder)
     found = names_in(folder, used)

@@ -169,9 +169,7 @@ class PluginModel(BaseModel):
     ) -> None:
         """Load weights in any supported file format, ``param_key`` first if a file has several.
 
-        Raises:
-            UserError: The file contains more than weights, weights of another network, or, also if not ``strict``,
-                none that fits.
+        More than weights, those of another network, or, also if not ``strict``, none that fits are a UserError.
         """
         bare = self.get_bare_model(net)
         part: Part = "discriminator" if net is getattr(self, "net_d", None) else "generator"

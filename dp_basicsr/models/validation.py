@@ -84,13 +84,10 @@ class Validator:
         """Run the network on every image, optionally save the results, log each metric's mean and remember the best.
 
         Means are summed in the order of the images, so they are bit-identical for any number of processes. Collective
-        call.
+        call. A UserError names an image that cannot be read, measured or written on any process.
 
         Returns:
             Whether it was completed; False if it was interrupted.
-
-        Raises:
-            UserError: An image cannot be read, measured or written on any process; the message names it.
         """
         dataset: Any = dataloader.dataset
         name = dataset.opt["name"]

@@ -42,11 +42,8 @@ class _HashedFile:
 def atomic_write(path: Path, write: Callable[[Any], Any]) -> str:
     """Write a temporary file, fsync it and rename it to ``path``; retry once on an error.
 
-    ``write`` writes the content to a binary file, and its SHA-256 in hexadecimal is returned.
-
-    Raises:
-        UserError: The write failed (disk full, quota, no permission). An existing file at ``path`` is unchanged, and
-            the temporary file is deleted.
+    ``write`` writes the content to a binary file, and its SHA-256 in hexadecimal is returned. A failed write (disk
+    full, quota, no permission) is a UserError; it leaves an existing file at ``path``, and no temporary one.
     """
     is_retry = False
     while True:

@@ -29,10 +29,7 @@ MAX_STAND_INS = 100  # classes in a file that are replaced
 def load(path: str | Path | io.BytesIO, what: str, advice: str = "", allowed: Sequence[type] = ()) -> Any:
     """Read what ``torch.save`` wrote, a file or its content, without running code from it (``weights_only=True``).
 
-    Args:
-        what: Description of the file, the start of error messages.
-        advice: How to fix it, the end of error messages.
-        allowed: Further classes that may be in the file.
+    ``what`` it is and the ``advice`` begin and end error messages; ``allowed`` classes may be in the file, too.
 
     Raises:
         UserError: The file does not exist, is damaged, or contains something else, which the message names.
@@ -59,13 +56,11 @@ def load_beside_objects(path: str | Path, what: str) -> tuple[Any, UserError | N
     """Read a file as ``load`` does, with empty stand-ins for objects of other classes.
 
     Checkpoints of other programs contain settings and figures beside the weights: numbers of numpy, ``Namespace``,
-    callbacks. Their classes are neither imported nor called.
+    callbacks. Their classes are neither imported nor called. A file that is damaged, or calls what torch forbids
+    altogether, is a UserError.
 
     Returns:
         The content, and the error of ``load`` if it has stand-ins.
-
-    Raises:
-        UserError: The file is damaged, or calls what torch forbids altogether.
     """
     stand_ins: dict[str, type] = {}
     refused = None

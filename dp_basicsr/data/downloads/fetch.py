@@ -27,11 +27,8 @@ def fetch(url: str, path: Path, *, size: int | None = None, checksum: str | None
     """Download ``url`` to ``path`` via ``<path>.part``, which a later call with a checksum resumes.
 
     A file that exists is only verified, by ``size`` in bytes and ``checksum`` (``sha256:<hex>`` or ``md5:<hex>``) where
-    known. ``pause`` is the time before the second attempt in seconds, doubled for each further one.
-
-    Raises:
-        UserError: The server refuses or does not answer (the partial file is kept), length or checksum differ (the
-            partial file is deleted, a file that was there before is not), or the disk is full.
+    known. ``pause`` is the time before the second attempt in seconds, doubled for each further one. Whatever fails is a
+    UserError. The partial file is kept, but deleted if length or checksum differ; one that was there before never is.
     """
     if path.exists():
         if wrong := _what_is_wrong(path, size, checksum):

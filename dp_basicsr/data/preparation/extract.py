@@ -93,11 +93,8 @@ class Extraction:
 def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
     """Decode every image of ``what.hr`` once and write its sub-images in all formats and scales.
 
-    The outputs appear only when all of them are complete.
-
-    Raises:
-        UserError: The settings are inconsistent, outputs exist (without ``job.overwrite``), names collide, images
-            cannot be used (without ``job.skip_bad``), a worker was killed, or the disk is full.
+    The outputs appear only when all of them are complete. Inconsistent settings, outputs that exist (without
+    ``job.overwrite``), colliding names and images that cannot be used (without ``job.skip_bad``) are a UserError.
     """
     if what.hr == DIV2K_HR and not what.hr.is_dir():
         raise UserError(f"no such folder: {what.hr}; run `{advise('data download', 'div2k')}`, or give --input")

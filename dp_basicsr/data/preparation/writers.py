@@ -62,11 +62,8 @@ def check_keys(names: Iterable[str], *, suffix: str = "") -> None:
     BasicSR reads a key from ``meta_info.txt`` as everything before the *first* dot, so both ``a.b.png`` and ``a.c.png``
     are looked up as ``a``.
 
-    ``suffix`` is what will be appended to the name without extension (``_s001``).
-
-    Raises:
-        UserError: Two names share a key (both are reported), or a name has an inner dot, is not printable ASCII, or
-            makes a key of more than 511 bytes.
+    ``suffix`` is what will be appended to the name without extension (``_s001``). Two names of one key, and a name
+    that has an inner dot, is not printable ASCII or makes a key of more than 511 bytes are a UserError.
     """
     seen: dict[str, str] = {}
     for name in names:
