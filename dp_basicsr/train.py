@@ -36,10 +36,7 @@ def run_program(description: str, argv: Sequence[str] | None, is_train: bool) ->
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
         complete_basicsr()
-        # Imported late, because torch and BasicSR take seconds. The first three register their classes.
-        import dp_basicsr.archs
-        import dp_basicsr.losses
-        import dp_basicsr.models  # noqa: F401
+        # Imported late, because torch and BasicSR take seconds. The checks in the start register all classes.
         from dp_basicsr.distributed.launch import in_group
         from dp_basicsr.runs.start import start_run
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
+from typing_extensions import Self
 
 # ImageNet statistics of RGB in [0, 1], used by all of torchvision's classification networks.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,10 +31,16 @@ MAX_NAMED = 40  # choices listed in one message
 RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-class FrozenFeatures(nn.Module):
-    """A network that returns the features of some layers and never learns.
+class AlwaysEval(nn.Module):
+    """A module that stays in eval mode even if ``train()`` is called on it or its parent: no loss depends on it."""
 
-    It stays in eval mode even if ``train()`` is called on it or its parent, and its weights have no gradients.
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode."""
+        return super().train(False)
+
+
+class FrozenFeatures(AlwaysEval):
+    """A network that returns the features of some layers and never learns: its weights have no gradients.
 
     Args:
         net: Returns the features of images, (N, 3, H, W), by layer name, or as a list in the order of ``layers``.
@@ -76,10 +83,6 @@ class FrozenFeatures(nn.Module):
         # Now, and not by the caller: a loss that is built in a model's constructor must never train its networks.
         self.requires_grad_(False)
         self.train(False)
-
-    def train(self, mode: bool = True) -> FrozenFeatures:
-        """Stay in eval mode: a loss must not change with the model's mode."""
-        return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenFeatures:
         """Move or cast; recompute the statistics, because ``double()`` would keep float32's rounding of 0.485."""

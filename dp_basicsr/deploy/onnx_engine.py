@@ -169,13 +169,11 @@ class OnnxEngine(Engine):
             part = images[first : first + batch].astype(dtype)
             # A file of a fixed batch takes no smaller one: the last image fills it up.
             filled = np.concatenate([part, part[-1:].repeat(batch - len(part), 0)])
-            given = filled.transpose(0, 2, 3, 1) if self.is_last else filled
-            outputs = self.session.run(None, {self.input.name: np.ascontiguousarray(given)})
+            axis = 3 if self.is_last else 1  # of the colours
+            given = np.ascontiguousarray(np.moveaxis(filled, 1, axis))
+            outputs = self.session.run(None, {self.input.name: given})
             # Beside the image there may be features, or smaller images; of equal ones, the first.
-            colours = given.shape[3 if self.is_last else 1]
-            images_out = [
-                each for each in outputs if each.ndim == 4 and each.shape[3 if self.is_last else 1] == colours
-            ]
+            images_out = [each for each in outputs if each.ndim == 4 and each.shape[axis] == given.shape[axis]]
             result = max(images_out or outputs[:1], key=np.size)[: len(part)]
             results.append(result.transpose(0, 3, 1, 2) if self.is_last else result)
         result = np.concatenate(results).astype(np.float32, copy=False)

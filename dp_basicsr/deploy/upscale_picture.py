@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from dp_basicsr.deploy.choices import AlphaMode
+from dp_basicsr.deploy.upscaler import Upscaler
 from dp_basicsr.images.metadata import Picture
 from dp_basicsr.utils.tiles import OnTile, Pixels
 
 import cv2
 import numpy as np
-
-if TYPE_CHECKING:
-    from dp_basicsr.deploy.upscaler import Upscaler
 
 
 def upscale_picture(

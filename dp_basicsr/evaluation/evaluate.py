@@ -236,8 +236,6 @@ def lossy_format(path: Path) -> str:
 
 
 def _check_names(what: str, names: Sequence[str]) -> None:
-    if not names:
-        raise UserError(f"expected at least one {what}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"two of the {what}s are called {', '.join(twice)}: give them different names, NAME=DIR")

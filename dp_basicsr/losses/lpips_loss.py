@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dp_basicsr.archs.perceptual_arch import AlwaysEval
 from dp_basicsr.archs.pretrained import state_of
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.functional import refuse_range
 from dp_basicsr.registration import register
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @register("loss")
-class LPIPSLoss(nn.Module):
-    """LPIPS version 0.1, with the ``lpips`` package's network and linear weights, frozen.
+class LPIPSLoss(AlwaysEval):
+    """LPIPS version 0.1, with the ``lpips`` package's network and linear weights, frozen and without its dropout.
 
     Args:
         loss_weight: Factor of the loss.
@@ -33,10 +34,6 @@ class LPIPSLoss(nn.Module):
         self.loss_weight = loss_weight
         self._has_seen_images = False
         self.network = build_network(net, state_of(BACKBONES[net], weights), weights)
-
-    def train(self, mode: bool = True) -> LPIPSLoss:
-        """Stay in eval mode: its dropout would make the distance random."""
-        return super().train(False)
 
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
         """Return the mean distance, 0-d, of ``x`` and ``gt``, (N, 3, H, W), RGB in [0, 1].

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dp_basicsr.archs.perceptual_arch import FrozenFeatures
+from dp_basicsr.archs.perceptual_arch import AlwaysEval, FrozenFeatures
 from dp_basicsr.errors import UserError
 from dp_basicsr.losses.functional import Criterion, dynamic_weight, feature_distance, gradient_at
 from dp_basicsr.utils.random_state import same_random_state_after
@@ -68,7 +68,7 @@ class PerceptualTerm(nn.Module):
         return feature_distance(self.features(x), gt_features, self.layer_weights, self.criterion)
 
 
-class RegisteredTerm(nn.Module):
+class RegisteredTerm(AlwaysEval):
     """A loss of BasicSR's LOSS_REGISTRY as a term.
 
     It is built and probed without changing the global random state, frozen, kept in eval mode, and computed in at
@@ -123,10 +123,6 @@ class RegisteredTerm(nn.Module):
                 f"{apart.item():g} for noisy and {same:g} for identical ones"
             )
         gradient_at(apart, x, f"extra_terms: {kind}")
-
-    def train(self, mode: bool = True) -> RegisteredTerm:
-        """Stay in eval mode: a loss must not change with the model's mode."""
-        return super().train(False)
 
     def forward(self, x: Tensor, gt: Tensor) -> Tensor:
         """Return the 0-d value for ``x`` and ``gt``, (N, 3, H, W); NaN if it is negative, which skips the step."""
