@@ -138,6 +138,17 @@ def test_a_checkpoint_without_its_head_is_accepted(tmp_path: Path) -> None:
     assert torch.equal(whole(x)["layer3"], body(x)["layer3"])
 
 
+@pytest.mark.parametrize("head", [{}, {"head.fc.weight": torch.ones(2, 2)}])
+def test_a_network_below_a_name_is_found_beside_its_head(head: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """mmpretrain#18: ``backbone.`` of OpenMMLab, whose ResNets have no fc."""
+    torch.save(state := models.resnet18(weights=None).state_dict(), tmp_path / "bare.pth")
+    below = {f"model.backbone.{name}": value for name, value in without(state, "fc").items()}
+    torch.save({"meta": {"epoch": 3}, "state_dict": below | head}, tmp_path / "mm.pth")
+    bare, mm = (ResNetFeatures(["layer2"], "resnet18", str(tmp_path / name)) for name in ("bare.pth", "mm.pth"))
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(bare(x)["layer2"], mm(x)["layer2"])
+
+
 @pytest.mark.parametrize("average", ["", "ema", "state_dict_ema", "model_ema"])
 def test_a_training_s_checkpoint_is_read_as_its_weights_the_average_first(average: str, tmp_path: Path) -> None:
     """torchvision's and timm's trainings, MoCo: beside the optimizer, with the prefix of DistributedDataParallel."""
