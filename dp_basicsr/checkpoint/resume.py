@@ -77,6 +77,8 @@ def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
     path = on_rank_0(lambda: _choose(opt))
     if path is None:
         return None
+    if opt.get("rank") and not path.exists():
+        raise UserError(f"{path} is on the first machine alone: all must see the run's folder, shared or copied")
     state, is_named = read_state(path), path == _named(opt)
     if is_named:
         state["resumed_from"] = _origin(opt, path)

@@ -122,6 +122,13 @@ SEALED = [
 UNSEALED = [("gone", 0), ("empty", 0), ("cut", 0), ("empty", 1), ("cut", 1)]  # damage that prevents loading
 
 
+def test_a_machine_that_does_not_see_the_run_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """detectron2#1732: rank 0 names a state of its own disk."""
+    monkeypatch.setattr("dp_basicsr.checkpoint.resume.on_rank_0", lambda _: run / "training_states/5.state")
+    with pytest.raises(UserError, match=r"5\.state is on the first machine alone.*shared or copied"):
+        find_resume_point(options(run) | {"rank": 1})
+
+
 @pytest.mark.parametrize(
     ("manifest", "how", "file"), [(True, *case) for case in SEALED] + [(False, *c) for c in UNSEALED]
 )
