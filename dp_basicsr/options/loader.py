@@ -11,7 +11,7 @@ import yaml
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader (never constructs objects) with YAML 1.2's floats: ``1e-4`` is a number.
+    """PyYAML's safe loader (never constructs objects) with YAML 1.2's numbers: ``1e-4`` is one, and ``010`` is ten.
 
     A duplicate key is an error here; PyYAML silently uses the last one. The values of TEXT_KEYS are text.
     """
@@ -32,8 +32,19 @@ class Loader(yaml.SafeLoader):
         return node
 
 
+# Without the numbers of YAML 1.1, to which 010 is eight and 1:30 ninety.
+Loader.yaml_implicit_resolvers = {
+    sign: [known for known in resolvers if not known[0].endswith((":int", ":float"))]
+    for sign, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_constructor(
+    "tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", ""), 16 if "x" in node.value else 10)
+)
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?([0-9][0-9_]*|0x[0-9a-fA-F_]+)$"), list("-+0123456789")
+)
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    re.compile(r"[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
     list("-+0123456789."),
 )
