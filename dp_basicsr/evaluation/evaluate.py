@@ -114,7 +114,8 @@ class Evaluation:
             without = f"without a finite value for every method{needs}: {shorten(out)}"
             notes.append(f"{record.label} of {name} is {used}; {without}.")
         # By their paths: the files may be gone.
-        same = {image.method for image in self.images if image.result and image.result.resolve() == image.gt.resolve()}
+        pairs = [(image.method, image.result, image.gt) for image in self.images if self.metrics != ("niqe",)]
+        same = {method for method, result, gt in pairs if result and result.resolve() == gt.resolve()}
         notes += [f"{name} has files that are the originals, measured against themselves." for name in sorted(same)]
         return notes + [
             f"{method} is measured from lossy files ({kinds}), which are not what was computed."
