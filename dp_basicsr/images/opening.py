@@ -107,6 +107,8 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
             # Pillow's limit is above ours, except that of upscaling, which switches it off.
             raise BadImageError(f"has more than {max_pixels / 1e6:g} megapixels: cut it into parts") from None
         except UnidentifiedImageError as error:
+            if data.startswith((SIGNATURE, b"\xff\xd8\xff")):
+                raise BadImageError("is damaged at its start: save it anew with a viewer that shows it") from error
             kind = next((name for mark, name in _OTHERS.items() if re.match(mark, data, re.DOTALL)), "")
             for lacking in (name for name in LACKING if re.match(_OPTIONAL[name], data, re.DOTALL)):
                 raise BadImageError(f"is {lacking}, which this Pillow was built without: {PILLOW}") from error

@@ -231,9 +231,25 @@ def _far(path: str) -> None:
     Path(path).write_bytes(content)
 
 
+def _wrong_header(path: str) -> None:
+    content = write_noise(path, 4, 4).read_bytes()
+    Path(path).write_bytes(content[:29] + b"none" + content[33:])
+
+
+def test_a_transparent_value_that_is_too_short_is_ignored() -> None:
+    """pytorch/vision#3613: as by browsers."""
+    content = write_noise("a.png", 5, 7).read_bytes()
+    Path("short.png").write_bytes(join(content, [(b"tRNS", bytes(3))]))
+    picture, plain = read_picture(Path("short.png")), read_picture(Path("a.png"))
+    assert np.array_equal(picture.colour, plain.colour)
+    assert picture.alpha is None
+    assert picture.metadata.dropped == ("tRNS",)
+
+
 @pytest.mark.parametrize(
     ("path", "write", "message"),
     [
+        ("header.png", _wrong_header, "is damaged at its start: save it anew"),
         ("far.gif", _far, "shows nothing: its frame is outside of its 10 x 12 pixels"),
         ("moving.gif", _frames, "has 2 frames or pages"),
         ("moving.webp", _frames, "has 2 frames or pages"),
