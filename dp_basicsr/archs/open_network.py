@@ -198,6 +198,11 @@ def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.M
             warnings.filterwarnings("ignore", "torch.meshgrid")  # of networks with windows
             opened = MAIN_REGISTRY.load(dict(state) | flags)
     except Exception as error:  # any type, if names match but shapes do not
+        # Whole numbers, and those of thop, are no weights: another version or a profiler left them.
+        numbers = {name for name, value in state.items() if not value.is_floating_point() or "total_" in name}
+        if unknown := {name for name in numbers if f'"{name}"' in str(error)}:
+            rest = {name: value for name, value in state.items() if name not in unknown}
+            return _open_by_spandrel(replace(weights, state=rest), looks)
         if looks:
             raise UserError(f"{model}{looks}") from error
         if isinstance(error, UnsupportedModelError):

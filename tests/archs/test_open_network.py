@@ -27,7 +27,7 @@ from basicsr.models.sr_model import SRModel
 from spandrel import ModelLoader
 from torch import Tensor, nn
 
-from tests.support.networks import make_network, network_file, small_opened
+from tests.support.networks import make_network, network_file, small_opened, swinir
 from tests.support.options import model_options
 
 State = dict[str, Tensor]
@@ -284,6 +284,18 @@ def test_old_files_that_are_damaged_or_too_short_are_named(content: State, messa
     torch.save(content, "old.pth")
     with pytest.raises(UserError, match=message):
         load_network([Path("old.pth")])
+
+
+def test_numbers_beside_the_weights_of_another_version_are_left_out() -> None:
+    """CLAP#127: position_ids of an older library, and what thop counted."""
+    state = swinir().state_dict()
+    counts = {"norm.total_ops": torch.zeros(1, dtype=torch.float64), "position_ids": torch.arange(77)[None]}
+    for name, content in (("plain.pth", state), ("more.pth", state | counts), ("other.pth", state | {"a.w": IMAGE})):
+        torch.save({"params": content}, name)
+    plain, more = load_network("plain.pth"), load_network("more.pth")
+    assert torch.equal(plain.module(IMAGE), more.module(IMAGE))
+    with pytest.raises(UserError, match=r"cannot build it .*Unexpected key.*a\.w"):  # a layer more
+        load_network("other.pth")
 
 
 def test_a_network_that_needs_a_mask_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
