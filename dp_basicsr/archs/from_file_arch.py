@@ -19,7 +19,7 @@ def FromFile(path: str, scale: int | None = None, num_in_ch: int = 3) -> nn.Modu
 
     Args:
         path: ``.pth`` or ``.safetensors``; see ``read_weights``.
-        scale: Required scale; the options pass their own ``scale``.
+        scale: Required scale.
         num_in_ch: Required number of input and output channels.
 
     Returns:
@@ -32,8 +32,9 @@ def FromFile(path: str, scale: int | None = None, num_in_ch: int = 3) -> nn.Modu
     network = open_network(read_weights(Path(path).expanduser()), scale)
     if scale not in (None, network.scale) or num_in_ch != network.channels:
         raise UserError(
-            f"network_g: path: expected a network x{scale} for images of {num_in_ch} channels, as in the options; "
-            f"{path} is {network.description}, for {network.channels} channels"
+            f"network_g: path: expected a network {f'x{scale} ' if scale else ''}for images of {num_in_ch} channels, "
+            f"as in the options; {path} is {network.description}, for {network.channels} channels; on gray, one for "
+            "1 channel trains with num_in_ch: 1, and color: y in each set, one for 3 channels without them"
         )
     logging.getLogger("basicsr").info(f"network_g: {path}: {network.description} {network.choice}".rstrip())
     if isinstance(network.module, SpandrelCall):

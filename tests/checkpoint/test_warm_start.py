@@ -11,6 +11,7 @@ from typing import Any
 from dp_basicsr import train
 from dp_basicsr.archs import FromFile, RRDBNetDP, load_network
 from dp_basicsr.checkpoint.weights import read_weights
+from dp_basicsr.errors import UserError
 
 import cv2
 import pytest
@@ -118,6 +119,15 @@ def test_any_network_of_a_file_can_be_trained_and_reopened(name: str) -> None:
     theirs, opened = ModelLoader().load_from_file("trained.pth").eval(), load_network([Path("trained.pth")])
     with torch.no_grad():
         torch.testing.assert_close(opened.module(x).clamp(0, 1), theirs(x), rtol=0, atol=1e-6)
+
+
+def test_the_way_with_gray_images_is_said_where_a_network_has_other_channels() -> None:
+    """SwinIR#169, stylegan3#635; the message had a network xNone."""
+    torch.save(spandrel_network("SPAN").state_dict(), "rgb.pth")
+    with pytest.raises(
+        UserError, match="expected a network for images of 1 channels.* on gray, one for 1 channel trains"
+    ):
+        FromFile("rgb.pth", num_in_ch=1)
 
 
 def test_a_network_of_a_file_supports_everything_a_run_does(pairs: Path) -> None:
