@@ -68,7 +68,10 @@ def decode_image(data: bytes | memoryview) -> NDArray[np.uint8]:
     pixels = _without_opaque_alpha(image)
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     if pixels.dtype != np.uint8:
-        raise BadImageError(f"has {8 * pixels.dtype.itemsize} bits per channel, expected 8: magick A -depth 8 B.png")
+        raise BadImageError(
+            f"has {8 * pixels.dtype.itemsize} bits per channel, expected 8: magick A -depth 8 B.png "
+            "(of values of 12 bits, -evaluate multiply 16 -depth 8)"
+        )
     if channels not in (1, 3):
         alpha = {2: "gray with alpha (flatten it)", 4: "colour with alpha or a channel of data (flatten it)"}
         kind = alpha.get(channels, f"{channels} channels")
