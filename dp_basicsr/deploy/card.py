@@ -26,7 +26,8 @@ pipeline_tag: image-to-image
 # {name}
 
 {title}, {parameters:,} parameters.
-It takes {colours} images in [0, 1], (N, {channels}, H, W){sides}, and gives (N, {channels}, {scale} H, {scale} W).
+It takes {colours} images in [0, 1], (N, {channels}, H, W){sides}, and gives (N, {channels}, {scale} H, {scale} W), also
+values beyond [0, 1]: clip them before rounding to levels, which otherwise wrap around.
 
 Licence of the weights: {license_text}.
 

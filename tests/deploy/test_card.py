@@ -224,6 +224,7 @@ def test_the_code_of_a_card_has_the_size_and_type_that_the_file_takes(trained: P
     write_card(network, "onnx", Path("free.onnx"), {}, "")
     assert "image = np.random.rand(1, 3, 64, 64).astype(np.float32)" in Path("free.onnx.md").read_text()
     assert "RGB images in [0, 1], (N, 3, H, W)" in Path("free.onnx.md").read_text()
+    assert "beyond [0, 1]: clip them before rounding" in Path("free.onnx.md").read_text()  # SwinIR#144
     network = replace(network, size=InputSize(1, minimum=192, maximum=192), channels=1)
     write_card(network, "onnx", Path("fixed.onnx"), {}, "", "float16")
     assert "image = np.random.rand(1, 1, 192, 192).astype(np.float16)  # gray" in Path("fixed.onnx.md").read_text()
