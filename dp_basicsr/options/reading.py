@@ -65,9 +65,15 @@ def text_of(path: str | Path) -> str:
             raise OSError(errno.EINVAL, "not a regular file; write it to one, or change keys with --force_yml")
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"option file {path}: {error.strerror}; shipped ones: `{advise('options')}`") from error
+        raise UserError(
+            f"option file {path}: {error.strerror}; shipped ones: `{advise('options')}`, a run's: "
+            f"experiments/NAME/{USED_OPTIONS}"
+        ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"option file {path} is not valid YAML: it is not UTF-8 ({error}); save it as UTF-8") from error
+        raise UserError(
+            f"option file {path} is not valid YAML: it is not UTF-8 ({error}); save it as UTF-8, or, if it is "
+            f"a network, upscale with it: `{advise('upscale', f'-m {path} -i IMAGES')}`"
+        ) from error
     # A path with a null byte.
     except ValueError as error:
         raise UserError(f"option file {path} is not valid YAML: {error}") from error

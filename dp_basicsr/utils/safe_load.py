@@ -114,7 +114,8 @@ def _reason(path: str | Path | io.BytesIO, error: Exception) -> str:
         named = re.search(r"GLOBAL (\S+)", str(error))
         name = named[1] if named else _first_global(path)
         if name:
-            return f"cannot be read: it contains more than weights ({name}), and code in files is never run"
+            way = "torch.save(model.state_dict(), FILE), where it was made, writes weights alone"
+            return f"cannot be read: it contains more than weights ({name}), and code in files is never run; {way}"
     if "TorchScript" in str(error):
         advice = f"torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth') writes its weights"
         return f"cannot be read: it is a TorchScript program, and code in files is never run; if you trust it, {advice}"

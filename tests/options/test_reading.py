@@ -18,6 +18,7 @@ from dp_basicsr.runs.start import start_run
 import pytest
 import torch
 
+from tests.support.networks import network_file
 from tests.support.options import parse_options
 
 MINIMAL = """
@@ -239,6 +240,15 @@ def test_an_option_file_of_a_windows_editor(encoding: str, file: Path) -> None:
     else:
         with pytest.raises(UserError, match="it is not UTF-8 .*; save it as UTF-8"):
             read_options(file)
+
+
+def test_a_network_in_place_of_an_option_file_gets_the_command() -> None:
+    """ESRGAN#58: `test.py models/RRDB_ESRGAN_x4.pth`."""
+    network_file("net.pth")
+    with pytest.raises(UserError, match="if it is a network, upscale with it: `.*upscale -m net.pth -i IMAGES`"):
+        read_options("net.pth")
+    with pytest.raises(UserError, match="Is a directory; .*a run's: experiments/NAME/options.json"):
+        read_options(".")
 
 
 def test_a_test_set_without_originals_is_told_its_type(file: Path) -> None:

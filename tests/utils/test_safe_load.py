@@ -62,6 +62,7 @@ def test_code_in_a_file_is_named_and_not_run(form: str) -> None:
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
         assert not Path("ran").exists()
+        assert "torch.save(model.state_dict(), FILE), where it was made, writes weights" in str(caught.value)
     if form == "legacy":  # it can fail
         torch.load(path, weights_only=False)
         assert Path("ran").exists()
