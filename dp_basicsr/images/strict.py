@@ -117,6 +117,8 @@ def orientation_if_single(data: bytes) -> int:
                 raise BadImageError("is CMYK, whose profile OpenCV ignores: convert it to RGB")
             if image.format == "BMP" and not image.tile[0][3][0].startswith(("BGR", "P", "L", "1")):  # type: ignore[attr-defined]
                 raise BadImageError("has masks that OpenCV ignores: save it as PNG")
+            if image.format == "TIFF" and image.tile[0][3][0].rstrip("IR") in ("L;2", "L;4", "P;1", "P;2"):  # type: ignore[attr-defined]
+                raise BadImageError("is a TIFF of bits that OpenCV misreads or does not read: save it as PNG")
             return orientation_of(image)
 
 

@@ -83,6 +83,38 @@ def test_what_is_no_intact_image_of_8_bits_is_refused(content: bytes | None, mes
         read_image(Path("a.png"))
 
 
+def write_tiff(name: str, indices: np.ndarray, bits: int, palette: np.ndarray | None) -> None:
+    """Write (H, W) of 1 to 8 bits without compression, which Pillow and tifffile write in 1 and 8 alone."""
+    per, (height, width) = 8 // bits, indices.shape
+    parts = np.pad(indices, ((0, 0), (0, -width % per))).reshape(height, -1, per).astype(np.uint8)
+    data = np.bitwise_or.reduce(parts << (8 - bits * np.arange(1, per + 1)), axis=2).astype(np.uint8).tobytes()
+    tags = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, 1 if palette is None else 3),
+            (273, 4, 8), (277, 3, 1), (278, 4, height), (279, 4, len(data))]  # fmt: skip
+    start = 8 + len(data) + len(data) % 2
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    colours = b"" if palette is None else (palette.T.astype("<u2") * 257).tobytes()
+    count = len(tags) + (palette is not None)
+    if palette is not None:
+        entries += struct.pack("<HHII", 320, 3, palette.size, start + 2 + 12 * count + 4)
+    directory = struct.pack("<H", count) + entries + bytes(4) + colours
+    Path(name).write_bytes(b"II" + struct.pack("<HI", 42, start) + data.ljust(start - 8, b"\0") + directory)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("has_palette", [False, True])
+def test_a_tiff_of_few_bits_has_its_pixels_or_is_refused(bits: int, has_palette: bool) -> None:
+    """libvips/libvips#1609: OpenCV takes a palette of two colours for black and white, and has no 2 and 4 bits."""
+    indices = np.random.default_rng(0).integers(0, 2**bits, (9, 259))
+    palette = np.random.default_rng(1).integers(0, 256, (2**bits, 3)) if has_palette else None
+    write_tiff("a.tif", indices, bits, palette)
+    expected = (indices * 255 // (2**bits - 1))[..., None] if palette is None else palette[indices]
+    np.testing.assert_array_equal(read_picture(Path("a.tif")).colour, expected.repeat(3 // expected.shape[2], 2))
+    is_read = bits in ((4, 8) if has_palette else (1, 8))
+    refused = pytest.raises(BadImageError, match="bits that OpenCV misreads or does not read: save it as PNG")
+    with nullcontext() if is_read else refused:
+        np.testing.assert_array_equal(np.atleast_3d(read_image(Path("a.tif")))[..., ::-1], expected)
+
+
 @pytest.mark.parametrize(("shifts", "is_read"), [((16, 8, 0), True), ((24, 16, 8), False), ((0, 8, 16), False)])
 def test_a_bmp_with_masks_has_its_colours_or_is_refused(shifts: tuple[int, int, int], is_read: bool) -> None:
     """opencv#23445: it ignores them, so training saw other colours; padding counted as alpha."""
