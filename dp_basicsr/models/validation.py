@@ -152,6 +152,7 @@ class Validator:
         measured: dict[int, Values] = {}
         waiting: deque[tuple[int, str, Future[Values]]] = deque()
         shifts: list[Tensor] = []
+        flat = 0  # results of almost one colour
 
         with bar, ThreadPoolExecutor(val["threads"], initializer=on_device) as workers:
             for index, sample in chain(read_ahead(dataloader, indices), [(None, {})]):
@@ -181,10 +182,19 @@ class Validator:
                 if result.shape[1] == sample["lq"].shape[1]:  # a mean colour is that of the downscaled image, too
                     lq = as_float(sample["lq"], torch.device("cpu"))
                     shifts.append(result.clamp(0, 1).mean((0, 2, 3)).float() - lq.mean((0, 2, 3)))
+                    contrast, before = (image.float().std((0, 2, 3)).mean() for image in (result.clamp(0, 1), lq))
+                    flat += bool(contrast < 0.1 * before)
                 gt = as_float(sample["gt"], torch.device("cpu")) if "gt" in sample else None
                 waiting.append((index, name, workers.submit(self._measure, path, name, result, gt)))
         if shifts:
             self.color_shifts[dataset.opt["name"]] = 255 * torch.stack(shifts).mean(0).abs().max().item()
+        # Of random weights, at the start, it says nothing.
+        if 0 < flat == len(shifts) and iteration != 0 and (key := f"flat {dataset.opt['name']}") not in self._named:
+            self._named.add(key)
+            get_root_logger().warning(
+                f"Each result of {dataset.opt['name']} is almost one colour, below a tenth of its LQ's contrast: the "
+                "network has collapsed, or learned nothing yet; try lower learning rates, from earlier weights."
+            )
         return measured
 
     @torch.compiler.set_stance("force_eager")  # torch.compile would recompile for each image size

@@ -237,6 +237,21 @@ def test_a_result_that_is_not_finite_has_no_figures(loader: DataLoader, tmp_path
         model.validation(loader, 1, None, True)
 
 
+def test_results_of_one_colour_are_named_once(
+    loader: DataLoader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """cszn/BSRGAN#43: trained for a day, every test image was one uniform patch."""
+    model = make_model(tmp_path)
+    model.validation(loader, 3, None)
+    for weight in model.net_g.parameters():
+        weight.data.zero_()
+    model.validation(loader, 0, None)
+    assert "almost one colour" not in caplog.text
+    for iteration in (5, 10):
+        model.validation(loader, iteration, None)
+    assert caplog.text.count("Each result of five is almost one colour") == 1
+
+
 def test_a_flat_result_has_no_niqe_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     images = {"img": np.full((200, 200, 3), 127, np.uint8)}
     with warnings.catch_warnings():
