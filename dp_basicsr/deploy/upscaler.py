@@ -92,7 +92,7 @@ class Upscaler:
         def name_seams(reason: str) -> None:
             if not self.has_seams:
                 self.has_seams = True
-                self.warn(reason + SEAM_ADVICE)
+                self.warn(reason + SEAM_ADVICE * (not size.maximum))
 
         result = np.empty((height * self.scale, width * self.scale, 3), pixels.dtype)
         top = 0

@@ -116,7 +116,7 @@ def blend_tiles(
         finished = ([*(span.start for span in rows), height][index + 1] - vertical.start) * scale
         yield band[:, :finished]
         carried = band[:, finished:]
-    if on_seam and total > 1 and (reason := _why_seams(seam, overlap, size)):
+    if on_seam and (total > 1 or size.maximum) and (reason := _why_seams(seam, overlap, size)):
         on_seam(reason)
 
 
@@ -139,6 +139,9 @@ def _merge(before: Floats, after: Floats, overlap: int, axis: int) -> float:
 
 
 def _why_seams(difference: float, overlap: int, size: InputSize) -> str:
+    if size.is_global and size.maximum:
+        side, way = size.maximum, "its .pth or .safetensors gives the whole image's"
+        return f"each pixel of the result depends on all {side} x {side} pixels that the model takes: {way}"
     if size.is_global:
         return "each pixel of the result depends on the whole image (global pooling or attention), a tile's not"
     if difference <= 1 / 255:

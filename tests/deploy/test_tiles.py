@@ -154,6 +154,16 @@ def test_a_grid_covers_every_pixel_once_and_starts_at_steps(step: int) -> None:
         assert np.array_equal(result, column[0].numpy())
 
 
+def test_a_model_of_one_size_that_depends_on_all_of_it_is_named() -> None:
+    """zhengchen1999/DAT#7: its ONNX file takes 192 x 192 pixels, to which a smaller image is padded."""
+    size = InputSize(minimum=8, maximum=8, is_global=True)
+    _, told = tiled(lambda image: image, torch.zeros(1, 3, 5, 5), 8, 0, size, 1)
+    assert (
+        told == "each pixel of the result depends on all 8 x 8 pixels that the model takes: its .pth or "
+        ".safetensors gives the whole image's"
+    )
+
+
 @pytest.mark.parametrize("size", [InputSize(), InputSize(2), InputSize(step=16), InputSize(4, minimum=64)])
 def test_an_image_that_fits_into_one_tile_is_not_cut(size: InputSize) -> None:
     for height, width in [(1, 1), (33, 47), (47, 33), (65, 100), (383, 384)]:
