@@ -74,6 +74,8 @@ class PluginModel(BaseModel):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         opt = OptionFile.of(opt).as_dict()  # with our defaults, which BasicSR's own train.py does not know
+        if (network := opt.get("network_g") or {}).get("type") == "FromFile":
+            network.setdefault("scale", opt.get("scale"))  # which the tensors of x2 and x3 do not tell
         super().__init__(opt)  # builds networks, and calls init_training_settings
         self.validator = Validator(self.opt, self.device)
         if self.is_train:
@@ -181,8 +183,11 @@ class PluginModel(BaseModel):
         if differences and (strict or not fitting):
             key = "strict_load_d" if part == "discriminator" else "strict_load_g"
             also = "" if strict else f" (nothing fits, not even with path: {key}: false)"
+            shapes = [sorted(tuple(value.shape) for value in state.values()) for state in (expected, weights.state)]
             # Of another scale, most fit. A test needs all, and so does a run that resumes.
-            if 2 * len(fitting) > len(expected) and self.is_train:
+            if shapes[0] == shapes[1]:
+                also += "; it has these shapes under other names: docs/finetuning.md shows how to rename them"
+            elif 2 * len(fitting) > len(expected) and self.is_train:
                 share = f"the {len(fitting)} of {len(expected)} tensors that fit"
                 also = f"; a new run with path: {key}: false starts from {share}"
                 also += "" if part == "discriminator" else ", and network_g of type FromFile is the file's own network"

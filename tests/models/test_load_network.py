@@ -62,3 +62,10 @@ def test_weights_of_another_scale_get_the_way(tmp_path: Path) -> None:
             model.load_network(model.net_g, str(tmp_path / "x2.pth"))
         way = f"; a new run with path: strict_load_g: false starts from the {len(x2)} of {len(x2) + 2} tensors that fit"
         assert (f"{way}, and network_g of type FromFile is" in str(caught.value)) == is_train
+    # cszn/BSRGAN#50: the scale of the options tells x2 from x3. KAIR#18: the same shapes under other names.
+    file = {"network_g": {"type": "FromFile", "path": str(tmp_path / "x2.pth")}}
+    assert build_model(options | file | {"scale": 2}).net_g.scale == 2
+    shifted = {name.replace("body.", "body.7"): value for name, value in model.net_g.state_dict().items()}
+    torch.save(shifted, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="has these shapes under other names: docs/finetuning.md shows"):
+        model.load_network(model.net_g, str(tmp_path / "other.pth"))
