@@ -138,7 +138,8 @@ def read_weights(
 def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
     """Return a file's content, what it says about itself, and why objects in it are left out; refuse impostors."""
     if not path.is_file():
-        what = "expected a file, not its folder" if path.exists() else "no such file"
+        other = "expected a file, not its folder" if path.is_dir() else "expected a file, not a pipe: save it first"
+        what = other if path.exists() else "no such file"
         raise UserError(f"model {path}: {what}{missing_hint(path)}")
     if is_converted(path):
         raise UserError(
@@ -168,7 +169,7 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
                 content = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
                 notes = dict(tensors.metadata() or {})
         except (SafetensorError, OSError) as error:
-            raise UserError(f"model {path} cannot be read as safetensors: {error}") from error
+            raise UserError(f"model {path} cannot be read as safetensors: {error}: copy it again") from error
         return content, notes or _notes_in(content), None
     content, refused = load_beside_objects(path, "model")
     return content, _notes_in(content), refused
@@ -395,4 +396,4 @@ def _describe(content: Any) -> str:
     tensors = [f"{key} {tuple(value.shape)}" for key, value in content.items() if isinstance(value, Tensor)]
     if tensors:
         return f"{len(tensors)} tensors such as {shorten(tensors, 3)}"
-    return f"a mapping with {shorten(inner or [str(key) for key in content])}"
+    return f"a mapping with {shorten(inner or [str(key) for key in content]) or 'nothing'}"

@@ -377,7 +377,8 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
         file = opt.valid(*path)
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
             state = "; a state's name is experiments/NAME/training_states/5000.state" if "resume_state" in path else ""
-            what = f"{'a folder' if os.path.isdir(file) else 'no such file'}{_why_missing(file)}{state}"
+            other = "a folder" if os.path.isdir(file) else "a pipe" if os.path.exists(file) else "no such file"
+            what = f"{other}{_why_missing(file)}{state}"
             # A trial does without data and start weights only.
             yield Problem(path, f"expected a file, got {quote(file)}: {what}", missing=path not in keys)
 

@@ -81,7 +81,9 @@ def missing_hint(path: str | Path) -> str:
         if hint := name_hint([path.name], near) or "; folders are separated by /" * ("\\" in path.name):
             return hint
         folders, kind = (asked, asked / "models", asked.parent), "d" if asked.name.startswith("net_d_") else "g"
-        if networks := [network for folder in folders for network in folder.glob(f"net_{kind}_*.pth")]:
+        networks = [network for folder in folders for network in folder.glob(f"net_{kind}_*.pth")]
+        # Those of other programs, in a folder that was named.
+        if networks := networks or [*asked.glob("*.safetensors"), *asked.glob("*.pth")]:
             return f"; the newest network there is {max(networks, key=os.path.getmtime)}"
     return ""
 

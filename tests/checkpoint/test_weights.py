@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import os
 import random
 import zipfile
 from collections.abc import Callable
@@ -328,6 +329,16 @@ def test_what_is_no_network_is_told_apart(content: object, message: str) -> None
     path = Path("net.pth")
     with pytest.raises(UserError, match="expected a file, not its folder"):  # ComfyUI#997
         load_network([Path()])
+    # huggingface/safetensors#485
+    Path("hf").mkdir()
+    Path("hf/model.safetensors").touch()
+    os.mkfifo("pipe")
+    for name, told in (
+        ("hf", "network there is hf/model.safetensors"),
+        ("pipe", "not a pipe: save it first"),
+    ):
+        with pytest.raises(UserError, match=told):
+            load_network([Path(name)])
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
