@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.engine import Engine, limit_threads
-from dp_basicsr.errors import UserError, import_optional
+from dp_basicsr.errors import UserError, import_optional, shorten
 from dp_basicsr.utils.input_size import InputSize
 from dp_basicsr.utils.tiles import Floats
 
@@ -39,7 +39,7 @@ class NcnnEngine(Engine):
             way = f"exchange it with {weights.name}, or if it is of an old ncnn, export it anew"
             raise UserError(f"model {param}: expected ncnn's text, which begins with 7767517: {way}")
         if unknown := _unknown_layers(param):
-            raise UserError(f"model {param}: ncnn has no layer {', '.join(unknown)}")
+            raise UserError(f"model {param}: ncnn has no layer {shorten(unknown)}: it is damaged, or of another ncnn")
         self.net = ncnn.Net()
         if threads := limit_threads():
             self.net.opt.num_threads = threads
@@ -47,7 +47,9 @@ class NcnnEngine(Engine):
         # ncnn would compute in fp16 where the CPU can; this engine promises fp32.
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
         if self.net.load_param(str(param)) != 0:
-            raise UserError(f"model {param}: ncnn cannot read it")
+            raise UserError(f"model {param}: ncnn cannot read it: copy it again with {weights.name}, or export it anew")
+        if weights.stat().st_size and not any(weights.read_bytes()):
+            raise UserError(f"model {weights}: expected weights, got zeros alone: copy it again")
         with weights.open("rb") as file:
             # ncnn takes the weights of another network as its own, and leaves some or lacks some.
             if self.net.load_model(_reader(file)) != 0 or file.read(1):

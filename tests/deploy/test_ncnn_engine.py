@@ -101,7 +101,7 @@ def test_what_cannot_be_run_is_refused() -> None:
         open_engine([Path("bad.param")])
     assert "rubbish" not in str(raised.value)
     Path("bad.param").write_text("7767517\nrubbish")
-    with pytest.raises(UserError, match="model bad.param: ncnn cannot read it"):
+    with pytest.raises(UserError, match="model bad.param: ncnn cannot read it: copy it again with bad.bin"):
         open_engine([Path("bad.param")])
     # upscayl/upscayl#1416
     Path("bad.param").write_text("7767517\n2 2\nInput a 0 1 a\nSwishh b 1 1 a b\n")
@@ -110,6 +110,9 @@ def test_what_cannot_be_run_is_refused() -> None:
     Path("bad.param").write_text("7767517\n2 2\nInput a 0 1 a\nConvolution b 1 1 a b 0=3 1=3 6=81\n")
     Path("bad.bin").write_bytes(b"")
     with pytest.raises(UserError, match="model bad.bin: expected the weights of bad.param, got 0 bytes"):
+        open_engine([Path("bad.param")])
+    Path("bad.bin").write_bytes(bytes(4 + 4 * 81))
+    with pytest.raises(UserError, match="model bad.bin: expected weights, got zeros alone: copy it again"):
         open_engine([Path("bad.param")])
     two_inputs = "7767517\n3 3\nInput a 0 1 a\nInput b 0 1 b\nBinaryOp add 2 1 a b sum 0=0\n"
     Path("two.param").write_text(two_inputs)
