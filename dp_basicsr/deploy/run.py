@@ -60,7 +60,8 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
         ThreadPoolExecutor(2) as pool,
         tqdm(total=sum(tiles), unit="tile", disable=None, dynamic_ncols=True) as bar,
     ):
-        # Pillow's, about damaged metadata.
+        # Pillow's, about damaged metadata; the first are of entries that are kept as they are.
+        warnings.filterwarnings("ignore", "Metadata Warning")
         warnings.showwarning = lambda message, *_: warn(str(message))
         reading, writing = deque[Future[Picture]](), deque[tuple[UpscaleJob, Future[None]]]()
         for number, job in enumerate(jobs):
