@@ -176,7 +176,8 @@ def refuse_other_patches(model: Any, opt: dict[str, Any]) -> None:
         if key == "network_g" and is_usual and isinstance(result, Tensor) and result.shape[-1] != gt_size:
             times = result.shape[-1] / (gt_size // scale)
             text = f"expected a network that enlarges {scale} times, got one that enlarges {times:g} times"
-            raise UserError(f"network_g: {text}: {opt[key]['type']} may not have this scale")
+            way = f"may not have this scale; SRVGGNetCompact has any (upscale: {scale})"
+            raise UserError(f"network_g: {text}: {opt[key]['type']} {way}")
 
 
 def _result_of(net: Any, images: Sequence[int], device: torch.device, side: int) -> Any:
