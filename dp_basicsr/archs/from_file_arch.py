@@ -19,7 +19,7 @@ def FromFile(path: str, scale: int | None = None, num_in_ch: int = 3) -> nn.Modu
 
     Args:
         path: ``.pth`` or ``.safetensors``; see ``read_weights``.
-        scale: Required scale.
+        scale: Required scale; models of this project pass that of the options.
         num_in_ch: Required number of input and output channels.
 
     Returns:
