@@ -76,7 +76,11 @@ def test_the_home_folder_is_meant_where_the_shell_left_its_sign(
 
 def test_files_of_a_pattern_get_advice(parser: Parser, capsys: pytest.CaptureFixture[str]) -> None:
     Path("b.png").touch()
-    for words, is_advised in ((["-o", "a.png", "b.png"], True), (["-o", "a.png", "b"], False)):
+    for words, is_advised in (
+        (["-o", "a.png", "b.png"], True),
+        (["-o", "a.png", "b"], False),
+        (["-o", "a", "-x", "b.png"], False),
+    ):
         with pytest.raises(SystemExit):
             parser.parse_args(words)
         assert ("give the folder" in capsys.readouterr().err) is is_advised
