@@ -46,7 +46,8 @@ class ResumePoint:
         path = opt["path"] | {f"pretrain_{key}": None for key in opt if key.startswith("network_") and opt[key] is None}
         # The folder may belong to another run or an archived one, and the state may have been renamed.
         for key, file in _networks(opt, self.path.with_stem(str(self.state["iter"]))).items():
-            path[f"pretrain_{key}"] = str(file) if saved is None or file in saved else None
+            was_saved = _has(self.state, file) if saved is None else file in saved
+            path[f"pretrain_{key}"] = str(file) if was_saved else None
         # Training continues from the trained weights, also where it once started from averaged ones (params_ema).
         path |= {key: "params" for key in path if key.startswith("param_key")}
         opt = opt | {"path": path}
@@ -157,9 +158,10 @@ def _newest_intact(opt: Mapping[str, Any]) -> Path | None:
                         raise UserError(f"{manifest.name} is damaged: it does not name {network.name}")
                 return state
             # A renamed state would be resumed at its own iteration, with the networks of another one.
-            if (iteration := read_state(state)["iter"]) != number:
+            content = read_state(state)
+            if (iteration := content["iter"]) != number:
                 raise UserError(f"{state} belongs to iteration {iteration}")
-            for network in networks:
+            for network in (path for path in networks if _has(content, path)):
                 _require_network(network)
             return state
         except UserError as error:
@@ -171,6 +173,12 @@ def _newest_intact(opt: Mapping[str, Any]) -> Path | None:
             "path:resume_state, or start a new run without --auto_resume"
         )
     return None
+
+
+def _has(state: Mapping[str, Any], network: Path) -> bool:
+    """Return whether a state without a manifest is of a model with this network: one optimizer trains G alone."""
+    optimizers = state.get("optimizers")
+    return not network.name.startswith("net_d_") or not isinstance(optimizers, list) or len(optimizers) > 1
 
 
 def _networks(opt: Mapping[str, Any], state: Path) -> dict[str, Path]:

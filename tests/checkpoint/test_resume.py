@@ -203,7 +203,7 @@ def test_networks_that_the_model_lacks_are_not_required(manifest: bool, run: Pat
     """An L1 stage with overrides of a GAN's file, in which network_d is present or null."""
     save(run, 5, manifest)
     (run / "own.pth").write_bytes((run / "models/net_g_5.pth").read_bytes())
-    opt = options(run) | {"network_d": {} if manifest else None, "network_e": {}}
+    opt = options(run) | {"network_d": {}, "network_e": {}}
     opt["path"] |= {"ignore_resume_networks": ["network_e"], "pretrain_network_e": str(run / "own.pth")}
     opt = resume(opt)
     assert opt["path"]["pretrain_network_g"] == str(run / "models/net_g_5.pth")
