@@ -213,7 +213,9 @@ def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.M
                 f"`{advise('test', 'OPTIONS --import MODULE')}` upscales with a class of your own"
             ) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{model} is damaged or incomplete: spandrel cannot build it ({reason})") from error
+        raise UserError(
+            f"{model} is damaged, incomplete or of another version: spandrel cannot build it ({reason})"
+        ) from error
     expected, title = "expected a network that maps an image to one of as many channels", opened.architecture.name
     if not isinstance(opened, ImageModelDescriptor):
         raise UserError(f"{model}: {expected}, got {title} for {opened.purpose.lower()}, which needs a mask beside it")

@@ -269,9 +269,15 @@ def old_with(shape: tuple[int, ...] | None, name: str) -> State:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (make_network().state_dict() | {"conv_first.weight": torch.ones(8)}, "damaged or incomplete: spandrel cannot"),
-        (old_with((0, 8, 3, 3), "model.10.weight"), "damaged or incomplete: spandrel cannot build it"),
-        (old_with(None, "model.3.weight"), "damaged or incomplete: .*KeyError: 'model.1.weight'"),
+        (
+            make_network().state_dict() | {"conv_first.weight": torch.ones(8)},
+            "damaged, incomplete or of another version: spandrel cannot",
+        ),
+        (
+            old_with((0, 8, 3, 3), "model.10.weight"),
+            "damaged, incomplete or of another version: spandrel cannot build it",
+        ),
+        (old_with(None, "model.3.weight"), "damaged, incomplete or of another version: .*KeyError: 'model.1.weight'"),
         (
             old_with(None, "model.10.weight"),
             "maps an image to one of as many channels, got ESRGAN x2 from 3 channels to 8",
