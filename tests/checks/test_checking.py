@@ -228,6 +228,8 @@ def test_every_misspelt_key_is_named() -> None:
         ("datasets:train:dataroot_gt=datasets/x", "dataroot_gt: expected a name ending in .lmdb"),
         ("datasets:val_1:dataroot_gt=x.lmdb", "datasets:val_1:dataroot_gt: expected a folder of images"),
         ("datasets:val_1:color=y", "datasets:val_1:color: expected none, because network_g takes 3 channel.s., got y"),
+        ("datasets:train:mean=[0, 0, 0]", "datasets:train:mean: expected mean and std or neither, got one of them"),
+        ("datasets:val_1:std=[1, 1, 1]", "datasets:val_1:std: expected mean and std or neither, got one of them"),
         ("network_d=~", "network_d: expected a value, which training needs"),
         ("datasets:train:batch_size_per_gpu=~", "batch_size_per_gpu: expected a value, which training needs"),
         ("datasets:train={name: a, type: SingleImageDataset, dataroot_lq: x, io_backend: {type: disk}, "

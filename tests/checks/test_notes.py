@@ -142,14 +142,17 @@ def test_losses_that_train_nothing_are_named(entries: list[str], named: str) -> 
         # pytorch-image-models#188
         ("train:ema_decay=0.999999", "67% of the average are the first weights: 0.999988 leaves 1%"),
         # DiffBIR#161: good figures, and other results from one's own weights
-        ("datasets:train:mean=[0.5, 0.5, 0.5]", "datasets:train:mean: validation, test and upscale do not"),
+        (
+            "datasets:train:mean=[0.5, 0.5, 0.5] and datasets:train:std=[1, 1, 1]",
+            "datasets:train:mean: validation, test and upscale do not",
+        ),
         ("datasets:val_1:gt_size=32", "datasets:val_1:gt_size: without effect: whole images are measured"),
     ],
 )
 def test_what_a_class_takes_for_granted_is_named(entry: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METRIC_REGISTRY._obj_map, "measure_own", lambda img, img2, **_: 1.0)
     opt, file = read_options(SHIPPED / "train_esrgan_dp.yml"), str(SHIPPED / "train_esrgan_dp.yml")
-    override(opt, ["datasets:val_1:dataroot_gt=.", "datasets:val_1:dataroot_lq=.", entry])
+    override(opt, ["datasets:val_1:dataroot_gt=.", "datasets:val_1:dataroot_lq=.", *entry.split(" and ")])
     notes = "\n".join(check_options(opt, file, [], is_train=True, may_miss_data=True).notes)
     assert said in notes if said else "better" not in notes and "learning rate" not in notes, notes
 
