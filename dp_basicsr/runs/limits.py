@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.data.stream import Batch, batch_size_per_gpu
 from dp_basicsr.distributed.failure import is_loss_of_another
 from dp_basicsr.errors import UserError, describe, first_line, is_out_of_memory
@@ -154,8 +155,9 @@ def build_run_model(opt: dict[str, Any]) -> Any:
     except Exception as error:
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
-        # A network that fails alone, too, is the cause.
-        for key in (key for key in opt if key.startswith("network_") and opt[key]):
+        # A network that fails alone, too, is the cause. Models of other packages may read other keys of this form.
+        networks = [key for key in opt if key.startswith("network_") and isinstance(opt[key], dict)]
+        for key in (key for key in networks if opt[key].get("type") in members_of(ARCH_REGISTRY)):
             try:
                 build_network(opt[key])
             except Exception as cause:

@@ -189,8 +189,10 @@ def test_a_patch_that_the_networks_do_not_take_is_refused_first(
 
 def test_an_error_of_the_model_itself_is_no_network_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dp_basicsr.runs.limits.build_model", lambda opt: opt["theirs"])
-    with pytest.raises(KeyError, match="theirs"):
-        build_run_model(model_options("PSNRModel", Path()) | {"network_d": None})
+    others: list[Any] = [None, 0.5, {"width": 8}, {"type": "Nowhere"}]
+    for other in others:
+        with pytest.raises(KeyError, match="theirs"):
+            build_run_model(model_options("PSNRModel", Path()) | {"network_d": other})
 
 
 def test_networks_that_take_the_patch_pass(check: Check) -> None:
