@@ -176,7 +176,7 @@ class Parser(argparse.ArgumentParser):
         glued = [word for word in self._words if word.endswith(tuple(self._option_string_actions)) and word[0] != "-"]
         if message.startswith("unrecognized") and glued:
             message += f" (a blank is missing within {glued[0]})"
-        elif message.startswith("unrecognized") and os.path.exists(words[0]):
+        elif message.startswith("unrecognized") and any(map(os.path.exists, words[:1])):
             message += " (one file or folder is taken here: give the folder of the files instead of a pattern)"
         elif message.startswith("unrecognized") and "--force-yml" in self._option_string_actions:
             message += " (keys of the option file: --force_yml train:optim_g:lr=1e-4)"

@@ -131,3 +131,6 @@ def test_a_missing_blank_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parser.parse_args(["-o", "output.png-s", "2"])
     assert "unrecognized arguments: 2 (a blank is missing within output.png-s)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parser.parse_args([""])  # of a shell's variable that is empty
+    assert "unrecognized arguments" in capsys.readouterr().err
