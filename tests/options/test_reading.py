@@ -76,7 +76,8 @@ def test_an_alias_is_a_copy(file: Path) -> None:
     ("text", "value"),
     [("1e-4", 1e-4), ("3", 3), ("0.5", 0.5), ("true", True), ("~", None), ("[1, 2]", [1, 2]), ("{a: 1}", {"a": 1}),
      ("010", 10), ("-08", -8), ("1_000", 1000), ("0x10", 16), ("1_0e-1", 1.0), ("1:30", "1:30"), ("1:30.5", "1:30.5"),
-     ("-.5E+2", -50.0), ("net.pth", "net.pth"), ("a=b", "a=b"), ("1e", "1e")],
+     ("-.5E+2", -50.0), ("net.pth", "net.pth"), ("a=b", "a=b"), ("1e", "1e"),
+     ("._", "._"), ("0x_", "0x_")],
 )  # fmt: skip
 def test_override_reads_values_as_yaml(text: str, value: object, file: Path) -> None:
     """pyyaml#365: 010 was eight."""
