@@ -72,7 +72,7 @@ def text_of(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(
             f"option file {path} is not valid YAML: it is not UTF-8 ({error}); save it as UTF-8, or, if it is "
-            f"a network, upscale with it: `{advise('upscale', f'-m {path} -i IMAGES')}`"
+            f"a network, upscale with it: `{advise('upscale', ['-m', str(path), '-i', 'IMAGES'])}`"
         ) from error
     # A path with a null byte.
     except ValueError as error:

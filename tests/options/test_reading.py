@@ -245,9 +245,10 @@ def test_an_option_file_of_a_windows_editor(encoding: str, file: Path) -> None:
 
 def test_a_network_in_place_of_an_option_file_gets_the_command() -> None:
     """ESRGAN#58: `test.py models/RRDB_ESRGAN_x4.pth`."""
-    network_file("net.pth")
-    with pytest.raises(UserError, match="if it is a network, upscale with it: `.*upscale -m net.pth -i IMAGES`"):
-        read_options("net.pth")
+    for name, quoted in (("net.pth", "net.pth"), ("my net.pth", "'my net.pth'")):
+        network_file(name)
+        with pytest.raises(UserError, match=f"if it is a network, upscale with it: `.*upscale -m {quoted} -i IMAGES`"):
+            read_options(name)
     with pytest.raises(UserError, match="Is a directory; .*a run's: experiments/NAME/options.json"):
         read_options(".")
 
