@@ -31,11 +31,13 @@ def FromFile(path: str, scale: int | None = None, num_in_ch: int = 3) -> nn.Modu
     """
     network = open_network(read_weights(Path(path).expanduser()), scale)
     if scale not in (None, network.scale) or num_in_ch != network.channels:
-        raise UserError(
+        text = (
             f"network_g: path: expected a network {f'x{scale} ' if scale else ''}for images of {num_in_ch} channels, "
-            f"as in the options; {path} is {network.description}, for {network.channels} channels; on gray, one for "
-            "1 channel trains with num_in_ch: 1, and color: y in each set, one for 3 channels without them"
+            f"as in the options; {path} is {network.description}, for {network.channels} channels"
         )
+        if num_in_ch != network.channels:
+            text += "; on gray, one for 1 channel trains with num_in_ch: 1, and color: y in each set, one for 3 without"
+        raise UserError(text)
     logging.getLogger("basicsr").info(f"network_g: {path}: {network.description} {network.choice}".rstrip())
     if isinstance(network.module, SpandrelCall):
         raise UserError(f"network_g: path: {path} is {network.description}, which does not map an image to an image")

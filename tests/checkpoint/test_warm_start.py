@@ -128,6 +128,8 @@ def test_the_way_with_gray_images_is_said_where_a_network_has_other_channels() -
         UserError, match="expected a network for images of 1 channels.* on gray, one for 1 channel trains"
     ):
         FromFile("rgb.pth", num_in_ch=1)
+    with pytest.raises(UserError, match="for 3 channels$"):
+        FromFile("rgb.pth", scale=3)
 
 
 def test_a_network_of_a_file_supports_everything_a_run_does(pairs: Path) -> None:
