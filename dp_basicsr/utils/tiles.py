@@ -116,7 +116,8 @@ def blend_tiles(
         finished = ([*(span.start for span in rows), height][index + 1] - vertical.start) * scale
         yield band[:, :finished]
         carried = band[:, finished:]
-    if on_seam and (total > 1 or size.maximum) and (reason := _why_seams(seam, overlap, size)):
+    is_whole = total == 1 and min(height, width) >= (size.maximum or 0)
+    if on_seam and not is_whole and (reason := _why_seams(seam, overlap, size)):
         on_seam(reason)
 
 

@@ -162,6 +162,7 @@ def test_a_model_of_one_size_that_depends_on_all_of_it_is_named() -> None:
         told == "each pixel of the result depends on all 8 x 8 pixels that the model takes: its .pth or "
         ".safetensors gives the whole image's"
     )
+    assert not tiled(lambda image: image, torch.zeros(1, 3, 8, 8), 8, 0, size, 1)[1]
 
 
 @pytest.mark.parametrize("size", [InputSize(), InputSize(2), InputSize(step=16), InputSize(4, minimum=64)])
