@@ -32,7 +32,7 @@ RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class AlwaysEval(nn.Module):
-    """A module that stays in eval mode even if ``train()`` is called on it or its parent: no loss depends on it."""
+    """A module that stays in eval mode even if ``train()`` is called on it or its parent, as a loss must."""
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode."""

@@ -72,7 +72,8 @@ def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
 
     ``--auto_resume`` takes the newest intact checkpoint in the run's folder and logs why it skips newer ones. If
     ``path: resume_state`` names a state, too, the newest one is taken only if the run began with the named one: then
-    this is the same command again. A missing or damaged state, or no intact checkpoint of the run's is a UserError.
+    this is the same command again. A missing or damaged state is a UserError, and so is a run all of whose checkpoints
+    are damaged.
     """
     # Rank 0 decides: on a slow network file system the others may not yet see the newest files.
     path = on_rank_0(lambda: _choose(opt))

@@ -25,7 +25,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 # What training does not read, by a sign of it in the message of strict reading.
 _LOST = {
-    "16 bits": "of 16-bit images the upper 8 bits are read, which is black of 12 (magick A -evaluate multiply 16 B)",
+    "16 bits": "of 16-bit images the upper 8 bits are read; values of 12 bits need magick A -evaluate multiply 16 B",
     "is CMYK": "of CMYK images the colour profile is ignored: convert them to RGB",
     "with alpha": "of images with alpha the colours alone are read, and evaluation refuses them: flatten them",
 }

@@ -52,7 +52,10 @@ def imresize(image: NDArray[Any], scale: float) -> NDArray[Any]:
 
 
 def downsample(image: NDArray[Any], scale: int) -> NDArray[Any]:
-    """Make the LR image, ``(H // scale, W // scale[, C])``: crop to a multiple of ``scale``, then ``imresize``."""
+    """Make the LR image, ``(H // scale, W // scale[, C])``, of ``(H, W[, C])`` of a type that ``imresize`` takes.
+
+    It is cropped to a multiple of ``scale``, a whole number from 1, and shrunk by ``imresize``.
+    """
     return imresize(mod_crop(image, scale), 1 / scale)
 
 

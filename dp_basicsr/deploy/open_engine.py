@@ -159,7 +159,7 @@ def _key(engine: str, paths: Sequence[Path], alpha_interp: float | None, scale: 
 def _open_converted(name: str, key: str, load: Load, file: str, precision: PrecisionChoice, warn: Warn) -> Engine:
     """Open a network from the cache; convert, check and store it first if it is not there.
 
-    Any exception: the engine does not support the precision, cannot run the network, or gives other values.
+    Raises any exception if the engine lacks the precision, cannot run the network, or gives other values.
     """
     kind, root = ENGINES[name], cache_root()
     stored = root and root / f"{name}-{key}"

@@ -22,8 +22,9 @@ _IN_PIXELS = (b"oFFs", b"sCAL", b"vpAg", b"caNv")  # except these, which count i
 def split(data: bytes) -> tuple[bytes, dict[str, Any]]:
     """Split a PNG file into the file of its pixels, and what it holds beside them.
 
-    Decoders refuse a healthy picture for a large profile or text, so they get the pixels alone. The rest is by Pillow's
-    names what other formats can hold too; ``chunks`` that only PNG can, and ``rest``: names of what is not read.
+    Decoders refuse a healthy picture for a large profile or text, so they get the pixels alone. The rest has, by
+    Pillow's names, what other formats can hold too, ``chunks`` that only PNG can, and ``rest``: names of what is not
+    read.
     """
     pixels, info = [SIGNATURE], dict[str, Any](exif=b"", chunks=[], rest=[])
     offset, name = len(SIGNATURE), b""

@@ -145,8 +145,8 @@ class RegisteredTerm(AlwaysEval):
 def sum_of_parts(returned: Any, name: str = "") -> tuple[Tensor, dict[str, Tensor]]:
     """Return the sum of what a loss returned, 0-d, and its parts by their names in the log.
 
-    It is a tensor of one element; BasicSR's tuple, a loss and a style loss, which may be None; or a dict. ``name`` is
-    the loss's own, and stands before those of a dict's parts.
+    ``returned`` is a tensor of one element; BasicSR's tuple, a loss and a style loss, which may be None; or a dict.
+    ``name`` is the loss's own, and stands before those of a dict's parts.
     """
     if isinstance(returned, Mapping):
         parts = {f"{name}_{part}": value for part, value in returned.items()}

@@ -37,7 +37,9 @@ def calculate_deep_distance(
     At each of its five resolutions, the features at a position are scaled to unit length over the channels; the
     distance is the squared difference, averaged over positions and then over resolutions.
 
-    The result, the errors and the arguments are those of ``calculate_lpips``, which has two more.
+    ``img`` and ``img2`` are ``(H, W, 3)`` BGR or ``(H, W)`` gray, uint8, [0, 255], or their planes first with
+    ``input_order`` ``CHW``; ``crop_border`` pixels of every border are left out. NaN if the network is not installed
+    (logged once); a UserError if the shapes differ, or an image is too small.
     """
     with ALONE:
         if why_not():
