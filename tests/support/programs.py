@@ -23,9 +23,13 @@ Program = Callable[[list[str]], int | None]
 
 def code_of(main: Program, argv: Sequence[object]) -> int:
     """Run a program in this process; its log goes to this test's stderr. Returns the exit code."""
-    for handler in logging.getLogger("basicsr").handlers:
+    log = logging.getLogger("basicsr")
+    for handler in [*log.handlers]:
         if type(handler) is logging.StreamHandler:
             handler.stream = sys.stderr
+        if isinstance(handler, logging.FileHandler):  # of a program before, which a new process would not have
+            log.removeHandler(handler)
+            handler.close()
     try:
         return main([str(word) for word in argv]) or 0
     except SystemExit as stopped:
