@@ -185,7 +185,7 @@ def load_backbone(network: str, source: str) -> Any:
     body = [name for name, _ in net.named_parameters() if name.partition(".")[0] not in HEADS]
     # OpenMMLab's and Lightning's stand below a name of their own, beside the head.
     for start in [name.removesuffix(body[0]) for name in found if name.endswith(f".{body[0]}")]:
-        if all(start + name in found for name in body):
+        if body[0] not in found and all(start + name in found for name in body):
             found = {name.removeprefix(start): value for name, value in found.items() if name.startswith(start)}
     # The classifiers of a file may be of other sizes, and are not needed.
     state = {name: value for name, value in found.items() if name.partition(".")[0] not in HEADS}

@@ -144,9 +144,12 @@ def test_a_network_below_a_name_is_found_beside_its_head(head: dict[str, torch.T
     torch.save(state := models.resnet18(weights=None).state_dict(), tmp_path / "bare.pth")
     below = {f"model.backbone.{name}": value for name, value in without(state, "fc").items()}
     torch.save({"meta": {"epoch": 3}, "state_dict": below | head}, tmp_path / "mm.pth")
-    bare, mm = (ResNetFeatures(["layer2"], "resnet18", str(tmp_path / name)) for name in ("bare.pth", "mm.pth"))
-    x = torch.rand(1, 3, 32, 32)
-    assert torch.equal(bare(x)["layer2"], mm(x)["layer2"])
+    # Of a file with its own names and a teacher's, its own count.
+    teacher = {f"teacher.{name}": value for name, value in models.resnet18(weights=None).state_dict().items()}
+    torch.save(state | teacher, tmp_path / "both.pth")
+    x, names = torch.rand(1, 3, 32, 32), ("bare.pth", "mm.pth", "both.pth")
+    bare, *others = (ResNetFeatures(["layer2"], "resnet18", str(tmp_path / name))(x)["layer2"] for name in names)
+    assert all(torch.equal(bare, other) for other in others)
 
 
 @pytest.mark.parametrize("average", ["", "ema", "state_dict_ema", "model_ema"])
