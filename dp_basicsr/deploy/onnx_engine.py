@@ -147,15 +147,15 @@ class OnnxEngine(Engine):
         return OpenedNetwork(self.path.name, arch, scale, f"ONNX x{scale}", "", channels, size, notes=notes)
 
     def _find_white(self, network: OpenedNetwork) -> None:
-        """Find the range of the values: [0, 1] if gray gives any gray, otherwise the one in which it stays the same.
+        """Find the range of the values, in which gray stays gray; [0, 1] if it does in none, as by untrained weights.
 
-        Levels that are rounded make black and white of [0, 1]; weights that are not trained fit none.
+        Levels that are rounded make black and white of [0, 1].
         """
         gray = np.full((1, network.channels, *network.size.fit(8, 8)), 0.5, np.float32)
         for self.white in _WHITES:
             result = self.run(gray)
-            is_gray = 0 < result.mean() < 1 and not np.array_equal(result, result.round())
-            if is_gray if self.white == _WHITES[0] else abs(result.mean() - 0.5) < 0.05:
+            is_rounded = np.array_equal(result, result.round())
+            if not is_rounded and abs(result.mean() - 0.5) < (0.1 if self.white == _WHITES[0] else 0.05):
                 return
         self.white = _WHITES[0]
 

@@ -286,6 +286,7 @@ LEVELS = "k = Constant<value_float = 255.0>() b = Mul(x, k)"
 @pytest.mark.parametrize(
     ("given", "nodes", "result"),
     [("float", "y = Round(x)", "float"), ("uint8", "y = Identity(x)", "uint8"),
+     ("float", "k = Constant<value_float = 0.4>() y = Add(x, k)", "float"),
      ("uint8", "k = Constant<value_float = 255.0>() b = Cast<to = 1>(x) y = Div(b, k)", "float"),
      ("float", f"{LEVELS} r = Round(b) y = Cast<to = 2>(r)", "uint8"), ("float", "y = Identity(x)", "float"),
      ("float", "small = AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(x) y = Identity(x)", "float")],
@@ -310,9 +311,9 @@ def test_an_onnx_file_may_take_and_give_levels_or_have_further_outputs(given: st
 def test_an_onnx_file_that_brightens_takes_values_up_to_1() -> None:
     onnx = pytest.importorskip("onnx")
     text = """<ir_version: 8, opset_import: ["": 15]> g (float[n, 3, h, w] x) => (float[n, 3, h, w] y)
-        { k = Constant<value_float = 0.3>() y = Add(x, k) }"""
+        { k = Constant<value_float = 1.5>() y = Mul(x, k) }"""
     onnx.save(onnx.parser.parse_model(text), "net.onnx")
-    assert Upscaler(open_engine([Path("net.onnx")]))(np.full((8, 8, 3), 51, np.uint8)).max() == 51 + 77
+    assert Upscaler(open_engine([Path("net.onnx")]))(np.full((8, 8, 3), 51, np.uint8)).max() == round(51 * 1.5)
 
 
 def test_weights_beside_an_onnx_file_are_read_or_named(capfd: pytest.CaptureFixture[str]) -> None:
