@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -29,7 +30,8 @@ def code_of(main: Program, argv: Sequence[object]) -> int:
             handler.stream = sys.stderr
         if isinstance(handler, logging.FileHandler):  # of a program before, which a new process would not have
             log.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):  # of a full disk
+                handler.close()
     try:
         return main([str(word) for word in argv]) or 0
     except SystemExit as stopped:
