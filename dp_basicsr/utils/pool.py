@@ -65,7 +65,8 @@ def ordered_map(
     try:
         while True:
             for task in itertools.islice(waiting, 2 * workers - len(pending)):
-                pending.append((task, pool.submit(function, task)))
+                with _without_ctrl_c():
+                    pending.append((task, pool.submit(function, task)))
             if not pending:
                 return
             task, future = pending[0]
@@ -93,6 +94,17 @@ def ordered_map(
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Generator[None, None, None]:
+    # It reaches the whole group: a worker that still imports would end with a traceback. Workers inherit the mask.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _prepare_worker() -> None:

@@ -47,6 +47,17 @@ def fail_at_three(number: int) -> int:
     return number
 
 
+def hold_back_ctrl_c(number: int) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_ctrl_c_does_not_reach_workers_that_still_import() -> None:
+    # What a worker inherits holds from its first instruction.
+    assert list(ordered_map(hold_back_ctrl_c, range(2), workers=1)) == [True, True]
+    assert not hold_back_ctrl_c(0)
+
+
 def test_results_come_in_the_order_of_the_tasks() -> None:
     assert list(ordered_map(slow_square, range(20), workers=2)) == [number * number for number in range(20)]
 
