@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+NOT_FINITE = "the network gives values that are not finite: its weights are not usable"
 WORST = {"higher": -math.inf, "lower": math.inf}  # `better` of a metric -> the value before the first one
 
 Values = dict[str, float]  # metric -> its value on one image
@@ -59,8 +60,6 @@ class Validator:
         self.best: dict[str, dict[str, dict[str, Any]]] = {}
         self.is_start = False  # the next validation is of the start weights, and no best one
         self.color_shifts: dict[str, float] = {}  # set -> levels between the mean colours of SR and LQ, of this process
-        # `set/metric`, iteration, value: in TensorBoard before a resume
-        self.logged: set[tuple[str, int, float]] = set()
         self._named: set[str] = set()  # sets whose metrics without originals have been logged
 
     def state_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -131,10 +130,8 @@ class Validator:
             best = self.best[dataset][metric]
             best_text = f"\tBest: {best['val']:.4f} @ {best['iter']} iter" if best["iter"] != -1 else ""
             lines.append(f"\t # {metric}: {mean:.4f}{best_text}")
-            if tb_logger and (f"{dataset}/{metric}", iteration, float(f"{mean:.4f}")) not in self.logged:
+            if tb_logger:
                 tb_logger.add_scalar(f"metrics/{dataset}/{metric}", mean, iteration)
-                # Before the line below, by which a resumed run knows that it is there.
-                tb_logger.flush()
             unmeasured = sum(not math.isfinite(value[metric]) for value in values)
             if unmeasured:
                 lines.append(f"\t   {unmeasured} of {len(values)} images not finite, and not in the mean")
@@ -231,7 +228,7 @@ class Validator:
         if not result.isfinite().all():
             if self.opt["is_train"]:
                 return dict.fromkeys(metrics, math.nan)
-            raise UserError(f"{name}: the network gives values that are not finite: its weights are not usable")
+            raise UserError(f"{name}: {NOT_FINITE}")
         images = {"img": tensor2img([result])}
         if gt is not None:
             images["img2"] = tensor2img([gt])
@@ -286,11 +283,23 @@ def validate(model: Any, loader: DataLoader, iteration: int | str, tb_logger: An
         name_unusable(opt["name"], wanted.keys() - usable.keys())
     # BasicSR keeps the names of the first set's metrics for all sets.
     vars(model).pop("metric_results", None)
+
+    def refuse_not_finite(net: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not output.isfinite().all():
+            if not model.opt["is_train"]:
+                raise UserError(f"{opt['name']}: {NOT_FINITE}")
+            # BasicSR adds the images' values to these.
+            for metric in vars(model).get("metric_results", ()):
+                model.metric_results[metric] += math.nan
+
+    net = getattr(model, "net_g_ema", getattr(model, "net_g", nn.Module()))
+    hook = net.register_forward_hook(refuse_not_finite)
     try:
         model.opt["val"] = {"suffix": None} | val | {"metrics": usable or None}
         return model.validation(loader, iteration, tb_logger, save_img)
     finally:
         model.opt["val"] = val
+        hook.remove()
 
 
 def name_unusable(name: str, metrics: Iterable[str]) -> None:

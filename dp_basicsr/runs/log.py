@@ -21,6 +21,7 @@ from typing import Any
 from dp_basicsr import __version__
 from dp_basicsr.distributed.collectives import agree_on
 from dp_basicsr.errors import UserError, first_line, import_optional
+from dp_basicsr.evaluation.curves import read_run
 from dp_basicsr.options.run import RunOptions
 from dp_basicsr.options.schema import Train
 from dp_basicsr.utils.atomic_io import await_archive_name
@@ -173,14 +174,22 @@ def tensorboard(run: RunOptions, resuming: bool, keep: int = 0) -> Iterator[Any]
     # TensorBoard hides what an earlier process wrote from purge_step on: a resumed run repeats it.
     writer = import_optional("torch.utils.tensorboard").SummaryWriter
     writer = writer(log_dir=str(run.tensorboard), purge_step=keep + 1 if resuming else None)
-    add_scalar = writer.add_scalar
+    add_scalar, curves = writer.add_scalar, {}
+    with suppress(UserError):  # of logs that someone deleted
+        curves = read_run(run.folders.root) if keep else {}
 
-    def add(*figure: Any, **settings: Any) -> None:
+    def add(tag: str, value: float, global_step: int, **settings: Any) -> None:
+        # The validation of the checkpoint is repeated.
+        if global_step == keep and (keep, float(f"{value:.4f}")) in curves.get(tag.removeprefix("metrics/"), ()):
+            return
         # TensorBoard opens its file for each figure, and a folder that someone clears must not end the run.
         if not run.tensorboard.is_dir():
             get_root_logger().warning(f"{run.tensorboard} is gone, with the figures up to now; it begins anew")
             run.tensorboard.mkdir(parents=True, exist_ok=True)
-        add_scalar(*figure, **settings)
+        add_scalar(tag, value, global_step, **settings)
+        # Beside the log's line, by which a resumed run knows that it is there.
+        if tag.startswith("metrics/"):
+            writer.flush()
 
     writer.add_scalar = add
     try:

@@ -6,7 +6,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.distributed.launch import mark_experiment
 from dp_basicsr.errors import UserError, code_behind, first_line, is_out_of_memory, readable
-from dp_basicsr.evaluation.curves import read_run
 from dp_basicsr.metrics import drop_unavailable, refuse_small_images
 from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.options.run import RunOptions
@@ -95,11 +93,6 @@ def train(run: RunOptions, option_file: str) -> None:
             if training.validator is not None:
                 # Lets a validation stop between two images.
                 training.validator.interrupted = training.interruption.received
-                # The validation of the checkpoint is repeated.
-                with suppress(UserError):  # of logs that someone deleted
-                    curves = read_run(root) if keep and training.tb_logger else {}
-                    here = {(name, *point) for name, curve in curves.items() for point in curve if point[0] == keep}
-                    training.validator.logged = here
             on_rank_0(lambda: atomic_write(root / USED_OPTIONS, lambda file: file.write(run.options.as_json())))
             for change in changes:
                 get_root_logger().info(change)

@@ -148,14 +148,20 @@ def test_a_set_without_originals_is_upscaled_and_not_measured(
     assert model.validation(bare, 3, None)
 
 
+def stock_model(folder: Path) -> Any:
+    """A model whose validation is BasicSR's."""
+    model = make_model(folder)
+    del model.validator
+    model.test = lambda: setattr(model, "output", model.net_g(model.lq).detach())
+    model.validation = lambda *args: SRModel.nondist_validation(model, *args)
+    return model
+
+
 def test_basicsr_s_models_upscale_a_set_without_originals_too(loader: DataLoader, tmp_path: Path) -> None:
     """BasicSR#326: after the first image a metric missed its second one, and the others were not upscaled."""
     options = {"name": "bare", "type": "SingleImageDataset", "phase": "val", "scale": 4, "io_backend": {"type": "disk"},
                "dataroot_lq": str(tmp_path / "set/lq")}  # fmt: skip
-    model = make_model(tmp_path, {"metrics": METRICS})
-    del model.validator
-    model.test = lambda: setattr(model, "output", model.net_g(model.lq).detach())
-    model.validation = lambda *args: SRModel.nondist_validation(model, *args)
+    model = stock_model(tmp_path)
     validation.validate(model, build_dataloader(build_dataset(options), options), 1, None, True)
     assert len(files(tmp_path / "visualization")) == len(SIZES)
     validation.validate(model, loader, 1, None, False)
@@ -235,6 +241,22 @@ def test_a_result_that_is_not_finite_has_no_figures(loader: DataLoader, tmp_path
     model.opt["is_train"] = False
     with pytest.raises(UserError, match="image.: the network gives values that are not finite"):
         model.validation(loader, 1, None, True)
+
+
+def test_basicsr_s_models_measure_no_result_that_is_not_finite(loader: DataLoader, tmp_path: Path) -> None:
+    """As 8 bits it is black: 5 dB, which may be the best figure."""
+    model = stock_model(tmp_path)
+    weights, bias = model.net_g.conv_last.bias.data, model.net_g.conv_last.bias.data.clone()
+    weights[0] = math.nan
+    validation.validate(model, loader, 1, None, False)
+    assert all(map(math.isnan, model.metric_results.values()))
+    assert {entry["iter"] for entry in model.best_metric_results["five"].values()} == {-1}
+    model.opt["is_train"] = False
+    with pytest.raises(UserError, match="five: the network gives values that are not finite"):
+        validation.validate(model, loader, 1, None, False)
+    weights[:] = bias
+    validation.validate(model, loader, 1, None, False)
+    assert model.metric_results["psnr"] > 5
 
 
 def test_results_of_one_colour_are_named_once(

@@ -140,14 +140,15 @@ def test_a_best_figure_is_of_the_images_and_settings_of_now(change: str, pairs: 
     assert state["best_metric_results"]["there"]["psnr"]["val"] == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.parametrize("change", ["nothing", "settings", "logs"])
+@pytest.mark.parametrize("change", ["nothing", "settings", "logs", "model"])
 def test_a_validation_that_a_resume_repeats_is_one_point(change: str, run: Any) -> None:
-    """Of the same value; another one is shown, and without logs it is not known."""
+    """Of the same value, by our models and BasicSR's; another one is shown, and without logs it is not known."""
     entries = ["logger:use_tb_logger=true", "logger:save_checkpoint_freq=2", "val:val_freq=2", "train:ema_decay=0"]
+    entries += ["model_type=SRModel", "train:optim_g:type=Adam"] if change == "model" else []
     run(*entries, "train:total_iter=2")
     entries += ["val:metrics:psnr_rgb:crop_border=0"] if change == "settings" else []
     for log in Path("experiments/small").glob("*.log") if change == "logs" else ():
         log.unlink()
     run(*entries, "train:total_iter=4")
     figures = EventAccumulator("tb_logger/small").Reload().Scalars("metrics/there/psnr_rgb")
-    assert [figure.step for figure in figures] == ([2, 4] if change == "nothing" else [2, 2, 4])
+    assert [figure.step for figure in figures] == ([2, 4] if change in ("nothing", "model") else [2, 2, 4])
