@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.images.files import BadImageError
-from dp_basicsr.images.opening import TIFF_MARKS, opened, orientation_of, read_bytes
+from dp_basicsr.images.opening import TIFF_MARKS, opened, orientation_of, read_bytes, upright
 from dp_basicsr.images.png import without_remarks
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
-from tifffile import TiffFile
+from tifffile import TiffFile, TiffPage
 
 # Per image: 16384 x 8192, 0.4 GB decoded; a few kilobytes of PNG can declare more. Loaders decode several at a time, so
 # it is less than for upscaling.
@@ -35,8 +35,8 @@ def decode_image(data: bytes | memoryview) -> NDArray[np.uint8]:
     """Decode the content of an image file; see ``read_image`` for the result.
 
     16-bit images, those with alpha, and files of several pictures are refused, because OpenCV would silently convert
-    them or take the first. A fully opaque alpha channel is dropped. The EXIF orientation is applied, as OpenCV does
-    when BasicSR reads images.
+    them or take the first. A fully opaque alpha channel is dropped. The EXIF orientation is applied, as in
+    upscaling, and by OpenCV when BasicSR reads images.
 
     Raises:
         BadImageError: The data cannot be decoded, is truncated, has more than ``MAX_PIXELS`` (checked in the header,
@@ -53,17 +53,20 @@ def decode_image(data: bytes | memoryview) -> NDArray[np.uint8]:
         image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
         if image is not None and data.startswith(b"BM") and image.ndim == 3 and not image[..., 3:].any():
             image = image[..., :3]  # the fourth byte is padding
-        if image is not None and orientation != 1:
-            # OpenCV ignores it for IMREAD_UNCHANGED, and applies it in modes that drop alpha.
-            has_alpha = _without_opaque_alpha(image).shape[2:] in ((2,), (4,))
-            image = image if has_alpha else cv2.imdecode(buffer, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+        if image is not None and not data.startswith(TIFF_MARKS):
+            # For IMREAD_UNCHANGED OpenCV turns TIFFs alone, and otherwise misreads numbers of another type.
+            image = upright(image, orientation)
     except cv2.error as error:  # e.g. more pixels than OpenCV allows
         raise BadImageError(f"is refused by OpenCV ({error.err})") from error
     if image is None:
         raise BadImageError("is not an image that OpenCV can decode: damaged, or a TIFF's compression, save it without")
     if data.startswith(TIFF_MARKS):
-        with TiffFile(io.BytesIO(data)) as file:
-            if file.pages[0].samplesperpixel > (1 if image.ndim == 2 else image.shape[2]):  # type: ignore[union-attr]
+        with TiffFile(io.BytesIO(data)) as file, opened(data, MAX_PIXELS) as (picture, _):
+            page: TiffPage = file.pages[0]  # type: ignore[assignment]
+            is_opaque = picture.mode in ("LA", "La") and np.asarray(picture)[..., 1].min() == 255
+            has_more = page.samplesperpixel > (1 if image.ndim == 2 else image.shape[2])
+            # Pillow loses alpha in a plane of its own.
+            if has_more and not (is_opaque and page.planarconfig == 1):
                 raise BadImageError("has alpha or data beside gray that OpenCV ignores: flatten it, or save gray alone")
     pixels = _without_opaque_alpha(image)
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]

@@ -87,6 +87,9 @@ def test_an_orientation_of_another_type_is_read_as_others_read_it(kind: str, ord
         with Image.open("in") as image:
             expected = np.asarray(ImageOps.exif_transpose(image))
     assert np.array_equal(read_picture(Path("in")).colour, expected)
+    Path("in").rename("in.tif")
+    assert np.array_equal(read_image(Path("in.tif"))[..., ::-1], expected) or kind == "JPEG"  # which is not exact
+    assert read_image(Path("in.tif")).shape == expected.shape
 
 
 def test_exif_that_pillow_cannot_write_again_is_kept() -> None:

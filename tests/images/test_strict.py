@@ -58,6 +58,16 @@ def test_gray_stays_gray() -> None:
     np.testing.assert_array_equal(read_image(Path("a.png")), COLOUR[:, :, 0])
 
 
+@pytest.mark.parametrize("alpha", [254, 255])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_opaque_alpha_beside_gray_of_a_tiff_is_dropped(compression: str | None, alpha: int) -> None:
+    Image.merge("LA", [Image.fromarray(COLOUR[:, :, 0]), Image.new("L", (30, 20), alpha)]).save(
+        "a.tif", None, compression=compression
+    )
+    with nullcontext() if alpha == 255 else pytest.raises(BadImageError, match="alpha or data beside gray"):
+        np.testing.assert_array_equal(read_image(Path("a.tif")), COLOUR[:, :, 0])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
