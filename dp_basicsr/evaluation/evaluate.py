@@ -216,9 +216,9 @@ def bicubic(gt: Image, lr: Image | None, scale: int, name: str) -> Image:
 
 
 def read_file(path: Path) -> Image:
-    """Read an image of a test set, gray or colour; an unreadable file is a UserError with its path."""
+    """Read an image of a test set, gray or colour, 16 bits as validation does; an unreadable file is a UserError."""
     try:
-        return read_image(path)
+        return read_image(path, of_16_bits=True)
     except BadImageError as error:
         raise UserError(f"{path} {error}") from error
 

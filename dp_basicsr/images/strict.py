@@ -26,17 +26,18 @@ MAX_PIXELS = 1 << 27
 _END_MARKS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, of_16_bits: bool = False) -> NDArray[np.uint8]:
     """Read ``(H, W, 3)``, BGR, or gray ``(H, W)``, uint8, range [0, 255]. See ``decode_image``."""
-    return decode_image(read_bytes(path))
+    return decode_image(read_bytes(path), of_16_bits)
 
 
-def decode_image(data: bytes | memoryview) -> NDArray[np.uint8]:
+def decode_image(data: bytes | memoryview, of_16_bits: bool = False) -> NDArray[np.uint8]:
     """Decode the content of an image file; see ``read_image`` for the result.
 
     16-bit images, those with alpha, and files of several pictures are refused, because OpenCV would silently convert
-    them or take the first. A fully opaque alpha channel is dropped. The EXIF orientation is applied, as in
-    upscaling, and by OpenCV when BasicSR reads images.
+    them or take the first. With ``of_16_bits`` the first give the 8 bits that BasicSR reads, if more than 12 are used.
+    A fully opaque alpha channel is dropped. The EXIF orientation is applied, as in upscaling, and by OpenCV when
+    BasicSR reads images.
 
     Raises:
         BadImageError: The data cannot be decoded, is truncated, has more than ``MAX_PIXELS`` (checked in the header,
@@ -63,13 +64,16 @@ def decode_image(data: bytes | memoryview) -> NDArray[np.uint8]:
     if data.startswith(TIFF_MARKS):
         with TiffFile(io.BytesIO(data)) as file, opened(data, MAX_PIXELS) as (picture, _):
             page: TiffPage = file.pages[0]  # type: ignore[assignment]
-            is_opaque = picture.mode in ("LA", "La") and np.asarray(picture)[..., 1].min() == 255
-            has_more = page.samplesperpixel > (1 if image.ndim == 2 else image.shape[2])
             # Pillow loses alpha in a plane of its own.
-            if has_more and not (is_opaque and page.planarconfig == 1):
+            has_alpha = picture.mode in ("LA", "La") and page.planarconfig == 1
+            is_opaque = has_alpha and np.asarray(picture)[..., 1].min() == 255
+            if page.samplesperpixel > (1 if image.ndim == 2 else image.shape[2]) and not is_opaque:
                 raise BadImageError("has alpha or data beside gray that OpenCV ignores: flatten it, or save gray alone")
     pixels = _without_opaque_alpha(image)
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    # Values of 12 bits would be almost black, and any result of them good.
+    if of_16_bits and channels in (1, 3) and pixels.max() >= 1 << 12:
+        pixels = cv2.imdecode(buffer, cv2.IMREAD_ANYCOLOR)
     if pixels.dtype != np.uint8:
         raise BadImageError(
             f"has {8 * pixels.dtype.itemsize} bits per channel, expected 8: magick A -depth 8 B.png "
