@@ -73,7 +73,7 @@ def decode_image(data: bytes | memoryview, of_16_bits: bool = False) -> NDArray[
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     # Values of 12 bits would be almost black, and any result of them good.
     if of_16_bits and channels in (1, 3) and pixels.max() >= 1 << 12:
-        pixels = cv2.imdecode(buffer, cv2.IMREAD_ANYCOLOR)
+        pixels = np.asarray(cv2.imdecode(buffer, cv2.IMREAD_ANYCOLOR))
     if pixels.dtype != np.uint8:
         raise BadImageError(
             f"has {8 * pixels.dtype.itemsize} bits per channel, expected 8: magick A -depth 8 B.png "
