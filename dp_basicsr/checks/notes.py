@@ -143,7 +143,7 @@ def _about_images(sets: Mapping[str, Any]) -> Iterator[Rule]:
             yield ("datasets", name, key), text != "", text
         for key, neutral in (("mean", 0), ("std", 1)):
             text = "validation, test and upscale do not undo it: figures and images are wrong; leave out mean and std"
-            yield ("datasets", name, key), getattr(dataset, key, None) not in (None, [neutral] * 3), text
+            yield ("datasets", name, key), bool({*(getattr(dataset, key, None) or ())} - {neutral}), text
 
 
 def _is_weightless(loss: Entry) -> bool:

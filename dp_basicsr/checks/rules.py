@@ -81,8 +81,13 @@ def _sets(opt: View, phase: str) -> Iterator[Rule]:
             is_other = folder and kind in ("disk", "lmdb") and folder.rstrip("/").endswith(".lmdb") != (kind == "lmdb")
             yield (*path, root), is_other, f"expected {form} for io_backend: {kind}, got {quote(folder)}"
         is_ours = opt.valid(*path, "type") in DATASETS
-        given = [part for part in ("mean", "std") if opt.valid(*path, part) is not None]
+        given = [part for part in ("mean", "std") if opt.raw(*path, part) is not None]
         yield (*path, *given[:1]), is_ours and len(given) == 1, "expected mean and std or neither, got one of them"
+        color = opt.valid(*path, "color")
+        for part in given:
+            values, count = opt.valid(*path, part), 1 if color == "y" else 3
+            fits = values is None or len(values) in (1, count)
+            yield (*path, part), is_ours and not fits, f"expected a number for each channel ({count}), got {values}"
         if not str(key).startswith(phase):
             continue
         name = opt.valid(*path, "name")
@@ -90,7 +95,6 @@ def _sets(opt: View, phase: str) -> Iterator[Rule]:
         other = taken.setdefault(name, key)
         text = f"expected another name, got {quote(name)}: {other} has it, and would be mixed with this one"
         yield (*path, "name"), name is not None and other != key, text
-        color = opt.valid(*path, "color")
         expected, got = ("y", color or "none") if channels == 1 else ("none", "y")
         text = f"expected {expected}, because network_g takes {channels} channel(s), got {got}"
         yield (*path, "color"), is_ours and channels in (1, 3) and (channels == 1) != (color == "y"), text

@@ -109,7 +109,7 @@ class ImageFiles(Section):
     """y: luma only"""
     mean: list[float] | None = None
     """subtracted per channel"""
-    std: list[float] | None = None
+    std: list[Positive] | None = None
     """divisor per channel"""
 
 

@@ -230,6 +230,8 @@ def test_every_misspelt_key_is_named() -> None:
         ("datasets:val_1:color=y", "datasets:val_1:color: expected none, because network_g takes 3 channel.s., got y"),
         ("datasets:train:mean=[0, 0, 0]", "datasets:train:mean: expected mean and std or neither, got one of them"),
         ("datasets:val_1:std=[1, 1, 1]", "datasets:val_1:std: expected mean and std or neither, got one of them"),
+        ("datasets:train:mean=[0, 0] and datasets:train:std=[1]", "mean: expected a number for each channel .3., got"),
+        ("datasets:train:mean=[0] and datasets:train:std=[1, 0, 1]", "std:1: expected a number > 0, got 0"),
         ("network_d=~", "network_d: expected a value, which training needs"),
         ("datasets:train:batch_size_per_gpu=~", "batch_size_per_gpu: expected a value, which training needs"),
         ("datasets:train={name: a, type: SingleImageDataset, dataroot_lq: x, io_backend: {type: disk}, "
