@@ -60,6 +60,9 @@ def _general(opt: View, is_train: bool) -> Iterator[Rule]:
         factor = opt.valid("network_g", key)
         is_other = isinstance(scale, int) and isinstance(factor, int) and factor != scale
         yield ("network_g", key), is_other, f"expected {scale}, the scale of the data, got {factor}"
+    dim, heads = (opt.valid("network_g", key) for key in ("embed_dim", "num_heads"))
+    is_uneven = opt.raw("network_g", "type") == "SwinIR" and dim and heads and any(dim % count for count in heads)
+    yield ("network_g", "embed_dim"), is_uneven, f"expected a multiple of each of num_heads ({heads}), got {dim}"
     # It is read in validation.
     lacks_window = opt.raw("model_type") == "SwinIRModel" and not opt.raw("network_g", "window_size")
     is_read = lacks_window and (opt.raw("val") or not is_train)

@@ -170,6 +170,9 @@ VALUES: Mapping[str, Mapping[str, Any]] = {
     "SwinIR": {
         "upsampler": Literal["pixelshuffle", "pixelshuffledirect", "nearest+conv", "", None],
         "resi_connection": Literal["1conv", "3conv"],
+        "window_size": Size,
+        "embed_dim": Size,
+        "num_heads": list[Size],
     },
     "VGGStyleDiscriminator": {"input_size": Literal[128, 256]},
     "GANLoss": {"gan_type": Literal["vanilla", "lsgan", "wgan", "wgan_softplus", "hinge"]},

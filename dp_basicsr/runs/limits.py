@@ -21,8 +21,9 @@ from dp_basicsr.options.run import RunOptions
 
 import torch
 from basicsr.archs import build_network
+from basicsr.losses import build_loss
 from basicsr.models import build_model
-from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, Registry
 from torch import Tensor
 
 # glibc's malloc.h
@@ -149,25 +150,29 @@ def first_step_is_user_error(batch: Batch) -> Iterator[None]:
 
 
 def build_run_model(opt: dict[str, Any]) -> Any:
-    """Build the model of a run; what a network's class raises, which may be anything, is a UserError with its key."""
+    """Build a run's model; what the class of a network or loss raises, which may be anything, is a UserError by key."""
     try:
         return build_model(opt)
     except Exception as error:
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
-        # A network that fails alone, too, is the cause. Models of other packages may read other keys of this form.
-        networks = [key for key in opt if key.startswith("network_") and isinstance(opt[key], dict)]
-        for key in (key for key in networks if opt[key].get("type") in members_of(ARCH_REGISTRY)):
+        # What fails alone, too, is the cause. Models of other packages may read other keys of these forms.
+        parts = [(key, opt[key], ARCH_REGISTRY, build_network) for key in opt if key.startswith("network_")]
+        losses = (opt.get("train") or {}).items()
+        parts += [(f"train: {key}", value, LOSS_REGISTRY, build_loss) for key, value in losses if key.endswith("_opt")]
+        for key, entry, registry, build in parts:
+            if not isinstance(entry, dict) or entry.get("type") not in members_of(registry):
+                continue
+            # Our models take these two out before they build the loss.
+            arguments = {name: value for name, value in entry.items() if name not in ("type", "sync_mean", "ramp")}
             try:
-                build_network(opt[key])
+                build({"type": entry["type"], **arguments})
             except Exception as cause:
-                arguments = dict(opt[key])
-                kind = arguments.pop("type")
-                text = f"expected arguments that {kind} takes, got {arguments}"
-                raise UserError(f"{key}: {text}: {describe(cause)}{defaults_of(kind)}") from cause
+                text = f"expected arguments that {entry['type']} takes, got {arguments}: {describe(cause)}"
+                raise UserError(f"{key}: {text}{defaults_of(entry['type'], registry)}") from cause
         raise
 
 
-def defaults_of(network: str) -> str:
-    """Return the way out for a network that its arguments do not fit."""
-    return f"; its arguments by default: {inspect.signature(ARCH_REGISTRY.get(network))}"
+def defaults_of(name: str, registry: Registry = ARCH_REGISTRY) -> str:
+    """Return the way out for a registered class that its arguments do not fit."""
+    return f"; its arguments by default: {inspect.signature(registry.get(name))}"

@@ -215,6 +215,7 @@ def test_every_misspelt_key_is_named() -> None:
         ("tile={tile_size: 32}", "tile: expected a known key, .*; val: tile, a number of LQ pixels, cuts"),
         ("network_g={type: SwinIR, upscale: 4, upsampler: pixelshuffel}", "upsampler: .*; did you mean pixelshuffle?"),
         ("network_g={type: SwinIR, upscale: 4, resi_connection: 4conv}", "network_g:resi_connection: .*'3conv'"),
+        ("network_g={type: SwinIR, upscale: 4, window_size: 8.0}", "window_size: expected a whole number, got 8.0"),
         ("network_d:input_size=192", "network_d:input_size: expected 128 or 256, got 192"),
         ("network_g:num_out_ch=1", "network_g:num_out_ch: expected 3"),
         ("scale=2", "network_g:scale: expected 2, the scale of the data, got 4"),

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from dp_basicsr import train
 from dp_basicsr.archs import RRDBNetDP, VGGFeatures, pretrained
+from dp_basicsr.errors import UserError
 from dp_basicsr.runs import trial
 from dp_basicsr.runs.limits import build_run_model
 from dp_basicsr.runs.training import refuse_other_patches
@@ -162,7 +163,7 @@ SMALL_G = "num_feat: 4, num_block: 1, num_grow_ch: 4"
         ),
         (
             [f"network_g={{type: SwinIR, upscale: 4, {SWINIR.replace('heads: [2]', 'heads: [3]')}}}"],
-            "swinir_arch.py:151); its arguments by default: (img_size=64, ",
+            "network_g:embed_dim: expected a multiple of each of num_heads ([3]), got 8",
         ),
         (
             ["network_g={type: SRVGGNetCompact, num_in_ch: 3, num_out_ch: 3, act_type: swish}"],
@@ -193,6 +194,22 @@ def test_an_error_of_the_model_itself_is_no_network_s(monkeypatch: pytest.Monkey
     for other in others:
         with pytest.raises(KeyError, match="theirs"):
             build_run_model(model_options("PSNRModel", Path()) | {"network_d": other})
+
+
+def test_arguments_that_a_loss_refuses_are_told_with_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of other packages: their signature may take any."""
+
+    class Picky(torch.nn.Module):
+        def __init__(self, loss_weight: float = 1.0, **others: Any) -> None:
+            super().__init__()
+            if others:
+                raise TypeError(f"not known: {', '.join(others)}")
+
+    monkeypatch.setitem(LOSS_REGISTRY._obj_map, "Picky", Picky)
+    picky = {"type": "Picky", "loss_weigth": 0.1}
+    said = r"train: pixel_opt: expected arguments that Picky takes, got {'loss_weigth': 0.1}: TypeError: not known: "
+    with pytest.raises(UserError, match=said + r"loss_weigth \(.*; its arguments by default: \(loss_weight: "):
+        build_run_model(model_options("PSNRModel", Path(), pixel_opt=picky, perceptual_opt=None))
 
 
 def test_networks_that_take_the_patch_pass(check: Check) -> None:
