@@ -126,6 +126,9 @@ def orientation_if_single(data: bytes) -> int:
                 raise BadImageError("has masks that OpenCV ignores: save it as PNG")
             if image.format == "TIFF" and image.tile[0][3][0].rstrip("IR") in ("L;2", "L;4", "P;1", "P;2"):  # type: ignore[attr-defined]
                 raise BadImageError("is a TIFF of bits that OpenCV misreads or does not read: save it as PNG")
+            # Pillow opens it since version 13.
+            if image.format == "TIFF" and image.mode == "L" and image.tag_v2.get(277, 1) > 1:  # type: ignore[attr-defined]
+                raise BadImageError("is a TIFF of other channels or values than gray or colours")
             return orientation_of(image)
 
 

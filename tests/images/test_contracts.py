@@ -690,7 +690,7 @@ def test_the_colours_of_a_bmp_keep_their_meaning(version: int, kind: bytes, prim
     with Image.open("out.png") as image:
         assert (image.info.get("icc_profile") == SRGB) == (kind == b"DEBM")
         assert "dpi" not in image.info
-    assert Image.open("out.bmp").info["dpi"] == (0, 0), "none is made up"
+    assert Image.open("out.bmp").info.get("dpi", (0, 0)) == (0, 0), "none is made up"  # none at all since Pillow 13
     in_bmp = ["dropped: ICC profile"] if kind == b"DEBM" else []
     assert words == (2 * [f"dropped: {said}"] if said else in_bmp)
 
