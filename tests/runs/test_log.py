@@ -124,7 +124,7 @@ def test_a_run_outlives_the_folder_of_its_figures(caplog: pytest.LogCaptureFixtu
     run = run_with(use_tb_logger=True)
     with tensorboard(run, resuming=False) as writer:
         for iteration in range(1, 5):
-            writer.add_scalar("l_pix", 0.5, iteration)
+            writer.add_scalar("l_pix", 0.5, iteration, 1e9)  # as anyone's model may call it
             writer.flush()
             if iteration == 2:
                 shutil.rmtree(run.tensorboard)
