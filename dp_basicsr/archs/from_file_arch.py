@@ -9,6 +9,7 @@ from dp_basicsr.archs.open_network import SpandrelCall, open_network
 from dp_basicsr.checkpoint.weights import read_weights
 from dp_basicsr.errors import UserError
 from dp_basicsr.registration import register
+from dp_basicsr.utils.arguments import advise
 
 from torch import nn
 
@@ -35,6 +36,9 @@ def FromFile(path: str, scale: int | None = None, num_in_ch: int = 3) -> nn.Modu
             f"network_g: path: expected a network {f'x{scale} ' if scale else ''}for images of {num_in_ch} channels, "
             f"as in the options; {path} is {network.description}, for {network.channels} channels"
         )
+        if scale not in (None, network.scale):
+            way = advise("upscale", f"--outscale {scale}")
+            text += f"; CompactDP has any scale, and `{way}` resizes the results of this one"
         if num_in_ch != network.channels:
             text += "; on gray, one for 1 channel trains with num_in_ch: 1, and color: y in each set, one for 3 without"
         raise UserError(text)

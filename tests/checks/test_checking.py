@@ -149,7 +149,7 @@ def test_every_misspelt_key_is_named() -> None:
         ("datasets:train:type=PairedImagesDataset", "datasets:train:type: expected a dataset, .*PairedImageDataset"),
         ("datasets:valid=~", "datasets:valid: expected "),
         ("path:experiments_root=/data", "path:experiments_root: expected none, .* or make experiments/ a link"),
-        ("network_g:scale=1", "network_g:scale: expected 2, 3 or 4, got 1; RRDBNet, .* take it"),
+        ("network_g:scale=1", "network_g:scale: expected 2, 3 or 4, got 1; CompactDP.* RRDBNet, .* take it"),
         # mmocr#860: a second set was left out without a word, and a list should be put into quotes.
         ("datasets:train_1={name: a, type: SingleImageDataset, dataroot_lq: x, io_backend: {type: disk}}",
          "datasets:train_1: expected train, val, val_1, test_1 ..., got train_1; a run trains on one set: .* links"),
@@ -219,7 +219,7 @@ def test_every_misspelt_key_is_named() -> None:
         ("network_d:input_size=192", "network_d:input_size: expected 128 or 256, got 192"),
         ("network_g:num_out_ch=1", "network_g:num_out_ch: expected 3"),
         ("scale=2", "network_g:scale: expected 2, the scale of the data, got 4"),
-        ("network_g={type: RRDBNetDP, scale: 8}", "network_g:scale: expected 2, 3 or 4, got 8"),
+        ("network_g={type: RRDBNetDP, scale: 8}", "scale: expected 2, 3 or 4, got 8; CompactDP, with upscale: 8"),
         ("train:scheduler:milestones=[2, 1]", "milestones: expected increasing iterations"),
         ("train:scheduler:milestones=[500000]", "milestones: expected iterations up to train:total_iter .400000."),
         ("train:scheduler={type: CosineAnnealingRestartLR, periods: [9]}", "periods: expected a sum of at least"),
