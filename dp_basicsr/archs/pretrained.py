@@ -54,8 +54,10 @@ def download_weights(network: str, folder: Path, progress: bool = True) -> Path:
         checksum = target.stem.rsplit("-", 1)[1]
         torch.hub.download_url_to_file(url, str(target), hash_prefix=checksum, progress=progress)
     except (URLError, OSError, RuntimeError) as error:
+        # torch hub's RuntimeError is about the hash.
+        reason = "what came is another file, as of a proxy" if isinstance(error, RuntimeError) else error
         raise UserError(
-            f"the ImageNet weights of {network} were not found and could not be downloaded ({error}).  "
+            f"the ImageNet weights of {network} were not found and could not be downloaded ({reason}).  "
             f"Download {url} on another machine and put {target.name} into {PRETRAINED_DIR}/ "
             f"(or run `{advise('data networks')}` with a network connection)"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import statistics
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.archs.pretrained import without_downloads
+from dp_basicsr.archs.pretrained import PRETRAINED_DIR, without_downloads
 from dp_basicsr.checkpoint.resume import find_resume_point, require_networks
 from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
@@ -77,7 +78,12 @@ def check(run: RunOptions) -> None:
         logger.removeFilter(hold)
         logger.setLevel(level)
     if run.rank == 0:
-        downloads = [f"the {name} are missing: the run will download them first" for name in absent]
+        cache = Path(torch.hub.get_dir(), "checkpoints")
+        folder = next(path for path in (cache, *cache.parents) if path.exists())
+        is_writable = folder.is_dir() and os.access(folder, os.W_OK)
+        downloads = [f"the {name} are missing: the run will download them first" for name in absent if is_writable]
+        way = f"{cache} cannot be written: set TORCH_HOME, or put them into {PRETRAINED_DIR}/"
+        missing += [f"the {name} are missing, and {way}" for name in absent if not is_writable]
         ended = point.nothing_left(run.options.training.total_iter) if point else ""
         notes = (*downloads, *warned, *run.notes, *scarce_shared_memory(run, batch), *filter(None, [ended]))
         lines = [summary(run, batch, source, loaded, seconds, losses), *(f"  note:   {note}" for note in notes)]

@@ -84,7 +84,7 @@ def test_missing_weights_are_downloaded_into_the_cache_and_verified(server: Path
     assert path.read_bytes() == server.read_bytes()
     path.unlink()
     server.write_bytes(b"not these weights")
-    with pytest.raises(UserError, match=r"resnet18.*pth.*experiments/pretrained_models"):
+    with pytest.raises(UserError, match=r"resnet18.*another file, as of a proxy.*pth.*experiments/pretrained"):
         find_weights("resnet18", "imagenet")
     assert list((tmp_path / "torch_home").rglob("*.pth")) == []
 

@@ -367,15 +367,20 @@ def test_a_disk_without_room_for_a_checkpoint_is_known(
     assert not Path("experiments/small").exists()
 
 
-def test_imagenet_weights_are_not_downloaded(check: Check) -> None:
-    """The trial uses the weights that are there, and names those that the run would download."""
+def test_imagenet_weights_are_not_downloaded(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial uses the weights that are there, and names those that the run would download, or cannot."""
     weights = ["train:perceptual_opt:vgg_weights=imagenet", "train:perceptual_opt:resnet_weights=imagenet"]
     terms = "[{network: squeezenet1_1, layer_weights: {features.3: 1}}, {type: LPIPSLoss, net: alex}]"
     extra = f"train:perceptual_opt:extra_terms={terms}"
-    code, out, _ = check(*weights, extra)
-    assert code == 0
-    named = [line.split()[5] for line in out.splitlines() if "note:" in line]
-    assert named == ["vgg11", "resnet18", "squeezenet1_1", "alexnet"]
+    with monkeypatch.context() as patch:
+        patch.setenv("TORCH_HOME", "small.yml/cache")
+        code, out, err = check(*weights, extra)
+    assert code == 2
+    assert "will download" not in out
+    cannot = (
+        "the ImageNet weights of (.*) are missing, and small.yml/cache/hub/checkpoints cannot be written: set TORCH"
+    )
+    assert re.findall(cannot, err) == ["vgg11", "resnet18", "squeezenet1_1", "alexnet"]
     here = Path(torch.hub.get_dir(), "checkpoints", pretrained.weights_url("vgg11").rsplit("/", 1)[1])
     here.parent.mkdir(parents=True)
     torch.save(VGGFeatures(["conv2_1"], "vgg11", "random").net.state_dict(), here)
