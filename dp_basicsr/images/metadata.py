@@ -192,8 +192,12 @@ def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) 
         elif name != "density" or not np.allclose(value, _density_of(fields["exif"]) or 0, 1e-3):
             dropped.append(f"{title} of {len(value):,} bytes (JPEG holds 64 KB)" if is_long else title)
     # A profile is for the colours of the file, and WebP stores gray as RGB.
-    if (icc := fields["icc"]) and icc[16:20] != (b"GRAY" if is_gray and kind != "WEBP" else b"RGB "):
-        dropped.append(f"ICC profile for {icc[16:20].decode('latin-1').strip() or 'nothing'}")
+    icc = fields["icc"] or b""
+    # It begins with its length.
+    is_cut = int.from_bytes(icc[:4], "big") > len(icc)
+    if icc and (is_cut or icc[16:20] != (b"GRAY" if is_gray and kind != "WEBP" else b"RGB ")):
+        what = icc[16:20].decode("latin-1").strip() or "nothing"
+        dropped.append("damaged ICC profile" if is_cut else f"ICC profile for {what}")
         fields["icc"] = None
     correct_xmp = partial(xmp.corrected, is_turned=metadata.is_turned)
     for name, corrected in (("exif", exif.corrected), ("xmp", correct_xmp)):

@@ -12,6 +12,7 @@ _END = b"\0\0\0\0IEND\xaeB`\x82"
 HEADER_END = 8 + 12 + 13  # signature; length, name and checksum of IHDR; its content
 LONGEST = 1 << 26  # bytes of a profile or a text, unpacked: far above any, and below what would fill the memory
 _PIXELS = (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"iDOT")  # and the chunks whose name begins with a capital
+_DECODED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"CgBI", b"eXIf", *_PIXELS[:4])
 # Chunks that hold for the result too: these, and by PNG's rule those whose fourth letter is small.
 _COPIED = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"mDCv", b"cLLi", b"tIME", b"pHYs")
 _PROFILES = (b"raw profile type exif", b"raw profile type app1", b"raw profile type xmp")  # ImageMagick's, exiftool's
@@ -53,14 +54,14 @@ def split(data: bytes) -> tuple[bytes, dict[str, Any]]:
 
 
 def without_remarks(data: bytes) -> bytes:
-    """Return a PNG file without the chunks that libpng warns about, image by image, and that change no pixel.
+    """Return a PNG file without the chunks that change no pixel, which libpng warns about, image by image, or refuses.
 
     Old programs write an sRGB profile that it calls incorrect. What is no PNG file is returned as it is.
     """
     before, parts, offset, name = 8, [SIGNATURE], len(SIGNATURE), b""
     while data.startswith(SIGNATURE) and offset + 12 <= len(data) and name != b"IEND":
         end, name = offset + 12 + int.from_bytes(data[offset : offset + 4], "big"), data[offset + 4 : offset + 8]
-        if name in (b"iCCP", b"sBIT", b"bKGD", b"tEXt", b"zTXt", b"iTXt"):
+        if name not in _DECODED:
             parts.append(data[before:offset])
             before = end
         offset = end
@@ -94,7 +95,10 @@ def _read_chunk(name: bytes, content: bytes, info: dict[str, Any]) -> None:
 
 
 def _unpack(content: bytes) -> bytes:
-    return zlib.decompressobj().decompress(content, LONGEST)
+    unpacked = (stream := zlib.decompressobj()).decompress(content, LONGEST)
+    if not stream.eof and not stream.unconsumed_tail:
+        raise ValueError("cut off")
+    return unpacked
 
 
 def join(data: bytes, chunks: list[Chunk]) -> bytes:

@@ -7,6 +7,7 @@ import itertools
 import runpy
 import struct
 import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,14 @@ def test_a_result_has_no_profile_of_other_pixels(suffix: str, mode: str, space: 
     assert kept == (icc if (mode, space) == ("RGB", b"RGB ") else None)
     # That of CMYK is used up.
     assert said == ([f"dropped: ICC profile for {space.decode().strip()}"] if mode == "RGB" and not kept else [])
+
+
+@pytest.mark.parametrize("content", [zlib.compress(ICC)[:60], zlib.compress(ICC[:60])])
+def test_a_profile_that_is_cut_off_is_dropped_and_named(content: bytes) -> None:
+    Path("in.png").write_bytes(join(cv2.imencode(".png", RGB)[1].tobytes(), [(b"iCCP", b"x\0\0" + content)]))
+    said: list[str] = []
+    assert b"iCCP" not in encode_picture(read_picture(Path("in.png")), ".png", warn=said.append)
+    assert said in (["dropped: damaged iCCP"], ["dropped: damaged ICC profile"])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
