@@ -13,9 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent import futures
+from socket import gethostname
 from typing import NoReturn, TypeVar
 
-from dp_basicsr.errors import EXIT_RETRY, UserError, message_for_user, message_of_others
+from dp_basicsr.errors import EXIT_RETRY, UserError, first_line, message_for_user, message_of_others
 
 from torch.distributed import DistError, Store  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -39,7 +40,7 @@ def fail(error: Exception, store: Store) -> NoReturn:
     ``EXIT_RETRY``, or with 1 if the other one failed with its own error or took the store with it, because a restart
     may fail again.
     """
-    rank, code = os.environ.get("RANK"), 1
+    rank, code, host = os.environ.get("RANK"), 1, gethostname()
     if is_loss_of_another(error):
         other_failed = _ask(lambda: store.check([FAILED]))
         if other_failed is None:
@@ -47,7 +48,9 @@ def fail(error: Exception, store: Store) -> NoReturn:
             # tells a process that waits for rank 0 alone only then.
             is_speaker = rank == "1"
         elif other_failed:
-            is_speaker = False  # that one has reported its error
+            is_speaker = False  # that one has reported its error, on its machine
+            if _ask(lambda: store.add(f"said on {host}", 1)) == 1:
+                print(f"error: another process failed, on {_ask(lambda: store.get('error').decode())}", file=sys.stderr)
         else:
             code = EXIT_RETRY
             is_speaker = _ask(lambda: store.add("said/lost", 1)) in (1, None)
@@ -72,13 +75,15 @@ def fail(error: Exception, store: Store) -> NoReturn:
                 raise UserError(message) from None
             except UserError as shown:
                 get_error_handler().record_exception(shown)
+        # All may have an error: the first of a machine to count it prints its own, or all if the store is gone.
+        is_speaker = _ask(lambda: store.add(f"said on {host}", 1)) in (1, None)
+        _ask(lambda: store.set("error", f"{host}: {message or first_line(error)}"))
         _ask(lambda: store.add(FAILED, 1))
         if message is None:
             sys.excepthook(type(error), error, error.__traceback__)
         else:
             code = 2
-            # All processes may have an error: the first to count it prints its own, or all if the store is gone.
-            if _ask(lambda: store.add("said", 1)) in (1, None):
+            if is_speaker:
                 print(f"error: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

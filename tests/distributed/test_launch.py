@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dp_basicsr import errors
-from dp_basicsr.distributed import launch
+from dp_basicsr.distributed import failure, launch
 from dp_basicsr.distributed.launch import init_distributed, mark_experiment, should_resume
 from dp_basicsr.distributed.slurm import SLURM_PORTS, first_host, slurm_port
 from dp_basicsr.errors import EXIT_RETRY, ProcessError, UserError, exit_on_user_error
@@ -24,6 +24,8 @@ from dp_basicsr.runs.log import describe_batch
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -98,6 +100,19 @@ def test_the_error_of_one_process_is_the_message(
     # With rank 0 the store is gone, and with it whether a message was printed: rank 1 prints another.
     assert outputs[1] == ""
     assert rank == 0 or outputs[0] == ""
+
+
+def test_the_error_of_another_machine_is_told_on_each(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its log is elsewhere; on its own machine nobody repeats it."""
+    store, codes = distributed.HashStore(), []
+    monkeypatch.setattr(failure.os, "_exit", codes.append)
+    for host, error in (("a", UserError("no such folder")), *[(name, DistError("closed")) for name in "abb"]):
+        monkeypatch.setattr(failure, "gethostname", lambda host=host: host)
+        failure.fail(error, store)
+    assert capsys.readouterr().err == "error: no such folder\nerror: another process failed, on a: no such folder\n"
+    assert codes == [2, 1, 1, 1]
 
 
 def test_an_error_of_all_processes_is_printed_once(processes: Processes) -> None:
