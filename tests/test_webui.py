@@ -137,12 +137,13 @@ def test_several_images_and_folders_come_back_as_a_zip(page: Page) -> None:
     files = [write_noise(f"{folder}/in.png", 9, 7) for folder in "ab"]
     for name in ("0.png", "broken.png"):
         Path(name).write_bytes(files[0].read_bytes()[:100])
-    Path("notes.txt").touch()
+    for name in ("notes.txt", "._in.png"):
+        Path(name).touch()
     Image.open(files[0]).save("in.gif")
-    visit = chosen(page, "0.png", *files, files[0], "broken.png", "notes.txt", "in.gif")
+    visit = chosen(page, "0.png", *files, files[0], "broken.png", "notes.txt", "in.gif", "._in.png")
     assert page.status(visit).startswith("in.png: 7 x 9 pixels, the first of 5 images; ")
     assert "0.png: the image cannot be read" in page.status(visit), "it comes first"
-    assert "left out 1 file (1 .txt)" in page.status(visit)
+    assert "left out 2 files (1 .txt, 1 .png)" in page.status(visit)
     said = upscale(page, visit, Task("m", ext="jpg", outscale=2))
     assert "3 of 5 images" in said
     assert "broken.png: the image cannot be read" in said

@@ -196,6 +196,8 @@ class Page:
                 visit.taken[file] = parent / file.name
         try:
             images, left_out = find_jobs([str(source)], visit.folder / "out", recursive=True)
+            # Which macOS puts into archives and folders: `._photo.jpg` is no image.
+            left_out += [path for path in visit.taken.values() if path.name.startswith(".")]
         except UserError as error:
             raise UserError(str(error).replace(str(source), "what was chosen")) from error
         failed: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -71,23 +72,25 @@ def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dic
     """Return the file in ``folder`` of each of the originals' ``names``, in their order.
 
     Files that do not match ``pattern`` (see ``compile_pattern``) are ignored. If it is empty, the common prefix and
-    suffix (``baby_RCAN_x4`` for ``baby``) are detected, and every file must match. Missing or extra images, which are
-    listed, and several patterns that match are a UserError.
+    suffix (``baby_RCAN_x4`` for ``baby``) are detected. Missing images, which are listed, and several patterns that
+    match are a UserError; further images are logged.
     """
     used = pattern or detect_pattern([path.stem for path in find_images(folder)], names, folder)
     found = names_in(folder, used)
     missing = [name for name in names if name not in found]
     extra = [path.name for name, path in found.items() if name not in names]
-    # A pattern that was given may select some files of a folder; a detected one must fit all.
+    # A pattern that was given selects some files of a folder, and the others need no word.
     if not pattern:
         extra += [path.name for path in find_images(folder) if path not in found.values()]
-    problems = [f"missing: {shorten(missing)}"] if missing else []
-    problems += [f"without an original: {shorten(extra)}"] if extra else []
-    if problems:
+    others = f"without an original: {shorten(extra)}"
+    if missing:
         raise UserError(
-            f"{folder}: expected one image for each of {len(names)} originals, named {used!r}; {'; '.join(problems)}. "
-            f"For another naming give --pattern NAME=PATTERN, for example '{{}}_RCAN_x4'{name_hint(missing, found)}"
+            f"{folder}: expected one image for each of {len(names)} originals, named {used!r}; missing: "
+            f"{shorten(missing)}{f'; {others}' if extra else ''}. For another naming give --pattern NAME=PATTERN, "
+            f"for example '{{}}_RCAN_x4'{name_hint(missing, found)}"
         )
+    if extra:
+        logging.getLogger("basicsr").warning(f"{folder}: {len(extra)} of its images are not measured, {others}")
     return {name: found[name] for name in names}
 
 

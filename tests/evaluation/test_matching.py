@@ -53,8 +53,7 @@ def test_a_pattern_chooses_among_several_methods_in_one_folder(tmp_path: Path) -
     ("files", "pattern", "message"),
     [
         (["baby_A.png", "bird_A.png"], "", r"named '\{\}_A'; missing: butterfly"),
-        (["baby.png", "bird.png", "butterfly.png", "head.png"], "", "without an original: head.png"),
-        (["baby_A.png", "bird_A.png", "butterfly_A.png", "notes.png"], "", "without an original: notes.png"),
+        (["baby_A.png", "bird_A.png", "head_A.png"], "", "missing: butterfly; without an original: head_A.png"),
         (["Baby.png", "bird.png", "butterfly.png"], "", "missing: baby; .* differ in capital letters: rename"),
         (["1.png"], "", "no file is named like an original; found: 1; originals: baby"),
         (["baby.png"], "{}_x4", r"no file matches the pattern '\{\}_x4'; found: baby.png"),
@@ -64,6 +63,20 @@ def test_a_pattern_chooses_among_several_methods_in_one_folder(tmp_path: Path) -
 def test_missing_and_extra_images_are_named(tmp_path: Path, files: list[str], pattern: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         match_images(make(tmp_path / "results", *files), NAMES, pattern)
+
+
+@pytest.mark.parametrize(
+    ("further", "pattern", "said"),
+    [("head_A", "", "head_A.png"), ("notes", "", "notes.png"), ("head_A", "{}_A", "head_A.png"), ("notes", "{}_A", "")],
+)
+def test_further_images_are_named_and_not_measured(
+    further: str, pattern: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Results of a whole set, of which some originals are here."""
+    folder = make(tmp_path / "results", *(f"{name}_A.png" for name in NAMES), f"{further}.png")
+    assert match_images(folder, NAMES, pattern) == {name: folder / f"{name}_A.png" for name in NAMES}
+    text = f"{folder}: 1 of its images are not measured, without an original: {said}"
+    assert caplog.messages == ([text] if said else [])
 
 
 def test_a_name_may_have_line_breaks() -> None:
