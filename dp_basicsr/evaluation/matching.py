@@ -90,7 +90,7 @@ def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dic
             f"for example '{{}}_RCAN_x4'{name_hint(missing, found)}"
         )
     if extra:
-        logging.getLogger("basicsr").warning(f"{folder}: {len(extra)} of its images are not measured, {others}")
+        logging.getLogger("basicsr").warning(f"{folder}: not measured, {others}")
     return {name: found[name] for name in names}
 
 
