@@ -120,7 +120,8 @@ def test_chunks_that_libpng_warns_about_change_nothing_and_fill_no_log(
     path.write_bytes(join(path.read_bytes(), [(b"ABCD", b"x")]))
     assert torch.equal(take(options(pairs), 0, 4), expected)
     np.testing.assert_array_equal(read_image(path), pixels)
-    assert "libpng" not in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert not any(f"libpng {kind}" in said for kind in ("warning", "error"))
 
 
 def test_tags_that_opencv_does_not_know_fill_no_log() -> None:
