@@ -282,7 +282,7 @@ class Wandb(Section):
     project: str | None = None
     """wandb project; sends TensorBoard's figures to wandb"""
     resume_id: str | None = None
-    """wandb run to resume"""
+    """wandb run to resume: its id, its page's address, or the name of its folder"""
 
 
 class Logger(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import math
+import re
 import shutil
 import sys
 import textwrap
@@ -147,7 +148,9 @@ def start_wandb(run: RunOptions) -> None:
     logs = run.options.logs
     if not _has_figures(run) or logs.wandb is None or not logs.wandb_project:
         return
-    wandb, resume_id = import_optional("wandb"), logs.wandb.resume_id
+    wandb = import_optional("wandb")
+    # The page's address and the folder of a run end in its id; a folder's name wandb would take for that of a new run.
+    resume_id = re.sub(r"^(.*(/runs/|run-\d{8}_\d{6}-)|.*/(?=.))|[/?].*", "", logs.wandb.resume_id or "") or None
     try:
         started = wandb.init(
             project=logs.wandb_project, name=run.options.name, id=resume_id, resume="allow" if resume_id else None,

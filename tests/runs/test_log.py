@@ -85,11 +85,17 @@ def test_a_loss_far_above_its_usual_value_is_named_when_it_gets_there(
 WANDB: dict[str, Any] = {"use_tb_logger": True, "wandb": {"project": "sr", "resume_id": "abc"}}
 
 
-def test_wandb_gets_tensorboard_s_figures_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "given",
+    ["abc", "me/sr/abc", "https://wandb.ai/me/sr/runs/abc/overview?nw=me", "run-20260930_101112-abc",
+     "wandb/offline-run-20260930_101112-abc/"],
+)  # fmt: skip
+def test_wandb_gets_tensorboard_s_figures_when_asked(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wandb/wandb#5856: the name of the run's folder, taken for an id, began a new run."""
     calls: list[dict[str, Any]] = []
     fake = SimpleNamespace(init=lambda **arguments: calls.append(arguments) or SimpleNamespace(id="abc"))
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    start_wandb(run_with(**WANDB))
+    start_wandb(run_with(**{**WANDB, "wandb": {"project": "sr", "resume_id": given}}))
     (call,) = calls
     assert (call["project"], call["id"], call["resume"], call["sync_tensorboard"]) == ("sr", "abc", "allow", True)
 
