@@ -46,9 +46,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def name_and_value(text: str, what: str) -> tuple[str, str]:
-    """Split ``NAME=VALUE``."""
+    """Split ``NAME=VALUE``; a folder that is called so has no name before it."""
     name, equals, value = text.partition("=")
-    if not (name and equals and value):
+    if not (name and equals and value) or (Path(text).exists() and not Path(value).exists()):
         raise UserError(f"{what}: expected NAME=VALUE, got {text!r}")
     return name, value
 
@@ -62,7 +62,7 @@ def methods(args: argparse.Namespace) -> tuple[list[TestSet], list[Method]]:
     # NIQE compares with nothing: the first method's images only name those of the others.
     for gt, lr in zip_longest(args.gt or [results[0][1]], args.lr):
         # The set's name is optional: it is found in the folder's.
-        name, folder = name_and_value(gt, "--gt") if "=" in gt else ("", gt)
+        name, folder = ("", gt) if "=" not in gt or Path(gt).is_dir() else name_and_value(gt, "--gt")
         lr_folder = Path(lr) if lr else None
         sets.append(find_test_set(Path(folder), lr_folder, name, patterns.get("GT", ""), patterns.get("LR", "")))
     unknown = patterns.keys() - {name for name, _ in results} - {"GT", "LR"}

@@ -170,6 +170,18 @@ def test_mistakes_are_named(data: Path, arguments: list[str], message: str, refu
     assert not list(data.glob("out*"))
 
 
+def test_folders_have_equals_signs_in_their_names(
+    data: Path, capsys: pytest.CaptureFixture[str], refused: Refused
+) -> None:
+    """hydra#1314: runs are called after their options."""
+    for folder in ("gt", "good"):
+        (data / folder).rename(f"{folder},mu=1")
+    for gt, result in (("gt,mu=1/A", "Good=good,mu=1/A"), ("A=gt,mu=1/A", "Good=good,mu=1/{set}")):
+        assert main(["--gt", gt, "--result", result, "--metrics", "psnr_y"]) == 0
+    text = refused(main, ["--gt", "gt,mu=1/A", "--result", "good,mu=1/A"])
+    assert "--result: expected NAME=VALUE, got 'good,mu=1/A'" in text
+
+
 def test_niqe_needs_no_originals(data: Path, capsys: pytest.CaptureFixture[str], refused: Refused) -> None:
     """IQA-PyTorch#273: photographs of which there are none."""
     assert main(["--result", "Good=good/A", "--metrics", "niqe"]) == 0
