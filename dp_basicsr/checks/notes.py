@@ -12,7 +12,7 @@ from dp_basicsr.data.datasets import missing_folders
 from dp_basicsr.data.downloads.catalogue import SOURCES
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import find_images
-from dp_basicsr.images.strict import read_image
+from dp_basicsr.images.strict import in_srgb, read_image
 from dp_basicsr.models.base import PluginModel
 from dp_basicsr.options.metrics import record_of
 from dp_basicsr.options.schema import Dataset, OptionFile, Val
@@ -29,6 +29,7 @@ _LOST = {
     "is CMYK": "of CMYK images the colour profile is ignored: convert them to RGB",
     "with alpha": "of images with alpha the colours alone are read, and evaluation refuses them: flatten them",
 }
+_PROFILE = "a colour profile other than sRGB's is neither read nor kept: convert the images to sRGB (upscale keeps it)"
 
 
 def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:
@@ -110,6 +111,7 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
     yield ("logger", "print_freq"), logger.print_freq > total, f"no losses are logged: it is above total_iter ({total})"
     text = f"no state to resume from is saved before the end: it is above total_iter ({total})"
     yield ("logger", "save_checkpoint_freq"), (logger.save_checkpoint_freq or 0) > total, text
+    yield ("name",), "$" in options.name, "$ is no variable here: the folders are called so"
     text = "without effect, because TensorBoard leaves out names with `debug`"
     yield ("logger", "use_tb_logger"), "debug" in options.name, text
     text = "without effect, because there is no project"
@@ -137,7 +139,8 @@ def _about_images(sets: Mapping[str, Any]) -> Iterator[Rule]:
             try:
                 if root and not lmdb:
                     # The first one: the others of the folder are taken to be like it.
-                    read_image(find_images(File(root).expanduser())[0])
+                    file = find_images(File(root).expanduser())[0]
+                    text = _PROFILE if in_srgb(image := read_image(file), file) is not image else ""
             except (UserError, OSError) as error:
                 text = next((lost for sign, lost in _LOST.items() if sign in str(error)), "")
             yield ("datasets", name, key), text != "", text

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tests.support.fuzz import draws
 from tests.support.options import SMALL
@@ -148,6 +148,7 @@ def test_losses_that_train_nothing_are_named(entries: list[str], named: str) -> 
         ),
         ("datasets:train:mean=[0] and datasets:train:std=[1]", ""),
         ("datasets:val_1:gt_size=32", "datasets:val_1:gt_size: without effect: whole images are measured"),
+        ("name=${USER}_run", "name: $ is no variable here: the folders are called so"),  # omegaconf#396
     ],
 )
 def test_what_a_class_takes_for_granted_is_named(entry: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +191,16 @@ def test_images_of_16_bits_are_named(size: tuple[int, ...], pairs: Path) -> None
         assert "dataroot_lq: of 16-bit" not in notes
 
 
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+SWAPPED = SRGB.replace(b"rXYZ", b"????", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"????", b"bXYZ", 1)
+
+
+def with_profile(profile: bytes) -> Image.Image:
+    image = Image.new("RGB", (8, 8), (9, 99, 199))
+    image.info["icc_profile"] = profile
+    return image
+
+
 @pytest.mark.parametrize("part", ["train", "test_1"])
 @pytest.mark.parametrize(
     ("image", "said"),
@@ -198,6 +209,12 @@ def test_images_of_16_bits_are_named(size: tuple[int, ...], pairs: Path) -> None
         (Image.new("CMYK", (8, 8)), "of CMYK images the colour profile is ignored: convert them to RGB"),
         (Image.new("RGBA", (8, 8)), "of images with alpha the colours alone are read"),
         (Image.new("RGBA", (8, 8), (9, 9, 9, 255)), ""),
+        # ComfyUI#11101: a test's results were shown in other colours than its images.
+        (
+            with_profile(SWAPPED),
+            "a colour profile other than sRGB's is neither read nor kept: convert the images to sRGB",
+        ),
+        (with_profile(SRGB), ""),
     ],
 )
 def test_what_is_not_read_of_an_image_is_named(part: str, image: Image.Image, said: str, pairs: Path) -> None:
