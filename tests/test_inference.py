@@ -88,6 +88,9 @@ def test_a_folder_is_mirrored() -> None:
     assert Image.open("out/in/deep/d_x4.tif").size == (32, 24)
     assert run("-i", "photos/**/*.*", "-o", "globbed", "--ext", "png") == 0
     assert files("globbed") == ["a.png", "b.png", "in/c.png", "in/deep/d.png"]
+    # Beside the folder, which lies within the output then.
+    assert run("-o", ".") == 0
+    assert Path("b.jpg").is_file()
 
 
 def test_results_among_the_inputs_are_no_inputs(capsys: pytest.CaptureFixture[str]) -> None:

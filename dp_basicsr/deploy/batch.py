@@ -137,7 +137,7 @@ def _list(path: Path, output: Path, recursive: bool) -> tuple[Path, list[Path], 
     others = sorted(set(files) - set(images))
     results = Path(os.path.abspath(output))
     # The output may lie within the input. Only now, so that earlier results are not reported as left out.
-    if results != Path(os.path.abspath(root)):
+    if Path(os.path.abspath(root)) in results.parents:
         images = [image for image in images if results not in Path(os.path.abspath(image)).parents]
     return root, images, others
 

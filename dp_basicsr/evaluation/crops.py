@@ -49,10 +49,11 @@ class Crop:
 
 def images_of(evaluation: Evaluation, image: str, set_name: str = "") -> list[Measured]:
     """Return one image of every method; a UserError if there is no such image, or in several sets."""
-    matching = [result for result in evaluation.images if result.image == image and set_name in ("", result.set_name)]
+    names = sorted({result.image for result in evaluation.images if set_name in ("", result.set_name)})
+    name = image if image in names else Path(image).stem
+    matching = [result for result in evaluation.images if result.image == name and set_name in ("", result.set_name)]
     sets = sorted({result.set_name for result in matching})
     if len(sets) != 1:
-        names = sorted({result.image for result in evaluation.images if set_name in ("", result.set_name)})
         missing = f"not found; expected {', '.join(names)}{name_hint([image], names)}"
         reason = f"is in {', '.join(sets)}: choose one by --set" if sets else missing
         raise UserError(f"image {image!r} {reason}")

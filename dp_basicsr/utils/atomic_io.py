@@ -97,6 +97,8 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
     # The name itself may be as long as file systems allow.
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{mark}{PARTIAL}"
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(name)
     try:
         with naming(path):

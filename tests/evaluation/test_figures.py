@@ -135,7 +135,7 @@ def test_pictures_are_shown_in_the_colours_of_their_profiles(pairs: Path, monkey
 def test_a_method_may_be_called_original(pairs: Path, titles: list[str]) -> None:
     """It would be drawn as the original itself."""
     evaluation = evaluate([find_test_set(pairs / "GT")], [Method("Original", pairs / "GT")], 4, ("psnr_rgb",))
-    viewer = make_viewer(images_of(evaluation, "image2"), evaluation, 90)
+    viewer = make_viewer(images_of(evaluation, "GT/image2.png"), evaluation, 90)
     assert [panel.name for panel in viewer.sources[-2:]] == ["Original", "GT"]
     write_evaluation(evaluation, Path("evaluation"))
     assert compare_crops.main(["evaluation", "image2", "--crop", "10,20,32,24", "--out", "crops.png"]) == 0
@@ -195,6 +195,7 @@ def test_a_crop_is_cut_in_pixels_of_the_original() -> None:
         (["image9", "--crop", "0,0,8,8"], "'image9' not found; expected image0, image1"),
         (["image0", "--crop", "140,0,8,8"], "is not inside the 144 x 160"),
         (["image0", "--crop", "1,2,3"], "expected left,top,width,height"),
+        (["image0", "--crop", "0,0,8,8", "-o", "."], "cannot write .: Is a directory"),
         (["image0", "--crop", "0,0,8,8", "-o", "crops.xyz"], "crops.xyz: expected a name that ends with ."),
     ],
 )
