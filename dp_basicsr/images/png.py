@@ -61,7 +61,8 @@ def without_remarks(data: bytes) -> bytes:
     before, parts, offset, name = 8, [SIGNATURE], len(SIGNATURE), b""
     while data.startswith(SIGNATURE) and offset + 12 <= len(data) and name != b"IEND":
         end, name = offset + 12 + int.from_bytes(data[offset : offset + 4], "big"), data[offset + 4 : offset + 8]
-        if name not in _DECODED:
+        # Of gray and colours a palette is a suggestion.
+        if name not in _DECODED or (name == b"PLTE" and data[25:26] != b"\3"):
             parts.append(data[before:offset])
             before = end
         offset = end
