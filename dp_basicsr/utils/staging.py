@@ -30,6 +30,8 @@ class StagedFolder:
     def __init__(self, final: Path, *, overwrite: bool = False) -> None:
         # What a link leads to is replaced, as by other programs: a folder cannot be renamed onto the link.
         self.final = final = Path(os.path.realpath(final)) if final.is_symlink() else final
+        if final.name in ("", ".."):  # `.`: whoever works in it would be left in the old one
+            raise UserError(f"the output {final} cannot be exchanged for another folder: choose one below it")
         self.path = final.with_name(final.name + ".partial")
         self._overwrite = overwrite
         refuse_existing([final], overwrite=overwrite, empty=True)

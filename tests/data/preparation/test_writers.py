@@ -135,6 +135,13 @@ def test_a_parent_that_is_a_file_is_a_readable_error(tmp_path: Path) -> None:
         StagedFolder(tmp_path / "file" / "a")
 
 
+@pytest.mark.parametrize("final", [".", "..", "a/..", "/"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_folder_one_works_in_is_not_exchanged(final: str, overwrite: bool) -> None:
+    with pytest.raises(UserError, match="cannot be exchanged for another folder: choose one below it"):
+        StagedFolder(Path(final), overwrite=overwrite)
+
+
 @pytest.fixture
 def full_disk() -> Iterator[None]:
     """Limit files to 300 kB, which looks like a full disk to a writer."""
