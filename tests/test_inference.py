@@ -181,6 +181,9 @@ def test_files_beside_a_picture_that_give_its_place_are_named(capsys: pytest.Cap
     assert "photos/a.png: a.pgw is of the smaller picture" in said
     assert "photos/a.png: a.png.aux.xml is of the smaller picture" in said
     assert "photos/a.png: a.PNGW is of the smaller picture" in said
+    # CodeFormer#64: the result of a file without a suffix was written, and reported as failed.
+    Path("photos/a.png").rename("photos/a")
+    assert run("-i", "photos/a", "-o", "again") == 0
 
 
 def test_an_image_waits_for_the_memory_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
