@@ -28,6 +28,8 @@ from dp_basicsr.errors import UserError, first_line, is_out_of_memory
 from dp_basicsr.options import USED_OPTIONS
 from dp_basicsr.utils.input_size import InputSize
 
+import numpy as np
+
 TOLERANCE = 1e-4  # largest difference from torch on a random image, relative to the largest value
 PROBES = ((1, 24, 40), (1, 33, 17))
 KEPT = 16  # converted networks
@@ -139,9 +141,11 @@ def _is_installed(engine: str) -> bool:
 
 
 def _key(engine: str, paths: Sequence[Path], alpha_interp: float | None, scale: int | None) -> str:
-    """Return what identifies a conversion: weights, what tells their scale, and the versions that convert."""
+    """Return what identifies a conversion: weights, what tells their scale, the versions that convert, and the CPU."""
     package = ENGINES[engine].packages[0]
-    known = (FORM, engine, version(package), version("torch"), alpha_interp, scale)
+    # A home may be shared by CPUs, of which one cannot run what another has checked.
+    cpu = np.show_config("dicts").get("SIMD Extensions")  # type: ignore[union-attr]
+    known = (FORM, engine, version(package), version("torch"), cpu, alpha_interp, scale)
     digest = hashlib.sha256(repr(known).encode())
     for path in paths:
         if not path.is_file():
