@@ -126,6 +126,9 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
     for name, dataset in options.datasets.items():
         whole = name != "train" and dataset.type == "PairedImageDataset"
         yield ("datasets", name, "gt_size"), whole, "without effect: whole images are measured"
+        for key in ("blur_kernel_size", "blur_kernel_size2"):
+            other = dataset.type == "RealESRGANDataset" and dataset.as_dict().get(key) != 21
+            yield ("datasets", name, key), other, "without effect: RealESRGANDataset draws kernels of 7 to 21 pixels"
         lmdb = dataset.io_backend is not None and dataset.io_backend.type == "lmdb"
         for key in ("meta_info_file", "filename_tmpl"):
             yield ("datasets", name, key), lmdb, "without effect: of an LMDB all records are used, by their keys"

@@ -149,6 +149,12 @@ def test_losses_that_train_nothing_are_named(entries: list[str], named: str) -> 
         ("datasets:train:mean=[0] and datasets:train:std=[1]", ""),
         ("datasets:val_1:gt_size=32", "datasets:val_1:gt_size: without effect: whole images are measured"),
         ("name=${USER}_run", "name: $ is no variable here: the folders are called so"),  # omegaconf#396
+        # albumentations#1698
+        (
+            "datasets:train={name: x, type: RealESRGANDataset, batch_size_per_gpu: 1, gt_size: 128, "
+            "num_worker_per_gpu: 0, dataroot_gt: ., io_backend: {type: disk}, blur_kernel_size: 15}",
+            "datasets:train:blur_kernel_size: without effect: RealESRGANDataset draws kernels of 7 to 21 pixels",
+        ),
     ],
 )
 def test_what_a_class_takes_for_granted_is_named(entry: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
