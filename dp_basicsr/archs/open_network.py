@@ -206,11 +206,16 @@ def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.M
         if looks:
             raise UserError(f"{model}{looks}") from error
         if isinstance(error, UnsupportedModelError):
+            way = (
+                "a newer spandrel may know more, the package spandrel_extra_arches adds SRFormer and others, and "
+                f"`{advise('test', 'OPTIONS --import MODULE')}` upscales with a class of your own"
+            )
+            shapes = [value.shape for value in state.values() if value.ndim > 1]
+            if shapes and shapes[0][1] == 3 and shapes[-1][0] == 1:  # from colours to one value
+                way = "it looks like a discriminator: give the generator, net_g_*.pth, of the same run"
             raise UserError(
                 f"{model}: expected a super-resolution network that this project or spandrel {spandrel.__version__} "
-                f"knows, got {len(state)} tensors such as {shorten(list(state), 3)}; a newer spandrel may know more, "
-                f"the package spandrel_extra_arches adds SRFormer and others, and "
-                f"`{advise('test', 'OPTIONS --import MODULE')}` upscales with a class of your own"
+                f"knows, got {len(state)} tensors such as {shorten(list(state), 3)}; {way}"
             ) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(

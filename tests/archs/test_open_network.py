@@ -196,8 +196,8 @@ def test_a_scale_that_contradicts_the_weights_is_refused() -> None:
 
 
 def test_a_discriminator_and_four_channels_are_refused_and_a_gray_network_opens() -> None:
-    torch.save({"params": {"conv0_0.weight": torch.ones(4, 3, 3, 3)}}, "net_d.pth")
-    with pytest.raises(UserError, match="expected a super-resolution network .* such as conv0_0.weight"):
+    torch.save({"params": {"conv0_0.weight": torch.ones(4, 3, 3, 3), "linear2.weight": torch.ones(1, 9)}}, "net_d.pth")
+    with pytest.raises(UserError, match="expected a super-resolution network .* it looks like a discriminator: give "):
         load_network([Path("net_d.pth")])
     torch.save(RRDBNet(4, 4, scale=4, num_feat=4, num_block=1, num_grow_ch=4).state_dict(), "four.pth")
     with pytest.raises(UserError, match="expected a network for RGB or gray, got RRDBNetDP x4 for 4 channels"):
