@@ -183,16 +183,18 @@ class PluginModel(BaseModel):
         if differences and (strict or not fitting):
             key = "strict_load_d" if part == "discriminator" else "strict_load_g"
             also = "" if strict else f" (nothing fits, not even with path: {key}: false)"
+            own = "" if part == "discriminator" else "; network_g of type FromFile is the file's own network"
             shapes = [sorted(tuple(value.shape) for value in state.values()) for state in (expected, weights.state)]
             # Of another scale, most fit. A test needs all, and so does a run that resumes.
             if shapes[0] == shapes[1]:
                 also += "; it has these shapes under other names: docs/finetuning.md shows how to rename them"
             elif 2 * len(fitting) > len(expected) and self.is_train:
                 share = f"the {len(fitting)} of {len(expected)} tensors that fit"
-                also = f"; a new run with path: {key}: false starts from {share}"
-                also += "" if part == "discriminator" else ", and network_g of type FromFile is the file's own network"
+                also = f"; a new run with path: {key}: false starts from {share}{own}"
             elif self.is_train and part == "discriminator":
                 also = "; a new run with path:pretrain_network_g starts from the generator alone"
+            else:
+                also += own
             raise UserError(f"network {load_path} does not match: {differences}; the file has {weights.holds}{also}")
         logger = get_root_logger()
         logger.info(f"Loading {type(bare).__name__} model from {load_path}: {weights.holds}. {weights.choice}".rstrip())
