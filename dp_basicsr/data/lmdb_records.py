@@ -144,14 +144,14 @@ class LmdbReader:
             # The parent's, inherited over a fork: closed in this process only, and nothing is written.
             self._env.close()
         path = Path(self.folder, "data.mdb")
-        if os.path.isdir(self.folder) and not path.is_file():
-            raise UserError(f"{self.folder} is no LMDB, though its name ends in .lmdb: it has no data.mdb")
+        if os.path.isdir(self.folder) and not (path.is_file() and path.stat().st_size):
+            raise UserError(f"{self.folder} is no LMDB, though its name ends in .lmdb: data.mdb is missing or empty")
         try:
             self._env = lmdb.open(self.folder, readonly=True, lock=False, readahead=True)
             expected = self._env.stat()["psize"] * (self._env.info()["last_pgno"] + 1)
             size = path.stat().st_size
         except (lmdb.Error, OSError) as error:
-            way = "if its file system maps no files, copy it to a local disk, or use folders of PNG files"
+            way = "copy or create it again, on a local disk if its file system maps no files, or use folders of PNGs"
             raise UserError(f"the LMDB {self.folder} cannot be opened: {error}: {way}") from error
         # Reading past the end of the map would be a bus error, which no exception handler sees.
         if size < expected:
