@@ -7,6 +7,7 @@ gives what was expected, what was found and what to do. Command lines run inside
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib
 import importlib.metadata
@@ -231,7 +232,11 @@ def message_for_user(error: BaseException) -> str | None:
     if isinstance(error, KeyError) and str(error.args[0]).endswith("' registry!"):  # BasicSR's, of a foreign class
         return f"{error.args[0]} --import MODULE adds another package's"
     if isinstance(error, OSError) and error.filename is not None:
-        return readable(f"{error.filename}: {error.strerror}")
+        name = str(error.filename)
+        is_of_compile = "torchinductor" in name or name.startswith(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or "\0")
+        way = "; compile keeps its code in TORCHINDUCTOR_CACHE_DIR: name another folder" if is_of_compile else ""
+        way = "; choose a shorter path" if error.errno == errno.ENAMETOOLONG else way
+        return readable(f"{name}: {error.strerror}{way}")
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
         name = ascii(error.object)[:200]
         return f"{name} cannot be a file name under this locale ({error.encoding}): set LC_ALL=C.UTF-8 or PYTHONUTF8=1"

@@ -356,6 +356,8 @@ def _why_missing(path: str) -> str:
         return "; $ is no variable here: in --force_yml the shell replaces it in double quotes"
     if re.search(r"[\t\n\r\a\b\f\v]", path):
         return f"; {IN_SINGLE_QUOTES}"
+    if glob(f"{escape(os.path.expanduser(path))} #*"):
+        return "; what follows # is a comment: put the path into single quotes"
     if hint := missing_hint(path):
         return hint
     return "" if os.path.isabs(os.path.expanduser(path)) else f" in {os.getcwd()}"

@@ -78,7 +78,7 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
         shown[measured.method] = in_colour(result), measured.scores
     # Two rows of crops, the original's included; the division rounds up.
     columns = max(2, -(-(len(shown) + 1) // 2))
-    width = 2.3 * gt.shape[1] / gt.shape[0] * 2
+    width = min(2.3 * gt.shape[1] / gt.shape[0] * 2, 200)  # inches: matplotlib draws less than 65,536 pixels
     figure = Figure(figsize=(width + 2.3 * columns, 5.8), layout="constrained")
     grid = figure.add_gridspec(2, columns + 1, width_ratios=[width, *[2.3] * columns])
     whole = figure.add_subplot(grid[:, 0])

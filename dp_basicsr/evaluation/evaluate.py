@@ -15,7 +15,7 @@ from dp_basicsr.data.imresize import downsample, imresize, mod_crop
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.evaluation.matching import Method, TestSet
 from dp_basicsr.images.files import BadImageError
-from dp_basicsr.images.opening import is_lossless_webp, opened, read_bytes
+from dp_basicsr.images.opening import opened, read_bytes, webp_chunks
 from dp_basicsr.images.strict import MAX_PIXELS, read_image, size_text
 from dp_basicsr.metrics import Scores, measure, missing_metrics
 from dp_basicsr.options.metrics import DEFAULT, METRICS
@@ -232,7 +232,7 @@ def lossy_format(path: Path) -> str:
     if kind == "TIFF":
         return "JPEG in TIFF" if "jpeg" in compression else ""
     if kind == "WEBP":
-        return "" if is_lossless_webp(data) else "lossy WebP"
+        return "" if b"VP8L" in webp_chunks(data) else "lossy WebP"
     return kind if kind in ("JPEG", "MPO", "GIF") else ""
 
 

@@ -57,6 +57,9 @@ def name_hint(names: Iterable[str], others: Iterable[str]) -> str:
         # macOS writes an accent as a character of its own (NFD), other systems mostly do not (NFC).
         "Unicode's form (NFC and NFD): rename those of one folder, as convmv does": partial(normalize, "NFC"),
         "capital letters: rename those of one folder": str.lower,
+        "blanks, dashes or leading zeros: rename those of one folder": (
+            lambda name: re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\s_\u2010-\u2015\u2212-]|%20", "-", name))
+        ),
         "the suffix: convert those of one folder": _without_suffix,
     }
     exact = set(others)

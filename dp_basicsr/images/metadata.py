@@ -11,7 +11,7 @@ from typing import Any, Literal
 from xml.parsers.expat import ExpatError
 
 from dp_basicsr.images import exif, xmp
-from dp_basicsr.images.opening import is_lossless_webp
+from dp_basicsr.images.opening import webp_chunks
 from dp_basicsr.images.png import Chunk, name_of
 from dp_basicsr.utils.tiles import Pixels
 
@@ -37,6 +37,7 @@ _LONGEST = {"exif": 65_527, "xmp": 65_504, "iptc": 65_500, "comment": 65_533}
 _DENSEST = {"JPEG": 65_535, "PNG": 1e8, "BMP": 5e7}
 # Segments of JPEG that are read, or belong to its code.
 _READ = (b"JFIF\0", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"Adobe\0", b"Photoshop 3.0\0")
+_WEBP = (b"VP8X", b"VP8L", b"VP8 ", b"ALPH", b"ICCP", b"EXIF", b"XMP ")  # its chunks that are read
 _IPTC_IN_PHOTOSHOP = 0x0404
 _END = 0xD9  # JPEG's last marker
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # within the pixels 0xff is followed by 0, or restarts
@@ -45,7 +46,10 @@ _STORAGE = {
     *range(254, 260), *range(262, 267), 273, 274, *range(277, 280), *range(282, 285), *range(288, 294), 296, 317, 320,
     *range(322, 326), 338, 339, 347, *range(512, 522), 530, 532,
 }  # fmt: skip
-_LEFT_OUT = {330: "further pictures", 34377: "Photoshop's resources", 34665: "EXIF", 34853: "GPS", 37724: "layers"}
+_LEFT_OUT = {
+    330: "further pictures", 34377: "Photoshop's resources", 34665: "EXIF", 34853: "GPS", 37724: "layers",
+    52545: "C2PA",  # content credentials, which are signed for the old pixels
+}  # fmt: skip
 _GEO_TAGS, _MATRIX, _GEO_KEYS = (33550, 33922, 34264, 50844), 34264, 34735
 _FROM_CENTRES = (1025, 0, 1, 2)  # among GeoTIFF's keys: its places are those of pixels' centres, not of their corners
 _DOUBLE, _NODATA = 12, 42113  # a type of tags, and GDAL's tag
@@ -105,6 +109,8 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
         dropped += ["Photoshop's resources"] if resources else []
         behind = len(data[_end_of_jpeg(data) :].rstrip(b"\0"))
         dropped += [f"{behind:,} bytes after the picture"] if behind else []
+    chunks = webp_chunks(data) if image.format == "WEBP" else []
+    dropped += [name.decode("latin-1") for name in chunks if name not in _WEBP]
     return Metadata(
         size, info.get("icc_profile"), block.removeprefix(b"Exif\0\0"), info.get("xmp") or xml or None,
         # JFIF's unit 0 gives the shape of pixels, no density; a BMP's density of 0 is none.
@@ -112,7 +118,7 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
         pixel=None if info.get("jfif_unit", 1) else _pixel(shape),
         comment=comment, iptc=iptc, chunks=tuple(info.get("chunks", ())), is_turned=orientation != 1,
         dropped=tuple(dropped),
-        is_lossless=image.format in ("PNG", "BMP") or (image.format == "WEBP" and is_lossless_webp(data)),
+        is_lossless=image.format in ("PNG", "BMP") or b"VP8L" in chunks,
     )  # fmt: skip
 
 
@@ -151,6 +157,7 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orienta
         for tag in page.tags.values()
     }
     dropped = [name for code, name in _LEFT_OUT.items() if tags.pop(code, None)]
+    dropped += ["mask"] if any(further.is_mask for further in page.parent.pages[1:]) else []  # type: ignore[union-attr]
     icc, xml, iptc = (tags.pop(code)[3] if code in tags else None for code in (34675, 700, 33723))
     keys = page.tags.valueof(_GEO_KEYS, ())
     # GeoTIFF's keys come in fours. Neither a turn nor a matrix for centres is a mere scaling.

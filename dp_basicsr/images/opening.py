@@ -137,22 +137,25 @@ def header_size(path: Path) -> tuple[int, int]:
             return image.size
 
 
-def is_lossless_webp(data: bytes) -> bool:
-    """Return whether a WebP file holds every pixel exactly, as the name of the chunk with its pixels says."""
+def webp_chunks(data: bytes) -> list[bytes]:
+    """Return the names of a WebP file's chunks; VP8L has every pixel exactly."""
     # RIFF, size, WEBP; then chunks of a name, a size and an even number of bytes.
-    offset = 12
-    while data[offset : offset + 4] not in (b"VP8L", b"VP8 ", b""):
+    offset, names = 12, list[bytes]()
+    while offset + 8 <= len(data):
+        names.append(data[offset : offset + 4])
         size = int.from_bytes(data[offset + 4 : offset + 8], "little")
         offset += 8 + size + size % 2
-    return data[offset : offset + 4] == b"VP8L"
+    return names
 
 
 def refuse_frames(file: Image.Image | TiffFile) -> None:
     """Raise a BadImageError for several pictures, a raw photograph, or values not unsigned or of more than 16 bits.
 
-    Smaller copies of the first picture do not count.
+    Smaller copies of the first picture do not count, and neither does a mask.
     """
     if isinstance(file, TiffFile):
+        if not file.pages:
+            raise BadImageError("is cut off: it lists no picture")
         page: TiffPage = file.pages[0]  # type: ignore[assignment]
         # Values of no stated kind (4) are read as unsigned.
         kind = {2: "signed ", 3: "floating ", 5: "complex ", 6: "complex "}.get(page.sampleformat, "")
@@ -162,7 +165,7 @@ def refuse_frames(file: Image.Image | TiffFile) -> None:
             )
         if page.is_reduced and page.subifds:
             raise BadImageError("is a raw photograph, of which it shows a preview: develop it first")
-        count = 1 + sum(not page.is_reduced for page in file.pages[1:])  # type: ignore[union-attr]
+        count = 1 + sum(not (page.is_reduced or page.is_mask) for page in file.pages[1:])  # type: ignore[union-attr]
         # ImageJ lists the first page alone of more than 4 GB; the others stand behind it.
         images = (file.imagej_metadata or {}).get("images", 1)
         if page.dataoffsets[0] + images * page.nbytes <= file.filehandle.size:

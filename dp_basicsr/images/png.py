@@ -28,14 +28,15 @@ def split(data: bytes) -> tuple[bytes, dict[str, Any]]:
     read.
     """
     pixels, info = [SIGNATURE], dict[str, Any](exif=b"", chunks=[], rest=[])
-    offset, name = len(SIGNATURE), b""
+    offset, name, colours = len(SIGNATURE), b"", 256
     while offset + 12 <= len(data) and name != b"IEND":
         (length,) = struct.unpack_from(">I", data, offset)
         name, end = data[offset + 4 : offset + 8], offset + 12 + length
-        # For a transparent value that is too short Pillow refuses the picture; browsers ignore it.
-        is_short = name == b"tRNS" and length < {b"\0": 2, b"\2": 6}.get(data[25:26], 0)
+        colours = length // 3 if name == b"PLTE" else colours
+        # Browsers ignore one that is too short, for which Pillow refuses the picture, or longer than the palette.
+        is_wrong = name == b"tRNS" and not {b"\0": 2, b"\2": 6}.get(data[25:26], 0) <= length <= colours
         # The decoder also gets a chunk that the file breaks off in, and reports it.
-        if ((name[:1].isupper() or name in _PIXELS) and not is_short) or end > len(data):
+        if ((name[:1].isupper() or name in _PIXELS) and not is_wrong) or end > len(data):
             pixels.append(data[offset:end])
         else:
             try:

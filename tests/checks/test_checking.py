@@ -449,6 +449,15 @@ def test_a_variable_in_a_missing_path_gets_advice() -> None:
         assert refusal(["-opt", str(TRAIN), "--force_yml", f"{key}=$HOME/x.lmdb"]).count("; $ is no variable here") == 1
 
 
+def test_a_path_that_a_comment_cuts_off_gets_advice() -> None:
+    """r-lib/yaml#117."""
+    Path("set #2").mkdir()
+    message = refusal(
+        ["-opt", str(TRAIN), "--force_yml", "datasets:train:dataroot_gt=set", "datasets:train:io_backend:type=disk"]
+    )
+    assert message.count("; what follows # is a comment: put the path into single quotes") == 1
+
+
 def test_an_archive_in_place_of_a_folder_gets_advice() -> None:
     """Sana#111: a data set of tar shards."""
     Path("a.tar").touch()

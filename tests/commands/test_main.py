@@ -36,6 +36,18 @@ def test_scripts_are_thin() -> None:
     assert sum(lines.values()) <= 800
 
 
+def test_torchrun_starts_what_is_not_distributed_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """casanovo#140: the processes wrote the same files, and one ended the other."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["data", "lr", "-i", "GT", "-o", "LR"]) == 0
+    assert "data lr works in one process, that of rank 0" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    assert code_of(main, ["data", "lr", "-i", "GT", "-o", "LR"]) == 2  # there is no GT
+
+
 def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == main(["--help"]) == 0
     shown = capsys.readouterr().out

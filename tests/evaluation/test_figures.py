@@ -132,6 +132,18 @@ def test_pictures_are_shown_in_the_colours_of_their_profiles(pairs: Path, monkey
         assert np.abs(image.astype(int) - expected).max() <= 1
 
 
+def test_crops_of_a_long_image_are_as_wide_as_matplotlib_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """matplotlib#16234; drawing 700,000 pixels did not end."""
+    Path("GT").mkdir()
+    cv2.imwrite("GT/long.png", np.zeros((8, 6000, 3), np.uint8))
+    evaluation, widths = evaluate([find_test_set(Path("GT"))], [Method("A", Path("GT"))], 4, ("psnr_rgb",)), []
+    monkeypatch.setattr(
+        "dp_basicsr.evaluation.crops.save_figure", lambda figure, *_, dpi, **__: widths.append(figure.bbox.width)
+    )
+    compare_crops_of(images_of(evaluation, "long"), evaluation, Crop(0, 0, 8, 8), Path("crops.png"))
+    assert widths[0] / 100 * 150 < 65_536
+
+
 def test_a_method_may_be_called_original(pairs: Path, titles: list[str]) -> None:
     """It would be drawn as the original itself."""
     evaluation = evaluate([find_test_set(pairs / "GT")], [Method("Original", pairs / "GT")], 4, ("psnr_rgb",))

@@ -453,6 +453,9 @@ def test_a_missing_path_that_looks_like_what_is_there_says_so() -> None:
         ("IMG_1", "img_1", "capital letters"),
         ("a.png", "a.jpg", "the suffix"),
         ("v1.0", "v1.1", ""),
+        ("0001.png", "1.png", "blanks, dashes or leading zeros"),
+        ("a b.png", "a%20b.png", "blanks, dashes or leading zeros"),
+        ("a-1.png", "a\u20131.png", "blanks, dashes or leading zeros"),
         ("a.png", "a_x4.png", ""),
     ],
 )
@@ -573,6 +576,47 @@ def test_a_segment_that_only_begins_like_one_that_is_read_is_named(marker: int, 
     extra = bytes([0xFF, 0xE0 + marker]) + struct.pack(">H", len(segment) + 2) + segment
     Image.new("RGB", (9, 6)).save("in.jpg", extra=extra)
     assert read_picture(Path("in.jpg")).metadata.dropped == (name,)
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_a_tiff_s_smaller_copies_and_mask_are_no_pages(has_mask: bool) -> None:
+    """gdal#1455: a cloud optimised GeoTIFF has both."""
+    pixels = noise(random.Random(0), (8, 6, 3))
+    with tifffile.TiffWriter("a.tif") as file:
+        for step, kind in ((1, 0), (2, 1)):
+            file.write(pixels[::step, ::step], photometric="rgb", subfiletype=kind, metadata=None)
+            if has_mask:
+                mask = np.ones((8 // step, 6 // step), bool)
+                file.write(mask, photometric="mask", subfiletype=kind | 4, metadata=None)
+    picture = read_picture(Path("a.tif"))
+    assert np.array_equal(picture.colour, pixels)
+    assert picture.metadata.dropped == (("mask",) if has_mask else ())
+    assert np.array_equal(read_image(Path("a.tif"))[..., ::-1], pixels)
+
+
+def test_content_credentials_of_the_old_pixels_are_named() -> None:
+    """oxipng#662."""
+    image = Image.fromarray(noise(random.Random(0), (8, 6, 3)))
+    image.save("a.tif", tiffinfo={52545: b"jumb"})
+    image.save("a.webp", exif=Image.Exif().tobytes())
+    content = Path("a.webp").read_bytes() + b"C2PA\3\0\0\0abc\0"
+    Path("a.webp").write_bytes(content[:4] + struct.pack("<I", len(content) - 8) + content[8:])
+    for name in ("a.tif", "a.webp"):
+        assert read_picture(Path(name)).metadata.dropped == ("C2PA",)
+
+
+def test_results_that_are_one_file_where_capitals_do_not_count_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """owncloud/client#1914: "wrote 2 of 2 images" left one on exFAT."""
+    for name in ("in/a.png", "in/A.png"):
+        write_noise(name, 4, 4)
+    jobs = find_jobs(["in"], Path("out"))[0]
+    refuse_unwritable(jobs)
+    exists = os.path.exists
+    monkeypatch.setattr(
+        "os.path.exists", lambda path: exists(path) or exists(Path(path).parent / Path(path).name.lower())
+    )
+    with pytest.raises(UserError, match="out/A.png and .*out/a.png are one file there, where capital letters do not"):
+        refuse_unwritable(jobs)
 
 
 def test_what_stands_behind_a_jpeg_is_named() -> None:

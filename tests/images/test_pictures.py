@@ -15,7 +15,7 @@ from typing import Any
 from dp_basicsr.images import opening
 from dp_basicsr.images.files import FORMATS, BadImageError
 from dp_basicsr.images.metadata import Metadata, Picture
-from dp_basicsr.images.png import join
+from dp_basicsr.images.png import HEADER_END, join
 from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.strict import read_image
 from dp_basicsr.images.write import encode_picture, refuse_unwritable, refuse_without_memory, write_picture
@@ -248,10 +248,14 @@ def _wrong_header(path: str) -> None:
     Path(path).write_bytes(content[:29] + b"none" + content[33:])
 
 
-def test_a_transparent_value_that_is_too_short_is_ignored() -> None:
-    """pytorch/vision#3613: as by browsers."""
-    content = write_noise("a.png", 5, 7).read_bytes()
-    Path("short.png").write_bytes(join(content, [(b"tRNS", bytes(3))]))
+@pytest.mark.parametrize(("colours", "length"), [(0, 3), (3, 4)])
+def test_a_transparent_value_that_is_too_short_or_long_is_ignored(colours: int, length: int) -> None:
+    """pytorch/vision#3613, and libpng#822: more of them than the palette has colours; as by browsers."""
+    image = Image.open(write_noise("a.png", 5, 7))
+    (image.quantize(colours) if colours else image).save("a.png")
+    before, mark, pixels = Path("a.png").read_bytes().partition(b"IDAT")
+    chunk = join(bytes(HEADER_END), [(b"tRNS", bytes(length))])[HEADER_END:]
+    Path("short.png").write_bytes(before[:-4] + chunk + before[-4:] + mark + pixels)
     picture, plain = read_picture(Path("short.png")), read_picture(Path("a.png"))
     assert np.array_equal(picture.colour, plain.colour)
     assert picture.alpha is None

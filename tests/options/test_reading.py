@@ -151,6 +151,14 @@ def test_a_tab_and_blanks_that_the_shell_split_get_advice(text: str, file: Path)
         override({}, ["train:scheduler:milestones=[2,", "3]"])
 
 
+@pytest.mark.parametrize("text", ["[b] c", "a: b", "%20", "@home", "{a} b", '"a" b', "*a/b"])
+def test_a_text_that_needs_quotes_gets_advice(text: str, file: Path) -> None:
+    """r-lib/yaml#117."""
+    file.write_text(f"path:\n  root: {text}\n")
+    with pytest.raises(UserError, match=r"not valid YAML: .*; if this is a text, put it into single quotes$"):
+        read_options(file)
+
+
 def test_a_second_document_gets_advice(file: Path) -> None:
     file.write_text("a: 1\n---\nb: 2\n")
     with pytest.raises(UserError, match=r"another document \(line 2, .*; a file is one run: take the --- out, or put"):

@@ -200,8 +200,12 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
         if _is_aliased(gt, gray[1]):
             text = "its LQ has no antialiasing, as by cv2.resize (others of the set are not listed): "
             problems.append(BadData("aliased", name, f"{text}`{advise('data lr')}` makes it"))
-        if (levels := _tone(*small)) > TONE:
-            text = f"its LQ has other brightness or colours, by {levels:.0f} of 255 levels"
+        # The range that video has. Noise that is clipped moves black and white too, but leaves more than a level.
+        narrow = [16 + image * np.float32(219 / 255) for image in small]
+        is_narrow = min(_tone(narrow[0], small[1]), _tone(small[0], narrow[1])) < 1
+        if (levels := _tone(*small)) > TONE or (levels > 4 and is_narrow):
+            what = "another range, of video (16 to 235) or not" if is_narrow else "other brightness or colours"
+            text = f"its LQ has {what}, by {levels:.0f} of 255 levels"
             problems.append(BadData("tone", name, f"{text} (others of the set are not listed)"))
         return problems, digest, thumbnails
     by_exif = f"{turned} is rotated by its EXIF orientation, but the other image is not"
@@ -292,7 +296,7 @@ def _is_aliased(gt: NDArray[Any], lq: NDArray[Any]) -> bool:
     return mean > 1 and min(others) < 0.4
 
 
-def _tone(*pair: NDArray[np.uint8]) -> float:
+def _tone(*pair: NDArray[Any]) -> float:
     """Return how far the colours of GT and LQ are apart, as a mean over 4 x 4 areas; one may be gray."""
     gt, lq = (cv2.resize(image, (4, 4), interpolation=cv2.INTER_AREA).reshape(4, 4, -1) for image in pair)
     return float(np.abs(gt.astype(np.float32) - lq).mean())

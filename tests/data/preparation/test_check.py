@@ -377,6 +377,7 @@ def test_an_lq_that_shows_something_else_is_named_and_a_degraded_one_is_not(tmp_
         (lambda lq: lq / 2, True),
         (lambda lq: 255 * (lq / 255) ** 0.45, True),
         (lambda lq: lq.mean(axis=2), True),
+        (lambda lq: 16 + lq * (219 / 255), True),  # csjcai/RealSR#20: the range of video
         (lambda lq: lq * (0.9, 1, 1.1), False),
         (lambda lq: lq + np.random.default_rng(0).normal(0, 25, lq.shape), False),
         (lambda lq: cv2.imdecode(cv2.imencode(".jpg", lq, [cv2.IMWRITE_JPEG_QUALITY, 30])[1], 1), False),
