@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = Parser(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="files to copy (default: list all)")
-    parser.add_output(type=Path, default=Path("options"), help="folder to copy into")
+    parser.add_output(type=Path, default=Path("options"), help="folder to copy into, or the name of a copy")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     args = parser.parse_args(argv)
     with exit_on_user_error():
@@ -29,14 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if missing:
             names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yml")))
             raise UserError(f"expected some of {names}, got {', '.join(missing)}")
-        refuse_existing([args.output / file.name for file in files], overwrite=args.overwrite)
-        for file in files:
-            args.output.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, args.output / file.name)
-            print(f"wrote {args.output / file.name}")
+        is_named = args.output.suffix in (".yml", ".yaml") and not args.output.is_dir()
+        if is_named and len(files) > 1:
+            raise UserError(f"--output {args.output}: expected a folder for {len(files)} files, got the name of one")
+        targets = [args.output if is_named else args.output / file.name for file in files]
+        refuse_existing(targets, overwrite=args.overwrite)
+        for file, target in zip(files, targets, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+            print(f"wrote {target}")
         # Editors check the copied files against the schema beside them.
         if files:
-            shutil.copyfile(SHIPPED / "schema.json", args.output / "schema.json")
+            shutil.copyfile(SHIPPED / "schema.json", targets[0].parent / "schema.json")
             return 0
         for file in sorted(SHIPPED.glob("*.yml")):
             lines = file.read_text(encoding="utf-8").splitlines()

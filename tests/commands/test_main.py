@@ -118,6 +118,13 @@ def test_option_files_are_listed_and_copied(capsys: pytest.CaptureFixture[str]) 
     assert listed == sorted(file.stem for file in SHIPPED.glob("*.yml"))
     assert main(["options", "finetune_dp", "-o", "mine"]) == 0
     assert {path.name for path in Path("mine").iterdir()} == {"finetune_dp.yml", "schema.json"}
-    for wrong, text in ((["finetune_dp", "-o", "mine"], "exists"), (["none", "-o", "mine"], "some of finetune_dp, ")):
+    assert main(["options", "finetune_dp", "-o", "runs/my.yml"]) == 0
+    assert {path.name for path in Path("runs").iterdir()} == {"my.yml", "schema.json"}
+    for wrong, text in (
+        (["finetune_dp", "-o", "mine"], "exists"),
+        (["finetune_dp", "-o", "runs/my.yml"], "exists"),
+        (["finetune_dp", "train_demo", "-o", "a.yml"], "a.yml: expected a folder for 2 files"),
+        (["none", "-o", "mine"], "some of finetune_dp, "),
+    ):
         assert code_of(main, ["options", *wrong]) == 2
         assert text in capsys.readouterr().err
