@@ -429,6 +429,11 @@ def test_the_format_follows_the_name_and_anyone_may_read_the_file() -> None:
     Path("b").touch()
     assert Path("a.safetensors").stat().st_mode == Path("b").stat().st_mode
     assert code_of(export_model.main, ["-m", "net.pth", "-o", "a.unknown"]) == 2
+    Path("folder").mkdir()
+    assert code_of(export_model.main, ["-m", "net.pth", "-o", "folder", "--format", "pth"]) == 0
+    assert load_network([Path("folder/net.pth")]).scale == 4
+    # Such a file was damaged for our own upscale.
+    assert export_model.parse(["-o", "v1.5", "--format", "onnx"]).output == Path("v1.5.onnx")
     # The longest name that the file and its card may have.
     assert code_of(export_model.main, ["-m", "net.pth", "-o", long := "x" * 248 + ".pth"]) == 0
     assert Path(long).is_file()
