@@ -15,6 +15,7 @@ from typing import Any
 from dp_basicsr import inference
 from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
+from dp_basicsr.commands.export import parse
 from dp_basicsr.deploy import export
 from dp_basicsr.deploy.engine import try_room
 from dp_basicsr.deploy.export import CHECK_SIZES, describe, export_network
@@ -433,7 +434,7 @@ def test_the_format_follows_the_name_and_anyone_may_read_the_file() -> None:
     assert code_of(export_model.main, ["-m", "net.pth", "-o", "folder", "--format", "pth"]) == 0
     assert load_network([Path("folder/net.pth")]).scale == 4
     # Such a file was damaged for our own upscale.
-    assert export_model.parse(["-o", "v1.5", "--format", "onnx"]).output == Path("v1.5.onnx")
+    assert parse(["-o", "v1.5", "--format", "onnx"]).output == Path("v1.5.onnx")
     # The longest name that the file and its card may have.
     assert code_of(export_model.main, ["-m", "net.pth", "-o", long := "x" * 248 + ".pth"]) == 0
     assert Path(long).is_file()
