@@ -53,7 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     parser.add_model(default=[NETWORKS], help="models, or folders of models (default: the networks in the box)")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
-    add("--root-path", help="path below which a proxy serves the page: /user/NAME/proxy/PORT of JupyterHub")
+    add("--root-path", default="", help="path below which a proxy serves the page: /user/NAME/proxy/PORT of JupyterHub")
     add("--port", type=int, default=7860, help="port, or the next free one; 0: any")
     add("--max-megapixels", type=float, default=16.0, help="largest image accepted")
     add("--max-megabytes", type=int, default=64, help="largest file accepted")
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"port {args.port} is taken: this is {port}")
         look = Path(__file__).parent / "deploy"
         app, url, _ = blocks.launch(
-            server_name=args.host, server_port=port, root_path=args.root_path, share=False, quiet=True,
+            server_name=args.host, server_port=port, root_path=args.root_path or None, share=False, quiet=True,
             prevent_thread_lock=True, max_file_size=f"{args.max_megabytes}mb", allowed_paths=[], show_error=True,
             inbrowser=False,
             theme=Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none from the network

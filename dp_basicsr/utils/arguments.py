@@ -170,6 +170,12 @@ class Parser(argparse.ArgumentParser):
             parsed.opt = files[0] if files else None
         return parsed, rest
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        # The path of an unset variable would be the current folder.
+        if not arg_string and action.default != "":
+            raise argparse.ArgumentError(action, "expected a value, got nothing, as of a variable that is not set")
+        return super()._get_value(action, arg_string)  # type: ignore[misc]
+
     def error(self, message: str) -> NoReturn:
         """Exit with code 2, and say what to do about the files that a shell makes of a pattern."""
         words = message.removeprefix("unrecognized arguments: ").split()

@@ -123,6 +123,19 @@ def test_advice_is_given_in_the_way_the_program_was_started(monkeypatch: pytest.
     assert advise("train") == "python dp_basicsr/train.py"
 
 
+@pytest.mark.parametrize("words", [["-o", ""], ["--output="], ["-i", "a", ""], ["-o", "b", "-m", ""]])
+def test_an_unset_variable_is_not_the_current_folder(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser(None)
+    parser.add_input(nargs="+")
+    parser.add_output(type=Path)
+    parser.add_model()
+    parser.add_argument("--suffix", default="")
+    assert parser.parse_args(["-i", "a", "-o", "b", "--suffix", ""]).suffix == ""
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    assert "expected a value, got nothing, as of a variable that is not set" in capsys.readouterr().err
+
+
 def test_a_missing_blank_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """waifu2x-ncnn-vulkan#185."""
     parser = Parser(None)
