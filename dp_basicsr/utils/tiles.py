@@ -116,8 +116,8 @@ def blend_tiles(
         finished = ([*(span.start for span in rows), height][index + 1] - vertical.start) * scale
         yield band[:, :finished]
         carried = band[:, finished:]
-    is_whole = total == 1 and min(height, width) >= (size.maximum or 0)
-    if on_seam and not is_whole and (reason := _why_seams(seam, overlap, size)):
+    is_smaller = min(height, width) < size.maximum
+    if on_seam and (total > 1 or is_smaller) and (reason := _why_seams(seam, overlap, size, is_smaller)):
         on_seam(reason)
 
 
@@ -139,12 +139,14 @@ def _merge(before: Floats, after: Floats, overlap: int, axis: int) -> float:
     return float(difference.max(initial=0.0)) if share.any() else 1.0
 
 
-def _why_seams(difference: float, overlap: int, size: InputSize) -> str:
+def _why_seams(difference: float, overlap: int, size: InputSize, is_smaller: bool) -> str:
+    side, way = f"{size.maximum} x {size.maximum} pixels", "its .pth or .safetensors gives the whole image's"
     if size.is_global and size.maximum:
-        side, way = size.maximum, "its .pth or .safetensors gives the whole image's"
-        return f"each pixel of the result depends on all {side} x {side} pixels that the model takes: {way}"
+        return f"each pixel of the result depends on all {side} that the model takes: {way}"
     if size.is_global:
         return "each pixel of the result depends on the whole image (global pooling or attention), a tile's not"
+    if is_smaller:
+        return f"the model takes {side} alone: a smaller image is padded, and near that its pixels differ; {way}"
     if difference <= 1 / 255:
         return ""
     if not overlap:

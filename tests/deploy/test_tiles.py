@@ -163,6 +163,12 @@ def test_a_model_of_one_size_that_depends_on_all_of_it_is_named() -> None:
         ".safetensors gives the whole image's"
     )
     assert not tiled(lambda image: image, torch.zeros(1, 3, 8, 8), 8, 0, size, 1)[1]
+    # DRCT's, too: a network that sees as far as its padding.
+    size = InputSize(minimum=8, maximum=8)
+    for height in (5, 20):
+        told = tiled(lambda image: image, torch.zeros(1, 3, height, 5), 8, 0, size, 1)[1]
+        assert told.startswith("the model takes 8 x 8 pixels alone: a smaller image is padded")
+    assert not tiled(lambda image: image, torch.zeros(1, 3, 8, 20), 8, 4, size, 1)[1]
 
 
 @pytest.mark.parametrize("size", [InputSize(), InputSize(2), InputSize(step=16), InputSize(4, minimum=64)])
