@@ -64,11 +64,12 @@ def damage_is_refused() -> Iterator[None]:
         raise
     except Exception as error:
         # Decoders raise what they happen to meet.
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        of_system = getattr(error, "strerror", None)
+        reason = of_system or " ".join(str(error).split())
         # A bare number, such as the KeyError of a decoder's table, says nothing.
         if not any(sign.isalpha() for sign in reason):
             reason = f"damaged: {type(error).__name__} {reason}".strip()
-        way = ": save it anew with a viewer that shows it" if "truncated" in reason else ""
+        way = "" if of_system else ": save it anew with a viewer that shows it"
         raise BadImageError(f"cannot be read ({reason}){way}") from error
 
 

@@ -52,8 +52,9 @@ def decode_image(data: bytes | memoryview, of_16_bits: bool = False) -> NDArray[
     buffer = np.frombuffer(without_remarks(data), np.uint8)
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
-        if image is not None and data.startswith(b"BM") and image.ndim == 3 and not image[..., 3:].any():
-            image = image[..., :3]  # the fourth byte is padding
+        if image is not None and data.startswith(b"BM") and image.ndim == 3:
+            # The fourth byte is padding: a header of less than 56 bytes has no mask of alpha.
+            image = image if data[14] >= 56 and image[..., 3:].any() else image[..., :3]
         if image is not None and not data.startswith(TIFF_MARKS):
             # For IMREAD_UNCHANGED OpenCV turns TIFFs alone, and otherwise misreads numbers of another type.
             image = upright(image, orientation)

@@ -243,6 +243,11 @@ def _far(path: str) -> None:
     Path(path).write_bytes(content)
 
 
+def _wrong_stream(path: str) -> None:
+    before, mark, pixels = write_noise(path, 4, 4).read_bytes().partition(b"IDAT")
+    Path(path).write_bytes(before + mark + bytes(9) + pixels[9:])
+
+
 def _wrong_header(path: str) -> None:
     content = write_noise(path, 4, 4).read_bytes()
     Path(path).write_bytes(content[:29] + b"none" + content[33:])
@@ -266,6 +271,8 @@ def test_a_transparent_value_that_is_too_short_or_long_is_ignored(colours: int, 
     ("path", "write", "message"),
     [
         ("header.png", _wrong_header, "is damaged at its start: save it anew"),
+        # stable-diffusion-webui#14380
+        ("stream.png", _wrong_stream, "cannot be read .broken data stream.*: save it anew"),
         ("far.gif", _far, "shows nothing: its frame is outside of its 10 x 12 pixels"),
         ("moving.gif", _frames, "has 2 frames or pages"),
         ("moving.webp", _frames, "has 2 frames or pages"),

@@ -125,10 +125,16 @@ def test_a_tiff_of_few_bits_has_its_pixels_or_is_refused(bits: int, has_palette:
         np.testing.assert_array_equal(np.atleast_3d(read_image(Path("a.tif")))[..., ::-1], expected)
 
 
-@pytest.mark.parametrize(("shifts", "is_read"), [((16, 8, 0), True), ((24, 16, 8), False), ((0, 8, 16), False)])
-def test_a_bmp_with_masks_has_its_colours_or_is_refused(shifts: tuple[int, int, int], is_read: bool) -> None:
-    """opencv#23445: it ignores them, so training saw other colours; padding counted as alpha."""
-    pixels = sum(COLOUR[::-1, :, 2 - i].astype("<u4") << shift for i, shift in enumerate(shifts)).tobytes()
+@pytest.mark.parametrize(
+    ("shifts", "fourth", "is_read"),
+    [((16, 8, 0), 0, True), ((16, 8, 0), 128, True), ((24, 16, 8), 0, False), ((0, 8, 16), 0, False)],
+)
+def test_a_bmp_with_masks_has_its_colours_or_is_refused(
+    shifts: tuple[int, int, int], fourth: int, is_read: bool
+) -> None:
+    """opencv#23445, #27555: it ignores them, so training saw other colours; padding counted as alpha."""
+    colours = sum(COLOUR[::-1, :, 2 - i].astype("<u4") << shift for i, shift in enumerate(shifts))
+    pixels = (colours + np.uint32(fourth << 24)).tobytes()
     header = struct.pack("<IiiHHIIiiII", 40, 30, 20, 1, 32, 3, len(pixels), 0, 0, 0, 0)
     masks = struct.pack("<3I", *(255 << shift for shift in shifts))
     Path("a.bmp").write_bytes(b"BM" + struct.pack("<IHHI", 66 + len(pixels), 0, 0, 66) + header + masks + pixels)
