@@ -22,6 +22,7 @@ from dp_basicsr.utils.arguments import advise
 from basicsr.models.sr_model import SRModel
 from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import MODEL_REGISTRY
+from PIL import Image
 
 # What training does not read, by a sign of it in the message of strict reading.
 _LOST = {
@@ -29,7 +30,9 @@ _LOST = {
     "is CMYK": "of CMYK images the colour profile is ignored: convert them to RGB",
     "with alpha": "of images with alpha the colours alone are read, and evaluation refuses them: flatten them",
 }
-_PROFILE = "a colour profile other than sRGB's is neither read nor kept: convert the images to sRGB (upscale keeps it)"
+_PROFILE = (
+    "a profile or gamma other than sRGB's is neither read nor kept: convert the images to sRGB (upscale keeps it)"
+)
 
 
 def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:
@@ -143,7 +146,10 @@ def _about_images(sets: Mapping[str, Any]) -> Iterator[Rule]:
                 if root and not lmdb:
                     # The first one: the others of the folder are taken to be like it.
                     file = find_images(File(root).expanduser())[0]
-                    text = _PROFILE if in_srgb(image := read_image(file), file) is not image else ""
+                    is_other = in_srgb(image := read_image(file), file) is not image
+                    with Image.open(file) as opened:
+                        gamma = opened.info.get("gamma", 1 / 2.2)  # a PNG's
+                    text = _PROFILE if is_other or abs(gamma - 1 / 2.2) > 0.02 else ""
             except (UserError, OSError) as error:
                 text = next((lost for sign, lost in _LOST.items() if sign in str(error)), "")
             yield ("datasets", name, key), text != "", text

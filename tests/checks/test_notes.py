@@ -22,6 +22,7 @@ import yaml
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from tests.support.fuzz import draws
 from tests.support.options import SMALL
@@ -207,6 +208,13 @@ def with_profile(profile: bytes) -> Image.Image:
     return image
 
 
+def with_gamma(gamma: int) -> Image.Image:
+    image = Image.new("RGB", (8, 8))
+    image.info["pnginfo"] = PngInfo()
+    image.info["pnginfo"].add(b"gAMA", gamma.to_bytes(4, "big"))
+    return image
+
+
 @pytest.mark.parametrize("part", ["train", "test_1"])
 @pytest.mark.parametrize(
     ("image", "said"),
@@ -218,13 +226,16 @@ def with_profile(profile: bytes) -> Image.Image:
         # ComfyUI#11101: a test's results were shown in other colours than its images.
         (
             with_profile(SWAPPED),
-            "a colour profile other than sRGB's is neither read nor kept: convert the images to sRGB",
+            "a profile or gamma other than sRGB's is neither read nor kept: convert the images to sRGB",
         ),
         (with_profile(SRGB), ""),
+        # libjxl#1579: a PNG's gamma, of which the result was darker.
+        (with_gamma(100_000), "a profile or gamma other than sRGB's is neither read nor kept"),
+        (with_gamma(45_455), ""),
     ],
 )
 def test_what_is_not_read_of_an_image_is_named(part: str, image: Image.Image, said: str, pairs: Path) -> None:
-    image.save("pairs/GT/a.tif")
+    image.save("pairs/GT/a.png" if "pnginfo" in image.info else "pairs/GT/a.tif", **image.info)
     opt = parse_yaml(SMALL, "o.yml")
     Path("n.pth").touch()
     opt["path"]["pretrain_network_g"] = "n.pth"
