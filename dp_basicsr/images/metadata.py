@@ -11,7 +11,7 @@ from typing import Any, Literal
 from xml.parsers.expat import ExpatError
 
 from dp_basicsr.images import exif, xmp
-from dp_basicsr.images.opening import webp_chunks
+from dp_basicsr.images.opening import end_of_webp, webp_chunks
 from dp_basicsr.images.png import Chunk, name_of
 from dp_basicsr.utils.tiles import Pixels
 
@@ -107,10 +107,12 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
         resources = dict(info.get("photoshop", {}))
         iptc = resources.pop(_IPTC_IN_PHOTOSHOP, None)
         dropped += ["Photoshop's resources"] if resources else []
-        behind = len(data[_end_of_jpeg(data) :].rstrip(b"\0"))
-        dropped += [f"{behind:,} bytes after the picture"] if behind else []
     chunks = webp_chunks(data) if image.format == "WEBP" else []
     dropped += [name.decode("latin-1") for name in chunks if name not in _WEBP]
+    # PNG's are named with its chunks.
+    end = end_of_webp(data) if chunks else _end_of_jpeg(data) if image.format in ("JPEG", "MPO") else len(data)
+    behind = len(data[end:].rstrip(b"\0"))
+    dropped += [f"{behind:,} bytes after the picture"] if behind else []
     return Metadata(
         size, info.get("icc_profile"), block.removeprefix(b"Exif\0\0"), info.get("xmp") or xml or None,
         # JFIF's unit 0 gives the shape of pixels, no density; a BMP's density of 0 is none.

@@ -103,7 +103,10 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
             with TiffFile(io.BytesIO(data)) as file:
                 refuse_frames(file)
         try:
-            image = Image.open(io.BytesIO(data), formats=READ_FORMATS)
+            with warnings.catch_warnings():
+                # Pillow warns about sizes that are ours to refuse.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = Image.open(io.BytesIO(data), formats=READ_FORMATS)
         except Image.DecompressionBombError:
             # Pillow's limit is above ours, except that of upscaling, which switches it off.
             raise BadImageError(f"has more than {max_pixels / 1e6:g} megapixels: cut it into parts") from None
@@ -142,11 +145,16 @@ def webp_chunks(data: bytes) -> list[bytes]:
     """Return the names of a WebP file's chunks; VP8L has every pixel exactly."""
     # RIFF, size, WEBP; then chunks of a name, a size and an even number of bytes.
     offset, names = 12, list[bytes]()
-    while offset + 8 <= len(data):
+    while offset + 8 <= min(len(data), end_of_webp(data)):
         names.append(data[offset : offset + 4])
         size = int.from_bytes(data[offset + 4 : offset + 8], "little")
         offset += 8 + size + size % 2
     return names
+
+
+def end_of_webp(data: bytes) -> int:
+    """Return where a WebP file says that it ends."""
+    return 8 + int.from_bytes(data[4:8], "little")
 
 
 def refuse_frames(file: Image.Image | TiffFile) -> None:

@@ -32,7 +32,7 @@ def split(data: bytes) -> tuple[bytes, dict[str, Any]]:
     while offset + 12 <= len(data) and name != b"IEND":
         (length,) = struct.unpack_from(">I", data, offset)
         name, end = data[offset + 4 : offset + 8], offset + 12 + length
-        colours = length // 3 if name == b"PLTE" else colours
+        colours = length // 3 if name == b"PLTE" and data[25:26] == b"\3" else colours
         # Browsers ignore one that is too short, for which Pillow refuses the picture, or longer than the palette.
         is_wrong = name == b"tRNS" and not {b"\0": 2, b"\2": 6}.get(data[25:26], 0) <= length <= colours
         # The decoder also gets a chunk that the file breaks off in, and reports it.

@@ -63,13 +63,12 @@ def decode_image(data: bytes | memoryview, of_16_bits: bool = False) -> NDArray[
     if image is None:
         raise BadImageError("is not an image that OpenCV can decode: damaged, or a TIFF's compression, save it without")
     if data.startswith(TIFF_MARKS):
-        with TiffFile(io.BytesIO(data)) as file, opened(data, MAX_PIXELS) as (picture, _):
+        with TiffFile(io.BytesIO(data)) as file:
             page: TiffPage = file.pages[0]  # type: ignore[assignment]
-            # Pillow loses alpha in a plane of its own.
-            has_alpha = picture.mode in ("LA", "La") and page.planarconfig == 1
-            is_opaque = has_alpha and np.asarray(picture)[..., 1].min() == 255
-            if page.samplesperpixel > (1 if image.ndim == 2 else image.shape[2]) and not is_opaque:
-                raise BadImageError("has alpha or data beside gray that OpenCV ignores: flatten it, or save gray alone")
+        # Pillow loses alpha in a plane of its own.
+        is_beside = page.samplesperpixel > (1 if image.ndim == 2 else image.shape[2])
+        if is_beside and not (page.planarconfig == 1 and _is_opaque_gray(data)):
+            raise BadImageError("has alpha or data beside gray that OpenCV ignores: flatten it, or save gray alone")
     pixels = _without_opaque_alpha(image)
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     # Values of 12 bits would be almost black, and any result of them good.
@@ -131,6 +130,12 @@ def orientation_if_single(data: bytes) -> int:
             if image.format == "TIFF" and image.mode == "L" and image.tag_v2.get(277, 1) > 1:  # type: ignore[attr-defined]
                 raise BadImageError("is a TIFF of other channels or values than gray or colours")
             return orientation_of(image)
+
+
+def _is_opaque_gray(data: bytes) -> bool:
+    with opened(data, MAX_PIXELS) as (image, _), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        return image.mode in ("LA", "La") and bool(np.asarray(image)[..., 1].min() == 255)
 
 
 def _without_opaque_alpha(image: NDArray[Any]) -> NDArray[Any]:

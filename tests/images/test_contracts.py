@@ -619,7 +619,7 @@ def test_results_that_are_one_file_where_capitals_do_not_count_are_refused(monke
         refuse_unwritable(jobs)
 
 
-def test_what_stands_behind_a_jpeg_is_named() -> None:
+def test_what_stands_behind_a_jpeg_or_webp_is_named() -> None:
     """immich#28572: the film of a motion photo; Pillow#8036: the further pictures of an MPO."""
     image = Image.fromarray(noise(random.Random(0), (40, 50, 3)))
     for settings in ({}, {"progressive": True}, {"restart_marker_rows": 1}):
@@ -630,6 +630,11 @@ def test_what_stands_behind_a_jpeg_is_named() -> None:
             for behind, words in ((b"", []), (b"\0" * 9, []), (b"\0\0\0\x18ftypmp42\xff\xd9", ["14 bytes after"])):
                 Path("in.jpg").write_bytes(content + behind)
                 assert [name.rpartition(" the")[0] for name in read_picture(Path("in.jpg")).metadata.dropped] == words
+    image.save("in.webp")
+    plain = Path("in.webp").read_bytes()
+    for behind, words in ((b"\0" * 9, ()), (b"hello there", ("11 bytes after the picture",))):
+        Path("in.webp").write_bytes(plain + behind)
+        assert read_picture(Path("in.webp")).metadata.dropped == words
     image.save("in.mpo", save_all=True, append_images=[image])
     dropped = read_picture(Path("in.mpo")).metadata.dropped
     assert any("bytes after the picture" in name for name in dropped)

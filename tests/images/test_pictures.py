@@ -267,6 +267,15 @@ def test_a_transparent_value_that_is_too_short_or_long_is_ignored(colours: int, 
     assert picture.metadata.dropped == ("tRNS",)
 
 
+def test_a_palette_that_is_a_suggestion_limits_no_transparent_value() -> None:
+    Image.new("RGB", (7, 5), (9, 99, 199)).save("a.png")
+    value = (b"tRNS", struct.pack(">3H", 9, 99, 199))
+    Path("a.png").write_bytes(join(Path("a.png").read_bytes(), [(b"PLTE", bytes(3)), value]))
+    alpha = read_picture(Path("a.png")).alpha
+    assert alpha is not None
+    assert not alpha.any()
+
+
 @pytest.mark.parametrize(
     ("path", "write", "message"),
     [

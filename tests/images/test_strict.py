@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.images import strict
 from dp_basicsr.images.files import BadImageError, find_images, left_out
 from dp_basicsr.images.read import read_picture
-from dp_basicsr.images.strict import encode_png, read_image
+from dp_basicsr.images.strict import encode_png, in_srgb, read_image
 
 import cv2
 import numpy as np
@@ -66,6 +67,16 @@ def test_opaque_alpha_beside_gray_of_a_tiff_is_dropped(compression: str | None, 
     )
     with nullcontext() if alpha == 255 else pytest.raises(BadImageError, match="alpha or data beside gray"):
         np.testing.assert_array_equal(read_image(Path("a.tif")), COLOUR[:, :, 0])
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB"])
+def test_pillow_warns_of_no_size_below_our_limit(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
+    Image.fromarray(COLOUR).convert(mode).save("a.tif")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = read_image(Path("a.tif"))
+        assert in_srgb(image, Path("a.tif")) is image
 
 
 @pytest.mark.parametrize(
