@@ -16,7 +16,7 @@ from typing import Any
 from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.data.stream import Batch, batch_size_per_gpu
 from dp_basicsr.distributed.failure import is_loss_of_another
-from dp_basicsr.errors import UserError, describe, first_line, is_out_of_memory
+from dp_basicsr.errors import UserError, code_behind, describe, first_line, is_out_of_memory
 from dp_basicsr.options.run import RunOptions
 
 import torch
@@ -156,7 +156,7 @@ def build_run_model(opt: dict[str, Any]) -> Any:
     except Exception as error:
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
-        # What fails alone, too, is the cause. Models of other packages may read other keys of these forms.
+        # What fails alone at the same line is the cause. Models of other packages may read other keys of these forms.
         parts = [(key, opt[key], ARCH_REGISTRY, build_network) for key in opt if key.startswith("network_")]
         losses = (opt.get("train") or {}).items()
         parts += [(f"train: {key}", value, LOSS_REGISTRY, build_loss) for key, value in losses if key.endswith("_opt")]
@@ -168,6 +168,8 @@ def build_run_model(opt: dict[str, Any]) -> Any:
             try:
                 build({"type": entry["type"], **arguments})
             except Exception as cause:
+                if code_behind(cause) != code_behind(error):
+                    continue
                 text = f"expected arguments that {entry['type']} takes, got {arguments}: {describe(cause)}"
                 raise UserError(f"{key}: {text}{defaults_of(entry['type'], registry)}") from cause
         raise

@@ -181,16 +181,16 @@ def tensorboard(run: RunOptions, resuming: bool, keep: int = 0) -> Iterator[Any]
     with suppress(UserError):  # of logs that someone deleted
         curves = read_run(run.folders.root) if keep else {}
 
-    def add(tag: str, value: Any, global_step: int | None = None, *more: Any, **settings: Any) -> None:
+    def add(tag: str, scalar_value: Any, global_step: int | None = None, *more: Any, **settings: Any) -> None:
         # The validation of the checkpoint is repeated.
         logged = curves.get(tag.removeprefix("metrics/")) if global_step == keep else None
-        if logged and (keep, float(f"{value:.4f}")) in logged:
+        if logged and (keep, round(float(scalar_value), 4)) in logged:
             return
         # TensorBoard opens its file for each figure, and a folder that someone clears must not end the run.
         if not run.tensorboard.is_dir():
             get_root_logger().warning(f"{run.tensorboard} is gone, with the figures up to now; it begins anew")
             run.tensorboard.mkdir(parents=True, exist_ok=True)
-        add_scalar(tag, value, global_step, *more, **settings)
+        add_scalar(tag, scalar_value, global_step, *more, **settings)
         # Beside the log's line, by which a resumed run knows that it is there.
         if tag.startswith("metrics/"):
             writer.flush()

@@ -79,7 +79,7 @@ def check(run: RunOptions) -> None:
         logger.setLevel(level)
     if run.rank == 0:
         cache = Path(torch.hub.get_dir(), "checkpoints")
-        folder = next(path for path in (cache, *cache.parents) if path.exists())
+        folder = next(filter(os.path.exists, (cache, *cache.parents)))
         is_writable = folder.is_dir() and os.access(folder, os.W_OK)
         downloads = [f"the {name} are missing: the run will download them first" for name in absent if is_writable]
         way = f"{cache} cannot be written: set TORCH_HOME, or put them into {PRETRAINED_DIR}/"

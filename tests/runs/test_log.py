@@ -131,6 +131,7 @@ def test_a_run_outlives_the_folder_of_its_figures(caplog: pytest.LogCaptureFixtu
     with tensorboard(run, resuming=False) as writer:
         for iteration in range(1, 5):
             writer.add_scalar("l_pix", 0.5, iteration, 1e9)  # as anyone's model may call it
+            writer.add_scalar(tag="l_gan", scalar_value=0.5, global_step=iteration)
             writer.flush()
             if iteration == 2:
                 shutil.rmtree(run.tensorboard)

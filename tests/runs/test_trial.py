@@ -190,7 +190,7 @@ def test_a_patch_that_the_networks_do_not_take_is_refused_first(
 
 def test_an_error_of_the_model_itself_is_no_network_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dp_basicsr.runs.limits.build_model", lambda opt: opt["theirs"])
-    others: list[Any] = [None, 0.5, {"width": 8}, {"type": "Nowhere"}]
+    others: list[Any] = [None, 0.5, {"width": 8}, {"type": "Nowhere"}, {"type": "RRDBNetDP", "theirs": 8}]
     for other in others:
         with pytest.raises(KeyError, match="theirs"):
             build_run_model(model_options("PSNRModel", Path()) | {"network_d": other})
@@ -374,6 +374,7 @@ def test_imagenet_weights_are_not_downloaded(check: Check, monkeypatch: pytest.M
     extra = f"train:perceptual_opt:extra_terms={terms}"
     with monkeypatch.context() as patch:
         patch.setenv("TORCH_HOME", "small.yml/cache")
+        patch.setattr(Path, "exists", lambda path: path.lstat() and True)  # raises, as in a folder of another user
         code, out, err = check(*weights, extra)
     assert code == 2
     assert "will download" not in out
