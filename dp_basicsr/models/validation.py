@@ -292,14 +292,15 @@ def validate(model: Any, loader: DataLoader, iteration: int | str, tb_logger: An
             for metric in vars(model).get("metric_results", ()):
                 model.metric_results[metric] += math.nan
 
-    net = getattr(model, "net_g_ema", getattr(model, "net_g", nn.Module()))
-    hook = net.register_forward_hook(refuse_not_finite)
+    nets = [net for net in (getattr(model, key, None) for key in ("net_g_ema", "net_g")) if isinstance(net, nn.Module)]
+    hooks = [net.register_forward_hook(refuse_not_finite) for net in nets[:1]]
     try:
         model.opt["val"] = {"suffix": None} | val | {"metrics": usable or None}
         return model.validation(loader, iteration, tb_logger, save_img)
     finally:
         model.opt["val"] = val
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def name_unusable(name: str, metrics: Iterable[str]) -> None:
