@@ -314,7 +314,7 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], code: str |
         advice = f"; did you mean {close}?" if close else ""
     if expected == "text" and not isinstance(value, (list, dict, type(None))):
         advice = "; put it into quotes, on a command line into two kinds: 'key=\"value\"'"
-    elif isinstance(value, int) and value > 0 and key in ("scale", "upscale"):
+    elif type(value) is int and value > 0 and key in ("scale", "upscale"):
         more = "RRDBNet, EDSR and SwinIR" if value == 1 else "SRVGGNetCompact"
         advice = f"; CompactDP, with upscale: {value}, and {more} take it"
     elif expected.endswith("a list") and isinstance(value, str) and "," in value:

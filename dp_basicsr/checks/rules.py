@@ -62,7 +62,8 @@ def _general(opt: View, is_train: bool) -> Iterator[Rule]:
         yield ("network_g", key), is_other, f"expected {scale}, the scale of the data, got {factor}"
     dim, heads = (opt.valid("network_g", key) for key in ("embed_dim", "num_heads"))
     is_uneven = opt.raw("network_g", "type") == "SwinIR" and dim and heads and any(dim % count for count in heads)
-    yield ("network_g", "embed_dim"), is_uneven, f"expected a multiple of each of num_heads ({heads}), got {dim}"
+    text = f"expected a multiple of each of num_heads ({list(heads or ())}), got {dim}"
+    yield ("network_g", "embed_dim"), is_uneven, text
     # It is read in validation.
     lacks_window = opt.raw("model_type") == "SwinIRModel" and not opt.raw("network_g", "window_size")
     is_read = lacks_window and (opt.raw("val") or not is_train)
@@ -354,7 +355,7 @@ def _why_missing(path: str) -> str:
         return "; download it first, and name the file"
     if "$" in path:
         return "; $ is no variable here: in --force_yml the shell replaces it in double quotes"
-    if re.search(r"[\t\n\r\a\b\f\v]", path):
+    if re.search(r"[\t\n\r\a\b\f\v\0]", path):
         return f"; {IN_SINGLE_QUOTES}"
     if glob(f"{escape(os.path.expanduser(path))} #*"):
         return "; what follows # is a comment: put the path into single quotes"

@@ -108,7 +108,7 @@ def parse_yaml(text: str, what: str) -> Any:
             where += "; type spaces instead of the tab"
         elif "<stream end>" in str(error.problem) and what.startswith("--force_yml"):
             where += "; a value with blanks needs quotes in a shell: 'a:b=[1, 2]'"
-        elif mark and re.search(r"""[:-] +([@`%*&[{"]|[^{]*: )""", text.split("\n")[mark.line]):
+        elif mark and re.search(r"""[:-] +([@`%*&[{"]|[^{]*: )""", [*text.splitlines(), ""][mark.line]):
             where += "; if this is a text, put it into single quotes"
         raise UserError(f"{what} is not valid YAML: {error.problem or error.context}{where}") from error
     # PyYAML passes on errors of int() and datetime().

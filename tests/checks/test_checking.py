@@ -149,6 +149,7 @@ def test_every_misspelt_key_is_named() -> None:
         ("datasets:train:type=PairedImagesDataset", "datasets:train:type: expected a dataset, .*PairedImageDataset"),
         ("datasets:valid=~", "datasets:valid: expected "),
         ("path:experiments_root=/data", "path:experiments_root: expected none, .* or make experiments/ a link"),
+        ("network_g:scale=true", "network_g:scale: expected 2, 3 or 4, got True$"),
         ("network_g:scale=1", "network_g:scale: expected 2, 3 or 4, got 1; CompactDP.* RRDBNet, .* take it"),
         # mmocr#860: a second set was left out without a word, and a list should be put into quotes.
         ("datasets:train_1={name: a, type: SingleImageDataset, dataroot_lq: x, io_backend: {type: disk}}",
@@ -216,6 +217,10 @@ def test_every_misspelt_key_is_named() -> None:
         ("network_g={type: SwinIR, upscale: 4, upsampler: pixelshuffel}", "upsampler: .*; did you mean pixelshuffle?"),
         ("network_g={type: SwinIR, upscale: 4, resi_connection: 4conv}", "network_g:resi_connection: .*'3conv'"),
         ("network_g={type: SwinIR, upscale: 4, window_size: 8.0}", "window_size: expected a whole number, got 8.0"),
+        (
+            "network_g={type: SwinIR, upscale: 4, embed_dim: 50, window_size: 8}",
+            "network_g:embed_dim: expected a multiple of each of num_heads .\\[6, 6, 6, 6\\].,",
+        ),
         ("network_d:input_size=192", "network_d:input_size: expected 128 or 256, got 192"),
         ("network_g:num_out_ch=1", "network_g:num_out_ch: expected 3"),
         ("scale=2", "network_g:scale: expected 2, the scale of the data, got 4"),
@@ -447,6 +452,11 @@ def test_a_missing_path_with_a_line_break_gets_advice() -> None:
 def test_a_variable_in_a_missing_path_gets_advice() -> None:
     for key in ("datasets:train:dataroot_gt", "path:resume_state"):
         assert refusal(["-opt", str(TRAIN), "--force_yml", f"{key}=$HOME/x.lmdb"]).count("; $ is no variable here") == 1
+
+
+def test_a_path_that_no_system_takes_is_missing() -> None:
+    message = refusal(["-opt", str(TRAIN), "--force_yml", 'datasets:train:dataroot_gt="a\\0b/c.lmdb"'])
+    assert message.count("/c.lmdb': no such folder; ") == 1
 
 
 def test_a_path_that_a_comment_cuts_off_gets_advice() -> None:

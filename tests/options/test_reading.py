@@ -151,7 +151,7 @@ def test_a_tab_and_blanks_that_the_shell_split_get_advice(text: str, file: Path)
         override({}, ["train:scheduler:milestones=[2,", "3]"])
 
 
-@pytest.mark.parametrize("text", ["[b] c", "a: b", "%20", "@home", "{a} b", '"a" b', "*a/b"])
+@pytest.mark.parametrize("text", ["[b] c", "a: b", "%20", "@home", "{a} b", '"a" b', "*a/b", "'\u2028'\n  a: b: c"])
 def test_a_text_that_needs_quotes_gets_advice(text: str, file: Path) -> None:
     """r-lib/yaml#117."""
     file.write_text(f"path:\n  root: {text}\n")
