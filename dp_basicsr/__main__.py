@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torchrun starts as many as it is asked to; of those that are not distributed they would write the same files.
     rank = os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
     if rank != "0" and name not in (None, "train", "test"):
-        print(f"rank {rank} of torchrun: {name} works in one process, that of rank 0", file=sys.stderr)
+        print(f"rank {rank} of torchrun: {name} works in rank 0 alone; to start it in all, unset RANK", file=sys.stderr)
         return 0
     if name is not None:
         used = name.split()

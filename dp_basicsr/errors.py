@@ -233,7 +233,7 @@ def message_for_user(error: BaseException) -> str | None:
         return f"{error.args[0]} --import MODULE adds another package's"
     if isinstance(error, OSError) and error.filename is not None:
         name = str(error.filename)
-        is_of_compile = "torchinductor" in name or name.startswith(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or "\0")
+        is_of_compile = "torchinductor_" in name or name.startswith(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or "\0")
         way = "; compile keeps its code in TORCHINDUCTOR_CACHE_DIR: name another folder" if is_of_compile else ""
         way = "; choose a shorter path" if error.errno == errno.ENAMETOOLONG else way
         return readable(f"{name}: {error.strerror}{way}")

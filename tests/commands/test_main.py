@@ -43,7 +43,7 @@ def test_torchrun_starts_what_is_not_distributed_once(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("RANK", "1")
     assert main(["data", "lr", "-i", "GT", "-o", "LR"]) == 0
-    assert "data lr works in one process, that of rank 0" in capsys.readouterr().err
+    assert "data lr works in rank 0 alone" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "0")
     assert code_of(main, ["data", "lr", "-i", "GT", "-o", "LR"]) == 2  # there is no GT
 
