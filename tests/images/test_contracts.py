@@ -619,7 +619,7 @@ def test_results_that_are_one_file_where_capitals_do_not_count_are_refused(monke
         refuse_unwritable(jobs)
 
 
-def test_what_stands_behind_a_jpeg_or_webp_is_named() -> None:
+def test_what_stands_behind_a_jpeg_is_named() -> None:
     """immich#28572: the film of a motion photo; Pillow#8036: the further pictures of an MPO."""
     image = Image.fromarray(noise(random.Random(0), (40, 50, 3)))
     for settings in ({}, {"progressive": True}, {"restart_marker_rows": 1}):
