@@ -72,7 +72,7 @@ def decode_image(data: bytes | memoryview, of_16_bits: bool = False) -> NDArray[
     pixels = _without_opaque_alpha(image)
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     # Values of 12 bits would be almost black, and any result of them good.
-    if of_16_bits and channels in (1, 3) and pixels.max() >= 1 << 12:
+    if of_16_bits and pixels.dtype == np.uint16 and channels in (1, 3) and not 0 < pixels.max() < 1 << 12:
         pixels = np.asarray(cv2.imdecode(buffer, cv2.IMREAD_ANYCOLOR))
     if pixels.dtype != np.uint8:
         raise BadImageError(

@@ -85,13 +85,16 @@ def test_the_command_writes_complete_files(data: Path, capsys: pytest.CaptureFix
 def test_files_of_16_bits_are_measured_as_in_validation(suffix: str, tmp_path: Path) -> None:
     """By 8 bits; values of 12 bits are refused, because almost black they would be alike."""
     deep = smooth(0, 40, 44).astype(np.uint16) << 8 | smooth(1, 40, 44)
-    for folder, pixels in (("gt", deep), ("good", np.minimum(deep, 60_000)), ("dark", deep >> 4)):
+    for folder, pixels in (
+        ("gt", deep), ("good", np.minimum(deep, 60_000)), ("dark", deep >> 4), ("black", deep & 0),
+    ):  # fmt: skip
         (tmp_path / folder).mkdir()
         cv2.imwrite(str(tmp_path / folder / f"a{suffix}"), pixels)
     sets = [find_test_set(Path("gt"))]
     (image,) = evaluate(sets, [Method("Good", Path("good"))], 4, PIXELS).images
     gt, good = (imfrombytes(Path(f"{folder}/a{suffix}").read_bytes()) for folder in ("gt", "good"))
     assert image.scores == measure(good, gt, 4, PIXELS)
+    assert len(evaluate(sets, [Method("Black", Path("black"))], 4, PIXELS).images) == 1
     with pytest.raises(UserError, match=r"dark/a\.... has 16 bits per channel, expected 8: .* multiply 16"):
         evaluate(sets, [Method("Dark", Path("dark"))], 4, PIXELS)
 
