@@ -73,7 +73,7 @@ def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dic
 
     Files that do not match ``pattern`` (see ``compile_pattern``) are ignored. If it is empty, the common prefix and
     suffix (``baby_RCAN_x4`` for ``baby``) are detected. Missing images, which are listed, and several patterns that
-    match are a UserError; further images are logged.
+    match are a UserError; further images are logged, or are one too if names are detected within longer numbers.
     """
     used = pattern or detect_pattern([path.stem for path in find_images(folder)], names, folder)
     found = names_in(folder, used)
@@ -83,11 +83,13 @@ def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dic
     if not pattern:
         extra += [path.name for path in find_images(folder) if path not in found.values()]
     others = f"without an original: {shorten(extra)}"
-    if missing:
+    # Of 11, 12 and 14 the first two may be other images than 1 and 2.
+    numbers = not pattern and any(re.search(r"\d/\d", used.replace("{}", f"/{name}/")) for name in names)
+    if missing or (extra and numbers):
+        problems = [*([f"missing: {shorten(missing)}"] if missing else []), *([others] if extra else [])]
         raise UserError(
-            f"{folder}: expected one image for each of {len(names)} originals, named {used!r}; missing: "
-            f"{shorten(missing)}{f'; {others}' if extra else ''}. For another naming give --pattern NAME=PATTERN, "
-            f"for example '{{}}_RCAN_x4'{name_hint(missing, found)}"
+            f"{folder}: expected one image for each of {len(names)} originals, named {used!r}; {'; '.join(problems)}. "
+            f"For another naming give --pattern NAME=PATTERN, for example '{{}}_RCAN_x4'{name_hint(missing, found)}"
         )
     if extra:
         logging.getLogger("basicsr").warning(f"{folder}: not measured, {others}")

@@ -79,6 +79,14 @@ def test_further_images_are_named_and_not_measured(
     assert caplog.messages == ([text] if said else [])
 
 
+def test_a_number_is_no_part_of_another_beside_further_images(tmp_path: Path) -> None:
+    """11 would be measured as 1, with a warning about 14 alone."""
+    folder = make(tmp_path / "results", "11.png", "12.png", "14.png")
+    with pytest.raises(UserError, match=r"named '1\{\}'; without an original: 14.png. For another naming"):
+        match_images(folder, ["1", "2"])
+    assert match_images(folder, ["1", "2"], "1{}")["1"] == folder / "11.png"
+
+
 def test_a_name_may_have_line_breaks() -> None:
     found = compile_pattern("{}_x4").fullmatch("a\nb_x4")
     assert found
