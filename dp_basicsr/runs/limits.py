@@ -168,10 +168,9 @@ def build_run_model(opt: dict[str, Any]) -> Any:
             try:
                 build({"type": entry["type"], **arguments})
             except Exception as cause:
-                if code_behind(cause) != code_behind(error):
-                    continue
-                text = f"expected arguments that {entry['type']} takes, got {arguments}: {describe(cause)}"
-                raise UserError(f"{key}: {text}{defaults_of(entry['type'], registry)}") from cause
+                if code_behind(cause) == code_behind(error):
+                    text = f"expected arguments that {entry['type']} takes, got {arguments}: {describe(cause)}"
+                    raise UserError(f"{key}: {text}{defaults_of(entry['type'], registry)}") from cause
         raise
 
 
