@@ -30,9 +30,7 @@ _LOST = {
     "is CMYK": "of CMYK images the colour profile is ignored: convert them to RGB",
     "with alpha": "of images with alpha the colours alone are read, and evaluation refuses them: flatten them",
 }
-_PROFILE = (
-    "a profile or gamma other than sRGB's is neither read nor kept: convert the images to sRGB (upscale keeps it)"
-)
+_PROFILE = "a profile or gamma other than sRGB's is neither read nor kept: convert images to sRGB (upscale keeps it)"
 
 
 def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:

@@ -226,7 +226,7 @@ def with_gamma(gamma: int) -> Image.Image:
         # ComfyUI#11101: a test's results were shown in other colours than its images.
         (
             with_profile(SWAPPED),
-            "a profile or gamma other than sRGB's is neither read nor kept: convert the images to sRGB",
+            "a profile or gamma other than sRGB's is neither read nor kept: convert images to sRGB",
         ),
         (with_profile(SRGB), ""),
         # libjxl#1579: a PNG's gamma, of which the result was darker.
