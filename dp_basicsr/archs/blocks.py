@@ -30,6 +30,11 @@ def initialise(convs: Iterable[nn.Conv2d], scale: float = 0.1) -> None:
         nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
 
+def to_channels_last(net: nn.Module) -> None:
+    """Store the weights of rank 4 so; ``Module.to`` refuses those of rank 5 as well, such as FFTformer's."""
+    net._apply(lambda weights: weights.contiguous(memory_format=torch.channels_last) if weights.ndim == 4 else weights)
+
+
 class ResidualDenseBlock(nn.Module):
     """Five convolutions, each of which sees the outputs of all before it; (N, num_feat, H, W) to the same."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.archs.blocks import to_channels_last
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.choices import Precision
 from dp_basicsr.deploy.engine import Engine
@@ -35,7 +36,8 @@ class TorchEngine(Engine):
         if self.precision not in PRECISIONS:
             raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         self.device = find_device(device)
-        self.module = network.module.to(self.device).to(memory_format=torch.channels_last)
+        self.module = network.module.to(self.device)
+        to_channels_last(self.module)
         if self.device.type == "cuda":
             # Memory is proportional to the channels between the layers: those that the first convolution gives.
             features = next((layer.out_channels for layer in self.module.modules() if isinstance(layer, nn.Conv2d)), 64)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.archs.blocks import to_channels_last
 from dp_basicsr.archs.open_network import options_of
 from dp_basicsr.checkpoint.saver import Saver, Stateful
 from dp_basicsr.checkpoint.weights import Part, compare_shapes, read_weights
@@ -117,7 +118,7 @@ class PluginModel(BaseModel):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
         super().init_training_settings()
         if self.cri_perceptual is not None and train["channels_last"]:
-            self.cri_perceptual.to(memory_format=torch.channels_last)
+            to_channels_last(self.cri_perceptual)
         if isinstance(self.cri_perceptual, DualPerceptualLoss) and train["compile"]:
             for term in self.cri_perceptual.all_terms.values():
                 if isinstance(term, PerceptualTerm):
@@ -134,7 +135,7 @@ class PluginModel(BaseModel):
         if train.get("freeze") and self.is_train and net is self.net_g:  # before DDP, which waits for every gradient
             freeze(net, train["freeze"])
         if train.get("channels_last"):
-            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            to_channels_last(net)
             # BasicSR's discriminators flatten their features with `view`, which needs contiguous memory: the output of
             # the last batch-norm, a few pixels, is made contiguous.
             norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dp_basicsr.archs import CompactDP, RRDBNetDP
-from dp_basicsr.archs.blocks import MSRResNet
+from dp_basicsr.archs.blocks import MSRResNet, to_channels_last
 from dp_basicsr.archs.rrdbnet_dp_arch import FoldedRRDBNet
 from dp_basicsr.errors import UserError
 
@@ -77,3 +77,13 @@ def test_the_start_of_compact_keeps_the_size_of_the_features() -> None:
     drawn = torch.stack([module.weight for module in inner])
     drawn[..., 1, 1] -= torch.eye(64)
     assert float(drawn.detach().std()) == pytest.approx(0.3 * (2 / (9 * 64)) ** 0.5, rel=0.02)
+
+
+def test_weights_of_any_rank_may_be_stored_channels_last() -> None:
+    """FFTformer's of rank 5 ended upscaling and training in a traceback."""
+    net = torch.nn.Conv2d(4, 4, 3)
+    net.volume = torch.nn.Parameter(torch.rand(2, 1, 1, 3, 3))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    to_channels_last(net)
+    assert net.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
