@@ -39,7 +39,7 @@ class ImageSource:
 
     def is_turned(self) -> bool:
         """Whether this is a file whose EXIF orientation is not upright."""
-        return self.shape is None and orientation_if_single(read_bytes(self.path)) != 1
+        return self.shape is None and orientation_if_single(read_bytes(self.path)) > 1
 
     def read(self) -> NDArray[np.uint8]:
         """Read ``(H, W, 3)`` BGR uint8, or gray ``(H, W)``; a BadImageError as of ``read_image``."""

@@ -48,6 +48,7 @@ _STORAGE = {
 }  # fmt: skip
 _LEFT_OUT = {
     330: "further pictures", 34377: "Photoshop's resources", 34665: "EXIF", 34853: "GPS", 37724: "layers",
+    50706: "DNGVersion", 50707: "DNGBackwardVersion",  # which make it a raw photograph for other programs
     52545: "C2PA",  # content credentials, which are signed for the old pixels
 }  # fmt: skip
 _GEO_TAGS, _MATRIX, _GEO_KEYS = (33550, 33922, 34264, 50844), 34264, 34735
@@ -72,7 +73,7 @@ class Metadata:
     chunks: tuple[Chunk, ...] = ()  # of PNG, which no other format can hold
     tags: tuple[Tag, ...] = ()  # of TIFF
     order: Literal["<", ">"] = "<"  # of the bytes in `tags`
-    is_turned: bool = False  # the file was not upright
+    orientation: int = 0  # of the file, by EXIF; 0: none
     dropped: tuple[str, ...] = ()  # names of what was not read
     is_lossless: bool = False  # in the format of its name it is expected to stay so
     name: str = ""  # of the file
@@ -118,7 +119,7 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
         # JFIF's unit 0 gives the shape of pixels, no density; a BMP's density of 0 is none.
         density if info.get("jfif_unit", 1) and all(density or [0]) else None,
         pixel=None if info.get("jfif_unit", 1) else _pixel(shape),
-        comment=comment, iptc=iptc, chunks=tuple(info.get("chunks", ())), is_turned=orientation != 1,
+        comment=comment, iptc=iptc, chunks=tuple(info.get("chunks", ())), orientation=orientation,
         dropped=tuple(dropped),
         is_lossless=image.format in ("PNG", "BMP") or b"VP8L" in chunks,
     )  # fmt: skip
@@ -164,7 +165,7 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orienta
     keys = page.tags.valueof(_GEO_KEYS, ())
     # GeoTIFF's keys come in fours. Neither a turn nor a matrix for centres is a mere scaling.
     is_of_centres = _FROM_CENTRES in [keys[start : start + 4] for start in range(0, len(keys), 4)]
-    left_out = _GEO_TAGS if orientation != 1 else [_MATRIX] if is_of_centres else []
+    left_out = _GEO_TAGS if orientation > 1 else [_MATRIX] if is_of_centres else []
     dropped += [TIFF.TAGS[code] for code in left_out if tags.pop(code, None)]
     if _OF_PIXELS.match(page.description):
         dropped += ["ImageDescription of the old pixels"] if tags.pop(270, None) else []
@@ -177,7 +178,7 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orienta
     return Metadata(
         size, icc, xmp=xml, density=density, pixel=pixel, iptc=iptc, tags=copied,
         order=page.parent.byteorder,  # type: ignore[arg-type]
-        is_turned=orientation != 1, dropped=tuple(dropped), nodata=int(nodata) if nodata.isdecimal() else None,
+        orientation=orientation, dropped=tuple(dropped), nodata=int(nodata) if nodata.isdecimal() else None,
         is_lossless=page.compression not in (6, 7),  # JPEG
         first_place=0.5 if is_of_centres else 0.0,
     )  # fmt: skip
@@ -208,7 +209,7 @@ def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) 
         what = icc[16:20].decode("latin-1").strip() or "nothing"
         dropped.append("damaged ICC profile" if is_cut else f"ICC profile for {what}")
         fields["icc"] = None
-    correct_xmp = partial(xmp.corrected, is_turned=metadata.is_turned)
+    correct_xmp = partial(xmp.corrected, orientation=metadata.orientation)
     for name, corrected in (("exif", exif.corrected), ("xmp", correct_xmp)):
         if fields[name]:
             try:

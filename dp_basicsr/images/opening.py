@@ -188,16 +188,16 @@ def refuse_frames(file: Image.Image | TiffFile) -> None:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return EXIF's orientation, 1 (upright) to 8; 1 if there is none, or EXIF is damaged."""
+    """Return EXIF's orientation, 1 (upright) to 8; 0 if there is none, or EXIF is damaged."""
     with suppress(Exception):
         # Pillow's parser raises anything on broken EXIF. Its getexif() also takes the orientation of XMP where EXIF has
         # none, which neither viewers nor OpenCV do.
         exif, block = Image.Exif(), image.info.get("exif", b"").removeprefix(b"Exif\0\0")
         # Viewers and OpenCV read a block with one mark, Pillow with any number.
         exif.load(b"" if block.startswith(b"Exif") else block)
-        orientation = getattr(image, "tag_v2", exif).get(ORIENTATION, 1)
-        return orientation if orientation in _UPRIGHT else 1
-    return 1
+        orientation = getattr(image, "tag_v2", exif).get(ORIENTATION, 0)
+        return orientation if orientation in _UPRIGHT else 0
+    return 0
 
 
 def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:

@@ -153,7 +153,7 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
     refuse_frames(file)
     page: TiffPage = file.pages[0]  # type: ignore[assignment]
     refuse_size(page.imagewidth, page.imagelength, max_pixels)
-    bits, orientation = page.bitspersample, page.tags.valueof(274, 1)
+    bits, orientation = page.bitspersample, page.tags.valueof(274, 0)
     # Some files have a byte, not a number of two.
     orientation = orientation[0] if isinstance(orientation, bytes) else orientation
     # Some programs write no sizes of the strips; tifffile has one then, Pillow finds them.

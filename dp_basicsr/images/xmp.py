@@ -32,11 +32,11 @@ _SCALED = re.compile(
 _NUMBER = re.compile(r"^\s*\d+(\.\d+)?")
 
 
-def corrected(xmp: bytes, before: tuple[int, int], after: tuple[int, int], is_turned: bool) -> tuple[bytes, list[str]]:
+def corrected(xmp: bytes, before: tuple[int, int], after: tuple[int, int], orientation: int) -> tuple[bytes, list[str]]:
     """Make XMP speak of the upright result, and return also the names of what was left out.
 
-    ``before`` and ``after`` are width and height, upright; ``is_turned`` says that the file was not. Raises ExpatError
-    for what is no XML, and RecursionError for a bomb.
+    ``before`` and ``after`` are width and height, upright; ``orientation`` is EXIF's of the file, 0 if it had none.
+    Raises ExpatError for what is no XML, and RecursionError for a bomb.
     """
     # Some cameras pad it with zeros.
     document = minidom.parseString(xmp.rstrip(b"\0"))
@@ -47,12 +47,12 @@ def corrected(xmp: bytes, before: tuple[int, int], after: tuple[int, int], is_tu
         for node in [*element.attributes.values(), *element.childNodes]:
             name = f"{node.namespaceURI}{node.localName}"
             is_attribute = node.nodeType == minidom.Node.ATTRIBUTE_NODE
-            is_wrong = _LEFT_OUT.fullmatch(name) or (is_turned and _PLACES.fullmatch(name))
+            is_wrong = _LEFT_OUT.fullmatch(name) or (orientation > 1 and _PLACES.fullmatch(name))
             # Regions are shares of the picture, or else pixels of the old one.
             if is_wrong or (name == f"{_REGIONS}Regions" and _IN_PIXELS.search(node.toxml())):
                 dropped.append(f"XMP's {node.prefix}:{node.localName}")
                 (element.removeAttributeNode if is_attribute else element.removeChild)(node)
-            elif name == f"{_TIFF}Orientation" and not is_turned:
+            elif name == f"{_TIFF}Orientation" and not orientation:
                 # Of XMP alone, which was not applied.
                 continue
             elif name.startswith(_DIMENSIONS) and _ON_PAPER.search(element.toxml()):

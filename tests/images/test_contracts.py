@@ -502,7 +502,7 @@ def test_xmp_fits_the_larger_picture(orientation: int) -> None:
             assert f"XMP's {'mwg-rs:Regions' if prefix == 'mwg-rs' else name}" in said[0], name
 
 
-@pytest.mark.parametrize("of_exif", [None, 6])
+@pytest.mark.parametrize("of_exif", [None, 1, 6])
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
 def test_an_orientation_of_xmp_alone_turns_nothing(kind: str, of_exif: int | None) -> None:
     """sharp#4585: else programs that read EXIF and those that read XMP show the result in two ways."""
@@ -519,7 +519,7 @@ def test_an_orientation_of_xmp_alone_turns_nothing(kind: str, of_exif: int | Non
     if kind == "png":
         path.write_bytes(join(path.read_bytes(), [(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)]))
     picture = read_picture(path)
-    assert picture.colour.shape[1::-1] == (SIZE if of_exif is None else SIZE[::-1])
+    assert picture.colour.shape[1::-1] == (SIZE[::-1] if of_exif == 6 else SIZE)
     assert read_image(path).shape[:2] == picture.colour.shape[:2]
     write_picture(picture, Path(f"out.{kind}"))
     assert f'tiff:Orientation="{1 if of_exif else 6}"'.encode() in Path(f"out.{kind}").read_bytes()
@@ -555,7 +555,7 @@ def test_xmp_of_what_stands_behind_the_picture_is_left_out() -> None:
         <rdf:li rdf:parseType="Resource"><Container:Item Item:Length="2345" Item:Semantic="MotionPhoto"/></rdf:li>
         </rdf:Seq></Container:Directory><GCamera:MicroVideoOffset>2345</GCamera:MicroVideoOffset>
         </rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>""".encode()
-    result, dropped = corrected(xmp + bytes(3), (4, 4), (8, 8), is_turned=False)
+    result, dropped = corrected(xmp + bytes(3), (4, 4), (8, 8), orientation=0)
     assert dropped == [
         f"XMP's {name}"
         for name in ("GCamera:MotionPhoto", "hdrgm:Version", "n:HasExtendedXMP", "apple:HDRGainMapVersion",
@@ -564,7 +564,7 @@ def test_xmp_of_what_stands_behind_the_picture_is_left_out() -> None:
     assert not any(word in result for word in (b"2345", b"0123", b"Semantic", b"MotionPhoto"))
     assert 'GCamera:BurstID="\u56fe"'.encode() in result
     assert result.startswith(b"<?xpacket begin")
-    assert corrected(result, (4, 4), (8, 8), is_turned=True) == (result, [])
+    assert corrected(result, (4, 4), (8, 8), orientation=6) == (result, [])
 
 
 @pytest.mark.parametrize(
@@ -592,6 +592,17 @@ def test_a_tiff_s_smaller_copies_and_mask_are_no_pages(has_mask: bool) -> None:
     assert np.array_equal(picture.colour, pixels)
     assert picture.metadata.dropped == (("mask",) if has_mask else ())
     assert np.array_equal(read_image(Path("a.tif"))[..., ::-1], pixels)
+
+
+def test_the_mark_of_a_raw_photograph_is_left_out_of_a_tiff() -> None:
+    """darktable#14126: shops and Photoshop took the result for a DNG."""
+    mark = [(50706, 1, 4, bytes([1, 4, 0, 0]), True), (50708, 2, 4, b"Cam\0", True)]
+    tifffile.imwrite("a.tif", np.zeros((8, 6, 3), np.uint8), photometric="rgb", metadata=None, extratags=mark)
+    said = list[str]()
+    write_picture(read_picture(Path("a.tif")), Path("b.tif"), warn=said.append)
+    with tifffile.TiffFile("b.tif") as file:
+        assert (50706 in file.pages[0].tags, 50708 in file.pages[0].tags) == (False, True)  # type: ignore[union-attr]
+    assert said == ["dropped: DNGVersion"]
 
 
 def test_content_credentials_of_the_old_pixels_are_named() -> None:
