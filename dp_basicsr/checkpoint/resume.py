@@ -136,6 +136,8 @@ def _choose(opt: Mapping[str, Any]) -> Path | None:
         except UserError as error:
             advice = "name another state, or use --auto_resume"
             raise UserError(f"path: resume_state ({named}): {error}; {advice}") from error
+    elif newest is None and named is not None and not named.exists():
+        read_state(named)  # says why, before another process looks for it
     return newest or named
 
 

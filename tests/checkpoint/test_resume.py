@@ -127,6 +127,12 @@ def test_a_machine_that_does_not_see_the_run_says_so(run: Path, monkeypatch: pyt
     monkeypatch.setattr("dp_basicsr.checkpoint.resume.on_rank_0", lambda _: run / "training_states/5.state")
     with pytest.raises(UserError, match=r"5\.state is on the first machine alone.*shared or copied"):
         find_resume_point(options(run) | {"rank": 1})
+    # diffusers#2091: one that no machine has.
+    monkeypatch.setattr("dp_basicsr.checkpoint.resume.on_rank_0", lambda function: function())
+    opt = options(run)
+    opt["path"]["resume_state"] = str(run / "training_states/99.state")
+    with pytest.raises(UserError, match=r"99\.state cannot be read .No such file"):
+        find_resume_point(opt | {"rank": 1})
 
 
 @pytest.mark.parametrize(
