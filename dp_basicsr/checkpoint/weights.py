@@ -140,7 +140,8 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
     if not path.is_file():
         other = "expected a file, not its folder" if path.is_dir() else "expected a file, not a pipe: save it first"
         what = other if path.exists() else "no such file"
-        raise UserError(f"model {path}: {what}{missing_hint(path)}")
+        hint = missing_hint(path) or ("; nor is there a network in it" if path.is_dir() else "")
+        raise UserError(f"model {path}: {what}{hint}")
     if is_converted(path):
         raise UserError(
             f"model {path}: ONNX and ncnn files cannot be trained, interpolated or exported again: give the .pth or "
@@ -396,4 +397,6 @@ def _describe(content: Any) -> str:
     tensors = [f"{key} {tuple(value.shape)}" for key, value in content.items() if isinstance(value, Tensor)]
     if tensors:
         return f"{len(tensors)} tensors such as {shorten(tensors, 3)}"
-    return f"a mapping with {shorten(inner or [str(key) for key in content]) or 'nothing'}"
+    if not content:
+        return "an empty one: copy, download or export it again"
+    return f"a mapping with {shorten(inner or [str(key) for key in content])}"

@@ -83,7 +83,8 @@ def missing_hint(path: str | Path) -> str:
         near = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() == path.suffix.lower()]
         if hint := name_hint([path.name], near) or "; folders are separated by /" * ("\\" in path.name):
             return hint
-        folders, kind = (asked, asked / "models", asked.parent), "d" if asked.name.startswith("net_d_") else "g"
+        folders = (asked, asked / "models", asked.parent, *asked.glob("*/models"))
+        kind = "d" if asked.name.startswith("net_d_") else "g"
         networks = [network for folder in folders for network in folder.glob(f"net_{kind}_*.pth")]
         # Those of other programs, in a folder that was named.
         if networks := networks or [*asked.glob("*.safetensors"), *asked.glob("*.pth")]:

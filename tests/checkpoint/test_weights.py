@@ -302,6 +302,8 @@ def test_an_archive_with_the_file_in_it_is_named() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        # huggingface/safetensors#601
+        ({}, "expected the weights of a generator, got an empty one: copy, download or export it again"),
         ({"optimizers": [], "iter": 3}, "is a training state, not a network: give models/net_g"),
         ({"optimizer": optimizer({}), "epoch": 3}, "expected the weights of a generator, got a mapping with optimizer"),
         # JingyunLiang/SwinIR#28: KAIR saves it beside the network.
@@ -333,8 +335,14 @@ def test_what_is_no_network_is_told_apart(content: object, message: str) -> None
     Path("hf").mkdir()
     Path("hf/model.safetensors").touch()
     os.mkfifo("pipe")
+    for run in ("a", "b"):
+        Path(f"runs/{run}/models").mkdir(parents=True)
+    Path("runs/a/models/net_g_4.pth").touch()
     for name, told in (
         ("hf", "network there is hf/model.safetensors"),
+        # fastMRI#38
+        ("runs", "network there is runs/a/models/net_g_4.pth"),
+        ("runs/b", "not its folder; nor is there a network in it"),
         ("pipe", "not a pipe: save it first"),
     ):
         with pytest.raises(UserError, match=told):
