@@ -57,4 +57,4 @@ for epoch in range(args.epochs):
         optimizer.step()
     print(f"epoch {epoch}: loss {loss:.4g},", ", ".join(f"{name} {value:.4g}" for name, value in l_dp.terms.items()))
 torch.save({"params": net_g.state_dict()}, "net_g.pth")
-print("next: dp-basicsr upscale -m net_g.pth -i IMAGE -o .")
+print("next: dp-basicsr upscale -m net_g.pth -i IMAGE -o results")

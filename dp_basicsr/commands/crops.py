@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dp_basicsr.errors import exit_on_user_error
 from dp_basicsr.images.files import require_paths
-from dp_basicsr.utils.arguments import Parser
+from dp_basicsr.utils.arguments import Parser, output_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("image", help="name of the image")
     parser.add_argument("--set", default="", help="its test set, if several have an image of this name")
     parser.add_argument("--crop", required=True, help="left,top,width,height in pixels of the original")
-    parser.add_output(type=Path, default=Path("crops.png"), help="the picture: .png, .pdf or .svg")
+    parser.add_output(type=output_file("crops.png"), default=Path("crops.png"), help="the picture: .png, .pdf or .svg")
     args = parser.parse_args(argv)
     with exit_on_user_error():
         # Before the imports, which take seconds: a misspelt path is reported at once.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dp_basicsr.errors import exit_on_user_error
 from dp_basicsr.images.files import require_paths
-from dp_basicsr.utils.arguments import Parser
+from dp_basicsr.utils.arguments import Parser, output_file
 
 # Those of Fig. 3, counted from 1.
 PAPER_CHANNELS = (1, 64, 256)
@@ -19,7 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("image", type=Path, help="8-bit colour image")
     parser.add_argument("--channels", type=int, nargs="+", default=list(PAPER_CHANNELS), help="channels, from 1 to 256")
     parser.add_argument("--weights", choices=["imagenet", "random"], default="imagenet", help="of both networks")
-    parser.add_output(type=Path, default=Path("features.png"), help="picture to write: .png, .pdf or .svg")
+    parser.add_output(
+        type=output_file("features.png"), default=Path("features.png"), help="picture to write: .png, .pdf or .svg"
+    )
     args = parser.parse_args(argv)
     with exit_on_user_error():
         # Before the import of torch, which takes seconds.

@@ -12,7 +12,7 @@ from pathlib import Path
 from dp_basicsr.errors import UserError, exit_on_user_error
 from dp_basicsr.images.files import require_paths
 from dp_basicsr.report import LOSSLESS
-from dp_basicsr.utils.arguments import Parser
+from dp_basicsr.utils.arguments import Parser, output_file
 
 
 def quality(text: str) -> int | None:
@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="RUN_OR_EVAL_DIR", help="folder of a training, a test or an evaluation"
     )
-    parser.add_output(type=Path, help="HTML file to write (default: report.html in the last folder)")
+    parser.add_output(
+        type=output_file("report.html"), help="HTML file to write (default: report.html in the last folder)"
+    )
     parser.add_argument("--quality", default="auto", help="image quality: auto, lossless, or 1 to 100 (WebP)")
     args = parser.parse_args(argv)
     with exit_on_user_error():

@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -92,6 +92,11 @@ def option_file(text: str) -> str:
         return text
     shipped = [SHIPPED / f"{text.removeprefix('options/')}{suffix}" for suffix in ("", ".yml")]
     return next((str(file) for file in shipped if os.path.isfile(file)), text)
+
+
+def output_file(name: str) -> Callable[[str], Path]:
+    """Return the type of an argument that is a file to write, which in a folder is ``name``."""
+    return lambda text: Path(text, name if text.endswith("/") or os.path.isdir(text) else "")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import dp_basicsr
 from dp_basicsr.__main__ import main
-from dp_basicsr.utils.arguments import COMMANDS, ROOT, SHIPPED
+from dp_basicsr.utils.arguments import COMMANDS, ROOT, SHIPPED, output_file
 
 import pytest
 
@@ -34,6 +34,14 @@ def test_scripts_are_thin() -> None:
     paths = [command.script_path for command in COMMANDS.values() if command.target.startswith("commands.")]
     assert all(lines.get(Path(path).name, 0) <= 6 for path in paths)
     assert sum(lines.values()) <= 800
+
+
+@pytest.mark.parametrize("text", [".", "..", "/", "there", "new/"])
+def test_a_folder_as_the_file_to_write_gets_a_file_in_it(text: str) -> None:
+    """Of a report's the message was that it is a directory, when all was computed."""
+    Path("there").mkdir()
+    assert output_file("report.html")(text) == Path(text, "report.html")
+    assert output_file("report.html")("there.html") == Path("there.html")
 
 
 def test_torchrun_starts_what_is_not_distributed_once(
