@@ -15,7 +15,7 @@ from dp_basicsr.utils.arguments import advise
 
 Options = dict[str, Any]
 
-USED_OPTIONS = "options.json"  # in the experiment's folder: the options that the last start used, overrides included
+USED_OPTIONS = "options.json"  # in the experiment's folder: those of the last start that trained, with overrides
 
 # A shipped file has about 150 values. A few lines with aliases of aliases can expand to millions.
 MAX_VALUES = 100_000

@@ -145,8 +145,9 @@ def _add_training(report: Report, folder: Path, name: str, is_alone: bool) -> No
     # A log may end after the baseline, before the first line of an iteration.
     report.facts[f"Iterations of {name}"] = f"{curves['lr'][-1][0] if 'lr' in curves else 0:,}"
     texts = [log.read_text(encoding="utf-8", errors="replace") for log in training_logs(folder)]
-    # The last start's log says what it changed.
-    for beside, changes in re.findall(r"Options beside (.+?): (.+)", texts[-1]):
+    # The log of the last start that trained says what it changed.
+    told = [text for text in texts if "Options beside " in text][-1:]
+    for beside, changes in re.findall(r"Options beside (.+?): (.+)", "".join(told)):
         report.facts[f"{name} beside {beside}"] = changes
     for path in sorted(folder.glob("*.yml")):
         shown = path.name if path.name not in report.option_files else f"{path.name} ({name})"

@@ -93,9 +93,11 @@ def train(run: RunOptions, option_file: str) -> None:
             if training.validator is not None:
                 # Lets a validation stop between two images.
                 training.validator.interrupted = training.interruption.received
-            on_rank_0(lambda: atomic_write(root / USED_OPTIONS, lambda file: file.write(run.options.as_json())))
-            for change in changes:
-                get_root_logger().info(change)
+            # Options of a start that trains nothing have made none of the networks, whose cards tell of them.
+            if training.iteration < run.options.training.total_iter or not (root / USED_OPTIONS).exists():
+                on_rank_0(lambda: atomic_write(root / USED_OPTIONS, lambda file: file.write(run.options.as_json())))
+                for change in changes:
+                    get_root_logger().info(change)
             # The last lines before the first iteration, where they are seen.
             for note in run.notes:
                 get_root_logger().warning(note)

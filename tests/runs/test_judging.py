@@ -119,6 +119,10 @@ def test_the_log_says_what_the_options_change(run: Any) -> None:
     again = run("train:total_iter=3", "val=~", "logger:save_checkpoint_freq=2")
     expected = "Options beside the previous start: train:total_iter 3 (2), logger:save_checkpoint_freq 2 (3)"
     assert expected in again
+    ran = Path("experiments/small/options.json").read_text()
+    complete = run("train:total_iter=2", "val=~", "train:pixel_opt:loss_weight=2")
+    assert complete.count("Options beside") == again.count("Options beside")
+    assert Path("experiments/small/options.json").read_text() == ran, "a start that trains nothing says nothing of it"
 
 
 @pytest.mark.parametrize("change", ["images", "settings", "nothing"])
