@@ -231,7 +231,8 @@ def interpolate(first: Weights, second: Weights, alpha: float) -> Weights:
     both = first.choice == second.choice
     said = [of.choice if both else f"{of.choice} of {of.path.name}" for of in (first, second) if of.choice]
     choice = ", ".join(dict.fromkeys([note, *said]))
-    return Weights(state, second.path, {**first.notes, **second.notes, "interpolation": note}, choice=choice)
+    lighter, heavier = (first, second) if alpha >= 0.5 else (second, first)
+    return Weights(state, second.path, {**lighter.notes, **heavier.notes, "interpolation": note}, choice=choice)
 
 
 def compare_shapes(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> str:

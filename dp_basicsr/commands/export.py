@@ -29,8 +29,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--openmodeldb", type=Path, metavar="FILE.json", help="also write the entry that OpenModelDB asks for")
     add("--overwrite", action="store_true", help="replace existing files")
     args = parser.parse_args(argv)
-    if args.model_path == BOX and args.alpha_interp is None:
-        args.alpha_interp = BOX_ALPHA
+    if args.model_path == BOX:
+        args.alpha_interp = BOX_ALPHA if args.alpha_interp is None else args.alpha_interp
+        args.license = args.license or "Apache-2.0"
     if args.format is None:
         suffix = args.output.suffix.lower()
         args.format = next((name for name, record in EXPORTS.items() if suffix in record.suffixes), None)
@@ -67,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Before anything is written, because the file may be wrong.
         metrics = read_metrics(args.metrics)
         network = load_network(args.model_path, alpha_interp=args.alpha_interp, scale=args.scale)
-        facts = describe(network, trace(args.model_path[-1], network.notes))
+        # The facts of a blend are those of the larger share.
+        heavier = -1 if args.alpha_interp is None or args.alpha_interp >= 0.5 else 0
+        facts = describe(network, trace(args.model_path[heavier], network.notes))
         facts |= {"license": args.license} if args.license else {}
         difference = export_network(network, args.format, output, facts, args.half)
         dtype = "float16" if args.half else "float32"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ Licence of the weights: {license_text}.
 
 ## Use
 
-With this project: `dp-basicsr upscale -i photo.png -o results -m {file}`
+With this project: `dp-basicsr upscale -i photo.png -o results -m {word}`
 
 {code}
 
@@ -78,7 +79,7 @@ def write_card(
         scale=network.scale,
         training=_training(facts),
         metrics=metrics,
-        file=output.name,
+        word=shlex.quote(output.name),
         code=record.use.format(
             file=output.name, shape=(1, network.channels, *size.fit(64, 64)), dtype=dtype, **colours
         ),

@@ -70,6 +70,7 @@ def test_spandrel_and_ncnn_give_the_same() -> None:
     model = spandrel.ModelLoader().load_from_file(str(BOX[0])).model.float()
     torch.testing.assert_close(model(image), expected, rtol=0, atol=1e-6)
     assert export(["-o", "box_x4.param", "--alpha_interp", "0"]) == 0, "the networks in the box are the default"
+    assert "Licence of the weights: Apache-2.0." in Path("box_x4.md").read_text(encoding="utf-8")
     ncnn, ours = upscale("ncnn", "-m", "box_x4.param"), upscale("torch", "--alpha_interp", "0", "--engine", "torch")
     assert np.abs(ncnn - ours).max() <= 1
 

@@ -200,6 +200,18 @@ def test_the_command_writes_file_card_and_a_valid_entry(
     assert export_model.main([*arguments, "--overwrite"]) == 0
 
 
+@pytest.mark.parametrize(("share", "iteration"), [("0", 400), ("0.3", 400), ("0.5", 800), ("1", 800)])
+def test_the_card_of_a_blend_tells_of_the_network_with_the_larger_share(
+    share: str, iteration: int, trained: Path
+) -> None:
+    other = network_file(str(trained.with_name("net_g_800.pth")), num_block=1)
+    arguments = ["-m", str(trained), str(other), "--alpha-interp", share]
+    assert export_model.main([*arguments, "-o", "my blend.pth"]) == 0
+    card = Path("my blend.pth.md").read_text()
+    assert f"- iteration: {iteration}\n" in card
+    assert "-m 'my blend.pth'`" in card, "as a shell takes it"
+
+
 @pytest.mark.parametrize("prefix", ["", "modelspec."])
 def test_what_a_header_says_of_its_owner_is_kept(prefix: str) -> None:
     """In the header of any format, and in the card; a licence on the command line wins."""
