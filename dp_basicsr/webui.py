@@ -107,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         page.open(args.model_path)
         blocks = build(page)
         from gradio.themes import Default
+        from starlette.requests import ClientDisconnect
+        from starlette.responses import Response
 
         port = free_port(args.host, args.port)
         if args.port not in (0, port):
@@ -115,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         app, url, _ = blocks.launch(
             server_name=args.host, server_port=port, root_path=args.root_path or None, share=False, quiet=True,
             prevent_thread_lock=True, max_file_size=f"{args.max_megabytes}mb", allowed_paths=[], show_error=True,
-            inbrowser=False,
+            # Without it, an upload that breaks off prints a traceback; `sweep` deletes what came.
+            inbrowser=False, app_kwargs={"exception_handlers": {ClientDisconnect: lambda *_: Response(None, 499)}},
             theme=Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none from the network
             css_paths=look / "page.css", head=f"<script>{(look / 'page.js').read_text()}</script>", footer_links=[],
         )  # fmt: skip

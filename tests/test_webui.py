@@ -418,6 +418,7 @@ def test_a_taken_port_gives_the_next_one() -> None:
 
 def test_the_path_of_a_proxy_reaches_the_server(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = pytest.importorskip("gradio.blocks").Blocks
+    gone = pytest.importorskip("starlette.requests").ClientDisconnect
     launched: dict[str, Any] = {}
 
     def launch(_: object, **settings: Any) -> None:
@@ -429,6 +430,7 @@ def test_the_path_of_a_proxy_reaches_the_server(page: Page, monkeypatch: pytest.
     with pytest.raises(SystemExit):
         webui.main(["-m", str(model), "--port", "0", "--root-path", "/user/me/proxy/7860"])
     assert launched["root_path"] == "/user/me/proxy/7860"
+    assert launched["app_kwargs"]["exception_handlers"][gone](None, gone()).status_code == 499  # no traceback
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130), ("SIGKILL", -9)])

@@ -24,7 +24,7 @@ Part = Literal["generator", "discriminator"]
 CONTAINERS = ("params", "state_dict", "model_state_dict", "model", "net", "generator", "net_g", "netG", "G")
 
 # Weights that are averaged over the training: EMA of BasicSR, timm, KAIR and others, torch's AveragedModel.
-_AVERAGED = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?|shadow|model_avg|avg_model)(?:[^a-z]|$)", re.IGNORECASE)
+_AVERAGED = re.compile(r"(?:^|[^a-z])(?:emas?|swa|averaged?|shadow|model_avg|avg_model)(?:[^a-z]|$)", re.IGNORECASE)
 _DISCRIMINATOR = re.compile(r"(?:ema_)?(?:(?:net_?)?d|disc|discriminator)(?:_ema)?", re.IGNORECASE)
 _GENERATOR = re.compile(r"(?:ema_)?(?:(?:net_?)?g|gen|generator)(?:_ema)?", re.IGNORECASE)
 _NETWORKS = (_GENERATOR, _DISCRIMINATOR, re.compile("model|net|network|online_model"))
@@ -314,6 +314,8 @@ def _entries(content: Any, keys: tuple[str, ...] = (), averaged: bool = False) -
     for key, value in content.items():
         if isinstance(value, dict):
             yield from _entries(value, (*keys, str(key)), averaged)
+        elif isinstance(value, (list, tuple)) and any(isinstance(item, dict) for item in value):  # one for each decay
+            yield from _entries({str(number): item for number, item in enumerate(value)}, (*keys, str(key)), averaged)
         elif isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex():
             state[key] = value
         elif isinstance(value, (list, tuple)) and value and _AVERAGED.search(str(key)):

@@ -144,9 +144,12 @@ def evaluate(
                 Measured(test_set.name, image, name, gt, lr, files.get(image), {}) for name, files in results.items()
             ]
     missing = missing_metrics(metrics)
+    colourless = set[Path | None]()
 
     def score(task: Measured) -> Measured:
         result, gt = read_pair(task, scale)
+        if is_coloured(gt) and not is_coloured(result):
+            colourless.add(task.result)
         # As many border pixels as the scale, as in the paper: 4 at x4.
         scores = measure(result, gt, scale, metrics)
         return replace(task, scores=scores, checksum=None if task.result is None else checksum_of(result, gt))
@@ -161,11 +164,13 @@ def evaluate(
             raise
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for measured in images:
-        if measured.result is not None and (kind := lossy_format(measured.result)):
-            kinds[measured.method][kind] += 1
+        if measured.result is not None:
+            found = lossy_format(measured.result), "gray of coloured originals" * (measured.result in colourless)
+            kinds[measured.method].update(filter(None, found))
     lossy = {
         method: ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
         for method, counts in kinds.items()
+        if counts
     }
     return Evaluation(scale, metrics, missing, images, lossy)
 
@@ -194,6 +199,11 @@ def read_pair(image: Measured, scale: int) -> tuple[Image, Image]:
         again = f"`{advise('evaluate', '--overwrite')}` and test.py measure it again"
         raise UserError(f"{image.result}, or its original, has changed since it was measured; {again}")
     return result, gt
+
+
+def is_coloured(image: Image) -> bool:
+    """Return whether the colours of some pixel differ."""
+    return image.ndim == 3 and bool((image != image[..., :1]).any())
 
 
 def checksum_of(result: Image, gt: Image) -> int:

@@ -7,10 +7,9 @@ import json
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
-from dp_basicsr.errors import UserError, first_line, how_to_install, shorten
+from dp_basicsr.errors import UserError, first_line, import_optional, shorten
 from dp_basicsr.metrics.tensors import ALONE, device, to_tensor
 
 import numpy as np
@@ -67,10 +66,10 @@ def library_class(kind: str) -> Callable[..., Any]:
     if library not in LIBRARIES:
         raise UserError(f"{kind}: expected a metric of {', '.join(LIBRARIES)}")
     try:
-        module = import_module(LIBRARIES[library])
-    except ImportError as error:
-        how = "pip install pyiqa (non-commercial licence)" if library == "pyiqa" else how_to_install(library)
-        raise UserError(f"{kind}: {library} cannot be imported ({error}): {how}") from error
+        module = import_optional(LIBRARIES[library])
+    except UserError as error:
+        licence = "pyiqa cannot be imported: pip install pyiqa (non-commercial licence)"
+        raise UserError(f"{kind}: {licence if library == 'pyiqa' else error}") from error
     if library == "pyiqa":
         names = module.list_models()
         if name in names:

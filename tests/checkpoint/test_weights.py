@@ -66,6 +66,7 @@ BOTH: dict[str, Callable[[State, State], Any]] = {
     "model, ema": lambda raw, ema: {"epoch": 3, "model": raw, "ema": ema, "optimizer": optimizer(raw)},
     "ema.module": lambda raw, ema: {"model": raw, "ema": {"module": ema, "updates": 7}},
     "ema_state_dict": lambda raw, ema: {"state_dict": raw, "ema_state_dict": ema},
+    "several decays": lambda raw, ema: {"net": raw, "emas": [ema, raw]},
     "model_ema": lambda raw, ema: {"net": raw, "model_ema": ema},
     "mmengine": lambda raw, ema: {  # exchanged before saving
         "meta": {}, "message_hub": {}, "state_dict": prefixed(ema, "generator."), "optimizer": optimizer(raw),

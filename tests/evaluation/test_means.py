@@ -89,11 +89,13 @@ def test_lossy_files_are_known_by_their_content(tmp_path: Path, suffix: str, set
 def test_lossy_results_are_named_in_table_json_and_report(tmp_path: Path) -> None:
     for folder, name, suffix in (("gt", "a", "png"), ("gt", "b", "png"), ("A", "a", "jpg"), ("A", "b", "png")):
         (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / "gray").mkdir(exist_ok=True)
         PIL.Image.fromarray(smooth_noise(48, 40, 0)).save(tmp_path / folder / f"{name}.{suffix}")
-    methods = [Method("A", tmp_path / "A"), Method("B", tmp_path / "gt")]
+        PIL.Image.fromarray(smooth_noise(48, 40, 0)).convert("L").save(tmp_path / "gray" / f"{name}.png")
+    methods = [Method("A", tmp_path / "A"), Method("B", tmp_path / "gt"), Method("C", tmp_path / "gray")]
     evaluation = evaluate([find_test_set(tmp_path / "gt")], methods, 4, ("psnr_y",))
     assert "B has files that are the originals, measured against themselves." in evaluation.notes()  # IQA-PyTorch#86
     assert "A is measured from lossy files (1 JPEG), which" in markdown(evaluation)
     write_evaluation(evaluation, tmp_path / "out")
     assert read_evaluation(tmp_path / "out").notes() == evaluation.notes()
-    assert as_json(evaluation, tmp_path)["lossy"] == {"A": "1 JPEG"}
+    assert as_json(evaluation, tmp_path)["lossy"] == {"A": "1 JPEG", "C": "2 gray of coloured originals"}

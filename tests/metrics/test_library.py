@@ -92,6 +92,15 @@ def test_a_metric_that_cannot_rate_a_pair_of_images_is_named() -> None:
         why_not("torchmetrics/SpatialDistortionIndex")
 
 
+def test_a_folder_that_an_uninstall_left_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("piq")
+    module.__path__ = []
+    monkeypatch.setitem(sys.modules, "piq", module)
+    library_metric.library_class.cache_clear()
+    with pytest.raises(UserError, match="piq is not installed: pip install"):
+        library_metric.library_class("piq/GMSDLoss")
+
+
 def test_pyiqa_is_used_where_the_user_has_installed_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a module of the same interface: pyiqa itself is not installed here."""
 
