@@ -82,8 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Before the imports, which take seconds.
         sets, measured = methods(args)
         from dp_basicsr.evaluation.evaluate import evaluate
-        from dp_basicsr.evaluation.files import markdown, write_evaluation
+        from dp_basicsr.evaluation.files import markdown, refuse_folder, write_evaluation
 
+        if args.output:
+            refuse_folder(args.output, overwrite=args.overwrite)
         evaluation = evaluate(sets, measured, args.scale, tuple(args.metrics))
         try:
             written = write_evaluation(evaluation, args.output, overwrite=args.overwrite) if args.output else None

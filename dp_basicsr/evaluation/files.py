@@ -16,7 +16,7 @@ from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import Evaluation, Measured
 from dp_basicsr.metrics import METRICS, Scores
 from dp_basicsr.utils.arguments import advise
-from dp_basicsr.utils.staging import StagedFolder
+from dp_basicsr.utils.staging import StagedFolder, refuse_existing
 
 JSON_NAME = "evaluation.json"
 CSV_NAME = "per_image.csv"
@@ -27,14 +27,20 @@ BAR = r"\|"  # within a cell of Markdown
 MARKUP = re.compile(r"[\\`*\[]|(?<![^\W_])_|_(?![^\W_])")  # what Markdown does not show; "_" within a word is shown
 
 
+def refuse_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that an evaluation may not become (UserError)."""
+    # `--overwrite` replaces the whole folder, so it must never be one with anything else in it.
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / JSON_NAME).is_file():
+        raise UserError(f"{folder} contains something other than an evaluation: choose another folder")
+    refuse_existing([folder], overwrite=overwrite, empty=True)
+
+
 def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = False) -> Path:
     """Write ``per_image.csv``, ``evaluation.json`` and ``table.md`` into a new folder.
 
     The folder appears when all files are written; ``overwrite`` replaces an earlier evaluation, never another folder.
     """
-    # `--overwrite` replaces the whole folder, so it must never be one with anything else in it.
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / JSON_NAME).is_file():
-        raise UserError(f"{folder} contains something other than an evaluation: choose another folder")
+    refuse_folder(folder, overwrite=overwrite)
     with StagedFolder(folder, overwrite=overwrite) as staged:
         texts = {
             CSV_NAME: csv_text(evaluation),

@@ -139,10 +139,14 @@ def test_the_best_are_marked() -> None:
     assert mark_best([0.1], "ssim_y") == ["0.1000"]
 
 
-def test_only_an_evaluation_is_replaced_and_only_on_request(data: Path, refused: Refused) -> None:
+def test_only_an_evaluation_is_replaced_and_only_on_request(
+    data: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ["--gt", "gt/A", "--bicubic", "--metrics", "psnr_y", "--out"]
     for arguments in ([*command, "out"], [*command, "out", "--overwrite"]):
         main(arguments)
+    # Refused before anything is measured.
+    monkeypatch.setattr("dp_basicsr.evaluation.evaluate.evaluate", None)
     for arguments in ([*command, "out"], [*command, "gt", "--overwrite"]):
         refused(main, arguments)
     assert len(list((data / "gt").rglob("*.png"))) == 6
