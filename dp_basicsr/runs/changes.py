@@ -19,7 +19,9 @@ def describe_changes(options: OptionFile, root: Path) -> Iterator[str]:
     files = {path.name: read_options(path) for path in sorted(SHIPPED.glob("*.yml"))}
     # Completed with defaults like the run's options, so that a key left out is no difference.
     shipped = {name: _flat(OptionFile.of(opt).as_dict()) for name, opt in files.items() if "train" in opt}
-    name = min(shipped, key=lambda name: len(_differences(shipped[name], now)), default=None)
+    own = "datasets:"  # the data are each user's own
+    by_name = {name: [text for text in _differences(flat, now) if own not in text] for name, flat in shipped.items()}
+    name = min(by_name, key=lambda name: len(by_name[name]), default=None)
     if name is not None:
         yield f"Options beside {name}: {shorten(_differences(shipped[name], now), 12) or 'the same'}"
     try:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr import train
-from dp_basicsr.options.schema import Val
+from dp_basicsr.options import read_options
+from dp_basicsr.options.schema import OptionFile, Val
+from dp_basicsr.runs.changes import describe_changes
 from dp_basicsr.runs.judging import IN_A_ROW, Judge
+from dp_basicsr.utils.arguments import SHIPPED
 
 import cv2
 import pytest
@@ -157,3 +160,10 @@ def test_a_validation_that_a_resume_repeats_is_one_point(change: str, run: Any) 
     figures = EventAccumulator("tb_logger/small").Reload().Scalars("metrics/there/psnr_rgb")
     # Sorted, because files of one second are read by the names of their numbers: 10 before 9.
     assert sorted(figure.step for figure in figures) == ([2, 4] if change in ("nothing", "model") else [2, 2, 4])
+
+
+def test_the_nearest_shipped_file_is_that_of_the_same_method_whatever_the_data() -> None:
+    opt = read_options(SHIPPED / "train_compact_psnr.yml")
+    opt["datasets"] = {"train": opt["datasets"]["train"] | {"dataroot_gt": "GT", "dataroot_lq": "LQ", "gt_size": 64}}
+    opt["datasets"]["val"] = read_options(SHIPPED / "train_demo.yml")["datasets"]["val"]
+    assert "beside train_compact_psnr.yml" in next(describe_changes(OptionFile.of(opt), Path()))
