@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +93,7 @@ class OpenVinoEngine(Engine):
         if empty := [name for name, value in network.module.named_parameters() if not value.numel()]:
             raise RuntimeError(f"it takes no weights without values, as {empty[0]}")
         example = torch.rand(1, network.channels, *network.size.fit(16, 16), dtype=torch.float32)
-        with torch.inference_mode(), warnings.catch_warnings():
+        with _holding_signals(), torch.inference_mode(), warnings.catch_warnings():
             # torch.jit is deprecated, and is what OpenVINO converts fastest.
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(network.module, example, check_trace=False)
@@ -101,3 +105,21 @@ class OpenVinoEngine(Engine):
     @classmethod
     def supports(cls, precision: str) -> bool:
         return precision == "fp32" or precision.upper() in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@contextlib.contextmanager
+def _holding_signals() -> Iterator[None]:
+    """Let the handlers of signals wait: what they raise, as on Ctrl-C, OpenVINO takes for its conversion's failure."""
+    came: list[int] = []
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: handler for number in numbers if is_main and callable(handler := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            handlers[number](number, None)

@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ import pytest
 import torch
 
 from tests.support.images import write_noise
-from tests.support.networks import make_network, network_file
+from tests.support.networks import make_network, network_file, small_opened
 from tests.support.programs import python
 
 if importlib.util.find_spec("openvino") is None:
@@ -177,6 +178,25 @@ def test_openvino_is_not_given_weights_without_values() -> None:
     network = OpenedNetwork("net.pth", "Test", 1, "Test x1", module=module)
     with pytest.raises(RuntimeError, match=r"it takes no weights without values, as 1\.weight"):
         openvino_engine.OpenVinoEngine.write(network, Path("net.xml"), {})
+
+
+def test_ctrl_c_while_openvino_converts_is_not_its_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page went on without OpenVINO; it is the same for SIGTERM, whose handler raises SystemExit."""
+    openvino = pytest.importorskip("openvino")
+    convert = openvino.convert_model
+
+    def interrupted(*given: Any, **more: Any) -> Any:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException as error:
+            raise RuntimeError("Check 'false' failed") from error
+        return convert(*given, **more)
+
+    monkeypatch.setattr(openvino, "convert_model", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        openvino_engine.OpenVinoEngine.write(small_opened(), Path("net.xml"), {})
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 class Doubling(Engine):
