@@ -200,6 +200,11 @@ def _package_message(error: BaseException) -> str | None:
         spec = importlib.util.find_spec(package)
         reason += f", in {os.path.dirname(spec.origin)}" if spec and spec.origin else ""
         advice = f"pip uninstall basicsr; {how_to_install(package)}"
+    # Another project's folder, or a newer package, comes before the installed one, so pip changes nothing.
+    for path in os.environ["PYTHONPATH"].split(os.pathsep) if os.environ.get("PYTHONPATH") else []:
+        if os.path.isdir(os.path.join(path, *package.split("."))):
+            advice = f"take {os.path.abspath(path)} off PYTHONPATH"
+            break
     if "failed to map segment" in reason:  # the linker's, for both
         advice = "raise `ulimit -v`, or install it where the file system is not mounted noexec"
     return f"{package}{version} is installed, but cannot be used ({reason}): {advice}"

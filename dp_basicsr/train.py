@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_program(description: str, argv: Sequence[str] | None, is_train: bool) -> None:
     """Run train.py or test.py."""
     args = parse_command_line(description, argv, is_train)
-    advice = "; --auto_resume continues from the last saved state" if is_train else ""
+    advice = "; --auto_resume continues from the last saved state" if is_train and not args.check else ""
     with exit_on_user_error(f"interrupted{advice}"):
         opt = read_given_options(args)
         # OpenMP's threads spin while they wait, which on a shared machine makes a step many times slower. Set before
