@@ -143,7 +143,8 @@ def try_step(
     """Build the model, train on a batch and validate a corner of each set, in memory only; a failure is a UserError.
 
     ``opt`` has the networks to start from, ``state`` is what the run resumes from, if it does. Returns the median
-    seconds of three steps after the first, which also allocates memory and selects kernels, and the last losses.
+    seconds of three steps after the first, which also allocates memory and selects kernels (of the first alone if it
+    takes more than 20 s), and the last losses.
     """
     train = run.options.training
     # The first one that also updates the generator, which costs the most.
@@ -163,13 +164,16 @@ def try_step(
             if model.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
+            # One slow step tells enough; several processes must take equally many.
+            if seconds[0] > 20 and not run.dist:
+                break
         losses = current_losses(model)
         if opt.get("val"):
             loaders = evaluation_loaders(opt, "val")
             refuse_small_images(opt, loaders)
             for loader in loaders:
                 validate(model, DataLoader(FirstCorner(loader.dataset, opt["scale"])), 0, None, save_img=False)
-    return statistics.median(seconds[1:]), losses
+    return statistics.median(seconds[1:] or seconds), losses
 
 
 class FirstCorner(Dataset):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -52,6 +53,15 @@ def test_a_valid_run(check: Check) -> None:
     for words in ("l_g_percep", "l_d_fake", "s per iteration", "for 7 iterations", "GiB", "the paper's is 16"):
         assert words in out
     assert out[out.index("small: one step") :].count("\n") == 5
+
+
+def test_a_slow_step_is_tried_once(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SRFormer's own option file tried for minutes on a CPU, without a word."""
+    clock = itertools.count(step=25)
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: next(clock))
+    code, out, _ = check()
+    assert (code, next(clock)) == (0, 4 * 25), "two to load a batch, two for a step"
+    assert "25 s per iteration" in out
 
 
 def test_what_a_start_warns_of_is_noted(check: Check) -> None:
