@@ -171,7 +171,7 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
         # With the shape, because images of other sides can have the same bytes.
         hashed.update(repr(image.shape).encode() + image.tobytes())
     digest = hashed.digest()
-    turned = " and ".join(str(source) for source in pair if source.is_turned())
+    turned = turned_hint(pair)
     (height, width), (lq_height, lq_width) = (image.shape[:2] for image in images)
     fault = ""
     # A GT that is not a multiple of the scale is cropped.
@@ -180,8 +180,7 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
     elif gt_size is not None and min(height, width) < gt_size:
         fault = f"smaller than gt_size {gt_size}"
     if fault:
-        hint = f"; the EXIF orientation of {turned} is applied" if turned else ""
-        text = f"is {width} x {height}, its LQ {lq_width} x {lq_height}: {fault}{hint}"
+        text = f"is {width} x {height}, its LQ {lq_width} x {lq_height}: {fault}{turned}"
         return [*problems, BadData("size", name, text)], digest, None
     # Both of the LQ's size, because INTER_AREA makes no means of fewer than 16 pixels.
     cut = images[0][: lq_height * scale, : lq_width * scale]
@@ -208,8 +207,13 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
             text = f"its LQ has {what}, by {levels:.0f} of 255 levels"
             problems.append(BadData("tone", name, f"{text} (others of the set are not listed)"))
         return problems, digest, thumbnails
-    by_exif = f"{turned} is rotated by its EXIF orientation, but the other image is not"
-    return [*problems, BadData("orientation", name, by_exif if turned else f"its LQ is {way}")], digest, None
+    return [*problems, BadData("orientation", name, f"its LQ is {way}{turned}")], digest, None
+
+
+def turned_hint(pair: Pair) -> str:
+    """Name the images of a pair that EXIF turns; "" if it turns none."""
+    turned = " and ".join(str(source) for source in pair if source.is_turned())
+    return turned and f"; the EXIF orientation of {turned} is applied (`exiftool -Orientation= FILE` removes it)"
 
 
 def _read(source: ImageSource) -> tuple[NDArray[np.uint8], str]:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from dp_basicsr.data.imresize import downsample
+from dp_basicsr.data.preparation.check import Pair, read_pair, turned_hint
 from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, process_images
 from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter, Record, RecordForm, check_keys, make_record
+from dp_basicsr.data.sources import ImageSource
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import IMAGE_SUFFIXES, BadImageError, find_images, left_out
 from dp_basicsr.images.strict import read_image, size_text
@@ -149,8 +151,14 @@ def cut_image(path: Path, what: Extraction, compression: int = 1) -> list[list[R
             lr = lr_images[scale] = read_image(lr_path)
         except BadImageError as error:
             raise BadImageError(f"cannot be paired: its LR {lr_path} {error}") from error
+        turned = turned_hint(pair := Pair(ImageSource(path, path.stem), ImageSource(lr_path, lr_path.stem)))
         if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
-            raise BadImageError(f"is {size_text(hr)}, expected {scale} times its LR {lr_path} of {size_text(lr)}")
+            raise BadImageError(
+                f"is {size_text(hr)}, expected {scale} times its LR {lr_path} of {size_text(lr)}{turned}"
+            )
+        for problem in read_pair(pair, scale, None)[0] if turned else []:
+            if problem.kind == "orientation":
+                raise BadImageError(f"cannot be paired: {problem.text}")
     records: dict[tuple[int, RecordForm], list[Record]] = {(scale, form): [] for _, scale, form in what.outputs()}
     for index, (y, x) in enumerate(what.window.corners(hr.shape)):
         tiles = {1: hr[y : y + crop, x : x + crop]}

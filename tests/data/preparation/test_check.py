@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from dp_basicsr.data.preparation.check import (
     table,
 )
 from dp_basicsr.data.preparation.convert import create_lmdb, make_lr
+from dp_basicsr.data.preparation.extract import Extraction, Window, cut_image
 from dp_basicsr.data.preparation.jobs import PrepJob
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import BadImageError
 
 import cv2
 import lmdb
@@ -245,6 +248,10 @@ def test_a_pair_with_only_one_image_rotated_by_exif_is_reported(
         Image.fromarray(pixels).save(tmp_path / name / "a.png", exif=exif if name == "GT" or turn_both else None)
     found = check(tmp_path)
     assert [kind for kind, _, _ in found] == ([] if turn_both else ["orientation"])
+    # detectron2#5366: its sub-images were written, and showed different places.
+    cutting = Extraction(tmp_path / "GT", window=Window(16, 16), lr=(tmp_path / "LQ",))
+    with nullcontext() if turn_both else pytest.raises(BadImageError, match="EXIF orientation of .*GT/a.png is appl"):
+        cut_image(tmp_path / "GT/a.png", cutting)
     make_lr(tmp_path / "GT", tmp_path / "made", 4, ONE)
     what = PairedSet(tmp_path / "GT", tmp_path / "made", 4, 32)
     assert check_set(what, 1).problems == [], "our own LR image is turned as training turns the GT"
