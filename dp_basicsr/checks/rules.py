@@ -231,9 +231,13 @@ def _needed_to_train(opt: View) -> Iterator[Rule]:
         lacks_gt = opt.is_known_model and "gt_size" not in kind.model_fields
         yield (*TRAIN_SET, "type"), lacks_gt, "expected a set of pairs, SingleImageDataset has no GT"
     model: Any = opt.model
+    degrades = hasattr(model, "_dequeue_and_enqueue") and opt.raw("high_order_degradation") is not False
+    lacks_lq = opt.is_known_model and not degrades and opt.raw(*TRAIN_SET, "type") == "RealESRGANDataset"
+    text = "RealESRGANDataset has no LQ, which RealESRGANModel and RealESRNetModel make with high_order_degradation"
+    yield (*TRAIN_SET, "type"), lacks_lq, f"expected a set of pairs: {text}"
     if opt.is_known_model and hasattr(model, "_dequeue_and_enqueue"):
         # Real-ESRGAN's read keys of their own in a step, those of the degradation only if they make the LQ.
-        degrades, has_lq = opt.raw("high_order_degradation") is not False, opt.valid(*TRAIN_SET, "type") in DATASETS
+        has_lq = opt.valid(*TRAIN_SET, "type") in DATASETS
         text = "expected false for a set of pairs: by default the model makes the LQ itself, of RealESRGANDataset's GT"
         yield ("high_order_degradation",), degrades and has_lq, text
         steps = [model.optimize_parameters, *([model.feed_data] if degrades and not has_lq else [])]
@@ -347,7 +351,7 @@ def _degradations(opt: View) -> Iterator[Rule]:
             yield path, given is not None and not fits, text
 
 
-def _why_missing(path: str) -> str:
+def _why_missing(path: str, kind: str = "network") -> str:
     """Explain a path: a file's, with a variable, with a line break or a tab ("C:\\new\\table"), or a relative one."""
     if os.path.isfile(os.path.expanduser(path)):
         return "; it is a file: name its folder, or unpack it first"
@@ -359,7 +363,7 @@ def _why_missing(path: str) -> str:
         return f"; {IN_SINGLE_QUOTES}"
     if glob(f"{escape(os.path.expanduser(path))} #*"):
         return "; what follows # is a comment: put the path into single quotes"
-    if hint := missing_hint(path):
+    if hint := missing_hint(path, kind):
         return hint
     return "" if os.path.isabs(os.path.expanduser(path)) else f" in {os.getcwd()}"
 
@@ -389,9 +393,10 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     for path in files:
         file = opt.valid(*path)
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
-            state = "; a state's name is experiments/NAME/training_states/5000.state" if "resume_state" in path else ""
+            kind = "state" if "resume_state" in path else "network"
+            state = "; a state's name is experiments/NAME/training_states/5000.state" if kind == "state" else ""
             other = "a folder" if os.path.isdir(file) else "a pipe" if os.path.exists(file) else "no such file"
-            what = f"{other}{_why_missing(file)}{state}"
+            what = f"{other}{_why_missing(file, kind)}{state}"
             # A trial does without data and start weights only.
             yield Problem(path, f"expected a file, got {quote(file)}: {what}", missing=path not in keys)
 

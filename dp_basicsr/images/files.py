@@ -70,8 +70,8 @@ def name_hint(names: Iterable[str], others: Iterable[str]) -> str:
     return ""
 
 
-def missing_hint(path: str | Path) -> str:
-    """Say so if a path that is missing looks like what is there, or a run has other networks; "" if neither."""
+def missing_hint(path: str | Path, kind: str = "network") -> str:
+    """Say so if a path that is missing looks like what is there, or a run has others of this kind; "" if neither."""
     asked = path = Path(os.path.expanduser(path))
     with suppress(OSError, ValueError):  # a folder that cannot be read, or what no system takes for a name
         for run in path.parents:
@@ -83,12 +83,15 @@ def missing_hint(path: str | Path) -> str:
         near = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() == path.suffix.lower()]
         if hint := name_hint([path.name], near) or "; folders are separated by /" * ("\\" in path.name):
             return hint
-        folders = (asked, asked / "models", asked.parent, *asked.glob("*/models"))
-        kind = "d" if asked.name.startswith("net_d_") else "g"
-        networks = [network for folder in folders for network in folder.glob(f"net_{kind}_*.pth")]
-        # Those of other programs, in a folder that was named.
-        if networks := networks or [*asked.glob("*.safetensors"), *asked.glob("*.pth")]:
-            return f"; the newest network there is {max(networks, key=os.path.getmtime)}"
+        inner = "models" if kind == "network" else "training_states"
+        folders = (asked, asked / inner, asked.parent, *asked.glob(f"*/{inner}"))
+        name = "*.state" if kind == "state" else f"net_{'d' if asked.name.startswith('net_d_') else 'g'}_*.pth"
+        files = [file for folder in folders for file in folder.glob(name)]
+        if kind == "network" and not files:
+            # Those of other programs, in a folder that was named.
+            files = [*asked.glob("*.safetensors"), *asked.glob("*.pth")]
+        if files:
+            return f"; the newest {kind} there is {max(files, key=os.path.getmtime)}"
     return ""
 
 

@@ -613,7 +613,10 @@ def test_models_that_basicsr_registers_with_a_suffix_are_found() -> None:
     assert "queue_size: expected a multiple of batch_size_per_gpu (16), got 180" in text
     assert problems(*entries, "queue_size=180", "datasets:train:batch_size_total=12") == []
     entries += ["queue_size=160", "datasets:train:type=RealESRGANDataset"]
-    (text,) = problems(*entries, "gt_size=512")  # Real-ESRGAN#172
+    text, _ = sorted(problems(*entries, "gt_size=512"), reverse=True)  # Real-ESRGAN#172
     assert "gt_size: expected up to 400, the side of RealESRGANDataset's images, got 512" in text
+    for model in ([], ["model_type=ESRGANDPModel"]):  # KeyError: 'lq', StableSR#55
+        text = "\n".join(problems(*entries, *model, "gt_size=64"))
+        assert "datasets:train:type: expected a set of pairs: RealESRGANDataset has no LQ" in text
     texts = problems(*entries, "gt_size=64", "high_order_degradation=true")
     assert "resize_prob: expected a value, which training needs, got nothing: it is missing" in texts

@@ -153,13 +153,17 @@ def test_losses_that_train_nothing_are_named(entries: list[str], named: str) -> 
         # albumentations#1698
         (
             "datasets:train={name: x, type: RealESRGANDataset, batch_size_per_gpu: 1, gt_size: 128, "
-            "num_worker_per_gpu: 0, dataroot_gt: ., io_backend: {type: disk}, blur_kernel_size: 15}",
+            "num_worker_per_gpu: 0, dataroot_gt: ., io_backend: {type: disk}, blur_kernel_size: 15}"
+            " and model_type=Degrading",
             "datasets:train:blur_kernel_size: without effect: RealESRGANDataset draws kernels of 7 to 21 pixels",
         ),
     ],
 )
 def test_what_a_class_takes_for_granted_is_named(entry: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METRIC_REGISTRY._obj_map, "measure_own", lambda img, img2, **_: 1.0)
+    # A model that may make the LQ, which RealESRGANDataset does not have.
+    degrading = type("Degrading", (MODEL_REGISTRY.get("ESRGANDPModel"),), {"__module__": "foreign"})
+    monkeypatch.setitem(MODEL_REGISTRY._obj_map, "Degrading", degrading)
     opt, file = read_options(SHIPPED / "train_esrgan_dp.yml"), str(SHIPPED / "train_esrgan_dp.yml")
     override(opt, ["datasets:val_1:dataroot_gt=.", "datasets:val_1:dataroot_lq=.", *entry.split(" and ")])
     notes = "\n".join(check_options(opt, file, [], is_train=True, may_miss_data=True).notes)

@@ -444,6 +444,12 @@ def test_a_missing_path_that_looks_like_what_is_there_says_so() -> None:
     for asked in ("stopped", "stopped/models", "stopped/models/net_g_latest.pth"):
         assert missing_hint(asked) == "; the newest network there is stopped/models/net_g_12.pth"
     assert missing_hint("stopped/models/net_d_13.pth") == "; the newest network there is stopped/models/net_d_12.pth"
+    # gaussian-splatting#379: a network was advised, which is no state.
+    assert missing_hint("stopped", "state") == ""
+    Path("stopped/training_states").mkdir()
+    Path("stopped/training_states/9.state").touch()
+    for asked in ("stopped", "stopped/training_states", "stopped/training_states/12.state"):
+        assert missing_hint(asked, "state") == "; the newest state there is stopped/training_states/9.state"
 
 
 @pytest.mark.parametrize(
