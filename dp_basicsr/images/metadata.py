@@ -98,7 +98,7 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
     # Pillow leaves it in a GIF, where a trailer of 258 bytes follows it.
     xml = data.partition(b"XMP DataXMP")[2].partition(b"\1\xff\xfe\xfd")[0] if image.format == "GIF" else None
     # Without JFIF's, Pillow takes EXIF's horizontal one for both, and makes up 72 if there is none.
-    dpi = info.get("dpi") if image.format not in ("JPEG", "MPO") or info.get("jfif_unit") else _density_of(block)
+    dpi = info.get("dpi") if image.format in ("PNG", "BMP") or info.get("jfif_unit") else _density_of(block)
     density, shape = (_upright(sides, orientation) for sides in (dpi, info.get("jfif_density")))
     if image.format in ("JPEG", "MPO"):
         segments = image.applist  # type: ignore[attr-defined]
