@@ -38,6 +38,8 @@ _OTHERS = {
     rb"....ftyp(hei|hev|mif1|msf1)": "HEIC", rb"\xff\x0a|\0\0\0\x0cJXL ": "JPEG XL", rb"\0\0\0\x0cjP  ": "JPEG 2000",
     rb"\s*<(\?xml[^>]*>\s*<svg|svg)": "SVG", rb"%PDF": "PDF", rb"8BPS": "Photoshop's", rb"DDS ": "DDS",
     rb"v/1\x01": "OpenEXR", rb"(II|MM)[*+\0]": "a TIFF of other channels or values than gray or colours, or a camera's",
+    # TGA has no mark: its kind of picture, and bits of a pixel.
+    rb"\0\0[\1\2]\0[^\0]": "an icon", rb".[\0\1][\1-\3\t-\x0b].{13}[\x08\x10\x18\x20]": "TGA",
     rb"PK\x03\x04|Rar!|.{257}ustar": "an archive", rb"....ftyp(?!avi[fs])|\x1aE\xdf\xa3|RIFF....AVI ": "a video",
 }  # fmt: skip
 

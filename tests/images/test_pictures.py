@@ -295,6 +295,9 @@ def test_a_palette_that_is_a_suggestion_limits_no_transparent_value() -> None:
         ("a.mp4", lambda path: Path(path).write_bytes(b"\0\0\0\x20ftypisom" + bytes(99)), "a video.*`ffmpeg -i VID"),
         ("a.avi", lambda path: Path(path).write_bytes(b"RIFFxxxxAVI LIST" + bytes(99)), "is a video, take"),
         ("a.mkv", lambda path: Path(path).write_bytes(b"\x1aE\xdf\xa3" + bytes(99)), "is a video, take"),
+        # Anime4K#249: textures.
+        ("texture.tga", lambda path: Image.new("RGBA", (4, 4)).save(path), "is TGA, convert it first"),
+        ("a.ico", lambda path: Image.new("RGBA", (16, 16)).save(path), "is an icon, convert it first"),
         ("float.tif", lambda path: tifffile.imwrite(path, np.ones((9, 9), np.float32)),
          "floating values of 32 bits"),
         ("none.png", lambda path: None, "No such file"),
