@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dp_basicsr.archs.own_networks import build_network, describe, recognise
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork, as_paths
-from dp_basicsr.checkpoint.weights import Weights, compare_shapes, interpolate, read_weights, unwrapped
+from dp_basicsr.checkpoint.weights import Weights, compare_shapes, interpolate, parts_of, read_weights
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.options import USED_OPTIONS, Options, read_options
 from dp_basicsr.utils.arguments import advise
@@ -89,9 +89,16 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
         except UserError as error:
             # BasicSR's EDSR and its like have names of their own, but the run that trained them names the class.
             if (built := _built_by_run(weights)) is None:
-                if inner := unwrapped(weights.state):
+                networks = dict[str, OpenedNetwork]()
+                for head, state in parts_of(weights.state).items():
                     with contextlib.suppress(UserError):
-                        return open_network(replace(weights, state=inner), scale)
+                        inner = replace(weights, state=state, choice=weights.choice or f"weights {head}")
+                        networks[head] = open_network(inner, scale)
+                if len(networks) > 1:
+                    way = "save one alone (docs/finetuning.md), or name it in path: param_key_g of a training or test"
+                    raise UserError(f"model {weights.path} has the networks {', '.join(networks)}: {way}") from error
+                if networks:
+                    return networks.popitem()[1]
                 if kind := options_of(weights).get("network_g", {}).get("type"):
                     way = f"; `{advise('test', 'OPTIONS --import MODULE')}` upscales with a class of your own"
                     raise UserError(f"{error}; the options of its run name {kind}{way if name else ''}") from error

@@ -126,8 +126,10 @@ def read_weights(
     if scales or any(name.endswith(".weight") and not value.is_floating_point() for name, value in state.items()):
         raise UserError(f"model {path} has quantised weights, whose scales are not known: give it in fp16 or fp32")
     if part == "generator" and state.keys() != set(names):
-        inner = unwrapped(state)
-        state = inner if names and inner.keys() == set(names) else _canonical(state)
+        fitting = {head: inner for head, inner in parts_of(state).items() if names and inner.keys() == set(names)}
+        if len(fitting) > 1 and prefer not in fitting:
+            raise UserError(f"model {path} has {', '.join(fitting)}: give one of them as path: param_key_g")
+        state = fitting.get(str(prefer)) or next(iter(fitting.values()), None) or _canonical(state)
     if broken := [name for name, value in state.items() if not torch.isfinite(value).all()]:
         raise UserError(
             f"model {path}: {len(broken)} tensors contain NaN or infinity ({shorten(broken, 1)}): the training diverged"
@@ -248,15 +250,18 @@ def compare_shapes(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor])
     return "; ".join(label + shorten(names) for label, names in parts if names)
 
 
-def unwrapped(state: StateDict) -> StateDict:
-    """Return what is below the only first name that is not of a loss or discriminator, or nothing.
-
-    Such a name is that of a trainer's attribute, or a layer's: only who knows the network can tell.
-    """
-    heads = {name.partition(".")[0] for name in state}
-    heads = {head for head in heads if not (_OTHERS.search(head) or _DISCRIMINATOR.fullmatch(head))}
-    start = f"{heads.pop()}." if len(heads) == 1 else "."
-    return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+def parts_of(state: StateDict) -> dict[str, StateDict]:
+    """Return what is below each first name: parts of a trainer or layers, but no loss, discriminator or copy."""
+    parts: dict[str, StateDict] = {}
+    for name, value in state.items():
+        head, _, rest = name.partition(".")
+        if not (_OTHERS.search(head) or _DISCRIMINATOR.fullmatch(head)):
+            parts.setdefault(head, {})[rest] = value
+    # Each may be built, so neither the blocks of a list nor single layers.
+    if len(parts) > 1:
+        least = sum(map(len, parts.values())) / 20
+        parts = {head: part for head, part in parts.items() if len(part) >= least and not head.isdecimal()}
+    return {head: part for head, part in parts.items() if not part.keys() <= {"", *state}}
 
 
 def _without_parametrization(name: str) -> str:
@@ -348,8 +353,8 @@ def _entries(content: Any, keys: tuple[str, ...] = (), averaged: bool = False) -
             inner = {name.partition(".")[2]: value for name, value in state.items() if name.startswith(f"{head}.")}
             yield from _entries(inner, (*keys, head), averaged)
         # Beside mere discriminators, a generator may be called anything.
-        if all(_DISCRIMINATOR.fullmatch(head) for head in named) and (inner := unwrapped(state)):
-            yield _Entry(keys, inner, averaged)
+        if all(_DISCRIMINATOR.fullmatch(head) for head in named) and len(parts := parts_of(state)) == 1:
+            yield _Entry(keys, parts.popitem()[1], averaged)
     elif state:
         yield _Entry(keys, state, averaged)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.archs import load_network
-from dp_basicsr.checkpoint.weights import interpolate, read_weights
+from dp_basicsr.checkpoint.weights import interpolate, parts_of, read_weights
 from dp_basicsr.errors import UserError
 
 import numpy as np
@@ -172,6 +172,27 @@ def test_the_attribute_of_a_trainer_before_all_names_is_left_out(also: State, tm
         assert not difference(dict(load_network([tmp_path / "net.pth"]).module.state_dict()), state)
         torch.save({**prefixed(state, "sr_model."), **also}, tmp_path / "net.pth")
         assert not difference(read_weights(tmp_path / "net.pth", names=state).state, state)
+
+
+def test_of_networks_behind_unknown_prefixes_the_one_that_opens_is_taken() -> None:
+    state, other = networks(random.Random(0))
+    torch.save({"state_dict": {"critic.0.weight": torch.ones(2, 3, 3, 3), **prefixed(state, "sr.")}}, "one.pth")
+    opened = load_network("one.pth")
+    assert not difference(dict(opened.module.state_dict()), state)
+    assert opened.choice == "weights sr"
+    torch.save({**state, **prefixed(other, "teacher.")}, "beside.pth")
+    with pytest.raises(UserError, match="unexpected: teacher"):
+        load_network("beside.pth")
+    assert parts_of(prefixed(state, "0.")).keys() == {"0"}
+    assert not parts_of({**prefixed(state, "0."), **prefixed(other, "1.")}), "the blocks of a list are no networks"
+    torch.save({**prefixed(state, "modelTeacher."), **prefixed(other, "modelStudent.")}, "two.pth")
+    message = "has the networks modelTeacher, modelStudent: save one alone .*, or name it in path: param_key_g"
+    with pytest.raises(UserError, match=message):
+        load_network("two.pth")
+    with pytest.raises(UserError, match="has modelTeacher, modelStudent: give one of them as path: param_key_g"):
+        read_weights(Path("two.pth"), "params", names=state)
+    for key, weights in (("modelTeacher", state), ("modelStudent", other)):
+        assert not difference(read_weights(Path("two.pth"), key, names=state).state, weights)
 
 
 @pytest.mark.parametrize("old", [nn.utils.weight_norm, nn.utils.spectral_norm])
