@@ -12,7 +12,7 @@ from dp_basicsr.data.datasets import missing_folders
 from dp_basicsr.data.downloads.catalogue import SOURCES
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import find_images
-from dp_basicsr.images.strict import in_srgb, read_image
+from dp_basicsr.images.strict import lost_colours
 from dp_basicsr.models.base import PluginModel
 from dp_basicsr.options.metrics import record_of
 from dp_basicsr.options.schema import Dataset, OptionFile, Val
@@ -22,7 +22,6 @@ from dp_basicsr.utils.arguments import advise
 from basicsr.models.sr_model import SRModel
 from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import MODEL_REGISTRY
-from PIL import Image
 
 # What training does not read, by a sign of it in the message of strict reading.
 _LOST = {
@@ -30,7 +29,6 @@ _LOST = {
     "is CMYK": "of CMYK images the colour profile is ignored: convert them to RGB",
     "with alpha": "of images with alpha the colours alone are read, and evaluation refuses them: flatten them",
 }
-_PROFILE = "a profile or gamma other than sRGB's is neither read nor kept: convert images to sRGB (upscale keeps it)"
 
 
 def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:
@@ -143,11 +141,7 @@ def _about_images(sets: Mapping[str, Any]) -> Iterator[Rule]:
             try:
                 if root and not lmdb:
                     # The first one: the others of the folder are taken to be like it.
-                    file = find_images(File(root).expanduser())[0]
-                    is_other = in_srgb(image := read_image(file), file) is not image
-                    with Image.open(file) as opened:
-                        gamma = opened.info.get("gamma", 1 / 2.2)  # a PNG's
-                    text = _PROFILE if is_other or abs(gamma - 1 / 2.2) > 0.02 else ""
+                    text = lost_colours(find_images(File(root).expanduser())[0])
             except (UserError, OSError) as error:
                 text = next((lost for sign, lost in _LOST.items() if sign in str(error)), "")
             yield ("datasets", name, key), text != "", text

@@ -17,6 +17,7 @@ _DECODED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"CgBI", b"eXIf", *_PIXELS[:4])
 _COPIED = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"mDCv", b"cLLi", b"tIME", b"pHYs")
 _PROFILES = (b"raw profile type exif", b"raw profile type app1", b"raw profile type xmp")  # ImageMagick's, exiftool's
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
+USUAL_COLOURS = (b"\1\x0d", b"\2\2")  # primaries and transfer in cICP: of sRGB, and unspecified
 _IN_PIXELS = (b"oFFs", b"sCAL", b"vpAg", b"caNv")  # except these, which count in pixels
 
 

@@ -26,6 +26,7 @@ from dp_basicsr.images.opening import (
     refuse_size,
     upright,
 )
+from dp_basicsr.images.png import USUAL_COLOURS
 from dp_basicsr.utils.tiles import Pixels
 
 import cv2
@@ -38,7 +39,6 @@ MAX_PIXELS = 1 << 30  # OpenCV's limit, 3 GB decoded; deploy/run.py switches Pil
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6  # photometric interpretations
 _CONVERTED = (5, 8, 9, 10)  # those of inks and of Lab
 _PLAIN_COMPRESSIONS = (1, 8, 32946, 32773)  # none, deflate, PackBits: tifffile needs imagecodecs for others
-_USUAL_COLOURS = ((b"\1", b"\x0d"), (b"\2", b"\2"))  # sRGB, and unspecified
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha
 
 
@@ -76,7 +76,7 @@ def _read(image: Image.Image, data: bytes) -> Picture:
         depth = max((12 if flag & 0x20 else 10 if flag & 0x40 else 8 for flag in flags), default=8)
         # Primaries and transfer of the colours; a PNG's chunk adds that it holds RGB, of the full range.
         kinds = re.search(b"colrnclx\0(.)\0(.)", data[: data.find(b"mdat")], re.DOTALL)
-        if kinds and kinds.groups() not in _USUAL_COLOURS and "icc_profile" not in image.info:
+        if kinds and b"".join(kinds.groups()) not in USUAL_COLOURS and "icc_profile" not in image.info:
             image.info["chunks"] = [(b"cICP", b"".join(kinds.groups()) + b"\0\1")]
     elif image.format == "BMP":
         image.info.update(_colours_of_bmp(data))

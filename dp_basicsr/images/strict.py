@@ -10,7 +10,7 @@ from typing import Any
 
 from dp_basicsr.images.files import BadImageError
 from dp_basicsr.images.opening import TIFF_MARKS, opened, orientation_of, read_bytes, upright
-from dp_basicsr.images.png import without_remarks
+from dp_basicsr.images.png import USUAL_COLOURS, without_remarks
 
 import cv2
 import numpy as np
@@ -24,6 +24,9 @@ MAX_PIXELS = 1 << 27
 
 # End marks of a complete file. Some OpenCV versions decode a truncated file without an error.
 _END_MARKS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
+
+# What chunks of PNG have for sRGB, in 1/100,000: gamma; white and primaries.
+_SRGB = {b"gAMA": [45_455], b"cHRM": [31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000]}
 
 
 def read_image(path: Path, of_16_bits: bool = False) -> NDArray[np.uint8]:
@@ -97,6 +100,18 @@ def in_srgb(image: NDArray[np.uint8], *files: Path | None) -> NDArray[np.uint8]:
             is_other = np.abs(shown.astype(np.int16) - np.atleast_3d(image)).max() > 1
             return np.ascontiguousarray(shown) if is_other else image
     return image
+
+
+def lost_colours(path: Path) -> str:
+    """Say what a file tells of its colours that is not read, and what to do; "" if there is nothing."""
+    image = read_image(path)
+    with opened(read_bytes(path), MAX_PIXELS) as (file, _):
+        chunks = dict(file.info.get("chunks", ()))
+        is_other = in_srgb(image, path) is not image or chunks.get(b"cICP", b"\2\2")[:2] not in USUAL_COLOURS
+        for name in _SRGB.keys() & chunks.keys() if not {b"sRGB", b"cICP"} & chunks.keys() else ():
+            is_other |= max(abs(np.frombuffer(chunks[name], ">u4") - np.array(_SRGB[name], float))) > 1000
+    text = "a profile, gamma or primaries other than sRGB's are neither read nor kept: convert images to sRGB"
+    return f"{text} (upscale keeps them)" if is_other else ""
 
 
 def encode_png(image: NDArray[np.uint8], compression: int = 1) -> bytes:

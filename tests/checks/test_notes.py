@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import shutil
+import struct
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,7 @@ def test_images_of_16_bits_are_named(size: tuple[int, ...], pairs: Path) -> None
 
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+SRGB_PRIMARIES = (31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)
 SWAPPED = SRGB.replace(b"rXYZ", b"????", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"????", b"bXYZ", 1)
 
 
@@ -212,10 +214,10 @@ def with_profile(profile: bytes) -> Image.Image:
     return image
 
 
-def with_gamma(gamma: int) -> Image.Image:
+def with_chunk(name: bytes, content: bytes) -> Image.Image:
     image = Image.new("RGB", (8, 8))
     image.info["pnginfo"] = PngInfo()
-    image.info["pnginfo"].add(b"gAMA", gamma.to_bytes(4, "big"))
+    image.info["pnginfo"].add(name, content)
     return image
 
 
@@ -230,12 +232,16 @@ def with_gamma(gamma: int) -> Image.Image:
         # ComfyUI#11101: a test's results were shown in other colours than its images.
         (
             with_profile(SWAPPED),
-            "a profile or gamma other than sRGB's is neither read nor kept: convert images to sRGB",
+            "a profile, gamma or primaries other than sRGB's are neither read nor kept: convert images to sRGB",
         ),
         (with_profile(SRGB), ""),
         # libjxl#1579: a PNG's gamma, of which the result was darker.
-        (with_gamma(100_000), "a profile or gamma other than sRGB's is neither read nor kept"),
-        (with_gamma(45_455), ""),
+        (with_chunk(b"gAMA", struct.pack(">I", 100_000)), "a profile, gamma or primaries other than sRGB's"),
+        (with_chunk(b"gAMA", struct.pack(">I", 45_455)), ""),
+        (with_chunk(b"cHRM", struct.pack(">8I", *SRGB_PRIMARIES[:4], 21_000, 71_000, 15_000, 6_000)), "a profile"),
+        (with_chunk(b"cHRM", struct.pack(">8I", *SRGB_PRIMARIES)), ""),
+        (with_chunk(b"cICP", b"\x0c\x0d\0\1"), "a profile, gamma or primaries other than sRGB's are neither"),
+        (with_chunk(b"cICP", b"\1\x0d\0\1"), ""),
     ],
 )
 def test_what_is_not_read_of_an_image_is_named(part: str, image: Image.Image, said: str, pairs: Path) -> None:
