@@ -110,8 +110,11 @@ def lost_colours(path: Path) -> str:
         is_other = in_srgb(image, path) is not image or chunks.get(b"cICP", b"\2\2")[:2] not in USUAL_COLOURS
         for name in _SRGB.keys() & chunks.keys() if not {b"sRGB", b"cICP"} & chunks.keys() else ():
             is_other |= max(abs(np.frombuffer(chunks[name], ">u4") - np.array(_SRGB[name], float))) > 1000
-    text = "a profile, gamma or primaries other than sRGB's are neither read nor kept: convert images to sRGB"
-    return f"{text} (upscale keeps them)" if is_other else ""
+    if is_other:
+        text = "a profile, gamma or primaries other than sRGB's are neither read nor kept"
+        return f"{text}: convert images to sRGB (upscale keeps them)"
+    is_keyed = image.ndim == 2 and "transparency" in file.info
+    return "of gray with a transparent value the gray alone is read: flatten it" if is_keyed else ""
 
 
 def encode_png(image: NDArray[np.uint8], compression: int = 1) -> bytes:

@@ -221,6 +221,12 @@ def with_chunk(name: bytes, content: bytes) -> Image.Image:
     return image
 
 
+def with_key() -> Image.Image:
+    image = Image.new("L", (8, 8))
+    image.info |= {"pnginfo": None, "transparency": 0}
+    return image
+
+
 @pytest.mark.parametrize("part", ["train", "test_1"])
 @pytest.mark.parametrize(
     ("image", "said"),
@@ -242,6 +248,7 @@ def with_chunk(name: bytes, content: bytes) -> Image.Image:
         (with_chunk(b"cHRM", struct.pack(">8I", *SRGB_PRIMARIES)), ""),
         (with_chunk(b"cICP", b"\x0c\x0d\0\1"), "a profile, gamma or primaries other than sRGB's are neither"),
         (with_chunk(b"cICP", b"\1\x0d\0\1"), ""),
+        (with_key(), "of gray with a transparent value the gray alone is read: flatten it"),
     ],
 )
 def test_what_is_not_read_of_an_image_is_named(part: str, image: Image.Image, said: str, pairs: Path) -> None:

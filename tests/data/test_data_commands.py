@@ -18,6 +18,7 @@ from dp_basicsr.commands.data import download, extract, lmdb, lr
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.images import ImageFolder
 from tests.support.processes import Program, wait_until
@@ -52,12 +53,14 @@ def test_extract_prints_what_it_wrote_and_names_or_skips_all_bad_images(
 def test_create_lmdb_and_make_lr(
     image_folder: ImageFolder, capsys: pytest.CaptureFixture[str], refused: Refused
 ) -> None:
-    image_folder("GT", a=(41, 41), b=(41, 41))
+    Image.open(image_folder("GT", b=(41, 41)) / "b.png").convert("L").save("GT/a.png", transparency=7)
     assert lr(["--input", "GT", "--output", "LRbicx4"]) == 0
-    assert capsys.readouterr().out.startswith("wrote LRbicx4: 2 images")
+    out = capsys.readouterr().out
+    assert out.startswith("wrote LRbicx4: 2 images")
+    assert "GT/a.png: of gray with a transparent value the gray alone is read" in out
     command = ["--input", "LRbicx4", "--output", "LR.lmdb"]
     assert lmdb(command) == 0
-    assert Path("LR.lmdb/meta_info.txt").read_text().splitlines()[0] == "a.png (10,10,3) 1"
+    assert Path("LR.lmdb/meta_info.txt").read_text().splitlines()[0] == "a.png (10,10,1) 1"
     assert refused(lmdb, command).startswith("error: already exists: LR.lmdb")
 
 

@@ -10,7 +10,7 @@ from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, process_images
 from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter, Record, RecordForm, check_keys, make_record
 from dp_basicsr.data.sources import ImageSource, find_sources
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import LOSSLESS_SUFFIXES, BadImageError, find_images, left_out
+from dp_basicsr.images.files import LOSSLESS_SUFFIXES, BadImageError, find_images
 from dp_basicsr.images.strict import encode, read_image
 from dp_basicsr.utils.staging import refuse_input
 
@@ -21,7 +21,7 @@ def create_lmdb(root: Path, output: Path, job: PrepJob, form: RecordForm = "png"
     refuse_input([root], [output])
     check_keys(source.name for source in images)
     pack = partial(pack_image, form=form, compression=job.compression)
-    return process_images(images, pack, {output: LmdbWriter}, job, "" if root.suffix == ".lmdb" else left_out(root))
+    return process_images(images, pack, {output: LmdbWriter}, job, root)
 
 
 def pack_image(source: ImageSource, form: RecordForm, compression: int) -> list[list[Record]]:
@@ -41,7 +41,7 @@ def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
     images = find_images(folder)
     # Before the writer, which already creates its folder.
     refuse_input([folder], [output])
-    return process_images(images, partial(shrink_file, scale=scale), {output: FolderWriter}, job, left_out(folder))
+    return process_images(images, partial(shrink_file, scale=scale), {output: FolderWriter}, job, folder)
 
 
 def shrink_file(path: Path, scale: int) -> list[list[Record]]:

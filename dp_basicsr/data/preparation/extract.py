@@ -20,7 +20,7 @@ from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, process_images
 from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter, Record, RecordForm, check_keys, make_record
 from dp_basicsr.data.sources import ImageSource
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import IMAGE_SUFFIXES, BadImageError, find_images, left_out
+from dp_basicsr.images.files import IMAGE_SUFFIXES, BadImageError, find_images
 from dp_basicsr.images.strict import read_image, size_text
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.atomic_io import longest_name
@@ -133,7 +133,7 @@ def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
     refuse_existing(destinations, overwrite=job.overwrite, empty=True)
     cut = partial(cut_image, what=what, compression=job.compression)
     outputs = {path: LmdbWriter if path.suffix == ".lmdb" else FolderWriter for path in destinations}
-    return process_images(images, cut, outputs, job, left_out(what.hr))
+    return process_images(images, cut, outputs, job, what.hr)
 
 
 def cut_image(path: Path, what: Extraction, compression: int = 1) -> list[list[Record]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from dp_basicsr.data.preparation.writers import FolderWriter, Record
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import BadImageError
+from dp_basicsr.images.files import BadImageError, find_images, left_out
+from dp_basicsr.images.strict import lost_colours
 from dp_basicsr.utils.pool import available_cpus, ordered_map
 
 from tqdm import tqdm
@@ -39,16 +40,15 @@ class PrepJob:
 
 @dataclass(frozen=True)
 class PrepReport:
-    """The committed outputs, the images that were skipped, and a line about files that are not images."""
+    """The committed outputs, the images that were skipped, and lines about what is not read."""
 
     written: list[FolderWriter]
     skipped: list[str]
-    left_out: str = ""
+    remarks: list[str]
 
     def __str__(self) -> str:
         lines = [f"skipped: {image}" for image in self.skipped] + [f"wrote {written}" for written in self.written]
-        lines += [self.left_out] if self.left_out else []
-        return "\n".join(lines + ([f"{len(self.skipped)} images skipped"] if self.skipped else []))
+        return "\n".join(lines + self.remarks + ([f"{len(self.skipped)} images skipped"] if self.skipped else []))
 
 
 def process_images(
@@ -56,12 +56,12 @@ def process_images(
     function: Callable[[Item], Sequence[Sequence[Record]]],
     outputs: Mapping[Path, type[FolderWriter]],
     job: PrepJob,
-    left_out: str = "",
+    folder: Path,
 ) -> PrepReport:
     """Run ``function`` on every image in a pool, and write its results; the outputs appear when all are complete.
 
-    ``str(item)`` names an image in messages. ``function`` must be importable from a module, and returns an image's
-    records for each of ``outputs``, or raises a BadImageError.
+    ``str(item)`` names an image in messages; all are in ``folder``, or an LMDB. ``function`` must be importable from a
+    module, and returns an image's records for each of ``outputs``, or raises a BadImageError.
 
     Raises:
         UserError: An output exists or cannot be written, images were bad (all of them are named; without
@@ -93,7 +93,15 @@ def process_images(
             writer.close()
         for writer in writers:
             writer.commit()
-        return PrepReport(writers, bad, left_out)
+        return PrepReport(writers, bad, [] if folder.suffix == ".lmdb" else list(filter(None, _remarks_on(folder))))
+
+
+def _remarks_on(folder: Path) -> Iterator[str]:
+    yield left_out(folder)
+    with suppress(BadImageError):
+        # Of the first one: the others of the folder are taken to be like it.
+        if text := lost_colours(first := find_images(folder)[0]):
+            yield f"{first}: {text}"
 
 
 def _records_or_reason(
