@@ -7,7 +7,6 @@ import errno
 import mimetypes
 import os
 import re
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import FORMATS, READ_SUFFIXES, is_file, missing_hint
+from dp_basicsr.utils.staging import refuse_alike
 
 from PIL import Image
 
@@ -154,8 +154,8 @@ def _rename(path: Path, suffix: str, ext: str) -> Path:
 
 def refuse_unwritable(jobs: Sequence[UpscaleJob]) -> None:
     """Raise a UserError for a result that could not be written, before anything is computed."""
-    alike = dict[str, Path]()
-    for target in (Path(os.path.abspath(job.target)) for job in jobs):
+    targets = [Path(os.path.abspath(job.target)) for job in jobs]
+    for target in targets:
         # Every part that is still to be created is tried as a name in the nearest folder that exists.
         folder, missing = target.parent, [target.name]
         while not os.path.exists(folder):
@@ -173,16 +173,7 @@ def refuse_unwritable(jobs: Sequence[UpscaleJob]) -> None:
             raise UserError(f"{target} cannot be written ({error.strerror}): choose {way_out}") from None
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"{folder} cannot be written to: choose another output for {target.name}")
-        twin = alike.setdefault(str(target).lower(), target)
-        if twin != target and _ignores_capitals(folder):
-            text = f"{twin} and {target} are one file there, where capital letters do not count"
-            raise UserError(f"{text}: rename one of the images, or choose another output for some")
-
-
-def _ignores_capitals(folder: Path) -> bool:
-    """Whether a folder takes names that differ in capital letters for one, as FAT, exFAT and shares of Windows do."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".case_") as file:
-        return os.path.exists(os.path.join(folder, os.path.basename(file.name).upper()))
+    refuse_alike(targets)
 
 
 def _refuse_collisions(jobs: list[UpscaleJob], ext: str) -> None:

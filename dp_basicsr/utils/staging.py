@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,6 +91,18 @@ def refuse_existing(paths: Sequence[Path], *, overwrite: bool, empty: bool = Fal
     if existing and not overwrite:
         names = ", ".join(map(str, existing))
         raise UserError(f"already exists: {names}; remove it, choose another output, or give --overwrite")
+
+
+def refuse_alike(targets: Iterable[Path]) -> None:
+    """Raise a UserError for files that would be one, as FAT, exFAT and Windows' shares ignore capital letters."""
+    alike = dict[str, Path]()
+    for target in targets:
+        if (twin := alike.setdefault(str(target).lower(), target)) != target:
+            folder = next(parent for parent in target.absolute().parents if parent.exists())
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".case_") as file:
+                if os.path.exists(os.path.join(folder, os.path.basename(file.name).upper())):
+                    text = f"{twin} and {target} are one file there, where capital letters do not count"
+                    raise UserError(f"{text}: rename one of the images, or choose another output for some")
 
 
 def refuse_input(folders: Sequence[Path], outputs: Sequence[Path]) -> None:

@@ -17,6 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.data.preparation.convert import make_lr
+from dp_basicsr.data.preparation.extract import Extraction, Window, extract_subimages
+from dp_basicsr.data.preparation.jobs import PrepJob
 from dp_basicsr.deploy.batch import find_jobs, refuse_unwritable
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import FORMATS, BadImageError, missing_hint, name_hint, require_paths
@@ -624,9 +627,10 @@ def test_content_credentials_of_the_old_pixels_are_named() -> None:
 
 
 def test_results_that_are_one_file_where_capitals_do_not_count_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """owncloud/client#1914: "wrote 2 of 2 images" left one on exFAT."""
+    """owncloud/client#1914: "wrote 2 of 2 images" left one on exFAT; the data commands ended while they wrote."""
     for name in ("in/a.png", "in/A.png"):
         write_noise(name, 4, 4)
+    windows = Extraction(Path("in"), Path("sub"), Window(4, 4, 0), (2,), form="png")
     jobs = find_jobs(["in"], Path("out"))[0]
     refuse_unwritable(jobs)
     exists = os.path.exists
@@ -635,6 +639,10 @@ def test_results_that_are_one_file_where_capitals_do_not_count_are_refused(monke
     )
     with pytest.raises(UserError, match="out/A.png and .*out/a.png are one file there, where capital letters do not"):
         refuse_unwritable(jobs)
+    with pytest.raises(UserError, match="lr/A.png and lr/a.png are one file there"):
+        make_lr(Path("in"), Path("lr"), 2, PrepJob())
+    with pytest.raises(UserError, match="sub/in_bicubic_X2_sub/A and .*/a are one file there"):
+        extract_subimages(windows, PrepJob())
 
 
 def test_what_stands_behind_a_jpeg_is_named() -> None:

@@ -12,7 +12,7 @@ from dp_basicsr.data.sources import ImageSource, find_sources
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import LOSSLESS_SUFFIXES, BadImageError, find_images
 from dp_basicsr.images.strict import encode, read_image
-from dp_basicsr.utils.staging import refuse_input
+from dp_basicsr.utils.staging import refuse_alike, refuse_input
 
 
 def create_lmdb(root: Path, output: Path, job: PrepJob, form: RecordForm = "png") -> PrepReport:
@@ -41,6 +41,7 @@ def make_lr(folder: Path, output: Path, scale: int, job: PrepJob) -> PrepReport:
     images = find_images(folder)
     # Before the writer, which already creates its folder.
     refuse_input([folder], [output])
+    refuse_alike(output / path.name for path in images)
     return process_images(images, partial(shrink_file, scale=scale), {output: FolderWriter}, job, folder)
 
 

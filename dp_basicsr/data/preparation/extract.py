@@ -24,7 +24,7 @@ from dp_basicsr.images.files import IMAGE_SUFFIXES, BadImageError, find_images
 from dp_basicsr.images.strict import read_image, size_text
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.atomic_io import longest_name
-from dp_basicsr.utils.staging import refuse_existing, refuse_input
+from dp_basicsr.utils.staging import refuse_alike, refuse_existing, refuse_input
 
 DIV2K_HR = Path("datasets/DIV2K/DIV2K_train_HR")
 _MAX_WINDOWS = 9999  # per image, limited by the length of the keys
@@ -131,6 +131,7 @@ def extract_subimages(what: Extraction, job: PrepJob) -> PrepReport:
     refuse_input([what.hr, *what.lr], destinations)
     # Each writer checks its own; here all are checked before the first is opened.
     refuse_existing(destinations, overwrite=job.overwrite, empty=True)
+    refuse_alike(destinations[-1] / path.stem for path in images if what.form != "lmdb")
     cut = partial(cut_image, what=what, compression=job.compression)
     outputs = {path: LmdbWriter if path.suffix == ".lmdb" else FolderWriter for path in destinations}
     return process_images(images, cut, outputs, job, what.hr)
