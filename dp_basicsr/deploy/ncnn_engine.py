@@ -36,7 +36,7 @@ class NcnnEngine(Engine):
         if device not in ("auto", "cpu"):
             raise UserError(f"--device {device}: ncnn files run on the CPU; give the .pth or .safetensors file")
         if not param.read_bytes().startswith(b"7767517"):
-            way = f"exchange it with {weights.name}, or if it is of an old ncnn, export it anew"
+            way = f"exchange it with {weights.name}, save it without a byte order mark, or export an old one anew"
             raise UserError(f"model {param}: expected ncnn's text, which begins with 7767517: {way}")
         if unknown := _unknown_layers(param):
             raise UserError(f"model {param}: ncnn has no layer {shorten(unknown)}: it is damaged, or of another ncnn")

@@ -88,8 +88,10 @@ class OnnxEngine(Engine):
                 reason = "it is no ONNX file, or a part of one: export or download it again"
             elif "NOT_IMPLEMENTED" in reason:
                 reason += "; export it in float32, of opset 7 or newer"
+            if "Cannot parse data from external" in reason:
+                reason = "it has shapes in a file beside it: onnx.save(onnx.load(FILE), OTHER) writes all into one"
             # The weights of a large network are in files of their own, which it calls external.
-            if "xternal" in str(error):
+            elif "xternal" in str(error):
                 data = self.path.read_bytes()
                 files = {
                     data[match.end() :][: match[1][0]].decode(errors="replace") for match in _LOCATION.finditer(data)

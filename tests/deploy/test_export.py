@@ -330,6 +330,12 @@ def test_weights_beside_an_onnx_file_are_read_or_named(capfd: pytest.CaptureFixt
         spoil()
         with pytest.raises(UserError, match="its weights are in net.data, which must be beside it and complete"):
             open_engine([path])
+    model = onnx.load(onnx_file([1, 3, "h", "w"], "Resize", ["x", "", "scales"]))
+    onnx.save(model, path, save_as_external_data=True, location="net.data", size_threshold=0)
+    with pytest.raises(UserError, match=r"shapes in a file beside it: onnx.save\(onnx.load\(FILE\), OTHER\) writes"):
+        open_engine([path])
+    onnx.save(onnx.load(path), "all.onnx")
+    assert open_engine([Path("all.onnx")]).network.scale > 1
     assert capfd.readouterr() == ("", ""), "onnxruntime prints nothing itself"
 
 
