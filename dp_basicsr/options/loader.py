@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
+from dp_basicsr.errors import UserError
 from dp_basicsr.options.reading import TEXT_KEYS
 
 import yaml
@@ -24,6 +26,10 @@ class Loader(yaml.SafeLoader):
             looks = value.tag.rpartition(":")[2] in ("int", "float", "bool", "timestamp")
             if looks and isinstance(key.value, str) and key.value in TEXT_KEYS:
                 value.tag = "tag:yaml.org,2002:str"
+            # Of a path with ` #` in it YAML reads the part before.
+            comment = re.compile(r" +#[^\r\n]*").match(value.end_mark.buffer, value.end_mark.pointer)
+            if comment and os.path.exists(f"{value.value}{comment[0].rstrip()}"):
+                raise UserError(f"line {value.end_mark.line + 1}: {comment[0].strip()} is a comment: quote the path")
             # `<<` may stand more than once: each merges another section.
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
