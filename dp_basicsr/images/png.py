@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 Chunk = tuple[bytes, bytes]  # name, content
@@ -29,13 +30,8 @@ def split(data: bytes) -> tuple[bytes, dict[str, Any]]:
     read.
     """
     pixels, info = [SIGNATURE], dict[str, Any](exif=b"", chunks=[], rest=[])
-    offset, name, colours = len(SIGNATURE), b"", 256
-    while offset + 12 <= len(data) and name != b"IEND":
-        (length,) = struct.unpack_from(">I", data, offset)
-        name, end = data[offset + 4 : offset + 8], offset + 12 + length
-        colours = length // 3 if name == b"PLTE" and data[25:26] == b"\3" else colours
-        # Browsers ignore one that is too short, for which Pillow refuses the picture, or longer than the palette.
-        is_wrong = name == b"tRNS" and not {b"\0": 2, b"\2": 6}.get(data[25:26], 0) <= length <= colours
+    name, end = b"", len(SIGNATURE)
+    for name, offset, end, is_wrong in _chunks(data):
         # The decoder also gets a chunk that the file breaks off in, and reports it.
         if ((name[:1].isupper() or name in _PIXELS) and not is_wrong) or end > len(data):
             pixels.append(data[offset:end])
@@ -46,13 +42,26 @@ def split(data: bytes) -> tuple[bytes, dict[str, Any]]:
                 _read_chunk(name, data[offset + 8 : end - 4], info)
             except (zlib.error, struct.error, ValueError, IndexError):
                 info["rest"].append(f"damaged {name.decode('latin-1')}")
-        offset = end
-    if name != b"IEND" and offset <= len(data):
+    if name != b"IEND" and end <= len(data):
         # A file that lacks nothing else is shown by viewers, and not by OpenCV.
         pixels.append(_END)
-    elif offset < len(data):
-        info["rest"].append(f"{len(data) - offset:,} bytes after the picture")
+    elif end < len(data):
+        info["rest"].append(f"{len(data) - end:,} bytes after the picture")
     return b"".join(pixels), info
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int, bool]]:
+    """Yield the name, start and end of each chunk of a PNG file, and whether browsers and libpng ignore its content."""
+    offset, name, kind = len(SIGNATURE), b"", data[25:26]
+    lengths = {b"\0": range(2, 3), b"\2": range(6, 7)}.get(kind, range(0))  # of a transparent value
+    while offset + 12 <= len(data) and name != b"IEND":
+        (length,) = struct.unpack_from(">I", data, offset)
+        name, end = data[offset + 4 : offset + 8], offset + 12 + length
+        if name == b"PLTE" and kind == b"\3":
+            lengths = range(1, length // 3 + 1)
+        is_odd_exif = name == b"eXIf" and data[offset + 8 : offset + 12] not in (b"II*\0", b"MM\0*")
+        yield name, offset, end, is_odd_exif or (name == b"tRNS" and length not in lengths)
+        offset = end
 
 
 def without_remarks(data: bytes) -> bytes:
@@ -60,14 +69,12 @@ def without_remarks(data: bytes) -> bytes:
 
     Old programs write an sRGB profile that it calls incorrect. What is no PNG file is returned as it is.
     """
-    before, parts, offset, name = 8, [SIGNATURE], len(SIGNATURE), b""
-    while data.startswith(SIGNATURE) and offset + 12 <= len(data) and name != b"IEND":
-        end, name = offset + 12 + int.from_bytes(data[offset : offset + 4], "big"), data[offset + 4 : offset + 8]
+    before, parts = 8, [SIGNATURE]
+    for name, offset, end, is_wrong in _chunks(data) if data.startswith(SIGNATURE) else ():
         # Of gray and colours a palette is a suggestion.
-        if name not in _DECODED or (name == b"PLTE" and data[25:26] != b"\3"):
+        if is_wrong or name not in _DECODED or (name == b"PLTE" and data[25:26] != b"\3"):
             parts.append(data[before:offset])
             before = end
-        offset = end
     return b"".join([*parts, data[before:]]) if len(parts) > 1 else data
 
 

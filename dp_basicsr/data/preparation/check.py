@@ -162,7 +162,7 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
             problems.append(BadData("unreadable", str(source), str(error)))
             continue
         images.append(image)
-        if damage := re.search("Corrupt JPEG data.*", remarks):
+        if damage := re.search("Corrupt JPEG data.*|IDAT: .*", remarks):
             problems.append(BadData("damaged", str(source), f"is decoded, in parts perhaps wrongly: {damage[0]}"))
     if len(images) < 2:
         return problems, None, None
@@ -217,7 +217,7 @@ def turned_hint(pair: Pair) -> str:
 
 
 def _read(source: ImageSource) -> tuple[NDArray[np.uint8], str]:
-    """Return the pixels, and what libraries write to stderr: libjpeg tells of damage there alone."""
+    """Return the pixels, and what libraries write to stderr: libjpeg and libpng tell of damage there alone."""
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)

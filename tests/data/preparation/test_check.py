@@ -6,23 +6,29 @@ import json
 import re
 import shutil
 import sys
+import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from dp_basicsr.data.preparation.check import (
+    Pair,
     PairedSet,
     _shift,
     check_set,
     paired_sets,
+    read_pair,
     table,
 )
 from dp_basicsr.data.preparation.convert import create_lmdb, make_lr
 from dp_basicsr.data.preparation.extract import Extraction, Window, cut_image
 from dp_basicsr.data.preparation.jobs import PrepJob
+from dp_basicsr.data.sources import find_sources
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import BadImageError
+from dp_basicsr.images.png import HEADER_END, join
+from dp_basicsr.images.strict import encode_png
 
 import cv2
 import lmdb
@@ -111,6 +117,16 @@ def test_a_damaged_jpeg_that_is_decoded_is_named(
     # What is shifted does not fit its LQ.
     assert {kind for kind, *_ in others} <= {"content", "tone"}
     assert capfd.readouterr().err == "", "the table names the file, to which libjpeg's line has no name"
+
+
+def test_a_png_with_surplus_pixels_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    content = encode_png(np.zeros((4, 4), np.uint8))
+    pixels = (b"IDAT", zlib.compress(bytes(4 * 5 + 9)))
+    (tmp_path / "a.png").write_bytes(join(content[:HEADER_END] + content[-12:], [pixels]))
+    problems, *_ = read_pair(Pair(*find_sources(tmp_path), *find_sources(tmp_path)), 1, None)
+    assert [problem.kind for problem in problems] == ["damaged", "damaged"]
+    assert "IDAT: Too much image data" in problems[0].text
+    assert capfd.readouterr().err == ""
 
 
 def test_every_fault_in_an_lmdb_is_named(good: Path) -> None:
