@@ -34,11 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # `!dp-basicsr` of a notebook inherits the kernel's backend, which may not be installed here; figures need none.
     if "ipykernel" not in sys.modules:
         os.environ.pop("MPLBACKEND", None)
-    # torchrun starts as many as it is asked to; of those that are not distributed they would write the same files.
-    rank = os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
-    if rank != "0" and name not in (None, "train", "test"):
-        print(f"rank {rank} of torchrun: {name} works in rank 0 alone; to start it in all, unset RANK", file=sys.stderr)
-        return 0
     if name is not None:
         used = name.split()
         module, _, function = COMMANDS[name].target.partition(":")

@@ -17,6 +17,7 @@ from dp_basicsr.utils.arguments import COMMANDS, ROOT, SHIPPED, output_file
 
 import pytest
 
+from scripts import make_lr
 from tests.support.programs import code_of
 
 
@@ -50,8 +51,9 @@ def test_torchrun_starts_what_is_not_distributed_once(
     """casanovo#140: the processes wrote the same files, and one ended the other."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("RANK", "1")
-    assert main(["data", "lr", "-i", "GT", "-o", "LR"]) == 0
-    assert "data lr works in rank 0 alone" in capsys.readouterr().err
+    for started, words in ((main, ["data", "lr"]), (make_lr.main, list[str]())):
+        assert code_of(started, [*words, "-i", "GT", "-o", "LR"]) == 0
+        assert f"{' '.join(words)} works in rank 0 alone" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "0")
     assert code_of(main, ["data", "lr", "-i", "GT", "-o", "LR"]) == 2  # there is no GT
 
