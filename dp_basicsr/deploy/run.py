@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from glob import escape
 
 from dp_basicsr.deploy.batch import UpscaleJob
@@ -37,7 +38,11 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
     Image.MAX_IMAGE_PIXELS = None
     upscaler = _open_upscaler(args)
     print(upscaler.engine.title + (f"; {BOX_LIMIT}" if args.model_path == BOX else ""))
-    failed, tiles = 0, [_expected_tiles(job, upscaler) for job in jobs]
+    failed, tiles = 0, [1] * len(jobs)
+    for number, job in enumerate(jobs):
+        with suppress(BadImageError):  # counted by the header, which then cannot be read
+            width, height = header_size(job.source)
+            tiles[number] = upscaler.count_tiles(height, width)
 
     def report(job: UpscaleJob, error: BaseException | None) -> None:
         nonlocal failed
@@ -100,15 +105,6 @@ def _open_upscaler(args: argparse.Namespace) -> Upscaler:
     )
     tile = None if args.tile == "auto" else int(args.tile)
     return Upscaler(engine, tile=tile, overlap=args.tile_overlap, warn=warn)
-
-
-def _expected_tiles(job: UpscaleJob, upscaler: Upscaler) -> int:
-    """Return how many tiles the colours of an image take by its header; 1 if that cannot be read."""
-    try:
-        width, height = header_size(job.source)
-    except BadImageError:
-        return 1
-    return upscaler.count_tiles(height, width)
 
 
 def _upscale(

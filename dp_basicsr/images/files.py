@@ -60,7 +60,9 @@ def name_hint(names: Iterable[str], others: Iterable[str]) -> str:
         "blanks, dashes or leading zeros: rename those of one folder": (
             lambda name: re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\s_\u2010-\u2015\u2212-]|%20", "-", name))
         ),
-        "the suffix: convert those of one folder": _without_suffix,
+        "the suffix: convert those of one folder": (
+            lambda name: Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
+        ),
     }
     exact = set(others)
     unpaired = [name for name in names if name not in exact]
@@ -106,10 +108,6 @@ def require_paths(paths: Sequence[Path], what: str) -> None:
         if re.match(r"https?:/", missing[0]):
             advice = "; download it first"
         raise UserError(f"{what} {', '.join(missing)}: no such file or folder{advice}")
-
-
-def _without_suffix(name: str) -> str:
-    return Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def is_file(path: Path) -> bool:

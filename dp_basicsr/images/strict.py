@@ -72,7 +72,9 @@ def decode_image(data: bytes | memoryview, of_16_bits: bool = False) -> NDArray[
         is_beside = page.samplesperpixel > (1 if image.ndim == 2 else image.shape[2])
         if is_beside and not (page.planarconfig == 1 and _is_opaque_gray(data)):
             raise BadImageError("has alpha or data beside gray that OpenCV ignores: flatten it, or save gray alone")
-    pixels = _without_opaque_alpha(image)
+    pixels: NDArray[Any] = image
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4) and (pixels[..., -1] == np.iinfo(pixels.dtype).max).all():
+        pixels = np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3])
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     # Values of 12 bits would be almost black, and any result of them good.
     if of_16_bits and pixels.dtype == np.uint16 and channels in (1, 3) and not 0 < pixels.max() < 1 << 12:
@@ -154,12 +156,6 @@ def _is_opaque_gray(data: bytes) -> bool:
     with opened(data, MAX_PIXELS) as (image, _), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above
         return image.mode in ("LA", "La") and bool(np.asarray(image)[..., 1].min() == 255)
-
-
-def _without_opaque_alpha(image: NDArray[Any]) -> NDArray[Any]:
-    if image.ndim == 3 and image.shape[2] in (2, 4) and (image[..., -1] == np.iinfo(image.dtype).max).all():
-        return np.ascontiguousarray(image[..., :-1].squeeze(axis=2) if image.shape[2] == 2 else image[..., :-1])
-    return image
 
 
 def size_text(image: NDArray[Any]) -> str:
