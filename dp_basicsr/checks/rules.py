@@ -381,10 +381,10 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
     files: list[Path] = [("datasets", key, name) for key in listed for name in ("meta_info_file", "meta_info")]
     # With --auto_resume the run has newer ones, and those that it began with may be gone; else its start names them.
     has_states = is_train and bool(glob(f"experiments/{escape(str(opt.valid('name')))}/training_states/*.state"))
-    if is_train and not has_states:
+    state = os.path.expanduser(str(opt.valid("path", "resume_state") or "")) if is_train else ""
+    if is_train and (not has_states or os.path.isdir(state)):
         files.append(("path", "resume_state"))
-    state = opt.valid("path", "resume_state") if is_train else None
-    if not has_states and not (isinstance(state, str) and os.path.isfile(os.path.expanduser(state))):
+    if not has_states and not os.path.isfile(state):
         files += [("path", "pretrain_network_g"), ("path", "pretrain_network_d")]
     # Another package's loss may have other keys of these names.
     losses = [path for path in (PERCEPTUAL, *_terms(opt)) if opt.raw(*path, "type") in (None, "DPLoss", "LPIPSLoss")]
@@ -394,7 +394,8 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
         file = opt.valid(*path)
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
             kind = "state" if "resume_state" in path else "network"
-            state = "; a state's name is experiments/NAME/training_states/5000.state" if kind == "state" else ""
+            a_state = "; a state's name is experiments/NAME/training_states/5000.state; --auto_resume takes the newest"
+            state = a_state if kind == "state" else ""
             other = "a folder" if os.path.isdir(file) else "a pipe" if os.path.exists(file) else "no such file"
             what = f"{other}{_why_missing(file, kind)}{state}"
             # A trial does without data and start weights only.
