@@ -394,8 +394,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
         file = opt.valid(*path)
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
             kind = "state" if "resume_state" in path else "network"
-            a_state = "; a state's name is experiments/NAME/training_states/5000.state; --auto_resume takes the newest"
-            state = a_state if kind == "state" else ""
+            state = "; a state's name is experiments/NAME/training_states/5000.state" if kind == "state" else ""
             other = "a folder" if os.path.isdir(file) else "a pipe" if os.path.exists(file) else "no such file"
             what = f"{other}{_why_missing(file, kind)}{state}"
             # A trial does without data and start weights only.

@@ -156,7 +156,7 @@ def override(opt: Options, entries: Sequence[str]) -> None:
     """Override options in place by entries of the command line, ``a:b:c=value``; a malformed one is a UserError.
 
     A value is parsed as YAML, so ``1e-4`` is a number and ``[1, 2]`` a list. Sections on the way that are missing or ~
-    are made: ``check_options`` finds misspelt ones.
+    are made: ``check_options`` finds misspelt ones. A set for validation or test that is ~ is left out.
     """
     for entry in entries:
         (*parents, last), text = split_entry(entry)
@@ -169,6 +169,9 @@ def override(opt: Options, entries: Sequence[str]) -> None:
                 raise UserError(f"{where}: expected a section {key!r}, got {quote(section[key])}; give all of {key}")
             section = section[key]
         section[last] = _text_value(text) if last in TEXT_KEYS else parse_yaml(text, f"{where}: the value")
+    if isinstance(sets := opt.get("datasets"), dict):  # one whose lines are all commented out is no set
+        for key in [key for key in sets if sets[key] is None and str(key).split("_")[0] in ("val", "test")]:
+            del sets[key]
 
 
 def _text_value(text: str) -> Any:

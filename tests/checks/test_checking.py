@@ -428,14 +428,19 @@ def test_missing_weights_of_a_loss_are_named_by_their_key(key: str) -> None:
 
 def test_a_state_that_is_named_in_another_way_gets_the_form_of_its_name() -> None:
     """tdrussell/diffusion-pipe#202: by its iteration, or by the folder of the run, which exists."""
-    states = Path("experiments/ESRGAN_DP_x4_DIV2K/training_states")  # the own run's, too: coqui-ai/TTS#1197
-    for name, what in (("8", "no such file"), (str(states.parent), "a folder"), (str(states), "a folder")):
-        if what == "a folder":
-            states.mkdir(parents=True, exist_ok=True)
-            (states / "8.state").touch()
+    Path("experiments/run").mkdir(parents=True)
+    for name, what in (("8", "no such file"), ("experiments/run", "a folder")):
         message = refusal(["-opt", str(TRAIN), "--force_yml", f"path:resume_state={name}"])
         what += f" in {Path.cwd()}; a state's name is experiments/NAME/training_states/5"
         assert f"expected a file, got '{name}': {what}" in message
+    # The own run's, which has states (coqui-ai/TTS#1197).
+    states = Path("experiments/ESRGAN_DP_x4_DIV2K/training_states")
+    states.mkdir(parents=True)
+    (states / "8.state").touch()
+    for name in (str(states.parent), str(states)):
+        message = refusal(["-opt", str(TRAIN), "--force_yml", f"path:resume_state={name}"])
+        assert f"expected a file, got '{name}': a folder" in message
+        assert f"{states}/8.state" in message
 
 
 def test_an_lmdb_may_end_with_a_slash() -> None:
@@ -527,6 +532,7 @@ def test_another_plugin_s_model_may_have_keys_of_its_own(monkeypatch: pytest.Mon
 def test_a_key_of_another_program_is_left_out_by_setting_it_to_nothing() -> None:
     """SAFMN's FFT loss, and the `task` in the sets of DAT, RGT and CATANet."""
     assert problems("train:fft_opt=~", "datasets:train:task=~") == []
+    assert problems("datasets:val_1=~") == [], "a set whose lines are commented out (coqui-ai/TTS#1447)"
     assert len(problems("network_g:fft=~", "path:any_folder=~")) == 2, "an argument, and a folder of BasicSR's"
 
 
