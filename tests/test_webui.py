@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import io
@@ -188,6 +189,39 @@ def test_the_second_visitor_waits_and_can_leave(page: Page, monkeypatch: pytest.
     wait_until(lambda: "Done" in page.status(visits[2]))
     assert "Done" in page.status(visits[0])
     assert page.status(visits[1]) == "Cancelled."
+
+
+@pytest.mark.parametrize("how", ["it cancels its call", "it ends"])
+def test_what_a_program_no_longer_waits_for_is_not_computed(
+    how: str, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gradio#13323: all the others waited for it."""
+    pytest.importorskip("gradio")
+    from dp_basicsr.deploy.page_layout import _Handlers
+
+    may_go_on = threading.Event()
+    monkeypatch.setattr(page_module, "upscale_picture", lambda picture, *_, **__: may_go_on.wait(WAIT) and picture)
+    page.start(first := chosen(page), Task("m"))
+    sent, request = str(write_noise("sent.png", 9, 7)), SimpleNamespace(session_hash="a program")
+
+    async def call() -> None:
+        task = asyncio.create_task(
+            _Handlers(page).handle(sent, "m", "(none)", 0.8, "model", "png", 95, 0, request)  # type: ignore[arg-type]
+        )
+        while len(page._queue) < 2:
+            await asyncio.sleep(0.02)
+        if how == "it ends":
+            page.leave("a program", 9)
+            assert (await task)[0] == "Cancelled."
+        else:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(call())
+    assert [job.is_active for job in page._queue] == [True, False]
+    may_go_on.set()
+    wait_until(lambda: "Done" in page.status(first))
 
 
 def test_two_visitors_may_send_the_same_image(page: Page) -> None:

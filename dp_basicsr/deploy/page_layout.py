@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
-import time
 import uuid
 from pathlib import Path
 from typing import Any, get_args
@@ -56,21 +56,26 @@ class _Handlers:
             visit.text, visit.job = explain(error), None
         return view(self.page, visit)
 
-    def handle(
+    async def handle(
         self, image: str | None, model: str, other: str, strength: float, alpha: AlphaMode, ext: str, quality: float,
         outscale: float, request: gr.Request,
     ) -> tuple[str, Path | None]:  # fmt: skip
         """Upscale the image of a program, which has no tab: its call is a visit, which ends with the answer."""
         # Not by the program's session, of which several calls may run at once.
         key = uuid.uuid4().hex
-        if image:
-            self.choose(key, [image], request)
         visit = self.page.visit(key)
-        if visit.count or not image:
-            self.start(key, False, model, other, strength, alpha, ext, quality, outscale, request)
-        while visit.job and visit.job.is_active:
-            time.sleep(POLL_SECONDS)
-        self.page.leave(key, LOST)
+        try:
+            if image:
+                await asyncio.to_thread(self.choose, key, [image], request)
+            if visit.count or not image:
+                self.start(key, False, model, other, strength, alpha, ext, quality, outscale, request)
+            # A deadline is that of a program which has gone.
+            while visit.job and visit.job.is_active and visit.deadline is None:
+                await asyncio.sleep(POLL_SECONDS)
+        finally:
+            # When a program cancels its call, Gradio ends a task, but not a thread.
+            self.page.cancel(visit)
+            self.page.leave(key, LOST)
         return self.page.status(visit), visit.job.result if visit.job else None
 
     def cancel(self, key: str) -> list[Any]:
