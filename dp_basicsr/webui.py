@@ -17,10 +17,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dp_basicsr.deploy.choices import NETWORKS
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import missing_hint
-from dp_basicsr.utils.arguments import Parser
+from dp_basicsr.utils.arguments import NETWORKS, Parser
 from dp_basicsr.utils.console import data_command
 from dp_basicsr.utils.file_lock import lock_folder
 

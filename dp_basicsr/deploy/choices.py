@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dp_basicsr.utils.arguments import NETWORKS
+
 EngineName = Literal["auto", "openvino", "onnxruntime", "torch"]
 AlphaMode = Literal["model", "bicubic", "data", "drop"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -17,7 +19,6 @@ OVERLAP = 32
 
 # The networks in the box, in ESRGAN's order: trained with L1, and continued with Dual Perceptual Loss. Their cards are
 # beside them.
-NETWORKS = Path(__file__).resolve().parents[1] / "networks"
 BOX = [NETWORKS / "compact_x4_l1.safetensors", NETWORKS / "compact_x4_dp.safetensors"]
 BOX_ALPHA = 0.5  # share of the second: beyond it a faint grid shows on the photographs of results.md's dev set
 BOX_LIMIT = "the networks in the box know clean images reduced by bicubic x4 only, not JPEG, noise or blur"

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 
+NETWORKS = ROOT / "dp_basicsr/networks"  # the networks in the box
+
 # The option files: package data of an installed wheel, or the checkout's.
 SHIPPED = next((folder for folder in (ROOT / "dp_basicsr/option_files", ROOT / "options") if folder.is_dir()), Path())
 
@@ -92,6 +94,11 @@ def option_file(text: str) -> str:
         return text
     shipped = [SHIPPED / f"{text.removeprefix('options/')}{suffix}" for suffix in ("", ".yml")]
     return next((str(file) for file in shipped if os.path.isfile(file)), text)
+
+
+def model_file(text: str) -> Path:
+    """Return a model's path; a network in the box is found by its name, as commands and the page show it."""
+    return NETWORKS / text if not os.path.exists(text) and text in os.listdir(NETWORKS) else Path(text)
 
 
 def output_file(name: str) -> Callable[[str], Path]:
@@ -209,7 +216,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_model(self, **settings: Any) -> None:
         """Add ``-m``, ``--model-path`` as ``model_path``, which takes several files."""
-        self.add_argument("-m", "--model-path", type=Path, nargs="+", metavar="FILE", **settings)
+        self.add_argument("-m", "--model-path", type=model_file, nargs="+", metavar="FILE", **settings)
 
     def add_option_file(self, required: bool = True) -> None:
         """Add the option file as ``opt``: as the only positional argument, or after ``-opt`` as in BasicSR."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dp_basicsr import inference
+from dp_basicsr import inference, webui
 from dp_basicsr.archs import CompactDP, load_network
 from dp_basicsr.commands.export import main as export
 from dp_basicsr.data.imresize import imresize
-from dp_basicsr.deploy.choices import BOX, BOX_LIMIT, NETWORKS
+from dp_basicsr.deploy.choices import BOX, BOX_LIMIT
 from dp_basicsr.images.strict import read_image
 from dp_basicsr.options import read_options
-from dp_basicsr.webui import find_models
+from dp_basicsr.utils.arguments import NETWORKS
 
 import cv2
 import numpy as np
@@ -60,7 +60,9 @@ def test_upscaling_without_a_model_blends_both(capsys: pytest.CaptureFixture[str
     assert BOX_LIMIT in capsys.readouterr().out.splitlines()[0]
     for path, result in zip(BOX, results, strict=True):
         assert np.abs(result - output_of(path, IMAGE)).max() <= 1
-    assert find_models([NETWORKS]).keys() == {path.name for path in BOX}, "the page's"
+        # waifu2x-ncnn-vulkan#46: whatever the current folder is, also in the page beside models of one's own.
+        assert webui.parse(["-m", path.name, "own.pth"]).model_path == [path, Path("own.pth")]
+    assert webui.find_models([NETWORKS]).keys() == {path.name for path in BOX}, "the page's"
 
 
 def test_spandrel_and_ncnn_give_the_same() -> None:
