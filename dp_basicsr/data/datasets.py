@@ -239,6 +239,17 @@ def missing_folders(dataset_opt: dict[str, Any]) -> list[str]:
     return [root for root in roots if root is not None and not Path(root).is_dir()]
 
 
+def describe_empty(dataset_opt: dict[str, Any]) -> str:
+    """Say of a set without images where there is none, and how those of subfolders are taken."""
+    roots = [root for root in dict.fromkeys(map(dataset_opt.get, ("dataroot_gt", "dataroot_lq"))) if root]
+    inside = sorted(str(path) for root in roots for path in Path(root).glob("*") if path.is_dir())
+    return (
+        f"no image directly in {' and '.join(roots)}: subfolders and archives are not searched; "
+        f"{f'name one ({shorten(inside)}), ' if inside else ''}list what is in those of the GT in a meta_info_file, "
+        "or unpack it"
+    )
+
+
 def _refuse_long_names(dataset: Any, opt: dict[str, Any], phase: str) -> None:
     """Raise a UserError for a result whose name no file can have, before it is computed; see ``Validator``."""
     val, paths, longest = opt.get("val") or {}, getattr(dataset, "paths", None), longest_name("results")
@@ -259,7 +270,7 @@ def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
             continue
         dataset = open_dataset(dataset_opt)
         if len(dataset) == 0:
-            logger.warning(f"{dataset_opt['name']} is skipped: no image directly in its folders")
+            logger.warning(f"{dataset_opt['name']} is skipped: {describe_empty(dataset_opt)}")
             continue
         _refuse_long_names(dataset, opt, phase)
         # BasicSR loads these in the process itself, where torch refuses workers that persist.

@@ -10,12 +10,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.datasets import fingerprint, open_dataset
+from dp_basicsr.data.datasets import describe_empty, fingerprint, open_dataset
 from dp_basicsr.data.seeded import BadSamples, SeededDataset
-from dp_basicsr.errors import UserError, shorten
+from dp_basicsr.errors import UserError
 from dp_basicsr.options.schema import dataset_model
 from dp_basicsr.utils.signals import SIGNALS
 
@@ -68,14 +67,7 @@ class TrainStream:
         self.origin = {"iter": 0, "epoch": 0, "sample": 0, **(origin or {})}
         self.dataset = open_dataset(self.dataset_opt)
         if len(self.dataset) == 0:
-            roots = dict.fromkeys(self.dataset_opt.get(key) or "" for key in ("dataroot_gt", "dataroot_lq"))
-            beside = (path for root in filter(None, roots) for path in Path(root).glob("*"))
-            inside = sorted(str(path) for path in beside if path.is_dir())
-            raise UserError(
-                f"datasets: train: no image directly in {' and '.join(filter(None, roots))}: subfolders and archives "
-                f"are not searched; {f'name one ({shorten(inside)}), ' if inside else ''}list what is in those of the "
-                "GT in a meta_info_file, or unpack it"
-            )
+            raise UserError(f"datasets: train: {describe_empty(self.dataset_opt)}")
         self.names = fingerprint(self.dataset)
         ratio = self.dataset_opt["dataset_enlarge_ratio"]
         self.sampler = TrainSampler(self.dataset, opt["world_size"], opt["rank"], ratio)
