@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dp_basicsr.archs.own_networks import build_network, describe, recognise
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork, as_paths
@@ -202,7 +202,7 @@ def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.M
         import_module("spandrel_extra_arches").install(ignore_duplicates=True)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.meshgrid")  # of networks with windows
+            warnings.simplefilter("ignore")  # of the networks' own code: old calls of torch, layers without values
             opened = MAIN_REGISTRY.load(dict(state) | flags)
     except Exception as error:  # any type, if names match but shapes do not
         # Whole numbers, and those of thop, are no weights: another version or a profiler left them.
@@ -258,7 +258,7 @@ def options_of_run(path: Path) -> Options | None:
 
 
 class SpandrelCall(nn.Module):
-    """Wrap a network whose ``forward`` takes or gives more than an image, or changes it; spandrel can call it."""
+    """Wrap a network whose ``forward`` takes or gives more than an image; spandrel can call it."""
 
     def __init__(self, descriptor: ImageModelDescriptor[nn.Module]) -> None:
         super().__init__()
@@ -267,7 +267,15 @@ class SpandrelCall(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the image, clipped to [0, 1]."""
-        return self.descriptor(x.clone())  # RCAN scales the image in place
+        return self.descriptor(x)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the network's weights by its own names, by which other programs know it."""
+        return self.net.state_dict(*args, **kwargs)
+
+
+def _copy_image(_: nn.Module, args: tuple[Tensor]) -> Tensor:
+    return args[0].clone()
 
 
 def _as_module(opened: ImageModelDescriptor[nn.Module], path: Path) -> nn.Module:
@@ -276,7 +284,9 @@ def _as_module(opened: ImageModelDescriptor[nn.Module], path: Path) -> nn.Module
     sides = InputSize(needs.multiple_of, needs.minimum).fit(PROBE, PROBE)
     image = torch.rand(1, opened.input_channels, *sides, generator=torch.Generator().manual_seed(0))
     try:
-        expected = opened(image)
+        expected = opened(given := image.clone())
+        if not torch.equal(given, image):  # RCAN scales it in place
+            opened.model.register_forward_pre_hook(_copy_image)
     except Exception as error:
         raise UserError(f"model {path}: {opened.architecture.name} cannot be run ({error})") from error
     with contextlib.suppress(Exception), torch.no_grad():  # it may need more than an image

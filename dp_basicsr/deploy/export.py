@@ -11,6 +11,7 @@ from typing import Any
 
 from dp_basicsr.archs import load_network
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
+from dp_basicsr.checkpoint.weights import read_weights
 from dp_basicsr.deploy.choices import EXPORTS
 from dp_basicsr.deploy.engine import try_room
 from dp_basicsr.deploy.torch_engine import difference_from_torch
@@ -134,8 +135,8 @@ def _save_weights(network: OpenedNetwork, path: Path, facts: dict[str, str], hal
         raise UserError(text) from error
     if again.description != network.description:
         raise UserError(text)
-    theirs = again.module.state_dict()
-    # Weights are opened in float32, whatever the file has.
+    # Of the file, because SPAN computes some anew from others. They are read in float32, whatever it has.
+    theirs = read_weights(path, names=state).state
     same = all(torch.equal(value.float(), theirs[name].float()) for name, value in state.items())
     return 0.0 if same else math.inf
 

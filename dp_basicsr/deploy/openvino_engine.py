@@ -92,7 +92,9 @@ class OpenVinoEngine(Engine):
         # Of a squeeze too small for its network; OpenVINO 2026.4 ends the process on it, without an error to report.
         if empty := [name for name, value in network.module.named_parameters() if not value.numel()]:
             raise RuntimeError(f"it takes no weights without values, as {empty[0]}")
-        example = torch.rand(1, network.channels, *network.size.fit(16, 16), dtype=torch.float32)
+        # Over half a window: GRL tries to reflect less, and catches that it fails; the tracer ends the process on it.
+        side = max(16, network.size.step // 2 + 1)
+        example = torch.rand(1, network.channels, *network.size.fit(side, side), dtype=torch.float32)
         with _holding_signals(), torch.inference_mode(), warnings.catch_warnings():
             # torch.jit is deprecated, and is what OpenVINO converts fastest.
             warnings.simplefilter("ignore")

@@ -30,6 +30,8 @@ MAPS_AT_PEAK = 4
 class TorchEngine(Engine):
     """Runs a network in torch; its module is moved to the device."""
 
+    layout = torch.channels_last
+
     def load(self, network: OpenedNetwork | None, device: str) -> tuple[OpenedNetwork, str]:
         """Take ``auto`` (CUDA, then MPS, then CPU) or torch's name of a device."""
         assert network is not None
@@ -48,9 +50,17 @@ class TorchEngine(Engine):
 
     @torch.inference_mode()
     def run(self, images: Floats) -> Floats:
-        tensor = torch.from_numpy(np.ascontiguousarray(images)).to(self.device, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
-            return self.module(tensor).float().cpu().numpy()  # type: ignore[no-any-return]
+        tensor = torch.from_numpy(np.ascontiguousarray(images)).to(self.device, memory_format=self.layout)
+        try:
+            with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
+                return self.module(tensor).float().cpu().numpy()  # type: ignore[no-any-return]
+        except RuntimeError as error:
+            if self.layout == torch.contiguous_format or "view size" not in str(error):
+                raise
+        # As IPT, it takes its images apart where they lie in memory.
+        self.layout = torch.contiguous_format
+        self.module._apply(torch.Tensor.contiguous)
+        return self.run(images)
 
     def after_fork(self) -> None:
         torch.set_num_threads(1)

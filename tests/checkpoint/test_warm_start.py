@@ -96,14 +96,15 @@ def spandrel_network(name: str) -> torch.nn.Module:
             "expansion_factor": 2, "upsampler": "pixelshuffle"}),
         "Compact": ("Compact.__arch.SRVGG", "SRVGGNetCompact", {"num_feat": 8, "num_conv": 2}),
         "ESRGAN": ("ESRGAN.__arch.RRDB", "RRDBNet", {"num_filters": 8, "num_blocks": 1, "scale": 4}),
+        "RCAN": ("RCAN", "RCAN", {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 8, "reduction": 4, "scale": 4}),
     }  # fmt: skip
     module, kind, options = small[name]
-    options = options if name == "ESRGAN" else {**options, "upscale": 4}
+    options = options if "scale" in options else {**options, "upscale": 4}
     torch.manual_seed(0)
     return getattr(import_module(f"spandrel.architectures.{module}"), kind)(**options)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("name", ["SPAN", "Compact", "HAT", "DAT", "ESRGAN"])
+@pytest.mark.parametrize("name", ["SPAN", "Compact", "HAT", "DAT", "ESRGAN", "RCAN"])
 def test_any_network_of_a_file_can_be_trained_and_reopened(name: str) -> None:
     """Spandrel opens the result and gives the same pixels."""
     from spandrel import ModelLoader

@@ -24,6 +24,7 @@ from dp_basicsr.deploy.onnx_engine import import_onnxruntime
 from dp_basicsr.deploy.open_engine import cache_root, open_engine
 from dp_basicsr.deploy.torch_engine import TorchEngine
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.input_size import InputSize
 
 import numpy as np
 import pytest
@@ -178,6 +179,42 @@ def test_openvino_is_not_given_weights_without_values() -> None:
     network = OpenedNetwork("net.pth", "Test", 1, "Test x1", module=module)
     with pytest.raises(RuntimeError, match=r"it takes no weights without values, as 1\.weight"):
         openvino_engine.OpenVinoEngine.write(network, Path("net.xml"), {})
+
+
+def test_a_network_that_catches_what_fails_on_a_small_image_is_converted() -> None:
+    """GRL tries to reflect an image of 16 pixels to its 64: torch's tracer ended the process."""
+    pytest.importorskip("openvino")
+
+    class Reflecting(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rest = -x.shape[-1] % 64
+            try:
+                return torch.nn.functional.pad(x, (0, rest, 0, 0), mode="reflect") if rest else x + 1
+            except RuntimeError:
+                return torch.nn.functional.pad(x, (0, rest))
+
+    network = OpenedNetwork("net.pth", "Test", 1, "Test x1", size=InputSize(step=64), module=Reflecting())
+    openvino_engine.OpenVinoEngine.write(network, Path("net.xml"), {})
+    assert Path("net.xml").is_file()
+
+
+def test_torch_runs_a_network_that_views_images_as_they_lie_in_memory() -> None:
+    """IPT, which no engine ran: the colours of an image in torch's lie last, where its views find no rows."""
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), Viewing())
+    network = OpenedNetwork("net.pth", "Test", 1, "Test x1", module=module)
+    image = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(image)).numpy()
+    engine = TorchEngine(network, "cpu")
+    for _ in range(2):
+        np.testing.assert_allclose(engine.run(image), expected, atol=1e-6)
+
+
+class Viewing(torch.nn.Module):
+    """Turns an image by 180 degrees, as one row of numbers for each colour."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(1, -1).flip(1).view(x.shape)
 
 
 def test_ctrl_c_while_openvino_converts_is_not_its_failure(monkeypatch: pytest.MonkeyPatch) -> None:
