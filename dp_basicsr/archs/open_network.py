@@ -267,7 +267,13 @@ class SpandrelCall(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the image, clipped to [0, 1]."""
-        return self.descriptor(x)
+        try:
+            return self.descriptor(x)
+        except RuntimeError:
+            if len(x) == 1:
+                raise
+            # DRUNet's call takes no batch, as which a gray network gets the three colours.
+            return torch.cat([self.descriptor(image) for image in x.split(1)])
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the network's weights by its own names, by which other programs know it."""

@@ -172,6 +172,19 @@ def test_a_network_whose_experts_depend_on_the_image_is_not_converted() -> None:
         open_engine([Path("net.pth")], engine="openvino")
 
 
+@pytest.mark.parametrize("name", ["auto", "torch"])
+def test_a_gray_network_that_takes_no_batch_runs_on_colours(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DRUNet's: each image failed, in each engine."""
+    from spandrel.architectures.DRUNet import DRUNet
+
+    monkeypatch.setattr(module, "ENGINES", {"openvino": ENGINES["openvino"]})
+    torch.save(DRUNet(in_nc=2, out_nc=1, nc=[4, 4, 4, 4], nb=2).state_dict(), "net.pth")
+    image = np.random.default_rng(0).random((1, 3, 16, 16), np.float32)
+    engine = open_engine([Path("net.pth")], engine=name, warn=lambda _: None)
+    result = engine(image)
+    np.testing.assert_allclose(result[:, 1:2], engine.run(image[:, 1:2]), atol=1e-6)
+
+
 def test_openvino_is_not_given_weights_without_values() -> None:
     """RGT and CRAFT of 12 channels: its conversion ended the process with a segmentation fault."""
     pytest.importorskip("openvino")
