@@ -92,7 +92,7 @@ def limit_elsewhere(network: OpenedNetwork, kind: str, name: str) -> str | None:
         limit = None
         if network.arch == "MSRResNet":
             limit = "it does not know MSRResNet"
-        elif growth != 32:
+        elif growth != 32 and network.arch.startswith("RRDBNet"):
             limit = f"it takes every RRDBNet to have a growth of 32, this one has {growth}"
         elif (network.arch, scale) == ("RRDBNetDP", 3):
             limit = "it takes one upsampling layer for x2, and would give images of twice the size, wrongly"

@@ -200,9 +200,11 @@ def test_a_network_that_writes_its_weights_in_each_pass_is_exported() -> None:
 @pytest.mark.parametrize(
     ("name", "size"),
     [("RCAN", {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 8, "reduction": 4, "scale": 2}),
-     ("DRUNet", {"in_nc": 4, "out_nc": 3, "nc": [8, 8, 8, 8], "nb": 2})],
+     ("DRUNet", {"in_nc": 4, "out_nc": 3, "nc": [8, 8, 8, 8], "nb": 2}),
+     ("MMRealSR", {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 8,
+                   "num_feats": [8] * 4, "num_blocks": [1] * 4})],
 )  # fmt: skip
-def test_a_network_that_spandrel_must_call_keeps_its_names(name: str, size: dict[str, int], kind: str) -> None:
+def test_a_network_that_spandrel_must_call_keeps_its_names(name: str, size: dict[str, Any], kind: str) -> None:
     """They began with ``net.``, by which no other program knows them."""
     spandrel = pytest.importorskip("spandrel")
     net = getattr(importlib.import_module(f"spandrel.architectures.{name}"), name)(**size)
@@ -210,6 +212,7 @@ def test_a_network_that_spandrel_must_call_keeps_its_names(name: str, size: dict
     network = load_network([Path("net.pth")])
     export_network(network, kind, Path(f"out.{kind}"), describe(network, {}))
     assert spandrel.ModelLoader().load_from_file(f"out.{kind}").model.state_dict().keys() == net.state_dict().keys()
+    assert export.limit_elsewhere(network, kind, "out") is None
 
 
 @pytest.mark.parametrize(
