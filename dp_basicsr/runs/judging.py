@@ -19,15 +19,18 @@ Figures = dict[str, dict[str, float]]  # set -> metric -> mean
 
 IN_A_ROW = 3  # validations below the start's before a warning (our choice)
 COLOR_LEVELS = 2.0  # of 255, by which the mean colour may leave the LQ's beyond the start's (our choice)
-# A GAN's PSNR and SSIM fall below those of its L1 start by design.
+# These fall below an L1 start's by design, unless pixels alone are trained.
 FIDELITY = ("calculate_psnr", "calculate_ssim")
 
 
 class Judge:
-    """Counts validations without improvement, and compares them with that of the start weights."""
+    """Counts validations without improvement, and compares them with that of the start weights.
 
-    def __init__(self, val: Val) -> None:
-        self.val = val
+    With ``of_pixels``, the training has neither a perceptual nor an adversarial loss.
+    """
+
+    def __init__(self, val: Val, of_pixels: bool) -> None:
+        self.val, self.of_pixels = val, of_pixels
         self.best: dict[str, float] = {}  # `set/metric` -> the best mean
         self.waited = 0  # validations in a row without improvement
         self.judged = 0  # the last judged iteration
@@ -38,7 +41,7 @@ class Judge:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all counts and figures."""
-        return {name: value for name, value in vars(self).items() if name != "val"}
+        return {name: value for name, value in vars(self).items() if name not in ("val", "of_pixels")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state; raise a UserError on other content."""
@@ -75,9 +78,9 @@ class Judge:
             if key not in self.best or self._is_better(key, now[key], self.best[key], self.val.min_delta):
                 self.best[key], self.waited = now[key], 0
         shared = [key for key in now if key in start]
-        perceptual = any(self._options(key)["type"] not in FIDELITY for key in shared)
+        telling = any(self.of_pixels or self._options(key)["type"] not in FIDELITY for key in shared)
         worse = all(self._is_better(key, start[key], now[key]) for key in shared)
-        self.below = self.below + 1 if shared and perceptual and worse else 0
+        self.below = self.below + 1 if telling and worse else 0
         # Equal, not at least: one warning for each time that the run falls below its start.
         if self.below == IN_A_ROW:
             pairs = ", ".join(f"{key} {now[key]:.4g} (start: {start[key]:.4g})" for key in shared)

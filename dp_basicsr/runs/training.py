@@ -114,8 +114,10 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
     model = build_run_model(opt)
     refuse_other_patches(model, opt)
     # BasicSR's models have no saver, so a judge's state could not be resumed.
-    judge = Judge(run.options.val) if run.options.val is not None and hasattr(model, "saver") else None
-    if judge is not None:
+    judge = None
+    if run.options.val is not None and hasattr(model, "saver"):
+        of_pixels = all(getattr(model, loss, None) is None for loss in ("cri_perceptual", "cri_gan"))
+        judge = Judge(run.options.val, of_pixels)
         measured = Measured(opt["val"].get("metrics") or {}, [loader.dataset for loader in val_loaders])
         # Before the state is restored, which includes the judge's.
         model.saver.others |= {"judge": judge, "measured": measured}

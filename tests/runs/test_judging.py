@@ -27,8 +27,8 @@ from tests.support.programs import logs_of
 PSNR, LPIPS = {"type": "calculate_psnr"}, {"type": "calculate_lpips", "better": "lower"}
 
 
-def judge(**val: Any) -> Judge:
-    return Judge(Val(save_img=False, metrics={"psnr": PSNR, "lpips": LPIPS}, **val))
+def judge(of_pixels: bool = False, **val: Any) -> Judge:
+    return Judge(Val(save_img=False, metrics={"psnr": PSNR, "lpips": LPIPS}, **val), of_pixels)
 
 
 def test_patience_counts_as_its_definition_says() -> None:
@@ -66,6 +66,16 @@ def test_warnings_compare_with_the_start(caplog: pytest.LogCaptureFixture) -> No
     assert "mean colour" not in caplog.text
     watching.judge(9, {"s": {"psnr": 29.0, "lpips": 0.1}}, {"s": 2.6})
     assert "The mean colour of s is 2.6 of 255 levels from its LQ's, 2.1 more than with" in caplog.text
+
+
+@pytest.mark.parametrize("of_pixels", [True, False])
+def test_a_lower_psnr_is_told_where_pixels_alone_are_trained(of_pixels: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """HAT#110: own pairs made a network worse, of which only its figures told; a GAN's fall by design."""
+    watching = judge(of_pixels)
+    watching.take_start({"s": {"psnr": 30.0}}, {})
+    for iteration in range(1, IN_A_ROW + 1):
+        watching.judge(iteration, {"s": {"psnr": 29.0}}, {})
+    assert ("every metric is worse" in caplog.text) == of_pixels
 
 
 @pytest.fixture
