@@ -257,10 +257,9 @@ def parts_of(state: StateDict) -> dict[str, StateDict]:
         head, _, rest = name.partition(".")
         if not (_OTHERS.search(head) or _DISCRIMINATOR.fullmatch(head)):
             parts.setdefault(head, {})[rest] = value
-    # Each may be built, so neither the blocks of a list nor single layers.
+    # Each may be built, so neither the blocks of a list nor single layers, of weight and bias.
     if len(parts) > 1:
-        least = sum(map(len, parts.values())) / 20
-        parts = {head: part for head, part in parts.items() if len(part) >= least and not head.isdecimal()}
+        parts = {head: part for head, part in parts.items() if len(part) > 2 and not head.isdecimal()}
     return {head: part for head, part in parts.items() if not part.keys() <= {"", *state}}
 
 

@@ -185,6 +185,9 @@ def test_of_networks_behind_unknown_prefixes_the_one_that_opens_is_taken() -> No
         load_network("beside.pth")
     assert parts_of(prefixed(state, "0.")).keys() == {"0"}
     assert not parts_of({**prefixed(state, "0."), **prefixed(other, "1.")}), "the blocks of a list are no networks"
+    large = {f"teacher.{number}.weight": torch.ones(1) for number in range(100 * len(state))}
+    torch.save({**large, **prefixed(state, "student.")}, "small.pth")
+    assert load_network("small.pth").choice == "weights student"
     torch.save({**prefixed(state, "modelTeacher."), **prefixed(other, "modelStudent.")}, "two.pth")
     message = "has the networks modelTeacher, modelStudent: save one alone .*, or name it in path: param_key_g"
     with pytest.raises(UserError, match=message):
