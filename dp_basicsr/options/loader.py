@@ -28,7 +28,7 @@ class Loader(yaml.SafeLoader):
                 value.tag = "tag:yaml.org,2002:str"
             # Of a path with ` #` in it YAML reads the part before.
             comment = re.compile(r" +#[^\r\n]*").match(value.end_mark.buffer, value.end_mark.pointer)
-            if comment and os.path.exists(f"{value.value}{comment[0].rstrip()}"):
+            if comment and os.path.exists(os.path.expanduser(f"{value.value}{comment[0].rstrip()}")):
                 raise UserError(f"line {value.end_mark.line + 1}: {comment[0].strip()} is a comment: quote the path")
             # `<<` may stand more than once: each merges another section.
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
