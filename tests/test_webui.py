@@ -224,6 +224,26 @@ def test_what_a_program_no_longer_waits_for_is_not_computed(
     wait_until(lambda: "Done" in page.status(first))
 
 
+def test_the_page_answers_while_the_call_of_a_program_waits_for_the_disk(page: Page) -> None:
+    pytest.importorskip("gradio")
+    from dp_basicsr.deploy.page_layout import _Handlers
+
+    sent, request = str(write_noise("sent.png", 9, 7)), SimpleNamespace(session_hash="a program")
+    start, is_written = page.start, threading.Event()
+    page.start = lambda visit, task: is_written.wait(5) and start(visit, task)  # type: ignore[method-assign]
+
+    async def call() -> tuple[str, Path | None]:
+        task = asyncio.create_task(
+            _Handlers(page).handle(sent, "m", "(none)", 0.8, "model", "png", 95, 0, request)  # type: ignore[arg-type]
+        )
+        while not any(visit.count for visit in page._visits.values()):
+            await asyncio.sleep(0.02)
+        is_written.set()
+        return await task
+
+    assert asyncio.run(call())[0].startswith("Done")
+
+
 def test_two_visitors_may_send_the_same_image(page: Page) -> None:
     """Gradio stores equal files in one place, from which the first visitor takes it away."""
     sent = write_noise("same.png", 9, 7)

@@ -223,8 +223,8 @@ class Page:
         if unknown := {task.model, task.other or task.model} - set(self.models):
             raise UserError(f"unknown model {unknown.pop()!r}")
         self.cancel(visit)
-        self._delete(visit.folder / "out")
         visit.job = Job(task, visit.folder, visit.count)
+        self._delete(visit.folder / "out")
         with self._changed:
             self._queue.append(visit.job)
             self._changed.notify()

@@ -17,6 +17,7 @@ from dp_basicsr.images.files import QUALITY, READ_SUFFIXES
 # Here, because Gradio looks up the handlers' annotations among the module's names.
 try:
     import gradio as gr
+    from starlette.concurrency import run_in_threadpool
 except Exception:  # a broken package raises anything
     gr = None  # type: ignore[assignment]
 
@@ -65,10 +66,12 @@ class _Handlers:
         key = uuid.uuid4().hex
         visit = self.page.visit(key)
         try:
+            # Not by asyncio's threads, for which the end of the program waits, while they may wait for it.
             if image:
-                await asyncio.to_thread(self.choose, key, [image], request)
+                await run_in_threadpool(self.choose, key, [image], request)
             if visit.count or not image:
-                self.start(key, False, model, other, strength, alpha, ext, quality, outscale, request)
+                settings = model, other, strength, alpha, ext, quality, outscale
+                await run_in_threadpool(self.start, key, False, *settings, request)
             # A deadline is that of a program which has gone.
             while visit.job and visit.job.is_active and visit.deadline is None:
                 await asyncio.sleep(POLL_SECONDS)
