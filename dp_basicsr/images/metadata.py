@@ -97,9 +97,9 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
     block = info.get("exif") or info.get("exif_of_text", b"")
     # Pillow leaves it in a GIF, where a trailer of 258 bytes follows it.
     xml = data.partition(b"XMP DataXMP")[2].partition(b"\1\xff\xfe\xfd")[0] if image.format == "GIF" else None
-    # Without JFIF's, Pillow takes EXIF's horizontal one for both, and makes up 72 if there is none.
-    dpi = info.get("dpi") if image.format in ("PNG", "BMP") or info.get("jfif_unit") else _density_of(block)
-    density, shape = (_upright(sides, orientation) for sides in (dpi, info.get("jfif_density")))
+    # Without JFIF's, or by its unit 0, a shape of pixels, Pillow takes EXIF's horizontal one for both, or makes up 72.
+    dpi = info.get("dpi") if image.format in ("PNG", "BMP") or info.get("jfif_unit") else None
+    density, shape = (_upright(sides, orientation) for sides in (dpi or _density_of(block), info.get("jfif_density")))
     if image.format in ("JPEG", "MPO"):
         segments = image.applist  # type: ignore[attr-defined]
         comment = b"\n".join(content for name, content in segments if name == "COM")
@@ -116,8 +116,7 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
     dropped += [f"{behind:,} bytes after the picture"] if behind else []
     return Metadata(
         size, info.get("icc_profile"), block.removeprefix(b"Exif\0\0"), info.get("xmp") or xml or None,
-        # JFIF's unit 0 gives the shape of pixels, no density; a BMP's density of 0 is none.
-        density if info.get("jfif_unit", 1) and all(density or [0]) else None,
+        density if all(density or [0]) else None,  # a BMP's of 0 is none
         pixel=None if info.get("jfif_unit", 1) else _pixel(shape),
         comment=comment, iptc=iptc, chunks=tuple(info.get("chunks", ())), orientation=orientation,
         dropped=tuple(dropped),
