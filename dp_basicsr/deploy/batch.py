@@ -154,8 +154,7 @@ def _rename(path: Path, suffix: str, ext: str) -> Path:
 
 def refuse_unwritable(jobs: Sequence[UpscaleJob]) -> None:
     """Raise a UserError for a result that could not be written, before anything is computed."""
-    targets = [Path(os.path.abspath(job.target)) for job in jobs]
-    for target in targets:
+    for target in (Path(os.path.abspath(job.target)) for job in jobs):
         # Every part that is still to be created is tried as a name in the nearest folder that exists.
         folder, missing = target.parent, [target.name]
         while not os.path.exists(folder):
@@ -173,7 +172,7 @@ def refuse_unwritable(jobs: Sequence[UpscaleJob]) -> None:
             raise UserError(f"{target} cannot be written ({error.strerror}): choose {way_out}") from None
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"{folder} cannot be written to: choose another output for {target.name}")
-    refuse_alike(targets)
+    refuse_alike(job.target for job in jobs)
 
 
 def _refuse_collisions(jobs: list[UpscaleJob], ext: str) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -95,14 +96,18 @@ def refuse_existing(paths: Sequence[Path], *, overwrite: bool, empty: bool = Fal
 
 def refuse_alike(targets: Iterable[Path]) -> None:
     """Raise a UserError for files that would be one, as FAT, exFAT and Windows' shares ignore capital letters."""
-    alike = dict[str, Path]()
+    alike, tried = dict[str, Path](), set[Path]()
     for target in targets:
-        if (twin := alike.setdefault(str(target).lower(), target)) != target:
-            folder = next(parent for parent in target.absolute().parents if parent.exists())
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".case_") as file:
-                if os.path.exists(os.path.join(folder, os.path.basename(file.name).upper())):
-                    text = f"{twin} and {target} are one file there, where capital letters do not count"
-                    raise UserError(f"{text}: rename one of the images, or choose another output for some")
+        twin = alike.setdefault(str(target).lower(), target)
+        if str(twin) == str(target) or target.parent in tried:
+            continue
+        tried.add(target.parent)
+        folder = next(parent for parent in target.absolute().parents if parent.exists())
+        # Where no file can be made, the writer says why.
+        with suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".case_") as file:
+            if os.path.exists(os.path.join(folder, os.path.basename(file.name).upper())):
+                text = f"{twin} and {target} are one file there, where capital letters do not count"
+                raise UserError(f"{text}: rename one of the images, or choose another output for some")
 
 
 def refuse_input(folders: Sequence[Path], outputs: Sequence[Path]) -> None:

@@ -633,6 +633,9 @@ def test_results_that_are_one_file_where_capitals_do_not_count_are_refused(monke
     windows = Extraction(Path("in"), Path("sub"), Window(4, 4, 0), (2,), form="png")
     jobs = find_jobs(["in"], Path("out"))[0]
     refuse_unwritable(jobs)
+    Path("f").touch()
+    with pytest.raises(UserError, match="already exists: f;"):
+        make_lr(Path("in"), Path("f"), 2, PrepJob())
     exists = os.path.exists
     monkeypatch.setattr(
         "os.path.exists", lambda path: exists(path) or exists(Path(path).parent / Path(path).name.lower())
