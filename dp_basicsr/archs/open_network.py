@@ -89,17 +89,20 @@ def open_network(weights: Weights, scale: int | None = None) -> OpenedNetwork:
         except UserError as error:
             # BasicSR's EDSR and its like have names of their own, but the run that trained them names the class.
             if (built := _built_by_run(weights)) is None:
-                networks = dict[str, OpenedNetwork]()
-                for head, state in parts_of(weights.state).items():
+                kind = options_of(weights).get("network_g", {}).get("type")
+                networks, heads = dict[str, OpenedNetwork](), {name.partition(".")[0] for name in weights.state}
+                of_heads = f", of {shorten(sorted(heads))}" if len(heads) > 1 else ""
+                # One part of a class of your own would not be what was trained.
+                for head, state in parts_of(weights.state).items() if not kind or len(heads) == 1 else ():
                     with contextlib.suppress(UserError):
-                        inner = replace(weights, state=state, choice=weights.choice or f"weights {head}")
+                        inner = replace(weights, state=state, choice=weights.choice or f"weights {head}{of_heads}")
                         networks[head] = open_network(inner, scale)
                 if len(networks) > 1:
                     way = "save one alone (docs/finetuning.md), or name it in path: param_key_g of a training or test"
                     raise UserError(f"model {weights.path} has the networks {', '.join(networks)}: {way}") from error
                 if networks:
                     return networks.popitem()[1]
-                if kind := options_of(weights).get("network_g", {}).get("type"):
+                if kind:
                     way = f"; `{advise('test', 'OPTIONS --import MODULE')}` upscales with a class of your own"
                     raise UserError(f"{error}; the options of its run name {kind}{way if name else ''}") from error
                 raise

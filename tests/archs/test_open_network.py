@@ -349,5 +349,9 @@ def test_what_is_opened_otherwise_is_said() -> None:
     torch.save({"params": {**net.state_dict(), "mine.weight": torch.ones(4)}}, "run/models/net_g_5.pth")
     with pytest.raises(UserError, match="its run name Mine; .*test OPTIONS --import MODULE` upscales with a class"):
         load_network("run/models/net_g_5.pth")
+    parts = {f"sr.{name}": value for name, value in net.state_dict().items()} | {"refine.weight": torch.ones(4)}
+    torch.save({"params": parts}, "run/models/net_g_5.pth")
+    with pytest.raises(UserError, match="its run name Mine$"):
+        load_network("run/models/net_g_5.pth")
     with pytest.raises(UserError, match="two to interpolate; got 3; to average three, export two with .*0.3333"):
         load_network(["1.pth", "2.pth", "3.pth"])

@@ -179,7 +179,7 @@ def test_of_networks_behind_unknown_prefixes_the_one_that_opens_is_taken() -> No
     torch.save({"state_dict": {"critic.0.weight": torch.ones(2, 3, 3, 3), **prefixed(state, "sr.")}}, "one.pth")
     opened = load_network("one.pth")
     assert not difference(dict(opened.module.state_dict()), state)
-    assert opened.choice == "weights sr"
+    assert opened.choice == "weights sr, of critic, sr"
     torch.save({**state, **prefixed(other, "teacher.")}, "beside.pth")
     with pytest.raises(UserError, match="unexpected: teacher"):
         load_network("beside.pth")
@@ -187,7 +187,7 @@ def test_of_networks_behind_unknown_prefixes_the_one_that_opens_is_taken() -> No
     assert not parts_of({**prefixed(state, "0."), **prefixed(other, "1.")}), "the blocks of a list are no networks"
     large = {f"teacher.{number}.weight": torch.ones(1) for number in range(100 * len(state))}
     torch.save({**large, **prefixed(state, "student.")}, "small.pth")
-    assert load_network("small.pth").choice == "weights student"
+    assert load_network("small.pth").choice == "weights student, of student, teacher"
     torch.save({**prefixed(state, "modelTeacher."), **prefixed(other, "modelStudent.")}, "two.pth")
     message = "has the networks modelTeacher, modelStudent: save one alone .*, or name it in path: param_key_g"
     with pytest.raises(UserError, match=message):
