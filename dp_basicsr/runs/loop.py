@@ -229,15 +229,21 @@ def how_to_upscale(model: Any, network: Path) -> str:
     """Return the command: ``upscale``, or ``test`` for another package's generator that it cannot open."""
     net = getattr(model, "net_g", None)  # models of other packages may have other names
     package = type(model.get_bare_model(net)).__module__ if net is not None else "basicsr"
-    if package.partition(".")[0] not in ("basicsr", "dp_basicsr"):
+    ours = ("basicsr", "dp_basicsr")
+    if package.partition(".")[0] not in ours:
         try:
             # As elsewhere, where nothing names its class.
             open_network(replace(read_weights(network), path=Path(network.name), notes={}))
         except Exception:  # of any type: it is another package's network
             images = "{name: images, type: SingleImageDataset, dataroot_lq: IMAGES, io_backend: {type: disk}}"
             entries = [f"path:pretrain_network_g={network}", f"datasets={{test: {images}}}", "val={save_img: true}"]
-            options = network.parents[1] / USED_OPTIONS
-            return advise("test", [str(options), "--import", package, "--force_yml", *entries])
+            # A test needs neither: their classes may be other packages', too, and a trial has milestones after its end.
+            entries += ["train=~", "network_d=~"]
+            modules = [
+                name for name in dict.fromkeys([package, type(model).__module__]) if name.split(".")[0] not in ours
+            ]
+            imports = [word for name in modules for word in ("--import", name)]
+            return advise("test", [str(network.parents[1] / USED_OPTIONS), *imports, "--force_yml", *entries])
     return advise("upscale", ["-m", str(network), "-i", "IMAGES", "-o", "FOLDER"])
 
 

@@ -28,7 +28,7 @@ import torch
 import yaml
 from basicsr.losses.basic_loss import L1Loss
 from basicsr.models.sr_model import SRModel
-from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
 from tests.support.options import SMALL_PSNR, write_small
 from tests.support.programs import code_of, logs_of, same_weights
@@ -186,13 +186,28 @@ class Extended(RRDBNetDP):
         self.more = torch.nn.Linear(2, 2)
 
 
+@MODEL_REGISTRY.register()
+class ExtendedModel(PSNRModel):
+    __module__ = "my_models"
+
+
 @pytest.mark.parametrize(("kind", "program"), [("Extended", "test"), ("RRDBNetDP", "upscale")])
-def test_the_last_line_gives_a_command_that_upscales(kind: str, program: str, pairs: Path) -> None:
-    write_small(f"network_g:type={kind}", "train:total_iter=3", "name=two words", base=SMALL_PSNR)
-    assert code_of(train.main, ["small.yml"]) == 0
+def test_the_last_line_gives_a_command_that_upscales(
+    kind: str, program: str, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_small(
+        f"network_g:type={kind}",
+        "name=two words",
+        f"model_type={'ExtendedModel' if program == 'test' else 'PSNRModel'}",
+        base=SMALL_PSNR,
+    )
+    monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
+    # As a trial does, whose milestones the copy of its options has, too.
+    assert code_of(train.main, ["small.yml", "--force_yml", "train:total_iter=2"]) == 0
     command = logs_of("two words").splitlines()[-1].partition("next: ")[2]
     start = advise(program, "X").removesuffix("X")
     assert command.startswith(start)
+    assert ("--import my_models" in command) == (program == "test")
     command = command.replace("IMAGES", str(pairs / "LRbicx4")).replace("FOLDER", "results")
     main = {"test": test, "upscale": inference}[program].main
     assert code_of(main, shlex.split(command.removeprefix(start))) == 0
