@@ -17,7 +17,14 @@ from dp_basicsr.archs.perceptual_arch import (
     check_names,
     extract,
 )
-from dp_basicsr.archs.pretrained import find_weights, load_backbone, or_random, random_network, random_weights
+from dp_basicsr.archs.pretrained import (
+    find_weights,
+    load_backbone,
+    or_random,
+    random_network,
+    random_weights,
+    without_weights,
+)
 from dp_basicsr.errors import UserError, import_optional
 
 import torch
@@ -70,9 +77,7 @@ def build_features(
         net = _with_weights(name, weights, features_only=True, out_indices=[names.index(layer) for layer in layers])
         mean, std = whole.pretrained_cfg.get("mean", mean), whole.pretrained_cfg.get("std", std)
     elif network in TORCHVISION_TYPES:
-        with torch.device("meta"):
-            # Only names are wanted, so the weights take neither time nor memory.
-            nodes = get_graph_node_names(models.get_model(network, weights=None).eval())[1]
+        nodes = get_graph_node_names(without_weights(network).eval())[1]
         # A module name selects its last node.
         modules = dict.fromkeys(".".join(node.split(".")[:depth]) for depth in (2, 1, 3, 4, 5) for node in nodes)
         check_names("layer", layers, modules)

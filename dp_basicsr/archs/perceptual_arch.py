@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone
+from dp_basicsr.archs.pretrained import initialise_randomly, load_backbone, without_weights
 from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.registration import register
 
@@ -210,8 +210,7 @@ class ResNetFeatures(FrozenFeatures):
 
 def vgg_layers(network: str) -> list[str]:
     """Return BasicSR's names of a VGG's layers: conv1_1, bn1_1, relu1_1 ... pool1; each block ends with a pool."""
-    with torch.device("meta"):
-        layers = models.get_model(network, weights=None).features
+    layers = without_weights(network).features
     kinds = {nn.Conv2d: "conv", nn.BatchNorm2d: "bn", nn.ReLU: "relu", nn.MaxPool2d: "pool"}
     names, block, number = [], 1, 0
     for kind in (kinds[type(module)] for module in layers):

@@ -38,8 +38,11 @@ _absent: list[str] | None = None  # in a trial, what is missing
 
 
 def weights_url(network: str) -> str:
-    """Return the public URL of a torchvision network's IMAGENET1K_V1 weights; its file name contains the checksum."""
-    return models.get_model_weights(network)[WEIGHTS_ENTRY].url
+    """Return the public URL of a torchvision network's IMAGENET1K_V1 weights; its file name has the checksum."""
+    # Two networks have later ones alone.
+    if (weights := models.get_model_weights(network).__members__.get(WEIGHTS_ENTRY)) is None:
+        raise UserError(f"{network} has no {WEIGHTS_ENTRY} weights in torchvision: give a file, or another network")
+    return str(weights.url)
 
 
 def download_weights(network: str, folder: Path, progress: bool = True) -> Path:
@@ -59,7 +62,7 @@ def download_weights(network: str, folder: Path, progress: bool = True) -> Path:
         raise UserError(
             f"the ImageNet weights of {network} were not found and could not be downloaded ({reason}).  "
             f"Download {url} on another machine and put {target.name} into {PRETRAINED_DIR}/ "
-            f"(or run `{advise('data networks')}` with a network connection)"
+            f"(or run `{advise('data networks', network)}` with a network connection)"
         ) from error
     return target
 
@@ -164,11 +167,19 @@ def read_found(network: str, source: str) -> tuple[Path, Mapping[str, Tensor]]:
     path = find_weights(network, source)
     if source == "imagenet":
         return path, read_state_dict(path)
-    with torch.device("meta"):
-        weights = read_weights(path, names=models.get_model(network, weights=None).state_dict())
+    weights = read_weights(path, names=without_weights(network).state_dict())
     if weights.choice:
         logging.getLogger("basicsr").info(f"{network}: {weights.choice} of {path}")
     return path, weights.state
+
+
+def without_weights(network: str) -> Any:
+    """Build a torchvision network on the meta device, where weights that are replaced take no time or memory."""
+    with contextlib.suppress(NotImplementedError), torch.device("meta"):
+        return models.get_model(network, weights=None)
+    # RegNet computes its widths in tensors, which need their values.
+    with torch.random.fork_rng(devices=[]):
+        return models.get_model(network, weights=None).to("meta")
 
 
 def load_backbone(network: str, source: str) -> Any:
@@ -178,9 +189,7 @@ def load_backbone(network: str, source: str) -> Any:
     meta device, and ``FrozenFeatures`` raises an error if they are needed. Of the source ``random`` all stay there, and
     the caller fills the part it needs with ``initialise_randomly``; for others see ``find_weights``.
     """
-    # No time or memory for weights that are replaced.
-    with torch.device("meta"):
-        net = models.get_model(network, weights=None)
+    net = without_weights(network)
     if source == "random":
         return net
     path, found = read_found(network, source)

@@ -41,19 +41,19 @@ def networks(argv: Sequence[str] | None = None) -> int:
     """Download the perceptual networks in advance, for machines without network access."""
     parser = Parser(networks.__doc__)
     parser.add_argument("networks", nargs="*", default=["vgg19", "resnet50"], metavar="NETWORK",
-                        help="one of torchvision's VGG or ResNet networks, or alexnet")  # fmt: skip
+                        help="one of torchvision's classification networks")  # fmt: skip
     parser.add_output(type=Path, help="folder (default: experiments/pretrained_models)")
     args = parser.parse_args(argv)
     with data_command():
         from dp_basicsr.archs import pretrained
-        from dp_basicsr.archs.perceptual_arch import RESNET_TYPES, VGG_TYPES, check_names
+        from dp_basicsr.archs.any_network_arch import TORCHVISION_TYPES
+        from dp_basicsr.archs.perceptual_arch import check_names
 
-        # AlexNet and vgg16 are the backbones of LPIPS.
-        names = ("alexnet", *VGG_TYPES, *RESNET_TYPES)
-        check_names("network", args.networks, names)  # all of them before the first download
+        # All of them before the first download.
+        check_names("network", args.networks, TORCHVISION_TYPES)
         folder = args.output or pretrained.PRETRAINED_DIR
-        for network in args.networks:
-            target = folder / pretrained.weights_url(network).rsplit("/", 1)[1]
+        targets = {network: folder / pretrained.weights_url(network).rsplit("/", 1)[1] for network in args.networks}
+        for network, target in targets.items():
             if not target.is_file():
                 print(f"wrote {pretrained.download_weights(network, folder)}")
             elif pretrained.is_original(target):

@@ -42,6 +42,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_weights_are_those_of_torchvision_when_the_paper_was_written() -> None:
     assert weights_url("vgg19").endswith("/vgg19-dcbb9e9d.pth")
     assert weights_url("resnet50").endswith("/resnet50-0676ba61.pth")
+    with pytest.raises(UserError, match="vit_h_14 has no IMAGENET1K_V1 weights"):
+        weights_url("vit_h_14")
 
 
 def test_a_path_comes_first_then_the_project_s_folder_then_the_hub_s_cache(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_the_command_downloads_and_verifies_once(
     assert download_pretrained_models.main(["resnet18"]) == 0
     assert Path("experiments/pretrained_models", server.name).read_bytes() == server.read_bytes()
     server.write_bytes(b"not these weights")
-    assert download_pretrained_models.main(["resnet18"]) == 0
+    assert download_pretrained_models.main(["convnext_tiny"]) == 0
     assert "already exists" in capsys.readouterr().out
     Path("experiments/pretrained_models", server.name).write_bytes(server.read_bytes())
     assert "has other weights than torchvision's" in refused(download_pretrained_models.main, ["resnet18"])

@@ -13,6 +13,7 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import models
 
 from tests.support.gpu import on_device
 from tests.support.networks import images, small_loss
@@ -151,7 +152,7 @@ def test_building_a_random_loss_does_not_change_the_random_state(register: Any) 
 
 @pytest.mark.parametrize(
     ("network", "layer"),
-    [("efficientnet_b0", "features.2"), ("timm/convnext_atto", "stages.1"), ("timm/repvgg_a0", "stages.0"),
+    [("regnet_y_400mf", "trunk_output.block1"), ("timm/convnext_atto", "stages.1"), ("timm/repvgg_a0", "stages.0"),
      ("timm/vit_tiny_patch16_224", "blocks.2")],
 )  # fmt: skip
 def test_any_classification_network_is_a_term(network: str, layer: str, tmp_path: Any) -> None:
@@ -166,8 +167,9 @@ def test_any_classification_network_is_a_term(network: str, layer: str, tmp_path
     loss(x, gt).backward()
     assert loss.terms["l_third"] > 0
     assert x.grad.isfinite().all()
-    if network == "timm/convnext_atto":  # weights from a file
-        torch.save(timm.create_model("convnext_atto").state_dict(), tmp_path / "net.pth")
+    if network in ("timm/convnext_atto", "regnet_y_400mf"):  # weights from a file
+        create = timm.create_model if network.startswith("timm/") else models.get_model
+        torch.save(create(network.removeprefix("timm/")).state_dict(), tmp_path / "net.pth")
         entry["weights"] = str(tmp_path / "net.pth")
     again = on_device(DualPerceptualLoss(**SMALL, extra_terms=[entry]))
     again(x, gt)

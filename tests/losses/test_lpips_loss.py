@@ -54,7 +54,7 @@ def test_images_of_another_range_are_refused(change: Callable[[Tensor], Tensor],
 
 
 def test_missing_weights_are_named() -> None:
-    with pytest.raises(UserError, match="alexnet.*could not be downloaded"):
+    with pytest.raises(UserError, match="alexnet.*could not be downloaded.*data networks alexnet`"):
         LPIPSLoss()
     with pytest.raises(UserError, match="alex, vgg.*'squeeze'"):
         LPIPSLoss(net="squeeze")
