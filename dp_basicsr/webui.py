@@ -52,13 +52,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     parser.add_model(default=[NETWORKS], help="models, or folders of models (default: the networks in the box)")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
-    add("--root-path", default="", help="path below which a proxy serves the page: /user/NAME/proxy/PORT of JupyterHub")
+    root = os.environ.get("GRADIO_ROOT_PATH", "")
+    add("--root-path", default=root, help="path below which a proxy serves it: /user/NAME/proxy/PORT of JupyterHub")
     add("--port", type=int, default=7860, help="port, or the next free one; 0: any")
     add("--max-megapixels", type=float, default=16.0, help="largest image accepted")
     add("--max-megabytes", type=int, default=64, help="largest file accepted")
     add("--tile", type=int, help="pixels of a tile (default: what suits the device)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.root_path and "://" not in args.root_path:  # without the first slash Gradio fails at each request
+        args.root_path = f"/{args.root_path.strip('/')}"
+    return args
 
 
 @contextlib.contextmanager
