@@ -201,10 +201,9 @@ def _package_message(error: BaseException) -> str | None:
         reason += f", in {os.path.dirname(spec.origin)}" if spec and spec.origin else ""
         advice = f"pip uninstall basicsr; {how_to_install(package)}"
     # Another project's folder, or a newer package, comes before the installed one, so pip changes nothing.
-    for path in os.environ["PYTHONPATH"].split(os.pathsep) if os.environ.get("PYTHONPATH") else []:
-        if os.path.isdir(os.path.join(path, *package.split("."))):
-            advice = f"take {os.path.abspath(path)} off PYTHONPATH"
-            break
+    paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    if path := next((path for path in paths if os.path.isfile(os.path.join(path, package, "__init__.py"))), ""):
+        advice = f"take {os.path.abspath(path)} off PYTHONPATH"
     if "failed to map segment" in reason:  # the linker's, for both
         advice = "raise `ulimit -v`, or install it where the file system is not mounted noexec"
     return f"{package}{version} is installed, but cannot be used ({reason}): {advice}"
