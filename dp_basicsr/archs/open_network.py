@@ -275,16 +275,12 @@ class SpandrelCall(nn.Module):
         except RuntimeError:
             if len(x) == 1:
                 raise
-            # DRUNet's call takes no batch, as which a gray network gets the three colours.
+            # A gray network gets the three colours as a batch, which DRUNet's call does not take.
             return torch.cat([self.descriptor(image) for image in x.split(1)])
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the network's weights by its own names, by which other programs know it."""
         return self.net.state_dict(*args, **kwargs)
-
-
-def _copy_image(_: nn.Module, args: tuple[Tensor]) -> Tensor:
-    return args[0].clone()
 
 
 def _as_module(opened: ImageModelDescriptor[nn.Module], path: Path) -> nn.Module:
@@ -295,7 +291,7 @@ def _as_module(opened: ImageModelDescriptor[nn.Module], path: Path) -> nn.Module
     try:
         expected = opened(given := image.clone())
         if not torch.equal(given, image):  # RCAN scales it in place
-            opened.model.register_forward_pre_hook(_copy_image)
+            opened.model.register_forward_pre_hook(lambda _, args: args[0].clone())
     except Exception as error:
         raise UserError(f"model {path}: {opened.architecture.name} cannot be run ({error})") from error
     with contextlib.suppress(Exception), torch.no_grad():  # it may need more than an image

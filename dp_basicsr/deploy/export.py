@@ -135,7 +135,7 @@ def _save_weights(network: OpenedNetwork, path: Path, facts: dict[str, str], hal
         raise UserError(text) from error
     if again.description != network.description:
         raise UserError(text)
-    # Of the file, because SPAN computes some anew from others. They are read in float32, whatever it has.
+    # Not the module's: SPAN computes some anew from others. They are read in float32, whatever the file has.
     theirs = read_weights(path, names=state).state
     same = all(torch.equal(value.float(), theirs[name].float()) for name, value in state.items())
     return 0.0 if same else math.inf

@@ -66,13 +66,13 @@ class _Handlers:
         key = uuid.uuid4().hex
         visit = self.page.visit(key)
         try:
-            # Not by asyncio's threads, for which the end of the program waits, while they may wait for it.
+            # Not by asyncio's threads: the server waits for them at its end, when they may wait for the disk for ever.
             if image:
                 await run_in_threadpool(self.choose, key, [image], request)
             if visit.count or not image:
                 settings = model, other, strength, alpha, ext, quality, outscale
                 await run_in_threadpool(self.start, key, False, *settings, request)
-            # A deadline is that of a program which has gone.
+            # It has a deadline once the program has gone.
             while visit.job and visit.job.is_active and visit.deadline is None:
                 await asyncio.sleep(POLL_SECONDS)
         finally:

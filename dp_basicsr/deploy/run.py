@@ -40,7 +40,7 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
     print(upscaler.engine.title + (f"; {BOX_LIMIT}" if args.model_path == BOX else ""))
     failed, tiles = 0, [1] * len(jobs)
     for number, job in enumerate(jobs):
-        with suppress(BadImageError):  # counted by the header, which then cannot be read
+        with suppress(BadImageError):  # of the header
             width, height = header_size(job.source)
             tiles[number] = upscaler.count_tiles(height, width)
 

@@ -57,7 +57,7 @@ class TorchEngine(Engine):
         except RuntimeError as error:
             if self.layout == torch.contiguous_format or "view size" not in str(error):
                 raise
-        # As IPT, it takes its images apart where they lie in memory.
+        # IPT needs its tensors contiguous.
         self.layout = torch.contiguous_format
         self.module._apply(torch.Tensor.contiguous)
         return self.run(images)

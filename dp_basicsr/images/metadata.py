@@ -97,7 +97,7 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
     block = info.get("exif") or info.get("exif_of_text", b"")
     # Pillow leaves it in a GIF, where a trailer of 258 bytes follows it.
     xml = data.partition(b"XMP DataXMP")[2].partition(b"\1\xff\xfe\xfd")[0] if image.format == "GIF" else None
-    # Without JFIF's, or by its unit 0, a shape of pixels, Pillow takes EXIF's horizontal one for both, or makes up 72.
+    # Without JFIF's, whose unit 0 is a shape of pixels, Pillow takes EXIF's horizontal one for both, or makes up 72.
     dpi = info.get("dpi") if image.format in ("PNG", "BMP") or info.get("jfif_unit") else None
     density, shape = (_upright(sides, orientation) for sides in (dpi or _density_of(block), info.get("jfif_density")))
     if image.format in ("JPEG", "MPO"):

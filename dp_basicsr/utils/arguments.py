@@ -172,9 +172,9 @@ class Parser(argparse.ArgumentParser):
             declared = options.get(name) or (longer[0] if len(longer) == 1 else None)
             if declared:
                 words[number] = f"{declared}{equals}{value}"
-        # torchrun starts as many as it is asked to; of those that are not distributed they would write the same files.
-        rank = os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
-        if rank != "0" and "--launcher" not in options:
+        # torchrun starts a command several times; one that is not distributed would write the same files in each.
+        rank = os.environ.get("RANK", "0")
+        if "TORCHELASTIC_RUN_ID" in os.environ and rank != "0" and "--launcher" not in options:
             self.exit(0, f"rank {rank} of torchrun: {self.prog} works in rank 0 alone; unset RANK to start it in all\n")
         self._words = words
         parsed, rest = super().parse_known_args(words, namespace)
