@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -232,8 +233,9 @@ def how_to_upscale(model: Any, network: Path) -> str:
     ours = ("basicsr", "dp_basicsr")
     if package.partition(".")[0] not in ours:
         try:
-            # As elsewhere, where nothing names its class.
-            open_network(replace(read_weights(network), path=Path(network.name), notes={}))
+            # As elsewhere, where no class has its name.
+            notes = {"options": json.dumps({"network_g": {"type": package}})}
+            open_network(replace(read_weights(network), path=Path(network.name), notes=notes))
         except Exception:  # of any type: it is another package's network
             images = "{name: images, type: SingleImageDataset, dataroot_lq: IMAGES, io_backend: {type: disk}}"
             entries = [f"path:pretrain_network_g={network}", f"datasets={{test: {images}}}", "val={save_img: true}"]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from dp_basicsr import inference, test, train
@@ -19,6 +20,7 @@ from dp_basicsr.models.validation import Validator
 from dp_basicsr.options.reading import parse_yaml
 from dp_basicsr.options.run import Folders, RunOptions
 from dp_basicsr.options.schema import OptionFile
+from dp_basicsr.runs.loop import how_to_upscale
 from dp_basicsr.runs.training import make_folders
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.atomic_io import await_archive_name
@@ -212,6 +214,15 @@ def test_the_last_line_gives_a_command_that_upscales(
     main = {"test": test, "upscale": inference}[program].main
     assert code_of(main, shlex.split(command.removeprefix(start))) == 0
     assert len(list(Path("results").rglob("*.png"))) == 4
+
+
+def test_a_network_of_which_a_part_alone_would_open_is_tested_by_its_class() -> None:
+    small = RRDBNetDP(3, 3, 4, num_feat=4, num_block=1, num_grow_ch=4)
+    net = torch.nn.ModuleDict({"sr": small, "refine": torch.nn.Conv2d(3, 3, 3)})
+    Path("run/models").mkdir(parents=True)
+    torch.save({"params": net.state_dict()}, "run/models/net_g_5.pth")
+    model = SimpleNamespace(net_g=net, get_bare_model=lambda net: net)
+    assert how_to_upscale(model, Path("run/models/net_g_5.pth")).startswith(advise("test"))
 
 
 def test_an_archive_name_that_is_taken_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
