@@ -30,7 +30,8 @@ _GENERATOR = re.compile(r"(?:ema_)?(?:(?:net_?)?g|gen|generator)(?:_ema)?", re.I
 _NETWORKS = (_GENERATOR, _DISCRIMINATOR, re.compile("model|net|network|online_model"))
 # Entries of a file that hold tensors, but no weights of the network to use: the weights before averaging too.
 _OTHERS = re.compile(
-    r"optim|sched|(?<!up)scaler|loss|criteri|perceptual|lpips|vgg|metric|data_preprocessor|current_model_state|collected",
+    r"optim|sched|(?<!up)scaler|loss|criteri|perceptual|lpips|vgg|metric|data_preprocessor|current_model_state|collected"
+    "|^random$",  # states of the generators of numbers
     re.IGNORECASE,
 )
 

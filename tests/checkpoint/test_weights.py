@@ -329,7 +329,11 @@ def test_an_archive_with_the_file_in_it_is_named() -> None:
     [
         # huggingface/safetensors#601
         ({}, "expected the weights of a generator, got an empty one: copy, download or export it again"),
-        ({"optimizers": [], "iter": 3}, "is a training state, not a network: give models/net_g"),
+        # DiffBIR#144: the numbers of a generator look like weights.
+        (
+            {"optimizers": [], "random": [{"torch": torch.ones(3)}]},
+            "is a training state, not a network: give models/net",
+        ),
         ({"optimizer": optimizer({}), "epoch": 3}, "expected the weights of a generator, got a mapping with optimizer"),
         # JingyunLiang/SwinIR#28: KAIR saves it beside the network.
         (optimizer({"x": torch.ones(3)}), "is the state of an optimizer, not a network: give the network saved beside"),
