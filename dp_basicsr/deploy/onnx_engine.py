@@ -70,8 +70,8 @@ class OnnxEngine(Engine):
         try:
             self.session = ort.InferenceSession(str(self.path), options, providers=usable)
             self.input = self.session.get_inputs()[0]
-            # Of a fixed size are numbers, others names or None.
-            self.fixed = [side if isinstance(side, int) else 0 for side in self.input.shape]
+            # Of a fixed size are numbers, others names or None; the list is empty where the file has none.
+            self.fixed = [side if isinstance(side, int) else 0 for side in self.input.shape or [None] * 4]
             self.is_last = self.fixed[3:] in ([1], [3]) and self.fixed[1] not in (1, 3)  # where the colours are
             if self.is_last:
                 self.fixed.insert(1, self.fixed.pop())
@@ -111,11 +111,10 @@ class OnnxEngine(Engine):
         known = {field.name: int(notes[field.name]) for field in dataclasses.fields(InputSize) if field.name in notes}
         if others := ", ".join(entry.name for entry in self.session.get_inputs()[1:]):
             raise ValueError(f"beside the image, {self.input.name}, it takes {others}: export it for an image alone")
-        sides = {side for side in self.fixed[2:] if side}
-        if len(sides) > 1:
-            raise ValueError(f"it takes {self.fixed[2]} x {self.fixed[3]} pixels alone: expected a square, or any size")
-        for side in sides:
-            known |= {"minimum": side, "maximum": side}
+        if sides := [side for side in self.fixed[2:] if side]:
+            least = min(sides)
+            known |= {"minimum": least, "maximum": least}
+            known |= {"taller": sides[0] - least, "wider": sides[-1] - least}
         if len(self.fixed) == 4 and self.fixed[1] not in (0, 1, 3):
             raise ValueError(f"it takes {self.fixed[1]} channels: export it for RGB (3) or gray (1)")
         channels, errors = (1 if self.fixed[1:2] == [1] else 3), []

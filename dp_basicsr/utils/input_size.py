@@ -27,6 +27,8 @@ class InputSize:
     # Each pixel of the result depends on the whole input (global pooling or attention), so tiles cannot give the same.
     is_global: bool = False
     maximum: int = 0  # 0: any; ONNX files may take one size alone
+    taller: int = 0  # of a size that is no square: by how much the limits of its height exceed those above
+    wider: int = 0  # the same of its width
 
     def __post_init__(self) -> None:
         # The way to set an attribute of a frozen dataclass.
@@ -34,7 +36,8 @@ class InputSize:
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
         """Return the smallest allowed size that an image of ``height`` x ``width`` can be padded to."""
-        height, width = (math.ceil(max(side, self.minimum) / self.multiple) * self.multiple for side in (height, width))
+        least = max(height, self.minimum + self.taller), max(width, self.minimum + self.wider)
+        height, width = (math.ceil(side / self.multiple) * self.multiple for side in least)
         return (max(height, width),) * 2 if self.square else (height, width)
 
 

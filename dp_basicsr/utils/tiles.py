@@ -64,7 +64,10 @@ def grid(
     # In whole steps, of which the last may be a part: an image that fits into one tile is not cut.
     largest = size.maximum or math.ceil(max(height, width) / size.step) * size.step
     tile = min(max(tile, size.minimum) if tile else largest, largest)
-    rows, columns = (spans(side, tile, overlap * size.fold, size.step, size.minimum) for side in (height, width))
+    sides = (height, size.taller), (width, size.wider)
+    rows, columns = (
+        spans(side, tile + more, overlap * size.fold, size.step, size.minimum + more) for side, more in sides
+    )
     return rows, columns
 
 
@@ -116,7 +119,7 @@ def blend_tiles(
         finished = ([*(span.start for span in rows), height][index + 1] - vertical.start) * scale
         yield band[:, :finished]
         carried = band[:, finished:]
-    is_smaller = min(height, width) < size.maximum
+    is_smaller = min(height - size.taller, width - size.wider) < size.maximum
     if on_seam and (total > 1 or is_smaller) and (reason := _why_seams(seam, overlap, size, is_smaller)):
         on_seam(reason)
 
@@ -140,7 +143,7 @@ def _merge(before: Floats, after: Floats, overlap: int, axis: int) -> float:
 
 
 def _why_seams(difference: float, overlap: int, size: InputSize, is_smaller: bool) -> str:
-    side, way = f"{size.maximum} x {size.maximum} pixels", "its .pth or .safetensors gives the whole image's"
+    side, way = "{} x {} pixels".format(*size.fit(1, 1)), "its .pth or .safetensors gives the whole image's"
     if size.is_global and size.maximum:
         return f"each pixel of the result depends on all {side} that the model takes: {way}"
     if size.is_global:
