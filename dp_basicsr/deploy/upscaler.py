@@ -42,7 +42,7 @@ class Upscaler:
         self.engine = engine
         self.overlap = overlap
         self.warn = warn
-        self.has_seams = False  # a warning is enough for all images
+        self.has_warned = False  # a warning is enough for all images
         self.tile = engine.tile if tile is None else tile
 
     @property
@@ -89,16 +89,17 @@ class Upscaler:
         def run_tile(rows: slice, columns: slice) -> Floats:
             return self.engine(to_floats(pixels[rows, columns]))[0]  # type: ignore[no-any-return]
 
-        def name_seams(reason: str) -> None:
-            if not self.has_seams:
-                self.has_seams = True
-                self.warn(reason + SEAM_ADVICE * (not size.maximum))
+        def tell(reason: str, advice: str = SEAM_ADVICE * (not size.maximum)) -> None:
+            if not self.has_warned:
+                self.has_warned = True
+                self.warn(reason + advice)
 
         result = np.empty((height * self.scale, width * self.scale, 3), pixels.dtype)
         top = 0
-        for band in blend_tiles(
-            run_tile, height, width, self.scale, self.tile, self.overlap, size, on_tile, name_seams
-        ):
+        for band in blend_tiles(run_tile, height, width, self.scale, self.tile, self.overlap, size, on_tile, tell):
             result[top : top + band.shape[1]] = to_pixels(band, pixels.dtype)
             top += band.shape[1]
+        few, many = pixels[::8, ::8], result[:: 8 * self.scale, :: 8 * self.scale]
+        if many.std((0, 1)).mean() < few.std((0, 1)).mean() / 50:
+            tell("the result is almost one colour: the network learned nothing or collapsed: try other weights", "")
         return result

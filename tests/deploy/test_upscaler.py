@@ -45,6 +45,21 @@ def upscaler(net: nn.Module, scale: int = 4, multiple: int = 1, **options: Any) 
     return Upscaler(engine, warn=warned.append, **options), warned
 
 
+def test_a_result_of_one_colour_is_told_once() -> None:
+    """DiffBIR#144: black pictures of a network that was trained for a few steps."""
+
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 0 * x + torch.tensor([0.9, 0.1, 0.1], device=x.device)[:, None, None]
+
+    flat, warned = upscaler(Flat(), 1, tile=32, overlap=8)
+    flat(np.full((40, 30, 3), 7, np.uint8))
+    assert not warned, "its image has one colour"
+    for _ in range(2):
+        flat(photograph(40, 30))
+    assert [text.partition(":")[0] for text in warned] == ["the result is almost one colour"]
+
+
 def test_a_tile_is_never_larger_than_asked_for() -> None:
     seen = []
 
