@@ -23,7 +23,7 @@ from dp_basicsr.utils.arguments import NETWORKS, Parser
 from dp_basicsr.utils.console import data_command
 from dp_basicsr.utils.file_lock import lock_folder
 
-MODEL_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".onnx", ".param")
+MODEL_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".onnx", ".param")
 PREFIX = "dp_basicsr_web_"  # of the folders for uploads and results
 
 
@@ -32,7 +32,9 @@ def find_models(paths: Sequence[Path]) -> dict[str, Path]:
     files: list[Path] = []
     for path in paths:
         inside = sorted(path.iterdir()) if path.is_dir() else []
-        inside = [file for file in inside if file.suffix.lower() in MODEL_SUFFIXES]
+        # The weights of ncnn and OpenVINO are no model without the file beside them.
+        parts = {file.with_suffix(".bin") for file in inside if file.suffix in (".param", ".xml")}
+        inside = [file for file in inside if file.suffix.lower() in MODEL_SUFFIXES and file not in parts]
         files += [file for file in inside if not file.name.startswith("net_d_")] if path.is_dir() else [path]
     if missing := [str(file) for file in files if file in paths and not file.is_file()]:
         raise UserError(f"--model_path: no such file: {', '.join(missing)}{missing_hint(missing[0])}")

@@ -418,7 +418,10 @@ def test_models_of_a_folder_without_discriminators(page: Page) -> None:
     # stable-diffusion-webui#15640: the folder of such files was "no such file".
     torch.save({}, Path("models").mkdir() or "models/last.pt")
     assert list(find_models([Path("models")])) == ["last.pt"]
+    # SUPIR#153: torch's own file may end so, too.
     Path("models/last.pt").rename("models/last.bin")
+    assert list(find_models([Path("models")])) == ["last.bin"]
+    Path("models/last.xml").touch()
     with pytest.raises(UserError, match=r"no \.pth, \.pt, .* in models: name a file"):
         find_models([Path("models")])
     assert find_models([model, Path(".", model)]) == {"model.pth": model}
