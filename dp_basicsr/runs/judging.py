@@ -26,7 +26,7 @@ FIDELITY = ("calculate_psnr", "calculate_ssim")
 class Judge:
     """Counts validations without improvement, and compares them with that of the start weights.
 
-    With ``of_pixels``, the training has neither a perceptual nor an adversarial loss.
+    With ``of_pixels``, the training has the pixel loss alone.
     """
 
     def __init__(self, val: Val, of_pixels: bool) -> None:

@@ -116,8 +116,8 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
     # BasicSR's models have no saver, so a judge's state could not be resumed.
     judge = None
     if run.options.val is not None and hasattr(model, "saver"):
-        of_pixels = all(getattr(model, loss, None) is None for loss in ("cri_perceptual", "cri_gan"))
-        judge = Judge(run.options.val, of_pixels)
+        losses = {name for name, loss in vars(model).items() if name.startswith("cri_") and loss}
+        judge = Judge(run.options.val, losses == {"cri_pix"})
         measured = Measured(opt["val"].get("metrics") or {}, [loader.dataset for loader in val_loaders])
         # Before the state is restored, which includes the judge's.
         model.saver.others |= {"judge": judge, "measured": measured}

@@ -20,6 +20,8 @@ from dp_basicsr.models.validation import Validator
 from dp_basicsr.options.reading import parse_yaml
 from dp_basicsr.options.run import Folders, RunOptions
 from dp_basicsr.options.schema import OptionFile
+from dp_basicsr.runs import training
+from dp_basicsr.runs.judging import Judge
 from dp_basicsr.runs.loop import how_to_upscale
 from dp_basicsr.runs.training import make_folders
 from dp_basicsr.utils.arguments import advise
@@ -192,6 +194,10 @@ class Extended(RRDBNetDP):
 class ExtendedModel(PSNRModel):
     __module__ = "my_models"
 
+    def init_training_settings(self) -> None:
+        super().init_training_settings()
+        self.cri_texture = L1Loss()
+
 
 @pytest.mark.parametrize(("kind", "program"), [("Extended", "test"), ("RRDBNetDP", "upscale")])
 def test_the_last_line_gives_a_command_that_upscales(
@@ -200,12 +206,16 @@ def test_the_last_line_gives_a_command_that_upscales(
     write_small(
         f"network_g:type={kind}",
         "name=two words",
+        "val={val_freq: 9, save_img: false, at_start: false}",
         f"model_type={'ExtendedModel' if program == 'test' else 'PSNRModel'}",
         base=SMALL_PSNR,
     )
     monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
+    of_pixels = list[bool]()
+    monkeypatch.setattr(training, "Judge", lambda val, given: of_pixels.append(given) or Judge(val, given))
     # As a trial does, whose milestones the copy of its options has, too.
     assert code_of(train.main, ["small.yml", "--force_yml", "train:total_iter=2"]) == 0
+    assert of_pixels == [program == "upscale"], "a loss of one's own may lower the PSNR"
     command = logs_of("two words").splitlines()[-1].partition("next: ")[2]
     start = advise(program, "X").removesuffix("X")
     assert command.startswith(start)
