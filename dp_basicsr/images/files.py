@@ -60,7 +60,7 @@ def name_hint(names: Iterable[str], others: Iterable[str]) -> str:
         "blanks, dashes or leading zeros: rename those of one folder": (
             lambda name: re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\s_\u2010-\u2015\u2212-]|%20", "-", name))
         ),
-        "the suffix: convert those of one folder": (
+        "the suffix: name them with theirs, or convert those of one folder": (
             lambda name: Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
         ),
     }
@@ -82,7 +82,9 @@ def missing_hint(path: str | Path, kind: str = "network") -> str:
             if run.name and (old := sorted(run.parent.glob(name))):
                 return f"; the earlier run of that name has {old[-1]}"
         path = next((part for part in (path, *path.parents) if part.parent.is_dir() and not part.exists()), path)
-        near = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() == path.suffix.lower()]
+        suffix, kinds = path.suffix.lower(), ("", *IMAGE_SUFFIXES)
+        kinds = kinds if suffix in kinds else (suffix,)
+        near = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() in kinds]
         if hint := name_hint([path.name], near) or "; folders are separated by /" * ("\\" in path.name):
             return hint
         inner = "models" if kind == "network" else "training_states"

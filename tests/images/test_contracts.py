@@ -434,7 +434,10 @@ def test_a_missing_path_that_looks_like_what_is_there_says_so() -> None:
         require_paths([Path("données/GT")], "model")
     assert "capital letters" in missing_hint(Path("IMG_1.png").absolute())
     assert missing_hint("sub\\a.png") == "; folders are separated by /"  # a list of Windows
-    assert missing_hint("IMG_1.jpg") == missing_hint("other/a.png") == ""
+    # ardasnck/learning_to_localize_sound_source#2: a list names .png, or no suffix, and the files are of another.
+    assert "differ in the suffix: name them" in missing_hint("IMG_1.jpg")
+    assert "differ in the suffix: name them" in missing_hint("IMG_1")
+    assert missing_hint("IMG_1.pth") == missing_hint("other/a.png") == ""
     # detectron2#222: weights of a run that its own name, used again, has set aside.
     Path("run_archived_1/models").mkdir(parents=True)
     Path("run_archived_1/models/a.pth").touch()

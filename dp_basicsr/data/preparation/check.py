@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
 from dp_basicsr.data.sources import ImageSource, find_sources, listed_names, split_pair
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import BadImageError, find_images, name_hint
+from dp_basicsr.images.files import BadImageError, find_images, missing_hint, name_hint
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.pool import available_cpus, ordered_map
 
@@ -285,8 +285,23 @@ def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
     down, right = (margin - int(place) for place in np.unravel_index(fits.argmax(), fits.shape))
     best = _best({(0, 0): float(fits[margin, margin]), (down, right): float(fits.max())})
     # Part of another small picture fits up to 0.9 somewhere.
-    is_shifted = max(map(abs, best)) > 1 and fits.max() > 0.9
-    return f"its LQ shows the same, {right} pixels further right and {down} down" if is_shifted else ""
+    if max(map(abs, best)) > 1 and fits.max() > 0.9:
+        return f"its LQ shows the same, {right} pixels further right and {down} down"
+    sizes = {1.0: float(fits[margin - 1 : margin + 2, margin - 1 : margin + 2].max())}
+    if sizes[1.0] > 0.98 or margin < 12:
+        return ""
+    # About the middle, as by a lens that sees less. Larger ones take longer.
+    small = min(1, 96 / min(height, width))
+    gt, lq = (cv2.resize(image, None, fx=small, fy=small, interpolation=cv2.INTER_AREA) for image in (gt, lq))
+    height, width = lq.shape
+    middle = np.s_[height // 4 : height - height // 4, width // 4 : width - width // 4]
+    inside = np.asarray(lq[middle], np.float32)
+    for size in np.arange(0.75, 1.34, 0.01):
+        lens = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 0, size)
+        sizes[size] = _likeness(np.asarray(cv2.warpAffine(gt, lens, (width, height)), np.float32)[middle], inside)
+    size = _best(sizes)
+    is_enlarged = abs(size - 1) > 0.04 and sizes[size] > 0.97
+    return f"its LQ shows the same, {size:.2f} times as large" if is_enlarged else ""
 
 
 def _is_aliased(gt: NDArray[Any], lq: NDArray[Any]) -> bool:
@@ -347,7 +362,8 @@ def _pair(
     taken, alone = {}, {}
     for source, name in zip(gt, partners, strict=True):
         if what.names is not None and not source.path.is_file():
-            problems.append(BadData("missing", str(source), "does not exist, but meta_info_file lists it"))
+            text = f"does not exist, but meta_info_file lists it{missing_hint(source.path)}"
+            problems.append(BadData("missing", str(source), text))
             continue
         partner = left.pop(name, None)
         if partner is not None:

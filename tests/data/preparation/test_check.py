@@ -297,6 +297,17 @@ def test_a_shift_is_found_in_the_middle_of_a_large_lq_or_around_it(flat: int) ->
     assert _shift(scene[3:, 2:-1], scene[:-3, 3:]) == "its LQ shows the same, -1 pixels further right and 3 down"
 
 
+@pytest.mark.parametrize("size", [0.8, 1, 1.02, 1.18, 1.3])
+def test_an_lq_of_another_field_of_view_is_named(size: float) -> None:
+    """IanYeung/RealVSR#3: LR and HR of lenses that see differently much."""
+    noise = np.random.default_rng(3)
+    scene = cv2.resize(noise.integers(0, 256, (16, 20), dtype=np.uint8), (80, 64), interpolation=cv2.INTER_CUBIC)
+    lens = cv2.getRotationMatrix2D((39.5, 31.5), 0, size)
+    lq = cv2.warpAffine(scene, lens, (80, 64), borderMode=cv2.BORDER_REFLECT) * 0.8 + noise.normal(0, 4, scene.shape)
+    is_named = abs(size - 1) > 0.04
+    assert _shift(scene, lq) == (f"its LQ shows the same, {size:.2f} times as large" if is_named else "")
+
+
 def test_another_picture_is_not_called_shifted() -> None:
     rng = np.random.default_rng(0)
     coarse = (rng.integers(0, 256, (6, 6), dtype=np.uint8) for _ in range(400))
