@@ -20,7 +20,7 @@ from dp_basicsr.data.preparation.jobs import PrepJob, PrepReport, process_images
 from dp_basicsr.data.preparation.writers import FolderWriter, LmdbWriter, Record, RecordForm, check_keys, make_record
 from dp_basicsr.data.sources import ImageSource
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import IMAGE_SUFFIXES, BadImageError, find_images
+from dp_basicsr.images.files import IMAGE_SUFFIXES, BadImageError, find_images, name_hint
 from dp_basicsr.images.strict import read_image, size_text
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.atomic_io import longest_name
@@ -151,7 +151,8 @@ def cut_image(path: Path, what: Extraction, compression: int = 1) -> list[list[R
         try:
             lr = lr_images[scale] = read_image(lr_path)
         except BadImageError as error:
-            raise BadImageError(f"cannot be paired: its LR {lr_path} {error}") from error
+            hint = name_hint([candidate.name for candidate in candidates], os.listdir(folder))
+            raise BadImageError(f"cannot be paired: its LR {lr_path} {error}{hint}") from error
         turned = turned_hint(pair := Pair(ImageSource(path, path.stem), ImageSource(lr_path, lr_path.stem)))
         if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
             raise BadImageError(
