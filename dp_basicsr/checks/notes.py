@@ -12,7 +12,7 @@ from dp_basicsr.data.datasets import missing_folders
 from dp_basicsr.data.downloads.catalogue import SOURCES
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import find_images
-from dp_basicsr.images.strict import lost_colours
+from dp_basicsr.images.strict import has_georeference, lost_colours
 from dp_basicsr.models.base import PluginModel
 from dp_basicsr.options.metrics import record_of
 from dp_basicsr.options.schema import Dataset, OptionFile, Val
@@ -137,14 +137,17 @@ def _about_images(sets: Mapping[str, Any]) -> Iterator[Rule]:
     for name, dataset in sets.items():
         lmdb = dataset.io_backend is not None and dataset.io_backend.type == "lmdb"
         for key in ("dataroot_gt", "dataroot_lq"):
-            root, text = getattr(dataset, key, None), ""
+            root, text, has_place = getattr(dataset, key, None), "", False
             try:
                 if root and not lmdb:
                     # The first one: the others of the folder are taken to be like it.
-                    text = lost_colours(find_images(File(root).expanduser())[0])
+                    path = find_images(File(root).expanduser())[0]
+                    has_place = key == "dataroot_lq" and name != "train" and has_georeference(path)
+                    text = lost_colours(path)
             except (UserError, OSError) as error:
                 text = next((lost for sign, lost in _LOST.items() if sign in str(error)), "")
             yield ("datasets", name, key), text != "", text
+            yield ("datasets", name, key), has_place, "results are saved without the georeference, which upscale keeps"
         for key, neutral in (("mean", 0), ("std", 1)):
             text = "validation, test and upscale do not undo it: figures and images are wrong; leave out mean and std"
             yield ("datasets", name, key), bool({*(getattr(dataset, key, None) or ())} - {neutral}), text

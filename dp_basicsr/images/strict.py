@@ -119,6 +119,12 @@ def lost_colours(path: Path) -> str:
     return "of gray with a transparent value the gray alone is read: flatten it" if is_keyed else ""
 
 
+def has_georeference(path: Path) -> bool:
+    """Return whether a file is a GeoTIFF."""
+    with opened(read_bytes(path), MAX_PIXELS) as (file, _):
+        return 34735 in getattr(file, "tag_v2", ())
+
+
 def encode_png(image: NDArray[np.uint8], compression: int = 1) -> bytes:
     """Encode ``(H, W[, 3])`` BGR uint8 as PNG; ``compression`` is the zlib level, 0 to 9 (BasicSR's LMDBs: 1)."""
     # Without an explicit level, OpenCV uses level 1 with one filter for all rows instead of trying every filter on

@@ -260,6 +260,18 @@ def test_what_is_not_read_of_an_image_is_named(part: str, image: Image.Image, sa
     assert f"{part}:dataroot_gt: {said}" in notes if said else "dataroot" not in notes
 
 
+def test_a_georeference_that_results_of_a_test_lose_is_named(pairs: Path) -> None:
+    """weecology/DeepForest#247: results are PNG files."""
+    opt = parse_yaml(SMALL, "o.yml")
+    Path("n.pth").touch()
+    opt["path"]["pretrain_network_g"] = "n.pth"
+    lq = Path(opt["datasets"]["test_1"]["dataroot_lq"])
+    for tags in ({}, {34735: (1, 1, 0, 0)}):
+        Image.new("L", (8, 8)).save(lq / "a.tif", tiffinfo=tags)
+        notes = "\n".join(check_options(deepcopy(opt), "o.yml", [], is_train=False).notes)
+        assert ("test_1:dataroot_lq: results are saved without the georeference" in notes) == bool(tags), notes
+
+
 def test_a_model_that_keeps_no_best_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """What our loop does for our models only; another package's ended in an AttributeError at its first validation."""
 
