@@ -107,7 +107,7 @@ def test_several_inputs_are_one_list(capsys: pytest.CaptureFixture[str]) -> None
     """As a shell expands ``photos/*``; what is named twice is upscaled once."""
     assert run("-i", "photos/a.png", "photos/in", PHOTOS) == 0
     assert files() == ["a.png", "b.jpg", "c.webp"]
-    assert run("-i", "photos/a.png", "photos//a.png", "-o", "one.png") == 0
+    assert run("-i", "photos/a.png", "photos//a.png", str(PHOTOS.absolute() / "a.png"), "-o", "one.png") == 0
     for inputs in (("photos/a.png", "photos/b.jpg"), ("photos/in", "photos/a.png")):
         assert run("-i", *inputs, "-o", "x.jpg") == 2
         assert "x.jpg: expected a folder for several images, got the name of one; --ext jpg" in capsys.readouterr().err

@@ -80,7 +80,8 @@ def find_jobs(
             raise UserError(f"no image in {source}: expected files that end in {', '.join(READ_SUFFIXES)}{also}")
         jobs += [UpscaleJob(image, output / _rename(image.relative_to(root), suffix, ext)) for image in images]
         left_out.update(others)
-    jobs = list(dict.fromkeys(jobs))
+    # One file may be given in several ways, also through a link to its folder.
+    jobs = list({(os.path.realpath(job.source), job.target): job for job in jobs}.values())
     if is_named and len(jobs) > 1:
         raise UserError(needs_folder)
     if suffix and not overwrite:
