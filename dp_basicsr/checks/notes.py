@@ -99,6 +99,11 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
         given = {key: loss for key, loss in losses.items() if loss}
         nothing = f"the generator is not trained: the weight of {' and '.join(given)} is 0"
         yield ("train", next(iter(given))), all(map(_is_weightless, given.values())), nothing
+    loss = train.perceptual_opt or {}
+    rules = [loss, *(loss.get("extra_terms") or ())]  # a term may have a rule of its own
+    holds = loss.get("type") == "DPLoss" and all(rule.get("dynamic_weighting", True) for rule in rules)
+    text = "without effect, because dynamic_weighting is true (the default)"
+    yield ("train", "perceptual_opt", "static_weight"), holds, text
     share, fit = train.ema_decay**total, 0.01 ** (1 / total)
     text = f"after {total} iterations {share:.0%} of the average are the first weights: {fit:.6g} leaves 1%"
     yield ("train", "ema_decay"), share > 0.5, text

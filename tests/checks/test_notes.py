@@ -143,6 +143,7 @@ def test_losses_that_train_nothing_are_named(entries: list[str], named: str) -> 
         ("train:scheduler={type: PolynomialLR}", "train:scheduler: the learning rate is 0 after iteration 5, before"),
         # pytorch-image-models#188
         ("train:ema_decay=0.999999", "67% of the average are the first weights: 0.999988 leaves 1%"),
+        ("train:perceptual_opt:static_weight=0.7", "static_weight: without effect, because dynamic_weighting is true"),
         # DiffBIR#161: good figures, and other results from one's own weights
         (
             "datasets:train:mean=[0.5, 0.5, 0.5] and datasets:train:std=[1, 1, 1]",
