@@ -12,6 +12,7 @@ from dp_basicsr.data.sources import ImageSource, find_sources
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import LOSSLESS_SUFFIXES, BadImageError, find_images
 from dp_basicsr.images.strict import encode, read_image
+from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.staging import refuse_alike, refuse_input
 
 
@@ -52,6 +53,7 @@ def shrink_file(path: Path, scale: int) -> list[list[Record]]:
         raise BadImageError(f"is smaller than {scale} pixels")
     # The LR must have the HR's full name, by which BasicSR pairs, so its format is given.
     if path.suffix.lower() not in LOSSLESS_SUFFIXES:
-        raise BadImageError(f"would have a lossy LR of the same name: convert it to {LOSSLESS_SUFFIXES[0]} first")
+        way = f"convert it to {LOSSLESS_SUFFIXES[0]} first, or cut it with `{advise('data extract')}`"
+        raise BadImageError(f"would have a lossy LR of the same name: {way}")
     lr = downsample(image, scale)
     return [[Record(path.stem, encode(lr, path.suffix.lower()), (*lr.shape, 1)[:3], suffix=path.suffix)]]

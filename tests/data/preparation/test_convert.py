@@ -85,7 +85,7 @@ def test_make_lr_refuses_lossy_formats(image_folder: ImageFolder) -> None:
     with pytest.raises(UserError) as caught:
         make_lr(gt, gt.parent / "LR", 4, JOB)
     assert "2 of 3 images" in str(caught.value)
-    assert "b.jpg would have a lossy LR" in str(caught.value)
+    assert "b.jpg would have a lossy LR of the same name: convert it to .png first, or cut it" in str(caught.value)
     assert "tiny.png is smaller than 4 pixels" in str(caught.value)
     with pytest.raises(UserError, match="scale of at least 2"):
         make_lr(gt, gt.parent / "LR", 1, JOB)
