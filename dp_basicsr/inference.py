@@ -64,7 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: see ``--help``; return 0, or 1 if an image failed. Wrong usage exits with 2."""
     args = parse(argv)
-    with data_command():
+    with data_command("" if args.overwrite else "; finished images stay, and the same command does the others"):
         from dp_basicsr.deploy.batch import describe_left_out, find_jobs, refuse_unwritable  # needs Pillow
 
         if not 1 <= args.quality <= 100 or (args.outscale is not None and not 0 < args.outscale <= 64):

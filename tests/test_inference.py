@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from threading import Event
 from typing import Any
+from unittest.mock import Mock
 
 from dp_basicsr import inference
 from dp_basicsr.deploy import run as run_module
@@ -146,6 +147,15 @@ def test_existing_results_are_kept_by_default(capsys: pytest.CaptureFixture[str]
     assert "model none.pth: no such file" in capsys.readouterr().err
     assert run("--overwrite") == 0
     assert Image.open("out/a.png").size == (32, 24)
+
+
+@pytest.mark.parametrize(("option", "ending"), [((), "; finished images stay"), (("--overwrite",), "removed\n")])
+def test_what_a_stopped_command_leaves_is_told(
+    option: tuple[str, ...], ending: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_module, "upscale_all", Mock(side_effect=KeyboardInterrupt))
+    assert run(*option) == 130
+    assert ending in capsys.readouterr().err
 
 
 def test_a_failed_image_is_named_and_the_rest_continues(

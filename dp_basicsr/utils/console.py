@@ -14,7 +14,7 @@ from dp_basicsr.streams import FULL, GONE, outliving
 
 
 @contextlib.contextmanager
-def data_command() -> Iterator[None]:
+def data_command(advice: str = "") -> Iterator[None]:
     """Run a command: exit code 2 on a UserError, 130 on Ctrl-C, 143 on SIGTERM, after removing partial results.
 
     SIGHUP (a closed terminal) and SIGXCPU (the limit of CPU time) end it like SIGTERM, but SIGHUP not under nohup.
@@ -25,7 +25,7 @@ def data_command() -> Iterator[None]:
     previous = {number: signal.signal(number, exit_on_signal)
                 for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}  # fmt: skip
     try:
-        with exit_on_user_error("interrupted: partial results have been removed"):
+        with exit_on_user_error(f"interrupted: partial results have been removed{advice}"):
             yield
     finally:
         for number, handler in previous.items():
