@@ -207,9 +207,12 @@ def _open_converted(name: str, key: str, load: Load, file: str, precision: Preci
         # Another process may have stored the same network meanwhile, and a rename replaces no folder.
         shutil.rmtree(stored, ignore_errors=True)
         entry = entry.rename(stored)
-        entries = sorted(root.glob("*-*/network.json"), key=lambda facts: facts.parent.stat().st_mtime)
-        for old in entries[:-KEPT]:
-            shutil.rmtree(old.parent, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process may do the same
+            entries = sorted(root.glob("*-*/network.json"), key=lambda facts: facts.parent.stat().st_mtime)
+            # A process that is killed leaves its draft; one of today may be at work.
+            killed = [draft for draft in root.glob(".draft-*") if time.time() - draft.stat().st_mtime > 86400]
+            for old in [facts.parent for facts in entries[:-KEPT]] + killed:
+                shutil.rmtree(old, ignore_errors=True)
     engine = open_entry(entry, precision)
     # Deleted with the engine.
     engine.scratch = scratch

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -287,7 +288,13 @@ def test_the_cache_knows_weights_interpolation_and_run_and_is_bounded(
     (entry / "network.json").write_bytes(b"damaged")
     assert "converted in" in open_engine([model]).title
     monkeypatch.setattr(module, "KEPT", 2)
+    drafts = [entry.parent / name for name in (".draft-killed", ".draft-at-work")]
+    for draft, modified in zip(drafts, (0, time.time()), strict=True):
+        (draft / "entry").mkdir(parents=True)
+        os.utime(draft, (modified, modified))
     open_engine([model, Path("other.pth")], alpha_interp=0.4)
+    assert not drafts[0].exists()
+    shutil.rmtree(drafts[1])
     assert len(entries()) == 2
     # RRDBNetDP x2 and x3 have the same tensors, and the run's option file tells which it is.
     for scale in (3, 2):
