@@ -173,8 +173,9 @@ class Parser(argparse.ArgumentParser):
             if declared:
                 words[number] = f"{declared}{equals}{value}"
         # torchrun starts a command several times; one that is not distributed would write the same files in each.
-        rank = os.environ.get("RANK", "0")
-        if "TORCHELASTIC_RUN_ID" in os.environ and rank != "0" and "--launcher" not in options:
+        rank = os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
+        # A program of one's own that calls `main([...])` decides itself in which rank.
+        if rank != "0" and (args is None or _program) and "--launcher" not in options:
             self.exit(0, f"rank {rank} of torchrun: {self.prog} works in rank 0 alone; unset RANK to start it in all\n")
         self._words = words
         parsed, rest = super().parse_known_args(words, namespace)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import dp_basicsr
@@ -51,9 +52,13 @@ def test_torchrun_starts_what_is_not_distributed_once(
     """casanovo#140: the processes wrote the same files, and one ended the other."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("RANK", "1")
-    for started, words in ((main, ["data", "lr"]), (make_lr.main, list[str]())):
-        assert code_of(started, [*words, "-i", "GT", "-o", "LR"]) == 0
-        assert f"{' '.join(words)} works in rank 0 alone" in capsys.readouterr().err
+    arguments = ["-i", "GT", "-o", "LR"]
+    monkeypatch.setattr(sys, "argv", ["scripts/make_lr.py", *arguments])
+    for program, name in ((partial(main, ["data", "lr", *arguments]), "data lr"), (make_lr.main, "")):
+        with pytest.raises(SystemExit, match="0"):
+            program()
+        assert f"{name} works in rank 0 alone" in capsys.readouterr().err
+    assert code_of(make_lr.main, arguments) == 2, "a program of one's own decides itself which rank calls"
     monkeypatch.setenv("RANK", "0")
     assert code_of(main, ["data", "lr", "-i", "GT", "-o", "LR"]) == 2  # there is no GT
 
