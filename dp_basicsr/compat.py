@@ -83,9 +83,8 @@ def _complete_base_model(base_model: Any) -> None:
     update_own_rate, library = model.update_learning_rate, importlib.import_module("dp_basicsr.utils.optimizers")
 
     def get_optimizer(self: Any, optim_type: str, params: Any, *rate: float, **settings: Any) -> Any:
-        # StyleGAN2Model, and GFPGAN after it, give the rate by its position and a whole number among the betas.
+        # StyleGAN2Model, and GFPGAN after it, give the rate by its position.
         settings |= dict(zip(("lr",), rate, strict=False))
-        settings |= {key: tuple(map(float, value)) for key, value in settings.items() if key == "betas"}
         return library.make_optimizer(library.optimizers([optim_type])[optim_type], params, settings)
 
     def setup_schedulers(self: Any) -> None:

@@ -42,7 +42,9 @@ def _below(kind: type[Optimizer]) -> Iterator[type[Optimizer]]:
 
 def make_optimizer(kind: type[Optimizer], weights: Any, settings: Mapping[str, Any]) -> Optimizer:
     """Return an optimizer that can step: those of the package schedulefree begin in their mode of validation."""
-    optimizer: Any = kind(weights, **settings)
+    # torch refuses a whole number among them, such as GANs' [0, 0.99].
+    betas = {key: tuple(map(float, value)) for key, value in settings.items() if key == "betas"}
+    optimizer: Any = kind(weights, **{**settings, **betas})
     if switching([optimizer]):
         optimizer.train()
     return optimizer  # type: ignore[no-any-return]

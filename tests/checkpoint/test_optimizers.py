@@ -116,6 +116,12 @@ def test_what_cannot_be_used_is_named_with_the_reason(entry: str, message: str) 
     assert re.search(message, problems(f"train:{entry}"))
 
 
+def test_a_whole_number_among_the_betas_is_taken() -> None:
+    """stylegan3#656: torch takes floats alone, and [0, 0.99] is what GANs train with."""
+    for kind in ("Adam", "AdamW"):
+        assert not problems(f"train:optim_g={{type: {kind}, lr: 1e-3, betas: [0, 0.99]}}")
+
+
 @pytest.mark.parametrize("kind", sorted(optimizers()) + sorted(schedulers()))
 def test_every_class_of_torch_trains_or_is_refused(kind: str) -> None:
     needed = {"CosineAnnealingLR": "T_max: 4", "CosineAnnealingWarmRestarts": "T_0: 2", "SWALR": "swa_lr: 1e-4",
