@@ -11,15 +11,14 @@ from typing import Any
 
 import dp_basicsr.data.paired_raw_dataset  # noqa: F401  (registers it)
 from dp_basicsr.data.lmdb_records import LmdbClient, lmdb_reader, meta_info_lines, refuse_damaged
-from dp_basicsr.data.sources import listed_names, split_pair
+from dp_basicsr.data.sources import listed_names, may_be_image, split_pair
 from dp_basicsr.errors import UserError, shorten
-from dp_basicsr.images.files import IMAGE_SUFFIXES, find_images, missing_hint, name_hint
+from dp_basicsr.images.files import find_images, missing_hint, name_hint
 from dp_basicsr.images.png import without_remarks
 from dp_basicsr.images.strict import orientation_if_single
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.atomic_io import longest_name
 
-import cv2
 import lmdb
 from basicsr import utils
 from basicsr.data import build_dataloader, build_dataset, data_util, single_image_dataset
@@ -150,12 +149,6 @@ def _pairing_hint(gt_root: str, lq_root: str) -> str:
     if any("_s0" in name for name in gt):  # sub-images, of which LQ cut to the size of the GT are fewer
         lists += f"; `{advise('data extract', '--lr-input')}` cuts both in one pass"
     return lists if gt != lq else ""
-
-
-def may_be_image(path: str) -> bool:
-    """Whether a file is an image by its suffix, or by its content if the suffix is unusual."""
-    # A set may have tens of thousands, which are not opened here.
-    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES or cv2.haveImageReader(path)
 
 
 @contextmanager

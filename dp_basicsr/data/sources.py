@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dp_basicsr.data.lmdb_records import Shape, from_planes, lmdb_reader, read_meta_info
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import BadImageError, find_images
+from dp_basicsr.images.files import IMAGE_SUFFIXES, BadImageError, find_images
 from dp_basicsr.images.opening import read_bytes
 from dp_basicsr.images.strict import decode_image, orientation_if_single, read_image
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,12 +59,18 @@ class ImageSource:
         return image
 
 
-def find_sources(root: Path) -> list[ImageSource]:
-    """List the images of a folder (not of subfolders), or the records of an LMDB, sorted; none is a UserError."""
+def may_be_image(path: str | Path) -> bool:
+    """Whether training takes a file for an image: by its suffix, or by its content if the suffix is unusual."""
+    # A set may have tens of thousands, which are not opened here.
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES or cv2.haveImageReader(str(path))
+
+
+def find_sources(root: Path, is_image: Callable[[Path], bool] | None = None) -> list[ImageSource]:
+    """List the images of a folder (see ``find_images``), or the records of an LMDB, sorted; none is a UserError."""
     if root.suffix != ".lmdb":
         if root.name == "data.mdb" or Path(root, "data.mdb").is_file():
             raise UserError(f"{root}: expected the folder of an LMDB, whose name ends in .lmdb")
-        return [ImageSource(path, path.stem) for path in find_images(root)]
+        return [ImageSource(path, path.stem) for path in find_images(root, is_image)]
     info = read_meta_info(root)
     return [ImageSource(root, key, shape, info.raw) for key, shape in sorted(info.shapes.items())]
 

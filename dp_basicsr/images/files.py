@@ -29,13 +29,13 @@ class BadImageError(UserError):
     """One image file cannot be used; the message gives the reason, the caller adds the file."""
 
 
-def find_images(folder: Path) -> list[Path]:
-    """List the image files of ``folder``, sorted by name, without hidden ones and subfolders; none is a UserError."""
+def find_images(folder: Path, is_image: Callable[[Path], bool] | None = None) -> list[Path]:
+    """List the images of ``folder``, by suffix or ``is_image``, sorted, without hidden ones; none is a UserError."""
     if folder.is_file():
         raise UserError(f"expected a folder of images, got a file: {folder}; name its folder, or unpack it first")
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}, expected a folder of images{missing_hint(folder)}")
-    paths = sorted(path for path in folder.iterdir() if _is_image(path))
+    paths = sorted(path for path in folder.iterdir() if _is_image(path, is_image))
     if not paths:
         inside = shorten(sorted(path.name for path in folder.iterdir() if path.is_dir()))
         also = f"; give its folders one by one ({inside})" if inside else ""
@@ -117,5 +117,6 @@ def is_file(path: Path) -> bool:
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and is_file(path)
+def _is_image(path: Path, by: Callable[[Path], bool] | None = None) -> bool:
+    known = path.suffix.lower() in IMAGE_SUFFIXES if by is None else by(path)
+    return known and not path.name.startswith(".") and is_file(path)

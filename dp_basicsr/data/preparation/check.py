@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
-from dp_basicsr.data.sources import ImageSource, find_sources, listed_names, split_pair
+from dp_basicsr.data.sources import ImageSource, find_sources, listed_names, may_be_image, split_pair
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import BadImageError, find_images, missing_hint, name_hint
 from dp_basicsr.utils.arguments import advise
@@ -116,7 +116,8 @@ def check_set(what: PairedSet, workers: int | None = None, seen: dict[bytes, Any
     checked = Checked()
     try:
         if what.names is None:
-            gt, left = find_sources(what.gt), {source.name: source for source in find_sources(what.lq)}
+            gt, lq = (find_sources(root, may_be_image) for root in (what.gt, what.lq))
+            left = {source.name: source for source in lq}
             partners = [f"{what.template.format(source.key)}{source.name[len(source.key) :]}" for source in gt]
             checked.problems += [problem for root in (what.gt, what.lq) for problem in _check_root(root)]
         else:
@@ -388,7 +389,7 @@ def _check_root(root: Path) -> Iterator[BadData]:
     """
     if root.suffix != ".lmdb":
         files = {path for path in root.iterdir() if path.is_file() and not path.name.startswith(".")}
-        for path in sorted(files - set(find_images(root))):
+        for path in sorted(files - set(find_images(root, may_be_image))):
             yield BadData("foreign", str(path), "is not an image, and is left out in training")
         return
     info = read_meta_info(root)

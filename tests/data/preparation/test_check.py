@@ -100,6 +100,16 @@ def test_every_fault_in_folders_is_named(good: Path) -> None:
         assert expected in texts
 
 
+def test_images_with_another_suffix_are_checked_as_they_are_trained_on(good: Path) -> None:
+    """immich#6173: "left out in training", which takes them."""
+    for name in ("GT", "LQ"):
+        for number in range(5):
+            (good / name / f"i{number}.png").rename(good / name / f"i{number}.pic")
+    assert str(check_set(PairedSet(good / "GT", good / "LQ", 4, 40), 1)) == "5 pairs: nothing wrong"
+    (good / "GT" / "i3.pic").write_bytes((good / "GT" / "i3.pic").read_bytes()[:200])
+    assert [(kind, name) for kind, name, _ in check(good)] == [("unreadable", "i3.pic")]
+
+
 @pytest.mark.parametrize("settings", [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]])
 def test_a_damaged_jpeg_that_is_decoded_is_named(
     good: Path, settings: list[int], capfd: pytest.CaptureFixture[str]
