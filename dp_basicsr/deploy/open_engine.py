@@ -119,6 +119,7 @@ def cache_root() -> Path | None:
 
 def _candidates(engine: EngineName, device: str) -> list[str]:
     """Return the names of engines to try before torch."""
+    device = device.partition(":")[0]  # of torch's names cpu:0 is the CPU too
     if engine == "torch":
         return []
     if engine != "auto":

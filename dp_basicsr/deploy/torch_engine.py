@@ -89,8 +89,8 @@ def find_device(name: str) -> torch.device:
         # torch knows the names of devices that this machine does not have.
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        # torch without CUDA asserts.
-        reason = str(error).partition("\n")[0]
+        # torch without CUDA asserts; without MPS it lists all that it has in the second sentence.
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise UserError(f"--device {name}: not there ({reason}); expected auto, cpu, cuda, cuda:1 or mps") from error
     return device
 

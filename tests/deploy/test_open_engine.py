@@ -437,6 +437,10 @@ def test_what_may_work_the_next_time_is_tried_again(
     assert "converted in" in open_engine([model], engine="openvino").title
 
 
+def test_a_cpu_with_a_number_is_a_cpu(model: Path) -> None:
+    assert "by openvino" in open_engine([model], device="cpu:0").title
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -209,6 +209,8 @@ def test_low_precision_is_close(precision: str, tolerance: int) -> None:
         ({"overlap": -1}, "at least 0, .* overlap -1"),
         ({"device": "quantum"}, "--device quantum: not there"),
         ({"device": "cuda:99"}, "--device cuda:99: not there"),
+        # torch lists all its backends behind it.
+        ({"device": "fpga:0"}, r"--device fpga:0: not there \(.{,99}'FPGA' backend\); expected auto"),
     ],
 )
 def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> None:
