@@ -151,7 +151,8 @@ def cut_image(path: Path, what: Extraction, compression: int = 1) -> list[list[R
         try:
             lr = lr_images[scale] = read_image(lr_path)
         except BadImageError as error:
-            hint = name_hint([candidate.name for candidate in candidates], os.listdir(folder))
+            names = [candidate.name for candidate in candidates]
+            hint = "" if lr_path.is_file() else name_hint(names, os.listdir(folder))
             raise BadImageError(f"cannot be paired: its LR {lr_path} {error}{hint}") from error
         turned = turned_hint(pair := Pair(ImageSource(path, path.stem), ImageSource(lr_path, lr_path.stem)))
         if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:

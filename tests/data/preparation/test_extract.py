@@ -121,6 +121,7 @@ def test_div2ks_own_lr_is_cut_at_the_same_places(image_folder: ImageFolder) -> N
         ((72, 102), (18, 25), "is 102 x 72, expected 4 times its LR"),
         # amule-org/amule#312: names of macOS, or others that only look alike.
         ((72, 100), None, "its LR .* cannot be read .*; names that look alike differ in capital letters"),
+        ((72, 100), (), "its LR .*/lr/a.png [^;]*$"),
     ],
 )
 def test_unpaired_images_are_reported(
@@ -129,7 +130,9 @@ def test_unpaired_images_are_reported(
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((*hr_shape, 3), np.uint8))
     (tmp_path / "lr").mkdir()
     (tmp_path / "lr/A.png").touch()
-    if lr_shape:
+    if lr_shape == ():
+        (tmp_path / "lr/a.png").touch()
+    elif lr_shape:
         cv2.imwrite(str(tmp_path / "lr/a.png"), np.zeros((*lr_shape, 3), np.uint8))
     with pytest.raises(BadImageError, match=reason):
         cut_image(tmp_path / "a.png", Extraction(tmp_path, window=WINDOW, lr=(tmp_path / "lr",)))
