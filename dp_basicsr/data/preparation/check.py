@@ -363,8 +363,9 @@ def _pair(
     taken, alone = {}, {}
     for source, name in zip(gt, partners, strict=True):
         if what.names is not None and not source.path.is_file():
-            text = f"does not exist, but meta_info_file lists it{missing_hint(source.path)}"
-            problems.append(BadData("missing", str(source), text))
+            # Of the first alone: each hint looks through the folder, where tens of thousands may be missing.
+            hint = "" if problems else missing_hint(source.path)
+            problems.append(BadData("missing", str(source), f"does not exist, but meta_info_file lists it{hint}"))
             continue
         partner = left.pop(name, None)
         if partner is not None:
