@@ -101,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line: see ``--help``."""
     args = parse(argv)
     with data_command(), private_folder() as folder:
+        if not (0 < args.max_megapixels < 1e5 and 0 < args.max_megabytes < 1e5):
+            raise UserError("expected --max-megapixels and --max-megabytes above 0 and below 100,000")
         os.environ["GRADIO_TEMP_DIR"] = str(folder)  # uploads
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         os.environ["no_proxy"] = "*"  # Gradio asks only this server whether it is up, which no proxy can tell

@@ -462,6 +462,13 @@ def test_a_wrong_model_is_refused_at_the_start(page: Page, capsys: pytest.Captur
     assert "left out: model models/gone.pth: no such file" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("limit", [("--max-megapixels", "nan"), ("--max-megapixels", "0"), ("--max-megabytes", "-5")])
+def test_a_limit_that_is_none_is_refused(limit: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        webui.main(limit)
+    assert "above 0 and below 100,000" in capsys.readouterr().err
+
+
 def test_a_taken_port_gives_the_next_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
