@@ -66,8 +66,12 @@ def name_hint(names: Iterable[str], others: Iterable[str]) -> str:
     }
     exact = set(others)
     unpaired = [name for name in names if name not in exact]
+    # Whatever looks alike has the same digits, and of tens of thousands few have.
+    digits = partial(re.sub, r"%20|[\D0]", "")
+    numbers = set(map(digits, unpaired))
+    near = [name for name in exact if digits(name) in numbers]
     for difference, look in looks.items():
-        if {look(name) for name in unpaired} & {look(name) for name in exact}:
+        if {look(name) for name in unpaired} & {look(name) for name in near}:
             return f"; names that look alike differ in {difference}"
     return ""
 
