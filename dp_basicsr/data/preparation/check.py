@@ -359,7 +359,7 @@ def _pair(
     what: PairedSet, gt: list[ImageSource], left: dict[str, ImageSource], partners: list[str]
 ) -> tuple[list[Pair], list[BadData]]:
     """Pair each GT with its partner among the LQ by name: records by key, files by the GT's with the template."""
-    problems, tasks = [], []
+    problems, tasks = list[BadData](), list[Pair]()
     taken, alone = {}, {}
     for source, name in zip(gt, partners, strict=True):
         if what.names is not None and not source.path.is_file():
