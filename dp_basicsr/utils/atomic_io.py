@@ -92,14 +92,9 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
 
     ``mark`` tells the files of several processes apart.
     """
-    # Beside the file, not in /tmp: a rename is atomic within one file system only.
-    name = f"{path.name}{mark}{PARTIAL}"
-    # The name itself may be as long as file systems allow.
-    if len(os.fsencode(name)) > LONGEST_NAME:
-        name = f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{mark}{PARTIAL}"
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    temporary = path.with_name(name)
+    temporary = beside(path, f"{mark}{PARTIAL}")
     try:
         with naming(path):
             yield temporary
@@ -108,6 +103,15 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Return a temporary path next to ``path``: in /tmp a rename would not be atomic."""
+    name = f"{path.name}{suffix}"
+    # The name itself may be as long as file systems allow.
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{suffix}"
+    return path.with_name(name)
 
 
 def longest_name(path: str | Path) -> int:

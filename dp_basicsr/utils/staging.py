@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.utils.atomic_io import PARTIAL, beside
 from dp_basicsr.utils.file_lock import lock_folder
 
 Staged = TypeVar("Staged", bound="StagedFolder")
@@ -34,7 +35,7 @@ class StagedFolder:
         self.final = final = Path(os.path.realpath(final)) if final.is_symlink() else final
         if final.name in ("", ".."):  # `.`: whoever works in it would be left in the old one
             raise UserError(f"the output {final} cannot be exchanged for another folder: choose one below it")
-        self.path = final.with_name(final.name + ".partial")
+        self.path = beside(final, PARTIAL)
         self._overwrite = overwrite
         refuse_existing([final], overwrite=overwrite, empty=True)
         try:
@@ -58,7 +59,7 @@ class StagedFolder:
         """Move the folder to ``final``, replacing an old one, and return ``final``."""
         # Again, because it may have appeared while the folder was filled.
         refuse_existing([self.final], overwrite=self._overwrite, empty=True)
-        old = self.final.with_name(self.final.name + ".old")
+        old = beside(self.final, ".old")
         if self.final.exists():
             shutil.rmtree(old, ignore_errors=True)
             # Renamed, not deleted: a process that is killed here loses neither.

@@ -73,8 +73,10 @@ def test_an_lmdb_s_name_must_end_with_lmdb(tmp_path: Path) -> None:
         LmdbWriter(tmp_path / "a")
 
 
-def test_existing_output_is_refused_and_overwritten_only_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "a.lmdb"
+@pytest.mark.parametrize("name", ["a.lmdb", "a" * 250 + ".lmdb"], ids=["short", "longest"])
+def test_existing_output_is_refused_and_overwritten_only_at_the_end(tmp_path: Path, name: str) -> None:
+    """worms#9: a legal name that a suffix for the temporary folder made too long."""
+    path = tmp_path / name
     write_lmdb(path, record("old"))
     with pytest.raises(UserError, match=r"already exists: .*a\.lmdb.*--overwrite"):
         LmdbWriter(path)
@@ -84,7 +86,7 @@ def test_existing_output_is_refused_and_overwritten_only_at_the_end(tmp_path: Pa
     assert set(stored(path)) == {"old"}
     second.commit()
     assert set(stored(path)) == {"new"}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.lmdb"]
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
 def test_an_empty_folder_is_filled_unless_none_can_take_its_place(
