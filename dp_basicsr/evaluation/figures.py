@@ -27,16 +27,21 @@ def picture_format(path: Path) -> str:
     return suffix
 
 
-def save_figure(figure: Figure, path: Path, **settings: Any) -> None:
+def save_figure(figure: Figure, path: Path, *, dpi: float, **settings: Any) -> None:
     """Write a figure that appears at ``path`` only when it is complete; ``settings`` are matplotlib's."""
+    from dp_basicsr.images.write import LONGEST_SIDE  # not for --help: it imports Pillow
+
     show_letters(figure)
+    kind = picture_format(path)
+    # Drawn smaller where the format ends; older matplotlib ends near JPEG's limit. A tight box may be an inch larger.
+    limit = LONGEST_SIDE["WEBP" if kind == "webp" else "JPEG"] / (max(figure.get_size_inches()) + 1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, warnings.catch_warnings():
             # Said once, above.
             warnings.filterwarnings("ignore", "Glyph .* missing")
             # By name, because the temporary file ends with something else.
-            figure.savefig(temporary, format=picture_format(path), **settings)
+            figure.savefig(temporary, format=kind, dpi=min(dpi, limit), **settings)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 

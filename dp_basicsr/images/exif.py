@@ -51,6 +51,9 @@ def corrected(block: bytes, before: tuple[int, int], after: tuple[int, int]) -> 
                 side = _DENSITIES[tag]
                 larger = round(numerator * after[side] / before[side])
                 struct.pack_into(order + "II", data, value, min(larger, 2**32 - 1), denominator)
+            elif tag in _DENSITIES:
+                dropped.append(f"FocalPlane{'XY'[_DENSITIES[tag]]}Resolution")
+                continue
             entries.append(data[offset : offset + 12])
         (following,) = struct.unpack_from(order + "I", data, end) if directory == _FIRST else (0,)
         if following:

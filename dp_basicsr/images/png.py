@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ _DECODED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"CgBI", b"eXIf", *_PIXELS[:4])
 _COPIED = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"mDCv", b"cLLi", b"tIME", b"pHYs")
 _PROFILES = (b"raw profile type exif", b"raw profile type app1", b"raw profile type xmp")  # ImageMagick's, exiftool's
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_OF_PIXELS = re.compile(rb"exif:(.*Image(Width|Length)|Pixel|Subject(Area|Loc)|FocalPlane[XY]|thumbnail)")  # texts
 USUAL_COLOURS = (b"\1\x0d", b"\2\2")  # primaries and transfer in cICP: of sRGB, and unspecified
 _IN_PIXELS = (b"oFFs", b"sCAL", b"vpAg", b"caNv")  # except these, which count in pixels
 
@@ -98,6 +100,8 @@ def _read_chunk(name: bytes, content: bytes, info: dict[str, Any]) -> None:
         # Apart, because browsers and OpenCV turn no picture by such EXIF.
         kind = "xmp" if profile.startswith(_XMP) or keyword.endswith(b"xmp") else "exif_of_text"
         info[kind] = info.get(kind) or profile.removeprefix(_XMP)
+    elif name in (b"tEXt", b"zTXt", b"iTXt") and _OF_PIXELS.match(keyword):
+        info["rest"].append(name_of((name, content)))
     elif name in _COPIED or (name[3:].islower() and name not in _IN_PIXELS):
         info["chunks"].append((name, content))
     else:

@@ -24,7 +24,7 @@ from dp_basicsr.options import override, read_options
 from dp_basicsr.studies.calibration import calibration_file
 from dp_basicsr.studies.study import Study
 from dp_basicsr.utils.arguments import ROOT
-from dp_basicsr.utils.console import exit_on_signal
+from dp_basicsr.utils.console import exit_on_signals
 
 import yaml
 
@@ -166,22 +166,21 @@ class Runner:
         self._starting = threading.Lock()  # held from the look at `stopping` until a child can be terminated
 
     def run(self, jobs: Sequence[StudyRun], retest: bool) -> None:
-        """Train and test what is missing. A failed job does not stop the others; Ctrl-C and SIGTERM stop all."""
+        """Train and test what is missing. A failed job does not stop the others; Ctrl-C and signals stop all."""
         for job in jobs:
             job.check_record()
         pool = ThreadPoolExecutor(self._slots.qsize())
         # The default would kill this process and leave its trainings running.
-        previous = signal.signal(signal.SIGTERM, exit_on_signal)
-        try:
-            list(pool.map(lambda job: self._run_one(job, retest), jobs))
-        finally:
-            with self._starting:
-                self._stopping.set()
-            # Stop all trainings with the study: SIGTERM lets each save a checkpoint.
-            for child in list(self._children):
-                child.terminate()
-            pool.shutdown(cancel_futures=True)
-            signal.signal(signal.SIGTERM, previous)
+        with exit_on_signals():
+            try:
+                list(pool.map(lambda job: self._run_one(job, retest), jobs))
+            finally:
+                with self._starting:
+                    self._stopping.set()
+                # Stop all trainings with the study: SIGTERM lets each save a checkpoint.
+                for child in list(self._children):
+                    child.terminate()
+                pool.shutdown(cancel_futures=True)
 
     def _run_one(self, job: StudyRun, retest: bool) -> None:
         device = self._slots.get()

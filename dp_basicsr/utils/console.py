@@ -15,18 +15,21 @@ from dp_basicsr.streams import FULL, GONE, outliving
 
 @contextlib.contextmanager
 def data_command(advice: str = "") -> Iterator[None]:
-    """Run a command: exit code 2 on a UserError, 130 on Ctrl-C, 143 on SIGTERM, after removing partial results.
+    """Run a command: exit code 2 on a UserError, 130 on Ctrl-C, 143 on SIGTERM, after removing partial results."""
+    with exit_on_signals(), exit_on_user_error(f"interrupted: partial results have been removed{advice}"):
+        yield
 
-    SIGHUP (a closed terminal) and SIGXCPU (the limit of CPU time) end it like SIGTERM, but SIGHUP not under nohup.
-    """
+
+@contextlib.contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Let SIGHUP (a closed terminal; not under nohup) and SIGXCPU (the limit of CPU time), too, end it like SIGTERM."""
     # Python handles signals in the main thread only. Called in another one, they are the caller's.
     names = ("SIGTERM", "SIGHUP", "SIGXCPU") if threading.current_thread() is threading.main_thread() else ()
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     previous = {number: signal.signal(number, exit_on_signal)
                 for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}  # fmt: skip
     try:
-        with exit_on_user_error(f"interrupted: partial results have been removed{advice}"):
-            yield
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

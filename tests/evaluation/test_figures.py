@@ -13,8 +13,10 @@ from dp_basicsr.evaluation.crops import Crop, images_of, score_lines
 from dp_basicsr.evaluation.crops import compare_crops as compare_crops_of
 from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.features import feature_maps
+from dp_basicsr.evaluation.figures import save_figure
 from dp_basicsr.evaluation.files import write_evaluation
 from dp_basicsr.evaluation.matching import BICUBIC, Method, find_test_set
+from dp_basicsr.images.write import LONGEST_SIDE
 from dp_basicsr.report.images import make_viewer
 
 import cv2
@@ -25,6 +27,7 @@ import matplotlib.font_manager
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageCms
 
 from scripts import compare_crops, plot_features
@@ -142,6 +145,14 @@ def test_crops_of_a_long_image_are_as_wide_as_matplotlib_draws(monkeypatch: pyte
     )
     compare_crops_of(images_of(evaluation, "long"), evaluation, Crop(0, 0, 8, 8), Path("crops.png"))
     assert widths[0] / 100 * 150 < 65_536
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_figure_is_drawn_smaller_where_its_format_ends(suffix: str) -> None:
+    """sdnext#1048: `crops -o a.webp` of a long image, and `features` of many channels, were tracebacks."""
+    save_figure(Figure(figsize=(700, 0.1)), Path(f"a{suffix}"), dpi=100)
+    with Image.open(f"a{suffix}") as image:
+        assert 16_000 < image.width <= LONGEST_SIDE.get(str(image.format), 65_535)
 
 
 def test_a_method_may_be_called_original(pairs: Path, titles: list[str]) -> None:

@@ -37,6 +37,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, features
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import IFDRational
 
 from tests.support.fuzz import draws
 from tests.support.images import write_noise
@@ -627,6 +628,22 @@ def test_content_credentials_of_the_old_pixels_are_named() -> None:
     Path("a.webp").write_bytes(content[:4] + struct.pack("<I", len(content) - 8) + content[8:])
     for name in ("a.tif", "a.webp"):
         assert read_picture(Path(name)).metadata.dropped == ("C2PA",)
+
+
+def test_sizes_of_the_old_picture_in_other_places_are_named() -> None:
+    """RawTherapee#2787: ImageMagick's texts of EXIF, and a density of the focal plane that is no fraction."""
+    texts, old = PngInfo(), ("exif:ExifImageWidth", "exif:PixelYDimension", "exif:FocalPlaneXResolution")
+    for keyword in (*old, "exif:FocalLength"):
+        texts.add_text(keyword, "8")
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({0xA20E: 300.0, 0xA20F: IFDRational(300)})
+    Image.new("RGB", (8, 6)).save("a.png", pnginfo=texts, exif=exif.tobytes())
+    picture, said = read_picture(Path("a.png")), list[str]()
+    write_picture(replace(picture, colour=picture.colour.repeat(2, 0).repeat(2, 1)), Path("b.png"), warn=said.append)
+    assert said == [f"dropped: {', '.join(f'text {name!r}' for name in old)}, FocalPlaneXResolution"]
+    with Image.open("b.png") as image:
+        assert image.getexif().get_ifd(0x8769) == {0xA20F: 600}
+        assert image.text == {"exif:FocalLength": "8"}  # type: ignore[attr-defined]
 
 
 def test_results_that_are_one_file_where_capitals_do_not_count_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,8 +297,9 @@ def test_a_study_stopped_while_starting_a_training_stops_it(monkeypatch: pytest.
     assert [child.wait() for child in children] == [-signal.SIGTERM]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_study_leaves_no_training_behind(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sleeper = "import os, time; open('started', 'w').write(str(os.getpid())); time.sleep(60)"
     monkeypatch.setattr(runner, "_command", lambda *arguments: [sys.executable, "-c", sleeper])
@@ -306,12 +307,12 @@ def test_a_stopped_study_leaves_no_training_behind(
     def stop_when_started() -> None:
         while not Path("started").is_file() or not Path("started").read_text():
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=stop_when_started, daemon=True).start()
     with pytest.raises(SystemExit) as stopped:
         main(["ablation", "--gpus", "0"])
-    assert stopped.value.code == 128 + signal.SIGTERM
+    assert stopped.value.code == 128 + number
     with pytest.raises(ProcessLookupError):
         os.kill(int(Path("started").read_text()), 0)
     assert "done" not in capsys.readouterr().out
