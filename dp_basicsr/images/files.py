@@ -122,5 +122,6 @@ def is_file(path: Path) -> bool:
 
 
 def _is_image(path: Path, by: Callable[[Path], bool] | None = None) -> bool:
-    known = path.suffix.lower() in IMAGE_SUFFIXES if by is None else by(path)
-    return known and not path.name.startswith(".") and is_file(path)
+    if path.name.startswith(".") or not is_file(path):
+        return False
+    return path.suffix.lower() in IMAGE_SUFFIXES if by is None else by(path)

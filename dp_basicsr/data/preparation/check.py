@@ -288,16 +288,17 @@ def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
     # Part of another small picture fits up to 0.9 somewhere.
     if max(map(abs, best)) > 1 and fits.max() > 0.9:
         return f"its LQ shows the same, {right} pixels further right and {down} down"
-    sizes = {1.0: float(fits[margin - 1 : margin + 2, margin - 1 : margin + 2].max())}
-    if sizes[1.0] > 0.98 or margin < 12:
+    if fits[margin - 1 : margin + 2, margin - 1 : margin + 2].max() > 0.98 or margin < 12:
         return ""
     # About the middle, as by a lens that sees less. Larger ones take longer.
     small = min(1, 96 / min(height, width))
     gt, lq = (cv2.resize(image, None, fx=small, fy=small, interpolation=cv2.INTER_AREA) for image in (gt, lq))
     height, width = lq.shape
     middle = np.s_[height // 4 : height - height // 4, width // 4 : width - width // 4]
-    inside = np.asarray(lq[middle], np.float32)
-    for size in np.arange(0.75, 1.34, 0.01):
+    inside, sizes = np.asarray(lq[middle], np.float32), dict[float, float]()
+    if inside.std() < 4:
+        return ""
+    for size in (1.0, *np.arange(0.75, 1.34, 0.01)):
         lens = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 0, size)
         sizes[size] = _likeness(np.asarray(cv2.warpAffine(gt, lens, (width, height)), np.float32)[middle], inside)
     size = _best(sizes)

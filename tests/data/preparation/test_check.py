@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -112,6 +113,7 @@ def test_images_with_another_suffix_are_checked_as_they_are_trained_on(good: Pat
     for name in ("GT", "LQ"):
         for number in range(5):
             (good / name / f"i{number}.png").rename(good / name / f"i{number}.pic")
+        os.mkfifo(good / name / "pipe")  # to open it would wait for ever
     assert str(check_set(PairedSet(good / "GT", good / "LQ", 4, 40), 1)) == "5 pairs: nothing wrong"
     (good / "GT" / "i3.pic").write_bytes((good / "GT" / "i3.pic").read_bytes()[:200])
     assert [(kind, name) for kind, name, _ in check(good)] == [("unreadable", "i3.pic")]
@@ -323,6 +325,12 @@ def test_an_lq_of_another_field_of_view_is_named(size: float) -> None:
     lq = cv2.warpAffine(scene, lens, (80, 64), borderMode=cv2.BORDER_REFLECT) * 0.8 + noise.normal(0, 4, scene.shape)
     is_named = abs(size - 1) > 0.04
     assert _shift(scene, lq) == (f"its LQ shows the same, {size:.2f} times as large" if is_named else "")
+
+
+def test_a_noisy_lq_of_a_fine_texture_is_not_called_enlarged() -> None:
+    rng = np.random.default_rng(0)
+    scene = rng.normal(100, 17, (512, 512))  # flat when it is reduced
+    assert _shift(scene.astype(np.uint8), scene + rng.normal(0, 5, scene.shape)) == ""
 
 
 def test_another_picture_is_not_called_shifted() -> None:
