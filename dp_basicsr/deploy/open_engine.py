@@ -71,6 +71,7 @@ def open_engine(
         UserError: See ``load_network``; or an engine that was asked for by name cannot be used.
     """
     files = as_paths(paths)
+    device = "cpu" if device.startswith("cpu:") else device  # the same to torch, and unknown to others
     if len(files) == 1 and alpha_interp is None and is_converted(files[0]):
         suffix = files[0].suffix.lower()
         if engine != "auto" and (engine, suffix) != ("onnxruntime", ".onnx"):
@@ -119,7 +120,6 @@ def cache_root() -> Path | None:
 
 def _candidates(engine: EngineName, device: str) -> list[str]:
     """Return the names of engines to try before torch."""
-    device = device.partition(":")[0]  # of torch's names cpu:0 is the CPU too
     if engine == "torch":
         return []
     if engine != "auto":

@@ -118,6 +118,6 @@ def test_what_cannot_be_run_is_refused() -> None:
     Path("two.param").write_text(two_inputs)
     Path("two.bin").touch()
     with pytest.raises(UserError, match=r"model two.param: expected one input, an image, got 2 \(a, b\)"):
-        open_engine([Path("two.param")])
+        open_engine([Path("two.param")], device="cpu:0")
     with pytest.raises(UserError, match="--device cuda:0: ncnn files run on the CPU"):
         open_engine([Path("bad.param")], device="cuda:0")
