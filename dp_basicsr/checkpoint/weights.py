@@ -30,8 +30,7 @@ _GENERATOR = re.compile(r"(?:ema_)?(?:(?:net_?)?g|gen|generator)(?:_ema)?", re.I
 _NETWORKS = (_GENERATOR, _DISCRIMINATOR, re.compile("model|net|network|online_model"))
 # Entries of a file that hold tensors, but no weights of the network to use: the weights before averaging too.
 _OTHERS = re.compile(
-    r"optim|sched|(?<!up)scaler|loss|criteri|perceptual|lpips|vgg|metric|data_preprocessor|current_model_state|collected"
-    "|^random$",  # states of the generators of numbers
+    r"optim|sched|(?<!up)scaler|loss|criteri|perceptual|lpips|vgg|metric|data_preprocessor|current_model_state|collected",
     re.IGNORECASE,
 )
 
@@ -355,7 +354,7 @@ def _entries(content: Any, keys: tuple[str, ...] = (), averaged: bool = False) -
         # Beside mere discriminators, a generator may be called anything.
         if all(_DISCRIMINATOR.fullmatch(head) for head in named) and len(parts := parts_of(state)) == 1:
             yield _Entry(keys, parts.popitem()[1], averaged)
-    elif state:
+    elif any(value.dtype != torch.uint8 for value in state.values()):  # unlike the states of random generators
         yield _Entry(keys, state, averaged)
 
 

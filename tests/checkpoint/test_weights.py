@@ -109,6 +109,7 @@ ALONE: dict[str, Callable[[State], Any]] = {
     "FSDP": lambda state: {"model": prefixed(state, "_fsdp_wrapped_module.")},
     "mmagic": lambda state: {"state_dict": {**prefixed(state, "generator."), "data_preprocessor.mean": torch.ones(3)}},
     "Lightning": lambda state: {"state_dict": prefixed(state, "model."), "optimizer_states": [optimizer(state)]},
+    "beside the state of a generator of numbers": lambda state: {"network": state, "rng_state": torch.get_rng_state()},
     "Lightning, PatchGAN": lambda state: {
         "state_dict": {
             **prefixed(state, "model.net."),
@@ -330,9 +331,9 @@ def test_an_archive_with_the_file_in_it_is_named() -> None:
         # huggingface/safetensors#601
         ({}, "expected the weights of a generator, got an empty one: copy, download or export it again"),
         # DiffBIR#144: the numbers of a generator look like weights.
-        (
-            {"optimizers": [], "random": [{"torch": torch.ones(3)}]},
-            "is a training state, not a network: give models/net",
+        *(
+            ({"optimizers": [], **numbers}, "is a training state, not a network: give models/net")
+            for numbers in ({"random": [{"torch": torch.get_rng_state()}]}, {"rng_state": torch.get_rng_state()})
         ),
         ({"optimizer": optimizer({}), "epoch": 3}, "expected the weights of a generator, got a mapping with optimizer"),
         # JingyunLiang/SwinIR#28: KAIR saves it beside the network.
