@@ -63,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     args = parser.parse_args(argv)
     if args.root_path and "://" not in args.root_path:  # without the first slash Gradio fails at each request
-        args.root_path = f"/{args.root_path.strip('/')}"
+        args.root_path = f"/{args.root_path.strip('/')}".rstrip("/")
     return args
 
 

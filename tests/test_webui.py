@@ -496,6 +496,7 @@ def test_the_path_of_a_proxy_reaches_the_server(page: Page, monkeypatch: pytest.
     assert launched["root_path"] == "/user/me/proxy/7860"
     for given in ("user/me/", "/user/me"):
         assert webui.parse(["--root-path", given]).root_path == "/user/me"
+    assert webui.parse(["--root-path", "/"]).root_path == ""
     assert webui.parse(["--root-path", "https://me.org/a"]).root_path == "https://me.org/a"
     assert launched["app_kwargs"]["exception_handlers"][gone](None, gone()).status_code == 499  # no traceback
 

@@ -143,7 +143,7 @@ def _merge(before: Floats, after: Floats, overlap: int, axis: int) -> float:
 
 
 def _why_seams(difference: float, overlap: int, size: InputSize, is_smaller: bool) -> str:
-    side, way = "{} x {} pixels".format(*size.fit(1, 1)), "its .pth or .safetensors gives the whole image's"
+    side, way = "{} x {} pixels".format(*size.fit(1, 1)[::-1]), "its .pth or .safetensors gives the whole image's"
     if size.is_global and size.maximum:
         return f"each pixel of the result depends on all {side} that the model takes: {way}"
     if size.is_global:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -165,9 +166,9 @@ def test_a_model_of_one_size_that_depends_on_all_of_it_is_named() -> None:
     assert not tiled(lambda image: image, torch.zeros(1, 3, 8, 8), 8, 0, size, 1)[1]
     # DRCT's, too: a network that sees as far as its padding.
     size = InputSize(minimum=8, maximum=8)
-    for height in (5, 20):
-        told = tiled(lambda image: image, torch.zeros(1, 3, height, 5), 8, 0, size, 1)[1]
-        assert told.startswith("the model takes 8 x 8 pixels alone: a smaller image is padded")
+    for height, more, side in ((5, 0, "8 x 8"), (20, 0, "8 x 8"), (5, 4, "8 x 12")):
+        told = tiled(lambda image: image, torch.zeros(1, 3, height, 5), 8, 0, replace(size, taller=more), 1)[1]
+        assert told.startswith(f"the model takes {side} pixels alone: a smaller image is padded")
     assert not tiled(lambda image: image, torch.zeros(1, 3, 8, 20), 8, 4, size, 1)[1]
 
 
