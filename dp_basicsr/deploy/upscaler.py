@@ -100,7 +100,8 @@ class Upscaler:
             result[top : top + band.shape[1]] = to_pixels(band, pixels.dtype)
             top += band.shape[1]
         few, many = pixels[::8, ::8], result[:: 8 * self.scale, :: 8 * self.scale]
-        # Of less contrast a network may take all for noise.
-        if many.std((0, 1)).mean() < few.std((0, 1)).mean() / 50 > np.iinfo(pixels.dtype).max / 1000:
+        contrast = few.std((0, 1)).mean()
+        # Less of it a network may take for noise.
+        if contrast > np.iinfo(pixels.dtype).max / 20 and many.std((0, 1)).mean() < contrast / 50:
             tell("the result is almost one colour: the network learned nothing or collapsed: try other weights", "")
         return result
