@@ -301,7 +301,9 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], code: str |
         advice = next((f"; {text}" for sign, text in ELSEWHERE if re.search(sign, str(key).lower())), hint(key, known))
         return f"expected a known key, got one that no code reads{advice}"
     if kind == "missing":
-        return f"expected {section.model_fields[key].description or 'a value'}, got nothing: it is missing"
+        # A section without a name (`~:`) is not found by its path.
+        field = section.model_fields.get(str(key))
+        return f"expected {(field and field.description) or 'a value'}, got nothing: it is missing"
     messages = [str(error["msg"]) for error in errors]
     for theirs, ours in WORDS:
         messages = [message.replace(theirs, ours) for message in messages]

@@ -106,6 +106,11 @@ def test_changed_values(data: st.DataObject) -> None:
     judge_run(text, [], data.draw(st.booleans()))
 
 
+def test_a_set_without_a_name() -> None:
+    """Found by drawing longer."""
+    judge_run("name: small\nscale: 4\ndatasets: {~: {type: PairedImageDataset, dataroot_lq: x}}", [], is_train=True)
+
+
 ODD = [": ", "- ", "[", "{", "}", "&a ", "*a", "!!int ", "!!python/", "'", "<<: *val ", "<<: [*val, *val] ", "图", "? ",
        "| ", "%", "@", "`"]  # fmt: skip
 
