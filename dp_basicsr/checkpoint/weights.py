@@ -257,7 +257,7 @@ def parts_of(state: StateDict) -> dict[str, StateDict]:
         head, _, rest = name.partition(".")
         if not (_OTHERS.search(head) or _DISCRIMINATOR.fullmatch(head)):
             parts.setdefault(head, {})[rest] = value
-    # Each may be built, so neither the blocks of a list nor single layers, of weight and bias.
+    # A network is tried with each: neither a block of a list nor a layer of weight and bias is one.
     if len(parts) > 1:
         parts = {head: part for head, part in parts.items() if len(part) > 2 and not head.isdecimal()}
     return {head: part for head, part in parts.items() if not part.keys() <= {"", *state}}

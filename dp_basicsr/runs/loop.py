@@ -233,7 +233,7 @@ def how_to_upscale(model: Any, network: Path) -> str:
     ours = ("basicsr", "dp_basicsr")
     if package.partition(".")[0] not in ours:
         try:
-            # As elsewhere, where no class has its name.
+            # As elsewhere, where its class is unknown; the name keeps a part that opens from being taken for it.
             notes = {"options": json.dumps({"network_g": {"type": package}})}
             open_network(replace(read_weights(network), path=Path(network.name), notes=notes))
         except Exception:  # of any type: it is another package's network

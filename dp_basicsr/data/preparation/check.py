@@ -268,7 +268,7 @@ def _best(fits: dict[Way, float]) -> Way:
 
 
 def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
-    """Return how far the LQ is shifted, cut with other margins; "" for a pixel, as degradations shift it."""
+    """Return how far the LQ is shifted or how much enlarged; "" for a pixel, by which degradations shift it."""
     height, width = lq.shape
     gt = gt.astype(np.float32)
     margin = min(height, width) // 4
@@ -288,10 +288,14 @@ def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
     # Part of another small picture fits up to 0.9 somewhere.
     if max(map(abs, best)) > 1 and fits.max() > 0.9:
         return f"its LQ shows the same, {right} pixels further right and {down} down"
-    if fits[margin - 1 : margin + 2, margin - 1 : margin + 2].max() > 0.98 or margin < 12:
-        return ""
-    # About the middle, as by a lens that sees less. Larger ones take longer.
-    small = min(1, 96 / min(height, width))
+    is_plain = fits[margin - 1 : margin + 2, margin - 1 : margin + 2].max() > 0.98
+    return "" if is_plain or margin < 12 else _enlargement(gt, lq)
+
+
+def _enlargement(gt: NDArray[Any], lq: NDArray[Any]) -> str:
+    """Return how much larger the LQ shows the middle, as a lens that sees less does; "" for up to 4 %."""
+    # Larger images take longer and tell no more.
+    small = min(1, 96 / min(lq.shape))
     gt, lq = (cv2.resize(image, None, fx=small, fy=small, interpolation=cv2.INTER_AREA) for image in (gt, lq))
     height, width = lq.shape
     middle = np.s_[height // 4 : height - height // 4, width // 4 : width - width // 4]
