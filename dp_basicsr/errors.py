@@ -338,8 +338,10 @@ def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
         message = message_for_user(error) or message_of_others(error)
         if message is None:
             raise
-        # Under torchrun and srun, all local processes hit the same error before they form a group.
-        local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+        # Under torchrun and srun, all local processes hit the same error before they form a group. Tasks of srun that
+        # form none have work, and errors, of their own.
+        variable = "SLURM_LOCALID" if re.search("--launcher[= ]slurm", " ".join(sys.argv)) else ""
+        local_rank = os.environ.get("LOCAL_RANK", os.environ.get(variable, "0"))
         if local_rank == "0" or isinstance(error, ProcessError):
             print(f"error: {message}", file=sys.stderr)
         elif "TORCHELASTIC_RESTART_COUNT" in os.environ:

@@ -123,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
         # A part has not all cells; and several machines would write the same table.
         if count > 1:
-            print(f"part {number} of {count} is done; {advise('study', study.name)} writes the table when all are")
+            done = f"part {number} of {count} ({len(jobs)} trainings) is done"
+            print(f"{done}; {advise('study', study.name)} writes the table when all are")
             return report(runner.failed)
         folder = write_study(study, given)
         print((folder / "table.md").read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # BasicSR's comment behind a name: `a.png (480,480,3)`.
-_SHAPE = re.compile(r"\s+\(\d+,\s*\d+(,\s*\d+)?\).*$")
+_SHAPE = re.compile(r"\s+\(\d+,\s*\d+(,\s*\d+)?\)(\s[^()]*)?$")
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
     # Not Path's own is_file, which raises an error for a text that is too long for a name.
     for line in filter(str.strip, lines):
         # BasicSR reads to the first blank, so what stands behind it may be a comment or the rest of the name.
-        readings = line, line.strip(), _SHAPE.sub("", line.strip()), line.split(" ")[0]
-        name = next((name for name in readings if os.path.isfile(folder / name)), readings[2])
+        plain = _SHAPE.sub("", line.strip())
+        readings = line, line.strip(), _SHAPE.sub("", line.rstrip()), plain, line.split(" ")[0]
+        name = next((name for name in readings if os.path.isfile(folder / name)), plain)
         # An image's name, alone or in front of its LQ's, may begin like a comment.
         is_there = any(os.path.isfile(folder / part) for part in (name, name.partition(", ")[0]))
         if is_there or not re.match(r"#+(\s|$)", name):

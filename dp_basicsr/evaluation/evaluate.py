@@ -239,6 +239,10 @@ def lossy_format(path: Path) -> str:
     # By content, because a file's suffix may be wrong.
     with opened(data, MAX_PIXELS) as (image, _):
         kind, compression = str(image.format), str(image.info.get("compression"))
+        palette = image.getpalette() if image.mode == "P" and kind != "GIF" else None
+    # One of grays holds every gray exactly.
+    if palette and (palette[::3] != palette[1::3] or palette[::3] != palette[2::3]):
+        return f"{kind} of at most 256 colours"
     if kind == "TIFF":
         return "JPEG in TIFF" if "jpeg" in compression else ""
     if kind == "WEBP":

@@ -55,6 +55,7 @@ _GEO_TAGS, _MATRIX, _GEO_KEYS = (33550, 33922, 34264, 50844), 34264, 34735
 _FROM_CENTRES = (1025, 0, 1, 2)  # among GeoTIFF's keys: its places are those of pixels' centres, not of their corners
 _DOUBLE, _NODATA = 12, 42113  # a type of tags, and GDAL's tag
 _UNITS = {2: 1.0, 3: 2.54}  # of a density: inch, centimetre
+_GDAL, _STATISTICS = 42112, re.compile(rb'<Item name="STATISTICS_[^>]*>[^<]*</Item>')  # of the old pixels
 _OF_PIXELS = re.compile(r'\{"shape"|(<\?xml.*)?<OME', re.DOTALL)  # descriptions of the old pixels: tifffile's, OME's
 
 
@@ -166,6 +167,9 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orienta
     is_of_centres = _FROM_CENTRES in [keys[start : start + 4] for start in range(0, len(keys), 4)]
     left_out = _GEO_TAGS if orientation > 1 else [_MATRIX] if is_of_centres else []
     dropped += [TIFF.TAGS[code] for code in left_out if tags.pop(code, None)]
+    if _GDAL in tags and _STATISTICS.search(text := tags[_GDAL][3]):
+        tags[_GDAL] = (*tags[_GDAL][:3], _STATISTICS.sub(lambda item: b" " * len(item[0]), text), True)
+        dropped.append("GDAL's statistics of the old pixels")
     if _OF_PIXELS.match(page.description):
         dropped += ["ImageDescription of the old pixels"] if tags.pop(270, None) else []
     unit, shares = page.tags.valueof(296, 2), [page.tags.valueof(code, (0, 0)) for code in (282, 283)]

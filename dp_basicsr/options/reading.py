@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_basicsr.errors import UserError
+from dp_basicsr.images.files import missing_hint
 from dp_basicsr.utils.arguments import advise
 
 Options = dict[str, Any]
@@ -68,7 +69,7 @@ def text_of(path: str | Path) -> str:
     except OSError as error:
         raise UserError(
             f"option file {path}: {error.strerror}; shipped ones: `{advise('options')}`, a run's: "
-            f"experiments/NAME/{USED_OPTIONS}"
+            f"experiments/NAME/{USED_OPTIONS}{missing_hint(path, 'state')}"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(

@@ -264,7 +264,7 @@ def test_any_name_in_a_list_is_read_to_its_end(pairs: Path) -> None:
     """Blanks and brackets belong to a name; BasicSR's ``(h,w,c)`` and other words behind it do not."""
     for rng in draws(10):
         words = ["".join(rng.choices("ab1()-.,#", k=rng.randint(1, 4))) for _ in range(rng.randint(1, 4))]
-        name = (" " * rng.randint(1, 2)).join(words) + ".png"
+        name = rng.choice(["", " (1,2,3).png", " (1,2)"]) + (" " * rng.randint(1, 2)).join(words) + ".png"
         for folder in ("GT", "LRbicx4"):
             shutil.copy(pairs / folder / "image0.png", pairs / folder / name)
         comment = rng.choice(["", " (160,144,3)", " (160, 144, 3) 1", "  "])

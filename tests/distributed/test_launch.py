@@ -279,15 +279,18 @@ def test_the_mini_batch_is_stated(per_process: int, processes: int, parts: int, 
 
 
 @pytest.mark.parametrize(
-    ("variable", "rank", "said", "waits"),
-    [("SLURM_LOCALID", "0", True, []), ("SLURM_LOCALID", "1", False, []),
-     ("LOCAL_RANK", "0", True, []), ("LOCAL_RANK", "1", False, [errors.STAGGER_SECONDS])],
+    ("variable", "rank", "arguments", "said", "waits"),
+    [("SLURM_LOCALID", "0", "--launcher slurm", True, []), ("SLURM_LOCALID", "1", "--launcher slurm", False, []),
+     ("SLURM_LOCALID", "1", "", True, []), ("LOCAL_RANK", "0", "", True, []),
+     ("LOCAL_RANK", "1", "", False, [errors.STAGGER_SECONDS])],
 )  # fmt: skip
 def test_an_error_before_the_group_forms_is_printed_once_per_machine(
-    variable: str, rank: str, said: bool, waits: list[float], monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    """And torchrun does not end local rank 0 before it has printed."""
+    variable: str, rank: str, arguments: str, said: bool, waits: list[float], monkeypatch: pytest.MonkeyPatch,
+    capsys: Any
+) -> None:  # fmt: skip
+    """And torchrun does not end local rank 0 before it has printed; tasks of srun without a group do not share it."""
     waited: list[float] = []
+    monkeypatch.setattr(sys, "argv", ["train", *arguments.split()])
     monkeypatch.setattr(errors.time, "sleep", waited.append)
     monkeypatch.setenv(variable, rank)
     if variable == "LOCAL_RANK":

@@ -86,6 +86,14 @@ def test_lossy_files_are_known_by_their_content(tmp_path: Path, suffix: str, set
     assert lossy_format(path) == kind
 
 
+def test_a_palette_of_colours_is_lossy_and_one_of_grays_is_not(tmp_path: Path) -> None:
+    image = PIL.Image.fromarray(smooth_noise(48, 40, 0))
+    image.quantize(256).save(tmp_path / "colours.png")
+    image.convert("L").convert("P").save(tmp_path / "grays.png")
+    assert lossy_format(tmp_path / "colours.png") == "PNG of at most 256 colours"
+    assert lossy_format(tmp_path / "grays.png") == ""
+
+
 def test_lossy_results_are_named_in_table_json_and_report(tmp_path: Path) -> None:
     for folder, name, suffix in (("gt", "a", "png"), ("gt", "b", "png"), ("A", "a", "jpg"), ("A", "b", "png")):
         (tmp_path / folder).mkdir(exist_ok=True)

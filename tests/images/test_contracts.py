@@ -796,12 +796,14 @@ def test_the_colours_of_a_bmp_keep_their_meaning(version: int, kind: bytes, prim
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("is_of_centres", [False, True])
 def test_numbers_of_a_tiff_hold_for_the_larger_picture(order: Any, is_of_centres: bool) -> None:
-    """geotrellis#2061: places of corners or of centres, RPC, and fractions, which are no numbers of their own."""
+    """geotrellis#2061: places of corners or of centres, RPC, fractions, and GDAL's statistics of the old pixels."""
+    text = '<GDALMetadata><Item name="STATISTICS_MEAN" sample="0">3</Item><Item name="SCALE">0.1</Item></GDALMetadata>'
     points, rpc = (2.0, 3.0, 0.0, 500.0, 700.0, 0.0), (*map(float, range(1, 13)), *(1e-9 / n for n in range(1, 81)))
     keys = (1, 1, 0, 1, 1025, 0, 1, 1 + is_of_centres)
     tags = [
         (33550, "d", 3, (10.0, 20.0, 0.0), True), (33922, "d", 6, points, True), (50844, "d", 92, rpc, True),
         (34735, "H", 8, keys, True), (318, "2I", 2, (3127, 10000, 329, 1000), True), (50730, "2i", 1, (-1, 3), True),
+        (42112, "s", 0, text, True),
     ]  # fmt: skip
     tifffile.imwrite("a.tif", np.zeros((17, 24), np.uint8), extratags=tags, metadata=None, byteorder=order)
     said, picture = list[str](), read_picture(Path("a.tif"))
@@ -816,4 +818,5 @@ def test_numbers_of_a_tiff_hold_for_the_larger_picture(order: Any, is_of_centres
         assert value(50844) == (1, 2, 6.5, 13, *rpc[4:7], 16, 27, *rpc[9:])
         assert value(318) == (3127, 10000, 329, 1000)
         assert value(50730) == (-1, 3)
-    assert said == []
+        assert value(42112).replace(" ", "") == '<GDALMetadata><Itemname="SCALE">0.1</Item></GDALMetadata>'
+    assert said == ["dropped: GDAL's statistics of the old pixels"]

@@ -252,6 +252,12 @@ def test_a_file_that_is_not_an_option_file_is_refused(content: str | None, messa
     assert "\n" not in str(caught.value)
 
 
+def test_an_option_file_of_another_form_of_unicode_is_told(file: Path) -> None:
+    file.rename(file.with_name("cafe\u0301.yml"))
+    with pytest.raises(UserError, match=r"shipped ones: .*; names that look alike differ in Unicode's form"):
+        read_options(file.with_name("caf\xe9.yml"))
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gbk"])
 def test_an_option_file_of_a_windows_editor(encoding: str, file: Path) -> None:
     expected = read_options(file)
