@@ -43,13 +43,13 @@ class ImageSource:
         """Whether this is a file whose EXIF orientation is not upright."""
         return self.shape is None and orientation_if_single(read_bytes(self.path)) > 1
 
-    def read(self) -> NDArray[np.uint8]:
+    def read(self, of_16_bits: bool = False) -> NDArray[np.uint8]:
         """Read ``(H, W, 3)`` BGR uint8, or gray ``(H, W)``; a BadImageError as of ``read_image``."""
         if self.shape is None:
-            return read_image(self.path)
+            return read_image(self.path, of_16_bits)
         try:
             with lmdb_reader(self.path).record(self.key) as record:
-                image = from_planes(record, self.shape) if self.raw else decode_image(record)
+                image = from_planes(record, self.shape) if self.raw else decode_image(record, of_16_bits)
         except UserError as error:
             raise BadImageError(str(error)) from error
         shape = (*image.shape, 1)[:3]

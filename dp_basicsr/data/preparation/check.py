@@ -45,9 +45,9 @@ class PairedSet:
 
 
 # What training can do with: reported, but no reason to stop a script.
-HARMLESS = {"duplicate", "foreign", "aliased", "tone", "damaged"}
+HARMLESS = {"duplicate", "foreign", "aliased", "tone", "damaged", "depth"}
 # Told of the first pair of a set alone: the others are made alike.
-ONCE = {"aliased", "tone"}
+ONCE = {"aliased", "tone", "depth"}
 # Mean difference of colours in levels of 255 from which it is told. Noise that is clipped at black shifts it by up to
 # 12 at sigma 30, the strongest of Real-ESRGAN's degradations; half brightness or another gamma by about 50.
 TONE = 16
@@ -163,6 +163,8 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
             problems.append(BadData("unreadable", str(source), str(error)))
             continue
         images.append(image)
+        if "16 bits" in remarks:
+            problems.append(BadData("depth", str(source), f"{remarks} (others of the set are not listed)"))
         if damage := re.search("Corrupt JPEG data.*|IDAT: .*", remarks):
             problems.append(BadData("damaged", str(source), f"is decoded, in parts perhaps wrongly: {damage[0]}"))
     if len(images) < 2:
@@ -223,12 +225,14 @@ def _read(source: ImageSource) -> tuple[NDArray[np.uint8], str]:
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
-            image = source.read()
+            image, deep = source.read(), ""
+        except BadImageError:
+            image, deep = source.read(of_16_bits=True), "has 16 bits per channel, of which training reads the upper 8"
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
         file.seek(0)
-        return image, file.read().decode(errors="replace")
+        return image, deep or file.read().decode(errors="replace")
 
 
 def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:

@@ -74,7 +74,7 @@ def test_an_intact_set_has_no_problems_in_any_format(good: Path) -> None:
 def test_every_fault_in_folders_is_named(good: Path) -> None:
     gt, lq = good / "GT", good / "LQ"
     (gt / "i0.png").write_bytes((gt / "i0.png").read_bytes()[:200])  # truncated
-    cv2.imwrite(str(lq / "i1.png"), np.zeros((10, 12, 3), np.uint16))  # 16 bits
+    cv2.imwrite(str(lq / "i1.png"), np.ones((10, 12, 3), np.uint16))  # 12 bits or fewer, of 16
     cv2.imwrite(str(gt / "i2.png"), smooth_noise(40, 44, 9))  # not four times its LQ
     cv2.imwrite(str(gt / "i3.png"), smooth_noise(28, 48, 8))  # too small for the crop
     cv2.imwrite(str(lq / "i3.png"), smooth_noise(7, 12, 8))
@@ -99,6 +99,16 @@ def test_every_fault_in_folders_is_named(good: Path) -> None:
         "smaller than gt_size 32", "is truncated", "16 bits per channel",
     ):  # fmt: skip
         assert expected in texts
+
+
+def test_of_16_bits_the_8_that_training_reads_are_checked(good: Path) -> None:
+    for path in good.glob("*/*.png"):
+        cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) * 257)
+    cv2.imwrite(str(good / "LQ/i1.png"), cv2.imread(str(good / "LQ/i1.png"), -1)[::-1])
+    deep, other, mirrored = check(good)
+    assert deep[:2] == other[:2] == ("depth", "i0.png")
+    assert "16 bits per channel, of which training reads the upper 8" in deep[2]
+    assert mirrored[:2] == ("orientation", "i1.png")
 
 
 def test_the_folder_is_looked_through_for_the_first_missing_name_alone(good: Path) -> None:
