@@ -413,5 +413,7 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
         first = {opt.valid("datasets", key, "name"): next(iter(roots.values())) for key, roots in absent.items()}
         a_file = {root: ", a file: name its folder" for root in first.values() if os.path.isfile(root)}
         missing = [f"{name} ({root}{a_file.get(root, '')})" for name, root in first.items()]
-        text = f"expected an existing test set, got {f'none of {shorten(missing, 8)}' if missing else 'none'}"
+        val = next((key for key in opt.valid("datasets") or () if str(key).startswith("val")), None)
+        none = f"none; datasets:{val} is for training: give that section the name test" if val else "none"
+        text = f"expected an existing test set, got {f'none of {shorten(missing, 8)}' if missing else none}"
         yield Problem(("datasets",), text, missing=True, help=how_to_get_test_sets())

@@ -21,7 +21,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_model(default=BOX, help="weights; two are interpolated (default: the two networks in the box)")
     add("--alpha-interp", type=float, help="share of the second model, 0 to 1 (default: 0.8, in the box 0.5)")
     add("--scale", type=int, help="needed only if the weights do not determine whether they are x2 or x3")
-    parser.add_output(type=Path, required=True, help="file or folder to write to; its card goes to FILE.md")
+    parser.add_output(required=True, help="file or folder to write to; its card goes to FILE.md")
     add("--format", choices=tuple(EXPORTS), help="what to write (default: from the suffix of --output)")
     add("--half", action="store_true", help="weights in fp16; with ONNX also input and output")
     add("--license", default="", help="licence of the weights, for the card, e.g. Apache-2.0")
@@ -32,6 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.model_path == BOX:
         args.alpha_interp = BOX_ALPHA if args.alpha_interp is None else args.alpha_interp
         args.license = args.license or "Apache-2.0"
+    is_folder, args.output = args.output.endswith("/"), Path(args.output)
     if args.format is None:
         suffix = args.output.suffix.lower()
         args.format = next((name for name, record in EXPORTS.items() if suffix in record.suffixes), None)
@@ -39,7 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             names = ", ".join(record.suffixes[0] for record in EXPORTS.values())
             parser.error(f"--output: expected a name with one of {names}, or --format; got {args.output}")
     record = EXPORTS[args.format]
-    if args.output.is_dir():
+    if is_folder or args.output.is_dir():
         args.output /= Path(args.model_path[-1]).stem + record.suffixes[0]
     # Weights are known by their content, others by this suffix alone.
     elif record.engine and args.output.suffix.lower() not in record.suffixes:

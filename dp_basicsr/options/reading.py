@@ -12,7 +12,7 @@ from typing import Any
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import missing_hint
-from dp_basicsr.utils.arguments import advise
+from dp_basicsr.utils.arguments import NETWORKS, advise, model_file
 
 Options = dict[str, Any]
 
@@ -173,6 +173,10 @@ def override(opt: Options, entries: Sequence[str]) -> None:
     if isinstance(sets := opt.get("datasets"), dict):  # one whose lines are all commented out is no set
         for key in [key for key in sets if sets[key] is None and str(key).split("_")[0] in ("val", "test")]:
             del sets[key]
+    for parent, key in (("network_g", "path"), ("path", "pretrain_network_g")):  # as -m finds a network in the box
+        values = opt.get(parent)
+        if isinstance(values, dict) and values.get(key) in os.listdir(NETWORKS):
+            values[key] = str(model_file(values[key]))
 
 
 def _text_value(text: str) -> Any:

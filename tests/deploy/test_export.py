@@ -464,6 +464,7 @@ def test_the_format_follows_the_name_and_anyone_may_read_the_file() -> None:
     assert load_network([Path("folder/net.pth")]).scale == 4
     # Such a file was damaged for our own upscale.
     assert parse(["-o", "v1.5", "--format", "onnx"]).output == Path("v1.5.onnx")
+    assert parse(["-o", "new/", "--format", "onnx"]).output == Path("new/compact_x4_dp.onnx")
     # The longest name that the file and its card may have.
     assert code_of(export_model.main, ["-m", "net.pth", "-o", long := "x" * 248 + ".pth"]) == 0
     assert Path(long).is_file()

@@ -14,6 +14,7 @@ from dp_basicsr.options import override, parse_command_line, read_given_options,
 from dp_basicsr.options.reading import TEXT_KEYS
 from dp_basicsr.runs import start
 from dp_basicsr.runs.start import start_run
+from dp_basicsr.utils.arguments import model_file
 
 import pytest
 import torch
@@ -284,6 +285,17 @@ def test_a_test_set_without_originals_is_told_its_type(file: Path) -> None:
     entries = [*TEST[1:], f"datasets:test_1={TEST_SET.replace('dataroot_gt: ., ', '')}"]
     with pytest.raises(UserError, match="test_1:dataroot_gt: .*images without GT: type SingleImageDataset"):
         parse_options(["-opt", str(file), "--force_yml", *entries], is_train=False)
+
+
+def test_a_test_with_a_training_s_sets_alone_gets_the_way(file: Path) -> None:
+    with pytest.raises(UserError, match="test set, got none; datasets:val_2 is for training: give .* the name test"):
+        parse_options(["-opt", str(file), "--force_yml", *TEST[1:]], is_train=False)
+
+
+def test_a_network_in_the_box_is_found_by_its_name(file: Path) -> None:
+    name = "compact_x4_l1.safetensors"
+    opt = read_options(file, [f"network_g={{type: FromFile, path: {name}}}", f"path:pretrain_network_g={name}"])
+    assert opt["network_g"]["path"] == opt["path"]["pretrain_network_g"] == str(model_file(name)) != name
 
 
 def test_derived_options(file: Path) -> None:
