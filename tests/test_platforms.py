@@ -29,7 +29,8 @@ for old, new in (
 WINDOWS = """
 import os, runpy, signal, sys
 for name in ("fcntl", "resource", "pwd", "grp", "termios", "syslog"):
-    sys.modules[name] = None
+    if name != "pwd" or sys.version_info >= (3, 11):  # before, expanduser itself needs it
+        sys.modules[name] = None
 signals, calls = ("SIGUSR1", "sigwaitinfo", "pthread_sigmask"), ("sched_getaffinity", "getuid", "pathconf")
 for module, names in ((signal, signals), (os, calls)):
     for name in names:

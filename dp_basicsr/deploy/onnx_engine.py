@@ -90,8 +90,8 @@ class OnnxEngine(Engine):
                 reason += "; export it in float32, of opset 7 or newer"
             if "Cannot parse data from external" in reason:
                 reason = "it has shapes in a file beside it: onnx.save(onnx.load(FILE), OTHER) writes all into one"
-            # The weights of a large network are in files of their own, which it calls external.
-            elif "xternal" in str(error):
+            # The weights of a large network are in files of their own, which it calls external; 1.23 asks for their size.
+            elif re.search("xternal|file size", str(error)):
                 data = self.path.read_bytes()
                 files = {
                     data[match.end() :][: match[1][0]].decode(errors="replace") for match in _LOCATION.finditer(data)
