@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -17,6 +18,7 @@ import yaml
 
 Path = tuple[Any, ...]  # keys and list indices from the top of the file
 KNOWN = "; there are: "
+_KIND = re.compile("(Model|Loss|Dataset)$")  # of what a name is
 Rule = tuple[Path, object, str]  # where a problem is, if the second is true, and its message
 
 
@@ -108,8 +110,10 @@ def path_text(path: Path) -> str:
 def nearest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the known name most similar to ``name``, if any: first the one that differs in capitals alone."""
     names = list(known)
-    close = difflib.get_close_matches(str(name)[:LONGEST], names, n=1, cutoff=cutoff)
-    return next((text for text in names if text.lower() == str(name).lower()), next(iter(close), None))
+    # Without the ending of their kind, which makes any two alike.
+    full = {_KIND.sub("", text): text for text in names} | {text: text for text in names}
+    close = difflib.get_close_matches(_KIND.sub("", str(name))[:LONGEST], full, n=1, cutoff=cutoff)
+    return next((text for text in names if text.lower() == str(name).lower()), full[close[0]] if close else None)
 
 
 def hint(name: Any, known: Iterable[str]) -> str:

@@ -291,7 +291,7 @@ class Page:
         job.started = time.monotonic()
         written: list[Path] = []
         failed: list[str] = []
-        notes, upscaler.has_warned = self._notes, False
+        notes, upscaler.warned = self._notes, set()
         notes.clear()
         size = ""
 

@@ -42,7 +42,7 @@ class Upscaler:
         self.engine = engine
         self.overlap = overlap
         self.warn = warn
-        self.has_warned = False  # a warning is enough for all images
+        self.warned = set[str]()  # kinds of warnings, of which one is enough for all images
         self.tile = engine.tile if tile is None else tile
 
     @property
@@ -89,10 +89,10 @@ class Upscaler:
         def run_tile(rows: slice, columns: slice) -> Floats:
             return self.engine(to_floats(pixels[rows, columns]))[0]  # type: ignore[no-any-return]
 
-        def tell(reason: str, advice: str = SEAM_ADVICE * (not size.maximum)) -> None:
-            if not self.has_warned:
-                self.has_warned = True
-                self.warn(reason + advice)
+        def tell(reason: str, kind: str = "seams") -> None:
+            if kind not in self.warned:
+                self.warned.add(kind)
+                self.warn(reason + SEAM_ADVICE * (kind == "seams" and not size.maximum))
 
         result = np.empty((height * self.scale, width * self.scale, 3), pixels.dtype)
         top = 0
@@ -103,5 +103,5 @@ class Upscaler:
         contrast = few.std((0, 1)).mean()
         # Less of it a network may take for noise.
         if contrast > np.iinfo(pixels.dtype).max / 20 and many.std((0, 1)).mean() < contrast / 50:
-            tell("the result is almost one colour: the network learned nothing or collapsed: try other weights", "")
+            tell("the result is almost one colour: the network learned nothing or collapsed: try other weights", "colour")
         return result

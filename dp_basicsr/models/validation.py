@@ -15,7 +15,7 @@ from typing import Any
 from dp_basicsr.data.datasets import files_of
 from dp_basicsr.data.seeded import is_undecodable
 from dp_basicsr.distributed.collectives import all_gather
-from dp_basicsr.errors import UserError, describe, first_line, is_out_of_memory, message_of_others
+from dp_basicsr.errors import UserError, describe, first_line, is_out_of_memory, message_of_others, shorten
 from dp_basicsr.images.strict import encode_png
 from dp_basicsr.metrics.scores import better_of, function_of
 from dp_basicsr.utils.arguments import advise
@@ -108,10 +108,13 @@ class Validator:
         if len(values) < len(dataset):
             return False
         if any(values.values()):
-            self._take_results([values[index] for index in range(len(dataset))], name, iteration, tb_logger)
+            files = [Path(next(iter(files_of(entry)))).name for entry in getattr(dataset, "paths", ())]
+            self._take_results([values[index] for index in range(len(dataset))], name, iteration, tb_logger, files)
         return True
 
-    def _take_results(self, values: Sequence[Values], dataset: str, iteration: int | str, tb_logger: Any) -> None:
+    def _take_results(
+        self, values: Sequence[Values], dataset: str, iteration: int | str, tb_logger: Any, files: Sequence[str] = ()
+    ) -> None:
         """Set ``results`` to the means, and update ``best``, the same on all processes; log them on rank 0."""
         self.results = {metric: mean_of([value[metric] for value in values]) for metric in values[0]}
         for metric, options in self.opt["val"]["metrics"].items():
@@ -132,9 +135,10 @@ class Validator:
             lines.append(f"\t # {metric}: {mean:.4f}{best_text}")
             if tb_logger:
                 tb_logger.add_scalar(f"metrics/{dataset}/{metric}", mean, iteration)
-            unmeasured = sum(not math.isfinite(value[metric]) for value in values)
+            unmeasured = [index for index, value in enumerate(values) if not math.isfinite(value[metric])]
             if unmeasured:
-                lines.append(f"\t   {unmeasured} of {len(values)} images not finite, and not in the mean")
+                text = f"{metric} of {len(unmeasured)} of {len(values)} images not finite, and not in the mean"
+                lines.append(f"\t   {text}: {shorten([files[index] for index in unmeasured if files])}")
         get_root_logger().info("\n".join([*lines, ""]))
 
     def _validate_share(

@@ -142,6 +142,8 @@ def test_every_misspelt_key_is_named() -> None:
         ("datasets:val_1:name=../../x", "datasets:val_1:name: expected the name of a folder"),
         ("val:suffix=../x", "val:suffix: expected the name of a folder"),
         ("model_type=ESRGANDP", "model_type: expected a model, got 'ESRGANDP'; did you mean ESRGANDPModel"),
+        ("model_type=DATModel", "model_type: expected a model, got 'DATModel'; there are: .* .--import MODULE adds"),
+        ("model_type=SRModle", "model_type: .*did you mean SRModel"),
         ("network_g:type=RRDBNett", "network_g:type: expected a network, .*RRDBNet"),
         ("train:optim_g:type=Adma", "train:optim_g:type: expected an optimizer, .*did you mean Adam"),
         ("train:scheduler:type=StpLR", "train:scheduler:type: .*StepLR"),

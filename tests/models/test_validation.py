@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 import warnings
 from pathlib import Path
@@ -230,14 +231,18 @@ def test_an_image_that_cannot_be_read_measured_or_written_is_named(
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_result_that_is_not_finite_has_no_figures(loader: DataLoader, tmp_path: Path) -> None:
+def test_a_result_that_is_not_finite_has_no_figures(
+    loader: DataLoader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Restormer#121: as 8 bits it is black, which has a PSNR, and was the best network."""
+    caplog.set_level(logging.INFO, "basicsr")
     model = make_model(tmp_path)
     model.net_g.conv_last.bias.data[0] = math.inf
     assert model.validation(loader, 1, None, True)
     assert all(map(math.isnan, model.validator.results.values()))
     assert {entry["iter"] for entry in model.validator.best["five"].values()} == {-1}
     assert not list(tmp_path.rglob("*_1.png"))
+    assert re.search(r"psnr of 5 of 5 images not finite, and not in the mean: (image\d.png,? ){4}and 1", caplog.text)
     model.opt["is_train"] = False
     with pytest.raises(UserError, match="image.: the network gives values that are not finite"):
         model.validation(loader, 1, None, True)
