@@ -175,8 +175,12 @@ class Parser(argparse.ArgumentParser):
         # torchrun starts a command several times; one that is not distributed would write the same files in each.
         rank = os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
         # A program of one's own that calls `main([...])` decides itself in which rank.
-        if rank != "0" and (args is None or _program) and "--launcher" not in options:
-            self.exit(0, f"rank {rank} of torchrun: {self.prog} works in rank 0 alone; unset RANK to start it in all\n")
+        if (args is None or _program) and "--launcher" not in options:
+            if rank != "0":
+                self.exit(0, f"rank {rank} of torchrun: {self.prog} works in rank 0 alone; unset RANK for all\n")
+            # Those of srun and mpirun may come from a script that gives each other arguments.
+            if "1" in map(os.environ.get, ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")):
+                print(f"warning: {self.prog} does all of its work in each task of srun: start one (-n 1)", file=sys.stderr)
         self._words = words
         parsed, rest = super().parse_known_args(words, namespace)
         if hasattr(parsed, "positional_opt"):
