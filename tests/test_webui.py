@@ -421,9 +421,11 @@ def test_models_of_a_folder_without_discriminators(page: Page) -> None:
     # SUPIR#153: torch's own file may end so, too.
     Path("models/last.pt").rename("models/last.bin")
     assert list(find_models([Path("models")])) == ["last.bin"]
-    Path("models/last.xml").touch()
-    with pytest.raises(UserError, match=r"no \.pth, \.pt, .* in models: name a file"):
-        find_models([Path("models")])
+    for there in ("last.xml", "last.XML"):
+        Path("models", there).touch()
+        with pytest.raises(UserError, match=r"no \.pth, \.pt, .* in models: name a file"):
+            find_models([Path("models")])
+        Path("models", there).unlink()
     assert find_models([model, Path(".", model)]) == {"model.pth": model}
     runs = [Path("runs", run, "models").mkdir(parents=True) or Path("runs", run, "models", "a.pth") for run in "AB"]
     for run in runs:

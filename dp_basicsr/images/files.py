@@ -107,10 +107,12 @@ def require_paths(paths: Sequence[Path], what: str) -> None:
     """Raise a UserError if files of the command line, which are ``what``, are missing: before slow imports."""
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
-        advice = missing_hint(missing[0])
-        if what == "model" and not advice:
+        advice = hint = missing_hint(missing[0])
+        with suppress(OSError):  # of a current folder that is gone
+            advice = hint or ("" if os.path.isabs(missing[0]) else f" in {os.getcwd()}")
+        if what == "model" and not hint:
             places = "download it first (openmodeldb.info has many), or leave out -m for the networks in the box"
-            advice = f"; it is the path of a file, not the name of a published model: {places}"
+            advice += f"; it is the path of a file, not the name of a published model: {places}"
         if re.match(r"https?:/", missing[0]):
             advice = "; download it first"
         raise UserError(f"{what} {', '.join(missing)}: no such file or folder{advice}")

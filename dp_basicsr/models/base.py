@@ -205,7 +205,8 @@ class PluginModel(BaseModel):
                 "path:param_key_g=params_ema tests it"
             )
         if differences:
-            new = ", the others keep their random start" if len(fitting) < len(expected) else ""
+            # Buffers, such as a mask of attention, are computed.
+            new = ", the others keep their random start" if dict(bare.named_parameters()).keys() - fitting else ""
             count = f"{len(fitting)} of {len(expected)} tensors of {type(bare).__name__}"
             logger.warning(f"{load_path}: {count} are loaded{new}: {differences}")
         # Stock models have this method, too.

@@ -79,7 +79,7 @@ def test_random_weights_are_named_in_the_picture(titles: list[str]) -> None:
     [
         (["image.png"], "put vgg19"),
         (["image.png", "--channels", "0", "--weights", "random"], "from 1 to 256, got 0"),
-        (["nothing.png", "--weights", "random"], "image nothing.png: no such file or folder"),
+        (["nothing.png", "--weights", "random"], "image nothing.png: no such file or folder in /"),
         (["image.png", "-o", "features.xyz"], "features.xyz: expected a name that ends with ."),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 import torch
 from basicsr.models import build_model
 
+from tests.support.networks import swinir
 from tests.support.options import model_options
 
 FILES = 8  # generated
@@ -49,6 +50,15 @@ def test_any_mixture_of_fitting_and_foreign_tensors(tmp_path: Path, caplog: pyte
         for name, value in model.net_g.state_dict().items():
             expected = torch.full_like(value, seed) if name in fits else start[name]
             assert torch.equal(value, expected), f"seed {seed}: {name}"
+
+
+def test_buffers_have_no_random_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Masks of attention are computed."""
+    model, net = build_model(model_options("PSNRModel", tmp_path, perceptual_opt=None)), swinir()
+    torch.save({name: value for name, value in net.state_dict().items() if "attn_mask" not in name}, tmp_path / "a.pth")
+    model.load_network(net, str(tmp_path / "a.pth"), strict=False)
+    assert "attn_mask" in caplog.text
+    assert "random start" not in caplog.text
 
 
 def test_weights_of_another_scale_get_the_way(tmp_path: Path) -> None:
