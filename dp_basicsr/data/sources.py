@@ -11,8 +11,7 @@ from pathlib import Path
 from dp_basicsr.data.lmdb_records import Shape, from_planes, lmdb_reader, read_meta_info
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import IMAGE_SUFFIXES, BadImageError, find_images
-from dp_basicsr.images.opening import read_bytes
-from dp_basicsr.images.strict import decode_image, orientation_if_single, read_image
+from dp_basicsr.images.strict import decode_image, read_image
 
 import cv2
 import numpy as np
@@ -38,10 +37,6 @@ class ImageSource:
     def name(self) -> str:
         """The file's name with extension; for a record, its name as a PNG file."""
         return self.path.name if self.shape is None else f"{self.key}.png"
-
-    def is_turned(self) -> bool:
-        """Whether this is a file whose EXIF orientation is not upright."""
-        return self.shape is None and orientation_if_single(read_bytes(self.path)) > 1
 
     def read(self, of_16_bits: bool = False) -> NDArray[np.uint8]:
         """Read ``(H, W, 3)`` BGR uint8, or gray ``(H, W)``; a BadImageError as of ``read_image``."""

@@ -14,6 +14,7 @@ from dp_basicsr.checkpoint.history import finish_setting_aside, is_of, restore_b
 from dp_basicsr.checkpoint.resume import ResumePoint, find_resume_point, require_networks, resume_warnings
 from dp_basicsr.checkpoint.schedule import resume_training
 from dp_basicsr.data.datasets import evaluation_loaders
+from dp_basicsr.data.preparation.check import refuse_turned
 from dp_basicsr.data.stream import TrainStream
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.distributed.launch import mark_experiment
@@ -109,6 +110,7 @@ def build(run: RunOptions, point: ResumePoint | None) -> Training:
     opt = run.as_dict() if point is None else point.options(run.as_dict())
     drop_unavailable(opt)
     stream = TrainStream(opt, origin=point.state.get("position") if point else None)
+    refuse_turned(stream.dataset, opt["scale"])
     val_loaders = evaluation_loaders(opt, "val") if run.options.val else []
     refuse_small_images(opt, val_loaders)
     model = build_run_model(opt)

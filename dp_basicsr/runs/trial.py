@@ -16,6 +16,7 @@ from typing import Any
 from dp_basicsr.archs.pretrained import PRETRAINED_DIR, without_downloads
 from dp_basicsr.checkpoint.resume import find_resume_point, require_networks
 from dp_basicsr.data.datasets import evaluation_loaders
+from dp_basicsr.data.preparation.check import refuse_turned
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
 from dp_basicsr.distributed.collectives import on_rank_0
 from dp_basicsr.errors import UserError
@@ -105,6 +106,7 @@ def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, st
     if not missing:
         try:
             stream = TrainStream(opt)
+            refuse_turned(stream.dataset, scale)
             start = time.perf_counter()
             batch = next(stream.batches(0))
             seconds = time.perf_counter() - start

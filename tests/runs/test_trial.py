@@ -24,6 +24,7 @@ import torch
 import yaml
 from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
+from PIL import Image
 
 from tests.support.networks import SmallDiscriminator
 from tests.support.options import model_options, write_small_gan
@@ -84,6 +85,21 @@ def test_frozen_weights_are_no_notes(check: Check) -> None:
     code, out, _ = check("model_type=PSNRModel", *alone, "train:freeze=[body.*]")
     assert code == 0
     assert "note:" not in out
+
+
+@pytest.mark.parametrize("arguments", [["--check"], []])
+def test_pairs_that_exif_turns_against_each_other_are_refused(
+    arguments: list[str], pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """detectron2#5366 (sibling): by 180 degrees, or square, they trained without a word."""
+    write_small_gan()
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for folder in ("GT", "LRbicx4"):
+        Image.open(path := pairs / folder / "image2.png").save(path, exif=exif if folder == "GT" else None)
+    assert code_of(train.main, ["-opt", "small.yml", *arguments]) == 2
+    said = r"image2.png cannot be .*: its LQ is rotated clockwise by 180 degrees; the EXIF orientation of .*data check"
+    assert re.search(said, capsys.readouterr().err)
 
 
 def test_what_is_not_finite_is_told_with_the_files(check: Check, caplog: pytest.LogCaptureFixture) -> None:

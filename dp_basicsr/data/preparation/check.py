@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import permutations
@@ -16,9 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
+from dp_basicsr.data.preparation.jobs import stderr_lines
 from dp_basicsr.data.sources import ImageSource, find_sources, listed_names, may_be_image, split_pair
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import BadImageError, find_images, missing_hint, name_hint
+from dp_basicsr.images.opening import read_bytes
+from dp_basicsr.images.strict import orientation_if_single
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.pool import available_cpus, ordered_map
 
@@ -158,14 +159,17 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
     images: list[NDArray[np.uint8]] = []
     for source in pair:
         try:
-            image, remarks = _read(source)
+            with stderr_lines() as lines:
+                try:
+                    images.append(source.read())
+                except BadImageError:
+                    images.append(source.read(of_16_bits=True))
+                    text = "has 16 bits per channel, of which training reads the upper 8"
+                    problems.append(BadData("depth", str(source), f"{text} (others of the set are not listed)"))
         except BadImageError as error:
             problems.append(BadData("unreadable", str(source), str(error)))
             continue
-        images.append(image)
-        if "16 bits" in remarks:
-            problems.append(BadData("depth", str(source), f"{remarks} (others of the set are not listed)"))
-        if damage := re.search("Corrupt JPEG data.*|IDAT: .*", remarks):
+        if damage := re.search("Corrupt JPEG data.*|IDAT: .*", "\n".join(lines)):
             problems.append(BadData("damaged", str(source), f"is decoded, in parts perhaps wrongly: {damage[0]}"))
     if len(images) < 2:
         return problems, None, None
@@ -215,24 +219,21 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
 
 def turned_hint(pair: Pair) -> str:
     """Name the images of a pair that EXIF turns; "" if it turns none."""
-    turned = " and ".join(str(source) for source in pair if source.is_turned())
+    files = [source.path for source in pair if source.shape is None]
+    turned = " and ".join(str(path) for path in files if orientation_if_single(read_bytes(path)) > 1)
     return turned and f"; the EXIF orientation of {turned} is applied (`exiftool -Orientation= FILE` removes it)"
 
 
-def _read(source: ImageSource) -> tuple[NDArray[np.uint8], str]:
-    """Return the pixels, and what libraries write to stderr: libjpeg and libpng tell of damage there alone."""
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            image, deep = source.read(), ""
-        except BadImageError:
-            image, deep = source.read(of_16_bits=True), "has 16 bits per channel, of which training reads the upper 8"
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        file.seek(0)
-        return image, deep or file.read().decode(errors="replace")
+def refuse_turned(dataset: Any, scale: int) -> None:
+    """Raise a UserError if EXIF turns one image of a pair against the other, in up to 16 pairs of a dataset."""
+    pairs = [entry for entry in getattr(dataset, "paths", ()) if isinstance(entry, dict) and "gt_path" in entry]
+    for entry in pairs[:: -(-len(pairs) // 16) or 1]:
+        pair = Pair(*(ImageSource(Path(entry[key]), "") for key in ("gt_path", "lq_path")))
+        with suppress(BadImageError):  # of a file, which the stream names, or of a record
+            for problem in read_pair(pair, scale, None)[0] if turned_hint(pair) else []:
+                if problem.kind == "orientation":
+                    way = f"`{advise('data check', '-opt FILE')}` lists all such pairs"
+                    raise UserError(f"{pair} cannot be trained on: {problem.text}; {way}")
 
 
 def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,6 +99,21 @@ def process_images(
         return PrepReport(writers, bad, [] if folder.suffix == ".lmdb" else list(filter(None, _remarks_on(folder))))
 
 
+@contextmanager
+def stderr_lines() -> Iterator[list[str]]:
+    """Yield a list, then fill it with what libraries wrote to stderr: libjpeg and libpng tell of damage there alone."""
+    lines, stderr = list[str](), os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            lines += file.read().decode(errors="replace").splitlines()
+
+
 def _remarks_on(folder: Path) -> Iterator[str]:
     yield left_out(folder)
     with suppress(BadImageError):
@@ -107,8 +125,12 @@ def _remarks_on(folder: Path) -> Iterator[str]:
 def _records_or_reason(
     item: Item, function: Callable[[Item], Sequence[Sequence[Record]]]
 ) -> Sequence[Sequence[Record]] | str:
-    # Returned, not raised: an error of a worker would end the pool, but all bad images are to be named.
-    try:
-        return function(item)
-    except BadImageError as error:
-        return f"{item} {error}"
+    with stderr_lines() as lines:
+        # Returned, not raised: an error of a worker would end the pool, but all bad images are to be named.
+        try:
+            result: Sequence[Sequence[Record]] | str = function(item)
+        except BadImageError as error:
+            result = f"{item} {error}"
+    for line in lines:
+        print(f"{item}: {line}", file=sys.stderr)
+    return result

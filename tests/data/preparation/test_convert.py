@@ -46,11 +46,17 @@ def test_lmdbs_of_both_forms_hold_the_pixels_of_the_files(image_folder: ImageFol
         assert bytes(pixels) == read_image(folder / "b.png")[:, :, ::-1].transpose(2, 0, 1).tobytes()
 
 
-def test_create_lmdb_refuses_dotted_names_and_bad_images(image_folder: ImageFolder) -> None:
+def test_create_lmdb_refuses_dotted_names_and_bad_images(
+    image_folder: ImageFolder, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = image_folder("images", a=(10, 12))
     (folder / "b.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="1 of 2 images cannot be used"):
+    jpeg = cv2.imencode(".jpg", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
+    (folder / "surplus.jpg").write_bytes(jpeg[:-2] + bytes(12) + jpeg[-2:])
+    with pytest.raises(UserError, match="1 of 3 images cannot be used"):
         create_lmdb(folder, folder.parent / "x.lmdb", JOB)
+    assert f"{folder}/surplus.jpg: Corrupt JPEG data: " in capfd.readouterr().err  # ultralytics#13142
+    (folder / "surplus.jpg").unlink()
     (folder / "c.1.png").write_bytes((folder / "a.png").read_bytes())
     with pytest.raises(UserError, match="would be looked up as 'c'"):
         create_lmdb(folder, folder.parent / "x.lmdb", JOB)
