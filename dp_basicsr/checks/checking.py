@@ -257,13 +257,19 @@ def _validate(model: type[Section], value: Any, path: Path, reader: str | None =
     problems = []
     # A union yields an error for each of its branches: they become one message.
     for inner, group in groupby(errors, key=lambda pair: pair[0]):
-        section, code = _section_at(model, inner[:-1], value), reader
+        section, node, code = model, value, reader
+        # The model of a subsection; of a set, the one of its type.
+        for key in inner[:-1]:
+            node = node.get(key) if isinstance(node, dict) else None
+            if section is OptionFile and inner[0] == "datasets" and key != "datasets":
+                section = dataset_model(node)
+            elif key in section.model_fields:
+                section = section_in(section.model_fields[key].annotation) or section
         # A set of a type that has no model here may have any keys, too, and one of a known type no others.
         if issubclass(section, Dataset):
             kind = str(value["datasets"][inner[1]].get("type"))
             code = _source(members_of(DATASET_REGISTRY).get(kind)) if section is Dataset else None
-        text = _text(section, inner, [item for _, item in group], code)
-        if text:
+        if text := _text(section, inner, [item for _, item in group], code):
             problems.append(Problem((*path, *inner), text))
     return problems
 
@@ -324,14 +330,3 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], code: str |
     elif isinstance(value, list) and str(key).startswith("dataroot"):
         advice = f"; {JOIN}"
     return f"expected {expected}, got {quote(value)}{advice}"
-
-
-def _section_at(model: type[Section], path: Path, value: Any) -> type[Section]:
-    """Return the model of a subsection; of a set, the one of its type."""
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-        if model is OptionFile and path[0] == "datasets" and key != "datasets":
-            model = dataset_model(value)
-        elif key in model.model_fields:
-            model = section_in(model.model_fields[key].annotation) or model
-    return model

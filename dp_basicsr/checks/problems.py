@@ -55,7 +55,12 @@ def placed(file: str, problems: Iterable[Problem], entries: Sequence[str]) -> li
     lines = []
     for problem in problems:
         given = [entry for keys, entry in overrides if problem.path[: len(keys)] == keys]
-        line = 0 if given else _line_of(root, problem.path)
+        line, node = 0, None if given else root
+        # That of the last key that there is, including merged ones.
+        for key in problem.path:
+            if (nodes := _child(node, key, set())) is None:
+                break
+            line, node = nodes[0].start_mark.line + 1, nodes[1]
         # A section that only the command line has.
         if not line:
             given = given or [entry for keys, entry in overrides if keys[: len(problem.path)] == problem.path]
@@ -69,17 +74,6 @@ def placed(file: str, problems: Iterable[Problem], entries: Sequence[str]) -> li
         is_repeated = mark and any(other.endswith(mark + known) for other in texts)
         texts.append(before if is_repeated else text)
     return texts
-
-
-def _line_of(node: yaml.Node | None, path: Path) -> int:
-    """Return the line of the last existing key of ``path`` (including merged ones), from 1; 0 for none."""
-    line = 0
-    for key in path:
-        nodes = _child(node, key, set())
-        if nodes is None:
-            break
-        line, node = nodes[0].start_mark.line + 1, nodes[1]
-    return line
 
 
 def _child(node: yaml.Node | None, key: Any, seen: set[int]) -> tuple[yaml.Node, yaml.Node] | None:

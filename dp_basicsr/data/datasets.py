@@ -243,20 +243,9 @@ def describe_empty(dataset_opt: dict[str, Any]) -> str:
     )
 
 
-def _refuse_long_names(dataset: Any, opt: dict[str, Any], phase: str) -> None:
-    """Raise a UserError for a result whose name no file can have, before it is computed; see ``Validator``."""
-    val, paths, longest = opt.get("val") or {}, getattr(dataset, "paths", None), longest_name("results")
-    for entry in paths if val.get("save_img") and isinstance(paths, list) else []:
-        ending = opt["train"]["total_iter"] if phase == "val" else val.get("suffix") or opt["name"]
-        path = str(entry.get("lq_path", "") if isinstance(entry, dict) else entry)
-        if len(os.fsencode(f"{Path(path).stem}_{ending}.png")) > longest:
-            text = f"its result's name, with _{ending}, is longer than {longest} bytes"
-            raise UserError(f"{path}: {text}: rename it, or set `val: save_img: false`")
-
-
 def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
     """Build loaders for the data sets of a phase (``val`` or ``test``), without missing ones, which ``checks`` name."""
-    logger = get_root_logger()
+    logger, val = get_root_logger(), opt.get("val") or {}
     loaders = []
     for dataset_opt in opt["datasets"].values():
         if dataset_opt["phase"] != phase or missing_folders(dataset_opt):
@@ -265,7 +254,14 @@ def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
         if len(dataset) == 0:
             logger.warning(f"{dataset_opt['name']} is skipped: {describe_empty(dataset_opt)}")
             continue
-        _refuse_long_names(dataset, opt, phase)
+        paths, ending = getattr(dataset, "paths", None), val.get("suffix") or opt["name"]
+        ending = opt["train"]["total_iter"] if phase == "val" else ending
+        # A name that no file can have is refused before its result is computed; see ``Validator``.
+        for entry in paths if val.get("save_img") and isinstance(paths, list) else []:
+            path = str(entry.get("lq_path", "") if isinstance(entry, dict) else entry)
+            if len(os.fsencode(f"{Path(path).stem}_{ending}.png")) > (longest := longest_name("results")):
+                text = f"its result's name, with _{ending}, is longer than {longest} bytes"
+                raise UserError(f"{path}: {text}: rename it, or set `val: save_img: false`")
         # BasicSR loads these in the process itself, where torch refuses workers that persist.
         alone = dataset_opt | {"persistent_workers": False, "prefetch_mode": None}
         loaders.append(build_dataloader(dataset, alone, num_gpu=opt["num_gpu"], dist=opt["dist"]))

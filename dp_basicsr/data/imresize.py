@@ -106,18 +106,14 @@ def _contributions(length: int, scale: float) -> tuple[NDArray[np.float64], NDAr
     first = np.floor(centres - support / 2)
     # MATLAB takes two taps more than the kernel is wide, and drops those of weight 0 everywhere.
     positions = first[:, None] + np.arange(math.ceil(support) + 2)
-    weights = stretch * _cubic(stretch * (centres[:, None] - positions))
+    # Keys' cubic convolution kernel with a = -0.5 (Keys 1981, Eq. 15).
+    x = np.abs(stretch * (centres[:, None] - positions))
+    inner = (1.5 * x - 2.5) * x**2 + 1
+    outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = stretch * np.where(x <= 1, inner, np.where(x <= 2, outer, 0.0))
     weights /= weights.sum(axis=1, keepdims=True)
     used = np.any(weights != 0, axis=0)
     # Mirrored with the edge pixel repeated: a period of twice the length.
     mirrored = np.concatenate([np.arange(length), np.arange(length)[::-1]])
     indices = mirrored[np.mod(positions[:, used].astype(np.intp) - 1, 2 * length)]
     return weights[:, used], indices
-
-
-def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys' cubic convolution kernel with a = -0.5 (Keys 1981, Eq. 15)."""
-    x = np.abs(x)
-    inner = (1.5 * x - 2.5) * x**2 + 1
-    outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return np.where(x <= 1, inner, np.where(x <= 2, outer, 0.0))

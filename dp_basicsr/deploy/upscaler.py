@@ -103,5 +103,5 @@ class Upscaler:
         contrast = few.std((0, 1)).mean()
         # Less of it a network may take for noise.
         if contrast > np.iinfo(pixels.dtype).max / 20 and many.std((0, 1)).mean() < contrast / 50:
-            tell("the result is almost one colour: the network learned nothing or collapsed: try other weights", "colour")
+            tell("the result is almost one colour: the network learned nothing or collapsed: try other weights", "flat")
         return result

@@ -101,6 +101,7 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
     # Without JFIF's, whose unit 0 is a shape of pixels, Pillow takes EXIF's horizontal one for both, or makes up 72.
     dpi = info.get("dpi") if image.format in ("PNG", "BMP") or info.get("jfif_unit") else None
     density, shape = (_upright(sides, orientation) for sides in (dpi or _density_of(block), info.get("jfif_density")))
+    end = len(data)
     if image.format in ("JPEG", "MPO"):
         segments = image.applist  # type: ignore[attr-defined]
         comment = b"\n".join(content for name, content in segments if name == "COM")
@@ -109,11 +110,15 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
         resources = dict(info.get("photoshop", {}))
         iptc = resources.pop(_IPTC_IN_PHOTOSHOP, None)
         dropped += ["Photoshop's resources"] if resources else []
+        found = _MARKER.search(data, 2)
+        while found and found[0][1] != _END:
+            # Behind a marker stand the length of its segment, the segment, and anything that decoders skip.
+            found = _MARKER.search(data, found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big"))
+        end = found.end() if found else end  # of the picture: behind it stand films, maps of gains and previews
     chunks = webp_chunks(data) if image.format == "WEBP" else []
     dropped += [name.decode("latin-1") for name in chunks if name not in _WEBP]
     # PNG's are named with its chunks.
-    end = end_of_webp(data) if chunks else _end_of_jpeg(data) if image.format in ("JPEG", "MPO") else len(data)
-    behind = len(data[end:].rstrip(b"\0"))
+    behind = len(data[end_of_webp(data) if chunks else end :].rstrip(b"\0"))
     dropped += [f"{behind:,} bytes after the picture"] if behind else []
     return Metadata(
         size, info.get("icc_profile"), block.removeprefix(b"Exif\0\0"), info.get("xmp") or xml or None,
@@ -142,15 +147,6 @@ def _upright(sides: Any, orientation: int) -> Any:
 
 def _pixel(sides: tuple[float, float], has_unit: bool = False) -> tuple[float, float] | None:
     return sides if all(sides) and (has_unit or sides[0] != sides[1]) else None
-
-
-def _end_of_jpeg(data: bytes) -> int:
-    """Return where the first picture of a JPEG file ends: behind it stand films, maps of gains and previews."""
-    found = _MARKER.search(data, 2)
-    while found and found[0][1] != _END:
-        # Behind a marker stand the length of its segment, the segment, and anything that decoders skip.
-        found = _MARKER.search(data, found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big"))
-    return found.end() if found else len(data)
 
 
 def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orientation: int) -> Metadata:

@@ -116,7 +116,14 @@ class Validator:
         self, values: Sequence[Values], dataset: str, iteration: int | str, tb_logger: Any, files: Sequence[str] = ()
     ) -> None:
         """Set ``results`` to the means, and update ``best``, the same on all processes; log them on rank 0."""
-        self.results = {metric: mean_of([value[metric] for value in values]) for metric in values[0]}
+        self.results = {}
+        for metric in values[0]:
+            every = [value[metric] for value in values]
+            # Of the finite ones: one perfect (inf) or unmeasurable image (NaN) must not hide the others.
+            finite, total = [value for value in every if math.isfinite(value)] or every, 0.0
+            for value in finite:  # not sum(), which rounds differently from Python 3.12 on
+                total += value
+            self.results[metric] = total / len(finite)
         for metric, options in self.opt["val"]["metrics"].items():
             better = options.get("better") or better_of(options["type"])
             new = {"better": better, "val": WORST[better], "iter": -1}
@@ -135,8 +142,7 @@ class Validator:
             lines.append(f"\t # {metric}: {mean:.4f}{best_text}")
             if tb_logger:
                 tb_logger.add_scalar(f"metrics/{dataset}/{metric}", mean, iteration)
-            unmeasured = [index for index, value in enumerate(values) if not math.isfinite(value[metric])]
-            if unmeasured:
+            if unmeasured := [index for index, value in enumerate(values) if not math.isfinite(value[metric])]:
                 text = f"{metric} of {len(unmeasured)} of {len(values)} images not finite, and not in the mean"
                 lines.append(f"\t   {text}: {shorten([files[index] for index in unmeasured if files])}")
         get_root_logger().info("\n".join([*lines, ""]))
@@ -249,15 +255,6 @@ class Validator:
             raise UserError(f"validation of {name}: {error}") from error
         except Exception as error:  # others' metrics raise anything
             raise UserError(f"validation of {name}: {describe(error)}") from error
-
-
-def mean_of(values: Sequence[float]) -> float:
-    """Return the mean of the finite values: one perfect (inf) or unmeasurable image (NaN) must not hide the others."""
-    finite = [value for value in values if math.isfinite(value)] or values
-    total = 0.0
-    for value in finite:  # not sum(), which rounds differently from Python 3.12 on
-        total += value
-    return total / len(finite)
 
 
 def as_float(images: Tensor, device: torch.device) -> Tensor:

@@ -169,7 +169,15 @@ def override(opt: Options, entries: Sequence[str]) -> None:
             if not isinstance(section[key], dict):
                 raise UserError(f"{where}: expected a section {key!r}, got {quote(section[key])}; give all of {key}")
             section = section[key]
-        section[last] = _text_value(text) if last in TEXT_KEYS else parse_yaml(text, f"{where}: the value")
+        try:
+            value = parse_yaml(text, f"{where}: the value")
+        except UserError:
+            if last not in TEXT_KEYS:
+                raise
+            value = ""
+        # A text is what is written, also with `#`, `*` or an odd quote. Quotes are YAML's; ~ and no text stay.
+        is_yaml = last not in TEXT_KEYS or (text.lstrip()[:1] in ("'", '"', "[", "{") and value not in ("", {}))
+        section[last] = value if is_yaml or value is None else text.strip()
     if isinstance(sets := opt.get("datasets"), dict):  # one whose lines are all commented out is no set
         for key in [key for key in sets if sets[key] is None and str(key).split("_")[0] in ("val", "test")]:
             del sets[key]
@@ -177,14 +185,3 @@ def override(opt: Options, entries: Sequence[str]) -> None:
         values = opt.get(parent)
         if isinstance(values, dict) and values.get(key) in os.listdir(NETWORKS):
             values[key] = str(model_file(values[key]))
-
-
-def _text_value(text: str) -> Any:
-    """Return the value of a TEXT_KEY from the command line: as it is written, also with `#`, `*` or an odd quote."""
-    try:
-        value = parse_yaml(text, "")
-    except UserError:
-        value = ""
-    # Quotes are YAML's; nothing, and what is no text, stays what it is.
-    is_yaml = text.lstrip()[:1] in ("'", '"', "[", "{") and value not in ("", {})
-    return value if is_yaml or value is None else text.strip()

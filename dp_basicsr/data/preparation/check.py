@@ -232,8 +232,7 @@ def refuse_turned(dataset: Any, scale: int) -> None:
         with suppress(BadImageError):  # of a file, which the stream names, or of a record
             for problem in read_pair(pair, scale, None)[0] if turned_hint(pair) else []:
                 if problem.kind == "orientation":
-                    way = f"`{advise('data check', '-opt FILE')}` lists all such pairs"
-                    raise UserError(f"{pair} cannot be trained on: {problem.text}; {way}")
+                    raise UserError(f"{pair}: {problem.text}; `{advise('data check', '-opt FILE')}` lists all")
 
 
 def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
@@ -273,7 +272,7 @@ def _best(fits: dict[Way, float]) -> Way:
 
 
 def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
-    """Return how far the LQ is shifted or how much enlarged; "" for a pixel, by which degradations shift it."""
+    """Return how far the LQ is shifted, or how much enlarged; "" for a pixel or 4 %, as degradations do it."""
     height, width = lq.shape
     gt = gt.astype(np.float32)
     margin = min(height, width) // 4
@@ -294,12 +293,9 @@ def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
     if max(map(abs, best)) > 1 and fits.max() > 0.9:
         return f"its LQ shows the same, {right} pixels further right and {down} down"
     is_plain = fits[margin - 1 : margin + 2, margin - 1 : margin + 2].max() > 0.98
-    return "" if is_plain or margin < 12 else _enlargement(gt, lq)
-
-
-def _enlargement(gt: NDArray[Any], lq: NDArray[Any]) -> str:
-    """Return how much larger the LQ shows the middle, as a lens that sees less does; "" for up to 4 %."""
-    # Larger images take longer and tell no more.
+    if is_plain or margin < 12:
+        return ""
+    # As a lens that sees less shows it: the middle. Larger images take longer and tell no more.
     small = min(1, 96 / min(lq.shape))
     gt, lq = (cv2.resize(image, None, fx=small, fy=small, interpolation=cv2.INTER_AREA) for image in (gt, lq))
     height, width = lq.shape

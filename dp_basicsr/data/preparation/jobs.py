@@ -96,7 +96,12 @@ def process_images(
             writer.close()
         for writer in writers:
             writer.commit()
-        return PrepReport(writers, bad, [] if folder.suffix == ".lmdb" else list(filter(None, _remarks_on(folder))))
+        remarks = [] if folder.suffix == ".lmdb" else [left_out(folder)]
+        with suppress(BadImageError):
+            # Of the first one: the others of the folder are taken to be like it.
+            if remarks and (text := lost_colours(first := find_images(folder)[0])):
+                remarks.append(f"{first}: {text}")
+        return PrepReport(writers, bad, list(filter(None, remarks)))
 
 
 @contextmanager
@@ -112,14 +117,6 @@ def stderr_lines() -> Iterator[list[str]]:
             os.close(stderr)
             file.seek(0)
             lines += file.read().decode(errors="replace").splitlines()
-
-
-def _remarks_on(folder: Path) -> Iterator[str]:
-    yield left_out(folder)
-    with suppress(BadImageError):
-        # Of the first one: the others of the folder are taken to be like it.
-        if text := lost_colours(first := find_images(folder)[0]):
-            yield f"{first}: {text}"
 
 
 def _records_or_reason(
