@@ -254,10 +254,10 @@ def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
         if len(dataset) == 0:
             logger.warning(f"{dataset_opt['name']} is skipped: {describe_empty(dataset_opt)}")
             continue
-        paths, ending = getattr(dataset, "paths", None), val.get("suffix") or opt["name"]
-        ending = opt["train"]["total_iter"] if phase == "val" else ending
+        paths = getattr(dataset, "paths", None)
         # A name that no file can have is refused before its result is computed; see ``Validator``.
         for entry in paths if val.get("save_img") and isinstance(paths, list) else []:
+            ending = opt["train"]["total_iter"] if phase == "val" else val.get("suffix") or opt["name"]
             path = str(entry.get("lq_path", "") if isinstance(entry, dict) else entry)
             if len(os.fsencode(f"{Path(path).stem}_{ending}.png")) > (longest := longest_name("results")):
                 text = f"its result's name, with _{ending}, is longer than {longest} bytes"
