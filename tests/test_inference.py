@@ -183,14 +183,16 @@ def test_a_failed_image_is_named_and_the_rest_continues(
 
 
 def test_files_beside_a_picture_that_give_its_place_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """MerginMaps/qgis-plugin#371: what a.tfw says of a.tif was lost without a word."""
-    for name in ("a.pgw", "a.png.aux.xml", "a.PNGW"):
+    """MerginMaps/qgis-plugin#371, RawTherapee#1832: what a.tfw or a.xmp says of a.tif was lost without a word."""
+    for name in ("a.pgw", "a.png.aux.xml", "a.PNGW", "a.xmp", "a.png.xmp"):
         Path("photos", name).touch()
     assert run("-i", "photos/a.png") == 0
     said = capsys.readouterr().err
     assert "photos/a.png: a.pgw is of the smaller picture" in said
     assert "photos/a.png: a.png.aux.xml is of the smaller picture" in said
     assert "photos/a.png: a.PNGW is of the smaller picture" in said
+    assert "photos/a.png: a.xmp is of the smaller picture" in said
+    assert "photos/a.png: a.png.xmp is of the smaller picture" in said
     # CodeFormer#64: the result of a file without a suffix was written, and reported as failed.
     Path("photos/a.png").rename("photos/a")
     assert run("-i", "photos/a", "-o", "again") == 0

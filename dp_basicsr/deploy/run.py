@@ -53,9 +53,9 @@ def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
 
     def write(job: UpscaleJob, picture: Picture) -> None:
         write_picture(picture, job.target, args.quality, lambda text: warn(f"{job.source}: {text}"))
-        # What gives a picture its place on the map: a.tfw, a.tifw, a.wld and a.tif.aux.xml of a.tif, in any case.
+        # What gives a.tif its place on the map, a.tfw, a.tifw, a.wld and a.tif.aux.xml, and its XMP, in any case.
         kind = job.source.suffix.lower()
-        places = (f"{kind[:2]}{kind[-1:]}w", f"{kind}w", ".wld", f"{kind}.aux.xml")
+        places = (f"{kind[:2]}{kind[-1:]}w", f"{kind}w", ".wld", f"{kind}.aux.xml", ".xmp", f"{kind}.xmp")
         for beside in sorted(job.source.parent.glob(f"{escape(job.source.stem)}.*")):
             if beside.name[len(job.source.stem) :].lower() in places:
                 warn(f"{job.source}: {beside.name} is of the smaller picture, and none is written for the result")

@@ -35,6 +35,7 @@ WITH_ALPHA = ("PNG", "WEBP", "TIFF")
 WITH_16_BITS = ("PNG", "TIFF")
 # A container's limit of memory, and what holds its use without caches, of Linux's control groups of version 2 and 1.
 LIMITS = (("memory.max", "memory.stat"), ("memory/memory.limit_in_bytes", "memory/memory.stat"))
+_LARGEST = 2**32 - 2**25  # bytes of pixels in BMP and plain TIFF, whose places are numbers of 32 bits
 LONGEST_SIDE = {"WEBP": 16_383, "JPEG": 65_500, "PNG": 1_000_000}  # PNG's is libpng's, which most programs read with
 
 
@@ -52,6 +53,8 @@ def refuse_unwritable(kind: str, width: int, height: int, alpha: Pixels | None) 
             f"would become {width} x {height}, and {kind} ends at {LONGEST_SIDE[kind]} pixels: give --ext "
             f"{'tif' if kind == 'PNG' else 'png'}"
         )
+    if kind == "BMP" and 3 * width * height > _LARGEST:
+        raise BadImageError(f"would become {width} x {height}, and BMP ends at 4 GB: give --ext png")
 
 
 def refuse_without_memory(width: int, height: int, colour: Pixels, alpha: Pixels | None = None) -> None:
@@ -147,6 +150,7 @@ def _encode_tiff(channels: Pixels, has_alpha: bool, metadata: Metadata) -> bytes
     tifffile.imwrite(
         file,
         channels,
+        bigtiff=channels.nbytes > _LARGEST,
         byteorder=metadata.order,
         photometric="minisblack" if channels.ndim == 2 or channels.shape[2] == 2 else "rgb",
         extrasamples=["unassalpha"] if has_alpha else None,

@@ -11,7 +11,10 @@ _XMP, _TIFF, _EXIF, _RAW = (
     f"http://ns.adobe.com/{name}/1.0/" for name in ("xap", "tiff", "exif", "camera-raw-settings")
 )
 _DIMENSIONS = f"{_XMP}sType/Dimensions"
-_REGIONS = "http://www.metadataworkinggroup.com/schemas/regions/"
+_REGIONS = (
+    "http://(www.metadataworkinggroup.com/schemas|ns.acdsee.com)/regions/Regions|"
+    "http://ns.microsoft.com/photo/1.2/RegionInfo|http://iptc.org/std/Iptc4xmpExt/2008-02-29/ImageRegion"
+)
 # Namespace and name of properties: of a film, a map of gains or depths, or XMP behind the old picture; of a small
 # picture; places in units of their own.
 _LEFT_OUT = re.compile(
@@ -20,8 +23,8 @@ _LEFT_OUT = re.compile(
     rf"{_RAW}Crop(Width|Height|Units?)|{_EXIF}Subject(Area|Location)"
 )
 # Places in the picture as it was stored.
-_PLACES = re.compile(rf"{_GOOGLE}panorama/.*|{_REGIONS}Regions|{_RAW}(Crop.*|HasCrop)")
-_IN_PIXELS = re.compile(r"Area:unit(=[\"']|>)\s*pixel")
+_PLACES = re.compile(rf"{_GOOGLE}panorama/.*|{_REGIONS}|{_RAW}(Crop.*|HasCrop)")
+_IN_PIXELS = re.compile(r"(Area:unit|rbUnit)(=[\"']|>)\s*pixel")
 _ON_PAPER = re.compile(r"Dim:unit(=[\"']|>)\s*(?!pixel)")  # a size in inches, points ...
 _SIZES = re.compile(rf"({_TIFF}|{_EXIF})((?P<across>ImageWidth|PixelXDimension)|ImageLength|PixelYDimension)")
 # Numbers of pixels, and of pixels per length.
@@ -49,7 +52,7 @@ def corrected(xmp: bytes, before: tuple[int, int], after: tuple[int, int], orien
             is_attribute = node.nodeType == minidom.Node.ATTRIBUTE_NODE
             is_wrong = _LEFT_OUT.fullmatch(name) or (orientation > 1 and _PLACES.fullmatch(name))
             # Regions are shares of the picture, or else pixels of the old one.
-            if is_wrong or (name == f"{_REGIONS}Regions" and _IN_PIXELS.search(node.toxml())):
+            if is_wrong or (re.fullmatch(_REGIONS, name) and _IN_PIXELS.search(node.toxml())):
                 dropped.append(f"XMP's {node.prefix}:{node.localName}")
                 (element.removeAttributeNode if is_attribute else element.removeChild)(node)
             elif name == f"{_TIFF}Orientation" and not orientation:

@@ -486,15 +486,17 @@ XMP_BEFORE_AND_AFTER = {  # as exiftool writes it; the picture grows 3 times in 
     "xmpTPg:MaxPageSizeW": (8.5, 8.5), "xmpTPg:MaxPageSizeH": (11, 11), "xmpTPg:MaxPageSizeUnit": ("inch", "inch"),
     "tiff:ImageWidth": (24, 72), "exif:ExifImageHeight": (17, 34), "exif:FocalPlaneXResolution": (100, 300),
     "tiff:Make": ("a maker", "a maker"), "crs:CropLeft": (0.1, 0.1), "crs:CropWidth": (3, None),
-    "exif:SubjectLocation": (1, None),
+    "exif:SubjectLocation": (1, None), "MP:RegionRectangle": ("0.1, 0.2, 0.3, 0.4", "0.1, 0.2, 0.3, 0.4"),
+    "iptcExt:ImageRegionBoundaryX": (5, None), "iptcExt:ImageRegionBoundaryUnit": ("pixel", None),
 }  # fmt: skip
-TURNED = ("GPano", "mwg-rs", "crs")  # places in the picture as it was stored
+TURNED = ("GPano", "mwg-rs", "crs", "MP")  # places in the picture as it was stored
+REGIONS = {"mwg-rs": "mwg-rs:Regions", "MP": "MP:RegionInfo", "iptcExt": "Iptc4xmpExt:ImageRegion"}
 
 
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="needs exiftool (libimage-exiftool-perl)")
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_xmp_fits_the_larger_picture(orientation: int) -> None:
-    """immich#24193: sizes and regions in XMP that are those of the old picture."""
+    """immich#24193, osxphotos#633: sizes and regions in XMP that are those of the old picture."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", SIZE if orientation == 1 else SIZE[::-1]).save("in.jpg", exif=exif)
@@ -513,7 +515,7 @@ def test_xmp_fits_the_larger_picture(orientation: int) -> None:
         result = result[0] if isinstance(result, list) else result
         assert result == expected, name
         if expected is None:
-            assert f"XMP's {'mwg-rs:Regions' if prefix == 'mwg-rs' else name}" in said[0], name
+            assert f"XMP's {REGIONS.get(prefix, name)}" in said[0], name
 
 
 @pytest.mark.parametrize("of_exif", [None, 1, 6])

@@ -324,6 +324,18 @@ def test_what_pillow_was_built_without_is_told_before_computing(monkeypatch: pyt
         refuse_unwritable("WEBP", 4, 4, None)
 
 
+def test_more_than_4_gb_are_refused_as_bmp_and_written_as_bigtiff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow#4274: such a BMP was refused after it had been computed, and a TIFF ended in struct.error."""
+    with pytest.raises(BadImageError, match="would become 40000 x 36000, and BMP ends at 4 GB: give --ext png"):
+        refuse_unwritable("BMP", 40000, 36000, None)
+    picture = Picture(np.zeros((16, 16, 3), np.uint8))
+    assert encode_picture(picture, ".tif")[2] == 42
+    monkeypatch.setattr("dp_basicsr.images.write._LARGEST", 16 * 16 * 3 - 1)
+    assert encode_picture(picture, ".tif")[2] == 43
+    with pytest.raises(BadImageError, match="BMP ends at 4 GB"):
+        encode_picture(picture, ".bmp")
+
+
 def test_a_pillow_from_before_avif_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before 11.3: "Unknown feature 'avif'" at each start."""
     monkeypatch.delitem(features.modules, "avif")
