@@ -62,6 +62,8 @@ class NcnnEngine(Engine):
         side = fits.multiple * max(3, 8 // fits.multiple)
         try:
             scale = self.probe(3, side, side)
+            if self.run(np.zeros((1, 3, 2 * side, 2 * side), np.float32)).shape[2] != 2 * side * scale:
+                raise ValueError("it gives one size alone: export it anew, for any size (pnnx: inputshape2=)")
         except (MemoryError, IndexError, ValueError) as error:
             raise UserError(f"model {self.path}: ncnn cannot run it on {side} x {side} pixels: {error}") from error
         return network or OpenedNetwork(self.path.name, "ncnn", scale, f"ncnn x{scale}", size=fits), "on the CPU"
@@ -70,10 +72,9 @@ class NcnnEngine(Engine):
         ncnn = import_optional("ncnn")
         results = []
         for image in images:
-            # ncnn's Mat uses its memory, so it must live until the result is there.
-            pixels = np.ascontiguousarray(image)
             extractor = self.net.create_extractor()
-            extractor.input(self.net.input_names()[0], ncnn.Mat(pixels))
+            # A copy that ncnn owns: a first layer that writes into its input would end the process.
+            extractor.input(self.net.input_names()[0], ncnn.Mat(np.ascontiguousarray(image)).clone())
             status, result = extractor.extract(self.net.output_names()[0])
             if status != 0:
                 raise MemoryError("ncnn gave no result")

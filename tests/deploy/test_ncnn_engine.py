@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
@@ -64,6 +65,19 @@ def test_a_network_that_shrinks_the_image_gets_multiples() -> None:
     padded = np.pad(image, ((0, 0), (0, 0), (0, 3), (0, 1)), mode="edge")
     means = padded.reshape(1, 3, 9, 4, 12, 4).mean((3, 5)).repeat(4, 2).repeat(4, 3)
     assert np.abs(engine(image) - (padded + means)[:, :, :33, :47]).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("layers", "error"),
+    [("3 3\nInput in 0 1 a\nBinaryOp mul 1 1 a b 0=2 1=1 2=0.5\nInterp up 1 1 b out 0=1 1=2.0 2=2.0\n", None),
+     ("2 2\nInput in 0 1 a\nInterp up 1 1 a out 0=1 3=64 4=64\n", "it gives one size alone: export it anew")],
+)  # fmt: skip
+def test_a_layer_that_writes_into_the_image_runs_and_a_frozen_size_is_named(layers: str, error: str | None) -> None:
+    """Tencent/ncnn#1029: the first ended the process, the second was "could not broadcast" for each image."""
+    Path("net.bin").touch()
+    Path("net.param").write_text(f"7767517\n{layers}")
+    with pytest.raises(UserError, match=error) if error else nullcontext():
+        assert (open_engine([Path("net.param")])(np.ones((1, 3, 9, 12), np.float32)) == 0.5).all()
 
 
 @pytest.mark.parametrize(
