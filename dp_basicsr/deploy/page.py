@@ -303,7 +303,7 @@ class Page:
         for image in images:
             try:
                 picture = self._read(image.source)
-                picture = crop_middle(picture, CROP) if task.is_trial else picture
+                picture = crop_middle(picture, CROP, upscaler.engine.network.size.step) if task.is_trial else picture
                 height, width = size_of_result(picture, upscaler, scale)
                 alpha = None if task.alpha == "drop" else picture.alpha
                 refuse_unwritable(FORMATS[image.target.suffix.lower()], width, height, alpha)
@@ -392,9 +392,9 @@ class Page:
                 path.unlink(missing_ok=True)
 
 
-def crop_middle(picture: Picture, side: int) -> Picture:
-    """Return at most ``side`` x ``side`` pixels from the middle."""
-    top, left = (max(length - side, 0) // 2 for length in picture.colour.shape[:2])
+def crop_middle(picture: Picture, side: int, step: int) -> Picture:
+    """Return at most ``side`` x ``side`` pixels from the middle, which begin where a tile may: see ``InputSize``."""
+    top, left = (max(length - side, 0) // 2 // step * step for length in picture.colour.shape[:2])
     rows, columns = slice(top, top + side), slice(left, left + side)
     alpha = None if picture.alpha is None else picture.alpha[rows, columns]
     # What else the file knows, such as places in the picture, does not hold for a part of it.
