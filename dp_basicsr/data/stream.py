@@ -85,6 +85,8 @@ class TrainStream:
         # Each iteration over a loader draws a seed for its workers; keep that out of the training's random state.
         self.loader.generator = torch.Generator()
         self.loader.worker_init_fn = start_worker
+        # Its warning of more workers than CPUs names no option; the start does.
+        self.loader.check_worker_number_rationality = lambda: None  # type: ignore[method-assign]
         self.batch_size = (self.loader.batch_size or 1) * opt["world_size"]  # over all processes
         self.iters_per_epoch = len(self.loader)
         if self.iters_per_epoch == 0:
