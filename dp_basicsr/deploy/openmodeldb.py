@@ -57,7 +57,10 @@ def write_entry(path: Path, kind: str, output: Path, facts: dict[str, str]) -> l
         "images": [],
     }
     path.write_text(json.dumps(entry, indent=4, ensure_ascii=False), encoding="utf-8")
-    return ["author", "tags", "description", "resources: urls", "images", *([] if "license" in facts else ["license"])]
+    left = ["author", "tags", "description", "resources: urls", "images", *([] if "license" in facts else ["license"])]
+    # Its validator takes the file's name for the model's id.
+    start = f"{facts['scale']}x-"
+    return left if path.name.startswith(start) else [*left, f"a file name that begins with {start}"]
 
 
 def check_format(kind: str) -> None:

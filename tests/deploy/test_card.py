@@ -172,11 +172,11 @@ def test_the_command_writes_file_card_and_a_valid_entry(
 ) -> None:
     Path("table.md").write_text("| Set5, Y, crop 4 | 30.1 dB |")
     arguments = ["--model_path", str(trained), "-o", "deep/esrgan_dp.safetensors", "--license", "Apache-2.0",
-                 "--metrics", "table.md", "--openmodeldb", "entry.json"]  # fmt: skip
+                 "--metrics", "table.md", "--openmodeldb", "4x-dp.json"]  # fmt: skip
     assert export_model.main(arguments) == 0
     said = capsys.readouterr().out
     assert "wrote deep/esrgan_dp.safetensors (RRDBNetDP x4" in said
-    assert "wrote entry.json; fill in author, tags, description, resources: urls, images\n" in said
+    assert "wrote 4x-dp.json; fill in author, tags, description, resources: urls, images\n" in said
     card = Path("deep/esrgan_dp.safetensors.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["license"] == "apache-2.0"
@@ -185,7 +185,7 @@ def test_the_command_writes_file_card_and_a_valid_entry(
         "-m esrgan_dp.safetensors", "every program on spandrel open it",
     ):  # fmt: skip
         assert part in card
-    text, data = Path("entry.json").read_text(), Path("deep/esrgan_dp.safetensors").read_bytes()
+    text, data = Path("4x-dp.json").read_text(), Path("deep/esrgan_dp.safetensors").read_bytes()
     entry = json.loads(text)
     check(entry)
     assert text == json.dumps(entry, indent=4), "as JSON.stringify(entry, null, 4), which it insists on"
@@ -250,7 +250,7 @@ def test_what_is_not_known_and_what_others_cannot_do_is_said(
     assert export_model.main(["--model_path", str(path), "-o", "out.pth", "--openmodeldb", "entry.json"]) == 0
     said = capsys.readouterr().out
     assert "note: spandrel (chaiNNer, ComfyUI) cannot open it: it does not know MSRResNet" in said
-    assert "images, license" in said
+    assert "images, license, a file name that begins with 4x-\n" in said
     check(json.loads(Path("entry.json").read_text()))
     card = Path("out.pth.md").read_text()
     for part in ("cannot open it: it does not know MSRResNet", "not stated: ask whoever", "options: not known"):
