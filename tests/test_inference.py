@@ -227,6 +227,7 @@ def test_an_image_waits_for_the_memory_of_the_one_before(monkeypatch: pytest.Mon
         (["-o", "notes/out"], r"notes/out/a.png cannot be written \(Not a directory\): choose another output"),
         (["-i", "photos/in/deep/*.png"], "no such file"),
         (["-i", "photos/*.txt"], r"no image in photos/\*.txt: expected .* .png, .*; left out 1 file \(1 .txt\)"),
+        (["-i", "films"], r"no image in films: .* \(1 .mp4\); take the images of a video with `ffmpeg -i VIDEO"),
         (["-i", "empty"], "no image in empty: expected files that end in .png"),
         (["-i", "upper"], r"no image in upper: .* .apng, .avif; left out 1 folder \(--recursive includes it\)"),
         (["-o", "photos"], "photos/a.png is an input and would be replaced: give --suffix"),
@@ -249,8 +250,9 @@ def test_an_image_waits_for_the_memory_of_the_one_before(monkeypatch: pytest.Mon
 def test_wrong_usage_is_exit_code_two_and_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("empty", "twins", "upper/lower"):
+    for name in ("empty", "films", "twins", "upper/lower"):
         Path(name).mkdir(parents=True)
+    Path("films/1.mp4").touch()
     for name in ("a.png", "a.jpg"):
         shutil.copy("photos/a.png", Path("twins", name))
     Path("link").symlink_to("photos")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dp_basicsr.checkpoint.opened_network import is_converted
-from dp_basicsr.errors import UserError, shorten
+from dp_basicsr.errors import UserError, is_unicode, shorten
 from dp_basicsr.images.files import missing_hint
 from dp_basicsr.utils.safe_load import load_beside_objects
 
@@ -168,9 +168,12 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="pt") as tensors:
-                content = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-                notes = dict(tensors.metadata() or {})
+            with path.open("rb") as file:
+                # safetensors takes Unicode alone for a path.
+                source = path if is_unicode(path) else f"/dev/fd/{file.fileno()}"
+                with safe_open(source, framework="pt") as tensors:
+                    content = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+                    notes = dict(tensors.metadata() or {})
         except (SafetensorError, OSError) as error:
             raise UserError(f"model {path} cannot be read as safetensors: {error}: copy it again") from error
         return content, notes or _notes_in(content), None

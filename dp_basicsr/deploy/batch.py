@@ -77,6 +77,8 @@ def find_jobs(
             raise UserError(needs_folder)
         if not images:
             also = f"; {describe_left_out(others)}" if others else ""
+            if any(path.suffix.lower() in (".mp4", ".mov", ".mkv", ".avi", ".webm") for path in others):
+                also += "; take the images of a video with `ffmpeg -i VIDEO %06d.png`"
             raise UserError(f"no image in {source}: expected files that end in {', '.join(READ_SUFFIXES)}{also}")
         jobs += [UpscaleJob(image, output / _rename(image.relative_to(root), suffix, ext)) for image in images]
         left_out.update(others)

@@ -86,7 +86,7 @@ def write_card(
         programs=f"{limit[0].upper()}{limit[1:]}." if limit else record.programs,
     )
     card = record.card(output)
-    card.write_text(page, encoding="utf-8")
+    card.write_text(page, encoding="utf-8", errors="surrogateescape")  # as a shell takes the names
     return card
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 # On CPUs: larger tiles compute less twice; this one takes 1.4 GB (64 features, x4). docs/inference.md has the figures.
 CPU_TILE = 384
+_MISFIT = "expected as many colours out, RGB or gray, and a whole multiple of the size, got {} for {}: export it anew"
 
 
 def try_room(network: OpenedNetwork, folder: str) -> None:
@@ -121,6 +122,8 @@ class Engine(ABC):
             result = self.run(images)
         if not np.isfinite(result).all():
             raise UserError("the network gives values that are not finite, in fp32 too: its weights are not usable")
+        if result.shape != (*images.shape[:2], *(side * self.network.scale for side in images.shape[2:])):
+            raise UserError(f"model {self.network.file}: {_MISFIT.format(result.shape, images.shape)}")
         result = result[:, :, :height, :width]
         return result.transpose(1, 0, 2, 3) if is_gray else result
 
@@ -132,8 +135,7 @@ class Engine(ABC):
         shape = self.run(np.zeros((1, channels, height, width), np.float32)).shape
         scale = shape[-1] // width
         if shape != (1, channels, scale * height, scale * width) or scale < 1:
-            given = (1, channels, height, width)
-            raise ValueError(f"expected as many colours out as in, RGB or gray, got {shape} for {given}")
+            raise ValueError(_MISFIT.format(shape, (1, channels, height, width)))
         return int(scale)
 
 

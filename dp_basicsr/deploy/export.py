@@ -32,7 +32,8 @@ def describe(network: OpenedNetwork, provenance: dict[str, str]) -> dict[str, st
     """What an exported file says about itself: how the network is built, then where it comes from. All text."""
     built: dict[str, object] = {"arch": network.arch, "scale": network.scale, "channels": network.channels}
     built |= network.arguments | {name: int(value) for name, value in dataclasses.asdict(network.size).items()}
-    return provenance | {name: str(value) for name, value in built.items()}
+    # The name of the source need not be Unicode, as all text in these files must be.
+    return {name: str(value).encode(errors="backslashreplace").decode() for name, value in (provenance | built).items()}
 
 
 def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[str, str], half: bool = False) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import re
 import subprocess
 import warnings
@@ -32,7 +33,7 @@ class NcnnEngine(Engine):
         ncnn = import_optional("ncnn")
         param, weights = self.path.with_suffix(".param"), self.path.with_suffix(".bin")
         if missing := [str(file) for file in (param, weights) if not file.is_file()]:
-            raise UserError(f"model {self.path}: no such file: {', '.join(missing)}")
+            raise UserError(f"model {self.path}: no such file: {', '.join(missing)}; ncnn's two have one name")
         if device not in ("auto", "cpu"):
             raise UserError(f"--device {device}: ncnn files run on the CPU; give the .pth or .safetensors file")
         if not param.read_bytes().startswith(b"7767517"):
@@ -46,7 +47,7 @@ class NcnnEngine(Engine):
         options = self.net.opt
         # ncnn would compute in fp16 where the CPU can; this engine promises fp32.
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
-        if self.net.load_param(str(param)) != 0:
+        if self.net.load_param(os.fsencode(param)) != 0:
             raise UserError(f"model {param}: ncnn cannot read it: copy it again with {weights.name}, or export it anew")
         if weights.stat().st_size and not any(weights.read_bytes()):
             raise UserError(f"model {weights}: expected weights, got zeros alone: copy it again")
@@ -96,7 +97,7 @@ class NcnnEngine(Engine):
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is deprecated, and is what pnnx reads
             traced = torch.jit.trace(network.module, torch.rand(shapes[0], dtype=torch.float32), check_trace=False)
-            traced.save(str(path.parent / "net.pt"))
+            (path.parent / "net.pt").write_bytes(traced.save_to_buffer())
         first, second = (f"{shape}f32".replace(" ", "") for shape in shapes)
         command = [pnnx.EXEC_PATH, "net.pt", f"inputshape={first}", f"inputshape2={second}", f"fp16={int(half)}"]
         done = subprocess.run(command, cwd=path.parent, capture_output=True, check=False)

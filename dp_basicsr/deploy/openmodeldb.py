@@ -56,7 +56,7 @@ def write_entry(path: Path, kind: str, output: Path, facts: dict[str, str]) -> l
         **{name: value for name, value in training.items() if value},
         "images": [],
     }
-    path.write_text(json.dumps(entry, indent=4, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(entry, indent=4, ensure_ascii=False), "utf-8", "backslashreplace")
     left = ["author", "tags", "description", "resources: urls", "images", *([] if "license" in facts else ["license"])]
     # Its validator takes the file's name for the model's id.
     start = f"{facts['scale']}x-"

@@ -38,8 +38,9 @@ def find_images(folder: Path, is_image: Callable[[Path], bool] | None = None) ->
     paths = sorted(path for path in folder.iterdir() if _is_image(path, is_image))
     if not paths:
         inside = shorten(sorted(path.name for path in folder.iterdir() if path.is_dir()))
-        also = f"; give its folders one by one ({inside})" if inside else ""
-        raise UserError(f"no image in {folder}: expected files that end in {', '.join(IMAGE_SUFFIXES)}{also}")
+        also = f"give its folders one by one ({inside})" if inside else left_out(folder)
+        text = f"no image in {folder}: expected files that end in {', '.join(IMAGE_SUFFIXES)}"
+        raise UserError("; ".join(filter(None, (text, also))))
     return paths
 
 
@@ -96,8 +97,10 @@ def missing_hint(path: str | Path, kind: str = "network") -> str:
         name = "*.state" if kind == "state" else f"net_{'d' if asked.name.startswith('net_d_') else 'g'}_*.pth"
         files = [file for folder in folders for file in folder.glob(name)]
         if kind == "network" and not files:
-            # Those of other programs, in a folder that was named.
-            files = [*asked.glob("*.safetensors"), *asked.glob("*.pth")]
+            # Those of other programs, in a folder that was named, or of this name with another ending.
+            stem = escape(asked.name.partition(".")[0])
+            for ending in ("safetensors", "pth", "onnx", "param"):
+                files += [*asked.glob(f"*.{ending}"), *asked.parent.glob(f"{stem}.{ending}")]
         if files:
             return f"; the newest {kind} there is {max(files, key=os.path.getmtime)}"
     return ""

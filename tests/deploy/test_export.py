@@ -334,8 +334,8 @@ def test_an_onnx_file_that_brightens_takes_values_up_to_1() -> None:
     onnx = pytest.importorskip("onnx")
     text = """<ir_version: 8, opset_import: ["": 15]> g (float[n, 3, h, w] x) => (float[n, 3, h, w] y)
         { k = Constant<value_float = 1.5>() y = Mul(x, k) }"""
-    onnx.save(onnx.parser.parse_model(text), "net.onnx")
-    assert Upscaler(open_engine([Path("net.onnx")]))(np.full((8, 8, 3), 51, np.uint8)).max() == round(51 * 1.5)
+    onnx.save(onnx.parser.parse_model(text), path := os.fsdecode(b"n\xe9t.onnx"))  # dvc#5083
+    assert Upscaler(open_engine([Path(path)]))(np.full((8, 8, 3), 51, np.uint8)).max() == round(51 * 1.5)
 
 
 def test_weights_beside_an_onnx_file_are_read_or_named(capfd: pytest.CaptureFixture[str]) -> None:
@@ -465,6 +465,11 @@ def test_the_format_follows_the_name_and_anyone_may_read_the_file() -> None:
     # Such a file was damaged for our own upscale.
     assert parse(["-o", "v1.5", "--format", "onnx"]).output == Path("v1.5.onnx")
     assert parse(["-o", "new/", "--format", "onnx"]).output == Path("new/compact_x4_dp.onnx")
+    # dvc#5083: bytes of another encoding than UTF-8 as names of the weights, the export and its folder.
+    source, out = Path("net.pth").rename(os.fsdecode(b"n\xe9.pth")), os.fsdecode(b"\xe9/\xe9.safetensors")
+    assert code_of(export_model.main, ["-m", str(source), "-o", out, "--openmodeldb", "e.json"]) == 0
+    assert load_network([Path(out)]).notes["source"] == "n\\udce9.pth"
+    source.rename("net.pth")
     # The longest name that the file and its card may have.
     assert code_of(export_model.main, ["-m", "net.pth", "-o", long := "x" * 248 + ".pth"]) == 0
     assert Path(long).is_file()

@@ -452,6 +452,10 @@ def test_a_missing_path_that_looks_like_what_is_there_says_so() -> None:
     for asked in ("stopped", "stopped/models", "stopped/models/net_g_latest.pth"):
         assert missing_hint(asked) == "; the newest network there is stopped/models/net_g_12.pth"
     assert missing_hint("stopped/models/net_d_13.pth") == "; the newest network there is stopped/models/net_d_12.pth"
+    # Real-ESRGAN-ncnn-vulkan#8: the same name with another ending.
+    Path("own.onnx").touch()
+    for asked in ("own.pth.param", "own", "own.bin"):
+        assert missing_hint(asked) == "; the newest network there is own.onnx"
     # gaussian-splatting#379: a network was advised, which is no state.
     assert missing_hint("stopped", "state") == ""
     Path("stopped/training_states").mkdir()

@@ -199,6 +199,9 @@ def test_find_images_takes_images_only_and_sorts_and_the_others_are_counted() ->
     assert len(find_images(HERE)) == 2
     with pytest.raises(UserError, match=r"no image in folder.png: .*; give its folders one by one \(class_1\)"):
         find_images(Path("folder.png"))
+    Path("sub", "c.png").rename("sub/1.mp4")  # CodeFormer#366
+    with pytest.raises(UserError, match=r"no image in sub: .*; sub: ignored 1 that are not images \(1 .mp4\)"):
+        find_images(Path("sub"))
     with pytest.raises(UserError, match="no such folder"):
         find_images(Path("missing"))
 
