@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dp_basicsr.checkpoint.opened_network import is_converted
-from dp_basicsr.errors import UserError, is_unicode, shorten
+from dp_basicsr.errors import UserError, shorten
 from dp_basicsr.images.files import missing_hint
 from dp_basicsr.utils.safe_load import load_beside_objects
 
@@ -165,16 +166,17 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
         raise UserError(f"model {path} is {what}: unpack it and give the file in it")
     # By the content, a length of 8 bytes before JSON: downloads are often given another extension.
     if start[8:9] == b"{" or (path.suffix == ".safetensors" and not start.startswith(_TORCH)):
-        from safetensors import SafetensorError, safe_open
+        import safetensors.torch
 
         try:
-            with path.open("rb") as file:
-                # safetensors takes Unicode alone for a path.
-                source = path if is_unicode(path) else f"/dev/fd/{file.fileno()}"
-                with safe_open(source, framework="pt") as tensors:
-                    content = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-                    notes = dict(tensors.metadata() or {})
-        except (SafetensorError, OSError) as error:
+            data = path.read_bytes()
+            header = 8 + int.from_bytes(start[:8], "little")
+            tensors = json.loads(data[8:header])
+            notes = tensors.pop("__metadata__", {})
+            # Without the bytes after the last tensor, with which the library takes a file for incomplete.
+            size = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+            content: Any = safetensors.torch.load(data[: header + size])
+        except (safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"model {path} cannot be read as safetensors: {error}: copy it again") from error
         return content, notes or _notes_in(content), None
     content, refused = load_beside_objects(path, "model")

@@ -46,6 +46,8 @@ def meta_info_lines(folder: str | Path, errors: str = "strict") -> list[str]:
     path = Path(folder) / "meta_info.txt"
     try:
         lines = path.read_text(encoding="ascii", errors=errors).splitlines()
+        if not lines:
+            raise OSError("it is empty")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         again = advise("data lmdb", ["-i", "IMAGES", "-o", str(folder), "--overwrite"])
@@ -61,12 +63,10 @@ def read_meta_info(folder: str | Path) -> MetaInfo:
     lines = meta_info_lines(folder)
     shapes: dict[str, Shape] = {}
     repeated, is_raw = [], set()
-    # An empty file counts as one with an empty line.
-    for number, line in enumerate(lines or [""], 1):
+    for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line)
         if match is None:
-            got = f"line {number} is {line!r}" if lines else "it is empty"
-            raise UserError(f"{path}: expected lines such as '0001_s001.png (480,480,3) 1', {got}")
+            raise UserError(f"{path}: expected lines such as '0001_s001.png (480,480,3) 1', line {number} is {line!r}")
         key, suffix, height, width, channels = match.groups()
         is_raw.add(suffix == "raw")
         if key in shapes:

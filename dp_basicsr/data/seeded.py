@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dp_basicsr.data.datasets import files_of, how_to_make_lq
-from dp_basicsr.errors import TOO_MANY_PROCESSES, UserError, limit_reached, message_of_others
+from dp_basicsr.errors import UserError, limit_reached, message_of_others
 from dp_basicsr.utils.arguments import advise
 
 import cv2
@@ -162,16 +162,15 @@ class BadSamples:
                 yield batch
         except UserError as error:
             raise UserError(str(error).rpartition(_WORKER_PREFIX)[2].rstrip()) from error
-        except (RuntimeError, BlockingIOError, EOFError, ConnectionError) as error:
+        except (RuntimeError, OSError, EOFError) as error:
             # From torch: a worker was not started, was killed, or got no shared memory.
             fewer = "lower datasets: train: num_worker_per_gpu (0 needs none) or the mini-batch"
             if cause := limit_reached(error):
-                if cause == TOO_MANY_PROCESSES:
-                    # Python would wait for ever for the workers that were started: they ignore the signal to end.
-                    for worker in multiprocessing.active_children():
-                        worker.kill()
-                    # torch's iterator, which is half made, would add a traceback when it is deleted.
-                    sys.unraisablehook = lambda _: None
+                # Python would wait for ever for the workers that were started: they ignore the signal to end.
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+                # torch's iterator, which is half made, would add a traceback when it is deleted.
+                sys.unraisablehook = lambda _: None
             elif any(sign in str(error) for sign in ("Bus error", "shared memory", "shm", "No space left on device")):
                 is_there = os.path.isdir("/dev/shm")
                 free = f"{shutil.disk_usage('/dev/shm').free / 1e6:,.0f} MB are free" if is_there else "full"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dp_basicsr.deploy.choices import EXPORTS
 from dp_basicsr.deploy.engine import try_room
 from dp_basicsr.deploy.torch_engine import difference_from_torch
 from dp_basicsr.errors import UserError, first_line
-from dp_basicsr.utils.atomic_io import naming
+from dp_basicsr.utils.atomic_io import naming, replacing
 
 import torch
 from torch import Tensor
@@ -81,7 +82,8 @@ def export_network(network: OpenedNetwork, kind: str, output: Path, facts: dict[
                 instead = "; inside it, values exceed the range of fp16 (65504): export it without --half"
             raise UserError(f"the exported {kind} {wrong}; nothing was written{instead}")
         for draft, file in zip(drafts, format_.files(output), strict=True):
-            draft.replace(file)
+            with replacing(file) as temporary:
+                shutil.move(draft, temporary)
     return difference
 
 

@@ -48,7 +48,7 @@ def atomic_write(path: Path, write: Callable[[Any], Any]) -> str:
     is_retry = False
     while True:
         try:
-            with replacing(path) as temporary, temporary.open("wb") as file:
+            with replacing(path, keep_target=True) as temporary, temporary.open("wb") as file:
                 hashed = _HashedFile(file)
                 write(hashed)
                 file.flush()
@@ -87,18 +87,20 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mark: str = "") -> Iterator[Path]:
+def replacing(path: Path, mark: str = "", *, keep_target: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; rename it to ``path`` at the end, or delete it on an error.
 
-    ``mark`` tells the files of several processes apart.
+    ``mark`` tells the files of several processes apart. Of a link the target is replaced, as by most programs, or with
+    ``keep_target`` the link, which a user may have put in place of a checkpoint.
     """
+    target = Path(os.path.realpath(path)) if path.is_symlink() and not keep_target else path
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    temporary = beside(path, f"{mark}{PARTIAL}")
+    temporary = beside(target, f"{mark}{PARTIAL}")
     try:
         with naming(path):
             yield temporary
-            temporary.replace(path)
+            temporary.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from dp_basicsr.errors import UserError
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from tests.support.fuzz import draws
@@ -384,6 +384,20 @@ def test_what_is_no_network_is_told_apart(content: object, message: str) -> None
     with pytest.raises(UserError, match=message) as raised:
         load_network([path])
     assert "\n" not in str(raised.value)
+
+
+def test_bytes_after_the_tensors_of_safetensors_are_ignored() -> None:
+    """ComfyUI#15599: an intact file was called incomplete."""
+    state = dict(make_network().state_dict())
+    content = save(state, {"note": "own"})
+    for padding in (b"", b"\0" * 8):
+        Path("net.safetensors").write_bytes(content + padding)
+        weights = read_weights(Path("net.safetensors"))
+        assert weights.state.keys() == state.keys()
+        assert all(torch.equal(weights.state[name], value) for name, value in state.items())
+    Path("net.safetensors").write_bytes(content[:-1])
+    with pytest.raises(UserError, match="cannot be read as safetensors.*copy it again"):
+        read_weights(Path("net.safetensors"))
 
 
 def test_damaged_safetensors_missing_file_and_nan() -> None:

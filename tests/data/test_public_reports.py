@@ -173,6 +173,9 @@ def test_what_is_no_lmdb_of_basicsr_is_named(pairs: Path) -> None:
     meta_info.write_text(f"\n{content}")
     with pytest.raises(UserError, match=r"meta_info.txt: line 1 is empty"):
         TrainStream(options(pairs, train=train))
+    meta_info.write_text("")  # BasicSR#55
+    with pytest.raises(UserError, match=r"meta_info.txt cannot be read \(it is empty\): make the LMDB from its images"):
+        TrainStream(options(pairs, train=train))
     meta_info.unlink()
     with pytest.raises(UserError, match=r"meta_info.txt cannot be read \(No such file.*make the LMDB from its images"):
         TrainStream(options(pairs, train=train))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import multiprocessing
 import os
@@ -158,19 +159,25 @@ def watch(error: str | Exception) -> None:
         ("Too many open files. Communication with the workers is no longer possible.", "ulimit -n"),
     ],
 )
-def test_a_worker_without_memory_is_one_message(error: str | Exception, expected: str) -> None:
+def test_a_worker_without_memory_is_one_message(
+    error: str | Exception, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # restored afterwards
     with pytest.raises(UserError, match=f"{expected}.*num_worker_per_gpu|num_worker_per_gpu.*{expected}"):
         watch(error)
 
 
-def test_workers_that_cannot_be_started_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Project-MONAI/MONAI#1328: the program hung, as started workers ignore the signal to end."""
+@pytest.mark.parametrize(("limit", "named"), [(errno.EAGAIN, "ulimit -u"), (errno.EMFILE, "ulimit -n")])
+def test_workers_that_cannot_be_started_end_the_others(
+    limit: int, named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Project-MONAI/MONAI#1328: the program hung, as started workers ignore the signal to end; fastMRI#318."""
     fork = os.fork
     started: list[int] = []
 
     def fork_once() -> int:
         if started:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            raise OSError(limit, os.strerror(limit))
         started.append(1)
         return fork()
 
@@ -180,8 +187,10 @@ def test_workers_that_cannot_be_started_end_the_others(monkeypatch: pytest.Monke
     loader = DataLoader(Numbers(4), num_workers=2, multiprocessing_context="fork", worker_init_fn=ignore)
     monkeypatch.setattr(os, "fork", fork_once)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # restored afterwards
-    with pytest.raises(UserError, match="ulimit -u.*num_worker_per_gpu"):
+    with pytest.raises(UserError, match=f"{named}.*num_worker_per_gpu"):
         list(BadSamples("stop", 0, 4).watch(loader))
+    gc.collect()
+    assert "Traceback" not in capsys.readouterr().err
     for worker in multiprocessing.active_children():
         worker.join(30)
     assert not multiprocessing.active_children()

@@ -29,7 +29,7 @@ from dp_basicsr.images.read import read_picture
 from dp_basicsr.images.strict import read_image
 from dp_basicsr.images.write import write_picture
 from dp_basicsr.images.xmp import corrected
-from dp_basicsr.utils.atomic_io import replacing
+from dp_basicsr.utils.atomic_io import atomic_write, replacing
 
 import cv2
 import numpy as np
@@ -381,6 +381,22 @@ def test_a_broken_link_as_output_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("nowhere")
     with pytest.raises(UserError, match="out is a link to nowhere, which is missing: choose another output"):
         refuse_unwritable(find_jobs([str(tmp_path / "a.png")], tmp_path / "out/sub")[0])
+
+
+def test_a_link_as_output_stays(tmp_path: Path) -> None:
+    """QGIS#48852: the file took the place of the link to it."""
+    (tmp_path / "store").mkdir()
+    link, target = tmp_path / "link.png", tmp_path / "store/a.png"
+    link.symlink_to(target)
+    for value in (1, 2):
+        write_picture(Picture(np.full((2, 2, 3), value, np.uint8), None, False), link)
+        assert link.readlink() == target
+        assert np.asarray(Image.open(target)).max() == value
+        assert os.listdir(target.parent) == ["a.png"]
+    # A run's checkpoint does not change the earlier one that a user linked to.
+    atomic_write(link, lambda file: file.write(b"new"))
+    assert not link.is_symlink()
+    assert np.asarray(Image.open(target)).max() == value
 
 
 def test_any_legal_name_is_written_or_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,6 +231,7 @@ LAUGHS = "a: &a [1]\n" + "".join(
     [
         ("a: [1", "line 1"),
         ("- a", "mapping"),
+        ("# nothing", "expected a mapping of options, got none"),  # omegaconf#297
         ("{a: 1, a: 2}", "duplicate key 'a' .line 1, column 8"),
         ("a: !!int x", "invalid literal"),
         ("a: !include b.yml", "copy the file, or change keys with --force_yml"),  # yacs#32
