@@ -128,8 +128,8 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
         ("batch_size_per_gpu", data.batch_size_total is not None, "batch_size_total is used"),
     ):
         yield ("datasets", "train", key), condition, f"without effect, because {reason}"
-    few = (data.num_worker_per_gpu or 0) > (cpus := available_cpus())
-    yield ("datasets", "train", "num_worker_per_gpu"), few, f"more workers than this process may use CPUs, {cpus}"
+    too_many = (data.num_worker_per_gpu or 0) > (cpus := available_cpus())
+    yield ("datasets", "train", "num_worker_per_gpu"), too_many, f"more workers than this process may use CPUs, {cpus}"
     for name, dataset in options.datasets.items():
         whole = name != "train" and dataset.type == "PairedImageDataset"
         yield ("datasets", name, "gt_size"), whole, "without effect: whole images are measured"

@@ -92,7 +92,7 @@ class OnnxEngine(Engine):
                 reason += "; export it in float32, of opset 7 or newer"
             if "Cannot parse data from external" in reason:
                 reason = "it has shapes in a file beside it: onnx.save(onnx.load(FILE), OTHER) writes all into one"
-            # The weights of a large network are in files of their own, which it calls external; 1.23 asks for their size.
+            # The weights of a large network are in files of their own, called external; 1.23 asks for their size.
             elif re.search("xternal|file size", str(error)):
                 data = self.path.read_bytes()
                 files = {

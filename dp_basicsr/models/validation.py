@@ -144,7 +144,8 @@ class Validator:
                 tb_logger.add_scalar(f"metrics/{dataset}/{metric}", mean, iteration)
             if unmeasured := [index for index, value in enumerate(values) if not math.isfinite(value[metric])]:
                 text = f"{metric} of {len(unmeasured)} of {len(values)} images not finite, and not in the mean"
-                lines.append(f"\t   {text}: {shorten([files[index] for index in unmeasured if files])}")
+                names = shorten([files[index] for index in unmeasured if files])
+                lines.append(f"\t   {text}{names and f': {names}'}")
         get_root_logger().info("\n".join([*lines, ""]))
 
     def _validate_share(

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,10 +91,12 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> str:
 def replacing(path: Path, mark: str = "", *, keep_target: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; rename it to ``path`` at the end, or delete it on an error.
 
-    ``mark`` tells the files of several processes apart. Of a link the target is replaced, as by most programs, or with
-    ``keep_target`` the link, which a user may have put in place of a checkpoint.
+    ``mark`` tells the files of several processes apart. Of a link the target is replaced, as by most programs; the link
+    itself with ``keep_target``, as a user may have put it in place of a checkpoint, and if the target is read-only.
     """
-    target = Path(os.path.realpath(path)) if path.is_symlink() and not keep_target else path
+    # As root may write anything: stores of versions (DVC, git-annex) protect their files by their modes alone.
+    is_link = path.is_symlink() and not keep_target and (not path.exists() or path.stat().st_mode & stat.S_IWUSR)
+    target = Path(os.path.realpath(path)) if is_link else path
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = beside(target, f"{mark}{PARTIAL}")

@@ -393,6 +393,13 @@ def test_a_link_as_output_stays(tmp_path: Path) -> None:
         assert link.readlink() == target
         assert np.asarray(Image.open(target)).max() == value
         assert os.listdir(target.parent) == ["a.png"]
+    # A store of versions (DVC, git-annex) protects its files by their modes, which root's rights pass over.
+    target.chmod(0o444)
+    write_picture(Picture(np.full((2, 2, 3), 3, np.uint8), None, False), link)
+    assert not link.is_symlink()
+    assert np.asarray(Image.open(target)).max() == 2
+    link.unlink()
+    link.symlink_to(target)
     # A run's checkpoint does not change the earlier one that a user linked to.
     atomic_write(link, lambda file: file.write(b"new"))
     assert not link.is_symlink()
