@@ -33,7 +33,7 @@ def find_models(paths: Sequence[Path]) -> dict[str, Path]:
     for path in paths:
         inside = sorted(path.iterdir()) if path.is_dir() else []
         # The weights of ncnn and OpenVINO are no model without the file beside them.
-        parts = {f"{file.stem}.bin" for file in inside if file.suffix.lower() in (".param", ".xml")}
+        parts = {f"{file.stem}.bin".lower() for file in inside if file.suffix.lower() in (".param", ".xml")}
         inside = [file for file in inside if file.suffix.lower() in MODEL_SUFFIXES and file.name.lower() not in parts]
         files += [file for file in inside if not file.name.startswith("net_d_")] if path.is_dir() else [path]
     if missing := [str(file) for file in files if file in paths and not file.is_file()]:

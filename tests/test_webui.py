@@ -422,9 +422,9 @@ def test_models_of_a_folder_without_discriminators(page: Page) -> None:
     torch.save({}, Path("models").mkdir() or "models/last.pt")
     assert list(find_models([Path("models")])) == ["last.pt"]
     # SUPIR#153: torch's own file may end so, too.
-    Path("models/last.pt").rename("models/last.bin")
-    assert list(find_models([Path("models")])) == ["last.bin"]
-    for there in ("last.xml", "last.XML"):
+    Path("models/last.pt").rename("models/Last.bin")
+    assert list(find_models([Path("models")])) == ["Last.bin"]
+    for there in ("Last.xml", "Last.XML"):
         Path("models", there).touch()
         with pytest.raises(UserError, match=r"no \.pth, \.pt, .* in models: name a file"):
             find_models([Path("models")])
