@@ -166,17 +166,25 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
         raise UserError(f"model {path} is {what}: unpack it and give the file in it")
     # By the content, a length of 8 bytes before JSON: downloads are often given another extension.
     if start[8:9] == b"{" or (path.suffix == ".safetensors" and not start.startswith(_TORCH)):
-        import safetensors.torch
+        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import load
 
         try:
-            data = path.read_bytes()
-            header = 8 + int.from_bytes(start[:8], "little")
-            tensors = json.loads(data[8:header])
-            notes = tensors.pop("__metadata__", {})
-            # Without the bytes after the last tensor, with which the library takes a file for incomplete.
-            size = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-            content: Any = safetensors.torch.load(data[: header + size])
-        except (safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            try:
+                with safe_open(path, framework="pt") as tensors:
+                    content = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+                    notes = dict(tensors.metadata() or {})
+            except SafetensorError as error:
+                # So it calls an intact file with bytes after the last tensor, too.
+                if not re.search("incomplete metadata|MetadataIncomplete", str(error)):
+                    raise
+                data = path.read_bytes()
+                header = 8 + int.from_bytes(data[:8], "little")
+                described = json.loads(data[8:header])
+                notes = described.pop("__metadata__", {})
+                size = max((tensor["data_offsets"][1] for tensor in described.values()), default=0)
+                content = load(data[: header + size])
+        except (SafetensorError, OSError) as error:
             raise UserError(f"model {path} cannot be read as safetensors: {error}: copy it again") from error
         return content, notes or _notes_in(content), None
     content, refused = load_beside_objects(path, "model")

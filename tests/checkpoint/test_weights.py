@@ -395,9 +395,11 @@ def test_bytes_after_the_tensors_of_safetensors_are_ignored() -> None:
         weights = read_weights(Path("net.safetensors"))
         assert weights.state.keys() == state.keys()
         assert all(torch.equal(weights.state[name], value) for name, value in state.items())
-    Path("net.safetensors").write_bytes(content[:-1])
-    with pytest.raises(UserError, match="cannot be read as safetensors.*copy it again"):
-        read_weights(Path("net.safetensors"))
+    deep = b'{"a":' * 100_000
+    for damaged in (content[:-1], len(deep).to_bytes(8, "little") + deep + content):
+        Path("net.safetensors").write_bytes(damaged)
+        with pytest.raises(UserError, match="cannot be read as safetensors.*copy it again"):
+            read_weights(Path("net.safetensors"))
 
 
 def test_damaged_safetensors_missing_file_and_nan() -> None:
