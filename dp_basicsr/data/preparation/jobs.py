@@ -77,7 +77,9 @@ def process_images(
         writers = [stack.enter_context(kind(path, overwrite=job.overwrite)) for path, kind in outputs.items()]
         # Closed here: after an error, the traceback would keep the generator and its workers alive.
         results = stack.enter_context(closing(ordered_map(attempt, items, job.workers or available_cpus())))
-        for result in tqdm(results, total=len(items), unit="image", disable=None):
+        for result, lines in tqdm(results, total=len(items), unit="image", disable=None):
+            for line in lines:
+                tqdm.write(line, sys.stderr)
             if isinstance(result, str):
                 bad.append(result)
             elif not bad or job.skip_bad:
@@ -97,7 +99,7 @@ def process_images(
         for writer in writers:
             writer.commit()
         remarks = [] if folder.suffix == ".lmdb" else [left_out(folder)]
-        with suppress(BadImageError):
+        with suppress(BadImageError), stderr_lines():
             # Of the first one: the others of the folder are taken to be like it.
             if remarks and (text := lost_colours(first := find_images(folder)[0])):
                 remarks.append(f"{first}: {text}")
@@ -121,13 +123,12 @@ def stderr_lines() -> Iterator[list[str]]:
 
 def _records_or_reason(
     item: Item, function: Callable[[Item], Sequence[Sequence[Record]]]
-) -> Sequence[Sequence[Record]] | str:
+) -> tuple[Sequence[Sequence[Record]] | str, list[str]]:
     with stderr_lines() as lines:
         # Returned, not raised: an error of a worker would end the pool, but all bad images are to be named.
         try:
             result: Sequence[Sequence[Record]] | str = function(item)
         except BadImageError as error:
             result = f"{item} {error}"
-    for line in lines:
-        print(f"{item}: {line}", file=sys.stderr)
-    return result
+    # The pool's owner prints them: its stderr outlives a reader that is gone.
+    return result, [f"{item}: {line}" for line in lines]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from typing import Any
+
 from dp_basicsr.data.datasets import DiskClient
 from dp_basicsr.data.imresize import downsample
 from dp_basicsr.data.lmdb_records import lmdb_reader
@@ -47,15 +51,23 @@ def test_lmdbs_of_both_forms_hold_the_pixels_of_the_files(image_folder: ImageFol
 
 
 def test_create_lmdb_refuses_dotted_names_and_bad_images(
-    image_folder: ImageFolder, capfd: pytest.CaptureFixture[str]
+    image_folder: ImageFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = image_folder("images", a=(10, 12))
     (folder / "b.png").write_bytes(b"no image")
     jpeg = cv2.imencode(".jpg", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
     (folder / "surplus.jpg").write_bytes(jpeg[:-2] + bytes(12) + jpeg[-2:])
+
+    def in_workers(function: Any, tasks: Any, _: int) -> Iterator[Any]:
+        for task in tasks:
+            with redirect_stderr(None):  # as that of a worker whose reader is gone
+                result = function(task)
+            yield result
+
+    monkeypatch.setattr("dp_basicsr.data.preparation.jobs.ordered_map", in_workers)
     with pytest.raises(UserError, match="1 of 3 images cannot be used"):
         create_lmdb(folder, folder.parent / "x.lmdb", JOB)
-    assert f"{folder}/surplus.jpg: Corrupt JPEG data: " in capfd.readouterr().err  # ultralytics#13142
+    assert f"{folder}/surplus.jpg: Corrupt JPEG data: " in capsys.readouterr().err  # ultralytics#13142
     (folder / "surplus.jpg").unlink()
     (folder / "c.1.png").write_bytes((folder / "a.png").read_bytes())
     with pytest.raises(UserError, match="would be looked up as 'c'"):
