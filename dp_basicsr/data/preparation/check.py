@@ -225,14 +225,18 @@ def turned_hint(pair: Pair) -> str:
 
 
 def refuse_turned(dataset: Any, scale: int) -> None:
-    """Raise a UserError if EXIF turns one image of a pair against the other, in up to 16 pairs of a dataset."""
-    pairs = [entry for entry in getattr(dataset, "paths", ()) if isinstance(entry, dict) and "gt_path" in entry]
+    """Raise a UserError if EXIF turns one image of a pair against the other, in up to 16 of BasicSR's datasets."""
+    # Others may have paths of another form, and ignore EXIF.
+    is_known = type(dataset).__name__ in ("PairedImageDataset", "RealESRGANPairedDataset")
+    pairs, turned = dataset.paths if is_known else [], list[Pair]()
     for entry in pairs[:: -(-len(pairs) // 16) or 1]:
         pair = Pair(*(ImageSource(Path(entry[key]), "") for key in ("gt_path", "lq_path")))
         with suppress(BadImageError):  # of a file, which the stream names, or of a record
-            for problem in read_pair(pair, scale, None)[0] if turned_hint(pair) else []:
-                if problem.kind == "orientation":
-                    raise UserError(f"{pair}: {problem.text}; `{advise('data check', '-opt FILE')}` lists all")
+            turned += [pair] if turned_hint(pair) else []
+    for pair in turned[:4]:  # a photograph takes a second
+        for problem in read_pair(pair, scale, None)[0]:
+            if problem.kind == "orientation":
+                raise UserError(f"{pair}: {problem.text}; `{advise('data check', '-opt FILE')}` lists all")
 
 
 def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from dp_basicsr.data.preparation.check import (
@@ -20,6 +21,7 @@ from dp_basicsr.data.preparation.check import (
     check_set,
     paired_sets,
     read_pair,
+    refuse_turned,
     table,
 )
 from dp_basicsr.data.preparation.convert import create_lmdb, make_lr
@@ -297,6 +299,9 @@ def test_a_pair_with_only_one_image_rotated_by_exif_is_reported(
     cutting = Extraction(tmp_path / "GT", window=Window(16, 16), lr=(tmp_path / "LQ",))
     with nullcontext() if turn_both else pytest.raises(BadImageError, match="EXIF orientation of .*GT/a.png is appl"):
         cut_image(tmp_path / "GT/a.png", cutting)
+    # A dataset of another package may have other paths, and read the pixels as they are stored.
+    for paths in (None, [{"gt_path": tmp_path / "GT/a.png", "lq_path": tmp_path / "LQ/a.png"}]):
+        refuse_turned(SimpleNamespace(paths=paths), 4)
     make_lr(tmp_path / "GT", tmp_path / "made", 4, ONE)
     what = PairedSet(tmp_path / "GT", tmp_path / "made", 4, 32)
     assert check_set(what, 1).problems == [], "our own LR image is turned as training turns the GT"
