@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -74,6 +75,8 @@ class TrainStream:
         # torch warns about pinned memory without a GPU.
         pin_memory = self.dataset_opt["pin_memory"] and opt["num_gpu"] > 0
         persistent = self.dataset_opt["persistent_workers"] and self.dataset_opt.get("num_worker_per_gpu") != 0
+        # Of more workers than CPUs, which names no option; the start does.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
         self.loader: DataLoader = build_dataloader(
             SeededDataset(self.dataset, opt["manual_seed"]),
             self.dataset_opt | {"persistent_workers": persistent, "pin_memory": pin_memory},
@@ -85,8 +88,6 @@ class TrainStream:
         # Each iteration over a loader draws a seed for its workers; keep that out of the training's random state.
         self.loader.generator = torch.Generator()
         self.loader.worker_init_fn = start_worker
-        # Its warning of more workers than CPUs names no option; the start does.
-        self.loader.check_worker_number_rationality = lambda: None  # type: ignore[method-assign]
         self.batch_size = (self.loader.batch_size or 1) * opt["world_size"]  # over all processes
         self.iters_per_epoch = len(self.loader)
         if self.iters_per_epoch == 0:

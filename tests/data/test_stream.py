@@ -260,6 +260,12 @@ def test_a_list_pairs_images_of_any_folders(gt: str, lq: str, line: str, pairs: 
     assert [problem.text.partition(":")[0] for problem in check_set(paired_set, 1).problems] == ["no such folder"]
 
 
+def test_torch_does_not_warn_of_more_workers_than_cpus(pairs: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """ignite#1558: it names no option."""
+    TrainStream(options(pairs, workers=999))
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_any_name_in_a_list_is_read_to_its_end(pairs: Path) -> None:
     """Blanks and brackets belong to a name; BasicSR's ``(h,w,c)`` and other words behind it do not."""
     for rng in draws(10):
