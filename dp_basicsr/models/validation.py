@@ -37,6 +37,7 @@ NOT_FINITE = "the network gives values that are not finite: its weights are not 
 WORST = {"higher": -math.inf, "lower": math.inf}  # `better` of a metric -> the value before the first one
 
 Values = dict[str, float]  # metric -> its value on one image
+Measured = tuple[str, Values]  # with the image's name
 
 
 class Validator:
@@ -95,30 +96,27 @@ class Validator:
         if unusable and name not in self._named:
             self._named.add(name)
             name_unusable(name, unusable)
-        share: dict[int, Values] | UserError
+        share: dict[int, Measured] | UserError
         try:
             share = self._validate_share(net, dataloader, iteration, save_img)
         except UserError as error:  # the other processes wait below and must be told
             share = error
-        values: dict[int, Values] = {}
+        images: dict[int, Measured] = {}
         for measured in all_gather(share) if self.opt["dist"] else [share]:
             if isinstance(measured, UserError):
                 raise measured
-            values |= measured
-        if len(values) < len(dataset):
+            images |= measured
+        if len(images) < len(dataset):
             return False
-        if any(values.values()):
-            files = [Path(next(iter(files_of(entry)))).name for entry in getattr(dataset, "paths", ())]
-            self._take_results([values[index] for index in range(len(dataset))], name, iteration, tb_logger, files)
+        if any(values for _, values in images.values()):
+            self._take_results([images[index] for index in range(len(dataset))], name, iteration, tb_logger)
         return True
 
-    def _take_results(
-        self, values: Sequence[Values], dataset: str, iteration: int | str, tb_logger: Any, files: Sequence[str] = ()
-    ) -> None:
+    def _take_results(self, images: Sequence[Measured], dataset: str, iteration: int | str, tb_logger: Any) -> None:
         """Set ``results`` to the means, and update ``best``, the same on all processes; log them on rank 0."""
         self.results = {}
-        for metric in values[0]:
-            every = [value[metric] for value in values]
+        for metric in images[0][1]:
+            every = [values[metric] for _, values in images]
             # Of the finite ones: one perfect (inf) or unmeasurable image (NaN) must not hide the others.
             finite, total = [value for value in every if math.isfinite(value)] or every, 0.0
             for value in finite:  # not sum(), which rounds differently from Python 3.12 on
@@ -142,22 +140,21 @@ class Validator:
             lines.append(f"\t # {metric}: {mean:.4f}{best_text}")
             if tb_logger:
                 tb_logger.add_scalar(f"metrics/{dataset}/{metric}", mean, iteration)
-            if unmeasured := [index for index, value in enumerate(values) if not math.isfinite(value[metric])]:
-                text = f"{metric} of {len(unmeasured)} of {len(values)} images not finite, and not in the mean"
-                names = shorten([files[index] for index in unmeasured if files])
-                lines.append(f"\t   {text}{names and f': {names}'}")
+            if unmeasured := [name for name, values in images if not math.isfinite(values[metric])]:
+                text = f"{metric} of {len(unmeasured)} of {len(images)} images not finite, and not in the mean"
+                lines.append(f"\t   {text}: {shorten(unmeasured)}")
         get_root_logger().info("\n".join([*lines, ""]))
 
     def _validate_share(
         self, net: nn.Module, dataloader: DataLoader, iteration: int | str, save_img: bool
-    ) -> dict[int, Values]:
+    ) -> dict[int, Measured]:
         """Validate this process's images: index -> values; incomplete if interrupted."""
         dataset: Any = dataloader.dataset
         val, rank = self.opt["val"], self.opt["rank"]
         indices = range(rank, len(dataset), self.opt["world_size"])
         on_device = partial(torch.cuda.set_device, torch.cuda.current_device()) if self.device.type == "cuda" else None
         bar = tqdm(total=len(indices), unit="image", disable=not val["pbar"] or rank != 0)
-        measured: dict[int, Values] = {}
+        measured: dict[int, Measured] = {}
         waiting: deque[tuple[int, str, Future[Values]]] = deque()
         shifts: list[Tensor] = []
         flat = 0  # results of almost one colour
@@ -167,7 +164,7 @@ class Validator:
                 # Otherwise images would pile up in memory; after the last one, all are awaited.
                 while waiting and (index is None or len(waiting) > val["threads"]):
                     number, name, values = waiting.popleft()
-                    measured[number] = values.result()
+                    measured[number] = name, values.result()
                     bar.set_description(f"Test {name}", refresh=False)
                     bar.update()
                 if index is None or self.interrupted():

@@ -242,7 +242,7 @@ def test_a_result_that_is_not_finite_has_no_figures(
     assert all(map(math.isnan, model.validator.results.values()))
     assert {entry["iter"] for entry in model.validator.best["five"].values()} == {-1}
     assert not list(tmp_path.rglob("*_1.png"))
-    assert re.search(r"psnr of 5 of 5 images not finite, and not in the mean: (image\d.png,? ){4}and 1", caplog.text)
+    assert re.search(r"psnr of 5 of 5 images not finite, and not in the mean: (image\d,? ){4}and 1", caplog.text)
     model.opt["is_train"] = False
     with pytest.raises(UserError, match="image.: the network gives values that are not finite"):
         model.validation(loader, 1, None, True)
@@ -344,7 +344,7 @@ def test_means_and_best_of_any_values_equal_a_closed_form(tmp_path: Path) -> Non
         for iteration in range(1, 31):
             values = [{"m": float(value)} for value in rng.choice([30, 31.5, math.inf, -math.inf, math.nan], 4)]
             finite = [value["m"] for value in values if math.isfinite(value["m"])]
-            model.validator._take_results(values, "set", iteration, None)
+            model.validator._take_results([("image", value) for value in values], "set", iteration, None)
             mean = math.fsum(finite) / len(finite) if finite else math.nan
             assert math.isfinite(model.validator.results["m"]) == bool(finite)
             if finite:
