@@ -70,7 +70,7 @@ def text_of(path: str | Path) -> str:
     except OSError as error:
         raise UserError(
             f"option file {path}: {error.strerror}; shipped ones: `{advise('options')}`, a run's: "
-            f"experiments/NAME/{USED_OPTIONS}{missing_hint(path, 'state')}"
+            f"experiments/NAME/{USED_OPTIONS}{missing_hint(path, USED_OPTIONS)}"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(

@@ -258,6 +258,12 @@ def test_an_option_file_of_another_form_of_unicode_is_told(file: Path) -> None:
     file.rename(file.with_name("cafe\u0301.yml"))
     with pytest.raises(UserError, match=r"shipped ones: .*; names that look alike differ in Unicode's form"):
         read_options(file.with_name("caf\xe9.yml"))
+    for kind in ("training_states/5.state", "options.json"):
+        (run := file.with_name("run")).joinpath(kind).parent.mkdir(parents=True, exist_ok=True)
+        (run / kind).touch()
+    for asked in (run, run / "train.yml"):
+        with pytest.raises(UserError, match="NAME/options.json; the newest options.json there is .*run/options.json$"):
+            read_options(asked)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gbk"])
