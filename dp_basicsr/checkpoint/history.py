@@ -98,6 +98,6 @@ def restore_best(
                 path.unlink(missing_ok=True)
                 lost.append((dataset, metric))
                 continue
-            with replacing(path) as temporary:
+            with replacing(path, keep_target=True) as temporary:
                 shutil.copyfile(same[0], temporary)
     return lost

@@ -94,11 +94,15 @@ def replacing(path: Path, mark: str = "", *, keep_target: bool = False) -> Itera
     ``mark`` tells the files of several processes apart. Of a link the target is replaced, as by most programs; the link
     itself with ``keep_target``, as a user may have put it in place of a checkpoint, and if the target is read-only.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not (path.is_file() or keep_target):
+        # A device or a pipe, such as /dev/null and /dev/stdout, is written to: root's rename would replace it.
+        yield path
+        return
     # As root may write anything: stores of versions (DVC, git-annex) protect their files by their modes alone.
     is_link = path.is_symlink() and not keep_target and (not path.exists() or path.stat().st_mode & stat.S_IWUSR)
     target = Path(os.path.realpath(path)) if is_link else path
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = beside(target, f"{mark}{PARTIAL}")
     try:
         with naming(path):

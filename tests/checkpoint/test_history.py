@@ -8,6 +8,7 @@ steps made it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import re
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.checkpoint.history import set_aside_later
+from dp_basicsr.checkpoint.history import restore_best, set_aside_later
 from dp_basicsr.checkpoint.manifest import check_manifest
 from dp_basicsr.errors import EXIT_RETRY
 
@@ -245,3 +246,15 @@ def test_images_of_abandoned_validations_are_set_aside(tmp_path: Path) -> None:
     set_aside_later(tmp_path, tmp_path / "training_states/10.state", 10, {})
     assert {path.name for path in tmp_path.glob("visualization/*/*")} == {"a_30_10.png", "mine.png"}
     assert [path.name for path in tmp_path.glob("abandoned_*/visualization/a_30/*")] == ["a_30_20.png"]
+
+
+def test_a_best_network_takes_the_place_of_a_link_not_of_its_target(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    for iteration in (4, 8):
+        (models / f"net_g_{iteration}.pth").write_bytes(str(iteration).encode())
+    link = models / "net_g_best_set_psnr.pth"
+    link.symlink_to("net_g_8.pth")
+    checksums = {link.name: hashlib.sha256(b"4").hexdigest()}
+    assert restore_best(tmp_path, tmp_path / "training_states/4.state", {"set": {"psnr": {"iter": 4}}}, checksums) == []
+    assert [path.read_bytes() for path in sorted(models.iterdir())] == [b"4", b"8", b"4"]

@@ -400,6 +400,11 @@ def test_a_link_as_output_stays(tmp_path: Path) -> None:
     assert np.asarray(Image.open(target)).max() == 2
     link.unlink()
     link.symlink_to(target)
+    # A device or a pipe, such as /dev/stdout, is written to; root's rename would replace it.
+    reader, writer = os.pipe()
+    with replacing(Path(f"/dev/fd/{writer}")) as temporary:
+        temporary.write_text("text")
+    assert os.read(reader, 9) == b"text"
     # A run's checkpoint does not change the earlier one that a user linked to.
     atomic_write(link, lambda file: file.write(b"new"))
     assert not link.is_symlink()
