@@ -129,7 +129,7 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
     ):
         yield ("datasets", "train", key), condition, f"without effect, because {reason}"
     too_many = (data.num_worker_per_gpu or 0) > (cpus := available_cpus())
-    yield ("datasets", "train", "num_worker_per_gpu"), too_many, f"more workers than this process may use CPUs, {cpus}"
+    yield ("datasets", "train", "num_worker_per_gpu"), too_many, f"more workers than {cpus}, this process's CPUs"
     for name, dataset in options.datasets.items():
         whole = name != "train" and dataset.type == "PairedImageDataset"
         yield ("datasets", name, "gt_size"), whole, "without effect: whole images are measured"

@@ -178,9 +178,9 @@ class Parser(argparse.ArgumentParser):
         if (args is None or _program) and "--launcher" not in options:
             if rank != "0":
                 self.exit(0, f"rank {rank} of torchrun: {self.prog} works in rank 0 alone; unset RANK for all\n")
-            # Those of srun and mpirun may come from a script that gives each other arguments.
+            # Tasks of srun and mpirun may come from a script that gives each other arguments.
             if "1" in map(os.environ.get, ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")):
-                print(f"warning: {self.prog} does all its work in each task of srun: start one (-n 1)", file=sys.stderr)
+                print(f"warning: {self.prog} does all its work in each task: srun or mpirun -n 1", file=sys.stderr)
         self._words = words
         parsed, rest = super().parse_known_args(words, namespace)
         if hasattr(parsed, "positional_opt"):
