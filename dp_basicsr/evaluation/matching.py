@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from dp_basicsr.errors import UserError, shorten
-from dp_basicsr.images.files import IMAGE_SUFFIXES, find_images, name_hint
+from dp_basicsr.images.files import IMAGE_SUFFIXES, find_images, left_out, name_hint
 
 BICUBIC = "Bicubic"  # the method that is computed here
 
@@ -63,6 +63,8 @@ def find_test_set(
         UserError: A folder is missing or empty, two files have the same name, or originals lack their LR.
     """
     originals = names_in(gt, gt_pattern or "{}")
+    if others := left_out(gt):
+        logging.getLogger("basicsr").warning(others)
     resolved = gt.resolve()
     name = name or (resolved.parent.name if _GENERIC_FOLDER.fullmatch(resolved.name) else resolved.name)
     return TestSet(name, originals, match_images(lr, originals, lr_pattern) if lr else None)

@@ -130,6 +130,10 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
             refuse_size(image.width, image.height, max_pixels)
             if image.format != "TIFF":
                 refuse_frames(image)
+            if image.format in ("JPEG", "MPO"):
+                # Pillow has no profile that stands behind the frame's header, or twice, and does not say so.
+                parts = sorted({part for _, part in image.applist if part.startswith(b"ICC_PROFILE\0")})  # type: ignore[attr-defined]
+                info["icc_profile"] = b"".join(part[14:] for part in parts) or None
             image.info |= info
             yield image, data
 

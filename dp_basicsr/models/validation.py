@@ -127,9 +127,9 @@ class Validator:
             new = {"better": better, "val": WORST[better], "iter": -1}
             record = self.best.setdefault(dataset, {}).setdefault(metric, new)
             mean = self.results.get(metric, math.nan)
-            # An infinite mean (every image is perfect) could never be surpassed, so it is no best one.
+            # An infinite mean (every image is perfect) could never be surpassed; the iteration of a test is its name.
             is_best = mean >= record["val"] if better == "higher" else mean <= record["val"]
-            if is_best and math.isfinite(mean) and not self.is_start:
+            if is_best and math.isfinite(mean) and not self.is_start and isinstance(iteration, int):
                 record |= {"val": mean, "iter": iteration}
         if self.opt["rank"] != 0:
             return

@@ -104,3 +104,11 @@ def test_a_pattern_without_exactly_one_name_is_refused(pattern: str) -> None:
 )
 def test_a_set_is_named_after_its_folder(tmp_path: Path, folder: str, name: str) -> None:
     assert find_test_set(make(tmp_path / folder, "baby.png")).name == name
+
+
+def test_what_a_set_s_folder_has_beside_images_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make(tmp_path / "Set5", "baby.png")
+    make(folder / "more", "bird.png")
+    (folder / "list.txt").touch()
+    assert list(find_test_set(folder).gt) == ["baby"]
+    assert caplog.messages == [f"{folder}: ignored 2 that are not images (1 .txt, 1 folder)"]

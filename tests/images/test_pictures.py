@@ -199,6 +199,30 @@ def test_a_profile_that_is_cut_off_is_dropped_and_named(content: bytes) -> None:
     assert said in (["dropped: damaged iCCP"], ["dropped: damaged ICC profile"])
 
 
+@pytest.mark.parametrize(
+    ("before", "behind", "kept"),
+    [([], [(1, 1)], True), ([(1, 1)], [(1, 1)], True), ([(1, 1), (1, 1)], [], True), ([(1, 2)], [(2, 2)], True),
+     ([(2, 2), (1, 2)], [], True), ([(1, 2)], [], False), ([], [(2, 2)], False)],
+)  # fmt: skip
+def test_a_profile_of_a_jpeg_is_kept_wherever_it_stands(
+    before: list[tuple[int, int]], behind: list[tuple[int, int]], kept: bool
+) -> None:
+    """Pillow#4613: behind the frame's header, or twice."""
+    data, half = cv2.imencode(".jpg", RGB)[1].tobytes(), len(ICC) // 2
+    halves = {(1, 1): ICC, (1, 2): ICC[:half], (2, 2): ICC[half:]}
+    parts = {part: b"ICC_PROFILE\0" + bytes(part) + content for part, content in halves.items()}
+    segments = {part: b"\xff\xe2" + struct.pack(">H", len(text) + 2) + text for part, text in parts.items()}
+    first, last = (b"".join(segments[part] for part in side) for side in (before, behind))
+    scan = data.index(b"\xff\xda")
+    Path("in.jpg").write_bytes(data[:2] + first + data[2:scan] + last + data[scan:])
+    said: list[str] = []
+    write_picture(read_picture(Path("in.jpg")), Path("out.jpg"), warn=said.append)
+    with Image.open("out.jpg") as image:
+        assert image.info.get("icc_profile") == (ICC if kept else None)
+    assert len(said) == (not kept)
+    assert kept or "ICC profile" in said[0]
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_png_that_lacks_its_end_alone_is_read_whole(dtype: Any) -> None:
     """ImageMagick#6790: one byte short; OpenCV, which decodes 16 bits, refuses it."""
