@@ -12,7 +12,7 @@ from typing import Any
 
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import missing_hint
-from dp_basicsr.utils.arguments import NETWORKS, advise, model_file
+from dp_basicsr.utils.arguments import NETWORKS, advise
 
 Options = dict[str, Any]
 
@@ -184,5 +184,7 @@ def override(opt: Options, entries: Sequence[str]) -> None:
             del sets[key]
     for parent, key in (("network_g", "path"), ("path", "pretrain_network_g")):  # as -m finds a network in the box
         values = opt.get(parent)
-        if isinstance(values, dict) and values.get(key) in os.listdir(NETWORKS):
-            values[key] = str(model_file(values[key]))
+        if isinstance(values, dict) and not os.path.exists(path := str(values.get(key))):
+            # Also by its path in another installation, which a run's options have.
+            name = path.rpartition("dp_basicsr/networks/")[2]
+            values |= {key: str(NETWORKS / name)} if name in os.listdir(NETWORKS) else {}

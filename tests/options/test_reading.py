@@ -303,6 +303,9 @@ def test_a_network_in_the_box_is_found_by_its_name(file: Path) -> None:
     name = "compact_x4_l1.safetensors"
     opt = read_options(file, [f"network_g={{type: FromFile, path: {name}}}", f"path:pretrain_network_g={name}"])
     assert opt["network_g"]["path"] == opt["path"]["pretrain_network_g"] == str(model_file(name)) != name
+    # Of a run's options.json from another machine.
+    opt = read_options(file, [f"network_g={{type: FromFile, path: /there/dp_basicsr/networks/{name}}}"])
+    assert opt["network_g"]["path"] == str(model_file(name))
 
 
 def test_derived_options(file: Path) -> None:
