@@ -23,10 +23,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import urljoin, urlsplit
 
 from dp_basicsr import inference, webui
 from dp_basicsr.deploy import page as page_module
+from dp_basicsr.deploy.open_engine import open_engine
 from dp_basicsr.deploy.page import CROP, Job, Page, Task, Visit, crop_middle
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.metadata import Picture
@@ -105,6 +107,18 @@ def test_page_upscales_as_the_command_does(page: Page) -> None:
     assert_as_by_command(result(visit), write_noise("in.png", 40, 50), "--model_path", "model.pth")
     assert "model.pth" in page.engine
     assert "cpu" in page.engine.lower()
+
+
+def test_an_engine_that_fails_later_is_followed_by_the_next(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    upscaler = page.upscaler(Task("m"))
+    monkeypatch.setattr(upscaler.engine, "run", Mock(side_effect=RuntimeError("no primitive")))
+    next_one = open_engine(page.models["m"], engine="torch", device="cpu")
+    monkeypatch.setattr(upscaler.engine, "open_next", lambda: next_one)
+    visit = chosen(page)
+    assert upscale(page, visit, Task("m")).endswith("failed (no primitive): continuing with the next engine")
+    assert_as_by_command(result(visit), write_noise("in.png", 9, 7), "--model_path", "model.pth")
+    assert upscale(page, visit, Task("m")).endswith("MB.")
+    assert page.engine == next_one.title
 
 
 def test_a_visitor_is_told_what_a_command_would_warn_of(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:

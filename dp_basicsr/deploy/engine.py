@@ -56,6 +56,7 @@ class Engine(ABC):
 
     tile = CPU_TILE  # pixels of a tile that suit the device
     scratch: Any = None  # a TemporaryDirectory of the file that it runs
+    open_next: Callable[[], Engine] | None = None  # opens another engine for the network, if this one fails
 
     def __init__(
         self,
@@ -121,7 +122,8 @@ class Engine(ABC):
             self.use_fp32()
             result = self.run(images)
         if not np.isfinite(result).all():
-            raise UserError("the network gives values that are not finite, in fp32 too: its weights are not usable")
+            at_fault = "" if self.open_next else ": its weights are not usable"
+            raise UserError(f"the network gives values that are not finite, in fp32 too{at_fault}")
         if result.shape != (*images.shape[:2], *(side * self.network.scale for side in images.shape[2:])):
             raise UserError(f"model {self.network.file}: {_MISFIT.format(result.shape, images.shape)}")
         result = result[:, :, :height, :width]

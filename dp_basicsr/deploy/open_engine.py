@@ -60,7 +60,7 @@ def open_engine(
     Args:
         paths: One file, or two files of weights, see ``load_network``. ONNX and ncnn files run in onnxruntime and ncnn.
         engine: ``auto`` takes on a CPU the fastest one that is installed and equals torch within ``TOLERANCE``,
-            otherwise torch.
+            otherwise torch; if it fails later, ``Upscaler`` goes on with the next one.
         alpha_interp: See ``load_network``.
         scale: See ``load_network``.
         device: ``auto`` (CUDA, then MPS, then CPU) or torch's name. Engines other than torch run on the CPU.
@@ -91,23 +91,31 @@ def open_engine(
 
         return load_network(files, alpha_interp=alpha_interp, scale=scale)
 
-    for name in _candidates(engine, device):
-        try:
-            key = _key(name, files, alpha_interp, scale)
-            return _open_converted(name, key, load, files[-1].name, precision, warn)
-        except Exception as error:
-            # Each package has its own; a broken one may raise any when it is imported.
-            if isinstance(error, (UserError, OSError)):
-                # Raises an error where the model is at fault, not the engine.
-                load()
-            reason = first_line(error)[:200]
-            if engine != "auto":
-                raise UserError(f"--engine {name} cannot be used: {reason}; give --engine auto or torch") from error
-            warn(f"{name} cannot be used ({reason}): trying the next engine")
-    network = load()
-    from dp_basicsr.deploy.torch_engine import TorchEngine, native_precision
+    names = iter(_candidates(engine, device))
 
-    return TorchEngine(network, device, native_precision(device) if precision == "auto" else precision, warn)
+    def open_next() -> Engine:
+        for name in names:
+            try:
+                key = _key(name, files, alpha_interp, scale)
+                opened = _open_converted(name, key, load, files[-1].name, precision, warn)
+                opened.open_next = open_next if engine == "auto" else None
+                load.cache_clear()  # frees the network
+                return opened
+            except Exception as error:
+                # Each package has its own; a broken one may raise any when it is imported.
+                if isinstance(error, (UserError, OSError)):
+                    # Raises an error where the model is at fault, not the engine.
+                    load()
+                reason = first_line(error)[:200]
+                if engine != "auto":
+                    raise UserError(f"--engine {name} cannot be used: {reason}; give --engine auto or torch") from error
+                warn(f"{name} cannot be used ({reason}): trying the next engine")
+        network = load()
+        from dp_basicsr.deploy.torch_engine import TorchEngine, native_precision
+
+        return TorchEngine(network, device, native_precision(device) if precision == "auto" else precision, warn)
+
+    return open_next()
 
 
 def cache_root() -> Path | None:

@@ -356,7 +356,7 @@ class Page:
                 warn=print,
             )
             self._loaded = key, Upscaler(engine, tile=self.tile, warn=self._notes.append)
-            self.engine = engine.title.partition(" (converted")[0]
+        self.engine = self._loaded[1].engine.title.partition(" (converted")[0]
         return self._loaded[1]
 
     def _read(self, path: Path) -> Picture:

@@ -83,11 +83,24 @@ class Upscaler:
             self.tile = half
             self.engine.free_memory()
 
+    def _run(self, tile: Floats) -> Floats:
+        """Run the network on a tile; where an engine fails, the next one does, and all tiles after it."""
+        while True:
+            try:
+                return self.engine(tile)[0]  # type: ignore[no-any-return]
+            except Exception as error:
+                is_large = max(tile.shape) >= 2 * SMALLEST_TILE
+                if self.engine.open_next is None or (is_large and is_out_of_memory(error)):
+                    raise
+                reason, by = first_line(error)[:200], self.engine.title.rpartition(", by ")[2].partition(" ")[0]
+            self.warn(f"{by} failed ({reason}): continuing with the next engine")
+            self.engine = self.engine.open_next()
+
     def _upscale(self, pixels: Pixels, on_tile: OnTile | None) -> Pixels:
         (height, width), size = pixels.shape[:2], self.engine.network.size
 
         def run_tile(rows: slice, columns: slice) -> Floats:
-            return self.engine(to_floats(pixels[rows, columns]))[0]  # type: ignore[no-any-return]
+            return self._run(to_floats(pixels[rows, columns]))
 
         def tell(reason: str, kind: str = "seams") -> None:
             if kind not in self.warned:

@@ -24,7 +24,8 @@ from dp_basicsr.deploy.engine import Engine, limit_threads
 from dp_basicsr.deploy.onnx_engine import import_onnxruntime
 from dp_basicsr.deploy.open_engine import cache_root, open_engine
 from dp_basicsr.deploy.torch_engine import TorchEngine
-from dp_basicsr.errors import UserError
+from dp_basicsr.deploy.upscaler import Upscaler
+from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.utils.input_size import InputSize
 
 import numpy as np
@@ -418,6 +419,34 @@ def test_auto_falls_back_and_a_named_engine_is_refused(
     with pytest.raises(UserError, match=rf"--engine openvino cannot be used: {reason}; give --engine auto or torch"):
         open_engine([model], engine="openvino")
     assert [file.name for entry in entries() for file in entry.iterdir()] == ["network.json"]
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no primitive\nfor X"), MemoryError(), "NaN"])
+def test_an_engine_that_fails_later_is_followed_by_the_next(
+    fault: Any, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rf-detr#844: what works at the start need not work at the third image, of another size."""
+    works = openvino_engine.OpenVinoEngine.run
+
+    def run(self: Any, images: Any) -> Any:
+        if images.shape[3] == 20 and fault != "NaN":
+            raise fault
+        return works(self, images) * (np.nan if images.shape[3] == 20 else 1)
+
+    monkeypatch.setattr(openvino_engine.OpenVinoEngine, "run", run)
+    monkeypatch.setattr(module, "ENGINES", {"openvino": ENGINES["openvino"]})
+    upscale, by_torch = (Upscaler(open_engine([model], engine=engine)) for engine in ("auto", "torch"))
+    told: list[str] = []
+    upscale.warn = told.append
+    for width, is_torch in ((16, False), (20, True), (16, True)):
+        image = np.random.default_rng(width).integers(0, 256, (12, width, 3), np.uint8)
+        assert np.abs(upscale(image).astype(int) - by_torch(image)).max() <= 1
+        assert isinstance(upscale.engine, TorchEngine) == is_torch
+    reason = "the network gives values that are not finite, in fp32 too" if fault == "NaN" else first_line(fault)
+    assert told == [f"openvino failed ({reason}): continuing with the next engine"]
+    named = Upscaler(open_engine([model], engine="openvino"))
+    with pytest.raises(Exception, match="no primitive|memory|its weights are not usable"):
+        named(np.zeros((12, 20, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
