@@ -156,6 +156,9 @@ def _about_images(sets: Mapping[str, Any]) -> Iterator[Rule]:
                 text = next((lost for sign, lost in _LOST.items() if sign in str(error)), "")
             yield ("datasets", name, key), text != "", text
             yield ("datasets", name, key), has_place, "results are saved without the georeference, which upscale keeps"
+        gt, lq = (File(root or "") for root in (dataset.dataroot_gt, dataset.dataroot_lq))
+        one = dataset.type == "PairedImageDataset" and gt == lq != File()
+        yield ("datasets", name, "dataroot_lq"), one, "the folder of the GT, which are their own LQ"
         for key, neutral in (("mean", 0), ("std", 1)):
             text = "validation, test and upscale do not undo it: figures and images are wrong; leave out mean and std"
             yield ("datasets", name, key), bool({*(getattr(dataset, key, None) or ())} - {neutral}), text

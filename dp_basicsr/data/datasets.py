@@ -204,8 +204,9 @@ def _listed_paths(dataset_opt: dict[str, Any]) -> list[Any]:
         raise UserError(f"{name}: {text}{missing_hint(missing[0]) or way}")
     # A list may name a.png of two folders, and both would get the same LQ.
     first: dict[str, str] = {}
-    for pair in (entry for entry in paths if isinstance(entry, dict)):
-        lq, gt = pair["lq_path"], pair["gt_path"]
+    for lq, gt in (pair.values() for pair in paths if is_paired):
+        if os.path.abspath(gt) == os.path.abspath(lq):
+            raise UserError(f"{name}: {gt} would be its own LQ: write a line `gt, lq`, or name another dataroot_lq")
         if first.setdefault(lq, gt) != gt:
             raise UserError(f"{name}: {first[lq]} and {gt} would both be paired with {lq}: rename one of them")
     return paths

@@ -87,7 +87,7 @@ def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
         readings = line, line.strip(), _SHAPE.sub("", line.rstrip()), plain, line.split(" ")[0]
         name = next((name for name in readings if os.path.isfile(folder / name)), plain)
         # An image's name, alone or in front of its LQ's, may begin like a comment.
-        is_there = any(os.path.isfile(folder / part) for part in (name, name.partition(", ")[0]))
+        is_there = any(os.path.isfile(folder / part) for part in (name, name.partition(",")[0]))
         if is_there or not re.match(r"#+(\s|$)", name):
             names.append(name)
     return names
@@ -95,9 +95,9 @@ def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
 
 def split_pair(name: str, gt_root: Path, lq_root: Path, template: str) -> tuple[Path, Path]:
     """Return GT and LQ of a line in a list: a GT's name, or both, ``gt, lq``, as in Real-ESRGAN's lists of pairs."""
-    gt, comma, lq = name.partition(", ")
+    gt, comma, lq = name.partition(",")
     if comma and not os.path.isfile(gt_root / name):
-        return gt_root / gt, lq_root / lq
+        return gt_root / gt, lq_root / lq.strip()
     file = Path(name)
     lq = template.format(file.stem) + file.suffix
     # BasicSR looks for it without the GT's subfolder.

@@ -30,7 +30,7 @@ FREE_SIZES = [
     if number == 1 or 16 < multiple * number <= 80
 ]
 # The numbers of other inputs than float32.
-_TYPES = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+_TYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8}
 # White of input and output: files of other programs may take levels, and round to them.
 _WHITES = ((1.0, 1.0), (255.0, 255.0), (255.0, 1.0), (1.0, 255.0))
 _NEWER = re.compile(r"IR version: \d+, max supported IR version: \d+|Opset \d+ is under development")
@@ -88,7 +88,7 @@ class OnnxEngine(Engine):
             reason = first_line(error)
             if "rotobuf parsing" in reason:
                 reason = "it is no ONNX file, or a part of one: export or download it again"
-            elif "NOT_IMPLEMENTED" in reason:
+            elif "NOT_IMPLEMENTED" in reason or "input data type" in reason:
                 reason += "; export it in float32, of opset 7 or newer"
             if "Cannot parse data from external" in reason:
                 reason = "it has shapes in a file beside it: onnx.save(onnx.load(FILE), OTHER) writes all into one"

@@ -152,6 +152,10 @@ def test_losses_that_train_nothing_are_named(entries: list[str], named: str) -> 
         ("datasets:train:mean=[0] and datasets:train:std=[1]", ""),
         ("datasets:val_1:gt_size=32", "datasets:val_1:gt_size: without effect: whole images are measured"),
         ("datasets:train:num_worker_per_gpu=999", "num_worker_per_gpu: more workers than "),
+        (
+            "datasets:val_1:dataroot_gt=x and datasets:val_1:dataroot_lq=./x/",
+            "datasets:val_1:dataroot_lq: the folder of the GT, which are their own LQ",
+        ),
         ("name=${USER}_run", "name: $ is no variable here: the folders are called so"),  # omegaconf#396
         # albumentations#1698
         (

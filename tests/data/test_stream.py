@@ -237,13 +237,18 @@ def test_a_meta_info_file_never_makes_a_wrong_pair(pairs: Path) -> None:
     listed.write_text(str((pairs / "GT/a/image0.png").resolve()))
     with pytest.raises(UserError, match=r"files are missing, e.g. .*; a line `gt, lq` names an LQ"):  # OSEDiff#74
         TrainStream(options(pairs, train=train))
+    # Real-ESRGAN's lists of pairs have one root, below which a line without its LQ names the GT alone.
+    listed.write_text("GT/image1.png, LRbicx4/image1.png\nGT/image2.png\n")
+    one = {"dataroot_gt": str(pairs), "dataroot_lq": f"{pairs}/", "meta_info": str(listed)}
+    with pytest.raises(UserError, match=r"meta_info .*GT/image2\.png would be its own LQ: .* `gt, lq`"):
+        TrainStream(options(pairs, train=one | {"type": "RealESRGANPairedDataset"}))
 
 
 @pytest.mark.parametrize(
     ("gt", "lq", "line"),
     [("image0.png", "b/c/other.png", "image0.png, b/c/other.png"), ("a/image0.png", "image0.png", "a/image0.png"),
      ("a/image0.png", "a/image0.png", "a/image0.png"), ("a/image0.png", "b.png", "a/image0.png, b.png"),
-     ("# 1.png", "b.png", "# 1.png, b.png")],
+     ("# 1.png", "b.png", "# 1.png, b.png"), ("a/image0.png", "b.png", "a/image0.png,b.png")],
 )  # fmt: skip
 def test_a_list_pairs_images_of_any_folders(gt: str, lq: str, line: str, pairs: Path) -> None:
     """Real-ESRGAN#643: its lists of pairs; and LQ in the subfolders of their GT."""

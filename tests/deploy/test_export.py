@@ -307,7 +307,7 @@ LEVELS = "k = Constant<value_float = 255.0>() b = Mul(x, k)"
 
 @pytest.mark.parametrize(
     ("given", "nodes", "result"),
-    [("float", "y = Round(x)", "float"), ("uint8", "y = Identity(x)", "uint8"),
+    [("float", "y = Round(x)", "float"), ("uint8", "y = Identity(x)", "uint8"), ("double", "y = Identity(x)", "double"),
      ("float", "k = Constant<value_float = 0.4>() y = Add(x, k)", "float"),
      ("uint8", "k = Constant<value_float = 255.0>() b = Cast<to = 1>(x) y = Div(b, k)", "float"),
      ("float", f"{LEVELS} r = Round(b) y = Cast<to = 2>(r)", "uint8"), ("float", "y = Identity(x)", "float"),
@@ -328,6 +328,15 @@ def test_an_onnx_file_may_take_and_give_levels_or_have_further_outputs(given: st
     assert told == ["model net.onnx has the outputs small, y: the largest image is taken"] * bool(small)
     with pytest.raises(UserError, match=r"takes 4 channels: export it for RGB \(3\) or gray \(1\)"):
         open_engine([onnx_file([1, 4, "h", "w"], "Identity", ["x"])])
+
+
+def test_an_onnx_file_of_other_numbers_is_refused_with_the_way() -> None:
+    onnx = pytest.importorskip("onnx")
+    text = """<ir_version: 8, opset_import: ["": 15]> g (uint16[n, 3, h, w] x) => (float[n, 3, h, w] y)
+        { y = Cast<to = 1>(x) }"""
+    onnx.save(onnx.parser.parse_model(text), "net.onnx")
+    with pytest.raises(UserError, match="expected: .tensor.uint16.*; export it in float32"):
+        open_engine([Path("net.onnx")])
 
 
 def test_an_onnx_file_that_brightens_takes_values_up_to_1() -> None:
