@@ -89,8 +89,7 @@ class Upscaler:
             try:
                 return self.engine(tile)[0]  # type: ignore[no-any-return]
             except Exception as error:
-                is_large = max(tile.shape) >= 2 * SMALLEST_TILE
-                if self.engine.open_next is None or (is_large and is_out_of_memory(error)):
+                if self.engine.open_next is None or (max(tile.shape) >= 2 * SMALLEST_TILE and is_out_of_memory(error)):
                     raise
                 reason, by = first_line(error)[:200], self.engine.title.rpartition(", by ")[2].partition(" ")[0]
             self.warn(f"{by} failed ({reason}): continuing with the next engine")
