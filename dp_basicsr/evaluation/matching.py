@@ -80,10 +80,9 @@ def match_images(folder: Path, names: Collection[str], pattern: str = "") -> dic
     used = pattern or detect_pattern([path.stem for path in find_images(folder)], names, folder)
     found = names_in(folder, used)
     missing = [name for name in names if name not in found]
-    extra = [path.name for name, path in found.items() if name not in names]
     # A pattern that was given selects some files of a folder, and the others need no word.
-    if not pattern:
-        extra += [path.name for path in find_images(folder) if path not in found.values()]
+    files = found.values() if pattern else find_images(folder)
+    extra = sorted(path.name for path in set(files) - set(map(found.get, names)))
     others = f"without an original: {shorten(extra)}"
     # Of 11, 12 and 14 the first two may be other images than 1 and 2.
     numbers = not pattern and any(re.search(r"\d/\d", used.replace("{}", f"/{name}/")) for name in names)

@@ -199,7 +199,7 @@ class PluginModel(BaseModel):
             raise UserError(f"network {load_path} does not match: {differences}; the file has {weights.holds}{also}")
         logger = get_root_logger()
         logger.info(f"Loading {type(bare).__name__} model from {load_path}: {weights.holds}. {weights.choice}".rstrip())
-        if not self.is_train and "not the EMA" in weights.choice:
+        if not self.is_train and "not the EMA (params_ema)" in weights.choice:
             logger.warning(
                 f"{load_path}: {weights.choice}, which validation in training measures and `dp-basicsr upscale` takes: "
                 "path:param_key_g=params_ema tests it"

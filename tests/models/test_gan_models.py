@@ -251,6 +251,15 @@ def test_a_test_of_other_weights_than_validation_s_is_told(
     weights = torch.load(tmp_path / "net_g_1.pth")["params"]
     torch.save({"state_dict": weights, "step": torch.tensor(3.0)}, tmp_path / "net_g_1.pth")
     build_model(opt)
+    # KAIR's average is in another file, and that of another program an object: no key of the options takes it.
+    for content, beside in (weights, "1_E.pth"), ({"model": weights, "ema": torch.nn.Identity()}, "other.pth"):
+        torch.save(weights, tmp_path / beside)
+        torch.save(content, tmp_path / "1_G.pth")
+        opt["path"] |= {"pretrain_network_g": str(tmp_path / "1_G.pth"), "param_key_g": key}
+        caplog.clear()
+        build_model(opt)
+        assert "path:param_key_g=params_ema" not in caplog.text
+        (tmp_path / beside).unlink()
 
 
 @pytest.mark.parametrize(
