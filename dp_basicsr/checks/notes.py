@@ -15,7 +15,7 @@ from dp_basicsr.images.files import find_images
 from dp_basicsr.images.strict import has_georeference, lost_colours
 from dp_basicsr.models.base import PluginModel
 from dp_basicsr.options.metrics import record_of
-from dp_basicsr.options.schema import Dataset, OptionFile, Val
+from dp_basicsr.options.schema import OptionFile, Val
 from dp_basicsr.options.section import Entry, Section
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.pool import available_cpus
@@ -38,7 +38,13 @@ def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:
     missing = {key: folders for key, dataset in sets.items() if (folders := missing_folders(dataset.as_dict()))}
     for key, folders in missing.items():
         text = f"{sets[key].name} is skipped: no such folder: {' and '.join(folders)}"
-        yield Problem(("datasets", key), f"{text}{_how_to_get(sets[key], options.scale)}")
+        gt, lq = (File(root or "") for root in (sets[key].dataroot_gt, sets[key].dataroot_lq))
+        if gt.name and gt.is_dir() and lq.suffix != ".lmdb":
+            make = advise("data lr", ["-i", str(gt), "-o", str(lq), "--scale", str(options.scale)])
+            text += f"; `{make}` makes it"
+        elif (paper := gt.parent.name.lower()) in SOURCES:
+            text += f"; `{advise('data download', paper)}` gets it"
+        yield Problem(("datasets", key), text)
     yield from problems_of(_about_images(options.datasets if is_train else sets))
     if not is_train:
         return
@@ -181,12 +187,3 @@ def _is_given(options: OptionFile, path: Path) -> bool:
         default = fields[key].get_default() if key in fields and not fields[key].is_required() else None
         value = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
     return value is not None and value != default
-
-
-def _how_to_get(dataset: Dataset, scale: int) -> str:
-    """Return the command that makes the missing folders of one of the paper's sets, or of a set with originals."""
-    gt, lq = (File(root or "") for root in (dataset.dataroot_gt, dataset.dataroot_lq))
-    if gt.name and gt.is_dir() and lq.suffix != ".lmdb":
-        return f"; `{advise('data lr', ['-i', str(gt), '-o', str(lq), '--scale', str(scale)])}` makes it"
-    name = gt.parent.name.lower()
-    return f"; `{advise('data download', name)}` gets it" if name in SOURCES else ""

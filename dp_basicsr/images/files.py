@@ -78,10 +78,7 @@ def name_hint(names: Iterable[str], others: Iterable[str]) -> str:
 
 
 def missing_hint(path: str | Path, kind: str = "network") -> str:
-    """Say so if a path that is missing looks like what is there, or a run has others of this kind; "" if neither.
-
-    A kind is ``network``, ``state``, or the name of a file.
-    """
+    """Say so if a path that is missing looks like what is there, or a run has others of this kind; "" if neither."""
     asked = path = Path(os.path.expanduser(path))
     with suppress(OSError, ValueError):  # a folder that cannot be read, or what no system takes for a name
         for run in path.parents:
@@ -98,7 +95,7 @@ def missing_hint(path: str | Path, kind: str = "network") -> str:
         inner = "models" if kind == "network" else "training_states"
         folders = (asked, asked / inner, asked.parent, *asked.glob(f"*/{inner}"))
         network = f"net_{'d' if asked.name.startswith('net_d_') else 'g'}_*.pth"
-        name = {"network": network, "state": "*.state"}.get(kind, kind)
+        name = {"network": network, "state": "*.state"}.get(kind, kind)  # or of a file
         files = [file for folder in folders for file in folder.glob(name)]
         if kind == "network" and not files:
             # Those of other programs, in a folder that was named, or of this name with another ending.

@@ -54,7 +54,7 @@ def read_options(path: str | Path, entries: Sequence[str] = ()) -> Options:
     """
     opt = parse_yaml(text_of(path), f"option file {path}")
     if not isinstance(opt, dict):
-        got = type(opt).__name__ if opt else "none"
+        got = "none" if opt is None else type(opt).__name__
         raise UserError(f"option file {path}: expected a mapping of options, got {got}")
     override(opt, entries)
     return opt
