@@ -212,6 +212,12 @@ def _listed_paths(dataset_opt: dict[str, Any]) -> list[Any]:
     return paths
 
 
+def paths_of(dataset: Any) -> list[Any]:
+    """Return a dataset's ``paths``, a list in those of BasicSR; in others they may be anything, and count as none."""
+    paths = getattr(dataset, "paths", None)
+    return paths if isinstance(paths, list) else []
+
+
 def files_of(entry: Any) -> Iterable[str]:
     """Return the files of an entry of a dataset's ``paths``: a path, or a mapping of paths."""
     return entry.values() if isinstance(entry, dict) else [entry]
@@ -219,8 +225,7 @@ def files_of(entry: Any) -> Iterable[str]:
 
 def fingerprint(dataset: Any, *, with_sizes: bool = False) -> int:
     """Return a checksum, below 2^31, over the names (and sizes) of a dataset's files in their order."""
-    entries = getattr(dataset, "paths", None)
-    files = [str(file) for entry in (entries if isinstance(entries, list) else ()) for file in files_of(entry)]
+    files = [str(file) for entry in paths_of(dataset) for file in files_of(entry)]
     # Without the folders: a data set may have been moved. The records of an LMDB are no files.
     lines = [f"{os.path.basename(file)} {os.path.getsize(file) if with_sizes and os.path.isfile(file) else ''}"
              for file in files]  # fmt: skip
@@ -255,9 +260,8 @@ def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
         if len(dataset) == 0:
             logger.warning(f"{dataset_opt['name']} is skipped: {describe_empty(dataset_opt)}")
             continue
-        paths = getattr(dataset, "paths", None)
         # A name that no file can have is refused before its result is computed; see ``Validator``.
-        for entry in paths if val.get("save_img") and isinstance(paths, list) else []:
+        for entry in paths_of(dataset) if val.get("save_img") else []:
             ending = opt["train"]["total_iter"] if phase == "val" else val.get("suffix") or opt["name"]
             path = str(entry.get("lq_path", "") if isinstance(entry, dict) else entry)
             if len(os.fsencode(f"{Path(path).stem}_{ending}.png")) > (longest := longest_name("results")):

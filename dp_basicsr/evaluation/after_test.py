@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dp_basicsr.data.datasets import paths_of
 from dp_basicsr.errors import UserError
 from dp_basicsr.evaluation.evaluate import evaluate
 from dp_basicsr.evaluation.files import markdown, write_evaluation
@@ -45,7 +46,7 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
     sets = []
     for dataset in (loader.dataset for loader in loaders):
         # LMDBs have no files to measure, and some sets no originals.
-        paths = [pair for pair in getattr(dataset, "paths", []) if isinstance(pair, dict)]
+        paths = [pair for pair in paths_of(dataset) if isinstance(pair, dict)]
         pairs = [pair for pair in paths if Path(pair["gt_path"]).is_file()]
         # By the LQ's name, after which BasicSR names its results.
         gt, lr = ({Path(pair["lq_path"]).stem: Path(pair[key]) for pair in pairs} for key in ("gt_path", "lq_path"))

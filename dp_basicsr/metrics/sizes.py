@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dp_basicsr.data.datasets import how_to_make_lq
+from dp_basicsr.data.datasets import how_to_make_lq, paths_of
 from dp_basicsr.data.lmdb_records import read_meta_info
 from dp_basicsr.errors import UserError, first_line
 from dp_basicsr.images.files import BadImageError
@@ -35,7 +35,7 @@ def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> N
         shapes = {key: read_meta_info(root).shapes for key, root in roots.items() if root.endswith(".lmdb")}
         images: dict[tuple[int, ...], str] = {}  # size -> one image of it
         saved: dict[str, str] = {}  # name of a result -> its image
-        for entry in getattr(dataset, "paths", []):
+        for entry in paths_of(dataset):
             pair = entry if isinstance(entry, dict) else {"lq_path": entry}
             file = pair["lq_path"]
             if saved.setdefault(Path(file).stem, file) != file and (opt.get("val") or {}).get("save_img"):

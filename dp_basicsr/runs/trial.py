@@ -15,7 +15,7 @@ from typing import Any
 
 from dp_basicsr.archs.pretrained import PRETRAINED_DIR, without_downloads
 from dp_basicsr.checkpoint.resume import find_resume_point, require_networks
-from dp_basicsr.data.datasets import evaluation_loaders
+from dp_basicsr.data.datasets import evaluation_loaders, paths_of
 from dp_basicsr.data.preparation.check import refuse_turned
 from dp_basicsr.data.stream import Batch, TrainStream, batch_size_per_gpu
 from dp_basicsr.distributed.collectives import on_rank_0
@@ -183,7 +183,7 @@ class FirstCorner(Dataset):
 
     def __init__(self, dataset: Any, scale: int) -> None:
         self.dataset, self.scale, self.opt = dataset, scale, dataset.opt
-        self.paths = list(getattr(dataset, "paths", []))[:1]
+        self.paths = paths_of(dataset)[:1]
 
     def __len__(self) -> int:
         return 1

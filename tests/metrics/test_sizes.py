@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from dp_basicsr.data.datasets import evaluation_loaders
 from dp_basicsr.data.preparation.writers import make_record
@@ -117,3 +118,9 @@ def test_an_empty_or_unreadable_file_is_known_at_the_start(monkeypatch: pytest.M
     monkeypatch.setattr(os, "access", lambda path, _: "lq" not in str(path))
     with pytest.raises(UserError, match="datasets: set: .*lq/a.png may not be read: copy it again, or remove the pair"):
         refuse(PSNR)
+
+
+@pytest.mark.parametrize("paths", [None, {0: "a.png"}])
+def test_paths_of_another_form_are_left_to_the_dataset(paths: Any) -> None:
+    dataset = SimpleNamespace(paths=paths, opt={"name": "set"})
+    refuse_small_images({"scale": 2, "val": {"metrics": {"m": PSNR}}}, [cast(Any, SimpleNamespace(dataset=dataset))])
