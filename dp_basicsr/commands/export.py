@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dp_basicsr.deploy.choices import BOX, BOX_ALPHA, EXPORTS
 from dp_basicsr.deploy.openmodeldb import check_format, write_entry
+from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import require_paths
 from dp_basicsr.utils.arguments import Parser
 from dp_basicsr.utils.console import data_command
@@ -57,8 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = EXPORTS[args.format]
         files = record.files(output)
         # Before the network is loaded and converted, which may take minutes.
-        beside = [record.card(output), *([args.openmodeldb] if args.openmodeldb else [])]
-        refuse_existing([*files, *beside], overwrite=args.overwrite)
+        outputs = [*files, record.card(output), *([args.openmodeldb] if args.openmodeldb else [])]
+        refuse_existing(outputs, overwrite=args.overwrite)
+        if folders := [str(path) for path in outputs if path.is_dir()]:
+            raise UserError(f"{', '.join(folders)}: expected a file to replace, got a folder")
         if args.openmodeldb:
             check_format(args.format)
         from dp_basicsr.archs import load_network

@@ -494,6 +494,11 @@ def test_a_card_is_replaced_only_on_request(output: str, card: str, refused: Cal
     kind = ["--format", "pth"] if output == "x.v1" else []
     assert f"already exists: {card}" in refused(export_model.main, ["-m", "net.pth", "-o", output, *kind])
     assert Path(card).read_text() == "mine"
+    # The network was written before it was seen.
+    Path(card).rename("old.md")
+    Path(card).mkdir()
+    text = refused(export_model.main, ["-m", "net.pth", "-o", output, *kind, "--overwrite"])
+    assert f"{card}: expected a file to replace, got a folder" in text
     assert not Path(output).exists()
 
 
