@@ -175,8 +175,8 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
                     content = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
                     notes = dict(tensors.metadata() or {})
             except SafetensorError as error:
-                # So it calls an intact file with bytes after the last tensor, too.
-                if not re.search("incomplete metadata|MetadataIncomplete", str(error)):
+                # So it calls an intact file with bytes after the last tensor, too; and of paths it takes Unicode alone.
+                if not re.search("incomplete metadata|MetadataIncomplete|^Path .* UTF-8", str(error), re.DOTALL):
                     raise
                 data = path.read_bytes()
                 header = 8 + int.from_bytes(data[:8], "little")
