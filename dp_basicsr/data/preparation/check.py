@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import permutations
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
 from dp_basicsr.data.preparation.jobs import stderr_lines
+from dp_basicsr.data.preparation.likeness import compare, likeness
 from dp_basicsr.data.sources import ImageSource, find_sources, listed_names, may_be_image, split_pair
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import BadImageError, find_images, missing_hint, name_hint
@@ -23,7 +23,6 @@ from dp_basicsr.images.strict import orientation_if_single
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.pool import available_cpus, ordered_map
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -49,9 +48,6 @@ class PairedSet:
 HARMLESS = {"duplicate", "foreign", "aliased", "tone", "damaged", "depth"}
 # Told of the first pair of a set alone: the others are made alike.
 ONCE = {"aliased", "tone", "depth"}
-# Mean difference of colours in levels of 255 from which it is told. Noise that is clipped at black shifts it by up to
-# 12 at sigma 30, the strongest of Real-ESRGAN's degradations; half brightness or another gamma by about 50.
-TONE = 16
 
 
 @dataclass(frozen=True)
@@ -85,8 +81,6 @@ class Pair(NamedTuple):
     def __str__(self) -> str:
         return str(self.gt)
 
-
-Way = TypeVar("Way")
 
 # Of a pair: its problems; if both images were read, a digest of their pixels; if they fit, their thumbnails.
 ReadPair = tuple[list[BadData], bytes | None, NDArray[np.float32] | None]
@@ -189,32 +183,9 @@ def read_pair(pair: Pair, scale: int, gt_size: int | None) -> ReadPair:
     if fault:
         text = f"is {width} x {height}, its LQ {lq_width} x {lq_height}: {fault}{turned}"
         return [*problems, BadData("size", name, text)], digest, None
-    # Both of the LQ's size, because INTER_AREA makes no means of fewer than 16 pixels.
-    cut = images[0][: lq_height * scale, : lq_width * scale]
-    small: list[NDArray[Any]] = [cv2.resize(cut, (lq_width, lq_height), interpolation=cv2.INTER_AREA), images[1]]
-    gt, *gray = (image if image.ndim == 2 else cv2.transform(image, np.full((1, 3), 1 / 3)) for image in (cut, *small))
-    # 16 x 16 gray values: noise and compression of a degraded LQ average out, what it shows does not.
-    thumbnails: NDArray[np.float32] = np.array(
-        [cv2.resize(image.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA) for image in gray]
-    )
-    way = _way_up(*thumbnails)
-    if not way:
-        is_swapped = all(image.ndim == 3 for image in images) and _has_other_channels(*small)
-        text = "its LQ has red, green and blue in another order" if is_swapped else _shift(*gray)
-        if text:
-            return [*problems, BadData("content", name, text)], digest, None
-        if _is_aliased(gt, gray[1]):
-            text = "its LQ has no antialiasing, as by cv2.resize (others of the set are not listed): "
-            problems.append(BadData("aliased", name, f"{text}`{advise('data lr')}` makes it"))
-        # The range that video has. Noise that is clipped moves black and white too, but leaves more than a level.
-        narrow = [16 + image * np.float32(219 / 255) for image in small]
-        is_narrow = min(_tone(narrow[0], small[1]), _tone(small[0], narrow[1])) < 1
-        if (levels := _tone(*small)) > TONE or (levels > 4 and is_narrow):
-            what = "another range, of video (16 to 235) or not" if is_narrow else "other brightness or colours"
-            text = f"its LQ has {what}, by {levels:.0f} of 255 levels"
-            problems.append(BadData("tone", name, f"{text} (others of the set are not listed)"))
-        return problems, digest, thumbnails
-    return [*problems, BadData("orientation", name, f"its LQ is {way}{turned}")], digest, None
+    faults, thumbnails = compare(images[0], images[1], scale)
+    problems += [BadData(kind, name, text + turned * (kind == "orientation")) for kind, text in faults]
+    return problems, digest, thumbnails
 
 
 def turned_hint(pair: Pair) -> str:
@@ -239,112 +210,6 @@ def refuse_turned(dataset: Any, scale: int) -> None:
                 raise UserError(f"{pair}: {problem.text}; `{advise('data check', '-opt FILE')}` lists all")
 
 
-def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """Return the correlation of two thumbnails, which brightness and contrast do not change; 1 if both are flat."""
-    deviations = float(first.std()), float(second.std())
-    if max(deviations) < 4:
-        # Nothing to compare but the colour.
-        return float(abs(first.mean() - second.mean()) < 64)
-    if min(deviations) < 0.5:
-        return 0.0
-    return float(((first - first.mean()) * (second - second.mean())).mean()) / (deviations[0] * deviations[1])
-
-
-def _way_up(gt: NDArray[np.float32], lq: NDArray[np.float32]) -> str:
-    """Return how the LQ is turned or mirrored; empty if it is upright, or fits no way clearly better."""
-    fits = {}
-    for mirrored in (False, True):
-        for times in range(4):
-            # The LQ as it was before: turned back, then mirrored.
-            image = np.rot90(lq, times)
-            fits[mirrored, times] = _likeness(gt, image[:, ::-1] if mirrored else image)
-    mirrored, times = _best(fits)
-    if not (mirrored or times):
-        return ""
-    turn = f"rotated clockwise by {90 * times} degrees"
-    if mirrored:
-        return f"mirrored and {turn}" if times else "mirrored"
-    return turn
-
-
-def _best(fits: dict[Way, float]) -> Way:
-    """Return the way that fits best if it is clearly better than the first, otherwise the first."""
-    first, best = next(iter(fits)), max(fits, key=lambda way: fits[way])
-    # Nearly symmetric pictures fit several ways, so the error must be less than half.
-    is_better = fits[best] > max(0.7, fits[first] + 0.01) and 1 - fits[best] < (1 - fits[first]) / 2
-    return best if is_better else first
-
-
-def _shift(gt: NDArray[Any], lq: NDArray[Any]) -> str:
-    """Return how far the LQ is shifted, or how much enlarged; "" for a pixel or 4 %, as degradations do it."""
-    height, width = lq.shape
-    gt = gt.astype(np.float32)
-    margin = min(height, width) // 4
-    # The middle of a large one, unless it is flat.
-    for largest in (512, max(height, width)):
-        top, left = (max(margin, (side - largest) // 2) for side in (height, width))
-        # From the LQ: searched in it, a part of a smooth GT fits its noise best elsewhere.
-        inside = np.ascontiguousarray(lq[top : height - top, left : width - left], np.float32)
-        if inside.std() >= 4:
-            break
-    if margin < 2 or min(float(inside.std()), float(gt.std())) < 4:
-        return ""
-    around = gt[top - margin : height - top + margin, left - margin : width - left + margin]
-    fits = cv2.matchTemplate(around, inside, cv2.TM_CCOEFF_NORMED)
-    down, right = (margin - int(place) for place in np.unravel_index(fits.argmax(), fits.shape))
-    best = _best({(0, 0): float(fits[margin, margin]), (down, right): float(fits.max())})
-    # Part of another small picture fits up to 0.9 somewhere.
-    if max(map(abs, best)) > 1 and fits.max() > 0.9:
-        return f"its LQ shows the same, {right} pixels further right and {down} down"
-    is_plain = fits[margin - 1 : margin + 2, margin - 1 : margin + 2].max() > 0.98
-    if is_plain or margin < 12:
-        return ""
-    # As a lens that sees less shows it: the middle. Larger images take longer and tell no more.
-    small = min(1, 96 / min(lq.shape))
-    gt, lq = (cv2.resize(image, None, fx=small, fy=small, interpolation=cv2.INTER_AREA) for image in (gt, lq))
-    height, width = lq.shape
-    middle = np.s_[height // 4 : height - height // 4, width // 4 : width - width // 4]
-    inside, sizes = np.asarray(lq[middle], np.float32), dict[float, float]()
-    if inside.std() < 4:
-        return ""
-    for size in (1.0, *np.arange(0.75, 1.34, 0.01)):
-        lens = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 0, size)
-        sizes[size] = _likeness(np.asarray(cv2.warpAffine(gt, lens, (width, height)), np.float32)[middle], inside)
-    size = _best(sizes)
-    is_enlarged = abs(size - 1) > 0.04 and sizes[size] > 0.97
-    return f"its LQ shows the same, {size:.2f} times as large" if is_enlarged else ""
-
-
-def _is_aliased(gt: NDArray[Any], lq: NDArray[Any]) -> bool:
-    """Return whether the LQ has some pixels of the GT without those between, which gives false patterns."""
-    height, width = lq.shape
-    ways = cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_NEAREST
-    mean, *others = (
-        cv2.absdiff(cv2.resize(gt, (width, height), interpolation=way), lq).mean() for way in (cv2.INTER_AREA, *ways)
-    )
-    # On photographs at x2 to x8: 1.0 and 0.2 of 255 levels, or with antialiasing at least 0.6 from each of these.
-    return mean > 1 and min(others) < 0.4
-
-
-def _tone(*pair: NDArray[Any]) -> float:
-    """Return how far the colours of GT and LQ are apart, as a mean over 4 x 4 areas; one may be gray."""
-    gt, lq = (cv2.resize(image, (4, 4), interpolation=cv2.INTER_AREA).reshape(4, 4, -1) for image in pair)
-    return float(np.abs(gt.astype(np.float32) - lq).mean())
-
-
-def _has_other_channels(gt: NDArray[np.uint8], lq: NDArray[np.uint8]) -> bool:
-    """Return whether the colours of the LQ, without their mean and the gray, fit those of the GT in another order."""
-    pair = [cv2.resize(image.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA) for image in (gt, lq)]
-    gt, lq = (image - image.mean(axis=(0, 1)) for image in pair)
-    lq = lq / np.maximum(lq.std(axis=(0, 1)), 1)
-    fits = {}
-    for order in permutations(range(3)):
-        # Each channel as strong as the GT's: under a colour cast, the gray would not cancel out.
-        both = gt, lq[..., order] * gt.std(axis=(0, 1))
-        fits[order] = _likeness(*(image - image.mean(axis=2, keepdims=True) for image in both))
-    return _best(fits) != (0, 1, 2)
-
-
 def _other_pictures(pairs: list[tuple[str, NDArray[np.float32]]]) -> Iterator[BadData]:
     """Yield the pairs whose LQ shows something else than the GT, with the GT that it belongs to, if there is one."""
     # Flat images have no pattern to be recognised by, so their rows stay 0.
@@ -353,7 +218,7 @@ def _other_pictures(pairs: list[tuple[str, NDArray[np.float32]]]) -> Iterator[Ba
         if gt.std() >= 4:
             row[:] = ((gt - gt.mean()) / (256 * gt.std())).ravel()
     for name, (gt, lq) in pairs:
-        like = _likeness(gt, lq)
+        like = likeness(gt, lq)
         if like > 0.9:
             continue
         # At least 0.5, so that the rounding noise of a flat LQ does not count as a pattern.

@@ -17,7 +17,6 @@ from typing import Any
 from dp_basicsr.data.preparation.check import (
     Pair,
     PairedSet,
-    _shift,
     check_set,
     paired_sets,
     read_pair,
@@ -27,6 +26,7 @@ from dp_basicsr.data.preparation.check import (
 from dp_basicsr.data.preparation.convert import create_lmdb, make_lr
 from dp_basicsr.data.preparation.extract import Extraction, Window, cut_image
 from dp_basicsr.data.preparation.jobs import PrepJob
+from dp_basicsr.data.preparation.likeness import _shift
 from dp_basicsr.data.sources import find_sources
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import BadImageError
