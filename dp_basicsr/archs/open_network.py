@@ -147,7 +147,7 @@ def _built_by_run(weights: Weights, known: nn.Module | None = None) -> tuple[nn.
             if options["network_g"]["type"] == "FromFile":
                 options = options_of_run(Path(options["network_g"]["path"]).expanduser()) or {}
         arguments = dict(options["network_g"])
-        channels = arguments.get("num_in_ch", 3)
+        channels = arguments.get("num_in_ch", arguments.get("in_chans", 3))  # the latter of SwinIR
         if (kind := arguments.pop("type")) == "FromFile":
             return None
         # Not by its `get`, which prints a line of a name without suffix, and of one that it lacks.

@@ -51,6 +51,7 @@ ELSEWHERE = (
     ("._opt$", "DPLoss takes any further loss as one of its extra_terms, and --import a model with losses of its own"),
     (r"^tile(_size|_pad)?$|chop", "val: tile, a number of LQ pixels, cuts the images of validation and test"),
     ("^(gt_sizes|mini_batch_sizes)$", "a later start with --auto_resume may have another gt_size"),
+    ("accum", "train: grad_accumulation is the number of parts to split a mini-batch into"),
     ("epoch", "lengths are counted in iterations: total_iter"),
     (r"^_*(base|defaults|include|extends)_*$", "a file has no base: copy it, or change keys with --force_yml"),
 )
@@ -325,6 +326,8 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], code: str |
     elif type(value) is int and value > 0 and key in ("scale", "upscale"):
         more = "RRDBNet, EDSR and SwinIR" if value == 1 else "SRVGGNetCompact"
         advice = f"; CompactDP, with upscale: {value}, and {more} take it"
+    elif value == "None":
+        advice = "; nothing is ~ or null in YAML"
     elif expected.endswith("a list") and isinstance(value, str) and "," in value:
         advice = f"; in brackets: [{value.strip('()')}]"
     elif isinstance(value, list) and str(key).startswith("dataroot"):

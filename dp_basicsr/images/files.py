@@ -81,6 +81,10 @@ def missing_hint(path: str | Path, kind: str = "network") -> str:
     """Say so if a path that is missing looks like what is there, or a run has others of this kind; "" if neither."""
     asked = path = Path(os.path.expanduser(path))
     with suppress(OSError, ValueError):  # a folder that cannot be read, or what no system takes for a name
+        if (plain := str(asked).strip("'\"")) != str(asked) and os.path.exists(os.path.expanduser(plain)):
+            return "; it is there without the quotes"
+        if asked.name == "None":
+            return "; nothing is ~ or null in YAML"
         for run in path.parents:
             # BasicSR renames the folder of an earlier run.
             name = f"{escape(run.name)}_archived_*/{escape(str(path.relative_to(run)))}"

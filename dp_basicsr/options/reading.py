@@ -176,9 +176,10 @@ def override(opt: Options, entries: Sequence[str]) -> None:
             if last not in TEXT_KEYS:
                 raise
             value = ""
-        # A text is what is written, also with `#`, `*` or an odd quote. Quotes are YAML's; ~ and no text stay.
+        # A text is what is written, also with `#`, `&`, `*` or an odd quote. Quotes are YAML's; ~ and no text stay.
         is_yaml = last not in TEXT_KEYS or (text.lstrip()[:1] in ("'", '"', "[", "{") and value not in ("", {}))
-        section[last] = value if is_yaml or value is None else text.strip()
+        is_none = value is None and text.lstrip()[:1] not in ("#", "&")
+        section[last] = value if is_yaml or is_none else text.strip()
     if isinstance(sets := opt.get("datasets"), dict):  # one whose lines are all commented out is no set
         for key in [key for key in sets if sets[key] is None and str(key).split("_")[0] in ("val", "test")]:
             del sets[key]

@@ -117,7 +117,8 @@ def first_batch(opt: dict[str, Any], missing: list[str]) -> tuple[Batch, str, st
     # The format of its batches is unknown.
     if data["type"] not in DATASETS:
         raise UserError(missing.pop())
-    shape, size = (batch_size(opt), opt["network_g"].get("num_in_ch", 3)), data["gt_size"]
+    channels = opt["network_g"].get("num_in_ch", opt["network_g"].get("in_chans", 3))
+    shape, size = (batch_size(opt), channels), data["gt_size"]
     lq, gt = torch.rand(*shape, size // scale, size // scale), torch.rand(*shape, size, size)
     return {"lq": lq, "gt": gt}, "random pairs", ""
 

@@ -132,6 +132,17 @@ def test_numbers_that_are_in_no_tensor_are_those_of_the_run(caplog: pytest.LogCa
         if img_range != 1:
             with pytest.raises(UserError, match="SwinIR can be opened beside the options of its run alone: export"):
                 export_network(opened, "pth", Path("s.pth"), {})
+    # Of a run on gray, pytorch-CycleGAN-and-pix2pix#1142; spandrel does not open one of a single window.
+    for window in (4, 8):
+        sizes |= {"in_chans": 1, "img_range": 255.0, "window_size": window}
+        Path("run/options.json").write_text(json.dumps({**options, "network_g": {"type": "SwinIR", **sizes}}))
+        net = SwinIR(**sizes).eval()
+        torch.save({"params": net.state_dict()}, file)
+        opened = load_network([file])
+        assert opened.channels == 1
+        with torch.no_grad():
+            image = torch.rand(1, 1, 16, 16)
+            assert torch.equal(opened.module(image), net(image))
 
 
 @pytest.mark.parametrize("arch", [EDSR, SwinIR])

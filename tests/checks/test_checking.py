@@ -181,6 +181,8 @@ def test_every_misspelt_key_is_named() -> None:
         ("train:max_epochs=9", "train:max_epochs: .*; lengths are counted in iterations: total_iter$"),
         # Stages of Restormer#28, and DAT#60's tiles.
         ("datasets:train:gt_sizes=[32, 64]", "gt_sizes: .*; a later start with --auto_resume may have another gt_size"),
+        ("train:accum_iter=2", "accum_iter: .*; train: grad_accumulation is"),
+        ("train:warmup_iter=None", "warmup_iter: .*, got 'None'; nothing is ~"),
         ("val:use_chop=true", "use_chop: .*; val: tile, a number of LQ pixels"),
         ("_base_=a.yml", "_base_: .*; a file has no base: copy it, or change keys with --force_yml$"),
         ("train.optim_g.lr=1", "train.optim_g.lr: .*; keys are separated by colons: train:optim_g:lr$"),

@@ -463,6 +463,8 @@ def test_a_missing_path_that_looks_like_what_is_there_says_so() -> None:
         require_paths([Path("données/GT")], "model")
     assert "capital letters" in missing_hint(Path("IMG_1.png").absolute())
     assert missing_hint("sub\\a.png") == "; folders are separated by /"  # a list of Windows
+    assert "there without the quotes" in missing_hint('"IMG_1.PNG"'), "nnUNet#1787"
+    assert "nothing is ~" in missing_hint("None"), "clearml#1175"
     # ardasnck/learning_to_localize_sound_source#2: a list names .png, or no suffix, and the files are of another.
     assert "differ in the suffix: name them" in missing_hint("IMG_1.jpg")
     assert "differ in the suffix: name them" in missing_hint("IMG_1")

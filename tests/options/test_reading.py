@@ -93,7 +93,8 @@ def at(opt: Any, path: list[str]) -> Any:
 
 
 NAMES = ["2023-10-29", "2024_01_01", "007", "1e3", "no", "12:30:00", "0x10", ".5", "true", "x=1", "a: b", "e #1",
-         "f, g", "*j", '"k', "'k", "& n", "% o", "!p", "- q", "@s", "`t", "|", ">", "a=9-b=8.pth", "a:b"]  # fmt: skip
+         "#p", "&p", "f, g", "*j", '"k', "'k", "& n", "% o", "!p", "- q", "@s", "`t", "|", ">", "a=9-b=8.pth",
+         "a:b"]  # fmt: skip
 
 
 @pytest.mark.parametrize("key", ["name", "datasets:val_2:dataroot_gt"])
