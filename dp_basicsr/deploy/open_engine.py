@@ -33,7 +33,7 @@ import numpy as np
 TOLERANCE = 1e-4  # largest difference from torch on a random image, relative to the largest value
 PROBES = ((24, 40), (33, 17))
 KEPT = 16  # converted networks
-FORM = 6  # of a cache entry; a change invalidates all
+FORM = 7  # of a cache entry; a change invalidates all
 
 _PASSING = (UserError, OSError, ImportError)  # what may be otherwise the next time
 
