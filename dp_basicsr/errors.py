@@ -25,7 +25,6 @@ import threading
 import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -107,11 +106,6 @@ class ProcessError(UserError):
 def readable(text: str) -> str:
     """Escape characters that a terminal cannot show; file names may contain anything."""
     return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
-
-
-def is_unicode(path: Path) -> bool:
-    """Return whether a path is text: Linux takes any bytes, and packages of other languages do not."""
-    return str(path).encode(errors="replace").decode() == str(path)
 
 
 def shorten(names: Collection[str], limit: int = 4) -> str:

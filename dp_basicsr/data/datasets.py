@@ -251,7 +251,7 @@ def describe_empty(dataset_opt: dict[str, Any]) -> str:
 
 def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
     """Build loaders for the data sets of a phase (``val`` or ``test``), without missing ones, which ``checks`` name."""
-    logger, val = get_root_logger(), opt.get("val") or {}
+    logger, val, longest = get_root_logger(), opt.get("val") or {}, longest_name("results")
     loaders = []
     for dataset_opt in opt["datasets"].values():
         if dataset_opt["phase"] != phase or missing_folders(dataset_opt):
@@ -264,7 +264,7 @@ def evaluation_loaders(opt: dict[str, Any], phase: str) -> list[DataLoader]:
         for entry in paths_of(dataset) if val.get("save_img") else []:
             ending = opt["train"]["total_iter"] if phase == "val" else val.get("suffix") or opt["name"]
             path = str(entry.get("lq_path", "") if isinstance(entry, dict) else entry)
-            if len(os.fsencode(f"{Path(path).stem}_{ending}.png")) > (longest := longest_name("results")):
+            if len(os.fsencode(f"{Path(path).stem}_{ending}.png")) > longest:
                 text = f"its result's name, with _{ending}, is longer than {longest} bytes"
                 raise UserError(f"{path}: {text}: rename it, or set `val: save_img: false`")
         # BasicSR loads these in the process itself, where torch refuses workers that persist.

@@ -15,7 +15,7 @@ from typing import Any
 
 from dp_basicsr.checkpoint.opened_network import OpenedNetwork
 from dp_basicsr.deploy.engine import Engine, limit_threads
-from dp_basicsr.errors import UserError, first_line, import_optional, is_unicode
+from dp_basicsr.errors import UserError, first_line, import_optional
 from dp_basicsr.utils.input_size import InputSize
 from dp_basicsr.utils.tiles import Floats
 
@@ -68,8 +68,9 @@ class OnnxEngine(Engine):
         if device.startswith("cuda") and "CUDAExecutionProvider" not in usable:
             raise UserError(f"--device {device}: this onnxruntime has no CUDA: pip install onnxruntime-gpu")
         try:
-            # onnxruntime takes Unicode alone for a path.
-            model = str(self.path) if is_unicode(self.path) else self.path.read_bytes()
+            # onnxruntime takes Unicode alone for a path, of which Linux takes any bytes.
+            is_text = str(self.path).encode(errors="replace").decode() == str(self.path)
+            model = str(self.path) if is_text else self.path.read_bytes()
             self.session = ort.InferenceSession(model, options, providers=usable)
             self.input = self.session.get_inputs()[0]
             # Of a fixed size are numbers, others names or None; the list is empty where the file has none.
