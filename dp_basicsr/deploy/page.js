@@ -38,6 +38,10 @@ async function filesOf(entry) {
 document.addEventListener("click", event => {
   if (event.target.closest("#slider .empty")) document.querySelector("#image input[type=file]").click();
 });
+// A browser does not ask again for an image whose request a lost connection has cut.
+document.addEventListener("error", ({ target }) => {
+  if (target.closest?.("#slider img")) setTimeout(() => target.isConnected && (target.src = target.src), 2000);
+}, true);
 addEventListener("pagehide", () => navigator.sendBeacon("leave/" + sessionStorage.visit));
 // A page that the browser brings back from its memory has lost its connections.
 addEventListener("pageshow", event => event.persisted && location.reload());
