@@ -114,6 +114,11 @@ def shorten(names: Collection[str], limit: int = 4) -> str:
     return ", ".join(name if len(name) < 80 else f"{name[:80]}..." for name in list(names)[:limit]) + more
 
 
+def first_of(lines: list[str], limit: int = 20) -> list[str]:
+    """Return the first ``limit`` lines, and one with the number of the others."""
+    return lines[:limit] + ([f"and {len(lines) - limit} more"] if len(lines) > limit else [])
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message; OpenVINO's begin with files of its source."""
     # Of its exporter's steps, each of which only says that it failed.

@@ -28,7 +28,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 _LOST = {
     "16 bits": "of 16-bit images the upper 8 bits are read; values of 12 bits need magick A -evaluate multiply 16 B",
     "is CMYK": "of CMYK images the colour profile is ignored: convert them to RGB",
-    "with alpha": "of images with alpha the colours alone are read, and evaluation refuses them: flatten them",
+    "(flatten it)": "of images with alpha the colours alone are read, and evaluation refuses them: flatten them",
 }
 
 

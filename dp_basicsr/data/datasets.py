@@ -132,8 +132,12 @@ def _pairing_hint(gt_root: str, lq_root: str) -> str:
     is_lmdb = gt_root.endswith(".lmdb")
     if not os.path.isdir(gt_root) or not os.path.isdir(lq_root):
         return ""
-    for root in () if is_lmdb else (gt_root, lq_root):
-        if not any(map(os.path.isfile, (os.path.join(root, name) for name in os.listdir(root)))):
+    for root in (gt_root, lq_root):
+        if is_lmdb:
+            listed = {line.partition(".")[0] for line in meta_info_lines(root)}
+            if absent := set(lmdb_reader(root).stored_keys()) - listed:
+                return f"; the meta_info.txt of {root} lacks {len(absent)} records, e.g. {min(absent)}: create it again"
+        elif not any(map(os.path.isfile, (os.path.join(root, name) for name in os.listdir(root)))):
             try:
                 find_images(Path(root))
             except UserError as error:  # which names the folders in it

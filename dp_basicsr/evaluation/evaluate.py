@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
-from dp_basicsr.errors import UserError, shorten
+from dp_basicsr.errors import UserError, first_of, shorten
 from dp_basicsr.evaluation.matching import Method, TestSet
 from dp_basicsr.images.files import BadImageError
 from dp_basicsr.images.opening import opened, read_bytes, webp_chunks
@@ -144,10 +144,16 @@ def evaluate(
                 Measured(test_set.name, image, name, gt, lr, files.get(image), {}) for name, files in results.items()
             ]
     missing = missing_metrics(metrics)
-    colourless = set[Path | None]()
+    colourless, failed = set[Path | None](), dict[str, UserError]()
 
     def score(task: Measured) -> Measured:
-        result, gt = read_pair(task, scale)
+        try:
+            result, gt = read_pair(task, scale)
+        except UserError as error:
+            failed[str(error)] = error
+        # The others are only read, so that all that fail are named.
+        if failed:
+            return task
         if is_coloured(gt) and not is_coloured(result):
             colourless.add(task.result)
         # As many border pixels as the scale, as in the paper: 4 at x4.
@@ -162,6 +168,8 @@ def evaluate(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if failed:
+        raise UserError("\n".join(first_of(sorted(failed)))) from next(iter(failed.values())).__cause__
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for measured in images:
         if measured.result is not None:

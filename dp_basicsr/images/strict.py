@@ -85,9 +85,10 @@ def decode_image(data: bytes | memoryview, of_16_bits: bool = False) -> NDArray[
             "(of values of 12 bits, -evaluate multiply 16 -depth 8)"
         )
     if channels not in (1, 3):
-        alpha = {2: "gray with alpha (flatten it)", 4: "colour with alpha or a channel of data (flatten it)"}
-        kind = alpha.get(channels, f"{channels} channels")
-        raise BadImageError(f"is {kind}, expected gray or three colour channels without alpha")
+        with opened(data, MAX_PIXELS) as (file, _):
+            hidden = "a transparent value" if "transparency" in file.info else "alpha or a channel of data"
+            kind = "gray with alpha" if file.mode == "LA" else f"colour with {hidden}"
+        raise BadImageError(f"is {kind} (flatten it), expected gray or three colour channels without alpha")
     return pixels
 
 

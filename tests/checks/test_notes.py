@@ -227,9 +227,9 @@ def with_chunk(name: bytes, content: bytes) -> Image.Image:
     return image
 
 
-def with_key() -> Image.Image:
-    image = Image.new("L", (8, 8))
-    image.info |= {"pnginfo": None, "transparency": 0}
+def with_key(mode: str = "L") -> Image.Image:
+    image = Image.new(mode, (8, 8))
+    image.info |= {"pnginfo": None, "transparency": 0 if mode == "L" else (0, 0, 0)}
     return image
 
 
@@ -241,6 +241,7 @@ def with_key() -> Image.Image:
         (Image.new("CMYK", (8, 8)), "of CMYK images the colour profile is ignored: convert them to RGB"),
         (Image.new("RGBA", (8, 8)), "of images with alpha the colours alone are read"),
         (Image.new("RGBA", (8, 8), (9, 9, 9, 255)), ""),
+        (with_key("RGB"), "of images with alpha the colours alone are read"),
         # ComfyUI#11101: a test's results were shown in other colours than its images.
         (
             with_profile(SWAPPED),

@@ -170,6 +170,9 @@ def test_what_is_no_lmdb_of_basicsr_is_named(pairs: Path) -> None:
     train = packed(pairs)
     lmdb = Path(train["dataroot_gt"])
     meta_info, content = lmdb / "meta_info.txt", (lmdb / "meta_info.txt").read_text()
+    meta_info.write_text(content.partition("\n")[0])  # truncated
+    with pytest.raises(UserError, match=r"the meta_info.txt of .*GT.lmdb lacks \d records, e.g. image1: create"):
+        TrainStream(options(pairs, train=train))
     meta_info.write_text(f"\n{content}")
     with pytest.raises(UserError, match=r"meta_info.txt: line 1 is empty"):
         TrainStream(options(pairs, train=train))

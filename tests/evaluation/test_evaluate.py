@@ -165,7 +165,7 @@ def test_only_an_evaluation_is_replaced_and_only_on_request(
         (
             ["--result", "LR=lr/A"],
             r"gray.png: expected 52 x 64 pixels \(the original, cropped to a multiple of 4\), got 13 x 16: "
-            r".* or cut the original and the other results to the same size",
+            r".* or cut the original and the other results to the same size\n.*one.png: expected .*\n.*two.png: expe",
         ),
         (["--bicubic", "--scale", "0"], "scale: expected a whole number from 1, got 0"),
         (["--bicubic", "--lr", "gt/A"], "LR of gray: expected 1/4 .--scale. of the original's 52 x 64, got 52 x 65"),

@@ -35,6 +35,11 @@ def coded(pixels: np.ndarray, suffix: str = ".png") -> bytes:
     return cv2.imencode(suffix, pixels)[1].tobytes()
 
 
+def saved(image: Image.Image, **options: Any) -> bytes:
+    image.save(buffer := io.BytesIO(), "PNG", **options)
+    return buffer.getvalue()
+
+
 def flipped(data: bytes) -> bytes:
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :]
@@ -83,7 +88,12 @@ def test_pillow_warns_of_no_size_below_our_limit(mode: str, monkeypatch: pytest.
     ("content", "message"),
     [
         (coded(COLOUR.astype(np.uint16) * 257), "16 bits per channel, expected 8: magick "),
-        (coded(np.dstack([COLOUR, COLOUR[:, :, :1]])), "colour with alpha"),
+        (coded(np.dstack([COLOUR, COLOUR[:, :, :1]])), "is colour with alpha or a channel of data "),
+        (saved(Image.fromarray(COLOUR[..., :2].copy(), "LA")), "is gray with alpha "),
+        (
+            saved(Image.fromarray(COLOUR), transparency=tuple(COLOUR[0, 0].tolist())),
+            "is colour with a transparent value",
+        ),
         (b"", "is empty"),
         (b"no image", "not an image"),
         (b"\x89PNG\r\n\x1a\n", "not an image|truncated"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dp_basicsr.data.preparation.writers import FolderWriter, Record
-from dp_basicsr.errors import UserError
+from dp_basicsr.errors import UserError, first_of
 from dp_basicsr.images.files import BadImageError, find_images, left_out
 from dp_basicsr.images.strict import lost_colours
 from dp_basicsr.utils.pool import available_cpus, ordered_map
@@ -21,8 +21,6 @@ from dp_basicsr.utils.pool import available_cpus, ordered_map
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-
-_MAX_NAMED = 20  # bad images listed in one message; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,9 @@ def process_images(
                     writer.write(records)
         # Skipping every image is no result either.
         if bad and not (job.skip_bad and len(bad) < len(items)):
-            named = [f"  {image}" for image in bad[:_MAX_NAMED]]
-            if len(bad) > _MAX_NAMED:
-                named.append(f"  and {len(bad) - _MAX_NAMED} more")
             advice = "" if job.skip_bad else "; fix or remove them, or skip them with --skip-bad"
             head = f"{len(bad)} of {len(items)} images cannot be used (nothing was written{advice}):"
-            raise UserError("\n".join([head, *named]))
+            raise UserError("\n  ".join([head, *first_of(bad)]))
         # All before the first commit, so that a full disk does not leave some outputs without the others.
         for writer in writers:
             writer.close()
