@@ -226,6 +226,10 @@ def test_an_image_waits_for_the_memory_of_the_one_before(monkeypatch: pytest.Mon
         (["-i", "photos/a.png", "-o", "-"], "-: expected a file or folder; .*, and name the result"),
         (["-o", "notes/out"], r"notes/out/a.png cannot be written \(Not a directory\): choose another output"),
         (["-i", "photos/in/deep/*.png"], "no such file"),
+        (
+            ["-i", "photos/frame_%05d.png"],
+            r"no such file; give their folder, or a glob in quotes: 'photos/frame_\*.png'",
+        ),
         (["-i", "photos/*.txt"], r"no image in photos/\*.txt: expected .* .png, .*; left out 1 file \(1 .txt\)"),
         (["-i", "films"], r"no image in films: .* \(1 .mp4\); take the images of a video with `ffmpeg -i VIDEO"),
         (["-i", "empty"], "no image in empty: expected files that end in .png"),

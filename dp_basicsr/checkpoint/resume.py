@@ -137,7 +137,9 @@ def _choose(opt: Mapping[str, Any]) -> Path | None:
             advice = "name another state, or use --auto_resume"
             raise UserError(f"path: resume_state ({named}): {error}; {advice}") from error
     elif newest is None and named is not None and not named.exists():
-        read_state(named)  # says why, before another process looks for it
+        # Before another process looks for it.
+        hint = missing_hint(named, "state") or "; name another one with path:resume_state"
+        raise UserError(f"training state {named} cannot be read (No such file or directory){hint}")
     return newest or named
 
 

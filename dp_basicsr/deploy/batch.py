@@ -72,7 +72,9 @@ def find_jobs(
             continue
         root, images, others = _list(path, output, recursive)
         if not images and not others and not path.is_dir():
-            raise UserError(f"input {source}: no such file{missing_hint(path)}")
+            pattern = re.sub(r"%\d*d", "*", source)
+            frames = f"; give their folder, or a glob in quotes: '{pattern}'" if pattern != source else ""
+            raise UserError(f"input {source}: no such file{frames or missing_hint(path)}")
         if is_named:
             raise UserError(needs_folder)
         if not images:

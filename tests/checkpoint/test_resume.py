@@ -133,6 +133,11 @@ def test_a_machine_that_does_not_see_the_run_says_so(run: Path, monkeypatch: pyt
     opt["path"]["resume_state"] = str(run / "training_states/99.state")
     with pytest.raises(UserError, match=r"99\.state cannot be read .No such file"):
         find_resume_point(opt | {"rank": 1})
+    opt["path"]["resume_state"] = "None"
+    with pytest.raises(
+        UserError, match=r"None cannot be read .No such file or directory.; nothing is ~ or null in YAML"
+    ):
+        find_resume_point(opt)
 
 
 @pytest.mark.parametrize(

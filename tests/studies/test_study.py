@@ -225,6 +225,8 @@ def test_the_parts_of_a_study_cover_it_once_and_a_dry_run_does_nothing(capsys: p
     output = capsys.readouterr().out
     names = sorted(job.name for job in make_jobs(read_study("mu")))
     assert sorted(re.findall("^# ([^:\n]+)", output, re.MULTILINE)) == names
+    assert main(["mu", "--dry-run", "--part", "8/9"]) == 0
+    assert capsys.readouterr().out == "# part 8 of 9 has no trainings\n"
     assert output.count("train.py -opt") == output.count("test.py -opt") == len(names) == 7
     assert "train:perceptual_opt:mu=0.2" in output
     assert list(Path.cwd().iterdir()) == []
