@@ -68,6 +68,7 @@ class Metadata:
     exif: bytes | None = None  # the block without its mark, as it was
     xmp: bytes | None = None  # Adobe's XML
     density: tuple[float, float] | None = None  # pixels per inch, horizontally and vertically
+    unit: Literal[2, 3] = 2  # in which the file has it, one of _UNITS
     pixel: tuple[float, float] | None = None  # pixels per unit that ImageJ's description names, or only their shape
     comment: bytes | None = None  # of JPEG or GIF
     iptc: bytes | None = None  # captions of the press
@@ -123,6 +124,7 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
     return Metadata(
         size, info.get("icc_profile"), block.removeprefix(b"Exif\0\0"), info.get("xmp") or xml or None,
         density if all(density or [0]) else None,  # a BMP's of 0 is none
+        unit=3 if info.get("jfif_unit") == 2 else 2,
         pixel=None if info.get("jfif_unit", 1) else _pixel(shape),
         comment=comment, iptc=iptc, chunks=tuple(info.get("chunks", ())), orientation=orientation,
         dropped=tuple(dropped),
@@ -176,6 +178,7 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orienta
     nodata = str(page.tags.valueof(_NODATA, "")).strip("\0 ")
     return Metadata(
         size, icc, xmp=xml, density=density, pixel=pixel, iptc=iptc, tags=copied,
+        unit=3 if unit == 3 and min(sides) >= 1 else 2,  # JPEG has whole numbers
         order=page.parent.byteorder,  # type: ignore[arg-type]
         orientation=orientation, dropped=tuple(dropped), nodata=int(nodata) if nodata.isdecimal() else None,
         is_lossless=page.compression not in (6, 7),  # JPEG
@@ -184,7 +187,10 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orienta
 
 
 def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) -> tuple[Metadata, list[str]]:
-    """Return what a file of format ``kind`` can hold, corrected for another size, and the names of the rest."""
+    """Return what a file of format ``kind`` can hold, corrected for another size, and the names of the rest.
+
+    In JPEG and TIFF the density is in its unit.
+    """
     fields, dropped = dict[str, Any](), list(metadata.dropped)
     for name, title in _TITLES.items():
         value = fields[name] = getattr(metadata, name)
@@ -219,6 +225,8 @@ def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) 
                 fields[name] = None
     # Pixels get smaller by what the picture grows; points in it move apart.
     across, down = (new / old for new, old in zip(size, metadata.size, strict=True))
+    if fields["density"] and kind in ("JPEG", "TIFF"):
+        fields["density"] = tuple(count / _UNITS[metadata.unit] for count in fields["density"])
     if fields["pixel"]:
         fields["pixel"] = (fields["pixel"][0] * across, fields["pixel"][1] * down)
     # Factors of a pixel's size, of points in the picture and on the map, of a matrix, and of RPC's offsets and scales;

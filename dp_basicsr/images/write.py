@@ -159,7 +159,7 @@ def _encode_tiff(channels: Pixels, has_alpha: bool, metadata: Metadata) -> bytes
         predictor=True,
         iccprofile=metadata.icc,
         resolution=metadata.density or metadata.pixel,
-        resolutionunit=2 if metadata.density else 1,
+        resolutionunit=metadata.unit if metadata.density else 1,
         metadata=None,
         software=False,
         extratags=tags,
@@ -212,4 +212,6 @@ def _encode_by_pillow(channels: Pixels, kind: str, quality: int, metadata: Metad
     except (OSError, ValueError) as error:
         height, width = channels.shape[:2]
         raise BadImageError(f"of {width} x {height} cannot be written as {kind} ({error})") from error
+    if kind == "JPEG" and metadata.density:
+        file.getbuffer()[13] = metadata.unit - 1  # JFIF's number of it, where Pillow writes that of inches
     return file.getvalue()

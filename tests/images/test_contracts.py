@@ -778,6 +778,17 @@ def test_the_size_and_shape_of_a_pixel_are_those_of_the_result() -> None:
     tags = [(0x0112, 3, 1, 6, True)]
     tifffile.imwrite("side.tif", array, resolution=(200, 100), resolutionunit=2, extratags=tags, metadata=None)
     assert [read_picture(Path(name)).metadata.density for name in ("side.jpg", "side.tif")] == 2 * [(100, 200)]
+    # Per centimetre it stays in whole numbers.
+    data = Path("side.jpg").read_bytes()
+    Path("cm.jpg").write_bytes(data[:13] + b"\2" + data[14:])
+    tifffile.imwrite("cm.tif", array, resolution=(200, 100), resolutionunit=3, extratags=tags, metadata=None)
+    for source, kind in itertools.product(("cm.jpg", "cm.tif"), ("jpg", "tif")):
+        assert "density" not in enlarged(source, f"out.{kind}")
+        with Image.open(f"out.{kind}") as image:
+            if kind == "jpg":
+                assert (image.info["jfif_unit"], image.info["jfif_density"]) == (2, (100, 200))
+            else:
+                assert [image.tag_v2[code] for code in (282, 283, 296)] == [100, 200, 3]  # type: ignore[attr-defined]
     Image.new("RGB", (4, 4)).save("square.jpg")
     plain = Path("square.jpg").read_bytes()
     Path("flat.jpg").write_bytes(plain[:13] + b"\0\0\2\0\1" + plain[18:])
