@@ -29,7 +29,7 @@ import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import get_root_logger, tensor2img
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -96,6 +96,10 @@ class Validator:
         if unusable and name not in self._named:
             self._named.add(name)
             name_unusable(name, unusable)
+        if self.opt["dist"]:
+            # Batch-norm's statistics are of each process's own images; rank 0's are saved.
+            for buffer in net.buffers():
+                distributed.broadcast(buffer, src=0)
         share: dict[int, Measured] | UserError
         try:
             share = self._validate_share(net, dataloader, iteration, save_img)

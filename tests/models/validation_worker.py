@@ -9,7 +9,7 @@ from dp_basicsr.distributed.collectives import agree_on, all_gather
 from dp_basicsr.errors import UserError
 
 import pytest
-from torch import distributed
+from torch import distributed, nn
 
 from tests.support.validation import SIZES, files, make_loader, make_model
 
@@ -25,6 +25,12 @@ def main() -> None:
         assert alone.validation(loader, iteration, None, True)
         assert split.validation(loader, iteration, None, True)
         assert split.validator.results == alone.validator.results, (split.validator.results, alone.validator.results)
+    # pytorch-image-models#235: each process has the statistics of its own images, and rank 0's are saved.
+    for mean, validator in (0.0, alone.validator), (0.1 * rank, split.validator):
+        norm = nn.BatchNorm2d(3)
+        nn.init.constant_(norm.running_mean, mean)
+        assert validator.validate(nn.Sequential(norm, nn.Upsample(scale_factor=4)), loader, 2, None)
+    assert split.validator.results == alone.validator.results, (split.validator.results, alone.validator.results)
     assert all_gather(split.validator.best) == [alone.validator.best] * world_size
     written = files(shared / "split/visualization")
     assert len(written) == 2 * len(SIZES)
