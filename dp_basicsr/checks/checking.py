@@ -18,7 +18,7 @@ from dp_basicsr.checks.signatures import TERM, NetworkTerm, TypedEntry, members_
 from dp_basicsr.checks.view import View
 from dp_basicsr.errors import UserError
 from dp_basicsr.metrics.scores import function_of
-from dp_basicsr.options.reading import Options, quote
+from dp_basicsr.options.reading import USED_OPTIONS, Options, quote
 from dp_basicsr.options.schema import DATASETS, Dataset, OptionFile, dataset_model, section_in
 from dp_basicsr.options.section import FOREIGN, Section
 from dp_basicsr.utils.optimizers import optimizers
@@ -103,7 +103,9 @@ def check_options(
     ``file`` is the option file, for messages. With ``may_miss_data``, a message about missing files is returned, if
     nothing else is wrong.
     """
-    problems = find_problems(opt, is_train, {entry.partition("=")[0] for entry in entries})
+    # The run that left them may have been shortened on its command line.
+    shortened = {"train:total_iter"} if FilePath(file).name == USED_OPTIONS else set()
+    problems = find_problems(opt, is_train, shortened | {entry.partition("=")[0] for entry in entries})
     message = report(file, problems, entries)
     # `--check` tries a step on random images instead, so that a run can be planned before its data exists.
     if problems and not (may_miss_data and all(problem.missing for problem in problems)):

@@ -21,7 +21,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.fuzz import draws
-from tests.support.options import SMALL, write_small
+from tests.support.options import SMALL, parse_options, write_small
 from tests.support.programs import logs_of
 
 PSNR, LPIPS = {"type": "calculate_psnr"}, {"type": "calculate_lpips", "better": "lower"}
@@ -136,6 +136,10 @@ def test_the_log_says_what_the_options_change(run: Any) -> None:
     complete = run("train:total_iter=2", "val=~", "train:pixel_opt:loss_weight=2")
     assert complete.count("Options beside") == again.count("Options beside")
     assert Path("experiments/small/options.json").read_text() == ran, "a start that trains nothing says nothing of it"
+    # mmengine#1155: the options that a run leaves are those of another one, also if it was cut short.
+    options = read_options(Path("experiments/small/options.json"))
+    assert max(options["train"]["scheduler"]["milestones"]) > options["train"]["total_iter"]
+    assert parse_options(["-opt", "experiments/small/options.json"], is_train=True)["train"] == options["train"]
 
 
 @pytest.mark.parametrize("change", ["images", "settings", "nothing"])
