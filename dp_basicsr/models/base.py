@@ -149,8 +149,8 @@ class PluginModel(BaseModel):
                 net.compile()
         if not self.opt["dist"]:
             return super().model_to_device(net)
-        # Buffers are broadcast once, because spectral norm's vectors are initialised at random. Later they stay equal
-        # or are not read, and writing them between D's two forward passes would invalidate what the first one saved.
+        # Once, because spectral norm's vectors are initialised at random. Later buffers stay equal or are not read
+        # in training, and writing them between D's two forward passes would invalidate what the first one saved.
         for buffer in net.buffers():
             distributed.broadcast(buffer, src=0)
         return DistributedDataParallel(
@@ -178,14 +178,17 @@ class PluginModel(BaseModel):
         part: Part = "discriminator" if net is getattr(self, "net_d", None) else "generator"
         expected = bare.state_dict()
         weights = read_weights(Path(load_path), param_key, part, expected)
-        fitting = {name: value for name, value in weights.state.items()
-                   if name in expected and value.shape == expected[name].shape}  # fmt: skip
-        differences = compare_shapes(expected, weights.state)
+        # safetensors' save_model writes a tensor of several names once.
+        places = {name: (value.data_ptr(), value.shape) for name, value in expected.items()}
+        tied = {places[name]: value for name, value in weights.state.items() if name in expected}
+        state = {name: tied[place] for name, place in places.items() if place in tied} | weights.state
+        fitting = {name: value for name, value in state.items() if name in places and value.shape == places[name][1]}
+        differences = compare_shapes(expected, state)
         if differences and (strict or not fitting):
             key = "strict_load_d" if part == "discriminator" else "strict_load_g"
             also = "" if strict else f" (nothing fits, not even with path: {key}: false)"
             own = "" if part == "discriminator" else "; network_g of type FromFile is the file's own network"
-            shapes = [sorted(tuple(value.shape) for value in state.values()) for state in (expected, weights.state)]
+            shapes = [sorted(tuple(value.shape) for value in tensors.values()) for tensors in (expected, state)]
             # Of another scale, most fit. A test needs all, and so does a run that resumes.
             if shapes[0] == shapes[1]:
                 also += "; it has these shapes under other names: docs/finetuning.md shows how to rename them"

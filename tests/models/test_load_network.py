@@ -11,6 +11,7 @@ from dp_basicsr.errors import UserError
 import pytest
 import torch
 from basicsr.models import build_model
+from safetensors.torch import load_file, save_model
 
 from tests.support.networks import swinir
 from tests.support.options import model_options
@@ -59,6 +60,19 @@ def test_buffers_have_no_random_start(tmp_path: Path, caplog: pytest.LogCaptureF
     model.load_network(net, str(tmp_path / "a.pth"), strict=False)
     assert "attn_mask" in caplog.text
     assert "random start" not in caplog.text
+
+
+def test_a_tensor_of_two_names_is_loaded_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """safetensors#265: its ``save_model`` writes the first name alone; torch's files have both."""
+    model = build_model(model_options("PSNRModel", tmp_path, perceptual_opt=None))
+    model.net_g.again = model.net_g.conv_hr
+    save_model(model.net_g, str(tmp_path / "a.safetensors"))
+    start = {name: value.clone() for name, value in model.net_g.state_dict().items()}
+    torch.nn.init.zeros_(model.net_g.conv_hr.weight)
+    model.load_network(model.net_g, str(tmp_path / "a.safetensors"))
+    assert len(load_file(tmp_path / "a.safetensors")) == len(start) - 2
+    assert all(torch.equal(value, start[name]) for name, value in model.net_g.state_dict().items())
+    assert "tensors of" not in caplog.text
 
 
 def test_weights_of_another_scale_get_the_way(tmp_path: Path) -> None:
