@@ -16,7 +16,7 @@ from dp_basicsr.images.strict import has_georeference, lost_colours
 from dp_basicsr.models.base import PluginModel
 from dp_basicsr.options.metrics import record_of
 from dp_basicsr.options.schema import OptionFile, Val
-from dp_basicsr.options.section import Entry, Section
+from dp_basicsr.options.section import Section
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.pool import available_cpus
 
@@ -105,7 +105,11 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
         losses |= {} if plain else {"gan_opt": train.gan_opt, "ldl_opt": train.ldl_opt}
         given = {key: loss for key, loss in losses.items() if loss}
         nothing = f"the generator is not trained: the weight of {' and '.join(given)} is 0"
-        yield ("train", next(iter(given))), all(map(_is_weightless, given.values())), nothing
+        # BasicSR's PerceptualLoss has two weights, of features and of style, and others none.
+        names = {"PerceptualLoss": {"perceptual_weight": 1, "style_weight": 0}}
+        defaults = [(loss, names.get(loss["type"], {"loss_weight": 1})) for loss in given.values()]
+        weights = [loss.get(name, default) for loss, keys in defaults for name, default in keys.items()]
+        yield ("train", next(iter(given))), not any(weights), nothing
     loss = train.perceptual_opt or {}
     rules = [loss, *(loss.get("extra_terms") or ())]  # a term may have a rule of its own
     holds = loss.get("type") == "DPLoss" and all(rule.get("dynamic_weighting", True) for rule in rules)
@@ -168,13 +172,6 @@ def _about_images(sets: Mapping[str, Any]) -> Iterator[Rule]:
         for key, neutral in (("mean", 0), ("std", 1)):
             text = "validation, test and upscale do not undo it: figures and images are wrong; leave out mean and std"
             yield ("datasets", name, key), bool({*(getattr(dataset, key, None) or ())} - {neutral}), text
-
-
-def _is_weightless(loss: Entry) -> bool:
-    # BasicSR's PerceptualLoss has two weights, of features and of style, and others none.
-    if loss["type"] == "PerceptualLoss":
-        return loss.get("perceptual_weight", 1) == 0 and loss.get("style_weight", 0) == 0
-    return loss.get("loss_weight", 1) == 0
 
 
 def _is_given(options: OptionFile, path: Path) -> bool:

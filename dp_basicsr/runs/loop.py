@@ -241,10 +241,9 @@ def how_to_upscale(model: Any, network: Path) -> str:
             entries = [f"path:pretrain_network_g={network}", f"datasets={{test: {images}}}", "val={save_img: true}"]
             # A test needs neither: their classes may be other packages', too, and a trial has milestones after its end.
             entries += ["train=~", "network_d=~"]
-            modules = [
-                name for name in dict.fromkeys([package, type(model).__module__]) if name.split(".")[0] not in ours
-            ]
-            imports = [word for name in modules for word in ("--import", name)]
+            entries += ["path:param_key_g=params_ema"] if hasattr(model, "net_g_ema") else []
+            names = dict.fromkeys([package, type(model).__module__])
+            imports = [word for name in names if name.split(".")[0] not in ours for word in ("--import", name)]
             return advise("test", [str(network.parents[1] / USED_OPTIONS), *imports, "--force_yml", *entries])
     return advise("upscale", ["-m", str(network), "-i", "IMAGES", "-o", "FOLDER"])
 

@@ -206,6 +206,7 @@ def test_the_last_line_gives_a_command_that_upscales(
     write_small(
         f"network_g:type={kind}",
         "name=two words",
+        "train:ema_decay=0.5",
         "val={val_freq: 9, save_img: false, at_start: false}",
         f"model_type={'ExtendedModel' if program == 'test' else 'PSNRModel'}",
         base=SMALL_PSNR,
@@ -220,6 +221,7 @@ def test_the_last_line_gives_a_command_that_upscales(
     start = advise(program, "X").removesuffix("X")
     assert command.startswith(start)
     assert ("--import my_models" in command) == (program == "test")
+    assert ("path:param_key_g=params_ema" in command) == (program == "test"), "the weights that validation measured"
     command = command.replace("IMAGES", str(pairs / "LRbicx4")).replace("FOLDER", "results")
     main = {"test": test, "upscale": inference}[program].main
     assert code_of(main, shlex.split(command.removeprefix(start))) == 0
