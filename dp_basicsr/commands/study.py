@@ -103,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs = make_jobs(study)[number - 1 :: count]
         if args.dry_run:
             show_plan(jobs, args.retest)
-            print("" if jobs else f"# part {number} of {count} has no trainings\n", end="")
+            if not jobs:
+                print(f"# part {number} of {count} has no trainings")
             return 0
         if args.no_training:
             missing = [job.name for job in jobs if not job.is_trained()]

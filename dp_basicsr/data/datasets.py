@@ -132,18 +132,16 @@ def _pairing_hint(gt_root: str, lq_root: str) -> str:
     is_lmdb = gt_root.endswith(".lmdb")
     if not os.path.isdir(gt_root) or not os.path.isdir(lq_root):
         return ""
-    for root in (gt_root, lq_root):
-        if is_lmdb:
-            listed = {line.partition(".")[0] for line in meta_info_lines(root)}
-            if absent := set(lmdb_reader(root).stored_keys()) - listed:
-                return f"; the meta_info.txt of {root} lacks {len(absent)} records, e.g. {min(absent)}: create it again"
-        elif not any(map(os.path.isfile, (os.path.join(root, name) for name in os.listdir(root)))):
+    names = [meta_info_lines(root) if is_lmdb else os.listdir(root) for root in (gt_root, lq_root)]
+    gt, lq = [{name.partition(".")[0] if is_lmdb else os.path.splitext(name)[0] for name in root} for root in names]
+    for root, listed in ((gt_root, gt), (lq_root, lq)):
+        if is_lmdb and (absent := set(lmdb_reader(root).stored_keys()) - listed):
+            return f"; the meta_info.txt of {root} lacks {len(absent)} records, e.g. {min(absent)}: create it again"
+        if not is_lmdb and not any(map(os.path.isfile, (os.path.join(root, name) for name in os.listdir(root)))):
             try:
                 find_images(Path(root))
             except UserError as error:  # which names the folders in it
                 return f"; {error}"
-    names = [meta_info_lines(root) if is_lmdb else os.listdir(root) for root in (gt_root, lq_root)]
-    gt, lq = [{name.partition(".")[0] if is_lmdb else os.path.splitext(name)[0] for name in root} for root in names]
     first = min(gt, default="")
     for ending in (name.removeprefix(first) for name in lq if name.startswith(first)):
         if ending and {name + ending for name in gt} == lq:

@@ -21,7 +21,7 @@ from dp_basicsr.deploy.choices import AlphaMode
 from dp_basicsr.deploy.open_engine import open_engine
 from dp_basicsr.deploy.upscale_picture import resize, size_of_result, upscale_picture
 from dp_basicsr.deploy.upscaler import SEAM_ADVICE, Upscaler
-from dp_basicsr.errors import UserError, shorten
+from dp_basicsr.errors import UserError, first_of, shorten
 from dp_basicsr.images.files import FORMATS, QUALITY, BadImageError
 from dp_basicsr.images.metadata import Metadata, Picture
 from dp_basicsr.images.read import read_picture
@@ -338,8 +338,7 @@ class Page:
             size += f", {result.stat().st_size / 1e6:.1f} MB"
         job.result = result
         took = timedelta(seconds=round(time.monotonic() - job.started))
-        more = [f"and {len(notes) - 4} more"] if len(notes) > 4 else []
-        return " ".join([f"Done in {took}: {size}.", "; ".join([*failed, *notes[:4], *more])]).rstrip()
+        return " ".join([f"Done in {took}: {size}.", "; ".join([*failed, *first_of(notes, 4)])]).rstrip()
 
     def upscaler(self, task: Task) -> Upscaler:
         """Return the network, which stays loaded until another one is asked for."""

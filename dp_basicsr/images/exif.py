@@ -59,17 +59,13 @@ def corrected(block: bytes, before: tuple[int, int], after: tuple[int, int]) -> 
         if following:
             # Another directory follows the first one alone: that of the thumbnail, an old and small picture.
             dropped.append("EXIF's thumbnail")
-            _erase_thumbnail(data, following, order)
+            (count,) = struct.unpack_from(order + "H", data, following)
+            rows = [struct.unpack_from(order + "HHII", data, following + 2 + 12 * number) for number in range(count)]
+            values = {tag: value for tag, _, _, value in rows}
+            offset, size = values.get(_THUMBNAIL, 0), values.get(_THUMBNAIL_BYTES, 0)
+            if 0 < offset < offset + size <= len(data):
+                data[offset : offset + size] = bytes(size)
         # In the same bytes, so that no offset changes; the zeros behind say that no directory follows.
         table = struct.pack(order + "H", len(entries)) + b"".join(entries)
         data[start : end + 4] = table.ljust(end + 4 - start, b"\0")
     return bytes(data), dropped
-
-
-def _erase_thumbnail(data: bytearray, start: int, order: str) -> None:
-    (count,) = struct.unpack_from(order + "H", data, start)
-    entries = [struct.unpack_from(order + "HHII", data, start + 2 + 12 * number) for number in range(count)]
-    values = {tag: value for tag, _, _, value in entries}
-    offset, size = values.get(_THUMBNAIL, 0), values.get(_THUMBNAIL_BYTES, 0)
-    if 0 < offset < offset + size <= len(data):
-        data[offset : offset + size] = bytes(size)

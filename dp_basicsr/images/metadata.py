@@ -68,7 +68,7 @@ class Metadata:
     exif: bytes | None = None  # the block without its mark, as it was
     xmp: bytes | None = None  # Adobe's XML
     density: tuple[float, float] | None = None  # pixels per inch, horizontally and vertically
-    unit: Literal[2, 3] = 2  # in which the file has it, one of _UNITS
+    unit: Literal[2, 3] = 2  # in which a JPEG or TIFF has it, see _UNITS
     pixel: tuple[float, float] | None = None  # pixels per unit that ImageJ's description names, or only their shape
     comment: bytes | None = None  # of JPEG or GIF
     iptc: bytes | None = None  # captions of the press
@@ -187,10 +187,7 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orienta
 
 
 def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) -> tuple[Metadata, list[str]]:
-    """Return what a file of format ``kind`` can hold, corrected for another size, and the names of the rest.
-
-    In JPEG and TIFF the density is in its unit.
-    """
+    """Return what a file of format ``kind`` can hold, corrected for another size, and the names of the rest."""
     fields, dropped = dict[str, Any](), list(metadata.dropped)
     for name, title in _TITLES.items():
         value = fields[name] = getattr(metadata, name)

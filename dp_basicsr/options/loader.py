@@ -30,13 +30,12 @@ class Loader(yaml.SafeLoader):
             comment = re.compile(r" +#[^\r\n]*").match(value.end_mark.buffer, value.end_mark.pointer)
             if comment and os.path.exists(os.path.expanduser(f"{value.value}{comment[0].rstrip()}")):
                 raise UserError(f"line {value.end_mark.line + 1}: {comment[0].strip()} is a comment: quote the path")
-            # In braces `lr:1e-3` is a key without a value.
-            is_joined = isinstance(key, yaml.ScalarNode) and key.style is None and ":" in key.value
-            if node.flow_style and is_joined and value.start_mark.pointer == value.end_mark.pointer:
-                line = key.start_mark.line + 1
-                raise UserError(f"line {line}: {key.value} has no value: type a blank after the colon")
             # `<<` may stand more than once: each merges another section.
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                # In braces `lr:1e-3` is a key without a value.
+                is_empty = value.start_mark.pointer == value.end_mark.pointer
+                if node.flow_style and is_empty and ":" in key.value and key.style is None:
+                    raise UserError(f"line {key.start_mark.line + 1}: {key.value} needs a blank behind the colon")
                 if key.value in seen:
                     raise yaml.composer.ComposerError(None, None, f"duplicate key {key.value!r}", key.start_mark)
                 seen.add(key.value)
