@@ -313,8 +313,9 @@ def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
     With a full disk behind stdout all else is done before it exits with 1. What stderr cannot take is dropped.
     """
     open_standard_streams()
-    # Where there is no home, it would warn of its cache at each start.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    # They would tell of the cache at each start where there is no home, and of a TIFF's further bands.
+    for library in ("matplotlib", "PIL.TiffImagePlugin"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     # The first process of a container gets no signal without a handler: `docker stop` would have to kill it.
     is_first = os.getpid() == 1 and threading.current_thread() is threading.main_thread()
     if is_first and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

@@ -107,7 +107,8 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
         raise UserError(f"{name}: {kind} needs the key {error}") from error
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         names = [os.listdir(root) if os.path.isdir(root) else [] for root in roots]
-        pairing = _pairing_hint(*roots) if type(error) in (AssertionError, ValueError) else ""
+        template = dataset_opt.get("filename_tmpl", "{}")
+        pairing = _pairing_hint(roots[0], roots[1], template) if type(error) in (AssertionError, ValueError) else ""
         raise UserError(f"{name}: {str(error).rstrip('.')}{name_hint(*names) or pairing}") from error
     if isinstance(getattr(dataset, "paths", None), list):
         if is_listed:
@@ -127,7 +128,7 @@ def open_dataset(dataset_opt: dict[str, Any]) -> Any:
     return dataset
 
 
-def _pairing_hint(gt_root: str, lq_root: str) -> str:
+def _pairing_hint(gt_root: str, lq_root: str, template: str = "{}") -> str:
     """Say what pairs names that differ by an ending, as DIV2K's 0001.png and 0001x4.png, or what lists others."""
     is_lmdb = gt_root.endswith(".lmdb")
     if not os.path.isdir(gt_root) or not os.path.isdir(lq_root):
@@ -142,6 +143,8 @@ def _pairing_hint(gt_root: str, lq_root: str) -> str:
                 find_images(Path(root))
             except UserError as error:  # which names the folders in it
                 return f"; {error}"
+    if template != "{}" and set(names[0]) == set(names[1]):
+        return "; the LQ have the names of the GT: filename_tmpl: '{}'"
     first = min(gt, default="")
     for ending in (name.removeprefix(first) for name in lq if name.startswith(first)):
         if ending and {name + ending for name in gt} == lq:

@@ -64,7 +64,8 @@ class OpenVinoEngine(Engine):
             "CPU_RUNTIME_CACHE_CAPACITY": 300,
         }
         if os.access(self.path.parent, os.W_OK):
-            properties["CACHE_DIR"] = str(self.path.parent)
+            # Of a folder's compiled forms OpenVINO 2026.4 takes one of fp16 for fp32, too, and the other way round.
+            properties["CACHE_DIR"] = str(self.path.parent / self.precision)
         if threads := limit_threads():
             properties["INFERENCE_NUM_THREADS"] = threads
         self.compiled = core().compile_model(self.path, "CPU", properties)

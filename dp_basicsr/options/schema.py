@@ -69,7 +69,7 @@ class Dataset(Section):
     """training data is always shuffled"""
     dataset_enlarge_ratio: Annotated[float, Field(ge=1)] = 1
     """how often an epoch uses each image"""
-    persistent_workers: bool = False
+    persistent_workers: bool = True
     """keep the workers from epoch to epoch"""
     pin_memory: bool = False
     """page-locked memory for batches, faster to copy to the GPU"""

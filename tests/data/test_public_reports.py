@@ -154,6 +154,13 @@ def test_keys_that_differ(pairs: Path) -> None:
         TrainStream(options(pairs, train=packed(pairs)))
 
 
+def test_a_template_for_names_that_do_not_differ_is_named(pairs: Path) -> None:
+    """DAT#15: one's own pairs in the option file of DIV2K."""
+    way = r"image\dx4.png is not in lq_paths; the LQ have the names of the GT: filename_tmpl: '{}'"
+    with pytest.raises(UserError, match=way):
+        TrainStream(options(pairs, train={"filename_tmpl": "{}x4"}))
+
+
 @pytest.mark.parametrize("is_lmdb", [False, True])
 def test_names_that_differ_by_an_ending_get_the_way(pairs: Path, is_lmdb: bool) -> None:
     """BasicSR#462: 0001.png and 0001x4.png, as DIV2K has them."""

@@ -311,8 +311,8 @@ def test_the_cache_knows_weights_interpolation_and_run_and_is_bounded(
 
 def test_a_damaged_conversion_is_made_again(model: Path) -> None:
     open_engine([model], engine="openvino")
-    for file in entries()[0].iterdir():
-        if file.suffix != ".json":
+    for file in entries()[0].rglob("*"):
+        if file.is_file() and file.suffix != ".json":
             file.chmod(0o600)
             file.write_bytes(b"damaged")
     assert "converted in" in open_engine([model], engine="openvino").title
@@ -492,6 +492,17 @@ def test_what_is_not_installed_is_named_or_skipped(model: Path, monkeypatch: pyt
     for name, extra in (("openvino", "openvino"), ("onnxruntime", "export")):
         with pytest.raises(UserError, match=rf"--engine {name} is not installed: pip install 'dp_basicsr\[{extra}\]'"):
             open_engine([model], engine=name)  # type: ignore[arg-type]
+
+
+def test_fp32_is_not_computed_as_fp16_was(model: Path) -> None:
+    """Real-ESRGAN#305: OpenVINO took the form compiled for the one for the other, and values beyond fp16's failed."""
+    image = torch.rand(1, 3, 16, 16).numpy()
+    clean = open_engine([model], engine="openvino")(image)
+    shutil.rmtree(cache_root() or "")
+    if not openvino_engine.OpenVinoEngine.supports("fp16"):
+        pytest.skip("this CPU does not compute in fp16")
+    assert not np.array_equal(open_engine([model], engine="openvino", precision="fp16")(image), clean)
+    np.testing.assert_array_equal(open_engine([model], engine="openvino")(image), clean)
 
 
 def test_half_precision_only_where_the_cpu_has_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

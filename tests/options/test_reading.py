@@ -385,6 +385,7 @@ def test_a_run_uses_the_schema_s_defaults_and_integer_counts(file: Path) -> None
     assert (train["amp"], train["grad_accumulation"], train["max_nonfinite"]) == ("none", 1, 10)
     assert (opt["val"]["threads"], opt["val"]["tile_overlap"], opt["logger"]["keep_best"]) == (2, 16, False)
     assert (data["on_bad_image"], data["max_bad_share"], data["dataset_enlarge_ratio"]) == ("stop", 0.01, 1)
+    assert data["persistent_workers"], "starting them anew takes longer than an epoch of few images (open_clip#703)"
     assert repr(opt["logger"]["save_checkpoint_freq"]) == "5000"
     assert "tile" not in opt["val"]
     assert "mean" not in data, "what is nothing by default stays absent: BasicSR asks whether a key is there"
