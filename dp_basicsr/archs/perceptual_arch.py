@@ -72,8 +72,7 @@ class FrozenFeatures(AlwaysEval):
         # What a file lacked is on the meta device; only what is used must be there.
         missing = [name for name, value in net.state_dict().items() if value.is_meta]
         if missing:
-            text = f"the weights of the perceptual network lack {len(missing)} tensors: {', '.join(missing[:3])}"
-            raise UserError(text)
+            raise UserError(f"weights of {type(self).__name__} lack {len(missing)} tensors: {', '.join(missing[:3])}")
         self.net, self.layers = net, tuple(layers)
         self.use_input_norm = use_input_norm
         self.range_norm = range_norm

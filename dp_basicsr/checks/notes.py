@@ -143,8 +143,11 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
     for name, dataset in options.datasets.items():
         whole = name != "train" and dataset.type == "PairedImageDataset"
         yield ("datasets", name, "gt_size"), whole, "without effect: whole images are measured"
+        patch, is_theirs = options.as_dict().get("gt_size"), dataset.type == "RealESRGANDataset"
+        text = f"without effect: patches have the gt_size of the first level, {patch}"
+        yield ("datasets", name, "gt_size"), is_theirs and patch not in (None, dataset.as_dict().get("gt_size")), text
         for key in ("blur_kernel_size", "blur_kernel_size2"):
-            other = dataset.type == "RealESRGANDataset" and dataset.as_dict().get(key) != 21
+            other = is_theirs and dataset.as_dict().get(key) != 21
             yield ("datasets", name, key), other, "without effect: RealESRGANDataset draws kernels of 7 to 21 pixels"
         lmdb = dataset.io_backend is not None and dataset.io_backend.type == "lmdb"
         for key in ("meta_info_file", "filename_tmpl"):

@@ -261,10 +261,13 @@ def _patches_and_channels(opt: View) -> Iterator[Rule]:
         if taken and isinstance(scale, int) and taken % scale:
             text += f"; {taken} is no multiple of scale ({scale}): give another network_d, such as UNetDiscriminatorSN"
         yield path, opt.is_gan and taken and size != taken, text
-    if opt.valid(*TRAIN_SET, "type") not in DATASETS:
+    kind, is_gray = opt.valid(*TRAIN_SET, "type"), opt.raw(*TRAIN_SET, "color") == "y"
+    if kind not in (*DATASETS, "RealESRGANDataset", "RealESRGANPairedDataset"):
         return
-    channels = 1 if opt.valid(*TRAIN_SET, "color") == "y" else 3
     gives = "as the training set has (3, or 1 with PairedImageDataset's color: y)"
+    ignored = is_gray and kind not in DATASETS
+    yield (*TRAIN_SET, "color"), ignored, f"expected none: {kind} does not read it, PairedImageDataset does"
+    channels = 1 if is_gray and not ignored else 3
     for path in (("network_g", "num_in_ch"), ("network_g", "num_out_ch"), ("network_d", "num_in_ch")):
         taken, is_used = opt.valid(*path), path[0] == "network_g" or opt.is_gan
         is_other = isinstance(taken, int) and taken != channels

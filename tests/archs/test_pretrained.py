@@ -186,7 +186,7 @@ def test_timm_s_file_of_a_hub_gives_the_features(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("network", "change", "message"),
     [
-        ("resnet18", lambda state: without(state, "layer2.1.conv2"), r"lack 1 tensors: layer2\.1\.conv2"),
+        ("resnet18", lambda state: without(state, "layer2.1.conv2"), r"tFeatures lack 1 tensors: layer2\.1\.conv2"),
         ("resnet34", lambda state: state, r"resnet18.*layer1\.2"),  # the weights of resnet18 would match in part
         ("resnet18", lambda state: state | {"conv1.weight": torch.ones(3)}, "does not contain the weights of resnet18"),
         ("resnet18", lambda state: {f"encoder_{name}": value for name, value in state.items()}, "encoder_"),

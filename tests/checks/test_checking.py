@@ -86,6 +86,11 @@ def test_gray_training_needs_one_channel_everywhere() -> None:
     assert [text.partition(": ")[0] for text in texts] == [
         "network_g:num_in_ch", "network_g:num_out_ch", "network_d:num_in_ch", "train:perceptual_opt:input_channels",
     ]  # fmt: skip
+    # BasicSR's give colours, and do not read the key.
+    for kind in ("RealESRGANDataset", "RealESRGANPairedDataset"):
+        texts = problems(*gray, f"datasets:train:type={kind}")
+        assert any(re.match("datasets:train:color: expected none.*PairedImageDataset does", text) for text in texts)
+        assert any(text.startswith("network_g:num_in_ch: expected 3") for text in texts)
 
 
 @pytest.mark.parametrize(

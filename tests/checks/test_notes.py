@@ -164,6 +164,11 @@ def test_losses_that_train_nothing_are_named(entries: list[str], named: str) -> 
             " and model_type=Degrading",
             "datasets:train:blur_kernel_size: without effect: RealESRGANDataset draws kernels of 7 to 21 pixels",
         ),
+        (
+            "datasets:train={name: x, type: RealESRGANDataset, batch_size_per_gpu: 1, gt_size: 128, "
+            "num_worker_per_gpu: 0, dataroot_gt: ., io_backend: {type: disk}} and model_type=Degrading and gt_size=64",
+            "datasets:train:gt_size: without effect: patches have the gt_size of the first level, 64",
+        ),
     ],
 )
 def test_what_a_class_takes_for_granted_is_named(entry: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,8 +95,8 @@ def paired_sets(opt: dict[str, Any]) -> Iterator[tuple[str, PairedSet]]:
         gt, lq = (Path(root).expanduser() for root in roots)
         # The phase of a set is its key up to the first underscore, as in BasicSR.
         gt_size = dataset.get("gt_size") if key.split("_")[0] == "train" else None
-        # BasicSR ignores a list for LMDBs, which have their own.
-        meta = dataset.get("meta_info_file") if gt.suffix != ".lmdb" else None
+        # BasicSR ignores a list for LMDBs, which have their own. The second key is RealESRGANPairedDataset's.
+        meta = dataset.get("meta_info_file") or dataset.get("meta_info") if gt.suffix != ".lmdb" else None
         names = None if meta is None else tuple(listed_names(meta, gt))
         template = dataset.get("filename_tmpl") or "{}"
         yield f"{key} ({dataset.get('name')})", PairedSet(gt, lq, opt["scale"], gt_size, template, names)
@@ -240,7 +240,7 @@ def _pair(
         if what.names is not None and not source.path.is_file():
             # Of the first alone: each hint looks through the folder, where tens of thousands may be missing.
             hint = "" if problems else missing_hint(source.path)
-            problems.append(BadData("missing", str(source), f"does not exist, but meta_info_file lists it{hint}"))
+            problems.append(BadData("missing", str(source), f"does not exist, but the set's meta_info lists it{hint}"))
             continue
         partner = left.pop(name, None)
         if partner is not None:

@@ -215,10 +215,14 @@ def test_all_sets_of_an_option_file(tmp_path: Path) -> None:
     train = {"name": "t", "gt_size": 64, "meta_info_file": str(tmp_path / "names.txt"), **roots}
     val = {"name": "v", "gt_size": 64, "filename_tmpl": "{}x4", **roots}
     single = {"name": "s", "dataroot_lq": "LQ"}
-    found = dict(paired_sets({"scale": 4, "datasets": {"train": train, "val_1": val, "test": single}}))
+    # Real-ESRGAN's list, whose one root may have no image itself.
+    pairs = {"name": "p", "meta_info": train["meta_info_file"], "dataroot_gt": ".", "dataroot_lq": "."}
+    sets = {"train": train, "val_1": val, "val_2": pairs, "test": single}
+    found = dict(paired_sets({"scale": 4, "datasets": sets}))
     assert found == {
         "train (t)": PairedSet(Path.home() / "GT", Path("LQ"), 4, 64, "{}", ("a.png", "b.png")),
         "val_1 (v)": PairedSet(Path.home() / "GT", Path("LQ"), 4, None, "{}x4"),
+        "val_2 (p)": PairedSet(Path("."), Path("."), 4, None, "{}", ("a.png", "b.png")),
     }
     with pytest.raises(UserError, match="the list nowhere cannot be read"):
         list(paired_sets({"scale": 4, "datasets": {"train": train | {"meta_info_file": "nowhere"}}}))
