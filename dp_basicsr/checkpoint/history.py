@@ -40,11 +40,15 @@ def set_aside_later(root: Path, state: Path, iteration: int, best_files: Mapping
     later = any(other > last for other in files_by_iteration(root / "models", root / "training_states"))
     best = (root / "models").glob("net_g_best_*.pth")
     if later or any(sha256_of(path) != best_files.get(path.name) for path in best):
-        name = f"abandoned_{time.strftime('%Y%m%d_%H%M%S')}"
-        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        aside = next(name for name in names if not (root / name).exists())
+        aside = _new_folder(root).name
         atomic_write(root / _MOVING, lambda file: file.write(f"{last} {aside}".encode()))
         finish_setting_aside(root)
+
+
+def _new_folder(root: Path) -> Path:
+    name = f"abandoned_{time.strftime('%Y%m%d_%H%M%S')}"
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    return next(root / name for name in names if not (root / name).exists())
 
 
 def finish_setting_aside(root: Path) -> None:
@@ -78,10 +82,11 @@ def restore_best(
 ) -> list[tuple[str, str]]:
     """Make the best networks in a run's folder those of a state; they may be missing or have been replaced since.
 
-    ``best`` are its results by set and metric, ``best_files`` the SHA-256 of its best networks, by name. Returns sets
-    and metrics whose best network no longer exists, so that the result must be forgotten, too.
+    Those found later move to ``abandoned_<time>``. ``best`` are the state's results by set and metric, ``best_files``
+    the SHA-256 of its best networks, by name. Returns sets and metrics whose best network no longer exists, so that the
+    result must be forgotten, too.
     """
-    lost = []
+    lost, aside = [], _new_folder(root) / "models"
     for dataset, record in best.items():
         for metric, figure in record.items():
             path = root / "models" / f"net_g_best_{dataset}_{metric}.pth"
@@ -94,6 +99,11 @@ def restore_best(
             same = [copy for copy in copies if copy.is_file() and sha256_of(copy) == checksum]
             # The regular checkpoint of that iteration has the same weights.
             same += [copy for copy in [source / "models" / f"net_g_{figure['iter']}.pth"] if copy.is_file()]
+            # If the resume is not exact, the run may never find it again.
+            if path.is_file() and not path.is_symlink():
+                aside.mkdir(parents=True, exist_ok=True)
+                path.replace(aside / path.name)
+                get_root_logger().warning(f"{path.name}, found after the state, is now in {aside}.")
             if not same:
                 path.unlink(missing_ok=True)
                 lost.append((dataset, metric))

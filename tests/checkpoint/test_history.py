@@ -258,3 +258,20 @@ def test_a_best_network_takes_the_place_of_a_link_not_of_its_target(tmp_path: Pa
     checksums = {link.name: hashlib.sha256(b"4").hexdigest()}
     assert restore_best(tmp_path, tmp_path / "training_states/4.state", {"set": {"psnr": {"iter": 4}}}, checksums) == []
     assert [path.read_bytes() for path in sorted(models.iterdir())] == [b"4", b"8", b"4"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_later_best_network_is_set_aside_where_the_state_s_own_is_back_and_where_it_is_lost(
+    kept: bool, tmp_path: Path
+) -> None:
+    """Killed after a validation between two saves: if the resumed run is not exact, it may not find it again."""
+    (models := tmp_path / "models").mkdir()
+    best = models / "net_g_best_set_psnr.pth"
+    best.write_bytes(b"8")
+    if kept:
+        (models / "net_g_4.pth").write_bytes(b"4")
+    checksums = {best.name: hashlib.sha256(b"4").hexdigest()}
+    lost = restore_best(tmp_path, tmp_path / "training_states/4.state", {"set": {"psnr": {"iter": 4}}}, checksums)
+    assert lost == ([] if kept else [("set", "psnr")])
+    assert best.exists() == kept
+    assert [path.read_bytes() for path in tmp_path.glob(f"abandoned_*/models/{best.name}")] == [b"8"]
