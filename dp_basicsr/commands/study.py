@@ -119,10 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             # In this process, not by test.py: the blends need the start's images as well.
             if study.seeds:
                 judge_runs(study, jobs)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as stop:
             print("stopped; the same command resumes from the last saved states", file=sys.stderr)
-            # As a shell does for a command that Ctrl-C ended.
-            return 130
+            # As a shell does for a command that a signal ended.
+            return getattr(stop, "code", 130)
         # A part has not all cells; and several machines would write the same table.
         if count > 1:
             done = f"part {number} of {count} ({len(jobs)} trainings) is done"
