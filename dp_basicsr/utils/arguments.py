@@ -185,7 +185,7 @@ class Parser(argparse.ArgumentParser):
         parsed, rest = super().parse_known_args(words, namespace)
         if hasattr(parsed, "positional_opt"):
             files = [file for file in (parsed.positional_opt, parsed.opt) if file is not None]
-            if len(files) > 1 or (self._requires_opt and not files):
+            if not rest and (len(files) > 1 or (self._requires_opt and not files)):
                 self.error(f"expected one option file, got {' and '.join(files) or 'none'}: -opt FILE")
             del parsed.positional_opt
             parsed.opt = files[0] if files else None

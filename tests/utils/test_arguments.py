@@ -102,6 +102,8 @@ def test_the_option_file_is_positional_or_an_option(refused: Callable[..., str])
         assert parser.parse_args(words).opt == "a.yml"
     for words in ([], ["a.yml", "-opt", "b.yml"]):
         assert "expected one option file" in refused(parser.parse_args, words)
+    # Its value would be a second file.
+    assert "unrecognized arguments: --name" in refused(parser.parse_args, ["-opt", "a.yml", "--name", "x"])
 
 
 @pytest.mark.parametrize("name", ["train_esrgan_dp", "train_esrgan_dp.yml", "options/train_esrgan_dp.yml"])
