@@ -171,6 +171,9 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
         # OpenCV turns it upright.
         array = _decode_by_opencv(data, np.uint8)
     elif is_plain and page.compression in _PLAIN_COMPRESSIONS:
+        if page.compression in (1, 32773):
+            # Only LZW and deflate have one, whatever a tag that was copied says, as in libtiff.
+            page.predictor = 1
         # (planes, H, W, channels): either planes or channels is 1.
         planes = page.asarray(squeeze=False)[:, 0]
         samples = np.moveaxis(planes, 0, 2).reshape(*planes.shape[1:3], -1)
@@ -182,7 +185,6 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
             raise BadImageError(
                 "is a 16-bit TIFF of other kinds or planes: convert it first, to gray or RGB without compression"
             )
-        # OpenCV turns it upright.
         array, further = _without_extras(_decode_by_opencv(data, np.uint16), page)
     else:
         with opened(data, max_pixels) as (image, _):

@@ -172,6 +172,14 @@ def test_a_tiff_of_ycbcr_without_compression_is_read(orientation: int) -> None:
         read_picture(Path("ycbcr.tif"))
 
 
+@pytest.mark.parametrize("compression", [None, "packbits"])
+def test_a_tiff_s_predictor_is_left_out_where_its_compression_has_none(compression: str | None) -> None:
+    """Pillow's copy of another TIFF's tags (sibling of tifffile#167): OpenCV and Pillow leave it out too."""
+    pixels = noise(random.Random(0), (12, 16, 3))
+    Image.fromarray(pixels).save("tagged.tif", compression=compression, tiffinfo={317: 2})
+    assert (read_picture(Path("tagged.tif")).colour == pixels).all()
+
+
 def test_further_channels_that_decoders_leave_out_are_named_or_the_tiff_refused() -> None:
     """Without a word Pillow leaves them out; OpenCV shows others as gray, which became "-1 further channels"."""
     rng = random.Random(0)
