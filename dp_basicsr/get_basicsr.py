@@ -9,12 +9,12 @@ pip it has two problems:
   imports a ``sitecustomize`` from PYTHONPATH at start-up, also in the process that pip starts for the build: a copy of
   this file under that name lets ``exec`` write into the caller's variables there, and nowhere else.
 
-This file imports nothing of the package, because `make setup` runs it first. It can go when BasicSR has a release that
-installs.
+This file imports nothing of the package, because `make setup` runs it first. It can go when BasicSR installs.
 """
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import importlib.machinery
 import importlib.util
@@ -49,9 +49,8 @@ def main() -> int:
         # The environment's own setuptools and torch build BasicSR; its dependencies are resolved after it is there.
         build = ["--no-build-isolation", "--no-deps", BASICSR]
         # BasicSR's tb-nightly imports pkg_resources, which setuptools 82 no longer has.
-        for arguments, environment in ((["setuptools>=77,<82"], {}), (build, {"PYTHONPATH": path}), (list(TRAIN), {})):
-            code = subprocess.run([*install, *arguments], env={**os.environ, **environment}, check=False).returncode
-            if code:
+        for arguments, extra in ((["setuptools>=77,<82"], {}), (build, {"PYTHONPATH": path}), (list(TRAIN), {})):
+            if code := subprocess.run([*install, *arguments], env={**os.environ, **extra}, check=False).returncode:
                 return code
     print("BasicSR is installed: dp-basicsr train --help")
     return 0
@@ -92,4 +91,5 @@ if __name__ == "sitecustomize":
         _let_exec_write()
     _run_hidden_sitecustomize()
 elif __name__ == "__main__":
+    argparse.ArgumentParser(description=str(__doc__).partition("\n")[0]).parse_args()
     raise SystemExit(main())

@@ -191,6 +191,12 @@ def test_basicsr_is_installed_into_the_running_environment(monkeypatch: pytest.M
     assert len(calls) == 5
 
 
+def test_help_of_get_basicsr_installs_nothing() -> None:
+    done = subprocess.run([sys.executable, get_basicsr.__file__, "--help"], capture_output=True, text=True, check=True)
+    assert "Install BasicSR" in done.stdout
+    assert "Requirement" not in done.stdout
+
+
 def test_citation_and_changelog_name_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == dp_basicsr.__version__
