@@ -234,6 +234,7 @@ def test_an_image_waits_for_the_memory_of_the_one_before(monkeypatch: pytest.Mon
         (["-i", "films"], r"no image in films: .* \(1 .mp4\); take the images of a video with `ffmpeg -i VIDEO"),
         (["-i", "empty"], "no image in empty: expected files that end in .png"),
         (["-i", "upper"], r"no image in upper: .* .apng, .avif; left out 1 folder \(--recursive includes it\)"),
+        (["-i", "https://example.org/a.png"], "a.png: no such file; download it first"),
         (["-o", "photos"], "photos/a.png is an input and would be replaced: give --suffix"),
         (["-i", "photos/a.png", "-o", "photos/a.png"], "is an input and would be replaced"),
         (["-o", "link", "--overwrite"], "link/a.png is an input and would be replaced"),

@@ -50,6 +50,7 @@ ELSEWHERE = (
     (r"\.", "keys are separated by colons: train:optim_g:lr"),
     ("._opt$", "DPLoss takes any further loss as one of its extra_terms, and --import a model with losses of its own"),
     (r"^tile(_size|_pad)?$|chop", "val: tile, a number of LQ pixels, cuts the images of validation and test"),
+    ("^(auto_?)?resume(_from)?$", "--auto_resume on the command line continues a run, or path: resume_state"),
     ("^(gt_sizes|mini_batch_sizes)$", "a later start with --auto_resume may have another gt_size"),
     ("accum", "train: grad_accumulation is the number of parts to split a mini-batch into"),
     ("epoch", "lengths are counted in iterations: total_iter"),

@@ -358,17 +358,13 @@ def _why_missing(path: str, kind: str = "network") -> str:
     """Explain a path: a file's, with a variable, with a line break or a tab ("C:\\new\\table"), or a relative one."""
     if os.path.isfile(os.path.expanduser(path)):
         return "; it is a file: name its folder, or unpack it first"
-    if "://" in path:
-        return "; download it first, and name the file"
     if "$" in path:
         return "; $ is no variable here: in --force_yml the shell replaces it in double quotes"
     if re.search(r"[\t\n\r\a\b\f\v\0]", path):
         return f"; {IN_SINGLE_QUOTES}"
     if glob(f"{escape(os.path.expanduser(path))} #*"):
         return "; what follows # is a comment: put the path into single quotes"
-    if hint := missing_hint(path, kind):
-        return hint
-    return "" if os.path.isabs(os.path.expanduser(path)) else f" in {os.getcwd()}"
+    return missing_hint(path, kind) or ("" if os.path.isabs(os.path.expanduser(path)) else f" in {os.getcwd()}")
 
 
 def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
@@ -397,9 +393,10 @@ def find_missing(opt: View, is_train: bool) -> Iterator[Problem]:
         file = opt.valid(*path)
         if isinstance(file, str) and not os.path.isfile(os.path.expanduser(file)):
             kind = "state" if "resume_state" in path else "network"
-            state = "; a state's name is experiments/NAME/training_states/5000.state" if kind == "state" else ""
+            way = "; a state's name is experiments/NAME/training_states/5000.state" if kind == "state" else ""
+            way += "; without the key all of the set's images are used" * path[-1].startswith("meta_info")
             other = "a folder" if os.path.isdir(file) else "a pipe" if os.path.exists(file) else "no such file"
-            what = f"{other}{_why_missing(file, kind)}{state}"
+            what = f"{other}{_why_missing(file, kind)}{way}"
             # A trial does without data and start weights only.
             yield Problem(path, f"expected a file, got {quote(file)}: {what}", missing=path not in keys)
 

@@ -79,6 +79,8 @@ def name_hint(names: Iterable[str], others: Iterable[str]) -> str:
 
 def missing_hint(path: str | Path, kind: str = "network") -> str:
     """Say so if a path that is missing looks like what is there, or a run has others of this kind; "" if neither."""
+    if re.match(r"\w{2,}:/", str(path)):  # a Path has one slash
+        return "; download it first"
     asked = path = Path(os.path.expanduser(path))
     with suppress(OSError, ValueError):  # a folder that cannot be read, or what no system takes for a name
         if (plain := str(asked).strip("'\"")) != str(asked) and os.path.exists(os.path.expanduser(plain)):
@@ -121,8 +123,6 @@ def require_paths(paths: Sequence[Path], what: str) -> None:
         if what == "model" and not hint:
             places = "download it first (openmodeldb.info has many), or leave out -m for the networks in the box"
             advice += f"; it is the path of a file, not the name of a published model: {places}"
-        if re.match(r"https?:/", missing[0]):
-            advice = "; download it first"
         raise UserError(f"{what} {', '.join(missing)}: no such file or folder{advice}")
 
 

@@ -131,6 +131,8 @@ def test_every_misspelt_key_is_named() -> None:
         ("train:fft_opt={type: FFTLoss}", "train:fft_opt: .* one of its extra_terms"),
         ("datasets:train:dataroot_GT=a", "datasets:train:dataroot_GT: .*did you mean dataroot_gt"),  # mmagic#60
         ("train:iters=3", "train:iters: expected a known key, got one that no code reads(?!.*gt_size)"),
+        ("auto_resume=true", "auto_resume: .*no code reads; --auto_resume on the command line"),  # detectron2#2145
+        ("train:resume_from=5.state", "train:resume_from: .*or path: resume_state$"),
         ("trian:total_iter=3", "trian: expected a known key, .*did you mean train"),
         ("train:perceptual_opt:layer_weights={conv5_4: 1}", "expected vgg_layer_weights with the same layers"),
         ("train:perceptual_opt:perceptual_weight=0.1", "expected loss_weight, got a key of PerceptualLoss"),
@@ -414,6 +416,10 @@ def test_a_list_is_needed_where_it_is_read(entry: str, tmp_path: Path) -> None:
     override(opt, [entry] if entry else [])
     missing = [problem.path for problem in find_problems(opt, True, {}) if problem.missing]
     assert (("datasets", "val", "meta_info_file") in missing) == (not entry)
+    opt["datasets"]["val"]["meta_info_file"] = str(tmp_path)  # DiffBIR#122
+    texts = [problem.text for problem in find_problems(opt, True, {}) if problem.path[-1:] == ("meta_info_file",)]
+    assert all(text.endswith(": a folder; without the key all of the set's images are used") for text in texts)
+    assert bool(texts) == (not entry)
 
 
 def test_an_address_in_place_of_a_file_gets_advice() -> None:
