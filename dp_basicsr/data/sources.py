@@ -94,10 +94,11 @@ def listed_names(meta_info_file: str | Path, folder: Path) -> list[str]:
 
 
 def split_pair(name: str, gt_root: Path, lq_root: Path, template: str) -> tuple[Path, Path]:
-    """Return GT and LQ of a line in a list: a GT's name, or both, ``gt, lq``, as in Real-ESRGAN's lists of pairs."""
-    gt, comma, lq = name.partition(",")
-    if comma and not os.path.isfile(gt_root / name):
-        return gt_root / gt, lq_root / lq.strip()
+    """Return GT and LQ of a line in a list: a GT's name, or Real-ESRGAN's ``gt, lq``, each maybe with commas."""
+    commas = [place for place, sign in enumerate(name) if sign == ","]
+    if commas and not os.path.isfile(gt_root / name):
+        at = next((place for place in commas if os.path.isfile(gt_root / name[:place])), commas[len(commas) // 2])
+        return gt_root / name[:at], lq_root / name[at + 1 :].strip()
     file = Path(name)
     lq = template.format(file.stem) + file.suffix
     # BasicSR looks for it without the GT's subfolder.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import sys
 import warnings
@@ -107,11 +108,8 @@ def plot_panels(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
-        _draw(axis, title, curves)
-    for axis in axes[len(panels) :]:
-        axis.axis("off")
+    for number, (title, curves) in enumerate(panels.items(), start=1):
+        _draw(figure.add_subplot(rows, columns, number), title, curves)
     save_figure(figure, path, dpi=130)
 
 
@@ -140,14 +138,16 @@ def panel_svg(title: str, curves: Mapping[str, Curve]) -> str:
 
 
 def _draw(axis: Any, title: str, curves: Mapping[str, Curve]) -> None:
+    values = [value for curve in curves.values() for _, value in curve if math.isfinite(value)]
     for number, (label, curve) in enumerate(curves.items()):
+        if gaps := sum(not math.isfinite(value) for _, value in curve):
+            label += f" ({gaps} of {len(curve)} not finite)"
         # A line of a single point would not be visible.
         marker = "o" if len(curve) < 20 else ""
         # After ten lines the colours come again.
         line = ("-", "--", ":", "-.")[number // 10 % 4]
         axis.plot(*zip(*curve, strict=True), line, label=label, linewidth=1.4, marker=marker, markersize=3)
-    values = [value for curve in curves.values() for _, value in curve]
-    if min(values) > 0 and max(values) > 30 * min(values):
+    if values and max(values) > 30 * min(values) > 0:
         # Otherwise small values would vanish on the axis.
         axis.set_yscale("log")
     axis.set_title(title, fontsize=10, parse_math=False)

@@ -185,9 +185,10 @@ class PluginModel(BaseModel):
         fitting = {name: value for name, value in state.items() if name in places and value.shape == places[name][1]}
         differences = compare_shapes(expected, state)
         if differences and (strict or not fitting):
-            key = "strict_load_d" if part == "discriminator" else "strict_load_g"
+            key, own = "strict_load_g", "; network_g of type FromFile is the file's own network"
+            if part == "discriminator":  # which trainings alone have
+                key, own = "strict_load_d", "; a new run with path:pretrain_network_g alone begins a discriminator anew"
             also = "" if strict else f" (nothing fits, not even with path: {key}: false)"
-            own = "" if part == "discriminator" else "; network_g of type FromFile is the file's own network"
             shapes = [sorted(tuple(value.shape) for value in tensors.values()) for tensors in (expected, state)]
             # Of another scale, most fit. A test needs all, and so does a run that resumes.
             if shapes[0] == shapes[1]:
@@ -195,8 +196,6 @@ class PluginModel(BaseModel):
             elif 2 * len(fitting) > len(expected) and self.is_train:
                 share = f"the {len(fitting)} of {len(expected)} tensors that fit"
                 also = f"; a new run with path: {key}: false starts from {share}{own}"
-            elif self.is_train and part == "discriminator":
-                also = "; a new run with path:pretrain_network_g starts from the generator alone"
             else:
                 also += own
             raise UserError(f"network {load_path} does not match: {differences}; the file has {weights.holds}{also}")

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from basicsr.data.ffhq_dataset import FFHQDataset
 from torch.utils.data import DataLoader, Dataset
 
 from tests.support.fuzz import no_hang
@@ -74,6 +75,14 @@ def test_another_error_of_opencv_is_told_as_it_is(monkeypatch: pytest.MonkeyPatc
     dataset = Numbers(5)
     monkeypatch.setattr(Numbers, "__getitem__", lambda *_: cv2.imencode(".jpg", np.zeros((2, 2, 3)), [1, "high"]))
     with pytest.raises(UserError, match="sample 3 cannot be used: .*in function 'imencode'"):
+        SeededDataset(dataset, 0)[0, 0, 3]
+
+
+def test_an_image_that_ffhq_s_dataset_lacks_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sibling of Real-ESRGAN#470: "cannot access local variable 'img_bytes'", after three others were drawn."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    dataset = FFHQDataset({"dataroot_gt": "GT", "io_backend": {"type": "disk"}, "mean": [0], "std": [1]})
+    with pytest.raises(UserError, match=r"the first: sample GT/00000003\.png cannot be used: it is missing or"):
         SeededDataset(dataset, 0)[0, 0, 3]
 
 

@@ -248,7 +248,8 @@ def test_a_meta_info_file_never_makes_a_wrong_pair(pairs: Path) -> None:
     ("gt", "lq", "line"),
     [("image0.png", "b/c/other.png", "image0.png, b/c/other.png"), ("a/image0.png", "image0.png", "a/image0.png"),
      ("a/image0.png", "a/image0.png", "a/image0.png"), ("a/image0.png", "b.png", "a/image0.png, b.png"),
-     ("# 1.png", "b.png", "# 1.png, b.png"), ("a/image0.png", "b.png", "a/image0.png,b.png")],
+     ("# 1.png", "b.png", "# 1.png, b.png"), ("a/image0.png", "b.png", "a/image0.png,b.png"),
+     ("a, 0.png", "b,c, 0.png", "a, 0.png, b,c, 0.png"), ("a,0.png", "a,0.png", "a,0.png, a,0.png")],
 )  # fmt: skip
 def test_a_list_pairs_images_of_any_folders(gt: str, lq: str, line: str, pairs: Path) -> None:
     """Real-ESRGAN#643: its lists of pairs; and LQ in the subfolders of their GT."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -106,6 +107,14 @@ def test_figures_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
     (tmp_path / "train_run_1.log").write_text(re.sub(r"(dp_weight: )\S+", r"\1nan", log))
     for title, panel in training_panels(read_run(tmp_path)).items():
         assert not re.search("nan|NaN|inf", re.sub("<defs>.*?</defs>", "", panel_svg(title, panel), flags=re.DOTALL))
+
+
+def test_a_panel_tells_how_many_figures_are_not_finite() -> None:
+    """A sibling of mmagic#490: where all images are restored perfectly, PSNR is infinite, and its panel was empty."""
+    svg = panel_svg("Validation: psnr_y", {"set": [(1, 30), (2, math.inf), (3, 31)], "other": [(1, math.inf)]})
+    assert ">set (1 of 3 not finite)<" in svg
+    assert ">other (1 of 1 not finite)<" in svg
+    assert "10^" not in svg, "one infinite value makes no logarithmic axis"
 
 
 def test_a_panel_uses_the_colour_of_its_page() -> None:

@@ -329,7 +329,10 @@ def test_networks_that_do_not_fit_the_state_s_are_known(check: Check) -> None:
     code, _, err = check("network_d:num_feat=8", "path={resume_state: experiments/small/training_states/2.state}")
     assert code == 2
     assert "net_d_2.pth does not match: " in err
-    assert err.endswith("; a new run with path:pretrain_network_g starts from the generator alone\n")
+    assert err.endswith("; a new run with path:pretrain_network_g alone begins a discriminator anew\n")
+    code, _, err = check("path={pretrain_network_d: experiments/small/models/net_g_2.pth, strict_load_d: false}")
+    assert code == 2
+    assert "(nothing fits, not even with path: strict_load_d: false); a new run with path:pretrain_network_g" in err
 
 
 def test_what_the_machine_lacks_is_known(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
