@@ -76,7 +76,7 @@ def local_weights(network: str, source: str) -> Path | None:
     if source != "imagenet":
         path = Path(source).expanduser()
         if not path.is_file():
-            raise UserError(f"weights of {network}: expected imagenet, random or a file, got {source!r} (no such file)")
+            raise UserError(f"weights of {network}: no such file {source!r}; expected one, imagenet or (losses) random")
         return path
     name = weights_url(network).rsplit("/", 1)[1]
     files = (folder / name for folder in (PRETRAINED_DIR, Path(torch.hub.get_dir(), "checkpoints")))

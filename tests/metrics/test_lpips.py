@@ -111,3 +111,6 @@ def test_mistakes_are_named(alexnet: Path, call: dict, message: str) -> None:
 
 def test_a_mismatched_file_is_named(alexnet: Path) -> None:
     assert "does not contain the weights of vgg16" in str(lpips_metric.why_not("vgg", str(alexnet)))
+    # It was "expected imagenet, random or a file, got 'random'".
+    reason = "weights of alexnet: no such file 'random'; expected one, imagenet or (losses) random"
+    assert lpips_metric.why_not(weights="random") == reason
