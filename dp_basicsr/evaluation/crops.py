@@ -88,14 +88,14 @@ def compare_crops(images: Sequence[Measured], evaluation: Evaluation, crop: Crop
     whole.set_title(f"{images[0].image} ({images[0].set_name})", parse_math=False)
     # The original comes last, as in the paper's figures.
     panels: Mapping[str, tuple[Image, Scores]] = shown | {evaluation.original: (gt, {})}
-    axes = [whole]
+    whole.axis("off")
     for number, (name, (image, scores)) in enumerate(panels.items()):
-        axes.append(figure.add_subplot(grid[number // columns, 1 + number % columns]))
-        axes[-1].imshow(crop.of(image)[..., ::-1], interpolation="nearest")
-        axes[-1].set_title("\n".join([name, *score_lines(scores)]), fontsize=9, parse_math=False)
-    for axis in axes:
-        axis.axis("off")
-    figure.supxlabel("Metrics are for the full image.", fontsize=8)
+        panel = figure.add_subplot(grid[number // columns, 1 + number % columns])
+        panel.imshow(crop.of(image)[..., ::-1], interpolation="nearest")
+        panel.set_title("\n".join([name, *score_lines(scores)]), fontsize=9, parse_math=False)
+        panel.axis("off")
+    lossy = (f"{method} is of lossy files ({kinds})." for method, kinds in evaluation.lossy.items())
+    figure.supxlabel("\n".join(["Metrics are for the full image.", *lossy]), fontsize=8, parse_math=False)
     save_figure(figure, out, dpi=150, bbox_inches="tight")
 
 

@@ -9,6 +9,7 @@ import statistics
 from itertools import product
 from pathlib import Path
 
+from dp_basicsr.evaluation import crops
 from dp_basicsr.evaluation.evaluate import Evaluation, Measured, evaluate, lossy_format
 from dp_basicsr.evaluation.files import as_json, markdown, read_evaluation, write_evaluation
 from dp_basicsr.evaluation.matching import Method, find_test_set
@@ -94,7 +95,7 @@ def test_a_palette_of_colours_is_lossy_and_one_of_grays_is_not(tmp_path: Path) -
     assert lossy_format(tmp_path / "grays.png") == ""
 
 
-def test_lossy_results_are_named_in_table_json_and_report(tmp_path: Path) -> None:
+def test_lossy_results_are_named_in_table_json_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder, name, suffix in (("gt", "a", "png"), ("gt", "b", "png"), ("A", "a", "jpg"), ("A", "b", "png")):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / "gray").mkdir(exist_ok=True)
@@ -104,6 +105,10 @@ def test_lossy_results_are_named_in_table_json_and_report(tmp_path: Path) -> Non
     evaluation = evaluate([find_test_set(tmp_path / "gt")], methods, 4, ("psnr_y",))
     assert "B has files that are the originals, measured against themselves." in evaluation.notes()  # IQA-PyTorch#86
     assert "A is measured from lossy files (1 JPEG), which" in markdown(evaluation)
+    below = list[str]()
+    monkeypatch.setattr(crops, "save_figure", lambda figure, *_, **__: below.append(figure.get_supxlabel()))
+    crops.compare_crops(crops.images_of(evaluation, "a"), evaluation, crops.Crop(0, 0, 8, 8), tmp_path / "a.png")
+    assert "\nA is of lossy files (1 JPEG)." in below[0]
     write_evaluation(evaluation, tmp_path / "out")
     assert read_evaluation(tmp_path / "out").notes() == evaluation.notes()
     assert as_json(evaluation, tmp_path)["lossy"] == {"A": "1 JPEG", "C": "2 gray of coloured originals"}
