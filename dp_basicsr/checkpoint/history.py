@@ -83,31 +83,34 @@ def restore_best(
     """Make the best networks in a run's folder those of a state; they may be missing or have been replaced since.
 
     Those found later move to ``abandoned_<time>``. ``best`` are the state's results by set and metric, ``best_files``
-    the SHA-256 of its best networks, by name. Returns sets and metrics whose best network no longer exists, so that the
-    result must be forgotten, too.
+    the SHA-256 of its best networks, by name. Returns the sets and metrics whose best network no longer exists.
     """
-    lost, aside = [], _new_folder(root) / "models"
-    for dataset, record in best.items():
-        for metric, figure in record.items():
-            path = root / "models" / f"net_g_best_{dataset}_{metric}.pth"
-            checksum, source = best_files.get(path.name), state.parent.parent
-            is_same = path.is_file() and checksum in (None, sha256_of(path))  # older states have no checksums
-            # -1: there is no best network yet.
-            if figure["iter"] == -1 or is_same:
-                continue
-            copies = [*root.glob(f"abandoned_*/models/{path.name}"), source / "models" / path.name]
-            same = [copy for copy in copies if copy.is_file() and sha256_of(copy) == checksum]
-            # The regular checkpoint of that iteration has the same weights.
-            same += [copy for copy in [source / "models" / f"net_g_{figure['iter']}.pth"] if copy.is_file()]
+    lost, models, source = [], root / "models", state.parent.parent / "models"
+    # -1: there is no best network yet.
+    known = {f"net_g_best_{name}_{metric}.pth": (name, metric, figure["iter"]) for name, record in best.items()
+             for metric, figure in record.items() if figure["iter"] != -1}  # fmt: skip
+    regular, aside = source / f"net_g_{state.stem}.pth", _new_folder(root) / "models"
+    for path in sorted(models.glob("net_g_best_*.pth")):
+        checksum = sha256_of(path) if path.is_file() else ""
+        # States of older versions have no checksums.
+        if checksum and checksum == best_files.get(path.name, checksum if path.name in known else None):
+            known.pop(path.name, None)
+        elif not checksum or path.is_symlink() or (regular.is_file() and sha256_of(regular) == checksum):
+            # Found by the validation of the state's own iteration, which a resumed run repeats.
+            path.unlink()
+        else:
             # If the resume is not exact, the run may never find it again.
-            if path.is_file() and not path.is_symlink():
-                aside.mkdir(parents=True, exist_ok=True)
-                path.replace(aside / path.name)
-                get_root_logger().warning(f"{path.name}, found after the state, is now in {aside}.")
-            if not same:
-                path.unlink(missing_ok=True)
-                lost.append((dataset, metric))
-                continue
-            with replacing(path, keep_target=True) as temporary:
-                shutil.copyfile(same[0], temporary)
+            aside.mkdir(parents=True, exist_ok=True)
+            path.replace(aside / path.name)
+            get_root_logger().warning(f"{path.name}, found after the state, is now in {aside}.")
+    for name, (dataset, metric, iteration) in known.items():
+        copies = [*root.glob(f"abandoned_*/models/{name}"), source / name]
+        same = [copy for copy in copies if copy.is_file() and sha256_of(copy) == best_files.get(name)]
+        # The regular checkpoint of that iteration has the same weights.
+        same += [copy for copy in [source / f"net_g_{iteration}.pth"] if copy.is_file()]
+        if not same:
+            lost.append((dataset, metric))
+            continue
+        with replacing(models / name) as temporary:
+            shutil.copyfile(same[0], temporary)
     return lost

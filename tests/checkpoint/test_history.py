@@ -15,6 +15,7 @@ import re
 import signal
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -261,17 +262,24 @@ def test_a_best_network_takes_the_place_of_a_link_not_of_its_target(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_later_best_network_is_set_aside_where_the_state_s_own_is_back_and_where_it_is_lost(
-    kept: bool, tmp_path: Path
+@pytest.mark.parametrize("figures", [{"psnr": {"iter": 2}}, {"psnr": {"iter": -1}}, {}])
+def test_a_later_best_network_is_set_aside_where_the_state_s_own_is_back_and_where_there_is_none(
+    figures: dict[str, Any], kept: bool, tmp_path: Path
 ) -> None:
     """Killed after a validation between two saves: if the resumed run is not exact, it may not find it again."""
     (models := tmp_path / "models").mkdir()
     best = models / "net_g_best_set_psnr.pth"
     best.write_bytes(b"8")
-    if kept:
-        (models / "net_g_4.pth").write_bytes(b"4")
-    checksums = {best.name: hashlib.sha256(b"4").hexdigest()}
-    lost = restore_best(tmp_path, tmp_path / "training_states/4.state", {"set": {"psnr": {"iter": 4}}}, checksums)
-    assert lost == ([] if kept else [("set", "psnr")])
-    assert best.exists() == kept
+    for iteration in (2, 4) if kept else (4,):
+        (models / f"net_g_{iteration}.pth").write_bytes(str(iteration).encode())
+    has_best = figures.get("psnr", {}).get("iter") == 2
+    checksums = {best.name: hashlib.sha256(b"2").hexdigest()} if has_best else {}
+    restore = partial(restore_best, tmp_path, tmp_path / "training_states/4.state", {"set": figures}, checksums)
+    assert restore() == ([("set", "psnr")] if has_best and not kept else [])
+    assert best.exists() == (has_best and kept)
     assert [path.read_bytes() for path in tmp_path.glob(f"abandoned_*/models/{best.name}")] == [b"8"]
+    # Of the state's own iteration, whose validation is repeated, the checkpoint is enough.
+    best.write_bytes(b"4")
+    restore()
+    assert best.exists() == (has_best and kept)
+    assert len([*tmp_path.glob("abandoned_*")]) == 1
