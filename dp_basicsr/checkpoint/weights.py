@@ -186,6 +186,8 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str], UserError | None]:
                 content = load(data[: header + size])
         except (SafetensorError, OSError) as error:
             raise UserError(f"model {path} cannot be read as safetensors: {error}: copy it again") from error
+        # `save_model` writes a tensor of several names once, and notes the others.
+        content = {name: content[first] for name, first in notes.items() if first in content} | content
         return content, notes or _notes_in(content), None
     content, refused = load_beside_objects(path, "model")
     return content, _notes_in(content), refused

@@ -178,18 +178,15 @@ class PluginModel(BaseModel):
         part: Part = "discriminator" if net is getattr(self, "net_d", None) else "generator"
         expected = bare.state_dict()
         weights = read_weights(Path(load_path), param_key, part, expected)
-        # safetensors' save_model writes a tensor of several names once.
-        places = {name: (value.data_ptr(), value.shape) for name, value in expected.items()}
-        tied = {places[name]: value for name, value in weights.state.items() if name in expected}
-        state = {name: tied[place] for name, place in places.items() if place in tied} | weights.state
-        fitting = {name: value for name, value in state.items() if name in places and value.shape == places[name][1]}
-        differences = compare_shapes(expected, state)
+        fitting = {name: value for name, value in weights.state.items()
+                   if name in expected and value.shape == expected[name].shape}  # fmt: skip
+        differences = compare_shapes(expected, weights.state)
         if differences and (strict or not fitting):
             key, own = "strict_load_g", "; network_g of type FromFile is the file's own network"
             if part == "discriminator":  # which trainings alone have
                 key, own = "strict_load_d", "; a new run with path:pretrain_network_g alone begins a discriminator anew"
             also = "" if strict else f" (nothing fits, not even with path: {key}: false)"
-            shapes = [sorted(tuple(value.shape) for value in tensors.values()) for tensors in (expected, state)]
+            shapes = [sorted(tuple(value.shape) for value in state.values()) for state in (expected, weights.state)]
             # Of another scale, most fit. A test needs all, and so does a run that resumes.
             if shapes[0] == shapes[1]:
                 also += "; it has these shapes under other names: docs/finetuning.md shows how to rename them"

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import dp_basicsr.models  # noqa: F401
+from dp_basicsr.checkpoint.weights import read_weights
 from dp_basicsr.errors import UserError
 
 import pytest
@@ -71,6 +72,7 @@ def test_a_tensor_of_two_names_is_loaded_by_one(tmp_path: Path, caplog: pytest.L
     torch.nn.init.zeros_(model.net_g.conv_hr.weight)
     model.load_network(model.net_g, str(tmp_path / "a.safetensors"))
     assert len(load_file(tmp_path / "a.safetensors")) == len(start) - 2
+    assert read_weights(tmp_path / "a.safetensors").state.keys() == start.keys(), "upscale would take a smaller network"
     assert all(torch.equal(value, start[name]) for name, value in model.net_g.state_dict().items())
     assert "tensors of" not in caplog.text
 
