@@ -97,8 +97,9 @@ class Validator:
             self._named.add(name)
             name_unusable(name, unusable)
         if self.opt["dist"]:
-            # Batch-norm's statistics are of each process's own images; rank 0's are saved.
-            for buffer in net.buffers():
+            # Batch-norm's statistics are of each process's own images; rank 0's are saved. Others may differ in size.
+            saved = net.state_dict()
+            for buffer in [value for key, value in net.named_buffers() if key in saved]:
                 distributed.broadcast(buffer, src=0)
         share: dict[int, Measured] | UserError
         try:

@@ -9,9 +9,18 @@ from dp_basicsr.distributed.collectives import agree_on, all_gather
 from dp_basicsr.errors import UserError
 
 import pytest
-from torch import distributed, nn
+import torch
+from torch import Tensor, distributed, nn
 
 from tests.support.validation import SIZES, files, make_loader, make_model
+
+
+class Caching(nn.Module):
+    """Keeps what depends on the size of the image, which differs from process to process."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.register_buffer("zeros", torch.zeros_like(image), persistent=False)
+        return image + self.zeros
 
 
 def main() -> None:
@@ -29,7 +38,8 @@ def main() -> None:
     for mean, validator in (0.0, alone.validator), (0.1 * rank, split.validator):
         norm = nn.BatchNorm2d(3)
         nn.init.constant_(norm.running_mean, mean)
-        assert validator.validate(nn.Sequential(norm, nn.Upsample(scale_factor=4)), loader, 2, None)
+        net = nn.Sequential(norm, Caching(), nn.Upsample(scale_factor=4))
+        assert all(validator.validate(net, loader, iteration, None) for iteration in (2, 3))
     assert split.validator.results == alone.validator.results, (split.validator.results, alone.validator.results)
     assert all_gather(split.validator.best) == [alone.validator.best] * world_size
     written = files(shared / "split/visualization")
