@@ -178,7 +178,7 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orienta
     nodata = str(page.tags.valueof(_NODATA, "")).strip("\0 ")
     return Metadata(
         size, icc, xmp=xml, density=density, pixel=pixel, iptc=iptc, tags=copied,
-        unit=3 if unit == 3 and min(sides) >= 1 else 2,  # JPEG has whole numbers
+        unit=3 if unit == 3 else 2,
         order=page.parent.byteorder,  # type: ignore[arg-type]
         orientation=orientation, dropped=tuple(dropped), nodata=int(nodata) if nodata.isdecimal() else None,
         is_lossless=page.compression not in (6, 7),  # JPEG
@@ -223,7 +223,10 @@ def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) 
     # Pixels get smaller by what the picture grows; points in it move apart.
     across, down = (new / old for new, old in zip(size, metadata.size, strict=True))
     if fields["density"] and kind in ("JPEG", "TIFF"):
-        fields["density"] = tuple(count / _UNITS[metadata.unit] for count in fields["density"])
+        sides = tuple(count / _UNITS[metadata.unit] for count in fields["density"])
+        # JPEG has whole numbers: 118.11 per centimetre are 300 per inch.
+        is_exact = kind == "TIFF" or np.allclose(sides, np.round(sides), 1e-6)
+        fields |= {"density": sides} if is_exact else {"unit": 2}
     if fields["pixel"]:
         fields["pixel"] = (fields["pixel"][0] * across, fields["pixel"][1] * down)
     # Factors of a pixel's size, of points in the picture and on the map, of a matrix, and of RPC's offsets and scales;

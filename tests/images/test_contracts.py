@@ -797,6 +797,10 @@ def test_the_size_and_shape_of_a_pixel_are_those_of_the_result() -> None:
                 assert (image.info["jfif_unit"], image.info["jfif_density"]) == (2, (100, 200))
             else:
                 assert [image.tag_v2[code] for code in (282, 283, 296)] == [100, 200, 3]  # type: ignore[attr-defined]
+    # A JPEG has whole numbers only.
+    tifffile.imwrite("cm.tif", array, resolution=(118.11, 118.11), resolutionunit=3, metadata=None)
+    assert "density" not in enlarged("cm.tif", "out.jpg")
+    assert Image.open("out.jpg").info["jfif_density"] == (300, 300)
     Image.new("RGB", (4, 4)).save("square.jpg")
     plain = Path("square.jpg").read_bytes()
     Path("flat.jpg").write_bytes(plain[:13] + b"\0\0\2\0\1" + plain[18:])
