@@ -90,10 +90,9 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
     # Another package's model may have a discriminator of its own, so only what surely has none is named.
     plain = isinstance(model, type) and issubclass(model, SRModel) and not issubclass(model, SRGANModel)
     unused = f"without effect, because {options.model_type} has no discriminator"
-    for key in ("optim_d", "gan_opt", "net_d_iters", "net_d_init_iters"):
-        yield ("train", key), plain, unused
-    yield ("network_d",), plain, unused
-    yield ("path", "pretrain_network_d"), plain, unused
+    keys = [("train", key) for key in ("optim_d", "gan_opt", "net_d_iters", "net_d_init_iters")]
+    for path in (*keys, ("network_d",), ("path", "pretrain_network_d")):
+        yield path, plain, unused
     # BasicSR's rule: a multiple of net_d_iters above net_d_init_iters.
     first = (train.net_d_init_iters // train.net_d_iters + 1) * train.net_d_iters
     key = "net_d_init_iters" if train.net_d_init_iters else "net_d_iters"
@@ -129,12 +128,10 @@ def _about_training(options: OptionFile, model: object) -> Iterator[Rule]:
     yield ("name",), "$" in options.name, "$ is no variable here: the folders are called so"
     text = "without effect, because TensorBoard leaves out names with `debug`"
     yield ("logger", "use_tb_logger"), "debug" in options.name, text
-    text = "without effect, because there is no project"
-    yield ("logger", "wandb", "resume_id"), logger.wandb_project is None, text
+    yield ("logger", "wandb", "resume_id"), logger.wandb_project is None, "without effect, because there is no project"
     for key, condition, reason in (
         ("num_prefetch_queue", data.prefetch_mode != "cpu", "prefetch_mode is not cpu"),
         ("max_bad_share", data.on_bad_image == "stop", "on_bad_image is stop"),
-        ("persistent_workers", data.num_worker_per_gpu == 0, "there are no workers (num_worker_per_gpu)"),
         ("batch_size_per_gpu", data.batch_size_total is not None, "batch_size_total is used"),
     ):
         yield ("datasets", "train", key), condition, f"without effect, because {reason}"

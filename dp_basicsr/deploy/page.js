@@ -40,7 +40,10 @@ document.addEventListener("click", event => {
 });
 // A browser does not ask again for an image whose request a lost connection has cut.
 document.addEventListener("error", ({ target }) => {
-  if (target.closest?.("#slider img")) setTimeout(() => target.isConnected && (target.src = target.src), 2000);
+  if (!target.closest?.("#slider img")) return;
+  // Later each time, because the server may have deleted it.
+  target.tries = (target.tries ?? 0) + 1;
+  setTimeout(() => target.isConnected && (target.src = target.src), 2000 * target.tries);
 }, true);
 addEventListener("pagehide", () => navigator.sendBeacon("leave/" + sessionStorage.visit));
 // A page that the browser brings back from its memory has lost its connections.

@@ -289,11 +289,9 @@ class Page:
         suffix = f"{'_crop' if task.is_trial else ''}_x{scale:g}"
         images, _ = find_jobs([str(job.folder / "in")], out / "all", recursive=True, suffix=suffix, ext=task.ext)
         job.started = time.monotonic()
-        written: list[Path] = []
-        failed: list[str] = []
+        written, failed, size = list[Path](), list[str](), ""
         notes, upscaler.warned = self._notes, set()
         notes.clear()
-        size = ""
 
         def on_tile(done: int, total: int) -> None:
             job.share = (len(written) + len(failed) + done / total) / len(images)

@@ -68,8 +68,7 @@ def process_images(
         UserError: An output exists or cannot be written, images were bad (all of them are named; without
             ``job.skip_bad``), all images were bad, or a worker was killed.
     """
-    bad: list[str] = []
-    attempt = partial(_records_or_reason, function=function)
+    bad, attempt = list[str](), partial(_records_or_reason, function=function)
     with ExitStack() as stack:
         # Discarded at the end of the block, which does nothing after the commit.
         writers = [stack.enter_context(kind(path, overwrite=job.overwrite)) for path, kind in outputs.items()]
