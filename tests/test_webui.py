@@ -360,6 +360,8 @@ def test_strength_interpolates_two_models(page: Page, strength: float) -> None:
 def test_what_does_not_change_the_network_does_not_load_it_again(page: Page) -> None:
     first = page.upscaler(Task("m"))
     assert page.upscaler(Task("m", alpha="drop", strength=0.1, is_trial=True)) is first
+    os.utime("model.pth", (1, 1))  # a training writes its networks anew
+    assert page.upscaler(Task("m")) is not first
 
 
 def test_a_trial_upscales_the_middle(page: Page) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dp_basicsr.checkpoint.opened_network import is_converted
 from dp_basicsr.deploy.batch import describe_left_out, find_jobs
-from dp_basicsr.deploy.choices import AlphaMode
+from dp_basicsr.deploy.choices import AlphaMode, EngineName
 from dp_basicsr.deploy.open_engine import open_engine
 from dp_basicsr.deploy.upscale_picture import resize, size_of_result, upscale_picture
 from dp_basicsr.deploy.upscaler import SEAM_ADVICE, Upscaler
@@ -105,7 +105,7 @@ class Page:
     def __post_init__(self) -> None:
         self.engine = ""  # what runs the model that is loaded
         self._notes: list[str] = []  # what the visitor of the running job is told besides
-        self._loaded: tuple[tuple[str | float | None, ...], Upscaler] | None = None
+        self._loaded: tuple[tuple[Path | float | None, ...], Upscaler] | None = None
         self._visits: dict[str, Visit] = {}  # by the key of the browser's tab, which outlives a page loaded anew
         self._queue: list[Job] = []  # the first one runs
         self._changed = threading.Condition()  # guards visits and queue
@@ -340,18 +340,14 @@ class Page:
 
     def upscaler(self, task: Task) -> Upscaler:
         """Return the network, which stays loaded until another one is asked for."""
-        names = [task.model] if task.other is None else [task.model, task.other]
+        paths = [self.models[name] for name in (task.model, task.other) if name is not None]
         strength = None if task.other is None else task.strength
-        key = (*names, strength)
+        # A training writes its networks anew.
+        key = (*paths, strength, *(path.exists() and path.stat().st_mtime_ns for path in paths))
         if self._loaded is None or self._loaded[0] != key:
-            engine = open_engine(
-                [self.models[name] for name in names],
-                # Not a conversion for each strength.
-                engine="auto" if strength is None else "torch",
-                alpha_interp=strength,
-                device=self.device,
-                warn=print,
-            )
+            # Not a conversion for each strength.
+            kind: EngineName = "auto" if strength is None else "torch"
+            engine = open_engine(paths, engine=kind, alpha_interp=strength, device=self.device, warn=print)
             self._loaded = key, Upscaler(engine, tile=self.tile, warn=self._notes.append)
         self.engine = self._loaded[1].engine.title.partition(" (converted")[0]
         return self._loaded[1]

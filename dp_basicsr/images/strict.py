@@ -68,9 +68,12 @@ def decode_image(data: bytes | memoryview, of_16_bits: bool = False) -> NDArray[
     if data.startswith(TIFF_MARKS):
         with TiffFile(io.BytesIO(data)) as file:
             page: TiffPage = file.pages[0]  # type: ignore[assignment]
-        # Pillow loses alpha in a plane of its own.
-        is_beside = page.samplesperpixel > (1 if image.ndim == 2 else image.shape[2])
-        if is_beside and not (page.planarconfig == 1 and _is_opaque_gray(data)):
+        is_lost = page.samplesperpixel > (1 if image.ndim == 2 else image.shape[2])
+        if is_lost and page.planarconfig == 1:  # Pillow loses alpha in a plane of its own
+            with opened(data, MAX_PIXELS) as (other, _), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # as above
+                is_lost = other.mode not in ("LA", "La") or np.asarray(other)[..., 1].min() < 255
+        if is_lost:
             raise BadImageError("has alpha or data beside gray that OpenCV ignores: flatten it, or save gray alone")
     pixels: NDArray[Any] = image
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4) and (pixels[..., -1] == np.iinfo(pixels.dtype).max).all():
@@ -157,12 +160,6 @@ def orientation_if_single(data: bytes) -> int:
             if image.format == "TIFF" and image.mode == "L" and image.tag_v2.get(277, 1) > 1:  # type: ignore[attr-defined]
                 raise BadImageError("is a TIFF of other channels or values than gray or colours")
             return orientation_of(image)
-
-
-def _is_opaque_gray(data: bytes) -> bool:
-    with opened(data, MAX_PIXELS) as (image, _), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as above
-        return image.mode in ("LA", "La") and bool(np.asarray(image)[..., 1].min() == 255)
 
 
 def size_text(image: NDArray[Any]) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from dp_basicsr.archs.open_network import open_network
@@ -31,7 +32,7 @@ from dp_basicsr.runs.limits import first_step_is_user_error
 from dp_basicsr.runs.log import IterationLog, current_losses, describe_batch, progress_bar
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.random_state import random_state, same_random_state_after, set_random_state
-from dp_basicsr.utils.signals import Interruption
+from dp_basicsr.utils.signals import Interruption, resume_advice
 
 from basicsr.utils import AvgTimer, get_root_logger
 from torch.utils.data import DataLoader
@@ -75,13 +76,17 @@ class Training:
         left = islice(self.stream.batches(self.iteration), self.run.options.training.total_iter - self.iteration)
         ahead: deque[Batch] = deque()
         while True:
+            text = "no images for 60 s: a loader's worker, or their disk, is slow or stuck; Ctrl-C twice ends the run"
+            # As an error, because BasicSR silences lower levels on ranks other than 0.
+            waiting = Timer(60, get_root_logger().error, [f"{text} at once: {resume_advice(self.saved)}"])
+            waiting.start()
             try:
-                while len(ahead) <= 2 * self.run.dist and self.interruption.error is None:
-                    ahead.append(next(left))
-            except StopIteration:
-                pass
+                if self.interruption.error is None:
+                    ahead.extend(islice(left, 1 + 2 * self.run.dist - len(ahead)))
             except UserError as error:
                 self.interruption.error = error
+            finally:
+                waiting.cancel()
             if not ahead:
                 if self.interruption.error is not None:
                     raise self.interruption.error

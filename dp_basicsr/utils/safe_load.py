@@ -10,6 +10,7 @@ import pickletools
 import re
 import stat
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ def load(path: str | Path | io.BytesIO, what: str, advice: str = "", allowed: Se
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # torch warns about old file formats
             content = torch.load(file, map_location="cpu", weights_only=True)
+            # torch compares no checksums; where it wrote none (``set_crc32_options``), the first one differs already.
+            archive = zipfile.ZipFile(file) if zipfile.is_zipfile(file) else None
+            if archive and archive.testzip() not in (None, archive.namelist()[0]):
+                raise ValueError("its weights have another checksum, as after a broken copy")
         _require_plain(content, iter(range(MAX_VALUES)))
         return content
     except Exception as error:
@@ -95,8 +100,7 @@ def _require_plain(value: Any, left: Iterator[int], depth: int = 0) -> None:
     if depth > MAX_DEPTH:
         raise ValueError(f"more than {MAX_DEPTH} containers inside one another, or one inside itself")
     if isinstance(value, Tensor):
-        is_dense = value.layout == torch.strided and not (value.is_quantized or value.is_nested)
-        if not is_dense or value.device.type != "cpu":
+        if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
             raise ValueError(f"a tensor of kind {value.layout} on {value.device}")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(f"a tensor of shape {tuple(value.shape)} without the values for it")
@@ -112,8 +116,7 @@ def _reason(path: str | Path | io.BytesIO, error: Exception) -> str:
         return f"cannot be read ({error.strerror or error})"
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r"GLOBAL (\S+)", str(error))
-        name = named[1] if named else _first_global(path)
-        if name:
+        if name := named[1] if named else _first_global(path):
             way = "torch.save(model.state_dict(), FILE), where it was made, writes weights alone"
             return f"cannot be read: it contains more than weights ({name}), and code in files is never run; {way}"
     if "TorchScript" in str(error):

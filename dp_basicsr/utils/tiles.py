@@ -100,8 +100,7 @@ def blend_tiles(
     total, done, seam = len(rows) * len(columns), 0, 0.0
     carried = np.zeros((1, 0, 1), np.float32)  # rows shared with the previous row of tiles
     for index, vertical in enumerate(rows):
-        band = np.zeros((1, 0, 0), np.float32)
-        end = 0
+        band, end = np.zeros((1, 0, 0), np.float32), 0
         for horizontal in columns:
             result = run_tile(vertical, horizontal)
             if horizontal is columns[0]:
@@ -120,7 +119,9 @@ def blend_tiles(
         yield band[:, :finished]
         carried = band[:, finished:]
     is_smaller = min(height - size.taller, width - size.wider) < size.maximum
-    if on_seam and (total > 1 or is_smaller) and (reason := _why_seams(seam, overlap, size, is_smaller)):
+    # Small tiles share less than they should.
+    overlap = min(row_overlap if len(rows) > 1 else column_overlap, column_overlap if len(columns) > 1 else row_overlap)
+    if on_seam and (total > 1 or is_smaller) and (reason := _why_seams(seam, overlap // size.fold, size, is_smaller)):
         on_seam(reason)
 
 

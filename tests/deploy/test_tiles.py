@@ -172,6 +172,14 @@ def test_a_model_of_one_size_that_depends_on_all_of_it_is_named() -> None:
     assert not tiled(lambda image: image, torch.zeros(1, 3, 8, 20), 8, 4, size, 1)[1]
 
 
+@pytest.mark.parametrize(("tile", "shared"), [(17, 8), (48, 20)])
+def test_the_overlap_that_is_told_is_that_of_the_tiles(tile: int, shared: int) -> None:
+    """Found with waifu2x-ncnn-vulkan#10: that of small tiles is half of them."""
+    for size in (InputSize(), InputSize(step=2, fold=2)):
+        _, told = tiled(lambda part: part.cumsum(3) / 60, torch.rand(1, 3, 15, 150), tile * size.fold, 20, size, 1)
+        assert told.endswith(f"their overlap of {shared} pixels"), told
+
+
 @pytest.mark.parametrize("size", [InputSize(), InputSize(2), InputSize(step=16), InputSize(4, minimum=64)])
 def test_an_image_that_fits_into_one_tile_is_not_cut(size: InputSize) -> None:
     for height, width in [(1, 1), (33, 47), (47, 33), (65, 100), (383, 384)]:

@@ -6,6 +6,8 @@ import re
 import shlex
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partialmethod
@@ -20,7 +22,7 @@ from dp_basicsr.models.validation import Validator
 from dp_basicsr.options.reading import parse_yaml
 from dp_basicsr.options.run import Folders, RunOptions
 from dp_basicsr.options.schema import OptionFile
-from dp_basicsr.runs import training
+from dp_basicsr.runs import loop, training
 from dp_basicsr.runs.judging import Judge
 from dp_basicsr.runs.loop import how_to_upscale
 from dp_basicsr.runs.training import make_folders
@@ -77,6 +79,22 @@ def test_an_image_that_is_gone_loses_no_step(
     assert "Resuming training from epoch: 0, iter: 3" in logs_of()
     name = "small/models/net_g_latest.pth"
     assert same_weights(Path("undisturbed", name), Path("experiments", name))
+
+
+def test_a_long_wait_for_images_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """pytorch#21554: everything hangs, without a word, when a worker does."""
+    monkeypatch.setattr(loop, "Timer", lambda seconds, *rest: threading.Timer(seconds / 1000, *rest))
+
+    def slow(iteration: int) -> Any:
+        time.sleep(0.2)
+        yield from (iteration, iteration + 1, iteration + 2)
+
+    stream, options = SimpleNamespace(batches=slow), SimpleNamespace(training=SimpleNamespace(total_iter=9))
+    training: Any = SimpleNamespace(stream=stream, iteration=7, saved=5, interruption=SimpleNamespace(error=None))
+    training.run = SimpleNamespace(dist=False, options=options)
+    assert list(loop.Training.batches(training)) == [7, 8]
+    assert [text.partition(":")[0] for text in caplog.messages] == ["no images for 60 s"]
+    assert caplog.messages[0].endswith("iteration 5 is saved: the same command with --auto_resume resumes from it")
 
 
 def test_a_validation_that_fails_loses_no_step(

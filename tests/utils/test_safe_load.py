@@ -6,6 +6,7 @@ import ast
 import datetime
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def test_other_classes_are_named(content: Any, name: str) -> None:
     assert "weights_only" not in str(caught.value), "torch's advice to run it is not passed on"
 
 
-def test_torchscript_and_damage_are_named() -> None:
+def test_torchscript_and_damage_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.jit.script(nn.Linear(1, 1)).save("script.pth")
     with pytest.raises(UserError, match=r"TorchScript.*torch\.jit\.load\(.*\.state_dict\(\)"):
         load("script.pth", "file")
@@ -96,6 +97,18 @@ def test_torchscript_and_damage_are_named() -> None:
         Path("damaged.pth").write_bytes(content)
         with pytest.raises(UserError, match="damaged or not a checkpoint"):
             load("damaged.pth", "file", "make it anew")
+    # torch itself reads a changed weight without a word, and files without checksums.
+    torch.save(nn.Linear(100, 100).state_dict(), "damaged.pth")
+    content = bytearray(Path("damaged.pth").read_bytes())
+    content[len(content) // 2] ^= 64
+    Path("damaged.pth").write_bytes(content)
+    torch.load("damaged.pth", weights_only=True)
+    with pytest.raises(UserError, match="damaged or not a checkpoint.*checksum"):
+        load("damaged.pth", "file")
+    monkeypatch.setattr(torch.serialization, "get_crc32_options", lambda: False)
+    torch.save(nn.Linear(100, 100).state_dict(), "without.pth")
+    assert zipfile.ZipFile("without.pth").testzip()
+    assert set(load("without.pth", "file")) == {"weight", "bias"}
     with pytest.raises(UserError, match="No such file.*; make it anew"):
         load("nowhere.pth", "file", "make it anew")
 
