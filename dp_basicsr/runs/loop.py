@@ -96,19 +96,18 @@ class Training:
     @contextmanager
     def undoing(self) -> Iterator[None]:
         """Undo a step that raises before it changes weights, so that the one before it can be saved."""
-        model = self.model
         # The next step takes its rates from the schedulers.
-        random, schedules = random_state(), deepcopy([scheduler.state_dict() for scheduler in model.schedulers])
+        random, schedules = random_state(), deepcopy([scheduler.state_dict() for scheduler in self.model.schedulers])
         try:
             yield
         except Exception:
             # As in the step: what is undone must not hide the error.
             with suppress(Exception):
                 set_random_state(random)
-                for scheduler, values in zip(model.schedulers, schedules, strict=True):
+                for scheduler, values in zip(self.model.schedulers, schedules, strict=True):
                     scheduler.load_state_dict(values)
                 # BasicSR's models and those of other packages do not tell.
-                self.is_intact |= getattr(getattr(model, "step", None), "is_undone", False)
+                self.is_intact |= getattr(getattr(self.model, "step", None), "is_undone", False)
             raise
 
     @contextmanager

@@ -39,8 +39,7 @@ def spans(length: int, tile: int, overlap: int = 0, step: int = 1, minimum: int 
     shared = min(math.ceil(overlap / step), largest // 2 // step) * step
     count = 1 if largest == length else max(math.ceil((length - shared) / (largest - shared)), 1)
     # As many pixels as these tiles need to cover the image and share that much.
-    size = math.ceil((length + (count - 1) * shared) / count / step) * step
-    size = max(size, min(minimum, largest))
+    size = max(math.ceil((length + (count - 1) * shared) / count / step) * step, min(minimum, largest))
     steps = max(math.ceil((length - size) / step), 0)
     starts = [index * steps // max(count - 1, 1) * step for index in range(count)]
     return [slice(start, min(start + size, length)) for start in starts], shared
