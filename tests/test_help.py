@@ -76,6 +76,8 @@ def test_help_imports_nothing_heavy() -> None:
         assert (code, heavy) == (0, []), (command, err)
         shown = f"python {command}" if command.startswith("-m dp_basicsr ") else ""
         assert out.startswith(f"usage: {shown}"), command
+        # Examples keep their lines.
+        assert not any(shown and shown in line[3:] for line in out.splitlines()[1:]), command
 
 
 def test_a_missing_file_is_reported_before_heavy_imports() -> None:

@@ -117,7 +117,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        fill, examples = super()._fill_text, ("  ", self._prog)
+        fill, examples = super()._fill_text, ("  ", "dp-basicsr ", self._prog)
         paragraphs = text.strip().split("\n\n")
         return "\n\n".join(part if part.startswith(examples) else fill(part, width, indent) for part in paragraphs)
 
@@ -138,8 +138,8 @@ class Parser(argparse.ArgumentParser):
     """A command line whose long options may be written with ``-`` or ``_``.
 
     Args:
-        description: Text of ``--help``; ``%(prog)s`` is the command, and paragraphs that begin with it or with two
-            spaces keep their lines.
+        description: Text of ``--help``; ``%(prog)s`` is the command; paragraphs that begin with it, ``dp-basicsr`` or
+            two spaces keep their lines.
     """
 
     def __init__(self, description: str | None) -> None:
