@@ -172,7 +172,8 @@ class PluginModel(BaseModel):
     ) -> None:
         """Load weights in any supported file format, ``param_key`` first if a file has several.
 
-        More than weights, those of another network, or, also if not ``strict``, none that fits are a UserError.
+        More than weights, those of another network, or, also if not ``strict``, none that fits (in a test fewer than
+        half, because the others stay random) are a UserError.
         """
         bare = self.get_bare_model(net)
         part: Part = "discriminator" if net is getattr(self, "net_d", None) else "generator"
@@ -181,11 +182,13 @@ class PluginModel(BaseModel):
         fitting = {name: value for name, value in weights.state.items()
                    if name in expected and value.shape == expected[name].shape}  # fmt: skip
         differences = compare_shapes(expected, weights.state)
-        if differences and (strict or not fitting):
+        too_few = not fitting or (not self.is_train and 2 * len(fitting) < len(expected))
+        if differences and (strict or too_few):
             key, own = "strict_load_g", "; network_g of type FromFile is the file's own network"
             if part == "discriminator":  # which trainings alone have
                 key, own = "strict_load_d", "; a new run with path:pretrain_network_g alone begins a discriminator anew"
-            also = "" if strict else f" (nothing fits, not even with path: {key}: false)"
+            fits = f"only {len(fitting)} of {len(expected)} tensors fit, even" if fitting else "nothing fits, not even"
+            also = "" if strict else f" ({fits} with path: {key}: false)"
             shapes = [sorted(tuple(value.shape) for value in state.values()) for state in (expected, weights.state)]
             # Of another scale, most fit. A test needs all, and so does a run that resumes.
             if shapes[0] == shapes[1]:

@@ -54,6 +54,23 @@ def test_any_mixture_of_fitting_and_foreign_tensors(tmp_path: Path, caplog: pyte
             assert torch.equal(value, expected), f"seed {seed}: {name}"
 
 
+@pytest.mark.parametrize("share", [0.4, 0.6])
+def test_a_test_needs_half_of_the_weights(share: float, tmp_path: Path) -> None:
+    """HAT#90 (sibling): a test measured a network of which 1 of 42 tensors was loaded. A training may begin so."""
+    options = model_options("PSNRModel", tmp_path, perceptual_opt=None)
+    start = build_model(options).net_g.state_dict()
+    torch.save(dict(list(start.items())[: round(share * len(start))]), tmp_path / "a.pth")
+    for is_train in (True, False):
+        model = build_model(options | {"is_train": is_train})
+        if is_train or share > 0.5:
+            model.load_network(model.net_g, str(tmp_path / "a.pth"), strict=False)
+        else:
+            with pytest.raises(
+                UserError, match=r"\(only \d+ of \d+ tensors fit, even with path: strict_load_g: false\)"
+            ):
+                model.load_network(model.net_g, str(tmp_path / "a.pth"), strict=False)
+
+
 def test_buffers_have_no_random_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Masks of attention are computed."""
     model, net = build_model(model_options("PSNRModel", tmp_path, perceptual_opt=None)), swinir()
