@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shlex
+import signal
 import sys
 import time
 from collections import deque
@@ -76,13 +78,16 @@ class Training:
         left = islice(self.stream.batches(self.iteration), self.run.options.training.total_iter - self.iteration)
         ahead: deque[Batch] = deque()
         while True:
-            text = "no images for 60 s: a loader's worker, or their disk, is slow or stuck; Ctrl-C twice ends the run"
+            text = "no images for 60 s: a loader's worker, or their disk, is slow or stuck; Ctrl-C "
+            text += f"twice ends the run at once: {resume_advice(self.saved)}" if self.run.dist else "saves and ends"
             # As an error, because BasicSR silences lower levels on ranks other than 0.
-            waiting = Timer(60, get_root_logger().error, [f"{text} at once: {resume_advice(self.saved)}"])
+            waiting = Timer(60, get_root_logger().error, [text])
             waiting.start()
             try:
-                if self.interruption.error is None:
-                    ahead.extend(islice(left, 1 + 2 * self.run.dist - len(ahead)))
+                # One process has no collective to complete, and a worker that hangs would be awaited for ever.
+                with nullcontext() if self.run.dist else self.interruption.ending_wait():
+                    if self.interruption.error is None:
+                        ahead.extend(islice(left, 1 + 2 * self.run.dist - len(ahead)))
             except UserError as error:
                 self.interruption.error = error
             finally:
@@ -90,6 +95,12 @@ class Training:
             if not ahead:
                 if self.interruption.error is not None:
                     raise self.interruption.error
+                if not self.run.dist and self.interruption.all_agree():
+                    # The exit would wait for a worker that hangs, and torch takes one that is killed for an error.
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    for worker in multiprocessing.active_children():
+                        worker.kill()
+                    self.leave()
                 return
             yield ahead.popleft()
 
@@ -212,7 +223,8 @@ class Training:
 
     def leave(self) -> None:
         """Save a checkpoint and exit on all processes together, because torchrun stops the rest after the first."""
-        self.save()
+        if self.iteration:
+            self.save()
         # Rank 0 may still be saving when the others get here.
         for error in filter(None, all_gather(self.interruption.error)):
             raise UserError(self._with_advice(str(error)))

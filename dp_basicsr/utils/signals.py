@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -26,6 +27,10 @@ SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name)
 SAME_SIGNAL = 1.0
 
 
+class _Woken(BaseException):
+    """A signal came while it may end what is done; nothing that handles errors may take it for one."""
+
+
 class Interruption:
     """Records a signal and stops all processes of a run at the same iteration. A second signal stops at once.
 
@@ -36,6 +41,7 @@ class Interruption:
     def __init__(self, dist: bool) -> None:
         self.error: UserError | None = None  # of this process, which is to stop all as a signal does
         self._signal = 0  # of this process
+        self._is_waiting = False
         self._agreed = 0  # of any process, known to all
         self._since = 0.0
         self._pid, self._parent = os.getpid(), os.getppid()
@@ -72,6 +78,18 @@ class Interruption:
         # Only a note: the step, and the collectives in it, must be completed on all processes.
         if not self._signal:
             self._signal, self._since = number, time.monotonic()
+            if self._is_waiting:
+                raise _Woken
+
+    @contextmanager
+    def ending_wait(self) -> Iterator[None]:
+        """End what is done in the ``with`` block at the first signal."""
+        with suppress(_Woken):
+            try:
+                self._is_waiting = True
+                yield
+            finally:
+                self._is_waiting = False
 
     def received(self) -> bool:
         """Whether this process received a signal; for interrupting long work such as a validation."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ from typing import Any
 
 from dp_basicsr import inference, test, train
 from dp_basicsr.archs import RRDBNetDP
+from dp_basicsr.errors import EXIT_RETRY
 from dp_basicsr.models import PSNRModel
 from dp_basicsr.models.validation import Validator
 from dp_basicsr.options.reading import parse_yaml
@@ -91,10 +94,32 @@ def test_a_long_wait_for_images_is_told(monkeypatch: pytest.MonkeyPatch, caplog:
 
     stream, options = SimpleNamespace(batches=slow), SimpleNamespace(training=SimpleNamespace(total_iter=9))
     training: Any = SimpleNamespace(stream=stream, iteration=7, saved=5, interruption=SimpleNamespace(error=None))
-    training.run = SimpleNamespace(dist=False, options=options)
+    training.run = SimpleNamespace(dist=True, options=options)
     assert list(loop.Training.batches(training)) == [7, 8]
     assert [text.partition(":")[0] for text in caplog.messages] == ["no images for 60 s"]
     assert caplog.messages[0].endswith("iteration 5 is saved: the same command with --auto_resume resumes from it")
+
+
+@pytest.mark.parametrize("hangs_at", [1, 3])
+def test_one_signal_ends_a_run_whose_loader_hangs(pairs: Path, hangs_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytorch#21554: its steps since the last checkpoint are saved; so no second Ctrl-C is needed, which loses them."""
+    write_small(base=SMALL_PSNR)
+    batches = loop.TrainStream.batches
+
+    def hang(stream: Any, iteration: int) -> Any:
+        for number, batch in enumerate(batches(stream, iteration), iteration + 1):
+            if number == hangs_at:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(60)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.TrainStream, "batches", hang)
+        assert code_of(train.main, ["small.yml"]) == EXIT_RETRY
+    saved = {path.name for path in Path("experiments/small/models").glob("net_g_*")}
+    assert saved == ({"net_g_2.pth"} if hangs_at == 3 else set())
+    text = "iteration 2 is saved: the same command with --auto_resume resumes from it"
+    assert (text if hangs_at == 3 else "nothing is saved: the same command starts again") in logs_of()
 
 
 def test_a_validation_that_fails_loses_no_step(
