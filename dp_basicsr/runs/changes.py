@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,7 @@ from dp_basicsr.utils.arguments import SHIPPED
 
 def describe_changes(options: OptionFile, root: Path) -> Iterator[str]:
     """Yield what differs from the nearest shipped training file, and from the previous start, as ``root`` has it."""
-    now = _flat(options.as_dict())
-    files = {path.name: read_options(path) for path in sorted(SHIPPED.glob("*.yml"))}
-    # Completed with defaults like the run's options, so that a key left out is no difference.
-    shipped = {name: _flat(OptionFile.of(opt).as_dict()) for name, opt in files.items() if "train" in opt}
+    now, shipped = _flat(options.as_dict()), _shipped()
     own = "datasets:"  # the data are each user's own
     by_name = {name: [text for text in _differences(flat, now) if own not in text] for name, flat in shipped.items()}
     name = min(by_name, key=lambda name: len(by_name[name]), default=None)
@@ -30,6 +28,13 @@ def describe_changes(options: OptionFile, root: Path) -> Iterator[str]:
     except (OSError, ValueError, AttributeError):
         return
     yield f"Options beside the previous start: {shorten(_differences(before, now), 12) or 'the same'}"
+
+
+@cache
+def _shipped() -> dict[str, dict[str, Any]]:
+    files = {path.name: read_options(path) for path in sorted(SHIPPED.glob("*.yml"))}
+    # Completed with defaults like the run's options, so that a key left out is no difference.
+    return {name: _flat(OptionFile.of(opt).as_dict()) for name, opt in files.items() if "train" in opt}
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
