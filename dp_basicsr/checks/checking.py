@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path as FilePath
@@ -58,6 +58,9 @@ ELSEWHERE = (
 )
 
 JOIN = "put links to the files of several folders into one"
+
+# Whether a class may read a key; see `_reader_of`.
+Reader = Callable[[str, bool], bool]
 
 _tried: dict[tuple[Any, str], str | None] = {}  # class and settings -> why it does not work here
 
@@ -124,7 +127,7 @@ def find_problems(opt: Options, is_train: bool, overridden: Collection[str] = ()
     is_open = is_open and not view.model.__module__.startswith("dp_basicsr.")
     # So may one that is not imported yet, whose name is a problem of its own.
     is_named = view.model is None and isinstance(opt.get("model_type"), str)
-    reader = _source(view.model) if is_open or is_named else None
+    reader = _reader_of(view.model) if is_open or is_named else None
     # It may also build its optimizer itself, whose keys are then not a signature's.
     builds_optimizers = is_open and getattr(view.model, "get_optimizer", None) is not BaseModel.get_optimizer
     problems = [*_validate(OptionFile, opt, (), reader), *_names(opt)]
@@ -205,7 +208,7 @@ def _check_entry(kind: TypedEntry, entry: dict[str, Any], path: Path, view: View
         view.signatures[path] = model
     # Metrics and many optimizers take any key, and ignore it.
     is_open = takes_more(member) and kind.what not in ("metric", "optimizer")
-    problems = _validate(model, entry, path, _source(member) if is_open else None)
+    problems = _validate(model, entry, path, _reader_of(member) if is_open else None)
     if kind.why_not and not problems and not member.__module__.startswith("basicsr."):
         # A signature does not tell whether a class works here, so it is tried on small weights.
         settings = {key: value for key, value in entry.items() if key != "type"}
@@ -240,18 +243,24 @@ def _check_terms(entry: Any, path: Path) -> list[Problem]:
     return problems
 
 
-def _source(member: Any) -> str:
-    """Return the code of a class, its bases, and the modules beside theirs, to which it may hand its arguments."""
+def _reader_of(member: Any) -> Reader:
+    """Return whether a class may read a key, given also whether the key is unlike all known ones.
+
+    It is looked for in the code of the class, its bases, and the modules beside theirs, to which it may hand its
+    arguments. That is all of BasicSR's; other packages may read keys elsewhere, too.
+    """
     names = {base.__module__ for base in getattr(member, "__mro__", ())}
     packages = {name.rpartition(".")[0] for name in names} - {""}
     modules = [value for name, value in sys.modules.items() if name in names or name.rpartition(".")[0] in packages]
     files = {str(getattr(module, "__file__", "")) for module in modules}
     is_code = [file for file in sorted(files) if file.endswith(".py") and os.path.isfile(file)]
-    return "".join(FilePath(file).read_text(encoding="utf-8", errors="replace") for file in is_code)
+    code = "".join(FilePath(file).read_text(encoding="utf-8", errors="replace") for file in is_code)
+    is_basicsr_s = getattr(member, "__module__", "").startswith("basicsr.")
+    return lambda key, is_other: (is_other and not is_basicsr_s) or bool(re.search(rf"\b{re.escape(key)}\b", code))
 
 
-def _validate(model: type[Section], value: Any, path: Path, reader: str | None = None) -> list[Problem]:
-    """Translate pydantic's errors; with the code of a ``reader``, keys in it or unlike all known ones are accepted."""
+def _validate(model: type[Section], value: Any, path: Path, reader: Reader | None = None) -> list[Problem]:
+    """Translate pydantic's errors; unknown keys that a ``reader`` may read are accepted."""
     try:
         model.model_validate(value)
     except ValidationError as error:
@@ -261,7 +270,7 @@ def _validate(model: type[Section], value: Any, path: Path, reader: str | None =
     problems = []
     # A union yields an error for each of its branches: they become one message.
     for inner, group in groupby(errors, key=lambda pair: pair[0]):
-        section, node, code = model, value, reader
+        section, node, reads = model, value, reader
         # The model of a subsection; of a set, the one of its type.
         for key in inner[:-1]:
             node = node.get(key) if isinstance(node, dict) else None
@@ -272,8 +281,8 @@ def _validate(model: type[Section], value: Any, path: Path, reader: str | None =
         # A set of a type that has no model here may have any keys, too, and one of a known type no others.
         if issubclass(section, Dataset):
             kind = str(value["datasets"][inner[1]].get("type"))
-            code = _source(members_of(DATASET_REGISTRY).get(kind)) if section is Dataset else None
-        if text := _text(section, inner, [item for _, item in group], code):
+            reads = _reader_of(members_of(DATASET_REGISTRY).get(kind)) if section is Dataset else None
+        if text := _text(section, inner, [item for _, item in group], reads):
             problems.append(Problem((*path, *inner), text))
     return problems
 
@@ -290,8 +299,8 @@ def _real_path(loc: Path, value: Any, kind: str) -> Path:
     return (*path, loc[-1]) if kind == "missing" else tuple(path)
 
 
-def _text(section: type[Section], path: Path, errors: Sequence[Any], code: str | None) -> str:
-    """Return the message for a location; "" for keys of other programs, or of a class with this code."""
+def _text(section: type[Section], path: Path, errors: Sequence[Any], reads: Reader | None) -> str:
+    """Return the message for a location; "" for keys of other programs, or that a class may read."""
     kind, key = errors[0]["type"], path[-1] if path else ""
     if kind == "extra_forbidden":
         is_path, known = section.__name__ == "Paths", section.model_fields
@@ -301,7 +310,7 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], code: str |
         is_other = not nearest(key, known, cutoff=0.8)
         # Nothing is asked for by ~, with which the command line leaves a key out, but a class gets its arguments.
         is_nothing = errors[0]["input"] is None and is_other and section.__module__ == OptionFile.__module__
-        is_read = code is not None and (is_other or re.search(rf"\b{re.escape(str(key))}\b", code))
+        is_read = reads is not None and reads(str(key), is_other)
         if not is_folder and (str(key).startswith(FOREIGN) or is_nothing or is_read):
             return ""
         if key in STOCK_KEYS and section.__name__ == "DPLoss":

@@ -605,6 +605,7 @@ def test_the_overrides_for_x3_are_valid() -> None:
         ("jpeg_range=[0, 120]", "expected [low, high] within 1 to 100, got [0, 120]"),
         ("noise_range2=[30, 1]", "expected [low, high] within 0 to 255, got [30, 1]"),
         ("noise_range2=[30, 30]", ""),
+        ("train:accumulate=2", "expected a known key, got one that no code reads"),
     ],
 )
 def test_a_degradation_that_cannot_be_drawn_is_named(
