@@ -54,19 +54,17 @@ def refuse_small_images(opt: dict[str, Any], loaders: Iterable[DataLoader]) -> N
                 continue
             result = tuple(scale * side for side in sizes["lq"])
             gt = sizes.get("gt", result)
-            pixels, needed = (" x ".join(map(str, size)) for size in (gt, result))
-            image = f"{prefix} {pair.get('gt_path', file)}"
+            pixels, needed = (" and ".join(map(str, size)) for size in (gt, result))
+            image = f"{prefix} {pair.get('gt_path', file)} with sides of {pixels} pixels"
             if gt[0] < result[0] or gt[1] < result[1]:
-                raise UserError(
-                    f"{image} is {pixels} pixels, expected at least {needed}, {scale} x its LQ: {how_to_make_lq()}"
-                )
+                raise UserError(f"{image}: expected at least {needed}, {scale} x its LQ: {how_to_make_lq()}")
             images.setdefault(gt, image)
             for metric, options in metrics.items():
                 border, record = options.get("crop_border", 0), record_of(options["type"])
                 if record and record.blocks_in(gt, border) < record.blocks:
                     blocks = f"{record.blocks} x {record.side} x {record.side} pixels inside a border of {border}"
                     raise UserError(
-                        f"{image} of {pixels} pixels is too small for val: metrics: {metric}, which needs {blocks}: "
+                        f"{image} is too small for val: metrics: {metric}, which needs {blocks}: "
                         "remove the image or the metric"
                     )
         if images:
@@ -86,6 +84,6 @@ def _refuse_for_libraries(metrics: dict[str, Any], size: tuple[int, ...], image:
             function_of(kind)(*noise[: 1 + takes_original(kind)], **keywords)
         except Exception as error:  # each library refuses in its own way
             raise UserError(
-                f"{image} of {size[0]} x {size[1]} pixels cannot be rated by val: metrics: {metric} "
+                f"{image} cannot be rated by val: metrics: {metric} "
                 f"({first_line(error)}): remove the image or the metric"
             ) from error
