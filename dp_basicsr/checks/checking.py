@@ -48,6 +48,7 @@ SWITCHED_OFF = {
 # Keys of other trainers' files -> what is here in their place.
 ELSEWHERE = (
     (r"\.", "keys are separated by colons: train:optim_g:lr"),
+    (r"\[\d+\]$", "give all of a list: key=[1, 2]"),
     ("._opt$", "DPLoss takes any further loss as one of its extra_terms, and --import a model with losses of its own"),
     (r"^tile(_size|_pad)?$|chop", "val: tile, a number of LQ pixels, cuts the images of validation and test"),
     ("^(auto_?)?resume(_from)?$", "--auto_resume on the command line continues a run, or path: resume_state"),
@@ -340,8 +341,8 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], reads: Read
         advice = f"; CompactDP, with upscale: {value}, and {more} take it"
     elif value == "None":
         advice = "; nothing is ~ or null in YAML"
-    elif expected.endswith("a list") and isinstance(value, str) and "," in value:
-        advice = f"; in brackets: [{value.strip('()')}]"
+    elif "a list" in expected and isinstance(value, str | int | float) and (expected == "a list" or "," in str(value)):
+        advice = f"; in brackets: [{str(value).strip('()[]')}]"
     elif isinstance(value, list) and str(key).startswith("dataroot"):
         advice = f"; {JOIN}"
     return f"expected {expected}, got {quote(value)}{advice}"

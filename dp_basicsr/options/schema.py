@@ -121,7 +121,7 @@ class PairedDataset(ImageFiles, RawDataset):
     dataroot_lq: FilePath
     """folder or LMDB of the LQ images (`data lr` makes them)"""
     io_backend: IoBackend
-    """how images are stored"""
+    """how images are stored, such as {type: disk}"""
     filename_tmpl: str = "{}"  # type: ignore[assignment]
     """template of the LQ file name, {} is the GT's name"""
 
@@ -132,7 +132,7 @@ class SingleDataset(ImageFiles, Dataset):
     dataroot_lq: FilePath
     """folder or LMDB of the images"""
     io_backend: IoBackend
-    """how images are stored"""
+    """how images are stored, such as {type: disk}"""
 
 
 # Datasets read their keys from one mapping and have no signature; other types accept every key.

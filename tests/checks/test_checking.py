@@ -195,6 +195,11 @@ def test_every_misspelt_key_is_named() -> None:
         ("train.optim_g.lr=1", "train.optim_g.lr: .*; keys are separated by colons: train:optim_g:lr$"),
         # hydra#573: lists as other programs take them.
         ("train:optim_g:betas=0.9,0.99", "betas: expected a list, got '0.9,0.99'; in brackets: .0.9,0.99.$"),
+        # omegaconf#72 and #179: one text, a list in quotes, and an element of a list.
+        ("train:freeze=body.*", r"freeze: expected a list, got 'body\.\*'; in brackets: \[body\.\*\]$"),
+        ("train:scheduler:milestones='[5, 10]'", r"milestones: .*, got '\[5, 10\]'; in brackets: \[5, 10\]$"),
+        ("datasets:train:mean=0.5", r"mean: expected a list, got 0\.5; in brackets: \[0\.5\]$"),
+        ("train:optim_g:betas[1]=0.9", r"betas\[1\]: .*; give all of a list: key=\[1, 2\]$"),
         # types and ranges
         ("train=3", "train: expected a section of keys, got 3$"),
         ("train:total_iter=ten", "train:total_iter: expected a whole number, got 'ten'"),
