@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import textwrap
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
@@ -44,12 +43,12 @@ def resume_training(model: Any, state: dict[str, Any], train: Train, use_options
                 saved |= {key: getattr(scheduler, key) for key in (end, *more)}
                 note = f"; the checkpoint's {end} end before train:total_iter, so {end} are the option file's"
     model.resume_training(state)
+    for optimizer in model.optimizers:
+        optimizer._opt_called = True  # before the checkpoint; torch warns of a scheduler's step before an optimizer's
     if use_options:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch expects a step of the optimizer between two of the scheduler
-            # Replayed, because the rate at an iteration follows from all steps before it.
-            for iteration in range(1, state["iter"] + 1):
-                model.update_learning_rate(iteration, warmup_iter=train.warmup_iter)
+        # Replayed, because the rate at an iteration follows from all steps before it.
+        for iteration in range(1, state["iter"] + 1):
+            model.update_learning_rate(iteration, warmup_iter=train.warmup_iter)
     if not changed:
         return None
     used, other = ("option file", "state") if use_options else ("checkpoint", "options")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -117,6 +118,17 @@ def test_a_run_can_be_lengthened(end: str, short: dict[str, Any], long: dict[str
     assert (f"so {end} are the option file's" in str(note)) != use_options
     whole = rates(build(scheduler=long), 1, 8)
     assert rates(longer, 5, 8) == {number: whole[number] for number in (5, 6, 7, 8)}
+
+
+@pytest.mark.parametrize("use_options", [False, True])
+def test_a_run_that_resumes_after_one_iteration_is_not_warned_of(use_options: bool) -> None:
+    """mmpretrain#464: stopped by its second batch, it was told to skip the first rate of its schedule."""
+    first, resumed = build(), build()
+    rates(first, 1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resume(state_of(first, 1), resumed, use_options)
+        rates(resumed, 2, 3)
 
 
 def test_a_warm_up_comes_from_the_option_file() -> None:
