@@ -139,8 +139,9 @@ def check_set(what: PairedSet, workers: int | None = None, seen: dict[bytes, Any
             problems = [problem for problem in problems if problem.kind not in told]
             told |= ONCE & {problem.kind for problem in problems}
             checked.problems += problems
-            if digest is not None and seen.setdefault(digest, (what, name)) != (what, name):
-                checked.problems.append(BadData("duplicate", name, f"has the same pixels as {seen[digest][1]}"))
+            if digest is not None and (first := seen.setdefault(digest, (what, name))) != (what, name):
+                text = "is in an earlier set, too" if first[1] == name else f"has the same pixels as {first[1]}"
+                checked.problems.append(BadData("duplicate", name, text))
             if thumbnails is not None:
                 shown.append((name, thumbnails))
     checked.problems += _other_pictures(shown)

@@ -245,6 +245,7 @@ def test_a_validation_image_that_is_trained_on_is_named(good: Path, capsys: pyte
         r"train \(train\): 5 pairs: nothing wrong\nval_1 .*: 1 pairs: 1 duplicate\nval_2 .*: 5 pairs: 5 duplicate", said
     )
     assert re.search(r"val_GT/v.png +\| has the same pixels as .*/GT/i3.png", said)
+    assert re.search(r"/GT/i3.png +\| is in an earlier set, too", said)
 
 
 def test_the_command_s_exit_code_and_table(
