@@ -215,11 +215,9 @@ def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.M
             return _open_by_spandrel(replace(weights, state=rest), looks)
         if looks:
             raise UserError(f"{model}{looks}") from error
+        own = f"`{advise('test', 'OPTIONS --import MODULE')}` upscales with a class of your own"
         if isinstance(error, UnsupportedModelError):
-            way = (
-                "a newer spandrel may know more, the package spandrel_extra_arches adds SRFormer and others, and "
-                f"`{advise('test', 'OPTIONS --import MODULE')}` upscales with a class of your own"
-            )
+            way = f"a newer spandrel may know more, spandrel_extra_arches adds SRFormer and others, and {own}"
             shapes = [value.shape for value in state.values() if value.ndim > 1]
             if shapes and shapes[0][1] == 3 and shapes[-1][0] == 1:  # from colours to one value
                 way = "it looks like a discriminator: give the generator, net_g_*.pth, of the same run"
@@ -229,7 +227,7 @@ def _open_by_spandrel(weights: Weights, looks: str) -> ImageModelDescriptor[nn.M
             ) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
-            f"{model} is damaged, incomplete or of another version: spandrel cannot build it ({reason})"
+            f"{model} is damaged, incomplete or of another version: spandrel cannot build it ({reason}); {own}"
         ) from error
     expected, title = "expected a network that maps an image to one of as many channels", opened.architecture.name
     if not isinstance(opened, ImageModelDescriptor):

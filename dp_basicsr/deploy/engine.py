@@ -122,7 +122,7 @@ class Engine(ABC):
             self.use_fp32()
             result = self.run(images)
         if not np.isfinite(result).all():
-            at_fault = "" if self.open_next else ": its weights are not usable"
+            at_fault = "" if self.open_next else ": its weights are not usable for this image"
             raise UserError(f"the network gives values that are not finite, in fp32 too{at_fault}")
         if result.shape != (*images.shape[:2], *(side * self.network.scale for side in images.shape[2:])):
             raise UserError(f"model {self.network.file}: {_MISFIT.format(result.shape, images.shape)}")

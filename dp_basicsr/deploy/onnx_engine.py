@@ -89,8 +89,8 @@ class OnnxEngine(Engine):
             reason = first_line(error)
             if "rotobuf parsing" in reason:
                 reason = "it is no ONNX file, or a part of one: export or download it again"
-            elif "NOT_IMPLEMENTED" in reason or "input data type" in reason:
-                reason += "; export it in float32, of opset 7 or newer"
+            elif re.search("NOT_IMPLEMENTED|Type Error|input data type", reason):
+                reason = f"{reason.rstrip('.')}; export it in float32, of opset 7 or newer"
             if "Cannot parse data from external" in reason:
                 reason = "it has shapes in a file beside it: onnx.save(onnx.load(FILE), OTHER) writes all into one"
             # The weights of a large network are in files of their own, called external; 1.23 asks for their size.

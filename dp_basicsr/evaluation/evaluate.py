@@ -79,7 +79,7 @@ class Evaluation:
         """
         scores: Scores = {}
         for name in self.metrics:
-            out = self.left_out(set_name, name)
+            out = {image.image for image in self.left_out(set_name, name)}
             values = {image.image: image.scores[name] for image in self.of(set_name, method)}
             used = [value for image, value in values.items() if image not in out and value is not None]
             # If every image is perfect, the mean is infinite, not missing.
@@ -87,13 +87,13 @@ class Evaluation:
             scores[name] = math.inf if infinite else sum(used) / len(used) if used else None
         return scores
 
-    def left_out(self, set_name: str, metric: str) -> list[str]:
-        """Return the images of a set that are in no method's mean: some method has no finite value of the metric.
+    def left_out(self, set_name: str, metric: str) -> list[Measured]:
+        """Return what has no finite value of a metric: its images of the set are in no method's mean.
 
         So all means are over the same images, and one perfect image (infinite PSNR) does not hide the others.
         """
-        values = [(image.image, image.scores[metric]) for image in self.images if image.set_name == set_name]
-        return list(dict.fromkeys(image for image, value in values if value is None or not math.isfinite(value)))
+        values = [(image, image.scores[metric]) for image in self.images if image.set_name == set_name]
+        return [image for image, value in values if value is None or not math.isfinite(value)]
 
     def title(self, set_name: str) -> str:
         """Return the name of a set with its number of images."""
@@ -104,15 +104,17 @@ class Evaluation:
         """Return what a reader of the means must know: metrics and images that are not in them, and lossy files."""
         notes = [f"{METRICS[metric].label} is n/a: {reason}" for metric, reason in self.missing.items()]
         for name, metric in product(self.sets, self.metrics):
-            record, out, count = METRICS[metric], self.left_out(name, metric), len(self.of(name, self.methods[0]))
+            info, lacking, count = METRICS[metric], self.left_out(name, metric), len(self.of(name, self.methods[0]))
+            out = list(dict.fromkeys(image.image for image in lacking))
+            methods = {image.method for image in lacking}
+            who = "every method" if len(methods) == len(self.methods) else shorten(sorted(methods))
             averages = [self.average(name, method)[metric] for method in self.methods]
             # If all values are infinite, the cell says so itself.
             if not out or metric in self.missing or (len(out) == count and None not in averages):
                 continue
             used = f"the mean over {count - len(out)} of {count} images" if len(out) < count else "n/a"
-            needs = f" (it needs {record.enough} x {record.side} x {record.side} pixels)" if record.side > 1 else ""
-            without = f"without a finite value for every method{needs}: {shorten(out)}"
-            notes.append(f"{record.label} of {name} is {used}; {without}.")
+            needs = f" (it needs {info.enough} x {info.side} x {info.side} pixels)" if info.side > 1 else ""
+            notes.append(f"{info.label} of {name} is {used}; without a finite value for {who}{needs}: {shorten(out)}.")
         # By their paths: the files may be gone.
         pairs = [(image.method, image.result, image.gt) for image in self.images if self.metrics != ("niqe",)]
         same = {method for method, result, gt in pairs if result and result.resolve() == gt.resolve()}

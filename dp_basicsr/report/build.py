@@ -106,7 +106,7 @@ def collect(folders: Sequence[Path], quality: int | None) -> Report:
         if evaluation is None and not training_logs(folder):
             raise UserError(
                 f"{folder}: expected a training's folder with train_*.log, or an evaluation with {JSON_NAME} "
-                f"(created by `{advise('evaluate', '-o')}` and by test.py)"
+                f"(of `{advise('evaluate', '-o')}`, or of a test with `val: save_img: true` and originals in folders)"
             )
         if training_logs(folder):
             _add_training(report, folder, names[folder], is_alone=len(logged) == 1)

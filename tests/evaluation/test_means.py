@@ -6,6 +6,7 @@ import html
 import math
 import re
 import statistics
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -56,6 +57,10 @@ def test_a_metric_that_no_image_is_large_enough_for_is_n_a_with_the_reason() -> 
     assert [line for line in text.splitlines() if "PSNR Y" in line or "Deep distance" in line][1:] == [
         "Deep distance is n/a: not installed"
     ]
+    # IQA-PyTorch#182: the originals were given as a method, and no other had a PSNR.
+    both = tuple(replace(measured, method=name, scores={"psnr_y": psnr}) for name, psnr in (("HR", math.inf), ("B", 1)))
+    text = markdown(Evaluation(4, ("psnr_y",), {}, both))
+    assert "PSNR Y [dB] of set is n/a; without a finite value for HR: tiny." in text
 
 
 def test_names_are_shown_as_they_are_in_the_table() -> None:
