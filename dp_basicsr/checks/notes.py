@@ -11,7 +11,7 @@ from dp_basicsr.checks.signatures import members_of
 from dp_basicsr.data.datasets import missing_folders
 from dp_basicsr.data.downloads.catalogue import SOURCES
 from dp_basicsr.errors import UserError
-from dp_basicsr.images.files import find_images
+from dp_basicsr.images.files import find_images, missing_hint
 from dp_basicsr.images.strict import has_georeference, lost_colours
 from dp_basicsr.models.base import PluginModel
 from dp_basicsr.options.metrics import record_of
@@ -37,9 +37,10 @@ def find_notes(options: OptionFile, is_train: bool) -> Iterator[Problem]:
     sets, val = options.sets("val" if is_train else "test"), options.val
     missing = {key: folders for key, dataset in sets.items() if (folders := missing_folders(dataset.as_dict()))}
     for key, folders in missing.items():
-        text = f"{sets[key].name} is skipped: no such folder: {' and '.join(folders)}"
+        hint = missing_hint(folders[0])
+        text = f"{sets[key].name} is skipped: no such folder: {' and '.join(folders)}{hint}"
         gt, lq = (File(root or "") for root in (sets[key].dataroot_gt, sets[key].dataroot_lq))
-        if gt.name and gt.is_dir() and lq.suffix != ".lmdb":
+        if gt.name and gt.is_dir() and lq.suffix != ".lmdb" and not hint:
             make = advise("data lr", ["-i", str(gt), "-o", str(lq), "--scale", str(options.scale)])
             text += f"; `{make}` makes it"
         elif (paper := gt.parent.name.lower()) in SOURCES:

@@ -101,10 +101,10 @@ class Upscaler:
         def run_tile(rows: slice, columns: slice) -> Floats:
             return self._run(to_floats(pixels[rows, columns]))
 
-        def tell(reason: str, kind: str = "seams") -> None:
-            if kind not in self.warned:
+        def tell(reason: str, advice: str = SEAM_ADVICE) -> None:
+            if (kind := reason[:9]) not in self.warned:
                 self.warned.add(kind)
-                self.warn(reason + SEAM_ADVICE * (kind == "seams" and not size.maximum))
+                self.warn(reason + advice * (not size.maximum))
 
         result = np.empty((height * self.scale, width * self.scale, 3), pixels.dtype)
         top = 0
@@ -115,5 +115,5 @@ class Upscaler:
         contrast = few.std((0, 1)).mean()
         # Less of it a network may take for noise.
         if contrast > np.iinfo(pixels.dtype).max / 20 and many.std((0, 1)).mean() < contrast / 50:
-            tell("the result is almost one colour: the network learned nothing or collapsed: try other weights", "flat")
+            tell("the result is almost one colour: the network learned nothing or collapsed: try other weights", "")
         return result

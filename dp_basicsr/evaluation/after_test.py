@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def evaluate_test_run(opt: dict[str, Any], metrics: tuple[str, ...], loaders: Se
     pattern = f"(.+)_{re.escape(suffix)}"
     ours = Method(opt["name"], Path(opt["path"]["visualization"]) / "{set}", pattern)
     try:
-        evaluation = evaluate(sets, [Method(BICUBIC, None), ours], opt["scale"], metrics)
+        # Its own files are what was computed, also gray ones of a network that has collapsed.
+        evaluation = replace(evaluate(sets, [Method(BICUBIC, None), ours], opt["scale"], metrics), lossy={})
     except UserError as error:
         # Of originals and LQ, not of results, whose folder it does not know.
         is_of_data = isinstance(error.__cause__, BadImageError) and opt["path"]["visualization"] not in str(error)

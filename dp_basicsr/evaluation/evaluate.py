@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import product
+from logging import getLogger
 from pathlib import Path
 
 from dp_basicsr.data.imresize import downsample, imresize, mod_crop
+from dp_basicsr.data.preparation.likeness import other_pictures, thumbnails_of
 from dp_basicsr.errors import UserError, first_of, shorten
 from dp_basicsr.evaluation.matching import Method, TestSet
 from dp_basicsr.images.files import BadImageError
@@ -134,8 +136,9 @@ def evaluate(
     """
     if scale < 1:
         raise UserError(f"scale: expected a whole number from 1, got {scale}")
-    _check_names("test set", [test_set.name for test_set in sets])
-    _check_names("method", [method.name for method in methods])
+    for what, names in {"test set": [one.name for one in sets], "method": [one.name for one in methods]}.items():
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"two of the {what}s are called {', '.join(twice)}: give them different names, NAME=DIR")
     # Match every name before reading the first image: measuring may take long.
     tasks = []
     for test_set in sets:
@@ -147,6 +150,7 @@ def evaluate(
             ]
     missing = missing_metrics(metrics)
     colourless, failed = set[Path | None](), dict[str, UserError]()
+    shown = defaultdict[tuple[str, str], dict[str, NDArray[np.float32]]](dict)
 
     def score(task: Measured) -> Measured:
         try:
@@ -158,6 +162,7 @@ def evaluate(
             return task
         if is_coloured(gt) and not is_coloured(result):
             colourless.add(task.result)
+        shown[task.method, task.set_name][task.image] = thumbnails_of(gt, result)
         # As many border pixels as the scale, as in the paper: 4 at x4.
         scores = measure(result, gt, scale, metrics)
         return replace(task, scores=scores, checksum=None if task.result is None else checksum_of(result, gt))
@@ -172,16 +177,17 @@ def evaluate(
             raise
     if failed:
         raise UserError("\n".join(first_of(sorted(failed)))) from next(iter(failed.values())).__cause__
+    for method, name in sorted(shown):
+        pairs = sorted(shown[method, name].items())
+        if others := [f"{image} shows what {other} does" for image, other in other_pictures(pairs) if other]:
+            getLogger("basicsr").warning(f"{name}: images of {method} have the names of others: {shorten(others)}")
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for measured in images:
         if measured.result is not None:
             found = lossy_format(measured.result), "gray of coloured originals" * (measured.result in colourless)
-            kinds[measured.method].update(filter(None, found))
-    lossy = {
-        method: ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-        for method, counts in kinds.items()
-        if counts
-    }
+            for kind in filter(None, found):
+                kinds[measured.method][kind] += 1
+    lossy = {name: ", ".join(f"{count} {kind}" for kind, count in sorted(kinds[name].items())) for name in kinds}
     return Evaluation(scale, metrics, missing, images, lossy)
 
 
@@ -258,9 +264,3 @@ def lossy_format(path: Path) -> str:
     if kind == "WEBP":
         return "" if b"VP8L" in webp_chunks(data) else "lossy WebP"
     return kind if kind in ("JPEG", "MPO", "GIF") else ""
-
-
-def _check_names(what: str, names: Sequence[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"two of the {what}s are called {', '.join(twice)}: give them different names, NAME=DIR")

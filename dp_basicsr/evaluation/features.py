@@ -32,10 +32,7 @@ def feature_maps(image: NDArray[np.uint8], weights: str) -> dict[str, Tensor]:
     resnet = FrozenFeatures(load_features("resnet50", weights, {"layer1.1": RESNET_LAYER}), [RESNET_LAYER])
     rgb = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float().div(255)[None]
     with torch.inference_mode():
-        return {
-            f"VGG19 {VGG_LAYER}": vgg(rgb)[VGG_LAYER][0],
-            f"ResNet-50 {RESNET_LAYER}": resnet(rgb)[RESNET_LAYER][0],
-        }
+        return {f"VGG19 {VGG_LAYER}": vgg(rgb)[VGG_LAYER][0], f"ResNet-50 {RESNET_LAYER}": resnet(rgb)[RESNET_LAYER][0]}
 
 
 def plot_features(path: Path, out: Path, channels: Sequence[int], weights: str = "imagenet") -> None:
@@ -43,8 +40,7 @@ def plot_features(path: Path, out: Path, channels: Sequence[int], weights: str =
 
     ``channels`` count from 1, as in the paper; ``weights`` are ``imagenet`` or ``random``.
     """
-    wrong = [channel for channel in channels if not 1 <= channel <= CHANNELS]
-    if wrong:
+    if wrong := [channel for channel in channels if not 1 <= channel <= CHANNELS]:
         raise UserError(f"channels: expected numbers from 1 to {CHANNELS}, got {wrong[0]}")
     image = in_colour(read_file(path))
     picture_format(out)

@@ -284,6 +284,16 @@ def test_a_georeference_that_results_of_a_test_lose_is_named(pairs: Path) -> Non
         assert ("test_1:dataroot_lq: results are saved without the georeference" in notes) == bool(tags), notes
 
 
+def test_a_skipped_set_is_said_to_differ_in_unicode_s_form_alone(pairs: Path) -> None:
+    """The sibling of paperbanana#240 in a set to validate on, of which `data lr` was to make a second folder."""
+    opt = parse_yaml(SMALL, "o.yml")
+    Path("pairs/caf\u00e9").mkdir()
+    opt["datasets"]["val_1"]["dataroot_lq"] = "pairs/cafe\u0301"
+    notes = "\n".join(check_options(opt, "o.yml", [], is_train=True).notes)
+    assert "no such folder: pairs/cafe\u0301; names that look alike differ in Unicode's form" in notes
+    assert "makes it" not in notes
+
+
 def test_a_model_that_keeps_no_best_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """What our loop does for our models only; another package's ended in an AttributeError at its first validation."""
 

@@ -64,6 +64,9 @@ def test_a_result_of_one_colour_is_told_once() -> None:
     for _ in range(2):
         flat(photograph(40, 30) // 2 + 100)
     assert [text.partition(" ")[0] for text in warned] == ["the", "neighbouring"], "of each kind one"
+    flat.overlap = 0
+    flat(photograph(40, 30) // 2 + 100)
+    assert warned[-1].startswith("tiles without an overlap"), "it is another reason"
 
 
 def test_a_tile_is_never_larger_than_asked_for() -> None:

@@ -72,6 +72,20 @@ def test_what_cannot_be_measured_is_told_with_what_is_saved(file: str, is_there:
     assert ("data check -opt FILE" in str(raised.value)) == file.startswith("gt")
 
 
+def test_a_set_whose_images_have_the_names_of_others_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The sibling of SRGD#2 in measuring: results, or LQ, shifted by a name were a low PSNR without a word."""
+    loader = make_set(tmp_path, ("a", "b", "c"), 3)
+    for number in (0, 1, 2):  # that of the next one; and a network that has collapsed
+        cv2.imwrite(str(tmp_path / f"lq/{'cab'[number]}.png"), smooth_noise(8, 8, number))
+        cv2.imwrite(str(tmp_path / f"gt/{'abc'[number]}.png"), cv2.resize(smooth_noise(8, 8, number), (32, 32)))
+        cv2.imwrite(str(tmp_path / f"visualization/set/{'abc'[number]}_run.png"), 0 * smooth_noise(32, 32, 0))
+    folder = evaluate_test_run(options(tmp_path), ("psnr_rgb",), [loader])
+    said = "a shows what b does, b shows what c does, c shows what a does"
+    assert caplog.messages == [f"set: images of Bicubic have the names of others: {said}"]
+    assert folder is not None
+    assert "gray of coloured" not in (folder / "table.md").read_text(), "they are what was computed"
+
+
 def test_sets_without_originals_have_no_tables(tmp_path: Path) -> None:
     bare = SimpleNamespace(dataset=SimpleNamespace(paths=[str(tmp_path / "a.png")], opt={"name": "bare"}))
     assert evaluate_test_run(options(tmp_path), ("psnr_rgb",), [bare]) is None

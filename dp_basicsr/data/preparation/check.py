@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dp_basicsr.data.lmdb_records import lmdb_reader, read_meta_info
 from dp_basicsr.data.preparation.jobs import stderr_lines
-from dp_basicsr.data.preparation.likeness import compare, likeness
+from dp_basicsr.data.preparation.likeness import compare, other_pictures
 from dp_basicsr.data.sources import ImageSource, find_sources, listed_names, may_be_image, split_pair
 from dp_basicsr.errors import UserError
 from dp_basicsr.images.files import BadImageError, find_images, missing_hint, name_hint
@@ -144,7 +144,9 @@ def check_set(what: PairedSet, workers: int | None = None, seen: dict[bytes, Any
                 checked.problems.append(BadData("duplicate", name, text))
             if thumbnails is not None:
                 shown.append((name, thumbnails))
-    checked.problems += _other_pictures(shown)
+    for name, other in other_pictures(shown):
+        text = f"its LQ shows what {other} shows" if other else "its LQ does not show the same picture"
+        checked.problems.append(BadData("content", name, text))
     return checked
 
 
@@ -209,26 +211,6 @@ def refuse_turned(dataset: Any, scale: int) -> None:
         for problem in read_pair(pair, scale, None)[0]:
             if problem.kind == "orientation":
                 raise UserError(f"{pair}: {problem.text}; `{advise('data check', '-opt FILE')}` lists all")
-
-
-def _other_pictures(pairs: list[tuple[str, NDArray[np.float32]]]) -> Iterator[BadData]:
-    """Yield the pairs whose LQ shows something else than the GT, with the GT that it belongs to, if there is one."""
-    # Flat images have no pattern to be recognised by, so their rows stay 0.
-    every_gt = np.zeros((len(pairs), 256), np.float32)
-    for row, (_, (gt, _)) in zip(every_gt, pairs, strict=True):
-        if gt.std() >= 4:
-            row[:] = ((gt - gt.mean()) / (256 * gt.std())).ravel()
-    for name, (gt, lq) in pairs:
-        like = likeness(gt, lq)
-        if like > 0.9:
-            continue
-        # At least 0.5, so that the rounding noise of a flat LQ does not count as a pattern.
-        others = every_gt @ (lq - lq.mean()).ravel() / max(float(lq.std()), 0.5)
-        best = int(np.argmax(others))
-        if others[best] > 0.7 and 1 - others[best] < (1 - like) / 2:
-            yield BadData("content", name, f"its LQ shows what {pairs[best][0]} shows")
-        elif like < 0.5:
-            yield BadData("content", name, "its LQ does not show the same picture")
 
 
 def _pair(

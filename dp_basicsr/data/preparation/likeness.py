@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import permutations
 from typing import Any, TypeVar
 
@@ -25,13 +26,8 @@ def compare(
     height, width = lq.shape[:2]
     cut = gt[: height * scale, : width * scale]
     small: list[NDArray[Any]] = [cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA), lq]
-    large, *gray = (
-        image if image.ndim == 2 else cv2.transform(image, np.full((1, 3), 1 / 3)) for image in (cut, *small)
-    )
-    # 16 x 16 gray values: noise and compression of a degraded LQ average out, what it shows does not.
-    thumbnails: NDArray[np.float32] = np.array(
-        [cv2.resize(image.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA) for image in gray]
-    )
+    large, *gray = map(_gray, (cut, *small))
+    thumbnails = thumbnails_of(*gray)
     if way := _way_up(*thumbnails):
         return [("orientation", f"its LQ is {way}")], None
     is_swapped = gt.ndim == lq.ndim == 3 and _has_other_channels(*small)
@@ -51,6 +47,28 @@ def compare(
     return faults, thumbnails
 
 
+def thumbnails_of(*images: NDArray[Any]) -> NDArray[np.float32]:
+    """Return 16 x 16 gray values: noise and compression of a degraded LQ average out, what it shows does not."""
+    small = [cv2.resize(_gray(image).astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA) for image in images]
+    return np.array(small)
+
+
+def other_pictures(pairs: list[tuple[str, NDArray[np.float32]]]) -> Iterator[tuple[str, str]]:
+    """Yield the names whose second thumbnail shows something else, with the name whose first it shows or ""."""
+    # Flat images have no pattern to be recognised by, so their rows stay 0.
+    every_gt = np.array([(gt.std() >= 4) * (gt - gt.mean()).ravel() / (256 * max(gt.std(), 4)) for _, (gt, _) in pairs])
+    for name, (gt, lq) in pairs:
+        if (like := likeness(gt, lq)) > 0.9:
+            continue
+        # At least 0.5, so that the rounding noise of a flat LQ does not count as a pattern.
+        others = every_gt @ (lq - lq.mean()).ravel() / max(float(lq.std()), 0.5)
+        best = int(np.argmax(others))
+        if others[best] > 0.7 and 1 - others[best] < (1 - like) / 2:
+            yield name, pairs[best][0]
+        elif like < 0.5:
+            yield name, ""
+
+
 def likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     """Return the correlation of two thumbnails, which brightness and contrast do not change; 1 if both are flat."""
     deviations = float(first.std()), float(second.std())
@@ -62,6 +80,10 @@ def likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     return float(((first - first.mean()) * (second - second.mean())).mean()) / (deviations[0] * deviations[1])
 
 
+def _gray(image: NDArray[Any]) -> NDArray[Any]:
+    return image if image.ndim == 2 else cv2.transform(image, np.full((1, 3), 1 / 3))
+
+
 def _way_up(gt: NDArray[np.float32], lq: NDArray[np.float32]) -> str:
     """Return how the LQ is turned or mirrored; empty if it is upright, or fits no way clearly better."""
     fits = {}
@@ -71,12 +93,7 @@ def _way_up(gt: NDArray[np.float32], lq: NDArray[np.float32]) -> str:
             image = np.rot90(lq, times)
             fits[mirrored, times] = likeness(gt, image[:, ::-1] if mirrored else image)
     mirrored, times = _best(fits)
-    if not (mirrored or times):
-        return ""
-    turn = f"rotated clockwise by {90 * times} degrees"
-    if mirrored:
-        return f"mirrored and {turn}" if times else "mirrored"
-    return turn
+    return " and ".join(["mirrored"] * mirrored + [f"rotated clockwise by {90 * times} degrees"] * bool(times))
 
 
 def _best(fits: dict[Way, float]) -> Way:
