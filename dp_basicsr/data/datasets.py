@@ -204,7 +204,7 @@ def _listed_paths(dataset_opt: dict[str, Any]) -> list[Any]:
     if missing and dataset_opt.get("on_bad_image") != "skip":
         has_gt = is_paired and all(os.path.isfile(pair["gt_path"]) for pair in paths)
         way = "; a line `gt, lq` names an LQ that is elsewhere than in dataroot_lq or the GT's subfolder of it"
-        text = f"expected one file name per line, {len(missing)} files are missing, e.g. {missing[0]}"
+        text = f"expected one file name per line, missing files: {len(missing)}, e.g. {missing[0]}"
         raise UserError(f"{name}: {text}{missing_hint(missing[0]) or (way if has_gt else '')}")
     # A list may name a.png of two folders, and both would get the same LQ.
     first: dict[str, str] = {}

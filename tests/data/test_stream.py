@@ -231,11 +231,11 @@ def test_a_meta_info_file_never_makes_a_wrong_pair(pairs: Path) -> None:
     listed.write_text("a/image0.png\nimage1.png\n")
     assert len(TrainStream(options(pairs, train=train)).dataset) == 2
     listed.write_text("image0.png\nimage 9.png\n")
-    with pytest.raises(UserError, match=r"2 files are missing, e.g. .*/image 9.png$"):
+    with pytest.raises(UserError, match=r"missing files: 2, e.g. .*/image 9.png$"):
         TrainStream(options(pairs, train=train))
     (pairs / "LRbicx4/image0.png").unlink(missing_ok=True)
     listed.write_text(str((pairs / "GT/a/image0.png").resolve()))
-    with pytest.raises(UserError, match=r"files are missing, e.g. .*; a line `gt, lq` names an LQ"):  # OSEDiff#74
+    with pytest.raises(UserError, match=r"missing files: 1, e.g. .*; a line `gt, lq` names an LQ"):  # OSEDiff#74
         TrainStream(options(pairs, train=train))
     # Real-ESRGAN's lists of pairs have one root, below which a line without its LQ names the GT alone.
     listed.write_text("GT/image1.png, LRbicx4/image1.png\nGT/image2.png\n")
