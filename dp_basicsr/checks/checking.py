@@ -342,7 +342,7 @@ def _text(section: type[Section], path: Path, errors: Sequence[Any], reads: Read
     elif value == "None":
         advice = "; nothing is ~ or null in YAML"
     elif "a list" in expected and isinstance(value, str | int | float) and (expected == "a list" or "," in str(value)):
-        advice = f"; in brackets: [{str(value).strip('()[]')}]"
+        advice = "; in brackets: [" + quote(value, quotes=False).strip("()[]'") + "]"
     elif isinstance(value, list) and str(key).startswith("dataroot"):
         advice = f"; {JOIN}"
     return f"expected {expected}, got {quote(value)}{advice}"

@@ -42,7 +42,7 @@ class InputSize:
 
 
 def run_padded(forward: Callable[[Tensor], Tensor], images: Tensor, size: InputSize, scale: int) -> Tensor:
-    """Run a network on (N, C, H, W) float of any size: repeat the last row and column, and crop the result.
+    """Run a network on (N, C, H, W) float of any size: ``pad`` it, and crop the result.
 
     ``forward`` takes (N, C, h, w) of a ``size`` to (N, C', scale * h, scale * w); images of such a size are passed
     unchanged.
@@ -52,13 +52,17 @@ def run_padded(forward: Callable[[Tensor], Tensor], images: Tensor, size: InputS
 
 
 def pad(images: Any, size: InputSize) -> Any:
-    """Repeat the last row and column of (N, C, H, W) floats, of torch or NumPy, until a network takes their size."""
-    height, width = images.shape[-2:]
-    bottom, right = (new - old for new, old in zip(size.fit(height, width), (height, width), strict=True))
-    if not bottom and not right:
-        return images
-    if isinstance(images, np.ndarray):
-        return np.pad(images, ((0, 0), (0, 0), (0, bottom), (0, right)), mode="edge")
-    from torch.nn import functional as F
+    """Pad (N, C, H, W) floats, of torch or NumPy, at the bottom and right until a network takes their size.
 
-    return F.pad(images, (0, right, 0, bottom), mode="replicate")
+    They are mirrored there without the edge itself, and the farthest pixel is repeated beyond, as by spandrel and by
+    HAT's and Real-ESRGAN's own programs.
+    """
+    sides = tuple(images.shape[-2:])
+    if (fitting := size.fit(*sides)) == sides:
+        return images
+    both = zip(sides, fitting, strict=True)
+    rows, columns = (np.maximum(old - 1 - abs(np.arange(new) - (old - 1)), 0) for old, new in both)
+    if isinstance(images, np.ndarray):
+        # In one block, as ncnn reads it; an index gives another order of memory.
+        return images.take(rows, -2).take(columns, -1)
+    return images[..., rows, :][..., columns]

@@ -198,6 +198,7 @@ def test_every_misspelt_key_is_named() -> None:
         # omegaconf#72 and #179: one text, a list in quotes, and an element of a list.
         ("train:freeze=body.*", r"freeze: expected a list, got 'body\.\*'; in brackets: \[body\.\*\]$"),
         ("train:scheduler:milestones='[5, 10]'", r"milestones: .*, got '\[5, 10\]'; in brackets: \[5, 10\]$"),
+        ("train:freeze=\u061c", r"freeze: expected a list, got '\\u061c'; in brackets: \[\\u061c\]$"),
         ("datasets:train:mean=0.5", r"mean: expected a list, got 0\.5; in brackets: \[0\.5\]$"),
         ("train:optim_g:betas[1]=0.9", r"betas\[1\]: .*; give all of a list: key=\[1, 2\]$"),
         # types and ranges

@@ -5,14 +5,16 @@ from __future__ import annotations
 from copy import deepcopy
 
 from dp_basicsr.archs import RRDBNetDP
-from dp_basicsr.utils.input_size import InputSize, run_padded
+from dp_basicsr.utils.input_size import InputSize, pad, run_padded
 from dp_basicsr.utils.network_size import input_size
 
+import numpy as np
 import pytest
 import torch
 from basicsr.archs.rrdbnet_arch import RRDBNet
 from basicsr.archs.srresnet_arch import MSRResNet
 from spandrel import SizeRequirements
+from spandrel.__helpers.size_req import pad_tensor
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
@@ -70,15 +72,17 @@ def test_requirements_are_derived_and_any_size_runs(net: nn.Module, scale: int, 
         assert torch.equal(run_padded(net, fitting, size, scale), net(fitting))
 
 
-def test_minimum_and_square_are_met() -> None:
+@pytest.mark.parametrize("sides", [(2, 19), (1, 1), (16, 16), (24, 24), (40, 33), (13, 64)])
+def test_an_image_is_padded_as_by_spandrel(sides: tuple[int, int]) -> None:
     seen = []
 
     def watch(images: Tensor) -> Tensor:
         seen.append(images)
         return images
 
-    images = torch.rand(1, 3, 2, 19)
-    result = run_padded(watch, images, InputSize(8, minimum=16, square=True), 1)
-    assert seen[0].shape == (1, 3, 24, 24)
-    assert torch.equal(seen[0][..., 5, :19], images[..., 1, :]), "the last row is repeated"
+    images, size = torch.rand(1, 3, *sides), InputSize(8, minimum=16, square=True)
+    _, expected = pad_tensor(images, SizeRequirements(minimum=16, multiple_of=8, square=True))
+    result = run_padded(watch, images, size, 1)
     assert torch.equal(result, images)
+    assert torch.equal(seen[0], expected)
+    assert np.array_equal(pad(images.numpy(), size), expected)
