@@ -110,16 +110,15 @@ def nearest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     return next((text for text in names if text.lower() == str(name).lower()), full[close[0]] if close else None)
 
 
-def hint(name: Any, known: Iterable[str]) -> str:
-    """Return ``; did you mean X?`` for a similar known name, otherwise the list of all if it is short."""
+def hint(name: Any, known: Iterable[str], longest: int = 20) -> str:
+    """Return ``; did you mean X?`` for a similar known name, otherwise the list of all if it is not too long."""
     known = list(known)
-    close = nearest(name, known)
-    if close:
+    if close := nearest(name, known):
         is_same = normalize("NFC", str(name)) == normalize("NFC", close)
         return f"; did you mean {close}{', in the other form of Unicode (NFC, NFD)' * is_same}?"
-    return f"{KNOWN}{', '.join(known)}" if 0 < len(known) <= 20 else ""
+    return f"{KNOWN}{', '.join(known)}" if 0 < len(known) <= longest else ""
 
 
 def registered_hint(name: Any, known: Iterable[str]) -> str:
     """Return the hint for the name of a registered class, which may also be another package's."""
-    return f"{hint(name, known)} (--import MODULE adds another package's)"
+    return f"{hint(name, known, 40)} (--import MODULE adds another package's)"

@@ -117,8 +117,7 @@ def csv_text(evaluation: Evaluation) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["set", "image", "method", *evaluation.metrics])
     for image in evaluation.images:
-        values = (image.scores[name] for name in evaluation.metrics)
-        shown = ("n/a" if value is None else value for value in values)
+        shown = ("n/a" if (value := image.scores[name]) is None else value for name in evaluation.metrics)
         writer.writerow([image.set_name, image.image, image.method, *shown])
     return text.getvalue()
 

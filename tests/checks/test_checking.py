@@ -143,7 +143,7 @@ def test_every_misspelt_key_is_named() -> None:
          "val:metrics.*: expected the name of a folder or file, got 'quality/psnr'"),
         ("model_type=5", "model_type: expected text, got 5; put it into quotes"),
         ("datasets:train:dataroot_gt=[a, b]", r"dataroot_gt: expected text, got \['a', 'b'\]; put links to the files"),
-        ("network_g={type: DAT}", "expected a network, got 'DAT'.*; FromFile trains the network of a file"),
+        ("network_g={type: DAT}", "expected a network, got 'DAT'; there are: .*RRDBNetDP.*; FromFile trains"),
         ("name=..", "name: expected the name of a folder"),
         (f"name={'x' * 201}", "name: expected the name of a folder or file, of at most 200 bytes, got"),
         ("datasets:val_1:name=../../x", "datasets:val_1:name: expected the name of a folder"),
