@@ -121,10 +121,11 @@ def _complete_base_model(base_model: Any) -> None:
 
 
 # BasicSR module -> function that adds what it lacks after its import, in every program.
-_INCOMPLETE: Mapping[str, Callable[[ModuleType], None]] = {
+_INCOMPLETE: Mapping[str, Callable[[ModuleType], object]] = {
     REGISTRIES: register_waiting,
     "basicsr.utils.matlab_functions": _add_colors,
     "basicsr.data.degradations": _round_quality,
+    "basicsr.ops.dcn.deform_conv": bool,  # lacks nothing: the first of the operators that BASICSR_JIT compiles
 }
 
 
@@ -139,7 +140,13 @@ class _Completion(importlib.abc.MetaPathFinder):
         execute = spec.loader.exec_module
 
         def exec_and_complete(module: ModuleType) -> None:
-            execute(module)
+            try:
+                execute(module)
+            except Exception as error:
+                if not os.environ.pop("BASICSR_JIT", None):
+                    raise
+                print(f"warning: BASICSR_JIT: going on without compiled operators ({error})", file=sys.stderr)
+                execute(module)
             complete(module)
 
         spec.loader.exec_module = exec_and_complete  # type: ignore[method-assign]
@@ -176,9 +183,8 @@ def install() -> None:
         return
     sys.meta_path.append(_RenamedModules())
     sys.meta_path.insert(0, _Completion())
-    for name, complete in _INCOMPLETE.items():
-        if name in sys.modules:
-            complete(sys.modules[name])
+    for name in _INCOMPLETE.keys() & sys.modules.keys():
+        _INCOMPLETE[name](sys.modules[name])
 
 
 # Models that use their device; others may call `.cuda()`.
@@ -209,6 +215,5 @@ def without_buffer_sync() -> dict[str, Any]:
 
     torch 2.13 renamed it and warns of the old name, on each process. Can be removed when torch 2.13 is the oldest.
     """
-    parallel = importlib.import_module("torch.nn.parallel").DistributedDataParallel
-    new = "forward_sync_buffers"
-    return {new if new in inspect.signature(parallel).parameters else "broadcast_buffers": False}
+    known = inspect.signature(importlib.import_module("torch.nn.parallel").DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 import time
 from types import SimpleNamespace
@@ -68,6 +70,23 @@ import dp_basicsr.archs, dp_basicsr.losses, dp_basicsr.models  # anew, as Spyder
 assert LOSS_REGISTRY.get("DPLoss") is dp_basicsr.losses.DPLoss
 """
     python(code, env={"PYTHONWARNINGS": "error::DeprecationWarning:basicsr.metrics"})
+
+
+def test_operators_that_cannot_be_compiled_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GFPGAN#77: BASICSR_JIT=True without a GPU; torch refuses to compile for a GPU that it does not know, too."""
+    monkeypatch.setenv("BASICSR_JIT", "True")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "none")
+    spec = importlib.util.find_spec("basicsr.ops.dcn")
+    assert spec is not None
+    name = "basicsr.ops.dcn.deform_conv"
+    found = next(spec for finder in sys.meta_path if (spec := finder.find_spec(name, spec.submodule_search_locations)))
+    assert found.loader is not None
+    found.loader.exec_module(operators := importlib.util.module_from_spec(found))
+    assert operators.BASICSR_JIT is None
+    assert "BASICSR_JIT" not in os.environ
+    assert "without compiled operators" in capsys.readouterr().err
 
 
 def test_plugins_find_what_basicsr_1_4_moved_where_they_look_for_it() -> None:
