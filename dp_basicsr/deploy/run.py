@@ -34,8 +34,7 @@ def warn(message: str) -> None:
 
 def upscale_all(jobs: Sequence[UpscaleJob], args: argparse.Namespace) -> int:
     """Upscale every image, and return how many failed; these are named on stderr, and the others still upscaled."""
-    # These are the user's own files, up to 2^30 pixels.
-    Image.MAX_IMAGE_PIXELS = None
+    Image.MAX_IMAGE_PIXELS = None  # the user's own files, up to 2^30 pixels
     upscaler = _open_upscaler(args)
     print(upscaler.engine.title + (f"; {BOX_LIMIT}" if args.model_path == BOX else ""))
     failed, tiles = 0, [1] * len(jobs)

@@ -53,7 +53,8 @@ _LEFT_OUT = {
 }  # fmt: skip
 _GEO_TAGS, _MATRIX, _GEO_KEYS = (33550, 33922, 34264, 50844), 34264, 34735
 _FROM_CENTRES = (1025, 0, 1, 2)  # among GeoTIFF's keys: its places are those of pixels' centres, not of their corners
-_DOUBLE, _NODATA = 12, 42113  # a type of tags, and GDAL's tag
+_DOUBLE, _NODATA = 12, 42113  # a type of tags, and GDAL's tag: text, of some programs as 0.0 or 2.55e+002
+_NUMBER = re.compile(r"\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
 _UNITS = {2: 1.0, 3: 2.54}  # of a density: inch, centimetre
 _GDAL, _STATISTICS = 42112, re.compile(rb'<Item name="STATISTICS_[^>]*>[^<]*</Item>')  # of the old pixels
 _OF_PIXELS = re.compile(r'\{"shape"|(<\?xml.*)?<OME', re.DOTALL)  # descriptions of the old pixels: tifffile's, OME's
@@ -79,7 +80,7 @@ class Metadata:
     dropped: tuple[str, ...] = ()  # names of what was not read
     is_lossless: bool = False  # in the format of its name it is expected to stay so
     name: str = ""  # of the file
-    nodata: int | None = None  # the value of pixels without data in a TIFF of GDAL
+    nodata: float | None = None  # the value of pixels without data in a TIFF of GDAL
     first_place: float = 0.0  # from the corner of the picture to where GeoTIFF counts its pixels from
 
 
@@ -135,8 +136,7 @@ def metadata_of(image: Image.Image, size: tuple[int, int], data: bytes, orientat
 def _density_of(block: bytes | None) -> tuple[float, float] | None:
     """Return the density that EXIF has."""
     exif = Image.Exif()
-    with suppress(Exception):
-        # Pillow's parser raises anything on broken EXIF.
+    with suppress(Exception):  # Pillow's parser raises anything on broken EXIF
         exif.load(block or b"")
         across, down = (_UNITS[exif.get(296, 2)] * float(exif[code]) for code in (282, 283))
         return (across, down) if across > 0 < down else None
@@ -180,7 +180,7 @@ def metadata_of_tiff(page: TiffPage, data: bytes, size: tuple[int, int], orienta
         size, icc, xmp=xml, density=density, pixel=pixel, iptc=iptc, tags=copied,
         unit=3 if unit == 3 else 2,
         order=page.parent.byteorder,  # type: ignore[arg-type]
-        orientation=orientation, dropped=tuple(dropped), nodata=int(nodata) if nodata.isdecimal() else None,
+        orientation=orientation, dropped=tuple(dropped), nodata=float(nodata) if _NUMBER.fullmatch(nodata) else None,
         is_lossless=page.compression not in (6, 7),  # JPEG
         first_place=0.5 if is_of_centres else 0.0,
     )  # fmt: skip
@@ -205,8 +205,7 @@ def fitted(metadata: Metadata, kind: str, size: tuple[int, int], is_gray: bool) 
             dropped.append(f"{title} of {len(value):,} bytes (JPEG holds 64 KB)" if is_long else title)
     # A profile is for the colours of the file, and WebP stores gray as RGB.
     icc = fields["icc"] or b""
-    # It begins with its length.
-    is_cut = int.from_bytes(icc[:4], "big") > len(icc)
+    is_cut = int.from_bytes(icc[:4], "big") > len(icc)  # its length
     if icc and (is_cut or icc[16:20] != (b"GRAY" if is_gray and kind != "WEBP" else b"RGB ")):
         what = icc[16:20].decode("latin-1").strip() or "nothing"
         dropped.append("damaged ICC profile" if is_cut else f"ICC profile for {what}")

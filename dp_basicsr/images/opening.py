@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import re
 import struct
 import warnings
@@ -26,6 +27,8 @@ _OPTIONAL = {"WEBP": rb"RIFF....WEBP", "AVIF": rb"....ftypavi[fs]"}
 LACKING = {kind for kind in _OPTIONAL if not (kind.lower() in features.modules and features.check(kind.lower()))}
 READ_FORMATS = tuple(kind for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF") if kind not in LACKING)
 PILLOW = "`pip install --force-reinstall pillow` has it"
+# It would tell at each reading of a value for no data that the pixels cannot have, as many GeoTIFFs name.
+logging.getLogger("tifffile").addFilter(lambda record: "GDAL_NODATA" not in record.getMessage())
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 0x0112  # the EXIF tag
 # EXIF orientation -> transpose first, then flip vertically, then horizontally (Exif 2.32, 4.6.4).
@@ -106,8 +109,7 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
                 refuse_frames(file)
         try:
             with warnings.catch_warnings():
-                # Pillow warns about sizes that are ours to refuse.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # sizes are ours to refuse
                 image = Image.open(io.BytesIO(data), formats=READ_FORMATS)
         except Image.DecompressionBombError:
             # Pillow's limit is above ours, except that of upscaling, which switches it off.
@@ -141,8 +143,7 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, bytes]]:
 def header_size(path: Path) -> tuple[int, int]:
     """Return the width and height that the header of a file declares; raise a BadImageError for what is no image."""
     with damage_is_refused(), warnings.catch_warnings():
-        # Pillow warns about large images, whose pixels are not read here.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # Pillow's, of large images, whose pixels are not read here
         with Image.open(path, formats=READ_FORMATS) as image:
             return image.size
 

@@ -63,8 +63,7 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def _read(image: Image.Image, data: bytes) -> Picture:
-    # A truncated image fails here.
-    image.load()
+    image.load()  # a truncated one fails here
     orientation = orientation_of(image)
     depth, kind = 8, -1
     if image.format == "PNG":
@@ -154,8 +153,7 @@ def _read_tiff(file: TiffFile, data: bytes, max_pixels: int) -> Picture:
     page: TiffPage = file.pages[0]  # type: ignore[assignment]
     refuse_size(page.imagewidth, page.imagelength, max_pixels)
     bits, orientation = page.bitspersample, page.tags.valueof(274, 0)
-    # Some files have a byte, not a number of two.
-    orientation = orientation[0] if isinstance(orientation, bytes) else orientation
+    orientation = orientation[0] if isinstance(orientation, bytes) else orientation  # some files have a byte
     # Some programs write no sizes of the strips; tifffile has one then, Pillow finds them.
     is_sized = len(page.dataoffsets) == len(page.databytecounts)
     is_plain = is_sized and page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and bits in (8, 16)
