@@ -381,8 +381,11 @@ def test_a_trial_upscales_the_middle(page: Page) -> None:
     assert np.array_equal(crop_middle(Picture(pixels), CROP, 8).colour, pixels[:, 24 : 24 + CROP])
 
 
-def test_a_phone_photograph_is_shown_small_and_kept_whole(page: Page) -> None:
+def test_a_phone_photograph_is_shown_small_and_kept_whole(page: Page, recwarn: pytest.WarningsRecorder) -> None:
     Image.new("RGB", (3024, 4032)).save("photo.jpg")
+    Image.new("RGB", (8, 8)).save("place.tif", tiffinfo={305: "a program"})
+    chosen(page, "place.tif")
+    assert not [str(warning.message) for warning in recwarn if "dropped" in str(warning.message)]
     page = Page(page.models, page.folder, 16_000_000)
     visit = chosen(page, "photo.jpg")
     assert page.status(visit) == "photo.jpg: 3024 x 4032 pixels"

@@ -366,7 +366,7 @@ class Page:
         alpha = None if picture.alpha is None else resize(picture.alpha, *size)
         path = path.with_suffix(".jpg" if alpha is None and height * width > 1e6 else ".png")
         small = replace(picture, colour=resize(picture.colour, *size), alpha=alpha)
-        return self._write(encode_picture(small, path.suffix), path, job)
+        return self._write(encode_picture(small, path.suffix, warn=lambda text: None), path, job)
 
     def _write(self, data: bytes, path: Path, job: Job | None) -> Path:
         """Write a file of a visitor who is still there and has not cancelled."""
