@@ -34,7 +34,7 @@ from dp_basicsr.runs.limits import first_step_is_user_error
 from dp_basicsr.runs.log import IterationLog, current_losses, describe_batch, progress_bar
 from dp_basicsr.utils.arguments import advise
 from dp_basicsr.utils.random_state import random_state, same_random_state_after, set_random_state
-from dp_basicsr.utils.signals import Interruption, resume_advice
+from dp_basicsr.utils.signals import Interruption, Woken, resume_advice
 
 from basicsr.utils import AvgTimer, get_root_logger
 from torch.utils.data import DataLoader
@@ -85,19 +85,24 @@ class Training:
             waiting.start()
             try:
                 # One process has no collective to complete, and a worker that hangs would be awaited for ever.
-                with nullcontext() if self.run.dist else self.interruption.ending_wait():
-                    if self.interruption.error is None:
-                        ahead.extend(islice(left, 1 + 2 * self.run.dist - len(ahead)))
+                self.interruption.ends_wait = not self.run.dist
+                # A signal may have come before the wait, too.
+                if self.interruption.error is None and (self.run.dist or not self.interruption.received()):
+                    ahead.extend(islice(left, 1 + 2 * self.run.dist - len(ahead)))
+            except Woken:
+                pass
             except UserError as error:
                 self.interruption.error = error
             finally:
+                self.interruption.ends_wait = False
                 waiting.cancel()
             if not ahead:
                 if self.interruption.error is not None:
                     raise self.interruption.error
                 if not self.run.dist and self.interruption.all_agree():
                     # The exit would wait for a worker that hangs, and torch takes one that is killed for an error.
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    if hasattr(signal, "SIGCHLD"):
+                        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     for worker in multiprocessing.active_children():
                         worker.kill()
                     self.leave()

@@ -6,8 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -27,7 +26,7 @@ SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name)
 SAME_SIGNAL = 1.0
 
 
-class _Woken(BaseException):
+class Woken(BaseException):
     """A signal came while it may end what is done; nothing that handles errors may take it for one."""
 
 
@@ -41,7 +40,7 @@ class Interruption:
     def __init__(self, dist: bool) -> None:
         self.error: UserError | None = None  # of this process, which is to stop all as a signal does
         self._signal = 0  # of this process
-        self._is_waiting = False
+        self.ends_wait = False  # whether the first signal raises Woken
         self._agreed = 0  # of any process, known to all
         self._since = 0.0
         self._pid, self._parent = os.getpid(), os.getppid()
@@ -78,18 +77,8 @@ class Interruption:
         # Only a note: the step, and the collectives in it, must be completed on all processes.
         if not self._signal:
             self._signal, self._since = number, time.monotonic()
-            if self._is_waiting:
-                raise _Woken
-
-    @contextmanager
-    def ending_wait(self) -> Iterator[None]:
-        """End what is done in the ``with`` block at the first signal."""
-        with suppress(_Woken):
-            try:
-                self._is_waiting = True
-                yield
-            finally:
-                self._is_waiting = False
+            if self.ends_wait:
+                raise Woken
 
     def received(self) -> bool:
         """Whether this process received a signal; for interrupting long work such as a validation."""

@@ -100,8 +100,10 @@ def test_a_long_wait_for_images_is_told(monkeypatch: pytest.MonkeyPatch, caplog:
     assert caplog.messages[0].endswith("iteration 5 is saved: the same command with --auto_resume resumes from it")
 
 
-@pytest.mark.parametrize("hangs_at", [1, 3])
-def test_one_signal_ends_a_run_whose_loader_hangs(pairs: Path, hangs_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("hangs_at", "is_early"), [(1, False), (3, False), (1, True)])
+def test_one_signal_ends_a_run_whose_loader_hangs(
+    pairs: Path, hangs_at: int, is_early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """pytorch#21554: its steps since the last checkpoint are saved; so no second Ctrl-C is needed, which loses them."""
     write_small(base=SMALL_PSNR)
     batches = loop.TrainStream.batches
@@ -109,12 +111,19 @@ def test_one_signal_ends_a_run_whose_loader_hangs(pairs: Path, hangs_at: int, mo
     def hang(stream: Any, iteration: int) -> Any:
         for number, batch in enumerate(batches(stream, iteration), iteration + 1):
             if number == hangs_at:
-                os.kill(os.getpid(), signal.SIGINT)
+                patch.delattr(signal, "SIGCHLD")  # as on Windows
+                interrupt()
                 time.sleep(60)
             yield batch
 
+    def interrupt(*_: Any) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return ""
+
     with monkeypatch.context() as patch:
         patch.setattr(loop.TrainStream, "batches", hang)
+        if is_early:
+            patch.setattr(loop, "describe_batch", interrupt)
         assert code_of(train.main, ["small.yml"]) == EXIT_RETRY
     saved = {path.name for path in Path("experiments/small/models").glob("net_g_*")}
     assert saved == ({"net_g_2.pth"} if hangs_at == 3 else set())
