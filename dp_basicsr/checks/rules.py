@@ -318,9 +318,10 @@ def _batch(opt: View) -> Iterator[Rule]:
     text = "expected 1 or more with prefetch_mode: cpu, whose thread would share the training's random state; got 0"
     yield (*TRAIN_SET, "num_worker_per_gpu"), is_alone, text
     # Real-ESRGAN's models exchange whole mini-batches with a pool of pairs, and assert it at the first step.
-    queue = opt.raw("queue_size") or 180
-    is_uneven = hasattr(opt.model, "_dequeue_and_enqueue") and batch and isinstance(queue, int) and queue % batch
-    yield ("queue_size",), is_uneven, f"expected a multiple of batch_size_per_gpu ({batch}), got {queue}"
+    queue = 180 if opt.raw("queue_size") is None else opt.raw("queue_size")
+    is_uneven = not isinstance(queue, int) or queue < 1 or (batch and queue % batch)
+    text = f"expected a multiple of batch_size_per_gpu ({batch or 'the share of batch_size_total'}), got {queue}"
+    yield ("queue_size",), hasattr(opt.model, "_dequeue_and_enqueue") and is_uneven, text
     # Its data set cuts or pads every image to a size of its own, and the model cuts its patches from that.
     patch, is_theirs = opt.raw("gt_size"), opt.valid(*TRAIN_SET, "type") == "RealESRGANDataset"
     text = f"expected up to 400, the side of RealESRGANDataset's images, got {patch}"

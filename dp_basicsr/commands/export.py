@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,13 +36,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args.license = args.license or "Apache-2.0"
     is_folder, args.output = args.output.endswith("/"), Path(args.output)
     if args.format is None:
-        suffix = args.output.suffix.lower()
-        args.format = next((name for name, record in EXPORTS.items() if suffix in record.suffixes), None)
+        args.format = next((name for name in EXPORTS if args.output.suffix.lower() in EXPORTS[name].suffixes), None)
         if args.format is None:
             names = ", ".join(record.suffixes[0] for record in EXPORTS.values())
             parser.error(f"--output: expected a name with one of {names}, or --format; got {args.output}")
     record = EXPORTS[args.format]
-    if is_folder or args.output.is_dir():
+    if is_folder or os.path.isdir(args.output):  # False for a name that is too long, where pathlib raises
         args.output /= Path(args.model_path[-1]).stem + record.suffixes[0]
     # Weights are known by their content, others by this suffix alone.
     elif record.engine and args.output.suffix.lower() not in record.suffixes:
@@ -77,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts = describe(network, trace(args.model_path[heavier], network.notes))
         facts |= {"license": args.license} if args.license else {}
         difference = export_network(network, args.format, output, facts, args.half)
-        dtype = "float16" if args.half else "float32"
-        card = write_card(network, args.format, files[0], facts, metrics, dtype)
+        card = write_card(network, args.format, files[0], facts, metrics, "float16" if args.half else "float32")
         print(f"read {network.title}")
         print(f"wrote {', '.join(map(str, files))} ({network.description}) and {card}")
         if args.openmodeldb:

@@ -643,6 +643,11 @@ def test_models_that_basicsr_registers_with_a_suffix_are_found() -> None:
     (text,) = problems(*entries, "queue_size=180")  # the model asserts it at its first step
     assert "queue_size: expected a multiple of batch_size_per_gpu (16), got 180" in text
     assert problems(*entries, "queue_size=180", "datasets:train:batch_size_total=12") == []
+    for size in ("0", "-16", "many", "16.0"):  # errors of Python's at its first step
+        for total in ((), ("datasets:train:batch_size_total=12",)):
+            (text,) = problems(*entries, f"queue_size={size}", *total)
+            assert "queue_size: expected a multiple of" in text
+            assert f"got {size}" in text
     entries += ["queue_size=160", "datasets:train:type=RealESRGANDataset"]
     text, _ = sorted(problems(*entries, "gt_size=512"), reverse=True)  # Real-ESRGAN#172
     assert "gt_size: expected up to 400, the side of RealESRGANDataset's images, got 512" in text

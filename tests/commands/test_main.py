@@ -130,6 +130,7 @@ def test_figures_without_a_home_say_nothing_of_folders(monkeypatch: pytest.Monke
 
 def test_errors_and_exit_codes_are_the_commands(refused: Callable[..., str]) -> None:
     assert "no such folder" in refused(main, ["report", "no such folder"])
+    assert "File name too long; choose a shorter path" in refused(main, ["export", "-o", f"{'n' * 256}.onnx"])
 
 
 def test_option_files_are_listed_and_copied(capsys: pytest.CaptureFixture[str]) -> None:
