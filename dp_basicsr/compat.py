@@ -183,8 +183,9 @@ def install() -> None:
         return
     sys.meta_path.append(_RenamedModules())
     sys.meta_path.insert(0, _Completion())
-    for name in _INCOMPLETE.keys() & sys.modules.keys():
-        _INCOMPLETE[name](sys.modules[name])
+    for name, complete in _INCOMPLETE.items():
+        if name in sys.modules:
+            complete(sys.modules[name])
 
 
 # Models that use their device; others may call `.cuda()`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 
@@ -42,7 +43,7 @@ class Upscaler:
         self.engine = engine
         self.overlap = overlap
         self.warn = warn
-        self.warned = set[str]()  # kinds of warnings, of which one is enough for all images
+        self.warned = set[str]()  # warnings without their numbers, of which one is enough for all images
         self.tile = engine.tile if tile is None else tile
 
     @property
@@ -102,7 +103,7 @@ class Upscaler:
             return self._run(to_floats(pixels[rows, columns]))
 
         def tell(reason: str, advice: str = SEAM_ADVICE) -> None:
-            if (kind := reason[:9]) not in self.warned:
+            if (kind := re.sub(r"\d", "", reason)) not in self.warned:
                 self.warned.add(kind)
                 self.warn(reason + advice * (not size.maximum))
 

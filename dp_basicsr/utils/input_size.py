@@ -54,8 +54,8 @@ def run_padded(forward: Callable[[Tensor], Tensor], images: Tensor, size: InputS
 def pad(images: Any, size: InputSize) -> Any:
     """Pad (N, C, H, W) floats, of torch or NumPy, at the bottom and right until a network takes their size.
 
-    They are mirrored there without the edge itself, and the farthest pixel is repeated beyond, as by spandrel and by
-    HAT's and Real-ESRGAN's own programs.
+    They are mirrored there without the edge itself, as by Real-ESRGAN, and the farthest pixel is repeated beyond, as by
+    spandrel's ``pad_tensor``.
     """
     sides = tuple(images.shape[-2:])
     if (fitting := size.fit(*sides)) == sides:
